@@ -1,0 +1,108 @@
+package org.meteora.io;
+
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.DeserializationFeature;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.BiFunction;
+import java.util.function.ObjIntConsumer;
+import org.meteora.UserException;
+
+/** JSON lines: one JSON object a line, UTF-8. Errors name the file and the line. */
+public final class Jsonl {
+  /** The project's JSON mapper: strict about what follows a value, floats in shortest form. */
+  public static final ObjectMapper JSON = new ObjectMapper().enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
+
+  private Jsonl() {}
+
+  /**
+   * Calls {@code each} with every object of the file and its line number (from 1); blank lines are passed over.
+   *
+   * @throws UserException when the file is missing, is not UTF-8, or a line is not a JSON object
+   */
+  public static void forEach(Path file, ObjIntConsumer<JsonNode> each) {
+    if (!Files.isRegularFile(file)) {
+      throw new UserException("no such file: " + file);
+    }
+    int number = 0;
+    try (var reader =
+        new BufferedReader(new InputStreamReader(Files.newInputStream(file), StandardCharsets.UTF_8.newDecoder()))) {
+      for (String line; (line = reader.readLine()) != null; ) {
+        number++;
+        if (line.isBlank()) {
+          continue;
+        }
+        JsonNode node;
+        try {
+          node = JSON.readTree(line);
+        } catch (JsonProcessingException e) {
+          throw new UserException(file + ":" + number + ": not valid JSON: " + oneLine(e.getOriginalMessage()));
+        }
+        if (!node.isObject()) {
+          throw new UserException(file + ":" + number + ": a JSON object was expected, found " + node.getNodeType().name().toLowerCase());
+        }
+        each.accept(node, number);
+      }
+    } catch (CharacterCodingException e) {
+      throw new UserException(file + ":" + (number + 1) + " or soon after: not UTF-8 text");
+    } catch (IOException e) {
+      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
+    }
+  }
+
+  /** Every object of the file, converted; the converter gets the object and {@code file:line} for its own errors. */
+  public static <T> List<T> read(Path file, BiFunction<JsonNode, String, T> convert) {
+    var result = new ArrayList<T>();
+    forEach(file, (node, line) -> result.add(convert.apply(node, file + ":" + line)));
+    return result;
+  }
+
+  /**
+   * The text field {@code name} of {@code node}.
+   *
+   * @throws UserException naming {@code where} when it is missing or not a string
+   */
+  public static String text(JsonNode node, String name, String where) {
+    var value = node.get(name);
+    if (value == null || !value.isTextual()) {
+      throw new UserException(where + ": the field \"" + name + "\" " + (value == null ? "is missing" : "must be a string"));
+    }
+    return value.textValue();
+  }
+
+  /**
+   * Reads a whole JSON file.
+   *
+   * @throws UserException when it is missing or not JSON
+   */
+  public static JsonNode readFile(Path file) {
+    if (!Files.isRegularFile(file)) {
+      throw new UserException("no such file: " + file);
+    }
+    try {
+      var node = JSON.readTree(Files.readAllBytes(file));
+      if (node == null || node.isMissingNode()) {
+        throw new UserException(file + ": the file is empty, JSON was expected");
+      }
+      return node;
+    } catch (JsonProcessingException e) {
+      var at = e.getLocation();
+      throw new UserException(file + (at == null ? "" : ":" + at.getLineNr()) + ": not valid JSON: " + oneLine(e.getOriginalMessage()));
+    } catch (IOException e) {
+      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
+    }
+  }
+
+  private static String oneLine(String message) {
+    return message == null ? "" : message.replaceAll("\\s*\\R\\s*", " ");
+  }
+}

@@ -1,0 +1,86 @@
+package org.meteora.io;
+
+import java.time.Duration;
+import me.tongfei.progressbar.ConsoleProgressBarConsumer;
+import me.tongfei.progressbar.ProgressBar;
+import me.tongfei.progressbar.ProgressBarBuilder;
+import me.tongfei.progressbar.ProgressBarStyle;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Shows how far a long work has come, on stderr: a bar with rate and time left on a terminal; a plain line every ten seconds elsewhere; nothing
+ * when the environment says {@code CI=true}.
+ */
+public final class Progress implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(Progress.class);
+  private static final Duration PLAIN_INTERVAL = Duration.ofSeconds(10);
+
+  private final String task;
+  private final String unit;
+  private final long total;
+  private final ProgressBar bar;
+  private final boolean plain;
+  private long done;
+  private String extra = "";
+  private long lastLine = System.nanoTime();
+  private final long start = lastLine;
+
+  /**
+   * @param total how many units there are; −1 when unknown
+   * @param unit what is counted, with a leading space: {@code " samples"}
+   */
+  public Progress(String task, long total, String unit) {
+    this(task, total, unit, 1);
+  }
+
+  /** As above, with counts shown divided by {@code unitSize}: bytes as MiB. */
+  public Progress(String task, long total, String unit, long unitSize) {
+    this.task = task;
+    this.unit = unit;
+    this.total = total;
+    boolean quiet = "true".equals(System.getenv("CI"));
+    boolean terminal = System.console() != null && System.console().isTerminal();
+    plain = !quiet && !terminal;
+    bar =
+        quiet || plain
+            ? null
+            : new ProgressBarBuilder()
+                .setTaskName(task)
+                .setInitialMax(total)
+                .setUnit(unit, unitSize)
+                .setStyle(ProgressBarStyle.ASCII)
+                .setUpdateIntervalMillis(200)
+                .setConsumer(new ConsoleProgressBarConsumer(System.err))
+                .showSpeed()
+                .build();
+  }
+
+  public void step(long units) {
+    done += units;
+    if (bar != null) {
+      bar.stepTo(done);
+    }
+    if (plain && System.nanoTime() - lastLine > PLAIN_INTERVAL.toNanos()) {
+      lastLine = System.nanoTime();
+      double seconds = (lastLine - start) / 1e9;
+      var left = total > 0 && done > 0 ? ", " + Math.round(seconds / done * (total - done)) + " s left" : "";
+      LOG.info("{}: {}{}{}{} {}", task, done, total > 0 ? "/" + total : "", unit, left, extra);
+    }
+  }
+
+  /** A short text behind the bar: a loss, a file's name. */
+  public void note(String text) {
+    extra = text;
+    if (bar != null) {
+      bar.setExtraMessage(" " + text);
+    }
+  }
+
+  @Override
+  public void close() {
+    if (bar != null) {
+      bar.close();
+    }
+  }
+}
