@@ -14,7 +14,10 @@ import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import org.meteora.UserException;
 
-/** Files that are either the old one or the whole new one: written beside their target, fsynced, then renamed over it. */
+/**
+ * Files that are either the old one or the whole new one: written beside their target, fsynced,
+ * then renamed over it.
+ */
 public final class AtomicFiles {
   private AtomicFiles() {}
 
@@ -31,8 +34,8 @@ public final class AtomicFiles {
   }
 
   /**
-   * Creates or replaces {@code target}, making its folders as needed. On any failure the target stays as it was and the temporary file is
-   * removed.
+   * Creates or replaces {@code target}, making its folders as needed. On any failure the target
+   * stays as it was and the temporary file is removed.
    *
    * @throws UserException when the file system refuses (read-only, disk full)
    */
@@ -47,7 +50,8 @@ public final class AtomicFiles {
         channel.force(true);
       }
       temporary.toFile().setReadable(true, false);
-      Files.move(temporary, absolute, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+      Files.move(
+          temporary, absolute, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
       temporary = null;
       syncFolder(absolute.getParent());
     } catch (IOException | UncheckedIOException e) {

@@ -20,12 +20,14 @@ import org.meteora.UserException;
 /** JSON lines: one JSON object a line, UTF-8. Errors name the file and the line. */
 public final class Jsonl {
   /** The project's JSON mapper: strict about what follows a value, floats in shortest form. */
-  public static final ObjectMapper JSON = new ObjectMapper().enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
+  public static final ObjectMapper JSON =
+      new ObjectMapper().enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
 
   private Jsonl() {}
 
   /**
-   * Calls {@code each} with every object of the file and its line number (from 1); blank lines are passed over.
+   * Calls {@code each} with every object of the file and its line number (from 1); blank lines are
+   * passed over.
    *
    * @throws UserException when the file is missing, is not UTF-8, or a line is not a JSON object
    */
@@ -35,7 +37,9 @@ public final class Jsonl {
     }
     int number = 0;
     try (var reader =
-        new BufferedReader(new InputStreamReader(Files.newInputStream(file), StandardCharsets.UTF_8.newDecoder()))) {
+        new BufferedReader(
+            new InputStreamReader(
+                Files.newInputStream(file), StandardCharsets.UTF_8.newDecoder()))) {
       for (String line; (line = reader.readLine()) != null; ) {
         number++;
         if (line.isBlank()) {
@@ -45,10 +49,16 @@ public final class Jsonl {
         try {
           node = JSON.readTree(line);
         } catch (JsonProcessingException e) {
-          throw new UserException(file + ":" + number + ": not valid JSON: " + oneLine(e.getOriginalMessage()));
+          throw new UserException(
+              file + ":" + number + ": not valid JSON: " + oneLine(e.getOriginalMessage()));
         }
         if (!node.isObject()) {
-          throw new UserException(file + ":" + number + ": a JSON object was expected, found " + node.getNodeType().name().toLowerCase());
+          throw new UserException(
+              file
+                  + ":"
+                  + number
+                  + ": a JSON object was expected, found "
+                  + node.getNodeType().name().toLowerCase());
         }
         each.accept(node, number);
       }
@@ -59,7 +69,10 @@ public final class Jsonl {
     }
   }
 
-  /** Every object of the file, converted; the converter gets the object and {@code file:line} for its own errors. */
+  /**
+   * Every object of the file, converted; the converter gets the object and {@code file:line} for
+   * its own errors.
+   */
   public static <T> List<T> read(Path file, BiFunction<JsonNode, String, T> convert) {
     var result = new ArrayList<T>();
     forEach(file, (node, line) -> result.add(convert.apply(node, file + ":" + line)));
@@ -74,7 +87,12 @@ public final class Jsonl {
   public static String text(JsonNode node, String name, String where) {
     var value = node.get(name);
     if (value == null || !value.isTextual()) {
-      throw new UserException(where + ": the field \"" + name + "\" " + (value == null ? "is missing" : "must be a string"));
+      throw new UserException(
+          where
+              + ": the field \""
+              + name
+              + "\" "
+              + (value == null ? "is missing" : "must be a string"));
     }
     return value.textValue();
   }
@@ -96,7 +114,11 @@ public final class Jsonl {
       return node;
     } catch (JsonProcessingException e) {
       var at = e.getLocation();
-      throw new UserException(file + (at == null ? "" : ":" + at.getLineNr()) + ": not valid JSON: " + oneLine(e.getOriginalMessage()));
+      throw new UserException(
+          file
+              + (at == null ? "" : ":" + at.getLineNr())
+              + ": not valid JSON: "
+              + oneLine(e.getOriginalMessage()));
     } catch (IOException e) {
       throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
     }

@@ -9,8 +9,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Shows how far a long work has come, on stderr: a bar with rate and time left on a terminal; a plain line every ten seconds elsewhere; nothing
- * when the environment says {@code CI=true}.
+ * Shows how far a long work has come, on stderr: a bar with rate and time left on a terminal; a
+ * plain line every ten seconds elsewhere; nothing when the environment says {@code CI=true}.
  */
 public final class Progress implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(Progress.class);
@@ -64,7 +64,10 @@ public final class Progress implements AutoCloseable {
     if (plain && System.nanoTime() - lastLine > PLAIN_INTERVAL.toNanos()) {
       lastLine = System.nanoTime();
       double seconds = (lastLine - start) / 1e9;
-      var left = total > 0 && done > 0 ? ", " + Math.round(seconds / done * (total - done)) + " s left" : "";
+      var left =
+          total > 0 && done > 0
+              ? ", " + Math.round(seconds / done * (total - done)) + " s left"
+              : "";
       LOG.info("{}: {}{}{}{} {}", task, done, total > 0 ? "/" + total : "", unit, left, extra);
     }
   }
