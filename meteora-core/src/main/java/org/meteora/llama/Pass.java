@@ -1,0 +1,80 @@
+package org.meteora.llama;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+
+/**
+ * What all layers need to know of one pass: positions, mask, cache, and whether it is training.
+ *
+ * @param angles of every position
+ * @param mask added to the scores, {@code (batch, 1, seq, keys)} or broadcastable to it; null: none but {@code causal}
+ * @param causal hide later keys
+ * @param cache keys and values before this pass; null in training
+ * @param training training's routing, dropout and gradients
+ * @param gateLogits in training: every gate's logits {@code (batch, seq, N)}, in the order of layers and modules; else not filled
+ */
+public record Pass(
+    RotaryEmbedding.Angles angles,
+    NDArray mask,
+    boolean causal,
+    KvCache cache,
+    boolean training,
+    List<NDArray> gateLogits) {
+
+  /**
+   * A pass over {@code seq} new tokens behind those in the cache.
+   *
+   * @param manager owns masks and angles; they must live as long as the pass
+   */
+  static Pass cached(NDManager manager, RotaryEmbedding rotary, KvCache cache, Dtype dtype, int seq) {
+    int past = cache.length();
+    var padding = cache.padding();
+    boolean padded = false;
+    for (int each : padding) {
+      padded |= each > 0;
+    }
+    int rows = padded ? padding.length : 1;
+    var position = new long[rows * seq];
+    for (int row = 0; row < rows; row++) {
+      for (int i = 0; i < seq; i++) {
+        position[row * seq + i] = Math.max(0, past + i - padding[row]);
+      }
+    }
+    cache.prepare(seq);
+    var mask = cache.paddingMask(manager, seq);
+    boolean causal = false;
+    if (seq > 1) {
+      if (mask == null && past == 0) {
+        causal = true;
+      } else {
+        var later = later(manager, past, seq, dtype);
+        mask = mask == null ? later : mask.add(later);
+      }
+    }
+    return new Pass(rotary.angles(manager, position, rows), mask, causal, cache, false, new ArrayList<>());
+  }
+
+  /**
+   * A pass over whole right-padded rows, without a cache. Causality alone keeps padding out of every real token's sight.
+   *
+   * @param manager owns the angles
+   */
+  static Pass whole(NDManager manager, RotaryEmbedding rotary, int seq, boolean training) {
+    var position = new long[seq];
+    for (int i = 0; i < seq; i++) {
+      position[i] = i;
+    }
+    return new Pass(rotary.angles(manager, position, 1), null, true, null, training, new ArrayList<>());
+  }
+
+  private static NDArray later(NDManager manager, int past, int seq, Dtype dtype) {
+    var keys = manager.arange(past + seq).reshape(1, past + seq);
+    var queries = manager.arange(past, past + seq).reshape(seq, 1);
+    var hidden = keys.gt(queries).toType(ai.djl.ndarray.types.DataType.FLOAT32, false).mul(KvCache.MASKED);
+    return Ops.cast(hidden, dtype).reshape(1, 1, seq, past + seq);
+  }
+}

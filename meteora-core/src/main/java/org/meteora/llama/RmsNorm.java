@@ -1,0 +1,38 @@
+package org.meteora.llama;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.training.ParameterStore;
+import ai.djl.util.PairList;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+
+/** {@code x / sqrt(mean(x²) + eps) · weight} over the last dimension, the quotient in float32. {@code (…, hidden)} to the same. */
+public final class RmsNorm extends LlamaBlock {
+  private final NDArray weight;
+  private final NDArray eps;
+
+  /** @param weight {@code (hidden)} */
+  public RmsNorm(NDArray weight, double eps) {
+    this.weight = weight;
+    this.eps = weight.getManager().create((float) eps);
+    register("weight", weight);
+  }
+
+  /** {@code (hidden)}. */
+  public NDArray weight() {
+    return weight;
+  }
+
+  public NDArray forward(NDArray x) {
+    var full = Ops.cast(x, Dtype.F32);
+    var scale = Ops.rsqrt(full.square().mean(new int[] {-1}, true).add(eps));
+    return Ops.cast(full.mul(scale), Ops.dtype(x)).mul(weight);
+  }
+
+  @Override
+  protected NDList forwardInternal(
+      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+    return new NDList(forward(inputs.head()));
+  }
+}

@@ -1,0 +1,41 @@
+package org.meteora.lora;
+
+import ai.djl.ndarray.NDArray;
+import java.util.Arrays;
+
+/**
+ * N adapters stacked for one linear layer.
+ *
+ * @param gate G {@code (N, in)}, or null where no gate chooses (a plain PEFT model)
+ * @param loraA A {@code (Σr, in)}: the adapters' rows one after another
+ * @param loraB B {@code (out, Σr)}
+ * @param ranks r of each adapter; 0 where it does not target this layer
+ * @param scales s of each adapter
+ */
+public record AdapterBank(NDArray gate, NDArray loraA, NDArray loraB, int[] ranks, double[] scales) {
+  public int size() {
+    return ranks.length;
+  }
+
+  public int totalRank() {
+    return Arrays.stream(ranks).sum();
+  }
+
+  public int maxRank() {
+    return Arrays.stream(ranks).max().orElse(0);
+  }
+
+  /** Whether all adapters have the same rank. */
+  public boolean equalRanks() {
+    return Arrays.stream(ranks).allMatch(rank -> rank == ranks[0]);
+  }
+
+  /** Where adapter i's rows of A (columns of B) begin. */
+  public int[] offsets() {
+    var offsets = new int[ranks.length];
+    for (int i = 1; i < ranks.length; i++) {
+      offsets[i] = offsets[i - 1] + ranks[i - 1];
+    }
+    return offsets;
+  }
+}

@@ -1,0 +1,112 @@
+package org.meteora.moe;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import org.meteora.lora.AdapterBank;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+
+/**
+ * An {@link AdapterBank} with the small tables that the forward strategies index by adapter, and Bᵀ where it may be kept.
+ *
+ * <p>Tables are made once, owned by the manager of the layer's parameters. Bᵀ is a view while adapters are being trained, and a row-major
+ * copy made at first use (so that a chosen rank is one contiguous row) otherwise.
+ */
+final class BankLayout {
+  private final AdapterBank bank;
+  private final NDArray rows;
+  private final NDArray rowScales;
+  private final NDArray scales;
+  private final NDArray expansion;
+  private final long[] offsets;
+  private final NDManager manager;
+  private final Dtype dtype;
+  private NDArray loraBTransposed;
+
+  BankLayout(NDManager manager, AdapterBank bank, Dtype dtype) {
+    this.bank = bank;
+    this.manager = manager;
+    this.dtype = dtype;
+    int n = bank.size();
+    int most = Math.max(1, bank.maxRank());
+    var starts = bank.offsets();
+    offsets = new long[n];
+    var rowTable = new long[n * most];
+    var scaleTable = new float[n * most];
+    var scaleOf = new float[n];
+    var expand = new float[n * Math.max(1, bank.totalRank())];
+    for (int i = 0; i < n; i++) {
+      offsets[i] = starts[i];
+      scaleOf[i] = (float) bank.scales()[i];
+      for (int r = 0; r < bank.ranks()[i]; r++) {
+        rowTable[i * most + r] = starts[i] + r;
+        scaleTable[i * most + r] = scaleOf[i];
+        expand[i * bank.totalRank() + starts[i] + r] = scaleOf[i];
+      }
+    }
+    rows = manager.create(rowTable, Ops.shape(n, most));
+    rowScales = manager.create(scaleTable, Ops.shape(n, most));
+    scales = manager.create(scaleOf, Ops.shape(n, 1));
+    expansion = manager.create(expand, Ops.shape(n, Math.max(1, bank.totalRank())));
+  }
+
+  private static NDArray transposedCopy(NDManager manager, NDArray b, Dtype dtype) {
+    var shape = b.getShape();
+    var copy = Ops.empty(manager, dtype, shape.get(1), shape.get(0));
+    try (var view = Ops.transpose(b, 0, 1)) {
+      Ops.copy(copy, view);
+    }
+    return copy;
+  }
+
+  AdapterBank bank() {
+    return bank;
+  }
+
+  NDArray loraA() {
+    return bank.loraA();
+  }
+
+  NDArray loraB() {
+    return bank.loraB();
+  }
+
+  /** Bᵀ {@code (Σr, out)}. */
+  NDArray loraBTransposed(boolean trainable) {
+    if (trainable) {
+      return Ops.transpose(bank.loraB(), 0, 1);
+    }
+    if (loraBTransposed == null) {
+      loraBTransposed = transposedCopy(manager, bank.loraB(), dtype);
+    }
+    return loraBTransposed;
+  }
+
+  /** {@code (N, r_max)} int64: the row of A of each adapter's each rank; 0 beyond its rank. */
+  NDArray rows() {
+    return rows;
+  }
+
+  /** {@code (N, r_max)} float32: the adapter's scale, 0 beyond its rank. */
+  NDArray rowScales() {
+    return rowScales;
+  }
+
+  /** {@code (N, 1)} float32. */
+  NDArray scales() {
+    return scales;
+  }
+
+  /** {@code (N, Σr)} float32: the adapter's scale in its own columns, 0 elsewhere. */
+  NDArray expansion() {
+    return expansion;
+  }
+
+  long offset(int adapter) {
+    return offsets[adapter];
+  }
+
+  int rank(int adapter) {
+    return bank.ranks()[adapter];
+  }
+}

@@ -1,0 +1,225 @@
+package org.meteora.moe;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.DataType;
+import ai.djl.ndarray.types.Shape;
+import ai.djl.nn.AbstractBlock;
+import ai.djl.nn.Parameter;
+import ai.djl.training.ParameterStore;
+import ai.djl.util.PairList;
+import org.meteora.UserException;
+import org.meteora.lora.AdapterBank;
+import org.meteora.torch.Ops;
+
+/**
+ * A linear layer with N LoRA adapters and a gate that chooses k of them for every token (MeteoRA, arXiv 2405.13053, section 3):
+ *
+ * <pre>
+ * logits = x Gᵀ                                                    (tokens, N)
+ * inference: weight = softmax(top-k(logits) / T);   training: weight = top-k(softmax(logits)), divided by their sum
+ * y = x Wᵀ (+ bias) + Σ_{i in top-k} weight_i · s_i · (dropout(x) A_iᵀ) B_iᵀ
+ * </pre>
+ *
+ * <p>Input {@code (…, in)}, output {@code (…, out)}, float32, float16 or bfloat16 like the weights; routing weights are computed in float32. As
+ * a DJL block it takes one array and returns one; in training it returns the gate logits {@code (…, N)} as a second. The frozen weight is never
+ * copied. Without adapters it is a plain linear layer; with one adapter and no gate it is a PEFT LoRA layer.
+ */
+public final class MoeLinear extends AbstractBlock {
+  private static final byte VERSION = 1;
+
+  /** From this many tokens on, looping over adapters beats gathering their rows (CPU, rank 8, k 2; see docs/performance.md). */
+  static final int LOOP_FROM_TOKENS = 16;
+
+  private final NDArray weight;
+  private final NDArray bias;
+  private final AdapterBank bank;
+  private final BankLayout layout;
+  private final RoutingControl control;
+  private final double dropout;
+  private final int layer;
+  private final int module;
+
+  /**
+   * What a pass gives.
+   *
+   * @param y {@code (…, out)}
+   * @param gateLogits {@code (…, N)}; null without a gate
+   */
+  public record Output(NDArray y, NDArray gateLogits) {}
+
+  /**
+   * @param weight W {@code (out, in)}
+   * @param bias {@code (out)} or null
+   * @param bank the adapters, or null for a plain linear layer
+   * @param control what all gated layers of a model share
+   * @param dropout on the adapters' input, in training
+   * @param layer decoder layer, told to the routing listener
+   * @param module 0…6, told to the routing listener
+   */
+  public MoeLinear(
+      NDArray weight,
+      NDArray bias,
+      AdapterBank bank,
+      RoutingControl control,
+      double dropout,
+      int layer,
+      int module) {
+    super(VERSION);
+    this.weight = weight;
+    this.bias = bias;
+    this.bank = bank;
+    this.control = control;
+    this.dropout = dropout;
+    this.layer = layer;
+    this.module = module;
+    this.layout = bank == null ? null : new BankLayout(bank.loraA().getManager(), bank, Ops.dtype(weight));
+    register("weight", weight);
+    register("bias", bias);
+    if (bank != null) {
+      register("moe_gate", bank.gate());
+      register("lora_A", bank.loraA());
+      register("lora_B", bank.loraB());
+    }
+  }
+
+  private void register(String name, NDArray array) {
+    if (array != null) {
+      var parameter =
+          addParameter(
+              Parameter.builder().setName(name).setType(Parameter.Type.OTHER).optShape(array.getShape()).build());
+      parameter.setArray(array);
+    }
+  }
+
+  /** W {@code (out, in)}. */
+  public NDArray weight() {
+    return weight;
+  }
+
+  /** {@code (out)} or null. */
+  public NDArray bias() {
+    return bias;
+  }
+
+  /** The adapters; null for a plain linear layer. */
+  public AdapterBank bank() {
+    return bank;
+  }
+
+  /**
+   * One pass.
+   *
+   * @param x {@code (…, in)}; results belong to its manager
+   * @param training training's routing, dropout, and gradients to gate, A and B
+   */
+  public Output forward(NDArray x, boolean training) {
+    var y = Ops.linear(x, weight, bias);
+    if (bank == null) {
+      return new Output(y, null);
+    }
+    var shape = x.getShape();
+    long in = shape.get(shape.dimension() - 1);
+    var rows = shape.dimension() == 2 ? x : x.reshape(-1, in);
+    var flags = control.flags();
+    boolean gated = bank.gate() != null && flags.singleAdapter().isEmpty();
+    NDArray logits = gated ? Ops.linear(rows, bank.gate(), null) : null;
+    boolean reference = flags.mode() == ForwardMode.REFERENCE;
+    int topK = Math.min(control.settings().topK(), bank.size());
+    Routing routing;
+    if (!gated) {
+      routing = fixed(rows, flags.singleAdapter().orElse(0));
+    } else if (training || reference) {
+      routing = Gate.training(logits, topK);
+    } else {
+      routing = Gate.inference(logits, topK, control.settings().temperature());
+    }
+    if (control.listener() != null && gated) {
+      tell(routing, shape);
+    }
+    if (bank.totalRank() > 0) {
+      var input = training && dropout > 0 ? Ops.dropout(rows, dropout) : rows;
+      var added = strategy(flags.mode(), routing.tokens(), training).contribution(input, layout, routing);
+      y = y.add(shape.dimension() == 2 ? added : added.reshape(y.getShape()));
+    }
+    var logitsShaped =
+        logits == null || shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size()));
+    return new Output(y, logitsShaped);
+  }
+
+  private static Shape withLast(Shape shape, long last) {
+    var dimensions = shape.getShape().clone();
+    dimensions[dimensions.length - 1] = last;
+    return new Shape(dimensions);
+  }
+
+  private Routing fixed(NDArray rows, int adapter) {
+    if (adapter >= bank.size()) {
+      throw new UserException(
+          "MOELINEAR_SINGLE_MOE_LORA=" + adapter + ": there are " + bank.size() + " adapters, counted from 0");
+    }
+    long tokens = rows.getShape().get(0);
+    var manager = rows.getManager();
+    return new Routing(
+        manager.full(new Shape(tokens, 1), adapter, DataType.INT64),
+        manager.ones(new Shape(tokens, 1), DataType.FLOAT32));
+  }
+
+  private void tell(Routing routing, Shape shape) {
+    int rows = shape.dimension() == 3 ? (int) shape.get(0) : 1;
+    var longs = routing.indices().toLongArray();
+    var indices = new int[longs.length];
+    for (int i = 0; i < longs.length; i++) {
+      indices[i] = (int) longs[i];
+    }
+    control
+        .listener()
+        .onRouting(
+            layer, module, rows, routing.tokens() / rows, routing.topK(), indices, routing.weights().toFloatArray());
+  }
+
+  private ForwardStrategy strategy(ForwardMode mode, int tokens, boolean training) {
+    return switch (mode) {
+      case REFERENCE -> new ReferenceForward();
+      case ALL, PARALLEL -> new LoopForward();
+      case GATHER -> new GatherForward(training);
+      case MASKED -> new MaskedForward();
+      case FUSED, AUTO -> {
+        if (weight.getDevice().isGpu()) {
+          yield training || tokens > LOOP_FROM_TOKENS ? new MaskedForward() : new GatherForward(false);
+        }
+        yield training || tokens >= LOOP_FROM_TOKENS ? new LoopForward() : new GatherForward(false);
+      }
+    };
+  }
+
+  @Override
+  protected NDList forwardInternal(
+      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+    var output = forward(inputs.head(), training);
+    return training && output.gateLogits() != null
+        ? new NDList(output.y(), output.gateLogits())
+        : new NDList(output.y());
+  }
+
+  @Override
+  public Shape[] getOutputShapes(Shape[] inputShapes) {
+    return new Shape[] {withLast(inputShapes[0], weight.getShape().get(0))};
+  }
+
+  @Override
+  protected void initializeChildBlocks(NDManager manager, DataType dataType, Shape... inputShapes) {
+    // all parameters are given
+  }
+
+  @Override
+  public String toString() {
+    return "MoeLinear(in="
+        + weight.getShape().get(1)
+        + ", out="
+        + weight.getShape().get(0)
+        + (bank == null ? "" : ", adapters=" + bank.size() + ", ranks=" + bank.totalRank())
+        + ")";
+  }
+}

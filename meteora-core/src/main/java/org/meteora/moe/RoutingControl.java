@@ -1,0 +1,41 @@
+package org.meteora.moe;
+
+/** What all gated layers of one model share and a caller may change between passes. Not for use from several threads. */
+public final class RoutingControl {
+  private RoutingSettings settings;
+  private Flags flags;
+  private RoutingListener listener;
+
+  public RoutingControl(RoutingSettings settings, Flags flags) {
+    this.settings = settings;
+    this.flags = flags;
+  }
+
+  public RoutingSettings settings() {
+    return settings;
+  }
+
+  /** Sets k and T for the passes to come. */
+  public void settings(RoutingSettings value) {
+    settings = value;
+  }
+
+  public Flags flags() {
+    return flags;
+  }
+
+  /** Chooses another implementation for the passes to come. */
+  public void flags(Flags value) {
+    flags = value;
+  }
+
+  /** Who is told of every routing; null for nobody. */
+  public RoutingListener listener() {
+    return listener;
+  }
+
+  /** Sets who is told of every routing; null for nobody. */
+  public void listener(RoutingListener value) {
+    listener = value;
+  }
+}

@@ -1,0 +1,23 @@
+package org.meteora.moe;
+
+import org.meteora.UserException;
+
+/**
+ * How many adapters act on a token and how their weights are spread.
+ *
+ * @param topK adapters for each token, at least 1; cut to the number there is
+ * @param temperature T of the inference equation, above 0
+ */
+public record RoutingSettings(int topK, double temperature) {
+  /** The paper's k = 2 and T = 1. */
+  public static final RoutingSettings DEFAULT = new RoutingSettings(2, 1);
+
+  public RoutingSettings {
+    if (topK < 1) {
+      throw new UserException("routing-top-k must be at least 1, it is " + topK);
+    }
+    if (!(temperature > 0) || Double.isInfinite(temperature)) {
+      throw new UserException("routing-temperature must be a number above 0, it is " + temperature);
+    }
+  }
+}
