@@ -19,7 +19,13 @@ public final class Attention extends LlamaBlock {
   private final RotaryEmbedding rotary;
 
   Attention(
-      LlamaConfig config, int layer, RotaryEmbedding rotary, MoeLinear q, MoeLinear k, MoeLinear v, MoeLinear o) {
+      LlamaConfig config,
+      int layer,
+      RotaryEmbedding rotary,
+      MoeLinear q,
+      MoeLinear k,
+      MoeLinear v,
+      MoeLinear o) {
     this.config = config;
     this.layer = layer;
     this.rotary = rotary;
@@ -53,14 +59,16 @@ public final class Attention extends LlamaBlock {
       var grouped = qh.reshape(B, KV, H / KV, D);
       mixed = Ops.attention(grouped, kh, values, pass.mask(), false).reshape(B, 1, H * D);
     } else {
-      mixed = Ops.transpose(Ops.attention(qh, kh, values, pass.mask(), pass.causal()), 1, 2).reshape(B, L, H * D);
+      mixed =
+          Ops.transpose(Ops.attention(qh, kh, values, pass.mask(), pass.causal()), 1, 2)
+              .reshape(B, L, H * D);
     }
     return project(o, mixed, pass);
   }
 
   static NDArray project(MoeLinear linear, NDArray x, Pass pass) {
     var output = linear.forward(x, pass.training());
-    if (pass.training() && output.gateLogits() != null) {
+    if (pass.gateLogits() != null && output.gateLogits() != null) {
       pass.gateLogits().add(output.gateLogits());
     }
     return output.y();
@@ -72,8 +80,12 @@ public final class Attention extends LlamaBlock {
 
   @Override
   protected NDList forwardInternal(
-      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
     var x = inputs.head();
-    return new NDList(forward(x, Pass.whole(x.getManager(), rotary, (int) x.getShape().get(1), training)));
+    return new NDList(
+        forward(x, Pass.whole(x.getManager(), rotary, (int) x.getShape().get(1), training)));
   }
 }

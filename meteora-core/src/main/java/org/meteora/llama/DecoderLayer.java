@@ -15,7 +15,11 @@ public final class DecoderLayer extends LlamaBlock {
   private final RotaryEmbedding rotary;
 
   DecoderLayer(
-      RotaryEmbedding rotary, RmsNorm inputNorm, Attention attention, RmsNorm postAttentionNorm, Mlp mlp) {
+      RotaryEmbedding rotary,
+      RmsNorm inputNorm,
+      Attention attention,
+      RmsNorm postAttentionNorm,
+      Mlp mlp) {
     this.rotary = rotary;
     this.inputNorm = addChildBlock("input_layernorm", inputNorm);
     this.attention = addChildBlock("self_attn", attention);
@@ -39,6 +43,9 @@ public final class DecoderLayer extends LlamaBlock {
       var result = compute(hidden, pass);
       hidden.attach(owner);
       result.attach(owner);
+      if (pass.gateLogits() != null) {
+        pass.gateLogits().forEach(logits -> logits.attach(owner));
+      }
       return result;
     }
   }
@@ -60,13 +67,19 @@ public final class DecoderLayer extends LlamaBlock {
   public MoeLinear[] projections() {
     var first = attention.projections();
     var second = mlp.projections();
-    return new MoeLinear[] {first[0], first[1], first[2], first[3], second[0], second[1], second[2]};
+    return new MoeLinear[] {
+      first[0], first[1], first[2], first[3], second[0], second[1], second[2]
+    };
   }
 
   @Override
   protected NDList forwardInternal(
-      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
     var x = inputs.head();
-    return new NDList(forward(x, Pass.whole(x.getManager(), rotary, (int) x.getShape().get(1), training)));
+    return new NDList(
+        forward(x, Pass.whole(x.getManager(), rotary, (int) x.getShape().get(1), training)));
   }
 }

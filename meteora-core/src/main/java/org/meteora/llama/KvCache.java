@@ -7,14 +7,18 @@ import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
- * Keys and values of the tokens so far, {@code (batch, kvHeads, capacity, headDim)} for each layer. Rows are left-padded: row b's first {@code
- * padding[b]} positions are no tokens. Memory is taken in blocks of positions; when a block is full, the next is added. Not for training.
+ * Keys and values of the tokens so far, {@code (batch, kvHeads, capacity, headDim)} for each layer.
+ * Rows are left-padded: row b's first {@code padding[b]} positions are no tokens. Memory is taken
+ * in blocks of positions; when a block is full, the next is added. Not for training.
  */
 public final class KvCache implements AutoCloseable {
   /** Positions added at a time. */
   static final int BLOCK = 256;
 
-  /** Added to the score of a key that must not be seen; finite, so that a padding query's softmax stays finite in every dtype. */
+  /**
+   * Added to the score of a key that must not be seen; finite, so that a padding query's softmax
+   * stays finite in every dtype.
+   */
   static final float MASKED = -30000;
 
   private final LlamaConfig config;
@@ -70,7 +74,9 @@ public final class KvCache implements AutoCloseable {
   }
 
   private NDArray grown(NDArray old, int positions) {
-    var larger = Ops.empty(manager, dtype, padding.length, config.numKeyValueHeads(), positions, config.headDim());
+    var larger =
+        Ops.empty(
+            manager, dtype, padding.length, config.numKeyValueHeads(), positions, config.headDim());
     if (old != null) {
       if (length > 0) {
         try (var target = Ops.narrow(larger, 2, 0, length);
@@ -110,7 +116,8 @@ public final class KvCache implements AutoCloseable {
    * Stores a layer's new keys and values behind the old ones.
    *
    * @param k {@code (batch, kvHeads, seq, headDim)}
-   * @return all keys so far, {@code (batch, kvHeads, length + seq, headDim)}, owned by {@code k}'s manager
+   * @return all keys so far, {@code (batch, kvHeads, length + seq, headDim)}, owned by {@code k}'s
+   *     manager
    */
   NDArray appendKeys(int layer, NDArray k) {
     return append(keys[layer], k);
@@ -136,7 +143,10 @@ public final class KvCache implements AutoCloseable {
     length += tokens;
   }
 
-  /** {@code (batch, 1, 1, length + tokens)} to add to scores, or null without padding; owned by {@code owner}. */
+  /**
+   * {@code (batch, 1, 1, length + tokens)} to add to scores, or null without padding; owned by
+   * {@code owner}.
+   */
   NDArray paddingMask(NDManager owner, int tokens) {
     if (paddingMask == null) {
       return null;

@@ -13,8 +13,8 @@ import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
- * A Llama whose every projection is a {@link org.meteora.moe.MoeLinear}. As a DJL block: token ids {@code (batch, seq)} int64 to logits {@code
- * (batch, seq, vocab)}.
+ * A Llama whose every projection is a {@link org.meteora.moe.MoeLinear}. As a DJL block: token ids
+ * {@code (batch, seq)} int64 to logits {@code (batch, seq, vocab)}.
  *
  * <p>It owns nothing: its parameters belong to the manager they were made in.
  */
@@ -112,7 +112,8 @@ public final class Llama extends LlamaBlock {
    * Runs new tokens behind those in the cache: prefill, or one step of decoding.
    *
    * @param ids {@code (batch, seq)} int64, on the model's device, left-padded as the cache says
-   * @return logits of the last position, {@code (batch, vocab)} float32, owned by the manager of {@code ids}
+   * @return logits of the last position, {@code (batch, vocab)} float32, owned by the manager of
+   *     {@code ids}
    */
   public NDArray next(NDArray ids, KvCache cache) {
     int seq = (int) ids.getShape().get(1);
@@ -127,7 +128,10 @@ public final class Llama extends LlamaBlock {
     }
   }
 
-  /** The last layer's output before the final norm, {@code (batch, seq, hidden)}, owned by {@code scope}. */
+  /**
+   * The last layer's output before the final norm, {@code (batch, seq, hidden)}, owned by {@code
+   * scope}.
+   */
   private NDArray hidden(NDArray ids, Pass pass, NDManager scope) {
     var x = Ops.embedding(embedding, ids);
     x.attach(scope);
@@ -141,7 +145,10 @@ public final class Llama extends LlamaBlock {
     return x;
   }
 
-  /** A pass over whole right-padded rows of {@code seq} tokens, for training; {@code owner} must outlive the backward pass. */
+  /**
+   * A pass over whole right-padded rows of {@code seq} tokens, for training; {@code owner} must
+   * outlive the backward pass.
+   */
   public Pass wholePass(NDManager owner, int seq, boolean training) {
     return Pass.whole(owner, rotary, seq, training);
   }
@@ -164,9 +171,13 @@ public final class Llama extends LlamaBlock {
 
   @Override
   protected NDList forwardInternal(
-      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
     var ids = inputs.head();
-    return new NDList(logits(ids, wholePass(ids.getManager(), (int) ids.getShape().get(1), training)));
+    return new NDList(
+        logits(ids, wholePass(ids.getManager(), (int) ids.getShape().get(1), training)));
   }
 
   @Override

@@ -7,7 +7,10 @@ import ai.djl.ndarray.types.Shape;
 import ai.djl.nn.AbstractBlock;
 import ai.djl.nn.Parameter;
 
-/** What the Llama's DJL blocks share: their parameters are given, never initialised, and the output has the input's shape. */
+/**
+ * What the Llama's DJL blocks share: their parameters are given, never initialised, and the output
+ * has the input's shape.
+ */
 abstract class LlamaBlock extends AbstractBlock {
   private static final byte VERSION = 1;
 
@@ -16,8 +19,7 @@ abstract class LlamaBlock extends AbstractBlock {
   }
 
   final void register(String name, NDArray array) {
-    addParameter(
-            Parameter.builder().setName(name).setType(Parameter.Type.OTHER).optShape(array.getShape()).build())
+    addParameter(Parameter.builder().setName(name).setType(Parameter.Type.OTHER).build())
         .setArray(array);
   }
 

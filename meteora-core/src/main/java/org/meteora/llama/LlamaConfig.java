@@ -71,17 +71,35 @@ public record LlamaConfig(
     }
     var activation = node.path("hidden_act").asText("silu");
     if (!activation.equals("silu")) {
-      throw new UserException(where + ": hidden_act is \"" + activation + "\", only silu is supported");
+      throw new UserException(
+          where + ": hidden_act is \"" + activation + "\", only silu is supported");
     }
     int hidden = positive(node, "hidden_size", where);
     int heads = positive(node, "num_attention_heads", where);
-    int kvHeads = node.hasNonNull("num_key_value_heads") ? positive(node, "num_key_value_heads", where) : heads;
+    int kvHeads =
+        node.hasNonNull("num_key_value_heads")
+            ? positive(node, "num_key_value_heads", where)
+            : heads;
     int headDim = node.hasNonNull("head_dim") ? positive(node, "head_dim", where) : hidden / heads;
-    if (heads % kvHeads != 0 || headDim % 2 != 0 || (!node.hasNonNull("head_dim") && hidden % heads != 0)) {
+    if (heads % kvHeads != 0
+        || headDim % 2 != 0
+        || (!node.hasNonNull("head_dim") && hidden % heads != 0)) {
       throw new UserException(
-          where + ": hidden_size " + hidden + ", num_attention_heads " + heads + ", num_key_value_heads " + kvHeads + " and head_dim " + headDim + " do not fit together");
+          where
+              + ": hidden_size "
+              + hidden
+              + ", num_attention_heads "
+              + heads
+              + ", num_key_value_heads "
+              + kvHeads
+              + " and head_dim "
+              + headDim
+              + " do not fit together");
     }
-    int maxPositions = node.hasNonNull("max_position_embeddings") ? positive(node, "max_position_embeddings", where) : 2048;
+    int maxPositions =
+        node.hasNonNull("max_position_embeddings")
+            ? positive(node, "max_position_embeddings", where)
+            : 2048;
     return new LlamaConfig(
         positive(node, "vocab_size", where),
         hidden,
@@ -102,19 +120,31 @@ public record LlamaConfig(
   private static int positive(JsonNode node, String key, String where) {
     var value = node.get(key);
     if (value == null || !value.isInt() || value.intValue() < 1) {
-      throw new UserException(where + ": " + key + " must be a positive number" + (value == null ? ", it is missing" : ", it is " + value));
+      throw new UserException(
+          where
+              + ": "
+              + key
+              + " must be a positive number"
+              + (value == null ? ", it is missing" : ", it is " + value));
     }
     return value.intValue();
   }
 
-  /** Both spellings: {@code rope_theta} with {@code rope_scaling}, and transformers 5's {@code rope_parameters}. */
+  /**
+   * Both spellings: {@code rope_theta} with {@code rope_scaling}, and transformers 5's {@code
+   * rope_parameters}.
+   */
   private static RopeConfig rope(JsonNode node, String where, int maxPositions) {
-    JsonNode settings = node.hasNonNull("rope_parameters") ? node.get("rope_parameters") : node.path("rope_scaling");
+    JsonNode settings =
+        node.hasNonNull("rope_parameters")
+            ? node.get("rope_parameters")
+            : node.path("rope_scaling");
     double theta = settings.path("rope_theta").asDouble(node.path("rope_theta").asDouble(10000));
     var type = settings.path("rope_type").asText(settings.path("type").asText("default"));
     return switch (type) {
       case "default" -> new RopeConfig(type, theta, 1, 1, 1, maxPositions);
-      case "linear" -> new RopeConfig(type, theta, number(settings, "factor", where), 1, 1, maxPositions);
+      case "linear" ->
+          new RopeConfig(type, theta, number(settings, "factor", where), 1, 1, maxPositions);
       case "llama3" ->
           new RopeConfig(
               type,
@@ -124,7 +154,11 @@ public record LlamaConfig(
               number(settings, "high_freq_factor", where),
               (int) number(settings, "original_max_position_embeddings", where));
       default ->
-          throw new UserException(where + ": rope type \"" + type + "\" is not supported; known are default, linear, llama3");
+          throw new UserException(
+              where
+                  + ": rope type \""
+                  + type
+                  + "\" is not supported; known are default, linear, llama3");
     };
   }
 

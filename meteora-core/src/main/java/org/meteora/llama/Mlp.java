@@ -30,8 +30,13 @@ public final class Mlp extends LlamaBlock {
 
   @Override
   protected NDList forwardInternal(
-      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
     return new NDList(
-        forward(inputs.head(), new Pass(null, null, true, null, training, new java.util.ArrayList<>())));
+        forward(
+            inputs.head(),
+            new Pass(null, null, true, null, training, new java.util.ArrayList<>())));
   }
 }

@@ -11,11 +11,13 @@ import org.meteora.torch.Ops;
  * What all layers need to know of one pass: positions, mask, cache, and whether it is training.
  *
  * @param angles of every position
- * @param mask added to the scores, {@code (batch, 1, seq, keys)} or broadcastable to it; null: none but {@code causal}
+ * @param mask added to the scores, {@code (batch, 1, seq, keys)} or broadcastable to it; null: none
+ *     but {@code causal}
  * @param causal hide later keys
  * @param cache keys and values before this pass; null in training
  * @param training training's routing, dropout and gradients
- * @param gateLogits in training: every gate's logits {@code (batch, seq, N)}, in the order of layers and modules; else not filled
+ * @param gateLogits filled with every gate's logits {@code (batch, seq, N)}, in the order of layers
+ *     and modules; null: not kept
  */
 public record Pass(
     RotaryEmbedding.Angles angles,
@@ -30,7 +32,8 @@ public record Pass(
    *
    * @param manager owns masks and angles; they must live as long as the pass
    */
-  static Pass cached(NDManager manager, RotaryEmbedding rotary, KvCache cache, Dtype dtype, int seq) {
+  static Pass cached(
+      NDManager manager, RotaryEmbedding rotary, KvCache cache, Dtype dtype, int seq) {
     int past = cache.length();
     var padding = cache.padding();
     boolean padded = false;
@@ -55,11 +58,12 @@ public record Pass(
         mask = mask == null ? later : mask.add(later);
       }
     }
-    return new Pass(rotary.angles(manager, position, rows), mask, causal, cache, false, new ArrayList<>());
+    return new Pass(rotary.angles(manager, position, rows), mask, causal, cache, false, null);
   }
 
   /**
-   * A pass over whole right-padded rows, without a cache. Causality alone keeps padding out of every real token's sight.
+   * A pass over whole right-padded rows, without a cache. Causality alone keeps padding out of
+   * every real token's sight.
    *
    * @param manager owns the angles
    */
@@ -68,13 +72,20 @@ public record Pass(
     for (int i = 0; i < seq; i++) {
       position[i] = i;
     }
-    return new Pass(rotary.angles(manager, position, 1), null, true, null, training, new ArrayList<>());
+    return new Pass(
+        rotary.angles(manager, position, 1),
+        null,
+        true,
+        null,
+        training,
+        training ? new ArrayList<>() : null);
   }
 
   private static NDArray later(NDManager manager, int past, int seq, Dtype dtype) {
     var keys = manager.arange(past + seq).reshape(1, past + seq);
     var queries = manager.arange(past, past + seq).reshape(seq, 1);
-    var hidden = keys.gt(queries).toType(ai.djl.ndarray.types.DataType.FLOAT32, false).mul(KvCache.MASKED);
+    var hidden =
+        keys.gt(queries).toType(ai.djl.ndarray.types.DataType.FLOAT32, false).mul(KvCache.MASKED);
     return Ops.cast(hidden, dtype).reshape(1, 1, seq, past + seq);
   }
 }

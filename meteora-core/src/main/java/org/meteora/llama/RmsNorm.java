@@ -7,12 +7,17 @@ import ai.djl.util.PairList;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
-/** {@code x / sqrt(mean(x²) + eps) · weight} over the last dimension, the quotient in float32. {@code (…, hidden)} to the same. */
+/**
+ * {@code x / sqrt(mean(x²) + eps) · weight} over the last dimension, the quotient in float32.
+ * {@code (…, hidden)} to the same.
+ */
 public final class RmsNorm extends LlamaBlock {
   private final NDArray weight;
   private final NDArray eps;
 
-  /** @param weight {@code (hidden)} */
+  /**
+   * @param weight {@code (hidden)}
+   */
   public RmsNorm(NDArray weight, double eps) {
     this.weight = weight;
     this.eps = weight.getManager().create((float) eps);
@@ -32,7 +37,10 @@ public final class RmsNorm extends LlamaBlock {
 
   @Override
   protected NDList forwardInternal(
-      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
     return new NDList(forward(inputs.head()));
   }
 }

@@ -8,8 +8,9 @@ import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
- * Rotary position embedding in Hugging Face's layout (the two halves of a head are the pair). Cosines and sines are computed in double, kept as
- * float32 tables for as many positions as were asked for so far, and looked up by position.
+ * Rotary position embedding in Hugging Face's layout (the two halves of a head are the pair).
+ * Cosines and sines are computed in double, kept as float32 tables for as many positions as were
+ * asked for so far, and looked up by position.
  */
 public final class RotaryEmbedding {
   private final NDManager manager;
@@ -21,12 +22,15 @@ public final class RotaryEmbedding {
   private int positions;
 
   /**
-   * Cosine and sine of every position of a pass, {@code (batch or 1, seq, 1, headDim)} in the model's dtype; the sine's first half is
-   * negated, so that {@code x · cos + swapHalves(x) · sin} rotates.
+   * Cosine and sine of every position of a pass, {@code (batch or 1, seq, 1, headDim)} in the
+   * model's dtype; the sine's first half is negated, so that {@code x · cos + swapHalves(x) · sin}
+   * rotates.
    */
   public record Angles(NDArray cos, NDArray sin) {}
 
-  /** @param manager owns the tables */
+  /**
+   * @param manager owns the tables
+   */
   public RotaryEmbedding(NDManager manager, LlamaConfig config, Dtype dtype) {
     this.manager = manager;
     this.headDim = config.headDim();
@@ -51,7 +55,10 @@ public final class RotaryEmbedding {
     return result;
   }
 
-  /** Llama 3.1: long wavelengths are stretched by the factor, short ones kept, those between interpolated. */
+  /**
+   * Llama 3.1: long wavelengths are stretched by the factor, short ones kept, those between
+   * interpolated.
+   */
   private static double llama3(double frequency, LlamaConfig.RopeConfig rope) {
     double wavelength = 2 * Math.PI / frequency;
     double original = rope.originalMaxPositionEmbeddings();
@@ -62,7 +69,8 @@ public final class RotaryEmbedding {
       return frequency;
     }
     double smooth =
-        (original / wavelength - rope.lowFreqFactor()) / (rope.highFreqFactor() - rope.lowFreqFactor());
+        (original / wavelength - rope.lowFreqFactor())
+            / (rope.highFreqFactor() - rope.lowFreqFactor());
     return (1 - smooth) * frequency / rope.factor() + smooth * frequency;
   }
 

@@ -12,7 +12,8 @@ import java.util.Arrays;
  * @param ranks r of each adapter; 0 where it does not target this layer
  * @param scales s of each adapter
  */
-public record AdapterBank(NDArray gate, NDArray loraA, NDArray loraB, int[] ranks, double[] scales) {
+public record AdapterBank(
+    NDArray gate, NDArray loraA, NDArray loraB, int[] ranks, double[] scales) {
   public int size() {
     return ranks.length;
   }

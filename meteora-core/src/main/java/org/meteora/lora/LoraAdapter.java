@@ -10,11 +10,13 @@ import org.meteora.UserException;
 import org.meteora.safetensors.SafetensorsFile;
 
 /**
- * A PEFT folder: {@code adapter_config.json} and {@code adapter_model.safetensors}, the latter mapped.
+ * A PEFT folder: {@code adapter_config.json} and {@code adapter_model.safetensors}, the latter
+ * mapped.
  *
  * @param name the folder's name
  */
-public record LoraAdapter(String name, LoraConfig config, SafetensorsFile weights) implements AutoCloseable {
+public record LoraAdapter(String name, LoraConfig config, SafetensorsFile weights)
+    implements AutoCloseable {
   private static final String PREFIX = "base_model.model.";
 
   /**
@@ -32,7 +34,9 @@ public record LoraAdapter(String name, LoraConfig config, SafetensorsFile weight
     return new LoraAdapter(folder.getFileName().toString(), config, SafetensorsFile.open(file));
   }
 
-  /** The adapters of a folder: its sub-folders with an {@code adapter_config.json}, sorted by name. */
+  /**
+   * The adapters of a folder: its sub-folders with an {@code adapter_config.json}, sorted by name.
+   */
   public static List<Path> list(Path adapterDir) {
     if (!Files.isDirectory(adapterDir)) {
       throw new UserException("no such folder of adapters: " + adapterDir);
@@ -49,7 +53,9 @@ public record LoraAdapter(String name, LoraConfig config, SafetensorsFile weight
     }
     if (found.isEmpty()) {
       throw new UserException(
-          "no adapters in " + adapterDir + ": a folder with adapter_config.json for each was expected");
+          "no adapters in "
+              + adapterDir
+              + ": a folder with adapter_config.json for each was expected");
     }
     return new ArrayList<>(found);
   }
@@ -65,8 +71,13 @@ public record LoraAdapter(String name, LoraConfig config, SafetensorsFile weight
     if (a == null && b == null) {
       return Optional.empty();
     }
-    if (a == null || b == null || a.shape().size() != 2 || b.shape().size() != 2 || !a.shape().get(0).equals(b.shape().get(1))) {
-      throw new UserException(weights.path() + ": lora_A and lora_B of " + module + " do not fit together");
+    if (a == null
+        || b == null
+        || a.shape().size() != 2
+        || b.shape().size() != 2
+        || !a.shape().get(0).equals(b.shape().get(1))) {
+      throw new UserException(
+          weights.path() + ": lora_A and lora_B of " + module + " do not fit together");
     }
     return Optional.of(Math.toIntExact(a.shape().get(0)));
   }

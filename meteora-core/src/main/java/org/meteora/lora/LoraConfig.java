@@ -34,17 +34,20 @@ public record LoraConfig(
     Map<String, Double> alphaPattern) {
   /** The seven projections of a decoder layer, in the order of the paper's layer. */
   public static final java.util.List<String> ALL_PROJECTIONS =
-      java.util.List.of("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj");
+      java.util.List.of(
+          "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj");
 
   /** An adapter of one rank on the given modules. */
-  public static LoraConfig of(int rank, double alpha, double dropout, Set<String> targets, boolean rsLora) {
+  public static LoraConfig of(
+      int rank, double alpha, double dropout, Set<String> targets, boolean rsLora) {
     return new LoraConfig(rank, alpha, dropout, Set.copyOf(targets), rsLora, Map.of(), Map.of());
   }
 
   /**
    * Reads {@code adapter_config.json} of an adapter's folder.
    *
-   * @throws UserException when it is missing, is no LoRA, or uses a variant that changes the maths (DoRA, LoRA biases, fan_in_fan_out)
+   * @throws UserException when it is missing, is no LoRA, or uses a variant that changes the maths
+   *     (DoRA, LoRA biases, fan_in_fan_out)
    */
   public static LoraConfig read(Path folder) {
     var file = folder.resolve("adapter_config.json");
@@ -62,7 +65,8 @@ public record LoraConfig(
       }
     }
     if (!node.path("bias").asText("none").equals("none")) {
-      throw new UserException(file + ": bias \"" + node.path("bias").asText() + "\" is not supported, only \"none\"");
+      throw new UserException(
+          file + ": bias \"" + node.path("bias").asText() + "\" is not supported, only \"none\"");
     }
     int rank = node.path("r").asInt(0);
     if (rank < 1 || !node.path("lora_alpha").isNumber()) {
@@ -81,9 +85,13 @@ public record LoraConfig(
       }
     }
     var ranks = new LinkedHashMap<String, Integer>();
-    node.path("rank_pattern").properties().forEach(e -> ranks.put(e.getKey(), e.getValue().asInt()));
+    node.path("rank_pattern")
+        .properties()
+        .forEach(e -> ranks.put(e.getKey(), e.getValue().asInt()));
     var alphas = new LinkedHashMap<String, Double>();
-    node.path("alpha_pattern").properties().forEach(e -> alphas.put(e.getKey(), e.getValue().asDouble()));
+    node.path("alpha_pattern")
+        .properties()
+        .forEach(e -> alphas.put(e.getKey(), e.getValue().asDouble()));
     return new LoraConfig(
         rank,
         node.path("lora_alpha").asDouble(),
@@ -121,10 +129,15 @@ public record LoraConfig(
     return rsLora ? moduleAlpha / Math.sqrt(rank) : moduleAlpha / rank;
   }
 
-  /** PEFT's rule: the first pattern that is the module's path or its end, dots and all, possibly as a regular expression. */
+  /**
+   * PEFT's rule: the first pattern that is the module's path or its end, dots and all, possibly as
+   * a regular expression.
+   */
   private static <T> T matching(Map<String, T> patterns, String module, T otherwise) {
     for (var entry : patterns.entrySet()) {
-      if (module.equals(entry.getKey()) || module.endsWith("." + entry.getKey()) || matches(entry.getKey(), module)) {
+      if (module.equals(entry.getKey())
+          || module.endsWith("." + entry.getKey())
+          || matches(entry.getKey(), module)) {
         return entry.getValue();
       }
     }
@@ -158,7 +171,8 @@ public record LoraConfig(
             .put("use_rslora", rsLora)
             .<com.fasterxml.jackson.databind.node.ObjectNode>set(
                 "target_modules", Jsonl.JSON.valueToTree(new TreeSet<>(targetModules)))
-            .<com.fasterxml.jackson.databind.node.ObjectNode>set("rank_pattern", Jsonl.JSON.valueToTree(rankPattern))
+            .<com.fasterxml.jackson.databind.node.ObjectNode>set(
+                "rank_pattern", Jsonl.JSON.valueToTree(rankPattern))
             .set("alpha_pattern", Jsonl.JSON.valueToTree(alphaPattern));
     AtomicFiles.writeString(folder.resolve("adapter_config.json"), json.toPrettyString() + "\n");
   }

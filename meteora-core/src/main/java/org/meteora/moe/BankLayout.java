@@ -7,10 +7,12 @@ import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
- * An {@link AdapterBank} with the small tables that the forward strategies index by adapter, and Bᵀ where it may be kept.
+ * An {@link AdapterBank} with the small tables that the forward strategies index by adapter, and Bᵀ
+ * where it may be kept.
  *
- * <p>Tables are made once, owned by the manager of the layer's parameters. Bᵀ is a view while adapters are being trained, and a row-major
- * copy made at first use (so that a chosen rank is one contiguous row) otherwise.
+ * <p>Tables are made once, owned by the manager of the layer's parameters. Bᵀ is a view while
+ * adapters are being trained, and a row-major copy made at first use (so that a chosen rank is one
+ * contiguous row) otherwise.
  */
 final class BankLayout {
   private final AdapterBank bank;

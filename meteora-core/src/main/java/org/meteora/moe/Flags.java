@@ -7,10 +7,12 @@ import java.util.OptionalInt;
 import org.meteora.UserException;
 
 /**
- * The environment flags that choose an implementation, with the names the Python original gave them.
+ * The environment flags that choose an implementation, with the names the Python original gave
+ * them.
  *
  * @param mode what they ask for
- * @param singleAdapter {@code MOELINEAR_SINGLE_MOE_LORA}: this adapter alone on every token, no gate
+ * @param singleAdapter {@code MOELINEAR_SINGLE_MOE_LORA}: this adapter alone on every token, no
+ *     gate
  */
 public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
   private static final String ACCELERATE = "MOELINEAR_USE_ACCELERATE_FWD";
@@ -40,10 +42,12 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
       try {
         single = OptionalInt.of(Integer.parseInt(index.strip()));
       } catch (NumberFormatException e) {
-        throw new UserException(SINGLE + "=" + index + ": an adapter's index (0, 1, …) was expected");
+        throw new UserException(
+            SINGLE + "=" + index + ": an adapter's index (0, 1, …) was expected");
       }
       if (single.getAsInt() < 0) {
-        throw new UserException(SINGLE + "=" + index + ": an adapter's index (0, 1, …) was expected");
+        throw new UserException(
+            SINGLE + "=" + index + ": an adapter's index (0, 1, …) was expected");
       }
     }
     boolean accelerate = choice(environment, ACCELERATE, "1", "0", "1").equals("1");
@@ -52,7 +56,8 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
     var torch = choice(environment, TORCH_VERSION, "v1", "v1", "v2");
     choice(environment, TRITON_VERSION, "v4", "v1", "v2", "v3", "v4");
     boolean nothingSet =
-        List.of(LOOP, BACKEND, TORCH_VERSION, TRITON_VERSION).stream().noneMatch(environment::containsKey);
+        List.of(LOOP, BACKEND, TORCH_VERSION, TRITON_VERSION).stream()
+            .noneMatch(environment::containsKey);
     ForwardMode mode;
     if (!accelerate) {
       mode = ForwardMode.REFERENCE;
@@ -70,7 +75,8 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
     return new Flags(mode, single);
   }
 
-  private static String choice(Map<String, String> environment, String name, String otherwise, String... choices) {
+  private static String choice(
+      Map<String, String> environment, String name, String otherwise, String... choices) {
     var value = environment.get(name);
     if (value == null) {
       return otherwise;

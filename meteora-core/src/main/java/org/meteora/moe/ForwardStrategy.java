@@ -2,8 +2,12 @@ package org.meteora.moe;
 
 import ai.djl.ndarray.NDArray;
 
-/** One way to compute the adapters' contribution to a linear layer: {@code Σ weight_i · s_i · (x A_iᵀ) B_iᵀ} over the chosen adapters. */
-sealed interface ForwardStrategy permits ReferenceForward, LoopForward, GatherForward, MaskedForward {
+/**
+ * One way to compute the adapters' contribution to a linear layer: {@code Σ weight_i · s_i · (x
+ * A_iᵀ) B_iᵀ} over the chosen adapters.
+ */
+sealed interface ForwardStrategy
+    permits ReferenceForward, LoopForward, GatherForward, MaskedForward {
   /**
    * @param x {@code (tokens, in)}, dropout already applied
    * @param bank the adapters and what was derived from them

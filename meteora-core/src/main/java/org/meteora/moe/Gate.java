@@ -24,7 +24,8 @@ public final class Gate {
   }
 
   /**
-   * Training: {@code p = softmax(logits)} in float32, the top-k of p divided by their sum. The routing temperature is not used.
+   * Training: {@code p = softmax(logits)} in float32, the top-k of p divided by their sum. The
+   * routing temperature is not used.
    *
    * @param logits {@code (tokens, N)}
    */

@@ -4,13 +4,16 @@ import ai.djl.ndarray.NDArray;
 import org.meteora.torch.Ops;
 
 /**
- * {@code batch} v1: gathers the chosen adapters' rows of A and of Bᵀ for every token, then two batched matmuls. Reads only what was chosen:
- * the best for few tokens. Unequal ranks are padded with rows whose coefficient is 0.
+ * {@code batch} v1: gathers the chosen adapters' rows of A and of Bᵀ for every token, then two
+ * batched matmuls. Reads only what was chosen: the best for few tokens. Unequal ranks are padded
+ * with rows whose coefficient is 0.
  */
 final class GatherForward implements ForwardStrategy {
   private final boolean trainable;
 
-  /** @param trainable whether gradients to B are wanted, so that Bᵀ must be a view of it */
+  /**
+   * @param trainable whether gradients to B are wanted, so that Bᵀ must be a view of it
+   */
   GatherForward(boolean trainable) {
     this.trainable = trainable;
   }

@@ -1,13 +1,13 @@
 package org.meteora.moe;
 
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDArrays;
+import ai.djl.ndarray.NDList;
 import org.meteora.torch.Ops;
 
 /**
- * {@code all}: (token, adapter) pairs sorted by adapter, then two small matmuls for each adapter that was chosen at all. The least
- * arithmetic of all modes, and one wait for the device.
+ * {@code all}: (token, adapter) pairs sorted by adapter, then two small matmuls for each adapter
+ * that was chosen at all. The least arithmetic of all modes, and one wait for the device.
  */
 final class LoopForward implements ForwardStrategy {
   @Override
@@ -37,7 +37,8 @@ final class LoopForward implements ForwardStrategy {
     var inputs = Ops.indexSelect(x, 0, manager.create(tokenOf));
     var weights =
         Ops.cast(
-            Ops.indexSelect(routing.weights().reshape(-1, 1), 0, manager.create(pairOf)), Ops.dtype(x));
+            Ops.indexSelect(routing.weights().reshape(-1, 1), 0, manager.create(pairOf)),
+            Ops.dtype(x));
     long out = bank.loraB().getShape().get(0);
     var parts = new NDList();
     for (int i = 0; i < n; i++) {

@@ -5,8 +5,9 @@ import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
- * {@code batch} v2: no gather. All adapters' ranks in one matmul, {@code z = x Aᵀ (tokens, Σr)}, times the routing weight of the rank's
- * adapter (0 where it was not chosen) and its scale, then one matmul with B. Any ranks.
+ * {@code batch} v2: no gather. All adapters' ranks in one matmul, {@code z = x Aᵀ (tokens, Σr)},
+ * times the routing weight of the rank's adapter (0 where it was not chosen) and its scale, then
+ * one matmul with B. Any ranks.
  */
 final class MaskedForward implements ForwardStrategy {
   @Override

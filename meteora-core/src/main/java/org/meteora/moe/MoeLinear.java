@@ -14,7 +14,8 @@ import org.meteora.lora.AdapterBank;
 import org.meteora.torch.Ops;
 
 /**
- * A linear layer with N LoRA adapters and a gate that chooses k of them for every token (MeteoRA, arXiv 2405.13053, section 3):
+ * A linear layer with N LoRA adapters and a gate that chooses k of them for every token (MeteoRA,
+ * arXiv 2405.13053, section 3):
  *
  * <pre>
  * logits = x Gᵀ                                                    (tokens, N)
@@ -22,14 +23,19 @@ import org.meteora.torch.Ops;
  * y = x Wᵀ (+ bias) + Σ_{i in top-k} weight_i · s_i · (dropout(x) A_iᵀ) B_iᵀ
  * </pre>
  *
- * <p>Input {@code (…, in)}, output {@code (…, out)}, float32, float16 or bfloat16 like the weights; routing weights are computed in float32. As
- * a DJL block it takes one array and returns one; in training it returns the gate logits {@code (…, N)} as a second. The frozen weight is never
- * copied. Without adapters it is a plain linear layer; with one adapter and no gate it is a PEFT LoRA layer.
+ * <p>Input {@code (…, in)}, output {@code (…, out)}, float32, float16 or bfloat16 like the weights;
+ * routing weights are computed in float32. As a DJL block it takes one array and returns one; in
+ * training it returns the gate logits {@code (…, N)} as a second. The frozen weight is never
+ * copied. Without adapters it is a plain linear layer; with one adapter and no gate it is a PEFT
+ * LoRA layer.
  */
 public final class MoeLinear extends AbstractBlock {
   private static final byte VERSION = 1;
 
-  /** From this many tokens on, looping over adapters beats gathering their rows (CPU, rank 8, k 2; see docs/performance.md). */
+  /**
+   * From this many tokens on, looping over adapters beats gathering their rows (CPU, rank 8, k 2;
+   * see docs/performance.md).
+   */
   static final int LOOP_FROM_TOKENS = 16;
 
   private final NDArray weight;
@@ -74,7 +80,8 @@ public final class MoeLinear extends AbstractBlock {
     this.dropout = dropout;
     this.layer = layer;
     this.module = module;
-    this.layout = bank == null ? null : new BankLayout(bank.loraA().getManager(), bank, Ops.dtype(weight));
+    this.layout =
+        bank == null ? null : new BankLayout(bank.loraA().getManager(), bank, Ops.dtype(weight));
     register("weight", weight);
     register("bias", bias);
     if (bank != null) {
@@ -87,8 +94,7 @@ public final class MoeLinear extends AbstractBlock {
   private void register(String name, NDArray array) {
     if (array != null) {
       var parameter =
-          addParameter(
-              Parameter.builder().setName(name).setType(Parameter.Type.OTHER).optShape(array.getShape()).build());
+          addParameter(Parameter.builder().setName(name).setType(Parameter.Type.OTHER).build());
       parameter.setArray(array);
     }
   }
@@ -139,12 +145,15 @@ public final class MoeLinear extends AbstractBlock {
       tell(routing, shape);
     }
     if (bank.totalRank() > 0) {
-      var input = training && dropout > 0 ? Ops.dropout(rows, dropout) : rows;
-      var added = strategy(flags.mode(), routing.tokens(), training).contribution(input, layout, routing);
+      var input = training && dropout > 0 && control.dropout() ? Ops.dropout(rows, dropout) : rows;
+      var added =
+          strategy(flags.mode(), routing.tokens(), training).contribution(input, layout, routing);
       y = y.add(shape.dimension() == 2 ? added : added.reshape(y.getShape()));
     }
     var logitsShaped =
-        logits == null || shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size()));
+        logits == null || shape.dimension() == 2
+            ? logits
+            : logits.reshape(withLast(shape, bank.size()));
     return new Output(y, logitsShaped);
   }
 
@@ -157,7 +166,11 @@ public final class MoeLinear extends AbstractBlock {
   private Routing fixed(NDArray rows, int adapter) {
     if (adapter >= bank.size()) {
       throw new UserException(
-          "MOELINEAR_SINGLE_MOE_LORA=" + adapter + ": there are " + bank.size() + " adapters, counted from 0");
+          "MOELINEAR_SINGLE_MOE_LORA="
+              + adapter
+              + ": there are "
+              + bank.size()
+              + " adapters, counted from 0");
     }
     long tokens = rows.getShape().get(0);
     var manager = rows.getManager();
@@ -176,7 +189,13 @@ public final class MoeLinear extends AbstractBlock {
     control
         .listener()
         .onRouting(
-            layer, module, rows, routing.tokens() / rows, routing.topK(), indices, routing.weights().toFloatArray());
+            layer,
+            module,
+            rows,
+            routing.tokens() / rows,
+            routing.topK(),
+            indices,
+            routing.weights().toFloatArray());
   }
 
   private ForwardStrategy strategy(ForwardMode mode, int tokens, boolean training) {
@@ -187,7 +206,9 @@ public final class MoeLinear extends AbstractBlock {
       case MASKED -> new MaskedForward();
       case FUSED, AUTO -> {
         if (weight.getDevice().isGpu()) {
-          yield training || tokens > LOOP_FROM_TOKENS ? new MaskedForward() : new GatherForward(false);
+          yield training || tokens > LOOP_FROM_TOKENS
+              ? new MaskedForward()
+              : new GatherForward(false);
         }
         yield training || tokens >= LOOP_FROM_TOKENS ? new LoopForward() : new GatherForward(false);
       }
@@ -196,7 +217,10 @@ public final class MoeLinear extends AbstractBlock {
 
   @Override
   protected NDList forwardInternal(
-      ParameterStore parameterStore, NDList inputs, boolean training, PairList<String, Object> params) {
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
     var output = forward(inputs.head(), training);
     return training && output.gateLogits() != null
         ? new NDList(output.y(), output.gateLogits())

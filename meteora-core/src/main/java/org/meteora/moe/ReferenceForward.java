@@ -3,7 +3,10 @@ package org.meteora.moe;
 import ai.djl.ndarray.NDArray;
 import org.meteora.torch.Ops;
 
-/** The formula as it stands: every adapter on every token, times its weight there (0 where it was not chosen). */
+/**
+ * The formula as it stands: every adapter on every token, times its weight there (0 where it was
+ * not chosen).
+ */
 final class ReferenceForward implements ForwardStrategy {
   @Override
   public NDArray contribution(NDArray x, BankLayout bank, Routing routing) {
@@ -14,8 +17,14 @@ final class ReferenceForward implements ForwardStrategy {
       if (bank.rank(i) == 0) {
         continue;
       }
-      var chosen = routing.indices().eq((long) i).toType(ai.djl.ndarray.types.DataType.FLOAT32, false);
-      var weight = routing.weights().mul(chosen).sum(new int[] {1}, true).mul((float) bank.bank().scales()[i]);
+      var chosen =
+          routing.indices().eq((long) i).toType(ai.djl.ndarray.types.DataType.FLOAT32, false);
+      var weight =
+          routing
+              .weights()
+              .mul(chosen)
+              .sum(new int[] {1}, true)
+              .mul((float) bank.bank().scales()[i]);
       var a = Ops.narrow(bank.loraA(), 0, bank.offset(i), bank.rank(i));
       var b = Ops.narrow(bank.loraB(), 1, bank.offset(i), bank.rank(i));
       a.attach(manager);

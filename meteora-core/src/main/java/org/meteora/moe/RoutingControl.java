@@ -1,10 +1,14 @@
 package org.meteora.moe;
 
-/** What all gated layers of one model share and a caller may change between passes. Not for use from several threads. */
+/**
+ * What all gated layers of one model share and a caller may change between passes. Not for use from
+ * several threads.
+ */
 public final class RoutingControl {
   private RoutingSettings settings;
   private Flags flags;
   private RoutingListener listener;
+  private boolean dropout = true;
 
   public RoutingControl(RoutingSettings settings, Flags flags) {
     this.settings = settings;
@@ -37,5 +41,18 @@ public final class RoutingControl {
   /** Sets who is told of every routing; null for nobody. */
   public void listener(RoutingListener value) {
     listener = value;
+  }
+
+  /**
+   * Whether training passes drop out adapters' inputs; an evaluation between training steps turns
+   * it off.
+   */
+  public boolean dropout() {
+    return dropout;
+  }
+
+  /** Turns the training passes' dropout on or off. */
+  public void dropout(boolean value) {
+    dropout = value;
   }
 }

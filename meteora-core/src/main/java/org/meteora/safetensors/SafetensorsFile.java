@@ -27,8 +27,8 @@ import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
- * One safetensors file, mapped into memory. Nothing in the header is believed before it is checked: its length, every dtype, shape and
- * offset, and that the tensors fill the file without overlap.
+ * One safetensors file, mapped into memory. Nothing in the header is believed before it is checked:
+ * its length, every dtype, shape and offset, and that the tensors fill the file without overlap.
  */
 public final class SafetensorsFile implements AutoCloseable {
   private static final long MAX_HEADER = 100L << 20;
@@ -69,12 +69,20 @@ public final class SafetensorsFile implements AutoCloseable {
       long size = channel.size();
       var lengthBytes = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
       if (size < 8 || !readFully(channel, lengthBytes, 0)) {
-        throw broken(path, "the file has " + size + " bytes, a safetensors file begins with 8 bytes of header length");
+        throw broken(
+            path,
+            "the file has "
+                + size
+                + " bytes, a safetensors file begins with 8 bytes of header length");
       }
       long length = lengthBytes.getLong(0);
       if (length < 2 || length > size - 8) {
         throw broken(
-            path, "the header is said to have " + Long.toUnsignedString(length) + " bytes, the file has " + size);
+            path,
+            "the header is said to have "
+                + Long.toUnsignedString(length)
+                + " bytes, the file has "
+                + size);
       }
       if (length > MAX_HEADER) {
         throw broken(path, "a header of " + length + " bytes is longer than any real one (100 MB)");
@@ -85,7 +93,8 @@ public final class SafetensorsFile implements AutoCloseable {
       try {
         json = STRICT.readTree(header.array());
       } catch (JsonProcessingException e) {
-        throw broken(path, "the header is not JSON: " + e.getOriginalMessage().replaceAll("\\s+", " "));
+        throw broken(
+            path, "the header is not JSON: " + e.getOriginalMessage().replaceAll("\\s+", " "));
       }
       if (json == null || !json.isObject()) {
         throw broken(path, "the header is not a JSON object");
@@ -107,7 +116,11 @@ public final class SafetensorsFile implements AutoCloseable {
               : channel.map(FileChannel.MapMode.READ_ONLY, 0, size, arena).asSlice(8 + length);
       opened = true;
       return new SafetensorsFile(
-          path, Collections.unmodifiableMap(tensors), Collections.unmodifiableMap(metadata), arena, data);
+          path,
+          Collections.unmodifiableMap(tensors),
+          Collections.unmodifiableMap(metadata),
+          arena,
+          data);
     } catch (IOException e) {
       throw new UserException("cannot read " + path + ": " + AtomicFiles.reason(e), e);
     } finally {
@@ -117,7 +130,8 @@ public final class SafetensorsFile implements AutoCloseable {
     }
   }
 
-  private static boolean readFully(FileChannel channel, ByteBuffer buffer, long position) throws IOException {
+  private static boolean readFully(FileChannel channel, ByteBuffer buffer, long position)
+      throws IOException {
     while (buffer.hasRemaining()) {
       int read = channel.read(buffer, position + buffer.position());
       if (read < 0) {
@@ -155,7 +169,13 @@ public final class SafetensorsFile implements AutoCloseable {
     }
     if (dtype == null) {
       throw broken(
-          path, "tensor " + name + " has the dtype \"" + dtypeName + "\"; known are " + Dtype.safetensorsNames());
+          path,
+          "tensor "
+              + name
+              + " has the dtype \""
+              + dtypeName
+              + "\"; known are "
+              + Dtype.safetensorsNames());
     }
     var shape = new ArrayList<Long>();
     long count = 1;
@@ -163,7 +183,9 @@ public final class SafetensorsFile implements AutoCloseable {
       throw broken(path, "tensor " + name + " has no shape");
     }
     for (var dimension : node.path("shape")) {
-      if (!dimension.isIntegralNumber() || !dimension.canConvertToLong() || dimension.longValue() < 0) {
+      if (!dimension.isIntegralNumber()
+          || !dimension.canConvertToLong()
+          || dimension.longValue() < 0) {
         throw broken(path, "tensor " + name + " has the dimension " + dimension);
       }
       shape.add(dimension.longValue());
@@ -187,12 +209,28 @@ public final class SafetensorsFile implements AutoCloseable {
     if (begin < 0 || end < begin || end > dataSize) {
       throw broken(
           path,
-          "tensor " + name + " lies at bytes " + begin + " to " + end + ", the file holds " + dataSize + " (is it truncated?)");
+          "tensor "
+              + name
+              + " lies at bytes "
+              + begin
+              + " to "
+              + end
+              + ", the file holds "
+              + dataSize
+              + " (is it truncated?)");
     }
     if (count > Long.MAX_VALUE / 8 || count * dtype.bytes() != end - begin) {
       throw broken(
           path,
-          "tensor " + name + " " + dtypeName + " " + shape + " does not fill its " + (end - begin) + " bytes");
+          "tensor "
+              + name
+              + " "
+              + dtypeName
+              + " "
+              + shape
+              + " does not fill its "
+              + (end - begin)
+              + " bytes");
     }
     return new TensorInfo(name, dtype, List.copyOf(shape), begin, end);
   }
@@ -203,7 +241,8 @@ public final class SafetensorsFile implements AutoCloseable {
     long at = 0;
     for (var tensor : sorted) {
       if (tensor.begin() < at) {
-        throw broken(path, "tensor " + tensor.name() + " overlaps another at byte " + tensor.begin());
+        throw broken(
+            path, "tensor " + tensor.name() + " overlaps another at byte " + tensor.begin());
       }
       if (tensor.begin() > at) {
         throw broken(path, "bytes " + at + " to " + tensor.begin() + " belong to no tensor");
@@ -235,8 +274,9 @@ public final class SafetensorsFile implements AutoCloseable {
   }
 
   /**
-   * A tensor over the mapped bytes, on the CPU, in the file's dtype. It is read-only, and valid until this file is closed; a tensor that
-   * does not lie on a multiple of its element size is copied.
+   * A tensor over the mapped bytes, on the CPU, in the file's dtype. It is read-only, and valid
+   * until this file is closed; a tensor that does not lie on a multiple of its element size is
+   * copied.
    *
    * @throws UserException when there is no such tensor
    */

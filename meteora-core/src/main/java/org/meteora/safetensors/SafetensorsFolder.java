@@ -13,7 +13,10 @@ import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 
-/** The weights of one model: {@code model.safetensors}, or the shards that {@code model.safetensors.index.json} names. */
+/**
+ * The weights of one model: {@code model.safetensors}, or the shards that {@code
+ * model.safetensors.index.json} names.
+ */
 public final class SafetensorsFolder implements AutoCloseable {
   private final Path path;
   private final List<SafetensorsFile> files = new ArrayList<>();
@@ -90,7 +93,8 @@ public final class SafetensorsFolder implements AutoCloseable {
     for (var name : opened.tensors().keySet()) {
       var before = owner.put(name, opened);
       if (before != null) {
-        throw new UserException("the tensor " + name + " is in both " + before.path() + " and " + file);
+        throw new UserException(
+            "the tensor " + name + " is in both " + before.path() + " and " + file);
       }
     }
   }
@@ -141,7 +145,12 @@ public final class SafetensorsFolder implements AutoCloseable {
     }
     if (!info.dtype().isFloatingPoint()) {
       throw new UserException(
-          owner.get(name).path() + ": the tensor " + name + " is " + info.dtype().safetensorsName() + ", expected F32, F16 or BF16");
+          owner.get(name).path()
+              + ": the tensor "
+              + name
+              + " is "
+              + info.dtype().safetensorsName()
+              + ", expected F32, F16 or BF16");
     }
     return owner.get(name).read(manager, name);
   }

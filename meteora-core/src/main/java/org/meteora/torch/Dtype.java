@@ -62,7 +62,8 @@ public enum Dtype {
     return Arrays.stream(values())
         .filter(dtype -> dtype.scalarType == scalarType)
         .findFirst()
-        .orElseThrow(() -> new IllegalStateException("libtorch dtype " + scalarType + " is not used here"));
+        .orElseThrow(
+            () -> new IllegalStateException("libtorch dtype " + scalarType + " is not used here"));
   }
 
   /** All names in safetensors headers that are read. */

@@ -9,8 +9,9 @@ import ai.djl.pytorch.jni.JniUtils;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Tensor operations that DJL's {@link NDArray} lacks or cannot do in bfloat16. Results belong to the manager of the first tensor argument
- * unless a manager is given. All are differentiable unless they say otherwise.
+ * Tensor operations that DJL's {@link NDArray} lacks or cannot do in bfloat16. Results belong to
+ * the manager of the first tensor argument unless a manager is given. All are differentiable unless
+ * they say otherwise.
  */
 public final class Ops {
   private Ops() {}
@@ -20,7 +21,9 @@ public final class Ops {
     return StableAbi.dtype(x);
   }
 
-  /** Address of the first element: in host memory, or on the device. Valid while the array is open. */
+  /**
+   * Address of the first element: in host memory, or on the device. Valid while the array is open.
+   */
   public static long dataPointer(NDArray x) {
     return StableAbi.dataPointer(x);
   }
@@ -54,12 +57,18 @@ public final class Ops {
     }
   }
 
-  /** A row-major tensor over mapped or native memory, which must stay valid as long as the tensor; not copied. */
+  /**
+   * A row-major tensor over mapped or native memory, which must stay valid as long as the tensor;
+   * not copied.
+   */
   public static NDArray wrap(NDManager manager, MemorySegment data, Dtype dtype, long... shape) {
     return StableAbi.fromBlob(manager, data, shape, dtype);
   }
 
-  /** Copies the values of {@code source} into {@code target}, converting dtype and device; shapes must broadcast. Not differentiable. */
+  /**
+   * Copies the values of {@code source} into {@code target}, converting dtype and device; shapes
+   * must broadcast. Not differentiable.
+   */
   public static void copy(NDArray target, NDArray source) {
     StableAbi.copy(target, source);
   }
@@ -68,7 +77,8 @@ public final class Ops {
   public static NDArray toDevice(NDManager manager, NDArray x, Device device) {
     var result = StableAbi.empty(manager, x.getShape().getShape(), dtype(x));
     if (!result.getDevice().equals(device)) {
-      throw new IllegalArgumentException("the manager is on " + result.getDevice() + ", not on " + device);
+      throw new IllegalArgumentException(
+          "the manager is on " + result.getDevice() + ", not on " + device);
     }
     copy(result, x);
     return result;
@@ -79,7 +89,10 @@ public final class Ops {
     return new StableAbi.Call("aten::alias", "").tensor(x).run(manager);
   }
 
-  /** {@code x · weightᵀ (+ bias)}: {@code x (…, in)}, {@code weight (out, in)}, {@code bias (out)} or null. */
+  /**
+   * {@code x · weightᵀ (+ bias)}: {@code x (…, in)}, {@code weight (out, in)}, {@code bias (out)}
+   * or null.
+   */
   public static NDArray linear(NDArray x, NDArray weight, NDArray bias) {
     return new StableAbi.Call("aten::linear", "")
         .tensor(x)
@@ -126,7 +139,10 @@ public final class Ops {
         .run(index.getManager());
   }
 
-  /** {@code x} with {@code source} added at positions {@code index} (same shape as {@code source}) along {@code dim}. */
+  /**
+   * {@code x} with {@code source} added at positions {@code index} (same shape as {@code source})
+   * along {@code dim}.
+   */
   public static NDArray scatterAdd(NDArray x, int dim, NDArray index, NDArray source) {
     return new StableAbi.Call("aten::scatter_add", "")
         .tensor(x)
@@ -167,7 +183,8 @@ public final class Ops {
    * @param q {@code (batch, heads, queries, dim)}
    * @param k {@code (batch, kvHeads, keys, dim)}; {@code kvHeads} divides {@code heads}
    * @param v as {@code k}
-   * @param mask added to the scores, broadcastable to {@code (batch, heads, queries, keys)}, dtype of {@code q}; or null
+   * @param mask added to the scores, broadcastable to {@code (batch, heads, queries, keys)}, dtype
+   *     of {@code q}; or null
    * @param causal mask later keys (only without {@code mask})
    */
   public static NDArray attention(NDArray q, NDArray k, NDArray v, NDArray mask, boolean causal) {
@@ -196,8 +213,8 @@ public final class Ops {
   }
 
   /**
-   * Adds gradients: runs the backward pass from {@code output} with the gradient {@code gradient} of the same shape (null: {@code output} is
-   * a scalar).
+   * Adds gradients: runs the backward pass from {@code output} with the gradient {@code gradient}
+   * of the same shape (null: {@code output} is a scalar).
    */
   public static void backward(NDArray output, NDArray gradient) {
     if (gradient == null) {

@@ -22,8 +22,9 @@ import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 
 /**
- * libtorch's stable C ABI ({@code aoti_torch_*}) through the foreign-function interface: what DJL's own binding cannot name, first of all
- * bfloat16, and any ATen operator by its name. A {@link PtNDArray}'s handle is the ABI's {@code AtenTensorHandle}.
+ * libtorch's stable C ABI ({@code aoti_torch_*}) through the foreign-function interface: what DJL's
+ * own binding cannot name, first of all bfloat16, and any ATen operator by its name. A {@link
+ * PtNDArray}'s handle is the ABI's {@code AtenTensorHandle}.
  *
  * <p>The only class that holds method handles to libtorch; everything else calls {@link Ops}.
  */
@@ -42,14 +43,16 @@ final class StableAbi {
   private static final MethodHandle GET_NUMEL = out("aoti_torch_get_numel");
   private static final MethodHandle NEW_HANDLE = out("aoti_torch_new_tensor_handle");
   private static final MethodHandle DISPATCH =
-      handle("aoti_torch_call_dispatcher", FunctionDescriptor.of(JAVA_INT, ADDRESS, ADDRESS, ADDRESS));
+      handle(
+          "aoti_torch_call_dispatcher", FunctionDescriptor.of(JAVA_INT, ADDRESS, ADDRESS, ADDRESS));
   private static final MethodHandle COPY =
       handle("aoti_torch_copy_", FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_LONG, JAVA_INT));
   private static final MethodHandle FROM_BLOB =
       handle(
           "aoti_torch_create_tensor_from_blob",
           FunctionDescriptor.of(
-              JAVA_INT, ADDRESS, JAVA_LONG, ADDRESS, ADDRESS, JAVA_LONG, JAVA_INT, JAVA_INT, JAVA_INT, ADDRESS));
+              JAVA_INT, ADDRESS, JAVA_LONG, ADDRESS, ADDRESS, JAVA_LONG, JAVA_INT, JAVA_INT,
+              JAVA_INT, ADDRESS));
   private static final MethodHandle EMPTY_STRIDED =
       handle(
           "aoti_torch_empty_strided",
@@ -57,7 +60,8 @@ final class StableAbi {
               JAVA_INT, JAVA_LONG, ADDRESS, ADDRESS, JAVA_INT, JAVA_INT, JAVA_INT, ADDRESS));
   private static final MethodHandle MALLOC =
       LINKER.downcallHandle(
-          LINKER.defaultLookup().find("malloc").orElseThrow(), FunctionDescriptor.of(ADDRESS, JAVA_LONG));
+          LINKER.defaultLookup().find("malloc").orElseThrow(),
+          FunctionDescriptor.of(ADDRESS, JAVA_LONG));
 
   private static final Map<String, MemorySegment> NAMES = new ConcurrentHashMap<>();
   private static final int STACK_SLOTS = 16;
@@ -216,7 +220,9 @@ final class StableAbi {
     }
 
     Call optionalTensor(NDArray array) {
-      return array == null ? none() : filled(query(NEW_HANDLE, handleOf(array), "new_tensor_handle"));
+      return array == null
+          ? none()
+          : filled(query(NEW_HANDLE, handleOf(array), "new_tensor_handle"));
     }
 
     Call optionalReal(double value) {
@@ -249,7 +255,8 @@ final class StableAbi {
     NDArray[] runPair(NDManager manager) {
       invoke();
       return new NDArray[] {
-        adopt(manager, stack.getAtIndex(JAVA_LONG, 0)), adopt(manager, stack.getAtIndex(JAVA_LONG, 1))
+        adopt(manager, stack.getAtIndex(JAVA_LONG, 0)),
+        adopt(manager, stack.getAtIndex(JAVA_LONG, 1))
       };
     }
 
@@ -267,7 +274,10 @@ final class StableAbi {
 
     @Override
     public String toString() {
-      return operator + "(" + Arrays.toString(stack.asSlice(0, 8L * slots).toArray(JAVA_LONG)) + ")";
+      return operator
+          + "("
+          + Arrays.toString(stack.asSlice(0, 8L * slots).toArray(JAVA_LONG))
+          + ")";
     }
   }
 }

@@ -56,7 +56,8 @@ class SafetensorsTest {
         assertThat(file.tensors().get("b.half").dtype()).isEqualTo(Dtype.BF16);
         assertThat(file.read(manager, "a").toFloatArray()).containsExactly(1, 2, 3, 4, 5, 6);
         assertThat(file.read(manager, "view").toFloatArray()).containsExactly(1, 4, 2, 5, 3, 6);
-        assertThat(Ops.cast(file.read(manager, "b.half"), Dtype.F32).toFloatArray()).containsExactly(1, 2, 3, 4, 5, 6);
+        assertThat(Ops.cast(file.read(manager, "b.half"), Dtype.F32).toFloatArray())
+            .containsExactly(1, 2, 3, 4, 5, 6);
       }
     }
   }
@@ -68,10 +69,15 @@ class SafetensorsTest {
     rejected(file("[]", 0), "not a JSON object");
     rejected(file("{\"a\":", 0), "not JSON");
     rejected(file("{\"a\":{\"dtype\":\"F4\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4), "\"F4\"");
-    rejected(file("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4), "truncated");
-    rejected(file("{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8), "does not fill");
     rejected(
-        file("{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387905,4],\"data_offsets\":[0,16]}}", 16),
+        file("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4), "truncated");
+    rejected(
+        file("{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8),
+        "does not fill");
+    rejected(
+        file(
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387905,4],\"data_offsets\":[0,16]}}",
+            16),
         "impossible shape");
     rejected(
         file(
@@ -79,7 +85,8 @@ class SafetensorsTest {
                 + "\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}",
             12),
         "overlaps");
-    rejected(file("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 8), "no tensor");
+    rejected(
+        file("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 8), "no tensor");
     rejected(
         file(
             "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}",
@@ -93,10 +100,14 @@ class SafetensorsTest {
     return bytes;
   }
 
-  /** Any byte of a good file changed, or the file cut anywhere: either it opens, or one clear line says why not. */
+  /**
+   * Any byte of a good file changed, or the file cut anywhere: either it opens, or one clear line
+   * says why not.
+   */
   @Property(tries = 400)
   void damageNeverCrashes(
-      @ForAll @Size(max = 8) byte[] noise, @ForAll @IntRange(max = 220) int at, @ForAll boolean cut) throws IOException {
+      @ForAll @Size(max = 8) byte[] noise, @ForAll @IntRange(max = 220) int at, @ForAll boolean cut)
+      throws IOException {
     var good =
         file(
             "{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"

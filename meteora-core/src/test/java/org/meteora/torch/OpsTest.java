@@ -24,7 +24,8 @@ class OpsTest {
       assertThat(top[0].toFloatArray()).containsExactly(5, 3, 6, 4);
       assertThat(top[1].toLongArray()).containsExactly(1, 2, 2, 0);
       var zeros = Ops.zeros(manager, Dtype.F32, 2, 3);
-      assertThat(Ops.scatterAdd(zeros, 1, top[1], top[0]).toFloatArray()).containsExactly(0, 5, 3, 4, 0, 6);
+      assertThat(Ops.scatterAdd(zeros, 1, top[1], top[0]).toFloatArray())
+          .containsExactly(0, 5, 3, 4, 0, 6);
       assertThat(Ops.indexSelect(x, 0, manager.create(new long[] {1, 0})).toFloatArray())
           .containsExactly(4, 2, 6, 1, 5, 3);
     }

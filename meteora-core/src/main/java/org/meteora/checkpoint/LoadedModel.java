@@ -1,0 +1,335 @@
+package org.meteora.checkpoint;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
+import java.io.IOException;
+import java.io.InputStream;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.DigestInputStream;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
+import java.util.HexFormat;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.function.BiFunction;
+import org.meteora.UserException;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Generator;
+import org.meteora.generate.TokenGenerator;
+import org.meteora.generate.Tokenizer;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Progress;
+import org.meteora.llama.Llama;
+import org.meteora.llama.LlamaConfig;
+import org.meteora.lora.AdapterBank;
+import org.meteora.lora.LoraAdapter;
+import org.meteora.moe.Flags;
+import org.meteora.moe.RoutingControl;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.torch.Dtype;
+
+/**
+ * A model ready to run: base, adapters, tokenizer and settings. Closing it frees its memory and its
+ * files.
+ */
+public final class LoadedModel implements AutoCloseable {
+  private final Spec spec;
+  private final Llama llama;
+  private final Tokenizer tokenizer;
+  private final List<String> adapterNames;
+  private final GenerationConfig generation;
+  private final NDManager manager;
+  private final List<AutoCloseable> files;
+  private final List<Path> sources;
+
+  /**
+   * What to load.
+   *
+   * @param basePath a Hugging Face Llama folder
+   * @param model {@code meteora}, {@code base}, or an adapter's name in {@code adapterDir}
+   * @param checkpointPath the MeteoRA checkpoint, for {@code meteora}
+   * @param adapterDir PEFT folders by name
+   * @param topK adapters a token; the default is 2
+   * @param temperature of the routing; the default is 1
+   * @param device {@code cpu} or {@code cuda[:i]}
+   * @param dtype f32, f16 or bf16; by default f32 on CPU, bf16 on CUDA
+   */
+  public record Spec(
+      Path basePath,
+      String model,
+      Optional<Path> checkpointPath,
+      Optional<Path> adapterDir,
+      Optional<Integer> topK,
+      Optional<Double> temperature,
+      String device,
+      Optional<String> dtype) {}
+
+  private LoadedModel(
+      Spec spec,
+      Llama llama,
+      Tokenizer tokenizer,
+      List<String> adapterNames,
+      GenerationConfig generation,
+      NDManager manager,
+      List<AutoCloseable> files,
+      List<Path> sources) {
+    this.spec = spec;
+    this.llama = llama;
+    this.tokenizer = tokenizer;
+    this.adapterNames = adapterNames;
+    this.generation = generation;
+    this.manager = manager;
+    this.files = files;
+    this.sources = sources;
+  }
+
+  /**
+   * Loads a model; the environment's {@code MOELINEAR_…} flags are read here.
+   *
+   * @throws UserException when anything is missing, broken or does not fit
+   */
+  public static LoadedModel load(Spec spec) {
+    var flags = Flags.fromEnvironment(System.getenv());
+    var config = LlamaConfig.read(spec.basePath());
+    var dtype =
+        spec.dtype()
+            .map(Dtype::ofOption)
+            .orElse(Devices.isCuda(spec.device()) ? Dtype.BF16 : Dtype.F32);
+    var settings =
+        new RoutingSettings(
+            spec.topK().orElse(RoutingSettings.DEFAULT.topK()),
+            spec.temperature().orElse(RoutingSettings.DEFAULT.temperature()));
+    var control = new RoutingControl(settings, flags);
+    var files = new ArrayList<AutoCloseable>();
+    NDManager manager = null;
+    try {
+      var tokenizer = Tokenizer.load(spec.basePath());
+      files.add(tokenizer);
+      if (tokenizer.vocabSize() > config.vocabSize()) {
+        throw new UserException(
+            spec.basePath()
+                + ": the tokenizer has "
+                + tokenizer.vocabSize()
+                + " tokens, the model embeds only "
+                + config.vocabSize());
+      }
+      MeteoraCheckpoint checkpoint = null;
+      LoraAdapter adapter = null;
+      if (spec.model().equals("meteora")) {
+        var path =
+            spec.checkpointPath()
+                .orElseThrow(
+                    () ->
+                        new UserException(
+                            "no MeteoRA checkpoint given: set meteora_ckpt_path"
+                                + " (--meteora-ckpt-path), or choose --model base or an adapter"));
+        checkpoint = MeteoraCheckpoint.open(path, spec.adapterDir(), config);
+        files.add(checkpoint);
+        if (flags.singleAdapter().isPresent()
+            && flags.singleAdapter().getAsInt() >= checkpoint.adapters().size()) {
+          throw new UserException(
+              "MOELINEAR_SINGLE_MOE_LORA="
+                  + flags.singleAdapter().getAsInt()
+                  + ": there are "
+                  + checkpoint.adapters().size()
+                  + " adapters, counted from 0");
+        }
+      } else if (!spec.model().equals("base")) {
+        adapter = LoraAdapter.open(adapterFolder(spec));
+        files.add(adapter);
+        MeteoraCheckpoint.describe(adapter, config); // checks every shape before anything is loaded
+      }
+      boolean baseFromCheckpoint =
+          !SafetensorsFolder.hasWeights(spec.basePath()) && checkpoint != null;
+      var base =
+          baseFromCheckpoint ? checkpoint.weights() : SafetensorsFolder.open(spec.basePath());
+      if (!baseFromCheckpoint) {
+        files.add(base);
+      }
+      long bytes = 0;
+      for (var name : base.names()) {
+        bytes += base.info(name).orElseThrow().bytes();
+      }
+      manager = NDManager.newBaseManager(Devices.parse(spec.device()), "PyTorch");
+      try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
+        var builder =
+            new ModelBuilder(
+                manager, dtype, base, baseFromCheckpoint ? "base_model.model." : "", progress);
+        BiFunction<Integer, Integer, AdapterBank> banks;
+        List<String> names;
+        if (checkpoint != null) {
+          var opened = checkpoint;
+          banks = (layer, module) -> builder.bank(opened, config, layer, module);
+          names = checkpoint.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
+        } else if (adapter != null) {
+          var opened = List.of(adapter);
+          banks = (layer, module) -> builder.bank(opened, config, layer, module);
+          names = List.of(adapter.name());
+        } else {
+          banks = (layer, module) -> null;
+          names = List.of();
+        }
+        var llama = builder.build(config, banks, control, 0);
+        var sources = new ArrayList<Path>();
+        base.files().forEach(file -> sources.add(file.path()));
+        if (checkpoint != null && !baseFromCheckpoint) {
+          checkpoint.weights().files().forEach(file -> sources.add(file.path()));
+        }
+        if (adapter != null) {
+          sources.add(adapter.weights().path());
+        }
+        var generation =
+            GenerationConfig.read(spec.basePath(), config.raw(), config.maxPositionEmbeddings());
+        return new LoadedModel(spec, llama, tokenizer, names, generation, manager, files, sources);
+      }
+    } catch (RuntimeException e) {
+      if (manager != null) {
+        manager.close();
+      }
+      closeAll(files);
+      throw e;
+    }
+  }
+
+  private static Path adapterFolder(Spec spec) {
+    var dir =
+        spec.adapterDir()
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "no folder of adapters given: set adapter_dir (--adapter-dir)"));
+    var folder = dir.resolve(spec.model());
+    if (!Files.isDirectory(folder)) {
+      var names =
+          LoraAdapter.list(dir).stream().map(path -> path.getFileName().toString()).toList();
+      throw new UserException(
+          "no adapter "
+              + spec.model()
+              + " in "
+              + dir
+              + "; there are "
+              + String.join(", ", names)
+              + " (or meteora, base)");
+    }
+    return folder;
+  }
+
+  public Llama llama() {
+    return llama;
+  }
+
+  public Tokenizer tokenizer() {
+    return tokenizer;
+  }
+
+  /** The adapters in the order of their indices; one for a plain PEFT model, none for the base. */
+  public List<String> adapterNames() {
+    return adapterNames;
+  }
+
+  /** The model folder's own generation settings. */
+  public GenerationConfig generationConfig() {
+    return generation;
+  }
+
+  /** Continues token sequences with this model. */
+  public TokenGenerator generator() {
+    return new Generator(llama);
+  }
+
+  public Spec spec() {
+    return spec;
+  }
+
+  /** Sets T for what follows. */
+  public void routingTemperature(double temperature) {
+    var control = llama.routing();
+    control.settings(new RoutingSettings(control.settings().topK(), temperature));
+  }
+
+  /** All settings and the hashes of all weight files, for a saved result. Reads the files once. */
+  public Map<String, Object> describe() {
+    var result = new LinkedHashMap<String, Object>();
+    result.put("model", spec.model());
+    result.put("base_model_path", spec.basePath().toString());
+    result.put("meteora_ckpt_path", spec.checkpointPath().map(Path::toString).orElse(null));
+    result.put("adapter_dir", spec.adapterDir().map(Path::toString).orElse(null));
+    result.put("adapters", adapterNames);
+    result.put("routing_top_k", llama.routing().settings().topK());
+    result.put("routing_temperature", llama.routing().settings().temperature());
+    result.put("forward_mode", llama.routing().flags().mode().name().toLowerCase());
+    result.put(
+        "single_adapter",
+        llama.routing().flags().singleAdapter().stream().boxed().findFirst().orElse(null));
+    result.put("device", spec.device());
+    result.put("dtype", llama.dtype().label());
+    var hashes = new LinkedHashMap<String, String>();
+    for (var source : sources) {
+      hashes.put(source.toString(), sha256(source));
+    }
+    result.put("sha256", hashes);
+    return result;
+  }
+
+  private static String sha256(Path file) {
+    try (InputStream in =
+        new DigestInputStream(Files.newInputStream(file), MessageDigest.getInstance("SHA-256"))) {
+      var buffer = new byte[1 << 20];
+      while (in.read(buffer) >= 0) {}
+      return HexFormat.of().formatHex(((DigestInputStream) in).getMessageDigest().digest());
+    } catch (IOException e) {
+      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
+    } catch (NoSuchAlgorithmException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  private static void closeAll(List<AutoCloseable> files) {
+    for (var file : files.reversed()) {
+      try {
+        file.close();
+      } catch (Exception e) {
+        throw new IllegalStateException(e);
+      }
+    }
+  }
+
+  @Override
+  public void close() {
+    manager.close();
+    closeAll(files);
+  }
+
+  /** Names of devices. */
+  static final class Devices {
+    private Devices() {}
+
+    static boolean isCuda(String device) {
+      return device.startsWith("cuda");
+    }
+
+    static Device parse(String device) {
+      if (device.equals("cpu")) {
+        return Device.cpu();
+      }
+      if (device.matches("cuda(:\\d{1,3})?")) {
+        int index = device.length() > 5 ? Integer.parseInt(device.substring(5)) : 0;
+        int count = ai.djl.engine.Engine.getEngine("PyTorch").getGpuCount();
+        if (index >= count) {
+          throw new UserException(
+              count == 0
+                  ? "no CUDA device: PyTorch sees no GPU here (is there a driver, and a CUDA build"
+                        + " of libtorch?)"
+                  : "no CUDA device " + index + ": there are " + count + ", counted from 0");
+        }
+        return Device.gpu(index);
+      }
+      throw new UserException("unknown device \"" + device + "\": choose cpu, cuda or cuda:i");
+    }
+  }
+}

@@ -1,0 +1,267 @@
+package org.meteora.checkpoint;
+
+import ai.djl.ndarray.NDArray;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.io.Jsonl;
+import org.meteora.llama.LlamaConfig;
+import org.meteora.lora.LoraAdapter;
+import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.safetensors.SafetensorsWriter;
+
+/**
+ * A MeteoRA checkpoint: gates {@code moe_gate.weight (N, in)}, stacked {@code lora_A.weight (Σr,
+ * in)} and {@code lora_B.weight (out, Σr)} for each projection, under {@code
+ * base_model.model.model.layers.…}; with or without the base weights ({@code base_layer.weight} and
+ * the rest).
+ *
+ * <p>Checkpoints written here name their adapters, ranks and scales in the metadata entry {@value
+ * #METADATA_KEY}. Published ones say nothing: their adapters are in alphabetical order, and their
+ * ranks and scales come from the adapters' own folders.
+ */
+public final class MeteoraCheckpoint implements AutoCloseable {
+  /**
+   * Metadata entry: a JSON list of {@code {name, rank: {projection: r}, scale: {projection: s}}},
+   * in the order of the stack.
+   */
+  public static final String METADATA_KEY = "meteora.adapters";
+
+  private static final String PREFIX = "base_model.model.";
+
+  private final SafetensorsFolder weights;
+  private final List<Adapter> adapters;
+
+  /**
+   * One adapter of the stack.
+   *
+   * @param ranks by projection path; 0 where it does not act
+   * @param scales by projection path
+   */
+  public record Adapter(String name, Map<String, Integer> ranks, Map<String, Double> scales) {}
+
+  private MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapters) {
+    this.weights = weights;
+    this.adapters = adapters;
+  }
+
+  /**
+   * Opens a checkpoint and finds out which adapters it stacks.
+   *
+   * @param path a folder or a file
+   * @param adapterDir the adapters' folders; needed when the checkpoint does not name its adapters
+   * @throws UserException when files are missing or broken, or adapters do not fit
+   */
+  public static MeteoraCheckpoint open(Path path, Optional<Path> adapterDir, LlamaConfig config) {
+    if (!Files.exists(path)) {
+      throw new UserException("no such MeteoRA checkpoint: " + path);
+    }
+    var weights = SafetensorsFolder.open(path);
+    try {
+      var gate = weights.info(gateKey(LlamaConfig.projectionPath(0, 0)));
+      if (gate.isEmpty() || gate.get().shape().size() != 2) {
+        throw new UserException(
+            path
+                + ": not a MeteoRA checkpoint: there is no "
+                + gateKey(LlamaConfig.projectionPath(0, 0)));
+      }
+      long n = gate.get().shape().getFirst();
+      var metadata = weights.metadata().get(METADATA_KEY);
+      List<Adapter> adapters;
+      if (metadata != null) {
+        adapters = parse(path, metadata);
+        if (adapterDir.isPresent() && adapters.size() != n) {
+          throw new UserException(
+              path + ": it names " + adapters.size() + " adapters but its gates choose among " + n);
+        }
+      } else {
+        adapters = fromFolders(path, n, adapterDir, config);
+      }
+      if (adapters.size() != n) {
+        throw new UserException(
+            path + ": it has " + n + " adapters, but " + adapters.size() + " are named");
+      }
+      return new MeteoraCheckpoint(weights, adapters);
+    } catch (RuntimeException e) {
+      weights.close();
+      throw e;
+    }
+  }
+
+  private static List<Adapter> parse(Path path, String json) {
+    try {
+      var result = new ArrayList<Adapter>();
+      for (JsonNode node : Jsonl.JSON.readTree(json)) {
+        var ranks = new LinkedHashMap<String, Integer>();
+        node.path("rank").properties().forEach(e -> ranks.put(e.getKey(), e.getValue().asInt()));
+        var scales = new LinkedHashMap<String, Double>();
+        node.path("scale")
+            .properties()
+            .forEach(e -> scales.put(e.getKey(), e.getValue().asDouble()));
+        result.add(new Adapter(Jsonl.text(node, "name", path + " metadata"), ranks, scales));
+      }
+      return result;
+    } catch (JsonProcessingException e) {
+      throw new UserException(path + ": the metadata entry " + METADATA_KEY + " is not JSON");
+    }
+  }
+
+  private static List<Adapter> fromFolders(
+      Path path, long n, Optional<Path> adapterDir, LlamaConfig config) {
+    if (adapterDir.isEmpty()) {
+      throw new UserException(
+          path
+              + ": the checkpoint does not name its adapters; give their folder (adapter_dir,"
+              + " --adapter-dir)");
+    }
+    var folders = LoraAdapter.list(adapterDir.get());
+    if (folders.size() != n) {
+      throw new UserException(
+          "the checkpoint "
+              + path
+              + " has "
+              + n
+              + " adapters, the folder "
+              + adapterDir.get()
+              + " has "
+              + folders.size());
+    }
+    var result = new ArrayList<Adapter>();
+    for (var folder : folders) {
+      try (var adapter = LoraAdapter.open(folder)) {
+        result.add(describe(adapter, config));
+      }
+    }
+    return result;
+  }
+
+  /** Ranks and scales of an adapter on every projection of a model; checks that its shapes fit. */
+  static Adapter describe(LoraAdapter adapter, LlamaConfig config) {
+    var ranks = new LinkedHashMap<String, Integer>();
+    var scales = new LinkedHashMap<String, Double>();
+    for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
+      for (int module = 0; module < 7; module++) {
+        var projection = LlamaConfig.projectionPath(layer, module);
+        var shape = config.projectionShape(module);
+        adapter.requireFits(projection, shape[1], shape[0]);
+        int rank = adapter.rankOn(projection).orElse(0);
+        ranks.put(projection, rank);
+        scales.put(projection, rank == 0 ? 1 : adapter.config().scaleOf(projection, rank));
+      }
+    }
+    if (ranks.values().stream().allMatch(rank -> rank == 0)) {
+      throw new UserException(
+          "the adapter "
+              + adapter.name()
+              + " was made for another base model: none of its tensors belongs to a projection of"
+              + " this one");
+    }
+    return new Adapter(adapter.name(), ranks, scales);
+  }
+
+  static String gateKey(String projection) {
+    return PREFIX + projection + ".moe_gate.weight";
+  }
+
+  static String loraAKey(String projection) {
+    return PREFIX + projection + ".lora_A.weight";
+  }
+
+  static String loraBKey(String projection) {
+    return PREFIX + projection + ".lora_B.weight";
+  }
+
+  /** The adapters, in the order of the stack. */
+  public List<Adapter> adapters() {
+    return adapters;
+  }
+
+  SafetensorsFolder weights() {
+    return weights;
+  }
+
+  /**
+   * The tensors of a checkpoint, by their keys.
+   *
+   * @param model a model with gates
+   * @param withBase whether the base weights go in too, as in published checkpoints
+   */
+  public static Map<String, NDArray> tensors(org.meteora.llama.Llama model, boolean withBase) {
+    var result = new LinkedHashMap<String, NDArray>();
+    for (int layer = 0; layer < model.layers().size(); layer++) {
+      var block = model.layers().get(layer);
+      var projections = block.projections();
+      for (int module = 0; module < 7; module++) {
+        var path = LlamaConfig.projectionPath(layer, module);
+        var bank = projections[module].bank();
+        result.put(gateKey(path), bank.gate());
+        result.put(loraAKey(path), bank.loraA());
+        result.put(loraBKey(path), bank.loraB());
+        if (withBase) {
+          result.put(PREFIX + path + ".base_layer.weight", projections[module].weight());
+          if (projections[module].bias() != null) {
+            result.put(PREFIX + path + ".base_layer.bias", projections[module].bias());
+          }
+        }
+      }
+      if (withBase) {
+        result.put(
+            PREFIX + "model.layers." + layer + ".input_layernorm.weight",
+            block.inputNorm().weight());
+        result.put(
+            PREFIX + "model.layers." + layer + ".post_attention_layernorm.weight",
+            block.postAttentionNorm().weight());
+      }
+    }
+    if (withBase) {
+      result.put(PREFIX + "model.embed_tokens.weight", model.embedding());
+      result.put(PREFIX + "model.norm.weight", model.norm().weight());
+      if (model.head() != model.embedding()) {
+        result.put(PREFIX + "lm_head.weight", model.head());
+      }
+    }
+    return result;
+  }
+
+  /** The metadata that names a checkpoint's adapters. */
+  public static Map<String, String> metadata(List<Adapter> adapters, boolean withBase) {
+    var list = Jsonl.JSON.createArrayNode();
+    for (var adapter : adapters) {
+      var node = list.addObject().put("name", adapter.name());
+      node.set("rank", Jsonl.JSON.valueToTree(adapter.ranks()));
+      node.set("scale", Jsonl.JSON.valueToTree(adapter.scales()));
+    }
+    return Map.of(
+        "format",
+        "pt",
+        METADATA_KEY,
+        list.toString(),
+        "meteora.base_weights",
+        withBase ? "included" : "left out");
+  }
+
+  /**
+   * Writes {@code model.safetensors} into a folder, atomically.
+   *
+   * @throws UserException when the file system refuses
+   */
+  public static void write(
+      Path folder, org.meteora.llama.Llama model, List<Adapter> adapters, boolean withBase) {
+    SafetensorsWriter.write(
+        folder.resolve("model.safetensors"),
+        tensors(model, withBase),
+        metadata(adapters, withBase));
+  }
+
+  @Override
+  public void close() {
+    weights.close();
+  }
+}

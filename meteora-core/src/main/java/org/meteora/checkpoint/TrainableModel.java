@@ -1,0 +1,296 @@
+package org.meteora.checkpoint;
+
+import ai.djl.Device;
+import ai.djl.engine.Engine;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Random;
+import java.util.function.BiFunction;
+import org.meteora.generate.Tokenizer;
+import org.meteora.io.Progress;
+import org.meteora.llama.Llama;
+import org.meteora.llama.LlamaConfig;
+import org.meteora.lora.AdapterBank;
+import org.meteora.lora.LoraAdapter;
+import org.meteora.lora.LoraConfig;
+import org.meteora.moe.Flags;
+import org.meteora.moe.RoutingControl;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+
+/**
+ * A frozen base model with adapters to be trained, in memory that may be written to. Closing it
+ * frees its memory and its files.
+ */
+public final class TrainableModel implements AutoCloseable {
+  private final Llama llama;
+  private final Tokenizer tokenizer;
+  private final List<MeteoraCheckpoint.Adapter> adapters;
+  private final NDManager manager;
+  private final List<AutoCloseable> files;
+
+  /**
+   * What every model in training needs.
+   *
+   * @param basePath a Hugging Face Llama folder
+   * @param device {@code cpu} or {@code cuda[:i]}; empty: the first GPU, or the CPU when there is
+   *     none
+   * @param dtype of base, adapters and activations, f32 or bf16; empty: f32 on the CPU, bf16 on a
+   *     GPU
+   * @param topK adapters a token
+   * @param dropout on the adapters' input
+   * @param seed of first values
+   */
+  public record Spec(
+      Path basePath,
+      Optional<String> device,
+      Optional<String> dtype,
+      int topK,
+      double dropout,
+      long seed) {}
+
+  private TrainableModel(
+      Llama llama,
+      Tokenizer tokenizer,
+      List<MeteoraCheckpoint.Adapter> adapters,
+      NDManager manager,
+      List<AutoCloseable> files) {
+    this.llama = llama;
+    this.tokenizer = tokenizer;
+    this.adapters = adapters;
+    this.manager = manager;
+    this.files = files;
+  }
+
+  private interface Banks {
+    BiFunction<Integer, Integer, AdapterBank> of(
+        ModelBuilder builder, LlamaConfig config, NDManager manager, Dtype dtype);
+  }
+
+  /**
+   * Adapters embedded in a base model, with new gates: uniform in ±1/√in, as a linear layer begins.
+   *
+   * @param adapterFolders PEFT folders, in the order of the adapters' indices
+   * @throws org.meteora.UserException when anything is missing, broken or does not fit
+   */
+  public static TrainableModel meteora(Spec spec, List<Path> adapterFolders) {
+    var opened = new ArrayList<LoraAdapter>();
+    try {
+      var config = LlamaConfig.read(spec.basePath());
+      adapterFolders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
+      var adapters =
+          opened.stream().map(adapter -> MeteoraCheckpoint.describe(adapter, config)).toList();
+      return build(
+          spec,
+          config,
+          adapters,
+          (builder, c, manager, dtype) ->
+              (layer, module) -> {
+                var bank = ModelBuilder.stack(manager, dtype, opened, c, layer, module);
+                long in = c.projectionShape(module)[1];
+                double bound = 1 / Math.sqrt(in);
+                var gate =
+                    uniform(
+                        manager, dtype, bound, seed(spec, layer, module, 0), adapters.size(), in);
+                return new AdapterBank(
+                    gate, bank.loraA(), bank.loraB(), bank.ranks(), bank.scales());
+              });
+    } finally {
+      opened.forEach(LoraAdapter::close);
+    }
+  }
+
+  /**
+   * Gates and adapters of a MeteoRA checkpoint, to be trained further.
+   *
+   * @param adapterDir the adapters' folders; needed when the checkpoint does not name its adapters
+   * @throws org.meteora.UserException when anything is missing, broken or does not fit
+   */
+  public static TrainableModel meteora(Spec spec, Path checkpointPath, Optional<Path> adapterDir) {
+    var config = LlamaConfig.read(spec.basePath());
+    try (var checkpoint = MeteoraCheckpoint.open(checkpointPath, adapterDir, config)) {
+      return build(
+          spec,
+          config,
+          checkpoint.adapters(),
+          (builder, c, manager, dtype) ->
+              (layer, module) -> {
+                var bank = builder.bank(checkpoint, c, layer, module);
+                return new AdapterBank(
+                    writable(manager, bank.gate()),
+                    writable(manager, bank.loraA()),
+                    writable(manager, bank.loraB()),
+                    bank.ranks(),
+                    bank.scales());
+              });
+    }
+  }
+
+  /**
+   * One new adapter without a gate, as PEFT begins: A uniform in ±1/√in, B zero.
+   *
+   * @throws org.meteora.UserException when the base model is missing or broken
+   */
+  public static TrainableModel lora(Spec spec, String name, LoraConfig lora) {
+    var config = LlamaConfig.read(spec.basePath());
+    var ranks = new LinkedHashMap<String, Integer>();
+    var scales = new LinkedHashMap<String, Double>();
+    for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
+      for (int module = 0; module < 7; module++) {
+        var path = LlamaConfig.projectionPath(layer, module);
+        boolean targeted = lora.targetModules().contains(LoraConfig.ALL_PROJECTIONS.get(module));
+        int rank = targeted ? lora.rankOf(path) : 0;
+        ranks.put(path, rank);
+        scales.put(path, targeted ? lora.scaleOf(path, rank) : 1);
+      }
+    }
+    return build(
+        spec,
+        config,
+        List.of(new MeteoraCheckpoint.Adapter(name, ranks, scales)),
+        (builder, c, manager, dtype) ->
+            (layer, module) -> {
+              var path = LlamaConfig.projectionPath(layer, module);
+              int rank = ranks.get(path);
+              if (rank == 0) {
+                return null;
+              }
+              var shape = c.projectionShape(module);
+              double bound = 1 / Math.sqrt(shape[1]);
+              return new AdapterBank(
+                  null,
+                  uniform(manager, dtype, bound, seed(spec, layer, module, 1), rank, shape[1]),
+                  Ops.zeros(manager, dtype, shape[0], rank),
+                  new int[] {rank},
+                  new double[] {scales.get(path)});
+            });
+  }
+
+  private static TrainableModel build(
+      Spec spec, LlamaConfig config, List<MeteoraCheckpoint.Adapter> adapters, Banks banks) {
+    var files = new ArrayList<AutoCloseable>();
+    NDManager manager = null;
+    try {
+      var device =
+          LoadedModel.Devices.parse(
+              spec.device().orElse(Engine.getEngine("PyTorch").getGpuCount() > 0 ? "cuda" : "cpu"));
+      var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
+      var control =
+          new RoutingControl(
+              new RoutingSettings(spec.topK(), 1), Flags.fromEnvironment(System.getenv()));
+      var tokenizer = Tokenizer.load(spec.basePath());
+      files.add(tokenizer);
+      var base = SafetensorsFolder.open(spec.basePath());
+      files.add(base);
+      long bytes = 0;
+      for (var name : base.names()) {
+        bytes += base.info(name).orElseThrow().bytes();
+      }
+      manager = NDManager.newBaseManager(device, "PyTorch");
+      try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
+        var builder = new ModelBuilder(manager, dtype, base, "", progress);
+        var llama =
+            builder.build(
+                config, banks.of(builder, config, manager, dtype), control, spec.dropout());
+        return new TrainableModel(llama, tokenizer, adapters, manager, files);
+      }
+    } catch (RuntimeException e) {
+      if (manager != null) {
+        manager.close();
+      }
+      closeAll(files);
+      throw e;
+    }
+  }
+
+  private static long seed(Spec spec, int layer, int module, int kind) {
+    return ((spec.seed() * 31 + layer) * 31 + module) * 31 + kind;
+  }
+
+  private static NDArray uniform(
+      NDManager manager, Dtype dtype, double bound, long seed, long rows, long columns) {
+    var random = new Random(seed);
+    var values = new float[Math.toIntExact(rows * columns)];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = (float) ((2 * random.nextDouble() - 1) * bound);
+    }
+    var result = Ops.empty(manager, dtype, rows, columns);
+    try (var host = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+      Ops.copy(result, host.create(values, Ops.shape(rows, columns)));
+    }
+    return result;
+  }
+
+  /** Weights on the CPU may lie in a mapped file: trained ones get memory of their own. */
+  private static NDArray writable(NDManager manager, NDArray array) {
+    var copy = Ops.empty(manager, Ops.dtype(array), array.getShape().getShape());
+    Ops.copy(copy, array);
+    array.close();
+    return copy;
+  }
+
+  public Llama llama() {
+    return llama;
+  }
+
+  public Tokenizer tokenizer() {
+    return tokenizer;
+  }
+
+  /** The adapters in the order of their indices, with their ranks and scales. */
+  public List<MeteoraCheckpoint.Adapter> adapters() {
+    return adapters;
+  }
+
+  /**
+   * What is trained, by {@code <projection>.{moe_gate,lora_A,lora_B}}, in the order of layers and
+   * projections.
+   *
+   * @param gatesOnly leave A and B out
+   */
+  public Map<String, NDArray> parameters(boolean gatesOnly) {
+    var result = new LinkedHashMap<String, NDArray>();
+    for (int layer = 0; layer < llama.layers().size(); layer++) {
+      var projections = llama.layers().get(layer).projections();
+      for (int module = 0; module < 7; module++) {
+        var bank = projections[module].bank();
+        if (bank == null) {
+          continue;
+        }
+        var path = LlamaConfig.projectionPath(layer, module);
+        if (bank.gate() != null) {
+          result.put(path + ".moe_gate", bank.gate());
+        }
+        if (!gatesOnly && bank.loraA().getShape().size() > 0) {
+          result.put(path + ".lora_A", bank.loraA());
+          result.put(path + ".lora_B", bank.loraB());
+        }
+      }
+    }
+    return result;
+  }
+
+  private static void closeAll(List<AutoCloseable> files) {
+    for (var file : files.reversed()) {
+      try {
+        file.close();
+      } catch (Exception e) {
+        throw new IllegalStateException(e);
+      }
+    }
+  }
+
+  @Override
+  public void close() {
+    manager.close();
+    closeAll(files);
+  }
+}
