@@ -1,0 +1,354 @@
+package org.meteora.cuda;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Locale;
+import java.util.Optional;
+import org.meteora.cuda.DecodeModel.Adapters;
+import org.meteora.cuda.DecodeModel.Layer;
+import org.meteora.cuda.DecodeModel.Linear;
+import org.meteora.torch.Dtype;
+
+/**
+ * Times decode steps of {@link DecodeEngine} on random weights of Llama-3-8B's shapes, made on the
+ * device, beside the same step without adapters and the time that reading every needed byte once
+ * would take at the bandwidth measured in the same run.
+ */
+public final class DecodeBench implements AutoCloseable {
+  /** A model's sizes and its adapters'. */
+  public record Shape(
+      int hidden,
+      int heads,
+      int kvHeads,
+      int headDim,
+      int intermediate,
+      int vocab,
+      int layers,
+      int adapters,
+      int rank,
+      int topK) {
+    public static Shape llama3(int layers, int adapters, int rank, int topK) {
+      return new Shape(4096, 32, 8, 128, 14336, 128256, layers, adapters, rank, topK);
+    }
+  }
+
+  /** One measurement; milliseconds are medians of a step. */
+  public record Result(
+      int batch,
+      int context,
+      double base,
+      double meteora,
+      double floorBase,
+      double floorMeteora,
+      long scratchBytes) {}
+
+  private final Cuda cuda;
+  private final Shape shape;
+  private final Stream stream;
+  private final Kernels kernels;
+  private final List<DeviceMemory> memory = new ArrayList<>();
+  private final DecodeModel model;
+  private int seed = 1;
+
+  public DecodeBench(Cuda cuda, Shape shape) {
+    this.cuda = cuda;
+    this.shape = shape;
+    this.stream = Stream.create(cuda);
+    this.kernels =
+        Kernels.of(
+            cuda,
+            new Kernels.Constants(Dtype.BF16, shape.topK(), shape.adapters(), shape.headDim(), 1));
+    var q = shape.heads() * shape.headDim();
+    var kv = shape.kvHeads() * shape.headDim();
+    var h = shape.hidden();
+    var inter = shape.intermediate();
+    var layers = new ArrayList<Layer>();
+    for (var i = 0; i < shape.layers(); i++) {
+      layers.add(
+          new Layer(
+              norm(),
+              norm(),
+              linear(q, h),
+              linear(kv, h),
+              linear(kv, h),
+              linear(h, q),
+              linear(inter, h),
+              linear(inter, h),
+              linear(h, inter)));
+    }
+    var frequencies = new float[shape.headDim() / 2];
+    for (var i = 0; i < frequencies.length; i++) {
+      frequencies[i] = (float) Math.pow(500000, -2.0 * i / shape.headDim());
+    }
+    var table = cuda.upload(frequencies, stream);
+    memory.add(table);
+    this.model =
+        new DecodeModel(
+            Dtype.BF16,
+            h,
+            shape.heads(),
+            shape.kvHeads(),
+            shape.headDim(),
+            inter,
+            shape.vocab(),
+            1e-5f,
+            table.address(),
+            1,
+            random((long) shape.vocab() * h, 1, 0),
+            norm(),
+            random((long) shape.vocab() * h, (float) Math.sqrt(3.0 / h), 0),
+            shape.topK(),
+            layers);
+    stream.synchronize();
+  }
+
+  private long norm() {
+    return random(shape.hidden(), 0.1f, 1);
+  }
+
+  private Linear linear(int out, int in) {
+    var scale = (float) Math.sqrt(3.0 / in);
+    Optional<Adapters> adapters = Optional.empty();
+    if (shape.adapters() > 0) {
+      var n = shape.adapters();
+      var ranks = new int[n];
+      Arrays.fill(ranks, shape.rank());
+      var scales = new float[n];
+      Arrays.fill(scales, 2);
+      var all = (long) n * shape.rank();
+      adapters =
+          Optional.of(
+              new Adapters(
+                  random((long) n * in, scale, 0),
+                  random(all * in, scale, 0),
+                  random(all * out, 0.05f, 0),
+                  ranks,
+                  scales));
+    }
+    return new Linear(random((long) out * in, scale, 0), 0, out, in, adapters);
+  }
+
+  private long random(long count, float scale, float shift) {
+    var piece = cuda.allocate(2 * count);
+    memory.add(piece);
+    var argument =
+        new Struct().add(piece.address()).add(count).add(seed++).add(scale).add(shift).add(0);
+    kernels.get("fill_random").launch(1056, 1, 1, 256, 0, false, argument).on(stream);
+    return piece.address();
+  }
+
+  /** Device memory read, in bytes a second: the best of several passes over 4 GB. */
+  public double readBandwidth() {
+    return bandwidth(8);
+  }
+
+  private double bandwidth(int passes) {
+    var bytes = 4L << 30;
+    var best = 0.0;
+    try (var from = cuda.allocate(bytes);
+        var out = cuda.allocate(16);
+        var begin = new Event();
+        var end = new Event()) {
+      var fill = new Struct().add(from.address()).add(bytes / 2).add(7).add(1f).add(0f).add(0);
+      kernels.get("fill_random").launch(1056, 1, 1, 256, 0, false, fill).on(stream);
+      var read = new Struct().add(from.address()).add(out.address()).add(bytes / 16);
+      var launch =
+          kernels.get("read_all").launch(cuda.multiprocessors() * 4, 1, 1, 512, 0, false, read);
+      for (var i = 0; i < passes; i++) {
+        begin.record(stream);
+        launch.on(stream);
+        end.record(stream);
+        best = Math.max(best, bytes / end.millisSince(begin) * 1e3);
+      }
+    }
+    return best;
+  }
+
+  /**
+   * Bytes a step must read at least: weights, KV cache, and of the adapters the gates and the rows
+   * that can be chosen.
+   */
+  private long bytes(int batch, int context, boolean adapters) {
+    var total = 2L * shape.vocab() * shape.hidden();
+    for (var layer : model.layers()) {
+      for (var l :
+          List.of(
+              layer.q(), layer.k(), layer.v(), layer.o(), layer.gate(), layer.up(), layer.down())) {
+        total += 2L * l.in() * l.out();
+        if (adapters && l.adapters().isPresent()) {
+          // chosen by at least one of `batch` tokens, on average, when each picks k of N at random
+          var n = l.adapters().get().count();
+          var chosen = n * (1 - Math.pow(1 - (double) shape.topK() / n, batch));
+          total += 2L * n * l.in() + (long) (2 * chosen * shape.rank() * (l.in() + l.out()));
+        }
+      }
+      total += 2L * 2 * batch * context * shape.kvHeads() * shape.headDim();
+    }
+    return total;
+  }
+
+  /** Median milliseconds of a step of {@code m} at about {@code context} cached tokens. */
+  double time(
+      DecodeModel m,
+      int batch,
+      int context,
+      int steps,
+      MatrixVector.Tuning tuning,
+      boolean graphs,
+      long[] scratch) {
+    var maxLength = context + steps + 16;
+    var layers = shape.layers();
+    var each = (long) batch * shape.kvHeads() * maxLength * shape.headDim();
+    var before = memory.size();
+    var keys = new long[layers];
+    var values = new long[layers];
+    for (var i = 0; i < layers; i++) {
+      keys[i] = random(each, 1, 0);
+      values[i] = random(each, 1, 0);
+    }
+    stream.synchronize();
+    var times = new double[steps];
+    try (var engine =
+            new DecodeEngine(cuda, m, new KvMemory(keys, values, batch, maxLength), batch, tuning);
+        var begin = new Event();
+        var end = new Event()) {
+      engine.useGraphs(graphs);
+      scratch[0] = engine.scratchBytes();
+      var slots = new int[batch];
+      var lengths = new int[batch];
+      var tokens = new int[batch];
+      for (var i = 0; i < batch; i++) {
+        slots[i] = i;
+        lengths[i] = context;
+        tokens[i] = 1000 + i;
+      }
+      engine.rows(slots, lengths, new int[batch]);
+      engine.step(tokens);
+      for (var i = 0; i < 5; i++) {
+        engine.enqueue();
+      }
+      engine.nextTokens();
+      for (var i = 0; i < steps; i++) {
+        begin.record(engine.stream());
+        engine.enqueue();
+        end.record(engine.stream());
+        times[i] = end.millisSince(begin);
+      }
+    } finally {
+      while (memory.size() > before) {
+        memory.removeLast().close();
+      }
+    }
+    Arrays.sort(times);
+    return times[steps / 2];
+  }
+
+  /** Base and MeteoRA at one batch size. */
+  public Result measure(int batch, int context, int steps, double bandwidth) {
+    var scratch = new long[1];
+    var tuning = MatrixVector.Tuning.standard();
+    var base = time(model.base(), batch, context, steps, tuning, true, scratch);
+    var meteora = time(model, batch, context, steps, tuning, true, scratch);
+    return new Result(
+        batch,
+        context,
+        base,
+        meteora,
+        bytes(batch, context, false) / bandwidth * 1e3,
+        bytes(batch, context, true) / bandwidth * 1e3,
+        scratch[0]);
+  }
+
+  @Override
+  public void close() {
+    memory.forEach(DeviceMemory::close);
+    stream.close();
+  }
+
+  /** Prints the table; {@code --variants} adds what each design choice brings. */
+  public static void main(String[] args) {
+    var cuda = Cuda.device(0);
+    try (var bench = new DecodeBench(cuda, Shape.llama3(32, 28, 8, 2))) {
+      var bandwidth = bench.readBandwidth();
+      System.out.printf(
+          Locale.ROOT,
+          "%s, %d multiprocessors, reads %.2f TB/s%n",
+          cuda.name(),
+          cuda.multiprocessors(),
+          bandwidth / 1e12);
+      System.out.println(
+          "batch  base ms  MeteoRA ms  ratio  floor base  floor MeteoRA  of floor  scratch MiB");
+      for (var batch : new int[] {1, 2, 4, 8, 16}) {
+        var r = bench.measure(batch, 512, 40, bandwidth);
+        System.out.printf(
+            Locale.ROOT,
+            "%5d  %7.3f  %10.3f  %5.3f  %10.3f  %13.3f  %7.0f%%  %11d%n",
+            batch,
+            r.base(),
+            r.meteora(),
+            r.meteora() / r.base(),
+            r.floorBase(),
+            r.floorMeteora(),
+            100 * r.floorMeteora() / r.meteora(),
+            r.scratchBytes() >> 20);
+      }
+      if (Arrays.asList(args).contains("--variants")) {
+        bench.variants();
+      }
+    }
+  }
+
+  private void variants() {
+    var scratch = new long[1];
+    var standard = MatrixVector.Tuning.standard();
+    record Variant(String name, MatrixVector.Tuning tuning, boolean graphs) {}
+    var all =
+        List.of(
+            new Variant("standard", standard, true),
+            new Variant("standard again", standard, true),
+            new Variant("no graph", standard, false),
+            new Variant(
+                "no overlap",
+                new MatrixVector.Tuning(
+                    standard.sharedBytes(), standard.inputBytes(), false, standard.rideBytes()),
+                true),
+            new Variant(
+                "chosen A only",
+                new MatrixVector.Tuning(standard.sharedBytes(), standard.inputBytes(), true, 0),
+                true),
+            new Variant(
+                "shared 128 KiB",
+                new MatrixVector.Tuning(128 << 10, 56 << 10, true, standard.rideBytes()),
+                true),
+            new Variant(
+                "shared 160 KiB",
+                new MatrixVector.Tuning(160 << 10, 80 << 10, true, standard.rideBytes()),
+                true),
+            new Variant(
+                "shared 220 KiB",
+                new MatrixVector.Tuning(220 << 10, 114 << 10, true, standard.rideBytes()),
+                true),
+            new Variant(
+                "input 64 KiB",
+                new MatrixVector.Tuning(
+                    standard.sharedBytes(), 66 << 10, true, standard.rideBytes()),
+                true),
+            new Variant(
+                "input 140 KiB",
+                new MatrixVector.Tuning(220 << 10, 140 << 10, true, standard.rideBytes()),
+                true));
+    System.out.println("variant            batch 1  batch 4  batch 16   base 1  base 16");
+    for (var v : all) {
+      System.out.printf(
+          Locale.ROOT,
+          "%-18s %7.3f  %7.3f  %8.3f  %7.3f  %7.3f%n",
+          v.name(),
+          time(model, 1, 512, 24, v.tuning(), v.graphs(), scratch),
+          time(model, 4, 512, 24, v.tuning(), v.graphs(), scratch),
+          time(model, 16, 512, 24, v.tuning(), v.graphs(), scratch),
+          time(model.base(), 1, 512, 24, v.tuning(), v.graphs(), scratch),
+          time(model.base(), 16, 512, 24, v.tuning(), v.graphs(), scratch));
+    }
+  }
+}

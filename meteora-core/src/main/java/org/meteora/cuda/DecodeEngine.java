@@ -1,0 +1,699 @@
+package org.meteora.cuda;
+
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import org.meteora.UserException;
+import org.meteora.cuda.DecodeModel.Linear;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * One decode step of a whole Llama with MeteoRA: for up to 16 sequences, one token each in, one
+ * token each out. The step is a chain of nine launches a layer, captured once per batch-size bucket
+ * (1, 2, 4, 8, 16) as a CUDA graph and replayed; lengths, positions and tokens are read from device
+ * memory, arg-max runs on the device.
+ *
+ * <p>A layer: [q k v, their gates and A] · x; adapters, rotary embedding and the cache's next
+ * column; attention; [o, gate, A]; adapters, residual, norm input; [gate up, gates, A]; adapters,
+ * SiLU; [down, gate, A]; adapters, residual, norm input. The gate's logits and z = A x ride in the
+ * base product, since reading a bank of ordinary size costs less than a launch; for large banks
+ * only the chosen adapters' rows of A are read, by a launch more. B is read for the chosen adapters
+ * alone. The residual stream, all sums, logits and z are float32.
+ *
+ * <p>Use: fill the KV cache by prefill, name the batch by {@link #rows}, then {@link #step} per
+ * token. Not thread-safe.
+ */
+public final class DecodeEngine implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(DecodeEngine.class);
+  private static final int ADD_BLOCK = 128;
+  private static final int ARGMAX_BLOCKS = 64;
+
+  private final Cuda cuda;
+  private final DecodeModel model;
+  private final KvMemory cache;
+  private final MatrixVector.Tuning tuning;
+  private final Kernels kernels;
+  private final Stream stream;
+  private final int maxRows;
+  private final int group;
+  private final List<DeviceMemory> owned = new ArrayList<>();
+  private final Map<Linear, long[]> adapterArrays = new HashMap<>();
+  private final Map<Integer, Plan> plans = new HashMap<>();
+  private final Arena host = Arena.ofShared();
+  private final MemorySegment tokensOnHost = host.allocate(4 * 16, 16);
+  private final MemorySegment rowsOnHost = host.allocate(4 * 16 * 3, 16);
+  private final MemorySegment temperatureOnHost = host.allocate(4, 16);
+
+  // device arrays, sized for maxRows
+  private final long tokens;
+  private final long slots;
+  private final long lengths;
+  private final long starts;
+  private final long inverseTemperature;
+  private final long residual;
+  private final long normed;
+  private final long sumsq;
+  private final long query;
+  private final long attended;
+  private final long activated;
+  private final long partial;
+  private final long counters;
+  private final long best;
+  private final long bestAt;
+  private final long yA;
+  private final long yB;
+  private final long logits;
+
+  private int[] lengthOfRow = {};
+  private int active;
+  private boolean useGraphs = true;
+
+  /** The launches of a step for one number of rows. */
+  private static final class Plan {
+    final List<Kernel.Launch> launches = new ArrayList<>();
+    Graph graph;
+  }
+
+  /**
+   * @param maxRows sequences at most, 1…16
+   * @throws UserException when there is too little device memory or the model has what the kernels
+   *     do not know
+   */
+  public DecodeEngine(Cuda cuda, DecodeModel model, KvMemory cache, int maxRows) {
+    this(cuda, model, cache, maxRows, MatrixVector.Tuning.standard());
+  }
+
+  DecodeEngine(
+      Cuda cuda, DecodeModel model, KvMemory cache, int maxRows, MatrixVector.Tuning tuning) {
+    if (maxRows < 1 || maxRows > MatrixVector.MAX_ROWS) {
+      throw new UserException("a decode step takes 1 to 16 sequences, not " + maxRows);
+    }
+    if (model.headDim() % 2 != 0 || model.headDim() > 256 || model.heads() % model.kvHeads() != 0) {
+      throw new UserException(
+          "the CUDA decode step does not know "
+              + model.heads()
+              + " heads over "
+              + model.kvHeads()
+              + " of size "
+              + model.headDim());
+    }
+    this.cuda = cuda;
+    this.model = model;
+    this.cache = cache;
+    this.tuning = tuning;
+    this.maxRows = bucket(maxRows);
+    var perKv = model.heads() / model.kvHeads();
+    var served = 1;
+    for (var g = 2; g <= 4; g++) {
+      served = perKv % g == 0 ? g : served;
+    }
+    this.group = served;
+    cuda.makeCurrent();
+    this.kernels =
+        Kernels.of(
+            cuda,
+            new Kernels.Constants(
+                model.dtype(),
+                Math.max(1, model.topK()),
+                model.maxAdapters(),
+                model.headDim(),
+                group));
+    this.stream = Stream.create(cuda);
+    var m = this.maxRows;
+    var size = model.dtype().bytes();
+    this.tokens = zeros(4L * m);
+    this.slots = zeros(4L * m);
+    this.lengths = zeros(4L * m);
+    this.starts = zeros(4L * m);
+    this.inverseTemperature = zeros(4);
+    this.residual = zeros(4L * m * model.hidden());
+    this.normed = zeros((long) size * m * model.hidden());
+    this.sumsq = zeros(4L * m * blocks(model.hidden(), ADD_BLOCK));
+    this.query = zeros(4L * m * model.heads() * model.headDim());
+    this.attended = zeros((long) size * m * model.heads() * model.headDim());
+    this.activated = zeros((long) size * m * model.intermediate());
+    var padded = (model.headDim() + 7) / 8 * 8;
+    this.partial = zeros(4L * m * model.heads() / group * 64 * group * (padded + 2));
+    this.counters = zeros(4L * m * model.heads() / group);
+    this.best = zeros(4L * m * ARGMAX_BLOCKS);
+    this.bestAt = zeros(4L * m * ARGMAX_BLOCKS);
+    uploadAdapterArrays();
+    long y = 0;
+    long out = 0;
+    for (var rows = 1; rows <= m; rows *= 2) {
+      for (var layer : model.layers()) {
+        for (var step : List.of(qkv(layer), o(layer), gateUp(layer), down(layer))) {
+          y = Math.max(y, new Product(step, rows).floats());
+        }
+      }
+      out = Math.max(out, (long) head(rows).slots() * rows * model.vocab());
+    }
+    this.yA = zeros(4 * y);
+    this.yB = zeros(4 * y);
+    this.logits = zeros(4 * out);
+    temperature(1);
+    stream.synchronize();
+  }
+
+  private static int blocks(int n, int each) {
+    return (n + each - 1) / each;
+  }
+
+  private static int bucket(int rows) {
+    return rows <= 1 ? 1 : Integer.highestOneBit(rows - 1) * 2;
+  }
+
+  private long zeros(long bytes) {
+    var memory = cuda.allocateZeroed(bytes, stream);
+    owned.add(memory);
+    return memory.address();
+  }
+
+  private void uploadAdapterArrays() {
+    for (var layer : model.layers()) {
+      for (var linear :
+          List.of(
+              layer.q(), layer.k(), layer.v(), layer.o(), layer.gate(), layer.up(), layer.down())) {
+        linear
+            .adapters()
+            .ifPresent(
+                adapters -> {
+                  adapters.check(model.topK());
+                  var offsets = cuda.upload(adapters.offsets(), stream);
+                  var scales = cuda.upload(adapters.scales(), stream);
+                  owned.add(offsets);
+                  owned.add(scales);
+                  adapterArrays.put(linear, new long[] {offsets.address(), scales.address()});
+                });
+      }
+    }
+  }
+
+  /** Device bytes beyond weights, adapters and KV cache. */
+  public long scratchBytes() {
+    return owned.stream().mapToLong(DeviceMemory::bytes).sum();
+  }
+
+  /** Turns graphs off or on; without them the same kernels are launched one by one. */
+  public void useGraphs(boolean use) {
+    useGraphs = use;
+  }
+
+  /** Sets the routing temperature T. */
+  public void temperature(double value) {
+    stream.synchronize();
+    temperatureOnHost.set(JAVA_FLOAT, 0, (float) (1 / value));
+    cuda.toDevice(inverseTemperature, temperatureOnHost, 4, stream);
+    stream.synchronize();
+  }
+
+  /**
+   * Names the sequences of the steps to come.
+   *
+   * @param slot each row's place in the KV cache
+   * @param length each row's columns in the cache that are filled, left padding included; the next
+   *     token goes there
+   * @param start each row's first column that is not padding
+   */
+  public void rows(int[] slot, int[] length, int[] start) {
+    if (slot.length < 1
+        || slot.length > maxRows
+        || length.length != slot.length
+        || start.length != slot.length) {
+      throw new IllegalArgumentException(slot.length + " rows, " + maxRows + " at most");
+    }
+    for (var i = 0; i < slot.length; i++) {
+      if (slot[i] < 0
+          || slot[i] >= cache.slots()
+          || length[i] < 0
+          || start[i] < 0
+          || start[i] > length[i]) {
+        throw new IllegalArgumentException(
+            "row %d: slot %d, length %d, start %d".formatted(i, slot[i], length[i], start[i]));
+      }
+    }
+    cuda.makeCurrent();
+    stream.synchronize();
+    active = slot.length;
+    lengthOfRow = length.clone();
+    for (var i = 0; i < maxRows; i++) {
+      rowsOnHost.setAtIndex(JAVA_INT, i, i < active ? slot[i] : -1);
+      rowsOnHost.setAtIndex(JAVA_INT, 16 + i, i < active ? length[i] : 0);
+      rowsOnHost.setAtIndex(JAVA_INT, 32 + i, i < active ? start[i] : 0);
+    }
+    cuda.toDevice(slots, rowsOnHost, 4L * maxRows, stream);
+    cuda.toDevice(lengths, rowsOnHost.asSlice(64), 4L * maxRows, stream);
+    cuda.toDevice(starts, rowsOnHost.asSlice(128), 4L * maxRows, stream);
+    stream.synchronize();
+  }
+
+  /**
+   * One step.
+   *
+   * @param token the rows' newest tokens
+   * @return the rows' next tokens, by arg-max; the logits stay at {@link #logits} until the next
+   *     step
+   */
+  public int[] step(int[] token) {
+    if (token.length != active) {
+      throw new IllegalArgumentException(token.length + " tokens for " + active + " rows");
+    }
+    cuda.makeCurrent();
+    for (var i = 0; i < maxRows; i++) {
+      tokensOnHost.setAtIndex(JAVA_INT, i, i < active ? token[i] : 0);
+    }
+    cuda.toDevice(tokens, tokensOnHost, 4L * maxRows, stream);
+    enqueue();
+    return nextTokens();
+  }
+
+  /**
+   * Queues one step on the tokens the step before left on the device; {@link #nextTokens} waits for
+   * it.
+   */
+  public void enqueue() {
+    for (var i = 0; i < active; i++) {
+      if (lengthOfRow[i] >= cache.maxLength()) {
+        throw new IllegalStateException(
+            "row " + i + " has filled the KV cache's " + cache.maxLength() + " columns");
+      }
+    }
+    for (var i = 0; i < active; i++) {
+      lengthOfRow[i]++;
+    }
+    var plan = plans.computeIfAbsent(bucket(active), this::plan);
+    if (useGraphs && plan.graph == null) {
+      try {
+        plan.graph = stream.capture(() -> plan.launches.forEach(launch -> launch.on(stream)));
+      } catch (UserException e) {
+        LOG.warn("decode runs without CUDA graphs: {}", e.getMessage());
+        useGraphs = false;
+      }
+    }
+    if (useGraphs) {
+      plan.graph.launch(stream);
+    } else {
+      plan.launches.forEach(launch -> launch.on(stream));
+    }
+  }
+
+  /** Waits for the last step and returns its tokens. */
+  public int[] nextTokens() {
+    cuda.toHost(tokensOnHost, tokens, 4L * active, stream);
+    stream.synchronize();
+    var result = new int[active];
+    for (var i = 0; i < active; i++) {
+      result[i] = tokensOnHost.getAtIndex(JAVA_INT, i);
+    }
+    return result;
+  }
+
+  /**
+   * Address of the last step's logits, float32 (rows, vocab), complete once {@link #nextTokens} has
+   * returned.
+   */
+  public long logits() {
+    return logits;
+  }
+
+  /** The stream the steps run on. */
+  public Stream stream() {
+    return stream;
+  }
+
+  int launches() {
+    return plans.get(bucket(active)).launches.size();
+  }
+
+  // ------------------------------------------------------------------------------------------------------------------ the chain
+
+  /** Linears that share their input. */
+  private record Shared(List<Linear> linears) {
+    int in() {
+      return linears.getFirst().in();
+    }
+
+    int outputs() {
+      return linears.stream().mapToInt(Linear::out).sum();
+    }
+
+    int gates() {
+      return linears.stream()
+          .mapToInt(l -> l.adapters().map(DecodeModel.Adapters::count).orElse(0))
+          .sum();
+    }
+
+    int ranks() {
+      return linears.stream()
+          .mapToInt(l -> l.adapters().map(DecodeModel.Adapters::sumOfRanks).orElse(0))
+          .sum();
+    }
+  }
+
+  private static Shared qkv(DecodeModel.Layer layer) {
+    return new Shared(List.of(layer.q(), layer.k(), layer.v()));
+  }
+
+  private static Shared o(DecodeModel.Layer layer) {
+    return new Shared(List.of(layer.o()));
+  }
+
+  private static Shared gateUp(DecodeModel.Layer layer) {
+    return new Shared(List.of(layer.gate(), layer.up()));
+  }
+
+  private static Shared down(DecodeModel.Layer layer) {
+    return new Shared(List.of(layer.down()));
+  }
+
+  /**
+   * The product of some linears with one input: rows of y are all W, then all gates, then all A.
+   */
+  private final class Product {
+    final Shared shared;
+    final int rows;
+    final int ld;
+    final boolean ride;
+    final MatrixVector product;
+
+    Product(Shared shared, int rows) {
+      this.shared = shared;
+      this.rows = rows;
+      this.ld = shared.outputs() + shared.gates() + shared.ranks();
+      this.ride = (long) shared.ranks() * shared.in() * model.dtype().bytes() <= tuning.rideBytes();
+      var segments = new ArrayList<MatrixVector.Segment>();
+      shared.linears().forEach(l -> segments.add(new MatrixVector.Segment(l.weight(), l.out())));
+      shared
+          .linears()
+          .forEach(
+              l ->
+                  l.adapters()
+                      .ifPresent(a -> segments.add(new MatrixVector.Segment(a.gate(), a.count()))));
+      if (ride) {
+        shared
+            .linears()
+            .forEach(
+                l ->
+                    l.adapters()
+                        .ifPresent(
+                            a -> segments.add(new MatrixVector.Segment(a.a(), a.sumOfRanks()))));
+      }
+      segments.removeIf(s -> s.rows() == 0);
+      this.product = new MatrixVector(kernels, segments, shared.in(), rows, tuning);
+    }
+
+    long floats() {
+      return (long) product.slots() * rows * ld;
+    }
+
+    Struct chain(long y, long clear, long clearCount) {
+      return new Struct()
+          .add(y)
+          .add(clear)
+          .add(inverseTemperature)
+          .add(clearCount)
+          .add(product.slots())
+          .add(ld)
+          .add(rows)
+          .add(0);
+    }
+
+    Struct linear(int which) {
+      var outAt = 0;
+      var gateAt = shared.outputs();
+      var zAt = shared.outputs() + shared.gates();
+      for (var i = 0; i < which; i++) {
+        var before = shared.linears().get(i);
+        outAt += before.out();
+        gateAt += before.adapters().map(DecodeModel.Adapters::count).orElse(0);
+        zAt += before.adapters().map(DecodeModel.Adapters::sumOfRanks).orElse(0);
+      }
+      var linear = shared.linears().get(which);
+      var adapters = linear.adapters();
+      if (adapters.isEmpty()) {
+        return new Struct()
+            .add(0L)
+            .add(linear.bias())
+            .add(0L)
+            .add(0L)
+            .add(outAt)
+            .add(0)
+            .add(0)
+            .add(0)
+            .add(0)
+            .add(0);
+      }
+      var a = adapters.get();
+      var arrays = adapterArrays.get(linear);
+      return new Struct()
+          .add(a.b())
+          .add(linear.bias())
+          .add(arrays[0])
+          .add(arrays[1])
+          .add(outAt)
+          .add(gateAt)
+          .add(zAt)
+          .add(a.count())
+          .add(a.sumOfRanks())
+          .add(a.vectors(model.dtype()));
+    }
+
+    /** The product, and the launch for z when A does not ride in it. */
+    void launch(Plan plan, long x, long y, boolean norm) {
+      var partials = blocks(model.hidden(), ADD_BLOCK);
+      plan.launches.add(product.launch(x, y, ld, norm ? sumsq : 0, partials, model.eps()));
+      if (!ride) {
+        var argument = new Struct().add(chain(y, 0, 0));
+        var linears = shared.linears();
+        var most = 0;
+        for (var i = 0; i < 3; i++) {
+          argument.add(linear(Math.min(i, linears.size() - 1)));
+        }
+        for (var i = 0; i < 3; i++) {
+          var linear = linears.get(Math.min(i, linears.size() - 1));
+          argument.add(linear.adapters().map(DecodeModel.Adapters::a).orElse(0L));
+          most =
+              Math.max(
+                  most,
+                  linear.adapters().map(a -> Arrays.stream(a.ranks()).max().orElse(0)).orElse(0));
+        }
+        var aligned =
+            shared.in() * model.dtype().bytes() % 16 == 0
+                && linears.stream()
+                    .allMatch(l -> l.adapters().map(a -> a.a() % 16 == 0).orElse(true));
+        argument
+            .add(x)
+            .add(norm ? sumsq : 0)
+            .add(y)
+            .add(shared.in())
+            .add(partials)
+            .add(model.eps())
+            .add(aligned);
+        plan.launches.add(
+            kernels
+                .get("select_z")
+                .launch(
+                    blocks(Math.max(1, most * model.topK()), 8),
+                    linears.size(),
+                    rows,
+                    256,
+                    0,
+                    tuning.overlap(),
+                    argument));
+      }
+    }
+  }
+
+  private MatrixVector head(int rows) {
+    return new MatrixVector(
+        kernels,
+        List.of(new MatrixVector.Segment(model.head(), model.vocab())),
+        model.hidden(),
+        rows,
+        tuning);
+  }
+
+  private Plan plan(int rows) {
+    var plan = new Plan();
+    var overlap = tuning.overlap();
+    var layers = model.layers();
+    var hidden = model.hidden();
+    var addBlocks = blocks(hidden, ADD_BLOCK);
+    var head = head(rows);
+    var headFloats = (long) head.slots() * rows * model.vocab();
+
+    plan.launches.add(
+        kernels
+            .get("embed")
+            .launch(
+                addBlocks,
+                rows,
+                1,
+                ADD_BLOCK,
+                0,
+                false,
+                new Struct()
+                    .add(model.embedding())
+                    .add(tokens)
+                    .add(layers.getFirst().inputNorm())
+                    .add(residual)
+                    .add(normed)
+                    .add(sumsq)
+                    .add(yA)
+                    .add(new Product(qkv(layers.getFirst()), rows).floats())
+                    .add(hidden)
+                    .add(model.vocab())));
+    for (var i = 0; i < layers.size(); i++) {
+      var layer = layers.get(i);
+      var qkv = new Product(qkv(layer), rows);
+      var o = new Product(o(layer), rows);
+      var gateUp = new Product(gateUp(layer), rows);
+      var down = new Product(down(layer), rows);
+
+      qkv.launch(plan, normed, yA, true);
+      var pairs = (model.heads() + 2 * model.kvHeads()) * (model.headDim() / 2);
+      plan.launches.add(
+          kernels
+              .get("rope_append")
+              .launch(
+                  blocks(pairs, 256),
+                  rows,
+                  1,
+                  256,
+                  0,
+                  overlap,
+                  new Struct()
+                      .add(qkv.chain(yA, yB, o.floats()))
+                      .add(qkv.linear(0))
+                      .add(qkv.linear(1))
+                      .add(qkv.linear(2))
+                      .add(query)
+                      .add(cache.keys()[i])
+                      .add(cache.values()[i])
+                      .add(slots)
+                      .add(lengths)
+                      .add(starts)
+                      .add(model.invFreq())
+                      .add(model.heads())
+                      .add(model.kvHeads())
+                      .add(model.headDim())
+                      .add(cache.maxLength())
+                      .add((float) (1 / Math.sqrt(model.headDim())))
+                      .add(model.ropeScale())));
+      var groups = model.heads() / group;
+      var splits = Math.clamp(blocks(2 * cuda.multiprocessors(), groups * rows), 1, 32);
+      plan.launches.add(
+          kernels
+              .get("attention")
+              .launch(
+                  splits,
+                  groups,
+                  rows,
+                  128,
+                  0,
+                  overlap,
+                  new Struct()
+                      .add(query)
+                      .add(cache.keys()[i])
+                      .add(cache.values()[i])
+                      .add(attended)
+                      .add(partial)
+                      .add(counters)
+                      .add(slots)
+                      .add(lengths)
+                      .add(starts)
+                      .add(model.heads())
+                      .add(model.kvHeads())
+                      .add(cache.maxLength())
+                      .add(splits)));
+      o.launch(plan, attended, yB, false);
+      plan.launches.add(addResidual(o, yB, yA, gateUp.floats(), layer.postAttentionNorm()));
+      gateUp.launch(plan, normed, yA, true);
+      plan.launches.add(
+          kernels
+              .get("silu_up")
+              .launch(
+                  blocks(model.intermediate(), 256),
+                  rows,
+                  1,
+                  256,
+                  0,
+                  overlap,
+                  new Struct()
+                      .add(gateUp.chain(yA, yB, down.floats()))
+                      .add(gateUp.linear(0))
+                      .add(gateUp.linear(1))
+                      .add(activated)
+                      .add(model.intermediate())
+                      .add(0)));
+      down.launch(plan, activated, yB, false);
+      var last = i + 1 == layers.size();
+      plan.launches.add(
+          addResidual(
+              down,
+              yB,
+              last ? logits : yA,
+              last ? headFloats : new Product(qkv(layers.get(i + 1)), rows).floats(),
+              last ? model.finalNorm() : layers.get(i + 1).inputNorm()));
+    }
+    plan.launches.add(head.launch(normed, logits, model.vocab(), sumsq, addBlocks, model.eps()));
+    var argMax =
+        new Struct()
+            .add(logits)
+            .add(best)
+            .add(bestAt)
+            .add(tokens)
+            .add(lengths)
+            .add(slots)
+            .add(model.vocab())
+            .add(head.slots())
+            .add(rows)
+            .add(ARGMAX_BLOCKS)
+            .add(cache.maxLength())
+            .add(0);
+    plan.launches.add(
+        kernels.get("argmax_blocks").launch(ARGMAX_BLOCKS, rows, 1, 256, 0, overlap, argMax));
+    plan.launches.add(kernels.get("argmax_rows").launch(rows, 1, 1, 256, 0, overlap, argMax));
+    return plan;
+  }
+
+  private Kernel.Launch addResidual(
+      Product product, long y, long clear, long clearCount, long normWeight) {
+    return kernels
+        .get("add_residual")
+        .launch(
+            blocks(model.hidden(), ADD_BLOCK),
+            product.rows,
+            1,
+            ADD_BLOCK,
+            0,
+            tuning.overlap(),
+            new Struct()
+                .add(product.chain(y, clear, clearCount))
+                .add(product.linear(0))
+                .add(residual)
+                .add(normWeight)
+                .add(normed)
+                .add(sumsq)
+                .add(model.hidden())
+                .add(0));
+  }
+
+  @Override
+  public void close() {
+    cuda.makeCurrent();
+    stream.synchronize();
+    plans.values().stream().filter(plan -> plan.graph != null).forEach(plan -> plan.graph.close());
+    owned.forEach(DeviceMemory::close);
+    stream.close();
+    host.close();
+  }
+}

@@ -1,0 +1,126 @@
+package org.meteora.cuda;
+
+import java.util.List;
+import org.meteora.torch.Dtype;
+
+/**
+ * {@code y (rows, ld) = x (rows, k) · [W0; W1; …]ᵀ} for up to 16 rows: several weight matrices that
+ * share their input are read in one launch, at the speed of memory. Sums are float32, and so is
+ * {@code y}.
+ *
+ * <p>Two kernels do it: {@code product_stream} (f16 and bf16, compute capability 9.0 and newer, k a
+ * multiple of 8, 16-byte aligned pointers), which adds to {@code y} and so needs it cleared, and
+ * {@code product_any} for everything else. When the rows of x do not fit a multiprocessor's shared
+ * memory, k is cut into {@link #slots} slices, each with its own copy of y {@code (slots, rows,
+ * ld)}; the reader sums them.
+ */
+final class MatrixVector {
+  static final int MAX_ROWS = 16;
+  private static final int MAX_SEGMENTS = 16;
+  private static final int CHUNK = 512;
+  private static final int TILE = 16;
+  private static final int STAGE_BYTES = TILE * (CHUNK * 2 + 64);
+
+  /** {@code rows × k} weights at {@code address}. */
+  record Segment(long address, int rows) {}
+
+  /**
+   * How the streaming kernel uses a multiprocessor.
+   *
+   * @param sharedBytes shared memory of a block at most; what is left lets the next kernels' blocks
+   *     start early
+   * @param inputBytes how much of it may hold x
+   * @param overlap programmatic dependent launch
+   * @param rideBytes stacked A matrices up to this size are multiplied whole with the base weights;
+   *     of larger ones only the chosen adapters' rows are read, by a launch of its own
+   */
+  record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes) {
+    static Tuning standard() {
+      return new Tuning(196 << 10, 114 << 10, true, 16 << 20);
+    }
+  }
+
+  private final Kernels kernels;
+  private final List<Segment> segments;
+  private final int k;
+  private final int rows;
+  private final Tuning tuning;
+  private final boolean stream;
+  private final int slices;
+  private final int stages;
+  private final int shared;
+  private final int total;
+
+  MatrixVector(Kernels kernels, List<Segment> segments, int k, int rows, Tuning tuning) {
+    if (segments.size() > MAX_SEGMENTS || rows < 1 || rows > MAX_ROWS) {
+      throw new IllegalArgumentException(segments.size() + " matrices, " + rows + " rows");
+    }
+    this.kernels = kernels;
+    this.segments = segments;
+    this.k = k;
+    this.rows = rows;
+    this.tuning = tuning;
+    this.total = segments.stream().mapToInt(Segment::rows).sum();
+    var chunks = (k + CHUNK - 1) / CHUNK;
+    var most = Math.min(tuning.sharedBytes(), kernels.cuda().sharedMemory());
+    var cut = 1;
+    while (cut < chunks
+        && inputBytes(chunks, cut)
+            > Math.min(tuning.inputBytes(), most - 4 * STAGE_BYTES - 20000)) {
+      cut++;
+    }
+    var fixed = 512 + (rows > 8 ? 2 : 1) * 8192 + inputBytes(chunks, cut) + 128;
+    this.slices = cut;
+    this.stages = Math.min(12, (most - fixed) / STAGE_BYTES);
+    this.shared = fixed + Math.max(stages, 0) * STAGE_BYTES;
+    this.stream =
+        kernels.constants().dtype() != Dtype.F32
+            && kernels.cuda().capability() >= 90
+            && k % 8 == 0
+            && stages >= 2
+            && kernels.cuda().multiprocessors() >= cut
+            && segments.stream().allMatch(s -> s.address() % 16 == 0);
+  }
+
+  private int inputBytes(int chunks, int slices) {
+    return rows * ((chunks + slices - 1) / slices * CHUNK * 2 + 64);
+  }
+
+  /** Copies of y that must be summed. */
+  int slots() {
+    return stream ? slices : 1;
+  }
+
+  /** Rows of the stacked weights. */
+  int total() {
+    return total;
+  }
+
+  /**
+   * @param x (rows, k) in the kernels' dtype, 16-byte aligned
+   * @param y (slots, rows, ld) float32, cleared before
+   * @param sumsq float32 (rows, partials): x is an RMSNorm's input times its weight and these are
+   *     its sums of squares; or 0
+   */
+  Kernel.Launch launch(long x, long y, int ld, long sumsq, int partials, float eps) {
+    var vectors =
+        k * kernels.constants().dtype().bytes() % 16 == 0
+            && segments.stream().allMatch(s -> s.address() % 16 == 0);
+    var argument =
+        new Struct().add(x).add(y).add(sumsq).add(rows).add(k).add(total).add(segments.size());
+    argument.add(ld).add(partials).add(eps).add(slices).add(stages).add(vectors);
+    var end = 0;
+    for (var segment : segments) {
+      end += segment.rows();
+      argument.add(segment.address()).add(end).align();
+    }
+    if (!stream) {
+      var grid = Math.min((total + 7) / 8, kernels.cuda().multiprocessors() * 8);
+      return kernels.get("product_any").launch(grid, 1, 1, 256, 0, tuning.overlap(), argument);
+    }
+    var kernel = kernels.get(rows > 8 ? "product_stream16" : "product_stream8");
+    kernel.allowShared(kernels.cuda().sharedMemory());
+    var members = Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE);
+    return kernel.launch(members * slices, 1, 1, 288, shared, tuning.overlap(), argument);
+  }
+}

@@ -1,0 +1,182 @@
+package org.meteora.cuda;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.util.Arrays;
+import java.util.Random;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+import org.meteora.cuda.MatrixVector.Tuning;
+import org.meteora.cuda.ReferenceLlama.Config;
+import org.meteora.torch.Dtype;
+
+/** A whole decode step against the same model in float64. */
+@Tag("gpu")
+class DecodeEngineGpuTest {
+  private static final int[] EIGHTS = {8, 8, 8, 8, 8};
+  private static final int[] UNEQUAL = {1, 64, 3, 8, 17, 33};
+
+  static Stream<Arguments> models() {
+    var standard = Tuning.standard();
+    var chosenOnly = new Tuning(standard.sharedBytes(), standard.inputBytes(), true, 0);
+    var sliced = new Tuning(120 << 10, 8 << 10, true, standard.rideBytes());
+    var many = new int[70];
+    Arrays.fill(many, 2);
+    return Stream.of(
+        Arguments.of(
+            "odd sizes",
+            new Config(Dtype.F32, 37, 3, 1, 10, 53, 61, 2, UNEQUAL, 2, true),
+            standard,
+            3),
+        Arguments.of(
+            "one row",
+            new Config(Dtype.F32, 64, 4, 2, 16, 128, 100, 2, EIGHTS, 2, false),
+            standard,
+            1),
+        Arguments.of(
+            "rank 1",
+            new Config(Dtype.F32, 64, 8, 2, 32, 96, 100, 2, new int[] {1, 1, 1}, 1, false),
+            standard,
+            5),
+        Arguments.of(
+            "chosen A",
+            new Config(Dtype.F32, 40, 4, 4, 8, 72, 64, 2, UNEQUAL, 3, false),
+            chosenOnly,
+            16),
+        Arguments.of(
+            "70 adapters",
+            new Config(Dtype.F32, 64, 4, 2, 16, 64, 64, 1, many, 8, false),
+            standard,
+            2),
+        Arguments.of(
+            "base",
+            new Config(Dtype.F32, 64, 4, 2, 16, 64, 64, 2, new int[0], 2, false),
+            standard,
+            4),
+        Arguments.of(
+            "f16",
+            new Config(Dtype.F16, 1064, 8, 2, 128, 1200, 333, 2, EIGHTS, 2, false),
+            standard,
+            4),
+        Arguments.of(
+            "bf16",
+            new Config(Dtype.BF16, 1024, 8, 2, 128, 2000, 333, 2, EIGHTS, 2, true),
+            standard,
+            1),
+        Arguments.of(
+            "bf16 16 rows",
+            new Config(Dtype.BF16, 1024, 8, 2, 128, 2064, 333, 2, EIGHTS, 2, false),
+            standard,
+            16),
+        Arguments.of(
+            "bf16 sliced",
+            new Config(Dtype.BF16, 1536, 8, 2, 64, 2560, 333, 2, UNEQUAL, 2, false),
+            sliced,
+            13),
+        Arguments.of(
+            "bf16 chosen A",
+            new Config(Dtype.BF16, 512, 8, 8, 64, 1032, 333, 2, EIGHTS, 2, false),
+            chosenOnly,
+            6),
+        Arguments.of(
+            "bf16 odd",
+            new Config(Dtype.BF16, 333, 3, 3, 18, 259, 77, 2, UNEQUAL, 2, true),
+            standard,
+            9));
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("models")
+  void agreesWithFloat64(String name, Config config, Tuning tuning, int rows) {
+    try (var gpu = new Gpu(name.hashCode())) {
+      var reference = new ReferenceLlama(gpu, config, rows + 2, 200);
+      reference.temperature = 3;
+      var random = new Random(5);
+      try (var engine =
+          new DecodeEngine(gpu.cuda, reference.model, reference.cache, rows, tuning)) {
+        engine.temperature(3);
+        var slots = new int[rows];
+        var starts = new int[rows];
+        for (var i = 0; i < rows; i++) {
+          slots[i] = rows + 1 - i;
+          starts[i] = random.nextInt(4);
+        }
+        var lengths = starts.clone();
+        engine.rows(slots, lengths, starts);
+        double worst = 0;
+        var steps = config.hidden() > 512 ? 4 : 90;
+        for (var step = 0; step < steps; step++) {
+          var tokens = random.ints(rows, 0, config.vocab()).toArray();
+          var next = engine.step(tokens);
+          var logits = gpu.get(engine.logits(), rows * config.vocab(), Dtype.F32);
+          for (var i = 0; i < rows; i++) {
+            var expected = reference.step(tokens[i], slots[i], lengths[i]++, starts[i]);
+            var got = Arrays.copyOfRange(logits, i * config.vocab(), (i + 1) * config.vocab());
+            worst = Math.max(worst, Gpu.error(got, expected));
+            assertThat(got[next[i]]).isEqualTo(Arrays.stream(got).max().orElseThrow());
+            assertThat(Gpu.error(got, expected))
+                .as("step %d row %d", step, i)
+                .isLessThan(
+                    config.dtype() == Dtype.F32 ? 2e-4 : config.dtype() == Dtype.F16 ? 1e-2 : 5e-2);
+          }
+        }
+        System.err.printf("%s: error %.2e%n", name, worst);
+      }
+    }
+  }
+
+  @Test
+  void graphEqualsEagerWhileRowsComeAndGo() {
+    var config = new Config(Dtype.BF16, 1024, 8, 2, 64, 2048, 1000, 2, EIGHTS, 2, false);
+    try (var gpu = new Gpu(1)) {
+      var reference = new ReferenceLlama(gpu, config, 16, 700);
+      var again = new KvMemory(copies(gpu, config, 16, 700), copies(gpu, config, 16, 700), 16, 700);
+      try (var graph = new DecodeEngine(gpu.cuda, reference.model, reference.cache, 16);
+          var eager = new DecodeEngine(gpu.cuda, reference.model, again, 16)) {
+        eager.useGraphs(false);
+        var lengths = new int[16];
+        var random = new Random(2);
+        for (var round = 0; round < 12; round++) {
+          var rows = 1 + random.nextInt(16);
+          var slots = random.ints(0, 16).distinct().limit(rows).toArray();
+          var length = Arrays.stream(slots).map(s -> lengths[s]).toArray();
+          graph.rows(slots, length, new int[rows]);
+          eager.rows(slots, length, new int[rows]);
+          var a = random.ints(rows, 0, 1000).toArray();
+          var b = a;
+          for (var step = 0; step < 25; step++) {
+            a = graph.step(a);
+            b = eager.step(b);
+            assertThat(a).isEqualTo(b);
+            assertThat(gpu.cuda.download(graph.logits(), 4L * rows * 1000, gpu.stream))
+                .isEqualTo(gpu.cuda.download(eager.logits(), 4L * rows * 1000, gpu.stream));
+          }
+          for (var slot : slots) {
+            lengths[slot] += 25;
+          }
+        }
+        var before = gpu.cuda.memory().free();
+        graph.rows(new int[] {3}, new int[] {0}, new int[] {0});
+        var token = new int[] {1};
+        for (var step = 0; step < 600; step++) {
+          token = graph.step(token);
+        }
+        assertThat(before - gpu.cuda.memory().free())
+            .as("memory taken by 600 steps")
+            .isLessThan(4 << 20);
+      }
+    }
+  }
+
+  private static long[] copies(Gpu gpu, Config config, int slots, int maxLength) {
+    var addresses = new long[config.layers()];
+    for (var i = 0; i < addresses.length; i++) {
+      addresses[i] = gpu.poisoned(2L * slots * config.kvHeads() * maxLength * config.headDim());
+    }
+    return addresses;
+  }
+}
