@@ -1,0 +1,267 @@
+package org.meteora.train;
+
+import ai.djl.ndarray.NDArray;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.channels.FileChannel;
+import java.nio.file.FileVisitResult;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.SimpleFileVisitor;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.BasicFileAttributes;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.function.Consumer;
+import java.util.regex.Pattern;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Jsonl;
+import org.meteora.safetensors.SafetensorsFile;
+import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.torch.Ops;
+import org.meteora.train.optim.AdamW;
+import org.meteora.train.optim.FlatParameters;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * The checkpoints of a training run: folders {@code checkpoint-00003000}, of which the last few are
+ * kept. Each holds {@code trainer.safetensors} (parameters, both moments of AdamW, and in its
+ * metadata the step, the data position and the seed, from which schedule and random state follow),
+ * and the model as it would be written at the end.
+ *
+ * <p>A checkpoint is written into a hidden folder beside its place, every file fsynced, and appears
+ * by one rename: a process that dies at any moment leaves whole checkpoints only.
+ */
+public final class Checkpoints {
+  private static final Logger LOG = LoggerFactory.getLogger(Checkpoints.class);
+  private static final Pattern NAME = Pattern.compile("checkpoint-(\\d{8,})");
+  private static final String UNFINISHED = ".checkpoint-";
+  private static final String FILE = "trainer.safetensors";
+  private static final int FORMAT = 1;
+
+  private final Path folder;
+  private final int keep;
+
+  /**
+   * Where a run stands.
+   *
+   * @param step optimiser steps made
+   * @param identity settings and data that a resumed run must share: name → value
+   * @param settings all settings, for the record
+   */
+  public record State(long step, Map<String, String> identity, Map<String, Object> settings) {}
+
+  /**
+   * @param folder of the run
+   * @param keep how many checkpoints stay
+   */
+  public Checkpoints(Path folder, int keep) {
+    this.folder = folder;
+    this.keep = keep;
+  }
+
+  /**
+   * Writes a checkpoint and removes the oldest beyond those kept.
+   *
+   * @param export writes the model into the folder it is given
+   * @throws UserException when the file system refuses (disk full); earlier checkpoints stay
+   */
+  public Path save(
+      State state, FlatParameters parameters, AdamW optimizer, Consumer<Path> export) {
+    var target = folder.resolve("checkpoint-%08d".formatted(state.step()));
+    var unfinished = folder.resolve(UNFINISHED + state.step() + ".tmp");
+    try {
+      Files.createDirectories(folder);
+      removeUnfinished();
+      Files.createDirectory(unfinished);
+      export.accept(unfinished);
+      var tensors = new LinkedHashMap<String, NDArray>();
+      tensors.put("parameters", parameters.values());
+      tensors.put("adam.mean", optimizer.mean());
+      tensors.put("adam.variance", optimizer.variance());
+      SafetensorsWriter.write(
+          unfinished.resolve(FILE), tensors, metadata(state, parameters, optimizer));
+      sync(unfinished);
+      if (Files.exists(target)) {
+        retire(target);
+      }
+      Files.move(unfinished, target, StandardCopyOption.ATOMIC_MOVE);
+      sync(folder);
+    } catch (IOException | UncheckedIOException | UserException e) {
+      remove(unfinished);
+      throw new UserException(
+          "the checkpoint of step "
+              + state.step()
+              + " could not be written: "
+              + AtomicFiles.reason(e)
+              + latest().map(path -> "; the last one is " + path).orElse(""),
+          e);
+    }
+    var all = list();
+    all.subList(0, Math.max(0, all.size() - keep)).forEach(this::retire);
+    return target;
+  }
+
+  private static Map<String, String> metadata(
+      State state, FlatParameters parameters, AdamW optimizer) {
+    var result = new LinkedHashMap<String, String>();
+    result.put("format", String.valueOf(FORMAT));
+    result.put("step", String.valueOf(state.step()));
+    result.put("optimizer_steps", String.valueOf(optimizer.steps()));
+    result.put("identity", Jsonl.JSON.valueToTree(state.identity()).toString());
+    result.put("settings", Jsonl.JSON.valueToTree(state.settings()).toString());
+    result.put("slots", Jsonl.JSON.valueToTree(parameters.slots()).toString());
+    return result;
+  }
+
+  /**
+   * Fills parameters and optimiser from a checkpoint.
+   *
+   * @param identity of this run, compared with the checkpoint's
+   * @return optimiser steps made
+   * @throws UserException naming what differs, or what is broken
+   */
+  public static long restore(
+      Path checkpoint, Map<String, String> identity, FlatParameters parameters, AdamW optimizer) {
+    var path = checkpoint.resolve(FILE);
+    if (!Files.isRegularFile(path)) {
+      throw new UserException("no checkpoint of a training in " + checkpoint + ": no " + FILE);
+    }
+    try (var file = SafetensorsFile.open(path)) {
+      var metadata = file.metadata();
+      if (!String.valueOf(FORMAT).equals(metadata.get("format"))) {
+        throw new UserException(path + ": not the checkpoint of a training");
+      }
+      JsonNode before = Jsonl.JSON.readTree(metadata.get("identity"));
+      identity.forEach(
+          (name, value) -> {
+            var old = before.path(name).asText();
+            if (!old.equals(value)) {
+              throw new UserException(
+                  "cannot resume from "
+                      + checkpoint
+                      + ": "
+                      + name
+                      + " was "
+                      + old
+                      + ", now it is "
+                      + value);
+            }
+          });
+      var slots = Jsonl.JSON.valueToTree(parameters.slots()).toString();
+      if (!slots.equals(metadata.get("slots"))) {
+        throw new UserException(
+            "cannot resume from " + checkpoint + ": the trained parameters have other names or shapes");
+      }
+      try (var scope = parameters.manager().newSubManager(ai.djl.Device.cpu())) {
+        Ops.copy(parameters.values(), file.read(scope, "parameters"));
+        Ops.copy(optimizer.mean(), file.read(scope, "adam.mean"));
+        Ops.copy(optimizer.variance(), file.read(scope, "adam.variance"));
+      }
+      optimizer.restore(Long.parseLong(metadata.get("optimizer_steps")));
+      parameters.publish();
+      return Long.parseLong(metadata.get("step"));
+    } catch (IOException | IllegalArgumentException e) {
+      throw new UserException(path + ": not the checkpoint of a training", e);
+    }
+  }
+
+  /** The run's whole checkpoints, oldest first. */
+  public List<Path> list() {
+    var found = new ArrayList<Path>();
+    if (Files.isDirectory(folder)) {
+      try (var entries = Files.newDirectoryStream(folder, "checkpoint-*")) {
+        for (var entry : entries) {
+          if (NAME.matcher(entry.getFileName().toString()).matches()
+              && Files.isRegularFile(entry.resolve(FILE))) {
+            found.add(entry);
+          }
+        }
+      } catch (IOException e) {
+        throw new UserException("cannot read " + folder + ": " + AtomicFiles.reason(e), e);
+      }
+    }
+    found.sort(Comparator.comparingLong(Checkpoints::stepOf));
+    return found;
+  }
+
+  /** The last whole checkpoint. */
+  public Optional<Path> latest() {
+    var all = list();
+    return all.isEmpty() ? Optional.empty() : Optional.of(all.getLast());
+  }
+
+  /** Removes checkpoints of steps after {@code step}: a run resumed there makes them again. */
+  public void removeAfter(long step) {
+    for (var checkpoint : list()) {
+      if (stepOf(checkpoint) > step) {
+        LOG.info("removing {}, which lies after the checkpoint resumed from", checkpoint);
+        retire(checkpoint);
+      }
+    }
+  }
+
+  private static long stepOf(Path checkpoint) {
+    var matcher = NAME.matcher(checkpoint.getFileName().toString());
+    return matcher.matches() ? Long.parseLong(matcher.group(1)) : -1;
+  }
+
+  /** Takes its name away first, so that a half-removed folder never looks like a checkpoint. */
+  private void retire(Path checkpoint) {
+    try {
+      var hidden = folder.resolve(UNFINISHED + stepOf(checkpoint) + ".old");
+      remove(hidden);
+      Files.move(checkpoint, hidden, StandardCopyOption.ATOMIC_MOVE);
+      remove(hidden);
+    } catch (IOException e) {
+      LOG.warn("cannot remove {}: {}", checkpoint, AtomicFiles.reason(e));
+    }
+  }
+
+  private void removeUnfinished() throws IOException {
+    try (var entries = Files.newDirectoryStream(folder, UNFINISHED + "*")) {
+      entries.forEach(Checkpoints::remove);
+    }
+  }
+
+  private static void sync(Path directory) throws IOException {
+    try (var channel = FileChannel.open(directory, StandardOpenOption.READ)) {
+      channel.force(true);
+    }
+  }
+
+  private static void remove(Path path) {
+    if (!Files.exists(path)) {
+      return;
+    }
+    try {
+      Files.walkFileTree(
+          path,
+          new SimpleFileVisitor<>() {
+            @Override
+            public FileVisitResult visitFile(Path file, BasicFileAttributes attributes)
+                throws IOException {
+              Files.delete(file);
+              return FileVisitResult.CONTINUE;
+            }
+
+            @Override
+            public FileVisitResult postVisitDirectory(Path directory, IOException failure)
+                throws IOException {
+              Files.delete(directory);
+              return FileVisitResult.CONTINUE;
+            }
+          });
+    } catch (IOException e) {
+      LOG.warn("cannot remove {}: {}", path, AtomicFiles.reason(e));
+    }
+  }
+}

@@ -1,0 +1,27 @@
+package org.meteora.train;
+
+import org.meteora.train.batch.Batch;
+
+/** What is trained: turns batches into losses and gradients. */
+public interface Learner {
+  /**
+   * Sums over one batch.
+   *
+   * @param languageModel cross-entropies of all labels
+   * @param gate cross-entropies of all gates and positions
+   * @param gates how many gates there are; 0 for none
+   * @param right for each row, (gate, position) pairs whose first choice is the task's adapter
+   */
+  record Sums(double languageModel, double gate, long gates, float[] right) {}
+
+  /**
+   * Adds to the model's tensors the gradients of {@code languageModelWeight · languageModel +
+   * gateWeight · gate / gates}.
+   *
+   * @param seed of dropout
+   */
+  Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed);
+
+  /** The sums alone, without dropout. */
+  Sums evaluate(Batch batch);
+}

@@ -1,0 +1,218 @@
+package org.meteora.train;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.pytorch.engine.PtNDArray;
+import ai.djl.pytorch.jni.JniUtils;
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.llama.Llama;
+import org.meteora.llama.Pass;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+import org.meteora.train.batch.Batch;
+import org.meteora.train.batch.Batches;
+import org.meteora.train.loss.GateLoss;
+import org.meteora.train.loss.LanguageModelLoss;
+
+/**
+ * Losses and gradients of a Llama with adapters: forward, the chunked language-model loss, and backward.
+ *
+ * <p>With gradient checkpointing (Chen et al., 2016) the forward pass records nothing and keeps the
+ * decoder layers' inputs {@code (rows, seq, hidden)}; the backward pass then runs each layer again, from
+ * the last to the first, with recording, and sends the gradient of its output through it. At any moment
+ * the activations of one layer exist. Dropout draws from a generator that is seeded for each layer, so
+ * that the second run drops what the first did.
+ *
+ * <p>The gates' loss is added where a layer is recorded: for a layer with output y and gradient g the
+ * scalar {@code Σ y·g + weight · gateLoss(layer)} has the gradients wanted, in one backward pass.
+ */
+public final class LlamaLearner implements Learner {
+  private final Llama llama;
+  private final boolean checkpointing;
+  private final int adapters;
+  private final int chunkTokens;
+
+  /**
+   * @param llama its adapters' tensors are trained
+   * @param checkpointing whether layers are computed again in the backward pass
+   * @param adapters N; 0 for a model without gates
+   */
+  public LlamaLearner(Llama llama, boolean checkpointing, int adapters) {
+    this(
+        llama, checkpointing, adapters, LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
+  }
+
+  LlamaLearner(Llama llama, boolean checkpointing, int adapters, int chunkTokens) {
+    this.llama = llama;
+    this.checkpointing = checkpointing;
+    this.adapters = adapters;
+    this.chunkTokens = chunkTokens;
+  }
+
+  @Override
+  public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
+    llama.routing().dropout(true);
+    try (var scope = llama.manager().newSubManager();
+        var gates = adapters > 0 ? new GateLoss(scope, batch, adapters) : null) {
+      double gateWeightEach = gateWeight / Math.max(1, gateCount());
+      double loss =
+          checkpointing
+              ? recomputing(scope, batch, gates, languageModelWeight, gateWeightEach, seed)
+              : recordingAll(scope, batch, gates, languageModelWeight, gateWeightEach, seed);
+      return sums(loss, gates, batch);
+    }
+  }
+
+  private int gateCount() {
+    return 7 * llama.layers().size();
+  }
+
+  private static Sums sums(double loss, GateLoss gates, Batch batch) {
+    return gates == null
+        ? new Sums(loss, 0, 0, new float[batch.rows()])
+        : new Sums(loss, gates.sum(), gates.gates(), gates.right());
+  }
+
+  private static NDArray ids(NDManager manager, Batch batch) {
+    return manager.create(batch.ids(), Ops.shape(batch.rows(), batch.length()));
+  }
+
+  private double recomputing(
+      NDManager scope,
+      Batch batch,
+      GateLoss gates,
+      double weight,
+      double gateWeight,
+      long seed) {
+    var pass = llama.wholePass(scope, batch.length(), true);
+    var layers = llama.layers();
+    var inputs = new ArrayList<NDArray>();
+    try (var off = Ops.notRecording()) {
+      var hidden = llama.embed(ids(scope, batch));
+      for (int i = 0; i < layers.size(); i++) {
+        inputs.add(hidden);
+        hidden = forward(scope, hidden, i, pass, seed);
+      }
+      inputs.add(hidden);
+    }
+    double loss;
+    NDArray gradient;
+    try (var on = Ops.recording();
+        var inner = scope.newSubManager()) {
+      var hidden = leaf(inner, inputs.removeLast());
+      var normed = llama.norm().forward(hidden);
+      var result =
+          LanguageModelLoss.compute(
+              normed, llama.head(), batch.labels(), weight, true, chunkTokens);
+      loss = result.sum();
+      Ops.backward(normed, result.gradient());
+      gradient = gradientOf(hidden, scope);
+    }
+    for (int i = layers.size() - 1; i >= 0; i--) {
+      try (var on = Ops.recording();
+          var inner = scope.newSubManager()) {
+        var input = inputs.removeLast();
+        var hidden = i > 0 ? leaf(inner, input) : Ops.alias(inner, input);
+        var output = run(hidden, i, pass, seed);
+        var scalar = output.mul(gradient).sum();
+        scalar = withGates(scalar, pass.gateLogits(), gates, gateWeight);
+        Ops.backward(scalar, null);
+        gradient.close();
+        if (i > 0) {
+          gradient = gradientOf(hidden, scope);
+        }
+        pass.gateLogits().clear();
+        input.close();
+      }
+    }
+    return loss;
+  }
+
+  /** One layer without recording; its intermediates are freed at once. */
+  private NDArray forward(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
+    try (var inner = scope.newSubManager()) {
+      var output = run(Ops.alias(inner, input), layer, pass, seed);
+      pass.gateLogits().clear();
+      output.attach(scope);
+      return output;
+    }
+  }
+
+  private NDArray run(NDArray hidden, int layer, Pass pass, long seed) {
+    JniUtils.setSeed(Batches.mix(seed, layer));
+    return llama.layers().get(layer).forward(hidden, pass);
+  }
+
+  private static NDArray withGates(
+      NDArray scalar, List<NDArray> logits, GateLoss gates, double gateWeight) {
+    if (gates == null || logits.isEmpty()) {
+      return scalar;
+    }
+    var loss = gates.add(logits).mul((float) gateWeight);
+    return Ops.cast(scalar, Dtype.F32).add(loss);
+  }
+
+  private static NDArray leaf(NDManager manager, NDArray array) {
+    var leaf = Ops.alias(manager, array);
+    leaf.setRequiresGradient(true);
+    return leaf;
+  }
+
+  private static NDArray gradientOf(NDArray leaf, NDManager owner) {
+    NDArray gradient = JniUtils.getGradient((PtNDArray) leaf);
+    gradient.attach(owner);
+    return gradient;
+  }
+
+  private double recordingAll(
+      NDManager scope,
+      Batch batch,
+      GateLoss gates,
+      double weight,
+      double gateWeight,
+      long seed) {
+    try (var on = Ops.recording()) {
+      var pass = llama.wholePass(scope, batch.length(), true);
+      var hidden = llama.embed(ids(scope, batch));
+      for (int i = 0; i < llama.layers().size(); i++) {
+        hidden = run(hidden, i, pass, seed);
+      }
+      var normed = llama.norm().forward(hidden);
+      var result =
+          LanguageModelLoss.compute(
+              normed, llama.head(), batch.labels(), weight, true, chunkTokens);
+      var scalar = normed.mul(result.gradient()).sum();
+      Ops.backward(withGates(scalar, pass.gateLogits(), gates, gateWeight), null);
+      return result.sum();
+    }
+  }
+
+  @Override
+  public Sums evaluate(Batch batch) {
+    llama.routing().dropout(false);
+    try (var scope = llama.manager().newSubManager();
+        var gates = adapters > 0 ? new GateLoss(scope, batch, adapters) : null;
+        var off = Ops.notRecording()) {
+      var pass = llama.wholePass(scope, batch.length(), true);
+      var hidden = llama.embed(ids(scope, batch));
+      for (int i = 0; i < llama.layers().size(); i++) {
+        try (var inner = scope.newSubManager()) {
+          var output = run(Ops.alias(inner, hidden), i, pass, 0);
+          if (gates != null && !pass.gateLogits().isEmpty()) {
+            gates.add(pass.gateLogits());
+          }
+          pass.gateLogits().clear();
+          output.attach(scope);
+          hidden.close();
+          hidden = output;
+        }
+      }
+      var normed = llama.norm().forward(hidden);
+      double loss =
+          LanguageModelLoss.compute(normed, llama.head(), batch.labels(), 0, false, chunkTokens)
+              .sum();
+      return sums(loss, gates, batch);
+    }
+  }
+}

@@ -1,0 +1,150 @@
+package org.meteora.train;
+
+import java.util.Arrays;
+import java.util.Collection;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import org.meteora.UserException;
+
+/** Reads typed settings out of a map of names to YAML values; mistakes name the key. */
+final class Settings {
+  private final Map<String, Object> values = new LinkedHashMap<>();
+  private final String where;
+
+  /**
+   * @param where where the values come from, for messages
+   * @param known all names that may occur
+   */
+  Settings(String where, Map<String, Object> values, Collection<String> known) {
+    this.where = where;
+    for (var entry : values.entrySet()) {
+      var key = entry.getKey().replace('-', '_');
+      if (!known.contains(key)) {
+        throw new UserException(
+            where
+                + ": unknown key \""
+                + entry.getKey()
+                + "\""
+                + nearest(key, known).map(k -> ", did you mean \"" + k + "\"?").orElse(""));
+      }
+      if (entry.getValue() != null) {
+        this.values.put(key, entry.getValue());
+      }
+    }
+  }
+
+  /** The known name with the fewest edits, when there is a close one. */
+  static Optional<String> nearest(String word, Collection<String> known) {
+    return known.stream()
+        .min(java.util.Comparator.comparingInt(k -> distance(word, k)))
+        .filter(k -> distance(word, k) <= Math.max(2, k.length() / 3));
+  }
+
+  private static int distance(String a, String b) {
+    var row = new int[b.length() + 1];
+    Arrays.setAll(row, i -> i);
+    for (int i = 1; i <= a.length(); i++) {
+      int diagonal = row[0];
+      row[0] = i;
+      for (int j = 1; j <= b.length(); j++) {
+        int above = row[j];
+        row[j] =
+            Math.min(
+                Math.min(above, row[j - 1]) + 1,
+                diagonal + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1));
+        diagonal = above;
+      }
+    }
+    return row[b.length()];
+  }
+
+  boolean has(String key) {
+    return values.containsKey(key);
+  }
+
+  private UserException wrong(String key, String wanted) {
+    return new UserException(
+        where + ": " + key + " must be " + wanted + ", it is \"" + values.get(key) + "\"");
+  }
+
+  int integer(String key, int otherwise, int least) {
+    long value = whole(key, otherwise, least);
+    if (value > Integer.MAX_VALUE) {
+      throw wrong(key, "at most " + Integer.MAX_VALUE);
+    }
+    return (int) value;
+  }
+
+  long whole(String key, long otherwise, long least) {
+    var value = values.get(key);
+    if (value == null) {
+      return otherwise;
+    }
+    long number;
+    try {
+      number = Long.parseLong(value.toString().replace("_", ""));
+    } catch (NumberFormatException e) {
+      throw wrong(key, "a whole number");
+    }
+    if (number < least) {
+      throw wrong(key, "at least " + least);
+    }
+    return number;
+  }
+
+  double number(String key, double otherwise, double least, double most) {
+    var value = values.get(key);
+    if (value == null) {
+      return otherwise;
+    }
+    double number;
+    try {
+      number = Double.parseDouble(value.toString());
+    } catch (NumberFormatException e) {
+      throw wrong(key, "a number");
+    }
+    if (!(number >= least && number <= most)) {
+      throw wrong(key, "between " + least + " and " + most);
+    }
+    return number;
+  }
+
+  boolean flag(String key, boolean otherwise) {
+    var value = values.get(key);
+    if (value == null) {
+      return otherwise;
+    }
+    return switch (value.toString()) {
+      case "true" -> true;
+      case "false" -> false;
+      default -> throw wrong(key, "true or false");
+    };
+  }
+
+  Optional<String> text(String key) {
+    return Optional.ofNullable(values.get(key)).map(Object::toString);
+  }
+
+  String choice(String key, String otherwise, String... choices) {
+    var value = text(key).orElse(otherwise);
+    if (!List.of(choices).contains(value)) {
+      throw wrong(key, "one of " + String.join(", ", choices));
+    }
+    return value;
+  }
+
+  /** A list: a YAML list, or text with commas. */
+  List<String> list(String key) {
+    var value = values.get(key);
+    if (value == null) {
+      return List.of();
+    }
+    var items = value instanceof Collection<?> c ? c : List.of(value.toString().split(","));
+    return items.stream()
+        .map(item -> item.toString().strip())
+        .filter(item -> !item.isEmpty())
+        .toList();
+  }
+}

@@ -1,0 +1,48 @@
+package org.meteora.train;
+
+import java.util.Map;
+
+/**
+ * What one optimiser step did, over all processes.
+ *
+ * @param step its number, from 1
+ * @param steps all steps of the run
+ * @param learningRate the rate it used
+ * @param gradientNorm the global norm before clipping
+ * @param losses of the step's batches, before the update
+ * @param seconds it took
+ * @param tokensPerSecond tokens (without padding) learned from in a second, averaged over the last steps
+ * @param padding share of the step's positions that were padding
+ * @param memoryBytes in use: of the GPU, or resident on the CPU
+ * @param secondsLeft until the last step, at the present speed
+ */
+public record StepReport(
+    long step,
+    long steps,
+    double learningRate,
+    double gradientNorm,
+    Losses losses,
+    double seconds,
+    double tokensPerSecond,
+    double padding,
+    long memoryBytes,
+    double secondsLeft) {
+
+  /**
+   * Means over batches.
+   *
+   * @param languageModel cross-entropy of the next token
+   * @param gate cross-entropy of the gates; NaN without gates
+   * @param total what is minimised
+   * @param gateAccuracy how often a gate's first choice is the task's adapter; NaN without gates
+   * @param gateAccuracyByTask the same for each task that occurred
+   * @param tokens that were not padding
+   */
+  public record Losses(
+      double languageModel,
+      double gate,
+      double total,
+      double gateAccuracy,
+      Map<String, Double> gateAccuracyByTask,
+      long tokens) {}
+}

@@ -1,0 +1,292 @@
+package org.meteora.train;
+
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Set;
+import java.util.TreeSet;
+import org.meteora.UserException;
+import org.meteora.lora.LoraConfig;
+
+/**
+ * Everything a training run depends on besides its data, with the defaults of the paper's training.
+ * Read from the section {@code train:} of config.yaml and from options of the same names; options
+ * win.
+ *
+ * @param batchSize samples of a micro-batch on each device
+ * @param accumulation micro-batches a step
+ * @param learningRate the schedule's peak
+ * @param warmupRatio share of the steps in which the rate rises
+ * @param weightDecay AdamW's decoupled decay
+ * @param maxGradNorm global L2 norm that gradients are clipped to; 0: no clipping
+ * @param maxSteps optimiser steps; empty when {@code epochs} is given
+ * @param epochs passes over the data; empty when {@code maxSteps} is given
+ * @param maxSeqLen most tokens of a sample
+ * @param gradientCheckpointing keep only the layers' inputs and compute each layer again in backward
+ * @param seed of splits, orders, first values and dropout
+ * @param evalRatio share of the samples held out
+ * @param evalSteps steps from one evaluation to the next
+ * @param evalBatches most micro-batches of an evaluation
+ * @param saveSteps steps from one checkpoint to the next
+ * @param saveTotalLimit how many checkpoints are kept
+ * @param dropout on the adapters' input
+ * @param appendEos end every sample with the model's end token
+ * @param gatesOnly train the gates and leave A and B as they are
+ * @param gateLossWeight factor of the gates' loss
+ * @param topK adapters for each token in training
+ * @param device {@code cpu}, {@code cuda} or {@code cuda:1}; empty: a GPU when there is one
+ * @param dtype {@code f32} or {@code bf16}; empty: bf16 on a GPU, f32 elsewhere
+ * @param tasks their names in the adapters' order; empty: all found
+ * @param lora what an adapter looks like that {@code train-lora} makes
+ * @param responseOnly the language-model loss counts the response's tokens alone
+ */
+public record TrainConfig(
+    int batchSize,
+    int accumulation,
+    double learningRate,
+    double warmupRatio,
+    double weightDecay,
+    double maxGradNorm,
+    Optional<Long> maxSteps,
+    Optional<Double> epochs,
+    int maxSeqLen,
+    boolean gradientCheckpointing,
+    long seed,
+    double evalRatio,
+    long evalSteps,
+    int evalBatches,
+    long saveSteps,
+    int saveTotalLimit,
+    double dropout,
+    boolean appendEos,
+    boolean gatesOnly,
+    double gateLossWeight,
+    int topK,
+    Optional<String> device,
+    Optional<String> dtype,
+    List<String> tasks,
+    LoraConfig lora,
+    boolean responseOnly) {
+  private static final List<String> COMMON =
+      List.of(
+          "batch_size",
+          "gradient_accumulation_steps",
+          "learning_rate",
+          "warmup_ratio",
+          "weight_decay",
+          "max_grad_norm",
+          "max_steps",
+          "epochs",
+          "max_seq_len",
+          "gradient_checkpointing",
+          "seed",
+          "eval_ratio",
+          "eval_steps",
+          "eval_batches",
+          "save_steps",
+          "save_total_limit",
+          "dropout",
+          "append_eos",
+          "device",
+          "dtype");
+  private static final List<String> METEORA =
+      List.of("train", "gate_loss_weight", "routing_top_k", "tasks");
+  private static final List<String> LORA =
+      List.of("r", "alpha", "target_modules", "use_rslora", "response_only");
+
+  /** Steps of MeteoRA's training when neither steps nor epochs are given. */
+  public static final long DEFAULT_MAX_STEPS = 15_000;
+
+  /** Passes over the data of {@code train-lora} when neither steps nor epochs are given. */
+  public static final double DEFAULT_LORA_EPOCHS = 3;
+
+  /** MeteoRA's training with the paper's defaults. */
+  public static TrainConfig meteora() {
+    return meteora(Map.of(), Map.of());
+  }
+
+  /**
+   * MeteoRA's training.
+   *
+   * @param section the section {@code train:}; its sub-section {@code lora:} is for {@code train-lora}
+   * @param options command-line options, names as in the section
+   * @throws UserException naming an unknown key and the nearest known one, or a value out of range
+   */
+  public static TrainConfig meteora(Map<String, Object> section, Map<String, Object> options) {
+    checkLora(section);
+    var merged = new LinkedHashMap<>(section);
+    merged.remove("lora");
+    return read(merge(known(merged, "config section train", METEORA), options), METEORA, false);
+  }
+
+  /**
+   * An adapter's training: the section's common keys, then those of {@code train: lora:}, then options.
+   *
+   * @throws UserException as {@link #meteora(Map, Map)}
+   */
+  public static TrainConfig lora(Map<String, Object> section, Map<String, Object> options) {
+    var common = new LinkedHashMap<>(section);
+    common.remove("lora");
+    known(common, "config section train", METEORA);
+    METEORA.forEach(common::remove);
+    return read(merge(merge(common, checkLora(section)), options), LORA, true);
+  }
+
+  private static Map<String, Object> checkLora(Map<String, Object> section) {
+    var lora = section.get("lora");
+    if (lora == null) {
+      return Map.of();
+    }
+    if (!(lora instanceof Map<?, ?> map)) {
+      throw new UserException("config section train: lora must be a map of keys to values");
+    }
+    var result = new LinkedHashMap<String, Object>();
+    map.forEach((key, value) -> result.put(String.valueOf(key), value));
+    return known(result, "config section train.lora", LORA);
+  }
+
+  private static Map<String, Object> known(
+      Map<String, Object> values, String where, List<String> more) {
+    var names = new TreeSet<>(COMMON);
+    names.addAll(more);
+    if (more == METEORA) {
+      names.add("lora");
+    }
+    new Settings(where, values, names);
+    return values;
+  }
+
+  /** {@code over} on top of {@code under}; steps and epochs replace each other. */
+  private static Map<String, Object> merge(Map<String, Object> under, Map<String, Object> over) {
+    var result = new LinkedHashMap<String, Object>();
+    under.forEach((key, value) -> result.put(key.replace('-', '_'), value));
+    if (over.containsKey("max_steps")) {
+      result.remove("epochs");
+    }
+    if (over.containsKey("epochs")) {
+      result.remove("max_steps");
+    }
+    result.putAll(over);
+    return result;
+  }
+
+  private static TrainConfig read(Map<String, Object> values, List<String> more, boolean lora) {
+    var names = new TreeSet<>(COMMON);
+    names.addAll(more);
+    var s = new Settings("training settings", values, names);
+    if (s.has("max_steps") && s.has("epochs")) {
+      throw new UserException("training settings: give max_steps or epochs, not both");
+    }
+    Optional<Long> maxSteps =
+        s.has("max_steps") ? Optional.of(s.whole("max_steps", 0, 1)) : Optional.empty();
+    Optional<Double> epochs =
+        s.has("epochs") ? Optional.of(s.number("epochs", 0, 1e-6, 1e9)) : Optional.empty();
+    if (maxSteps.isEmpty() && epochs.isEmpty()) {
+      if (lora) {
+        epochs = Optional.of(DEFAULT_LORA_EPOCHS);
+      } else {
+        maxSteps = Optional.of(DEFAULT_MAX_STEPS);
+      }
+    }
+    var targets = s.list("target_modules");
+    if (targets.isEmpty() || targets.equals(List.of("all-linear"))) {
+      targets = LoraConfig.ALL_PROJECTIONS;
+    }
+    for (var target : targets) {
+      if (!LoraConfig.ALL_PROJECTIONS.contains(target)) {
+        throw new UserException(
+            "target_modules: unknown module \""
+                + target
+                + "\""
+                + Settings.nearest(target, LoraConfig.ALL_PROJECTIONS)
+                    .map(n -> ", did you mean \"" + n + "\"?")
+                    .orElse("; choose from " + String.join(", ", LoraConfig.ALL_PROJECTIONS)));
+      }
+    }
+    double dropout = s.number("dropout", 0.1, 0, 0.99);
+    var dtype = s.text("dtype");
+    if (dtype.isPresent()) {
+      s.choice("dtype", "", "f32", "float32", "bf16", "bfloat16");
+    }
+    return new TrainConfig(
+        s.integer("batch_size", 4, 1),
+        s.integer("gradient_accumulation_steps", 2, 1),
+        s.number("learning_rate", 5e-4, 0, 1e3),
+        s.number("warmup_ratio", 0.005, 0, 1),
+        s.number("weight_decay", 0.01, 0, 1),
+        s.number("max_grad_norm", 0.3, 0, 1e12),
+        maxSteps,
+        epochs,
+        s.integer("max_seq_len", 4096, 2),
+        s.flag("gradient_checkpointing", true),
+        s.whole("seed", 42, Long.MIN_VALUE),
+        s.number("eval_ratio", 0.1, 0, 0.9),
+        s.whole("eval_steps", 500, 1),
+        s.integer("eval_batches", 50, 1),
+        s.whole("save_steps", 3000, 1),
+        s.integer("save_total_limit", 3, 1),
+        dropout,
+        s.flag("append_eos", false),
+        s.choice("train", "all", "all", "gates").equals("gates"),
+        s.number("gate_loss_weight", 50, 0, 1e9),
+        s.integer("routing_top_k", 2, 1),
+        s.text("device"),
+        dtype,
+        s.list("tasks"),
+        LoraConfig.of(
+            s.integer("r", 8, 1),
+            s.number("alpha", 16, 1e-6, 1e6),
+            dropout,
+            Set.copyOf(targets),
+            s.flag("use_rslora", false)),
+        lora && s.flag("response_only", true));
+  }
+
+  /** Steps of a run whose data make {@code batchesPerEpoch} micro-batches on each pass. */
+  public long steps(long batchesPerEpoch, int processes) {
+    return maxSteps.orElseGet(
+        () ->
+            Math.max(
+                1,
+                (long)
+                    Math.ceil(
+                        epochs.orElseThrow()
+                            * batchesPerEpoch
+                            / ((double) accumulation * processes))));
+  }
+
+  /** The settings that a resumed run must share with the run it goes on with. */
+  Map<String, String> identity() {
+    var result = new LinkedHashMap<String, String>();
+    result.put("batch_size", String.valueOf(batchSize));
+    result.put("gradient_accumulation_steps", String.valueOf(accumulation));
+    result.put("seed", String.valueOf(seed));
+    result.put("train", gatesOnly ? "gates" : "all");
+    return result;
+  }
+
+  /** The settings as names and values, for records of a run. */
+  public Map<String, Object> describe() {
+    var result = new LinkedHashMap<String, Object>();
+    result.put("batch_size", batchSize);
+    result.put("gradient_accumulation_steps", accumulation);
+    result.put("learning_rate", learningRate);
+    result.put("warmup_ratio", warmupRatio);
+    result.put("weight_decay", weightDecay);
+    result.put("max_grad_norm", maxGradNorm);
+    maxSteps.ifPresent(value -> result.put("max_steps", value));
+    epochs.ifPresent(value -> result.put("epochs", value));
+    result.put("max_seq_len", maxSeqLen);
+    result.put("gradient_checkpointing", gradientCheckpointing);
+    result.put("seed", seed);
+    result.put("eval_ratio", evalRatio);
+    result.put("dropout", dropout);
+    result.put("append_eos", appendEos);
+    result.put("train", gatesOnly ? "gates" : "all");
+    result.put("gate_loss_weight", gateLossWeight);
+    result.put("routing_top_k", topK);
+    result.put("response_only", responseOnly);
+    return result;
+  }
+}

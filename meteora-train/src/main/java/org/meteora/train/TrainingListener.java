@@ -1,0 +1,21 @@
+package org.meteora.train;
+
+import java.nio.file.Path;
+
+/** Watches a training run. Only the first process has listeners. */
+public interface TrainingListener {
+  /** Before the first step. {@code step} steps were made by the run that this one resumes. */
+  default void onStart(long step, long steps) {}
+
+  /** After every step. */
+  default void onStep(StepReport report) {}
+
+  /** After an evaluation on the samples held out. */
+  default void onEvaluation(long step, StepReport.Losses losses) {}
+
+  /** After a checkpoint has been written. */
+  default void onCheckpoint(long step, Path folder) {}
+
+  /** After the last step, or when training stopped for any reason. */
+  default void onEnd() {}
+}

@@ -1,0 +1,94 @@
+package org.meteora.train.batch;
+
+import java.util.List;
+import java.util.stream.Collectors;
+
+/**
+ * Samples padded on the right to the longest of them. Labels are those of next-token prediction,
+ * already shifted: position t is scored against token t + 1.
+ *
+ * @param samples one a row
+ * @param responseOnly language-model labels cover the response's tokens alone
+ */
+public record Batch(List<TrainingSample> samples, boolean responseOnly) {
+  /** Marks positions that count in no loss, as in PyTorch. */
+  public static final int IGNORED = -100;
+
+  public Batch {
+    samples = List.copyOf(samples);
+  }
+
+  public int rows() {
+    return samples.size();
+  }
+
+  /** The longest sample's length: {@code seq}. */
+  public int length() {
+    return samples.stream().mapToInt(TrainingSample::length).max().orElse(0);
+  }
+
+  /** Tokens that are not padding. */
+  public int tokens() {
+    return samples.stream().mapToInt(TrainingSample::length).sum();
+  }
+
+  /** Token ids {@code (rows, seq)} row-major, padding is token 0 (it is never attended to). */
+  public long[] ids() {
+    int length = length();
+    var ids = new long[rows() * length];
+    for (int row = 0; row < rows(); row++) {
+      var tokens = samples.get(row).tokens();
+      for (int t = 0; t < tokens.length; t++) {
+        ids[row * length + t] = tokens[t];
+      }
+    }
+    return ids;
+  }
+
+  /** Language-model labels {@code (rows, seq)}: the next token, or {@link #IGNORED}. */
+  public long[] labels() {
+    int length = length();
+    var labels = new long[rows() * length];
+    java.util.Arrays.fill(labels, IGNORED);
+    for (int row = 0; row < rows(); row++) {
+      var sample = samples.get(row);
+      int first = responseOnly ? Math.max(0, sample.promptTokens() - 1) : 0;
+      for (int t = first; t + 1 < sample.length(); t++) {
+        labels[row * length + t] = sample.tokens()[t + 1];
+      }
+    }
+    return labels;
+  }
+
+  /** Gate labels {@code (rows, seq)}: the row's adapter wherever a next token exists. */
+  public long[] gateLabels() {
+    int length = length();
+    var labels = new long[rows() * length];
+    java.util.Arrays.fill(labels, IGNORED);
+    for (int row = 0; row < rows(); row++) {
+      var sample = samples.get(row);
+      for (int t = 0; t + 1 < sample.length(); t++) {
+        labels[row * length + t] = sample.task();
+      }
+    }
+    return labels;
+  }
+
+  /** How many labels count in the language-model loss. */
+  public long labelCount() {
+    return samples.stream()
+        .mapToLong(
+            s -> Math.max(0, s.length() - Math.max(1, responseOnly ? s.promptTokens() : 1)))
+        .sum();
+  }
+
+  /** How many labels count in each gate's loss. */
+  public long gateLabelCount() {
+    return samples.stream().mapToLong(s -> Math.max(0, s.length() - 1)).sum();
+  }
+
+  /** The samples' ids, for messages. */
+  public String sampleIds() {
+    return samples.stream().map(TrainingSample::id).collect(Collectors.joining(", "));
+  }
+}

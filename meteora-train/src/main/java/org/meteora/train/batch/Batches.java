@@ -1,0 +1,122 @@
+package org.meteora.train.batch;
+
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Random;
+import java.util.zip.CRC32C;
+
+/**
+ * An endless stream of batches, each epoch in another order. Batch {@code position} depends on the
+ * samples, the batch size, the seed and nothing else, so a training resumes by its position alone.
+ *
+ * <p>An epoch shuffles the samples, sorts them by length within pools of {@value #POOL} batches,
+ * cuts the pools into batches and shuffles these: rows of a batch are of like length (little
+ * padding), and their order stays random.
+ */
+public final class Batches {
+  private static final int POOL = 128;
+
+  private final List<TrainingSample> samples;
+  private final int batchSize;
+  private final boolean responseOnly;
+  private final long seed;
+  private long epoch = -1;
+  private List<Batch> order = List.of();
+
+  public Batches(
+      List<TrainingSample> samples, int batchSize, boolean responseOnly, long seed) {
+    if (samples.isEmpty()) {
+      throw new IllegalArgumentException("no samples");
+    }
+    this.samples = List.copyOf(samples);
+    this.batchSize = batchSize;
+    this.responseOnly = responseOnly;
+    this.seed = seed;
+  }
+
+  /** Batches of one pass over the samples. */
+  public long perEpoch() {
+    return (samples.size() + batchSize - 1L) / batchSize;
+  }
+
+  public int sampleCount() {
+    return samples.size();
+  }
+
+  /** The batch at a position of the endless stream. */
+  public Batch get(long position) {
+    long wanted = position / perEpoch();
+    if (wanted != epoch) {
+      order = shuffled(wanted);
+      epoch = wanted;
+    }
+    return order.get((int) (position % perEpoch()));
+  }
+
+  private List<Batch> shuffled(long number) {
+    var random = new Random(mix(seed, number));
+    var all = new ArrayList<>(samples);
+    Collections.shuffle(all, random);
+    var batches = new ArrayList<Batch>();
+    int pool = POOL * batchSize;
+    for (int start = 0; start < all.size(); start += pool) {
+      var part = all.subList(start, Math.min(all.size(), start + pool));
+      part.sort(Comparator.comparingInt(TrainingSample::length));
+      for (int i = 0; i < part.size(); i += batchSize) {
+        batches.add(
+            new Batch(part.subList(i, Math.min(part.size(), i + batchSize)), responseOnly));
+      }
+    }
+    Collections.shuffle(batches, random);
+    return batches;
+  }
+
+  /** The share of an epoch's positions that are padding. */
+  public double padding() {
+    long positions = 0;
+    long tokens = 0;
+    for (long i = 0; i < perEpoch(); i++) {
+      positions += (long) get(i).rows() * get(i).length();
+      tokens += get(i).tokens();
+    }
+    return positions == 0 ? 0 : 1 - (double) tokens / positions;
+  }
+
+  /** A checksum of all samples, to notice on resume that the data are others. */
+  public static long fingerprint(List<TrainingSample> samples) {
+    var crc = new CRC32C();
+    var bytes = java.nio.ByteBuffer.allocate(1 << 16);
+    for (var sample : samples) {
+      put(crc, bytes, sample.task());
+      put(crc, bytes, sample.promptTokens());
+      put(crc, bytes, sample.length());
+      for (int token : sample.tokens()) {
+        put(crc, bytes, token);
+      }
+    }
+    crc.update(bytes.flip());
+    return crc.getValue();
+  }
+
+  private static void put(CRC32C crc, java.nio.ByteBuffer bytes, int value) {
+    if (bytes.remaining() < 4) {
+      crc.update(bytes.flip());
+      bytes.clear();
+    }
+    bytes.putInt(value);
+  }
+
+  /** A well-mixed seed from several numbers (the finaliser of SplitMix64). */
+  public static long mix(long... numbers) {
+    long z = 0x9E3779B97F4A7C15L;
+    for (long number : numbers) {
+      z += number * 0x9E3779B97F4A7C15L + 0x632BE59BD9B4E019L;
+      z = (z ^ (z >>> 30)) * 0xBF58476D1CE4E5B9L;
+      z = (z ^ (z >>> 27)) * 0x94D049BB133111EBL;
+      z ^= z >>> 31;
+    }
+    return z;
+  }
+}

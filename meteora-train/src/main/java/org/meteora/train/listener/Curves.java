@@ -1,0 +1,133 @@
+package org.meteora.train.listener;
+
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.knowm.xchart.BitmapEncoder;
+import org.knowm.xchart.XYChart;
+import org.knowm.xchart.XYChartBuilder;
+import org.knowm.xchart.style.Styler;
+import org.knowm.xchart.style.markers.SeriesMarkers;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+import org.meteora.train.StepReport;
+import org.meteora.train.TrainingListener;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Draws {@code loss.png} and {@code gate-accuracy.png} from {@code metrics.jsonl}, at every evaluation
+ * and at the end.
+ */
+public final class Curves implements TrainingListener {
+  private static final Logger LOG = LoggerFactory.getLogger(Curves.class);
+  private static final int POINTS = 500;
+
+  private final Path metrics;
+  private final Path folder;
+
+  /**
+   * @param metrics the file that {@link MetricsFile} writes; that listener comes first
+   * @param folder gets the pictures
+   */
+  public Curves(Path metrics, Path folder) {
+    this.metrics = metrics;
+    this.folder = folder;
+  }
+
+  @Override
+  public void onEvaluation(long step, StepReport.Losses losses) {
+    draw();
+  }
+
+  @Override
+  public void onEnd() {
+    draw();
+  }
+
+  private record Line(List<Double> x, List<Double> y) {
+    Line() {
+      this(new ArrayList<>(), new ArrayList<>());
+    }
+  }
+
+  private void draw() {
+    try {
+      Map<String, Line> losses = new LinkedHashMap<>();
+      Map<String, Line> accuracies = new LinkedHashMap<>();
+      for (var node : MetricsFile.read(metrics)) {
+        double step = node.path("step").asDouble();
+        boolean eval = node.path("event").asText().equals("eval");
+        var suffix = eval ? " (held out)" : "";
+        add(losses, "language model" + suffix, step, node.path("lm_loss").asDouble(Double.NaN));
+        add(losses, "gates" + suffix, step, node.path("gate_loss").asDouble(Double.NaN));
+        add(
+            accuracies,
+            "all tasks" + suffix,
+            step,
+            100 * node.path("gate_accuracy").asDouble(Double.NaN));
+        if (eval) {
+          node.path("gate_accuracy_by_task")
+              .properties()
+              .forEach(e -> add(accuracies, e.getKey(), step, 100 * e.getValue().asDouble()));
+        }
+      }
+      save(losses, "Loss", "cross-entropy", "loss.png");
+      save(accuracies, "Gates whose first choice is the task's adapter", "%", "gate-accuracy.png");
+    } catch (UserException e) {
+      LOG.warn("{}; training goes on", e.getMessage());
+    } catch (RuntimeException | LinkageError e) {
+      // java.awt needs fonts, which a small container may lack; the numbers are in metrics.jsonl
+      LOG.warn("cannot draw the curves: {}", e.toString());
+    }
+  }
+
+  private static void add(Map<String, Line> lines, String name, double x, double y) {
+    if (Double.isFinite(y)) {
+      var line = lines.computeIfAbsent(name, n -> new Line());
+      line.x().add(x);
+      line.y().add(y);
+    }
+  }
+
+  private void save(Map<String, Line> lines, String title, String unit, String name) {
+    if (lines.isEmpty()) {
+      return;
+    }
+    XYChart chart =
+        new XYChartBuilder()
+            .width(1100)
+            .height(600)
+            .title(title)
+            .xAxisTitle("step")
+            .yAxisTitle(unit)
+            .build();
+    chart.getStyler().setLegendPosition(Styler.LegendPosition.OutsideE);
+    chart.getStyler().setYAxisMin(0.0);
+    lines.forEach(
+        (label, line) ->
+            chart
+                .addSeries(label, thin(line.x()), thin(line.y()))
+                .setMarker(line.x().size() < 40 ? SeriesMarkers.CIRCLE : SeriesMarkers.NONE));
+    AtomicFiles.writeStream(
+        folder.resolve(name),
+        out -> BitmapEncoder.saveBitmap(chart, out, BitmapEncoder.BitmapFormat.PNG));
+  }
+
+  /** Means over equal stretches, so that a long run stays readable. */
+  private static List<Double> thin(List<Double> values) {
+    if (values.size() <= POINTS) {
+      return values;
+    }
+    var result = new ArrayList<Double>();
+    for (int i = 0; i < POINTS; i++) {
+      int from = (int) ((long) values.size() * i / POINTS);
+      int to = (int) ((long) values.size() * (i + 1) / POINTS);
+      result.add(
+          values.subList(from, to).stream().mapToDouble(Double::doubleValue).average().orElse(0));
+    }
+    return result;
+  }
+}

@@ -1,0 +1,119 @@
+package org.meteora.train.listener;
+
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Jsonl;
+import org.meteora.train.StepReport;
+import org.meteora.train.TrainingListener;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * {@code metrics.jsonl}: one JSON object a line for every step ({@code "event": "step"}) and
+ * evaluation ({@code "eval"}). A resumed run goes on with the file: lines of steps that are made
+ * again, and a last line that was cut off, are taken out first.
+ */
+public final class MetricsFile implements TrainingListener {
+  private static final Logger LOG = LoggerFactory.getLogger(MetricsFile.class);
+
+  private final Path file;
+  private boolean failed;
+
+  public MetricsFile(Path file) {
+    this.file = file;
+  }
+
+  @Override
+  public void onStart(long step, long steps) {
+    var kept = new StringBuilder();
+    for (var node : read(file)) {
+      if (node.path("step").asLong() <= step) {
+        kept.append(node).append('\n');
+      }
+    }
+    AtomicFiles.writeString(file, step == 0 ? "" : kept.toString());
+  }
+
+  /** The file's whole lines; none when there is no file. */
+  static List<JsonNode> read(Path file) {
+    var result = new ArrayList<JsonNode>();
+    if (!Files.isRegularFile(file)) {
+      return result;
+    }
+    try (var lines = Files.lines(file, StandardCharsets.UTF_8)) {
+      for (var line : (Iterable<String>) lines::iterator) {
+        try {
+          var node = Jsonl.JSON.readTree(line);
+          if (node != null && node.isObject()) {
+            result.add(node);
+          }
+        } catch (JsonProcessingException e) {
+          // a line that a killed process left half written
+        }
+      }
+    } catch (IOException | java.io.UncheckedIOException e) {
+      LOG.warn("cannot read {}: {}", file, AtomicFiles.reason(e));
+    }
+    return result;
+  }
+
+  @Override
+  public void onStep(StepReport report) {
+    var node = Jsonl.JSON.createObjectNode().put("event", "step").put("step", report.step());
+    put(node, report.losses());
+    put(node, "learning_rate", report.learningRate());
+    put(node, "grad_norm", report.gradientNorm());
+    put(node, "seconds", report.seconds());
+    put(node, "tokens_per_second", report.tokensPerSecond());
+    put(node, "padding", report.padding());
+    node.put("memory_bytes", report.memoryBytes());
+    append(node);
+  }
+
+  @Override
+  public void onEvaluation(long step, StepReport.Losses losses) {
+    var node = Jsonl.JSON.createObjectNode().put("event", "eval").put("step", step);
+    put(node, losses);
+    append(node);
+  }
+
+  private static void put(ObjectNode node, StepReport.Losses losses) {
+    put(node, "loss", losses.total());
+    put(node, "lm_loss", losses.languageModel());
+    put(node, "gate_loss", losses.gate());
+    put(node, "gate_accuracy", losses.gateAccuracy());
+    if (!losses.gateAccuracyByTask().isEmpty()) {
+      var tasks = node.putObject("gate_accuracy_by_task");
+      losses.gateAccuracyByTask().forEach((task, value) -> put(tasks, task, value));
+    }
+    node.put("tokens", losses.tokens());
+  }
+
+  private static void put(ObjectNode node, String key, double value) {
+    if (Double.isFinite(value)) {
+      node.put(key, value);
+    }
+  }
+
+  private void append(ObjectNode node) {
+    try {
+      Files.writeString(
+          file, node + "\n", StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+      failed = false;
+    } catch (IOException e) {
+      if (!failed) {
+        LOG.warn("cannot write {}: {}; training goes on", file, AtomicFiles.reason(e));
+      }
+      failed = true;
+    }
+  }
+}

@@ -1,0 +1,92 @@
+package org.meteora.train.listener;
+
+import java.nio.file.Path;
+import java.util.Locale;
+import java.util.stream.Collectors;
+import org.meteora.io.Progress;
+import org.meteora.train.StepReport;
+import org.meteora.train.TrainingListener;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/** A progress bar, and a line for every evaluation and checkpoint, on stderr. */
+public final class ProgressListener implements TrainingListener {
+  private static final Logger LOG = LoggerFactory.getLogger(ProgressListener.class);
+
+  private final String name;
+  private Progress progress;
+
+  /**
+   * @param name what is trained
+   */
+  public ProgressListener(String name) {
+    this.name = name;
+  }
+
+  @Override
+  public void onStart(long step, long steps) {
+    progress = new Progress(name, steps, " steps");
+    progress.step(step);
+  }
+
+  @Override
+  public void onStep(StepReport report) {
+    var losses = report.losses();
+    var gates =
+        Double.isNaN(losses.gate())
+            ? ""
+            : String.format(
+                Locale.ROOT, ", gate %.4f, right %.1f%%", losses.gate(), 100 * losses.gateAccuracy());
+    progress.note(
+        String.format(
+            Locale.ROOT,
+            "loss %.4f%s, %.0f tokens/s, %.1f GiB, %s left",
+            losses.languageModel(),
+            gates,
+            report.tokensPerSecond(),
+            report.memoryBytes() / (double) (1L << 30),
+            duration(report.secondsLeft())));
+    progress.step(1);
+  }
+
+  private static String duration(double seconds) {
+    long s = Math.round(seconds);
+    return s >= 3600
+        ? "%d h %02d min".formatted(s / 3600, s / 60 % 60)
+        : s >= 60 ? "%d min %02d s".formatted(s / 60, s % 60) : s + " s";
+  }
+
+  @Override
+  public void onEvaluation(long step, StepReport.Losses losses) {
+    var byTask =
+        losses.gateAccuracyByTask().entrySet().stream()
+            .map(e -> String.format(Locale.ROOT, "%s %.1f%%", e.getKey(), 100 * e.getValue()))
+            .collect(Collectors.joining(", "));
+    if (Double.isNaN(losses.gate())) {
+      LOG.info(
+          String.format(Locale.ROOT, "step %d: held-out loss %.4f", step, losses.languageModel()));
+    } else {
+      LOG.info(
+          String.format(
+              Locale.ROOT,
+              "step %d: held-out loss %.4f, gate loss %.4f, gates right %.1f%% (%s)",
+              step,
+              losses.languageModel(),
+              losses.gate(),
+              100 * losses.gateAccuracy(),
+              byTask));
+    }
+  }
+
+  @Override
+  public void onCheckpoint(long step, Path folder) {
+    LOG.info("step {}: wrote {}", step, folder);
+  }
+
+  @Override
+  public void onEnd() {
+    if (progress != null) {
+      progress.close();
+    }
+  }
+}

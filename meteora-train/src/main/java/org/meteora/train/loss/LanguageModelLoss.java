@@ -1,0 +1,125 @@
+package org.meteora.train.loss;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+import org.meteora.train.batch.Batch;
+
+/**
+ * Next-token cross-entropy over the vocabulary, with its gradient, computed a few hundred tokens at a
+ * time: the logits {@code (rows · seq, vocab)}, the largest tensor of a training step, never exist
+ * whole. Positions without a label cost nothing.
+ *
+ * <p>For logits z = h Wᵀ and label y: loss = logsumexp(z) − z_y, ∂loss/∂z = softmax(z) − onehot(y),
+ * ∂loss/∂h = (∂loss/∂z) W; z, its softmax and the gradient are in float32, the two products in the
+ * model's dtype.
+ */
+public final class LanguageModelLoss {
+  private static final long LOGITS_AT_ONCE = 1L << 26;
+
+  private LanguageModelLoss() {}
+
+  /**
+   * @param sum the cross-entropies summed over all labels
+   * @param gradient of {@code weight · sum} for the hidden states, their shape and dtype; owned by the
+   *     hidden states' manager; null when it was not asked for
+   */
+  public record Result(double sum, NDArray gradient) {}
+
+  /** How many tokens' logits are held at once for a vocabulary. */
+  public static int chunkTokens(long vocabSize) {
+    return (int) Math.clamp(LOGITS_AT_ONCE / vocabSize, 16, 8192);
+  }
+
+  /**
+   * @param hidden after the last norm, {@code (rows, seq, hidden)}
+   * @param head {@code (vocab, hidden)}
+   * @param labels {@code (rows · seq)}, already shifted, {@link Batch#IGNORED} where there is none
+   * @param weight scales the gradient: 1 / number of labels of the whole step
+   * @param withGradient whether the gradient is wanted
+   * @param chunkTokens tokens at once, from {@link #chunkTokens}
+   */
+  public static Result compute(
+      NDArray hidden,
+      NDArray head,
+      long[] labels,
+      double weight,
+      boolean withGradient,
+      int chunkTokens) {
+    long size = hidden.getShape().get(hidden.getShape().dimension() - 1);
+    int positions = (int) (hidden.getShape().size() / size);
+    if (labels.length != positions) {
+      throw new IllegalArgumentException(labels.length + " labels for " + positions + " positions");
+    }
+    var labelled =
+        java.util.stream.IntStream.range(0, positions)
+            .filter(i -> labels[i] != Batch.IGNORED)
+            .toArray();
+    try (NDManager scope = hidden.getManager().newSubManager();
+        var off = Ops.notRecording()) {
+      var dtype = Ops.dtype(hidden);
+      var flat = Ops.alias(scope, hidden).reshape(positions, size);
+      var gradient = withGradient ? Ops.zeros(scope, dtype, positions, size) : null;
+      double sum = 0;
+      for (int from = 0; from < labelled.length; from += chunkTokens) {
+        int count = Math.min(chunkTokens, labelled.length - from);
+        try (NDManager chunk = scope.newSubManager()) {
+          sum += chunk(chunk, flat, head, labels, labelled, from, count, weight, gradient);
+        }
+      }
+      if (withGradient) {
+        gradient = gradient.reshape(hidden.getShape());
+        gradient.attach(hidden.getManager());
+      }
+      return new Result(sum, gradient);
+    }
+  }
+
+  private static double chunk(
+      NDManager scope,
+      NDArray flat,
+      NDArray head,
+      long[] labels,
+      int[] labelled,
+      int from,
+      int count,
+      double weight,
+      NDArray gradient) {
+    var where = new long[count];
+    var wanted = new long[count];
+    for (int i = 0; i < count; i++) {
+      where[i] = labelled[from + i];
+      wanted[i] = labels[labelled[from + i]];
+    }
+    var index = scope.create(where);
+    var label = scope.create(wanted).reshape(count, 1);
+    var hidden = Ops.indexSelect(flat, 0, index);
+    hidden.attach(scope);
+    var logits = Ops.cast(Ops.linear(hidden, head, null), Dtype.F32);
+    var logProbabilities = logits.logSoftmax(-1);
+    double sum = -logProbabilities.gather(label, 1).sum().getFloat();
+    if (gradient != null) {
+      var slope = logProbabilities.exp();
+      slope = Ops.scatterAdd(slope, 1, label, scope.full(Ops.shape(count, 1), -1f));
+      slope = Ops.cast(slope.muli(weight), Ops.dtype(head));
+      var back = slope.matMul(head);
+      // every position is written once: rows of the chunk go to their places
+      for (int start = 0; start < count; ) {
+        int end = start + 1;
+        while (end < count && where[end] == where[end - 1] + 1) {
+          end++;
+        }
+        try (NDManager run = scope.newSubManager()) {
+          var target = Ops.narrow(gradient, 0, where[start], end - start);
+          target.attach(run);
+          var source = Ops.narrow(back, 0, start, end - start);
+          source.attach(run);
+          Ops.copy(target, source);
+        }
+        start = end;
+      }
+    }
+    return sum;
+  }
+}

@@ -1,0 +1,61 @@
+package org.meteora.train;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import org.junit.jupiter.api.Assumptions;
+import org.meteora.checkpoint.TrainableModel;
+import org.meteora.io.Jsonl;
+import org.meteora.train.batch.TrainingSample;
+
+/** The reference data that a fresh clone does not have. */
+final class Fixtures {
+  static final Path FOLDER =
+      Path.of(System.getProperty("meteora.root", ".."), "../shared/fixtures").normalize();
+  static final Path TINY = FOLDER.resolve("tiny-llama");
+
+  private Fixtures() {}
+
+
+  static void require() {
+    Assumptions.assumeTrue(
+        Files.isDirectory(TINY), "skipped: the reference data are not here (" + TINY + ")");
+  }
+
+  static TrainableModel.Spec spec(double dropout) {
+    return new TrainableModel.Spec(
+        TINY.resolve("base"), Optional.of("cpu"), Optional.of("f32"), 2, dropout, 42);
+  }
+
+  /** The MeteoRA model whose training step the reference data describe. */
+  static TrainableModel meteora() {
+    return TrainableModel.meteora(
+        spec(0), TINY.resolve("meteora"), Optional.of(TINY.resolve("adapters")));
+  }
+
+  static JsonNode expected() {
+    return Jsonl.readFile(TINY.resolve("expected.json")).get("train");
+  }
+
+  static List<TrainingSample> samples(JsonNode expected) {
+    var result = new ArrayList<TrainingSample>();
+    for (int row = 0; row < expected.get("input_ids").size(); row++) {
+      var tokens = new ArrayList<Integer>();
+      for (int t = 0; t < expected.get("input_ids").get(row).size(); t++) {
+        if (expected.get("attention_mask").get(row).get(t).asInt() == 1) {
+          tokens.add(expected.get("input_ids").get(row).get(t).asInt());
+        }
+      }
+      result.add(
+          new TrainingSample(
+              "row:" + row,
+              tokens.stream().mapToInt(i -> i).toArray(),
+              1,
+              expected.get("task_index").get(row).asInt()));
+    }
+    return result;
+  }
+}
