@@ -17,6 +17,12 @@ final class Fixtures {
       Path.of(System.getProperty("meteora.root", ".."), "../shared/fixtures").normalize();
   static final Path TINY = FOLDER.resolve("tiny-llama");
 
+  static {
+    // tiny shapes: threads would only wait for each other
+    ai.djl.engine.Engine.getEngine("PyTorch");
+    ai.djl.pytorch.jni.JniUtils.setNumThreads(1);
+  }
+
   private Fixtures() {}
 
 
