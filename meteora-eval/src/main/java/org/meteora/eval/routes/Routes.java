@@ -1,0 +1,85 @@
+package org.meteora.eval.routes;
+
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.function.Consumer;
+import java.util.function.Function;
+import org.meteora.UserException;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.TokenGenerator;
+import org.meteora.generate.Tokenizer;
+import org.meteora.io.AtomicFiles;
+import org.meteora.moe.RoutingListener;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/** Runs one prompt with its routing recorded, and writes the four reports of a trace. */
+public final class Routes {
+  private static final Logger LOG = LoggerFactory.getLogger(Routes.class);
+
+  private Routes() {}
+
+  /**
+   * Generates the answer to a prompt and records every gate.
+   *
+   * @param generator the model
+   * @param listen sets the model's routing listener; is called with null at the end
+   * @param parts finds the tasks' stretches once the tokens are known
+   * @throws UserException when the prompt is empty, or the model has no gates
+   */
+  public static RoutingTrace run(
+      TokenGenerator generator,
+      Consumer<RoutingListener> listen,
+      Tokenizer tokenizer,
+      List<String> adapters,
+      String prompt,
+      GenerationConfig config,
+      Function<List<RoutedToken>, List<Part>> parts,
+      Map<String, Object> settings) {
+    int[] ids = tokenizer.encode(prompt, false);
+    if (ids.length == 0) {
+      throw new UserException("the prompt is empty: there is no token to route");
+    }
+    var recorder = new RoutingRecorder();
+    int[] answer;
+    listen.accept(recorder);
+    try {
+      answer = generator.generate(List.of(ids), config).getFirst();
+    } finally {
+      listen.accept(null);
+    }
+    int[] all = java.util.Arrays.copyOf(ids, ids.length + answer.length);
+    System.arraycopy(answer, 0, all, ids.length, answer.length);
+    var tokens =
+        RoutedToken.of(each -> tokenizer.decode(each, false), tokenizer::token, all, ids.length);
+    var trace = recorder.trace(adapters, tokens, parts.apply(tokens), settings);
+    if (trace.routedTokens() == 0) {
+      throw new UserException(
+          "this model chose no adapters: it has no gates, or MOELINEAR_SINGLE_MOE_LORA is set");
+    }
+    return trace;
+  }
+
+  /** Writes {@code routes.html}, {@code routes.png}, {@code routes.json} and {@code routes.csv}. */
+  public static void write(RoutingTrace trace, String title, Path folder) {
+    AtomicFiles.requireWritableFolder(folder);
+    RoutesData.writeJson(trace, folder.resolve("routes.json"));
+    RoutesData.writeCsv(trace, folder.resolve("routes.csv"));
+    RoutesHtml.write(trace, title, folder.resolve("routes.html"));
+    picture(() -> RoutesPng.write(trace, title, folder.resolve("routes.png")));
+  }
+
+  /** A Java without fonts cannot draw text: the other reports are still worth having. */
+  static void picture(Runnable draw) {
+    try {
+      draw.run();
+    } catch (UserException e) {
+      throw e;
+    } catch (RuntimeException | LinkageError | InternalError e) {
+      LOG.warn(
+          "no PNG was drawn: this Java cannot draw text here (fontconfig or a font missing?): {}",
+          e.toString());
+    }
+  }
+}

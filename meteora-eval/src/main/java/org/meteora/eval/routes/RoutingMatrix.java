@@ -1,0 +1,378 @@
+package org.meteora.eval.routes;
+
+import com.fasterxml.jackson.core.JsonGenerator;
+import java.awt.Color;
+import java.awt.Font;
+import java.awt.Graphics2D;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Base64;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Jsonl;
+import org.meteora.moe.RoutingListener;
+
+/**
+ * Routing of a whole evaluation: for every task and gate, how much weight each adapter got and how
+ * often each was first. Memory is 12 bytes for each layer × 7 modules × tasks × adapters, whatever
+ * the number of samples. Not for use from several threads.
+ *
+ * <p>Set it as the model's listener and call {@link #begin} before every batch. All rows of a batch
+ * belong to one task, so that rows may leave it as they finish.
+ */
+public final class RoutingMatrix implements RoutingListener {
+  private static final int MODULES = RoutingRecorder.MODULES.size();
+
+  private static final class Gate {
+    double[][] weight = new double[0][];
+    int[][] first = new int[0][];
+    long[] tokens = new long[0];
+    int columns;
+  }
+
+  private final List<String> adapters;
+  private final List<String> tasks = new ArrayList<>();
+  private final List<Gate> gates = new ArrayList<>();
+  private int task = -1;
+  private int[] leftPadding = {};
+
+  /**
+   * @param adapters names in index order
+   */
+  public RoutingMatrix(List<String> adapters) {
+    this.adapters = List.copyOf(adapters);
+  }
+
+  /**
+   * Says what the coming passes are about.
+   *
+   * @param task whose samples the batch holds; its adapter is the one of the same name
+   * @param promptLengths tokens of each row's prompt, in row order
+   */
+  public void begin(String task, int[] promptLengths) {
+    if (!tasks.contains(task)) {
+      tasks.add(task);
+    }
+    this.task = tasks.indexOf(task);
+    int longest = Arrays.stream(promptLengths).max().orElse(0);
+    leftPadding = Arrays.stream(promptLengths).map(length -> longest - length).toArray();
+    gates.forEach(gate -> gate.columns = 0);
+  }
+
+  @Override
+  public void onRouting(
+      int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
+    if (task < 0) {
+      throw new IllegalStateException("begin was not called");
+    }
+    int number = layer * MODULES + module;
+    while (gates.size() <= number) {
+      gates.add(new Gate());
+    }
+    var gate = gates.get(number);
+    if (gate.tokens.length <= task) {
+      int had = gate.tokens.length;
+      gate.weight = Arrays.copyOf(gate.weight, task + 1);
+      gate.first = Arrays.copyOf(gate.first, task + 1);
+      gate.tokens = Arrays.copyOf(gate.tokens, task + 1);
+      for (int i = had; i <= task; i++) {
+        gate.weight[i] = new double[adapters.size()];
+        gate.first[i] = new int[adapters.size()];
+      }
+    }
+    var weight = gate.weight[task];
+    var first = gate.first[task];
+    for (int row = 0; row < rows; row++) {
+      // rows leave only after the prompt, when no padding is left to skip
+      int padding = row < leftPadding.length ? leftPadding[row] : 0;
+      int skip = Math.clamp(padding - gate.columns, 0, tokens);
+      for (int t = skip; t < tokens; t++) {
+        int at = (row * tokens + t) * topK;
+        first[indices[at]]++;
+        for (int k = 0; k < topK; k++) {
+          weight[indices[at + k]] += weights[at + k];
+        }
+      }
+      gate.tokens[task] += tokens - skip;
+    }
+    gate.columns += tokens;
+  }
+
+  /** Tasks in the order met. */
+  public List<String> tasks() {
+    return List.copyOf(tasks);
+  }
+
+  public List<String> adapters() {
+    return adapters;
+  }
+
+  public int layers() {
+    return (gates.size() + MODULES - 1) / MODULES;
+  }
+
+  /** Token × gate pairs counted for a task. */
+  public long count(String task, int layer, int module) {
+    int row = tasks.indexOf(task);
+    long count = 0;
+    for (var gate : selected(layer, module)) {
+      count += row >= 0 && row < gate.tokens.length ? gate.tokens[row] : 0;
+    }
+    return count;
+  }
+
+  /**
+   * Each adapter's share of the weight at a task's tokens, summing to 1.
+   *
+   * @param layer a layer, or {@link RoutingTrace#ALL}
+   * @param module a module, or {@link RoutingTrace#ALL}
+   */
+  public double[] shares(String task, int layer, int module) {
+    return sum(task, layer, module, false);
+  }
+
+  /** How often each adapter was first at a task's tokens, summing to 1. */
+  public double[] first(String task, int layer, int module) {
+    return sum(task, layer, module, true);
+  }
+
+  /** How often the task's own adapter was first; 0 when there is none of that name. */
+  public double rightFirst(String task, int layer, int module) {
+    int expected = adapters.indexOf(task);
+    return expected < 0 ? 0 : first(task, layer, module)[expected];
+  }
+
+  private double[] sum(String task, int layer, int module, boolean first) {
+    int row = tasks.indexOf(task);
+    var sum = new double[adapters.size()];
+    long count = Math.max(1, count(task, layer, module));
+    for (var gate : selected(layer, module)) {
+      for (int a = 0; a < sum.length && row >= 0 && row < gate.tokens.length; a++) {
+        sum[a] += first ? gate.first[row][a] : gate.weight[row][a];
+      }
+    }
+    for (int a = 0; a < sum.length; a++) {
+      sum[a] /= count;
+    }
+    return sum;
+  }
+
+  private List<Gate> selected(int layer, int module) {
+    var selected = new ArrayList<Gate>();
+    for (int g = 0; g < gates.size(); g++) {
+      if ((layer < 0 || g / MODULES == layer) && (module < 0 || g % MODULES == module)) {
+        selected.add(gates.get(g));
+      }
+    }
+    return selected;
+  }
+
+  /** Writes {@code routing.json}, {@code routing.png} and {@code routing.html}. */
+  public void write(String title, Map<String, Object> settings, Path folder) {
+    AtomicFiles.requireWritableFolder(folder);
+    writeJson(settings, folder.resolve("routing.json"));
+    AtomicFiles.writeString(folder.resolve("routing.html"), html(title, settings));
+    Routes.picture(() -> writePng(title, folder.resolve("routing.png")));
+  }
+
+  /** Shares and firsts over all gates, for every layer, for every module, and for every gate. */
+  public void writeJson(Map<String, Object> settings, Path file) {
+    AtomicFiles.writeStream(
+        file,
+        out -> {
+          try (var json =
+              Jsonl.JSON
+                  .getFactory()
+                  .createGenerator(out)
+                  .disable(JsonGenerator.Feature.AUTO_CLOSE_TARGET)) {
+            json.writeStartObject();
+            json.writeStringField("format", "meteora-routing-matrix-1");
+            json.writeObjectField("settings", settings);
+            json.writeObjectField("adapters", adapters);
+            json.writeObjectField("tasks", tasks);
+            json.writeObjectField("modules", RoutingRecorder.MODULES);
+            json.writeNumberField("layers", layers());
+            json.writeFieldName("all");
+            matrix(json, RoutingTrace.ALL, RoutingTrace.ALL);
+            json.writeArrayFieldStart("by_layer");
+            for (int layer = 0; layer < layers(); layer++) {
+              matrix(json, layer, RoutingTrace.ALL);
+            }
+            json.writeEndArray();
+            json.writeArrayFieldStart("by_module");
+            for (int module = 0; module < MODULES; module++) {
+              matrix(json, RoutingTrace.ALL, module);
+            }
+            json.writeEndArray();
+            json.writeArrayFieldStart("by_gate");
+            for (int layer = 0; layer < layers(); layer++) {
+              json.writeStartArray();
+              for (int module = 0; module < MODULES; module++) {
+                matrix(json, layer, module);
+              }
+              json.writeEndArray();
+            }
+            json.writeEndArray();
+            json.writeEndObject();
+          }
+        });
+  }
+
+  private void matrix(JsonGenerator json, int layer, int module) throws IOException {
+    json.writeStartObject();
+    json.writeArrayFieldStart("counted");
+    for (var each : tasks) {
+      json.writeNumber(count(each, layer, module));
+    }
+    json.writeEndArray();
+    json.writeArrayFieldStart("right_first");
+    for (var each : tasks) {
+      if (adapters.contains(each)) {
+        json.writeNumber((float) rightFirst(each, layer, module));
+      } else {
+        json.writeNull();
+      }
+    }
+    json.writeEndArray();
+    for (boolean first : new boolean[] {false, true}) {
+      json.writeArrayFieldStart(first ? "first" : "share");
+      for (var each : tasks) {
+        json.writeStartArray();
+        for (double value : sum(each, layer, module, first)) {
+          json.writeNumber((float) value);
+        }
+        json.writeEndArray();
+      }
+      json.writeEndArray();
+    }
+    json.writeEndObject();
+  }
+
+  /** One self-contained page: the heat map with selectors for layer, module and measure. */
+  String html(String title, Map<String, Object> settings) {
+    var meta = new TreeMap<String, Object>();
+    meta.put("adapters", adapters);
+    meta.put("tasks", tasks);
+    meta.put("codes", Palette.codes(adapters));
+    meta.put("modules", RoutingRecorder.MODULES);
+    meta.put("layers", layers());
+    meta.put("settings", settings);
+    return RoutesHtml.fill(
+        "matrix.html",
+        Map.of(
+            "title",
+            RoutesHtml.escape(title),
+            "meta",
+            RoutesHtml.embedded(meta),
+            "share",
+            quantised(false),
+            "first",
+            quantised(true),
+            "counts",
+            RoutesHtml.embedded(counts())));
+  }
+
+  private long[][] counts() {
+    var counts = new long[layers() * MODULES][tasks.size()];
+    for (int g = 0; g < counts.length; g++) {
+      for (int t = 0; t < tasks.size(); t++) {
+        counts[g][t] = count(tasks.get(t), g / MODULES, g % MODULES);
+      }
+    }
+    return counts;
+  }
+
+  /** Gates × tasks × adapters in 16 bits, little end first. */
+  private String quantised(boolean first) {
+    var bytes = new byte[layers() * MODULES * tasks.size() * adapters.size() * 2];
+    int at = 0;
+    for (int g = 0; g < layers() * MODULES; g++) {
+      for (var each : tasks) {
+        for (double value : sum(each, g / MODULES, g % MODULES, first)) {
+          int quantum = (int) Math.round(Math.clamp(value, 0, 1) * 65535);
+          bytes[at++] = (byte) quantum;
+          bytes[at++] = (byte) (quantum >> 8);
+        }
+      }
+    }
+    return Base64.getEncoder().encodeToString(bytes);
+  }
+
+  /** The heat map of shares over all gates; the task's own adapter is framed. */
+  public void writePng(String title, Path file) {
+    int cell = 26;
+    int left = 290;
+    int top = 260;
+    int width = Math.max(760, left + cell * adapters.size() + 110);
+    int height = top + cell * tasks.size() + 60;
+    Figures.write(file, width, height, g -> draw(g, title, cell, left, top, width));
+  }
+
+  private void draw(Graphics2D g, String title, int cell, int left, int top, int width) {
+    g.setColor(Figures.INK);
+    g.setFont(Figures.font(Font.BOLD, 17));
+    g.drawString(Figures.fit(g, title, width - 50), 24, 38);
+    g.setFont(Figures.font(Font.PLAIN, 12));
+    g.setColor(Figures.DIM);
+    g.drawString(
+        "Share of routing weight (%), all layers and modules; framed: the task's own adapter",
+        24, 58);
+    for (int a = 0; a < adapters.size(); a++) {
+      var turned = (Graphics2D) g.create();
+      turned.setFont(Figures.font(Font.PLAIN, 11));
+      turned.setColor(Figures.INK);
+      turned.rotate(-Math.PI / 3, left + cell * (a + 0.62), top - 8);
+      turned.drawString(
+          Figures.fit(turned, adapters.get(a), 200), (float) (left + cell * (a + 0.62)), top - 8);
+      turned.dispose();
+    }
+    g.setFont(Figures.font(Font.BOLD, 11));
+    g.setColor(Figures.DIM);
+    g.drawString("right first", left + cell * adapters.size() + 12, top - 8);
+    for (int t = 0; t < tasks.size(); t++) {
+      var name = tasks.get(t);
+      int y = top + cell * t;
+      g.setFont(Figures.font(Font.PLAIN, 11));
+      g.setColor(Figures.INK);
+      var label = Figures.fit(g, name, left - 36);
+      g.drawString(label, left - 8 - g.getFontMetrics().stringWidth(label), y + 17);
+      var shares = shares(name, RoutingTrace.ALL, RoutingTrace.ALL);
+      for (int a = 0; a < shares.length; a++) {
+        int x = left + cell * a;
+        var colour = heat(shares[a]);
+        g.setColor(colour);
+        g.fillRect(x, y, cell - 1, cell - 1);
+        if (shares[a] >= 0.005) {
+          g.setColor(Figures.ink(colour));
+          g.setFont(Figures.font(Font.PLAIN, 10));
+          var text = "" + Math.round(100 * shares[a]);
+          g.drawString(text, x + (cell - 1 - g.getFontMetrics().stringWidth(text)) / 2, y + 17);
+        }
+        if (adapters.get(a).equals(name)) {
+          g.setColor(new Color(0xD55E00));
+          g.setStroke(new java.awt.BasicStroke(2));
+          g.drawRect(x, y, cell - 2, cell - 2);
+        }
+      }
+      g.setFont(Figures.font(Font.PLAIN, 11));
+      g.setColor(Figures.INK);
+      g.drawString(
+          adapters.contains(name)
+              ? Figures.percent(rightFirst(name, RoutingTrace.ALL, RoutingTrace.ALL))
+              : "–",
+          left + cell * adapters.size() + 12,
+          y + 17);
+    }
+  }
+
+  /** White to dark blue, even to the eye in grey too. */
+  private static Color heat(double share) {
+    double s = Math.sqrt(Math.clamp(share, 0, 1));
+    return new Color(
+        (int) (246 + s * (8 - 246)), (int) (248 + s * (48 - 248)), (int) (251 + s * (107 - 251)));
+  }
+}

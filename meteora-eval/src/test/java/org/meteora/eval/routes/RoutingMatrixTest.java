@@ -1,0 +1,61 @@
+package org.meteora.eval.routes;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.io.Jsonl;
+
+class RoutingMatrixTest {
+  @TempDir Path folder;
+
+  /** Two rows, one padded by a column, of which one leaves after the prompt; then another task. */
+  private static RoutingMatrix matrix() {
+    var matrix = new RoutingMatrix(List.of("a", "b", "c"));
+    matrix.begin("b", new int[] {2, 1});
+    for (int module = 0; module < 7; module++) {
+      matrix.onRouting(
+          0,
+          module,
+          2,
+          2,
+          2,
+          new int[] {1, 0, 1, 2, /* padding */ 0, 2, 0, 1},
+          new float[] {0.75f, 0.25f, 1, 0, /* padding */ 1, 0, 0.5f, 0.5f});
+      matrix.onRouting(0, module, 1, 1, 2, new int[] {1, 2}, new float[] {0.75f, 0.25f});
+    }
+    matrix.begin("unknown", new int[] {1});
+    matrix.onRouting(0, 3, 1, 1, 2, new int[] {2, 0}, new float[] {0.5f, 0.5f});
+    return matrix;
+  }
+
+  @Test
+  void weightsAndFirstsAreCountedWithoutPadding() {
+    var matrix = matrix();
+    assertThat(matrix.count("b", 0, 0)).isEqualTo(4);
+    assertThat(matrix.count("b", RoutingTrace.ALL, RoutingTrace.ALL)).isEqualTo(28);
+    assertThat(matrix.shares("b", 0, 2))
+        .containsExactly(new double[] {0.1875, 0.75, 0.0625}, within(1e-12));
+    assertThat(matrix.first("b", RoutingTrace.ALL, 5)).containsExactly(0.25, 0.75, 0);
+    assertThat(matrix.rightFirst("b", RoutingTrace.ALL, RoutingTrace.ALL)).isEqualTo(0.75);
+    assertThat(matrix.shares("unknown", RoutingTrace.ALL, 3)).containsExactly(0.5, 0, 0.5);
+    assertThat(matrix.shares("unknown", RoutingTrace.ALL, 4)).containsOnly(0);
+  }
+
+  @Test
+  void reportsHoldTheSameNumbers() throws Exception {
+    matrix().write("Matrix </script>", Map.of("task", "b"), folder);
+    var json = Jsonl.readFile(folder.resolve("routing.json"));
+    assertThat(json.at("/all/share/0/1").doubleValue()).isEqualTo(0.75);
+    assertThat(json.at("/by_module/3/first/1/2").doubleValue()).isEqualTo(1);
+    assertThat(json.at("/by_gate/0/0/right_first/0").doubleValue()).isEqualTo(0.75);
+    assertThat(json.at("/all/right_first/1").isNull()).isTrue();
+    assertThat(Files.size(folder.resolve("routing.png"))).isPositive();
+    assertThat(Files.readString(folder.resolve("routing.html"))).contains("Matrix &lt;/script&gt;");
+  }
+}
