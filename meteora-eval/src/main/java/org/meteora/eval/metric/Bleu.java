@@ -1,0 +1,122 @@
+package org.meteora.eval.metric;
+
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.regex.Pattern;
+import org.meteora.eval.Texts;
+
+/**
+ * BLEU (Papineni et al. 2002) as sacreBLEU 2.6 computes it by default: mteval-13a tokens,
+ * case-sensitive, exponential smoothing, n-grams up to 4. Empty answers are left out; when all are
+ * empty the figures are null.
+ *
+ * <p>Two figures: {@code BLEU} over all answers, and {@code bleu_as_published}, which is what the
+ * original evaluation reports: it hands over one list of references a sample where one list a
+ * reference set is expected, so that only the first answer is scored, against the truths of all
+ * samples at once.
+ */
+public final class Bleu implements Metric {
+  /** Every ASCII sign but apostrophe, comma, hyphen and full stop stands alone. */
+  private static final Pattern SIGN = Pattern.compile("([\\p{Punct}&&[^',\\-.]])");
+
+  private static final Pattern POINT_AFTER_OTHER = Pattern.compile("([^0-9])([.,])");
+  private static final Pattern POINT_BEFORE_OTHER = Pattern.compile("([.,])([^0-9])");
+  private static final Pattern HYPHEN_AFTER_DIGIT = Pattern.compile("([0-9])(-)");
+
+  @Override
+  public Map<String, Object> score(List<String> answers, List<String> truths) {
+    var hypotheses = new ArrayList<String>();
+    var references = new ArrayList<List<String>>();
+    var allTruths = new ArrayList<String>();
+    for (int i = 0; i < answers.size(); i++) {
+      if (!answers.get(i).isEmpty()) {
+        hypotheses.add(answers.get(i));
+        references.add(List.of(truths.get(i)));
+        allTruths.add(truths.get(i));
+      }
+    }
+    var result = new LinkedHashMap<String, Object>();
+    boolean none = hypotheses.isEmpty();
+    result.put("BLEU", none ? null : corpus(hypotheses, references));
+    result.put(
+        "bleu_as_published",
+        none ? null : corpus(List.of(hypotheses.getFirst()), List.of(allTruths)));
+    return result;
+  }
+
+  /**
+   * Corpus BLEU.
+   *
+   * @param references for each hypothesis one or more
+   */
+  public static BleuScore corpus(List<String> hypotheses, List<List<String>> references) {
+    return score(hypotheses, references, false);
+  }
+
+  /** BLEU of one sentence: orders it is too short for are left out. */
+  public static BleuScore sentence(String hypothesis, List<String> references) {
+    return score(List.of(hypothesis), List.of(references), true);
+  }
+
+  private static BleuScore score(
+      List<String> hypotheses, List<List<String>> references, boolean effectiveOrder) {
+    var matches = new long[BleuScore.ORDER];
+    var totals = new long[BleuScore.ORDER];
+    int hypothesisLength = 0;
+    int referenceLength = 0;
+    for (int i = 0; i < hypotheses.size(); i++) {
+      var tokens = tokens(hypotheses.get(i));
+      var counts = counts(tokens);
+      var most = new HashMap<List<String>, Integer>();
+      int closest = -1;
+      for (var reference : references.get(i)) {
+        var expected = tokens(reference);
+        counts(expected).forEach((gram, count) -> most.merge(gram, count, Math::max));
+        int length = expected.size();
+        int difference = Math.abs(length - tokens.size());
+        int best = closest < 0 ? Integer.MAX_VALUE : Math.abs(closest - tokens.size());
+        if (difference < best || difference == best && length < closest) {
+          closest = length;
+        }
+      }
+      hypothesisLength += tokens.size();
+      referenceLength += Math.max(closest, 0);
+      counts.forEach(
+          (gram, count) -> {
+            totals[gram.size() - 1] += count;
+            matches[gram.size() - 1] += Math.min(count, most.getOrDefault(gram, 0));
+          });
+    }
+    return BleuScore.of(matches, totals, hypothesisLength, referenceLength, effectiveOrder);
+  }
+
+  private static Map<List<String>, Integer> counts(List<String> tokens) {
+    var counts = new HashMap<List<String>, Integer>();
+    for (int n = 1; n <= BleuScore.ORDER; n++) {
+      for (int i = 0; i + n <= tokens.size(); i++) {
+        counts.merge(tokens.subList(i, i + n), 1, Integer::sum);
+      }
+    }
+    return counts;
+  }
+
+  /** The tokens that NIST's mteval script, version 13a, cuts Western text into. */
+  static List<String> tokens(String text) {
+    var line = text.stripTrailing().replace("<skipped>", "").replace("-\n", "").replace('\n', ' ');
+    if (line.indexOf('&') >= 0) {
+      line =
+          line.replace("&quot;", "\"")
+              .replace("&amp;", "&")
+              .replace("&lt;", "<")
+              .replace("&gt;", ">");
+    }
+    line = SIGN.matcher(" " + line + " ").replaceAll(" $1 ");
+    line = POINT_AFTER_OTHER.matcher(line).replaceAll("$1 $2 ");
+    line = POINT_BEFORE_OTHER.matcher(line).replaceAll(" $1 $2");
+    line = HYPHEN_AFTER_DIGIT.matcher(line).replaceAll("$1 $2 ");
+    return Texts.words(line);
+  }
+}

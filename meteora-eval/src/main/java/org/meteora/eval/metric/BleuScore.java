@@ -1,0 +1,88 @@
+package org.meteora.eval.metric;
+
+import java.math.BigDecimal;
+import java.math.RoundingMode;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.Collectors;
+
+/**
+ * A BLEU score and what it is made of.
+ *
+ * @param score 0…100
+ * @param precisions of 1- to 4-grams, 0…100, smoothed
+ * @param brevityPenalty 0…1
+ * @param hypothesisLength tokens of the answers
+ * @param referenceLength tokens of the references closest in length
+ */
+public record BleuScore(
+    double score,
+    List<Double> precisions,
+    double brevityPenalty,
+    int hypothesisLength,
+    int referenceLength) {
+
+  static final int ORDER = 4;
+
+  /**
+   * The formula: the brevity penalty times the geometric mean of the n-gram precisions, where the
+   * i-th precision of zero counts as 1/2^i of a match ("exp" smoothing).
+   *
+   * @param matches n-grams of the answers that are in their references, for n = 1…4
+   * @param totals n-grams of the answers
+   * @param effectiveOrder leave out orders for which the answer is too short
+   */
+  static BleuScore of(
+      long[] matches,
+      long[] totals,
+      int hypothesisLength,
+      int referenceLength,
+      boolean effectiveOrder) {
+    double penalty = 1;
+    if (hypothesisLength < referenceLength) {
+      penalty =
+          hypothesisLength > 0 ? Math.exp(1 - (double) referenceLength / hypothesisLength) : 0;
+    }
+    var precisions = new Double[ORDER];
+    Arrays.fill(precisions, 0.0);
+    double score = 0;
+    if (Arrays.stream(matches).anyMatch(m -> m > 0)) {
+      int order = effectiveOrder ? 0 : ORDER;
+      double smoothing = 1;
+      for (int n = 0; n < ORDER && totals[n] > 0; n++) {
+        if (effectiveOrder) {
+          order = n + 1;
+        }
+        if (matches[n] == 0) {
+          smoothing *= 2;
+          precisions[n] = 100 / (smoothing * totals[n]);
+        } else {
+          precisions[n] = 100.0 * matches[n] / totals[n];
+        }
+      }
+      double logarithms = 0;
+      for (int n = 0; n < order; n++) {
+        logarithms += Math.log(precisions[n]);
+      }
+      score = penalty * Math.exp(logarithms / order);
+    }
+    return new BleuScore(score, List.of(precisions), penalty, hypothesisLength, referenceLength);
+  }
+
+  /** The line sacreBLEU prints. */
+  public String text() {
+    double ratio = referenceLength == 0 ? 0 : (double) hypothesisLength / referenceLength;
+    return "BLEU = %s %s (BP = %s ratio = %s hyp_len = %d ref_len = %d)"
+        .formatted(
+            fixed(score, 2),
+            precisions.stream().map(p -> fixed(p, 1)).collect(Collectors.joining("/")),
+            fixed(brevityPenalty, 3),
+            fixed(ratio, 3),
+            hypothesisLength,
+            referenceLength);
+  }
+
+  private static String fixed(double value, int digits) {
+    return new BigDecimal(value).setScale(digits, RoundingMode.HALF_EVEN).toPlainString();
+  }
+}
