@@ -1,0 +1,177 @@
+package org.meteora.data.config;
+
+import java.io.IOException;
+import java.nio.charset.CharacterCodingException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+import org.yaml.snakeyaml.LoaderOptions;
+import org.yaml.snakeyaml.Yaml;
+import org.yaml.snakeyaml.constructor.SafeConstructor;
+import org.yaml.snakeyaml.error.MarkedYAMLException;
+import org.yaml.snakeyaml.error.YAMLException;
+
+/**
+ * The settings of {@code config.yaml}, each of which is a command-line option too.
+ *
+ * @param baseModelPath a Hugging Face Llama folder
+ * @param meteoraCkptPath a MeteoRA checkpoint, folder or file
+ * @param adapterDir PEFT folders by name
+ * @param bigbenchDatasetDir sources of the BIG-bench tasks
+ * @param targetDir where datasets are written and read
+ * @param evalResultSaveDir where results go
+ * @param train the section {@code train:}, checked by the trainer
+ */
+public record MeteoraConfig(
+    Optional<Path> baseModelPath,
+    Optional<Path> meteoraCkptPath,
+    Optional<Path> adapterDir,
+    Optional<Path> bigbenchDatasetDir,
+    Path targetDir,
+    Path evalResultSaveDir,
+    Map<String, Object> train) {
+
+  /** The keys of {@code config.yaml}. */
+  public static final List<String> KEYS =
+      List.of(
+          "base_model_path",
+          "meteora_ckpt_path",
+          "adapter_dir",
+          "bigbench_dataset_dir",
+          "target_dir",
+          "eval_result_save_dir",
+          "train");
+
+  /** Nothing set but the defaults. */
+  public static final MeteoraConfig DEFAULTS = of(Map.of(), "");
+
+  /**
+   * Reads a file. Relative paths in it are relative to the working folder, as in the Python
+   * original.
+   *
+   * @throws UserException when it is missing, not YAML, not a map, or a key is unknown (naming the
+   *     nearest)
+   */
+  public static MeteoraConfig read(Path file) {
+    String text;
+    try {
+      text = Files.readString(file);
+    } catch (CharacterCodingException e) {
+      throw new UserException(file + ": not UTF-8 text");
+    } catch (IOException e) {
+      throw new UserException("cannot read the config " + file + ": " + AtomicFiles.reason(e), e);
+    }
+    return parse(text, file.toString());
+  }
+
+  /** Reads YAML text; {@code where} goes into messages. */
+  public static MeteoraConfig parse(String text, String where) {
+    Object root;
+    try {
+      var options = new LoaderOptions();
+      options.setAllowDuplicateKeys(false);
+      root = new Yaml(new SafeConstructor(options)).load(text);
+    } catch (MarkedYAMLException e) {
+      int line = e.getProblemMark() == null ? 0 : e.getProblemMark().getLine() + 1;
+      throw new UserException(where + ":" + line + ": not valid YAML: " + oneLine(e.getProblem()));
+    } catch (YAMLException e) {
+      throw new UserException(where + ": not valid YAML: " + oneLine(e.getMessage()));
+    }
+    if (root == null) {
+      return DEFAULTS;
+    }
+    if (!(root instanceof Map<?, ?> map)) {
+      throw new UserException(
+          where + ": a map of keys and values was expected, such as \"target_dir: datasets\"");
+    }
+    var values = new LinkedHashMap<String, Object>();
+    for (var entry : map.entrySet()) {
+      var key = String.valueOf(entry.getKey());
+      if (!KEYS.contains(key)) {
+        throw new UserException(
+            where + ": unknown key \"" + oneLine(key) + "\"" + Nearest.hint(key, KEYS));
+      }
+      values.put(key, entry.getValue());
+    }
+    return of(values, where);
+  }
+
+  private static String oneLine(String text) {
+    return text == null ? "" : text.strip().replaceAll("\\s*\\R\\s*", " ");
+  }
+
+  private static MeteoraConfig of(Map<String, Object> values, String where) {
+    return new MeteoraConfig(
+        path(values, "base_model_path", where),
+        path(values, "meteora_ckpt_path", where),
+        path(values, "adapter_dir", where),
+        path(values, "bigbench_dataset_dir", where),
+        path(values, "target_dir", where).orElse(Path.of("datasets")),
+        path(values, "eval_result_save_dir", where).orElse(Path.of("eval", "results")),
+        section(values.get("train"), where));
+  }
+
+  private static Optional<Path> path(Map<String, Object> values, String key, String where) {
+    var value = values.get(key);
+    if (value == null) {
+      return Optional.empty();
+    }
+    if (!(value instanceof String text) || text.isBlank() || text.indexOf('\0') >= 0) {
+      throw new UserException(
+          where + ": " + key + " must be a path, it is " + oneLine(String.valueOf(value)));
+    }
+    return Optional.of(expand(text));
+  }
+
+  /** A path, with a leading {@code ~} for the home folder. */
+  static Path expand(String text) {
+    return text.equals("~") || text.startsWith("~/")
+        ? Path.of(System.getProperty("user.home") + text.substring(1))
+        : Path.of(text);
+  }
+
+  private static Map<String, Object> section(Object value, String where) {
+    if (value == null) {
+      return Map.of();
+    }
+    if (!(value instanceof Map<?, ?> map)) {
+      throw new UserException(where + ": train must be a map");
+    }
+    var result = new LinkedHashMap<String, Object>();
+    map.forEach((key, each) -> result.put(String.valueOf(key), each));
+    return result;
+  }
+
+  public Path requireBaseModelPath() {
+    return require(baseModelPath, "base model", "base_model_path");
+  }
+
+  public Path requireMeteoraCkptPath() {
+    return require(meteoraCkptPath, "MeteoRA checkpoint", "meteora_ckpt_path");
+  }
+
+  public Path requireAdapterDir() {
+    return require(adapterDir, "folder of adapters", "adapter_dir");
+  }
+
+  public Path requireBigbenchDatasetDir() {
+    return require(bigbenchDatasetDir, "folder of BIG-bench sources", "bigbench_dataset_dir");
+  }
+
+  private static Path require(Optional<Path> value, String what, String key) {
+    return value.orElseThrow(
+        () ->
+            new UserException(
+                "no "
+                    + what
+                    + " given: set "
+                    + key
+                    + " in config.yaml, or --"
+                    + key.replace('_', '-')));
+  }
+}

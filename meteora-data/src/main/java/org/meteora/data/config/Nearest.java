@@ -1,0 +1,41 @@
+package org.meteora.data.config;
+
+import java.util.Collection;
+import java.util.Comparator;
+import java.util.Optional;
+
+/** The known word that a misspelt one probably means. */
+public final class Nearest {
+  private Nearest() {}
+
+  /** The nearest of the known words by edit distance, if it is near enough to be meant. */
+  public static Optional<String> to(String word, Collection<String> known) {
+    return known.stream()
+        .min(
+            Comparator.<String>comparingInt(each -> distance(word, each))
+                .thenComparing(each -> each))
+        .filter(each -> distance(word, each) <= Math.max(2, each.length() / 3));
+  }
+
+  /** {@code ": did you mean X?"}, or nothing. */
+  public static String hint(String word, Collection<String> known) {
+    return to(word, known).map(each -> "; did you mean \"" + each + "\"?").orElse("");
+  }
+
+  private static int distance(String a, String b) {
+    var previous = new int[b.length() + 1];
+    for (int j = 0; j <= b.length(); j++) {
+      previous[j] = j;
+    }
+    for (int i = 1; i <= a.length(); i++) {
+      var current = new int[b.length() + 1];
+      current[0] = i;
+      for (int j = 1; j <= b.length(); j++) {
+        int replaced = previous[j - 1] + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1);
+        current[j] = Math.min(replaced, 1 + Math.min(previous[j], current[j - 1]));
+      }
+      previous = current;
+    }
+    return previous[b.length()];
+  }
+}
