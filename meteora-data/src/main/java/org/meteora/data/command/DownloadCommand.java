@@ -138,13 +138,8 @@ public final class DownloadCommand implements Callable<Integer> {
 
   private void tellConfig(Optional<KnownRepository> entry, HubDownloader.Result result) {
     var out = spec.commandLine().getOut();
-    var base =
-        entry
-            .filter(e -> !e.baseModel().isEmpty())
-            .or(() -> KnownRepository.find("meteora-llama3-8b"))
-            .flatMap(e -> KnownRepository.find(e.baseModel()))
-            .orElseThrow();
-    var baseFolder = Path.of(base.folder()).toAbsolutePath().normalize();
+    var base = entry.map(KnownRepository::baseModel).flatMap(KnownRepository::find);
+    var baseFolder = base.map(known -> Path.of(known.folder()).toAbsolutePath().normalize());
     var lines =
         ConfigLines.of(result.folder().toAbsolutePath().normalize(), result.files(), baseFolder);
     if (lines.isEmpty()) {
@@ -157,8 +152,10 @@ public final class DownloadCommand implements Callable<Integer> {
       out.println("for config.yaml (--write-config sets it):");
     }
     lines.forEach((key, value) -> out.println(ConfigLines.line(key, value)));
-    if (lines.containsValue(baseFolder) && !Files.isDirectory(baseFolder)) {
-      out.println("# the base model is not there yet: meteora download " + base.name());
+    if (lines.containsKey("meteora_ckpt_path") && base.isEmpty()) {
+      out.println("# and base_model_path: the base model that these were trained on");
+    } else if (base.isPresent() && !Files.isDirectory(baseFolder.get())) {
+      out.println("# the base model is not there yet: meteora download " + base.get().name());
     }
   }
 

@@ -1,0 +1,138 @@
+package org.meteora.data.hub;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.TreeMap;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+import org.yaml.snakeyaml.LoaderOptions;
+import org.yaml.snakeyaml.Yaml;
+import org.yaml.snakeyaml.constructor.SafeConstructor;
+import org.yaml.snakeyaml.error.YAMLException;
+
+/** The lines of config.yaml that point to what was downloaded. */
+public final class ConfigLines {
+  private ConfigLines() {}
+
+  /**
+   * The keys and paths for what a folder holds: a base model ({@code base_model_path}), or
+   * checkpoints ({@code base_model_path}, {@code meteora_ckpt_path}: the folder {@code top_2}, or
+   * the first {@code top_k}, and {@code adapter_dir}: the folder that holds adapters).
+   *
+   * @param files of the download, relative to {@code folder}
+   * @param baseModel the folder of the base model that goes with checkpoints, when known
+   * @return nothing for a data set, or a folder that holds neither
+   */
+  public static Map<String, Path> of(Path folder, List<Path> files, Optional<Path> baseModel) {
+    var adapters = new TreeMap<Path, Integer>();
+    var checkpoints = new TreeMap<Path, Boolean>();
+    boolean isBase = false;
+    for (var file : files) {
+      var name = file.getFileName().toString();
+      var parent = file.getParent();
+      if (parent == null) {
+        isBase |= name.equals("config.json");
+      } else if (name.equals("adapter_config.json")) {
+        var holder = parent.getParent() == null ? Path.of("") : parent.getParent();
+        adapters.merge(holder, 1, Integer::sum);
+      } else if (parent.getFileName().toString().matches("top_\\d+")) {
+        checkpoints.put(parent, parent.getFileName().toString().equals("top_2"));
+      }
+    }
+    // a folder with gates may carry an adapter_config.json of its own
+    adapters.keySet().removeIf(holder -> checkpoints.keySet().stream().anyMatch(holder::equals));
+    var lines = new LinkedHashMap<String, Path>();
+    if (!checkpoints.isEmpty()) {
+      var best =
+          checkpoints.entrySet().stream()
+              .filter(Map.Entry::getValue)
+              .findFirst()
+              .orElseGet(checkpoints::firstEntry)
+              .getKey();
+      var checkpointHolder = best.getParent() == null ? Path.of("") : best.getParent();
+      adapters.keySet().removeIf(holder -> adapters.size() > 1 && holder.equals(checkpointHolder));
+      baseModel.ifPresent(base -> lines.put("base_model_path", base));
+      lines.put("meteora_ckpt_path", folder.resolve(best));
+      adapters.entrySet().stream()
+          .max(Map.Entry.comparingByValue())
+          .ifPresent(entry -> lines.put("adapter_dir", folder.resolve(entry.getKey())));
+    } else if (isBase) {
+      lines.put("base_model_path", folder);
+    }
+    return lines;
+  }
+
+  /** One line of YAML. */
+  public static String line(String key, Path value) {
+    return key + ": '" + value.toString().replace("'", "''") + "'";
+  }
+
+  /**
+   * Sets keys in a config file, keeping everything else of it, comments included; makes the file
+   * when there is none.
+   *
+   * @throws UserException when the file is not YAML, or not a map, before or after
+   */
+  public static void write(Path config, Map<String, Path> lines) {
+    String text;
+    try {
+      text = Files.exists(config) ? Files.readString(config) : "";
+    } catch (IOException e) {
+      throw new UserException("cannot read " + config + ": " + AtomicFiles.reason(e), e);
+    }
+    var before = parse(config, text);
+    var missing = new ArrayList<String>();
+    for (var entry : lines.entrySet()) {
+      var line = line(entry.getKey(), entry.getValue());
+      var old =
+          Pattern.compile("(?m)^" + Pattern.quote(entry.getKey()) + "[ \\t]*:.*$").matcher(text);
+      if (old.find()) {
+        text = old.replaceFirst(Matcher.quoteReplacement(line));
+      } else {
+        missing.add(line);
+      }
+    }
+    if (!missing.isEmpty()) {
+      text +=
+          (text.isEmpty() || text.endsWith("\n") ? "" : "\n") + String.join("\n", missing) + "\n";
+    }
+    var expected = new LinkedHashMap<>(before);
+    lines.forEach((key, value) -> expected.put(key, value.toString()));
+    if (!expected.equals(parse(config, text))) {
+      throw new UserException(
+          config
+              + " is written in a way that cannot be edited line by line; set by hand: "
+              + String.join(
+                  "; ",
+                  lines.entrySet().stream().map(e -> line(e.getKey(), e.getValue())).toList()));
+    }
+    AtomicFiles.writeString(config, text);
+  }
+
+  private static Map<?, ?> parseMap(Path config, String text) {
+    try {
+      var value = new Yaml(new SafeConstructor(new LoaderOptions())).load(text);
+      if (value == null) {
+        return Map.of();
+      }
+      if (value instanceof Map<?, ?> map) {
+        return map;
+      }
+      throw new UserException(config + " must be a map of keys and values");
+    } catch (YAMLException e) {
+      throw new UserException(config + " is not valid YAML: " + Retry.reason(e));
+    }
+  }
+
+  private static Map<Object, Object> parse(Path config, String text) {
+    return new LinkedHashMap<>(parseMap(config, text));
+  }
+}

@@ -1,0 +1,200 @@
+package org.meteora.data.hub;
+
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.net.URI;
+import java.util.ArrayList;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.regex.Pattern;
+import org.meteora.UserException;
+import org.meteora.io.Jsonl;
+
+/** The Hub's protocol: what a repository holds, and where its files are. */
+public final class HubClient implements AutoCloseable {
+  private static final int LARGEST_PAGE = 64 << 20;
+  private static final Pattern NEXT = Pattern.compile("<([^>]*)>\\s*;[^,]*\\brel=\"?next\"?");
+
+  private final HubSettings settings;
+  private final Http http;
+
+  public HubClient(HubSettings settings) {
+    this.settings = settings;
+    http = new Http(settings);
+  }
+
+  /** A repository pinned to the commit its revision meant, and its files in the server's order. */
+  public record Listing(Repository repository, List<HubFile> files) {}
+
+  /**
+   * Lists all files with sizes and hashes.
+   *
+   * @throws UserException when the repository does not exist or is closed to this user, or when the
+   *     server cannot be reached or its answer is not a listing
+   */
+  public Listing list(Repository repository) throws InterruptedException {
+    var head = json(repository, repository.revisionAddress(settings.endpoint())).node;
+    var commit = head.path("sha").asText("");
+    if (!commit.matches("[0-9a-f]{40}")) {
+      throw broken(repository, "no commit");
+    }
+    var pinned = repository.at(commit);
+    var files = new ArrayList<HubFile>();
+    var paths = new HashSet<String>();
+    var pages = new HashSet<URI>();
+    var next = Optional.of(pinned.treeAddress(settings.endpoint()));
+    while (next.isPresent()) {
+      if (!pages.add(next.get())) {
+        throw broken(repository, "pages in a circle");
+      }
+      var page = json(repository, next.get());
+      if (!page.node.isArray()) {
+        throw broken(repository, "not a list");
+      }
+      for (var entry : page.node) {
+        if (entry.path("type").asText().equals("file")) {
+          var file = file(repository, entry);
+          if (!paths.add(file.path())) {
+            throw broken(repository, "\"" + file.path() + "\" twice");
+          }
+          files.add(file);
+        }
+      }
+      next = page.next;
+    }
+    for (var file : files) {
+      for (var suffix : List.of(PartFile.PART, PartFile.JOURNAL)) {
+        if (file.path().endsWith(suffix)
+            && paths.contains(file.path().substring(0, file.path().length() - suffix.length()))) {
+          throw broken(repository, "\"" + file.path() + "\", a name that downloads use themselves");
+        }
+      }
+    }
+    return new Listing(pinned, List.copyOf(files));
+  }
+
+  HubSettings settings() {
+    return settings;
+  }
+
+  Http http() {
+    return http;
+  }
+
+  private static HubFile file(Repository repository, JsonNode entry) {
+    var path = entry.path("path").asText("");
+    var lfs = entry.path("lfs");
+    var hash = (lfs.isObject() ? lfs.path("oid") : entry.path("oid")).asText("");
+    hash = hash.startsWith("sha256:") ? hash.substring(7) : hash;
+    var size = lfs.isObject() && lfs.has("size") ? lfs.path("size") : entry.path("size");
+    if (!size.isIntegralNumber() || !size.canConvertToLong() || size.asLong() < 0) {
+      throw broken(repository, "no size of \"" + path + "\"");
+    }
+    if (!hash.matches(lfs.isObject() ? "[0-9a-f]{64}" : "[0-9a-f]{40}")) {
+      throw broken(repository, "no hash of \"" + path + "\"");
+    }
+    return new HubFile(path, size.asLong(), hash);
+  }
+
+  private static UserException broken(Repository repository, String what) {
+    return new UserException(
+        "the listing of the "
+            + repository
+            + " is not one that can be used: it has "
+            + what.replaceAll("\\p{Cntrl}", "?"));
+  }
+
+  private record Page(JsonNode node, Optional<URI> next) {}
+
+  private Page json(Repository repository, URI address) throws InterruptedException {
+    var retry = new Retry(settings.timing(), "the listing of the " + repository);
+    while (true) {
+      var body = new ByteArrayOutputStream();
+      var link = new String[] {""};
+      try {
+        var from =
+            http.get(
+                address,
+                Map.of("Accept", "application/json"),
+                (status, headers) -> {
+                  link[0] = String.join(",", headers.allValues("Link"));
+                  return data -> {
+                    if (body.size() + data.remaining() > LARGEST_PAGE) {
+                      throw new IOException("a listing's page of more than 64 MiB");
+                    }
+                    var bytes = new byte[data.remaining()];
+                    data.get(bytes);
+                    body.writeBytes(bytes);
+                  };
+                });
+        var node = Jsonl.JSON.readTree(body.toByteArray());
+        var next = NEXT.matcher(link[0]);
+        return new Page(
+            node, next.find() ? Optional.of(from.resolve(next.group(1))) : Optional.empty());
+      } catch (StatusException e) {
+        if (!e.mayPass()) {
+          throw explain(repository, e);
+        }
+        retry.pause(e);
+      } catch (JsonProcessingException | IllegalArgumentException e) {
+        retry.pause(new IOException("the server's answer is no JSON: " + Retry.reason(e), e));
+      } catch (IOException e) {
+        retry.pause(e);
+      }
+    }
+  }
+
+  /** One line that says what is wrong with a refused request, and what to do. */
+  UserException explain(Repository repository, StatusException refusal) {
+    var page = repository.page(settings.endpoint());
+    boolean gated = refusal.code().equals("GatedRepo");
+    boolean token = settings.token().isPresent();
+    return new UserException(
+        switch (refusal.status()) {
+          case 401, 403 -> {
+            if (gated || refusal.status() == 403) {
+              yield "the "
+                  + repository
+                  + " is gated: accept its conditions at "
+                  + page
+                  + (token
+                      ? " with the account your token belongs to, and see that the token may read"
+                          + " gated repositories"
+                      : " and set HF_TOKEN to a token of your account");
+            }
+            yield token
+                ? "the Hub refuses the token for the "
+                    + repository
+                    + ": check HF_TOKEN, and that "
+                    + page
+                    + " exists and is open to your account"
+                : "the "
+                    + repository
+                    + " does not exist, is private or is gated: look at "
+                    + page
+                    + " and set HF_TOKEN to a token of your account";
+          }
+          case 404 ->
+              refusal.code().equals("RevisionNotFound")
+                  ? "the " + repository + " has no revision " + repository.revision() + ": " + page
+                  : "no "
+                      + repository
+                      + " at "
+                      + page
+                      + (repository.type() == Repository.Type.MODEL
+                          ? "; for a data set give --type dataset"
+                          : "; for a model give --type model");
+          default -> "the " + repository + ": " + refusal.getMessage();
+        },
+        refusal);
+  }
+
+  @Override
+  public void close() {
+    http.close();
+  }
+}

@@ -1,0 +1,289 @@
+package org.meteora.data.hub;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HexFormat;
+import java.util.List;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.ExecutorCompletionService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.TimeUnit;
+import java.util.function.ToLongFunction;
+import java.util.regex.Pattern;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Progress;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Fetches a repository's files into a folder. Can be stopped at any moment and called again: files
+ * that are there and have their hash are left alone, files begun are gone on with.
+ */
+public final class HubDownloader {
+  private static final Logger LOG = LoggerFactory.getLogger(HubDownloader.class);
+
+  private final HubClient hub;
+  private final ToLongFunction<Path> usableSpace;
+
+  public HubDownloader(HubClient hub) {
+    this(hub, HubDownloader::usableSpace);
+  }
+
+  /**
+   * @param usableSpace free bytes of the disk that an existing folder is on
+   */
+  HubDownloader(HubClient hub, ToLongFunction<Path> usableSpace) {
+    this.hub = hub;
+    this.usableSpace = usableSpace;
+  }
+
+  /**
+   * What a download did.
+   *
+   * @param commit of the repository
+   * @param files in the listing's order, relative to the folder
+   * @param fetched how many of them were not there before
+   */
+  public record Result(Path folder, String commit, List<Path> files, int fetched) {}
+
+  private record Item(HubFile file, Path target) {}
+
+  /**
+   * Fetches all files whose path matches one of {@code includes} (all files when there is none).
+   *
+   * @throws UserException for everything that can go wrong; what was fetched is kept for the next
+   *     call, what is under its own name is right
+   */
+  public Result download(Repository repository, List<String> includes, Path folder)
+      throws InterruptedException {
+    var listing = hub.list(repository);
+    var items = select(listing, includes, folder);
+    var missing = new ArrayList<Item>();
+    long total = 0;
+    for (var item : items) {
+      if (!isThere(item)) {
+        missing.add(item);
+        total +=
+            item.file.size()
+                - PartFile.bytesThere(item.target, item.file, hub.settings().layout().blockBytes());
+      }
+    }
+    AtomicFiles.requireWritableFolder(folder);
+    long free = usableSpace.applyAsLong(folder);
+    if (free < total) {
+      throw new UserException(
+          "the disk of "
+              + folder
+              + " has "
+              + readable(free)
+              + " free, the "
+              + repository
+              + " needs "
+              + readable(total)
+              + " more; free some, choose another disk with --to or fewer files with --include");
+    }
+    LOG.info(
+        "{} at {}: {} of {} files to fetch, {}, into {}",
+        repository,
+        listing.repository().revision().substring(0, 8),
+        missing.size(),
+        items.size(),
+        readable(total),
+        folder);
+    try (var meter = new Meter(repository.id(), total)) {
+      fetchAll(listing.repository(), missing, meter);
+    }
+    return new Result(
+        folder,
+        listing.repository().revision(),
+        items.stream().map(item -> folder.relativize(item.target)).toList(),
+        missing.size());
+  }
+
+  private static List<Item> select(HubClient.Listing listing, List<String> includes, Path folder) {
+    var items = new ArrayList<Item>();
+    var patterns = includes.stream().map(Globs::compile).toList();
+    for (var file : listing.files()) {
+      // also files nobody asked for: a listing that tries to climb is not to be believed at all
+      var target = SafePaths.resolve(folder, file.path());
+      if (patterns.isEmpty()
+          || patterns.stream().map(Pattern::asMatchPredicate).anyMatch(p -> p.test(file.path()))) {
+        items.add(new Item(file, target));
+      }
+    }
+    if (items.isEmpty()) {
+      throw new UserException(
+          includes.isEmpty()
+              ? "the " + listing.repository() + " has no files"
+              : "no file of the "
+                  + listing.repository()
+                  + " matches "
+                  + String.join(", ", includes)
+                  + "; it has "
+                  + String.join(", ", listing.files().stream().limit(8).map(HubFile::path).toList())
+                  + (listing.files().size() > 8 ? ", …" : ""));
+    }
+    return items;
+  }
+
+  private static boolean isThere(Item item) {
+    try {
+      if (!FileDownload.isThere(item.target, item.file)) {
+        return false;
+      }
+      // a kill between renaming and tidying up leaves a journal behind
+      for (var suffix : List.of(PartFile.PART, PartFile.JOURNAL)) {
+        Files.deleteIfExists(item.target.resolveSibling(item.target.getFileName() + suffix));
+      }
+      return true;
+    } catch (IOException e) {
+      throw new UserException("cannot read " + item.target + ": " + AtomicFiles.reason(e), e);
+    }
+  }
+
+  /** Small files side by side, one connection each; big ones one by one, with all connections. */
+  private void fetchAll(Repository repository, List<Item> items, Meter meter)
+      throws InterruptedException {
+    var layout = hub.settings().layout();
+    var small = items.stream().filter(i -> i.file.size() <= layout.rangeBytes() / 4).toList();
+    var pool = Executors.newFixedThreadPool(layout.connections(), Thread.ofVirtual().factory());
+    try {
+      var done = new ExecutorCompletionService<Void>(pool);
+      for (var item : small) {
+        done.submit(
+            () -> {
+              fetch(repository, item, 1, meter);
+              return null;
+            });
+      }
+      for (int i = 0; i < small.size(); i++) {
+        done.take().get();
+      }
+    } catch (ExecutionException e) {
+      if (e.getCause() instanceof RuntimeException failure) {
+        throw failure;
+      }
+      throw new IllegalStateException(e.getCause());
+    } finally {
+      pool.shutdownNow();
+      pool.awaitTermination(1, TimeUnit.MINUTES);
+    }
+    for (var item : items) {
+      if (item.file.size() > layout.rangeBytes() / 4) {
+        fetch(repository, item, layout.connections(), meter);
+      }
+    }
+  }
+
+  private void fetch(Repository repository, Item item, int connections, Meter meter)
+      throws InterruptedException {
+    long there = PartFile.bytesThere(item.target, item.file, hub.settings().layout().blockBytes());
+    if (there == 0 && fromCache(repository, item)) {
+      meter.add(item.file.size());
+      return;
+    }
+    meter.begin(item.file, there);
+    new FileDownload(hub, repository, item.file, item.target, meter::add).run(connections);
+  }
+
+  /** Copies the file from the Python client's cache, where blobs are named by their hash. */
+  private boolean fromCache(Repository repository, Item item) {
+    var blob =
+        hub.settings()
+            .cache()
+            .resolve(repository.cacheFolder())
+            .resolve("blobs")
+            .resolve(item.file.hash());
+    try {
+      if (!Files.isRegularFile(blob) || Files.size(blob) != item.file.size()) {
+        return false;
+      }
+      AtomicFiles.write(
+          item.target,
+          channel -> {
+            var digest = item.file.digest();
+            var buffer = new byte[1 << 18];
+            try (var in = Files.newInputStream(blob)) {
+              for (int n; (n = in.read(buffer)) >= 0; ) {
+                digest.update(buffer, 0, n);
+                for (var bytes = ByteBuffer.wrap(buffer, 0, n); bytes.hasRemaining(); ) {
+                  channel.write(bytes);
+                }
+              }
+            }
+            if (!HexFormat.of().formatHex(digest.digest()).equals(item.file.hash())) {
+              throw new IOException("not what its name says");
+            }
+          });
+      LOG.debug("{}: copied from {}", item.file.path(), blob);
+      return true;
+    } catch (IOException | UserException e) {
+      LOG.debug("{}: not copied from {}: {}", item.file.path(), blob, e.getMessage());
+      return false;
+    }
+  }
+
+  private static long usableSpace(Path folder) {
+    try {
+      return Files.getFileStore(folder).getUsableSpace();
+    } catch (IOException e) {
+      return Long.MAX_VALUE; // nobody knows: the disk will say
+    }
+  }
+
+  static String readable(long bytes) {
+    if (bytes < 1 << 20) {
+      return bytes + " bytes";
+    }
+    return bytes < 1L << 30
+        ? "%.1f MiB".formatted(bytes / 0x1p20)
+        : "%.1f GiB".formatted(bytes / 0x1p30);
+  }
+
+  /** The progress bar of the whole, with the present file's state behind it. */
+  private static final class Meter implements AutoCloseable {
+    private final Progress progress;
+    private HubFile current;
+    private long done;
+    private long there;
+    private long start;
+    private long shown;
+
+    Meter(String name, long total) {
+      progress = new Progress(name, total, " MiB", 1 << 20);
+    }
+
+    synchronized void begin(HubFile file, long there) {
+      current = file;
+      this.there = there;
+      done = 0;
+      start = System.nanoTime();
+    }
+
+    synchronized void add(long bytes) {
+      done += bytes;
+      long now = System.nanoTime();
+      if (current != null && now - shown > 200_000_000L) {
+        shown = now;
+        double seconds = (now - start) / 1e9;
+        long left = current.size() - there - done;
+        progress.note(
+            current.path()
+                + (done > 0 && left >= 0
+                    ? " %d%%, %.0f s left"
+                        .formatted(100 * (there + done) / current.size(), seconds / done * left)
+                    : ""));
+      }
+      progress.step(bytes);
+    }
+
+    @Override
+    public synchronized void close() {
+      progress.close();
+    }
+  }
+}

@@ -1,0 +1,121 @@
+package org.meteora.data.hub;
+
+import java.io.IOException;
+import java.net.URI;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Map;
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+
+/**
+ * Where the Hub is and who asks, from the variables that users of the Python client know.
+ *
+ * @param endpoint {@code HF_ENDPOINT}, without a trailing slash; the public Hub when unset
+ * @param token {@code HF_TOKEN}, or the content of {@code HF_TOKEN_PATH} ({@code HF_HOME/token})
+ * @param cache {@code HF_HUB_CACHE} ({@code HF_HOME/hub}): files found there by hash are copied
+ *     instead of fetched
+ * @param timing how long to wait for what
+ * @param layout how a file is cut
+ */
+public record HubSettings(
+    URI endpoint, Optional<String> token, Path cache, Timing timing, Layout layout) {
+
+  /**
+   * How a file is cut.
+   *
+   * @param connections at a time
+   * @param blockBytes one entry of the journal: what a kill can cost at most for each connection
+   * @param rangeBytes one request: a multiple of {@code blockBytes}
+   */
+  public record Layout(int connections, int blockBytes, int rangeBytes) {
+    public static final Layout DEFAULT = new Layout(8, 1 << 20, 32 << 20);
+  }
+
+  /**
+   * Reads the environment.
+   *
+   * @throws UserException for an endpoint that is not an http(s) address, a token that cannot be
+   *     one, or {@code HF_HUB_OFFLINE} set
+   */
+  public static HubSettings fromEnvironment(Map<String, String> environment, Path userHome) {
+    var offline = environment.getOrDefault("HF_HUB_OFFLINE", "");
+    if (offline.matches("(?i)1|true|yes|on")) {
+      throw new UserException("HF_HUB_OFFLINE=" + offline + " forbids downloads; unset it");
+    }
+    var endpointText = value(environment, "HF_ENDPOINT").orElse("https://huggingface.co");
+    URI endpoint;
+    try {
+      endpoint = URI.create(endpointText.replaceAll("/+$", ""));
+    } catch (IllegalArgumentException e) {
+      throw new UserException("HF_ENDPOINT is not an address: " + endpointText);
+    }
+    if (endpoint.getHost() == null
+        || !("http".equals(endpoint.getScheme()) || "https".equals(endpoint.getScheme()))) {
+      throw new UserException(
+          "HF_ENDPOINT must be like https://huggingface.co, found: " + endpointText);
+    }
+    var home =
+        value(environment, "HF_HOME")
+            .map(text -> expand(text, userHome))
+            .orElseGet(
+                () ->
+                    value(environment, "XDG_CACHE_HOME")
+                        .map(text -> expand(text, userHome))
+                        .orElse(userHome.resolve(".cache"))
+                        .resolve("huggingface"));
+    var tokenFile =
+        value(environment, "HF_TOKEN_PATH")
+            .map(text -> expand(text, userHome))
+            .orElse(home.resolve("token"));
+    var token =
+        value(environment, "HF_TOKEN")
+            .or(() -> value(environment, "HUGGING_FACE_HUB_TOKEN"))
+            .or(() -> read(tokenFile));
+    if (token.isPresent() && !token.get().matches("[\\x21-\\x7e]+")) {
+      throw new UserException(
+          "the Hub token (HF_TOKEN or " + tokenFile + ") holds characters no token has");
+    }
+    var cache =
+        value(environment, "HF_HUB_CACHE")
+            .map(text -> expand(text, userHome))
+            .orElse(home.resolve("hub"));
+    return new HubSettings(endpoint, token, cache, Timing.DEFAULT, Layout.DEFAULT);
+  }
+
+  /** The settings of this process. */
+  public static HubSettings fromEnvironment() {
+    return fromEnvironment(System.getenv(), Path.of(System.getProperty("user.home")));
+  }
+
+  private static Optional<String> value(Map<String, String> environment, String name) {
+    return Optional.ofNullable(environment.get(name))
+        .map(String::strip)
+        .filter(text -> !text.isEmpty());
+  }
+
+  private static Path expand(String text, Path userHome) {
+    return text.equals("~") || text.startsWith("~/")
+        ? userHome.resolve(text.substring(Math.min(2, text.length())))
+        : Path.of(text);
+  }
+
+  private static Optional<String> read(Path tokenFile) {
+    if (!Files.isRegularFile(tokenFile)) {
+      return Optional.empty();
+    }
+    try {
+      return Optional.of(Files.readString(tokenFile).strip()).filter(text -> !text.isEmpty());
+    } catch (IOException e) {
+      throw new UserException(
+          "cannot read the Hub token in " + tokenFile + ": " + AtomicFiles.reason(e), e);
+    }
+  }
+
+  /** The token stays out of logs. */
+  @Override
+  public String toString() {
+    return "HubSettings[" + endpoint + (token.isPresent() ? ", with a token]" : ", no token]");
+  }
+}

@@ -1,0 +1,94 @@
+package org.meteora.data.hub;
+
+import static org.meteora.data.hub.Repository.Type.DATASET;
+import static org.meteora.data.hub.Repository.Type.MODEL;
+
+import java.util.List;
+import java.util.Optional;
+
+/**
+ * What the paper uses, by short names.
+ *
+ * @param name short name
+ * @param type model or data set
+ * @param id on the Hub
+ * @param includes the files that are of use; empty for all
+ * @param folder where they go unless the user says otherwise
+ * @param baseModel the short name of the base model that these checkpoints were trained on; empty
+ *     for anything else
+ * @param about one line for the help
+ */
+public record KnownRepository(
+    String name,
+    Repository.Type type,
+    String id,
+    List<String> includes,
+    String folder,
+    String baseModel,
+    String about) {
+
+  private static final List<String> MODEL_FILES =
+      List.of("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "USE_POLICY*");
+
+  public static final List<KnownRepository> ALL =
+      List.of(
+          model(
+              "meteora-llama2-13b",
+              "ParagonLight/MeteoRA-llama2-13b",
+              "llama2-13b",
+              "the paper's adapters and gates for Llama 2 13B"),
+          model(
+              "meteora-llama3-8b",
+              "ParagonLight/MeteoRA-llama3-8b",
+              "llama3-8b",
+              "the paper's adapters and gates for Llama 3 8B"),
+          new KnownRepository(
+              "llama2-13b",
+              MODEL,
+              "meta-llama/Llama-2-13b-hf",
+              MODEL_FILES,
+              "models/Llama-2-13b-hf",
+              "",
+              "base model (gated)"),
+          new KnownRepository(
+              "llama3-8b",
+              MODEL,
+              "meta-llama/Meta-Llama-3-8B",
+              MODEL_FILES,
+              "models/Meta-Llama-3-8B",
+              "",
+              "base model (gated)"),
+          data("meteora-dataset", "NJUDeepEngine/meteora_dataset", "the paper's own data set"),
+          data("bigbench", "tasksource/bigbench", "BIG-bench as parquet"),
+          data("gsm8k", "openai/gsm8k", "configuration main", "main/*"),
+          data("cnn_dailymail", "abisee/cnn_dailymail", "version 3.0.0", "3.0.0/*"),
+          data(
+              "news_commentary",
+              "Helsinki-NLP/news_commentary",
+              "de-en, en-es, en-it",
+              "de-en/*",
+              "en-es/*",
+              "en-it/*"),
+          data("alpaca", "tatsu-lab/alpaca", "instructions", "*.parquet"));
+
+  /** The entry of a short name. */
+  public static Optional<KnownRepository> find(String name) {
+    return ALL.stream().filter(known -> known.name.equals(name)).findFirst();
+  }
+
+  /** The entry of a repository, if it is a known one. */
+  public static Optional<KnownRepository> ofId(Repository.Type type, String id) {
+    return ALL.stream()
+        .filter(known -> known.type == type && known.id.equalsIgnoreCase(id))
+        .findFirst();
+  }
+
+  private static KnownRepository model(String name, String id, String base, String about) {
+    return new KnownRepository(
+        name, MODEL, id, List.of(), "ckpt/" + id.substring(id.indexOf('/') + 1), base, about);
+  }
+
+  private static KnownRepository data(String name, String id, String about, String... includes) {
+    return new KnownRepository(name, DATASET, id, List.of(includes), "sources/" + name, "", about);
+  }
+}

@@ -1,0 +1,364 @@
+package org.meteora.data.hub;
+
+import java.io.Closeable;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.channels.OverlappingFileLockException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.LinkOption;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.util.zip.CRC32C;
+import org.meteora.UserException;
+
+/**
+ * A file on its way: {@code NAME.part} of the final size, and {@code NAME.part.journal} beside it,
+ * which says which blocks are there.
+ *
+ * <p>The journal is text: a line that names size, block size and hash, then a line for each block
+ * written: its number, the CRC-32C of its content, and the CRC-32C of the line itself. A line is
+ * appended only after its block was written, and a block that an earlier process wrote counts only
+ * once it was read back and has its CRC. So a killed process costs the blocks it was in the midst
+ * of, and a power cut costs what had not reached the disk, noticed block by block: no block is
+ * trusted because a journal says so.
+ *
+ * <p>Blocks are {@code missing}, {@code claimed} by one connection, or {@code done}. All methods
+ * may be called from several threads.
+ */
+final class PartFile implements Closeable {
+  static final String PART = ".part";
+  static final String JOURNAL = ".part.journal";
+
+  private static final byte MISSING = 0;
+  private static final byte CLAIMED = 1;
+  private static final byte DONE = 2;
+  private static final int LINE = 27;
+
+  private final Path target;
+  private final Path part;
+  private final Path journalFile;
+  private final long size;
+  private final int blockBytes;
+  private final byte[] states;
+  private final int[] checksums;
+  private final FileChannel data;
+  private final FileChannel journal;
+  private Exception failure;
+  private boolean finished;
+  private Object sequentialOwner;
+
+  /**
+   * Opens or makes both files; what they hold from an earlier try of the same content is kept.
+   *
+   * @throws UserException when another download is at the same file
+   */
+  PartFile(Path target, HubFile file, int blockBytes) throws IOException {
+    this.target = target;
+    this.part = target.resolveSibling(target.getFileName() + PART);
+    this.journalFile = target.resolveSibling(target.getFileName() + JOURNAL);
+    this.size = file.size();
+    this.blockBytes = blockBytes;
+    int blocks = Math.toIntExact((size + blockBytes - 1) / blockBytes);
+    states = new byte[blocks];
+    checksums = new int[blocks];
+    journal = open(journalFile);
+    try {
+      lock();
+      data = open(part);
+    } catch (IOException | RuntimeException e) {
+      journal.close();
+      throw e;
+    }
+    try {
+      restore(file);
+    } catch (IOException | RuntimeException e) {
+      close();
+      throw e;
+    }
+  }
+
+  private static FileChannel open(Path path) throws IOException {
+    // a link in its place would lead the bytes elsewhere
+    return FileChannel.open(
+        path,
+        StandardOpenOption.READ,
+        StandardOpenOption.WRITE,
+        StandardOpenOption.CREATE,
+        LinkOption.NOFOLLOW_LINKS);
+  }
+
+  private void lock() throws IOException {
+    boolean locked;
+    try {
+      locked = journal.tryLock() != null;
+    } catch (OverlappingFileLockException e) {
+      locked = false;
+    }
+    if (!locked) {
+      throw new UserException("another download is writing " + target + "; wait until it is done");
+    }
+  }
+
+  private void restore(HubFile file) throws IOException {
+    var head = head(file, blockBytes);
+    long valid = data.size() == size ? read(journal, head, states, checksums) : 0;
+    if (valid == 0) {
+      java.util.Arrays.fill(states, MISSING);
+      // shortened first: a new size with the old journal must never be seen together
+      journal.truncate(0);
+      data.truncate(0);
+      if (size > 0) {
+        data.write(ByteBuffer.allocate(1), size - 1);
+      }
+      journal.write(ByteBuffer.wrap(head), 0);
+      valid = head.length;
+    }
+    journal.truncate(valid);
+    journal.position(valid);
+  }
+
+  private static byte[] head(HubFile file, int blockBytes) {
+    return ("meteora-download 1 " + file.size() + " " + blockBytes + " " + file.hash() + "\n")
+        .getBytes(StandardCharsets.US_ASCII);
+  }
+
+  /** Marks the blocks of a journal; returns how much of it is valid, 0 for another file's. */
+  private static long read(FileChannel journal, byte[] head, byte[] states, int[] checksums)
+      throws IOException {
+    var all = new byte[Math.toIntExact(Math.min(journal.size(), Integer.MAX_VALUE - 8))];
+    var buffer = ByteBuffer.wrap(all);
+    while (buffer.hasRemaining() && journal.read(buffer, buffer.position()) >= 0) {
+      // until it is whole
+    }
+    if (all.length < head.length
+        || !java.util.Arrays.equals(all, 0, head.length, head, 0, head.length)) {
+      return 0;
+    }
+    int at = head.length;
+    for (; at + LINE <= all.length; at += LINE) {
+      var line = new String(all, at, LINE, StandardCharsets.ISO_8859_1);
+      if (!line.matches("[0-9a-f]{8} [0-9a-f]{8} [0-9a-f]{8}\n")
+          || Integer.parseUnsignedInt(line.substring(18, 26), 16) != crc(all, at, 17)) {
+        break;
+      }
+      int block = Integer.parseUnsignedInt(line.substring(0, 8), 16);
+      if (block < 0 || block >= states.length) {
+        break;
+      }
+      states[block] = DONE;
+      checksums[block] = Integer.parseUnsignedInt(line.substring(9, 17), 16);
+    }
+    return at;
+  }
+
+  /** How many bytes of {@code file} an earlier try has left, by its journal alone. */
+  static long bytesThere(Path target, HubFile file, int blockBytes) {
+    var part = target.resolveSibling(target.getFileName() + PART);
+    var journalFile = target.resolveSibling(target.getFileName() + JOURNAL);
+    try {
+      if (!Files.isRegularFile(journalFile, LinkOption.NOFOLLOW_LINKS)
+          || !Files.isRegularFile(part, LinkOption.NOFOLLOW_LINKS)
+          || Files.size(part) != file.size()) {
+        return 0;
+      }
+      int blocks = Math.toIntExact((file.size() + blockBytes - 1) / blockBytes);
+      var states = new byte[blocks];
+      try (var journal = FileChannel.open(journalFile, StandardOpenOption.READ)) {
+        read(journal, head(file, blockBytes), states, new int[blocks]);
+      }
+      long there = 0;
+      for (int block = 0; block < blocks; block++) {
+        if (states[block] == DONE) {
+          there += Math.min(blockBytes, file.size() - (long) block * blockBytes);
+        }
+      }
+      return there;
+    } catch (IOException e) {
+      return 0;
+    }
+  }
+
+  private static int crc(byte[] bytes, int from, int length) {
+    var crc = new CRC32C();
+    crc.update(bytes, from, length);
+    return (int) crc.getValue();
+  }
+
+  int blocks() {
+    return states.length;
+  }
+
+  int blockBytes() {
+    return blockBytes;
+  }
+
+  long size() {
+    return size;
+  }
+
+  long start(int block) {
+    return (long) block * blockBytes;
+  }
+
+  long end(int block) {
+    return Math.min(size, start(block) + blockBytes);
+  }
+
+  /** Blocks {@code first} to {@code last}, both inclusive. */
+  record Range(int first, int last) {}
+
+  /**
+   * Claims the first run of missing blocks, at most {@code most} long; waits while there is none
+   * but may be again.
+   *
+   * @return null when the file is finished or has failed, or is left to another connection that
+   *     fetches it in one go
+   */
+  synchronized Range claim(int most, Object owner) throws InterruptedException {
+    while (!finished && failure == null && (sequentialOwner == null || sequentialOwner == owner)) {
+      for (int first = 0; first < states.length; first++) {
+        if (states[first] == MISSING) {
+          int last = first;
+          states[first] = CLAIMED;
+          while (last + 1 < states.length
+              && last + 1 - first < most
+              && states[last + 1] == MISSING) {
+            states[++last] = CLAIMED;
+          }
+          return new Range(first, last);
+        }
+      }
+      wait();
+    }
+    return null;
+  }
+
+  /** Claims one block that passes by. */
+  synchronized boolean tryClaim(int block) {
+    if (states[block] != MISSING) {
+      return false;
+    }
+    states[block] = CLAIMED;
+    return true;
+  }
+
+  /** Whether {@code owner} is now the one connection to a server that sends whole files only. */
+  synchronized boolean ownSequential(Object owner) {
+    if (sequentialOwner == null) {
+      sequentialOwner = owner;
+      notifyAll();
+    }
+    return sequentialOwner == owner;
+  }
+
+  /** Gives a block back that was claimed and not done. */
+  synchronized void release(int block) {
+    if (states[block] == CLAIMED) {
+      states[block] = MISSING;
+      notifyAll();
+    }
+  }
+
+  /** Writes bytes of a claimed block. */
+  void write(ByteBuffer bytes, long position) throws IOException {
+    while (bytes.hasRemaining()) {
+      position += data.write(bytes, position);
+    }
+  }
+
+  /** A claimed block is written whole. */
+  synchronized void done(int block, int checksum) throws IOException {
+    var line = new byte[LINE];
+    var text = String.format("%08x %08x", block, checksum).getBytes(StandardCharsets.US_ASCII);
+    System.arraycopy(text, 0, line, 0, 17);
+    var rest = String.format(" %08x\n", crc(text, 0, 17)).getBytes(StandardCharsets.US_ASCII);
+    System.arraycopy(rest, 0, line, 17, 10);
+    var buffer = ByteBuffer.wrap(line);
+    while (buffer.hasRemaining()) {
+      journal.write(buffer);
+    }
+    states[block] = DONE;
+    checksums[block] = checksum;
+    notifyAll();
+  }
+
+  /** Waits for a block to be done. */
+  private synchronized int awaitDone(int block) throws InterruptedException, IOException {
+    while (states[block] != DONE) {
+      if (failure instanceof UserException user) {
+        throw user;
+      }
+      if (failure != null) {
+        throw new IOException(failure);
+      }
+      wait();
+    }
+    return checksums[block];
+  }
+
+  /**
+   * Waits for a block, reads it and checks its CRC; a block that the disk does not hold as written
+   * is missing again, and waited for again.
+   *
+   * @return how many bytes of {@code buffer} it fills
+   */
+  int readChecked(int block, byte[] buffer) throws InterruptedException, IOException {
+    int length = (int) (end(block) - start(block));
+    while (true) {
+      int expected = awaitDone(block);
+      var into = ByteBuffer.wrap(buffer, 0, length);
+      while (into.hasRemaining()) {
+        if (data.read(into, start(block) + into.position()) < 0) {
+          break;
+        }
+      }
+      if (!into.hasRemaining() && crc(buffer, 0, length) == expected) {
+        return length;
+      }
+      synchronized (this) {
+        states[block] = MISSING;
+        notifyAll();
+      }
+    }
+  }
+
+  /** Something is wrong that no retry mends: everybody waiting is told. */
+  synchronized void fail(Exception reason) {
+    if (failure == null) {
+      failure = reason;
+    }
+    notifyAll();
+  }
+
+  /** All blocks are done and checked: nobody needs to wait for more. */
+  synchronized void finish() {
+    finished = true;
+    notifyAll();
+  }
+
+  /** Makes it the target: synced, renamed, the journal removed. */
+  void publish() throws IOException {
+    data.force(true);
+    Files.move(part, target, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+    try (var folder = FileChannel.open(target.toAbsolutePath().getParent())) {
+      folder.force(true);
+    }
+    Files.deleteIfExists(journalFile);
+  }
+
+  /** Removes both files. */
+  void discard() throws IOException {
+    Files.deleteIfExists(part);
+    Files.deleteIfExists(journalFile);
+  }
+
+  @Override
+  public void close() throws IOException {
+    try (journal) {
+      data.close();
+    }
+  }
+}
