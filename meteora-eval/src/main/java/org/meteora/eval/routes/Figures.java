@@ -62,9 +62,9 @@ final class Figures {
         });
   }
 
-  /** An adapter's colour on white, stronger for a higher share. */
-  static Color colour(int adapter, double share) {
-    int rgb = Palette.colour(adapter);
+  /** A look's colour on white, stronger for a higher share. */
+  static Color colour(int look, double share) {
+    int rgb = Palette.colour(look);
     double alpha = 0.14 + 0.72 * Math.min(1, share);
     return new Color(
         (int) Math.round((rgb >> 16 & 255) * alpha + 255 * (1 - alpha)),
@@ -88,14 +88,14 @@ final class Figures {
     return v <= 0.04045 ? v / 12.92 : Math.pow((v + 0.055) / 1.055, 2.4);
   }
 
-  /** Fills a rectangle with an adapter's colour and pattern. */
+  /** Fills a rectangle with a look's colour and pattern. */
   static void fill(
-      Graphics2D g, int adapter, double share, double x, double y, double width, double height) {
+      Graphics2D g, int look, double share, double x, double y, double width, double height) {
     var area = new java.awt.geom.Rectangle2D.Double(x, y, width, height);
-    g.setColor(colour(adapter, share));
+    g.setColor(colour(look, share));
     g.fill(area);
-    if (Palette.pattern(adapter) > 0) {
-      g.setPaint(tile(Palette.pattern(adapter)));
+    if (Palette.pattern(look) > 0) {
+      g.setPaint(tile(Palette.pattern(look)));
       g.fill(area);
     }
   }

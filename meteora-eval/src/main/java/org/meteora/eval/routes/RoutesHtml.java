@@ -34,6 +34,7 @@ public final class RoutesHtml {
     var meta = new TreeMap<String, Object>();
     meta.put("adapters", trace.adapters());
     meta.put("codes", Palette.codes(trace.adapters()));
+    meta.put("looks", Palette.looks(trace));
     meta.put("layers", trace.layers());
     meta.put("modules", RoutingRecorder.MODULES);
     meta.put("topK", trace.topK());

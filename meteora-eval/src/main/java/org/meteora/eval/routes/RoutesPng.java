@@ -22,10 +22,12 @@ public final class RoutesPng {
   private final double[][] shares;
   private final int[] dominant;
   private final double[] mean;
+  private final int[] looks;
 
   private RoutesPng(RoutingTrace trace) {
     this.trace = trace;
     codes = Palette.codes(trace.adapters());
+    looks = Palette.looks(trace);
     int tokens = trace.tokens().size();
     shares = new double[tokens][];
     dominant = new int[tokens];
@@ -100,7 +102,7 @@ public final class RoutesPng {
         }
         if (share > 0) {
           double h = share / count * height;
-          Figures.fill(g, a, 0.9, x, y - h, width * (to - from) / tokens + 0.3, h);
+          Figures.fill(g, looks[a], 0.9, x, y - h, width * (to - from) / tokens + 0.3, h);
           y -= h;
         }
       }
@@ -111,9 +113,9 @@ public final class RoutesPng {
       double x = left + width * part.from() / tokens;
       double w = width * (part.to() - part.from()) / tokens;
       if (expected >= 0) {
-        Figures.fill(g, expected, 0.9, x, top, Math.max(0.5, w - 0.5), strip - 4.0);
+        Figures.fill(g, looks[expected], 0.9, x, top, Math.max(0.5, w - 0.5), strip - 4.0);
         if (g.getFontMetrics().stringWidth(codes.get(expected)) + 4 < w) {
-          g.setColor(Figures.ink(Figures.colour(expected, 0.9)));
+          g.setColor(Figures.ink(Figures.colour(looks[expected], 0.9)));
           centred(g, codes.get(expected), x + w / 2, top + strip - 7);
         }
       }
@@ -183,8 +185,8 @@ public final class RoutesPng {
         double width = metrics.stringWidth(piece) + codeWidth;
         Color ink = Figures.INK;
         if (adapter >= 0) {
-          Figures.fill(g, adapter, shares[t][adapter], x, y + 2, width, LINE_HEIGHT - 4.0);
-          ink = Figures.ink(Figures.colour(adapter, shares[t][adapter]));
+          Figures.fill(g, looks[adapter], shares[t][adapter], x, y + 2, width, LINE_HEIGHT - 4.0);
+          ink = Figures.ink(Figures.colour(looks[adapter], shares[t][adapter]));
         }
         g.setColor(newline ? Figures.DIM : ink);
         if (!code.isEmpty()) {
@@ -217,9 +219,9 @@ public final class RoutesPng {
       int a = shown.get(i);
       double x = MARGIN + i % columns * width;
       int top = y + i / columns * 20;
-      Figures.fill(g, a, 1, x, top, 40, 15);
+      Figures.fill(g, looks[a], 1, x, top, 40, 15);
       g.setFont(Figures.font(Font.BOLD, 10));
-      g.setColor(Figures.ink(Figures.colour(a, 1)));
+      g.setColor(Figures.ink(Figures.colour(looks[a], 1)));
       centred(g, codes.get(a), x + 20, top + 11.5);
       g.setFont(Figures.font(Font.PLAIN, 11));
       g.setColor(Figures.INK);

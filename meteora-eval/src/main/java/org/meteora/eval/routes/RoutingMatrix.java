@@ -371,7 +371,7 @@ public final class RoutingMatrix implements RoutingListener {
 
   /** White to dark blue, even to the eye in grey too. */
   private static Color heat(double share) {
-    double s = Math.sqrt(Math.clamp(share, 0, 1));
+    double s = Math.pow(Math.clamp(share, 0, 1), 0.7);
     return new Color(
         (int) (246 + s * (8 - 246)), (int) (248 + s * (48 - 248)), (int) (251 + s * (107 - 251)));
   }

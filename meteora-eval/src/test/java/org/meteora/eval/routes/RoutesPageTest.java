@@ -90,6 +90,20 @@ class RoutesPageTest {
     }
   }
 
+  /** Lines that come into view get their true heights then, which may move a token once more. */
+  private void hoverToken(int token) throws IOException {
+    for (int attempt = 0; attempt < 10; attempt++) {
+      browser.hover(".t[data-i='" + token + "']");
+      if (browser
+              .script("return document.querySelector('#tip:not([hidden])')?.dataset.token")
+              .asInt(-1)
+          == token) {
+        return;
+      }
+    }
+    throw new AssertionError("token " + token + " shows no tooltip");
+  }
+
   private void assertQuiet() throws IOException {
     assertThat(browser.log()).isEmpty();
   }
@@ -113,7 +127,7 @@ class RoutesPageTest {
     browser.open(folder.resolve("routes.html"));
     var json = Jsonl.readFile(folder.resolve("routes.json"));
     for (int token : new int[] {0, 40, trace.promptTokens() + 3}) {
-      browser.hover(".t[data-i='" + token + "']");
+      hoverToken(token);
       var shown = tip();
       assertThat(shown).hasSizeBetween(2, 10);
       var shares = json.at("/tokens/" + token + "/shares");
@@ -128,7 +142,7 @@ class RoutesPageTest {
     browser.script(
         "for (const [id, v] of [['layer', 2], ['module', 5]]) { const s ="
             + " document.getElementById(id); s.value = v; s.dispatchEvent(new Event('change')) }");
-    browser.hover(".t[data-i='11']");
+    hoverToken(11);
     var gate = json.at("/routing/2/up_proj");
     assertThat(tip().keySet())
         .containsExactlyInAnyOrder(
@@ -206,7 +220,7 @@ class RoutesPageTest {
     assertThat(browser.script("return document.querySelectorAll('.t.part').length").asInt())
         .isEqualTo(2 + 3 + 2 + 2 + 2 + 1);
     int euro = Traces.bytes(text.substring(0, text.indexOf('€'))).length;
-    browser.hover(".t[data-i='" + (euro + 1) + "']");
+    hoverToken(euro + 1);
     assertThat(browser.script("return document.getElementById('tip').textContent").asText())
         .contains("€ (its rest)", "<0x82>");
     keep("hostile");
@@ -240,7 +254,7 @@ class RoutesPageTest {
         "4096 tokens: %d bytes, first paint %.0f ms, coloured %.0f ms, another layer %.0f ms%n",
         size, paint, coloured, turn);
     assertThat(paint).isLessThan(2000);
-    browser.hover(".t[data-i='4000']");
+    hoverToken(4000);
     double first = tip().values().stream().max(Double::compare).orElseThrow();
     var shares = trace.shares(3, RoutingTrace.ALL, 4000);
     assertThat(first).isCloseTo(shares[RoutingTrace.dominant(shares)], within(0.003));
