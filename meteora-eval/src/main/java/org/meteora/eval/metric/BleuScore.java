@@ -1,5 +1,6 @@
 package org.meteora.eval.metric;
 
+import com.fasterxml.jackson.annotation.JsonProperty;
 import java.math.BigDecimal;
 import java.math.RoundingMode;
 import java.util.Arrays;
@@ -18,9 +19,9 @@ import java.util.stream.Collectors;
 public record BleuScore(
     double score,
     List<Double> precisions,
-    double brevityPenalty,
-    int hypothesisLength,
-    int referenceLength) {
+    @JsonProperty("brevity_penalty") double brevityPenalty,
+    @JsonProperty("hypothesis_length") int hypothesisLength,
+    @JsonProperty("reference_length") int referenceLength) {
 
   static final int ORDER = 4;
 
@@ -70,6 +71,7 @@ public record BleuScore(
   }
 
   /** The line sacreBLEU prints. */
+  @JsonProperty("text")
   public String text() {
     double ratio = referenceLength == 0 ? 0 : (double) hypothesisLength / referenceLength;
     return "BLEU = %s %s (BP = %s ratio = %s hyp_len = %d ref_len = %d)"

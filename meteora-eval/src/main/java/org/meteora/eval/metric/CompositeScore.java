@@ -5,12 +5,11 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
+import org.meteora.data.composite.CompositeTask;
 import org.meteora.eval.Texts;
 
 /** Scores answers to composite prompts, which put several tasks' questions in one. */
 public final class CompositeScore {
-  private static final String SEPARATOR = "@@@@\n";
-
   private CompositeScore() {}
 
   /**
@@ -27,7 +26,8 @@ public final class CompositeScore {
       Function<String, List<Metric>> metrics,
       List<String> answers,
       List<String> responses) {
-    var parts = responses.stream().map(response -> response.split(SEPARATOR, -1)).toList();
+    var parts =
+        responses.stream().map(response -> response.split(CompositeTask.SEPARATOR, -1)).toList();
     var byTask = new LinkedHashMap<String, Object>();
     long attempts = 0;
     double correct = 0;

@@ -1,5 +1,6 @@
 package org.meteora.eval.metric;
 
+import com.fasterxml.jackson.annotation.JsonProperty;
 import java.util.List;
 import org.meteora.eval.Texts;
 
@@ -10,7 +11,10 @@ import org.meteora.eval.Texts;
  * @param tooLongAnswers answers of more than twice the truth's words
  * @param promptsLost outputs that do not repeat their prompt exactly
  */
-public record Warnings(int emptyAnswers, int tooLongAnswers, int promptsLost) {
+public record Warnings(
+    @JsonProperty("empty_answers") int emptyAnswers,
+    @JsonProperty("too_long_answers") int tooLongAnswers,
+    @JsonProperty("prompts_lost") int promptsLost) {
   public static Warnings of(List<String> answers, List<String> truths, int promptsLost) {
     int empty = 0;
     int tooLong = 0;

@@ -1,0 +1,105 @@
+package org.meteora.eval;
+
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.OptionalInt;
+import org.meteora.UserException;
+import org.meteora.data.composite.CompositeTask;
+import org.meteora.data.config.Nearest;
+import org.meteora.data.tasks.Tasks;
+import org.meteora.eval.metric.Bleu;
+import org.meteora.eval.metric.CompositeScore;
+import org.meteora.eval.metric.ExactAccuracy;
+import org.meteora.eval.metric.FuzzyAccuracy;
+import org.meteora.eval.metric.Gsm8kAccuracy;
+import org.meteora.eval.metric.Metric;
+import org.meteora.eval.metric.Rouge;
+import org.meteora.eval.metric.YesNoAccuracy;
+
+/**
+ * What can be evaluated: one of the catalogue's tasks, or several asked in one prompt.
+ *
+ * @param name also the name of its folder of data
+ * @param parts the tasks of a composite task, in order; empty for a single one
+ * @param limit samples at most
+ * @param routingTemperature T of the routing unless the user says otherwise
+ */
+public record EvalTask(
+    String name, List<String> parts, OptionalInt limit, double routingTemperature) {
+
+  /**
+   * A task by its name.
+   *
+   * @throws UserException when there is none, naming the nearest
+   */
+  public static EvalTask of(String name) {
+    var composite = CompositeTask.find(name);
+    if (composite.isPresent()) {
+      return composite(name, composite.get().tasks());
+    }
+    return Tasks.find(name)
+        .map(task -> new EvalTask(name, List.of(), task.evalLimit(), 1))
+        .orElseThrow(() -> unknown(name));
+  }
+
+  /**
+   * A composite task of the user's own.
+   *
+   * @param name of its folder of data
+   * @param parts names of catalogue tasks, in the order they are asked
+   */
+  public static EvalTask composite(String name, List<String> parts) {
+    if (!name.matches("[\\w.-]*\\w[\\w.-]*")) {
+      throw new UserException(
+          "the task name \"" + name + "\" is not a folder's name (letters, digits, . _ -)");
+    }
+    parts.forEach(Tasks::get);
+    return new EvalTask(
+        name,
+        List.copyOf(parts),
+        OptionalInt.empty(),
+        CompositeTask.routingTemperature(parts.size()));
+  }
+
+  private static UserException unknown(String name) {
+    var known = new ArrayList<>(Tasks.names());
+    for (int n : new int[] {3, 5, 10}) {
+      known.add("composite_" + n);
+    }
+    return new UserException(
+        "unknown task \""
+            + name
+            + "\""
+            + Nearest.hint(name, known)
+            + " (a composite task of your own needs --tasks)");
+  }
+
+  /** All metrics of cleaned answers; for a composite task, by task. */
+  public Map<String, Object> score(List<String> answers, List<String> truths) {
+    if (!parts.isEmpty()) {
+      return CompositeScore.score(parts, EvalTask::metrics, answers, truths);
+    }
+    var figures = new LinkedHashMap<String, Object>();
+    for (var metric : metrics(name)) {
+      figures.putAll(metric.score(answers, truths));
+    }
+    return figures;
+  }
+
+  private static List<Metric> metrics(String task) {
+    return Tasks.get(task).metrics().stream().map(EvalTask::metric).toList();
+  }
+
+  private static Metric metric(org.meteora.data.tasks.Metric kind) {
+    return switch (kind) {
+      case ACCURACY_EXACT -> new ExactAccuracy();
+      case ACCURACY_FUZZY -> new FuzzyAccuracy();
+      case YES_NO_ACCURACY -> new YesNoAccuracy();
+      case GSM8K_ACCURACY -> new Gsm8kAccuracy();
+      case BLEU -> new Bleu();
+      case ROUGE -> new Rouge();
+    };
+  }
+}

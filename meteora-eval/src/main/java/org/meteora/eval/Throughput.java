@@ -1,0 +1,27 @@
+package org.meteora.eval;
+
+import com.fasterxml.jackson.annotation.JsonProperty;
+
+/**
+ * How fast answers were generated.
+ *
+ * @param seconds wall time of generation, loading left out
+ * @param promptTokens tokens read
+ * @param newTokens tokens written
+ */
+public record Throughput(
+    double seconds,
+    int samples,
+    @JsonProperty("prompt_tokens") long promptTokens,
+    @JsonProperty("new_tokens") long newTokens) {
+
+  @JsonProperty("samples_per_second")
+  public double samplesPerSecond() {
+    return seconds > 0 ? samples / seconds : 0;
+  }
+
+  @JsonProperty("new_tokens_per_second")
+  public double newTokensPerSecond() {
+    return seconds > 0 ? newTokens / seconds : 0;
+  }
+}

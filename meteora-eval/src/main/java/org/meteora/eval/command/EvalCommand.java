@@ -1,0 +1,247 @@
+package org.meteora.eval.command;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.concurrent.Callable;
+import org.meteora.UserException;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.Sample;
+import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.MeteoraConfig;
+import org.meteora.eval.Answer;
+import org.meteora.eval.EvalTask;
+import org.meteora.eval.Evaluator;
+import org.meteora.eval.Scores;
+import org.meteora.eval.TextCodec;
+import org.meteora.eval.report.SavedAnswers;
+import org.meteora.eval.report.SavedResult;
+import org.meteora.eval.report.ScoreTable;
+import org.meteora.generate.GenerationConfig;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
+
+/** {@code meteora eval}: answers a task's test prompts and scores the answers. */
+@Command(
+    name = "eval",
+    mixinStandardHelpOptions = true,
+    description = {
+      "Has a model answer a task's test prompts (<target_dir>/<task>/test.jsonl) and prints the"
+          + " scores.",
+      "With --save, scores, settings and every answer are written to"
+          + " <eval_result_save_dir>/{meteora,peft,base}/."
+    },
+    footer = {
+      "",
+      "Examples:",
+      "  meteora eval --task composite_10 --batch-size 4 --save",
+      "  meteora eval --task strategyqa --model strategyqa --limit 20 --greedy --debug",
+      "  meteora eval --task gsm8k --temperature 0.6 --top-p 0.9 --seed 1",
+      "  meteora eval --rescore eval/results/meteora/composite_10.answers.jsonl"
+    })
+public final class EvalCommand implements Callable<Integer> {
+  private static final Logger LOG = LoggerFactory.getLogger(EvalCommand.class);
+  private static final int SHOWN_BY_DEBUG = 10;
+
+  @Spec private CommandSpec command;
+
+  @Mixin private ConfigOptions config;
+  @Mixin private ModelOptions model;
+  @Mixin private GenerationOptions generation;
+
+  @Option(
+      names = "--task",
+      paramLabel = "NAME",
+      description = "One of the 28 tasks, or composite_3, composite_5, composite_10.")
+  private String task;
+
+  @Option(
+      names = "--tasks",
+      paramLabel = "A,B,…",
+      split = ",",
+      description = "The tasks of a composite task of your own, whose folder --task names.")
+  private List<String> parts;
+
+  @Option(
+      names = "--batch-size",
+      paramLabel = "N",
+      defaultValue = "1",
+      description = "Prompts at a time (default: 1).")
+  private int batchSize;
+
+  @Option(
+      names = "--limit",
+      paramLabel = "N",
+      description = "The first N samples only (default: all, or the task's cap of 1000).")
+  private Integer limit;
+
+  @Option(
+      names = "--max-length",
+      paramLabel = "N",
+      defaultValue = "4096",
+      description =
+          "Most tokens of prompt and answer; longer prompts are skipped and counted (default:"
+              + " 4096, or what the model takes).")
+  private int maxLength;
+
+  @Option(
+      names = "--no-repeat-ngram-size",
+      paramLabel = "N",
+      defaultValue = "30",
+      description = "No N tokens in a row occur twice; 0: no such rule (default: 30).")
+  private int noRepeatNgramSize;
+
+  @Option(names = "--save", description = "Write scores and answers to the result folder.")
+  private boolean save;
+
+  @Option(
+      names = "--debug",
+      description = "Print prompt, output and truth of the first ten samples.")
+  private boolean debug;
+
+  @Option(
+      names = "--rescore",
+      paramLabel = "FILE",
+      description =
+          "Score saved answers again (….answers.jsonl, or the .json beside it); no model is"
+              + " needed.")
+  private Path rescore;
+
+  @Override
+  public Integer call() {
+    if (rescore != null) {
+      var answers = SavedAnswers.read(rescore);
+      var scored = evalTask(answers.getFirst().task());
+      print(scored.name() + " (saved answers)", Scores.of(scored, answers));
+      return 0;
+    }
+    if (task == null) {
+      throw new UserException("eval needs --task NAME (or --rescore FILE)");
+    }
+    evaluate(evalTask(task), config.load());
+    return 0;
+  }
+
+  private EvalTask evalTask(String name) {
+    return parts == null ? EvalTask.of(name) : EvalTask.composite(name, parts);
+  }
+
+  private void evaluate(EvalTask evaluated, MeteoraConfig settings) {
+    atLeast("--limit", limit == null ? 1 : limit, 1);
+    atLeast("--batch-size", batchSize, 1);
+    atLeast("--max-length", maxLength, 1);
+    atLeast("--no-repeat-ngram-size", noRepeatNgramSize, 0);
+    generation.check();
+    var spec = model.spec(settings, evaluated.routingTemperature());
+    var samples = samples(evaluated, settings.targetDir());
+    // a folder that cannot be written to is found out before the work, not after it
+    var result =
+        save
+            ? Optional.of(
+                new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name()))
+            : Optional.<SavedResult>empty();
+    try (var loaded = LoadedModel.load(spec)) {
+      var chosen =
+          generation
+              .apply(loaded.generationConfig())
+              .withNoRepeatNgramSize(noRepeatNgramSize)
+              .withMaxLength(maxLength(loaded.llama().config().maxPositionEmbeddings()));
+      var evaluator =
+          new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize);
+      var run = evaluator.run(evaluated.name(), samples);
+      if (debug) {
+        run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(EvalCommand::show);
+      }
+      var scores = Scores.of(evaluated, run.answers());
+      print(evaluated.name() + " (" + model.model() + ")", scores);
+      LOG.info(
+          "{} answers in {} s: {} tokens/s",
+          run.throughput().samples(),
+          Math.round(run.throughput().seconds()),
+          Math.round(run.throughput().newTokensPerSecond()));
+      result.ifPresent(
+          files -> {
+            files.write(
+                command.commandLine().getParseResult().originalArgs(),
+                describe(evaluated, settings, chosen),
+                loaded.describe(),
+                run,
+                scores);
+            LOG.info("saved {} and {}", files.file(), files.answersFile());
+          });
+    }
+  }
+
+  private static void atLeast(String option, int value, int least) {
+    if (value < least) {
+      throw new UserException(option + " must be at least " + least + ", not " + value);
+    }
+  }
+
+  private List<Sample> samples(EvalTask evaluated, Path targetDir) {
+    var file = targetDir.resolve(evaluated.name()).resolve("test.jsonl");
+    if (!Files.isRegularFile(file)) {
+      throw new UserException(
+          "no test data for "
+              + evaluated.name()
+              + ": there is no "
+              + file
+              + "; make it with \"meteora "
+              + (evaluated.parts().isEmpty() ? "create-dataset" : "create-composite")
+              + "\", or name the folder of datasets by --target-dir");
+    }
+    var samples = Sample.read(file);
+    int most = Math.min(limit == null ? samples.size() : limit, samples.size());
+    most = Math.min(most, evaluated.limit().orElse(most));
+    return samples.subList(0, most);
+  }
+
+  private int maxLength(int positions) {
+    if (maxLength > positions) {
+      LOG.info("the model takes {} tokens: that is the limit, not {}", positions, maxLength);
+    }
+    return Math.min(maxLength, positions);
+  }
+
+  private static void show(Answer answer) {
+    System.err.printf(
+        "--- sample %d%nprompt: %s%noutput: %s%ntruth:  %s%n",
+        answer.index(),
+        answer.prompt(),
+        answer.skipped() ? "(skipped: the prompt is too long)" : answer.answer(),
+        answer.truth());
+  }
+
+  private void print(String title, Scores scores) {
+    var out = command.commandLine().getOut();
+    out.print(ScoreTable.of(title, scores));
+    out.flush();
+  }
+
+  private Map<String, Object> describe(
+      EvalTask evaluated, MeteoraConfig settings, GenerationConfig chosen) {
+    var all = new LinkedHashMap<String, Object>();
+    all.put("test_file", settings.targetDir().resolve(evaluated.name()) + "/test.jsonl");
+    all.put("tasks", evaluated.parts());
+    all.put("batch_size", batchSize);
+    all.put("limit", limit);
+    all.put("max_length", chosen.maxLength());
+    all.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
+    all.put("do_sample", chosen.sample());
+    all.put("temperature", chosen.sample() ? chosen.temperature() : null);
+    all.put("top_p", chosen.sample() ? chosen.topP() : null);
+    all.put("top_k", chosen.sample() ? chosen.topK() : null);
+    all.put("seed", chosen.sample() ? chosen.seed() : null);
+    all.put("eos_token_ids", chosen.eosTokenIds());
+    all.put("pad_token_id", chosen.padTokenId());
+    return all;
+  }
+}

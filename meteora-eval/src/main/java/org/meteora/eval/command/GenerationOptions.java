@@ -1,0 +1,88 @@
+package org.meteora.eval.command;
+
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.generate.GenerationConfig;
+import picocli.CommandLine.Option;
+
+/** How tokens are chosen: the model's own settings, unless an option says otherwise. */
+public final class GenerationOptions {
+  /** Hugging Face's, where neither the model nor the user says otherwise. */
+  private static final int DEFAULT_TOP_K = 50;
+
+  @Option(names = "--greedy", description = "Always the most likely token.")
+  private boolean greedy;
+
+  @Option(
+      names = "--temperature",
+      paramLabel = "T",
+      description = "Sample, with logits divided by T (above 0). Needs --seed.")
+  private Double temperature;
+
+  @Option(
+      names = "--top-p",
+      paramLabel = "P",
+      description = "Sample from the smallest set of tokens with this much probability.")
+  private Double topP;
+
+  @Option(
+      names = "--top-k",
+      paramLabel = "K",
+      description = "Sample from the K most likely tokens; 0: from all.")
+  private Integer topK;
+
+  @Option(names = "--seed", paramLabel = "N", description = "Of sampling.")
+  private Long seed;
+
+  /**
+   * Checks what can be checked before a model is loaded.
+   *
+   * @throws UserException when a value is out of range, options contradict each other, or sampling
+   *     is asked for without a seed
+   */
+  public void check() {
+    if (temperature != null && !(temperature > 0 && temperature < Double.POSITIVE_INFINITY)) {
+      throw new UserException("--temperature must be above 0, not " + temperature);
+    }
+    if (topP != null && !(topP > 0 && topP <= 1)) {
+      throw new UserException("--top-p must be above 0 and at most 1, not " + topP);
+    }
+    if (topK != null && topK < 0) {
+      throw new UserException("--top-k must be at least 0, not " + topK);
+    }
+    if (greedy && sampling()) {
+      throw new UserException(
+          "--greedy excludes the sampling options --temperature, --top-p and --top-k");
+    }
+    if (sampling() && seed == null) {
+      throw new UserException("sampling needs --seed, so that it can be repeated");
+    }
+  }
+
+  private boolean sampling() {
+    return temperature != null || topP != null || topK != null;
+  }
+
+  /**
+   * The model's settings with the options over them.
+   *
+   * @throws UserException as {@link #check}, and when the model's own settings sample and there is
+   *     neither a seed nor {@code --greedy}
+   */
+  public GenerationConfig apply(GenerationConfig model) {
+    check();
+    if (greedy || !model.sample() && !sampling()) {
+      return model.withGreedy();
+    }
+    if (seed == null) {
+      throw new UserException(
+          "the model's generation_config.json asks for sampling, which needs --seed; or choose"
+              + " --greedy");
+    }
+    return model.withSampling(
+        Optional.ofNullable(temperature).orElse(model.temperature()),
+        Optional.ofNullable(topP).orElse(model.topP()),
+        Optional.ofNullable(topK).orElse(model.sample() ? model.topK() : DEFAULT_TOP_K),
+        seed);
+  }
+}

@@ -1,0 +1,98 @@
+package org.meteora.eval.command;
+
+import java.util.Locale;
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.config.MeteoraConfig;
+import picocli.CommandLine.Option;
+
+/** Which model to run, and how its adapters are chosen. */
+public final class ModelOptions {
+  private static final String AUTO = "auto";
+
+  @Option(
+      names = "--model",
+      paramLabel = "NAME",
+      defaultValue = "meteora",
+      description =
+          "meteora, base (no adapter), or the name of one adapter in --adapter-dir (default:"
+              + " meteora).")
+  private String model;
+
+  @Option(
+      names = "--routing-top-k",
+      paramLabel = "K",
+      description = "Adapters that act on a token (default: 2).")
+  private Integer routingTopK;
+
+  @Option(
+      names = "--routing-temperature",
+      paramLabel = "auto|T",
+      defaultValue = AUTO,
+      description =
+          "Divides the gates' logits (default: auto, which is 1, or 15, 20, 30 for 3, 5, 10 tasks"
+              + " in one prompt).")
+  private String routingTemperature;
+
+  @Option(
+      names = "--device",
+      paramLabel = "DEVICE",
+      defaultValue = "cpu",
+      description = "cpu, cuda or cuda:i (default: cpu).")
+  private String device;
+
+  @Option(
+      names = "--dtype",
+      paramLabel = "TYPE",
+      description = "f32, f16 or bf16 (default: f32 on the CPU, bf16 on CUDA).")
+  private String dtype;
+
+  /** {@code meteora}, {@code base} or an adapter's name. */
+  public String model() {
+    return model;
+  }
+
+  /**
+   * What to load.
+   *
+   * @param autoTemperature the routing temperature that {@code auto} stands for
+   * @throws UserException when a value is out of range or a path is not set
+   */
+  public LoadedModel.Spec spec(MeteoraConfig config, double autoTemperature) {
+    if (routingTopK != null && routingTopK < 1) {
+      throw new UserException("--routing-top-k must be at least 1, not " + routingTopK);
+    }
+    var base = config.requireBaseModelPath();
+    if (model.equals("meteora")) {
+      config.requireMeteoraCkptPath();
+    } else if (!model.equals("base")) {
+      config.requireAdapterDir();
+    }
+    return new LoadedModel.Spec(
+        base,
+        model,
+        config.meteoraCkptPath(),
+        config.adapterDir(),
+        Optional.ofNullable(routingTopK),
+        Optional.of(temperature(autoTemperature)),
+        device,
+        Optional.ofNullable(dtype).map(name -> name.toLowerCase(Locale.ROOT)));
+  }
+
+  private double temperature(double auto) {
+    if (routingTemperature.equals(AUTO)) {
+      return auto;
+    }
+    try {
+      double value = Double.parseDouble(routingTemperature);
+      if (value > 0 && value < Double.POSITIVE_INFINITY) {
+        return value;
+      }
+    } catch (NumberFormatException e) {
+      // said below
+    }
+    throw new UserException(
+        "--routing-temperature must be auto or a number above 0, not " + routingTemperature);
+  }
+}

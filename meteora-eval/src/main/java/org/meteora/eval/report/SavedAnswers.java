@@ -1,0 +1,89 @@
+package org.meteora.eval.report;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.UserException;
+import org.meteora.eval.Answer;
+import org.meteora.eval.clean.AnswerCleaner;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Jsonl;
+
+/** Answers as JSONL, one a line, so that scores can be recomputed without generating again. */
+public final class SavedAnswers {
+  private SavedAnswers() {}
+
+  /** Writes all answers, in order. */
+  public static void write(Path file, List<Answer> answers) {
+    AtomicFiles.writeStream(
+        file,
+        out -> {
+          for (var answer : answers) {
+            out.write(Jsonl.JSON.writeValueAsString(answer).getBytes(StandardCharsets.UTF_8));
+            out.write('\n');
+          }
+        });
+  }
+
+  /**
+   * Reads answers and cleans their decoded texts anew.
+   *
+   * @param file what {@link #write} wrote, or the result's JSON beside it; needed in each line:
+   *     {@code task}, {@code prompt}, {@code truth}, {@code decoded}
+   * @throws UserException when the file is missing, broken or empty, or mixes tasks
+   */
+  public static List<Answer> read(Path file) {
+    if (file.toString().endsWith(".json")) {
+      var name = Jsonl.readFile(file).path("answers").asText("");
+      if (name.isEmpty()) {
+        throw new UserException(
+            file + ": names no answers file; give the .answers.jsonl of a saved evaluation");
+      }
+      return read(file.resolveSibling(name));
+    }
+    var answers = new ArrayList<Answer>();
+    Jsonl.forEach(
+        file,
+        (node, line) -> {
+          var answer = answer(node, file + ":" + line, answers.size());
+          if (!answers.isEmpty() && !answers.getFirst().task().equals(answer.task())) {
+            throw new UserException(
+                file
+                    + ":"
+                    + line
+                    + ": an answer to "
+                    + answer.task()
+                    + " among answers to "
+                    + answers.getFirst().task());
+          }
+          answers.add(answer);
+        });
+    if (answers.isEmpty()) {
+      throw new UserException(file + ": there are no answers in this file");
+    }
+    return answers;
+  }
+
+  private static Answer answer(JsonNode node, String where, int position) {
+    var task = Jsonl.text(node, "task", where);
+    var prompt = Jsonl.text(node, "prompt", where);
+    var truth = Jsonl.text(node, "truth", where);
+    boolean skipped = node.path("skipped").asBoolean(false);
+    var decoded = skipped ? "" : Jsonl.text(node, "decoded", where);
+    var cleaned =
+        skipped ? new AnswerCleaner.Cleaned("", false) : AnswerCleaner.clean(task, decoded, prompt);
+    return new Answer(
+        task,
+        node.path("index").asInt(position),
+        prompt,
+        truth,
+        decoded,
+        cleaned.text(),
+        node.path("prompt_tokens").asInt(0),
+        node.path("new_tokens").asInt(0),
+        skipped,
+        cleaned.promptLost());
+  }
+}

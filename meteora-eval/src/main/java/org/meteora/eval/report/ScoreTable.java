@@ -1,0 +1,54 @@
+package org.meteora.eval.report;
+
+import java.util.Locale;
+import java.util.Map;
+import org.meteora.eval.Scores;
+import org.meteora.eval.metric.BleuScore;
+import org.meteora.eval.metric.RougeScore;
+
+/** Scores for people: one figure a line. */
+public final class ScoreTable {
+  private ScoreTable() {}
+
+  public static String of(String title, Scores scores) {
+    var text = new StringBuilder();
+    text.append(title).append(": ").append(scores.samples()).append(" samples");
+    if (scores.skipped() > 0) {
+      text.append(", ").append(scores.skipped()).append(" skipped (prompt too long)");
+    }
+    text.append('\n');
+    lines(text, "  ", scores.metrics());
+    var warnings = scores.warnings();
+    warning(text, warnings.emptyAnswers(), "empty answers");
+    warning(text, warnings.tooLongAnswers(), "answers more than twice as long as the truth");
+    warning(text, warnings.promptsLost(), "outputs that do not repeat their prompt");
+    return text.toString();
+  }
+
+  private static void lines(StringBuilder text, String indent, Map<?, ?> figures) {
+    figures.forEach(
+        (name, value) -> {
+          text.append(indent).append(name).append(':');
+          switch (value) {
+            case Map<?, ?> inner -> {
+              text.append('\n');
+              lines(text, indent + "  ", inner);
+            }
+            case BleuScore bleu -> text.append(' ').append(bleu.text()).append('\n');
+            case RougeScore rouge ->
+                text.append(
+                    String.format(
+                        Locale.ROOT, " r %.4f  p %.4f  f %.4f%n", rouge.r(), rouge.p(), rouge.f()));
+            case Double number -> text.append(String.format(Locale.ROOT, " %.4f%n", number));
+            case null -> text.append(" none (no answer to score)\n");
+            default -> text.append(' ').append(value).append('\n');
+          }
+        });
+  }
+
+  private static void warning(StringBuilder text, int count, String what) {
+    if (count > 0) {
+      text.append("  warning: ").append(count).append(' ').append(what).append('\n');
+    }
+  }
+}
