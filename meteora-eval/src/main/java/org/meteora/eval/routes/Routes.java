@@ -1,11 +1,14 @@
 package org.meteora.eval.routes;
 
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Consumer;
 import java.util.function.Function;
 import org.meteora.UserException;
+import org.meteora.data.Sample;
+import org.meteora.data.composite.CompositeTask;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
@@ -49,7 +52,7 @@ public final class Routes {
     } finally {
       listen.accept(null);
     }
-    int[] all = java.util.Arrays.copyOf(ids, ids.length + answer.length);
+    int[] all = Arrays.copyOf(ids, ids.length + answer.length);
     System.arraycopy(answer, 0, all, ids.length, answer.length);
     var tokens =
         RoutedToken.of(each -> tokenizer.decode(each, false), tokenizer::token, all, ids.length);
@@ -59,6 +62,30 @@ public final class Routes {
           "this model chose no adapters: it has no gates, or MOELINEAR_SINGLE_MOE_LORA is set");
     }
     return trace;
+  }
+
+  /**
+   * The prompt of one test sample.
+   *
+   * @param datasets the folder of all tasks' data
+   * @param index of the sample, from 0
+   * @throws UserException when the task has no test data there, or not so many samples
+   */
+  public static String prompt(Path datasets, String task, int index) {
+    var file = datasets.resolve(task).resolve("test.jsonl");
+    var samples = Sample.read(file);
+    if (index < 0 || index >= samples.size()) {
+      throw new UserException(
+          file + " has samples 0 to " + (samples.size() - 1) + ", not " + index);
+    }
+    return samples.get(index).prompt();
+  }
+
+  /** The parts of a task's text: of a composite task, one for each question and answer. */
+  public static List<Part> parts(String task, List<RoutedToken> tokens) {
+    return CompositeTask.find(task)
+        .map(composite -> Part.composite(composite.tasks(), tokens))
+        .orElseGet(() -> Part.single(task, tokens));
   }
 
   /** Writes {@code routes.html}, {@code routes.png}, {@code routes.json} and {@code routes.csv}. */
