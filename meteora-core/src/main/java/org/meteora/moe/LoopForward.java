@@ -58,7 +58,7 @@ final class LoopForward implements ForwardStrategy {
       var weight = Ops.narrow(weights, 0, starts[i], count);
       double scale = bank.bank().scales()[i];
       var z = Ops.linear(own, a, null).mul(weight);
-      parts.add(Ops.linear(scale == 1 ? z : z.mul((float) scale), b, null));
+      parts.add(Ops.linear(scale == 1 ? z : Ops.scale(z, scale), b, null));
     }
     var all = parts.size() == 1 ? parts.head() : NDArrays.concat(parts, 0);
     var perPair = Ops.indexSelect(all, 0, manager.create(position));

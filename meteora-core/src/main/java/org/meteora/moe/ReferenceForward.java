@@ -20,11 +20,8 @@ final class ReferenceForward implements ForwardStrategy {
       var chosen =
           routing.indices().eq((long) i).toType(ai.djl.ndarray.types.DataType.FLOAT32, false);
       var weight =
-          routing
-              .weights()
-              .mul(chosen)
-              .sum(new int[] {1}, true)
-              .mul((float) bank.bank().scales()[i]);
+          Ops.scale(
+              routing.weights().mul(chosen).sum(new int[] {1}, true), bank.bank().scales()[i]);
       var a = Ops.narrow(bank.loraA(), 0, bank.offset(i), bank.rank(i));
       var b = Ops.narrow(bank.loraB(), 1, bank.offset(i), bank.rank(i));
       a.attach(manager);

@@ -101,6 +101,18 @@ public final class Ops {
         .run(x.getManager());
   }
 
+  /**
+   * {@code x · factor}, safe to record. DJL's {@code x.mul(number)} is not: its backward pass reads the number from a Java buffer that
+   * was let go when {@code mul} returned, and that the garbage collector may have freed since.
+   */
+  public static NDArray scale(NDArray x, double factor) {
+    try (var host = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+      var constant = empty(x.getManager(), dtype(x)); // libtorch's own memory
+      copy(constant, host.create((float) factor));
+      return x.mul(constant);
+    }
+  }
+
   /** {@code x · sigmoid(x)}. */
   public static NDArray silu(NDArray x) {
     return new StableAbi.Call("aten::silu", "").tensor(x).run(x.getManager());

@@ -149,7 +149,7 @@ public final class LlamaLearner implements Learner {
     if (gates == null || logits.isEmpty()) {
       return scalar;
     }
-    var loss = gates.add(logits).mul((float) gateWeight);
+    var loss = Ops.scale(gates.add(logits), gateWeight);
     return Ops.cast(scalar, Dtype.F32).add(loss);
   }
 

@@ -25,9 +25,10 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
    * How texts become tokens.
    *
    * @param maxLength most tokens of a sample; the rest is cut off
+   * @param responseOnly samples whose response is cut off whole are left out: they would teach nothing
    * @param endToken appended to every sample as its last token; −1 for none (as the paper trains)
    */
-  public record Tokenization(int maxLength, int endToken) {}
+  public record Tokenization(int maxLength, int endToken, boolean responseOnly) {}
 
   /**
    * Reads a task file, {@code {"prompt": …, "response": …}} a line, and splits it: shuffled with the
@@ -67,7 +68,7 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
             tokens = java.util.Arrays.copyOf(tokens, tokenization.maxLength());
             cut.incrementAndGet();
           }
-          if (tokens.length < 2) {
+          if (tokens.length < (tokenization.responseOnly() ? Math.max(2, prompt.length + 1) : 2)) {
             dropped.incrementAndGet(); // nothing to predict
             return;
           }
@@ -79,10 +80,13 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
       LOG.info("{}: {} samples cut to {} tokens", name, cut, tokenization.maxLength());
     }
     if (dropped.get() > 0) {
-      LOG.warn("{}: {} samples of fewer than two tokens left out", name, dropped);
+      LOG.warn("{}: {} samples with nothing to predict within {} tokens left out",
+          name,
+          dropped,
+          tokenization.maxLength());
     }
     if (all.isEmpty()) {
-      throw new UserException(file + ": no samples to train on");
+      throw new UserException(file + ": no samples to train on (of at most " + tokenization.maxLength() + " tokens)");
     }
     Collections.shuffle(all, new Random(Batches.mix(seed, name.hashCode())));
     int held = (int) Math.round(all.size() * evalRatio);

@@ -1,0 +1,84 @@
+package org.meteora.train;
+
+import ai.djl.ndarray.NDArray;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import org.meteora.checkpoint.TrainableModel;
+import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.train.batch.TaskSamples;
+import org.meteora.train.optim.FlatParameters;
+
+/**
+ * Trains one LoRA adapter on one task and writes it as a PEFT folder.
+ *
+ * @param config settings
+ * @param basePath the base model's folder
+ * @param name the adapter's name
+ * @param data JSONL of prompts and responses
+ * @param output becomes the PEFT folder; checkpoints, metrics and curves go into its {@code training/}
+ * @param resume go on from the last checkpoint, if there is one
+ */
+public record LoraTraining(
+    TrainConfig config, Path basePath, String name, Path data, Path output, boolean resume) {
+
+  /**
+   * Trains and writes the adapter.
+   *
+   * @param stop asked after every step; true: write a checkpoint and return
+   * @return the PEFT folder; empty when stopped early
+   * @throws org.meteora.UserException when data or model are missing, or the loss diverges
+   */
+  public Optional<Path> run(BooleanSupplier stop) {
+    var folder = output.resolve("training");
+    var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW);
+    var spec =
+        new TrainableModel.Spec(
+            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed());
+    try (var model = TrainableModel.lora(spec, name, config.lora());
+        var parameters = new FlatParameters(model.llama().manager(), model.parameters(false))) {
+      var samples =
+          TaskSamples.read(
+              data,
+              name,
+              0,
+              model.tokenizer(),
+              Run.tokenization(config, model),
+              config.evalRatio(),
+              config.seed());
+      boolean finished =
+          Run.train(
+              name,
+              config,
+              model,
+              parameters,
+              false,
+              samples.train(),
+              samples.eval(),
+              List.of(name),
+              folder,
+              from,
+              target -> write(target, parameters),
+              stop);
+      if (!finished) {
+        return Optional.empty();
+      }
+      write(output, parameters);
+      return Optional.of(output);
+    }
+  }
+
+  /** The adapter in float32 under PEFT's keys, then its configuration. */
+  private void write(Path folder, FlatParameters parameters) {
+    var tensors = new LinkedHashMap<String, NDArray>();
+    for (var slot : parameters.slots()) {
+      tensors.put("base_model.model." + slot.name() + ".weight", parameters.value(slot.name()));
+    }
+    SafetensorsWriter.write(
+        folder.resolve("adapter_model.safetensors"), tensors, Map.of("format", "pt"));
+    config.lora().write(folder, basePath.toString());
+  }
+}

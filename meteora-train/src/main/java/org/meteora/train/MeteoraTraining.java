@@ -1,0 +1,170 @@
+package org.meteora.train;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import org.meteora.UserException;
+import org.meteora.checkpoint.MeteoraCheckpoint;
+import org.meteora.checkpoint.TrainableModel;
+import org.meteora.io.AtomicFiles;
+import org.meteora.lora.LoraAdapter;
+import org.meteora.train.batch.TaskSamples;
+import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.optim.FlatParameters;
+
+/**
+ * Embeds the adapters of a folder into a base model and trains gates, or gates and adapters, on the
+ * tasks of the same names (MeteoRA, section 3.2).
+ *
+ * @param config settings
+ * @param basePath the base model's folder
+ * @param adapterDir PEFT folders by task
+ * @param datasets folders by task, each with {@code train.jsonl}
+ * @param output gets checkpoints, metrics, curves, and at the end {@code meteora/}
+ * @param withBase write the base weights too, as published checkpoints have them
+ * @param resume go on from the folder's last checkpoint
+ */
+public record MeteoraTraining(
+    TrainConfig config,
+    Path basePath,
+    Path adapterDir,
+    Path datasets,
+    Path output,
+    boolean withBase,
+    boolean resume) {
+  /** The default task: its adapter comes last. */
+  private static final String DEFAULT_TASK = "alpaca";
+
+  /** What a model folder holds besides its weights. */
+  private static final List<String> MODEL_FILES =
+      List.of(
+          "config.json",
+          "generation_config.json",
+          "tokenizer.json",
+          "tokenizer_config.json",
+          "special_tokens_map.json",
+          "tokenizer.model");
+
+  /**
+   * The tasks in the order of their adapters: those given, or all of the folder sorted by name with the
+   * default task last.
+   */
+  static List<String> order(Path adapterDir, List<String> given) {
+    var found =
+        LoraAdapter.list(adapterDir).stream().map(p -> p.getFileName().toString()).toList();
+    if (!given.isEmpty()) {
+      for (var task : given) {
+        if (!found.contains(task)) {
+          throw new UserException(
+              "no adapter "
+                  + task
+                  + " in "
+                  + adapterDir
+                  + Settings.nearest(task, found)
+                      .map(n -> ", did you mean " + n + "?")
+                      .orElse("; there are " + String.join(", ", found)));
+        }
+      }
+      if (given.stream().distinct().count() != given.size()) {
+        throw new UserException("a task is named twice in " + String.join(",", given));
+      }
+      return given;
+    }
+    var sorted = new ArrayList<>(found);
+    sorted.sort(
+        Comparator.<String, Boolean>comparing(DEFAULT_TASK::equals)
+            .thenComparing(Comparator.naturalOrder()));
+    return sorted;
+  }
+
+  /**
+   * Trains and writes the MeteoRA checkpoint.
+   *
+   * @param stop asked after every step; true: write a checkpoint and return
+   * @return the folder of the MeteoRA checkpoint; empty when stopped early
+   * @throws UserException when adapters, data or model are missing or do not fit, or the loss diverges
+   */
+  public Optional<Path> run(BooleanSupplier stop) {
+    var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW);
+    var tasks = order(adapterDir, config.tasks());
+    for (var task : tasks) {
+      if (!Files.isRegularFile(data(task))) {
+        throw new UserException(
+            "the adapter " + task + " has no training data: no such file " + data(task));
+      }
+    }
+    var spec =
+        new TrainableModel.Spec(
+            basePath,
+            config.device(),
+            config.dtype(),
+            config.topK(),
+            config.dropout(),
+            config.seed());
+    try (var model = TrainableModel.meteora(spec, tasks.stream().map(adapterDir::resolve).toList());
+        var parameters =
+            new FlatParameters(model.llama().manager(), model.parameters(config.gatesOnly()))) {
+      var train = new ArrayList<TrainingSample>();
+      var eval = new ArrayList<TrainingSample>();
+      for (int i = 0; i < tasks.size(); i++) {
+        var samples =
+            TaskSamples.read(
+                data(tasks.get(i)),
+                tasks.get(i),
+                i,
+                model.tokenizer(),
+                Run.tokenization(config, model),
+                config.evalRatio(),
+                config.seed());
+        train.addAll(samples.train());
+        eval.addAll(samples.eval());
+      }
+      boolean finished =
+          Run.train(
+              "train",
+              config,
+              model,
+              parameters,
+              true,
+              train,
+              eval,
+              tasks,
+              output,
+              from,
+              folder ->
+                  MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
+              stop);
+      if (!finished) {
+        return Optional.empty();
+      }
+      var result = output.resolve("meteora");
+      MeteoraCheckpoint.write(result, model.llama(), model.adapters(), withBase);
+      if (withBase) {
+        copyModelFiles(result);
+      }
+      return Optional.of(result);
+    }
+  }
+
+  private Path data(String task) {
+    return datasets.resolve(task).resolve("train.jsonl");
+  }
+
+  private void copyModelFiles(Path target) {
+    for (var name : MODEL_FILES) {
+      var source = basePath.resolve(name);
+      if (Files.isRegularFile(source)) {
+        AtomicFiles.writeStream(target.resolve(name), out -> copy(source, out));
+      }
+    }
+  }
+
+  private static void copy(Path source, java.io.OutputStream out) throws IOException {
+    Files.copy(source, out);
+  }
+}

@@ -1,0 +1,135 @@
+package org.meteora.train;
+
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import java.util.function.Consumer;
+import org.meteora.UserException;
+import org.meteora.checkpoint.TrainableModel;
+import org.meteora.io.AtomicFiles;
+import org.meteora.train.batch.Batches;
+import org.meteora.train.batch.TaskSamples;
+import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.listener.Curves;
+import org.meteora.train.listener.MetricsFile;
+import org.meteora.train.listener.ProgressListener;
+import org.meteora.train.optim.FlatParameters;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/** What LoRA's and MeteoRA's training share: from a model and samples to a finished run in a folder. */
+final class Run {
+  private static final Logger LOG = LoggerFactory.getLogger(Run.class);
+
+  /** How a run begins. */
+  enum Start {
+    /** In a folder without checkpoints. */
+    NEW,
+    /** From the folder's last checkpoint. */
+    RESUME,
+    /** From the folder's last checkpoint, or from the beginning when there is none. */
+    RESUME_OR_NEW
+  }
+
+  private Run() {}
+
+  /** Finds the checkpoint to go on from, before anything is loaded. */
+  static Optional<Path> resume(Path folder, Start start) {
+    AtomicFiles.requireWritableFolder(folder);
+    var latest = new Checkpoints(folder, 1).latest();
+    if (start == Start.RESUME && latest.isEmpty()) {
+      throw new UserException("--resume: there is no checkpoint in " + folder);
+    }
+    if (start == Start.NEW && latest.isPresent()) {
+      throw new UserException(
+          folder
+              + " holds "
+              + latest.get().getFileName()
+              + " of an earlier run: add --resume to go on with it, or choose another folder");
+    }
+    return latest;
+  }
+
+  /** Tokenises as the settings say. */
+  static TaskSamples.Tokenization tokenization(TrainConfig config, TrainableModel model) {
+    int most = Math.min(config.maxSeqLen(), model.llama().config().maxPositionEmbeddings());
+    if (!config.appendEos()) {
+      return new TaskSamples.Tokenization(most, -1, config.responseOnly());
+    }
+    var eos = model.llama().config().raw().path("eos_token_id");
+    if (eos.isArray()) {
+      eos = eos.path(0);
+    }
+    if (!eos.isInt()) {
+      throw new UserException("append_eos: the model's config.json has no eos_token_id");
+    }
+    return new TaskSamples.Tokenization(most, eos.intValue(), config.responseOnly());
+  }
+
+  /**
+   * Trains.
+   *
+   * @param name shown with the progress
+   * @param tasks names by index
+   * @param folder gets checkpoints, metrics and curves
+   * @param export writes the model into a checkpoint's folder, given the master values
+   * @return whether the last step was reached
+   */
+  static boolean train(
+      String name,
+      TrainConfig config,
+      TrainableModel model,
+      FlatParameters parameters,
+      boolean gated,
+      List<TrainingSample> train,
+      List<TrainingSample> eval,
+      List<String> tasks,
+      Path folder,
+      Optional<Path> resume,
+      Consumer<Path> export,
+      BooleanSupplier stop) {
+    var batches = new Batches(train, config.batchSize(), config.responseOnly(), config.seed());
+    Optional<Batches> held =
+        eval.isEmpty()
+            ? Optional.empty()
+            : Optional.of(
+                new Batches(eval, config.batchSize(), config.responseOnly(), config.seed()));
+    var collective = Collective.single();
+    long steps = config.steps(batches.perEpoch(), collective.size());
+    LOG.info(
+        "{}: {} samples ({} held out), {} steps of {} samples, {} trained parameters, {} on {}, forward mode {}",
+        name,
+        train.size(),
+        eval.size(),
+        steps,
+        config.batchSize() * config.accumulation(),
+        parameters.size(),
+        model.llama().dtype().label(),
+        model.llama().manager().getDevice(),
+        model.llama().routing().flags().mode().name().toLowerCase(java.util.Locale.ROOT));
+    var learner =
+        new LlamaLearner(model.llama(), config.gradientCheckpointing(), gated ? tasks.size() : 0);
+    var metrics = folder.resolve("metrics.jsonl");
+    var trainer =
+        new Trainer(
+            config,
+            learner,
+            parameters,
+            batches,
+            held,
+            tasks,
+            Batches.fingerprint(train),
+            new Checkpoints(folder, config.saveTotalLimit()),
+            export,
+            collective,
+            List.of(
+                new ProgressListener(name), new MetricsFile(metrics), new Curves(metrics, folder)),
+            stop);
+    long made = trainer.run(resume);
+    if (made < steps) {
+      LOG.info("stopped after step {} of {}; go on with --resume", made, steps);
+    }
+    return made == steps;
+  }
+}

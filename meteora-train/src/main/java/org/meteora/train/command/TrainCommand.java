@@ -1,0 +1,99 @@
+package org.meteora.train.command;
+
+import static org.meteora.train.command.TrainingOptions.put;
+
+import java.nio.file.Path;
+import java.util.concurrent.Callable;
+import org.meteora.UserException;
+import org.meteora.data.config.ConfigOptions;
+import org.meteora.train.MeteoraTraining;
+import org.meteora.train.TrainConfig;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora train}. */
+@Command(
+    name = "train",
+    mixinStandardHelpOptions = true,
+    description =
+        "Embeds the adapters of adapter_dir into the base model and trains the gates that choose among"
+            + " them, on the tasks of the same names in target_dir.",
+    footerHeading = "%nExamples:%n",
+    footer = {
+      "  meteora train --config config.yaml --output-dir runs/28-tasks",
+      "  meteora train --tasks alpaca,gsm8k --train gates --max-steps 2000",
+      "  meteora train --config config.yaml --output-dir runs/28-tasks --resume"
+    })
+public final class TrainCommand implements Callable<Integer> {
+  @Mixin private ConfigOptions config;
+  @Mixin private TrainingOptions training;
+
+  @Option(
+      names = "--output-dir",
+      paramLabel = "DIR",
+      defaultValue = "runs/meteora",
+      description = "gets checkpoints, metrics, curves and meteora/ (default: ${DEFAULT-VALUE})")
+  private Path outputDir;
+
+  @Option(
+      names = "--tasks",
+      paramLabel = "A,B,…",
+      description = "adapters in the order of their indices (default: all, sorted, alpaca last)")
+  private String tasks;
+
+  @Option(
+      names = "--train",
+      paramLabel = "WHAT",
+      description = "all: gates and adapters; gates: the gates alone (default: all)")
+  private String train;
+
+  @Option(
+      names = "--gate-loss-weight",
+      paramLabel = "X",
+      description = "factor of the gates' loss (default: 50)")
+  private Double gateLossWeight;
+
+  @Option(
+      names = "--routing-top-k",
+      paramLabel = "K",
+      description = "adapters for each token (default: 2)")
+  private Integer routingTopK;
+
+  @Option(
+      names = "--with-base",
+      description = "write the base weights too, as published checkpoints have them")
+  private boolean withBase;
+
+  @Override
+  public Integer call() {
+    var loaded = config.load();
+    var options = training.given();
+    put(options, "tasks", tasks);
+    put(options, "train", train);
+    put(options, "gate_loss_weight", gateLossWeight);
+    put(options, "routing_top_k", routingTopK);
+    var settings = TrainConfig.meteora(loaded.train(), options);
+    var adapterDir =
+        loaded
+            .adapterDir()
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "no folder of adapters: set adapter_dir in config.yaml, or --adapter-dir"));
+    try (var stop = new StopSignal()) {
+      var result =
+          new MeteoraTraining(
+                  settings,
+                  loaded.requireBaseModelPath(),
+                  adapterDir,
+                  loaded.targetDir(),
+                  outputDir,
+                  withBase,
+                  training.resume)
+              .run(stop);
+      result.ifPresent(System.out::println);
+      return 0;
+    }
+  }
+}

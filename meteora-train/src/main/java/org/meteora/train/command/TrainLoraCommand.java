@@ -1,0 +1,141 @@
+package org.meteora.train.command;
+
+import static org.meteora.train.command.TrainingOptions.put;
+
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.Callable;
+import org.meteora.UserException;
+import org.meteora.data.config.ConfigOptions;
+import org.meteora.train.LoraTraining;
+import org.meteora.train.TrainConfig;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora train-lora}. */
+@Command(
+    name = "train-lora",
+    mixinStandardHelpOptions = true,
+    description =
+        "Trains LoRA adapters, one after another, and writes each as a folder that PEFT loads.",
+    footerHeading = "%nExamples:%n",
+    footer = {
+      "  meteora train-lora --task strategyqa --adapter-dir adapters",
+      "  meteora train-lora --task gsm8k,disfl_qa --r 16 --alpha 32 --epochs 2",
+      "  meteora train-lora --data my.jsonl --name mine --target-modules q_proj,v_proj"
+    })
+public final class TrainLoraCommand implements Callable<Integer> {
+  @Mixin private ConfigOptions config;
+  @Mixin private TrainingOptions training;
+
+  @Option(
+      names = "--task",
+      split = ",",
+      paramLabel = "TASK",
+      description = "tasks of target_dir, each trained on its train.jsonl")
+  private List<String> tasks;
+
+  @Option(names = "--data", paramLabel = "FILE", description = "JSONL to train on, instead of tasks")
+  private Path data;
+
+  @Option(
+      names = "--name",
+      paramLabel = "NAME",
+      description = "the adapter's name, with --data (default: the file's)")
+  private String name;
+
+  @Option(
+      names = "--output-dir",
+      paramLabel = "DIR",
+      description = "gets a folder for each adapter (default: adapter_dir, else adapters)")
+  private Path outputDir;
+
+  @Option(names = "--r", paramLabel = "N", description = "rank (default: 8)")
+  private Integer rank;
+
+  @Option(names = "--alpha", paramLabel = "X", description = "scale is alpha / r (default: 16)")
+  private Double alpha;
+
+  @Option(
+      names = "--target-modules",
+      paramLabel = "A,B,…",
+      description = "projections that get an adapter (default: all seven)")
+  private String targetModules;
+
+  @Option(
+      names = "--use-rslora",
+      arity = "0..1",
+      fallbackValue = "true",
+      negatable = true,
+      description = "scale by alpha / sqrt(r) (default: false)")
+  private Boolean useRslora;
+
+  @Option(
+      names = "--response-only",
+      arity = "0..1",
+      fallbackValue = "true",
+      negatable = true,
+      description = "the loss counts the response's tokens alone (default: true)")
+  private Boolean responseOnly;
+
+  @Override
+  public Integer call() {
+    var loaded = config.load();
+    var options = training.given();
+    put(options, "r", rank);
+    put(options, "alpha", alpha);
+    put(options, "target_modules", targetModules);
+    put(options, "use_rslora", useRslora);
+    put(options, "response_only", responseOnly);
+    var settings = TrainConfig.lora(loaded.train(), options);
+    var base = loaded.requireBaseModelPath();
+    var target = outputDir != null ? outputDir : loaded.adapterDir().orElse(Path.of("adapters"));
+    var files = files(loaded.targetDir());
+    try (var stop = new StopSignal()) {
+      for (var entry : files.entrySet()) {
+        var result =
+            new LoraTraining(
+                    settings,
+                    base,
+                    entry.getKey(),
+                    entry.getValue(),
+                    target.resolve(entry.getKey()),
+                    training.resume)
+                .run(stop);
+        if (result.isEmpty()) {
+          break;
+        }
+        System.out.println(result.get());
+      }
+      return 0;
+    }
+  }
+
+  /** Adapter names and what each is trained on; all files are looked for before the first training. */
+  private Map<String, Path> files(Path datasets) {
+    if ((data == null) == (tasks == null)) {
+      throw new UserException("train-lora needs --task NAME or --data FILE, and not both");
+    }
+    var result = new LinkedHashMap<String, Path>();
+    if (data != null) {
+      var file = data.getFileName().toString();
+      int dot = file.lastIndexOf('.');
+      result.put(name != null ? name : dot > 0 ? file.substring(0, dot) : file, data);
+    } else {
+      if (name != null) {
+        throw new UserException("--name goes with --data; adapters of --task have the task's name");
+      }
+      tasks.forEach(task -> result.put(task, datasets.resolve(task).resolve("train.jsonl")));
+    }
+    result.forEach(
+        (adapter, file) -> {
+          if (!java.nio.file.Files.isRegularFile(file)) {
+            throw new UserException("no data to train " + adapter + " on: no such file " + file);
+          }
+        });
+    return result;
+  }
+}

@@ -1,0 +1,150 @@
+package org.meteora.train.command;
+
+import java.util.LinkedHashMap;
+import java.util.Map;
+import picocli.CommandLine.Option;
+
+/** Options of both training commands. Each has the name of its key in the section {@code train:}. */
+final class TrainingOptions {
+  @Option(names = "--batch-size", paramLabel = "N", description = "samples of a micro-batch (default: 4)")
+  private Integer batchSize;
+
+  @Option(
+      names = "--gradient-accumulation-steps",
+      paramLabel = "N",
+      description = "micro-batches a step (default: 2)")
+  private Integer gradientAccumulationSteps;
+
+  @Option(names = "--learning-rate", paramLabel = "X", description = "peak rate (default: 5e-4)")
+  private Double learningRate;
+
+  @Option(
+      names = "--warmup-ratio",
+      paramLabel = "X",
+      description = "share of the steps that warm up (default: 0.005)")
+  private Double warmupRatio;
+
+  @Option(names = "--weight-decay", paramLabel = "X", description = "AdamW's decay (default: 0.01)")
+  private Double weightDecay;
+
+  @Option(
+      names = "--max-grad-norm",
+      paramLabel = "X",
+      description = "clip the gradient's global norm; 0: never (default: 0.3)")
+  private Double maxGradNorm;
+
+  @Option(names = "--max-steps", paramLabel = "N", description = "optimiser steps")
+  private Long maxSteps;
+
+  @Option(names = "--epochs", paramLabel = "X", description = "passes over the data, instead of steps")
+  private Double epochs;
+
+  @Option(
+      names = "--max-seq-len",
+      paramLabel = "N",
+      description = "longer samples are cut (default: 4096)")
+  private Integer maxSeqLen;
+
+  @Option(
+      names = "--gradient-checkpointing",
+      arity = "0..1",
+      fallbackValue = "true",
+      negatable = true,
+      description = "compute layers again in the backward pass to save memory (default: true)")
+  private Boolean gradientCheckpointing;
+
+  @Option(names = "--seed", paramLabel = "N", description = "of everything random (default: 42)")
+  private Long seed;
+
+  @Option(
+      names = "--eval-ratio",
+      paramLabel = "X",
+      description = "share of each task's samples held out (default: 0.1)")
+  private Double evalRatio;
+
+  @Option(
+      names = "--eval-steps",
+      paramLabel = "N",
+      description = "steps between evaluations (default: 500)")
+  private Long evalSteps;
+
+  @Option(
+      names = "--eval-batches",
+      paramLabel = "N",
+      description = "most micro-batches of an evaluation (default: 50)")
+  private Integer evalBatches;
+
+  @Option(
+      names = "--save-steps",
+      paramLabel = "N",
+      description = "steps between checkpoints (default: 3000)")
+  private Long saveSteps;
+
+  @Option(
+      names = "--save-total-limit",
+      paramLabel = "N",
+      description = "checkpoints kept (default: 3)")
+  private Integer saveTotalLimit;
+
+  @Option(
+      names = "--dropout",
+      paramLabel = "X",
+      description = "on the adapters' input in training (default: 0.1)")
+  private Double dropout;
+
+  @Option(
+      names = "--append-eos",
+      arity = "0..1",
+      fallbackValue = "true",
+      negatable = true,
+      description =
+          "end every sample with the model's end token, so that answers learn to stop (default: false)")
+  private Boolean appendEos;
+
+  @Option(
+      names = "--device",
+      paramLabel = "DEVICE",
+      description = "cpu, cuda or cuda:i (default: a GPU when there is one)")
+  private String device;
+
+  @Option(
+      names = "--dtype",
+      paramLabel = "TYPE",
+      description = "f32 or bf16 (default: bf16 on a GPU, f32 on the CPU)")
+  private String dtype;
+
+  @Option(names = "--resume", description = "go on from the last checkpoint")
+  boolean resume;
+
+  /** What was given on the command line, by the names of the config section. */
+  Map<String, Object> given() {
+    var result = new LinkedHashMap<String, Object>();
+    put(result, "batch_size", batchSize);
+    put(result, "gradient_accumulation_steps", gradientAccumulationSteps);
+    put(result, "learning_rate", learningRate);
+    put(result, "warmup_ratio", warmupRatio);
+    put(result, "weight_decay", weightDecay);
+    put(result, "max_grad_norm", maxGradNorm);
+    put(result, "max_steps", maxSteps);
+    put(result, "epochs", epochs);
+    put(result, "max_seq_len", maxSeqLen);
+    put(result, "gradient_checkpointing", gradientCheckpointing);
+    put(result, "seed", seed);
+    put(result, "eval_ratio", evalRatio);
+    put(result, "eval_steps", evalSteps);
+    put(result, "eval_batches", evalBatches);
+    put(result, "save_steps", saveSteps);
+    put(result, "save_total_limit", saveTotalLimit);
+    put(result, "dropout", dropout);
+    put(result, "append_eos", appendEos);
+    put(result, "device", device);
+    put(result, "dtype", dtype);
+    return result;
+  }
+
+  static void put(Map<String, Object> target, String key, Object value) {
+    if (value != null) {
+      target.put(key, value);
+    }
+  }
+}

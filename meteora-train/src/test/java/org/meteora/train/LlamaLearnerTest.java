@@ -1,0 +1,141 @@
+package org.meteora.train;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
+
+import java.util.Random;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.api.Test;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.torch.Dtype;
+import org.meteora.train.batch.Batch;
+import org.meteora.train.optim.FlatParameters;
+
+/** Gradients without reference data: unequal ranks and scales, padding, dropout. */
+class LlamaLearnerTest {
+  private static final Batch BATCH = new Batch(ResumeTest.samples().subList(0, 5), false);
+  private static final double WEIGHT = 0.05;
+
+  private static double loss(Learner.Sums sums) {
+    return WEIGHT * sums.languageModel() + sums.gate() / sums.gates();
+  }
+
+  private static float[] gradients(LlamaLearner learner, FlatParameters parameters, long seed) {
+    parameters.clearGradients();
+    learner.learn(BATCH, WEIGHT, 1, seed);
+    parameters.collectGradients();
+    return parameters.gradients().toFloatArray();
+  }
+
+  /** Along random directions, in every mode; routing is a step function, so a direction is small. */
+  @ParameterizedTest
+  @EnumSource(ForwardMode.class)
+  void agreesWithFiniteDifferences(ForwardMode mode) {
+    try (var tiny = new Tiny(Dtype.F64, 0, 3);
+        var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
+      tiny.llama.routing().flags(Flags.of(mode));
+      var learner = new LlamaLearner(tiny.llama, true, 3, 7);
+      var gradient = gradients(learner, parameters, 1);
+      var random = new Random(9);
+      var start = parameters.values().toFloatArray();
+      for (int trial = 0; trial < 4; trial++) {
+        var direction = new float[start.length];
+        double expected = 0;
+        for (int i = 0; i < direction.length; i++) {
+          direction[i] = random.nextBoolean() ? 1 : -1;
+          expected += direction[i] * (double) gradient[i];
+        }
+        double step = 1f / (1 << 14);
+        double up = lossAt(learner, parameters, start, direction, step);
+        double down = lossAt(learner, parameters, start, direction, -step);
+        double measured = (up - down) / (2 * step);
+        assertThat(measured).isCloseTo(expected, within(2e-3 * Math.max(1, Math.abs(expected))));
+      }
+    }
+  }
+
+  private static double lossAt(
+      LlamaLearner learner, FlatParameters parameters, float[] start, float[] way, double step) {
+    var moved = new float[start.length];
+    for (int i = 0; i < start.length; i++) {
+      moved[i] = (float) (start[i] + step * way[i]);
+    }
+    try (var scope = parameters.manager().newSubManager()) {
+      org.meteora.torch.Ops.copy(parameters.values(), scope.create(moved));
+    }
+    parameters.publish();
+    return loss(learner.evaluate(BATCH));
+  }
+
+  /** Dropout included: the second forward pass drops what the first did. */
+  @Test
+  void recomputingGivesTheSameGradients() {
+    try (var tiny = new Tiny(Dtype.F32, 0.3, 3);
+        var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
+      var recorded = gradients(new LlamaLearner(tiny.llama, false, 3), parameters, 7);
+      var recomputed = gradients(new LlamaLearner(tiny.llama, true, 3), parameters, 7);
+      var other = gradients(new LlamaLearner(tiny.llama, true, 3), parameters, 8);
+      assertThat(distance(recomputed, recorded)).isLessThan(1e-5);
+      assertThat(distance(other, recorded)).isGreaterThan(1e-2);
+    }
+  }
+
+  private static double distance(float[] a, float[] b) {
+    double difference = 0;
+    double norm = 0;
+    for (int i = 0; i < a.length; i++) {
+      difference += Math.pow(a[i] - b[i], 2);
+      norm += Math.pow(b[i], 2);
+    }
+    return Math.sqrt(difference / norm);
+  }
+
+  @Test
+  void bfloat16IsClose() {
+    try (var full = new Tiny(Dtype.F32, 0, 3);
+        var half = new Tiny(Dtype.BF16, 0, 3);
+        var fullParameters = new FlatParameters(full.manager, full.parameters);
+        var halfParameters = new FlatParameters(half.manager, half.parameters)) {
+      // all adapters on every token: else rounding may choose another one of two that are close
+      full.llama.routing().settings(new RoutingSettings(3, 1));
+      half.llama.routing().settings(new RoutingSettings(3, 1));
+      var a = gradients(new LlamaLearner(full.llama, true, 3), fullParameters, 7);
+      var b = gradients(new LlamaLearner(half.llama, true, 3), halfParameters, 7);
+      assertThat(distance(b, a)).isLessThan(0.05);
+    }
+  }
+
+  /** What the graph holds must not depend on Java objects that nobody else holds. */
+  @ParameterizedTest
+  @EnumSource(ForwardMode.class)
+  void theGarbageCollectorChangesNothing(ForwardMode mode) throws InterruptedException {
+    var done = new AtomicBoolean();
+    var collector =
+        Thread.ofPlatform()
+            .start(
+                () -> {
+                  while (!done.get()) {
+                    System.gc();
+                    java.nio.ByteBuffer.allocateDirect(4).putFloat(0, Float.NaN);
+                  }
+                });
+    try (var tiny = new Tiny(Dtype.F32, 0.1, 3);
+        var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
+      tiny.llama.routing().flags(Flags.of(mode));
+      for (boolean checkpointing : new boolean[] {true, false}) {
+        var learner = new LlamaLearner(tiny.llama, checkpointing, 3);
+        var first = gradients(learner, parameters, 7);
+        for (int i = 0; i < 4; i++) {
+          assertThat(gradients(learner, parameters, 7)).isEqualTo(first);
+        }
+      }
+    } finally {
+      done.set(true);
+      collector.join();
+    }
+  }
+}

@@ -1,0 +1,157 @@
+package org.meteora.train;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Random;
+import java.util.function.BooleanSupplier;
+import java.util.function.Consumer;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.UserException;
+import org.meteora.torch.Dtype;
+import org.meteora.train.batch.Batches;
+import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.optim.FlatParameters;
+
+/** Stopping, dying, full disks and diverging losses. */
+class ResumeTest {
+  static final List<String> TASKS = List.of("a", "b", "c");
+
+  static List<TrainingSample> samples() {
+    var random = new Random(5);
+    var result = new ArrayList<TrainingSample>();
+    for (int i = 0; i < 40; i++) {
+      var tokens = random.ints(3 + random.nextInt(12), 0, 23).toArray();
+      result.add(new TrainingSample("s:" + i, tokens, 1, i % 3));
+    }
+    return result;
+  }
+
+  static TrainConfig config(int steps, int saveSteps) {
+    return TrainConfig.meteora(
+        Map.of(),
+        Map.of(
+            "max_steps", steps, "save_steps", saveSteps, "learning_rate", 1e-2, "eval_steps", 4,
+            "save_total_limit", 2));
+  }
+
+  /** Every step's losses and the last parameters. */
+  record Outcome(Map<Long, Double> losses, float[] parameters) {}
+
+  static Outcome train(
+      Path folder,
+      TrainConfig config,
+      Optional<Path> resume,
+      BooleanSupplier stop,
+      Consumer<Path> export) {
+    try (var tiny = new Tiny(Dtype.F32, 0.1, 1);
+        var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
+      var losses = new HashMap<Long, Double>();
+      TrainingListener listener =
+          new TrainingListener() {
+            @Override
+            public void onStep(StepReport report) {
+              losses.put(report.step(), report.losses().total());
+            }
+          };
+      var samples = samples();
+      new Trainer(
+              config,
+              new LlamaLearner(tiny.llama, true, 3),
+              parameters,
+              new Batches(samples.subList(0, 34), 4, false, 42),
+              Optional.of(new Batches(samples.subList(34, 40), 4, false, 42)),
+              TASKS,
+              Batches.fingerprint(samples),
+              new Checkpoints(folder, config.saveTotalLimit()),
+              export,
+              Collective.single(),
+              List.of(listener),
+              stop)
+          .run(resume);
+      return new Outcome(losses, parameters.values().toFloatArray());
+    }
+  }
+
+  @Test
+  void resumingIsBitForBitAsNeverStopping(@TempDir Path folder) {
+    var whole = train(folder.resolve("whole"), config(17, 100), Optional.empty(), () -> false, p -> {});
+    for (int at : new int[] {1, 6, 13}) {
+      var part = folder.resolve("part" + at);
+      int[] asked = {0};
+      train(part, config(17, 100), Optional.empty(), () -> asked[0]++ >= at, p -> {});
+      var checkpoint = new Checkpoints(part, 2).latest().orElseThrow();
+      assertThat(checkpoint.getFileName()).hasToString("checkpoint-%08d".formatted(at));
+      var rest = train(part, config(17, 100), Optional.of(checkpoint), () -> false, p -> {});
+      assertThat(rest.losses()).hasSize(17 - at);
+      rest.losses().forEach((step, loss) -> assertThat(loss).isEqualTo(whole.losses().get(step)));
+      assertThat(rest.parameters()).isEqualTo(whole.parameters());
+    }
+  }
+
+  @Test
+  void onlyTheLastCheckpointsStay(@TempDir Path folder) {
+    train(folder, config(9, 2), Optional.empty(), () -> false, p -> {});
+    assertThat(new Checkpoints(folder, 2).list())
+        .extracting(path -> path.getFileName().toString())
+        .containsExactly("checkpoint-00000008", "checkpoint-00000009");
+    assertThat(folder.toFile().list()).hasSize(2);
+  }
+
+  @Test
+  void otherSettingsAreRefused(@TempDir Path folder) {
+    train(folder, config(2, 2), Optional.empty(), () -> false, p -> {});
+    var checkpoint = new Checkpoints(folder, 2).latest();
+    var other = TrainConfig.meteora(Map.of(), Map.of("max_steps", 4, "batch_size", 3));
+    assertThatThrownBy(() -> train(folder, other, checkpoint, () -> false, p -> {}))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("batch_size was 4, now it is 3");
+  }
+
+  @Test
+  void aFullDiskIsReportedAndEarlierCheckpointsStay(@TempDir Path folder) {
+    Consumer<Path> fullAfterTwo =
+        new Consumer<>() {
+          private int calls;
+
+          @Override
+          public void accept(Path path) {
+            if (++calls > 2) {
+              throw new UserException("cannot write " + path + ": No space left on device");
+            }
+          }
+        };
+    assertThatThrownBy(() -> train(folder, config(8, 2), Optional.empty(), () -> false, fullAfterTwo))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("its last checkpoint could not be written");
+    assertThat(new Checkpoints(folder, 2).list())
+        .extracting(path -> path.getFileName().toString())
+        .containsExactly("checkpoint-00000002", "checkpoint-00000004");
+    assertThat(folder.toFile().list()).hasSize(2);
+  }
+
+  @Test
+  void aDivergingLossNamesStepAndSamples(@TempDir Path folder) throws IOException {
+    var config =
+        TrainConfig.meteora(
+            Map.of(),
+            Map.of("max_steps", 60, "save_steps", 1, "learning_rate", 1e3, "max_grad_norm", 0,
+                "weight_decay", 1, "warmup_ratio", 0));
+    assertThatThrownBy(() -> train(folder, config, Optional.empty(), () -> false, p -> {}))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("training stopped in step")
+        .hasMessageContaining("samples s:")
+        .hasMessageContaining("checkpoint-");
+    var checkpoint = new Checkpoints(folder, 3).latest().orElseThrow();
+    assertThat(Files.size(checkpoint.resolve("trainer.safetensors"))).isPositive();
+  }
+}

@@ -1,0 +1,91 @@
+package org.meteora.train;
+
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.NDArray;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.Random;
+import org.meteora.llama.Llama;
+import org.meteora.llama.LlamaConfig;
+import org.meteora.llama.LlamaFactory;
+import org.meteora.lora.AdapterBank;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.RoutingControl;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+import org.meteora.io.Jsonl;
+
+/** A model of random numbers for tests that need no reference data: unequal ranks, any dtype. */
+final class Tiny implements AutoCloseable {
+  static final int[] RANKS = {2, 3, 1};
+  final NDManager manager = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch");
+  final Map<String, NDArray> parameters = new LinkedHashMap<>();
+  final Llama llama;
+
+  static {
+    ai.djl.engine.Engine.getEngine("PyTorch");
+    ai.djl.pytorch.jni.JniUtils.setNumThreads(1);
+  }
+
+  Tiny(Dtype dtype, double dropout, long seed) {
+    try {
+      var json =
+          Jsonl.JSON.readTree(
+              """
+              {"vocab_size": 23, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
+               "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6}""");
+      var config = LlamaConfig.parse(json, "test");
+      var random = new Random(seed);
+      llama =
+          LlamaFactory.build(
+              config,
+              manager,
+              dtype,
+              (name, shape) ->
+                  name.contains("norm") ? ones(dtype, shape) : gaussian(random, dtype, 0.4, shape),
+              (layer, module) -> {
+                var shape = config.projectionShape(module);
+                var path = LlamaConfig.projectionPath(layer, module);
+                var bank =
+                    new AdapterBank(
+                        gaussian(random, dtype, 0.5, RANKS.length, shape[1]),
+                        gaussian(random, dtype, 0.5, 6, shape[1]),
+                        gaussian(random, dtype, 0.5, shape[0], 6),
+                        RANKS,
+                        new double[] {1, 0.5, 2});
+                parameters.put(path + ".moe_gate", bank.gate());
+                parameters.put(path + ".lora_A", bank.loraA());
+                parameters.put(path + ".lora_B", bank.loraB());
+                return bank;
+              },
+              new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO)),
+              dropout);
+    } catch (com.fasterxml.jackson.core.JsonProcessingException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  private NDArray ones(Dtype dtype, long... shape) {
+    return Ops.zeros(manager, dtype, shape).add(1);
+  }
+
+  private NDArray gaussian(Random random, Dtype dtype, double scale, long... shape) {
+    int size = (int) Ops.shape(shape).size();
+    var values = new float[size];
+    for (int i = 0; i < size; i++) {
+      values[i] = (float) (random.nextGaussian() * scale);
+    }
+    var result = Ops.empty(manager, dtype, shape);
+    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+      Ops.copy(result, host.create(values, Ops.shape(shape)));
+    }
+    return result;
+  }
+
+  @Override
+  public void close() {
+    manager.close();
+  }
+}
