@@ -1,0 +1,125 @@
+package org.meteora.data.command;
+
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+import java.util.concurrent.Callable;
+import org.meteora.UserException;
+import org.meteora.data.Sample;
+import org.meteora.data.composite.CompositeMaker;
+import org.meteora.data.composite.CompositeTask;
+import org.meteora.data.config.ConfigOptions;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Jsonl;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora create-composite}. */
+@Command(
+    name = "create-composite",
+    description =
+        "Asks several tasks in one prompt: writes <target_dir>/composite_<n>/test.jsonl from the"
+            + " tasks' test data.",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora create-composite --n 10",
+      "  meteora create-composite --n 10 --header-from published/test.jsonl --no-shuffle",
+      "  meteora create-composite --tasks gsm8k,alpaca --nums 50"
+    })
+public final class CreateCompositeCommand implements Callable<Integer> {
+  @Mixin private ConfigOptions config;
+
+  @Option(
+      names = "--n",
+      paramLabel = "3|5|10",
+      description = "The paper's composite task of this many tasks.")
+  private Integer n;
+
+  @Option(
+      names = "--tasks",
+      split = ",",
+      paramLabel = "NAME",
+      description = "Any other tasks, in this order.")
+  private List<String> tasks;
+
+  @Option(
+      names = "--nums",
+      defaultValue = "200",
+      description = "Samples (default: ${DEFAULT-VALUE}).")
+  private int nums;
+
+  @Option(
+      names = "--seed",
+      defaultValue = "42",
+      description = "Of the draw (default: ${DEFAULT-VALUE}).")
+  private long seed;
+
+  @Option(
+      names = "--header-from",
+      paramLabel = "FILE",
+      description = "Take the header (worked examples) of an existing composite file.")
+  private Path headerFrom;
+
+  @Option(names = "--no-shuffle", description = "Take each task's samples in file order.")
+  private boolean noShuffle;
+
+  @Override
+  public Integer call() {
+    var settings = config.load();
+    var composite = composite();
+    if (nums < 1) {
+      throw new UserException("--nums must be at least 1, it is " + nums);
+    }
+    var samples = new ArrayList<List<Sample>>();
+    for (var task : composite.tasks()) {
+      samples.add(Sample.read(settings.targetDir().resolve(task).resolve("test.jsonl")));
+    }
+    String header;
+    if (headerFrom != null) {
+      header = CompositeMaker.headerOf(Sample.read(headerFrom));
+    } else {
+      var examples = List.of(new ArrayList<Sample>(), new ArrayList<Sample>());
+      var random = new Random(seed);
+      for (var task : composite.tasks()) {
+        var train = Sample.read(settings.targetDir().resolve(task).resolve("train.jsonl"));
+        examples.forEach(example -> example.add(train.get(random.nextInt(train.size()))));
+      }
+      header = CompositeMaker.header(List.copyOf(examples));
+    }
+    var made = CompositeMaker.make(header, samples, nums, !noShuffle, seed);
+    var folder = settings.targetDir().resolve(composite.name());
+    Sample.write(folder.resolve("test.jsonl"), made);
+    var parts = Jsonl.JSON.createObjectNode();
+    parts.set("tasks", Jsonl.JSON.valueToTree(composite.tasks()));
+    AtomicFiles.writeString(folder.resolve("composite.json"), parts.toPrettyString() + "\n");
+    System.out.println(
+        composite.name()
+            + ": "
+            + made.size()
+            + " samples of "
+            + String.join(", ", composite.tasks())
+            + " in "
+            + folder.resolve("test.jsonl"));
+    return 0;
+  }
+
+  private CompositeTask composite() {
+    if ((n == null) == (tasks == null)) {
+      throw new UserException("give either --n 3, 5 or 10, or --tasks with a list");
+    }
+    if (n != null) {
+      return CompositeTask.published(n)
+          .orElseThrow(
+              () ->
+                  new UserException(
+                      "--n must be 3, 5 or 10, it is " + n + "; for other tasks use --tasks"));
+    }
+    if (tasks.size() < 2) {
+      throw new UserException("--tasks needs at least two tasks");
+    }
+    return new CompositeTask("composite_" + tasks.size(), List.copyOf(tasks));
+  }
+}

@@ -1,0 +1,100 @@
+package org.meteora.data.command;
+
+import java.util.ArrayList;
+import java.util.concurrent.Callable;
+import java.util.function.Supplier;
+import java.util.stream.Collectors;
+import org.meteora.UserException;
+import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.source.SourceFetcher;
+import org.meteora.data.source.SourceLocator;
+import org.meteora.data.tasks.DatasetMaker;
+import org.meteora.io.AtomicFiles;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora create-dataset}. */
+@Command(
+    name = "create-dataset",
+    description =
+        "Turns the sources of the 28 tasks into prompts and answers,"
+            + " <target_dir>/<task>/{train,test}.jsonl.",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora create-dataset --task all --bigbench-dataset-dir data",
+      "  meteora create-dataset --task gsm8k --bigbench-dataset-dir data --offline"
+    })
+public final class CreateDatasetCommand implements Callable<Integer> {
+  @Mixin private ConfigOptions config;
+
+  @Option(
+      names = "--task",
+      required = true,
+      paramLabel = "all|NAME",
+      description = "A task, or all of them.")
+  private String task;
+
+  @Option(
+      names = "--seed",
+      defaultValue = "42",
+      description = "Of splits that a source lacks (default: ${DEFAULT-VALUE}).")
+  private long seed;
+
+  @Option(names = "--offline", description = "Download nothing: use what is on disk.")
+  private boolean offline;
+
+  private final Supplier<SourceFetcher> fetcher;
+
+  /**
+   * @param fetcher brings what is missing, unless {@code --offline}
+   */
+  public CreateDatasetCommand(Supplier<SourceFetcher> fetcher) {
+    this.fetcher = fetcher;
+  }
+
+  @Override
+  public Integer call() {
+    var settings = config.load();
+    var root = settings.requireBigbenchDatasetDir();
+    var tasks = DatasetMaker.chosen(task);
+    AtomicFiles.requireWritableFolder(settings.targetDir());
+    var locator = new SourceLocator(root, seed);
+    var maker = new DatasetMaker(settings.targetDir(), seed);
+    var download = offline ? SourceFetcher.NONE : fetcher.get();
+    var rows = new ArrayList<String>();
+    boolean missing = false;
+    for (var each : tasks) {
+      var places = locator.candidates(each);
+      String problem = null;
+      var source = locator.find(each);
+      if (source.isEmpty()) {
+        try {
+          if (download.fetch(each, places.getFirst())) {
+            source = locator.find(each);
+          }
+        } catch (UserException e) {
+          problem = e.getMessage();
+        }
+      }
+      if (source.isEmpty()) {
+        missing = true;
+        rows.add(
+            String.format(
+                "%-42s missing; looked for in %s%s",
+                each.name(),
+                places.stream().map(Object::toString).collect(Collectors.joining(", ")),
+                problem == null ? "" : "; " + problem));
+        continue;
+      }
+      var written = maker.make(each, source.get());
+      rows.add(
+          String.format(
+              "%-42s written  %,9d train %,8d test  sha256 %s",
+              each.name(), written.train(), written.test(), written.sha256().substring(0, 16)));
+    }
+    rows.forEach(System.out::println);
+    return missing ? 1 : 0;
+  }
+}
