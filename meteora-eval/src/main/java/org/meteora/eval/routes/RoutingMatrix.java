@@ -12,26 +12,42 @@ import java.util.Base64;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.function.Function;
+import org.meteora.eval.BatchObserver;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.RoutingListener;
 
 /**
  * Routing of a whole evaluation: for every task and gate, how much weight each adapter got and how
- * often each was first. Memory is 12 bytes for each layer × 7 modules × tasks × adapters, whatever
+ * often each was first. Memory is 16 bytes for each layer × 7 modules × tasks × adapters, whatever
  * the number of samples. Not for use from several threads.
  *
  * <p>Set it as the model's listener and call {@link #begin} before every batch. All rows of a batch
- * belong to one task, so that rows may leave it as they finish.
+ * belong to one task, so that rows may leave it as they finish. {@link #observer} does both for an
+ * evaluation.
  */
 public final class RoutingMatrix implements RoutingListener {
   private static final int MODULES = RoutingRecorder.MODULES.size();
 
   private static final class Gate {
     double[][] weight = new double[0][];
-    int[][] first = new int[0][];
+    long[][] first = new long[0][];
     long[] tokens = new long[0];
     int columns;
+
+    void grow(int tasks, int adapters) {
+      int had = tokens.length;
+      if (had < tasks) {
+        weight = Arrays.copyOf(weight, tasks);
+        first = Arrays.copyOf(first, tasks);
+        tokens = Arrays.copyOf(tokens, tasks);
+        for (int i = had; i < tasks; i++) {
+          weight[i] = new double[adapters];
+          first[i] = new long[adapters];
+        }
+      }
+    }
   }
 
   private final List<String> adapters;
@@ -39,6 +55,7 @@ public final class RoutingMatrix implements RoutingListener {
   private final List<Gate> gates = new ArrayList<>();
   private int task = -1;
   private int[] leftPadding = {};
+  private int[][] promptRows = {};
 
   /**
    * @param adapters names in index order
@@ -54,13 +71,61 @@ public final class RoutingMatrix implements RoutingListener {
    * @param promptLengths tokens of each row's prompt, in row order
    */
   public void begin(String task, int[] promptLengths) {
-    if (!tasks.contains(task)) {
-      tasks.add(task);
-    }
-    this.task = tasks.indexOf(task);
+    this.task = row(task);
+    promptRows = new int[0][];
     int longest = Arrays.stream(promptLengths).max().orElse(0);
     leftPadding = Arrays.stream(promptLengths).map(length -> longest - length).toArray();
     gates.forEach(gate -> gate.columns = 0);
+  }
+
+  /**
+   * Feeds the matrix from an evaluation. The prompts of a composite task are taken apart: each
+   * question counts for the task it asks, what belongs to no task is not counted, and the answers
+   * make a row of their own.
+   *
+   * @param task the task's name
+   * @param parts a composite task's tasks in order; empty for a single task
+   * @param decode token ids to text, special tokens kept
+   */
+  public BatchObserver observer(String task, List<String> parts, Function<int[], String> decode) {
+    return new BatchObserver() {
+      @Override
+      public RoutingListener before(List<Integer> samples, List<int[]> prompts) {
+        var lengths = prompts.stream().mapToInt(prompt -> prompt.length).toArray();
+        if (parts.isEmpty()) {
+          begin(task, lengths);
+        } else {
+          var rows = new int[prompts.size()][];
+          for (int i = 0; i < rows.length; i++) {
+            rows[i] = rows(parts, prompts.get(i), decode);
+          }
+          begin(task + " (answers)", lengths);
+          promptRows = rows;
+        }
+        return RoutingMatrix.this;
+      }
+
+      @Override
+      public void after(List<Integer> samples, List<int[]> prompts, List<int[]> newTokens) {}
+    };
+  }
+
+  /** The matrix row of every token of a composite prompt, −1 for none. */
+  private int[] rows(List<String> parts, int[] prompt, Function<int[], String> decode) {
+    var rows = new int[prompt.length];
+    Arrays.fill(rows, -1);
+    var tokens = RoutedToken.of(decode, id -> "", prompt, prompt.length);
+    for (var part : Part.composite(parts, tokens)) {
+      Arrays.fill(rows, part.from(), part.to(), row(part.task()));
+    }
+    return rows;
+  }
+
+  private int row(String name) {
+    if (!tasks.contains(name)) {
+      tasks.add(name);
+    }
+    return tasks.indexOf(name);
   }
 
   @Override
@@ -74,30 +139,24 @@ public final class RoutingMatrix implements RoutingListener {
       gates.add(new Gate());
     }
     var gate = gates.get(number);
-    if (gate.tokens.length <= task) {
-      int had = gate.tokens.length;
-      gate.weight = Arrays.copyOf(gate.weight, task + 1);
-      gate.first = Arrays.copyOf(gate.first, task + 1);
-      gate.tokens = Arrays.copyOf(gate.tokens, task + 1);
-      for (int i = had; i <= task; i++) {
-        gate.weight[i] = new double[adapters.size()];
-        gate.first[i] = new int[adapters.size()];
-      }
-    }
-    var weight = gate.weight[task];
-    var first = gate.first[task];
+    gate.grow(tasks.size(), adapters.size());
     for (int row = 0; row < rows; row++) {
       // rows leave only after the prompt, when no padding is left to skip
       int padding = row < leftPadding.length ? leftPadding[row] : 0;
-      int skip = Math.clamp(padding - gate.columns, 0, tokens);
-      for (int t = skip; t < tokens; t++) {
-        int at = (row * tokens + t) * topK;
-        first[indices[at]]++;
-        for (int k = 0; k < topK; k++) {
-          weight[indices[at + k]] += weights[at + k];
+      for (int t = Math.clamp(padding - gate.columns, 0, tokens); t < tokens; t++) {
+        int position = gate.columns + t - padding;
+        boolean inPrompt = row < promptRows.length && position < promptRows[row].length;
+        int to = inPrompt ? promptRows[row][position] : task;
+        if (to < 0) {
+          continue;
         }
+        int at = (row * tokens + t) * topK;
+        gate.first[to][indices[at]]++;
+        for (int k = 0; k < topK; k++) {
+          gate.weight[to][indices[at + k]] += weights[at + k];
+        }
+        gate.tokens[to]++;
       }
-      gate.tokens[task] += tokens - skip;
     }
     gate.columns += tokens;
   }

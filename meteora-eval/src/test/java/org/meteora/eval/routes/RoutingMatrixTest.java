@@ -48,6 +48,30 @@ class RoutingMatrixTest {
   }
 
   @Test
+  void questionsOfACompositeCountForTheirTasks() {
+    var matrix = new RoutingMatrix(List.of("a", "b"));
+    var long2 = "[INST] x [/INST]\n[INST] y [/INST]\n";
+    var prompts = List.of(Traces.bytes(long2), Traces.bytes("[INST] x [/INST]\n"));
+    var observer = matrix.observer("composite", List.of("a", "b"), Traces::decodeBytes);
+    var listener = observer.before(List.of(0, 1), prompts);
+    int length = long2.length();
+    // every token is routed to adapter 0, but those of the first row's second question
+    var indices = new int[2 * length];
+    java.util.Arrays.fill(indices, length / 2, length, 1);
+    var weights = new float[2 * length];
+    java.util.Arrays.fill(weights, 1);
+    listener.onRouting(0, 0, 2, length, 1, indices, weights);
+    listener.onRouting(0, 0, 1, 1, 1, new int[] {1}, new float[] {1});
+    int question = "[INST] x [/INST]".length();
+    assertThat(matrix.count("a", 0, 0)).isEqualTo(2 * question);
+    assertThat(matrix.count("b", 0, 0)).isEqualTo(question);
+    assertThat(matrix.rightFirst("a", 0, 0)).isEqualTo(1);
+    assertThat(matrix.rightFirst("b", 0, 0)).isEqualTo(1);
+    assertThat(matrix.count("composite (answers)", 0, 0)).isEqualTo(1);
+    assertThat(matrix.first("composite (answers)", 0, 0)).containsExactly(0, 1);
+  }
+
+  @Test
   void reportsHoldTheSameNumbers() throws Exception {
     matrix().write("Matrix </script>", Map.of("task", "b"), folder);
     var json = Jsonl.readFile(folder.resolve("routing.json"));
