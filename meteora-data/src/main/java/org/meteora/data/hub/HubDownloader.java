@@ -5,6 +5,7 @@ import java.nio.ByteBuffer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.concurrent.ExecutionException;
@@ -12,6 +13,7 @@ import java.util.concurrent.ExecutorCompletionService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 import java.util.function.ToLongFunction;
+import java.util.function.UnaryOperator;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
@@ -60,8 +62,15 @@ public final class HubDownloader {
    */
   public Result download(Repository repository, List<String> includes, Path folder)
       throws InterruptedException {
-    var listing = hub.list(repository);
-    var items = select(listing, includes, folder);
+    return download(hub.list(repository), includes, folder, UnaryOperator.identity());
+  }
+
+  /** As above, with a listing at hand; {@code rename} gives the path in the folder of a path. */
+  Result download(
+      HubClient.Listing listing, List<String> includes, Path folder, UnaryOperator<String> rename)
+      throws InterruptedException {
+    var repository = listing.repository();
+    var items = select(listing, includes, folder, rename);
     var missing = new ArrayList<Item>();
     long total = 0;
     for (var item : items) {
@@ -89,29 +98,35 @@ public final class HubDownloader {
     LOG.info(
         "{} at {}: {} of {} files to fetch, {}, into {}",
         repository,
-        listing.repository().revision().substring(0, 8),
+        repository.revision().substring(0, 8),
         missing.size(),
         items.size(),
         readable(total),
         folder);
     try (var meter = new Meter(repository.id(), total)) {
-      fetchAll(listing.repository(), missing, meter);
+      fetchAll(repository, missing, meter);
     }
     return new Result(
         folder,
-        listing.repository().revision(),
+        repository.revision(),
         items.stream().map(item -> folder.relativize(item.target)).toList(),
         missing.size());
   }
 
-  private static List<Item> select(HubClient.Listing listing, List<String> includes, Path folder) {
+  private static List<Item> select(
+      HubClient.Listing listing, List<String> includes, Path folder, UnaryOperator<String> rename) {
+    var targets = new HashSet<Path>();
     var items = new ArrayList<Item>();
     var patterns = includes.stream().map(Globs::compile).toList();
     for (var file : listing.files()) {
       // also files nobody asked for: a listing that tries to climb is not to be believed at all
-      var target = SafePaths.resolve(folder, file.path());
+      SafePaths.resolve(folder, file.path());
       if (patterns.isEmpty()
           || patterns.stream().map(Pattern::asMatchPredicate).anyMatch(p -> p.test(file.path()))) {
+        var target = SafePaths.resolve(folder, rename.apply(file.path()));
+        if (!targets.add(target)) {
+          throw new UserException("the " + listing.repository() + " has two files for " + target);
+        }
         items.add(new Item(file, target));
       }
     }

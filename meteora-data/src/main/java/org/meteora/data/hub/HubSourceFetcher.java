@@ -1,0 +1,74 @@
+package org.meteora.data.hub;
+
+import java.nio.file.Path;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import org.meteora.UserException;
+import org.meteora.data.source.SourceFetcher;
+import org.meteora.data.tasks.Task;
+
+/**
+ * Fetches the sources of tasks from the Hub: the Parquet files of the task's configuration, laid
+ * flat into the folder where they are looked for.
+ */
+public final class HubSourceFetcher implements SourceFetcher {
+  private final HubClient hub;
+  private final Map<Repository, HubClient.Listing> listings = new HashMap<>();
+
+  public HubSourceFetcher(HubClient hub) {
+    this.hub = hub;
+  }
+
+  /** A fetcher with this process's environment, which is looked at when it is first needed. */
+  public static SourceFetcher fromEnvironment() {
+    return new SourceFetcher() {
+      private HubSourceFetcher fetcher;
+
+      @Override
+      public synchronized boolean fetch(Task task, Path folder) {
+        if (fetcher == null) {
+          fetcher = new HubSourceFetcher(new HubClient(HubSettings.fromEnvironment()));
+        }
+        return fetcher.fetch(task, folder);
+      }
+    };
+  }
+
+  @Override
+  public synchronized boolean fetch(Task task, Path folder) {
+    var source =
+        switch (task.source()) {
+          case BIGBENCH -> "bigbench";
+          case ALPACA -> "alpaca";
+          case CNN_DAILYMAIL -> "cnn_dailymail";
+          case GSM8K -> "gsm8k";
+          case NEWS_COMMENTARY_DE, NEWS_COMMENTARY_ES, NEWS_COMMENTARY_IT -> "news_commentary";
+        };
+    var files =
+        switch (task.source()) {
+          case BIGBENCH -> List.of(task.name() + "/*.parquet", "*/" + task.name() + "/*.parquet");
+          case ALPACA -> List.of("*.parquet");
+          case CNN_DAILYMAIL -> List.of("3.0.0/*.parquet");
+          case GSM8K -> List.of("main/*.parquet");
+          case NEWS_COMMENTARY_DE -> List.of("de-en/*.parquet");
+          case NEWS_COMMENTARY_ES -> List.of("en-es/*.parquet");
+          case NEWS_COMMENTARY_IT -> List.of("en-it/*.parquet");
+        };
+    var known = KnownRepository.find(source).orElseThrow();
+    var repository = new Repository(known.type(), known.id(), "main");
+    try {
+      var listing = listings.get(repository);
+      if (listing == null) {
+        listing = hub.list(repository);
+        listings.put(repository, listing);
+      }
+      new HubDownloader(hub)
+          .download(listing, files, folder, path -> path.substring(path.lastIndexOf('/') + 1));
+      return true;
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      throw new UserException("interrupted while fetching " + repository, e);
+    }
+  }
+}

@@ -1,0 +1,35 @@
+package org.meteora.data.hub;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.nio.file.Path;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.data.tasks.Tasks;
+
+class HubSourceFetcherTest {
+  @TempDir Path folder;
+
+  @Test
+  void aTasksFilesLandWhereTheyAreLookedForAndTheListingIsReadOnce() throws Exception {
+    try (var server = new FakeHub()) {
+      server.add("README.md", new byte[5], false);
+      server.add("data/winowhy/train-00000-of-00001.parquet", new byte[7], true);
+      server.add("cs_algorithms/validation-00000-of-00001.parquet", new byte[9], true);
+      server.add("not_winowhy/train-00000-of-00001.parquet", new byte[11], true);
+      var settings = Hubs.settings(server, folder, HubSettings.Layout.DEFAULT);
+      try (var hub = new HubClient(settings)) {
+        var fetcher = new HubSourceFetcher(hub);
+        assertThat(fetcher.fetch(Tasks.get("winowhy"), folder.resolve("w"))).isTrue();
+        assertThat(fetcher.fetch(Tasks.get("cs_algorithms"), folder.resolve("c"))).isTrue();
+        assertThat(folder.resolve("w/train-00000-of-00001.parquet")).hasSize(7);
+        assertThat(folder.resolve("c/validation-00000-of-00001.parquet")).hasSize(9);
+        assertThatThrownBy(() -> fetcher.fetch(Tasks.get("unit_conversion"), folder.resolve("u")))
+            .hasMessageContaining("no file of the data set tasksource/bigbench matches");
+      }
+      assertThat(server.requests.stream().filter(r -> r.path().contains("/tree/"))).hasSize(1);
+      assertThat(server.requests).allMatch(r -> r.path().contains("datasets") || r.second());
+    }
+  }
+}
