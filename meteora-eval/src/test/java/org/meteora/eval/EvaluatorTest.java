@@ -1,0 +1,164 @@
+package org.meteora.eval;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+import java.util.function.Consumer;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Test;
+import org.meteora.UserException;
+import org.meteora.data.Sample;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.TokenGenerator;
+import org.meteora.generate.TokenListener;
+import org.meteora.moe.RoutingListener;
+
+/** The runner with a model that repeats the number it was asked about. */
+class EvaluatorTest {
+  /** A character is a token. */
+  private static final TextCodec CHARACTERS =
+      new TextCodec() {
+        @Override
+        public int[] encode(String prompt) {
+          return prompt.chars().toArray();
+        }
+
+        @Override
+        public String decode(int[] ids) {
+          return new String(ids, 0, ids.length);
+        }
+      };
+
+  private static final GenerationConfig CONFIG = GenerationConfig.greedy(List.of(0), 60);
+
+  private static final class Echo implements TokenGenerator {
+    final List<List<Integer>> lengths = new ArrayList<>();
+    final List<Long> seeds = new ArrayList<>();
+
+    @Override
+    public List<int[]> generate(
+        List<int[]> prompts, GenerationConfig config, TokenListener listener) {
+      lengths.add(prompts.stream().map(ids -> ids.length).toList());
+      seeds.add(config.seed());
+      return prompts.stream()
+          .map(ids -> CHARACTERS.decode(ids).replaceAll("\\D", ""))
+          .map(CHARACTERS::encode)
+          .toList();
+    }
+  }
+
+  private static Sample sample(int number, int padding) {
+    return new Sample("[INST] " + "x".repeat(padding) + number + " [/INST]\n", "" + number);
+  }
+
+  @Test
+  void answersComeInTheDatasOrderFromBatchesOfLikeLength() {
+    var random = new Random(5);
+    var samples = IntStream.range(0, 150).mapToObj(i -> sample(i, random.nextInt(30))).toList();
+    var echo = new Echo();
+    var run = new Evaluator(echo, CHARACTERS, CONFIG, 4).run("object_counting", samples);
+    for (int i = 0; i < samples.size(); i++) {
+      assertThat(run.answers().get(i).index()).isEqualTo(i);
+      assertThat(run.answers().get(i).answer()).isEqualTo("" + i);
+      assertThat(run.answers().get(i).promptLost()).isFalse();
+    }
+    assertThat(echo.lengths).hasSize(38).allMatch(batch -> batch.size() <= 4);
+    long padding =
+        echo.lengths.stream()
+            .mapToLong(batch -> batch.stream().mapToLong(n -> batch.getFirst() - n).sum())
+            .sum();
+    long tokens = run.throughput().promptTokens();
+    assertThat((double) padding / tokens).isLessThan(0.05);
+    assertThat(run.throughput().samples()).isEqualTo(150);
+    assertThat(run.throughput().newTokens()).isEqualTo(10 + 90 * 2 + 50 * 3);
+    var scores = Scores.of(EvalTask.of("object_counting"), run.answers());
+    assertThat(scores.metrics()).containsEntry("Accuracy", 1.0);
+    assertThat(scores.samples()).isEqualTo(150);
+  }
+
+  @Test
+  void promptsThatAreTooLongAreSkippedAndCounted() {
+    var samples = List.of(sample(1, 3), sample(2, 100), sample(3, 3));
+    var run = new Evaluator(new Echo(), CHARACTERS, CONFIG, 8).run("object_counting", samples);
+    assertThat(run.answers()).extracting(Answer::skipped).containsExactly(false, true, false);
+    var scores = Scores.of(EvalTask.of("object_counting"), run.answers());
+    assertThat(scores.skipped()).isEqualTo(1);
+    assertThat(scores.samples()).isEqualTo(2);
+    assertThat(scores.metrics()).containsEntry("Accuracy", 1.0);
+  }
+
+  @Test
+  void allSkippedScoresNull() {
+    var run =
+        new Evaluator(new Echo(), CHARACTERS, CONFIG, 1)
+            .run("object_counting", List.of(sample(2, 100)));
+    assertThat(Scores.of(EvalTask.of("object_counting"), run.answers()).metrics())
+        .containsEntry("Accuracy", null);
+  }
+
+  @Test
+  void batchesDrawFromDifferentStreams() {
+    var echo = new Echo();
+    var config = CONFIG.withSampling(1, 1, 0, 7);
+    new Evaluator(echo, CHARACTERS, config, 1)
+        .run("object_counting", List.of(sample(1, 3), sample(2, 3)));
+    assertThat(echo.seeds).doesNotHaveDuplicates().contains(7L);
+  }
+
+  @Test
+  void anObserverSeesEveryBatch() {
+    var heard = new ArrayList<RoutingListener>();
+    var seen = new ArrayList<Integer>();
+    RoutingListener listener = (layer, module, rows, tokens, k, indices, weights) -> {};
+    var observer =
+        new BatchObserver() {
+          @Override
+          public RoutingListener before(List<Integer> samples, List<int[]> prompts) {
+            return listener;
+          }
+
+          @Override
+          public void after(List<Integer> samples, List<int[]> prompts, List<int[]> newTokens) {
+            assertThat(prompts).hasSameSizeAs(samples);
+            assertThat(newTokens).hasSameSizeAs(samples);
+            seen.addAll(samples);
+          }
+        };
+    Consumer<RoutingListener> routing = heard::add;
+    new Evaluator(new Echo(), CHARACTERS, CONFIG, 2)
+        .observedBy(observer, routing)
+        .run("object_counting", List.of(sample(1, 9), sample(2, 0), sample(3, 5)));
+    assertThat(heard).containsExactly(listener, null, listener, null);
+    assertThat(seen).containsExactly(0, 2, 1);
+  }
+
+  @Test
+  void mistakesAreNamed() {
+    assertThatThrownBy(() -> new Evaluator(new Echo(), CHARACTERS, CONFIG, 0))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("batch size");
+    var evaluator = new Evaluator(new Echo(), CHARACTERS, CONFIG, 1);
+    assertThatThrownBy(() -> evaluator.run("alpaca", List.of(new Sample("", "x"))))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("sample 0");
+    assertThatThrownBy(() -> EvalTask.of("composit_10"))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("composite_10");
+    assertThatThrownBy(() -> EvalTask.of("alpacca")).hasMessageContaining("\"alpaca\"");
+    assertThatThrownBy(() -> EvalTask.composite("../x", List.of("alpaca")))
+        .isInstanceOf(UserException.class);
+    assertThatThrownBy(() -> EvalTask.composite("x", List.of("nope")))
+        .isInstanceOf(UserException.class);
+  }
+
+  @Test
+  void routingTemperatureDependsOnTheTask() {
+    assertThat(EvalTask.of("alpaca").routingTemperature()).isEqualTo(1);
+    assertThat(EvalTask.of("composite_3").routingTemperature()).isEqualTo(15);
+    assertThat(EvalTask.of("composite_5").routingTemperature()).isEqualTo(20);
+    assertThat(EvalTask.of("composite_10").routingTemperature()).isEqualTo(30);
+  }
+}

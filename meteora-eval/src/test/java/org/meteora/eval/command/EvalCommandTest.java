@@ -1,0 +1,142 @@
+package org.meteora.eval.command;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.io.StringWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.UserException;
+import org.meteora.data.Sample;
+import org.meteora.io.Jsonl;
+import picocli.CommandLine;
+
+class EvalCommandTest {
+  @TempDir Path folder;
+
+  /** Runs the command; a UserException comes through. */
+  private static String eval(String... args) {
+    var out = new StringWriter();
+    var thrown = new ArrayList<Exception>();
+    int code =
+        new CommandLine(new EvalCommand())
+            .setOut(new PrintWriter(out))
+            .setExecutionExceptionHandler(
+                (e, command, result) -> {
+                  thrown.add(e);
+                  return 2;
+                })
+            .execute(args);
+    if (!thrown.isEmpty()) {
+      throw (RuntimeException) thrown.getFirst();
+    }
+    assertThat(code).isZero();
+    return out.toString();
+  }
+
+  private static void refused(String named, String... args) {
+    assertThatThrownBy(() -> eval(args))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining(named);
+  }
+
+  @Test
+  void mistakesAreFoundBeforeAModelIsLoaded() {
+    refused("--task");
+    refused("composite_10", "--task", "composite_1O");
+    refused("strategyqa", "--task", "strategyq");
+    refused("--limit", "--task", "gsm8k", "--limit", "0");
+    refused("--batch-size", "--task", "gsm8k", "--batch-size", "0");
+    refused("--seed", "--task", "gsm8k", "--top-p", "0.9");
+    refused("base_model_path", "--task", "gsm8k");
+    refused(
+        "create-composite",
+        "--task=composite_3",
+        "--model=base",
+        "--base-model-path=" + folder,
+        "--target-dir=" + folder);
+    refused("no such file", "--rescore", folder.resolve("none.jsonl").toString());
+  }
+
+  @Test
+  void savedAnswersAreScoredWithoutAModel() throws IOException {
+    var file = folder.resolve("x.answers.jsonl");
+    Files.writeString(
+        file,
+        "{\"task\":\"winowhy\",\"prompt\":\"p\\n"
+            + "\",\"truth\":\"correct\",\"decoded\":\"p\\n"
+            + "Correct\"}\n");
+    assertThat(eval("--rescore", file.toString()))
+        .contains("winowhy (saved answers): 1 samples", "Accuracy: 1.0000");
+  }
+
+  @Test
+  void aTinyModelIsEvaluatedSavedAndScoredAgain() throws IOException {
+    var fixtures = Path.of(System.getProperty("meteora.root", ".."), "../shared/fixtures");
+    var tiny = fixtures.resolve("tiny-llama");
+    assumeTrue(Files.isDirectory(tiny), "no reference data at " + tiny);
+    var samples = new ArrayList<Sample>();
+    for (int i = 0; i < 7; i++) {
+      samples.add(new Sample("[INST] Count " + "again ".repeat(i) + "[/INST]\n", "three"));
+    }
+    samples.add(new Sample("[INST] " + "a very long one ".repeat(200) + "[/INST]\n", "two"));
+    Sample.write(folder.resolve("datasets/object_counting/test.jsonl"), samples);
+    var common =
+        List.of(
+            "--task=object_counting",
+            "--base-model-path=" + tiny.resolve("base"),
+            "--adapter-dir=" + tiny.resolve("adapters"),
+            "--meteora-ckpt-path=" + tiny.resolve("meteora"),
+            "--target-dir=" + folder.resolve("datasets"),
+            "--eval-result-save-dir=" + folder.resolve("results"),
+            "--max-length=120",
+            "--save");
+    var texts = new ArrayList<List<String>>();
+    for (var more :
+        List.of(
+            List.of("--batch-size=3"),
+            List.of("--batch-size=1", "--model=task_a"),
+            List.of("--batch-size=8", "--model=base", "--limit=2"),
+            List.of("--batch-size=1"))) {
+      var args = new ArrayList<>(common);
+      args.addAll(more);
+      var printed = eval(args.toArray(String[]::new));
+      var kind =
+          printed.contains("(task_a)") ? "peft" : printed.contains("base") ? "base" : "meteora";
+      var file = folder.resolve("results/" + kind + "/object_counting.json");
+      var json = Jsonl.readFile(file);
+      assertThat(json.get("samples").asInt()).isEqualTo(kind.equals("base") ? 2 : 7);
+      assertThat(json.get("skipped").asInt()).isEqualTo(kind.equals("base") ? 0 : 1);
+      assertThat(json.at("/settings/max_length").asInt()).isEqualTo(120);
+      assertThat(json.at("/settings/no_repeat_ngram_size").asInt()).isEqualTo(30);
+      assertThat(json.at("/model/sha256").size()).isPositive();
+      assertThat(json.at("/throughput/new_tokens").asInt()).isPositive();
+      assertThat(eval("--rescore", file.toString()).lines().skip(1))
+          .containsExactlyElementsOf(printed.lines().skip(1).toList());
+      if (kind.equals("meteora")) {
+        var answers = new ArrayList<String>();
+        Jsonl.forEach(
+            folder.resolve("results/meteora/object_counting.answers.jsonl"),
+            (node, line) -> answers.add(node.get("decoded").asText()));
+        texts.add(answers);
+      }
+    }
+    assertThat(texts.get(0)).as("batch 3 and batch 1").isEqualTo(texts.get(1));
+    refused(
+        "results",
+        "--task=object_counting",
+        "--model=base",
+        "--save",
+        "--base-model-path=" + tiny.resolve("base"),
+        "--target-dir=" + folder.resolve("datasets"),
+        "--eval-result-save-dir="
+            + Files.writeString(folder.resolve("results-file"), "not a folder"));
+  }
+}

@@ -1,0 +1,98 @@
+package org.meteora.eval.command;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.meteora.UserException;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.config.MeteoraConfig;
+import org.meteora.generate.GenerationConfig;
+import picocli.CommandLine;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+
+class OptionsTest {
+  private static final GenerationConfig GREEDY = GenerationConfig.greedy(List.of(2), 100);
+  private static final MeteoraConfig CONFIG =
+      MeteoraConfig.parse(
+          "base_model_path: base\nmeteora_ckpt_path: ckpt\nadapter_dir: adapters\n", "test");
+
+  @Command
+  private static final class Both {
+    @Mixin ModelOptions model;
+    @Mixin GenerationOptions generation;
+  }
+
+  private static Both parse(String... args) {
+    var command = new Both();
+    new CommandLine(command).parseArgs(args);
+    return command;
+  }
+
+  private static GenerationConfig generation(GenerationConfig model, String... args) {
+    return parse(args).generation.apply(model);
+  }
+
+  private static LoadedModel.Spec spec(String... args) {
+    return parse(args).model.spec(CONFIG, 15);
+  }
+
+  @Test
+  void theModelsOwnSettingsHold() {
+    assertThat(generation(GREEDY).sample()).isFalse();
+    var sampling = GREEDY.withSampling(0.6, 0.9, 40, 0);
+    assertThat(generation(sampling, "--seed", "7")).isEqualTo(sampling.withSeed(7));
+    assertThat(generation(sampling, "--greedy").sample()).isFalse();
+  }
+
+  @Test
+  void anySamplingOptionMeansSampling() {
+    var chosen = generation(GREEDY, "--top-p", "0.5", "--seed", "1");
+    assertThat(chosen).isEqualTo(GREEDY.withSampling(1, 0.5, 50, 1));
+    var sampling = GREEDY.withSampling(0.6, 0.9, 40, 0);
+    assertThat(generation(sampling, "--temperature", "2", "--top-k", "0", "--seed", "1"))
+        .isEqualTo(GREEDY.withSampling(2, 0.9, 0, 1));
+  }
+
+  @Test
+  void samplingMistakesAreNamed() {
+    refused("--seed", () -> generation(GREEDY, "--temperature", "0.5"));
+    refused("--seed", () -> generation(GREEDY.withSampling(1, 1, 0, 0)));
+    refused("--greedy", () -> generation(GREEDY, "--greedy", "--top-k", "5", "--seed", "1"));
+    refused("--temperature", () -> generation(GREEDY, "--temperature", "0", "--seed", "1"));
+    refused("--temperature", () -> generation(GREEDY, "--temperature", "NaN", "--seed", "1"));
+    refused("--top-p", () -> generation(GREEDY, "--top-p", "1.5", "--seed", "1"));
+    refused("--top-k", () -> generation(GREEDY, "--top-k", "-1", "--seed", "1"));
+  }
+
+  @Test
+  void routing() {
+    assertThat(spec().temperature()).contains(15.0);
+    assertThat(spec().topK()).isEmpty();
+    assertThat(spec().model()).isEqualTo("meteora");
+    assertThat(spec().device()).isEqualTo("cpu");
+    var given = spec("--routing-temperature", "2.5", "--routing-top-k", "3", "--dtype", "BF16");
+    assertThat(given.temperature()).contains(2.5);
+    assertThat(given.topK()).contains(3);
+    assertThat(given.dtype()).contains("bf16");
+  }
+
+  @Test
+  void modelMistakesAreNamed() {
+    refused("--routing-top-k", () -> spec("--routing-top-k", "0"));
+    refused("--routing-temperature", () -> spec("--routing-temperature", "warm"));
+    refused("--routing-temperature", () -> spec("--routing-temperature", "-1"));
+    var nothing = MeteoraConfig.DEFAULTS;
+    refused("base_model_path", () -> parse().model.spec(nothing, 1));
+    var base = MeteoraConfig.parse("base_model_path: base\n", "test");
+    refused("meteora_ckpt_path", () -> parse().model.spec(base, 1));
+    refused("adapter_dir", () -> parse("--model", "alpaca").model.spec(base, 1));
+  }
+
+  private static void refused(
+      String named, org.assertj.core.api.ThrowableAssert.ThrowingCallable call) {
+    assertThatThrownBy(call).isInstanceOf(UserException.class).hasMessageContaining(named);
+  }
+}
