@@ -289,6 +289,15 @@ public final class LoadedModel implements AutoCloseable {
     }
   }
 
+  /**
+   * The device of this name.
+   *
+   * @throws UserException when it is no device's name, or there is no such GPU
+   */
+  public static Device device(String name) {
+    return Devices.parse(name);
+  }
+
   private static void closeAll(List<AutoCloseable> files) {
     for (var file : files.reversed()) {
       try {
@@ -324,7 +333,7 @@ public final class LoadedModel implements AutoCloseable {
           throw new UserException(
               count == 0
                   ? "no CUDA device: PyTorch sees no GPU here (is there a driver, and a CUDA build"
-                        + " of libtorch?)"
+                      + " of libtorch?)"
                   : "no CUDA device " + index + ": there are " + count + ", counted from 0");
         }
         return Device.gpu(index);

@@ -1,0 +1,73 @@
+package org.meteora.cli;
+
+import java.util.List;
+import java.util.Locale;
+import java.util.concurrent.Callable;
+import org.meteora.llama.RandomLlama;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.MoeLinear;
+import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora bench linear}: single layers of a model. */
+@Command(
+    name = "linear",
+    description = "The model's linear layers one by one: base alone, and MeteoRA in each mode.")
+final class BenchLinearCommand implements Callable<Integer> {
+  @Mixin private BenchModel options;
+
+  @Option(
+      names = "--tokens",
+      defaultValue = "1",
+      split = ",",
+      description =
+          "Tokens in a pass; several values are measured one after another (default:"
+              + " ${DEFAULT-VALUE}).")
+  private List<Integer> tokens;
+
+  @Override
+  public Integer call() {
+    var config = options.config();
+    for (int module : new int[] {0, 4, 6}) { // q, gate, down: the three different shapes
+      var shape = config.projectionShape(module);
+      for (int count : tokens) {
+        try (var manager = options.manager();
+            var recording = Ops.notRecording()) {
+          var control = options.control();
+          var weight = RandomLlama.normal(manager, options.dtype(), 1 / Math.sqrt(shape[1]), shape);
+          var x = RandomLlama.normal(manager, options.dtype(), 1, count, shape[1]);
+          var bank =
+              RandomLlama.bank(shape, manager, options.dtype(), options.adapters, options.rank);
+          var plain = new MoeLinear(weight, null, null, control, 0, 0, module);
+          var gated = new MoeLinear(weight, null, bank, control, 0, 0, module);
+          var name = shape[1] + " → " + shape[0] + ", " + count + " tokens, ";
+          double base = time(plain, x);
+          options.report(name + "base", base, base, count);
+          for (var mode : BenchModel.MODES) {
+            if (mode == ForwardMode.GATHER && count > 256) {
+              continue; // gathering B for every token would need count · k · r · out numbers
+            }
+            control.flags(Flags.of(mode));
+            options.report(
+                name + mode.name().toLowerCase(Locale.ROOT), time(gated, x), base, count);
+          }
+        }
+      }
+    }
+    return 0;
+  }
+
+  private double time(MoeLinear layer, ai.djl.ndarray.NDArray x) {
+    return options.median(
+        () -> {
+          try (var scope = x.getManager().newSubManager()) {
+            var y = layer.forward(Ops.alias(scope, x), false).y();
+            Ops.cast(Ops.narrow(y, 0, 0, 1), Dtype.F32).toFloatArray(); // waits for a device
+          }
+        });
+  }
+}

@@ -1,0 +1,147 @@
+package org.meteora.cli;
+
+import ai.djl.ndarray.NDManager;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.List;
+import org.meteora.UserException;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.io.Jsonl;
+import org.meteora.llama.Llama;
+import org.meteora.llama.LlamaConfig;
+import org.meteora.llama.RandomLlama;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.RoutingControl;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.torch.Dtype;
+import picocli.CommandLine.Option;
+
+/** The options of all benchmarks, and the random model they describe. */
+final class BenchModel {
+  @Option(
+      names = "--preset",
+      defaultValue = "100m",
+      paramLabel = "NAME",
+      description = "Shapes of the model: 100m, llama3-8b, llama2-13b (default: ${DEFAULT-VALUE}).")
+  private String preset;
+
+  @Option(
+      names = "--model-config",
+      paramLabel = "FILE",
+      description = "Shapes from a config.json instead.")
+  private Path configFile;
+
+  @Option(names = "--adapters", defaultValue = "28", description = "N (default: ${DEFAULT-VALUE}).")
+  int adapters;
+
+  @Option(
+      names = "--rank",
+      defaultValue = "8",
+      description = "r of each adapter (default: ${DEFAULT-VALUE}).")
+  int rank;
+
+  @Option(
+      names = "--routing-top-k",
+      defaultValue = "2",
+      description = "k (default: ${DEFAULT-VALUE}).")
+  int topK;
+
+  @Option(
+      names = "--device",
+      defaultValue = "cpu",
+      description = "cpu, cuda or cuda:i (default: ${DEFAULT-VALUE}).")
+  private String device;
+
+  @Option(
+      names = "--dtype",
+      description = "f32, f16 or bf16 (default: f32 on the CPU, bf16 on CUDA).")
+  private String dtype;
+
+  @Option(
+      names = "--repeat",
+      defaultValue = "15",
+      description = "Runs; the median counts (default: ${DEFAULT-VALUE}).")
+  int repeat;
+
+  @Option(names = "--json", description = "One line of JSON a measurement.")
+  boolean json;
+
+  /** Modes measured against each other. */
+  static final List<ForwardMode> MODES =
+      List.of(ForwardMode.AUTO, ForwardMode.GATHER, ForwardMode.MASKED, ForwardMode.ALL);
+
+  LlamaConfig config() {
+    if (adapters < 1 || rank < 1 || repeat < 1 || topK < 1) {
+      throw new UserException(
+          "--adapters, --rank, --routing-top-k and --repeat must be at least 1");
+    }
+    if (configFile != null) {
+      return LlamaConfig.parse(Jsonl.readFile(configFile), configFile.toString());
+    }
+    var resource = "/presets/" + preset + ".json";
+    try (var in = BenchModel.class.getResourceAsStream(resource)) {
+      if (!preset.matches("[a-z0-9-]+") || in == null) {
+        throw new UserException(
+            "unknown preset \"" + preset + "\": choose 100m, llama3-8b or llama2-13b");
+      }
+      return LlamaConfig.parse(Jsonl.JSON.readTree(in), resource);
+    } catch (IOException e) {
+      throw new java.io.UncheckedIOException(e);
+    }
+  }
+
+  NDManager manager() {
+    return NDManager.newBaseManager(LoadedModel.device(device), "PyTorch");
+  }
+
+  Dtype dtype() {
+    if (dtype != null) {
+      return Dtype.ofOption(dtype);
+    }
+    return device.startsWith("cuda") ? Dtype.BF16 : Dtype.F32;
+  }
+
+  RoutingControl control() {
+    return new RoutingControl(new RoutingSettings(topK, 1), Flags.AUTO);
+  }
+
+  Llama model(LlamaConfig config, NDManager manager, int adapters, RoutingControl control) {
+    return RandomLlama.create(config, manager, dtype(), adapters, rank, control, 0);
+  }
+
+  /**
+   * Median of the wall times of some runs, in milliseconds, after as many warm-up runs as a third
+   * of them.
+   */
+  double median(Runnable run) {
+    for (int i = 0; i < Math.max(2, repeat / 3); i++) {
+      run.run();
+    }
+    var times = new double[repeat];
+    for (int i = 0; i < repeat; i++) {
+      long start = System.nanoTime();
+      run.run();
+      times[i] = (System.nanoTime() - start) / 1e6;
+    }
+    Arrays.sort(times);
+    return times[repeat / 2];
+  }
+
+  void report(String what, double milliseconds, double baseline, double tokens) {
+    if (json) {
+      System.out.println(
+          Jsonl.JSON
+              .createObjectNode()
+              .put("what", what)
+              .put("ms", milliseconds)
+              .put("ratio", milliseconds / baseline)
+              .put("tokens_per_second", tokens / milliseconds * 1000));
+    } else {
+      System.out.printf(
+          "%-34s %10.3f ms   %6.2f ×   %,10.1f tokens/s%n",
+          what, milliseconds, milliseconds / baseline, tokens / milliseconds * 1000);
+    }
+  }
+}

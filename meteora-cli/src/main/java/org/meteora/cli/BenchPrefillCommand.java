@@ -1,0 +1,71 @@
+package org.meteora.cli;
+
+import java.util.Arrays;
+import java.util.List;
+import java.util.Locale;
+import java.util.concurrent.Callable;
+import org.meteora.llama.Llama;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
+import org.meteora.torch.Ops;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora bench prefill}: a prompt's first pass. */
+@Command(
+    name = "prefill",
+    description = "A prompt's first pass: the base model, and MeteoRA in each mode.")
+final class BenchPrefillCommand implements Callable<Integer> {
+  @Mixin private BenchModel options;
+
+  @Option(
+      names = "--batch",
+      defaultValue = "1",
+      description = "Sequences (default: ${DEFAULT-VALUE}).")
+  private int batch;
+
+  @Option(
+      names = "--tokens",
+      defaultValue = "512",
+      description = "Tokens of each prompt (default: ${DEFAULT-VALUE}).")
+  private int tokens;
+
+  @Override
+  public Integer call() {
+    var config = options.config();
+    try (var manager = options.manager();
+        var recording = Ops.notRecording()) {
+      double base;
+      try (var own = manager.newSubManager()) {
+        base = prefill(options.model(config, own, 0, options.control()));
+      }
+      options.report("base model", base, base, (double) batch * tokens);
+      try (var own = manager.newSubManager()) {
+        var control = options.control();
+        var model = options.model(config, own, options.adapters, control);
+        for (var mode : List.of(ForwardMode.AUTO, ForwardMode.MASKED, ForwardMode.ALL)) {
+          control.flags(Flags.of(mode));
+          options.report(
+              "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
+              prefill(model),
+              base,
+              (double) batch * tokens);
+        }
+      }
+    }
+    return 0;
+  }
+
+  private double prefill(Llama model) {
+    var ids = new long[batch * tokens];
+    Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
+    return options.median(
+        () -> {
+          try (var manager = model.manager().newSubManager();
+              var cache = model.newCache(manager, new int[batch], tokens)) {
+            model.next(manager.create(ids, Ops.shape(batch, tokens)), cache).toFloatArray();
+          }
+        });
+  }
+}

@@ -1,0 +1,163 @@
+package org.meteora.cli;
+
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.Callable;
+import org.meteora.UserException;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.config.ConfigOptions;
+import org.meteora.eval.command.GenerationOptions;
+import org.meteora.eval.command.ModelOptions;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Tokenizer;
+import org.meteora.io.Jsonl;
+import picocli.CommandLine.ArgGroup;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora generate}: tries a model on prompts. */
+@Command(
+    name = "generate",
+    description = "Answers prompts, streaming to the terminal.",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora generate --prompt '[INST] Is seven a prime number? [/INST]' --greedy",
+      "  meteora generate --model alpaca --prompts prompts.jsonl --json --max-new-tokens 100"
+    })
+final class GenerateCommand implements Callable<Integer> {
+  @Mixin private ConfigOptions config;
+  @Mixin private ModelOptions model;
+  @Mixin private GenerationOptions generation;
+
+  @ArgGroup(exclusive = true, multiplicity = "1")
+  private Input input;
+
+  @Option(
+      names = "--max-new-tokens",
+      paramLabel = "N",
+      defaultValue = "512",
+      description = "Most tokens of an answer (default: ${DEFAULT-VALUE}).")
+  private int maxNewTokens;
+
+  @Option(
+      names = "--no-repeat-ngram-size",
+      paramLabel = "N",
+      defaultValue = "30",
+      description =
+          "No N tokens in a row occur twice; 0: no such rule (default: ${DEFAULT-VALUE}).")
+  private int noRepeatNgramSize;
+
+  @Option(names = "--json", description = "One line of JSON a prompt: prompt, text, token_ids.")
+  private boolean json;
+
+  private static final class Input {
+    @Option(names = "--prompt", paramLabel = "TEXT", description = "The prompt, taken as it is.")
+    private String prompt;
+
+    @Option(names = "--prompts", paramLabel = "FILE", description = "Lines of {\"prompt\": …}.")
+    private Path prompts;
+  }
+
+  @Override
+  public Integer call() throws Exception {
+    if (maxNewTokens < 1) {
+      throw new UserException("--max-new-tokens must be at least 1, not " + maxNewTokens);
+    }
+    if (noRepeatNgramSize < 0) {
+      throw new UserException(
+          "--no-repeat-ngram-size must be at least 0, not " + noRepeatNgramSize);
+    }
+    generation.check();
+    List<String> prompts =
+        input.prompt != null
+            ? List.of(input.prompt)
+            : Jsonl.read(input.prompts, (node, where) -> Jsonl.text(node, "prompt", where));
+    try (var loaded = LoadedModel.load(model.spec(config.load(), 1))) {
+      var settings =
+          generation
+              .apply(loaded.generationConfig())
+              .withMaxNewTokens(maxNewTokens)
+              .withNoRepeatNgramSize(noRepeatNgramSize);
+      for (var prompt : prompts) {
+        answer(loaded, settings, prompt);
+      }
+    }
+    return 0;
+  }
+
+  private void answer(LoadedModel loaded, GenerationConfig settings, String prompt) {
+    var tokenizer = loaded.tokenizer();
+    var ids = tokenizer.encode(prompt, true);
+    var stream = new TextStream(tokenizer);
+    var tokens =
+        loaded
+            .generator()
+            .generate(
+                List.of(ids),
+                settings,
+                (row, token) -> {
+                  if (!json) {
+                    System.out.print(stream.add(token));
+                    System.out.flush();
+                  }
+                })
+            .getFirst();
+    if (json) {
+      var node =
+          Jsonl.JSON
+              .createObjectNode()
+              .put("prompt", prompt)
+              .put("text", tokenizer.decode(tokens, true));
+      var array = node.putArray("token_ids");
+      for (int token : tokens) {
+        array.add(token);
+      }
+      System.out.println(node);
+    } else {
+      System.out.println(stream.rest());
+    }
+  }
+
+  /**
+   * Text that grows token by token; a character split over several tokens appears when it is whole.
+   */
+  static final class TextStream {
+    private static final char INCOMPLETE = '\uFFFD';
+
+    private final Tokenizer tokenizer;
+    private final List<Integer> tokens = new ArrayList<>();
+    private int shown;
+
+    TextStream(Tokenizer tokenizer) {
+      this.tokenizer = tokenizer;
+    }
+
+    /** What can be shown now. */
+    String add(int token) {
+      tokens.add(token);
+      var text = text();
+      if (text.isEmpty() || text.charAt(text.length() - 1) == INCOMPLETE) {
+        return "";
+      }
+      return from(text);
+    }
+
+    /** What is left at the end. */
+    String rest() {
+      return from(text());
+    }
+
+    private String text() {
+      return tokenizer.decode(tokens.stream().mapToInt(Integer::intValue).toArray(), true);
+    }
+
+    private String from(String text) {
+      var fresh = text.substring(Math.min(shown, text.length()));
+      shown = text.length();
+      return fresh;
+    }
+  }
+}
