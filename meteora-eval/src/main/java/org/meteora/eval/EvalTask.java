@@ -1,5 +1,7 @@
 package org.meteora.eval;
 
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -63,6 +65,32 @@ public record EvalTask(
         CompositeTask.routingTemperature(parts.size()));
   }
 
+  /**
+   * A task by its name, the user's own included: a composite task that {@code create-composite}
+   * made, or any folder of data with a {@code test.jsonl}, whose answers are scored by exact
+   * accuracy.
+   *
+   * @param targetDir folders of data
+   * @throws UserException when there is none, naming the nearest
+   */
+  public static EvalTask of(String name, Path targetDir) {
+    var known = Tasks.find(name).isPresent();
+    if (!known && name.matches("[\\w.-]*\\w[\\w.-]*")) {
+      var composite = CompositeTask.find(name, targetDir);
+      if (composite.isPresent()) {
+        return new EvalTask(
+            name,
+            composite.get().tasks(),
+            OptionalInt.empty(),
+            CompositeTask.routingTemperature(composite.get().tasks().size()));
+      }
+      if (Files.isRegularFile(targetDir.resolve(name).resolve("test.jsonl"))) {
+        return new EvalTask(name, List.of(), OptionalInt.empty(), 1);
+      }
+    }
+    return of(name);
+  }
+
   private static UserException unknown(String name) {
     var known = new ArrayList<>(Tasks.names());
     for (int n : new int[] {3, 5, 10}) {
@@ -73,7 +101,7 @@ public record EvalTask(
             + name
             + "\""
             + Nearest.hint(name, known)
-            + " (a composite task of your own needs --tasks)");
+            + " (a task of your own needs its folder in --target-dir, or --tasks)");
   }
 
   /** All metrics of cleaned answers; for a composite task, by task. */
@@ -89,7 +117,9 @@ public record EvalTask(
   }
 
   private static List<Metric> metrics(String task) {
-    return Tasks.get(task).metrics().stream().map(EvalTask::metric).toList();
+    return Tasks.find(task)
+        .map(known -> known.metrics().stream().map(EvalTask::metric).toList())
+        .orElseGet(() -> List.of(new ExactAccuracy()));
   }
 
   private static Metric metric(org.meteora.data.tasks.Metric kind) {

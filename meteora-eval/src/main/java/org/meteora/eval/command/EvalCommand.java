@@ -20,7 +20,9 @@ import org.meteora.eval.TextCodec;
 import org.meteora.eval.report.SavedAnswers;
 import org.meteora.eval.report.SavedResult;
 import org.meteora.eval.report.ScoreTable;
+import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.io.AtomicFiles;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 import picocli.CommandLine.Command;
@@ -60,7 +62,9 @@ public final class EvalCommand implements Callable<Integer> {
   @Option(
       names = "--task",
       paramLabel = "NAME",
-      description = "One of the 28 tasks, or composite_3, composite_5, composite_10.")
+      description =
+          "One of the 28 tasks, composite_3, composite_5, composite_10, or a folder of your own in"
+              + " --target-dir.")
   private String task;
 
   @Option(
@@ -108,6 +112,13 @@ public final class EvalCommand implements Callable<Integer> {
   private boolean debug;
 
   @Option(
+      names = "--routes",
+      description =
+          "Gather which adapters the gates choose, tasks x adapters:"
+              + " <eval_result_save_dir>/meteora/<task>.routes/routing.{html,png,json}.")
+  private boolean routes;
+
+  @Option(
       names = "--rescore",
       paramLabel = "FILE",
       description =
@@ -131,7 +142,9 @@ public final class EvalCommand implements Callable<Integer> {
   }
 
   private EvalTask evalTask(String name) {
-    return parts == null ? EvalTask.of(name) : EvalTask.composite(name, parts);
+    return parts == null
+        ? EvalTask.of(name, config.load().targetDir())
+        : EvalTask.composite(name, parts);
   }
 
   private void evaluate(EvalTask evaluated, MeteoraConfig settings) {
@@ -148,6 +161,14 @@ public final class EvalCommand implements Callable<Integer> {
             ? Optional.of(
                 new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name()))
             : Optional.<SavedResult>empty();
+    var routesFolder =
+        settings.evalResultSaveDir().resolve("meteora").resolve(evaluated.name() + ".routes");
+    if (routes) {
+      if (!model.model().equals("meteora")) {
+        throw new UserException("--routes needs a model with gates: --model meteora");
+      }
+      AtomicFiles.requireWritableFolder(routesFolder);
+    }
     try (var loaded = LoadedModel.load(spec)) {
       var chosen =
           generation
@@ -156,12 +177,28 @@ public final class EvalCommand implements Callable<Integer> {
               .withMaxLength(maxLength(loaded.llama().config().maxPositionEmbeddings()));
       var evaluator =
           new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize);
+      var matrix = new RoutingMatrix(loaded.adapterNames());
+      if (routes) {
+        evaluator =
+            evaluator.observedBy(
+                matrix.observer(
+                    evaluated.name(),
+                    evaluated.parts(),
+                    ids -> loaded.tokenizer().decode(ids, false)),
+                loaded.llama()::setRoutingListener);
+      }
       var run = evaluator.run(evaluated.name(), samples);
       if (debug) {
         run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(EvalCommand::show);
       }
       var scores = Scores.of(evaluated, run.answers());
       print(evaluated.name() + " (" + model.model() + ")", scores);
+      if (routes) {
+        var all = describe(evaluated, settings, chosen);
+        all.put("model", loaded.describe());
+        matrix.write("Routing of " + evaluated.name(), all, routesFolder);
+        LOG.info("wrote the routing to {}", routesFolder);
+      }
       LOG.info(
           "{} answers in {} s: {} tokens/s",
           run.throughput().samples(),

@@ -62,7 +62,20 @@ class EvalCommandTest {
         "--model=base",
         "--base-model-path=" + folder,
         "--target-dir=" + folder);
+    refused(
+        "--model meteora",
+        "--task=object_counting",
+        "--routes",
+        "--model=base",
+        "--base-model-path=" + folder,
+        "--target-dir=" + withData());
     refused("no such file", "--rescore", folder.resolve("none.jsonl").toString());
+  }
+
+  private Path withData() {
+    var datasets = folder.resolve("d");
+    Sample.write(datasets.resolve("object_counting/test.jsonl"), List.of(new Sample("p", "r")));
+    return datasets;
   }
 
   @Test
@@ -96,12 +109,12 @@ class EvalCommandTest {
             "--meteora-ckpt-path=" + tiny.resolve("meteora"),
             "--target-dir=" + folder.resolve("datasets"),
             "--eval-result-save-dir=" + folder.resolve("results"),
-            "--max-length=120",
+            "--max-length=80",
             "--save");
     var texts = new ArrayList<List<String>>();
     for (var more :
         List.of(
-            List.of("--batch-size=3"),
+            List.of("--batch-size=3", "--routes"),
             List.of("--batch-size=1", "--model=task_a"),
             List.of("--batch-size=8", "--model=base", "--limit=2"),
             List.of("--batch-size=1"))) {
@@ -114,7 +127,7 @@ class EvalCommandTest {
       var json = Jsonl.readFile(file);
       assertThat(json.get("samples").asInt()).isEqualTo(kind.equals("base") ? 2 : 7);
       assertThat(json.get("skipped").asInt()).isEqualTo(kind.equals("base") ? 0 : 1);
-      assertThat(json.at("/settings/max_length").asInt()).isEqualTo(120);
+      assertThat(json.at("/settings/max_length").asInt()).isEqualTo(80);
       assertThat(json.at("/settings/no_repeat_ngram_size").asInt()).isEqualTo(30);
       assertThat(json.at("/model/sha256").size()).isPositive();
       assertThat(json.at("/throughput/new_tokens").asInt()).isPositive();
@@ -128,6 +141,8 @@ class EvalCommandTest {
         texts.add(answers);
       }
     }
+    assertThat(folder.resolve("results/meteora/object_counting.routes"))
+        .isDirectoryContaining("glob:**/routing.json");
     assertThat(texts.get(0)).as("batch 3 and batch 1").isEqualTo(texts.get(1));
     refused(
         "results",
