@@ -74,8 +74,7 @@ public final class Checkpoints {
    * @param export writes the model into the folder it is given
    * @throws UserException when the file system refuses (disk full); earlier checkpoints stay
    */
-  public Path save(
-      State state, FlatParameters parameters, AdamW optimizer, Consumer<Path> export) {
+  public Path save(State state, FlatParameters parameters, AdamW optimizer, Consumer<Path> export) {
     var target = folder.resolve("checkpoint-%08d".formatted(state.step()));
     var unfinished = folder.resolve(UNFINISHED + state.step() + ".tmp");
     try {
@@ -159,7 +158,9 @@ public final class Checkpoints {
       var slots = Jsonl.JSON.valueToTree(parameters.slots()).toString();
       if (!slots.equals(metadata.get("slots"))) {
         throw new UserException(
-            "cannot resume from " + checkpoint + ": the trained parameters have other names or shapes");
+            "cannot resume from "
+                + checkpoint
+                + ": the trained parameters have other names or shapes");
       }
       try (var scope = parameters.manager().newSubManager(ai.djl.Device.cpu())) {
         Ops.copy(parameters.values(), file.read(scope, "parameters"));

@@ -16,16 +16,18 @@ import org.meteora.train.loss.GateLoss;
 import org.meteora.train.loss.LanguageModelLoss;
 
 /**
- * Losses and gradients of a Llama with adapters: forward, the chunked language-model loss, and backward.
+ * Losses and gradients of a Llama with adapters: forward, the chunked language-model loss, and
+ * backward.
  *
  * <p>With gradient checkpointing (Chen et al., 2016) the forward pass records nothing and keeps the
- * decoder layers' inputs {@code (rows, seq, hidden)}; the backward pass then runs each layer again, from
- * the last to the first, with recording, and sends the gradient of its output through it. At any moment
- * the activations of one layer exist. Dropout draws from a generator that is seeded for each layer, so
- * that the second run drops what the first did.
+ * decoder layers' inputs {@code (rows, seq, hidden)}; the backward pass then runs each layer again,
+ * from the last to the first, with recording, and sends the gradient of its output through it. At
+ * any moment the activations of one layer exist. Dropout draws from a generator that is seeded for
+ * each layer, so that the second run drops what the first did.
  *
- * <p>The gates' loss is added where a layer is recorded: for a layer with output y and gradient g the
- * scalar {@code Σ y·g + weight · gateLoss(layer)} has the gradients wanted, in one backward pass.
+ * <p>The gates' loss is added where a layer is recorded: for a layer with output y and gradient g
+ * the scalar {@code Σ y·g + weight · gateLoss(layer)} has the gradients wanted, in one backward
+ * pass.
  */
 public final class LlamaLearner implements Learner {
   private final Llama llama;
@@ -39,8 +41,7 @@ public final class LlamaLearner implements Learner {
    * @param adapters N; 0 for a model without gates
    */
   public LlamaLearner(Llama llama, boolean checkpointing, int adapters) {
-    this(
-        llama, checkpointing, adapters, LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
+    this(llama, checkpointing, adapters, LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
   }
 
   LlamaLearner(Llama llama, boolean checkpointing, int adapters, int chunkTokens) {
@@ -79,12 +80,7 @@ public final class LlamaLearner implements Learner {
   }
 
   private double recomputing(
-      NDManager scope,
-      Batch batch,
-      GateLoss gates,
-      double weight,
-      double gateWeight,
-      long seed) {
+      NDManager scope, Batch batch, GateLoss gates, double weight, double gateWeight, long seed) {
     var pass = llama.wholePass(scope, batch.length(), true);
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
@@ -166,12 +162,7 @@ public final class LlamaLearner implements Learner {
   }
 
   private double recordingAll(
-      NDManager scope,
-      Batch batch,
-      GateLoss gates,
-      double weight,
-      double gateWeight,
-      long seed) {
+      NDManager scope, Batch batch, GateLoss gates, double weight, double gateWeight, long seed) {
     try (var on = Ops.recording()) {
       var pass = llama.wholePass(scope, batch.length(), true);
       var hidden = llama.embed(ids(scope, batch));

@@ -19,7 +19,8 @@ import org.meteora.train.optim.FlatParameters;
  * @param basePath the base model's folder
  * @param name the adapter's name
  * @param data JSONL of prompts and responses
- * @param output becomes the PEFT folder; checkpoints, metrics and curves go into its {@code training/}
+ * @param output becomes the PEFT folder; checkpoints, metrics and curves go into its {@code
+ *     training/}
  * @param resume go on from the last checkpoint, if there is one
  */
 public record LoraTraining(

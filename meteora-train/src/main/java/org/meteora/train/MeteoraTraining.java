@@ -51,12 +51,11 @@ public record MeteoraTraining(
           "tokenizer.model");
 
   /**
-   * The tasks in the order of their adapters: those given, or all of the folder sorted by name with the
-   * default task last.
+   * The tasks in the order of their adapters: those given, or all of the folder sorted by name with
+   * the default task last.
    */
   static List<String> order(Path adapterDir, List<String> given) {
-    var found =
-        LoraAdapter.list(adapterDir).stream().map(p -> p.getFileName().toString()).toList();
+    var found = LoraAdapter.list(adapterDir).stream().map(p -> p.getFileName().toString()).toList();
     if (!given.isEmpty()) {
       for (var task : given) {
         if (!found.contains(task)) {
@@ -87,7 +86,8 @@ public record MeteoraTraining(
    *
    * @param stop asked after every step; true: write a checkpoint and return
    * @return the folder of the MeteoRA checkpoint; empty when stopped early
-   * @throws UserException when adapters, data or model are missing or do not fit, or the loss diverges
+   * @throws UserException when adapters, data or model are missing or do not fit, or the loss
+   *     diverges
    */
   public Optional<Path> run(BooleanSupplier stop) {
     var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW);
@@ -106,7 +106,8 @@ public record MeteoraTraining(
             config.topK(),
             config.dropout(),
             config.seed());
-    try (var model = TrainableModel.meteora(spec, tasks.stream().map(adapterDir::resolve).toList());
+    try (var model =
+            TrainableModel.meteora(spec, tasks.stream().map(adapterDir::resolve).toList());
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(config.gatesOnly()))) {
       var train = new ArrayList<TrainingSample>();
@@ -136,8 +137,7 @@ public record MeteoraTraining(
               tasks,
               output,
               from,
-              folder ->
-                  MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
+              folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
               stop);
       if (!finished) {
         return Optional.empty();

@@ -18,7 +18,9 @@ import org.meteora.train.optim.FlatParameters;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
-/** What LoRA's and MeteoRA's training share: from a model and samples to a finished run in a folder. */
+/**
+ * What LoRA's and MeteoRA's training share: from a model and samples to a finished run in a folder.
+ */
 final class Run {
   private static final Logger LOG = LoggerFactory.getLogger(Run.class);
 
@@ -98,7 +100,8 @@ final class Run {
     var collective = Collective.single();
     long steps = config.steps(batches.perEpoch(), collective.size());
     LOG.info(
-        "{}: {} samples ({} held out), {} steps of {} samples, {} trained parameters, {} on {}, forward mode {}",
+        "{}: {} samples ({} held out), {} steps of {} samples, {} trained parameters, {} on {},"
+            + " forward mode {}",
         name,
         train.size(),
         eval.size(),

@@ -11,7 +11,8 @@ import java.util.Map;
  * @param gradientNorm the global norm before clipping
  * @param losses of the step's batches, before the update
  * @param seconds it took
- * @param tokensPerSecond tokens (without padding) learned from in a second, averaged over the last steps
+ * @param tokensPerSecond tokens (without padding) learned from in a second, averaged over the last
+ *     steps
  * @param padding share of the step's positions that were padding
  * @param memoryBytes in use: of the GPU, or resident on the CPU
  * @param secondsLeft until the last step, at the present speed

@@ -23,7 +23,8 @@ import org.meteora.lora.LoraConfig;
  * @param maxSteps optimiser steps; empty when {@code epochs} is given
  * @param epochs passes over the data; empty when {@code maxSteps} is given
  * @param maxSeqLen most tokens of a sample
- * @param gradientCheckpointing keep only the layers' inputs and compute each layer again in backward
+ * @param gradientCheckpointing keep only the layers' inputs and compute each layer again in
+ *     backward
  * @param seed of splits, orders, first values and dropout
  * @param evalRatio share of the samples held out
  * @param evalSteps steps from one evaluation to the next
@@ -109,7 +110,8 @@ public record TrainConfig(
   /**
    * MeteoRA's training.
    *
-   * @param section the section {@code train:}; its sub-section {@code lora:} is for {@code train-lora}
+   * @param section the section {@code train:}; its sub-section {@code lora:} is for {@code
+   *     train-lora}
    * @param options command-line options, names as in the section
    * @throws UserException naming an unknown key and the nearest known one, or a value out of range
    */
@@ -121,7 +123,8 @@ public record TrainConfig(
   }
 
   /**
-   * An adapter's training: the section's common keys, then those of {@code train: lora:}, then options.
+   * An adapter's training: the section's common keys, then those of {@code train: lora:}, then
+   * options.
    *
    * @throws UserException as {@link #meteora(Map, Map)}
    */

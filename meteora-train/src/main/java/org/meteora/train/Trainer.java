@@ -20,13 +20,13 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * The training loop. A step takes {@code accumulation × processes} micro-batches from the stream; losses
- * are means over the labels of all of them, so that a step's gradient does not depend on how its
- * samples are cut into micro-batches.
+ * The training loop. A step takes {@code accumulation × processes} micro-batches from the stream;
+ * losses are means over the labels of all of them, so that a step's gradient does not depend on how
+ * its samples are cut into micro-batches.
  *
- * <p>Everything a step does follows from the parameters, the optimiser's state, the step's number and
- * the seed. So a run resumed from a checkpoint goes on exactly as if it had never stopped: bit for bit
- * on a CPU with the same number of threads.
+ * <p>Everything a step does follows from the parameters, the optimiser's state, the step's number
+ * and the seed. So a run resumed from a checkpoint goes on exactly as if it had never stopped: bit
+ * for bit on a CPU with the same number of threads.
  */
 public final class Trainer {
   private static final Logger LOG = LoggerFactory.getLogger(Trainer.class);
@@ -94,8 +94,8 @@ public final class Trainer {
    *
    * @param resume a checkpoint to go on from
    * @return the steps made in all; fewer than planned when {@code stop} said so
-   * @throws UserException when a loss or the gradient is not finite, naming step, batch and samples;
-   *     parameters and checkpoints stay as they were before that step
+   * @throws UserException when a loss or the gradient is not finite, naming step, batch and
+   *     samples; parameters and checkpoints stay as they were before that step
    */
   public long run(Optional<Path> resume) {
     long steps = config.steps(train.perEpoch(), collective.size());

@@ -25,7 +25,6 @@ final class Fixtures {
 
   private Fixtures() {}
 
-
   static void require() {
     Assumptions.assumeTrue(
         Files.isDirectory(TINY), "skipped: the reference data are not here (" + TINY + ")");

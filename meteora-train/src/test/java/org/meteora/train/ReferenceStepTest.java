@@ -47,8 +47,10 @@ class ReferenceStepTest {
       model.llama().routing().flags(Flags.of(mode));
       var learner = new LlamaLearner(model.llama(), checkpointing, 4, chunk);
       var losses = accumulate(learner, parameters, samples, rows);
-      assertThat(losses.languageModel()).isCloseTo(expected.get("lm_loss").asDouble(), relative(1e-5, 6.4));
-      assertThat(losses.gate()).isCloseTo(expected.get("gate_loss").asDouble(), relative(1e-5, 1.6));
+      assertThat(losses.languageModel())
+          .isCloseTo(expected.get("lm_loss").asDouble(), relative(1e-5, 6.4));
+      assertThat(losses.gate())
+          .isCloseTo(expected.get("gate_loss").asDouble(), relative(1e-5, 1.6));
       assertThat(losses.languageModel() + 50 * losses.gate())
           .isCloseTo(expected.get("loss").asDouble(), relative(1e-5, 87));
       int checked = 0;
@@ -56,7 +58,9 @@ class ReferenceStepTest {
         for (var part : module.getValue().properties()) {
           var name = module.getKey() + "." + part.getKey();
           double norm = parameters.gradient(name).norm().getFloat();
-          assertThat(norm).as(name).isCloseTo(part.getValue().asDouble(), relative(1e-4, part.getValue().asDouble()));
+          assertThat(norm)
+              .as(name)
+              .isCloseTo(part.getValue().asDouble(), relative(1e-4, part.getValue().asDouble()));
           checked++;
         }
       }
@@ -96,7 +100,9 @@ class ReferenceStepTest {
     return new Losses(lm / count, gate / count);
   }
 
-  /** Of the stored gradients, those of A and B were taken before clipping, those of the gates after. */
+  /**
+   * Of the stored gradients, those of A and B were taken before clipping, those of the gates after.
+   */
   private static void compareStored(FlatParameters parameters, double clip) {
     try (var file = SafetensorsFile.open(Fixtures.TINY.resolve("expected.safetensors"));
         var scope = parameters.manager().newSubManager()) {

@@ -14,6 +14,7 @@ import java.util.Optional;
 import java.util.Random;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
+import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
@@ -40,8 +41,16 @@ class ResumeTest {
     return TrainConfig.meteora(
         Map.of(),
         Map.of(
-            "max_steps", steps, "save_steps", saveSteps, "learning_rate", 1e-2, "eval_steps", 4,
-            "save_total_limit", 2));
+            "max_steps",
+            steps,
+            "save_steps",
+            saveSteps,
+            "learning_rate",
+            1e-2,
+            "eval_steps",
+            4,
+            "save_total_limit",
+            2));
   }
 
   /** Every step's losses and the last parameters. */
@@ -84,7 +93,8 @@ class ResumeTest {
 
   @Test
   void resumingIsBitForBitAsNeverStopping(@TempDir Path folder) {
-    var whole = train(folder.resolve("whole"), config(17, 100), Optional.empty(), () -> false, p -> {});
+    var whole =
+        train(folder.resolve("whole"), config(17, 100), Optional.empty(), () -> false, p -> {});
     for (int at : new int[] {1, 6, 13}) {
       var part = folder.resolve("part" + at);
       int[] asked = {0};
@@ -130,7 +140,8 @@ class ResumeTest {
             }
           }
         };
-    assertThatThrownBy(() -> train(folder, config(8, 2), Optional.empty(), () -> false, fullAfterTwo))
+    assertThatThrownBy(
+            () -> train(folder, config(8, 2), Optional.empty(), () -> false, fullAfterTwo))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("its last checkpoint could not be written");
     assertThat(new Checkpoints(folder, 2).list())
@@ -139,13 +150,61 @@ class ResumeTest {
     assertThat(folder.toFile().list()).hasSize(2);
   }
 
+  /** A file system of 100 kB, where the right to mount one is given. */
+  @Test
+  void aDiskThatIsReallyFull(@TempDir Path parent) throws Exception {
+    var folder = Files.createDirectory(parent.resolve("small"));
+    Assumptions.assumeTrue(
+        run("mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder.toString()),
+        "skipped: mounting a small file system is not allowed here");
+    try {
+      var config =
+          TrainConfig.meteora(
+              Map.of(), Map.of("max_steps", 12, "save_steps", 1, "save_total_limit", 50));
+      assertThatThrownBy(() -> train(folder, config, Optional.empty(), () -> false, p -> {}))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("its last checkpoint could not be written");
+      var kept = new Checkpoints(folder, 50).list();
+      assertThat(kept).isNotEmpty().hasSizeLessThan(12);
+      assertThat(folder.toFile().list()).hasSize(kept.size());
+      var asked = new int[1];
+      train(folder, config, Optional.of(kept.getFirst()), () -> asked[0]++ >= 0, p -> {});
+    } finally {
+      run("umount", folder.toString());
+    }
+  }
+
+  private static boolean run(String... command) throws InterruptedException {
+    try {
+      return new ProcessBuilder(command)
+              .redirectErrorStream(true)
+              .redirectOutput(ProcessBuilder.Redirect.DISCARD)
+              .start()
+              .waitFor()
+          == 0;
+    } catch (IOException e) {
+      return false;
+    }
+  }
+
   @Test
   void aDivergingLossNamesStepAndSamples(@TempDir Path folder) throws IOException {
     var config =
         TrainConfig.meteora(
             Map.of(),
-            Map.of("max_steps", 60, "save_steps", 1, "learning_rate", 1e3, "max_grad_norm", 0,
-                "weight_decay", 1, "warmup_ratio", 0));
+            Map.of(
+                "max_steps",
+                60,
+                "save_steps",
+                1,
+                "learning_rate",
+                1e3,
+                "max_grad_norm",
+                0,
+                "weight_decay",
+                1,
+                "warmup_ratio",
+                0));
     assertThatThrownBy(() -> train(folder, config, Optional.empty(), () -> false, p -> {}))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("training stopped in step")

@@ -1,10 +1,11 @@
 package org.meteora.train;
 
-import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Random;
+import org.meteora.io.Jsonl;
 import org.meteora.llama.Llama;
 import org.meteora.llama.LlamaConfig;
 import org.meteora.llama.LlamaFactory;
@@ -15,7 +16,6 @@ import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
-import org.meteora.io.Jsonl;
 
 /** A model of random numbers for tests that need no reference data: unequal ranks, any dtype. */
 final class Tiny implements AutoCloseable {
@@ -35,7 +35,8 @@ final class Tiny implements AutoCloseable {
           Jsonl.JSON.readTree(
               """
               {"vocab_size": 23, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
-               "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6}""");
+               "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6}\
+              """);
       var config = LlamaConfig.parse(json, "test");
       var random = new Random(seed);
       llama =

@@ -65,8 +65,7 @@ class TrainConfigTest {
         .hasMessageContaining("f32");
     assertThatThrownBy(() -> TrainConfig.meteora(Map.of("max_steps", 5, "epochs", 1), Map.of()))
         .hasMessageContaining("not both");
-    assertThatThrownBy(
-            () -> TrainConfig.lora(Map.of(), Map.of("target_modules", List.of("q_prj"))))
+    assertThatThrownBy(() -> TrainConfig.lora(Map.of(), Map.of("target_modules", List.of("q_prj"))))
         .hasMessageContaining("did you mean \"q_proj\"");
   }
 }

@@ -77,8 +77,7 @@ public record Batch(List<TrainingSample> samples, boolean responseOnly) {
   /** How many labels count in the language-model loss. */
   public long labelCount() {
     return samples.stream()
-        .mapToLong(
-            s -> Math.max(0, s.length() - Math.max(1, responseOnly ? s.promptTokens() : 1)))
+        .mapToLong(s -> Math.max(0, s.length() - Math.max(1, responseOnly ? s.promptTokens() : 1)))
         .sum();
   }
 

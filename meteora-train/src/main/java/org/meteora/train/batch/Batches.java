@@ -25,8 +25,7 @@ public final class Batches {
   private long epoch = -1;
   private List<Batch> order = List.of();
 
-  public Batches(
-      List<TrainingSample> samples, int batchSize, boolean responseOnly, long seed) {
+  public Batches(List<TrainingSample> samples, int batchSize, boolean responseOnly, long seed) {
     if (samples.isEmpty()) {
       throw new IllegalArgumentException("no samples");
     }
@@ -65,8 +64,7 @@ public final class Batches {
       var part = all.subList(start, Math.min(all.size(), start + pool));
       part.sort(Comparator.comparingInt(TrainingSample::length));
       for (int i = 0; i < part.size(); i += batchSize) {
-        batches.add(
-            new Batch(part.subList(i, Math.min(part.size(), i + batchSize)), responseOnly));
+        batches.add(new Batch(part.subList(i, Math.min(part.size(), i + batchSize)), responseOnly));
       }
     }
     Collections.shuffle(batches, random);

@@ -25,16 +25,17 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
    * How texts become tokens.
    *
    * @param maxLength most tokens of a sample; the rest is cut off
-   * @param responseOnly samples whose response is cut off whole are left out: they would teach nothing
+   * @param responseOnly samples whose response is cut off whole are left out: they would teach
+   *     nothing
    * @param endToken appended to every sample as its last token; −1 for none (as the paper trains)
    */
   public record Tokenization(int maxLength, int endToken, boolean responseOnly) {}
 
   /**
-   * Reads a task file, {@code {"prompt": …, "response": …}} a line, and splits it: shuffled with the
-   * seed, the last {@code evalRatio} of it is held out (at least one sample of each part when there
-   * are two or more and the ratio is not zero). Prompt and response are encoded on their own, without
-   * special tokens, and joined.
+   * Reads a task file, {@code {"prompt": …, "response": …}} a line, and splits it: shuffled with
+   * the seed, the last {@code evalRatio} of it is held out (at least one sample of each part when
+   * there are two or more and the ratio is not zero). Prompt and response are encoded on their own,
+   * without special tokens, and joined.
    *
    * @param name the task's name, for sample ids
    * @param task the task's adapter index
@@ -80,13 +81,15 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
       LOG.info("{}: {} samples cut to {} tokens", name, cut, tokenization.maxLength());
     }
     if (dropped.get() > 0) {
-      LOG.warn("{}: {} samples with nothing to predict within {} tokens left out",
+      LOG.warn(
+          "{}: {} samples with nothing to predict within {} tokens left out",
           name,
           dropped,
           tokenization.maxLength());
     }
     if (all.isEmpty()) {
-      throw new UserException(file + ": no samples to train on (of at most " + tokenization.maxLength() + " tokens)");
+      throw new UserException(
+          file + ": no samples to train on (of at most " + tokenization.maxLength() + " tokens)");
     }
     Collections.shuffle(all, new Random(Batches.mix(seed, name.hashCode())));
     int held = (int) Math.round(all.size() * evalRatio);

@@ -7,8 +7,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Turns Ctrl-C and SIGTERM into a request: training finishes its step and writes a checkpoint before the
- * process ends.
+ * Turns Ctrl-C and SIGTERM into a request: training finishes its step and writes a checkpoint
+ * before the process ends.
  */
 final class StopSignal implements BooleanSupplier, AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(StopSignal.class);

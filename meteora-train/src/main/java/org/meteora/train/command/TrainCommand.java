@@ -17,8 +17,8 @@ import picocli.CommandLine.Option;
     name = "train",
     mixinStandardHelpOptions = true,
     description =
-        "Embeds the adapters of adapter_dir into the base model and trains the gates that choose among"
-            + " them, on the tasks of the same names in target_dir.",
+        "Embeds the adapters of adapter_dir into the base model and trains the gates that choose"
+            + " among them, on the tasks of the same names in target_dir.",
     footerHeading = "%nExamples:%n",
     footer = {
       "  meteora train --config config.yaml --output-dir runs/28-tasks",

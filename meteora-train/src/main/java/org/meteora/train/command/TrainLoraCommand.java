@@ -38,7 +38,10 @@ public final class TrainLoraCommand implements Callable<Integer> {
       description = "tasks of target_dir, each trained on its train.jsonl")
   private List<String> tasks;
 
-  @Option(names = "--data", paramLabel = "FILE", description = "JSONL to train on, instead of tasks")
+  @Option(
+      names = "--data",
+      paramLabel = "FILE",
+      description = "JSONL to train on, instead of tasks")
   private Path data;
 
   @Option(
@@ -114,7 +117,9 @@ public final class TrainLoraCommand implements Callable<Integer> {
     }
   }
 
-  /** Adapter names and what each is trained on; all files are looked for before the first training. */
+  /**
+   * Adapter names and what each is trained on; all files are looked for before the first training.
+   */
   private Map<String, Path> files(Path datasets) {
     if ((data == null) == (tasks == null)) {
       throw new UserException("train-lora needs --task NAME or --data FILE, and not both");

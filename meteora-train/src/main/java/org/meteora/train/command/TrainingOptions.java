@@ -4,9 +4,14 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 import picocli.CommandLine.Option;
 
-/** Options of both training commands. Each has the name of its key in the section {@code train:}. */
+/**
+ * Options of both training commands. Each has the name of its key in the section {@code train:}.
+ */
 final class TrainingOptions {
-  @Option(names = "--batch-size", paramLabel = "N", description = "samples of a micro-batch (default: 4)")
+  @Option(
+      names = "--batch-size",
+      paramLabel = "N",
+      description = "samples of a micro-batch (default: 4)")
   private Integer batchSize;
 
   @Option(
@@ -36,7 +41,10 @@ final class TrainingOptions {
   @Option(names = "--max-steps", paramLabel = "N", description = "optimiser steps")
   private Long maxSteps;
 
-  @Option(names = "--epochs", paramLabel = "X", description = "passes over the data, instead of steps")
+  @Option(
+      names = "--epochs",
+      paramLabel = "X",
+      description = "passes over the data, instead of steps")
   private Double epochs;
 
   @Option(
@@ -98,7 +106,8 @@ final class TrainingOptions {
       fallbackValue = "true",
       negatable = true,
       description =
-          "end every sample with the model's end token, so that answers learn to stop (default: false)")
+          "end every sample with the model's end token, so that answers learn to stop (default:"
+              + " false)")
   private Boolean appendEos;
 
   @Option(

@@ -18,8 +18,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Draws {@code loss.png} and {@code gate-accuracy.png} from {@code metrics.jsonl}, at every evaluation
- * and at the end.
+ * Draws {@code loss.png} and {@code gate-accuracy.png} from {@code metrics.jsonl}, at every
+ * evaluation and at the end.
  */
 public final class Curves implements TrainingListener {
   private static final Logger LOG = LoggerFactory.getLogger(Curves.class);

@@ -106,8 +106,7 @@ public final class MetricsFile implements TrainingListener {
 
   private void append(ObjectNode node) {
     try {
-      Files.writeString(
-          file, node + "\n", StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+      Files.writeString(file, node + "\n", StandardOpenOption.CREATE, StandardOpenOption.APPEND);
       failed = false;
     } catch (IOException e) {
       if (!failed) {

@@ -36,7 +36,10 @@ public final class ProgressListener implements TrainingListener {
         Double.isNaN(losses.gate())
             ? ""
             : String.format(
-                Locale.ROOT, ", gate %.4f, right %.1f%%", losses.gate(), 100 * losses.gateAccuracy());
+                Locale.ROOT,
+                ", gate %.4f, right %.1f%%",
+                losses.gate(),
+                100 * losses.gateAccuracy());
     progress.note(
         String.format(
             Locale.ROOT,

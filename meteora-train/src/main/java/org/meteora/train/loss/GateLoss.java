@@ -11,9 +11,9 @@ import org.meteora.torch.Ops;
 import org.meteora.train.batch.Batch;
 
 /**
- * The gates' loss (MeteoRA, section 3.2): cross-entropy between every gate's logits at a position and
- * the adapter of the sample's task; differentiable. Also counts how often the gates' first choice is
- * right. Made for one batch and fed the gates of one layer after another.
+ * The gates' loss (MeteoRA, section 3.2): cross-entropy between every gate's logits at a position
+ * and the adapter of the sample's task; differentiable. Also counts how often the gates' first
+ * choice is right. Made for one batch and fed the gates of one layer after another.
  */
 public final class GateLoss implements AutoCloseable {
   private final NDManager manager;
@@ -61,8 +61,7 @@ public final class GateLoss implements AutoCloseable {
   public NDArray add(List<NDArray> logits) {
     var scope = logits.getFirst().getManager();
     var stacked =
-        Ops.cast(
-            NDArrays.stack(new NDList(logits.stream().map(this::shaped).toList())), Dtype.F32);
+        Ops.cast(NDArrays.stack(new NDList(logits.stream().map(this::shaped).toList())), Dtype.F32);
     var loss = stacked.logSoftmax(-1).mul(target).sum().neg();
     try (var off = Ops.notRecording();
         NDManager inner = scope.newSubManager()) {

@@ -7,9 +7,9 @@ import org.meteora.torch.Ops;
 import org.meteora.train.batch.Batch;
 
 /**
- * Next-token cross-entropy over the vocabulary, with its gradient, computed a few hundred tokens at a
- * time: the logits {@code (rows · seq, vocab)}, the largest tensor of a training step, never exist
- * whole. Positions without a label cost nothing.
+ * Next-token cross-entropy over the vocabulary, with its gradient, computed a few hundred tokens at
+ * a time: the logits {@code (rows · seq, vocab)}, the largest tensor of a training step, never
+ * exist whole. Positions without a label cost nothing.
  *
  * <p>For logits z = h Wᵀ and label y: loss = logsumexp(z) − z_y, ∂loss/∂z = softmax(z) − onehot(y),
  * ∂loss/∂h = (∂loss/∂z) W; z, its softmax and the gradient are in float32, the two products in the
@@ -22,8 +22,8 @@ public final class LanguageModelLoss {
 
   /**
    * @param sum the cross-entropies summed over all labels
-   * @param gradient of {@code weight · sum} for the hidden states, their shape and dtype; owned by the
-   *     hidden states' manager; null when it was not asked for
+   * @param gradient of {@code weight · sum} for the hidden states, their shape and dtype; owned by
+   *     the hidden states' manager; null when it was not asked for
    */
   public record Result(double sum, NDArray gradient) {}
 

@@ -15,8 +15,8 @@ import org.meteora.torch.Ops;
  * layout: what the optimiser steps on, what processes sum, what a checkpoint holds.
  *
  * <p>The model computes with tensors of its own, in its dtype; the buffer holds the master values.
- * {@link #collectGradients} moves what a backward pass left in the model's tensors into the gradient
- * buffer, {@link #publish} copies the master values into the model's tensors.
+ * {@link #collectGradients} moves what a backward pass left in the model's tensors into the
+ * gradient buffer, {@link #publish} copies the master values into the model's tensors.
  */
 public final class FlatParameters implements AutoCloseable {
   /** A parameter's place in the buffers. */
@@ -31,8 +31,8 @@ public final class FlatParameters implements AutoCloseable {
 
   /**
    * @param parent gives the device; closing it closes the buffers
-   * @param parameters the model's tensors by name, in the order of the buffer; their values are taken
-   *     over, and they are marked to require gradients
+   * @param parameters the model's tensors by name, in the order of the buffer; their values are
+   *     taken over, and they are marked to require gradients
    */
   public FlatParameters(NDManager parent, Map<String, NDArray> parameters) {
     if (parameters.isEmpty()) {

@@ -21,8 +21,7 @@ class BatchesTest {
     for (int i = 0; i < count; i++) {
       int task = random.nextInt(5);
       double typical = new double[] {30, 80, 200, 600, 1500}[task];
-      int length =
-          (int) Math.clamp(typical * Math.exp(0.5 * random.nextGaussian()), 2, 4096);
+      int length = (int) Math.clamp(typical * Math.exp(0.5 * random.nextGaussian()), 2, 4096);
       var tokens = random.ints(length, 0, 1000).toArray();
       samples.add(new TrainingSample("t" + task + ":" + i, tokens, length / 2, task));
     }
@@ -89,7 +88,9 @@ class BatchesTest {
     var changed = new ArrayList<>(samples);
     var tokens = samples.get(50).tokens().clone();
     tokens[0]++;
-    changed.set(50, new TrainingSample("x", tokens, samples.get(50).promptTokens(), samples.get(50).task()));
+    changed.set(
+        50,
+        new TrainingSample("x", tokens, samples.get(50).promptTokens(), samples.get(50).task()));
     assertThat(Batches.fingerprint(changed)).isNotEqualTo(Batches.fingerprint(samples));
     assertThat(Batches.fingerprint(mixed(100, 1))).isEqualTo(Batches.fingerprint(samples));
   }

@@ -1,0 +1,141 @@
+package org.meteora.train;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.UserException;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.io.Jsonl;
+import org.meteora.lora.LoraAdapter;
+import org.meteora.safetensors.SafetensorsFile;
+
+/** From task files to adapters, and from adapters to a MeteoRA checkpoint that loads. */
+class TrainingTest {
+  @TempDir Path folder;
+
+  @BeforeEach
+  void needsFixtures() {
+    Fixtures.require();
+  }
+
+  private void task(String name, String word) throws Exception {
+    var lines = new ArrayList<String>();
+    for (int i = 0; i < 24; i++) {
+      lines.add(
+          Jsonl.JSON.writeValueAsString(
+              Map.of(
+                  "prompt", "[INST] " + word + " " + i + " [/INST]\n", "response", word + word)));
+    }
+    Files.createDirectories(folder.resolve("datasets").resolve(name));
+    Files.write(folder.resolve("datasets").resolve(name).resolve("train.jsonl"), lines);
+  }
+
+  private Path data(String name) {
+    return folder.resolve("datasets").resolve(name).resolve("train.jsonl");
+  }
+
+  private Path lora(String name, Map<String, Object> more) {
+    var options = new LinkedHashMap<String, Object>(Map.of("max_steps", 4, "device", "cpu"));
+    options.putAll(more);
+    return new LoraTraining(
+            TrainConfig.lora(Map.of(), options),
+            Fixtures.TINY.resolve("base"),
+            name,
+            data(name),
+            folder.resolve("adapters").resolve(name),
+            false)
+        .run(() -> false)
+        .orElseThrow();
+  }
+
+  private MeteoraTraining meteora(Map<String, Object> options, boolean withBase, boolean resume) {
+    return new MeteoraTraining(
+        TrainConfig.meteora(Map.of(), options),
+        Fixtures.TINY.resolve("base"),
+        folder.resolve("adapters"),
+        folder.resolve("datasets"),
+        folder.resolve("run"),
+        withBase,
+        resume);
+  }
+
+  @Test
+  void theWholeWay() throws Exception {
+    task("zebra", "stripes");
+    task("alpaca", "wool");
+    task("crow", "black");
+    lora("zebra", Map.of("r", 4, "use_rslora", true));
+    lora("alpaca", Map.of("target_modules", "q_proj,down_proj"));
+    var crow = lora("crow", Map.of("append_eos", true));
+
+    // the very keys and shapes that peft wrote for an adapter of the same model
+    try (var ours = SafetensorsFile.open(crow.resolve("adapter_model.safetensors"));
+        var peft =
+            SafetensorsFile.open(
+                Fixtures.TINY.resolve("adapters/task_a/adapter_model.safetensors"))) {
+      assertThat(ours.tensors().keySet()).isEqualTo(peft.tensors().keySet());
+      peft.tensors()
+          .forEach(
+              (name, info) -> {
+                assertThat(ours.tensors().get(name).shape()).as(name).isEqualTo(info.shape());
+                assertThat(ours.tensors().get(name).dtype()).isEqualTo(info.dtype());
+              });
+      assertThat(ours.metadata()).containsEntry("format", "pt");
+    }
+    var written = Jsonl.readFile(crow.resolve("adapter_config.json"));
+    assertThat(written.get("peft_type").asText()).isEqualTo("LORA");
+    assertThat(written.get("task_type").asText()).isEqualTo("CAUSAL_LM");
+    assertThat(written.get("bias").asText()).isEqualTo("none");
+    try (var zebra = LoraAdapter.open(folder.resolve("adapters/zebra"))) {
+      assertThat(zebra.config().rank()).isEqualTo(4);
+      assertThat(zebra.config().rsLora()).isTrue();
+    }
+
+    Map<String, Object> options =
+        Map.of("max_steps", 6, "eval_steps", 3, "learning_rate", 3e-3, "device", "cpu");
+    var result = meteora(options, true, false).run(() -> false).orElseThrow();
+    assertThat(result.resolve("config.json")).exists();
+    assertThat(result.resolve("tokenizer.json")).exists();
+    try (var loaded = loadMeteora(Fixtures.TINY.resolve("base"), result)) {
+      assertThat(loaded.adapterNames()).containsExactly("crow", "zebra", "alpaca");
+    }
+    var metrics = Files.readAllLines(folder.resolve("run/metrics.jsonl"));
+    assertThat(metrics).hasSize(8).last().asString().contains("gate_accuracy_by_task");
+    assertThat(folder.resolve("run/loss.png")).isNotEmptyFile();
+    assertThat(folder.resolve("run/gate-accuracy.png")).isNotEmptyFile();
+    // a checkpoint in between loads too
+    loadMeteora(Fixtures.TINY.resolve("base"), folder.resolve("run/checkpoint-00000006")).close();
+
+    assertThatThrownBy(() -> meteora(options, false, false).run(() -> false))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("--resume");
+    assertThat(meteora(options, false, true).run(() -> false)).contains(result);
+    assertThat(Files.readAllLines(folder.resolve("run/metrics.jsonl"))).isEqualTo(metrics);
+    assertThatThrownBy(
+            () -> MeteoraTraining.order(folder.resolve("adapters"), List.of("zebra", "crw")))
+        .hasMessageContaining("did you mean crow?");
+  }
+
+  private static LoadedModel loadMeteora(Path base, Path checkpoint) {
+    return LoadedModel.load(
+        new LoadedModel.Spec(
+            base,
+            "meteora",
+            Optional.of(checkpoint),
+            Optional.empty(),
+            Optional.empty(),
+            Optional.empty(),
+            "cpu",
+            Optional.empty()));
+  }
+}
