@@ -85,7 +85,7 @@ public final class RoutesCommand implements Callable<Integer> {
     double temperature =
         task == null
             ? 1
-            : CompositeTask.find(task)
+            : CompositeTask.find(task, settings.targetDir())
                 .map(composite -> CompositeTask.routingTemperature(composite.tasks().size()))
                 .orElse(1.0);
     var spec = model.spec(settings, temperature);
@@ -106,7 +106,8 @@ public final class RoutesCommand implements Callable<Integer> {
               loaded.adapterNames(),
               text,
               chosen,
-              tokens -> task == null ? List.<Part>of() : Routes.parts(task, tokens),
+              tokens ->
+                  task == null ? List.<Part>of() : Routes.parts(settings.targetDir(), task, tokens),
               describe(loaded, chosen, index));
       Routes.write(trace, task == null ? "Routing of a prompt" : task + ", sample " + index, out);
       print(trace);

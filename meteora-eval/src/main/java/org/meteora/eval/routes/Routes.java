@@ -82,8 +82,8 @@ public final class Routes {
   }
 
   /** The parts of a task's text: of a composite task, one for each question and answer. */
-  public static List<Part> parts(String task, List<RoutedToken> tokens) {
-    return CompositeTask.find(task)
+  public static List<Part> parts(Path datasets, String task, List<RoutedToken> tokens) {
+    return CompositeTask.find(task, datasets)
         .map(composite -> Part.composite(composite.tasks(), tokens))
         .orElseGet(() -> Part.single(task, tokens));
   }
