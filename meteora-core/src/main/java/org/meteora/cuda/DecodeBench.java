@@ -244,6 +244,98 @@ public final class DecodeBench implements AutoCloseable {
     return times[steps / 2];
   }
 
+  private static final List<String> PHASES =
+      List.of(
+          "q k v",
+          "rope, cache",
+          "attention",
+          "o",
+          "add, norm",
+          "gate up",
+          "silu",
+          "down",
+          "add, norm");
+
+  /**
+   * Microseconds of each launch of a layer, from graphs that hold that launch of all layers and
+   * nothing else.
+   */
+  private double[] profile(DecodeModel m, int batch, int context, MatrixVector.Tuning tuning) {
+    var each = (long) batch * shape.kvHeads() * (context + 64) * shape.headDim();
+    var before = memory.size();
+    var keys = new long[shape.layers()];
+    var values = new long[shape.layers()];
+    for (var i = 0; i < keys.length; i++) {
+      keys[i] = random(each, 1, 0);
+      values[i] = random(each, 1, 0);
+    }
+    stream.synchronize();
+    var micros = new double[PHASES.size() + 1];
+    try (var engine =
+            new DecodeEngine(
+                cuda, m, new KvMemory(keys, values, batch, context + 64), batch, tuning);
+        var begin = new Event();
+        var end = new Event()) {
+      var slots = new int[batch];
+      var lengths = new int[batch];
+      for (var i = 0; i < batch; i++) {
+        slots[i] = i;
+        lengths[i] = context;
+      }
+      engine.rows(slots, lengths, new int[batch]);
+      engine.step(new int[batch]);
+      var all = engine.launches();
+      for (var phase = 0; phase < micros.length; phase++) {
+        var some = new ArrayList<Kernel.Launch>();
+        if (phase == PHASES.size()) {
+          some.add(all.get(all.size() - 3));
+        } else {
+          for (var layer = 0; layer < shape.layers(); layer++) {
+            some.add(all.get(1 + layer * PHASES.size() + phase));
+          }
+        }
+        try (var graph =
+            engine.stream().capture(() -> some.forEach(launch -> launch.on(engine.stream())))) {
+          var times = new double[9];
+          for (var i = 0; i < times.length; i++) {
+            begin.record(engine.stream());
+            graph.launch(engine.stream());
+            end.record(engine.stream());
+            times[i] = end.millisSince(begin);
+          }
+          Arrays.sort(times);
+          micros[phase] = times[times.length / 2] * 1e3 / some.size();
+        }
+      }
+    } finally {
+      while (memory.size() > before) {
+        memory.removeLast().close();
+      }
+    }
+    return micros;
+  }
+
+  private void profiles() {
+    var standard = MatrixVector.Tuning.standard();
+    var apart =
+        new MatrixVector.Tuning(
+            standard.sharedBytes(), standard.inputBytes(), false, standard.rideBytes());
+    System.out.println("us a launch                " + String.join(" | ", PHASES) + " | head");
+    for (var batch : new int[] {1, 4, 16}) {
+      for (var overlap : new boolean[] {true, false}) {
+        for (var m : List.of(model.base(), model)) {
+          var line = new StringBuilder();
+          for (var v : profile(m, batch, 512, overlap ? standard : apart)) {
+            line.append(String.format(Locale.ROOT, " %7.2f", v));
+          }
+          System.out.printf(
+              "batch %2d %s %s%s%n",
+              batch, overlap ? "overlap" : "apart  ", m == model ? "MeteoRA" : "base   ", line);
+        }
+      }
+    }
+  }
+
   /** Base and MeteoRA at one batch size. */
   public Result measure(int batch, int context, int steps, double bandwidth) {
     var scratch = new long[1];
@@ -277,6 +369,9 @@ public final class DecodeBench implements AutoCloseable {
           cuda.name(),
           cuda.multiprocessors(),
           bandwidth / 1e12);
+      if (Arrays.asList(args).contains("--profile")) {
+        bench.profiles();
+      }
       System.out.println(
           "batch  base ms  MeteoRA ms  ratio  floor base  floor MeteoRA  of floor  scratch MiB");
       for (var batch : new int[] {1, 2, 4, 8, 16}) {
@@ -318,25 +413,22 @@ public final class DecodeBench implements AutoCloseable {
                 new MatrixVector.Tuning(standard.sharedBytes(), standard.inputBytes(), true, 0),
                 true),
             new Variant(
-                "shared 128 KiB",
-                new MatrixVector.Tuning(128 << 10, 56 << 10, true, standard.rideBytes()),
-                true),
-            new Variant(
                 "shared 160 KiB",
-                new MatrixVector.Tuning(160 << 10, 80 << 10, true, standard.rideBytes()),
+                new MatrixVector.Tuning(160 << 10, 60 << 10, true, standard.rideBytes()),
                 true),
             new Variant(
                 "shared 220 KiB",
-                new MatrixVector.Tuning(220 << 10, 114 << 10, true, standard.rideBytes()),
+                new MatrixVector.Tuning(220 << 10, 60 << 10, true, standard.rideBytes()),
                 true),
             new Variant(
-                "input 64 KiB",
+                "input 36 KiB",
                 new MatrixVector.Tuning(
-                    standard.sharedBytes(), 66 << 10, true, standard.rideBytes()),
+                    standard.sharedBytes(), 36 << 10, true, standard.rideBytes()),
                 true),
             new Variant(
-                "input 140 KiB",
-                new MatrixVector.Tuning(220 << 10, 140 << 10, true, standard.rideBytes()),
+                "input 114 KiB",
+                new MatrixVector.Tuning(
+                    standard.sharedBytes(), 114 << 10, true, standard.rideBytes()),
                 true));
     System.out.println("variant            batch 1  batch 4  batch 16   base 1  base 16");
     for (var v : all) {

@@ -329,8 +329,9 @@ public final class DecodeEngine implements AutoCloseable {
     return stream;
   }
 
-  int launches() {
-    return plans.get(bucket(active)).launches.size();
+  /** The launches of a step, in order, for looking at where its time goes. */
+  List<Kernel.Launch> launches() {
+    return List.copyOf(plans.computeIfAbsent(bucket(active), this::plan).launches);
   }
 
   // ------------------------------------------------------------------------------------------------------------------ the chain

@@ -17,7 +17,7 @@ import org.meteora.torch.Dtype;
 final class MatrixVector {
   static final int MAX_ROWS = 16;
   private static final int MAX_SEGMENTS = 16;
-  private static final int CHUNK = 512;
+  private static final int CHUNK = 1024;
   private static final int TILE = 16;
   private static final int STAGE_BYTES = TILE * (CHUNK * 2 + 64);
 
@@ -36,7 +36,7 @@ final class MatrixVector {
    */
   record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes) {
     static Tuning standard() {
-      return new Tuning(196 << 10, 114 << 10, true, 16 << 20);
+      return new Tuning(196 << 10, 60 << 10, true, 16 << 20);
     }
   }
 

@@ -142,13 +142,18 @@ struct Chain {
   int slots, ld, rows, pad;
 };
 
+#define MAX_STAGED 256
 struct Selected {
   __align__(16) float coefficient[TOPK][MAX_RANK];  // weight · scale · z
   int off[TOPK], rank[TOPK];
+  float staged[MAXN + MAX_STAGED];  // gate logits, then z of all adapters when they are no more than MAX_STAGED
+  int offsets[MAXN + 1];
+  float scales[MAXN];
 };
 
 __device__ __forceinline__ float sumSlots(const Chain& c, int row, int at) {
   float v = 0;
+#pragma unroll 4
   for (int s = 0; s < c.slots; s++) v += c.y[((u64)s * c.rows + row) * c.ld + at];
   return v;
 }
@@ -201,21 +206,68 @@ __device__ __forceinline__ void topK(const float* logits, int n, float invTemper
   for (int j = 0; j < TOPK; j++) weight[j] /= sum;
 }
 
-// Fills `s` for one token of one linear, by one warp.
+// Fetches what does not depend on the previous kernel, by one warp.
+__device__ __forceinline__ void prepareRoute(const Linear& l, Selected& s) {
+  for (int i = threadIdx.x & 31; i <= l.n; i += 32) {
+    s.offsets[i] = l.offsets[i];
+    if (i < l.n) s.scales[i] = l.scales[i];
+  }
+}
+
+// Loads logits and z of L linears into shared memory, by all threads of the block; every thread has its loads in flight
+// together, so that the wait for memory comes once. A barrier must follow.
+template <int L, int J, int THREADS>
+__device__ __forceinline__ void stage(const Chain& c, const Linear* l, int row, Selected* s) {
+  const u64 stride = (u64)c.rows * c.ld;
+  const float* y = c.y + (u64)row * c.ld;
+  for (int base = 0;; base += J * THREADS) {
+    const float* at[L][J];
+    float v[L][J];
+    bool more = false;
+#pragma unroll
+    for (int i = 0; i < L; i++) {
+      int total = l[i].n + (l[i].sumR <= MAX_STAGED ? l[i].sumR : 0);
+      more |= base + J * THREADS < total;
+#pragma unroll
+      for (int j = 0; j < J; j++) {
+        int k = base + j * THREADS + threadIdx.x;
+        at[i][j] = k >= total ? 0 : k < l[i].n ? y + l[i].gateAt + k : y + l[i].zAt + k - l[i].n;
+        v[i][j] = at[i][j] ? *at[i][j] : 0.f;
+      }
+    }
+#pragma unroll 2
+    for (int slot = 1; slot < c.slots; slot++)
+#pragma unroll
+      for (int i = 0; i < L; i++)
+#pragma unroll
+        for (int j = 0; j < J; j++)
+          if (at[i][j]) v[i][j] += at[i][j][slot * stride];
+#pragma unroll
+    for (int i = 0; i < L; i++)
+#pragma unroll
+      for (int j = 0; j < J; j++)
+        if (at[i][j]) s[i].staged[base + j * THREADS + threadIdx.x] = v[i][j];
+    if (!more) return;
+  }
+}
+
+// Fills `s` from what was staged, for one token of one linear, by the warp that prepared it.
 __device__ __forceinline__ void route(const Chain& c, const Linear& l, int row, Selected& s) {
   int lane = threadIdx.x & 31;
   float logits[NREG];
 #pragma unroll
-  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? sumSlots(c, row, l.gateAt + lane + 32 * i) : 0.f;
+  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? s.staged[lane + 32 * i] : 0.f;
+  const bool few = l.sumR <= MAX_STAGED;
   int index[TOPK];
   float weight[TOPK];
   topK(logits, l.n, *c.invTemperature, index, weight);
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
     int e = index[j];
-    int off = e < 0 ? 0 : l.offsets[e], rank = e < 0 ? 0 : l.offsets[e + 1] - off;
-    float scale = e < 0 ? 0.f : weight[j] * l.scales[e];
-    for (int r = lane; r < rank; r += 32) s.coefficient[j][r] = scale * sumSlots(c, row, l.zAt + off + r);
+    int off = e < 0 ? 0 : s.offsets[e], rank = e < 0 ? 0 : s.offsets[e + 1] - off;
+    float scale = e < 0 ? 0.f : weight[j] * s.scales[e];
+    for (int r = lane; r < rank; r += 32)
+      s.coefficient[j][r] = scale * (few ? s.staged[l.n + off + r] : sumSlots(c, row, l.zAt + off + r));
     if (lane == 0) { s.off[j] = off; s.rank[j] = rank; }
   }
 }
@@ -249,11 +301,10 @@ __device__ __forceinline__ float loraOutput(const Linear& l, const Selected& s, 
   return acc;
 }
 
-__device__ __forceinline__ float linearOutput(const Chain& c, const Linear& l, const Selected& s, int row, int o) {
+// Output o of a linear without its adapters.
+__device__ __forceinline__ float baseOutput(const Chain& c, const Linear& l, int row, int o) {
   float v = sumSlots(c, row, l.outAt + o);
-  if (l.bias) v += toFloat(l.bias[o]);
-  if (l.n) v += loraOutput(l, s, o);
-  return v;
+  return l.bias ? v + toFloat(l.bias[o]) : v;
 }
 
 // All threads of the grid set the buffer of the next product to zero.
@@ -347,7 +398,10 @@ extern "C" __global__ void __launch_bounds__(256) product_any(const __grid_const
 // columns a stage into a ring in shared memory by bulk copies (it starts before the previous kernel has ended: weights
 // depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is dealt evenly over the
 // blocks; a tile's sum may so have two contributors, which add to a y that was zero before: the order does not matter.
-#define CHUNK 512
+#ifndef CHUNK
+#define CHUNK 1024
+#endif
+#define STEPS (CHUNK / 256)  // of 32 columns, for each of eight warps
 #define TILE 16
 #define ROW_BYTES (CHUNK * 2 + 64)  // 64 bytes apart modulo 128: fragment loads without bank conflicts
 #define STAGE_BYTES (TILE * ROW_BYTES)
@@ -463,8 +517,8 @@ __device__ __forceinline__ void productStream(const Product& p) {
     int left = p.k - (chunk0 + c) * CHUNK;
     barrierWait(full + 8 * stage, phase);
 #pragma unroll
-    for (int step = 0; step < 2; step++) {
-      int kk = (warp * 2 + step) * 32 + q * 8;
+    for (int step = 0; step < STEPS; step++) {
+      int kk = (warp * STEPS + step) * 32 + q * 8;
       unsigned wAt = ring + stage * STAGE_BYTES + g * ROW_BYTES + kk * 2;
       uint4 a = make_uint4(0, 0, 0, 0), b = a;
       if (kk < left) {
@@ -587,18 +641,32 @@ struct RopeAppend {
 extern "C" __global__ void __launch_bounds__(256) rope_append(const __grid_constant__ RopeAppend p) {
   __shared__ Selected selected[3];
   releaseNext();
-  waitForPrevious();
   int row = blockIdx.y, warp = threadIdx.x >> 5;
-  if (warp < 3 && p.linear[warp].n) route(p.chain, p.linear[warp], row, selected[warp]);
-  clearNext(p.chain);
-  __syncthreads();
+  bool routes = warp < 3 && p.linear[warp].n;
+  if (routes) prepareRoute(p.linear[warp], selected[warp]);
   int half = p.headDim / 2;
   int item = blockIdx.x * 256 + threadIdx.x, head = item / half, i = item - head * half;
-  if (head >= p.heads + 2 * p.kvHeads) return;
+  bool valid = head < p.heads + 2 * p.kvHeads;
   int which = head < p.heads ? 0 : head < p.heads + p.kvHeads ? 1 : 2;
   int h = which == 0 ? head : which == 1 ? head - p.heads : head - p.heads - p.kvHeads;
-  float a = linearOutput(p.chain, p.linear[which], selected[which], row, h * p.headDim + i);
-  float b = linearOutput(p.chain, p.linear[which], selected[which], row, h * p.headDim + i + half);
+  waitForPrevious();
+  float a = 0, b = 0;
+  if (valid) {
+    a = baseOutput(p.chain, p.linear[which], row, h * p.headDim + i);
+    b = baseOutput(p.chain, p.linear[which], row, h * p.headDim + i + half);
+  }
+  if (p.linear[0].n | p.linear[1].n | p.linear[2].n) {
+    stage<3, 1, 256>(p.chain, p.linear, row, selected);
+    __syncthreads();
+  }
+  if (routes) route(p.chain, p.linear[warp], row, selected[warp]);
+  clearNext(p.chain);
+  __syncthreads();
+  if (!valid) return;
+  if (p.linear[which].n) {
+    a += loraOutput(p.linear[which], selected[which], h * p.headDim + i);
+    b += loraOutput(p.linear[which], selected[which], h * p.headDim + i + half);
+  }
   int slot = p.slots[row], length = p.lengths[row];
   if (which < 2) {
     float s, c;
@@ -645,30 +713,46 @@ extern "C" __global__ void __launch_bounds__(128) attention(const __grid_constan
   __shared__ __align__(16) float reduce[KEY_GROUPS * GROUP * PADDED];
   __shared__ bool last;
   releaseNext();
-  waitForPrevious();
   const int split = blockIdx.x, group = blockIdx.y, row = blockIdx.z, tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
   const int kvHead = group * GROUP / (p.heads / p.kvHeads), slot = p.slots[row];
   const bool aligned = HEAD_DIM % 8 == 0;
-  int begin = 0, end = 0;
+  int begin = 0, end = 0, active = 1;  // splits that have work: at least KEYS keys each, or all
   if (slot >= 0) {
     int length = p.lengths[row] + 1 < p.maxLength ? p.lengths[row] + 1 : p.maxLength, first = p.starts[row];
-    int each = ((length - first + p.splits - 1) / p.splits + 15) / 16 * 16;
+    int each = ((length - first + p.splits - 1) / p.splits + KEYS - 1) / KEYS * KEYS;
+    active = (length - first + each - 1) / each;
     begin = first + split * each;
     end = begin + each < length ? begin + each : length;
   }
+  if (split >= active) return;
   const u64 cacheAt = ((u64)(slot < 0 ? 0 : slot) * p.kvHeads + kvHead) * p.maxLength * HEAD_DIM;
   const T* keys = p.kCache + cacheAt;
   const T* values = p.vCache + cacheAt;
+  // Lengths and all columns but the newest are older than this step: they can come closer before the previous kernel ends.
+  for (int at = begin * HEAD_DIM + tid * (128 / (int)sizeof(T)); at < end * HEAD_DIM && at < (begin + 4 * KEYS) * HEAD_DIM;
+       at += 128 * (128 / (int)sizeof(T))) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + at));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(values + at));
+  }
+  waitForPrevious();
 
   float q[GROUP][LANE_SEGMENTS][8];
 #pragma unroll
   for (int h = 0; h < GROUP; h++)
 #pragma unroll
     for (int s = 0; s < LANE_SEGMENTS; s++)
+{
+        const int d = ((tid & 7) + 8 * s) * 8;
+        const float* from = p.q + ((u64)row * p.heads + group * GROUP + h) * HEAD_DIM + d;
+#if HEAD_DIM % 8 == 0
+        float4 u = make_float4(0, 0, 0, 0), v = u;
+        if (d < HEAD_DIM) { u = *(const float4*)from; v = *(const float4*)(from + 4); }
+        q[h][s][0] = u.x; q[h][s][1] = u.y; q[h][s][2] = u.z; q[h][s][3] = u.w;
+        q[h][s][4] = v.x; q[h][s][5] = v.y; q[h][s][6] = v.z; q[h][s][7] = v.w;
+#else
 #pragma unroll
-      for (int i = 0; i < 8; i++) {
-        int d = ((tid & 7) + 8 * s) * 8 + i;
-        q[h][s][i] = d < HEAD_DIM ? p.q[((u64)row * p.heads + group * GROUP + h) * HEAD_DIM + d] : 0.f;
+        for (int i = 0; i < 8; i++) q[h][s][i] = d + i < HEAD_DIM ? from[i] : 0.f;
+#endif
       }
   float acc[GROUP][8];
 #pragma unroll
@@ -760,38 +844,38 @@ extern "C" __global__ void __launch_bounds__(128) attention(const __grid_constan
     mine[GROUP * PADDED + tid] = top[tid];
     mine[GROUP * PADDED + GROUP + tid] = total[tid];
   }
-  __threadfence();
+  if (active > 1) __threadfence();
   __syncthreads();
   unsigned* counter = p.counters + row * gridDim.y + group;
-  if (tid == 0) last = atomicAdd(counter, 1u) == (unsigned)p.splits - 1;
+  if (tid == 0) last = active == 1 || atomicAdd(counter, 1u) == (unsigned)active - 1;
   __syncthreads();
   if (!last) return;
   __threadfence();
   if (tid == 0) *counter = 0;
-  const volatile float* all = p.partial + (((u64)row * gridDim.y + group) * p.splits) * width;
+  const float* all = p.partial + (((u64)row * gridDim.y + group) * p.splits) * width;
   // weight of each split, per head: exp(max - overall max) / overall sum
   float* weights = reduce;  // [splits][GROUP], splits ≤ 64
   if (warp < GROUP) {
     float m = negInf();
-    for (int s = lane; s < p.splits; s += 32) m = fmaxf(m, all[s * width + GROUP * PADDED + warp]);
+    for (int s = lane; s < active; s += 32) m = fmaxf(m, __ldcg(all + s * width + GROUP * PADDED + warp));
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
     float sum = 0;
-    for (int s = lane; s < p.splits; s += 32) {
-      float own = all[s * width + GROUP * PADDED + warp], w = own == negInf() ? 0.f : __expf(own - m);
+    for (int s = lane; s < active; s += 32) {
+      float own = __ldcg(all + s * width + GROUP * PADDED + warp), w = own == negInf() ? 0.f : __expf(own - m);
       weights[s * GROUP + warp] = w;
-      sum += w * all[s * width + GROUP * PADDED + GROUP + warp];
+      sum += w * __ldcg(all + s * width + GROUP * PADDED + GROUP + warp);
     }
     sum = warpSum(sum);
     __syncwarp();
-    for (int s = lane; s < p.splits; s += 32) weights[s * GROUP + warp] *= sum > 0 ? 1.f / sum : 0.f;
+    for (int s = lane; s < active; s += 32) weights[s * GROUP + warp] *= sum > 0 ? 1.f / sum : 0.f;
   }
   __syncthreads();
   for (int i = tid; i < GROUP * PADDED; i += 128) {
     int h = i / PADDED, d = i - h * PADDED;
     float v = 0;
 #pragma unroll 8
-    for (int s = 0; s < p.splits; s++) v += weights[s * GROUP + h] * all[s * width + i];
+    for (int s = 0; s < active; s++) v += weights[s * GROUP + h] * __ldcg(all + s * width + i);
     if (d < HEAD_DIM) p.out[((u64)row * p.heads + group * GROUP + h) * HEAD_DIM + d] = fromFloat(v);
   }
 }
@@ -819,15 +903,20 @@ struct AddResidual {
 extern "C" __global__ void __launch_bounds__(128) add_residual(const __grid_constant__ AddResidual p) {
   __shared__ Selected selected;
   releaseNext();
-  waitForPrevious();
   int row = blockIdx.y, o = blockIdx.x * 128 + threadIdx.x;
-  bool valid = o < p.hidden;
-  if (threadIdx.x < 32 && p.linear.n) route(p.chain, p.linear, row, selected);
-  float h = valid ? p.h[(u64)row * p.hidden + o] : 0.f;
+  bool valid = o < p.hidden, routes = threadIdx.x < 32 && p.linear.n;
+  if (routes) prepareRoute(p.linear, selected);
+  waitForPrevious();
+  float h = valid ? p.h[(u64)row * p.hidden + o] + baseOutput(p.chain, p.linear, row, o) : 0.f;
+  if (p.linear.n) {
+    stage<1, 2, 128>(p.chain, &p.linear, row, &selected);
+    __syncthreads();
+  }
+  if (routes) route(p.chain, p.linear, row, selected);
   clearNext(p.chain);
   __syncthreads();
   if (valid) {
-    h += linearOutput(p.chain, p.linear, selected, row, o);
+    if (p.linear.n) h += loraOutput(p.linear, selected, o);
     p.h[(u64)row * p.hidden + o] = h;
   }
   writeNormInput(h, valid, o, row, p.hidden, p.normWeight, p.out, p.sumsq);
@@ -868,14 +957,26 @@ struct SiluUp {
 extern "C" __global__ void __launch_bounds__(256) silu_up(const __grid_constant__ SiluUp p) {
   __shared__ Selected selected[2];
   releaseNext();
-  waitForPrevious();
   int row = blockIdx.y, warp = threadIdx.x >> 5, o = blockIdx.x * 256 + threadIdx.x;
-  if (warp == 0 && p.gate.n) route(p.chain, p.gate, row, selected[0]);
-  if (warp == 1 && p.up.n) route(p.chain, p.up, row, selected[1]);
+  const Linear& mine = warp == 0 ? p.gate : p.up;
+  bool routes = warp < 2 && mine.n;
+  if (routes) prepareRoute(mine, selected[warp]);
+  waitForPrevious();
+  float g = 0, u = 0;
+  if (o < p.inter) {
+    g = baseOutput(p.chain, p.gate, row, o);
+    u = baseOutput(p.chain, p.up, row, o);
+  }
+  if (p.gate.n | p.up.n) {
+    stage<2, 1, 256>(p.chain, &p.gate, row, selected);
+    __syncthreads();
+  }
+  if (routes) route(p.chain, mine, row, selected[warp]);
   clearNext(p.chain);
   __syncthreads();
   if (o >= p.inter) return;
-  float g = linearOutput(p.chain, p.gate, selected[0], row, o), u = linearOutput(p.chain, p.up, selected[1], row, o);
+  if (p.gate.n) g += loraOutput(p.gate, selected[0], o);
+  if (p.up.n) u += loraOutput(p.up, selected[1], o);
   p.out[(u64)row * p.inter + o] = fromFloat(g / (1.f + __expf(-g)) * u);
 }
 
@@ -950,7 +1051,12 @@ extern "C" __global__ void __launch_bounds__(256) add_adapters(const __grid_cons
   releaseNext();
   waitForPrevious();
   if (blockIdx.x * 256 >= out) return;
-  if (threadIdx.x < 32) route(p.chain, p.linear[which], row, selected);
+  stage<1, 1, 256>(p.chain, &p.linear[which], row, &selected);
+  if (threadIdx.x < 32) prepareRoute(p.linear[which], selected);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    route(p.chain, p.linear[which], row, selected);
+  }
   __syncthreads();
   if (o >= out) return;
   T* y = p.y[which] + (u64)row * out + o;

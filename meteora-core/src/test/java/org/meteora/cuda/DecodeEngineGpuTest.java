@@ -23,7 +23,7 @@ class DecodeEngineGpuTest {
   static Stream<Arguments> models() {
     var standard = Tuning.standard();
     var chosenOnly = new Tuning(standard.sharedBytes(), standard.inputBytes(), true, 0);
-    var sliced = new Tuning(120 << 10, 8 << 10, true, standard.rideBytes());
+    var sliced = new Tuning(160 << 10, 16 << 10, true, standard.rideBytes());
     var many = new int[70];
     Arrays.fill(many, 2);
     return Stream.of(
@@ -108,6 +108,11 @@ class DecodeEngineGpuTest {
         var lengths = starts.clone();
         engine.rows(slots, lengths, starts);
         double worst = 0;
+        // A row leaves the comparison once a choice of adapters hangs by a thread: rounding may
+        // turn it.
+        var decided = new boolean[rows];
+        Arrays.fill(decided, true);
+        var compared = 0;
         var steps = config.hidden() > 512 ? 4 : 90;
         for (var step = 0; step < steps; step++) {
           var tokens = random.ints(rows, 0, config.vocab()).toArray();
@@ -116,15 +121,24 @@ class DecodeEngineGpuTest {
           for (var i = 0; i < rows; i++) {
             var expected = reference.step(tokens[i], slots[i], lengths[i]++, starts[i]);
             var got = Arrays.copyOfRange(logits, i * config.vocab(), (i + 1) * config.vocab());
-            worst = Math.max(worst, Gpu.error(got, expected));
             assertThat(got[next[i]]).isEqualTo(Arrays.stream(got).max().orElseThrow());
-            assertThat(Gpu.error(got, expected))
-                .as("step %d row %d", step, i)
-                .isLessThan(
-                    config.dtype() == Dtype.F32 ? 2e-4 : config.dtype() == Dtype.F16 ? 1e-2 : 5e-2);
+            decided[i] &=
+                config.dtype() == Dtype.F32
+                    || reference.margin > (config.dtype() == Dtype.F16 ? 0.01 : 0.06);
+            if (decided[i]) {
+              compared++;
+              worst = Math.max(worst, Gpu.error(got, expected));
+              assertThat(Gpu.error(got, expected))
+                  .as("step %d row %d", step, i)
+                  .isLessThan(
+                      config.dtype() == Dtype.F32
+                          ? 1e-5
+                          : config.dtype() == Dtype.F16 ? 5e-3 : 3e-2);
+            }
           }
         }
-        System.err.printf("%s: error %.2e%n", name, worst);
+        System.err.printf("%s: error %.2e over %d%n", name, worst, compared);
+        assertThat(compared).isGreaterThan(0);
       }
     }
   }

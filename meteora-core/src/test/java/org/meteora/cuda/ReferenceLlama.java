@@ -51,6 +51,12 @@ final class ReferenceLlama {
   private final double[][][][] values;
   double temperature = 1;
 
+  /**
+   * The smallest gap, of all gates of the last step, between the last logit chosen and the first
+   * not chosen.
+   */
+  double margin;
+
   ReferenceLlama(Gpu gpu, Config c, int slots, int maxLength) {
     this.config = c;
     this.slots = slots;
@@ -175,6 +181,7 @@ final class ReferenceLlama {
 
   /** Logits of one more token of a sequence in {@code slot}, at column {@code length}. */
   double[] step(int token, int slot, int length, int start) {
+    margin = Double.POSITIVE_INFINITY;
     var h = new double[config.hidden];
     System.arraycopy(embedding, token * config.hidden, h, 0, config.hidden);
     for (var l = 0; l < config.layers; l++) {
@@ -273,6 +280,12 @@ final class ReferenceLlama {
       add(y, l.bias);
     }
     if (l.ranks.length > 0) {
+      var sorted = times(l.g, x, l.ranks.length);
+      java.util.Arrays.sort(sorted);
+      var n = sorted.length;
+      if (config.topK < n) {
+        margin = Math.min(margin, sorted[n - config.topK] - sorted[n - config.topK - 1]);
+      }
       add(y, adapters(x, l.g, l.a, l.b, l.ranks, l.scales, l.out, config.topK, temperature));
     }
     return y;
