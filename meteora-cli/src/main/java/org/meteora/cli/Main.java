@@ -5,7 +5,7 @@ import org.meteora.UserException;
 import org.meteora.data.command.CreateCompositeCommand;
 import org.meteora.data.command.CreateDatasetCommand;
 import org.meteora.data.command.DownloadCommand;
-import org.meteora.data.source.SourceFetcher;
+import org.meteora.data.hub.HubSourceFetcher;
 import org.meteora.eval.command.EvalCommand;
 import org.meteora.eval.command.RoutesCommand;
 import org.meteora.train.command.TrainCommand;
@@ -47,7 +47,7 @@ public final class Main {
     var root = new CommandLine(new Main());
     for (var command :
         new Object[] {
-          new CreateDatasetCommand(() -> SourceFetcher.NONE),
+          new CreateDatasetCommand(HubSourceFetcher::fromEnvironment),
           new CreateCompositeCommand(),
           new DownloadCommand(),
           new TrainLoraCommand(),

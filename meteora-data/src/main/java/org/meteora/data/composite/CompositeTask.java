@@ -1,8 +1,13 @@
 package org.meteora.data.composite;
 
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.io.Jsonl;
 
 /**
  * Several tasks asked in one prompt (paper, section 4.2).
@@ -49,6 +54,23 @@ public record CompositeTask(String name, List<String> tasks) {
         .filter(n -> name.equals("composite_" + n))
         .findFirst()
         .flatMap(CompositeTask::published);
+  }
+
+  /**
+   * The composite task of this name: as its folder of data says ({@code composite.json}, written by
+   * {@code create-composite}), else the paper's.
+   */
+  public static Optional<CompositeTask> find(String name, Path targetDir) {
+    var file = targetDir.resolve(name).resolve("composite.json");
+    if (!Files.isRegularFile(file)) {
+      return find(name);
+    }
+    var tasks = new ArrayList<String>();
+    Jsonl.readFile(file).path("tasks").forEach(task -> tasks.add(task.asText()));
+    if (tasks.isEmpty()) {
+      throw new UserException(file + ": no \"tasks\"");
+    }
+    return Optional.of(new CompositeTask(name, tasks));
   }
 
   /**
