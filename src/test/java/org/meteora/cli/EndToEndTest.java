@@ -1,0 +1,297 @@
+package org.meteora.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.PrintStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.io.Jsonl;
+
+/** Through the command line, on a copy of the embedded tiny checkpoint. */
+class EndToEndTest {
+  @TempDir Path folder;
+
+  private record Result(int code, String out, String err) {}
+
+  @BeforeEach
+  void copyTheTinyCheckpoint() throws IOException {
+    var tiny = Path.of(System.getProperty("meteora.root", ".."), "configs/tiny");
+    try (var files = Files.walk(tiny)) {
+      for (var file : files.toList()) {
+        var target = folder.resolve(tiny.relativize(file).toString());
+        if (Files.isDirectory(file)) {
+          Files.createDirectories(target);
+        } else {
+          Files.copy(file, target);
+        }
+      }
+    }
+    Files.delete(folder.resolve("config.yaml"));
+  }
+
+  private Result run(String... arguments) {
+    var all = new ArrayList<>(List.of(arguments));
+    if (!List.of("--help", "bench", "evla").contains(arguments[0]) && !all.contains("--config")) {
+      all.addAll(
+          List.of(
+              "--base-model-path=" + folder.resolve("base"),
+              "--meteora_ckpt_path=" + folder.resolve("meteora"),
+              "--adapter-dir=" + folder.resolve("adapters"),
+              "--target-dir=" + folder.resolve("datasets"),
+              "--eval-result-save-dir=" + folder.resolve("results")));
+    }
+    var out = new ByteArrayOutputStream();
+    var err = new ByteArrayOutputStream();
+    var stdout = System.out;
+    var stderr = System.err;
+    System.setOut(new PrintStream(out, true, StandardCharsets.UTF_8));
+    System.setErr(new PrintStream(err, true, StandardCharsets.UTF_8));
+    try {
+      int code = Main.run(all.toArray(String[]::new));
+      return new Result(
+          code, out.toString(StandardCharsets.UTF_8), err.toString(StandardCharsets.UTF_8));
+    } finally {
+      System.setOut(stdout);
+      System.setErr(stderr);
+    }
+  }
+
+  /** Exit code 2 and one line on stderr that says what was wrong. */
+  private void refused(Result result, String... parts) {
+    assertThat(result.code()).as(result.err()).isEqualTo(2);
+    assertThat(result.err().strip().lines().filter(line -> !line.startsWith("WARN")).toList())
+        .hasSize(1);
+    assertThat(result.err()).contains(parts).doesNotContain("\tat ");
+    assertThat(folder.resolve("results")).isEmptyDirectory();
+  }
+
+  @BeforeEach
+  void makeTheResultFolder() throws IOException {
+    Files.createDirectories(folder.resolve("results"));
+  }
+
+  @Test
+  void evaluatesSavesAndScoresAgain() {
+    for (var model : List.of("meteora", "base", "reverse_word")) {
+      var result =
+          run(
+              "eval",
+              "--task",
+              "composite_4",
+              "--batch_size",
+              "4",
+              "--limit",
+              "5",
+              "--max_length",
+              "640",
+              "--model",
+              model,
+              "--save");
+      assertThat(result.code()).as(result.err()).isZero();
+      assertThat(result.out()).contains("reverse_word", "Avg attempt nums");
+    }
+    assertThat(folder.resolve("results/base/composite_4.json")).exists();
+    assertThat(folder.resolve("results/peft/composite_4.json")).exists();
+    var saved = Jsonl.readFile(folder.resolve("results/meteora/composite_4.json"));
+    assertThat(saved.toString()).contains("\"routing_temperature\":20.0", "sha256");
+    var again =
+        run(
+            "eval",
+            "--rescore",
+            folder.resolve("results/meteora/composite_4.answers.jsonl").toString());
+    assertThat(again.code()).as(again.err()).isZero();
+    assertThat(again.out()).contains("Avg correct nums");
+  }
+
+  @Test
+  void generatesInOrderAsJson() throws IOException {
+    var prompts =
+        Files.writeString(folder.resolve("p.jsonl"), "{\"prompt\":\"a\"}\n{\"prompt\":\"bé\"}\n");
+    var result =
+        run(
+            "generate",
+            "--prompts",
+            prompts.toString(),
+            "--json",
+            "--max_new_tokens",
+            "6",
+            "--routing_top_k",
+            "1");
+    assertThat(result.code()).as(result.err()).isZero();
+    var lines = result.out().lines().toList();
+    assertThat(lines).hasSize(2);
+    assertThat(Jsonl.JSON.readTree(lines.get(1)).get("prompt").asText()).isEqualTo("bé");
+    assertThat(Jsonl.JSON.readTree(lines.get(0)).get("token_ids").size()).isBetween(1, 6);
+    var plain = run("generate", "--prompt", "a", "--max-new-tokens", "6", "--routing-top-k", "1");
+    assertThat(plain.out())
+        .isEqualTo(Jsonl.JSON.readTree(lines.get(0)).get("text").asText() + "\n");
+    var sampled =
+        run(
+            "generate",
+            "--prompt",
+            "a",
+            "--max-new-tokens",
+            "6",
+            "--temperature",
+            "0.7",
+            "--top-p",
+            "0.9",
+            "--seed",
+            "3");
+    assertThat(sampled.code()).isZero();
+  }
+
+  @Test
+  void makesCompositePrompts() {
+    var result = run("create-composite", "--tasks", "reverse_word,sort_letters", "--nums", "3");
+    assertThat(result.code()).as(result.err()).isZero();
+    assertThat(folder.resolve("datasets/composite_2/test.jsonl")).exists();
+    var evaluated = run("eval", "--task", "composite_2", "--limit", "1", "--max-length", "500");
+    assertThat(evaluated.code()).as(evaluated.err()).isZero();
+  }
+
+  @Test
+  void helpHasExamples() {
+    assertThat(run("--help").code()).isZero();
+    for (var command : Main.commandLine().getSubcommands().entrySet()) {
+      var usage = command.getValue().getUsageMessage();
+      assertThat(usage).as(command.getKey()).contains("meteora " + command.getKey(), "Example");
+    }
+  }
+
+  @Test
+  void mistakesOnTheCommandLine() {
+    refused(run("evla"), "evla", "did you mean eval");
+    refused(run("eval", "--taks", "x"), "--taks", "--task");
+    refused(run("eval", "--task", "alpacca"), "alpacca", "alpaca");
+    refused(run("eval", "--task", "alpaca"), "alpaca", "test.jsonl");
+    refused(run("eval", "--task", "composite_4", "--batch-size", "x"), "--batch-size");
+    refused(run("eval", "--task", "composite_4", "--model", "no_such"), "no_such", "reverse_word");
+    refused(run("eval", "--task", "composite_4", "--device", "tpu"), "tpu", "cpu");
+    refused(run("eval", "--task", "composite_4", "--dtype", "f8"), "f8", "bf16");
+    refused(
+        run("eval", "--task", "composite_4", "--routing-temperature", "-1"), "routing-temperature");
+    refused(run("eval", "--task", "composite_4", "--temperature", "1"), "--seed");
+    refused(run("generate"), "--prompt");
+  }
+
+  @Test
+  void mistakesInTheConfig() throws IOException {
+    var config = folder.resolve("c.yaml");
+    Files.writeString(config, "base_modle_path: x\n");
+    refused(
+        run("eval", "--task", "composite_4", "--config", config.toString()),
+        "base_modle_path",
+        "base_model_path");
+    Files.writeString(config, "- x\n");
+    refused(run("eval", "--task", "composite_4", "--config", config.toString()), "c.yaml", "map");
+    refused(
+        run("eval", "--task", "composite_4", "--config", folder.resolve("none.yaml").toString()),
+        "none.yaml");
+  }
+
+  @Test
+  void missingAndEmptyFolders() throws IOException {
+    Files.delete(folder.resolve("base/tokenizer.json"));
+    refused(run("eval", "--task", "composite_4"), "tokenizer.json");
+    Files.delete(folder.resolve("base/config.json"));
+    refused(run("eval", "--task", "composite_4"), "config.json");
+    var empty = Files.createDirectories(folder.resolve("empty"));
+    refused(
+        run(
+            "eval",
+            "--task",
+            "composite_4",
+            "--config",
+            Files.writeString(
+                    folder.resolve("e.yaml"),
+                    "base_model_path: "
+                        + empty
+                        + "\nmeteora_ckpt_path: x\ntarget_dir: "
+                        + folder.resolve("datasets")
+                        + "\n")
+                .toString()),
+        "config.json",
+        "empty");
+  }
+
+  @Test
+  void brokenWeights() throws IOException {
+    var file = folder.resolve("base/model.safetensors");
+    var good = Files.readAllBytes(file);
+    Files.write(file, java.util.Arrays.copyOf(good, good.length - 100));
+    refused(run("eval", "--task", "composite_4"), "model.safetensors", "truncated");
+    var longHeader = good.clone();
+    ByteBuffer.wrap(longHeader).order(ByteOrder.LITTLE_ENDIAN).putLong(0, 1L << 50);
+    Files.write(file, longHeader);
+    refused(run("eval", "--task", "composite_4"), "header");
+    Files.write(file, good);
+    var config = folder.resolve("base/config.json");
+    var text = Files.readString(config);
+    Files.writeString(
+        config, text.replaceAll("\"intermediate_size\" : 160", "\"intermediate_size\" : 161"));
+    refused(
+        run("eval", "--task", "composite_4", "--model", "base"),
+        "gate_proj.weight",
+        "[160, 64]",
+        "[161, 64]");
+    refused(
+        run("eval", "--task", "composite_4", "--model", "reverse_word"),
+        "reverse_word",
+        "another base model");
+    Files.writeString(config, text.replaceAll("\"vocab_size\" : 258", "\"vocab_size\" : 200"));
+    refused(run("eval", "--task", "composite_4"), "tokenizer", "258", "200");
+    Files.writeString(
+        config,
+        text.replaceAll("\"max_position_embeddings\" : 2048", "\"max_position_embeddings\" : 4"));
+    refused(run("generate", "--prompt", "a longer prompt"), "4");
+  }
+
+  @Test
+  void brokenData() throws IOException {
+    Files.writeString(
+        folder.resolve("datasets/composite_4/test.jsonl"),
+        "{\"prompt\":\"a\",\"response\":\"b\"}\n{oops\n");
+    refused(run("eval", "--task", "composite_4"), "test.jsonl:2");
+  }
+
+  @Test
+  void aResultFolderThatCannotBeWritten() throws IOException {
+    var file = Files.writeString(folder.resolve("afile"), "");
+    var result =
+        run(
+            "eval",
+            "--task",
+            "composite_4",
+            "--save",
+            "--config",
+            config(file.resolve("results")).toString());
+    refused(result, "afile");
+  }
+
+  private Path config(Path results) throws IOException {
+    return Files.writeString(
+        folder.resolve("own.yaml"),
+        "base_model_path: "
+            + folder.resolve("base")
+            + "\nmeteora_ckpt_path: "
+            + folder.resolve("meteora")
+            + "\nadapter_dir: "
+            + folder.resolve("adapters")
+            + "\ntarget_dir: "
+            + folder.resolve("datasets")
+            + "\neval_result_save_dir: "
+            + results
+            + "\n");
+  }
+}
