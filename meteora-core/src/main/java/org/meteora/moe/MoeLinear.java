@@ -133,9 +133,12 @@ public final class MoeLinear extends AbstractBlock {
     NDArray logits = gated ? Ops.linear(rows, bank.gate(), null) : null;
     boolean reference = flags.mode() == ForwardMode.REFERENCE;
     int topK = Math.min(control.settings().topK(), bank.size());
+    if (flags.mode() == ForwardMode.AUTO && !training && HostForward.fits(x)) {
+      return onHost(rows, y, logits, topK, shape);
+    }
     Routing routing;
     if (!gated) {
-      routing = fixed(rows, flags.singleAdapter().orElse(0));
+      routing = fixed(rows);
     } else if (training || reference) {
       routing = Gate.training(logits, topK);
     } else {
@@ -157,13 +160,26 @@ public final class MoeLinear extends AbstractBlock {
     return new Output(y, logitsShaped);
   }
 
-  private static Shape withLast(Shape shape, long last) {
-    var dimensions = shape.getShape().clone();
-    dimensions[dimensions.length - 1] = last;
-    return new Shape(dimensions);
+  private Output onHost(NDArray rows, NDArray y, NDArray logits, int topK, Shape shape) {
+    int tokens = (int) rows.getShape().get(0);
+    var chosen =
+        logits == null
+            ? HostForward.fixed(tokens, singleAdapter())
+            : HostForward.route(logits, topK, control.settings().temperature());
+    if (control.listener() != null && logits != null) {
+      int batch = shape.dimension() == 3 ? (int) shape.get(0) : 1;
+      control
+          .listener()
+          .onRouting(layer, module, batch, tokens / batch, topK, chosen.indices(), chosen.weights());
+    }
+    if (bank.totalRank() > 0) {
+      HostForward.add(Ops.contiguous(rows), y, layout, chosen);
+    }
+    return new Output(y, logits == null || shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size())));
   }
 
-  private Routing fixed(NDArray rows, int adapter) {
+  private int singleAdapter() {
+    int adapter = control.flags().singleAdapter().orElse(0);
     if (adapter >= bank.size()) {
       throw new UserException(
           "MOELINEAR_SINGLE_MOE_LORA="
@@ -172,10 +188,20 @@ public final class MoeLinear extends AbstractBlock {
               + bank.size()
               + " adapters, counted from 0");
     }
+    return adapter;
+  }
+
+  private static Shape withLast(Shape shape, long last) {
+    var dimensions = shape.getShape().clone();
+    dimensions[dimensions.length - 1] = last;
+    return new Shape(dimensions);
+  }
+
+  private Routing fixed(NDArray rows) {
     long tokens = rows.getShape().get(0);
     var manager = rows.getManager();
     return new Routing(
-        manager.full(new Shape(tokens, 1), adapter, DataType.INT64),
+        manager.full(new Shape(tokens, 1), singleAdapter(), DataType.INT64),
         manager.ones(new Shape(tokens, 1), DataType.FLOAT32));
   }
 

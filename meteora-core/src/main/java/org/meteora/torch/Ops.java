@@ -118,6 +118,11 @@ public final class Ops {
     return new StableAbi.Call("aten::silu", "").tensor(x).run(x.getManager());
   }
 
+  /** {@code x} row-major; {@code x} itself, under another handle, when it is already. */
+  public static NDArray contiguous(NDArray x) {
+    return new StableAbi.Call("aten::contiguous", "").tensor(x).integer(0).run(x.getManager());
+  }
+
   /** {@code 1 / sqrt(x)}. */
   public static NDArray rsqrt(NDArray x) {
     return new StableAbi.Call("aten::rsqrt", "").tensor(x).run(x.getManager());
