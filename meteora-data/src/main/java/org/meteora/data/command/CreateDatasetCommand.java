@@ -64,7 +64,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
     var maker = new DatasetMaker(settings.targetDir(), seed);
     var download = offline ? SourceFetcher.NONE : fetcher.get();
     var rows = new ArrayList<String>();
-    boolean missing = false;
+    boolean incomplete = false;
     for (var each : tasks) {
       var places = locator.candidates(each);
       String problem = null;
@@ -79,7 +79,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
         }
       }
       if (source.isEmpty()) {
-        missing = true;
+        incomplete = true;
         rows.add(
             String.format(
                 "%-42s missing; looked for in %s%s",
@@ -88,13 +88,23 @@ public final class CreateDatasetCommand implements Callable<Integer> {
                 problem == null ? "" : "; " + problem));
         continue;
       }
-      var written = maker.make(each, source.get());
+      DatasetMaker.Written written;
+      try {
+        written = maker.make(each, source.get());
+      } catch (UserException e) {
+        if (tasks.size() == 1) {
+          throw e;
+        }
+        incomplete = true;
+        rows.add(String.format("%-42s failed; %s", each.name(), e.getMessage()));
+        continue;
+      }
       rows.add(
           String.format(
               "%-42s written  %,9d train %,8d test  sha256 %s",
               each.name(), written.train(), written.test(), written.sha256().substring(0, 16)));
     }
     rows.forEach(System.out::println);
-    return missing ? 1 : 0;
+    return incomplete ? 1 : 0;
   }
 }

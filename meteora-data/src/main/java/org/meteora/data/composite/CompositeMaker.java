@@ -28,6 +28,11 @@ public final class CompositeMaker {
       shared = shared.substring(0, length);
     }
     int cut = shared.lastIndexOf("[INST]");
+    var whole = shared;
+    if (samples.stream().allMatch(sample -> sample.prompt().equals(whole))) {
+      throw new UserException(
+          "a header can be told from what follows it only in a file with different prompts");
+    }
     if (cut < 0) {
       throw new UserException(
           "the prompts share no header: no [INST] in the text they have in common");

@@ -6,7 +6,6 @@ import com.fasterxml.jackson.databind.ObjectReader;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Optional;
@@ -24,7 +23,8 @@ import org.meteora.io.Jsonl;
  * {@code task.json}. Others: {@code <root>/<repository>/} as it lies on the Hub, with Parquet,
  * JSONL or JSON files named after the splits, for instance {@code
  * gsm8k/main/train-00000-of-00001.parquet}; the repository's name, its organisation left out, or
- * the task's name.
+ * the task's name. {@code <root>} may be BIG-bench's own folder, with the other repositories beside
+ * it, or the folder that holds {@code bigbench} and all the others.
  */
 public final class SourceLocator {
   private static final ObjectReader RECORD =
@@ -53,7 +53,7 @@ public final class SourceLocator {
   public List<Path> candidates(Task task) {
     var names = new LinkedHashSet<String>();
     switch (task.source()) {
-      case BIGBENCH -> names.add(task.name());
+      case BIGBENCH -> names.addAll(List.of(task.name(), "bigbench/" + task.name()));
       case ALPACA -> names.add("alpaca");
       case CNN_DAILYMAIL -> names.addAll(List.of("cnn_dailymail/3.0.0", "cnn_dailymail"));
       case GSM8K -> names.addAll(List.of("gsm8k/main", "gsm8k"));
@@ -64,12 +64,21 @@ public final class SourceLocator {
       case NEWS_COMMENTARY_IT ->
           names.addAll(List.of("news_commentary/en-it", "news_commentary_it"));
     }
-    var result = new ArrayList<Path>();
+    var result = new LinkedHashSet<Path>();
     for (var name : names) {
       result.add(root.resolve(name));
       result.add(root.resolve(name).resolve("data"));
     }
-    return result;
+    if (task.source() == Task.Source.BIGBENCH) {
+      result.add(root.resolve("data").resolve(task.name()));
+    } else {
+      // beside BIG-bench, where `download` puts each repository
+      for (var name : names) {
+        result.add(root.resolve("..").resolve(name).normalize());
+        result.add(root.resolve("..").resolve(name).normalize().resolve("data"));
+      }
+    }
+    return List.copyOf(result);
   }
 
   /** The source of a task, if it is on disk. */

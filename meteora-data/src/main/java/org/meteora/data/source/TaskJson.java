@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import java.util.Random;
+import java.util.SplittableRandom;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 
@@ -18,9 +19,10 @@ import org.meteora.io.Jsonl;
  * their own.
  *
  * <p>An example becomes {@code task_prefix + input_prefix + input + choices + output_prefix}, the
- * choices each after {@code choice_prefix} (unless {@code append_choices_to_input} is false): the
- * text that the task's published JSONL form holds under {@code inputs}. The split is 80 % train, 20
- * % validation of the examples in an order shuffled with the seed.
+ * choices shuffled with the seed, each after {@code choice_prefix} (unless {@code
+ * append_choices_to_input} is false): the text that the task's published JSONL form holds under
+ * {@code inputs}. The split is 80 % train, 20 % validation of the examples in an order shuffled
+ * with the seed.
  */
 final class TaskJson {
   private TaskJson() {}
@@ -75,13 +77,15 @@ final class TaskJson {
         Collections.sort(chosen);
         for (int i : chosen) {
           each.accept(
-              record(root, examples.get(i), i, file + ": example " + i), file + ": example " + i);
+              record(root, examples.get(i), i, seed, file + ": example " + i),
+              file + ": example " + i);
         }
       }
     };
   }
 
-  private static ObjectNode record(JsonNode task, JsonNode example, int index, String where) {
+  private static ObjectNode record(
+      JsonNode task, JsonNode example, int index, long seed, String where) {
     var input = Jsonl.text(example, "input", where);
     var choices = new ArrayList<String>();
     var targets = new ArrayList<String>();
@@ -113,8 +117,12 @@ final class TaskJson {
     var text = new StringBuilder(task.path("task_prefix").asText(""));
     text.append(task.path("example_input_prefix").asText("\nQ: ")).append(input);
     if (!choices.isEmpty() && task.path("append_choices_to_input").asBoolean(true)) {
-      for (var choice : choices) {
-        text.append(task.path("example_choice_prefix").asText("\n  choice: ")).append(choice);
+      // the file often has the right one first: in an order of the example's own, as BIG-bench does
+      var shown = new ArrayList<>(choices);
+      Collections.sort(shown);
+      Collections.shuffle(shown, new SplittableRandom(31 * seed + index));
+      for (var choice : shown) {
+        text.append(task.path("choice_prefix").asText("\n  choice: ")).append(choice);
       }
     }
     text.append(task.path("example_output_prefix").asText("\nA: "));

@@ -44,7 +44,7 @@ public final class DatasetMaker {
   public record Written(int train, int test, String sha256) {}
 
   /**
-   * Writes both files, each atomically.
+   * Writes both files, or neither when a record of either is wrong.
    *
    * @throws UserException when a record lacks what the task needs (naming file and line), or a file
    *     cannot be written
@@ -57,10 +57,10 @@ public final class DatasetMaker {
     } catch (NoSuchAlgorithmException e) {
       throw new IllegalStateException(e);
     }
-    int[] counts = new int[2];
+    var train = source.train();
+    Records test;
     if (source.test().isPresent()) {
-      counts[0] = write(folder.resolve("train.jsonl"), task, source.train(), MOST_TRAIN, digest);
-      counts[1] = write(folder.resolve("test.jsonl"), task, source.test().get(), MOST_TEST, digest);
+      test = source.test().get();
     } else {
       // no test split: a fifth of the records, drawn with the seed
       int[] total = new int[1];
@@ -70,22 +70,22 @@ public final class DatasetMaker {
         order.add(i);
       }
       Collections.shuffle(order, new Random(seed));
-      Set<Integer> test = new HashSet<>(order.subList(0, total[0] / 5));
-      counts[0] =
-          write(
-              folder.resolve("train.jsonl"),
-              task,
-              filtered(source.train(), test, false),
-              MOST_TRAIN,
-              digest);
-      counts[1] =
-          write(
-              folder.resolve("test.jsonl"),
-              task,
-              filtered(source.train(), test, true),
-              MOST_TEST,
-              digest);
+      Set<Integer> chosen = new HashSet<>(order.subList(0, total[0] / 5));
+      train = filtered(source.train(), chosen, false);
+      test = filtered(source.train(), chosen, true);
     }
+    var records = train;
+    int[] counts = new int[2];
+    // train.jsonl takes its place after test.jsonl has: a broken record of either leaves both as
+    // they were
+    AtomicFiles.writeStream(
+        folder.resolve("train.jsonl"),
+        out -> {
+          counts[0] = write(out, task, "train", records, MOST_TRAIN, digest);
+          AtomicFiles.writeStream(
+              folder.resolve("test.jsonl"),
+              testOut -> counts[1] = write(testOut, task, "test", test, MOST_TEST, digest));
+        });
     return new Written(counts[0], counts[1], HexFormat.of().formatHex(digest.digest()));
   }
 
@@ -101,29 +101,25 @@ public final class DatasetMaker {
     };
   }
 
-  private static int write(Path file, Task task, Records records, int most, MessageDigest digest) {
+  private static int write(
+      OutputStream out, Task task, String split, Records records, int most, MessageDigest digest) {
     int[] count = new int[1];
-    AtomicFiles.writeStream(
-        file,
-        out -> {
-          OutputStream hashed = new DigestOutputStream(out, digest);
-          records.forEach(
-              (node, where) -> {
-                if (count[0] == most) {
-                  return;
-                }
-                count[0]++;
-                try {
-                  hashed.write(sample(task, node, where).line());
-                } catch (java.io.IOException e) {
-                  throw new java.io.UncheckedIOException(e);
-                }
-              });
-          if (count[0] == 0) {
-            throw new UserException(
-                "the source of " + task.name() + " has no record for " + file.getFileName());
+    var hashed = new DigestOutputStream(out, digest);
+    records.forEach(
+        (node, where) -> {
+          if (count[0] == most) {
+            return;
+          }
+          count[0]++;
+          try {
+            hashed.write(sample(task, node, where).line());
+          } catch (java.io.IOException e) {
+            throw new java.io.UncheckedIOException(e);
           }
         });
+    if (count[0] == 0) {
+      throw new UserException("the source of " + task.name() + " has no record for " + split);
+    }
     return count[0];
   }
 
@@ -131,12 +127,11 @@ public final class DatasetMaker {
   static Sample sample(Task task, JsonNode node, String where) {
     return switch (task.source()) {
       case BIGBENCH -> bigbench(task, node, where);
-      case ALPACA -> {
-        var input = node.path("input").asText("");
-        yield prompt(
-            Jsonl.text(node, "instruction", where) + (input.isEmpty() ? "" : "\n" + input),
-            Jsonl.text(node, "output", where));
-      }
+      case ALPACA ->
+          // the newline is there without an input too, as in the published data
+          prompt(
+              Jsonl.text(node, "instruction", where) + "\n" + node.path("input").asText(""),
+              Jsonl.text(node, "output", where));
       case CNN_DAILYMAIL ->
           prompt(
               "Generate a summarization of the news article.\n"

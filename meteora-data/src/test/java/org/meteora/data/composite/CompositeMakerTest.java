@@ -42,6 +42,9 @@ class CompositeMakerTest {
     assertThat(made.getFirst().prompt()).startsWith(header).endsWith(" [/INST]\n\n");
     assertThat(made.getFirst().response()).contains("@@@@\ntwo\nlines");
     assertThat(CompositeMaker.headerOf(made)).isEqualTo(header);
+    assertThatThrownBy(() -> CompositeMaker.headerOf(made.subList(0, 1)))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("different prompts");
     assertThatThrownBy(
             () -> CompositeMaker.headerOf(List.of(new Sample("x", ""), new Sample("y", ""))))
         .isInstanceOf(UserException.class);

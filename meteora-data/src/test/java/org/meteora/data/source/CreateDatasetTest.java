@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import org.junit.jupiter.api.Test;
@@ -68,8 +69,8 @@ class CreateDatasetTest {
     var json =
         "{\"task_prefix\":\"P. \",\"example_input_prefix\":\"\\n"
             + "Q: \",\"example_output_prefix\":\"\\n"
-            + "A:\",\"example_choice_prefix\":\"\\n"
-            + "  choice: \",\"examples\":["
+            + "A:\",\"choice_prefix\":\"\\n"
+            + " ~ \",\"examples\":["
             + examples
             + "]}";
     put("winowhy/one/task.json", json);
@@ -78,10 +79,13 @@ class CreateDatasetTest {
         json.replace("\"task_prefix\"", "\"append_choices_to_input\":false,\"task_prefix\""));
     var first = firstTest("winowhy");
     assertThat(first.prompt())
-        .matches("\\[INST] P\\. \nQ: i\\d\n  choice: yes\n  choice: no\nA: \\[/INST]\n");
+        .matches("\\[INST] P\\. \nQ: i\\d(\n ~ yes\n ~ no|\n ~ no\n ~ yes)\nA: \\[/INST]\n");
     assertThat(first.response()).isEqualTo("yes");
     var train = Sample.read(folder.resolve("datasets/winowhy/train.jsonl"));
     var test = Sample.read(folder.resolve("datasets/winowhy/test.jsonl"));
+    assertThat(train.stream().filter(s -> s.prompt().contains(" ~ no\n ~ yes")).count())
+        .as("the right choice is not always the first")
+        .isBetween(1L, 7L);
     assertThat(train).hasSize(16).doesNotContainAnyElementsOf(test);
     assertThat(test).hasSize(4);
     assertThat(test.getLast().prompt()).matches("\\[INST] P\\. \nQ: i\\d\nA: \\[/INST]\n");
@@ -104,6 +108,10 @@ class CreateDatasetTest {
         "alpaca/train.jsonl",
         "{\"instruction\":\"a\",\"input\":\"b\",\"output\":\"c\"}\n".repeat(5));
     assertThat(firstTest("alpaca")).isEqualTo(new Sample("[INST] a\nb [/INST]\n", "c"));
+    put(
+        "alpaca/train.jsonl",
+        "{\"instruction\":\"a\",\"input\":\"\",\"output\":\"c\"}\n".repeat(5));
+    assertThat(firstTest("alpaca")).isEqualTo(new Sample("[INST] a\n [/INST]\n", "c"));
     put("cnn_dailymail/3.0.0/train.jsonl", "{\"article\":\"a\",\"highlights\":\"h\"}\n");
     put("cnn_dailymail/3.0.0/test.jsonl", "{\"article\":\"a\",\"highlights\":\"h\"}\n");
     assertThat(firstTest("cnn_dailymail").prompt())
@@ -130,10 +138,34 @@ class CreateDatasetTest {
         .isInstanceOf(UserException.class)
         .hasMessageContaining("train.jsonl:2");
     assertThat(folder.resolve("datasets/winowhy/train.jsonl")).doesNotExist();
+    // a broken test split leaves no train split behind either
+    put("winowhy/train.jsonl", "{\"inputs\":\"i\",\"targets\":[\"t\"]}\n");
+    put("winowhy/validation.jsonl", "{\"inputs\":\"i\"}\n");
+    assertThatThrownBy(
+            () ->
+                maker.make(Tasks.get("winowhy"), locator.find(Tasks.get("winowhy")).orElseThrow()))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("validation.jsonl:1");
+    try (var left = Files.list(folder.resolve("datasets/winowhy"))) {
+      assertThat(left).isEmpty();
+    }
+  }
+
+  @Test
+  void findsWhatDownloadPutsSideBySide() throws IOException {
+    var bigbench = put("bigbench/winowhy/train.jsonl", "{}").getParent().getParent();
+    put("gsm8k/main/train.jsonl", "{}");
+    for (var root : List.of(bigbench, folder.resolve("sources"))) {
+      var locator = new SourceLocator(root, 42);
+      assertThat(locator.find(Tasks.get("winowhy"))).isPresent();
+      assertThat(locator.find(Tasks.get("gsm8k"))).isPresent();
+      assertThat(locator.find(Tasks.get("alpaca"))).isEmpty();
+    }
   }
 
   @Test
   void allGoesOnPastMissingSources() throws IOException {
+    put("alpaca/train.jsonl", "{\"instruction\":\"no output\"}\n".repeat(5));
     put("disfl_qa/train.jsonl", "{\"inputs\":\"i\",\"targets\":[\"t\"]}\n");
     put("disfl_qa/validation.jsonl", "{\"inputs\":\"i\",\"targets\":[\"t\"]}\n");
     var command = new CommandLine(new CreateDatasetCommand(() -> SourceFetcher.NONE));
