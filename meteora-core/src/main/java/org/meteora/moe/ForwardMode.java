@@ -8,12 +8,12 @@ public enum ForwardMode {
   REFERENCE,
   /** A loop over adapters, each on its own tokens. */
   ALL,
-  /** The same loop on several CUDA streams; one stream on CPU. */
+  /** The same loop: kept for the flag, there are no streams to spread it over. */
   PARALLEL,
   /** {@code batch} v1: the chosen adapters' A and B are gathered, two batched matmuls. */
   GATHER,
   /** {@code batch} v2: all ranks in one matmul, masked by the routing weights. */
   MASKED,
-  /** Fused CUDA kernels. */
+  /** Fused CUDA kernels at inference; as {@link #AUTO} elsewhere, with a line in the log. */
   FUSED
 }

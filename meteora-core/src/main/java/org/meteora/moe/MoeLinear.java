@@ -46,6 +46,8 @@ public final class MoeLinear extends AbstractBlock {
   private final double dropout;
   private final int layer;
   private final int module;
+  private FusedForward fused;
+  private int fusedRefused;
 
   /**
    * What a pass gives.
@@ -121,6 +123,16 @@ public final class MoeLinear extends AbstractBlock {
    * @param training training's routing, dropout, and gradients to gate, A and B
    */
   public Output forward(NDArray x, boolean training) {
+    return forward(x, training, true);
+  }
+
+  /**
+   * As {@link #forward(NDArray, boolean)}.
+   *
+   * @param wantLogits whether the result must have the gate logits; without them few tokens on a
+   *     GPU need fewer launches
+   */
+  public Output forward(NDArray x, boolean training, boolean wantLogits) {
     var y = Ops.linear(x, weight, bias);
     if (bank == null) {
       return new Output(y, null);
@@ -130,10 +142,41 @@ public final class MoeLinear extends AbstractBlock {
     var rows = shape.dimension() == 2 ? x : x.reshape(-1, in);
     var flags = control.flags();
     boolean gated = bank.gate() != null && flags.singleAdapter().isEmpty();
+    boolean gpu = weight.getDevice().isGpu();
+    if (flags.mode() == ForwardMode.FUSED && (!gpu || training)) {
+      Fallback.say(
+          gpu
+              ? "the fused kernels are for inference: training uses the masked form"
+              : "the fused kernels need a CUDA device: on the CPU the best form for it is used");
+    }
+    boolean fusible =
+        gpu
+            && gated
+            && !training
+            && (flags.mode() == ForwardMode.FUSED || flags.mode() == ForwardMode.AUTO)
+            && control.listener() == null
+            && bank.totalRank() > 0;
+    var fast = fusible ? fused(Math.min(control.settings().topK(), bank.size())) : null;
+    boolean few = rows.getShape().get(0) <= FusedForward.FEW;
+    if (fast != null && few && !wantLogits) {
+      fast.addFew(rows, y, control.settings().temperature());
+      return new Output(y, null);
+    }
     NDArray logits = gated ? Ops.linear(rows, bank.gate(), null) : null;
+    if (fast != null) {
+      if (few) {
+        fast.addFew(rows, y, control.settings().temperature());
+      } else {
+        var flat = shape.dimension() == 2 ? y : y.reshape(-1, weight.getShape().get(0));
+        fast.addMany(rows, logits, flat, control.settings().temperature());
+      }
+      return new Output(
+          y, shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size())));
+    }
     boolean reference = flags.mode() == ForwardMode.REFERENCE;
     int topK = Math.min(control.settings().topK(), bank.size());
-    if (flags.mode() == ForwardMode.AUTO && !training && HostForward.fits(x)) {
+    boolean best = flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED;
+    if (best && !training && HostForward.fits(x)) {
       return onHost(rows, y, logits, topK, shape);
     }
     Routing routing;
@@ -160,6 +203,27 @@ public final class MoeLinear extends AbstractBlock {
     return new Output(y, logitsShaped);
   }
 
+  /** The kernels for this k, or null where they cannot be used. */
+  private FusedForward fused(int topK) {
+    if (fused != null && fused.topK() == topK) {
+      return fused;
+    }
+    if (fusedRefused == topK) {
+      return null;
+    }
+    if (fused != null) {
+      fused.close();
+      fused = null;
+    }
+    try {
+      fused = new FusedForward(bank, weight, topK);
+    } catch (UserException e) {
+      fusedRefused = topK;
+      Fallback.say("the fused kernels cannot be used: " + e.getMessage());
+    }
+    return fused;
+  }
+
   private Output onHost(NDArray rows, NDArray y, NDArray logits, int topK, Shape shape) {
     int tokens = (int) rows.getShape().get(0);
     var chosen =
@@ -170,12 +234,17 @@ public final class MoeLinear extends AbstractBlock {
       int batch = shape.dimension() == 3 ? (int) shape.get(0) : 1;
       control
           .listener()
-          .onRouting(layer, module, batch, tokens / batch, topK, chosen.indices(), chosen.weights());
+          .onRouting(
+              layer, module, batch, tokens / batch, topK, chosen.indices(), chosen.weights());
     }
     if (bank.totalRank() > 0) {
       HostForward.add(Ops.contiguous(rows), y, layout, chosen);
     }
-    return new Output(y, logits == null || shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size())));
+    return new Output(
+        y,
+        logits == null || shape.dimension() == 2
+            ? logits
+            : logits.reshape(withLast(shape, bank.size())));
   }
 
   private int singleAdapter() {

@@ -102,8 +102,33 @@ public final class Ops {
   }
 
   /**
-   * {@code x · factor}, safe to record. DJL's {@code x.mul(number)} is not: its backward pass reads the number from a Java buffer that
-   * was let go when {@code mul} returned, and that the garbage collector may have freed since.
+   * {@code y += x · weightᵀ} in place; not differentiable.
+   *
+   * @param y {@code (tokens, out)}
+   * @param x {@code (tokens, in)}
+   * @param weight {@code (out, in)}
+   */
+  public static void addLinear(NDArray y, NDArray x, NDArray weight) {
+    if (StableAbi.canAddProduct(y)) {
+      try (var transposed = transpose(weight, 0, 1)) {
+        StableAbi.addProduct(y, x, transposed);
+      }
+      return;
+    }
+    try (var added = linear(x, weight, null)) {
+      y.addi(added);
+    }
+  }
+
+  /** Whether operations of this thread are recorded for {@link #backward}. */
+  public static boolean isRecording() {
+    return JniUtils.isGradMode();
+  }
+
+  /**
+   * {@code x · factor}, safe to record. DJL's {@code x.mul(number)} is not: its backward pass reads
+   * the number from a Java buffer that was let go when {@code mul} returned, and that the garbage
+   * collector may have freed since.
    */
   public static NDArray scale(NDArray x, double factor) {
     try (var host = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {

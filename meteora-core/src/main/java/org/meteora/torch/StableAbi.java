@@ -1,6 +1,7 @@
 package org.meteora.torch;
 
 import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
@@ -76,6 +77,11 @@ final class StableAbi {
     return LINKER.downcallHandle(LIBRARY.find(symbol).orElseThrow(), descriptor);
   }
 
+  /** A symbol of libtorch, if this build exports it. */
+  static java.util.Optional<MemorySegment> find(String symbol) {
+    return LIBRARY.find(symbol);
+  }
+
   private static MethodHandle out(String symbol) {
     return handle(symbol, FunctionDescriptor.of(JAVA_INT, JAVA_LONG, ADDRESS));
   }
@@ -126,6 +132,57 @@ final class StableAbi {
   static void copy(NDArray target, NDArray source) {
     try {
       check((int) COPY.invokeExact(handleOf(target), handleOf(source), 0), "copy_");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** libtorch's in-place {@code out = beta · self + alpha · a b} on CUDA, where it has one. */
+  private static final class CudaProduct {
+    static final MethodHandle ADDMM;
+
+    static {
+      MethodHandle found = null;
+      try {
+        found =
+            SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global())
+                .find("aoti_torch_cuda_addmm_out")
+                .map(
+                    symbol ->
+                        LINKER.downcallHandle(
+                            symbol,
+                            FunctionDescriptor.of(
+                                JAVA_INT,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_DOUBLE,
+                                JAVA_DOUBLE)))
+                .orElse(null);
+      } catch (IllegalArgumentException e) {
+        // a libtorch without CUDA: the caller has another way
+      }
+      ADDMM = found;
+    }
+
+    private CudaProduct() {}
+  }
+
+  static boolean canAddProduct(NDArray y) {
+    return y.getDevice().isGpu() && CudaProduct.ADDMM != null;
+  }
+
+  /** {@code y += a · b} on CUDA, all matrices. */
+  static void addProduct(NDArray y, NDArray a, NDArray b) {
+    try {
+      check(
+          (int)
+              CudaProduct.ADDMM.invokeExact(
+                  handleOf(y), handleOf(y), handleOf(a), handleOf(b), 1.0, 1.0),
+          "addmm_out");
     } catch (RuntimeException | Error e) {
       throw e;
     } catch (Throwable e) {

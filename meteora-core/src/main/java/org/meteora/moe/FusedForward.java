@@ -1,0 +1,116 @@
+package org.meteora.moe;
+
+import ai.djl.ndarray.NDArray;
+import java.util.List;
+import java.util.UUID;
+import org.meteora.cuda.Cuda;
+import org.meteora.cuda.DecodeModel;
+import org.meteora.cuda.FusedMoe;
+import org.meteora.cuda.Stream;
+import org.meteora.lora.AdapterBank;
+import org.meteora.torch.Ops;
+
+/**
+ * The adapters of one gated layer by CUDA kernels of our own, at inference, on libtorch's stream:
+ * for few tokens one product with all gates and A and one launch that routes and adds; for many, a
+ * launch that masks z = x Aᵀ between two of libtorch's products. Its device memory goes with the
+ * manager of the adapters.
+ */
+final class FusedForward implements AutoCloseable {
+  /** Up to this many tokens the kernels for few are used. */
+  static final int FEW = 16;
+
+  private static final Stream LIBTORCH = Stream.of(0);
+
+  private final AdapterBank bank;
+  private final int topK;
+  private final FusedMoe kernels;
+  private final String id = UUID.randomUUID().toString();
+  private boolean closed;
+
+  /**
+   * @param bank with a gate, on a CUDA device
+   * @throws org.meteora.UserException for what the kernels do not know
+   */
+  FusedForward(AdapterBank bank, NDArray weight, int topK) {
+    this.bank = bank;
+    this.topK = topK;
+    var cuda = Cuda.device(weight.getDevice().getDeviceId());
+    cuda.makeCurrent();
+    var scales = new float[bank.size()];
+    for (int i = 0; i < scales.length; i++) {
+      scales[i] = (float) bank.scales()[i];
+    }
+    var adapters =
+        new DecodeModel.Adapters(
+            Ops.dataPointer(bank.gate()),
+            Ops.dataPointer(bank.loraA()),
+            Ops.dataPointer(bank.loraB()),
+            bank.ranks(),
+            scales);
+    var shape = weight.getShape();
+    kernels =
+        new FusedMoe(
+            cuda,
+            Ops.dtype(weight),
+            topK,
+            (int) shape.get(1),
+            List.of(new FusedMoe.Target(adapters, (int) shape.get(0))),
+            LIBTORCH);
+    bank.loraA().getManager().attachInternal(id, this);
+  }
+
+  int topK() {
+    return topK;
+  }
+
+  /**
+   * Adds the adapters' part for few tokens.
+   *
+   * @param x {@code (tokens, in)}
+   * @param y the base product, {@code (tokens, out)} in memory; changed
+   */
+  void addFew(NDArray x, NDArray y, double temperature) {
+    try (var rows = Ops.contiguous(x)) {
+      kernels.addFew(
+          Ops.dataPointer(rows),
+          new long[] {Ops.dataPointer(y)},
+          (int) x.getShape().get(0),
+          temperature,
+          LIBTORCH);
+    }
+  }
+
+  /**
+   * Adds the adapters' part for any number of tokens.
+   *
+   * @param x {@code (tokens, in)}
+   * @param logits {@code (tokens, N)}
+   * @param y the base product, {@code (tokens, out)}; changed
+   */
+  void addMany(NDArray x, NDArray logits, NDArray y, double temperature) {
+    try (var z = Ops.linear(x, bank.loraA(), null)) {
+      kernels.maskMany(
+          0,
+          Ops.dataPointer(logits),
+          bank.size(),
+          Ops.dataPointer(z),
+          bank.totalRank(),
+          x.getShape().get(0),
+          0,
+          0,
+          temperature,
+          LIBTORCH);
+      Ops.addLinear(y, z, bank.loraB());
+    }
+  }
+
+  @Override
+  public void close() {
+    if (!closed) {
+      closed = true;
+      bank.loraA().getManager().detachInternal(id);
+      kernels.close();
+    }
+  }
+}
