@@ -2,8 +2,11 @@ package org.meteora.cli;
 
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
+import java.util.stream.IntStream;
+import org.meteora.generate.CudaDecoder;
 import org.meteora.llama.Llama;
 import org.meteora.moe.Flags;
 import org.meteora.torch.Ops;
@@ -16,15 +19,18 @@ import picocli.CommandLine.Option;
     name = "decode",
     description =
         "One decode step: bare matmuls (all base linears and the head), the base model, and MeteoRA"
-            + " in each mode.")
+            + " in each mode. On a GPU the base model and MeteoRA are measured as generation runs"
+            + " them, a step as one CUDA graph, and operation by operation (eager).")
 final class BenchDecodeCommand implements Callable<Integer> {
   @Mixin private BenchModel options;
 
   @Option(
       names = "--batch",
       defaultValue = "1",
-      description = "Sequences (default: ${DEFAULT-VALUE}).")
-  private int batch;
+      split = ",",
+      description =
+          "Sequences; several values are measured one after another (default: ${DEFAULT-VALUE}).")
+  private List<Integer> batches;
 
   @Option(
       names = "--context",
@@ -37,35 +43,62 @@ final class BenchDecodeCommand implements Callable<Integer> {
     var config = options.config();
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
-      double bare;
+      var gpu = manager.getDevice().isGpu();
+      var bare = new double[batches.size()];
       try (var own = manager.newSubManager()) {
         var base = options.model(config, own, 0, options.control());
-        bare = options.median(() -> matmuls(base));
-        options.report("bare matmuls", bare, bare, batch);
-        options.report("base model", step(base), bare, batch);
+        for (int i = 0; i < bare.length; i++) {
+          int batch = batches.get(i);
+          bare[i] = options.median(() -> matmuls(base, batch));
+          options.report(name(batch, "bare matmuls"), bare[i], bare[i], batch);
+          if (gpu && batch <= CudaDecoder.MAX_ROWS) {
+            options.report(name(batch, "base model"), graph(base, batch), bare[i], batch);
+          }
+          options.report(
+              name(batch, gpu ? "base model, eager" : "base model"),
+              step(base, batch),
+              bare[i],
+              batch);
+        }
       }
       try (var own = manager.newSubManager()) {
         var control = options.control();
         var model = options.model(config, own, options.adapters, control);
-        for (var mode : BenchModel.MODES) {
-          control.flags(Flags.of(mode));
-          options.report(
-              "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT), step(model), bare, batch);
+        for (int i = 0; i < bare.length; i++) {
+          int batch = batches.get(i);
+          if (gpu && batch <= CudaDecoder.MAX_ROWS) {
+            control.flags(Flags.AUTO);
+            options.report(name(batch, "MeteoRA, auto"), graph(model, batch), bare[i], batch);
+          }
+          for (var mode : BenchModel.MODES) {
+            control.flags(Flags.of(mode));
+            options.report(
+                name(
+                    batch,
+                    "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT) + (gpu ? ", eager" : "")),
+                step(model, batch),
+                bare[i],
+                batch);
+          }
         }
       }
     }
     return 0;
   }
 
-  private void matmuls(Llama model) {
+  private String name(int batch, String what) {
+    return batches.size() == 1 ? what : "batch " + batch + ": " + what;
+  }
+
+  private void matmuls(Llama model, int batch) {
     try (var scope = model.manager().newSubManager()) {
       var config = model.config();
       float last = 0;
       var inputs =
           new ai.djl.ndarray.NDArray[] {
-            input(scope, model, config.hiddenSize()),
-            input(scope, model, (long) config.numAttentionHeads() * config.headDim()),
-            input(scope, model, config.intermediateSize())
+            input(scope, model, batch, config.hiddenSize()),
+            input(scope, model, batch, (long) config.numAttentionHeads() * config.headDim()),
+            input(scope, model, batch, config.intermediateSize())
           };
       for (var layer : model.layers()) {
         var projections = layer.projections();
@@ -82,11 +115,27 @@ final class BenchDecodeCommand implements Callable<Integer> {
     }
   }
 
-  private ai.djl.ndarray.NDArray input(NDManager scope, Llama model, long size) {
+  private ai.djl.ndarray.NDArray input(NDManager scope, Llama model, int batch, long size) {
     return org.meteora.llama.RandomLlama.normal(scope, model.dtype(), 1, batch, size);
   }
 
-  private double step(Llama model) {
+  /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
+  private double graph(Llama model, int batch) {
+    try (var manager = model.manager().newSubManager();
+        var cache = model.newCache(manager, new int[batch], context + 4 * options.repeat);
+        var decoder = new CudaDecoder(model)) {
+      var ids = new long[batch * context];
+      Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
+      try (var scope = manager.newSubManager()) {
+        model.next(scope.create(ids, Ops.shape(batch, context)), cache);
+      }
+      decoder.begin(cache, IntStream.range(0, batch).toArray(), context + 4 * options.repeat);
+      var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
+      return options.median(() -> decoder.step(tokens));
+    }
+  }
+
+  private double step(Llama model, int batch) {
     try (var manager = model.manager().newSubManager();
         var cache = model.newCache(manager, new int[batch], context + 4 * options.repeat)) {
       var ids = new long[batch * context];

@@ -40,6 +40,7 @@ import org.meteora.torch.Dtype;
 public final class LoadedModel implements AutoCloseable {
   private final Spec spec;
   private final Llama llama;
+  private final Generator generator;
   private final Tokenizer tokenizer;
   private final List<String> adapterNames;
   private final GenerationConfig generation;
@@ -80,6 +81,7 @@ public final class LoadedModel implements AutoCloseable {
       List<Path> sources) {
     this.spec = spec;
     this.llama = llama;
+    this.generator = new Generator(llama);
     this.tokenizer = tokenizer;
     this.adapterNames = adapterNames;
     this.generation = generation;
@@ -239,7 +241,7 @@ public final class LoadedModel implements AutoCloseable {
 
   /** Continues token sequences with this model. */
   public TokenGenerator generator() {
-    return new Generator(llama);
+    return generator;
   }
 
   public Spec spec() {
@@ -310,6 +312,7 @@ public final class LoadedModel implements AutoCloseable {
 
   @Override
   public void close() {
+    generator.close();
     manager.close();
     closeAll(files);
   }

@@ -38,7 +38,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   private final Cuda cuda;
   private final DecodeModel model;
-  private final KvMemory cache;
+  private KvMemory cache;
   private final MatrixVector.Tuning tuning;
   private final Kernels kernels;
   private final Stream stream;
@@ -205,6 +205,20 @@ public final class DecodeEngine implements AutoCloseable {
   /** Turns graphs off or on; without them the same kernels are launched one by one. */
   public void useGraphs(boolean use) {
     useGraphs = use;
+  }
+
+  /** Goes on with another cache; graphs are captured anew. {@link #rows} must follow. */
+  public void cache(KvMemory other) {
+    cuda.makeCurrent();
+    stream.synchronize();
+    closeGraphs();
+    cache = other;
+    active = 0;
+  }
+
+  private void closeGraphs() {
+    plans.values().stream().filter(plan -> plan.graph != null).forEach(plan -> plan.graph.close());
+    plans.clear();
   }
 
   /** Sets the routing temperature T. */
@@ -692,7 +706,7 @@ public final class DecodeEngine implements AutoCloseable {
   public void close() {
     cuda.makeCurrent();
     stream.synchronize();
-    plans.values().stream().filter(plan -> plan.graph != null).forEach(plan -> plan.graph.close());
+    closeGraphs();
     owned.forEach(DeviceMemory::close);
     stream.close();
     host.close();

@@ -4,18 +4,28 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashSet;
 import java.util.List;
+import java.util.Optional;
+import java.util.Set;
 import org.meteora.UserException;
 import org.meteora.llama.KvCache;
 import org.meteora.llama.Llama;
 import org.meteora.torch.Ops;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Generates with a {@link Llama}: one prefill of the left-padded batch, then a step a token; rows
- * leave the batch as they finish.
+ * leave the batch as they finish. On a GPU the steps are {@link CudaDecoder}'s where it can take
+ * them, and the model's own, with a line in the log that says why, where it cannot.
  */
-public final class Generator implements TokenGenerator {
+public final class Generator implements TokenGenerator, AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(Generator.class);
+
   private final Llama model;
+  private final Set<String> told = new HashSet<>();
+  private CudaDecoder decoder;
 
   public Generator(Llama model) {
     this.model = model;
@@ -39,6 +49,10 @@ public final class Generator implements TokenGenerator {
       for (int token : prompt) {
         remember(token);
       }
+    }
+
+    List<Integer> banned() {
+      return ngrams == null ? List.of() : ngrams.banned();
     }
 
     void remember(int token) {
@@ -108,65 +122,139 @@ public final class Generator implements TokenGenerator {
         ids[r * seq + padding[r] + i] = prompt[i];
       }
     }
-    int width = seq;
     try (var cache = model.newCache(manager, padding, seq + 1)) {
-      while (true) {
-        if (!step(manager, cache, ids, width, rows, config, limit, listener)) {
-          return;
+      var kept =
+          accept(rows, chosen(rows, pass(manager, cache, ids, seq, rows)), config, limit, listener);
+      if (kept.length == 0) {
+        return;
+      }
+      long most = seq;
+      for (var row : rows) {
+        most =
+            Math.max(
+                most,
+                Math.min(
+                    (long) seq + config.maxNewTokens(), (long) seq - row.promptLength + limit));
+      }
+      if (onGpu(cache, kept, (int) most)) {
+        decode(rows, config, limit, listener);
+        return;
+      }
+      while (kept.length > 0) {
+        if (kept.length < cache.rows()) {
+          cache.keepRows(kept);
         }
-        ids = rows.stream().mapToLong(row -> row.next).toArray();
-        width = 1;
+        var next = rows.stream().mapToLong(row -> row.next).toArray();
+        kept =
+            accept(
+                rows, chosen(rows, pass(manager, cache, next, 1, rows)), config, limit, listener);
       }
     }
   }
 
-  /** One pass and one token a row; false when no row is left. */
-  private boolean step(
-      NDManager manager,
-      KvCache cache,
-      long[] ids,
-      int width,
-      List<Row> rows,
-      GenerationConfig config,
-      int limit,
-      TokenListener listener) {
-    int vocab = model.config().vocabSize();
-    float[] logits;
+  /** Runs new tokens through the model; the last position's logits, one row after another. */
+  private float[] pass(NDManager manager, KvCache cache, long[] ids, int width, List<Row> rows) {
     try (var scope = manager.newSubManager()) {
       NDArray input = scope.create(ids, Ops.shape(rows.size(), width));
-      logits = model.next(input, cache).toFloatArray();
+      return model.next(input, cache).toFloatArray();
     }
+  }
+
+  /** Bans and chooses: one token a row. */
+  private int[] chosen(List<Row> rows, float[] logits) {
+    int vocab = model.config().vocabSize();
+    var tokens = new int[rows.size()];
+    for (int r = 0; r < tokens.length; r++) {
+      var row = rows.get(r);
+      for (int token : row.banned()) {
+        logits[r * vocab + token] = Float.NEGATIVE_INFINITY;
+      }
+      tokens[r] = row.sampler.choose(logits, r * vocab, vocab);
+    }
+    return tokens;
+  }
+
+  /** Takes a token a row; {@code rows} keeps those that go on, whose former places are returned. */
+  private int[] accept(
+      List<Row> rows, int[] tokens, GenerationConfig config, int limit, TokenListener listener) {
     var kept = new ArrayList<Integer>();
     var staying = new ArrayList<Row>();
-    for (int r = 0; r < rows.size(); r++) {
+    for (int r = 0; r < tokens.length; r++) {
       var row = rows.get(r);
-      if (row.ngrams != null) {
-        for (int token : row.ngrams.banned()) {
-          logits[r * vocab + token] = Float.NEGATIVE_INFINITY;
-        }
-      }
-      int token = row.sampler.choose(logits, r * vocab, vocab);
-      if (config.eosTokenIds().contains(token)) {
+      if (config.eosTokenIds().contains(tokens[r])) {
         continue;
       }
-      row.next = token;
-      row.answer.add(token);
-      row.remember(token);
-      listener.onToken(row.index, token);
+      row.next = tokens[r];
+      row.answer.add(tokens[r]);
+      row.remember(tokens[r]);
+      listener.onToken(row.index, tokens[r]);
       if (row.answer.size() < config.maxNewTokens()
           && row.promptLength + row.answer.size() < limit) {
         kept.add(r);
         staying.add(row);
       }
     }
-    if (staying.isEmpty()) {
+    rows.clear();
+    rows.addAll(staying);
+    return kept.stream().mapToInt(Integer::intValue).toArray();
+  }
+
+  /** Hands the batch to the GPU's decode engine, if it can take it. */
+  private boolean onGpu(KvCache cache, int[] slots, int most) {
+    if (!model.manager().getDevice().isGpu()) {
       return false;
     }
-    if (staying.size() < rows.size()) {
-      cache.keepRows(kept.stream().mapToInt(Integer::intValue).toArray());
-      rows.clear();
-      rows.addAll(staying);
+    var refusal = CudaDecoder.refusal(model, slots.length);
+    if (refusal.isEmpty()) {
+      try {
+        if (decoder != null && !decoder.current()) {
+          close();
+        }
+        if (decoder == null) {
+          decoder = new CudaDecoder(model);
+        }
+        decoder.begin(cache, slots, most);
+        return true;
+      } catch (UserException e) {
+        close();
+        refusal = Optional.of(e.getMessage());
+      }
     }
-    return true;
+    if (told.add(refusal.get())) {
+      LOG.info("decoding operation by operation, not as a CUDA graph: {}", refusal.get());
+    }
+    return false;
+  }
+
+  private void decode(List<Row> rows, GenerationConfig config, int limit, TokenListener listener) {
+    var logits = new float[model.config().vocabSize()];
+    while (!rows.isEmpty()) {
+      int before = rows.size();
+      var tokens = decoder.step(rows.stream().mapToInt(row -> row.next).toArray());
+      for (int r = 0; r < before; r++) {
+        var row = rows.get(r);
+        var banned = row.banned();
+        if (config.sample() || banned.contains(tokens[r])) {
+          decoder.logits(r, logits);
+          for (int token : banned) {
+            logits[token] = Float.NEGATIVE_INFINITY;
+          }
+          tokens[r] = row.sampler.choose(logits, 0, logits.length);
+        }
+      }
+      var kept = accept(rows, tokens, config, limit, listener);
+      if (kept.length > 0 && kept.length < before) {
+        decoder.keepRows(kept);
+      }
+    }
+  }
+
+  /** Frees the GPU's decode engine; the next generation makes another. */
+  @Override
+  public void close() {
+    if (decoder != null) {
+      decoder.close();
+      decoder = null;
+    }
   }
 }

@@ -51,8 +51,8 @@ public final class DecoderLayer extends LlamaBlock {
   }
 
   private NDArray compute(NDArray hidden, Pass pass) {
-    var attended = hidden.add(attention.forward(inputNorm.forward(hidden), pass));
-    return attended.add(mlp.forward(postAttentionNorm.forward(attended), pass));
+    var attended = hidden.add(attention.forward(inputNorm.forward(hidden, pass.training()), pass));
+    return attended.add(mlp.forward(postAttentionNorm.forward(attended, pass.training()), pass));
   }
 
   public RmsNorm inputNorm() {

@@ -3,6 +3,7 @@ package org.meteora.llama;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
+import org.meteora.cuda.KvMemory;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
@@ -138,8 +139,26 @@ public final class KvCache implements AutoCloseable {
     return all;
   }
 
+  /** Positions there is room for. */
+  public int capacity() {
+    return capacity;
+  }
+
+  /**
+   * Addresses of a cache on a GPU, with room for {@code positions} in all; valid until it grows,
+   * loses rows or closes.
+   */
+  public KvMemory memory(int positions) {
+    reserve(positions);
+    return new KvMemory(
+        Arrays.stream(keys).mapToLong(Ops::dataPointer).toArray(),
+        Arrays.stream(values).mapToLong(Ops::dataPointer).toArray(),
+        padding.length,
+        capacity);
+  }
+
   /** Counts the tokens of a finished pass. */
-  void advance(int tokens) {
+  public void advance(int tokens) {
     length += tokens;
   }
 

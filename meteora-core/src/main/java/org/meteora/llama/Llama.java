@@ -122,7 +122,7 @@ public final class Llama extends LlamaBlock {
       var hidden = hidden(ids, Pass.cached(scope, rotary, cache, dtype, seq), scope);
       cache.advance(seq);
       var last = Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);
-      var logits = Ops.cast(Ops.linear(norm.forward(last), head, null), Dtype.F32);
+      var logits = Ops.cast(Ops.linear(norm.forward(last, false), head, null), Dtype.F32);
       logits.attach(owner);
       return logits;
     }

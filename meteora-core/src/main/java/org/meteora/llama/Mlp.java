@@ -20,6 +20,11 @@ public final class Mlp extends LlamaBlock {
   }
 
   NDArray forward(NDArray x, Pass pass) {
+    if (!pass.training() && x.getDevice().isGpu()) {
+      var gates = Attention.project(gate, x, pass);
+      GpuRows.siluUp(gates, Attention.project(up, x, pass));
+      return Attention.project(down, gates, pass);
+    }
     var gated = Ops.silu(Attention.project(gate, x, pass));
     return Attention.project(down, gated.mul(Attention.project(up, x, pass)), pass);
   }

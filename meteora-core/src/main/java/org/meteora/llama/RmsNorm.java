@@ -14,12 +14,14 @@ import org.meteora.torch.Ops;
 public final class RmsNorm extends LlamaBlock {
   private final NDArray weight;
   private final NDArray eps;
+  private final float epsilon;
 
   /**
    * @param weight {@code (hidden)}
    */
   public RmsNorm(NDArray weight, double eps) {
     this.weight = weight;
+    this.epsilon = (float) eps;
     this.eps = weight.getManager().create((float) eps);
     register("weight", weight);
   }
@@ -27,6 +29,15 @@ public final class RmsNorm extends LlamaBlock {
   /** {@code (hidden)}. */
   public NDArray weight() {
     return weight;
+  }
+
+  /**
+   * One pass.
+   *
+   * @param training keeps to operations that can be recorded
+   */
+  NDArray forward(NDArray x, boolean training) {
+    return !training && x.getDevice().isGpu() ? GpuRows.norm(x, weight, epsilon) : forward(x);
   }
 
   public NDArray forward(NDArray x) {

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""What a PyTorch user gets on the same shapes as `meteora bench`, for tables side by side.
+
+    bench_hf.py prefill   Hugging Face's Llama without adapters: prefill
+    bench_hf.py decode    the same: one decode step behind a prompt
+    bench_hf.py linear    one linear layer with 28 adapters in plain PyTorch: gathered, and masked over all ranks
+
+Random weights of Llama-3-8B's shapes in bfloat16; needs a GPU, torch and transformers. One line of JSON a measurement.
+"""
+import argparse, json, statistics, time
+import torch
+import torch.nn.functional as F
+
+
+def median(run, repeat):
+    times = []
+    for i in range(repeat + max(2, repeat // 3)):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[-repeat:])
+
+
+def report(what, ms):
+    print(json.dumps({"what": what, "ms": round(ms, 4)}), flush=True)
+
+
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+    config = LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                         num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
+                         rms_norm_eps=1e-5, rope_theta=500000.0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        return LlamaForCausalLM(config).eval()
+
+
+def models(args):
+    model = llama()
+    for batch in args.batch:
+        ids = torch.randint(0, 128256, (batch, args.tokens), device="cuda")
+        if args.what in ("prefill", "all"):
+            # logits of the last position only, as generation asks for them
+            report(f"prefill {batch} x {args.tokens}, Hugging Face base model",
+                   median(lambda: model(ids, use_cache=True, logits_to_keep=1), args.repeat))
+        if args.what in ("decode", "all"):
+            cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            report(f"decode batch {batch}, Hugging Face base model",
+                   median(lambda: model(ids[:, :1], past_key_values=cache, use_cache=True).logits.argmax(-1), args.repeat))
+
+
+def linear(args):
+    n, r, k = 28, 8, 2
+    for size_in, size_out in ((4096, 4096), (4096, 14336), (14336, 4096)):
+        for tokens in (1, 16, 512, 2048):
+            normal = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16) / shape[-1] ** 0.5
+            w, g, a, b = normal(size_out, size_in), normal(n, size_in), normal(n * r, size_in), normal(size_out, n * r)
+            a3, b3, x = a.view(n, r, size_in), b.t().reshape(n, r, size_out), normal(tokens, size_in) * size_in ** 0.5
+
+            def route():
+                top = F.linear(x, g).float().topk(k)
+                return top.indices, torch.softmax(top.values, -1)
+
+            def masked():
+                index, weight = route()
+                full = torch.zeros(tokens, n, device="cuda").scatter_(1, index, weight)
+                z = F.linear(x, a) * (2 * full).repeat_interleave(r, 1).to(x.dtype)
+                return F.linear(x, w) + F.linear(z, b)
+
+            def gather():
+                index, weight = route()
+                z = torch.einsum("tkri,ti->tkr", a3[index], x) * (2 * weight)[..., None].to(x.dtype)
+                return F.linear(x, w) + torch.einsum("tkr,tkro->to", z, b3[index])
+
+            name = f"{size_in} -> {size_out}, {tokens} tokens, PyTorch "
+            report(name + "base", median(lambda: F.linear(x, w), args.repeat))
+            report(name + "masked", median(masked, args.repeat))
+            if tokens <= 256:
+                report(name + "gather", median(gather, args.repeat))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prefill", "decode", "linear", "all"))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--repeat", type=int, default=15)
+    args = parser.parse_args()
+    with torch.inference_mode():
+        if args.what in ("linear", "all"):
+            linear(args)
+        if args.what != "linear":
+            models(args)
