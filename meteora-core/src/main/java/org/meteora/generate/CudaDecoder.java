@@ -32,8 +32,8 @@ public final class CudaDecoder implements AutoCloseable {
   /** Sequences at most. */
   public static final int MAX_ROWS = 16;
 
-  /** Columns added to the cache when it is full. */
-  private static final int GROW = 512;
+  /** Columns added to the cache at least, when it is full. */
+  private static final int GROW = 128;
 
   private static final Stream LIBTORCH = Stream.of(0);
 
