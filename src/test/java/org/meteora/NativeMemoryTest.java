@@ -1,0 +1,137 @@
+package org.meteora;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import ai.djl.ndarray.NDManager;
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemoryLayout;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SegmentAllocator;
+import java.lang.foreign.ValueLayout;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.Sample;
+import org.meteora.eval.Evaluator;
+import org.meteora.eval.TextCodec;
+import org.meteora.llama.Llama;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
+import org.meteora.torch.Ops;
+
+/** Native memory stays where it is, over a thousand steps and over fifty batches. */
+class NativeMemoryTest {
+  /**
+   * The JVM's compilers hold a dozen megabytes more or less from one moment to the next; over 3,000
+   * steps this is ten kilobytes a step, a few tensors of the tiny model.
+   */
+  private static final long SLACK = 32L << 20;
+
+  private static LoadedModel tiny() {
+    var root = Path.of(System.getProperty("meteora.root", "..")).resolve("configs/tiny");
+    return LoadedModel.load(
+        new LoadedModel.Spec(
+            root.resolve("base"),
+            "meteora",
+            Optional.of(root.resolve("meteora")),
+            Optional.of(root.resolve("adapters")),
+            Optional.empty(),
+            Optional.empty(),
+            "cpu",
+            Optional.empty()));
+  }
+
+  /**
+   * Bytes that native code holds from the C library's allocator, libtorch's tensors among them, as
+   * glibc counts them itself (mallinfo2: in arenas, and mapped for large blocks).
+   */
+  private static long once() throws Throwable {
+    var layout = MemoryLayout.structLayout(MemoryLayout.sequenceLayout(10, ValueLayout.JAVA_LONG));
+    var linker = Linker.nativeLinker();
+    var mallinfo =
+        linker.downcallHandle(
+            linker.defaultLookup().find("mallinfo2").orElseThrow(), FunctionDescriptor.of(layout));
+    try (var arena = Arena.ofConfined()) {
+      var info = (MemorySegment) mallinfo.invoke((SegmentAllocator) arena);
+      return info.getAtIndex(ValueLayout.JAVA_LONG, 4) + info.getAtIndex(ValueLayout.JAVA_LONG, 7);
+    }
+  }
+
+  /** The least of several readings: compilations under way hold a dozen megabytes for a moment. */
+  private static long held() throws Throwable {
+    long least = Long.MAX_VALUE;
+    for (int i = 0; i < 4; i++) {
+      System.gc();
+      Thread.sleep(200);
+      least = Math.min(least, once());
+    }
+    return least;
+  }
+
+  @ParameterizedTest
+  @EnumSource(
+      value = ForwardMode.class,
+      names = {"AUTO", "GATHER", "MASKED", "ALL"})
+  void thousandsOfSteps(ForwardMode mode) throws Throwable {
+    try (var model = tiny();
+        var manager = NDManager.newBaseManager("PyTorch")) {
+      var llama = model.llama();
+      llama.routing().flags(Flags.of(mode));
+      steps(llama, manager);
+      long before = held();
+      for (int i = 0; i < 3; i++) {
+        steps(llama, manager);
+      }
+      assertThat(held() - before).isLessThan(SLACK);
+    }
+  }
+
+  /** A thousand steps with a cache of their own. */
+  private static void steps(Llama llama, NDManager manager) {
+    try (var cache = llama.newCache(manager, new int[] {0, 3}, 1000)) {
+      steps(llama, manager, cache, 1000);
+    }
+  }
+
+  private static void steps(
+      Llama llama, NDManager manager, org.meteora.llama.KvCache cache, int count) {
+    for (int i = 0; i < count; i++) {
+      try (var step = manager.newSubManager()) {
+        llama
+            .next(step.create(new long[] {65 + i % 26, 97 + i % 26}, Ops.shape(2, 1)), cache)
+            .toFloatArray();
+      }
+    }
+  }
+
+  @Test
+  void fiftyBatches() throws Throwable {
+    try (var model = tiny()) {
+      var evaluator =
+          new Evaluator(
+              model.generator(),
+              TextCodec.of(model.tokenizer()),
+              model.generationConfig().withGreedy().withMaxLength(60),
+              4);
+      evaluator.run("warm_up", samples(40));
+      long before = held();
+      evaluator.run("fifty", samples(200));
+      assertThat(held() - before).isLessThan(SLACK);
+    }
+  }
+
+  private static List<Sample> samples(int count) {
+    var result = new ArrayList<Sample>();
+    for (int i = 0; i < count; i++) {
+      result.add(new Sample("[INST] " + "word ".repeat(1 + i % 6) + "[/INST]\n", "x"));
+    }
+    return result;
+  }
+}
