@@ -122,14 +122,19 @@ final class BenchDecodeCommand implements Callable<Integer> {
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
   private double graph(Llama model, int batch) {
     try (var manager = model.manager().newSubManager();
-        var cache = model.newCache(manager, new int[batch], context + 4 * options.repeat);
+        var cache =
+            model.newCache(
+                manager, new int[batch], context + 2 * options.repeat + BenchModel.WARM_UP);
         var decoder = new CudaDecoder(model)) {
       var ids = new long[batch * context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {
         model.next(scope.create(ids, Ops.shape(batch, context)), cache);
       }
-      decoder.begin(cache, IntStream.range(0, batch).toArray(), context + 4 * options.repeat);
+      decoder.begin(
+          cache,
+          IntStream.range(0, batch).toArray(),
+          context + 2 * options.repeat + BenchModel.WARM_UP);
       var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
       return options.median(() -> decoder.step(tokens));
     }
@@ -137,7 +142,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   private double step(Llama model, int batch) {
     try (var manager = model.manager().newSubManager();
-        var cache = model.newCache(manager, new int[batch], context + 4 * options.repeat)) {
+        var cache =
+            model.newCache(
+                manager, new int[batch], context + 2 * options.repeat + BenchModel.WARM_UP)) {
       var ids = new long[batch * context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {

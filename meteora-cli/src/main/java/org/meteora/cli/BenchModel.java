@@ -72,6 +72,9 @@ final class BenchModel {
   static final List<ForwardMode> MODES =
       List.of(ForwardMode.AUTO, ForwardMode.GATHER, ForwardMode.MASKED, ForwardMode.ALL);
 
+  /** Warm-up runs at most, so that a KV cache of so many more columns is enough. */
+  static final int WARM_UP = 100;
+
   LlamaConfig config() {
     if (adapters < 1 || rank < 1 || repeat < 1 || topK < 1) {
       throw new UserException(
@@ -112,11 +115,12 @@ final class BenchModel {
   }
 
   /**
-   * Median of the wall times of some runs, in milliseconds, after as many warm-up runs as a third
-   * of them.
+   * Median of the wall times of some runs, in milliseconds, after a second of warm-up runs, and as
+   * many of them as a third of those measured.
    */
   double median(Runnable run) {
-    for (int i = 0; i < Math.max(2, repeat / 3); i++) {
+    long warm = System.nanoTime() + 1_000_000_000;
+    for (int i = 0; i < Math.max(2, repeat / 3) || System.nanoTime() < warm && i < WARM_UP; i++) {
       run.run();
     }
     var times = new double[repeat];
