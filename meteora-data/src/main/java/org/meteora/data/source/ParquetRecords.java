@@ -4,6 +4,7 @@ import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import dev.hardwood.InputFile;
 import dev.hardwood.reader.ParquetFileReader;
+import dev.hardwood.reader.RowGroupPredicate;
 import dev.hardwood.row.PqList;
 import dev.hardwood.row.PqStruct;
 import dev.hardwood.row.StructAccessor;
@@ -12,29 +13,53 @@ import java.nio.file.Path;
 import java.util.function.BiConsumer;
 import org.meteora.UserException;
 
-/** A Parquet file, row by row as JSON objects; lists and structs nested. */
+/**
+ * A Parquet file, row by row as JSON objects; lists and structs nested. Memory holds a row group at
+ * a time, whatever the size of the file. The file is mapped: it must not be cut short meanwhile.
+ */
 record ParquetRecords(Path file) implements Records {
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
 
   @Override
   public void forEach(BiConsumer<JsonNode, String> each) {
     long row = 0;
-    try (var reader = ParquetFileReader.open(InputFile.of(file));
-        var rows = reader.rowReader()) {
-      while (rows.hasNext()) {
-        rows.next();
-        row++;
-        each.accept(object(rows), file + ": row " + row);
+    try (var reader = ParquetFileReader.open(InputFile.of(file))) {
+      // one reader for each row group: a single one decodes many of them ahead
+      for (var group : reader.getFileMetaData().rowGroups()) {
+        long start = group.columns().getFirst().chunkStartOffset();
+        long end =
+            start
+                + group.columns().stream().mapToLong(c -> c.metaData().totalCompressedSize()).sum();
+        try (var rows =
+            reader.buildRowReader().filter(RowGroupPredicate.byteRange(start, end)).build()) {
+          while (rows.hasNext()) {
+            rows.next();
+            row++;
+            each.accept(object(rows), file + ": row " + row);
+          }
+        }
+      }
+      long expected = reader.getFileMetaData().numRows();
+      if (row != expected) {
+        throw new UserException(file + ": holds " + row + " rows, but its footer says " + expected);
       }
     } catch (UserException e) {
       throw e;
     } catch (IOException | RuntimeException e) {
+      Throwable cause = e; // the reader's own threads wrap what went wrong
+      while (cause.getCause() != null) {
+        cause = cause.getCause();
+      }
+      if (cause instanceof OutOfMemoryError) {
+        throw new UserException(
+            file + ": out of memory: its row groups need a larger heap (java -Xmx)", e);
+      }
       throw new UserException(
           file
               + ": not a readable Parquet file (row "
               + row
               + "): "
-              + String.valueOf(e.getMessage()).lines().findFirst().orElse(""),
+              + String.valueOf(cause.getMessage()).lines().findFirst().orElse(""),
           e);
     }
   }

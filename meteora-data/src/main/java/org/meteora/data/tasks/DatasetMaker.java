@@ -114,7 +114,10 @@ public final class DatasetMaker {
           try {
             hashed.write(sample(task, node, where).line());
           } catch (java.io.IOException e) {
-            throw new java.io.UncheckedIOException(e);
+            // not as it is: the reader of the source would take it for its own
+            throw new UserException(
+                "cannot write " + task.name() + "/" + split + ".jsonl: " + AtomicFiles.reason(e),
+                e);
           }
         });
     if (count[0] == 0) {
