@@ -6,6 +6,7 @@ import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
+import java.util.stream.IntStream;
 import org.meteora.torch.Blas;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
@@ -120,7 +121,14 @@ final class HostForward {
     if (chosen.tokens() < GROUP_FROM) {
       work.tokenByToken();
     } else {
-      work.adapterByAdapter();
+      int workers = Math.min(Runtime.getRuntime().availableProcessors(), chosen.tokens());
+      IntStream.range(0, workers)
+          .parallel()
+          .forEach(
+              i ->
+                  work.adapterByAdapter(
+                      (int) ((long) chosen.tokens() * i / workers),
+                      (int) ((long) chosen.tokens() * (i + 1) / workers)));
     }
   }
 
@@ -162,14 +170,15 @@ final class HostForward {
     }
 
     /**
-     * The tokens of each adapter are gathered, two matrix products, and the results are added to
-     * their tokens.
+     * Tokens {@code from} to {@code to}: those of each adapter are gathered, two matrix products,
+     * and the results are added to their tokens.
      */
-    void adapterByAdapter() {
+    void adapterByAdapter(int from, int to) {
       int n = bank.bank().size();
+      int k = chosen.topK();
       var starts = new int[n + 1];
-      for (int adapter : chosen.indices()) {
-        starts[adapter + 1]++;
+      for (int pair = from * k; pair < to * k; pair++) {
+        starts[chosen.indices()[pair] + 1]++;
       }
       int most = 0;
       for (int i = 0; i < n; i++) {
@@ -177,10 +186,11 @@ final class HostForward {
         starts[i + 1] += starts[i];
       }
       var next = starts.clone();
-      var order = new int[chosen.indices().length];
-      for (int pair = 0; pair < order.length; pair++) {
+      var order = new int[(to - from) * k];
+      for (int pair = from * k; pair < to * k; pair++) {
         order[next[chosen.indices()[pair]]++] = pair;
       }
+      Blas.threads(1);
       try (var arena = Arena.ofConfined()) {
         var inputs = arena.allocate((long) most * in * Float.BYTES, 64);
         var z = arena.allocate((long) most * Math.max(1, bank.bank().maxRank()) * Float.BYTES, 64);
@@ -193,38 +203,19 @@ final class HostForward {
           }
           long first = bank.offset(adapter);
           for (int i = 0; i < count; i++) {
-            long token = order[starts[adapter] + i] / chosen.topK();
-            MemorySegment.copy(
-                x,
-                token * in * Float.BYTES,
-                inputs,
-                (long) i * in * Float.BYTES,
-                (long) in * Float.BYTES);
+            long token = order[starts[adapter] + i] / k;
+            long width = (long) in * Float.BYTES;
+            MemorySegment.copy(x, token * width, inputs, i * width, width);
           }
           Blas.productTransposed(count, rank, in, inputs, rows(a, first, in), z);
-          for (int i = 0; i < count; i++) {
-            float factor = factor(order[starts[adapter] + i]);
-            for (int r = 0; r < rank; r++) {
-              long at = (long) i * rank + r;
-              z.setAtIndex(JAVA_FLOAT, at, z.getAtIndex(JAVA_FLOAT, at) * factor);
-            }
-          }
           Blas.product(count, out, rank, z, rows(b, first, out), results);
           for (int i = 0; i < count; i++) {
-            long token = order[starts[adapter] + i] / chosen.topK();
-            addRow(results, (long) i * out, y, token * out, out);
+            int pair = order[starts[adapter] + i];
+            Blas.add(out, factor(pair), rows(results, i, out), rows(y, pair / k, out));
           }
         }
-      }
-    }
-
-    private static void addRow(
-        MemorySegment from, long at, MemorySegment to, long target, int count) {
-      for (int i = 0; i < count; i++) {
-        to.setAtIndex(
-            JAVA_FLOAT,
-            target + i,
-            to.getAtIndex(JAVA_FLOAT, target + i) + from.getAtIndex(JAVA_FLOAT, at + i));
+      } finally {
+        Blas.threads(0);
       }
     }
   }

@@ -20,6 +20,14 @@ import java.lang.invoke.MethodHandle;
 public final class Blas {
   private static final MethodHandle GEMV = find("sgemv_", 11);
   private static final MethodHandle GEMM = find("sgemm_", 13);
+  private static final MethodHandle AXPY = find("saxpy_", 6);
+  private static final MethodHandle LOCAL_THREADS =
+      StableAbi.find("MKL_Set_Num_Threads_Local")
+          .map(
+              address ->
+                  Linker.nativeLinker()
+                      .downcallHandle(address, FunctionDescriptor.of(JAVA_INT, JAVA_INT)))
+          .orElse(null);
 
   /** Arguments by address: two letters, then six numbers, then two factors. */
   private static final ThreadLocal<Arguments> ARGUMENTS = ThreadLocal.withInitial(Arguments::new);
@@ -61,7 +69,7 @@ public final class Blas {
 
   /** Whether this libtorch exports its BLAS. */
   public static boolean isAvailable() {
-    return GEMV != null && GEMM != null;
+    return GEMV != null && GEMM != null && AXPY != null;
   }
 
   /** {@code y = alpha · A x + beta · y}, A {@code (rows, columns)}. */
@@ -111,6 +119,38 @@ public final class Blas {
           by.factor(by.beta, beta),
           y,
           by.number(4, 1));
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /**
+   * How many threads BLAS calls of the calling thread may use, where the library can be told: small
+   * products lose more by waking threads than they gain.
+   *
+   * @param threads at least 1; 0 for the library's own choice
+   */
+  public static void threads(int threads) {
+    if (LOCAL_THREADS != null) {
+      try {
+        int before = (int) LOCAL_THREADS.invokeExact(threads);
+        assert before >= 0;
+      } catch (RuntimeException | Error e) {
+        throw e;
+      } catch (Throwable e) {
+        throw new IllegalStateException(e);
+      }
+    }
+  }
+
+  /** {@code y += alpha · x}, {@code count} numbers. */
+  public static void add(int count, float alpha, MemorySegment x, MemorySegment y) {
+    var by = ARGUMENTS.get();
+    try {
+      AXPY.invokeExact(
+          by.number(0, count), by.factor(by.alpha, alpha), x, by.number(1, 1), y, by.number(2, 1));
     } catch (RuntimeException | Error e) {
       throw e;
     } catch (Throwable e) {
