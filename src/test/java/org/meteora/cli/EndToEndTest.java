@@ -258,6 +258,16 @@ class EndToEndTest {
   }
 
   @Test
+  void aCheckpointOfOtherAdapters() throws IOException {
+    try (var files = Files.list(folder.resolve("adapters/sort_letters"))) {
+      for (var file : files.toList()) {
+        Files.delete(file);
+      }
+    }
+    refused(run("eval", "--task", "composite_4"), "4 adapters", "has 3", "sort_letters");
+  }
+
+  @Test
   void brokenData() throws IOException {
     Files.writeString(
         folder.resolve("datasets/composite_4/test.jsonl"),

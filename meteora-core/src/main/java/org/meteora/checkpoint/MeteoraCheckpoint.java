@@ -74,15 +74,10 @@ public final class MeteoraCheckpoint implements AutoCloseable {
       }
       long n = gate.get().shape().getFirst();
       var metadata = weights.metadata().get(METADATA_KEY);
-      List<Adapter> adapters;
+      List<Adapter> adapters =
+          metadata != null ? parse(path, metadata) : fromFolders(path, n, adapterDir, config);
       if (metadata != null) {
-        adapters = parse(path, metadata);
-        if (adapterDir.isPresent() && adapters.size() != n) {
-          throw new UserException(
-              path + ": it names " + adapters.size() + " adapters but its gates choose among " + n);
-        }
-      } else {
-        adapters = fromFolders(path, n, adapterDir, config);
+        adapterDir.ifPresent(folder -> requireFolders(path, folder, adapters));
       }
       if (adapters.size() != n) {
         throw new UserException(
@@ -92,6 +87,30 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     } catch (RuntimeException e) {
       weights.close();
       throw e;
+    }
+  }
+
+  /**
+   * A checkpoint of some of a folder's adapters is right; one with others than the folder's is a
+   * mix-up.
+   */
+  private static void requireFolders(Path path, Path folder, List<Adapter> adapters) {
+    var names =
+        LoraAdapter.list(folder).stream().map(each -> each.getFileName().toString()).toList();
+    for (var adapter : adapters) {
+      if (!names.contains(adapter.name())) {
+        throw new UserException(
+            "the checkpoint "
+                + path
+                + " has "
+                + adapters.size()
+                + " adapters, the folder "
+                + folder
+                + " has "
+                + names.size()
+                + " and lacks "
+                + adapter.name());
+      }
     }
   }
 
