@@ -9,13 +9,19 @@ import picocli.CommandLine.Spec;
 @Command(
     name = "bench",
     description = "Measures what MeteoRA costs over its base model, with random weights.",
-    subcommands = {BenchDecodeCommand.class, BenchLinearCommand.class, BenchPrefillCommand.class},
+    subcommands = {
+      BenchDecodeCommand.class,
+      BenchLinearCommand.class,
+      BenchPrefillCommand.class,
+      BenchTrainCommand.class
+    },
     footer = {
       "",
       "Examples:",
       "  meteora bench decode --preset 100m --adapters 28 --rank 8 --batch 1",
       "  meteora bench linear --preset llama3-8b --tokens 1 --tokens 512",
-      "  meteora bench prefill --preset 100m --tokens 512"
+      "  meteora bench prefill --preset 100m --tokens 512",
+      "  meteora bench train --preset 100m --tokens 512"
     })
 final class BenchCommand implements Runnable {
   @Spec private CommandSpec spec;
@@ -23,6 +29,6 @@ final class BenchCommand implements Runnable {
   @Override
   public void run() {
     throw new CommandLine.ParameterException(
-        spec.commandLine(), "name what to measure: decode, linear or prefill");
+        spec.commandLine(), "name what to measure: decode, linear, prefill or train");
   }
 }

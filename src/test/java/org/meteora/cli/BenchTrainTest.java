@@ -1,0 +1,51 @@
+package org.meteora.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.ByteArrayOutputStream;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import org.junit.jupiter.api.Test;
+import org.meteora.io.Jsonl;
+
+/** What {@code bench train} prints, on a very small model. */
+class BenchTrainTest {
+  @Test
+  void measuresTheBaseAndEveryMode() throws Exception {
+    var config =
+        Path.of(System.getProperty("meteora.root", "..")).resolve("configs/tiny/base/config.json");
+    var out = new ByteArrayOutputStream();
+    var stdout = System.out;
+    System.setOut(new PrintStream(out, true, StandardCharsets.UTF_8));
+    int code;
+    try {
+      code =
+          Main.run(
+              "bench",
+              "train",
+              "--model-config",
+              config.toString(),
+              "--adapters=3",
+              "--rank=2",
+              "--batch=2",
+              "--tokens=8",
+              "--repeat=1",
+              "--json");
+    } finally {
+      System.setOut(stdout);
+    }
+    assertThat(code).isZero();
+    var lines = new ArrayList<JsonNode>();
+    for (var line : out.toString(StandardCharsets.UTF_8).lines().toList()) {
+      lines.add(Jsonl.JSON.readTree(line));
+    }
+    assertThat(lines)
+        .hasSize(7)
+        .allSatisfy(line -> assertThat(line.get("ms").asDouble()).isPositive());
+    assertThat(lines.getFirst().get("ratio").asDouble()).isEqualTo(1);
+    assertThat(lines.toString()).contains("auto", "masked", "gather", "all", "layers recomputed");
+  }
+}
