@@ -6,10 +6,10 @@ import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
-import java.util.stream.IntStream;
 import org.meteora.torch.Blas;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
+import org.meteora.torch.Workers;
 
 /**
  * The adapters' contribution computed in Java on the tensors' own memory: inference on the CPU in
@@ -121,14 +121,13 @@ final class HostForward {
     if (chosen.tokens() < GROUP_FROM) {
       work.tokenByToken();
     } else {
-      int workers = Math.min(Runtime.getRuntime().availableProcessors(), chosen.tokens());
-      IntStream.range(0, workers)
-          .parallel()
-          .forEach(
-              i ->
-                  work.adapterByAdapter(
-                      (int) ((long) chosen.tokens() * i / workers),
-                      (int) ((long) chosen.tokens() * (i + 1) / workers)));
+      int workers = Math.min(Workers.count(), chosen.tokens());
+      Workers.run(
+          workers,
+          i ->
+              work.adapterByAdapter(
+                  (int) ((long) chosen.tokens() * i / workers),
+                  (int) ((long) chosen.tokens() * (i + 1) / workers)));
     }
   }
 
