@@ -9,11 +9,12 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HexFormat;
 import java.util.Map;
+import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.atomic.AtomicReference;
+import java.util.concurrent.atomic.LongAdder;
 import java.util.function.LongConsumer;
 import java.util.regex.Pattern;
-import java.util.zip.CRC32C;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.slf4j.Logger;
@@ -29,11 +30,15 @@ final class FileDownload {
       Pattern.compile("bytes (\\d{1,18})-(\\d{1,18})/(\\d{1,18}|\\*)");
   private static final int WRONG_HASHES = 2;
 
+  /** Bytes a second from which on more connections only cost: writing and hashing are the limit. */
+  private static final double ENOUGH = 192 << 20;
+
   private final HubClient hub;
   private final Repository repository;
   private final HubFile file;
   private final Path target;
   private final LongConsumer arrived;
+  private final LongAdder received = new LongAdder();
 
   /** Where redirects have led to; asked for again when it stops working. */
   private final AtomicReference<URI> direct = new AtomicReference<>();
@@ -63,7 +68,8 @@ final class FileDownload {
     try {
       Files.createDirectories(target.toAbsolutePath().getParent());
       for (int attempt = 1; ; attempt++) {
-        try (var part = new PartFile(target, file, hub.settings().layout().blockBytes())) {
+        try (var part =
+            new PartFile(target, file, hub.settings().layout().blockBytes(), 2 + 2 * connections)) {
           var hash = fetch(part, connections);
           if (hash.equals(file.hash())) {
             part.publish();
@@ -98,13 +104,11 @@ final class FileDownload {
   private String fetch(PartFile part, int connections) throws IOException, InterruptedException {
     var workers = Executors.newVirtualThreadPerTaskExecutor();
     try {
-      for (int i = 0; i < Math.min(connections, part.blocks()); i++) {
-        workers.submit(() -> work(part));
-      }
+      workers.submit(() -> work(part));
+      workers.submit(() -> addWorkers(part, workers, Math.min(connections, part.blocks())));
       var digest = file.digest();
-      var buffer = new byte[(int) Math.min(part.blockBytes(), Math.max(1, part.size()))];
       for (int block = 0; block < part.blocks(); block++) {
-        digest.update(buffer, 0, part.readChecked(block, buffer));
+        part.hashNext(digest);
       }
       part.finish();
       return HexFormat.of().formatHex(digest.digest());
@@ -122,6 +126,21 @@ final class FileDownload {
         Thread.currentThread().interrupt();
       }
     }
+  }
+
+  /** Starts one more connection after the other, as long as those there are bring too little. */
+  private Void addWorkers(PartFile part, ExecutorService workers, int most)
+      throws InterruptedException {
+    var pause = hub.settings().timing().ramp();
+    for (int running = 1; running < most; ) {
+      long before = received.sum();
+      Thread.sleep(pause);
+      if (received.sum() - before <= ENOUGH * pause.toNanos() / 1e9) {
+        workers.submit(() -> work(part));
+        running++;
+      }
+    }
+    return null;
   }
 
   /** One connection: range after range until the file is there. */
@@ -231,11 +250,11 @@ final class FileDownload {
   private final class BlockSink implements Http.Sink {
     private final PartFile part;
     private final PartFile.Range range;
-    private final CRC32C crc = new CRC32C();
     private final boolean[] held;
     private long position;
     private int open = -1;
     private boolean extra;
+    private ByteBuffer content;
     private volatile long progress;
 
     BlockSink(PartFile part, PartFile.Range range) {
@@ -259,24 +278,24 @@ final class FileDownload {
         if (position == part.start(block)) {
           extra = !inRange(block) && part.tryClaim(block);
           open = extra || (inRange(block) && held[block - range.first()]) ? block : -1;
-          crc.reset();
+          if (open >= 0) {
+            content = part.buffer();
+          }
         }
         int length = (int) Math.min(bytes.remaining(), part.end(block) - position);
         var piece = bytes.slice(bytes.position(), length);
         bytes.position(bytes.position() + length);
         if (open == block) {
-          crc.update(piece.duplicate());
-          try {
-            part.write(piece, position);
-          } catch (IOException e) {
-            throw new DiskException(e);
-          }
+          content.put(piece);
+          received.add(length);
           arrived.accept(length);
         }
         position += length;
         if (position == part.end(block) && open == block) {
+          var whole = content.flip();
+          content = null;
           try {
-            part.done(block, (int) crc.getValue());
+            part.put(block, whole);
           } catch (IOException e) {
             throw new DiskException(e);
           }
@@ -297,6 +316,10 @@ final class FileDownload {
 
     /** Gives back what was not done; what it had of a block was in vain. */
     synchronized void release() {
+      if (content != null) {
+        part.recycle(content);
+        content = null;
+      }
       if (open >= 0) {
         arrived.accept(part.start(open) - position);
         if (extra) {

@@ -2,6 +2,7 @@ package org.meteora.data.hub;
 
 import java.io.Closeable;
 import java.io.IOException;
+import java.lang.foreign.Arena;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.channels.OverlappingFileLockException;
@@ -11,6 +12,10 @@ import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
+import java.security.MessageDigest;
+import java.util.ArrayDeque;
+import java.util.HashMap;
+import java.util.Map;
 import java.util.zip.CRC32C;
 import org.meteora.UserException;
 
@@ -24,6 +29,9 @@ import org.meteora.UserException;
  * once it was read back and has its CRC. So a killed process costs the blocks it was in the midst
  * of, and a power cut costs what had not reached the disk, noticed block by block: no block is
  * trusted because a journal says so.
+ *
+ * <p>Blocks that arrive about when they are to be hashed are hashed from the memory they arrived
+ * in, whole: what was hashed is what was written. The others are read back.
  *
  * <p>Blocks are {@code missing}, {@code claimed} by one connection, or {@code done}. All methods
  * may be called from several threads.
@@ -46,6 +54,20 @@ final class PartFile implements Closeable {
   private final int[] checksums;
   private final FileChannel data;
   private final FileChannel journal;
+
+  /** Of the blocks' buffers, which are reused. */
+  private final Arena memory = Arena.ofShared();
+
+  private final ArrayDeque<ByteBuffer> spare = new ArrayDeque<>();
+
+  /** Content of blocks from {@link #next} on, at most {@link #ahead} of them. */
+  private final Map<Integer, ByteBuffer> fresh = new HashMap<>();
+
+  private final int ahead;
+
+  /** The block to be hashed. */
+  private int next;
+
   private Exception failure;
   private boolean finished;
   private Object sequentialOwner;
@@ -53,10 +75,12 @@ final class PartFile implements Closeable {
   /**
    * Opens or makes both files; what they hold from an earlier try of the same content is kept.
    *
+   * @param ahead how many blocks from the one to be hashed on are kept in memory until they are
    * @throws UserException when another download is at the same file
    */
-  PartFile(Path target, HubFile file, int blockBytes) throws IOException {
+  PartFile(Path target, HubFile file, int blockBytes, int ahead) throws IOException {
     this.target = target;
+    this.ahead = ahead;
     this.part = target.resolveSibling(target.getFileName() + PART);
     this.journalFile = target.resolveSibling(target.getFileName() + JOURNAL);
     this.size = file.size();
@@ -262,63 +286,99 @@ final class PartFile implements Closeable {
     }
   }
 
-  /** Writes bytes of a claimed block. */
-  void write(ByteBuffer bytes, long position) throws IOException {
-    while (bytes.hasRemaining()) {
-      position += data.write(bytes, position);
-    }
+  /** A buffer for a block: direct, empty, as large as a block. */
+  synchronized ByteBuffer buffer() {
+    var buffer = spare.poll();
+    return buffer != null
+        ? buffer.clear()
+        : memory.allocate(Math.min(blockBytes, size)).asByteBuffer();
   }
 
-  /** A claimed block is written whole. */
-  synchronized void done(int block, int checksum) throws IOException {
-    var line = new byte[LINE];
-    var text = String.format("%08x %08x", block, checksum).getBytes(StandardCharsets.US_ASCII);
-    System.arraycopy(text, 0, line, 0, 17);
-    var rest = String.format(" %08x\n", crc(text, 0, 17)).getBytes(StandardCharsets.US_ASCII);
-    System.arraycopy(rest, 0, line, 17, 10);
-    var buffer = ByteBuffer.wrap(line);
-    while (buffer.hasRemaining()) {
-      journal.write(buffer);
-    }
-    states[block] = DONE;
-    checksums[block] = checksum;
-    notifyAll();
-  }
-
-  /** Waits for a block to be done. */
-  private synchronized int awaitDone(int block) throws InterruptedException, IOException {
-    while (states[block] != DONE) {
-      if (failure instanceof UserException user) {
-        throw user;
-      }
-      if (failure != null) {
-        throw new IOException(failure);
-      }
-      wait();
-    }
-    return checksums[block];
+  /** Takes a buffer back. */
+  synchronized void recycle(ByteBuffer buffer) {
+    spare.push(buffer);
   }
 
   /**
-   * Waits for a block, reads it and checks its CRC; a block that the disk does not hold as written
-   * is missing again, and waited for again.
+   * Writes a claimed block, then its line in the journal.
    *
-   * @return how many bytes of {@code buffer} it fills
+   * @param content the whole block, in one of {@link #buffer}'s, which is not the caller's any more
    */
-  int readChecked(int block, byte[] buffer) throws InterruptedException, IOException {
-    int length = (int) (end(block) - start(block));
-    while (true) {
-      int expected = awaitDone(block);
-      var into = ByteBuffer.wrap(buffer, 0, length);
-      while (into.hasRemaining()) {
-        if (data.read(into, start(block) + into.position()) < 0) {
-          break;
-        }
+  void put(int block, ByteBuffer content) throws IOException {
+    int checksum = crc(content);
+    long position = start(block);
+    for (var bytes = content.duplicate(); bytes.hasRemaining(); ) {
+      position += data.write(bytes, position);
+    }
+    synchronized (this) {
+      var line = new byte[LINE];
+      var text = String.format("%08x %08x", block, checksum).getBytes(StandardCharsets.US_ASCII);
+      System.arraycopy(text, 0, line, 0, 17);
+      var rest = String.format(" %08x\n", crc(text, 0, 17)).getBytes(StandardCharsets.US_ASCII);
+      System.arraycopy(rest, 0, line, 17, 10);
+      var buffer = ByteBuffer.wrap(line);
+      while (buffer.hasRemaining()) {
+        journal.write(buffer);
       }
-      if (!into.hasRemaining() && crc(buffer, 0, length) == expected) {
-        return length;
+      states[block] = DONE;
+      checksums[block] = checksum;
+      if (block >= next && block - next < ahead) {
+        fresh.put(block, content);
+      } else {
+        spare.push(content);
+      }
+      notifyAll();
+    }
+  }
+
+  private static int crc(ByteBuffer bytes) {
+    var crc = new CRC32C();
+    crc.update(bytes.duplicate());
+    return (int) crc.getValue();
+  }
+
+  /**
+   * Hashes the next block once it is done. A block that the disk does not hold as written is
+   * missing again, and waited for again.
+   */
+  void hashNext(MessageDigest digest) throws InterruptedException, IOException {
+    int block = next;
+    while (true) {
+      ByteBuffer content;
+      int expected;
+      synchronized (this) {
+        while (states[block] != DONE) {
+          if (failure instanceof UserException user) {
+            throw user;
+          }
+          if (failure != null) {
+            throw new IOException(failure);
+          }
+          wait();
+        }
+        content = fresh.remove(block);
+        expected = checksums[block];
+      }
+      boolean right = true;
+      if (content == null) {
+        content = buffer().limit((int) (end(block) - start(block)));
+        while (content.hasRemaining()
+            && data.read(content, start(block) + content.position()) >= 0) {
+          // until it is whole
+        }
+        right = !content.hasRemaining();
+        content.flip();
+        right = right && crc(content) == expected;
+      }
+      if (right) {
+        digest.update(content);
       }
       synchronized (this) {
+        spare.push(content);
+        if (right) {
+          next = block + 1;
+          return;
+        }
         states[block] = MISSING;
         notifyAll();
       }
@@ -357,7 +417,8 @@ final class PartFile implements Closeable {
 
   @Override
   public void close() throws IOException {
-    try (journal) {
+    try (memory;
+        journal) {
       data.close();
     }
   }

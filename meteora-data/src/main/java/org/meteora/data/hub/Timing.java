@@ -11,6 +11,7 @@ import java.time.Duration;
  * @param longestPause that doubling ends at
  * @param longestRetryAfter that a server may ask for with {@code Retry-After}; more is an error
  * @param attempts in a row without progress until the download fails
+ * @param ramp until a file's connections get one more, when they do not bring enough
  */
 public record Timing(
     Duration connect,
@@ -18,7 +19,8 @@ public record Timing(
     Duration firstPause,
     Duration longestPause,
     Duration longestRetryAfter,
-    int attempts) {
+    int attempts,
+    Duration ramp) {
 
   /** What suits the public Hub over the Internet. */
   public static final Timing DEFAULT =
@@ -28,5 +30,6 @@ public record Timing(
           Duration.ofSeconds(1),
           Duration.ofSeconds(60),
           Duration.ofMinutes(10),
-          8);
+          8,
+          Duration.ofMillis(250));
 }

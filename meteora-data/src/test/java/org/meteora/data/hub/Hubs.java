@@ -13,7 +13,8 @@ final class Hubs {
           Duration.ofMillis(1),
           Duration.ofMillis(8),
           Duration.ofSeconds(2),
-          8);
+          8,
+          Duration.ZERO);
 
   private Hubs() {}
 
