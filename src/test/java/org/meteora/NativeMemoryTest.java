@@ -2,6 +2,7 @@ package org.meteora;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
@@ -12,8 +13,11 @@ import java.lang.foreign.SegmentAllocator;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -25,6 +29,11 @@ import org.meteora.llama.Llama;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardMode;
 import org.meteora.torch.Ops;
+import org.meteora.train.LlamaLearner;
+import org.meteora.train.batch.Batch;
+import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.optim.AdamW;
+import org.meteora.train.optim.FlatParameters;
 
 /** Native memory stays where it is, over a thousand steps and over fifty batches. */
 class NativeMemoryTest {
@@ -125,6 +134,49 @@ class NativeMemoryTest {
       evaluator.run("fifty", samples(200));
       assertThat(held() - before).isLessThan(SLACK);
     }
+  }
+
+  /** Both with layers computed again and with all activations kept. */
+  @Test
+  void threeHundredTrainingSteps() throws Throwable {
+    try (var model = tiny();
+        var parameters = new FlatParameters(model.llama().manager(), parameters(model.llama()));
+        var optimizer = new AdamW(parameters, 0.01)) {
+      var learners =
+          List.of(
+              new LlamaLearner(model.llama(), true, model.adapterNames().size()),
+              new LlamaLearner(model.llama(), false, model.adapterNames().size()));
+      train(learners, parameters, optimizer, 60);
+      long before = held();
+      train(learners, parameters, optimizer, 300);
+      assertThat(held() - before).isLessThan(SLACK);
+    }
+  }
+
+  private static void train(
+      List<LlamaLearner> learners, FlatParameters parameters, AdamW optimizer, int steps) {
+    for (int i = 0; i < steps; i++) {
+      var tokens = IntStream.range(0, 6 + i % 8).map(t -> 65 + t).toArray();
+      var batch = new Batch(List.of(new TrainingSample("made", tokens, 0, i % 2)), false);
+      parameters.clearGradients();
+      learners.get(i % 2).learn(batch, 0.1, 0.1, i);
+      parameters.collectGradients();
+      optimizer.step(1e-4, AdamW.clipFactor(optimizer.gradientNorm(), 0.3));
+      parameters.publish();
+    }
+  }
+
+  private static Map<String, NDArray> parameters(Llama llama) {
+    var result = new LinkedHashMap<String, NDArray>();
+    for (int layer = 0; layer < llama.layers().size(); layer++) {
+      for (var projection : llama.layers().get(layer).projections()) {
+        var name = layer + "." + result.size();
+        result.put(name + ".gate", projection.bank().gate());
+        result.put(name + ".a", projection.bank().loraA());
+        result.put(name + ".b", projection.bank().loraB());
+      }
+    }
+    return result;
   }
 
   private static List<Sample> samples(int count) {

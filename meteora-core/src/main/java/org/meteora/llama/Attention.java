@@ -67,7 +67,10 @@ public final class Attention extends LlamaBlock {
   }
 
   static NDArray project(MoeLinear linear, NDArray x, Pass pass) {
-    var output = linear.forward(x, pass.training(), pass.gateLogits() != null);
+    var output =
+        pass.tape() != null
+            ? pass.tape().forward(linear, x)
+            : linear.forward(x, pass.training(), pass.gateLogits() != null);
     if (pass.gateLogits() != null && output.gateLogits() != null) {
       pass.gateLogits().add(output.gateLogits());
     }

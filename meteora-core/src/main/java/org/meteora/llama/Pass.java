@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.List;
+import org.meteora.moe.HostTape;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
@@ -18,6 +19,7 @@ import org.meteora.torch.Ops;
  * @param training training's routing, dropout and gradients
  * @param gateLogits filled with every gate's logits {@code (batch, seq, N)}, in the order of layers
  *     and modules; null: not kept
+ * @param tape runs the gated layers of a training pass; null: they run themselves
  */
 public record Pass(
     RotaryEmbedding.Angles angles,
@@ -25,7 +27,24 @@ public record Pass(
     boolean causal,
     KvCache cache,
     boolean training,
-    List<NDArray> gateLogits) {
+    List<NDArray> gateLogits,
+    HostTape tape) {
+
+  /** A pass without a tape. */
+  public Pass(
+      RotaryEmbedding.Angles angles,
+      NDArray mask,
+      boolean causal,
+      KvCache cache,
+      boolean training,
+      List<NDArray> gateLogits) {
+    this(angles, mask, causal, cache, training, gateLogits, null);
+  }
+
+  /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
+  public Pass on(HostTape tape) {
+    return new Pass(angles, mask, causal, cache, training, new ArrayList<>(), tape);
+  }
 
   /**
    * A pass over {@code seq} new tokens behind those in the cache.

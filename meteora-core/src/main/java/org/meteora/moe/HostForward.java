@@ -94,7 +94,7 @@ final class HostForward {
     return result;
   }
 
-  private static MemorySegment memory(NDArray array) {
+  static MemorySegment memory(NDArray array) {
     return MemorySegment.ofAddress(Ops.dataPointer(array))
         .reinterpret(array.getShape().size() * Float.BYTES);
   }

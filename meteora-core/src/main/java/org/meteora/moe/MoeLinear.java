@@ -156,11 +156,24 @@ public final class MoeLinear extends AbstractBlock {
             && (flags.mode() == ForwardMode.FUSED || flags.mode() == ForwardMode.AUTO)
             && control.listener() == null
             && bank.totalRank() > 0;
-    var fast = fusible ? fused(Math.min(control.settings().topK(), bank.size())) : null;
+    var fast = fusible ? fused(topK()) : null;
     boolean few = rows.getShape().get(0) <= FusedForward.FEW;
     if (fast != null && few && !wantLogits) {
       fast.addFew(rows, y, control.settings().temperature());
       return new Output(y, null);
+    }
+    if (gpu && training && gated && trainsMasked(flags.mode())) {
+      var result =
+          GpuTraining.forward(
+              rows,
+              layout,
+              Math.min(control.settings().topK(), bank.size()),
+              control.dropout() ? dropout : 0);
+      return new Output(
+          y.add(shape.dimension() == 2 ? result.added() : result.added().reshape(y.getShape())),
+          shape.dimension() == 2
+              ? result.logits()
+              : result.logits().reshape(withLast(shape, bank.size())));
     }
     NDArray logits = gated ? Ops.linear(rows, bank.gate(), null) : null;
     if (fast != null) {
@@ -174,7 +187,7 @@ public final class MoeLinear extends AbstractBlock {
           y, shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size())));
     }
     boolean reference = flags.mode() == ForwardMode.REFERENCE;
-    int topK = Math.min(control.settings().topK(), bank.size());
+    int topK = topK();
     boolean best = flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED;
     if (best && !training && HostForward.fits(x)) {
       return onHost(rows, y, logits, topK, shape);
@@ -191,7 +204,7 @@ public final class MoeLinear extends AbstractBlock {
       tell(routing, shape);
     }
     if (bank.totalRank() > 0) {
-      var input = training && dropout > 0 && control.dropout() ? Ops.dropout(rows, dropout) : rows;
+      var input = training && dropoutInTraining() > 0 ? Ops.dropout(rows, dropout) : rows;
       var added =
           strategy(flags.mode(), routing.tokens(), training).contribution(input, layout, routing);
       y = y.add(shape.dimension() == 2 ? added : added.reshape(y.getShape()));
@@ -201,6 +214,25 @@ public final class MoeLinear extends AbstractBlock {
             ? logits
             : logits.reshape(withLast(shape, bank.size()));
     return new Output(y, logitsShaped);
+  }
+
+  /** Whether training on a GPU takes the masked form that was made for it. */
+  private boolean trainsMasked(ForwardMode mode) {
+    boolean masked =
+        mode == ForwardMode.AUTO || mode == ForwardMode.MASKED || mode == ForwardMode.FUSED;
+    if (!masked || control.listener() != null || bank.totalRank() == 0) {
+      return false;
+    }
+    var limits = Math.min(control.settings().topK(), bank.size()) <= 8 && bank.size() <= 256;
+    try {
+      if (limits) {
+        org.meteora.cuda.Nvrtc.get();
+        return true;
+      }
+    } catch (UserException e) {
+      Fallback.say("training on the GPU does without kernels of its own: " + e.getMessage());
+    }
+    return false;
   }
 
   /** The kernels for this k, or null where they cannot be used. */
@@ -230,12 +262,8 @@ public final class MoeLinear extends AbstractBlock {
         logits == null
             ? HostForward.fixed(tokens, singleAdapter())
             : HostForward.route(logits, topK, control.settings().temperature());
-    if (control.listener() != null && logits != null) {
-      int batch = shape.dimension() == 3 ? (int) shape.get(0) : 1;
-      control
-          .listener()
-          .onRouting(
-              layer, module, batch, tokens / batch, topK, chosen.indices(), chosen.weights());
+    if (logits != null) {
+      tell(chosen, shape);
     }
     if (bank.totalRank() > 0) {
       HostForward.add(Ops.contiguous(rows), y, layout, chosen);
@@ -245,6 +273,43 @@ public final class MoeLinear extends AbstractBlock {
         logits == null || shape.dimension() == 2
             ? logits
             : logits.reshape(withLast(shape, bank.size())));
+  }
+
+  /** Tells the listener, if there is one, of the routing of an input of this shape. */
+  void tell(HostForward.Chosen chosen, Shape shape) {
+    if (control.listener() != null) {
+      int rows = shape.dimension() == 3 ? (int) shape.get(0) : 1;
+      control
+          .listener()
+          .onRouting(
+              layer,
+              module,
+              rows,
+              chosen.tokens() / rows,
+              chosen.topK(),
+              chosen.indices(),
+              chosen.weights());
+    }
+  }
+
+  BankLayout layout() {
+    return layout;
+  }
+
+  int topK() {
+    return Math.min(control.settings().topK(), bank.size());
+  }
+
+  /** How much of the adapters' input a training pass drops now. */
+  double dropoutInTraining() {
+    return control.dropout() ? dropout : 0;
+  }
+
+  /** Whether the flags leave it to this class how to train on the CPU. */
+  boolean onHostInTraining() {
+    var flags = control.flags();
+    return flags.singleAdapter().isEmpty()
+        && (flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED);
   }
 
   private int singleAdapter() {

@@ -161,30 +161,39 @@ public final class Blas {
   /** {@code C = A Bᵀ}: A {@code (m, k)}, B {@code (n, k)}, C {@code (m, n)}. */
   public static void productTransposed(
       int m, int n, int k, MemorySegment a, MemorySegment b, MemorySegment c) {
-    gemm(true, m, n, k, a, b, k, c);
+    product(false, true, m, n, k, a, k, b, k, 0, c, n);
   }
 
   /** {@code C = A B}: A {@code (m, k)}, B {@code (k, n)}, C {@code (m, n)}. */
   public static void product(
       int m, int n, int k, MemorySegment a, MemorySegment b, MemorySegment c) {
-    gemm(false, m, n, k, a, b, n, c);
+    product(false, false, m, n, k, a, k, b, n, 0, c, n);
   }
 
-  private static void gemm(
+  /**
+   * {@code C = A' B' + beta · C}, A' being A or its transpose, {@code (m, k)}; B' {@code (k, n)}; C
+   * {@code (m, n)}. Rows of the stored matrices are {@code lda}, {@code ldb} and {@code ldc}
+   * numbers apart.
+   */
+  public static void product(
+      boolean transposeA,
       boolean transposeB,
       int m,
       int n,
       int k,
       MemorySegment a,
+      int lda,
       MemorySegment b,
       int ldb,
-      MemorySegment c) {
+      float beta,
+      MemorySegment c,
+      int ldc) {
     var by = ARGUMENTS.get();
     try {
       // row-major C = A B is column-major Cᵀ = Bᵀ Aᵀ
       GEMM.invokeExact(
           by.letter(by.letterA, transposeB),
-          by.letter(by.letterB, false),
+          by.letter(by.letterB, transposeA),
           by.number(0, n),
           by.number(1, m),
           by.number(2, k),
@@ -192,10 +201,10 @@ public final class Blas {
           b,
           by.number(3, ldb),
           a,
-          by.number(4, k),
-          by.factor(by.beta, 0),
+          by.number(4, lda),
+          by.factor(by.beta, beta),
           c,
-          by.number(5, n));
+          by.number(5, ldc));
     } catch (RuntimeException | Error e) {
       throw e;
     } catch (Throwable e) {

@@ -89,6 +89,11 @@ public final class Ops {
     return new StableAbi.Call("aten::alias", "").tensor(x).run(manager);
   }
 
+  /** The same memory outside of the graph that {@code x} belongs to, owned by {@code manager}. */
+  public static NDArray detach(NDManager manager, NDArray x) {
+    return new StableAbi.Call("aten::detach", "").tensor(x).run(manager);
+  }
+
   /**
    * {@code x · weightᵀ (+ bias)}: {@code x (…, in)}, {@code weight (out, in)}, {@code bias (out)}
    * or null.
@@ -217,6 +222,27 @@ public final class Ops {
   /** Zeroes entries with probability {@code p} and scales the rest by {@code 1 / (1 − p)}. */
   public static NDArray dropout(NDArray x, double p) {
     return new StableAbi.Call("aten::dropout", "").tensor(x).real(p).bool(true).run(x.getManager());
+  }
+
+  /**
+   * As {@link #dropout}, not to be recorded: the result, and which entries were kept (boolean), for
+   * {@link #dropoutGradient}.
+   */
+  public static NDArray[] dropoutAndMask(NDArray x, double p) {
+    return new StableAbi.Call("aten::native_dropout", "")
+        .tensor(x)
+        .real(p)
+        .optionalBool(true)
+        .runPair(x.getManager());
+  }
+
+  /** The gradient to what {@link #dropoutAndMask} was given, from the gradient to its result. */
+  public static NDArray dropoutGradient(NDArray gradient, NDArray kept, double p) {
+    return new StableAbi.Call("aten::native_dropout_backward", "")
+        .tensor(gradient)
+        .tensor(kept)
+        .real(1 / (1 - p))
+        .run(gradient.getManager());
   }
 
   /**

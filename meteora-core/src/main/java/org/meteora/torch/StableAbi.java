@@ -286,6 +286,10 @@ final class StableAbi {
       return filled(Double.doubleToRawLongBits(value));
     }
 
+    Call optionalBool(boolean value) {
+      return filled(value ? 1 : 0);
+    }
+
     Call optionalInteger(long value) {
       return filled(value);
     }

@@ -5,9 +5,11 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import org.meteora.llama.Llama;
 import org.meteora.llama.Pass;
+import org.meteora.moe.HostTape;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 import org.meteora.train.batch.Batch;
@@ -24,6 +26,9 @@ import org.meteora.train.loss.LanguageModelLoss;
  * from the last to the first, with recording, and sends the gradient of its output through it. At
  * any moment the activations of one layer exist. Dropout draws from a generator that is seeded for
  * each layer, so that the second run drops what the first did.
+ *
+ * <p>Without it the layers' recordings are kept until the backward pass comes to them. On the CPU
+ * in float32, unless a flag asks for another form, the gated layers are on a {@link HostTape}.
  *
  * <p>The gates' loss is added where a layer is recorded: for a layer with output y and gradient g
  * the scalar {@code Σ y·g + weight · gateLoss(layer)} has the gradients wanted, in one backward
@@ -57,10 +62,7 @@ public final class LlamaLearner implements Learner {
     try (var scope = llama.manager().newSubManager();
         var gates = adapters > 0 ? new GateLoss(scope, batch, adapters) : null) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
-      double loss =
-          checkpointing
-              ? recomputing(scope, batch, gates, languageModelWeight, gateWeightEach, seed)
-              : recordingAll(scope, batch, gates, languageModelWeight, gateWeightEach, seed);
+      double loss = learn(scope, batch, gates, languageModelWeight, gateWeightEach, seed);
       return sums(loss, gates, batch);
     }
   }
@@ -79,16 +81,35 @@ public final class LlamaLearner implements Learner {
     return manager.create(batch.ids(), Ops.shape(batch.rows(), batch.length()));
   }
 
-  private double recomputing(
+  /** A decoder layer's recorded pass: from a leaf to its output, with the gates' logits. */
+  private record Recorded(
+      NDManager scope, NDArray input, NDArray output, List<NDArray> logits, HostTape tape)
+      implements AutoCloseable {
+    @Override
+    public void close() {
+      if (tape != null) {
+        tape.close();
+      }
+      scope.close();
+    }
+  }
+
+  private double learn(
       NDManager scope, Batch batch, GateLoss gates, double weight, double gateWeight, long seed) {
     var pass = llama.wholePass(scope, batch.length(), true);
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
+    var recorded = new ArrayList<Recorded>();
     try (var off = Ops.notRecording()) {
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < layers.size(); i++) {
         inputs.add(hidden);
-        hidden = forward(scope, hidden, i, pass, seed);
+        if (checkpointing) {
+          hidden = forward(scope, hidden, i, pass, seed);
+        } else {
+          recorded.add(record(scope, hidden, i, pass, seed));
+          hidden = Ops.detach(scope, recorded.getLast().output());
+        }
       }
       inputs.add(hidden);
     }
@@ -106,30 +127,48 @@ public final class LlamaLearner implements Learner {
       gradient = gradientOf(hidden, scope);
     }
     for (int i = layers.size() - 1; i >= 0; i--) {
-      try (var on = Ops.recording();
-          var inner = scope.newSubManager()) {
-        var input = inputs.removeLast();
-        var hidden = i > 0 ? leaf(inner, input) : Ops.alias(inner, input);
-        var output = run(hidden, i, pass, seed);
-        var scalar = output.mul(gradient).sum();
-        scalar = withGates(scalar, pass.gateLogits(), gates, gateWeight);
-        Ops.backward(scalar, null);
+      try (var input = inputs.removeLast();
+          var each = checkpointing ? record(scope, input, i, pass, seed) : recorded.removeLast();
+          var on = Ops.recording()) {
+        var scalar = each.output().mul(gradient).sum();
+        Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);
+        if (each.tape() != null) {
+          each.tape().backward();
+        }
         gradient.close();
         if (i > 0) {
-          gradient = gradientOf(hidden, scope);
+          gradient = gradientOf(each.input(), scope);
         }
-        pass.gateLogits().clear();
-        input.close();
       }
     }
     return loss;
   }
 
+  /** One layer from a leaf on; the first layer's needs a gradient only for the tape's sake. */
+  private Recorded record(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
+    var inner = scope.newSubManager();
+    var tape = onHost() ? new HostTape(inner) : null;
+    try (var on = Ops.recording()) {
+      var own = pass.on(tape);
+      var hidden = layer > 0 || tape != null ? leaf(inner, input) : Ops.alias(inner, input);
+      var output = run(hidden, layer, own, seed);
+      return new Recorded(inner, hidden, output, own.gateLogits(), tape);
+    }
+  }
+
+  /** Whether all gated layers can be on a {@link HostTape}. */
+  private boolean onHost() {
+    return llama.layers().stream()
+        .flatMap(layer -> Arrays.stream(layer.projections()))
+        .allMatch(HostTape::fits);
+  }
+
   /** One layer without recording; its intermediates are freed at once. */
   private NDArray forward(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
-    try (var inner = scope.newSubManager()) {
-      var output = run(Ops.alias(inner, input), layer, pass, seed);
-      pass.gateLogits().clear();
+    try (var off = Ops.notRecording();
+        var inner = scope.newSubManager();
+        var tape = onHost() ? new HostTape(inner) : null) {
+      var output = run(Ops.alias(inner, input), layer, pass.on(tape), seed);
       output.attach(scope);
       return output;
     }
@@ -150,7 +189,7 @@ public final class LlamaLearner implements Learner {
   }
 
   private static NDArray leaf(NDManager manager, NDArray array) {
-    var leaf = Ops.alias(manager, array);
+    var leaf = Ops.detach(manager, array);
     leaf.setRequiresGradient(true);
     return leaf;
   }
@@ -159,24 +198,6 @@ public final class LlamaLearner implements Learner {
     NDArray gradient = JniUtils.getGradient((PtNDArray) leaf);
     gradient.attach(owner);
     return gradient;
-  }
-
-  private double recordingAll(
-      NDManager scope, Batch batch, GateLoss gates, double weight, double gateWeight, long seed) {
-    try (var on = Ops.recording()) {
-      var pass = llama.wholePass(scope, batch.length(), true);
-      var hidden = llama.embed(ids(scope, batch));
-      for (int i = 0; i < llama.layers().size(); i++) {
-        hidden = run(hidden, i, pass, seed);
-      }
-      var normed = llama.norm().forward(hidden);
-      var result =
-          LanguageModelLoss.compute(
-              normed, llama.head(), batch.labels(), weight, true, chunkTokens);
-      var scalar = normed.mul(result.gradient()).sum();
-      Ops.backward(withGates(scalar, pass.gateLogits(), gates, gateWeight), null);
-      return result.sum();
-    }
   }
 
   @Override
@@ -188,12 +209,13 @@ public final class LlamaLearner implements Learner {
       var pass = llama.wholePass(scope, batch.length(), true);
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < llama.layers().size(); i++) {
-        try (var inner = scope.newSubManager()) {
-          var output = run(Ops.alias(inner, hidden), i, pass, 0);
-          if (gates != null && !pass.gateLogits().isEmpty()) {
-            gates.add(pass.gateLogits());
+        try (var inner = scope.newSubManager();
+            var tape = onHost() ? new HostTape(inner) : null) {
+          var own = pass.on(tape);
+          var output = run(Ops.alias(inner, hidden), i, own, 0);
+          if (gates != null && !own.gateLogits().isEmpty()) {
+            gates.add(own.gateLogits());
           }
-          pass.gateLogits().clear();
           output.attach(scope);
           hidden.close();
           hidden = output;
