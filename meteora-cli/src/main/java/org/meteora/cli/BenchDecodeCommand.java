@@ -8,7 +8,9 @@ import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.generate.CudaDecoder;
 import org.meteora.llama.Llama;
+import org.meteora.llama.LlamaConfig;
 import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
 import org.meteora.torch.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -38,6 +40,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
       description = "Tokens before the step (default: ${DEFAULT-VALUE}).")
   private int context;
 
+  private long beyond;
+
   @Override
   public Integer call() {
     var config = options.config();
@@ -45,19 +49,28 @@ final class BenchDecodeCommand implements Callable<Integer> {
         var recording = Ops.notRecording()) {
       var gpu = manager.getDevice().isGpu();
       var bare = new double[batches.size()];
+      var baseline = new double[batches.size()];
+      double bandwidth = options.readRate();
       try (var own = manager.newSubManager()) {
         var base = options.model(config, own, 0, options.control());
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
           bare[i] = options.median(() -> matmuls(base, batch));
           options.report(name(batch, "bare matmuls"), bare[i], bare[i], batch);
+          baseline[i] = bare[i];
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            options.report(name(batch, "base model"), graph(base, batch), bare[i], batch);
+            baseline[i] = graph(base, batch);
+            options.report(
+                name(batch, "base model"),
+                baseline[i],
+                baseline[i],
+                batch,
+                bytes(config, batch, false) / bandwidth);
           }
           options.report(
               name(batch, gpu ? "base model, eager" : "base model"),
               step(base, batch),
-              bare[i],
+              baseline[i],
               batch);
         }
       }
@@ -67,8 +80,16 @@ final class BenchDecodeCommand implements Callable<Integer> {
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            control.flags(Flags.AUTO);
-            options.report(name(batch, "MeteoRA, auto"), graph(model, batch), bare[i], batch);
+            for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.FUSED}) {
+              control.flags(Flags.of(mode));
+              options.report(
+                  name(batch, "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT)),
+                  graph(model, batch),
+                  baseline[i],
+                  batch,
+                  bytes(config, batch, true) / bandwidth);
+            }
+            options.reportMemory(name(batch, "beyond weights, adapters, cache"), beyond);
           }
           for (var mode : BenchModel.MODES) {
             control.flags(Flags.of(mode));
@@ -77,13 +98,44 @@ final class BenchDecodeCommand implements Callable<Integer> {
                     batch,
                     "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT) + (gpu ? ", eager" : "")),
                 step(model, batch),
-                bare[i],
+                baseline[i],
                 batch);
           }
         }
       }
     }
     return 0;
+  }
+
+  private int capacity() {
+    return context + 2 * options.repeat + BenchModel.WARM_UP;
+  }
+
+  /** Keys and values of the context. */
+  private double cacheBytes(LlamaConfig config, int batch) {
+    return 2.0
+        * config.numHiddenLayers()
+        * config.numKeyValueHeads()
+        * config.headDim()
+        * batch
+        * context
+        * options.dtype().bytes();
+  }
+
+  /** What a step must read: weights, cache, gates, and A and B of the adapters that are chosen. */
+  private double bytes(LlamaConfig config, int batch, boolean gated) {
+    double numbers = (double) config.vocabSize() * config.hiddenSize();
+    for (int module = 0; module < 7; module++) {
+      var shape = config.projectionShape(module);
+      double layer = (double) shape[0] * shape[1];
+      if (gated) {
+        layer +=
+            (double) options.adapters * shape[1]
+                + options.touched(batch) * options.rank * (shape[0] + shape[1]);
+      }
+      numbers += config.numHiddenLayers() * layer;
+    }
+    return numbers * options.dtype().bytes() + cacheBytes(config, batch);
   }
 
   private String name(int batch, String what) {
@@ -121,6 +173,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
   private double graph(Llama model, int batch) {
+    long without = options.usedBytes();
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
@@ -136,7 +189,12 @@ final class BenchDecodeCommand implements Callable<Integer> {
           IntStream.range(0, batch).toArray(),
           context + 2 * options.repeat + BenchModel.WARM_UP);
       var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
-      return options.median(() -> decoder.step(tokens));
+      double result = options.median(() -> decoder.step(tokens));
+      beyond =
+          options.usedBytes()
+              - without
+              - (long) (cacheBytes(model.config(), batch) * capacity() / context);
+      return result;
     }
   }
 

@@ -32,6 +32,12 @@ final class BenchLinearCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     var config = options.config();
+    double rate;
+    double bandwidth;
+    try (var manager = options.manager()) {
+      rate = options.multiplicationRate(manager);
+      bandwidth = options.readRate();
+    }
     for (int module : new int[] {0, 4, 6}) { // q, gate, down: the three different shapes
       var shape = config.projectionShape(module);
       for (int count : tokens) {
@@ -45,20 +51,44 @@ final class BenchLinearCommand implements Callable<Integer> {
           var plain = new MoeLinear(weight, null, null, control, 0, 0, module);
           var gated = new MoeLinear(weight, null, bank, control, 0, 0, module);
           var name = shape[1] + " → " + shape[0] + ", " + count + " tokens, ";
+          double size = options.dtype().bytes();
+          double weights = (double) shape[0] * shape[1];
+          double both = shape[0] + shape[1];
+          double floor =
+              floor(2 * count * weights / rate, size * (weights + count * both), bandwidth);
+          double gates = (double) options.adapters * shape[1];
+          double ranks = Math.min(options.topK, options.adapters) * (double) options.rank;
+          double gatedFloor =
+              floor(
+                  2 * count * (weights + gates + ranks * both) / rate,
+                  size
+                      * (weights
+                          + count * both
+                          + gates
+                          + options.touched(count) * options.rank * both),
+                  bandwidth);
           double base = time(plain, x);
-          options.report(name + "base", base, base, count);
-          for (var mode : BenchModel.MODES) {
+          options.report(name + "base", base, base, count, floor);
+          for (var mode : options.modes(ForwardMode.GATHER, ForwardMode.MASKED, ForwardMode.ALL)) {
             if (mode == ForwardMode.GATHER && count > 256) {
               continue; // gathering B for every token would need count · k · r · out numbers
             }
             control.flags(Flags.of(mode));
             options.report(
-                name + mode.name().toLowerCase(Locale.ROOT), time(gated, x), base, count);
+                name + mode.name().toLowerCase(Locale.ROOT),
+                time(gated, x),
+                base,
+                count,
+                gatedFloor);
           }
         }
       }
     }
     return 0;
+  }
+
+  private static double floor(double arithmetic, double bytes, double bandwidth) {
+    return bandwidth == 0 ? arithmetic : Math.max(arithmetic, bytes / bandwidth);
   }
 
   private double time(MoeLinear layer, ai.djl.ndarray.NDArray x) {

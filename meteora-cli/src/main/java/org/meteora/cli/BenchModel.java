@@ -7,6 +7,8 @@ import java.util.Arrays;
 import java.util.List;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
+import org.meteora.cuda.Cuda;
+import org.meteora.cuda.GpuMeasure;
 import org.meteora.io.Jsonl;
 import org.meteora.llama.Llama;
 import org.meteora.llama.LlamaConfig;
@@ -16,6 +18,7 @@ import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.torch.Dtype;
+import org.meteora.torch.Ops;
 import picocli.CommandLine.Option;
 
 /** The options of all benchmarks, and the random model they describe. */
@@ -72,6 +75,17 @@ final class BenchModel {
   static final List<ForwardMode> MODES =
       List.of(ForwardMode.AUTO, ForwardMode.GATHER, ForwardMode.MASKED, ForwardMode.ALL);
 
+  /** AUTO, FUSED where there is a GPU, and these. */
+  List<ForwardMode> modes(ForwardMode... others) {
+    var result = new java.util.ArrayList<ForwardMode>();
+    result.add(ForwardMode.AUTO);
+    if (onGpu()) {
+      result.add(ForwardMode.FUSED);
+    }
+    result.addAll(List.of(others));
+    return result;
+  }
+
   /** Warm-up runs at most, so that a KV cache of so many more columns is enough. */
   static final int WARM_UP = 100;
 
@@ -106,6 +120,66 @@ final class BenchModel {
     return device.startsWith("cuda") ? Dtype.BF16 : Dtype.F32;
   }
 
+  boolean onGpu() {
+    return LoadedModel.device(device).isGpu();
+  }
+
+  /** Bytes a millisecond that the GPU reads, measured now; 0 on a CPU. */
+  double readRate() {
+    if (!onGpu()) {
+      return 0;
+    }
+    double bandwidth = GpuMeasure.readBandwidth(cuda());
+    double ms = 4294967296.0 / bandwidth * 1e3;
+    report("reading 4 GiB, %.2f TB/s".formatted(bandwidth / 1e12), ms, ms, 1);
+    return bandwidth / 1e3;
+  }
+
+  private Cuda cuda() {
+    return Cuda.device(LoadedModel.device(device).getDeviceId());
+  }
+
+  /** Bytes in use on the GPU; 0 on a CPU. */
+  long usedBytes() {
+    return onGpu() ? GpuMeasure.usedBytes(cuda()) : 0;
+  }
+
+  /** Says how much of the GPU's memory is in use beyond what is named. */
+  void reportMemory(String what, long bytes) {
+    if (json) {
+      System.out.println(Jsonl.JSON.createObjectNode().put("what", what).put("bytes", bytes));
+    } else {
+      System.out.printf("%-34s %10d MiB%n", what, bytes >> 20);
+    }
+  }
+
+  /** How many different adapters some tokens choose, if they choose at random. */
+  double touched(double tokens) {
+    double share = Math.min(1, (double) topK / adapters);
+    return adapters * (1 - Math.pow(1 - share, tokens));
+  }
+
+  /** Multiplications and additions a millisecond of one large product, measured now. */
+  double multiplicationRate(NDManager manager) {
+    long size = onGpu() ? 8192 : 1024;
+    try (var own = manager.newSubManager();
+        var recording = Ops.notRecording()) {
+      var a = RandomLlama.normal(own, dtype(), 1, size, size);
+      var b = RandomLlama.normal(own, dtype(), 1, size, size);
+      double ms =
+          median(
+              () -> {
+                try (var scope = own.newSubManager()) {
+                  var y = Ops.linear(Ops.alias(scope, a), b, null);
+                  Ops.cast(Ops.narrow(y.reshape(-1), 0, 0, 1), Dtype.F32).toFloatArray();
+                }
+              });
+      double rate = 2.0 * size * size * size / ms;
+      report("product %d³, %.0f TFLOP/s".formatted(size, rate / 1e9), ms, ms, size);
+      return rate;
+    }
+  }
+
   RoutingControl control() {
     return new RoutingControl(new RoutingSettings(topK, 1), Flags.AUTO);
   }
@@ -134,18 +208,35 @@ final class BenchModel {
   }
 
   void report(String what, double milliseconds, double baseline, double tokens) {
+    report(what, milliseconds, baseline, tokens, 0);
+  }
+
+  /**
+   * @param floor milliseconds that the device needs at least, 0 for not known
+   */
+  void report(String what, double milliseconds, double baseline, double tokens, double floor) {
     if (json) {
-      System.out.println(
+      var line =
           Jsonl.JSON
               .createObjectNode()
               .put("what", what)
               .put("ms", milliseconds)
               .put("ratio", milliseconds / baseline)
-              .put("tokens_per_second", tokens / milliseconds * 1000));
+              .put("tokens_per_second", tokens / milliseconds * 1000);
+      if (floor > 0) {
+        line.put("floor_ms", floor).put("reached", floor / milliseconds);
+      }
+      System.out.println(line);
     } else {
       System.out.printf(
-          "%-34s %10.3f ms   %6.2f ×   %,10.1f tokens/s%n",
-          what, milliseconds, milliseconds / baseline, tokens / milliseconds * 1000);
+          "%-34s %10.3f ms   %6.3f ×   %,10.1f tokens/s%s%n",
+          what,
+          milliseconds,
+          milliseconds / baseline,
+          tokens / milliseconds * 1000,
+          floor > 0
+              ? "   floor %.3f ms, %.0f %%".formatted(floor, 100 * floor / milliseconds)
+              : "");
     }
   }
 }

@@ -1,7 +1,6 @@
 package org.meteora.cli;
 
 import java.util.Arrays;
-import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
 import org.meteora.llama.Llama;
@@ -36,21 +35,35 @@ final class BenchPrefillCommand implements Callable<Integer> {
     var config = options.config();
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
+      double rate = options.multiplicationRate(manager);
+      double count = (double) batch * tokens;
+      double flops = 2.0 * tokens * count * config.numAttentionHeads() * config.headDim();
+      double adapters = 0;
+      int ranks = Math.min(options.topK, options.adapters) * options.rank;
+      for (int module = 0; module < 7; module++) {
+        var shape = config.projectionShape(module);
+        flops += 2.0 * count * shape[0] * shape[1];
+        adapters +=
+            2.0 * count * ((double) ranks * (shape[0] + shape[1]) + options.adapters * shape[1]);
+      }
+      double floor = config.numHiddenLayers() * flops / rate;
+      double gatedFloor = config.numHiddenLayers() * (flops + adapters) / rate;
       double base;
       try (var own = manager.newSubManager()) {
         base = prefill(options.model(config, own, 0, options.control()));
       }
-      options.report("base model", base, base, (double) batch * tokens);
+      options.report("base model", base, base, count, floor);
       try (var own = manager.newSubManager()) {
         var control = options.control();
         var model = options.model(config, own, options.adapters, control);
-        for (var mode : List.of(ForwardMode.AUTO, ForwardMode.MASKED, ForwardMode.ALL)) {
+        for (var mode : options.modes(ForwardMode.MASKED, ForwardMode.ALL)) {
           control.flags(Flags.of(mode));
           options.report(
               "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
               prefill(model),
               base,
-              (double) batch * tokens);
+              count,
+              gatedFloor);
         }
       }
     }

@@ -32,8 +32,15 @@ import picocli.CommandLine.Option;
             + " layer's input; nothing of it is trained), MeteoRA in each mode (forward, both"
             + " losses, gradients of all gates, A and B, AdamW), and AdamW by itself. The first"
             + " lines keep all activations, the last one recomputes layers, as training does unless"
-            + " told otherwise.",
-    footer = {"", "Example:", "  meteora bench train --preset 100m --tokens 512 --repeat 5"})
+            + " told otherwise. With --layer, the default on a GPU: one decoder layer, forward and"
+            + " backward, over the frozen layer alone (gradient to its input only), and how near"
+            + " each comes to its multiplications at the rate of a large product.",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora bench train --preset 100m --tokens 512 --repeat 5",
+      "  meteora bench train --device cuda --preset llama3-8b --batch 4 --tokens 4096"
+    })
 final class BenchTrainCommand implements Callable<Integer> {
   private static final List<ForwardMode> MODES =
       List.of(ForwardMode.AUTO, ForwardMode.MASKED, ForwardMode.GATHER, ForwardMode.ALL);
@@ -62,10 +69,20 @@ final class BenchTrainCommand implements Callable<Integer> {
       description = "On the adapters' input (default: ${DEFAULT-VALUE}).")
   private double dropout;
 
+  @Option(
+      names = "--layer",
+      negatable = true,
+      description = "One decoder layer only, without losses and optimiser (default: on a GPU).")
+  private Boolean layer;
+
   @Override
   public Integer call() {
     var config = options.config();
     var samples = batch(config);
+    if (layer == null ? options.onGpu() : layer) {
+      oneLayer(config);
+      return 0;
+    }
     try (var manager = options.manager()) {
       double base;
       try (var own = manager.newSubManager()) {
@@ -105,6 +122,102 @@ final class BenchTrainCommand implements Callable<Integer> {
       }
     }
     return 0;
+  }
+
+  private void oneLayer(LlamaConfig whole) {
+    var raw = (com.fasterxml.jackson.databind.node.ObjectNode) whole.raw().deepCopy();
+    raw.put("num_hidden_layers", 1).put("vocab_size", 1024);
+    var config = LlamaConfig.parse(raw, "one layer");
+    try (var manager = options.manager()) {
+      double rate = options.multiplicationRate(manager);
+      double base;
+      try (var own = manager.newSubManager()) {
+        var model = options.model(config, own, 0, options.control());
+        base = layerTime(model);
+        options.report(
+            "frozen layer, gradient to the input", base, base, tokenCount(), flops(config) / rate);
+      }
+      try (var own = manager.newSubManager()) {
+        var control = options.control();
+        double floor = (flops(config) + adapterFlops(config)) / rate;
+        var model =
+            RandomLlama.create(
+                config, own, options.dtype(), options.adapters, options.rank, control, dropout);
+        try (var parameters = new FlatParameters(own, parameters(model))) {
+          for (var mode : MODES) {
+            if (mode == ForwardMode.GATHER && batch * tokens > 256) {
+              continue;
+            }
+            control.flags(Flags.of(mode));
+            for (boolean drop : new boolean[] {false, true}) {
+              if (drop && (dropout == 0 || mode != ForwardMode.AUTO)) {
+                continue;
+              }
+              control.dropout(drop);
+              options.report(
+                  "MeteoRA, "
+                      + mode.name().toLowerCase(Locale.ROOT)
+                      + (drop ? ", dropout " + dropout : ""),
+                  layerTime(model),
+                  base,
+                  tokenCount(),
+                  floor);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  private double tokenCount() {
+    return (double) batch * tokens;
+  }
+
+  /** Forward, and the gradient to the input, of a layer without adapters. */
+  private double flops(LlamaConfig config) {
+    double sizes = 0;
+    for (int module = 0; module < 7; module++) {
+      var shape = config.projectionShape(module);
+      sizes += (double) shape[0] * shape[1];
+    }
+    double scores =
+        2.0 * tokens * tokenCount() * config.numAttentionHeads() * config.headDim(); // causal
+    return 2 * 2 * tokenCount() * sizes + 3.5 * scores;
+  }
+
+  /** Forward and both gradients of the gates and of the chosen adapters. */
+  private double adapterFlops(LlamaConfig config) {
+    double sizes = 0;
+    int chosen = Math.min(options.topK, options.adapters) * options.rank;
+    for (int module = 0; module < 7; module++) {
+      var shape = config.projectionShape(module);
+      sizes += (double) chosen * (shape[0] + shape[1]) + (double) options.adapters * shape[1];
+    }
+    return 3 * 2 * tokenCount() * sizes;
+  }
+
+  private double layerTime(Llama model) {
+    try (var manager = model.manager().newSubManager()) {
+      long hidden = model.config().hiddenSize();
+      var input = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
+      var gradient = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
+      return options.median(
+          () -> {
+            try (var scope = manager.newSubManager();
+                var recording = Ops.recording()) {
+              var x = Ops.alias(scope, input);
+              x.setRequiresGradient(true);
+              var y = model.layers().getFirst().forward(x, model.wholePass(scope, tokens, true));
+              Ops.backward(y, gradient);
+              var slope = x.getGradient();
+              slope.attach(scope);
+              var first = Ops.narrow(slope.reshape(-1), 0, 0, 1); // waits for a device
+              if (Float.isNaN(Ops.cast(first, org.meteora.torch.Dtype.F32).toFloatArray()[0])) {
+                throw new IllegalStateException("random weights gave NaN");
+              }
+            }
+          });
+    }
   }
 
   private void report(String what, double milliseconds, double base) {

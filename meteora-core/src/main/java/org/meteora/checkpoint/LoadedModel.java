@@ -157,7 +157,9 @@ public final class LoadedModel implements AutoCloseable {
       for (var name : base.names()) {
         bytes += base.info(name).orElseThrow().bytes();
       }
-      manager = NDManager.newBaseManager(Devices.parse(spec.device()), "PyTorch");
+      var device = Devices.parse(spec.device());
+      Devices.requireMemory(device, Devices.bytes(base, dtype));
+      manager = NDManager.newBaseManager(device, "PyTorch");
       try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
         var builder =
             new ModelBuilder(
@@ -323,6 +325,38 @@ public final class LoadedModel implements AutoCloseable {
 
     static boolean isCuda(String device) {
       return device.startsWith("cuda");
+    }
+
+    /** What all tensors of these files take in a dtype. */
+    static long bytes(SafetensorsFolder files, Dtype dtype) {
+      long bytes = 0;
+      for (var name : files.names()) {
+        var info = files.info(name).orElseThrow();
+        bytes += info.bytes() / info.dtype().bytes() * dtype.bytes();
+      }
+      return bytes;
+    }
+
+    /**
+     * Says before anything is loaded that a model does not fit.
+     *
+     * @throws UserException when the GPU has less memory free than that, naming both
+     */
+    static void requireMemory(Device device, long bytes) {
+      if (device.isGpu()) {
+        var cuda = org.meteora.cuda.Cuda.device(device.getDeviceId());
+        cuda.makeCurrent();
+        requireMemory(device.getDeviceId(), bytes, cuda.memory().free());
+      }
+    }
+
+    static void requireMemory(int gpu, long bytes, long free) {
+      if (bytes > free) {
+        throw new UserException(
+            "GPU %d has too little memory for this model: %,d MiB are needed for its weights, %,d"
+                    .formatted(gpu, (bytes >> 20) + 1, free >> 20)
+                + " MiB are free");
+      }
     }
 
     static Device parse(String device) {

@@ -194,6 +194,7 @@ public final class TrainableModel implements AutoCloseable {
       for (var name : base.names()) {
         bytes += base.info(name).orElseThrow().bytes();
       }
+      LoadedModel.Devices.requireMemory(device, LoadedModel.Devices.bytes(base, dtype));
       manager = NDManager.newBaseManager(device, "PyTorch");
       try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
         var builder = new ModelBuilder(manager, dtype, base, "", progress);

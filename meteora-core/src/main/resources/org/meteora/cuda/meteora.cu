@@ -1108,6 +1108,33 @@ extern "C" __global__ void __launch_bounds__(256) mask_z(const __grid_constant__
   }
 }
 
+// Training: 0 for the chosen adapters of a token, -infinity for the others, to be added to the logits before a softmax.
+struct Choose {
+  const T* logits;
+  float* mask;
+  long long tokens;
+  int n, pad;
+};
+extern "C" __global__ void __launch_bounds__(256) choose_rows(const __grid_constant__ Choose p) {
+  int lane = threadIdx.x & 31;
+  long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
+  if (token >= p.tokens) return;
+  float logits[NREG];
+#pragma unroll
+  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < p.n ? toFloat(p.logits[token * p.n + lane + 32 * i]) : 0.f;
+  int index[TOPK];
+  float weight[TOPK];
+  topK(logits, p.n, 1.f, index, weight);
+#pragma unroll
+  for (int i = 0; i < NREG; i++) {
+    float v = negInf();
+#pragma unroll
+    for (int j = 0; j < TOPK; j++)
+      if (index[j] == lane + 32 * i) v = 0.f;
+    if (lane + 32 * i < p.n) p.mask[token * p.n + lane + 32 * i] = v;
+  }
+}
+
 // --------------------------------------------------------------------------------------------------- many tokens, base model
 // out = rmsnorm(h + delta) · weight; h += delta when there is one. One block a row.
 struct NormRows {

@@ -335,7 +335,8 @@ public final class Trainer {
     static long bytes(Device device) {
       try {
         if (device.isGpu()) {
-          return ai.djl.util.cuda.CudaUtils.getGpuMemory(device).getUsed();
+          var memory = org.meteora.cuda.Cuda.device(device.getDeviceId()).memory();
+          return memory.total() - memory.free();
         }
         for (var line : java.nio.file.Files.readAllLines(Path.of("/proc/self/status"))) {
           if (line.startsWith("VmRSS:")) {
@@ -343,7 +344,7 @@ public final class Trainer {
           }
         }
       } catch (java.io.IOException | RuntimeException | LinkageError e) {
-        // not Linux, or no CUDA runtime library to ask
+        // not Linux, or no driver to ask
       }
       return 0;
     }

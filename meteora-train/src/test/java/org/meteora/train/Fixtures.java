@@ -41,6 +41,15 @@ final class Fixtures {
         spec(0), TINY.resolve("meteora"), Optional.of(TINY.resolve("adapters")));
   }
 
+  /** The same in the memory of a GPU. */
+  static TrainableModel meteoraOnGpu(String dtype) {
+    return TrainableModel.meteora(
+        new TrainableModel.Spec(
+            TINY.resolve("base"), Optional.of("cuda"), Optional.of(dtype), 2, 0, 42),
+        TINY.resolve("meteora"),
+        Optional.of(TINY.resolve("adapters")));
+  }
+
   static JsonNode expected() {
     return Jsonl.readFile(TINY.resolve("expected.json")).get("train");
   }

@@ -1,0 +1,126 @@
+package org.meteora.train;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
+import org.meteora.train.batch.Batch;
+import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.optim.AdamW;
+import org.meteora.train.optim.FlatParameters;
+
+/** Training steps on a GPU against PyTorch's, and a short run in bfloat16. */
+@Tag("gpu")
+class TrainingGpuTest {
+  @BeforeEach
+  void needsFixtures() {
+    Fixtures.require();
+  }
+
+  @ParameterizedTest(name = "{0} {1}, checkpointing {2}")
+  @CsvSource({
+    "AUTO, f32, true, 1e-4",
+    "AUTO, f32, false, 1e-4",
+    "MASKED, f32, true, 1e-4",
+    "GATHER, f32, true, 1e-4",
+    "ALL, f32, true, 1e-4",
+    "REFERENCE, f32, true, 1e-4",
+    "AUTO, bf16, true, 0.05",
+    "REFERENCE, bf16, true, 0.05"
+  })
+  void agreesWithTheReference(
+      ForwardMode mode, String dtype, boolean checkpointing, double tolerance) {
+    var expected = Fixtures.expected();
+    var samples = Fixtures.samples(expected);
+    try (var model = Fixtures.meteoraOnGpu(dtype);
+        var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
+        var optimizer = new AdamW(parameters, 0.01)) {
+      model.llama().routing().flags(Flags.of(mode));
+      var learner = new LlamaLearner(model.llama(), checkpointing, 4);
+      var losses = learn(learner, parameters, samples);
+      close(losses[0], expected.get("lm_loss").asDouble(), tolerance, "language model");
+      close(losses[1], expected.get("gate_loss").asDouble(), tolerance, "gates");
+      double norm = optimizer.gradientNorm();
+      close(norm, expected.get("total_grad_norm").asDouble(), tolerance, "gradient");
+      for (var module : expected.get("grad_norm").properties()) {
+        for (var part : module.getValue().properties()) {
+          var name = module.getKey() + "." + part.getKey();
+          close(
+              parameters.gradient(name).norm().getFloat(),
+              part.getValue().asDouble(),
+              5 * tolerance,
+              name);
+        }
+      }
+      optimizer.step(5e-4, AdamW.clipFactor(norm, 0.3));
+      parameters.publish();
+      var after = learn(learner, parameters, samples);
+      close(after[0], expected.get("lm_loss_after_step").asDouble(), tolerance, "after");
+      close(after[1], expected.get("gate_loss_after_step").asDouble(), tolerance, "gates after");
+    }
+  }
+
+  private static void close(double value, double expected, double tolerance, String what) {
+    assertThat(Math.abs(value - expected) / Math.abs(expected))
+        .as("%s: %s, expected %s", what, value, expected)
+        .isLessThan(tolerance);
+  }
+
+  private static double[] learn(
+      LlamaLearner learner, FlatParameters parameters, List<TrainingSample> samples) {
+    var batch = new Batch(samples, false);
+    double count = batch.labelCount();
+    parameters.clearGradients();
+    var sums = learner.learn(batch, 1 / count, 50 / count, 1);
+    parameters.collectGradients();
+    return new double[] {sums.languageModel() / count, sums.gate() / sums.gates() / count};
+  }
+
+  @Test
+  void lossFallsAndACheckpointResumes(@TempDir Path folder) {
+    var samples = Fixtures.samples(Fixtures.expected());
+    try (var model = Fixtures.meteoraOnGpu("bf16");
+        var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
+        var optimizer = new AdamW(parameters, 0.01)) {
+      var learner = new LlamaLearner(model.llama(), true, 4);
+      var losses = new ArrayList<Double>();
+      for (int i = 0; i < 12; i++) {
+        losses.add(step(learner, parameters, optimizer, samples));
+      }
+      assertThat(losses.getLast()).as("%s", losses).isLessThan(losses.getFirst() * 0.98);
+      Map<String, String> identity = Map.of("run", "gpu");
+      var saved =
+          new Checkpoints(folder, 1)
+              .save(
+                  new Checkpoints.State(12, identity, Map.of()), parameters, optimizer, path -> {});
+      double next = step(learner, parameters, optimizer, samples);
+      double afterNext = step(learner, parameters, optimizer, samples);
+      assertThat(Checkpoints.restore(saved, identity, parameters, optimizer)).isEqualTo(12);
+      parameters.publish();
+      close(step(learner, parameters, optimizer, samples), next, 1e-3, "resumed");
+      close(step(learner, parameters, optimizer, samples), afterNext, 1e-3, "resumed, next");
+      System.err.println("losses in bf16: " + losses);
+    }
+  }
+
+  private static double step(
+      LlamaLearner learner,
+      FlatParameters parameters,
+      AdamW optimizer,
+      List<TrainingSample> samples) {
+    var losses = learn(learner, parameters, samples);
+    optimizer.step(2e-3, AdamW.clipFactor(optimizer.gradientNorm(), 1));
+    parameters.publish();
+    return losses[0] + 50 * losses[1];
+  }
+}
