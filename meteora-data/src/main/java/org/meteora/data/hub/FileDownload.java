@@ -163,8 +163,6 @@ final class FileDownload {
           retry.progressed();
         } catch (LeftToAnother e) {
           return;
-        } catch (DiskException e) {
-          throw e;
         } catch (StatusException e) {
           boolean expired = direct.getAndSet(null) != null;
           if (!e.mayPass() && !expired) {
@@ -184,7 +182,7 @@ final class FileDownload {
       }
     } catch (InterruptedException e) {
       part.fail(new UserException(file.path() + ": interrupted; run the same command to go on"));
-    } catch (IOException | RuntimeException | Error e) {
+    } catch (RuntimeException | Error e) {
       part.fail(e instanceof Exception exception ? exception : new IllegalStateException(e));
     }
   }
@@ -239,13 +237,6 @@ final class FileDownload {
     }
   }
 
-  /** The disk refused: retrying over the network would not help. */
-  private static final class DiskException extends IOException {
-    DiskException(IOException cause) {
-      super(AtomicFiles.reason(cause), cause);
-    }
-  }
-
   /** Writes the blocks it has claimed, or can claim as they pass, and lets the others go by. */
   private final class BlockSink implements Http.Sink {
     private final PartFile part;
@@ -294,11 +285,7 @@ final class FileDownload {
         if (position == part.end(block) && open == block) {
           var whole = content.flip();
           content = null;
-          try {
-            part.put(block, whole);
-          } catch (IOException e) {
-            throw new DiskException(e);
-          }
+          part.put(block, whole);
           progress += part.end(block) - part.start(block);
           if (extra) {
             extra = false;

@@ -4,6 +4,7 @@ import java.io.Closeable;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.nio.ByteBuffer;
+import java.nio.channels.ClosedChannelException;
 import java.nio.channels.FileChannel;
 import java.nio.channels.OverlappingFileLockException;
 import java.nio.charset.StandardCharsets;
@@ -16,6 +17,10 @@ import java.security.MessageDigest;
 import java.util.ArrayDeque;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.concurrent.ArrayBlockingQueue;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.ThreadPoolExecutor;
+import java.util.concurrent.TimeUnit;
 import java.util.zip.CRC32C;
 import org.meteora.UserException;
 
@@ -45,6 +50,11 @@ final class PartFile implements Closeable {
   private static final byte DONE = 2;
   private static final int LINE = 27;
 
+  /** Files of no more blocks are written by the threads that receive them. */
+  private static final int FEW_BLOCKS = 8;
+
+  private static final long SYNC_EVERY = 64 << 20;
+
   private final Path target;
   private final Path part;
   private final Path journalFile;
@@ -68,6 +78,21 @@ final class PartFile implements Closeable {
   /** The block to be hashed. */
   private int next;
 
+  /**
+   * Writes while the next block arrives; when it does not keep up, who brings a block writes it.
+   */
+  private final ExecutorService writer =
+      new ThreadPoolExecutor(
+          1,
+          1,
+          1,
+          TimeUnit.MINUTES,
+          new ArrayBlockingQueue<>(4),
+          Thread.ofPlatform().daemon().name("write").factory(),
+          new ThreadPoolExecutor.CallerRunsPolicy());
+
+  private long unsynced;
+  private boolean syncing;
   private Exception failure;
   private boolean finished;
   private Object sequentialOwner;
@@ -300,34 +325,75 @@ final class PartFile implements Closeable {
   }
 
   /**
-   * Writes a claimed block, then its line in the journal.
+   * Takes a claimed block that has arrived: it is written, then gets its line in the journal, soon.
+   * What goes wrong with that fails the whole file.
    *
    * @param content the whole block, in one of {@link #buffer}'s, which is not the caller's any more
    */
-  void put(int block, ByteBuffer content) throws IOException {
-    int checksum = crc(content);
-    long position = start(block);
-    for (var bytes = content.duplicate(); bytes.hasRemaining(); ) {
-      position += data.write(bytes, position);
+  void put(int block, ByteBuffer content) {
+    if (states.length <= FEW_BLOCKS) {
+      write(block, content);
+    } else {
+      writer.execute(() -> write(block, content));
     }
-    synchronized (this) {
-      var line = new byte[LINE];
-      var text = String.format("%08x %08x", block, checksum).getBytes(StandardCharsets.US_ASCII);
-      System.arraycopy(text, 0, line, 0, 17);
-      var rest = String.format(" %08x\n", crc(text, 0, 17)).getBytes(StandardCharsets.US_ASCII);
-      System.arraycopy(rest, 0, line, 17, 10);
-      var buffer = ByteBuffer.wrap(line);
-      while (buffer.hasRemaining()) {
-        journal.write(buffer);
+  }
+
+  private void write(int block, ByteBuffer content) {
+    try {
+      int checksum = crc(content);
+      long position = start(block);
+      for (var bytes = content.duplicate(); bytes.hasRemaining(); ) {
+        position += data.write(bytes, position);
       }
-      states[block] = DONE;
-      checksums[block] = checksum;
-      if (block >= next && block - next < ahead) {
-        fresh.put(block, content);
-      } else {
-        spare.push(content);
+      if (done(block, checksum, content)) {
+        Thread.ofPlatform().daemon().name("sync").start(this::sync);
       }
-      notifyAll();
+    } catch (IOException | RuntimeException e) {
+      fail(e);
+    }
+  }
+
+  /** Returns whether it is time to sync. */
+  private synchronized boolean done(int block, int checksum, ByteBuffer content)
+      throws IOException {
+    var line = new byte[LINE];
+    var text = String.format("%08x %08x", block, checksum).getBytes(StandardCharsets.US_ASCII);
+    System.arraycopy(text, 0, line, 0, 17);
+    var rest = String.format(" %08x\n", crc(text, 0, 17)).getBytes(StandardCharsets.US_ASCII);
+    System.arraycopy(rest, 0, line, 17, 10);
+    var buffer = ByteBuffer.wrap(line);
+    while (buffer.hasRemaining()) {
+      journal.write(buffer);
+    }
+    states[block] = DONE;
+    checksums[block] = checksum;
+    unsynced += content.limit();
+    if (block >= next && block - next < ahead) {
+      fresh.put(block, content);
+    } else {
+      spare.push(content);
+    }
+    notifyAll();
+    boolean now = !syncing && unsynced >= SYNC_EVERY;
+    if (now) {
+      syncing = true;
+      unsynced = 0;
+    }
+    return now;
+  }
+
+  /** Has the disk work while the rest arrives. */
+  private void sync() {
+    try {
+      data.force(false);
+    } catch (ClosedChannelException e) {
+      // the file is done with
+    } catch (IOException e) {
+      fail(e);
+    } finally {
+      synchronized (this) {
+        syncing = false;
+      }
     }
   }
 
@@ -418,8 +484,9 @@ final class PartFile implements Closeable {
   @Override
   public void close() throws IOException {
     try (memory;
-        journal) {
-      data.close();
+        journal;
+        data) {
+      writer.close();
     }
   }
 }

@@ -45,7 +45,7 @@ record ParquetRecords(Path file) implements Records {
       }
     } catch (UserException e) {
       throw e;
-    } catch (IOException | RuntimeException e) {
+    } catch (IOException | RuntimeException | OutOfMemoryError e) {
       Throwable cause = e; // the reader's own threads wrap what went wrong
       while (cause.getCause() != null) {
         cause = cause.getCause();

@@ -80,6 +80,10 @@ final class FakeHub implements AutoCloseable {
   final Map<String, AtomicLong> tries = new ConcurrentHashMap<>();
   volatile Faults faults = NO_FAULTS;
   volatile boolean redirects = true;
+
+  /** Files are named {@code org/name/path}, and each repository has its own. */
+  volatile boolean byRepository;
+
   volatile int pageSize = 1000;
   volatile int microsPer64k;
   volatile String requiredToken = "";
@@ -215,7 +219,7 @@ final class FakeHub implements AutoCloseable {
         URLDecoder.decode(
             path.startsWith("/blob/")
                 ? path.substring(6)
-                : path.replaceAll(".*/resolve/[^/]*/", ""),
+                : path.replaceAll("^/(datasets/)?(.*)/resolve/[^/]*/", byRepository ? "$2/" : ""),
             StandardCharsets.UTF_8);
     var entry = files.get(name);
     if (entry == null) {
@@ -298,12 +302,14 @@ final class FakeHub implements AutoCloseable {
     int start =
         path.contains("cursor=") ? Integer.parseInt(path.replaceAll(".*cursor=(\\d+).*", "$1")) : 0;
     var list = Jsonl.JSON.createArrayNode();
-    var entries = new ArrayList<>(files.values());
+    var prefix = byRepository ? path.replaceAll("^/api/(datasets|models)/(.*)/tree/.*", "$2/") : "";
+    var entries =
+        new ArrayList<>(files.values().stream().filter(e -> e.path.startsWith(prefix)).toList());
     int end = Math.min(entries.size(), start + pageSize);
     for (var entry : entries.subList(start, end)) {
       ObjectNode node = list.addObject();
       node.put("type", "file");
-      node.put("path", entry.path);
+      node.put("path", entry.path.substring(prefix.length()));
       node.put("size", entry.content.length);
       node.put("oid", entry.lfs ? "f".repeat(40) : entry.hash);
       if (entry.lfs) {

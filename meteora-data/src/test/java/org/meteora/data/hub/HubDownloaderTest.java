@@ -189,9 +189,15 @@ class HubDownloaderTest {
     // what a power cut does: two journaled blocks never reached the disk, the journal's end is torn
     try (var data = new java.io.RandomAccessFile(to.resolve("f.part").toFile(), "rw");
         var journal = new java.io.RandomAccessFile(to.resolve("f.part.journal").toFile(), "rw")) {
-      data.seek(3 * 4096);
-      data.write(new byte[2 * 4096]);
+      var line = new byte[8];
+      journal.seek(journal.length() - 27);
+      journal.readFully(line);
+      int last = Integer.parseInt(new String(line), 16);
       journal.setLength(journal.length() - 5);
+      for (int i = 3; i < 5; i++) {
+        data.seek((last + i) % 30 * 4096L);
+        data.write(new byte[4096]);
+      }
     }
     download();
     assertThat(to.resolve("f")).hasBinaryContent(content);

@@ -1,5 +1,6 @@
 package org.meteora.data.source;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
@@ -75,6 +76,81 @@ class ParquetRecordsTest {
                           + "Satz \\d für alle \\[/INST]\n");
               assertThat(sample.response()).matches("Sentence \\d for all");
             });
+  }
+
+  @Test
+  void nullsAreNullsEverywhere() throws IOException {
+    var file = put("bigbench-nulls.parquet", "nulls.parquet");
+    var records = read(file);
+    assertThat(records).hasSize(4);
+    assertThat(records.get(0).get("multiple_choice_targets").isNull()).isTrue();
+    assertThat(records.get(1).get("multiple_choice_targets").toString())
+        .isEqualTo("[\"a\",null,\"\"]");
+    assertThat(records.get(2).get("targets").toString()).isEqualTo("[null]");
+    assertThat(records.get(3).get("inputs").isNull()).isTrue();
+    assertThat(records.get(3).get("idx").isNull()).isTrue();
+    Files.createDirectories(folder.resolve("sources/winowhy"));
+    for (var split : List.of("train", "validation")) {
+      Files.copy(file, folder.resolve("sources/winowhy/" + split + ".parquet"));
+    }
+    assertThatThrownBy(() -> make("winowhy", "datasets"))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("train.parquet: row 3")
+        .hasMessageContaining("\"targets\"");
+  }
+
+  @Test
+  void readsGsm8kAndAlpacaWhereAMissingInputIsAnEmptyOne() throws IOException {
+    put("gsm8k.parquet", "gsm8k/main/train-00000-of-00001.parquet");
+    put("gsm8k.parquet", "gsm8k/main/test-00000-of-00001.parquet");
+    assertThat(make("gsm8k", "datasets").train()).isEqualTo(10);
+    assertThat(samples("datasets", "gsm8k", "test").get(4))
+        .isEqualTo(new Sample("[INST] How much is 4 + 1? 🦉 [/INST]\n", "4 + 1 = 5\n#### 5"));
+    put("alpaca.parquet", "alpaca/data/train-00000-of-00001.parquet");
+    make("alpaca", "datasets");
+    var all = new ArrayList<>(samples("datasets", "alpaca", "train"));
+    all.addAll(samples("datasets", "alpaca", "test"));
+    assertThat(all)
+        .hasSize(10)
+        .contains(
+            new Sample("[INST] Do 3.\n [/INST]\n", "Done 3."),
+            new Sample("[INST] Do 4.\n [/INST]\n", "Done 4."),
+            new Sample("[INST] Do 5.\nwith 5 [/INST]\n", "Done 5."));
+  }
+
+  /** The process of the test below. */
+  static final class Child {
+    public static void main(String[] args) {
+      var task = Tasks.get("disfl_qa");
+      var source = new SourceLocator(Path.of(args[0]), 42).find(task).orElseThrow();
+      var written = new DatasetMaker(Path.of(args[1]), 42).make(task, source);
+      System.out.println(written.train());
+    }
+  }
+
+  @Test
+  void hundredThousandRecordsInAHeapOf256MiB() throws Exception {
+    var shard = put("bigbench-2000.parquet", "disfl_qa/train-00000-of-00050.parquet");
+    for (int i = 1; i < 50; i++) {
+      Files.copy(shard, shard.resolveSibling(String.format("train-%05d-of-00050.parquet", i)));
+    }
+    Files.copy(shard, shard.resolveSibling("validation-00000-of-00001.parquet"));
+    var child =
+        new ProcessBuilder(
+                ProcessHandle.current().info().command().orElse("java"),
+                "-Xmx256m",
+                "-XX:+UseSerialGC",
+                "--enable-native-access=ALL-UNNAMED",
+                "-cp",
+                System.getProperty("java.class.path"),
+                Child.class.getName(),
+                folder.resolve("sources").toString(),
+                folder.resolve("small").toString())
+            .redirectErrorStream(true)
+            .start();
+    var output = new String(child.getInputStream().readAllBytes(), UTF_8);
+    assertThat(child.waitFor()).as(output).isZero();
+    assertThat(output.strip()).endsWith("100000");
   }
 
   /** 100,000 records in several files and row groups, the same bytes twice, each time soon. */

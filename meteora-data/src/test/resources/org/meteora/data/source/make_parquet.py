@@ -57,3 +57,46 @@ pq.write_table(
     here / "translation.parquet",
     compression="zstd",
 )
+pq.write_table(
+    pa.table(
+        {
+            "question": [f"How much is {i} + 1? 🦉" for i in range(10)],
+            "answer": [f"{i} + 1 = {i + 1}\n#### {i + 1}" for i in range(10)],
+        }
+    ),
+    here / "gsm8k.parquet",
+    compression="snappy",
+)
+pq.write_table(
+    pa.table(
+        {
+            "instruction": [f"Do {i}." for i in range(10)],
+            "input": [None if i % 3 == 0 else "" if i % 3 == 1 else f"with {i}" for i in range(10)],
+            "output": [f"Done {i}." for i in range(10)],
+            "text": [None] * 9 + ["unused"],
+        }
+    ),
+    here / "alpaca.parquet",
+    compression="zstd",
+)
+pq.write_table(
+    pa.table({"article": [f"Article {i}." for i in range(10)], "highlights": [f"Gist {i}." for i in range(10)]}),
+    here / "cnn_dailymail.parquet",
+    compression="gzip",
+)
+pq.write_table(
+    pa.table(
+        {
+            "id": [str(i) for i in range(10)],
+            "translation": [{k: f"{k} {i}" for k in ("de", "en", "es", "it")} for i in range(10)],
+        }
+    ),
+    here / "translations.parquet",
+)
+nulls = bigbench(4, 0).to_pylist()
+nulls[0]["multiple_choice_targets"] = None  # no list
+nulls[1]["multiple_choice_targets"] = ["a", None, ""]  # no text in a list
+nulls[2]["targets"] = [None]
+nulls[3]["inputs"] = None
+nulls[3]["idx"] = None
+pq.write_table(pa.Table.from_pylist(nulls, schema=bigbench(1, 0).schema), here / "bigbench-nulls.parquet")
