@@ -3,6 +3,7 @@
 
     bench_hf.py prefill   Hugging Face's Llama without adapters: prefill
     bench_hf.py decode    the same: one decode step behind a prompt
+    bench_hf.py layer     one of its decoder layers, 4 x 4096 tokens, forward and backward: frozen, and masked MeteoRA trained in it
     bench_hf.py linear    one linear layer with 28 adapters in plain PyTorch: gathered, and masked over all ranks
 
 Random weights of Llama-3-8B's shapes in bfloat16; needs a GPU, torch and transformers. One line of JSON a measurement.
@@ -65,7 +66,7 @@ def linear(args):
 
             def masked():
                 index, weight = route()
-                full = torch.zeros(tokens, n, device="cuda").scatter_(1, index, weight)
+                full = torch.zeros(tokens, n, device="cuda", dtype=torch.float32).scatter_(1, index, weight)
                 z = F.linear(x, a) * (2 * full).repeat_interleave(r, 1).to(x.dtype)
                 return F.linear(x, w) + F.linear(z, b)
 
@@ -81,13 +82,63 @@ def linear(args):
                 report(name + "gather", median(gather, args.repeat))
 
 
+class Masked(torch.nn.Module):
+    """A frozen linear with 28 adapters and a gate, all trained: one product over all ranks, masked by the routing weights."""
+    def __init__(self, base, n=28, r=8, k=2):
+        super().__init__()
+        self.base, self.n, self.r, self.k = base, n, r, k
+        size_out, size_in = base.weight.shape
+        normal = lambda *shape: torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=torch.bfloat16) / shape[-1] ** 0.5)
+        self.gate, self.a, self.b = normal(n, size_in), normal(n * r, size_in), normal(size_out, n * r)
+
+    def forward(self, x):
+        top = torch.softmax(F.linear(x, self.gate).float(), -1).topk(self.k)
+        weights = torch.zeros(*x.shape[:-1], self.n, device="cuda", dtype=torch.float32).scatter(-1, top.indices,
+                                                                            top.values / top.values.sum(-1, keepdim=True))
+        z = F.linear(x, self.a) * (2 * weights).repeat_interleave(self.r, -1).to(x.dtype)
+        return self.base(x) + F.linear(z, self.b)
+
+
+def layer(args):
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+    config = LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=1, num_attention_heads=32,
+                         num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0)
+    config._attn_implementation = "sdpa"
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        module, rotary = LlamaDecoderLayer(config, 0), LlamaRotaryEmbedding(config)
+    module.requires_grad_(False)
+    x = torch.randn(4, 4096, 4096, device="cuda", requires_grad=True)
+    g = torch.randn_like(x)
+    position = torch.arange(4096, device="cuda")[None]
+    angles = rotary(x, position)
+
+    def step():
+        x.grad = None
+        y = module(x, position_embeddings=angles, attention_mask=None)
+        (y[0] if isinstance(y, tuple) else y).backward(g)
+
+    report("layer 4 x 4096, forward and backward, Hugging Face frozen", median(step, args.repeat))
+    for parent in (module.self_attn, module.mlp):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                setattr(parent, name, Masked(child))
+    report("layer 4 x 4096, forward and backward, PyTorch masked", median(step, args.repeat))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prefill", "decode", "linear", "all"))
+    parser.add_argument("what", choices=("prefill", "decode", "linear", "layer", "all"))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=15)
     args = parser.parse_args()
+    if args.what in ("layer", "all"):
+        layer(args)
+        torch.cuda.empty_cache()
+        if args.what == "layer":
+            raise SystemExit
     with torch.inference_mode():
         if args.what in ("linear", "all"):
             linear(args)

@@ -89,7 +89,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
                   batch,
                   bytes(config, batch, true) / bandwidth);
             }
-            options.reportMemory(name(batch, "beyond weights, adapters, cache"), beyond);
+            options.reportMemory(name(batch, "memory that the steps take"), beyond);
           }
           for (var mode : BenchModel.MODES) {
             control.flags(Flags.of(mode));
@@ -105,10 +105,6 @@ final class BenchDecodeCommand implements Callable<Integer> {
       }
     }
     return 0;
-  }
-
-  private int capacity() {
-    return context + 2 * options.repeat + BenchModel.WARM_UP;
   }
 
   /** Keys and values of the context. */
@@ -173,7 +169,6 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
   private double graph(Llama model, int batch) {
-    long without = options.usedBytes();
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
@@ -184,16 +179,14 @@ final class BenchDecodeCommand implements Callable<Integer> {
       try (var scope = manager.newSubManager()) {
         model.next(scope.create(ids, Ops.shape(batch, context)), cache);
       }
+      long without = options.usedBytes(); // the decoder takes its memory at its beginning
       decoder.begin(
           cache,
           IntStream.range(0, batch).toArray(),
           context + 2 * options.repeat + BenchModel.WARM_UP);
       var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
       double result = options.median(() -> decoder.step(tokens));
-      beyond =
-          options.usedBytes()
-              - without
-              - (long) (cacheBytes(model.config(), batch) * capacity() / context);
+      beyond = options.usedBytes() - without;
       return result;
     }
   }
