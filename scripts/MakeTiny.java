@@ -10,6 +10,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.function.Function;
 import org.meteora.checkpoint.MeteoraCheckpoint;
@@ -106,7 +107,7 @@ public final class MakeTiny {
     var parts = new TreeMap<String, List<NDArray>>();
     for (var name : TASKS.keySet()) {
       var target = folder.resolve("adapters").resolve(name);
-      LoraConfig.of(4, 8, 0.1, new java.util.HashSet<>(LoraConfig.ALL_PROJECTIONS), false)
+      LoraConfig.of(4, 8, 0.1, new java.util.HashSet<>(LoraConfig.ALL_PROJECTIONS), false, Set.of())
           .write(target, "configs/tiny/base");
       var tensors = new TreeMap<String, NDArray>();
       var ranks = new TreeMap<String, Integer>();

@@ -23,6 +23,7 @@ import org.meteora.io.Jsonl;
  * @param rsLora scale by {@code alpha / sqrt(r)} instead of {@code alpha / r}
  * @param rankPattern other ranks, by module path or its end
  * @param alphaPattern other alphas, likewise
+ * @param layersToTransform decoder layers that get the adapter; empty: all
  */
 public record LoraConfig(
     int rank,
@@ -31,16 +32,23 @@ public record LoraConfig(
     Set<String> targetModules,
     boolean rsLora,
     Map<String, Integer> rankPattern,
-    Map<String, Double> alphaPattern) {
+    Map<String, Double> alphaPattern,
+    Set<Integer> layersToTransform) {
   /** The seven projections of a decoder layer, in the order of the paper's layer. */
   public static final java.util.List<String> ALL_PROJECTIONS =
       java.util.List.of(
           "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj");
 
-  /** An adapter of one rank on the given modules. */
+  /** An adapter of one rank on the given modules of the given layers (empty: all). */
   public static LoraConfig of(
-      int rank, double alpha, double dropout, Set<String> targets, boolean rsLora) {
-    return new LoraConfig(rank, alpha, dropout, Set.copyOf(targets), rsLora, Map.of(), Map.of());
+      int rank,
+      double alpha,
+      double dropout,
+      Set<String> targets,
+      boolean rsLora,
+      Set<Integer> layers) {
+    return new LoraConfig(
+        rank, alpha, dropout, Set.copyOf(targets), rsLora, Map.of(), Map.of(), Set.copyOf(layers));
   }
 
   /**
@@ -92,6 +100,13 @@ public record LoraConfig(
     node.path("alpha_pattern")
         .properties()
         .forEach(e -> alphas.put(e.getKey(), e.getValue().asDouble()));
+    var layers = new TreeSet<Integer>();
+    var transformed = node.path("layers_to_transform");
+    if (transformed.isInt()) {
+      layers.add(transformed.asInt());
+    } else {
+      transformed.forEach(layer -> layers.add(layer.asInt()));
+    }
     return new LoraConfig(
         rank,
         node.path("lora_alpha").asDouble(),
@@ -99,7 +114,8 @@ public record LoraConfig(
         targets,
         node.path("use_rslora").asBoolean(false),
         ranks,
-        alphas);
+        alphas,
+        layers);
   }
 
   private static void addMatching(Path file, String regex, Set<String> targets) {
@@ -116,6 +132,12 @@ public record LoraConfig(
         }
       }
     }
+  }
+
+  /** Whether the adapter has a part on this projection ({@code q_proj}, …) of this layer. */
+  public boolean targets(int layer, String projection) {
+    return targetModules.contains(projection)
+        && (layersToTransform.isEmpty() || layersToTransform.contains(layer));
   }
 
   /** The rank on a module such as {@code model.layers.0.self_attn.q_proj}. */
@@ -171,6 +193,11 @@ public record LoraConfig(
             .put("use_rslora", rsLora)
             .<com.fasterxml.jackson.databind.node.ObjectNode>set(
                 "target_modules", Jsonl.JSON.valueToTree(new TreeSet<>(targetModules)))
+            .<com.fasterxml.jackson.databind.node.ObjectNode>set(
+                "layers_to_transform",
+                layersToTransform.isEmpty()
+                    ? Jsonl.JSON.nullNode()
+                    : Jsonl.JSON.valueToTree(new TreeSet<>(layersToTransform)))
             .<com.fasterxml.jackson.databind.node.ObjectNode>set(
                 "rank_pattern", Jsonl.JSON.valueToTree(rankPattern))
             .set("alpha_pattern", Jsonl.JSON.valueToTree(alphaPattern));

@@ -39,6 +39,7 @@ public final class LlamaLearner implements Learner {
   private final boolean checkpointing;
   private final int adapters;
   private final int chunkTokens;
+  private final int first;
 
   /**
    * @param llama its adapters' tensors are trained
@@ -54,6 +55,19 @@ public final class LlamaLearner implements Learner {
     this.checkpointing = checkpointing;
     this.adapters = adapters;
     this.chunkTokens = chunkTokens;
+    this.first = firstTrained();
+  }
+
+  /** The first layer with an adapter, before which no gradient is needed; 0 when there is none. */
+  private int firstTrained() {
+    for (int layer = 0; layer < llama.layers().size(); layer++) {
+      for (var projection : llama.layers().get(layer).projections()) {
+        if (projection.bank() != null) {
+          return layer;
+        }
+      }
+    }
+    return 0;
   }
 
   @Override
@@ -102,7 +116,12 @@ public final class LlamaLearner implements Learner {
     var recorded = new ArrayList<Recorded>();
     try (var off = Ops.notRecording()) {
       var hidden = llama.embed(ids(scope, batch));
-      for (int i = 0; i < layers.size(); i++) {
+      for (int i = 0; i < first; i++) {
+        var before = hidden;
+        hidden = forward(scope, before, i, pass, seed);
+        before.close();
+      }
+      for (int i = first; i < layers.size(); i++) {
         inputs.add(hidden);
         if (checkpointing) {
           hidden = forward(scope, hidden, i, pass, seed);
@@ -126,7 +145,7 @@ public final class LlamaLearner implements Learner {
       Ops.backward(normed, result.gradient());
       gradient = gradientOf(hidden, scope);
     }
-    for (int i = layers.size() - 1; i >= 0; i--) {
+    for (int i = layers.size() - 1; i >= first; i--) {
       try (var input = inputs.removeLast();
           var each = checkpointing ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var on = Ops.recording()) {
@@ -136,7 +155,7 @@ public final class LlamaLearner implements Learner {
           each.tape().backward();
         }
         gradient.close();
-        if (i > 0) {
+        if (i > first) {
           gradient = gradientOf(each.input(), scope);
         }
       }
@@ -144,13 +163,13 @@ public final class LlamaLearner implements Learner {
     return loss;
   }
 
-  /** One layer from a leaf on; the first layer's needs a gradient only for the tape's sake. */
+  /** One layer from a leaf on; the first one's needs a gradient only for the tape's sake. */
   private Recorded record(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
     var inner = scope.newSubManager();
     var tape = onHost() ? new HostTape(inner) : null;
     try (var on = Ops.recording()) {
       var own = pass.on(tape);
-      var hidden = layer > 0 || tape != null ? leaf(inner, input) : Ops.alias(inner, input);
+      var hidden = layer > first || tape != null ? leaf(inner, input) : Ops.alias(inner, input);
       var output = run(hidden, layer, own, seed);
       return new Recorded(inner, hidden, output, own.gateLogits(), tape);
     }

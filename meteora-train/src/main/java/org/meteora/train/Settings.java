@@ -6,6 +6,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
+import java.util.TreeSet;
 import org.meteora.UserException;
 
 /** Reads typed settings out of a map of names to YAML values; mistakes name the key. */
@@ -133,6 +135,19 @@ final class Settings {
       throw wrong(key, "one of " + String.join(", ", choices));
     }
     return value;
+  }
+
+  /** Whole numbers: as {@link #list}. */
+  Set<Integer> integers(String key) {
+    var result = new TreeSet<Integer>();
+    for (var item : list(key)) {
+      try {
+        result.add(Integer.parseInt(item));
+      } catch (NumberFormatException e) {
+        throw wrong(key, "whole numbers with commas between them");
+      }
+    }
+    return result;
   }
 
   /** A list: a YAML list, or text with commas. */

@@ -94,7 +94,7 @@ public record TrainConfig(
   private static final List<String> METEORA =
       List.of("train", "gate_loss_weight", "routing_top_k", "tasks");
   private static final List<String> LORA =
-      List.of("r", "alpha", "target_modules", "use_rslora", "response_only");
+      List.of("r", "alpha", "target_modules", "layers_to_transform", "use_rslora", "response_only");
 
   /** Steps of MeteoRA's training when neither steps nor epochs are given. */
   public static final long DEFAULT_MAX_STEPS = 15_000;
@@ -242,7 +242,8 @@ public record TrainConfig(
             s.number("alpha", 16, 1e-6, 1e6),
             dropout,
             Set.copyOf(targets),
-            s.flag("use_rslora", false)),
+            s.flag("use_rslora", false),
+            s.integers("layers_to_transform")),
         lora && s.flag("response_only", true));
   }
 
