@@ -54,7 +54,8 @@ class NativeMemoryTest {
             Optional.empty(),
             Optional.empty(),
             "cpu",
-            Optional.empty()));
+            Optional.empty(),
+            Flags.AUTO));
   }
 
   /**

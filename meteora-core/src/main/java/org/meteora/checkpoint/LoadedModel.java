@@ -59,6 +59,7 @@ public final class LoadedModel implements AutoCloseable {
    * @param temperature of the routing; the default is 1
    * @param device {@code cpu} or {@code cuda[:i]}
    * @param dtype f32, f16 or bf16; by default f32 on CPU, bf16 on CUDA
+   * @param flags which implementation runs
    */
   public record Spec(
       Path basePath,
@@ -68,7 +69,8 @@ public final class LoadedModel implements AutoCloseable {
       Optional<Integer> topK,
       Optional<Double> temperature,
       String device,
-      Optional<String> dtype) {}
+      Optional<String> dtype,
+      Flags flags) {}
 
   private LoadedModel(
       Spec spec,
@@ -91,12 +93,12 @@ public final class LoadedModel implements AutoCloseable {
   }
 
   /**
-   * Loads a model; the environment's {@code MOELINEAR_…} flags are read here.
+   * Loads a model.
    *
    * @throws UserException when anything is missing, broken or does not fit
    */
   public static LoadedModel load(Spec spec) {
-    var flags = Flags.fromEnvironment(System.getenv());
+    var flags = spec.flags();
     var config = LlamaConfig.read(spec.basePath());
     var dtype =
         spec.dtype()

@@ -12,6 +12,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.Random;
 import java.util.function.BiFunction;
+import org.meteora.UserException;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Progress;
 import org.meteora.llama.Llama;
@@ -48,6 +49,7 @@ public final class TrainableModel implements AutoCloseable {
    * @param topK adapters a token
    * @param dropout on the adapters' input
    * @param seed of first values
+   * @param flags which implementation runs
    */
   public record Spec(
       Path basePath,
@@ -55,7 +57,8 @@ public final class TrainableModel implements AutoCloseable {
       Optional<String> dtype,
       int topK,
       double dropout,
-      long seed) {}
+      long seed,
+      Flags flags) {}
 
   private TrainableModel(
       Llama llama,
@@ -141,12 +144,21 @@ public final class TrainableModel implements AutoCloseable {
    */
   public static TrainableModel lora(Spec spec, String name, LoraConfig lora) {
     var config = LlamaConfig.read(spec.basePath());
+    for (int layer : lora.layersToTransform()) {
+      if (layer < 0 || layer >= config.numHiddenLayers()) {
+        throw new UserException(
+            "layers_to_transform: there is no layer "
+                + layer
+                + "; the base model's are 0 to "
+                + (config.numHiddenLayers() - 1));
+      }
+    }
     var ranks = new LinkedHashMap<String, Integer>();
     var scales = new LinkedHashMap<String, Double>();
     for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
       for (int module = 0; module < 7; module++) {
         var path = LlamaConfig.projectionPath(layer, module);
-        boolean targeted = lora.targetModules().contains(LoraConfig.ALL_PROJECTIONS.get(module));
+        boolean targeted = lora.targets(layer, LoraConfig.ALL_PROJECTIONS.get(module));
         int rank = targeted ? lora.rankOf(path) : 0;
         ranks.put(path, rank);
         scales.put(path, targeted ? lora.scaleOf(path, rank) : 1);
@@ -183,9 +195,7 @@ public final class TrainableModel implements AutoCloseable {
           LoadedModel.Devices.parse(
               spec.device().orElse(Engine.getEngine("PyTorch").getGpuCount() > 0 ? "cuda" : "cpu"));
       var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
-      var control =
-          new RoutingControl(
-              new RoutingSettings(spec.topK(), 1), Flags.fromEnvironment(System.getenv()));
+      var control = new RoutingControl(new RoutingSettings(spec.topK(), 1), spec.flags());
       var tokenizer = Tokenizer.load(spec.basePath());
       files.add(tokenizer);
       var base = SafetensorsFolder.open(spec.basePath());

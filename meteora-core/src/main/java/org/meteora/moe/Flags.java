@@ -22,6 +22,10 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
   private static final String TRITON_VERSION = "MOELINEAR_ACCELERATE_FWD_BACKEND_TRITON_VERSION";
   private static final String SINGLE = "MOELINEAR_SINGLE_MOE_LORA";
 
+  /** The flags' names. */
+  public static final List<String> NAMES =
+      List.of(ACCELERATE, LOOP, BACKEND, TORCH_VERSION, TRITON_VERSION, SINGLE);
+
   /** The best mode, gates on. */
   public static final Flags AUTO = of(ForwardMode.AUTO);
 

@@ -59,7 +59,8 @@ abstract class TinyLlamaChecks {
             meteora ? Optional.of(Integer.parseInt(parts[1].substring(1))) : Optional.empty(),
             meteora ? Optional.of(Double.parseDouble(parts[2].substring(1))) : Optional.empty(),
             device(),
-            dtype.or(() -> Optional.of("f32"))));
+            dtype.or(() -> Optional.of("f32")),
+            Flags.AUTO));
   }
 
   static float[] expectedLogits(String name) {

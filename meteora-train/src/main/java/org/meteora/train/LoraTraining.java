@@ -8,6 +8,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.meteora.checkpoint.TrainableModel;
+import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.optim.FlatParameters;
@@ -22,9 +23,16 @@ import org.meteora.train.optim.FlatParameters;
  * @param output becomes the PEFT folder; checkpoints, metrics and curves go into its {@code
  *     training/}
  * @param resume go on from the last checkpoint, if there is one
+ * @param flags which implementation runs
  */
 public record LoraTraining(
-    TrainConfig config, Path basePath, String name, Path data, Path output, boolean resume) {
+    TrainConfig config,
+    Path basePath,
+    String name,
+    Path data,
+    Path output,
+    boolean resume,
+    Flags flags) {
 
   /**
    * Trains and writes the adapter.
@@ -38,7 +46,7 @@ public record LoraTraining(
     var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW);
     var spec =
         new TrainableModel.Spec(
-            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed());
+            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
     try (var model = TrainableModel.lora(spec, name, config.lora());
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false))) {
       var samples =

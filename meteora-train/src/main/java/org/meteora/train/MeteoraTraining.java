@@ -13,6 +13,7 @@ import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
 import org.meteora.lora.LoraAdapter;
+import org.meteora.moe.Flags;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.FlatParameters;
@@ -28,6 +29,7 @@ import org.meteora.train.optim.FlatParameters;
  * @param output gets checkpoints, metrics, curves, and at the end {@code meteora/}
  * @param withBase write the base weights too, as published checkpoints have them
  * @param resume go on from the folder's last checkpoint
+ * @param flags which implementation runs
  */
 public record MeteoraTraining(
     TrainConfig config,
@@ -36,7 +38,8 @@ public record MeteoraTraining(
     Path datasets,
     Path output,
     boolean withBase,
-    boolean resume) {
+    boolean resume,
+    Flags flags) {
   /** The default task: its adapter comes last. */
   private static final String DEFAULT_TASK = "alpaca";
 
@@ -105,7 +108,8 @@ public record MeteoraTraining(
             config.dtype(),
             config.topK(),
             config.dropout(),
-            config.seed());
+            config.seed(),
+            flags);
     try (var model =
             TrainableModel.meteora(spec, tasks.stream().map(adapterDir::resolve).toList());
         var parameters =

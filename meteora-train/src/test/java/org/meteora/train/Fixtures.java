@@ -9,6 +9,7 @@ import java.util.Optional;
 import org.junit.jupiter.api.Assumptions;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.Jsonl;
+import org.meteora.moe.Flags;
 import org.meteora.train.batch.TrainingSample;
 
 /** The reference data that a fresh clone does not have. */
@@ -32,7 +33,7 @@ final class Fixtures {
 
   static TrainableModel.Spec spec(double dropout) {
     return new TrainableModel.Spec(
-        TINY.resolve("base"), Optional.of("cpu"), Optional.of("f32"), 2, dropout, 42);
+        TINY.resolve("base"), Optional.of("cpu"), Optional.of("f32"), 2, dropout, 42, Flags.AUTO);
   }
 
   /** The MeteoRA model whose training step the reference data describe. */
@@ -45,7 +46,7 @@ final class Fixtures {
   static TrainableModel meteoraOnGpu(String dtype) {
     return TrainableModel.meteora(
         new TrainableModel.Spec(
-            TINY.resolve("base"), Optional.of("cuda"), Optional.of(dtype), 2, 0, 42),
+            TINY.resolve("base"), Optional.of("cuda"), Optional.of(dtype), 2, 0, 42, Flags.AUTO),
         TINY.resolve("meteora"),
         Optional.of(TINY.resolve("adapters")));
   }

@@ -3,6 +3,8 @@ package org.meteora.train;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -17,6 +19,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
+import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 
 /** From task files to adapters, and from adapters to a MeteoRA checkpoint that loads. */
@@ -53,7 +56,8 @@ class TrainingTest {
             name,
             data(name),
             folder.resolve("adapters").resolve(name),
-            false)
+            false,
+            Flags.AUTO)
         .run(() -> false)
         .orElseThrow();
   }
@@ -66,7 +70,8 @@ class TrainingTest {
         folder.resolve("datasets"),
         folder.resolve("run"),
         withBase,
-        resume);
+        resume,
+        Flags.AUTO);
   }
 
   @Test
@@ -126,6 +131,37 @@ class TrainingTest {
         .hasMessageContaining("did you mean crow?");
   }
 
+  /** An adapter begins with B = 0: the first step of a layer does not depend on those before it. */
+  @Test
+  void trainsTheLayersAskedForAlone() throws Exception {
+    task("crow", "black");
+    var options = Map.<String, Object>of("max_steps", 1, "dropout", 0, "max_grad_norm", 0);
+    var every = lora("crow", options);
+    Files.move(every, folder.resolve("every"));
+    for (boolean recompute : new boolean[] {true, false}) {
+      var some = new LinkedHashMap<>(options);
+      some.put("layers_to_transform", List.of(1));
+      some.put("gradient_checkpointing", recompute);
+      var second = lora("crow", some);
+      try (var all = LoraAdapter.open(folder.resolve("every"));
+          var one = LoraAdapter.open(second);
+          var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+        assertThat(one.config().layersToTransform()).containsExactly(1);
+        assertThat(one.weights().tensors()).hasSize(14);
+        for (var name : one.weights().tensors().keySet()) {
+          assertThat(name).contains(".layers.1.");
+          assertThat(one.weights().read(manager, name).toFloatArray())
+              .usingComparatorWithPrecision(1e-6f)
+              .containsExactly(all.weights().read(manager, name).toFloatArray());
+        }
+      }
+      Files.move(second, folder.resolve("second-" + recompute));
+    }
+    assertThatThrownBy(() -> lora("crow", Map.of("layers_to_transform", "2")))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("there is no layer 2");
+  }
+
   private static LoadedModel loadMeteora(Path base, Path checkpoint) {
     return LoadedModel.load(
         new LoadedModel.Spec(
@@ -136,6 +172,7 @@ class TrainingTest {
             Optional.empty(),
             Optional.empty(),
             "cpu",
-            Optional.empty()));
+            Optional.empty(),
+            Flags.AUTO));
   }
 }

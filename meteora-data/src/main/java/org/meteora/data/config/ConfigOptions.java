@@ -70,6 +70,9 @@ public final class ConfigOptions {
         over(bigbenchDatasetDir, file.bigbenchDatasetDir()),
         over(targetDir, Optional.of(file.targetDir())).orElseThrow(),
         over(evalResultSaveDir, Optional.of(file.evalResultSaveDir())).orElseThrow(),
+        file.routingTopK(),
+        file.routingTemperature(),
+        file.flags(),
         file.train());
   }
 

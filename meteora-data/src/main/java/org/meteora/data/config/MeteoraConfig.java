@@ -6,10 +6,13 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.moe.Flags;
 import org.yaml.snakeyaml.LoaderOptions;
 import org.yaml.snakeyaml.Yaml;
 import org.yaml.snakeyaml.constructor.SafeConstructor;
@@ -25,6 +28,9 @@ import org.yaml.snakeyaml.error.YAMLException;
  * @param bigbenchDatasetDir sources of the BIG-bench tasks
  * @param targetDir where datasets are written and read
  * @param evalResultSaveDir where results go
+ * @param routingTopK adapters that act on a token
+ * @param routingTemperature {@code auto} or a number, checked where it is used
+ * @param flags values of {@code MOELINEAR_…} flags, by their names
  * @param train the section {@code train:}, checked by the trainer
  */
 public record MeteoraConfig(
@@ -34,18 +40,31 @@ public record MeteoraConfig(
     Optional<Path> bigbenchDatasetDir,
     Path targetDir,
     Path evalResultSaveDir,
+    Optional<Integer> routingTopK,
+    Optional<String> routingTemperature,
+    Map<String, String> flags,
     Map<String, Object> train) {
 
   /** The keys of {@code config.yaml}. */
   public static final List<String> KEYS =
-      List.of(
-          "base_model_path",
-          "meteora_ckpt_path",
-          "adapter_dir",
-          "bigbench_dataset_dir",
-          "target_dir",
-          "eval_result_save_dir",
-          "train");
+      Stream.concat(
+              Stream.of(
+                  "base_model_path",
+                  "meteora_ckpt_path",
+                  "adapter_dir",
+                  "bigbench_dataset_dir",
+                  "target_dir",
+                  "eval_result_save_dir",
+                  "routing_top_k",
+                  "routing_temperature",
+                  "train"),
+              Flags.NAMES.stream().map(MeteoraConfig::key))
+          .toList();
+
+  /** The key of a {@code MOELINEAR_…} flag. */
+  private static String key(String flag) {
+    return flag.toLowerCase(Locale.ROOT);
+  }
 
   /** Nothing set but the defaults. */
   public static final MeteoraConfig DEFAULTS = of(Map.of(), "");
@@ -113,7 +132,36 @@ public record MeteoraConfig(
         path(values, "bigbench_dataset_dir", where),
         path(values, "target_dir", where).orElse(Path.of("datasets")),
         path(values, "eval_result_save_dir", where).orElse(Path.of("eval", "results")),
+        topK(values.get("routing_top_k"), where),
+        Optional.ofNullable(values.get("routing_temperature")).map(Object::toString),
+        flags(values, where),
         section(values.get("train"), where));
+  }
+
+  private static Optional<Integer> topK(Object value, String where) {
+    if (value == null) {
+      return Optional.empty();
+    }
+    if (value instanceof Integer k && k >= 1) {
+      return Optional.of(k);
+    }
+    throw new UserException(
+        where + ": routing_top_k must be at least 1, it is " + oneLine(String.valueOf(value)));
+  }
+
+  private static Map<String, String> flags(Map<String, Object> values, String where) {
+    var result = new LinkedHashMap<String, String>();
+    for (var flag : Flags.NAMES) {
+      if (values.get(key(flag)) != null) {
+        result.put(flag, values.get(key(flag)).toString());
+      }
+    }
+    try {
+      Flags.fromEnvironment(result);
+    } catch (UserException e) {
+      throw new UserException(where + ": " + e.getMessage());
+    }
+    return result;
   }
 
   private static Optional<Path> path(Map<String, Object> values, String key, String where) {

@@ -4,7 +4,9 @@ import java.util.Locale;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.config.FlagOptions;
 import org.meteora.data.config.MeteoraConfig;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /** Which model to run, and how its adapters are chosen. */
@@ -29,7 +31,6 @@ public final class ModelOptions {
   @Option(
       names = "--routing-temperature",
       paramLabel = "auto|T",
-      defaultValue = AUTO,
       description =
           "Divides the gates' logits (default: auto, which is 1, or 15, 20, 30 for 3, 5, 10 tasks"
               + " in one prompt).")
@@ -47,6 +48,8 @@ public final class ModelOptions {
       paramLabel = "TYPE",
       description = "f32, f16 or bf16 (default: f32 on the CPU, bf16 on CUDA).")
   private String dtype;
+
+  @Mixin private FlagOptions flags;
 
   /** {@code meteora}, {@code base} or an adapter's name. */
   public String model() {
@@ -74,25 +77,26 @@ public final class ModelOptions {
         model,
         config.meteoraCkptPath(),
         config.adapterDir(),
-        Optional.ofNullable(routingTopK),
-        Optional.of(temperature(autoTemperature)),
+        Optional.ofNullable(routingTopK).or(config::routingTopK),
+        Optional.of(temperature(config, autoTemperature)),
         device,
-        Optional.ofNullable(dtype).map(name -> name.toLowerCase(Locale.ROOT)));
+        Optional.ofNullable(dtype).map(name -> name.toLowerCase(Locale.ROOT)),
+        flags.over(config));
   }
 
-  private double temperature(double auto) {
-    if (routingTemperature.equals(AUTO)) {
+  private double temperature(MeteoraConfig config, double auto) {
+    var given = Optional.ofNullable(routingTemperature).or(config::routingTemperature).orElse(AUTO);
+    if (given.equals(AUTO)) {
       return auto;
     }
     try {
-      double value = Double.parseDouble(routingTemperature);
+      double value = Double.parseDouble(given);
       if (value > 0 && value < Double.POSITIVE_INFINITY) {
         return value;
       }
     } catch (NumberFormatException e) {
       // said below
     }
-    throw new UserException(
-        "--routing-temperature must be auto or a number above 0, not " + routingTemperature);
+    throw new UserException("--routing-temperature must be auto or a number above 0, not " + given);
   }
 }

@@ -4,11 +4,14 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.util.List;
+import java.util.OptionalInt;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.config.MeteoraConfig;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -77,6 +80,39 @@ class OptionsTest {
     assertThat(given.temperature()).contains(2.5);
     assertThat(given.topK()).contains(3);
     assertThat(given.dtype()).contains("bf16");
+  }
+
+  @Test
+  void routingAndFlagsComeFromTheConfigToo() {
+    var config =
+        MeteoraConfig.parse(
+            """
+            base_model_path: base
+            meteora_ckpt_path: ckpt
+            routing_top_k: 3
+            routing_temperature: 4
+            moelinear_fwd_inner_loop_mode: all
+            """,
+            "c.yaml");
+    var spec = parse().model.spec(config, 15);
+    assertThat(spec.topK()).contains(3);
+    assertThat(spec.temperature()).contains(4.0);
+    assertThat(spec.flags()).isEqualTo(Flags.of(ForwardMode.ALL));
+    var over =
+        parse(
+            "--routing-top-k=1",
+            "--routing-temperature=auto",
+            "--moelinear-fwd-inner-loop-mode=parallel",
+            "--moelinear-single-moe-lora=2");
+    spec = over.model.spec(config, 15);
+    assertThat(spec.topK()).contains(1);
+    assertThat(spec.temperature()).contains(15.0);
+    assertThat(spec.flags()).isEqualTo(new Flags(ForwardMode.PARALLEL, OptionalInt.of(2)));
+    refused(
+        "c.yaml: MOELINEAR_ACCELERATE_FWD_BACKEND=tritn",
+        () -> MeteoraConfig.parse("moelinear_accelerate_fwd_backend: tritn\n", "c.yaml"));
+    refused("routing_top_k", () -> MeteoraConfig.parse("routing_top_k: 0\n", "c.yaml"));
+    refused("v1, v2", () -> spec("--moelinear-accelerate-fwd-backend-torch-version", "v3"));
   }
 
   @Test

@@ -16,6 +16,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
+import org.meteora.moe.Flags;
 
 /** A real, tiny model, routed from its prompt to the reports. */
 class RoutesRunTest {
@@ -38,7 +39,8 @@ class RoutesRunTest {
             Optional.empty(),
             Optional.empty(),
             "cpu",
-            Optional.empty()));
+            Optional.empty(),
+            Flags.AUTO));
   }
 
   @Test

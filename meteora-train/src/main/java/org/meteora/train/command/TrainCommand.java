@@ -90,7 +90,8 @@ public final class TrainCommand implements Callable<Integer> {
                   loaded.targetDir(),
                   outputDir,
                   withBase,
-                  training.resume)
+                  training.resume,
+                  training.flags.over(loaded))
               .run(stop);
       result.ifPresent(System.out::println);
       return 0;

@@ -69,6 +69,12 @@ public final class TrainLoraCommand implements Callable<Integer> {
   private String targetModules;
 
   @Option(
+      names = "--layers-to-transform",
+      paramLabel = "I,J,…",
+      description = "decoder layers that get an adapter, counted from 0 (default: all)")
+  private String layersToTransform;
+
+  @Option(
       names = "--use-rslora",
       arity = "0..1",
       fallbackValue = "true",
@@ -91,6 +97,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
     put(options, "r", rank);
     put(options, "alpha", alpha);
     put(options, "target_modules", targetModules);
+    put(options, "layers_to_transform", layersToTransform);
     put(options, "use_rslora", useRslora);
     put(options, "response_only", responseOnly);
     var settings = TrainConfig.lora(loaded.train(), options);
@@ -106,7 +113,8 @@ public final class TrainLoraCommand implements Callable<Integer> {
                     entry.getKey(),
                     entry.getValue(),
                     target.resolve(entry.getKey()),
-                    training.resume)
+                    training.resume,
+                    training.flags.over(loaded))
                 .run(stop);
         if (result.isEmpty()) {
           break;

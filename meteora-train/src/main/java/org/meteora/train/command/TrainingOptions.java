@@ -2,6 +2,8 @@ package org.meteora.train.command;
 
 import java.util.LinkedHashMap;
 import java.util.Map;
+import org.meteora.data.config.FlagOptions;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /**
@@ -121,6 +123,8 @@ final class TrainingOptions {
       paramLabel = "TYPE",
       description = "f32 or bf16 (default: bf16 on a GPU, f32 on the CPU)")
   private String dtype;
+
+  @Mixin FlagOptions flags;
 
   @Option(names = "--resume", description = "go on from the last checkpoint")
   boolean resume;
