@@ -2,6 +2,7 @@ package org.meteora.cli;
 
 import java.util.Arrays;
 import org.meteora.UserException;
+import org.meteora.cli.demo.DemoCommand;
 import org.meteora.data.command.CreateCompositeCommand;
 import org.meteora.data.command.CreateDatasetCommand;
 import org.meteora.data.command.DownloadCommand;
@@ -55,6 +56,7 @@ public final class Main {
           new EvalCommand(),
           new GenerateCommand(),
           new RoutesCommand(),
+          new DemoCommand(Main::run),
           new BenchCommand()
         }) {
       root.addSubcommand(command);

@@ -1,0 +1,289 @@
+package org.meteora.cli.demo;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.ToIntFunction;
+import java.util.stream.IntStream;
+import org.meteora.UserException;
+import org.meteora.data.Sample;
+import org.meteora.eval.EvalTask;
+import org.meteora.eval.report.SavedAnswers;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Jsonl;
+
+/**
+ * The paper's workflow at small scale: data of six small tasks, an adapter for each, gates over all
+ * of them, evaluation of single and composite prompts, and the routing of one answer. Runs public
+ * commands, and shows each before it runs.
+ *
+ * @param folder gets everything
+ * @param out the commands and the results
+ * @param run a command line of {@code meteora} to its exit code
+ * @param size how much of everything
+ */
+record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size) {
+  /** The three tasks that are asked in one prompt. */
+  private static final List<String> COMPOSITE =
+      List.of("reverse_word", "count_vowels", "translate_zorbish");
+
+  private static final List<String> BASE_FILES =
+      List.of("config.json", "generation_config.json", "tokenizer.json", "model.safetensors");
+
+  /**
+   * How much of everything.
+   *
+   * @param train training samples a task
+   * @param test test samples a task and composite prompts
+   * @param adapterSteps of each adapter's training
+   * @param gateSteps of the training of gates and adapters together
+   * @param routed composite answers whose tokens' adapters are looked at
+   */
+  record Size(int train, int test, int adapterSteps, int gateSteps, int routed) {
+    static final Size WHOLE = new Size(1500, 100, 130, 250, 20);
+  }
+
+  void start() {
+    if (Files.exists(folder)) {
+      throw new UserException(
+          folder + " is there already: remove it, or name another folder with --out");
+    }
+    long began = System.nanoTime();
+    prepare();
+    var names = DemoTask.ALL.stream().map(DemoTask::name).toList();
+    title("An adapter for each task, trained on that task alone");
+    meteora("train-lora", "--target-dir", in("practice"), "--task", String.join(",", names));
+    title("All adapters in one model: gates learn to choose among them");
+    meteora("train", "--target-dir", in("practice"), "--output-dir", in("run"));
+    title("Three tasks in one prompt");
+    meteora(
+        "create-composite",
+        "--tasks",
+        String.join(",", COMPOSITE),
+        "--nums",
+        String.valueOf(size.test()));
+    title("Each task without adapters, with its own adapter, and with all of them behind gates");
+    for (var name : names) {
+      for (var model : List.of("base", name, "meteora")) {
+        evaluate(name, "--model", model);
+      }
+    }
+    title("Three tasks at once: the gates have to change adapters from line to line");
+    evaluate("composite_3", "--routing-temperature", "1", "--routes");
+    title("Which adapter acts on which token");
+    for (int i = 0; i < size.routed(); i++) {
+      meteora(
+          "routes",
+          "--task",
+          "composite_3",
+          "--sample",
+          String.valueOf(i),
+          "--routing-temperature",
+          "1",
+          "--out",
+          in("routes/" + i));
+    }
+    summary(names, (System.nanoTime() - began) / 1e9);
+  }
+
+  private String in(String name) {
+    return folder.resolve(name).toString();
+  }
+
+  private void title(String text) {
+    out.println();
+    out.println("# " + text);
+    out.flush();
+  }
+
+  private void meteora(String command, String... options) {
+    var arguments = new ArrayList<>(List.of(command, "--config", in("config.yaml")));
+    arguments.addAll(List.of(options));
+    out.println("$ meteora " + String.join(" ", arguments));
+    out.flush();
+    int code = run.applyAsInt(arguments.toArray(String[]::new));
+    if (code != 0) {
+      throw new UserException("the demo ended: this command failed with exit code " + code);
+    }
+  }
+
+  private void evaluate(String task, String... options) {
+    var all = new ArrayList<>(List.of("--task", task, "--batch_size", "50", "--save"));
+    all.addAll(List.of(options));
+    meteora("eval", all.toArray(String[]::new));
+  }
+
+  /** The base model, the tasks' data and config.yaml. */
+  private void prepare() {
+    title("A small base model, six tasks' data and a config.yaml in " + folder);
+    for (var file : BASE_FILES) {
+      try (var from = Demo.class.getResourceAsStream("/demo/base/" + file)) {
+        if (from == null) {
+          throw new IllegalStateException("the demo's base model is not in this build: " + file);
+        }
+        AtomicFiles.writeStream(folder.resolve("base").resolve(file), from::transferTo);
+      } catch (IOException e) {
+        throw new UserException("cannot read the demo's base model", e);
+      }
+    }
+    for (var task : DemoTask.ALL) {
+      var train = task.questions("train", size.train(), List.of());
+      var test = task.questions("test", size.test(), train);
+      var questions = folder.resolve("datasets").resolve(task.name());
+      Sample.write(questions.resolve("train.jsonl"), train);
+      Sample.write(questions.resolve("test.jsonl"), test);
+      Sample.write(
+          folder.resolve("practice").resolve(task.name()).resolve("train.jsonl"),
+          task.practice(train));
+      var shown = test.getFirst();
+      out.printf("%-18s %-62s %s%n", task.name(), shown.prompt().strip(), shown.response());
+    }
+    var config =
+        """
+        base_model_path: %1$s/base
+        adapter_dir: %1$s/adapters
+        meteora_ckpt_path: %1$s/run/meteora
+        target_dir: %1$s/datasets
+        eval_result_save_dir: %1$s/results
+        train:
+          batch_size: 24
+          gradient_accumulation_steps: 1
+          learning_rate: 2e-3
+          warmup_ratio: 0.05
+          max_grad_norm: 1
+          max_steps: %2$d
+          dropout: 0
+          gradient_checkpointing: false
+          append_eos: true
+          gate_loss_weight: 1        # the paper's 50 is for a model of billions of parameters
+          lora:
+            batch_size: 16
+            learning_rate: 3e-3
+            max_steps: %3$d
+            # no adapters where a token has not seen its question yet: gates could only guess there
+            target_modules: [o_proj, gate_proj, up_proj, down_proj]
+            layers_to_transform: [1, 2, 3, 4, 5]
+        """
+            .formatted(folder, size.gateSteps(), size.adapterSteps());
+    AtomicFiles.writeString(folder.resolve("config.yaml"), config);
+    out.println();
+    out.print(config);
+  }
+
+  private double accuracy(String model, String task) {
+    return metrics(model, task).path("Accuracy").asDouble();
+  }
+
+  private JsonNode metrics(String model, String task) {
+    var kind = model.equals("base") || model.equals("meteora") ? model : "peft";
+    return Jsonl.readFile(folder.resolve("results").resolve(kind).resolve(task + ".json"))
+        .path("metrics");
+  }
+
+  private void summary(List<String> names, double seconds) {
+    title("What came of it");
+    out.printf("%-36s %6s %12s %8s%n", "right answers, %", "base", "own adapter", "MeteoRA");
+    var sums = new double[3];
+    for (var name : names) {
+      var row =
+          new double[] {accuracy("base", name), accuracy(name, name), accuracy("meteora", name)};
+      out.printf("%-36s %6.0f %12.0f %8.0f%n", name, 100 * row[0], 100 * row[1], 100 * row[2]);
+      IntStream.range(0, 3).forEach(i -> sums[i] += row[i] / names.size());
+    }
+    out.printf("%-36s %6.1f %12.1f %8.1f%n", "mean", 100 * sums[0], 100 * sums[1], 100 * sums[2]);
+    out.println();
+    double product = 1;
+    for (var name : COMPOSITE) {
+      out.printf(
+          "%-36s %28.0f%n",
+          name + ", in a composite",
+          100 * metrics("meteora", "composite_3").path(name).path("Accuracy").asDouble());
+      product *= accuracy("meteora", name);
+    }
+    double all = allRight();
+    out.printf("%-36s %28.0f%n", "all three right", 100 * all);
+    out.printf("%-36s %28.0f%n", "the single tasks' product", 100 * product);
+    if (product > 0) {
+      out.printf("%-36s %28.2f%n", "of which reached", all / product);
+    }
+    out.println();
+    showRouting();
+    out.println();
+    out.printf(
+        "Done in %.0f min %02.0f s. To look at: %s, %s; scores and answers: %s%n",
+        Math.floor(seconds / 60),
+        Math.floor(seconds % 60),
+        in("routes/0/routes.html"),
+        in("results/meteora/composite_3.routes/routing.html"),
+        in("results"));
+    out.flush();
+  }
+
+  /** Share of the composite prompts all of whose answers are right. */
+  private double allRight() {
+    var task = EvalTask.of("composite_3", folder.resolve("datasets"));
+    var answers = SavedAnswers.read(folder.resolve("results/meteora/composite_3.answers.jsonl"));
+    long right =
+        answers.stream()
+            .map(each -> task.score(List.of(each.answer()), List.of(each.truth())))
+            .filter(
+                scores ->
+                    scores.get("Avg correct nums") instanceof Double correct
+                        && correct == COMPOSITE.size())
+            .count();
+    return right / (double) answers.size();
+  }
+
+  /** One answer token by token, and on how many answers' tokens the right adapter weighs most. */
+  private void showRouting() {
+    int right = 0;
+    int tokens = 0;
+    for (int sample = 0; sample < size.routed(); sample++) {
+      var trace =
+          Jsonl.readFile(
+              folder.resolve("routes").resolve(String.valueOf(sample)).resolve("routes.json"));
+      for (var part : trace.path("parts")) {
+        if (!part.path("output").asBoolean()) {
+          continue;
+        }
+        for (int t = part.path("from").asInt(); t < part.path("to").asInt(); t++) {
+          var heaviest = heaviest(trace.path("tokens").path(t).path("shares"));
+          if (heaviest.isEmpty()) {
+            continue; // the last token was never an input
+          }
+          boolean own = heaviest.equals(part.path("task").asText());
+          tokens++;
+          right += own ? 1 : 0;
+          if (sample == 0) {
+            out.printf(
+                "%-6s %-18s %3.0f %%%s%n",
+                Jsonl.JSON.valueToTree(trace.path("tokens").path(t).path("text").asText()),
+                heaviest,
+                100 * trace.path("tokens").path(t).path("shares").path(heaviest).asDouble(),
+                own ? "" : "   (asked: " + part.path("task").asText() + ")");
+          }
+        }
+      }
+    }
+    out.printf(
+        "%nThe right adapter has the largest weight on %.1f %% of %d tokens of %d composite"
+            + " answers.%n",
+        tokens == 0 ? 0 : 100.0 * right / tokens, tokens, size.routed());
+  }
+
+  private static String heaviest(JsonNode shares) {
+    var best = "";
+    double most = 0;
+    for (var share : shares.properties()) {
+      if (share.getValue().asDouble() > most) {
+        most = share.getValue().asDouble();
+        best = share.getKey();
+      }
+    }
+    return best;
+  }
+}
