@@ -5,10 +5,12 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.cuda.Cuda;
 import org.meteora.cuda.GpuMeasure;
+import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
 import org.meteora.llama.Llama;
 import org.meteora.llama.LlamaConfig;
@@ -16,6 +18,7 @@ import org.meteora.llama.RandomLlama;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingControl;
+import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
@@ -186,6 +189,14 @@ final class BenchModel {
 
   Llama model(LlamaConfig config, NDManager manager, int adapters, RoutingControl control) {
     return RandomLlama.create(config, manager, dtype(), adapters, rank, control, 0);
+  }
+
+  /** What an evaluation records routing with, ready for batches of so many rows. */
+  RoutingListener recorder(int rows) {
+    var names = IntStream.range(0, adapters).mapToObj(i -> "adapter " + i).toList();
+    var matrix = new RoutingMatrix(names);
+    matrix.begin(names.getFirst(), new int[rows]);
+    return matrix;
   }
 
   /**

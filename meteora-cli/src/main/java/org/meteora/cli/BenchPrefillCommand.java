@@ -65,6 +65,9 @@ final class BenchPrefillCommand implements Callable<Integer> {
               count,
               gatedFloor);
         }
+        control.flags(Flags.AUTO);
+        control.listener(options.recorder(batch));
+        options.report("MeteoRA, auto, routing recorded", prefill(model), base, count, gatedFloor);
       }
     }
     return 0;

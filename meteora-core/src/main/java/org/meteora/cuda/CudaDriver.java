@@ -36,6 +36,8 @@ final class CudaDriver {
   static final MethodHandle SET_CURRENT = bind("cuCtxSetCurrent", "P");
   static final MethodHandle MEMORY_INFO = bind("cuMemGetInfo_v2", "PP");
   static final MethodHandle ALLOCATE = bind("cuMemAlloc_v2", "PP");
+  static final MethodHandle HOST_ALLOCATE = bind("cuMemHostAlloc", "PPI");
+  static final MethodHandle HOST_FREE = bind("cuMemFreeHost", "P");
   static final MethodHandle FREE = bind("cuMemFree_v2", "P");
   static final MethodHandle TO_DEVICE = bind("cuMemcpyHtoDAsync_v2", "PPPP");
   static final MethodHandle TO_HOST = bind("cuMemcpyDtoHAsync_v2", "PPPP");

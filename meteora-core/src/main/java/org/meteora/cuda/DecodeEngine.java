@@ -19,7 +19,8 @@ import org.slf4j.LoggerFactory;
  * One decode step of a whole Llama with MeteoRA: for up to 16 sequences, one token each in, one
  * token each out. The step is a chain of nine launches a layer, captured once per batch-size bucket
  * (1, 2, 4, 8, 16) as a CUDA graph and replayed; lengths, positions and tokens are read from device
- * memory, arg-max runs on the device.
+ * memory, arg-max runs on the device. Which adapters every gate chose is left on the device too,
+ * beside the tokens, so that it can be fetched with them.
  *
  * <p>A layer: [q k v, their gates and A] · x; adapters, rotary embedding and the cache's next
  * column; attention; [o, gate, A]; adapters, residual, norm input; [gate up, gates, A]; adapters,
@@ -36,6 +37,12 @@ public final class DecodeEngine implements AutoCloseable {
   private static final int ADD_BLOCK = 128;
   private static final int ARGMAX_BLOCKS = 64;
 
+  /** Gated linears of a layer. */
+  private static final int MODULES = 7;
+
+  /** Bytes of the tokens, in front of the routing. */
+  private static final int TOKEN_BYTES = 4 * MatrixVector.MAX_ROWS;
+
   private final Cuda cuda;
   private final DecodeModel model;
   private KvMemory cache;
@@ -48,12 +55,12 @@ public final class DecodeEngine implements AutoCloseable {
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
   private final Map<Integer, Plan> plans = new HashMap<>();
   private final Arena host = Arena.ofShared();
-  private final MemorySegment tokensOnHost = host.allocate(4 * 16, 16);
+  private final MemorySegment resultsOnHost;
   private final MemorySegment rowsOnHost = host.allocate(4 * 16 * 3, 16);
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
 
   // device arrays, sized for maxRows
-  private final long tokens;
+  private final long tokens; // and behind them the routing: see routingBytes
   private final long slots;
   private final long lengths;
   private final long starts;
@@ -75,6 +82,7 @@ public final class DecodeEngine implements AutoCloseable {
   private int[] lengthOfRow = {};
   private int active;
   private boolean useGraphs = true;
+  private boolean fetchRouting;
 
   /** The launches of a step for one number of rows. */
   private static final class Plan {
@@ -129,7 +137,8 @@ public final class DecodeEngine implements AutoCloseable {
     this.stream = Stream.create(cuda);
     var m = this.maxRows;
     var size = model.dtype().bytes();
-    this.tokens = zeros(4L * m);
+    this.resultsOnHost = host.allocate(TOKEN_BYTES + routingBytes(model.layers().size(), m), 16);
+    this.tokens = zeros(resultsOnHost.byteSize());
     this.slots = zeros(4L * m);
     this.lengths = zeros(4L * m);
     this.starts = zeros(4L * m);
@@ -149,7 +158,7 @@ public final class DecodeEngine implements AutoCloseable {
     long y = 0;
     long out = 0;
     for (var rows = 1; rows <= m; rows *= 2) {
-      for (var layer : model.layers()) {
+      for (var layer = 0; layer < model.layers().size(); layer++) {
         for (var step : List.of(qkv(layer), o(layer), gateUp(layer), down(layer))) {
           y = Math.max(y, new Product(step, rows).floats());
         }
@@ -169,6 +178,14 @@ public final class DecodeEngine implements AutoCloseable {
 
   private static int bucket(int rows) {
     return rows <= 1 ? 1 : Integer.highestOneBit(rows - 1) * 2;
+  }
+
+  /**
+   * What the gates of some layers choose in a step of {@code rows}: for each layer's seven linears
+   * in turn, int32 indices {@code (rows, k)}, then float32 weights {@code (rows, k)}.
+   */
+  private long routingBytes(int layers, int rows) {
+    return (long) layers * MODULES * rows * kernels.constants().topK() * 8;
   }
 
   private long zeros(long bytes) {
@@ -205,6 +222,25 @@ public final class DecodeEngine implements AutoCloseable {
   /** Turns graphs off or on; without them the same kernels are launched one by one. */
   public void useGraphs(boolean use) {
     useGraphs = use;
+  }
+
+  /** Whether the steps to come fetch the routing with the tokens. */
+  public void fetchRouting(boolean fetch) {
+    fetchRouting = fetch;
+  }
+
+  /**
+   * Which adapters a gate chose in the last step, which has fetched them ({@link #fetchRouting}).
+   *
+   * @param module 0…6: q, k, v, o, gate, up, down; one that has adapters
+   * @param indices {@code (rows, k)}, best first; written
+   * @param weights their weights; written
+   */
+  public void routing(int layer, int module, int[] indices, float[] weights) {
+    var each = bucket(active) * kernels.constants().topK() * 4L;
+    var at = TOKEN_BYTES + routingBytes(layer, bucket(active)) + module * 2 * each;
+    MemorySegment.copy(resultsOnHost, JAVA_INT, at, indices, 0, indices.length);
+    MemorySegment.copy(resultsOnHost, JAVA_FLOAT, at + each, weights, 0, weights.length);
   }
 
   /** Goes on with another cache; graphs are captured anew. {@link #rows} must follow. */
@@ -282,9 +318,9 @@ public final class DecodeEngine implements AutoCloseable {
     }
     cuda.makeCurrent();
     for (var i = 0; i < maxRows; i++) {
-      tokensOnHost.setAtIndex(JAVA_INT, i, i < active ? token[i] : 0);
+      resultsOnHost.setAtIndex(JAVA_INT, i, i < active ? token[i] : 0);
     }
-    cuda.toDevice(tokens, tokensOnHost, 4L * maxRows, stream);
+    cuda.toDevice(tokens, resultsOnHost, 4L * maxRows, stream);
     enqueue();
     return nextTokens();
   }
@@ -321,11 +357,15 @@ public final class DecodeEngine implements AutoCloseable {
 
   /** Waits for the last step and returns its tokens. */
   public int[] nextTokens() {
-    cuda.toHost(tokensOnHost, tokens, 4L * active, stream);
+    var bytes =
+        fetchRouting
+            ? TOKEN_BYTES + routingBytes(model.layers().size(), bucket(active))
+            : 4L * active;
+    cuda.toHost(resultsOnHost, tokens, bytes, stream);
     stream.synchronize();
     var result = new int[active];
     for (var i = 0; i < active; i++) {
-      result[i] = tokensOnHost.getAtIndex(JAVA_INT, i);
+      result[i] = resultsOnHost.getAtIndex(JAVA_INT, i);
     }
     return result;
   }
@@ -350,8 +390,12 @@ public final class DecodeEngine implements AutoCloseable {
 
   // ------------------------------------------------------------------------------------------------------------------ the chain
 
-  /** Linears that share their input. */
-  private record Shared(List<Linear> linears) {
+  /**
+   * Linears that share their input.
+   *
+   * @param first module number of the first
+   */
+  private record Shared(int layer, int first, List<Linear> linears) {
     int in() {
       return linears.getFirst().in();
     }
@@ -373,20 +417,22 @@ public final class DecodeEngine implements AutoCloseable {
     }
   }
 
-  private static Shared qkv(DecodeModel.Layer layer) {
-    return new Shared(List.of(layer.q(), layer.k(), layer.v()));
+  private Shared qkv(int layer) {
+    var it = model.layers().get(layer);
+    return new Shared(layer, 0, List.of(it.q(), it.k(), it.v()));
   }
 
-  private static Shared o(DecodeModel.Layer layer) {
-    return new Shared(List.of(layer.o()));
+  private Shared o(int layer) {
+    return new Shared(layer, 3, List.of(model.layers().get(layer).o()));
   }
 
-  private static Shared gateUp(DecodeModel.Layer layer) {
-    return new Shared(List.of(layer.gate(), layer.up()));
+  private Shared gateUp(int layer) {
+    var it = model.layers().get(layer);
+    return new Shared(layer, 4, List.of(it.gate(), it.up()));
   }
 
-  private static Shared down(DecodeModel.Layer layer) {
-    return new Shared(List.of(layer.down()));
+  private Shared down(int layer) {
+    return new Shared(layer, 6, List.of(model.layers().get(layer).down()));
   }
 
   /**
@@ -459,6 +505,8 @@ public final class DecodeEngine implements AutoCloseable {
             .add(linear.bias())
             .add(0L)
             .add(0L)
+            .add(0L)
+            .add(0L)
             .add(outAt)
             .add(0)
             .add(0)
@@ -468,11 +516,19 @@ public final class DecodeEngine implements AutoCloseable {
       }
       var a = adapters.get();
       var arrays = adapterArrays.get(linear);
+      var each = rows * kernels.constants().topK() * 4L;
+      var chosen =
+          tokens
+              + TOKEN_BYTES
+              + routingBytes(shared.layer(), rows)
+              + (shared.first() + which) * 2 * each;
       return new Struct()
           .add(a.b())
           .add(linear.bias())
           .add(arrays[0])
           .add(arrays[1])
+          .add(chosen)
+          .add(chosen + each)
           .add(outAt)
           .add(gateAt)
           .add(zAt)
@@ -563,15 +619,15 @@ public final class DecodeEngine implements AutoCloseable {
                     .add(normed)
                     .add(sumsq)
                     .add(yA)
-                    .add(new Product(qkv(layers.getFirst()), rows).floats())
+                    .add(new Product(qkv(0), rows).floats())
                     .add(hidden)
                     .add(model.vocab())));
     for (var i = 0; i < layers.size(); i++) {
       var layer = layers.get(i);
-      var qkv = new Product(qkv(layer), rows);
-      var o = new Product(o(layer), rows);
-      var gateUp = new Product(gateUp(layer), rows);
-      var down = new Product(down(layer), rows);
+      var qkv = new Product(qkv(i), rows);
+      var o = new Product(o(i), rows);
+      var gateUp = new Product(gateUp(i), rows);
+      var down = new Product(down(i), rows);
 
       qkv.launch(plan, normed, yA, true);
       var pairs = (model.heads() + 2 * model.kvHeads()) * (model.headDim() / 2);
@@ -656,7 +712,7 @@ public final class DecodeEngine implements AutoCloseable {
               down,
               yB,
               last ? logits : yA,
-              last ? headFloats : new Product(qkv(layers.get(i + 1)), rows).floats(),
+              last ? headFloats : new Product(qkv(i + 1), rows).floats(),
               last ? model.finalNorm() : layers.get(i + 1).inputNorm()));
     }
     plan.launches.add(head.launch(normed, logits, model.vocab(), sumsq, addBlocks, model.eps()));

@@ -3,7 +3,7 @@ package org.meteora.cuda;
 import java.lang.foreign.Arena;
 import java.lang.foreign.ValueLayout;
 
-/** A mark in a stream, for timing. */
+/** A mark in a stream, to wait for and for timing. */
 public final class Event implements AutoCloseable {
   private final long handle = CudaDriver.pointer("creating an event", CudaDriver.EVENT_CREATE, 0);
 
@@ -11,9 +11,14 @@ public final class Event implements AutoCloseable {
     CudaDriver.call("recording an event", CudaDriver.EVENT_RECORD, handle, stream.handle());
   }
 
+  /** Waits until the stream has come to where it was recorded. */
+  public void await() {
+    CudaDriver.call("waiting for an event", CudaDriver.EVENT_SYNCHRONIZE, handle);
+  }
+
   /** Milliseconds of device time since {@code earlier}; waits for this event. */
   public double millisSince(Event earlier) {
-    CudaDriver.call("waiting for an event", CudaDriver.EVENT_SYNCHRONIZE, handle);
+    await();
     try (var arena = Arena.ofConfined()) {
       var out = arena.allocate(ValueLayout.JAVA_FLOAT);
       CudaDriver.call("timing", CudaDriver.EVENT_ELAPSED, out.address(), earlier.handle, handle);

@@ -107,9 +107,12 @@ public final class FusedMoe implements AutoCloseable {
    *
    * @param x (tokens, in), contiguous, in the dtype; 16-byte aligned for speed
    * @param y per linear, (tokens, out), contiguous, holding the base product
+   * @param indices int32 (linears, tokens, topK) that receives the choice, or 0
+   * @param weights float32 (linears, tokens, topK) that receives its weights, or 0
    * @param temperature routing temperature T
    */
-  public void addFew(long x, long[] y, int tokens, double temperature, Stream stream) {
+  public void addFew(
+      long x, long[] y, int tokens, long indices, long weights, double temperature, Stream stream) {
     temperature(temperature, stream);
     var bytes = kernels.constants().dtype().bytes();
     for (var at = 0; at < tokens; at += MatrixVector.MAX_ROWS) {
@@ -131,16 +134,19 @@ public final class FusedMoe implements AutoCloseable {
       var zAt = gates();
       for (var i = 0; i < 3; i++) {
         if (i >= targets.size()) {
-          argument.skip(56);
+          argument.skip(72);
           continue;
         }
         var adapters = targets.get(i).adapters();
+        var chosenAt = ((long) i * tokens + at) * kernels.constants().topK() * 4;
         argument.add(
             new Struct()
                 .add(adapters.b())
                 .add(0L)
                 .add(arrays.get(i)[0])
                 .add(arrays.get(i)[1])
+                .add(indices == 0 ? 0 : indices + chosenAt)
+                .add(indices == 0 ? 0 : weights + chosenAt)
                 .add(0)
                 .add(gateAt)
                 .add(zAt)

@@ -18,6 +18,7 @@ import org.meteora.llama.Llama;
 import org.meteora.llama.RotaryEmbedding;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.MoeLinear;
+import org.meteora.moe.RoutingListener;
 import org.meteora.torch.Ops;
 
 /**
@@ -26,7 +27,7 @@ import org.meteora.torch.Ops;
  * engine on its own; each waits for the other where they meet, at {@link #begin} and when the cache
  * grows.
  *
- * <p>Reads k and T from the model's routing control. Not thread-safe.
+ * <p>Reads k, T and the listener from the model's routing control. Not thread-safe.
  */
 public final class CudaDecoder implements AutoCloseable {
   /** Sequences at most. */
@@ -58,9 +59,6 @@ public final class CudaDecoder implements AutoCloseable {
     var routing = model.routing();
     if (rows > MAX_ROWS) {
       return Optional.of(rows + " sequences at once, more than " + MAX_ROWS);
-    }
-    if (routing.listener() != null) {
-      return Optional.of("the routing of every token is recorded");
     }
     if (routing.flags().singleAdapter().isPresent() && hasAdapters(model)) {
       return Optional.of("MOELINEAR_SINGLE_MOE_LORA is set");
@@ -154,7 +152,8 @@ public final class CudaDecoder implements AutoCloseable {
     var shape = linear.weight().getShape();
     var bank = linear.bank();
     Optional<DecodeModel.Adapters> adapters = Optional.empty();
-    if (bank != null && bank.totalRank() > 0) {
+    // a gate without any adapter behind it changes nothing, but the listener hears of it
+    if (bank != null && (bank.totalRank() > 0 || bank.gate() != null)) {
       var scales = new float[bank.size()];
       for (int i = 0; i < scales.length; i++) {
         scales[i] = (float) bank.scales()[i];
@@ -228,7 +227,7 @@ public final class CudaDecoder implements AutoCloseable {
   }
 
   /**
-   * One step.
+   * One step. The routing listener, if there is one, is told of every gate.
    *
    * @param tokens the rows' newest tokens
    * @return the most likely next tokens
@@ -238,9 +237,30 @@ public final class CudaDecoder implements AutoCloseable {
       bind(Math.min(most, cache.length() + GROW));
       announce();
     }
+    var listener = model.routing().listener();
+    engine.fetchRouting(listener != null);
     var next = engine.step(tokens);
     cache.advance(1);
+    if (listener != null) {
+      tell(listener);
+    }
     return next;
+  }
+
+  private void tell(RoutingListener listener) {
+    int layers = model.layers().size();
+    for (int layer = 0; layer < layers; layer++) {
+      var projections = model.layers().get(layer).projections();
+      for (int module = 0; module < projections.length; module++) {
+        var bank = projections[module].bank();
+        if (bank != null && bank.gate() != null) {
+          var indices = new int[slots.length * addresses.topK()];
+          var weights = new float[indices.length];
+          engine.routing(layer, module, indices, weights);
+          listener.onRouting(layer, module, slots.length, 1, addresses.topK(), indices, weights);
+        }
+      }
+    }
   }
 
   /**

@@ -118,7 +118,8 @@ public final class Llama extends LlamaBlock {
   public NDArray next(NDArray ids, KvCache cache) {
     int seq = (int) ids.getShape().get(1);
     var owner = ids.getManager();
-    try (var scope = owner.newSubManager()) {
+    try (var scope = owner.newSubManager();
+        var routed = control.pass(manager)) {
       var hidden = hidden(ids, Pass.cached(scope, rotary, cache, dtype, seq), scope);
       cache.advance(seq);
       var last = Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);

@@ -69,13 +69,18 @@ final class FusedForward implements AutoCloseable {
    *
    * @param x {@code (tokens, in)}
    * @param y the base product, {@code (tokens, out)} in memory; changed
+   * @param choice device address that receives int32 indices and float32 weights, each {@code
+   *     (tokens, topK)}; or 0
    */
-  void addFew(NDArray x, NDArray y, double temperature) {
+  void addFew(NDArray x, NDArray y, double temperature, long choice) {
     try (var rows = Ops.contiguous(x)) {
+      int tokens = (int) x.getShape().get(0);
       kernels.addFew(
           Ops.dataPointer(rows),
           new long[] {Ops.dataPointer(y)},
-          (int) x.getShape().get(0),
+          tokens,
+          choice,
+          weightsAt(choice, tokens),
           temperature,
           LIBTORCH);
     }
@@ -87,8 +92,9 @@ final class FusedForward implements AutoCloseable {
    * @param x {@code (tokens, in)}
    * @param logits {@code (tokens, N)}
    * @param y the base product, {@code (tokens, out)}; changed
+   * @param choice as for few
    */
-  void addMany(NDArray x, NDArray logits, NDArray y, double temperature) {
+  void addMany(NDArray x, NDArray logits, NDArray y, double temperature, long choice) {
     try (var z = Ops.linear(x, bank.loraA(), null)) {
       kernels.maskMany(
           0,
@@ -97,12 +103,16 @@ final class FusedForward implements AutoCloseable {
           Ops.dataPointer(z),
           bank.totalRank(),
           x.getShape().get(0),
-          0,
-          0,
+          choice,
+          weightsAt(choice, x.getShape().get(0)),
           temperature,
           LIBTORCH);
       Ops.addLinear(y, z, bank.loraB());
     }
+  }
+
+  private long weightsAt(long choice, long tokens) {
+    return choice == 0 ? 0 : choice + 4 * tokens * topK;
   }
 
   @Override

@@ -154,12 +154,12 @@ public final class MoeLinear extends AbstractBlock {
             && gated
             && !training
             && (flags.mode() == ForwardMode.FUSED || flags.mode() == ForwardMode.AUTO)
-            && control.listener() == null
+            && (control.listener() == null || control.gathering() != null)
             && bank.totalRank() > 0;
     var fast = fusible ? fused(topK()) : null;
     boolean few = rows.getShape().get(0) <= FusedForward.FEW;
     if (fast != null && few && !wantLogits) {
-      fast.addFew(rows, y, control.settings().temperature());
+      fast.addFew(rows, y, control.settings().temperature(), choice(shape));
       return new Output(y, null);
     }
     if (gpu && training && gated && trainsMasked(flags.mode())) {
@@ -178,10 +178,10 @@ public final class MoeLinear extends AbstractBlock {
     NDArray logits = gated ? Ops.linear(rows, bank.gate(), null) : null;
     if (fast != null) {
       if (few) {
-        fast.addFew(rows, y, control.settings().temperature());
+        fast.addFew(rows, y, control.settings().temperature(), choice(shape));
       } else {
         var flat = shape.dimension() == 2 ? y : y.reshape(-1, weight.getShape().get(0));
-        fast.addMany(rows, logits, flat, control.settings().temperature());
+        fast.addMany(rows, logits, flat, control.settings().temperature(), choice(shape));
       }
       return new Output(
           y, shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size())));
@@ -214,6 +214,21 @@ public final class MoeLinear extends AbstractBlock {
             ? logits
             : logits.reshape(withLast(shape, bank.size()));
     return new Output(y, logitsShaped);
+  }
+
+  /** Where a kernel writes its choice for an input of this shape; 0 when nobody wants to know. */
+  private long choice(Shape shape) {
+    if (control.listener() == null) {
+      return 0;
+    }
+    int rows = rows(shape);
+    int tokens = (int) (shape.size() / shape.get(shape.dimension() - 1)) / rows;
+    return control.gathering().next(control.listener(), layer, module, rows, tokens, topK());
+  }
+
+  /** Batch rows of an input of this shape. */
+  private static int rows(Shape shape) {
+    return shape.dimension() == 3 ? (int) shape.get(0) : 1;
   }
 
   /** Whether training on a GPU takes the masked form that was made for it. */
@@ -278,7 +293,7 @@ public final class MoeLinear extends AbstractBlock {
   /** Tells the listener, if there is one, of the routing of an input of this shape. */
   void tell(HostForward.Chosen chosen, Shape shape) {
     if (control.listener() != null) {
-      int rows = shape.dimension() == 3 ? (int) shape.get(0) : 1;
+      int rows = rows(shape);
       control
           .listener()
           .onRouting(
@@ -340,7 +355,10 @@ public final class MoeLinear extends AbstractBlock {
   }
 
   private void tell(Routing routing, Shape shape) {
-    int rows = shape.dimension() == 3 ? (int) shape.get(0) : 1;
+    int rows = rows(shape);
+    if (control.gathering() != null) {
+      control.gathering().tell(control.listener()); // those before it, first
+    }
     var longs = routing.indices().toLongArray();
     var indices = new int[longs.length];
     for (int i = 0; i < longs.length; i++) {

@@ -131,6 +131,8 @@ struct Linear {
   const T* bias;         // (out) or null
   const int* offsets;    // (n + 1) columns of b; equal neighbours: the adapter does not target this linear
   const float* scales;   // (n)
+  int* indices;          // (rows, TOPK) receives the choice, or null
+  float* weights;        // (rows, TOPK) receives its weights, or null
   int outAt, gateAt, zAt, n, sumR, vectors;  // vectors: ranks and offsets are multiples of 8 and b is 16-byte aligned
 };
 
@@ -251,7 +253,8 @@ __device__ __forceinline__ void stage(const Chain& c, const Linear* l, int row, 
   }
 }
 
-// Fills `s` from what was staged, for one token of one linear, by the warp that prepared it.
+// Fills `s` from what was staged, for one token of one linear, by the warp that prepared it; the grid's first block of a row
+// writes the choice down.
 __device__ __forceinline__ void route(const Chain& c, const Linear& l, int row, Selected& s) {
   int lane = threadIdx.x & 31;
   float logits[NREG];
@@ -269,6 +272,10 @@ __device__ __forceinline__ void route(const Chain& c, const Linear& l, int row, 
     for (int r = lane; r < rank; r += 32)
       s.coefficient[j][r] = scale * (few ? s.staged[l.n + off + r] : sumSlots(c, row, l.zAt + off + r));
     if (lane == 0) { s.off[j] = off; s.rank[j] = rank; }
+    if (lane == 0 && blockIdx.x == 0 && l.indices) {
+      l.indices[row * TOPK + j] = e;
+      l.weights[row * TOPK + j] = weight[j];
+    }
   }
 }
 

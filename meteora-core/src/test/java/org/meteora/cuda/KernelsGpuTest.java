@@ -137,12 +137,18 @@ class KernelsGpuTest {
                 banks.stream()
                     .map(bank -> gpu.normal(tokens * bank.target().out(), 0.1, 0, dtype))
                     .toList();
+            var indices = gpu.poisoned(4L * banks.size() * tokens * topK);
+            var weights = gpu.poisoned(4L * banks.size() * tokens * topK);
             moe.addFew(
                 x.address(),
                 bases.stream().mapToLong(Gpu.Array::address).toArray(),
                 tokens,
+                indices,
+                weights,
                 temperature,
                 gpu.stream);
+            var chosen = gpu.get(indices, banks.size() * tokens * topK, Dtype.I32);
+            var given = gpu.get(weights, banks.size() * tokens * topK, Dtype.F32);
             for (var i = 0; i < banks.size(); i++) {
               var bank = banks.get(i);
               var out = bank.target().out();
@@ -162,6 +168,13 @@ class KernelsGpuTest {
                         temperature);
                 for (var o = 0; o < out; o++) {
                   expected[t * out + o] += y[o];
+                }
+                var w =
+                    ReferenceLlama.weights(
+                        ReferenceLlama.times(bank.g(), row, r.length), topK, temperature);
+                for (var j = 0; j < topK; j++) {
+                  var at = (i * tokens + t) * topK + j;
+                  assertThat(Math.abs(w[(int) chosen[at]] - given[at])).isLessThan(1e-3);
                 }
               }
               var got = gpu.get(bases.get(i).address(), tokens * out, dtype);

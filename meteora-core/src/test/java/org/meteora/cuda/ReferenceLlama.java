@@ -264,7 +264,7 @@ final class ReferenceLlama {
     return out;
   }
 
-  private static double[] times(double[] w, double[] x, int out) {
+  static double[] times(double[] w, double[] x, int out) {
     var y = new double[out];
     for (var o = 0; o < out; o++) {
       for (var i = 0; i < x.length; i++) {

@@ -18,6 +18,7 @@ import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.MoeLinear;
 import org.meteora.moe.RoutingControl;
+import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
@@ -78,6 +79,68 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
       assertThat(model.generator().generate(many, small).getFirst())
           .isEqualTo(model.generator().generate(prompts, small).getFirst());
     }
+  }
+
+  /** One call of a routing listener. */
+  private record Heard(
+      int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {}
+
+  /**
+   * What the listener hears of the fused prefill and of the graph's steps, against the masked
+   * prefill and the model's own steps, while rows leave; listening changes no token.
+   */
+  @Test
+  void theRoutingOfTheGraphIsThatOfTheModel() {
+    try (var model =
+        load("meteora.k2.T15", Fixtures.tinyLlama().resolve("base"), Optional.empty())) {
+      var llama = model.llama();
+      var few = List.of(new int[] {5, 9, 200, 7, 31}, new int[] {8, 300, 11}, new int[] {77});
+      for (var prompts : List.of(Fixtures.prompts(), few)) {
+        int longest = prompts.stream().mapToInt(prompt -> prompt.length).max().orElseThrow();
+        var config =
+            model.generationConfig().withGreedy().withMaxLength(longest + 20).withMaxNewTokens(60);
+        var silent = model.generator().generate(prompts, config);
+        var graph = new ArrayList<Heard>();
+        llama.setRoutingListener(into(graph));
+        assertThat(CudaDecoder.refusal(llama, prompts.size())).isEmpty();
+        var recorded = model.generator().generate(prompts, config);
+        llama.routing().flags(Flags.of(ForwardMode.GATHER));
+        var eager = new ArrayList<Heard>();
+        llama.setRoutingListener(into(eager));
+        var expected = model.generator().generate(prompts, config);
+        llama.setRoutingListener(null);
+        llama.routing().flags(Flags.AUTO);
+        for (int row = 0; row < prompts.size(); row++) {
+          assertThat(recorded.get(row)).isEqualTo(silent.get(row)).isEqualTo(expected.get(row));
+        }
+
+        assertThat(graph).hasSameSizeAs(eager);
+        assertThat(graph.stream().map(Heard::rows).distinct().count()).isGreaterThan(1);
+        var padding = prompts.stream().mapToInt(prompt -> longest - prompt.length).toArray();
+        double worst = 0;
+        for (int call = 0; call < graph.size(); call++) {
+          var a = graph.get(call);
+          var b = eager.get(call);
+          assertThat(List.of(a.layer, a.module, a.rows, a.tokens, a.topK))
+              .isEqualTo(List.of(b.layer, b.module, b.rows, b.tokens, b.topK));
+          assertThat(a.indices).hasSize(a.rows * a.tokens * a.topK).hasSameSizeAs(a.weights);
+          for (int i = 0; i < a.indices.length; i++) {
+            int token = i / a.topK % a.tokens;
+            if (a.tokens == 1 || token >= padding[i / a.topK / a.tokens]) {
+              assertThat(a.indices[i]).as("call %d, %d of %s", call, i, b).isEqualTo(b.indices[i]);
+              worst = Math.max(worst, Math.abs(a.weights[i] - b.weights[i]));
+            }
+          }
+        }
+        assertThat(worst).isLessThan(1e-4);
+        System.err.printf("routing: %d calls, weights differ by %.1e%n", graph.size(), worst);
+      }
+    }
+  }
+
+  private static RoutingListener into(List<Heard> heard) {
+    return (layer, module, rows, tokens, topK, indices, weights) ->
+        heard.add(new Heard(layer, module, rows, tokens, topK, indices, weights));
   }
 
   /** The fused kernels in a layer against the masked form, for few and for many tokens. */
