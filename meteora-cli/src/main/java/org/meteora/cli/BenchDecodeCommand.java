@@ -4,9 +4,11 @@ import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
+import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.generate.CudaDecoder;
+import org.meteora.generate.GenerationConfig;
 import org.meteora.llama.Llama;
 import org.meteora.llama.LlamaConfig;
 import org.meteora.moe.Flags;
@@ -39,6 +41,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
       defaultValue = "512",
       description = "Tokens before the step (default: ${DEFAULT-VALUE}).")
   private int context;
+
+  private static final GenerationConfig GREEDY =
+      GenerationConfig.greedy(List.of(), Integer.MAX_VALUE);
 
   private long beyond;
 
@@ -89,6 +94,12 @@ final class BenchDecodeCommand implements Callable<Integer> {
                   batch,
                   bytes(config, batch, true) / bandwidth);
             }
+            control.flags(Flags.AUTO);
+            options.report(
+                name(batch, "MeteoRA, auto, sampling"),
+                graph(model, batch, GREEDY.withSampling(0.6, 0.9, 50, 0)),
+                baseline[i],
+                batch);
             options.reportMemory(name(batch, "memory that the steps take"), beyond);
           }
           control.flags(Flags.AUTO);
@@ -177,6 +188,10 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
   private double graph(Llama model, int batch) {
+    return graph(model, batch, GREEDY);
+  }
+
+  private double graph(Llama model, int batch, GenerationConfig config) {
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
@@ -191,9 +206,11 @@ final class BenchDecodeCommand implements Callable<Integer> {
       decoder.begin(
           cache,
           IntStream.range(0, batch).toArray(),
-          context + 2 * options.repeat + BenchModel.WARM_UP);
+          context + 2 * options.repeat + BenchModel.WARM_UP,
+          config);
       var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
-      double result = options.median(() -> decoder.step(tokens));
+      var uniform = new SplittableRandom(1).longs(batch).toArray();
+      double result = options.median(() -> decoder.step(tokens, new int[batch][0], uniform));
       beyond = options.usedBytes() - without;
       return result;
     }

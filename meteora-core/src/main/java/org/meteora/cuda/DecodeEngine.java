@@ -19,8 +19,8 @@ import org.slf4j.LoggerFactory;
  * One decode step of a whole Llama with MeteoRA: for up to 16 sequences, one token each in, one
  * token each out. The step is a chain of nine launches a layer, captured once per batch-size bucket
  * (1, 2, 4, 8, 16) as a CUDA graph and replayed; lengths, positions and tokens are read from device
- * memory, arg-max runs on the device. Which adapters every gate chose is left on the device too,
- * beside the tokens, so that it can be fetched with them.
+ * memory, the next tokens are chosen on the device ({@link TokenChoice}). Which adapters every gate
+ * chose is left on the device too, beside the tokens, so that it can be fetched with them.
  *
  * <p>A layer: [q k v, their gates and A] · x; adapters, rotary embedding and the cache's next
  * column; attention; [o, gate, A]; adapters, residual, norm input; [gate up, gates, A]; adapters,
@@ -35,13 +35,12 @@ import org.slf4j.LoggerFactory;
 public final class DecodeEngine implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(DecodeEngine.class);
   private static final int ADD_BLOCK = 128;
-  private static final int ARGMAX_BLOCKS = 64;
 
   /** Gated linears of a layer. */
   private static final int MODULES = 7;
 
-  /** Bytes of the tokens, in front of the routing. */
-  private static final int TOKEN_BYTES = 4 * MatrixVector.MAX_ROWS;
+  /** Where the routing begins, behind the wishes and the tokens. */
+  private static final int ROUTING = TokenChoice.BYTES + 4 * MatrixVector.MAX_ROWS;
 
   private final Cuda cuda;
   private final DecodeModel model;
@@ -55,12 +54,17 @@ public final class DecodeEngine implements AutoCloseable {
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
   private final Map<Integer, Plan> plans = new HashMap<>();
   private final Arena host = Arena.ofShared();
-  private final MemorySegment resultsOnHost;
+  private final MemorySegment onHost;
   private final MemorySegment rowsOnHost = host.allocate(4 * 16 * 3, 16);
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
 
+  // What goes to the device before a step and comes back after it is one piece of memory: what is
+  // wanted of the choice; the tokens, in and out; the routing (see routingBytes).
+  private final TokenChoice choice;
+  private final long wishes;
+  private final long tokens;
+
   // device arrays, sized for maxRows
-  private final long tokens; // and behind them the routing: see routingBytes
   private final long slots;
   private final long lengths;
   private final long starts;
@@ -137,8 +141,10 @@ public final class DecodeEngine implements AutoCloseable {
     this.stream = Stream.create(cuda);
     var m = this.maxRows;
     var size = model.dtype().bytes();
-    this.resultsOnHost = host.allocate(TOKEN_BYTES + routingBytes(model.layers().size(), m), 16);
-    this.tokens = zeros(resultsOnHost.byteSize());
+    this.onHost = host.allocate(ROUTING + routingBytes(model.layers().size(), m), 16);
+    this.wishes = zeros(onHost.byteSize());
+    this.tokens = wishes + TokenChoice.BYTES;
+    this.choice = new TokenChoice(onHost.asSlice(0, TokenChoice.BYTES), wishes);
     this.slots = zeros(4L * m);
     this.lengths = zeros(4L * m);
     this.starts = zeros(4L * m);
@@ -152,8 +158,8 @@ public final class DecodeEngine implements AutoCloseable {
     var padded = (model.headDim() + 7) / 8 * 8;
     this.partial = zeros(4L * m * model.heads() / group * 64 * group * (padded + 2));
     this.counters = zeros(4L * m * model.heads() / group);
-    this.best = zeros(4L * m * ARGMAX_BLOCKS);
-    this.bestAt = zeros(4L * m * ARGMAX_BLOCKS);
+    this.best = zeros(4L * m * TokenChoice.BLOCKS);
+    this.bestAt = zeros(4L * m * TokenChoice.BLOCKS);
     uploadAdapterArrays();
     long y = 0;
     long out = 0;
@@ -238,9 +244,9 @@ public final class DecodeEngine implements AutoCloseable {
    */
   public void routing(int layer, int module, int[] indices, float[] weights) {
     var each = bucket(active) * kernels.constants().topK() * 4L;
-    var at = TOKEN_BYTES + routingBytes(layer, bucket(active)) + module * 2 * each;
-    MemorySegment.copy(resultsOnHost, JAVA_INT, at, indices, 0, indices.length);
-    MemorySegment.copy(resultsOnHost, JAVA_FLOAT, at + each, weights, 0, weights.length);
+    var at = ROUTING + routingBytes(layer, bucket(active)) + module * 2 * each;
+    MemorySegment.copy(onHost, JAVA_INT, at, indices, 0, indices.length);
+    MemorySegment.copy(onHost, JAVA_FLOAT, at + each, weights, 0, weights.length);
   }
 
   /** Goes on with another cache; graphs are captured anew. {@link #rows} must follow. */
@@ -306,11 +312,19 @@ public final class DecodeEngine implements AutoCloseable {
   }
 
   /**
+   * How the next tokens are chosen, the largest logit at first. The wishes of single rows hold
+   * until they are named anew.
+   */
+  public TokenChoice choice() {
+    return choice;
+  }
+
+  /**
    * One step.
    *
    * @param token the rows' newest tokens
-   * @return the rows' next tokens, by arg-max; the logits stay at {@link #logits} until the next
-   *     step
+   * @return the rows' next tokens, as {@link #choice} says; the logits stay at {@link #logits}
+   *     until the next step
    */
   public int[] step(int[] token) {
     if (token.length != active) {
@@ -318,9 +332,9 @@ public final class DecodeEngine implements AutoCloseable {
     }
     cuda.makeCurrent();
     for (var i = 0; i < maxRows; i++) {
-      resultsOnHost.setAtIndex(JAVA_INT, i, i < active ? token[i] : 0);
+      onHost.set(JAVA_INT, TokenChoice.BYTES + 4L * i, i < active ? token[i] : 0);
     }
-    cuda.toDevice(tokens, resultsOnHost, 4L * maxRows, stream);
+    cuda.toDevice(wishes, onHost, ROUTING, stream);
     enqueue();
     return nextTokens();
   }
@@ -357,15 +371,15 @@ public final class DecodeEngine implements AutoCloseable {
 
   /** Waits for the last step and returns its tokens. */
   public int[] nextTokens() {
-    var bytes =
+    var end =
         fetchRouting
-            ? TOKEN_BYTES + routingBytes(model.layers().size(), bucket(active))
-            : 4L * active;
-    cuda.toHost(resultsOnHost, tokens, bytes, stream);
+            ? ROUTING + routingBytes(model.layers().size(), bucket(active))
+            : TokenChoice.BYTES + 4L * active;
+    cuda.toHost(onHost.asSlice(TokenChoice.BYTES), tokens, end - TokenChoice.BYTES, stream);
     stream.synchronize();
     var result = new int[active];
     for (var i = 0; i < active; i++) {
-      result[i] = resultsOnHost.getAtIndex(JAVA_INT, i);
+      result[i] = onHost.get(JAVA_INT, TokenChoice.BYTES + 4L * i);
     }
     return result;
   }
@@ -518,8 +532,8 @@ public final class DecodeEngine implements AutoCloseable {
       var arrays = adapterArrays.get(linear);
       var each = rows * kernels.constants().topK() * 4L;
       var chosen =
-          tokens
-              + TOKEN_BYTES
+          wishes
+              + ROUTING
               + routingBytes(shared.layer(), rows)
               + (shared.first() + which) * 2 * each;
       return new Struct()
@@ -716,23 +730,20 @@ public final class DecodeEngine implements AutoCloseable {
               last ? model.finalNorm() : layers.get(i + 1).inputNorm()));
     }
     plan.launches.add(head.launch(normed, logits, model.vocab(), sumsq, addBlocks, model.eps()));
-    var argMax =
-        new Struct()
-            .add(logits)
-            .add(best)
-            .add(bestAt)
-            .add(tokens)
-            .add(lengths)
-            .add(slots)
-            .add(model.vocab())
-            .add(head.slots())
-            .add(rows)
-            .add(ARGMAX_BLOCKS)
-            .add(cache.maxLength())
-            .add(0);
-    plan.launches.add(
-        kernels.get("argmax_blocks").launch(ARGMAX_BLOCKS, rows, 1, 256, 0, overlap, argMax));
-    plan.launches.add(kernels.get("argmax_rows").launch(rows, 1, 1, 256, 0, overlap, argMax));
+    plan.launches.addAll(
+        choice.launches(
+            kernels,
+            logits,
+            head.slots(),
+            rows,
+            model.vocab(),
+            best,
+            bestAt,
+            tokens,
+            lengths,
+            slots,
+            cache.maxLength(),
+            overlap));
     return plan;
   }
 

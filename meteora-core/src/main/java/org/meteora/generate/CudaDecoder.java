@@ -13,6 +13,7 @@ import org.meteora.cuda.Cuda;
 import org.meteora.cuda.DecodeEngine;
 import org.meteora.cuda.DecodeModel;
 import org.meteora.cuda.Stream;
+import org.meteora.cuda.TokenChoice;
 import org.meteora.llama.KvCache;
 import org.meteora.llama.Llama;
 import org.meteora.llama.RotaryEmbedding;
@@ -32,6 +33,9 @@ import org.meteora.torch.Ops;
 public final class CudaDecoder implements AutoCloseable {
   /** Sequences at most. */
   public static final int MAX_ROWS = 16;
+
+  /** Tokens at most that {@link #step} keeps a row from choosing. */
+  public static final int MAX_BANNED = TokenChoice.MAX_BANNED;
 
   /** Columns added to the cache at least, when it is full. */
   private static final int GROW = 128;
@@ -187,15 +191,24 @@ public final class CudaDecoder implements AutoCloseable {
    * @param filled the cache after the prefill
    * @param rows the cache's rows that go on, in order
    * @param most columns that the cache can need at most
+   * @param config how the next tokens are chosen
    * @throws UserException as the constructor
    */
-  public void begin(KvCache filled, int[] rows, int most) {
+  public void begin(KvCache filled, int[] rows, int most, GenerationConfig config) {
     this.cache = filled;
     this.slots = rows.clone();
     this.most = most;
     cuda.makeCurrent();
     bind(Math.min(most, filled.length() + GROW));
     engine.temperature(model.routing().settings().temperature());
+    if (config.sample()) {
+      engine
+          .choice()
+          .sampling(
+              Sampler.scale(config.temperature()), config.topK(), Sampler.fixed(config.topP()));
+    } else {
+      engine.choice().greedy();
+    }
     announce();
   }
 
@@ -230,15 +243,23 @@ public final class CudaDecoder implements AutoCloseable {
    * One step. The routing listener, if there is one, is told of every gate.
    *
    * @param tokens the rows' newest tokens
-   * @return the most likely next tokens
+   * @param banned tokens that each row must not choose; of more than {@link #MAX_BANNED} none is
+   *     banned, and the caller must choose from {@link #logits}
+   * @param uniform each row's random number in [0, 1), in units of 2^−64; unused without sampling
+   * @return the rows' next tokens
    */
-  public int[] step(int[] tokens) {
+  public int[] step(int[] tokens, int[][] banned, long[] uniform) {
     if (cache.length() == cache.capacity()) {
       bind(Math.min(most, cache.length() + GROW));
       announce();
     }
     var listener = model.routing().listener();
     engine.fetchRouting(listener != null);
+    for (int row = 0; row < tokens.length; row++) {
+      engine
+          .choice()
+          .row(row, uniform[row], banned[row].length > MAX_BANNED ? new int[0] : banned[row]);
+    }
     var next = engine.step(tokens);
     cache.advance(1);
     if (listener != null) {

@@ -51,8 +51,16 @@ public final class Generator implements TokenGenerator, AutoCloseable {
       }
     }
 
-    List<Integer> banned() {
-      return ngrams == null ? List.of() : ngrams.banned();
+    int[] banned() {
+      return ngrams == null ? new int[0] : ngrams.banned();
+    }
+
+    /** Bans and chooses, from the logits at {@code offset}, which are changed. */
+    int choose(float[] logits, int offset, int vocab, int[] banned, long uniform) {
+      for (int token : banned) {
+        logits[offset + token] = Float.NEGATIVE_INFINITY;
+      }
+      return sampler.choose(logits, offset, vocab, uniform);
     }
 
     void remember(int token) {
@@ -136,7 +144,7 @@ public final class Generator implements TokenGenerator, AutoCloseable {
                 Math.min(
                     (long) seq + config.maxNewTokens(), (long) seq - row.promptLength + limit));
       }
-      if (onGpu(cache, kept, (int) most)) {
+      if (onGpu(cache, kept, (int) most, config)) {
         decode(rows, config, limit, listener);
         return;
       }
@@ -166,10 +174,7 @@ public final class Generator implements TokenGenerator, AutoCloseable {
     var tokens = new int[rows.size()];
     for (int r = 0; r < tokens.length; r++) {
       var row = rows.get(r);
-      for (int token : row.banned()) {
-        logits[r * vocab + token] = Float.NEGATIVE_INFINITY;
-      }
-      tokens[r] = row.sampler.choose(logits, r * vocab, vocab);
+      tokens[r] = row.choose(logits, r * vocab, vocab, row.banned(), row.sampler.uniform());
     }
     return tokens;
   }
@@ -200,7 +205,7 @@ public final class Generator implements TokenGenerator, AutoCloseable {
   }
 
   /** Hands the batch to the GPU's decode engine, if it can take it. */
-  private boolean onGpu(KvCache cache, int[] slots, int most) {
+  private boolean onGpu(KvCache cache, int[] slots, int most, GenerationConfig config) {
     if (!model.manager().getDevice().isGpu()) {
       return false;
     }
@@ -213,7 +218,7 @@ public final class Generator implements TokenGenerator, AutoCloseable {
         if (decoder == null) {
           decoder = new CudaDecoder(model);
         }
-        decoder.begin(cache, slots, most);
+        decoder.begin(cache, slots, most, config);
         return true;
       } catch (UserException e) {
         close();
@@ -230,16 +235,13 @@ public final class Generator implements TokenGenerator, AutoCloseable {
     var logits = new float[model.config().vocabSize()];
     while (!rows.isEmpty()) {
       int before = rows.size();
-      var tokens = decoder.step(rows.stream().mapToInt(row -> row.next).toArray());
+      var banned = rows.stream().map(Row::banned).toArray(int[][]::new);
+      var uniform = rows.stream().mapToLong(row -> row.sampler.uniform()).toArray();
+      var tokens = decoder.step(rows.stream().mapToInt(row -> row.next).toArray(), banned, uniform);
       for (int r = 0; r < before; r++) {
-        var row = rows.get(r);
-        var banned = row.banned();
-        if (config.sample() || banned.contains(tokens[r])) {
+        if (banned[r].length > CudaDecoder.MAX_BANNED) {
           decoder.logits(r, logits);
-          for (int token : banned) {
-            logits[token] = Float.NEGATIVE_INFINITY;
-          }
-          tokens[r] = row.sampler.choose(logits, 0, logits.length);
+          tokens[r] = rows.get(r).choose(logits, 0, logits.length, banned[r], uniform[r]);
         }
       }
       var kept = accept(rows, tokens, config, limit, listener);

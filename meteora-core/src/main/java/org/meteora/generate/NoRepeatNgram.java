@@ -43,7 +43,13 @@ final class NoRepeatNgram {
   }
 
   /** Tokens that may not come next. */
-  List<Integer> banned() {
-    return seen < size - 1 ? List.of() : followers.getOrDefault(prefix(), List.of());
+  int[] banned() {
+    if (seen < size - 1) {
+      return new int[0];
+    }
+    return followers.getOrDefault(prefix(), List.of()).stream()
+        .mapToInt(Integer::intValue)
+        .distinct()
+        .toArray();
   }
 }

@@ -6,8 +6,16 @@ import java.util.SplittableRandom;
 /**
  * Chooses one token from logits, with Hugging Face's order of warpers: temperature, top-k, top-p.
  * One for each sequence.
+ *
+ * <p>Probabilities are integers, relative to the likeliest token's: 2^−e with e in units of 2^−25,
+ * which also is what tokens are ordered by, and then a mass in units of 2^−44. All roundings are
+ * fixed, so that {@link org.meteora.cuda.TokenChoice} draws the same token from the same logits and
+ * the same random number.
  */
 final class Sampler {
+  /** The exponent from which on a token has no mass: 44, in units of 2^−25. */
+  private static final float NO_MASS = 44 << 25;
+
   private final GenerationConfig config;
   private final SplittableRandom random;
 
@@ -19,11 +27,17 @@ final class Sampler {
     this.random = new SplittableRandom(config.seed() * 0x9E3779B97F4A7C15L + row);
   }
 
+  /** The random number in [0, 1) of one more token, in units of 2^−64; 0 where none is needed. */
+  long uniform() {
+    return config.sample() ? random.nextLong() : 0;
+  }
+
   /**
    * @param logits of the whole vocabulary at {@code offset}; banned tokens are −∞
+   * @param uniform one of {@link #uniform}
    */
-  int choose(float[] logits, int offset, int vocab) {
-    return config.sample() ? sample(logits, offset, vocab) : argMax(logits, offset, vocab);
+  int choose(float[] logits, int offset, int vocab, long uniform) {
+    return config.sample() ? sample(logits, offset, vocab, uniform) : argMax(logits, offset, vocab);
   }
 
   static int argMax(float[] logits, int offset, int vocab) {
@@ -36,38 +50,89 @@ final class Sampler {
     return best;
   }
 
-  private int sample(float[] logits, int offset, int vocab) {
-    double max = logits[offset + argMax(logits, offset, vocab)];
-    int keep = config.topK() > 0 ? Math.min(config.topK(), vocab) : vocab;
-    var order = new Integer[vocab];
-    Arrays.setAll(order, i -> i);
-    Arrays.sort(order, (a, b) -> Float.compare(logits[offset + b], logits[offset + a]));
-    // ties with the last kept stay, as in Hugging Face
-    while (keep < vocab && logits[offset + order[keep]] == logits[offset + order[keep - 1]]) {
-      keep++;
+  /** What turns a difference of logits into an exponent. */
+  static float scale(double temperature) {
+    return (float) (0x1p25 / Math.log(2) / temperature);
+  }
+
+  /** p in units of 2^−64; 0 for 1. */
+  static long fixed(double topP) {
+    return topP < 1 ? (long) (topP * 0x1p63) << 1 : 0;
+  }
+
+  private int sample(float[] logits, int offset, int vocab, long uniform) {
+    int likeliest = argMax(logits, offset, vocab);
+    float largest = logits[offset + likeliest];
+    float scale = scale(config.temperature());
+    var order = new long[vocab]; // exponent, then token
+    int count = 0;
+    for (int i = 0; i < vocab; i++) {
+      float exponent = (largest - logits[offset + i]) * scale;
+      if (exponent < NO_MASS) {
+        order[count++] = (long) (int) exponent << 32 | i;
+      }
     }
-    var weight = new double[keep];
-    double sum = 0;
+    if (count == 0) {
+      return likeliest;
+    }
+    int keep = count;
+    if (config.topK() > 0 && config.topK() < count || config.topP() < 1) {
+      Arrays.sort(order, 0, count);
+      keep = kept(order, count);
+      // and back into the order of the tokens
+      for (int i = 0; i < keep; i++) {
+        order[i] = Long.rotateLeft(order[i], 32);
+      }
+      Arrays.sort(order, 0, keep);
+      for (int i = 0; i < keep; i++) {
+        order[i] = Long.rotateLeft(order[i], 32);
+      }
+    }
+    long sum = 0;
     for (int i = 0; i < keep; i++) {
-      weight[i] = Math.exp((logits[offset + order[i]] - max) / config.temperature());
-      sum += weight[i];
+      sum += mass(order[i]);
+    }
+    long point = Math.unsignedMultiplyHigh(uniform, sum);
+    int at = 0;
+    for (long upTo = mass(order[0]); upTo <= point; upTo += mass(order[at])) {
+      at++;
+    }
+    return (int) order[at];
+  }
+
+  /** How many of the tokens, likeliest first, top-k and top-p keep. */
+  private int kept(long[] order, int count) {
+    int keep = count;
+    if (config.topK() > 0 && config.topK() < count) {
+      keep = config.topK();
+      // ties with the last kept stay, as in Hugging Face
+      while (keep < count && order[keep] >> 32 == order[keep - 1] >> 32) {
+        keep++;
+      }
     }
     if (config.topP() < 1) {
-      double mass = 0;
-      int most = 0;
-      while (most < keep && (most == 0 || mass < config.topP() * sum)) {
-        mass += weight[most++];
+      long sum = 0;
+      for (int i = 0; i < keep; i++) {
+        sum += mass(order[i]);
       }
-      keep = most;
-      sum = mass;
+      long target = Math.max(1, Math.unsignedMultiplyHigh(fixed(config.topP()), sum));
+      keep = 0;
+      for (long upTo = 0; upTo < target; upTo += mass(order[keep++])) {}
     }
-    double point = random.nextDouble() * sum;
-    for (int i = 0; i < keep; i++) {
-      point -= weight[i];
-      if (point < 0) {
-        return order[i];
-      }
-    }
-    return order[keep - 1];
+    return keep;
+  }
+
+  /** 2^−exponent in units of 2^−44, of an exponent in the upper half of {@code entry}. */
+  private static long mass(long entry) {
+    int exponent = (int) (entry >> 32);
+    float t = (exponent & (1 << 25) - 1) * 0x1p-25f;
+    float v = 0.000114919952f;
+    v = v * t + -0.00129163684f;
+    v = v * t + 0.00959703512f;
+    v = v * t + -0.0554992296f;
+    v = v * t + 0.24022609f;
+    v = v * t + -0.693147182f;
+    v = v * t + 1;
+    return (long) (v * Math.scalb(1f, 44 - (exponent >> 25)));
   }
 }

@@ -48,6 +48,8 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
           List.of(
               config,
               config.withNoRepeatNgramSize(0).withMaxNewTokens(40),
+              config.withNoRepeatNgramSize(1).withMaxNewTokens(60), // more bans than a step takes
+              config.withNoRepeatNgramSize(2).withMaxNewTokens(60),
               config.withSampling(0.9, 0.95, 40, 3).withMaxNewTokens(60))) {
         model.llama().routing().flags(Flags.AUTO);
         assertThat(CudaDecoder.refusal(model.llama(), prompts.size())).isEmpty();
