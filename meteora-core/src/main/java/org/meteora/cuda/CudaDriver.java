@@ -46,6 +46,7 @@ final class CudaDriver {
   static final MethodHandle STREAM_CREATE = bind("cuStreamCreate", "PI");
   static final MethodHandle STREAM_DESTROY = bind("cuStreamDestroy_v2", "P");
   static final MethodHandle STREAM_SYNCHRONIZE = bind("cuStreamSynchronize", "P");
+  static final MethodHandle STREAM_WAIT = bind("cuStreamWaitEvent", "PPI");
   static final MethodHandle BEGIN_CAPTURE = bind("cuStreamBeginCapture_v2", "PI");
   static final MethodHandle END_CAPTURE = bind("cuStreamEndCapture", "PP");
   static final MethodHandle GRAPH_INSTANTIATE = bind("cuGraphInstantiateWithFlags", "PPP");

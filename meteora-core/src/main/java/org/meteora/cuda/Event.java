@@ -7,6 +7,10 @@ import java.lang.foreign.ValueLayout;
 public final class Event implements AutoCloseable {
   private final long handle = CudaDriver.pointer("creating an event", CudaDriver.EVENT_CREATE, 0);
 
+  long handle() {
+    return handle;
+  }
+
   public void record(Stream stream) {
     CudaDriver.call("recording an event", CudaDriver.EVENT_RECORD, handle, stream.handle());
   }

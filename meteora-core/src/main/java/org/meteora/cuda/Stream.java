@@ -37,6 +37,11 @@ public final class Stream implements AutoCloseable {
     }
   }
 
+  /** Lets what is queued from now on wait for {@code event} as it was recorded last. */
+  public void await(Event event) {
+    CudaDriver.call("waiting for an event", CudaDriver.STREAM_WAIT, handle, event.handle(), 0);
+  }
+
   /** Records what {@code work} queues on this stream, without running it, as a graph. */
   public Graph capture(Runnable work) {
     CudaDriver.call("beginning a capture", CudaDriver.BEGIN_CAPTURE, handle, 2);

@@ -8,7 +8,7 @@ public enum ForwardMode {
   REFERENCE,
   /** A loop over adapters, each on its own tokens. */
   ALL,
-  /** The same loop: kept for the flag, there are no streams to spread it over. */
+  /** The same loop with its adapters spread over several CUDA streams; as it is on the CPU. */
   PARALLEL,
   /** {@code batch} v1: the chosen adapters' A and B are gathered, two batched matmuls. */
   GATHER,

@@ -379,7 +379,8 @@ public final class MoeLinear extends AbstractBlock {
   private ForwardStrategy strategy(ForwardMode mode, int tokens, boolean training) {
     return switch (mode) {
       case REFERENCE -> new ReferenceForward();
-      case ALL, PARALLEL -> new LoopForward();
+      case ALL -> new LoopForward(false);
+      case PARALLEL -> new LoopForward(true);
       case GATHER -> new GatherForward(training);
       case MASKED -> new MaskedForward();
       case FUSED, AUTO -> {
@@ -388,7 +389,9 @@ public final class MoeLinear extends AbstractBlock {
               ? new MaskedForward()
               : new GatherForward(false);
         }
-        yield training || tokens >= LOOP_FROM_TOKENS ? new LoopForward() : new GatherForward(false);
+        yield training || tokens >= LOOP_FROM_TOKENS
+            ? new LoopForward(false)
+            : new GatherForward(false);
       }
     };
   }

@@ -319,6 +319,31 @@ public final class Ops {
     }
   }
 
+  /**
+   * Runs this thread's operations on a CUDA stream until closed, and their backward passes too. New
+   * arrays come from that stream's own memory: others must wait for it before they use them, and it
+   * for others.
+   *
+   * @param stream the CUDA driver's handle
+   */
+  public static OnStream onStream(long stream, int device) {
+    return new OnStream(stream, device);
+  }
+
+  /** A stretch of code whose operations run on another stream. */
+  public static final class OnStream implements AutoCloseable {
+    private final long guard;
+
+    private OnStream(long stream, int device) {
+      guard = StableAbi.enterStream(stream, device);
+    }
+
+    @Override
+    public void close() {
+      StableAbi.leaveStream(guard);
+    }
+  }
+
   /** {@code shape} as DJL's type. */
   public static Shape shape(long... shape) {
     return new Shape(shape);

@@ -171,6 +171,49 @@ final class StableAbi {
     private CudaProduct() {}
   }
 
+  /** Which CUDA stream the calling thread's operations run on. */
+  private static final class CudaStream {
+    static final MethodHandle CREATE_GUARD;
+    static final MethodHandle DELETE_GUARD;
+
+    static {
+      var library = SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global());
+      CREATE_GUARD =
+          LINKER.downcallHandle(
+              library.find("aoti_torch_create_cuda_stream_guard").orElseThrow(),
+              FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_INT, ADDRESS));
+      DELETE_GUARD =
+          LINKER.downcallHandle(
+              library.find("aoti_torch_delete_cuda_stream_guard").orElseThrow(),
+              FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
+    }
+
+    private CudaStream() {}
+  }
+
+  /** Makes a stream current on this thread; the result undoes it. */
+  static long enterStream(long stream, int device) {
+    try {
+      var slot = SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
+      check((int) CudaStream.CREATE_GUARD.invokeExact(stream, device, slot), "cuda_stream_guard");
+      return slot.get(JAVA_LONG, 0);
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static void leaveStream(long guard) {
+    try {
+      check((int) CudaStream.DELETE_GUARD.invokeExact(guard), "cuda_stream_guard");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
   static boolean canAddProduct(NDArray y) {
     return y.getDevice().isGpu() && CudaProduct.ADDMM != null;
   }
