@@ -58,6 +58,7 @@ final class CudaDriver {
   static final MethodHandle EVENT_RECORD = bind("cuEventRecord", "PP");
   static final MethodHandle EVENT_SYNCHRONIZE = bind("cuEventSynchronize", "P");
   static final MethodHandle EVENT_ELAPSED = bind("cuEventElapsedTime", "PPP");
+  static final MethodHandle TENSOR_MAP = bind("cuTensorMapEncodeTiled", "PIIPPPPPIIII");
   static final MethodHandle MODULE_LOAD = bind("cuModuleLoadData", "PP");
   static final MethodHandle MODULE_UNLOAD = bind("cuModuleUnload", "P");
   static final MethodHandle MODULE_FUNCTION = bind("cuModuleGetFunction", "PPP");

@@ -19,7 +19,6 @@ final class MatrixVector {
   private static final int MAX_SEGMENTS = 16;
   private static final int CHUNK = 1024;
   private static final int TILE = 16;
-  private static final int STAGE_BYTES = TILE * (CHUNK * 2 + 64);
 
   /** {@code rows × k} weights at {@code address}. */
   record Segment(long address, int rows) {}
@@ -33,10 +32,11 @@ final class MatrixVector {
    * @param overlap programmatic dependent launch
    * @param rideBytes stacked A matrices up to this size are multiplied whole with the base weights;
    *     of larger ones only the chosen adapters' rows are read, by a launch of its own
+   * @param mapped copies weights by tensor maps, 16 rows in one request, instead of row by row
    */
-  record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes) {
+  record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes, boolean mapped) {
     static Tuning standard() {
-      return new Tuning(196 << 10, 60 << 10, true, 16 << 20);
+      return new Tuning(196 << 10, 60 << 10, true, 16 << 20, false);
     }
   }
 
@@ -62,17 +62,17 @@ final class MatrixVector {
     this.tuning = tuning;
     this.total = segments.stream().mapToInt(Segment::rows).sum();
     var chunks = (k + CHUNK - 1) / CHUNK;
+    var stageBytes = TILE * (CHUNK * 2 + (tuning.mapped() ? 0 : 64));
     var most = Math.min(tuning.sharedBytes(), kernels.cuda().sharedMemory());
     var cut = 1;
     while (cut < chunks
-        && inputBytes(chunks, cut)
-            > Math.min(tuning.inputBytes(), most - 4 * STAGE_BYTES - 20000)) {
+        && inputBytes(chunks, cut) > Math.min(tuning.inputBytes(), most - 4 * stageBytes - 20000)) {
       cut++;
     }
     var fixed = 512 + (rows > 8 ? 2 : 1) * 8192 + inputBytes(chunks, cut) + 128;
     this.slices = cut;
-    this.stages = Math.min(12, (most - fixed) / STAGE_BYTES);
-    this.shared = fixed + Math.max(stages, 0) * STAGE_BYTES;
+    this.stages = Math.min(12, (most - fixed) / stageBytes);
+    this.shared = fixed + Math.max(stages, 0) * stageBytes;
     this.stream =
         kernels.constants().dtype() != Dtype.F32
             && kernels.cuda().capability() >= 90
@@ -108,7 +108,9 @@ final class MatrixVector {
             && segments.stream().allMatch(s -> s.address() % 16 == 0);
     var argument =
         new Struct().add(x).add(y).add(sumsq).add(rows).add(k).add(total).add(segments.size());
+    var tiles = segments.stream().mapToInt(s -> (s.rows() + TILE - 1) / TILE).sum();
     argument.add(ld).add(partials).add(eps).add(slices).add(stages).add(vectors);
+    argument.add(tiles).add(0);
     var end = 0;
     for (var segment : segments) {
       end += segment.rows();
@@ -118,8 +120,16 @@ final class MatrixVector {
       var grid = Math.min((total + 7) / 8, kernels.cuda().multiprocessors() * 8);
       return kernels.get("product_any").launch(grid, 1, 1, 256, 0, tuning.overlap(), argument);
     }
-    var kernel = kernels.get(rows > 8 ? "product_stream16" : "product_stream8");
+    var name = (tuning.mapped() ? "product_mapped" : "product_stream") + (rows > 8 ? 16 : 8);
+    var kernel = kernels.get(name);
     kernel.allowShared(kernels.cuda().sharedMemory());
+    if (tuning.mapped()) {
+      var maps = new Struct();
+      for (var segment : segments) {
+        maps.add(TensorMap.encode(segment.address(), segment.rows(), k, TILE, CHUNK));
+      }
+      argument = maps.skip(128 * (MAX_SEGMENTS - segments.size())).add(argument);
+    }
     var members = Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE);
     return kernel.launch(members * slices, 1, 1, 288, shared, tuning.overlap(), argument);
   }

@@ -10,7 +10,7 @@ import java.nio.ByteOrder;
  * and floats).
  */
 public final class Struct {
-  private final ByteBuffer bytes = ByteBuffer.allocate(2048).order(ByteOrder.nativeOrder());
+  private final ByteBuffer bytes = ByteBuffer.allocate(4096).order(ByteOrder.nativeOrder());
 
   /** A pointer or a 64-bit number. */
   public Struct add(long value) {

@@ -336,7 +336,7 @@ struct Product {
   int rows, k, total, segments;
   int ld, partials;
   float eps;
-  int slices, stages, vectors;
+  int slices, stages, vectors, tiles, pad;
   Segment segment[MAX_SEGMENTS];
 };
 
@@ -405,13 +405,15 @@ extern "C" __global__ void __launch_bounds__(256) product_any(const __grid_const
 // columns a stage into a ring in shared memory by bulk copies (it starts before the previous kernel has ended: weights
 // depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is dealt evenly over the
 // blocks; a tile's sum may so have two contributors, which add to a y that was zero before: the order does not matter.
+//
+// Mapped: the copies go by tensor maps, a stage in one request instead of sixteen. A map belongs to one matrix, so no tile
+// has rows of two; rows and columns beyond the matrix arrive as zeros. A map shows row, column / d, column % d.
 #ifndef CHUNK
 #define CHUNK 1024
 #endif
 #define STEPS (CHUNK / 256)  // of 32 columns, for each of eight warps
 #define TILE 16
 #define ROW_BYTES (CHUNK * 2 + 64)  // 64 bytes apart modulo 128: fragment loads without bank conflicts
-#define STAGE_BYTES (TILE * ROW_BYTES)
 
 __device__ __forceinline__ unsigned shared32(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void barrierInit(unsigned b, int count) {
@@ -434,6 +436,41 @@ __device__ __forceinline__ void bulkCopy(unsigned to, const void* from, unsigned
       "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
+struct __align__(64) TensorMap { u64 opaque[16]; };
+__device__ __forceinline__ void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}],"
+      " [%5], %6;" ::"r"(to),
+      "l"(map), "r"(0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ uint4 loadShared(unsigned at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+  return v;
+}
+__device__ __forceinline__ void swapIf(bool swap, uint4& a, uint4& b) {
+  uint4 c = swap ? b : a;
+  b = swap ? a : b;
+  a = c;
+}
+
+// Where a tile lies when no tile has rows of two matrices.
+struct Place {
+  int segment, row, out, valid;  // row in the matrix, in the list of all rows, how many there are
+};
+__device__ __forceinline__ Place placeOf(const Product& p, int tile) {
+  int begin = 0, s = 0;
+  for (;; s++) {
+    int rows = p.segment[s].end - begin, tiles = (rows + TILE - 1) / TILE;
+    if (tile < tiles) {
+      int left = rows - tile * TILE;
+      return {s, tile * TILE, begin + tile * TILE, left < TILE ? left : TILE};
+    }
+    tile -= tiles;
+    begin = p.segment[s].end;
+  }
+}
 __device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
 #if DTYPE == 2
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -444,15 +481,16 @@ __device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-template <int NT>  // NT × 8 rows of x at most
-__device__ __forceinline__ void productStream(const Product& p) {
+template <int NT, bool MAPPED>  // NT × 8 rows of x at most
+__device__ __forceinline__ void productStream(const Product& p, const TensorMap* maps) {
+  constexpr int rowBytes = MAPPED ? CHUNK * 2 : ROW_BYTES, stageBytes = TILE * rowBytes;
   extern __shared__ __align__(128) unsigned char memory[];
   const int stages = p.stages, slices = p.slices;
   const int allChunks = (p.k + CHUNK - 1) / CHUNK;
   const int slice = blockIdx.x % slices, member = blockIdx.x / slices, members = gridDim.x / slices;
   const int chunk0 = (int)((long long)slice * allChunks / slices);
   const int chunks = (int)((long long)(slice + 1) * allChunks / slices) - chunk0;
-  const int tiles = (p.total + TILE - 1) / TILE;
+  const int tiles = MAPPED ? p.tiles : (p.total + TILE - 1) / TILE;
   const long long units = (long long)tiles * chunks;
   const int u0 = (int)(units * member / members), u1 = (int)(units * (member + 1) / members);
   const unsigned base = shared32(memory);
@@ -478,6 +516,23 @@ __device__ __forceinline__ void productStream(const Product& p) {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     int tile = u0 / chunks, c = u0 - tile * chunks, stage = 0;
     unsigned phase = 1;
+    if (MAPPED) {
+      if (lane == 0) {
+        const int piece = p.k & -p.k, inner = piece < 256 ? piece : 256;
+        Place place;
+        for (int u = u0; u < u1; u++) {
+          if (u == u0 || c == 0) place = placeOf(p, tile);
+          barrierWait(empty + 8 * stage, phase);
+          barrierExpect(full + 8 * stage, stageBytes);
+          tensorCopy(ring + stage * stageBytes, maps + place.segment, (chunk0 + c) * CHUNK / inner, place.row,
+                     full + 8 * stage, policy);
+          if (++stage == stages) { stage = 0; phase ^= 1; }
+          if (++c == chunks) { c = 0; tile++; }
+        }
+      }
+      waitForPrevious();
+      return;
+    }
     const T* w = 0;
     for (int u = u0; u < u1; u++) {
       int valid = p.total - tile * TILE < TILE ? p.total - tile * TILE : TILE;
@@ -486,7 +541,7 @@ __device__ __forceinline__ void productStream(const Product& p) {
       barrierWait(empty + 8 * stage, phase);
       if (lane == 0) barrierExpect(full + 8 * stage, valid * length * 2);
       __syncwarp();
-      if (lane < valid) bulkCopy(ring + stage * STAGE_BYTES + lane * ROW_BYTES, w + at, length * 2, full + 8 * stage, policy);
+      if (lane < valid) bulkCopy(ring + stage * stageBytes + lane * rowBytes, w + at, length * 2, full + 8 * stage, policy);
       if (++stage == stages) { stage = 0; phase ^= 1; }
       if (++c == chunks) { c = 0; tile++; }
     }
@@ -523,16 +578,30 @@ __device__ __forceinline__ void productStream(const Product& p) {
   for (int u = u0; u < u1; u++) {
     int left = p.k - (chunk0 + c) * CHUNK;
     barrierWait(full + 8 * stage, phase);
+    uint4 laterA = make_uint4(0, 0, 0, 0), laterB = laterA;
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
       int kk = (warp * STEPS + step) * 32 + q * 8;
-      unsigned wAt = ring + stage * STAGE_BYTES + g * ROW_BYTES + kk * 2;
+      unsigned wAt = ring + stage * stageBytes + g * rowBytes + kk * 2;
       uint4 a = make_uint4(0, 0, 0, 0), b = a;
-      if (kk < left) {
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(a.x), "=r"(a.y), "=r"(a.z), "=r"(a.w) : "r"(wAt));
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(b.x), "=r"(b.y), "=r"(b.z), "=r"(b.w)
-                     : "r"(wAt + 8 * ROW_BYTES));
+      if (MAPPED) {
+        // rows are a multiple of 128 bytes apart: odd ones take two steps' columns in the other order, lest even and odd
+        // rows meet in the banks
+        if (step % 2 == 0) {
+          unsigned other = g & 1 ? 64 : 0;
+          a = loadShared(wAt + other);
+          b = loadShared(wAt + other + 8 * rowBytes);
+          laterA = loadShared(wAt + (64 - other));
+          laterB = loadShared(wAt + (64 - other) + 8 * rowBytes);
+          swapIf(g & 1, a, laterA);
+          swapIf(g & 1, b, laterB);
+        } else {
+          a = laterA;
+          b = laterB;
+        }
+      } else if (kk < left) {
+        a = loadShared(wAt);
+        b = loadShared(wAt + 8 * rowBytes);
       }
 #pragma unroll
       for (int n = 0; n < NT; n++) {
@@ -561,7 +630,13 @@ __device__ __forceinline__ void productStream(const Product& p) {
       }
       asm volatile("bar.sync 1, 256;" ::: "memory");
       int m = threadIdx.x / TILE, row = tile * TILE + threadIdx.x % TILE;
-      if (m < p.rows && row < p.total) {
+      bool valid = row < p.total;
+      if (MAPPED) {
+        Place place = placeOf(p, tile);
+        row = place.out + threadIdx.x % TILE;
+        valid = threadIdx.x % TILE < place.valid;
+      }
+      if (m < p.rows && valid) {
         float v = 0;
 #pragma unroll
         for (int w = 0; w < 8; w++) v += sums[(parityOfSums * 8 + w) * (NT * 8 * TILE) + threadIdx.x];
@@ -572,8 +647,22 @@ __device__ __forceinline__ void productStream(const Product& p) {
     }
   }
 }
-extern "C" __global__ void __launch_bounds__(288, 1) product_stream8(const __grid_constant__ Product p) { productStream<1>(p); }
-extern "C" __global__ void __launch_bounds__(288, 1) product_stream16(const __grid_constant__ Product p) { productStream<2>(p); }
+extern "C" __global__ void __launch_bounds__(288, 1) product_stream8(const __grid_constant__ Product p) {
+  productStream<1, false>(p, 0);
+}
+extern "C" __global__ void __launch_bounds__(288, 1) product_stream16(const __grid_constant__ Product p) {
+  productStream<2, false>(p, 0);
+}
+struct MappedProduct {
+  TensorMap map[MAX_SEGMENTS];
+  Product product;
+};
+extern "C" __global__ void __launch_bounds__(288, 1) product_mapped8(const __grid_constant__ MappedProduct p) {
+  productStream<1, true>(p.product, p.map);
+}
+extern "C" __global__ void __launch_bounds__(288, 1) product_mapped16(const __grid_constant__ MappedProduct p) {
+  productStream<2, true>(p.product, p.map);
+}
 #endif
 
 // ------------------------------------------------------------------------------------------ z of the selected adapters only
