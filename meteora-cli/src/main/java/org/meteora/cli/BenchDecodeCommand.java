@@ -102,14 +102,6 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 batch);
             options.reportMemory(name(batch, "memory that the steps take"), beyond);
           }
-          control.flags(Flags.AUTO);
-          control.listener(options.recorder(batch));
-          options.report(
-              name(batch, "MeteoRA, auto, routing recorded"),
-              gpu && batch <= CudaDecoder.MAX_ROWS ? graph(model, batch) : step(model, batch),
-              baseline[i],
-              batch);
-          control.listener(null);
           for (var mode : BenchModel.MODES) {
             control.flags(Flags.of(mode));
             options.report(
@@ -120,6 +112,14 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 baseline[i],
                 batch);
           }
+          control.flags(Flags.AUTO);
+          control.listener(options.recorder(batch));
+          options.report(
+              name(batch, "MeteoRA, auto, routing recorded"),
+              gpu && batch <= CudaDecoder.MAX_ROWS ? graph(model, batch) : step(model, batch),
+              baseline[i],
+              batch);
+          control.listener(null);
         }
       }
     }
