@@ -95,9 +95,7 @@ public final class DownloadCommand implements Callable<Integer> {
 
   @Override
   public Integer call() throws InterruptedException {
-    try (var hub = new HubClient(HubSettings.fromEnvironment())) {
-      return run(hub);
-    }
+    return run(new HubClient(HubSettings.fromEnvironment()));
   }
 
   int run(HubClient hub) throws InterruptedException {

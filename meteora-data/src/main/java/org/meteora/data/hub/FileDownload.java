@@ -2,7 +2,6 @@ package org.meteora.data.hub;
 
 import java.io.IOException;
 import java.net.URI;
-import java.net.http.HttpHeaders;
 import java.nio.ByteBuffer;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
@@ -200,30 +199,29 @@ final class FileDownload {
             .get(
                 address,
                 headers,
-                (status, replyHeaders) -> {
-                  check(status, replyHeaders, part, from, to, owner);
-                  sink.startAt(status == 206 ? from : 0);
+                reply -> {
+                  check(reply, part, from, to, owner);
+                  sink.startAt(reply.status() == 206 ? from : 0);
                   return sink;
                 });
     direct.compareAndSet(cached, hub.http().isEndpoint(source) ? null : source);
   }
 
-  private void check(
-      int status, HttpHeaders headers, PartFile part, long from, long to, Object owner)
+  private void check(Http.Reply reply, PartFile part, long from, long to, Object owner)
       throws IOException {
-    if (!headers.firstValue("Content-Encoding").orElse("identity").equals("identity")) {
+    if (!reply.header("Content-Encoding").orElse("identity").equals("identity")) {
       throw new IOException("the server sent the file in an encoding nobody asked for");
     }
-    if (status == 206) {
-      var range = CONTENT_RANGE.matcher(headers.firstValue("Content-Range").orElse(""));
+    if (reply.status() == 206) {
+      var range = CONTENT_RANGE.matcher(reply.header("Content-Range").orElse(""));
       if (!range.matches()
           || Long.parseLong(range.group(1)) != from
           || Long.parseLong(range.group(2)) >= to
           || !(range.group(3).equals("*") || Long.parseLong(range.group(3)) == part.size())) {
         throw new IOException("the server sent another part of the file than was asked for");
       }
-    } else if (status == 200) {
-      long length = headers.firstValueAsLong("Content-Length").orElse(part.size());
+    } else if (reply.status() == 200) {
+      long length = reply.header("Content-Length").map(Long::parseLong).orElse(part.size());
       if (length != part.size()) {
         throw new IOException(
             "the server's file has " + length + " bytes, the listing says " + part.size());
@@ -233,7 +231,7 @@ final class FileDownload {
         throw new LeftToAnother();
       }
     } else {
-      throw new IOException("the server answered " + status + " to a request for a file");
+      throw new IOException("the server answered " + reply.status() + " to a request for a file");
     }
   }
 
@@ -246,7 +244,7 @@ final class FileDownload {
     private int open = -1;
     private boolean extra;
     private ByteBuffer content;
-    private volatile long progress;
+    private long progress;
 
     BlockSink(PartFile part, PartFile.Range range) {
       this.part = part;
@@ -260,7 +258,7 @@ final class FileDownload {
     }
 
     @Override
-    public synchronized void accept(ByteBuffer bytes) throws IOException {
+    public void accept(ByteBuffer bytes) throws IOException {
       while (bytes.hasRemaining()) {
         if (position >= part.size()) {
           throw new IOException("the server sent more bytes than the file has");
@@ -302,7 +300,7 @@ final class FileDownload {
     }
 
     /** Gives back what was not done; what it had of a block was in vain. */
-    synchronized void release() {
+    void release() {
       if (content != null) {
         part.recycle(content);
         content = null;

@@ -1,35 +1,31 @@
 package org.meteora.data.hub;
 
 import java.io.IOException;
+import java.io.InputStream;
+import java.net.HttpURLConnection;
 import java.net.URI;
-import java.net.http.HttpClient;
-import java.net.http.HttpHeaders;
-import java.net.http.HttpRequest;
-import java.net.http.HttpResponse.BodySubscriber;
+import java.net.UnknownHostException;
 import java.nio.ByteBuffer;
-import java.util.List;
 import java.util.Map;
-import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.CompletionStage;
-import java.util.concurrent.ExecutionException;
-import java.util.concurrent.Flow;
-import java.util.concurrent.TimeUnit;
-import java.util.concurrent.TimeoutException;
+import java.util.Optional;
+import java.util.TreeMap;
 
 /**
- * One GET at a time for each thread, with what {@link HttpClient} leaves to its user: redirects
- * followed by hand (the token goes to the endpoint alone), stalled connections dropped, bodies
- * handed on piece by piece.
+ * GET with what {@link HttpURLConnection} leaves to its user: redirects followed by hand (the token
+ * goes to the endpoint alone), bodies handed on piece by piece, broken off ones noticed.
+ *
+ * <p>It is this client because it reads the socket in the caller's thread: for a file that arrives
+ * at a GiB/s the hand-overs of {@code java.net.http} cost more than all the rest. A thread that is
+ * interrupted gets out of a read at once when it is a virtual one, else within the stall time.
  */
-final class Http implements AutoCloseable {
+final class Http {
   private static final int REDIRECTS = 10;
 
-  static {
-    // the client reads sockets in pieces of 16 KiB by default, each a hand-over between threads
-    if (System.getProperty("jdk.httpclient.bufsize") == null) {
-      System.setProperty("jdk.httpclient.bufsize", String.valueOf(256 << 10));
-    }
-  }
+  /** What one read of a socket can bring. */
+  private static final int PIECE = 128 << 10;
+
+  /** What is read of an error page so that its connection can be used again. */
+  private static final int ERROR_PAGE = 64 << 10;
 
   /** Takes a body's bytes in order. */
   @FunctionalInterface
@@ -40,21 +36,21 @@ final class Http implements AutoCloseable {
   /** Looks at the head of a good reply (2xx) and says where its body goes. */
   @FunctionalInterface
   interface OnReply {
-    Sink open(int status, HttpHeaders headers) throws IOException;
+    Sink open(Reply reply) throws IOException;
+  }
+
+  /** A reply's head. */
+  record Reply(int status, Map<String, String> headers) {
+    /** All values of the header, with commas between them; the case of its name does not matter. */
+    Optional<String> header(String name) {
+      return Optional.ofNullable(headers.get(name));
+    }
   }
 
   private final HubSettings settings;
-  private final HttpClient client;
 
   Http(HubSettings settings) {
     this.settings = settings;
-    client =
-        HttpClient.newBuilder()
-            // ranges in parallel need connections of their own, not streams of one
-            .version(HttpClient.Version.HTTP_1_1)
-            .followRedirects(HttpClient.Redirect.NEVER)
-            .connectTimeout(settings.timing().connect())
-            .build();
   }
 
   /**
@@ -68,12 +64,7 @@ final class Http implements AutoCloseable {
       throws IOException, InterruptedException {
     var at = uri;
     for (int hop = 0; hop <= REDIRECTS; hop++) {
-      var request = HttpRequest.newBuilder(at).header("User-Agent", "meteora/0.1");
-      headers.forEach(request::header);
-      if (isEndpoint(at)) {
-        settings.token().ifPresent(token -> request.header("Authorization", "Bearer " + token));
-      }
-      var reply = exchange(request.build(), onReply);
+      var reply = exchange(at, headers, onReply);
       if (reply.status / 100 == 2) {
         return at;
       }
@@ -83,7 +74,7 @@ final class Http implements AutoCloseable {
             default -> false;
           };
       if (!redirect) {
-        throw new StatusException(at, reply.status, reply.headers, isEndpoint(at));
+        throw new StatusException(at, reply, isEndpoint(at));
       }
       at = redirect(at, reply);
     }
@@ -107,8 +98,7 @@ final class Http implements AutoCloseable {
   private static URI redirect(URI from, Reply reply) throws IOException {
     var location =
         reply
-            .headers
-            .firstValue("Location")
+            .header("Location")
             .orElseThrow(() -> new IOException(from.getHost() + " redirects to nowhere"));
     URI to;
     try {
@@ -126,145 +116,96 @@ final class Http implements AutoCloseable {
     return to;
   }
 
-  private record Reply(int status, HttpHeaders headers) {}
-
-  private Reply exchange(HttpRequest request, OnReply onReply)
+  private Reply exchange(URI uri, Map<String, String> headers, OnReply onReply)
       throws IOException, InterruptedException {
-    var body = new Body();
-    var future =
-        client.sendAsync(
-            request,
-            info -> {
-              body.touch();
-              try {
-                body.sink =
-                    info.statusCode() / 100 == 2
-                        ? onReply.open(info.statusCode(), info.headers())
-                        : data -> {
-                          if ((body.dropped += data.remaining()) > 64 << 10) {
-                            throw new IOException("an endless error page");
-                          }
-                        };
-              } catch (IOException | RuntimeException e) {
-                body.refusal = e;
-              }
-              return body;
-            });
-    var stall = settings.timing().stall();
-    boolean finished = false;
+    var timing = settings.timing();
+    var connection = (HttpURLConnection) uri.toURL().openConnection();
+    connection.setInstanceFollowRedirects(false);
+    connection.setConnectTimeout(Math.toIntExact(timing.connect().toMillis()));
+    connection.setReadTimeout(Math.toIntExact(timing.stall().toMillis()));
+    connection.setRequestProperty("User-Agent", "meteora/0.1");
+    headers.forEach(connection::setRequestProperty);
+    if (isEndpoint(uri)) {
+      settings
+          .token()
+          .ifPresent(token -> connection.setRequestProperty("Authorization", "Bearer " + token));
+    }
+    boolean whole = false;
     try {
-      while (true) {
-        long left = stall.toNanos() - (System.nanoTime() - body.progress);
-        if (left <= 0) {
-          throw new IOException(
-              request.uri().getHost() + " sent nothing for " + stall.toMillis() / 1000.0 + " s");
-        }
-        try {
-          var response = future.get(left, TimeUnit.NANOSECONDS);
-          finished = true;
-          return new Reply(response.statusCode(), response.headers());
-        } catch (TimeoutException e) {
-          // look again whether something arrived meanwhile
-        }
-      }
-    } catch (ExecutionException e) {
-      if (body.refusal instanceof IOException io) {
-        throw io;
-      }
-      if (body.refusal instanceof RuntimeException runtime) {
-        throw runtime;
-      }
-      var cause = e.getCause();
-      throw new IOException(
-          request.uri().getHost()
-              + ": "
-              + (cause instanceof java.net.ConnectException
-                  ? "no connection"
-                  : Retry.reason(cause)),
-          cause);
-    } finally {
-      if (!finished) {
-        body.close();
-        future.cancel(true);
-      }
-    }
-  }
-
-  /** A body on its way into a sink; nothing reaches the sink once it is closed. */
-  private static final class Body implements BodySubscriber<Void> {
-    private final CompletableFuture<Void> result = new CompletableFuture<>();
-    private volatile long progress = System.nanoTime();
-    private volatile Exception refusal;
-    private volatile Sink sink;
-    private volatile Flow.Subscription subscription;
-    private boolean closed;
-    private long dropped;
-
-    void touch() {
-      progress = System.nanoTime();
-    }
-
-    @Override
-    public CompletionStage<Void> getBody() {
-      return result;
-    }
-
-    @Override
-    public void onSubscribe(Flow.Subscription subscription) {
-      this.subscription = subscription;
-      if (refusal != null) {
-        subscription.cancel();
-        result.completeExceptionally(refusal);
+      var reply = head(connection);
+      if (reply.status / 100 == 2) {
+        copy(connection, onReply.open(reply));
+        whole = true;
       } else {
-        subscription.request(1);
+        whole = skip(connection, reply.status);
       }
-    }
-
-    @Override
-    public void onNext(List<ByteBuffer> pieces) {
-      touch();
-      try {
-        synchronized (this) {
-          for (var piece : pieces) {
-            if (closed) {
-              return;
-            }
-            sink.accept(piece);
-          }
-        }
-        touch();
-        subscription.request(1);
-      } catch (IOException | RuntimeException e) {
-        refusal = e;
-        subscription.cancel();
-        result.completeExceptionally(e);
+      return reply;
+    } catch (IOException e) {
+      if (Thread.interrupted()) {
+        throw new InterruptedException();
       }
-    }
-
-    @Override
-    public void onError(Throwable failure) {
-      result.completeExceptionally(failure);
-    }
-
-    @Override
-    public void onComplete() {
-      result.complete(null);
-    }
-
-    void close() {
-      synchronized (this) {
-        closed = true;
-      }
-      var current = subscription;
-      if (current != null) {
-        current.cancel();
+      throw e;
+    } finally {
+      if (!whole) { // else it is kept for the next request
+        connection.disconnect();
       }
     }
   }
 
-  @Override
-  public void close() {
-    client.shutdownNow();
-    client.close();
+  private static Reply head(HttpURLConnection connection) throws IOException {
+    try {
+      int status = connection.getResponseCode();
+      if (status < 0) {
+        throw new IOException("an answer that is not HTTP");
+      }
+      var headers = new TreeMap<String, String>(String.CASE_INSENSITIVE_ORDER);
+      connection
+          .getHeaderFields()
+          .forEach(
+              (name, values) -> {
+                if (name != null) { // the status line has none
+                  headers.merge(name, String.join(", ", values), (one, two) -> one + ", " + two);
+                }
+              });
+      return new Reply(status, headers);
+    } catch (IOException e) {
+      throw broken(connection, e);
+    }
+  }
+
+  private static void copy(HttpURLConnection connection, Sink sink) throws IOException {
+    long left = connection.getContentLengthLong(); // -1: until the server closes
+    var piece = new byte[PIECE];
+    try (var in = connection.getInputStream()) {
+      for (int n; (n = read(connection, in, piece)) >= 0; left -= n) {
+        sink.accept(ByteBuffer.wrap(piece, 0, n));
+      }
+    }
+    if (left > 0) {
+      throw broken(connection, new IOException("the connection broke off"));
+    }
+  }
+
+  private static int read(HttpURLConnection connection, InputStream in, byte[] piece)
+      throws IOException {
+    try {
+      return in.read(piece);
+    } catch (IOException e) {
+      throw broken(connection, e);
+    }
+  }
+
+  private static IOException broken(HttpURLConnection connection, IOException e) {
+    var reason = e instanceof UnknownHostException ? "no such host" : Retry.reason(e);
+    return new IOException(connection.getURL().getHost() + ": " + reason, e);
+  }
+
+  /** Returns whether the body of an error or a redirect was short enough to be read to its end. */
+  private static boolean skip(HttpURLConnection connection, int status) {
+    try (var in = status < 400 ? connection.getInputStream() : connection.getErrorStream()) {
+      return in == null || in.readNBytes(ERROR_PAGE).length < ERROR_PAGE;
+    } catch (IOException e) {
+      return false; // the status says more
+    }
   }
 }

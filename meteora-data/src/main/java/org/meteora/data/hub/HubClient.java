@@ -15,7 +15,7 @@ import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 
 /** The Hub's protocol: what a repository holds, and where its files are. */
-public final class HubClient implements AutoCloseable {
+public final class HubClient {
   private static final int LARGEST_PAGE = 64 << 20;
   private static final Pattern NEXT = Pattern.compile("<([^>]*)>\\s*;[^,]*\\brel=\"?next\"?");
 
@@ -120,8 +120,8 @@ public final class HubClient implements AutoCloseable {
             http.get(
                 address,
                 Map.of("Accept", "application/json"),
-                (status, headers) -> {
-                  link[0] = String.join(",", headers.allValues("Link"));
+                reply -> {
+                  link[0] = reply.header("Link").orElse("");
                   return data -> {
                     if (body.size() + data.remaining() > LARGEST_PAGE) {
                       throw new IOException("a listing's page of more than 64 MiB");
@@ -191,10 +191,5 @@ public final class HubClient implements AutoCloseable {
           default -> "the " + repository + ": " + refusal.getMessage();
         },
         refusal);
-  }
-
-  @Override
-  public void close() {
-    http.close();
   }
 }

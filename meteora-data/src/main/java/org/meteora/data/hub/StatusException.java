@@ -2,7 +2,6 @@ package org.meteora.data.hub;
 
 import java.io.IOException;
 import java.net.URI;
-import java.net.http.HttpHeaders;
 import java.time.DateTimeException;
 import java.time.Duration;
 import java.time.Instant;
@@ -15,28 +14,26 @@ import java.util.regex.Pattern;
 final class StatusException extends IOException {
   private static final Pattern RATE_LIMIT = Pattern.compile("\\br=0\\b.*\\bt=(\\d{1,9})\\b");
 
-  private final int status;
-  private final transient HttpHeaders headers;
+  private final transient Http.Reply reply;
   private final boolean fromEndpoint;
 
-  StatusException(URI uri, int status, HttpHeaders headers, boolean fromEndpoint) {
-    super(uri.getHost() + " answered " + status + errorText(headers));
-    this.status = status;
-    this.headers = headers;
+  StatusException(URI uri, Http.Reply reply, boolean fromEndpoint) {
+    super(uri.getHost() + " answered " + reply.status() + errorText(reply));
+    this.reply = reply;
     this.fromEndpoint = fromEndpoint;
   }
 
   int status() {
-    return status;
+    return reply.status();
   }
 
   String code() {
-    return headers.firstValue("X-Error-Code").orElse("");
+    return reply.header("X-Error-Code").orElse("");
   }
 
   /** Whether asking again may help: an overloaded server, or a signed address that has expired. */
   boolean mayPass() {
-    return switch (status) {
+    return switch (reply.status()) {
       case 408, 425, 429, 500, 502, 503, 504 -> true;
       case 400, 401, 403, 404, 410 -> !fromEndpoint;
       default -> false;
@@ -45,7 +42,7 @@ final class StatusException extends IOException {
 
   /** How long the server asks to be left alone. */
   Optional<Duration> retryAfter(Instant now) {
-    var text = headers.firstValue("Retry-After").map(String::strip).orElse("");
+    var text = reply.header("Retry-After").map(String::strip).orElse("");
     if (text.matches("\\d{1,9}")) {
       return Optional.of(Duration.ofSeconds(Long.parseLong(text)));
     }
@@ -57,15 +54,15 @@ final class StatusException extends IOException {
         return Optional.empty();
       }
     }
-    var limit = RATE_LIMIT.matcher(headers.firstValue("RateLimit").orElse(""));
-    return status == 429 && limit.find()
+    var limit = RATE_LIMIT.matcher(reply.header("RateLimit").orElse(""));
+    return reply.status() == 429 && limit.find()
         ? Optional.of(Duration.ofSeconds(Long.parseLong(limit.group(1))))
         : Optional.empty();
   }
 
-  private static String errorText(HttpHeaders headers) {
-    return headers
-        .firstValue("X-Error-Message")
+  private static String errorText(Http.Reply reply) {
+    return reply
+        .header("X-Error-Message")
         .map(text -> text.replaceAll("[^\\x20-\\x7e]", " ").strip())
         .filter(text -> !text.isEmpty())
         .map(text -> ": " + text.substring(0, Math.min(200, text.length())))

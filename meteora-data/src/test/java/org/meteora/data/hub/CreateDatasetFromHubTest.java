@@ -41,18 +41,17 @@ class CreateDatasetFromHubTest {
       for (var pair : List.of("de-en", "en-es", "en-it", "de-es")) {
         add(server, "Helsinki-NLP/news_commentary/" + pair + "/train", "translations");
       }
-      try (var hub = new HubClient(Hubs.settings(server, folder, HubSettings.Layout.DEFAULT))) {
-        var online = create(new HubSourceFetcher(hub), "one");
-        assertThat(online.lines()).hasSize(28);
-        for (var task : Tasks.all()) {
-          assertThat(online).containsPattern(task.name() + " +written .* sha256 [0-9a-f]{16}");
-        }
-        assertThat(online).containsPattern("gsm8k +written +10 train +10 test");
-        assertThat(online).containsPattern("winowhy +written +50 train +50 test");
-        int requests = server.requests.size();
-        assertThat(create(new HubSourceFetcher(hub), "two", "--offline")).isEqualTo(online);
-        assertThat(server.requests).hasSize(requests);
+      var hub = new HubClient(Hubs.settings(server, folder, HubSettings.Layout.DEFAULT));
+      var online = create(new HubSourceFetcher(hub), "one");
+      assertThat(online.lines()).hasSize(28);
+      for (var task : Tasks.all()) {
+        assertThat(online).containsPattern(task.name() + " +written .* sha256 [0-9a-f]{16}");
       }
+      assertThat(online).containsPattern("gsm8k +written +10 train +10 test");
+      assertThat(online).containsPattern("winowhy +written +50 train +50 test");
+      int requests = server.requests.size();
+      assertThat(create(new HubSourceFetcher(hub), "two", "--offline")).isEqualTo(online);
+      assertThat(server.requests).hasSize(requests);
     }
   }
 

@@ -153,10 +153,9 @@ public final class DownloadBench {
     for (int i = 0; i < files; i++) {
       long start = System.nanoTime();
       var settings = HubSettings.fromEnvironment(Map.of("HF_ENDPOINT", endpoint), to);
-      try (var hub = new HubClient(settings)) {
-        new HubDownloader(hub)
-            .download(new Repository(Repository.Type.MODEL, "org/repo", "main"), List.of(), to);
-      }
+      var hub = new HubClient(settings);
+      new HubDownloader(hub)
+          .download(new Repository(Repository.Type.MODEL, "org/repo", "main"), List.of(), to);
       double seconds = seconds(start);
       var peak =
           Files.readAllLines(Path.of("/proc/self/status")).stream()

@@ -71,7 +71,8 @@ class FaultScheduleTest {
           new HubSettings.Layout(1 + random.nextInt(5), 1 << (10 + random.nextInt(4)), 1 << 14);
       var settings = Hubs.settings(server, folder.resolve("cache"), layout);
       boolean finished;
-      try (var hub = new HubClient(settings)) {
+      var hub = new HubClient(settings);
+      try {
         new HubDownloader(hub).download(repository(), List.of(), to);
         finished = true;
       } catch (UserException e) {
@@ -81,9 +82,7 @@ class FaultScheduleTest {
       check(server, to, finished);
       assertThat(server.onSecond()).noneMatch(r -> r.headers().containsKey("authorization"));
       server.faults = FakeHub.NO_FAULTS;
-      try (var hub = new HubClient(settings)) {
-        new HubDownloader(hub).download(repository(), List.of(), to);
-      }
+      new HubDownloader(hub).download(repository(), List.of(), to);
       check(server, to, true);
       return finished;
     }

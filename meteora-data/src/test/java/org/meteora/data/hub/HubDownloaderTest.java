@@ -47,9 +47,8 @@ class HubDownloaderTest {
 
   private HubDownloader.Result download(HubSettings settings, String... includes)
       throws InterruptedException {
-    try (var hub = new HubClient(settings)) {
-      return new HubDownloader(hub).download(MODEL, List.of(includes), to);
-    }
+    var hub = new HubClient(settings);
+    return new HubDownloader(hub).download(MODEL, List.of(includes), to);
   }
 
   private static byte[] bytes(int size) {
@@ -95,11 +94,10 @@ class HubDownloaderTest {
     for (int i = 0; i < 10_000; i++) {
       server.add("data/file-%05d.bin".formatted(i), new byte[] {(byte) i}, false);
     }
-    try (var hub = new HubClient(settings())) {
-      var listing = hub.list(MODEL);
-      assertThat(listing.files()).hasSize(10_000).doesNotHaveDuplicates();
-      assertThat(listing.repository().revision()).isEqualTo(FakeHub.COMMIT);
-    }
+    var hub = new HubClient(settings());
+    var listing = hub.list(MODEL);
+    assertThat(listing.files()).hasSize(10_000).doesNotHaveDuplicates();
+    assertThat(listing.repository().revision()).isEqualTo(FakeHub.COMMIT);
     assertThat(server.requests).hasSize(11);
     assertThat(download("*-000?[0-4].bin").files()).hasSize(50);
   }
@@ -238,15 +236,13 @@ class HubDownloaderTest {
   @Test
   void aFullDiskIsSaidBeforeAnythingIsFetched() throws Exception {
     server.add("f", bytes(50_000), true);
-    try (var hub = new HubClient(settings())) {
-      assertThatThrownBy(
-              () -> new HubDownloader(hub, path -> 49_999).download(MODEL, List.of(), to))
-          .isInstanceOf(UserException.class)
-          .hasMessageContaining("49999 bytes free")
-          .hasMessageContaining("needs 50000 bytes more");
-      assertThat(contentRequests()).isZero();
-      new HubDownloader(hub, path -> 50_000).download(MODEL, List.of(), to);
-    }
+    var hub = new HubClient(settings());
+    assertThatThrownBy(() -> new HubDownloader(hub, path -> 49_999).download(MODEL, List.of(), to))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("49999 bytes free")
+        .hasMessageContaining("needs 50000 bytes more");
+    assertThat(contentRequests()).isZero();
+    new HubDownloader(hub, path -> 50_000).download(MODEL, List.of(), to);
   }
 
   @Test

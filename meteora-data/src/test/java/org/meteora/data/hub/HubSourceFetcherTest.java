@@ -19,15 +19,14 @@ class HubSourceFetcherTest {
       server.add("cs_algorithms/validation-00000-of-00001.parquet", new byte[9], true);
       server.add("not_winowhy/train-00000-of-00001.parquet", new byte[11], true);
       var settings = Hubs.settings(server, folder, HubSettings.Layout.DEFAULT);
-      try (var hub = new HubClient(settings)) {
-        var fetcher = new HubSourceFetcher(hub);
-        assertThat(fetcher.fetch(Tasks.get("winowhy"), folder.resolve("w"))).isTrue();
-        assertThat(fetcher.fetch(Tasks.get("cs_algorithms"), folder.resolve("c"))).isTrue();
-        assertThat(folder.resolve("w/train-00000-of-00001.parquet")).hasSize(7);
-        assertThat(folder.resolve("c/validation-00000-of-00001.parquet")).hasSize(9);
-        assertThatThrownBy(() -> fetcher.fetch(Tasks.get("unit_conversion"), folder.resolve("u")))
-            .hasMessageContaining("no file of the data set tasksource/bigbench matches");
-      }
+      var hub = new HubClient(settings);
+      var fetcher = new HubSourceFetcher(hub);
+      assertThat(fetcher.fetch(Tasks.get("winowhy"), folder.resolve("w"))).isTrue();
+      assertThat(fetcher.fetch(Tasks.get("cs_algorithms"), folder.resolve("c"))).isTrue();
+      assertThat(folder.resolve("w/train-00000-of-00001.parquet")).hasSize(7);
+      assertThat(folder.resolve("c/validation-00000-of-00001.parquet")).hasSize(9);
+      assertThatThrownBy(() -> fetcher.fetch(Tasks.get("unit_conversion"), folder.resolve("u")))
+          .hasMessageContaining("no file of the data set tasksource/bigbench matches");
       assertThat(server.requests.stream().filter(r -> r.path().contains("/tree/"))).hasSize(1);
       assertThat(server.requests).allMatch(r -> r.path().contains("datasets") || r.second());
     }

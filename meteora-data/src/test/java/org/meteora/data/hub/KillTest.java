@@ -28,13 +28,12 @@ class KillTest {
       var found = HubSettings.fromEnvironment(environment, Path.of(args[1]));
       var settings =
           new HubSettings(found.endpoint(), found.token(), found.cache(), found.timing(), LAYOUT);
-      try (var hub = new HubClient(settings)) {
-        new HubDownloader(hub)
-            .download(
-                new Repository(Repository.Type.DATASET, "org/data", "main"),
-                List.of(),
-                Path.of(args[1]));
-      }
+      var hub = new HubClient(settings);
+      new HubDownloader(hub)
+          .download(
+              new Repository(Repository.Type.DATASET, "org/data", "main"),
+              List.of(),
+              Path.of(args[1]));
     }
   }
 
