@@ -89,14 +89,9 @@ final class HostForward {
 
   private static float[] floats(NDArray array) {
     var result = new float[(int) array.getShape().size()];
-    var memory = memory(array);
+    var memory = Ops.memory(array);
     MemorySegment.copy(memory, JAVA_FLOAT, 0, result, 0, result.length);
     return result;
-  }
-
-  static MemorySegment memory(NDArray array) {
-    return MemorySegment.ofAddress(Ops.dataPointer(array))
-        .reinterpret(array.getShape().size() * Float.BYTES);
   }
 
   /**
@@ -110,10 +105,10 @@ final class HostForward {
     int out = (int) (y.getShape().size() / chosen.tokens());
     var work =
         new Work(
-            memory(x),
-            memory(y),
-            memory(bank.loraA()),
-            memory(bank.loraBTransposed(false)),
+            Ops.memory(x),
+            Ops.memory(y),
+            Ops.memory(bank.loraA()),
+            Ops.memory(bank.loraBTransposed(false)),
             in,
             out,
             bank,

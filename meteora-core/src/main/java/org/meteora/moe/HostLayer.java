@@ -84,9 +84,9 @@ final class HostLayer {
     for (int pair = 0; pair < order.length; pair++) {
       order[next[chosen.indices()[pair]]++] = pair;
     }
-    z = HostForward.memory(Ops.empty(manager, Dtype.F32, order.length, most));
-    var memoryX = HostForward.memory(input);
-    var memoryY = HostForward.memory(y);
+    z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, most));
+    var memoryX = Ops.memory(input);
+    var memoryY = Ops.memory(y);
     byTokens((from, to) -> forward(from, to, memoryX, memoryY));
   }
 
@@ -192,8 +192,8 @@ final class HostLayer {
   }
 
   private void forward(int from, int to, MemorySegment x, MemorySegment y) {
-    var a = HostForward.memory(bank.loraA());
-    var b = HostForward.memory(bank.loraB());
+    var a = Ops.memory(bank.loraA());
+    var b = Ops.memory(bank.loraB());
     int all = bank.bank().totalRank();
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, in);
@@ -248,19 +248,19 @@ final class HostLayer {
           tokens,
           in,
           out,
-          HostForward.memory(gy),
+          Ops.memory(gy),
           out,
-          HostForward.memory(layer.weight()),
+          Ops.memory(layer.weight()),
           in,
           1,
-          HostForward.memory(gx),
+          Ops.memory(gx),
           in);
     }
     var weightGradients = new float[order.length];
-    var gz = HostForward.memory(Ops.empty(scope, Dtype.F32, order.length, most));
+    var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, most));
     var added = gx == null || kept == null ? gx : Ops.zeros(scope, Dtype.F32, tokens, in);
-    var memoryY = HostForward.memory(gy);
-    var memoryX = added == null ? null : HostForward.memory(added);
+    var memoryY = Ops.memory(gy);
+    var memoryX = added == null ? null : Ops.memory(added);
     byTokens((from, to) -> toInput(from, to, memoryY, memoryX, gz, weightGradients));
     if (added != gx) {
       gx.addi(Ops.dropoutGradient(added, kept, dropout));
@@ -272,8 +272,8 @@ final class HostLayer {
   /** ∂z, ∂w and ∂x̃ of some tokens; z becomes w s z, which is what ∂B needs. */
   private void toInput(
       int from, int to, MemorySegment gy, MemorySegment gx, MemorySegment gz, float[] gw) {
-    var a = HostForward.memory(bank.loraA());
-    var b = HostForward.memory(bank.loraB());
+    var a = Ops.memory(bank.loraA());
+    var b = Ops.memory(bank.loraB());
     int all = bank.bank().totalRank();
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, out);
@@ -333,9 +333,8 @@ final class HostLayer {
       return;
     }
     if (wantsA) {
-      var gradient = Ops.zeros(scope, Dtype.F32, all, in);
-      var memory = HostForward.memory(gradient);
-      var rowsX = HostForward.memory(input);
+      var memory = HostTape.gradientMemory(bank.loraA(), scope);
+      var rowsX = Ops.memory(input);
       byColumns(
           in,
           (from, to) -> {
@@ -363,11 +362,9 @@ final class HostLayer {
                   });
             }
           });
-      Ops.backward(bank.loraA(), gradient);
     }
     if (wantsB) {
-      var gradient = Ops.zeros(scope, Dtype.F32, out, all);
-      var memory = HostForward.memory(gradient);
+      var memory = HostTape.gradientMemory(bank.loraB(), scope);
       byColumns(
           out,
           (from, to) -> {
@@ -395,7 +392,6 @@ final class HostLayer {
                   });
             }
           });
-      Ops.backward(bank.loraB(), gradient);
     }
   }
 
@@ -406,7 +402,7 @@ final class HostLayer {
     if (own != null) {
       Ops.copy(gradient, own.reshape(tokens, n));
     }
-    var memory = HostForward.memory(gradient);
+    var memory = Ops.memory(gradient);
     for (int token = 0; token < tokens; token++) {
       int first = token * topK;
       double mean = 0;
@@ -422,21 +418,9 @@ final class HostLayer {
     var gate = bank.bank().gate();
     if (gx != null) {
       Blas.product(
-          false,
-          false,
-          tokens,
-          in,
-          n,
-          memory,
-          n,
-          HostForward.memory(gate),
-          in,
-          1,
-          HostForward.memory(gx),
-          in);
+          false, false, tokens, in, n, memory, n, Ops.memory(gate), in, 1, Ops.memory(gx), in);
     }
     if (HostTape.requiresGradient(gate)) {
-      var gateGradient = Ops.empty(scope, Dtype.F32, n, in);
       Blas.product(
           true,
           false,
@@ -445,12 +429,11 @@ final class HostLayer {
           tokens,
           memory,
           n,
-          HostForward.memory(x),
+          Ops.memory(x),
           in,
-          0,
-          HostForward.memory(gateGradient),
+          1,
+          HostTape.gradientMemory(gate, scope),
           in);
-      Ops.backward(gate, gateGradient);
     }
   }
 }

@@ -4,10 +4,12 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
+import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
+import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
@@ -108,6 +110,22 @@ public final class HostTape implements AutoCloseable {
   /** Of a leaf; libtorch's binding says no for everything else. */
   static boolean requiresGradient(NDArray array) {
     return JniUtils.requiresGrad((PtNDArray) array);
+  }
+
+  /**
+   * Where gradients of a leaf are added up: libtorch's own tensor for them, made of zeros where
+   * there is none yet.
+   *
+   * @param scope holds the tensor as long as the memory is used
+   */
+  static MemorySegment gradientMemory(NDArray leaf, NDManager scope) {
+    NDArray gradient = JniUtils.getGradient((PtNDArray) leaf);
+    if (gradient == null) {
+      Ops.backward(leaf, Ops.zeros(scope, Dtype.F32, leaf.getShape().getShape()));
+      gradient = JniUtils.getGradient((PtNDArray) leaf);
+    }
+    gradient.attach(scope);
+    return Ops.memory(gradient);
   }
 
   private static NDArray gradient(NDArray leaf, NDManager owner) {

@@ -28,6 +28,12 @@ public final class Ops {
     return StableAbi.dataPointer(x);
   }
 
+  /** The memory of a row-major float32 tensor on the CPU. Valid while the array is open. */
+  public static MemorySegment memory(NDArray x) {
+    return MemorySegment.ofAddress(dataPointer(x))
+        .reinterpret(x.getShape().size() * Dtype.F32.bytes());
+  }
+
   /** {@code x} converted to {@code dtype}; {@code x} itself when it has that dtype already. */
   public static NDArray cast(NDArray x, Dtype dtype) {
     return dtype(x) == dtype ? x : convert(x, dtype);
@@ -52,9 +58,13 @@ public final class Ops {
   /** A tensor of zeros on the manager's device. */
   public static NDArray zeros(NDManager manager, Dtype dtype, long... shape) {
     var result = empty(manager, dtype, shape);
-    try (var alias = new StableAbi.Call("aten::zero_", "").tensor(result).run(manager)) {
-      return result;
-    }
+    clear(result);
+    return result;
+  }
+
+  /** Sets all values of {@code x} to zero; not to be recorded. */
+  public static void clear(NDArray x) {
+    new StableAbi.Call("aten::zero_", "").tensor(x).run(x.getManager()).close();
   }
 
   /**
@@ -82,6 +92,21 @@ public final class Ops {
     }
     copy(result, x);
     return result;
+  }
+
+  /**
+   * Makes {@code x} a second handle on the memory of {@code source}, of the same shape, dtype and
+   * device; its own is let go, and what it held is not copied. Not to be recorded.
+   */
+  public static void share(NDArray x, NDArray source) {
+    try (var off = notRecording();
+        var alias =
+            new StableAbi.Call("aten::set_", "source_Tensor")
+                .tensor(x)
+                .tensor(source)
+                .run(x.getManager())) {
+      assert dataPointer(alias) == dataPointer(source);
+    }
   }
 
   /** A second handle on the same tensor (same memory), owned by {@code manager}. */

@@ -1,9 +1,14 @@
 package org.meteora.train.optim;
 
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
+import org.meteora.torch.Workers;
 
 /**
  * AdamW (Loshchilov and Hutter, 2019) on one flat buffer, as PyTorch computes it:
@@ -14,7 +19,8 @@ import org.meteora.torch.Ops;
  * p ← p − lr / (1 − β1ᵗ) · m / (√v / √(1 − β2ᵗ) + ε)
  * </pre>
  *
- * with β1 = 0.9, β2 = 0.999, ε = 1e-8. Works through the buffer in pieces, so that its temporaries
+ * with β1 = 0.9, β2 = 0.999, ε = 1e-8. On the CPU a step is one pass in Java over the buffers'
+ * memory, on libtorch's threads. On a GPU it works through them in pieces, so that its temporaries
  * stay small.
  */
 public final class AdamW implements AutoCloseable {
@@ -22,6 +28,12 @@ public final class AdamW implements AutoCloseable {
   private static final double BETA2 = 0.999;
   private static final double EPSILON = 1e-8;
   private static final long PIECE = 1L << 24;
+
+  /** On the CPU: numbers a thread takes at once. Sums' order depends on this alone. */
+  private static final int TASK = 1 << 18;
+
+  /** Of them, those in arrays at once: p, g, m and v stay in the first-level cache. */
+  private static final int CHUNK = 1024;
 
   private final FlatParameters parameters;
   private final double weightDecay;
@@ -60,6 +72,14 @@ public final class AdamW implements AutoCloseable {
 
   /** The gradients' global L2 norm. */
   public double gradientNorm() {
+    return onHost() ? hostNorm() : deviceNorm();
+  }
+
+  private boolean onHost() {
+    return !mean.getDevice().isGpu();
+  }
+
+  private double deviceNorm() {
     double sum = 0;
     long size = parameters.size();
     for (long at = 0; at < size; at += PIECE) {
@@ -80,6 +100,14 @@ public final class AdamW implements AutoCloseable {
    */
   public void step(double rate, double gradientScale) {
     steps++;
+    if (onHost()) {
+      hostStep(rate, gradientScale);
+    } else {
+      deviceStep(rate, gradientScale);
+    }
+  }
+
+  private void deviceStep(double rate, double gradientScale) {
     double bias1 = 1 - Math.pow(BETA1, steps);
     double bias2 = 1 - Math.pow(BETA2, steps);
     long size = parameters.size();
@@ -96,6 +124,102 @@ public final class AdamW implements AutoCloseable {
         v.muli(BETA2).addi(g.square().muli(1 - BETA2));
         var denominator = v.sqrt().divi(Math.sqrt(bias2)).addi(EPSILON);
         p.muli(1 - rate * weightDecay).subi(m.div(denominator).muli(rate / bias1));
+      }
+    }
+  }
+
+  /** Some numbers {@code from} to {@code to} of the buffers. */
+  private interface Range {
+    void run(long from, long to);
+  }
+
+  private void onWorkers(Range range) {
+    long size = parameters.size();
+    Workers.run(
+        (int) ((size + TASK - 1) / TASK),
+        task -> range.run((long) task * TASK, Math.min(size, (task + 1L) * TASK)));
+  }
+
+  private double hostNorm() {
+    var gradients = Ops.memory(parameters.gradients());
+    var sums = new double[(int) ((parameters.size() + TASK - 1) / TASK)];
+    onWorkers(
+        (from, to) -> {
+          var g = new float[CHUNK];
+          double sum = 0;
+          for (long at = from; at < to; at += CHUNK) {
+            int count = (int) Math.min(CHUNK, to - at);
+            read(gradients, at, g, count);
+            sum += squares(g, count);
+          }
+          sums[(int) (from / TASK)] = sum;
+        });
+    return Math.sqrt(Arrays.stream(sums).sum());
+  }
+
+  private static double squares(float[] g, int count) {
+    double sum = 0;
+    for (int i = 0; i < count; i++) {
+      sum += (double) g[i] * g[i];
+    }
+    return sum;
+  }
+
+  private void hostStep(double rate, double gradientScale) {
+    var factors =
+        new Factors(
+            (float) gradientScale,
+            (float) (1 - rate * weightDecay),
+            (float) (rate / (1 - Math.pow(BETA1, steps))),
+            (float) Math.sqrt(1 - Math.pow(BETA2, steps)));
+    var values = Ops.memory(parameters.values());
+    var gradients = Ops.memory(parameters.gradients());
+    var means = Ops.memory(mean);
+    var variances = Ops.memory(variance);
+    onWorkers(
+        (from, to) -> {
+          var p = new float[CHUNK];
+          var g = new float[CHUNK];
+          var m = new float[CHUNK];
+          var v = new float[CHUNK];
+          for (long at = from; at < to; at += CHUNK) {
+            int count = (int) Math.min(CHUNK, to - at);
+            read(values, at, p, count);
+            read(gradients, at, g, count);
+            read(means, at, m, count);
+            read(variances, at, v, count);
+            factors.apply(p, g, m, v, count);
+            write(p, values, at, count);
+            write(m, means, at, count);
+            write(v, variances, at, count);
+          }
+        });
+  }
+
+  private static void read(MemorySegment from, long at, float[] to, int count) {
+    MemorySegment.copy(from, JAVA_FLOAT, at * Float.BYTES, to, 0, count);
+  }
+
+  private static void write(float[] from, MemorySegment to, long at, int count) {
+    MemorySegment.copy(from, 0, to, JAVA_FLOAT, at * Float.BYTES, count);
+  }
+
+  /** What a step multiplies by; loops over arrays, which the compiler turns into vector code. */
+  private record Factors(float gradient, float decay, float rate, float bias) {
+    void apply(float[] p, float[] g, float[] m, float[] v, int count) {
+      float keep1 = (float) BETA1;
+      float take1 = (float) (1 - BETA1);
+      float keep2 = (float) BETA2;
+      float take2 = (float) (1 - BETA2);
+      float epsilon = (float) EPSILON;
+      for (int i = 0; i < count; i++) {
+        float scaled = gradient * g[i];
+        m[i] = keep1 * m[i] + take1 * scaled;
+        v[i] = keep2 * v[i] + take2 * (scaled * scaled);
+      }
+      for (int i = 0; i < count; i++) {
+        float denominator = (float) Math.sqrt(v[i]) / bias + epsilon;
+        p[i] = decay * p[i] - rate * (m[i] / denominator);
       }
     }
   }

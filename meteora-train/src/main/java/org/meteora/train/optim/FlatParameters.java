@@ -16,13 +16,16 @@ import org.meteora.torch.Ops;
  *
  * <p>The model computes with tensors of its own, in its dtype; the buffer holds the master values.
  * {@link #collectGradients} moves what a backward pass left in the model's tensors into the
- * gradient buffer, {@link #publish} copies the master values into the model's tensors.
+ * gradient buffer, {@link #publish} copies the master values into the model's tensors. On the CPU
+ * in float32 there is nothing to move: the model's tensors and their gradients are made views of
+ * the buffers, and backward passes add straight into them.
  */
 public final class FlatParameters implements AutoCloseable {
   /** A parameter's place in the buffers. */
   public record Slot(String name, List<Long> shape, long offset, long size) {}
 
-  private record Entry(Slot slot, NDArray tensor, NDArray value, NDArray gradient) {}
+  private record Entry(
+      Slot slot, NDArray tensor, NDArray value, NDArray gradient, boolean shared) {}
 
   private final NDManager manager;
   private final Map<String, Entry> entries = new LinkedHashMap<>();
@@ -55,11 +58,28 @@ public final class FlatParameters implements AutoCloseable {
               size);
       var value = view(values, offset, size).reshape(shape);
       Ops.copy(value, tensor);
+      var gradient = view(gradients, offset, size).reshape(shape);
+      // on a GPU kernels keep the addresses of the model's tensors
+      boolean shared = !tensor.getDevice().isGpu() && Ops.dtype(tensor) == Dtype.F32;
+      if (shared) {
+        Ops.share(tensor, value);
+      }
       tensor.setRequiresGradient(true);
-      entries.put(
-          slot.name(),
-          new Entry(slot, tensor, value, view(gradients, offset, size).reshape(shape)));
+      if (shared) {
+        shareGradient((PtNDArray) tensor, gradient);
+      }
+      entries.put(slot.name(), new Entry(slot, tensor, value, gradient, shared));
       offset += size;
+    }
+  }
+
+  /** libtorch adds to the tensor it has for a leaf's gradient; from now on that is {@code view}. */
+  private void shareGradient(PtNDArray leaf, NDArray view) {
+    try (NDManager scope = manager.newSubManager()) {
+      Ops.backward(leaf, Ops.zeros(scope, Dtype.F32, leaf.getShape().getShape()));
+      var gradient = JniUtils.getGradient(leaf);
+      gradient.attach(scope);
+      Ops.share(gradient, view);
     }
   }
 
@@ -102,6 +122,9 @@ public final class FlatParameters implements AutoCloseable {
   /** Adds the gradients that backward passes left in the model's tensors, and clears those. */
   public void collectGradients() {
     for (var entry : entries.values()) {
+      if (entry.shared()) {
+        continue;
+      }
       var tensor = (PtNDArray) entry.tensor();
       try (NDManager scope = manager.newSubManager()) {
         var gradient = JniUtils.getGradient(tensor);
@@ -117,15 +140,15 @@ public final class FlatParameters implements AutoCloseable {
 
   /** Sets the gradient buffer to zero. */
   public void clearGradients() {
-    try (NDManager scope = manager.newSubManager()) {
-      Ops.copy(gradients, Ops.zeros(scope, Dtype.F32, 1));
-    }
+    Ops.clear(gradients);
   }
 
   /** Copies the master values into the model's tensors, rounding to their dtype. */
   public void publish() {
     for (var entry : entries.values()) {
-      Ops.copy(entry.tensor(), entry.value());
+      if (!entry.shared()) {
+        Ops.copy(entry.tensor(), entry.value());
+      }
     }
   }
 
