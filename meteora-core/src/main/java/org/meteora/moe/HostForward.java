@@ -40,25 +40,33 @@ final class HostForward {
   static Chosen route(NDArray logits, int topK, double temperature) {
     int tokens = (int) logits.getShape().get(0);
     int n = (int) logits.getShape().get(1);
-    var values = floats(logits);
-    var indices = new int[tokens * topK];
-    var weights = new float[tokens * topK];
-    for (int t = 0; t < tokens; t++) {
-      int row = t * n;
+    var chosen = new Chosen(tokens, topK, new int[tokens * topK], new float[tokens * topK]);
+    route(Ops.memory(logits), n, chosen, 0, tokens, temperature);
+    return chosen;
+  }
+
+  /** As {@link #route(NDArray, int, double)}, tokens {@code from} to {@code to} of a choice. */
+  static void route(
+      MemorySegment logits, int n, Chosen chosen, int from, int to, double temperature) {
+    int topK = chosen.topK();
+    var indices = chosen.indices();
+    var weights = chosen.weights();
+    var values = new float[n];
+    for (int t = from; t < to; t++) {
+      MemorySegment.copy(logits, JAVA_FLOAT, (long) t * n * Float.BYTES, values, 0, n);
       for (int j = 0; j < topK; j++) {
         int best = -1;
         for (int i = 0; i < n; i++) {
-          if ((best < 0 || values[row + i] > values[row + best])
-              && !contains(indices, t * topK, j, i)) {
+          if ((best < 0 || values[i] > values[best]) && !contains(indices, t * topK, j, i)) {
             best = i;
           }
         }
         indices[t * topK + j] = best;
       }
       double sum = 0;
-      double top = values[row + indices[t * topK]];
+      double top = values[indices[t * topK]];
       for (int j = 0; j < topK; j++) {
-        double weight = Math.exp((values[row + indices[t * topK + j]] - top) / temperature);
+        double weight = Math.exp((values[indices[t * topK + j]] - top) / temperature);
         weights[t * topK + j] = (float) weight;
         sum += weight;
       }
@@ -66,7 +74,6 @@ final class HostForward {
         weights[t * topK + j] /= (float) sum;
       }
     }
-    return new Chosen(tokens, topK, indices, weights);
   }
 
   private static boolean contains(int[] values, int from, int count, int wanted) {
@@ -85,13 +92,6 @@ final class HostForward {
     Arrays.fill(indices, adapter);
     Arrays.fill(weights, 1);
     return new Chosen(tokens, 1, indices, weights);
-  }
-
-  private static float[] floats(NDArray array) {
-    var result = new float[(int) array.getShape().size()];
-    var memory = Ops.memory(array);
-    MemorySegment.copy(memory, JAVA_FLOAT, 0, result, 0, result.length);
-    return result;
   }
 
   /**

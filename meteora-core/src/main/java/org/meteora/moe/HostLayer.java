@@ -7,6 +7,7 @@ import ai.djl.ndarray.NDManager;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
+import java.util.function.IntUnaryOperator;
 import org.meteora.torch.Blas;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
@@ -18,7 +19,7 @@ import org.meteora.torch.Workers;
  * gathered, a few dozen at a time, and go to the BLAS.
  *
  * <pre>
- * z = A_i x̃ (x̃ = dropout(x)),   y += w s B_i z
+ * z = A_i x̃ (x̃: what dropout keeps of x; s takes its 1 / (1 − p) in),   y += w s B_i z
  * ∂B_i = ∂y (w s z)ᵀ,   ∂z = w s B_iᵀ ∂y,   ∂A_i = ∂z x̃ᵀ,   ∂x̃ += A_iᵀ ∂z,   ∂w = s z · B_iᵀ ∂y
  * </pre>
  *
@@ -37,10 +38,8 @@ final class HostLayer {
   private final int out;
   private final int topK;
   private final int most;
-  private final double dropout;
+  private final HostDropout dropout;
   private final NDArray x;
-  private final NDArray input;
-  private final NDArray kept;
   private final NDArray logits;
   private final NDArray y;
   private final HostForward.Chosen chosen;
@@ -62,14 +61,15 @@ final class HostLayer {
     outer[outer.length - 1] = out;
     y = Ops.linear(x, layer.weight(), layer.bias()).reshape(Ops.shape(outer));
     outer[outer.length - 1] = bank.bank().size();
-    logits = Ops.linear(x, bank.bank().gate(), null).reshape(Ops.shape(outer));
+    logits = Ops.empty(manager, Dtype.F32, outer);
     topK = layer.topK();
-    chosen = HostForward.route(logits.reshape(tokens, -1), topK, 1);
+    chosen = new HostForward.Chosen(tokens, topK, new int[tokens * topK], new float[tokens * topK]);
+    var memoryX = Ops.memory(x);
+    var memoryG = Ops.memory(bank.bank().gate());
+    var memoryL = Ops.memory(logits);
+    byTokens((from, to) -> route(from, to, memoryX, memoryG, memoryL));
     layer.tell(chosen, shape);
-    dropout = layer.dropoutInTraining();
-    var dropped = dropout > 0 ? Ops.dropoutAndMask(x, dropout) : null;
-    input = dropped == null ? x : dropped[0];
-    kept = dropped == null ? null : dropped[1];
+    dropout = HostDropout.next(manager, layer.dropoutInTraining());
     most = Math.max(1, bank.bank().maxRank());
     int n = bank.bank().size();
     starts = new int[n + 1];
@@ -85,7 +85,6 @@ final class HostLayer {
       order[next[chosen.indices()[pair]]++] = pair;
     }
     z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, most));
-    var memoryX = Ops.memory(input);
     var memoryY = Ops.memory(y);
     byTokens((from, to) -> forward(from, to, memoryX, memoryY));
   }
@@ -108,22 +107,27 @@ final class HostLayer {
 
   private void byTokens(Range range) {
     int workers = Math.min(Workers.count(), tokens);
-    Workers.run(
-        workers,
-        i ->
-            range.run(
-                (int) ((long) tokens * i / workers), (int) ((long) tokens * (i + 1) / workers)));
+    onWorkers(workers, i -> (int) ((long) tokens * i / workers), range);
   }
 
   private static void byColumns(int columns, Range range) {
     int lines = (columns + 15) / 16; // whole cache lines
     int workers = Math.min(Workers.count(), lines);
+    onWorkers(workers, i -> (int) Math.min(columns, 16L * (lines * (long) i / workers)), range);
+  }
+
+  /** One range a thread, each thread with a BLAS to itself. */
+  private static void onWorkers(int workers, IntUnaryOperator start, Range range) {
     Workers.run(
         workers,
-        i ->
-            range.run(
-                (int) Math.min(columns, 16L * (lines * (long) i / workers)),
-                (int) Math.min(columns, 16L * (lines * (i + 1L) / workers))));
+        i -> {
+          Blas.threads(1);
+          try {
+            range.run(start.applyAsInt(i), start.applyAsInt(i + 1));
+          } finally {
+            Blas.threads(0);
+          }
+        });
   }
 
   /** First sorted position, from {@code at} on, of the adapter whose token is not before this. */
@@ -147,19 +151,14 @@ final class HostLayer {
 
   /** Pieces of at most {@link #ROWS} pairs of one adapter, of tokens {@code from} to {@code to}. */
   private void pieces(int from, int to, Piece piece) {
-    Blas.threads(1);
-    try {
-      for (int adapter = 0; adapter < bank.bank().size(); adapter++) {
-        int rank = bank.rank(adapter);
-        if (rank > 0) {
-          int end = position(adapter, to);
-          for (int at = position(adapter, from); at < end; at += ROWS) {
-            piece.run(adapter, rank, at, Math.min(ROWS, end - at));
-          }
+    for (int adapter = 0; adapter < bank.bank().size(); adapter++) {
+      int rank = bank.rank(adapter);
+      if (rank > 0) {
+        int end = position(adapter, to);
+        for (int at = position(adapter, from); at < end; at += ROWS) {
+          piece.run(adapter, rank, at, Math.min(ROWS, end - at));
         }
       }
-    } finally {
-      Blas.threads(0);
     }
   }
 
@@ -169,6 +168,16 @@ final class HostLayer {
 
   private static MemorySegment scratch(Arena arena, int columns) {
     return arena.allocate((long) ROWS * columns * Float.BYTES, 64);
+  }
+
+  /** As {@link #gather} with x, of which the adapters get what dropout keeps. */
+  private void gatherInput(
+      MemorySegment x, int first, int width, int at, int count, MemorySegment to, int[] row) {
+    for (int i = 0; i < count; i++) {
+      long place = (long) (order[at + i] / topK) * in + first;
+      long target = (long) i * width * Float.BYTES;
+      dropout.copy(x, place * Float.BYTES, to, target, row, width, place);
+    }
   }
 
   /** Columns {@code first} … of the rows of some pairs' tokens, one row after another. */
@@ -187,8 +196,19 @@ final class HostLayer {
     }
   }
 
+  private float scale(int adapter) {
+    return (float) (bank.bank().scales()[adapter] * dropout.scale());
+  }
+
   private float factor(int pair, int adapter) {
-    return chosen.weights()[pair] * (float) bank.bank().scales()[adapter];
+    return chosen.weights()[pair] * scale(adapter);
+  }
+
+  private void route(int from, int to, MemorySegment x, MemorySegment gate, MemorySegment logits) {
+    int n = bank.bank().size();
+    var own = at(logits, (long) from * n);
+    Blas.product(false, true, to - from, n, in, at(x, (long) from * in), in, gate, in, 0, own, n);
+    HostForward.route(logits, n, chosen, from, to, 1);
   }
 
   private void forward(int from, int to, MemorySegment x, MemorySegment y) {
@@ -198,12 +218,13 @@ final class HostLayer {
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, in);
       var results = scratch(arena, out);
+      var row = new int[in];
       pieces(
           from,
           to,
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
-            gather(x, in, 0, in, at, count, rows);
+            gatherInput(x, 0, in, at, count, rows, row);
             var own = at(z, (long) at * most);
             Blas.product(
                 false,
@@ -258,15 +279,21 @@ final class HostLayer {
     }
     var weightGradients = new float[order.length];
     var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, most));
-    var added = gx == null || kept == null ? gx : Ops.zeros(scope, Dtype.F32, tokens, in);
     var memoryY = Ops.memory(gy);
-    var memoryX = added == null ? null : Ops.memory(added);
-    byTokens((from, to) -> toInput(from, to, memoryY, memoryX, gz, weightGradients));
-    if (added != gx) {
-      gx.addi(Ops.dropoutGradient(added, kept, dropout));
+    var memoryX = gx == null ? null : Ops.memory(gx);
+    int n = bank.bank().size();
+    var logitGradient = Ops.zeros(scope, Dtype.F32, tokens, n);
+    if (ownLogits != null) {
+      Ops.copy(logitGradient, ownLogits.reshape(tokens, n));
     }
-    toAdapters(scope, memoryY, gz);
-    toGate(scope, ownLogits, weightGradients, gx);
+    var gl = Ops.memory(logitGradient);
+    byTokens(
+        (from, to) -> {
+          toInput(from, to, memoryY, memoryX, gz, weightGradients);
+          throughGate(from, to, weightGradients, gl, memoryX);
+        });
+    toGateAndA(scope, gl, gz);
+    toB(scope, memoryY);
   }
 
   /** ∂z, ∂w and ∂x̃ of some tokens; z becomes w s z, which is what ∂B needs. */
@@ -278,6 +305,7 @@ final class HostLayer {
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, out);
       var results = scratch(arena, in);
+      var row = new int[in];
       pieces(
           from,
           to,
@@ -287,7 +315,7 @@ final class HostLayer {
             var own = at(gz, (long) at * most);
             Blas.product(
                 false, false, count, rank, out, rows, out, at(b, offset), all, 0, own, most);
-            float scale = (float) bank.bank().scales()[adapter];
+            float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
               float factor = factor(pair, adapter);
@@ -317,93 +345,20 @@ final class HostLayer {
                   results,
                   in);
               for (int i = 0; i < count; i++) {
-                long token = order[at + i] / topK;
-                Blas.add(in, 1, at(results, (long) i * in), at(gx, token * in));
+                long place = (long) (order[at + i] / topK) * in;
+                long result = (long) i * in * Float.BYTES;
+                dropout.copy(results, result, results, result, row, in, place);
+                Blas.add(in, 1, at(results, (long) i * in), at(gx, place));
               }
             }
           });
     }
   }
 
-  private void toAdapters(NDManager scope, MemorySegment gy, MemorySegment gz) {
-    boolean wantsA = HostTape.requiresGradient(bank.loraA());
-    boolean wantsB = HostTape.requiresGradient(bank.loraB());
-    int all = bank.bank().totalRank();
-    if (all == 0) {
-      return;
-    }
-    if (wantsA) {
-      var memory = HostTape.gradientMemory(bank.loraA(), scope);
-      var rowsX = Ops.memory(input);
-      byColumns(
-          in,
-          (from, to) -> {
-            int width = to - from;
-            try (var arena = Arena.ofConfined()) {
-              var rows = scratch(arena, width);
-              pieces(
-                  0,
-                  tokens,
-                  (adapter, rank, at, count) -> {
-                    gather(rowsX, in, from, width, at, count, rows);
-                    Blas.product(
-                        true,
-                        false,
-                        rank,
-                        width,
-                        count,
-                        at(gz, (long) at * most),
-                        most,
-                        rows,
-                        width,
-                        1,
-                        at(memory, bank.offset(adapter) * in + from),
-                        in);
-                  });
-            }
-          });
-    }
-    if (wantsB) {
-      var memory = HostTape.gradientMemory(bank.loraB(), scope);
-      byColumns(
-          out,
-          (from, to) -> {
-            int width = to - from;
-            try (var arena = Arena.ofConfined()) {
-              var rows = scratch(arena, width);
-              pieces(
-                  0,
-                  tokens,
-                  (adapter, rank, at, count) -> {
-                    gather(gy, out, from, width, at, count, rows);
-                    Blas.product(
-                        true,
-                        false,
-                        width,
-                        rank,
-                        count,
-                        rows,
-                        width,
-                        at(z, (long) at * most),
-                        most,
-                        1,
-                        at(memory, (long) from * all + bank.offset(adapter)),
-                        all);
-                  });
-            }
-          });
-    }
-  }
-
-  /** Through the softmax over the chosen logits, into the gate and the input. */
-  private void toGate(NDManager scope, NDArray own, float[] gw, NDArray gx) {
+  /** Of some tokens: through the softmax over the chosen logits, and from the logits to x. */
+  private void throughGate(int from, int to, float[] gw, MemorySegment gl, MemorySegment gx) {
     int n = bank.bank().size();
-    var gradient = Ops.zeros(scope, Dtype.F32, tokens, n);
-    if (own != null) {
-      Ops.copy(gradient, own.reshape(tokens, n));
-    }
-    var memory = Ops.memory(gradient);
-    for (int token = 0; token < tokens; token++) {
+    for (int token = from; token < to; token++) {
       int first = token * topK;
       double mean = 0;
       for (int pair = first; pair < first + topK; pair++) {
@@ -412,28 +367,98 @@ final class HostLayer {
       for (int pair = first; pair < first + topK; pair++) {
         long index = (long) token * n + chosen.indices()[pair];
         float change = (float) (chosen.weights()[pair] * (gw[pair] - mean));
-        memory.setAtIndex(JAVA_FLOAT, index, memory.getAtIndex(JAVA_FLOAT, index) + change);
+        gl.setAtIndex(JAVA_FLOAT, index, gl.getAtIndex(JAVA_FLOAT, index) + change);
       }
     }
-    var gate = bank.bank().gate();
     if (gx != null) {
-      Blas.product(
-          false, false, tokens, in, n, memory, n, Ops.memory(gate), in, 1, Ops.memory(gx), in);
+      var gate = Ops.memory(bank.bank().gate());
+      var rows = at(gl, (long) from * n);
+      var own = at(gx, (long) from * in);
+      Blas.product(false, false, to - from, in, n, rows, n, gate, in, 1, own, in);
     }
-    if (HostTape.requiresGradient(gate)) {
-      Blas.product(
-          true,
-          false,
-          n,
-          in,
+  }
+
+  private void toGateAndA(NDManager scope, MemorySegment gl, MemorySegment gz) {
+    var gate = bank.bank().gate();
+    int n = bank.bank().size();
+    var memoryX = Ops.memory(x);
+    var gateGradient =
+        HostTape.requiresGradient(gate) ? HostTape.gradientMemory(gate, scope) : null;
+    boolean wantsA = bank.bank().totalRank() > 0 && HostTape.requiresGradient(bank.loraA());
+    var gradient = wantsA ? HostTape.gradientMemory(bank.loraA(), scope) : null;
+    byColumns(
+        in,
+        (from, to) -> {
+          int width = to - from;
+          if (gateGradient != null) {
+            var rows = at(memoryX, from);
+            var own = at(gateGradient, from);
+            Blas.product(true, false, n, width, tokens, gl, n, rows, in, 1, own, in);
+          }
+          if (wantsA) {
+            toA(from, width, memoryX, gz, gradient);
+          }
+        });
+  }
+
+  private void toA(int from, int width, MemorySegment x, MemorySegment gz, MemorySegment gradient) {
+    try (var arena = Arena.ofConfined()) {
+      var rows = scratch(arena, width);
+      var row = new int[width];
+      pieces(
+          0,
           tokens,
-          memory,
-          n,
-          Ops.memory(x),
-          in,
-          1,
-          HostTape.gradientMemory(gate, scope),
-          in);
+          (adapter, rank, at, count) -> {
+            gatherInput(x, from, width, at, count, rows, row);
+            Blas.product(
+                true,
+                false,
+                rank,
+                width,
+                count,
+                at(gz, (long) at * most),
+                most,
+                rows,
+                width,
+                1,
+                at(gradient, bank.offset(adapter) * in + from),
+                in);
+          });
     }
+  }
+
+  private void toB(NDManager scope, MemorySegment gy) {
+    int all = bank.bank().totalRank();
+    if (all == 0 || !HostTape.requiresGradient(bank.loraB())) {
+      return;
+    }
+    var gradient = HostTape.gradientMemory(bank.loraB(), scope);
+    byColumns(
+        out,
+        (from, to) -> {
+          int width = to - from;
+          try (var arena = Arena.ofConfined()) {
+            var rows = scratch(arena, width);
+            pieces(
+                0,
+                tokens,
+                (adapter, rank, at, count) -> {
+                  gather(gy, out, from, width, at, count, rows);
+                  Blas.product(
+                      true,
+                      false,
+                      width,
+                      rank,
+                      count,
+                      rows,
+                      width,
+                      at(z, (long) at * most),
+                      most,
+                      1,
+                      at(gradient, (long) from * all + bank.offset(adapter)),
+                      all);
+                });
+          }
+        });
   }
 }

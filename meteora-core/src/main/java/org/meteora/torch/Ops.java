@@ -250,27 +250,6 @@ public final class Ops {
   }
 
   /**
-   * As {@link #dropout}, not to be recorded: the result, and which entries were kept (boolean), for
-   * {@link #dropoutGradient}.
-   */
-  public static NDArray[] dropoutAndMask(NDArray x, double p) {
-    return new StableAbi.Call("aten::native_dropout", "")
-        .tensor(x)
-        .real(p)
-        .optionalBool(true)
-        .runPair(x.getManager());
-  }
-
-  /** The gradient to what {@link #dropoutAndMask} was given, from the gradient to its result. */
-  public static NDArray dropoutGradient(NDArray gradient, NDArray kept, double p) {
-    return new StableAbi.Call("aten::native_dropout_backward", "")
-        .tensor(gradient)
-        .tensor(kept)
-        .real(1 / (1 - p))
-        .run(gradient.getManager());
-  }
-
-  /**
    * Scaled dot-product attention, scaled by {@code 1 / sqrt(dim)}.
    *
    * @param q {@code (batch, heads, queries, dim)}

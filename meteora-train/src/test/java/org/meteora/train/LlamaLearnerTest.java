@@ -74,6 +74,37 @@ class LlamaLearnerTest {
     return loss(learner.evaluate(BATCH));
   }
 
+  /**
+   * The layers' backward in Java with dropout, along the gradient itself, where float32 has digits
+   * enough: all adapters on every token, since routing is a step function.
+   */
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void droppedInputsAgreeWithFiniteDifferences(boolean checkpointing) {
+    try (var tiny = new Tiny(Dtype.F32, 0.3, 3);
+        var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
+      tiny.llama.routing().settings(new RoutingSettings(3, 1));
+      var learner = new LlamaLearner(tiny.llama, checkpointing, 3);
+      var start = parameters.values().toFloatArray();
+      var gradient = gradients(learner, parameters, 7);
+      double norm = Math.sqrt(squares(new float[gradient.length], gradient));
+      var losses = new double[2];
+      for (int side = 0; side < 2; side++) {
+        var moved = start.clone();
+        for (int i = 0; i < moved.length; i++) {
+          moved[i] += (float) ((side == 0 ? 1e-3 : -1e-3) * gradient[i] / norm);
+        }
+        try (var scope = parameters.manager().newSubManager()) {
+          org.meteora.torch.Ops.copy(parameters.values(), scope.create(moved));
+        }
+        parameters.publish();
+        losses[side] = loss(learner.learn(BATCH, WEIGHT, 1, 7));
+        assertThat(loss(learner.evaluate(BATCH))).isNotCloseTo(losses[side], within(0.1));
+      }
+      assertThat((losses[0] - losses[1]) / 2e-3).isCloseTo(norm, within(0.01 * norm));
+    }
+  }
+
   /** Dropout included: the second forward pass drops what the first did. */
   @Test
   void recomputingGivesTheSameGradients() {
@@ -88,13 +119,15 @@ class LlamaLearnerTest {
   }
 
   private static double distance(float[] a, float[] b) {
-    double difference = 0;
-    double norm = 0;
+    return Math.sqrt(squares(a, b) / squares(new float[b.length], b));
+  }
+
+  private static double squares(float[] a, float[] b) {
+    double sum = 0;
     for (int i = 0; i < a.length; i++) {
-      difference += Math.pow(a[i] - b[i], 2);
-      norm += Math.pow(b[i], 2);
+      sum += Math.pow(a[i] - b[i], 2);
     }
-    return Math.sqrt(difference / norm);
+    return sum;
   }
 
   /** The layers' backward in Java against libtorch's, with unequal ranks and scales. */
