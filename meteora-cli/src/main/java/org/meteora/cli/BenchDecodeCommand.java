@@ -23,8 +23,10 @@ import picocli.CommandLine.Option;
     name = "decode",
     description =
         "One decode step: bare matmuls (all base linears and the head), the base model, and MeteoRA"
-            + " in each mode. On a GPU the base model and MeteoRA are measured as generation runs"
-            + " them, a step as one CUDA graph, and operation by operation (eager).")
+            + " in each mode. On the CPU steps and bare matmuls take turns, and a ratio is over the"
+            + " bare matmuls of its own turns. On a GPU the base model and MeteoRA are measured as"
+            + " generation runs them, a step as one CUDA graph, and operation by operation"
+            + " (eager).")
 final class BenchDecodeCommand implements Callable<Integer> {
   @Mixin private BenchModel options;
 
@@ -60,9 +62,11 @@ final class BenchDecodeCommand implements Callable<Integer> {
         var base = options.model(config, own, 0, options.control());
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
-          bare[i] = options.median(() -> matmuls(base, batch));
-          options.report(name(batch, "bare matmuls"), bare[i], bare[i], batch);
-          baseline[i] = bare[i];
+          if (gpu) {
+            bare[i] = options.median(() -> matmuls(base, batch));
+            options.report(name(batch, "bare matmuls"), bare[i], bare[i], batch);
+            baseline[i] = bare[i];
+          }
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
             baseline[i] = graph(base, batch);
             options.report(
@@ -72,11 +76,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 batch,
                 bytes(config, batch, false) / bandwidth);
           }
-          options.report(
-              name(batch, gpu ? "base model, eager" : "base model"),
-              step(base, batch),
-              baseline[i],
-              batch);
+          step(gpu ? "base model, eager" : "base model", base, batch, baseline[i]);
         }
       }
       try (var own = manager.newSubManager()) {
@@ -104,13 +104,11 @@ final class BenchDecodeCommand implements Callable<Integer> {
           }
           for (var mode : BenchModel.MODES) {
             control.flags(Flags.of(mode));
-            options.report(
-                name(
-                    batch,
-                    "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT) + (gpu ? ", eager" : "")),
-                step(model, batch),
-                baseline[i],
-                batch);
+            step(
+                "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT) + (gpu ? ", eager" : ""),
+                model,
+                batch,
+                baseline[i]);
           }
           control.flags(Flags.AUTO);
           control.listener(options.recorder(batch));
@@ -216,7 +214,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
     }
   }
 
-  private double step(Llama model, int batch) {
+  /** Steps, operation by operation; without a baseline in turns with the bare matmuls. */
+  private void step(String what, Llama model, int batch, double baseline) {
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
@@ -226,14 +225,21 @@ final class BenchDecodeCommand implements Callable<Integer> {
       try (var scope = manager.newSubManager()) {
         model.next(scope.create(ids, Ops.shape(batch, context)), cache);
       }
-      return options.median(
+      Runnable step =
           () -> {
             try (var scope = manager.newSubManager()) {
               model
                   .next(scope.create(Arrays.copyOf(ids, batch), Ops.shape(batch, 1)), cache)
                   .toFloatArray();
             }
-          });
+          };
+      if (baseline > 0) {
+        options.report(name(batch, what), options.median(step), baseline, batch);
+      } else {
+        var times = options.medians(() -> matmuls(model, batch), step);
+        options.report(name(batch, "bare matmuls"), times[0], times[0], batch);
+        options.report(name(batch, what), times[1], times[0], batch);
+      }
     }
   }
 }

@@ -204,18 +204,31 @@ final class BenchModel {
    * many of them as a third of those measured.
    */
   double median(Runnable run) {
-    long warm = System.nanoTime() + 1_000_000_000;
+    return medians(run)[0];
+  }
+
+  /**
+   * As {@link #median}, of several that take turns: what the machine does besides, and at what
+   * speed, is then the same for all of them.
+   */
+  double[] medians(Runnable... runs) {
+    long warm = System.nanoTime() + runs.length * 1_000_000_000L;
     for (int i = 0; i < Math.max(2, repeat / 3) || System.nanoTime() < warm && i < WARM_UP; i++) {
-      run.run();
+      for (var run : runs) {
+        run.run();
+      }
     }
-    var times = new double[repeat];
+    var times = new double[runs.length][repeat];
     for (int i = 0; i < repeat; i++) {
-      long start = System.nanoTime();
-      run.run();
-      times[i] = (System.nanoTime() - start) / 1e6;
+      for (int which = 0; which < runs.length; which++) {
+        long start = System.nanoTime();
+        runs[which].run();
+        times[which][i] = (System.nanoTime() - start) / 1e6;
+      }
     }
-    Arrays.sort(times);
-    return times[repeat / 2];
+    return Arrays.stream(times)
+        .mapToDouble(own -> Arrays.stream(own).sorted().toArray()[repeat / 2])
+        .toArray();
   }
 
   void report(String what, double milliseconds, double baseline, double tokens) {

@@ -14,7 +14,9 @@ import picocli.CommandLine.Option;
 /** {@code meteora bench prefill}: a prompt's first pass. */
 @Command(
     name = "prefill",
-    description = "A prompt's first pass: the base model, and MeteoRA in each mode.")
+    description =
+        "A prompt's first pass: the base model, and MeteoRA in each mode. Both take turns, and a"
+            + " ratio is over the base model's passes of its own turns.")
 final class BenchPrefillCommand implements Callable<Integer> {
   @Mixin private BenchModel options;
 
@@ -48,40 +50,35 @@ final class BenchPrefillCommand implements Callable<Integer> {
       }
       double floor = config.numHiddenLayers() * flops / rate;
       double gatedFloor = config.numHiddenLayers() * (flops + adapters) / rate;
-      double base;
-      try (var own = manager.newSubManager()) {
-        base = prefill(options.model(config, own, 0, options.control()));
+      var base = options.model(config, manager, 0, options.control());
+      var control = options.control();
+      var model = options.model(config, manager, options.adapters, control);
+      for (var mode : options.modes(ForwardMode.MASKED, ForwardMode.ALL)) {
+        control.flags(Flags.of(mode));
+        var times = options.medians(() -> prefill(base), () -> prefill(model));
+        options.report("base model", times[0], times[0], count, floor);
+        options.report(
+            "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
+            times[1],
+            times[0],
+            count,
+            gatedFloor);
       }
-      options.report("base model", base, base, count, floor);
-      try (var own = manager.newSubManager()) {
-        var control = options.control();
-        var model = options.model(config, own, options.adapters, control);
-        for (var mode : options.modes(ForwardMode.MASKED, ForwardMode.ALL)) {
-          control.flags(Flags.of(mode));
-          options.report(
-              "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
-              prefill(model),
-              base,
-              count,
-              gatedFloor);
-        }
-        control.flags(Flags.AUTO);
-        control.listener(options.recorder(batch));
-        options.report("MeteoRA, auto, routing recorded", prefill(model), base, count, gatedFloor);
-      }
+      control.flags(Flags.AUTO);
+      control.listener(options.recorder(batch));
+      var times = options.medians(() -> prefill(base), () -> prefill(model));
+      options.report(
+          "MeteoRA, auto, routing recorded", times[1], times[0], count, gatedFloor);
     }
     return 0;
   }
 
-  private double prefill(Llama model) {
+  private void prefill(Llama model) {
     var ids = new long[batch * tokens];
     Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
-    return options.median(
-        () -> {
-          try (var manager = model.manager().newSubManager();
-              var cache = model.newCache(manager, new int[batch], tokens)) {
-            model.next(manager.create(ids, Ops.shape(batch, tokens)), cache).toFloatArray();
-          }
-        });
+    try (var manager = model.manager().newSubManager();
+        var cache = model.newCache(manager, new int[batch], tokens)) {
+      model.next(manager.create(ids, Ops.shape(batch, tokens)), cache).toFloatArray();
+    }
   }
 }

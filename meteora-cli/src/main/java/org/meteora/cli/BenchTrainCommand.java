@@ -32,9 +32,11 @@ import picocli.CommandLine.Option;
             + " layer's input; nothing of it is trained), MeteoRA in each mode (forward, both"
             + " losses, gradients of all gates, A and B, AdamW), and AdamW by itself. The first"
             + " lines keep all activations, the last one recomputes layers, as training does unless"
-            + " told otherwise. With --layer, the default on a GPU: one decoder layer, forward and"
-            + " backward, over the frozen layer alone (gradient to its input only), and how near"
-            + " each comes to its multiplications at the rate of a large product.",
+            + " told otherwise. Steps of the base model and of each mode take turns, and a ratio is"
+            + " over the base model's steps of its own turns. With --layer, the default on a GPU:"
+            + " one decoder layer, forward and backward, over the frozen layer alone (gradient to"
+            + " its input only), and how near each comes to its multiplications at the rate of a"
+            + " large product.",
     footer = {
       "",
       "Examples:",
@@ -84,41 +86,37 @@ final class BenchTrainCommand implements Callable<Integer> {
       return 0;
     }
     try (var manager = options.manager()) {
-      double base;
-      try (var own = manager.newSubManager()) {
-        var model = options.model(config, own, 0, options.control());
-        base = options.median(() -> baseStep(model, samples));
-      }
-      report("base model, gradient to the input", base, base);
-      try (var own = manager.newSubManager()) {
-        var control = options.control();
-        var model =
-            RandomLlama.create(
-                config, own, options.dtype(), options.adapters, options.rank, control, dropout);
-        try (var parameters = new FlatParameters(own, parameters(model));
-            var optimizer = new AdamW(parameters, 0)) {
-          for (var mode : MODES) {
-            if (mode == ForwardMode.GATHER && batch * tokens > 256) {
-              continue; // A and B gathered for every token and kept: tokens · k · r · (in + out)
-            }
-            control.flags(Flags.of(mode));
-            var learner = new LlamaLearner(model, false, options.adapters);
-            report(
-                "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
-                options.median(() -> step(learner, samples, parameters, optimizer)),
-                base);
+      var base = options.model(config, manager, 0, options.control());
+      var control = options.control();
+      var model =
+          RandomLlama.create(
+              config, manager, options.dtype(), options.adapters, options.rank, control, dropout);
+      try (var parameters = new FlatParameters(manager, parameters(model));
+          var optimizer = new AdamW(parameters, 0)) {
+        for (var mode : MODES) {
+          if (mode == ForwardMode.GATHER && batch * tokens > 256) {
+            continue; // A and B gathered for every token and kept: tokens · k · r · (in + out)
           }
-          control.flags(Flags.AUTO);
-          var recomputing = new LlamaLearner(model, true, options.adapters);
-          report(
-              "MeteoRA, auto, layers recomputed",
-              options.median(() -> step(recomputing, samples, parameters, optimizer)),
-              base);
-          report(
-              "AdamW alone, %,d parameters".formatted(parameters.size()),
-              options.median(() -> update(parameters, optimizer)),
-              base);
+          control.flags(Flags.of(mode));
+          var learner = new LlamaLearner(model, false, options.adapters);
+          compare(
+              "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
+              base,
+              samples,
+              () -> step(learner, samples, parameters, optimizer));
         }
+        control.flags(Flags.AUTO);
+        var recomputing = new LlamaLearner(model, true, options.adapters);
+        compare(
+            "MeteoRA, auto, layers recomputed",
+            base,
+            samples,
+            () -> step(recomputing, samples, parameters, optimizer));
+        compare(
+            "AdamW alone, %,d parameters".formatted(parameters.size()),
+            base,
+            samples,
+            () -> update(parameters, optimizer));
       }
     }
     return 0;
@@ -220,8 +218,10 @@ final class BenchTrainCommand implements Callable<Integer> {
     }
   }
 
-  private void report(String what, double milliseconds, double base) {
-    options.report(what, milliseconds, base, (double) batch * tokens);
+  private void compare(String what, Llama base, Batch samples, Runnable step) {
+    var times = options.medians(() -> baseStep(base, samples), step);
+    options.report("base model, gradient to the input", times[0], times[0], tokenCount());
+    options.report(what, times[1], times[0], tokenCount());
   }
 
   /** Random tokens, each sequence of another task. */
