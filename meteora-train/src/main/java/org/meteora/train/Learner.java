@@ -11,8 +11,10 @@ public interface Learner {
    * @param gate cross-entropies of all gates and positions
    * @param gates how many gates there are; 0 for none
    * @param right for each row, (gate, position) pairs whose first choice is the task's adapter
+   * @param dominated for each row, positions where the task's adapter has the largest sum of
+   *     routing weights over all gates
    */
-  record Sums(double languageModel, double gate, long gates, float[] right) {}
+  record Sums(double languageModel, double gate, long gates, float[] right, float[] dominated) {}
 
   /**
    * Adds to the model's tensors the gradients of {@code languageModelWeight · languageModel +

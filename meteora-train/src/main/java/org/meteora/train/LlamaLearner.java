@@ -74,11 +74,17 @@ public final class LlamaLearner implements Learner {
   public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
     llama.routing().dropout(true);
     try (var scope = llama.manager().newSubManager();
-        var gates = adapters > 0 ? new GateLoss(scope, batch, adapters) : null) {
+        var gates = gateLoss(scope, batch)) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
       double loss = learn(scope, batch, gates, languageModelWeight, gateWeightEach, seed);
       return sums(loss, gates, batch);
     }
+  }
+
+  /** Null without gates. */
+  private GateLoss gateLoss(NDManager scope, Batch batch) {
+    int topK = llama.routing().settings().topK();
+    return adapters > 0 ? new GateLoss(scope, batch, adapters, topK) : null;
   }
 
   private int gateCount() {
@@ -87,8 +93,8 @@ public final class LlamaLearner implements Learner {
 
   private static Sums sums(double loss, GateLoss gates, Batch batch) {
     return gates == null
-        ? new Sums(loss, 0, 0, new float[batch.rows()])
-        : new Sums(loss, gates.sum(), gates.gates(), gates.right());
+        ? new Sums(loss, 0, 0, new float[batch.rows()], new float[batch.rows()])
+        : new Sums(loss, gates.sum(), gates.gates(), gates.right(), gates.dominated());
   }
 
   private static NDArray ids(NDManager manager, Batch batch) {
@@ -223,7 +229,7 @@ public final class LlamaLearner implements Learner {
   public Sums evaluate(Batch batch) {
     llama.routing().dropout(false);
     try (var scope = llama.manager().newSubManager();
-        var gates = adapters > 0 ? new GateLoss(scope, batch, adapters) : null;
+        var gates = gateLoss(scope, batch);
         var off = Ops.notRecording()) {
       var pass = llama.wholePass(scope, batch.length(), true);
       var hidden = llama.embed(ids(scope, batch));

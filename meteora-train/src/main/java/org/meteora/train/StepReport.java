@@ -37,6 +37,9 @@ public record StepReport(
    * @param total what is minimised
    * @param gateAccuracy how often a gate's first choice is the task's adapter; NaN without gates
    * @param gateAccuracyByTask the same for each task that occurred
+   * @param dominantAccuracy how often the adapter that dominates a token, the one with the largest
+   *     sum of routing weights over all gates, is the task's; NaN without gates
+   * @param dominantAccuracyByTask the same for each task that occurred
    * @param tokens that were not padding
    */
   public record Losses(
@@ -45,5 +48,7 @@ public record StepReport(
       double total,
       double gateAccuracy,
       Map<String, Double> gateAccuracyByTask,
+      double dominantAccuracy,
+      Map<String, Double> dominantAccuracyByTask,
       long tokens) {}
 }

@@ -259,8 +259,11 @@ public final class Trainer {
   private final class Tally {
     private static final int FIXED = 5;
 
-    /** lm, gate, gates, labels, tokens, then for each task: right, counted. */
-    private final double[] sums = new double[FIXED + 2 * tasks.size()];
+    /** Then for each task: right, counted with each gate, dominated, counted once. */
+    private static final int EACH = 4;
+
+    /** lm, gate, gates, labels, tokens, then the tasks. */
+    private final double[] sums = new double[FIXED + EACH * tasks.size()];
 
     void add(Batch batch, Learner.Sums s) {
       sums[0] += s.languageModel();
@@ -270,8 +273,12 @@ public final class Trainer {
       sums[4] += batch.tokens();
       for (int row = 0; row < batch.rows() && s.gates() > 0; row++) {
         var sample = batch.samples().get(row);
-        sums[FIXED + 2 * sample.task()] += s.right()[row];
-        sums[FIXED + 2 * sample.task() + 1] += s.gates() * (sample.length() - 1.0);
+        int at = FIXED + EACH * sample.task();
+        double counted = sample.length() - 1.0;
+        sums[at] += s.right()[row];
+        sums[at + 1] += s.gates() * counted;
+        sums[at + 2] += s.dominated()[row];
+        sums[at + 3] += counted;
       }
     }
 
@@ -279,22 +286,27 @@ public final class Trainer {
       var all = collective.sum(sums);
       double languageModel = all[0] / Math.max(1, all[3]);
       double gate = all[2] == 0 ? Double.NaN : all[1] / all[2];
-      double right = 0;
-      double counted = 0;
+      var total = new double[EACH];
       var byTask = new LinkedHashMap<String, Double>();
+      var dominantByTask = new LinkedHashMap<String, Double>();
       for (int task = 0; task < tasks.size(); task++) {
-        if (all[FIXED + 2 * task + 1] > 0) {
-          right += all[FIXED + 2 * task];
-          counted += all[FIXED + 2 * task + 1];
-          byTask.put(tasks.get(task), all[FIXED + 2 * task] / all[FIXED + 2 * task + 1]);
+        int at = FIXED + EACH * task;
+        if (all[at + 1] > 0) {
+          for (int i = 0; i < EACH; i++) {
+            total[i] += all[at + i];
+          }
+          byTask.put(tasks.get(task), all[at] / all[at + 1]);
+          dominantByTask.put(tasks.get(task), all[at + 2] / all[at + 3]);
         }
       }
       return new StepReport.Losses(
           languageModel,
           gate,
           Double.isNaN(gate) ? languageModel : languageModel + config.gateLossWeight() * gate,
-          counted == 0 ? Double.NaN : right / counted,
+          total[0] / total[1], // NaN without gates
           byTask,
+          total[2] / total[3],
+          dominantByTask,
           (long) all[4]);
     }
   }

@@ -65,17 +65,26 @@ public final class Curves implements TrainingListener {
         add(losses, "gates" + suffix, step, node.path("gate_loss").asDouble(Double.NaN));
         add(
             accuracies,
-            "all tasks" + suffix,
+            "mean of the gates" + suffix,
             step,
             100 * node.path("gate_accuracy").asDouble(Double.NaN));
+        add(
+            accuracies,
+            "joint vote" + suffix,
+            step,
+            100 * node.path("dominant_accuracy").asDouble(Double.NaN));
         if (eval) {
-          node.path("gate_accuracy_by_task")
+          node.path("dominant_accuracy_by_task")
               .properties()
               .forEach(e -> add(accuracies, e.getKey(), step, 100 * e.getValue().asDouble()));
         }
       }
       save(losses, "Loss", "cross-entropy", "loss.png");
-      save(accuracies, "Gates whose first choice is the task's adapter", "%", "gate-accuracy.png");
+      save(
+          accuracies,
+          "Tokens whose gates, each and jointly, chose the task's adapter",
+          "%",
+          "gate-accuracy.png");
     } catch (UserException e) {
       LOG.warn("{}; training goes on", e.getMessage());
     } catch (RuntimeException | LinkageError e) {

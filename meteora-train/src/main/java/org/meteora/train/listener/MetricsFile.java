@@ -10,6 +10,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.train.StepReport;
@@ -91,11 +92,17 @@ public final class MetricsFile implements TrainingListener {
     put(node, "lm_loss", losses.languageModel());
     put(node, "gate_loss", losses.gate());
     put(node, "gate_accuracy", losses.gateAccuracy());
-    if (!losses.gateAccuracyByTask().isEmpty()) {
-      var tasks = node.putObject("gate_accuracy_by_task");
-      losses.gateAccuracyByTask().forEach((task, value) -> put(tasks, task, value));
-    }
+    put(node, "gate_accuracy_by_task", losses.gateAccuracyByTask());
+    put(node, "dominant_accuracy", losses.dominantAccuracy());
+    put(node, "dominant_accuracy_by_task", losses.dominantAccuracyByTask());
     node.put("tokens", losses.tokens());
+  }
+
+  private static void put(ObjectNode node, String key, Map<String, Double> byTask) {
+    if (!byTask.isEmpty()) {
+      var tasks = node.putObject(key);
+      byTask.forEach((task, value) -> put(tasks, task, value));
+    }
   }
 
   private static void put(ObjectNode node, String key, double value) {

@@ -37,9 +37,10 @@ public final class ProgressListener implements TrainingListener {
             ? ""
             : String.format(
                 Locale.ROOT,
-                ", gate %.4f, right %.1f%%",
+                ", gate %.4f, right %.1f%%, jointly %.1f%%",
                 losses.gate(),
-                100 * losses.gateAccuracy());
+                100 * losses.gateAccuracy(),
+                100 * losses.dominantAccuracy());
     progress.note(
         String.format(
             Locale.ROOT,
@@ -62,7 +63,7 @@ public final class ProgressListener implements TrainingListener {
   @Override
   public void onEvaluation(long step, StepReport.Losses losses) {
     var byTask =
-        losses.gateAccuracyByTask().entrySet().stream()
+        losses.dominantAccuracyByTask().entrySet().stream()
             .map(e -> String.format(Locale.ROOT, "%s %.1f%%", e.getKey(), 100 * e.getValue()))
             .collect(Collectors.joining(", "));
     if (Double.isNaN(losses.gate())) {
@@ -72,11 +73,13 @@ public final class ProgressListener implements TrainingListener {
       LOG.info(
           String.format(
               Locale.ROOT,
-              "step %d: held-out loss %.4f, gate loss %.4f, gates right %.1f%% (%s)",
+              "step %d: held-out loss %.4f, gate loss %.4f, gates right %.1f%%, jointly %.1f%%"
+                  + " (%s)",
               step,
               losses.languageModel(),
               losses.gate(),
               100 * losses.gateAccuracy(),
+              100 * losses.dominantAccuracy(),
               byTask));
     }
   }

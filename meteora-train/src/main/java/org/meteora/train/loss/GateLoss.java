@@ -6,6 +6,7 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import java.util.List;
+import org.meteora.moe.Gate;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 import org.meteora.train.batch.Batch;
@@ -13,25 +14,31 @@ import org.meteora.train.batch.Batch;
 /**
  * The gates' loss (MeteoRA, section 3.2): cross-entropy between every gate's logits at a position
  * and the adapter of the sample's task; differentiable. Also counts how often the gates' first
- * choice is right. Made for one batch and fed the gates of one layer after another.
+ * choice is right, and how often their joint vote is: the adapter that dominates the token, having
+ * the largest sum of routing weights over all gates. Made for one batch and fed the gates of one
+ * layer after another.
  */
 public final class GateLoss implements AutoCloseable {
   private final NDManager manager;
   private final int rows;
+  private final int topK;
   private final NDArray target;
   private final NDArray labels;
   private final NDArray counted;
   private NDArray sum;
   private NDArray right;
+  private final NDArray weights;
   private long gates;
 
   /**
    * @param parent gives the device
    * @param batch its gate labels: position t is scored against the label of t + 1
    * @param adapters N, the number of adapters
+   * @param topK k, how many of them act on a token
    */
-  public GateLoss(NDManager parent, Batch batch, int adapters) {
+  public GateLoss(NDManager parent, Batch batch, int adapters, int topK) {
     manager = parent.newSubManager();
+    this.topK = Math.min(topK, adapters);
     rows = batch.rows();
     int length = batch.length();
     var gateLabels = batch.gateLabels();
@@ -50,6 +57,7 @@ public final class GateLoss implements AutoCloseable {
     counted = manager.create(mask, Ops.shape(1, rows, length));
     sum = Ops.zeros(manager, Dtype.F32);
     right = Ops.zeros(manager, Dtype.F32, rows);
+    weights = Ops.zeros(manager, Dtype.F32, rows, length, adapters);
   }
 
   /**
@@ -65,13 +73,21 @@ public final class GateLoss implements AutoCloseable {
     var loss = stacked.logSoftmax(-1).mul(target).sum().neg();
     try (var off = Ops.notRecording();
         NDManager inner = scope.newSubManager()) {
-      var first = Ops.alias(inner, stacked).argMax(-1);
-      var hits = first.eq(labels).toType(DataType.FLOAT32, false).mul(counted);
-      right.addi(hits.sum(new int[] {0, 2}));
+      var all = Ops.alias(inner, stacked);
+      right.addi(hits(all.argMax(-1)).sum(new int[] {0, 2}));
+      var chosen = Gate.training(all, topK);
+      var none = Ops.zeros(inner, Dtype.F32, stacked.getShape().getShape());
+      var dense = Ops.scatterAdd(none, 3, chosen.indices(), chosen.weights());
+      weights.addi(dense.sum(new int[] {0}));
       sum.addi(loss);
     }
     gates += logits.size();
     return loss;
+  }
+
+  /** 1 where a choice {@code (…, rows, seq)} is the label, of positions that count. */
+  private NDArray hits(NDArray choice) {
+    return choice.eq(labels).toType(DataType.FLOAT32, false).mul(counted);
   }
 
   private NDArray shaped(NDArray gate) {
@@ -92,6 +108,14 @@ public final class GateLoss implements AutoCloseable {
   /** For each row, how many (gate, position) pairs had the right adapter first. */
   public float[] right() {
     return right.toFloatArray();
+  }
+
+  /** For each row, how many positions are dominated by the right adapter. */
+  public float[] dominated() {
+    try (NDManager inner = manager.newSubManager()) {
+      var choice = Ops.alias(inner, weights).argMax(-1).expandDims(0);
+      return hits(choice).sum(new int[] {0, 2}).toFloatArray();
+    }
   }
 
   @Override
