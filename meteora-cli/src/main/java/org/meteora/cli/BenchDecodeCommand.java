@@ -112,11 +112,12 @@ final class BenchDecodeCommand implements Callable<Integer> {
           }
           control.flags(Flags.AUTO);
           control.listener(options.recorder(batch));
-          options.report(
-              name(batch, "MeteoRA, auto, routing recorded"),
-              gpu && batch <= CudaDecoder.MAX_ROWS ? graph(model, batch) : step(model, batch),
-              baseline[i],
-              batch);
+          var recorded = "MeteoRA, auto, routing recorded";
+          if (gpu && batch <= CudaDecoder.MAX_ROWS) {
+            options.report(name(batch, recorded), graph(model, batch), baseline[i], batch);
+          } else {
+            step(recorded, model, batch, baseline[i]);
+          }
           control.listener(null);
         }
       }

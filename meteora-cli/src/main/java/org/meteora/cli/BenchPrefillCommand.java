@@ -67,8 +67,7 @@ final class BenchPrefillCommand implements Callable<Integer> {
       control.flags(Flags.AUTO);
       control.listener(options.recorder(batch));
       var times = options.medians(() -> prefill(base), () -> prefill(model));
-      options.report(
-          "MeteoRA, auto, routing recorded", times[1], times[0], count, gatedFloor);
+      options.report("MeteoRA, auto, routing recorded", times[1], times[0], count, gatedFloor);
     }
     return 0;
   }
