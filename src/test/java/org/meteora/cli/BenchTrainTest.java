@@ -1,6 +1,7 @@
 package org.meteora.cli;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.ByteArrayOutputStream;
@@ -43,9 +44,17 @@ class BenchTrainTest {
       lines.add(Jsonl.JSON.readTree(line));
     }
     assertThat(lines)
-        .hasSize(7)
+        .hasSize(12)
         .allSatisfy(line -> assertThat(line.get("ms").asDouble()).isPositive());
-    assertThat(lines.getFirst().get("ratio").asDouble()).isEqualTo(1);
+    // the base again beside each of what is compared with it
+    for (int i = 0; i < lines.size(); i += 2) {
+      assertThat(lines.get(i).get("what").asText()).startsWith("base model");
+      assertThat(lines.get(i).get("ratio").asDouble()).isEqualTo(1);
+      assertThat(lines.get(i + 1).get("ratio").asDouble())
+          .isCloseTo(
+              lines.get(i + 1).get("ms").asDouble() / lines.get(i).get("ms").asDouble(),
+              within(1e-3));
+    }
     assertThat(lines.toString()).contains("auto", "masked", "gather", "all", "layers recomputed");
   }
 }
