@@ -44,11 +44,21 @@ public final class Attention extends LlamaBlock {
     var queries = project(q, x, pass);
     var keys = project(k, x, pass);
     var values = Ops.transpose(project(v, x, pass).reshape(B, L, KV, D), 1, 2);
-    var rotated =
-        RotaryEmbedding.rotate(
-            NDArrays.concat(new NDList(queries, keys), 2).reshape(B, L, H + KV, D), pass.angles());
-    var qh = Ops.transpose(Ops.narrow(rotated, 2, 0, H), 1, 2);
-    var kh = Ops.transpose(Ops.narrow(rotated, 2, H, KV), 1, 2);
+    NDArray qh;
+    NDArray kh;
+    if (!pass.training() && HostRows.fits(queries)) {
+      HostRows.rotate(queries, pass.angles());
+      HostRows.rotate(keys, pass.angles());
+      qh = Ops.transpose(queries.reshape(B, L, H, D), 1, 2);
+      kh = Ops.transpose(keys.reshape(B, L, KV, D), 1, 2);
+    } else {
+      var rotated =
+          RotaryEmbedding.rotate(
+              NDArrays.concat(new NDList(queries, keys), 2).reshape(B, L, H + KV, D),
+              pass.angles());
+      qh = Ops.transpose(Ops.narrow(rotated, 2, 0, H), 1, 2);
+      kh = Ops.transpose(Ops.narrow(rotated, 2, H, KV), 1, 2);
+    }
     if (pass.cache() != null) {
       kh = pass.cache().appendKeys(layer, kh);
       values = pass.cache().appendValues(layer, values);

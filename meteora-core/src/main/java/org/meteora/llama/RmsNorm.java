@@ -37,7 +37,13 @@ public final class RmsNorm extends LlamaBlock {
    * @param training keeps to operations that can be recorded
    */
   NDArray forward(NDArray x, boolean training) {
-    return !training && x.getDevice().isGpu() ? GpuRows.norm(x, weight, epsilon) : forward(x);
+    if (training) {
+      return forward(x);
+    }
+    if (x.getDevice().isGpu()) {
+      return GpuRows.norm(x, weight, epsilon);
+    }
+    return HostRows.fits(x) ? HostRows.norm(x, weight, epsilon) : forward(x);
   }
 
   public NDArray forward(NDArray x) {

@@ -36,16 +36,28 @@ final class HostForward {
     return !x.getDevice().isGpu() && Blas.isAvailable() && Ops.dtype(x) == Dtype.F32;
   }
 
-  /** {@link Gate#inference} on logits {@code (tokens, N)} in host memory. */
-  static Chosen route(NDArray logits, int topK, double temperature) {
-    int tokens = (int) logits.getShape().get(0);
-    int n = (int) logits.getShape().get(1);
+  /**
+   * {@link Gate#inference} of x {@code (…, in)}, row-major.
+   *
+   * @param gate {@code (N, in)}
+   * @param logits {@code (…, N)}, written here
+   */
+  static Chosen route(NDArray x, NDArray gate, NDArray logits, int topK, double temperature) {
+    int n = (int) gate.getShape().get(0);
+    int in = (int) gate.getShape().get(1);
+    int tokens = (int) (x.getShape().size() / in);
+    var values = Ops.memory(logits);
+    if (tokens == 1) {
+      Blas.multiply(n, in, 1, Ops.memory(gate), Ops.memory(x), 0, values);
+    } else {
+      Blas.productTransposed(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
+    }
     var chosen = new Chosen(tokens, topK, new int[tokens * topK], new float[tokens * topK]);
-    route(Ops.memory(logits), n, chosen, 0, tokens, temperature);
+    route(values, n, chosen, 0, tokens, temperature);
     return chosen;
   }
 
-  /** As {@link #route(NDArray, int, double)}, tokens {@code from} to {@code to} of a choice. */
+  /** The routing of tokens {@code from} to {@code to} from logits {@code (tokens, N)}. */
   static void route(
       MemorySegment logits, int n, Chosen chosen, int from, int to, double temperature) {
     int topK = chosen.topK();
@@ -97,11 +109,11 @@ final class HostForward {
   /**
    * Adds the contribution to {@code y} in place.
    *
-   * @param x {@code (tokens, in)} row-major
-   * @param y {@code (tokens, out)} row-major
+   * @param x {@code (…, in)} row-major
+   * @param y {@code (…, out)} row-major
    */
   static void add(NDArray x, NDArray y, BankLayout bank, Chosen chosen) {
-    int in = (int) x.getShape().get(1);
+    int in = (int) (x.getShape().size() / chosen.tokens());
     int out = (int) (y.getShape().size() / chosen.tokens());
     var work =
         new Work(

@@ -11,6 +11,7 @@ import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import org.meteora.UserException;
 import org.meteora.lora.AdapterBank;
+import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 /**
@@ -139,9 +140,13 @@ public final class MoeLinear extends AbstractBlock {
     }
     var shape = x.getShape();
     long in = shape.get(shape.dimension() - 1);
-    var rows = shape.dimension() == 2 ? x : x.reshape(-1, in);
     var flags = control.flags();
     boolean gated = bank.gate() != null && flags.singleAdapter().isEmpty();
+    boolean best = flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED;
+    if (best && !training && HostForward.fits(x)) {
+      return onHost(x, y, gated, wantLogits);
+    }
+    var rows = shape.dimension() == 2 ? x : x.reshape(-1, in);
     boolean gpu = weight.getDevice().isGpu();
     if (flags.mode() == ForwardMode.FUSED && (!gpu || training)) {
       Fallback.say(
@@ -188,10 +193,6 @@ public final class MoeLinear extends AbstractBlock {
     }
     boolean reference = flags.mode() == ForwardMode.REFERENCE;
     int topK = topK();
-    boolean best = flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED;
-    if (best && !training && HostForward.fits(x)) {
-      return onHost(rows, y, logits, topK, shape);
-    }
     Routing routing;
     if (!gated) {
       routing = fixed(rows);
@@ -271,23 +272,32 @@ public final class MoeLinear extends AbstractBlock {
     return fused;
   }
 
-  private Output onHost(NDArray rows, NDArray y, NDArray logits, int topK, Shape shape) {
-    int tokens = (int) rows.getShape().get(0);
-    var chosen =
-        logits == null
-            ? HostForward.fixed(tokens, singleAdapter())
-            : HostForward.route(logits, topK, control.settings().temperature());
-    if (logits != null) {
-      tell(chosen, shape);
+  private Output onHost(NDArray x, NDArray y, boolean gated, boolean wantLogits) {
+    var shape = x.getShape();
+    int in = (int) shape.get(shape.dimension() - 1);
+    int tokens = (int) (shape.size() / in);
+    try (var rows = Ops.contiguous(x)) {
+      var logits =
+          gated
+              ? Ops.empty(x.getManager(), Dtype.F32, withLast(shape, bank.size()).getShape())
+              : null;
+      HostForward.Chosen chosen;
+      if (gated) {
+        chosen =
+            HostForward.route(rows, bank.gate(), logits, topK(), control.settings().temperature());
+        tell(chosen, shape);
+      } else {
+        chosen = HostForward.fixed(tokens, singleAdapter());
+      }
+      if (bank.totalRank() > 0) {
+        HostForward.add(rows, y, layout, chosen);
+      }
+      if (gated && !wantLogits) {
+        logits.close();
+        logits = null;
+      }
+      return new Output(y, logits);
     }
-    if (bank.totalRank() > 0) {
-      HostForward.add(Ops.contiguous(rows), y, layout, chosen);
-    }
-    return new Output(
-        y,
-        logits == null || shape.dimension() == 2
-            ? logits
-            : logits.reshape(withLast(shape, bank.size())));
   }
 
   /** Tells the listener, if there is one, of the routing of an input of this shape. */
