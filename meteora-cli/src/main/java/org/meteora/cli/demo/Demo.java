@@ -8,6 +8,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.function.ToIntFunction;
+import java.util.regex.Pattern;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
@@ -31,6 +32,8 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
   private static final List<String> COMPOSITE =
       List.of("reverse_word", "count_vowels", "translate_zorbish");
 
+  private static final Pattern ANSWER_BEGINS = Pattern.compile("\\d+\\. ");
+
   private static final List<String> BASE_FILES =
       List.of("config.json", "generation_config.json", "tokenizer.json", "model.safetensors");
 
@@ -44,7 +47,7 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
    * @param routed composite answers whose tokens' adapters are looked at
    */
   record Size(int train, int test, int adapterSteps, int gateSteps, int routed) {
-    static final Size WHOLE = new Size(1500, 100, 250, 600, 20);
+    static final Size WHOLE = new Size(1500, 100, 230, 700, 20);
   }
 
   void start() {
@@ -237,41 +240,58 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     return right / (double) answers.size();
   }
 
-  /** One answer token by token, and on how many answers' tokens the right adapter weighs most. */
+  /**
+   * One composite's lines token by token, and on how many tokens the right adapter weighs most: of
+   * the answers, which come after {@code i. }, and of the whole lines.
+   */
   private void showRouting() {
     int right = 0;
     int tokens = 0;
+    int rightOfLines = 0;
+    int tokensOfLines = 0;
     for (int sample = 0; sample < size.routed(); sample++) {
-      var trace =
-          Jsonl.readFile(
-              folder.resolve("routes").resolve(String.valueOf(sample)).resolve("routes.json"));
+      var trace = Jsonl.readFile(folder.resolve("routes/" + sample + "/routes.json"));
       for (var part : trace.path("parts")) {
         if (!part.path("output").asBoolean()) {
           continue;
         }
+        var line = new StringBuilder();
         for (int t = part.path("from").asInt(); t < part.path("to").asInt(); t++) {
-          var heaviest = heaviest(trace.path("tokens").path(t).path("shares"));
+          var token = trace.path("tokens").path(t);
+          boolean inAnswer = ANSWER_BEGINS.matcher(line).lookingAt();
+          line.append(token.path("text").asText());
+          var heaviest = heaviest(token.path("shares"));
           if (heaviest.isEmpty()) {
             continue; // the last token was never an input
           }
           boolean own = heaviest.equals(part.path("task").asText());
-          tokens++;
-          right += own ? 1 : 0;
+          tokensOfLines++;
+          rightOfLines += own ? 1 : 0;
+          tokens += inAnswer ? 1 : 0;
+          right += inAnswer && own ? 1 : 0;
           if (sample == 0) {
             out.printf(
                 "%-6s %-18s %3.0f %%%s%n",
-                Jsonl.JSON.valueToTree(trace.path("tokens").path(t).path("text").asText()),
+                token.path("text"),
                 heaviest,
-                100 * trace.path("tokens").path(t).path("shares").path(heaviest).asDouble(),
+                100 * token.path("shares").path(heaviest).asDouble(),
                 own ? "" : "   (asked: " + part.path("task").asText() + ")");
           }
         }
       }
     }
     out.printf(
-        "%nThe right adapter has the largest weight on %.1f %% of %d tokens of %d composite"
-            + " answers.%n",
-        tokens == 0 ? 0 : 100.0 * right / tokens, tokens, size.routed());
+        "%nThe right adapter has the largest weight on %.1f %% of %d tokens of the answers in %d"
+            + " composites; with the numbers before them, on %.1f %% of %d.%n",
+        percent(right, tokens),
+        tokens,
+        size.routed(),
+        percent(rightOfLines, tokensOfLines),
+        tokensOfLines);
+  }
+
+  private static double percent(int part, int of) {
+    return of == 0 ? 0 : 100.0 * part / of;
   }
 
   private static String heaviest(JsonNode shares) {

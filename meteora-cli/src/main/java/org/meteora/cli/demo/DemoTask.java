@@ -35,7 +35,7 @@ record DemoTask(
   /** Share of the training samples that are sheets, and of these the share with worked examples. */
   private static final double SHEETS = 0.5;
 
-  private static final double WITH_EXAMPLES = 0.2;
+  private static final double WITH_EXAMPLES = 0.35;
 
   static final List<DemoTask> ALL =
       List.of(
