@@ -131,10 +131,11 @@ final class FileDownload {
   private Void addWorkers(PartFile part, ExecutorService workers, int most)
       throws InterruptedException {
     var pause = hub.settings().timing().ramp();
+    Thread.sleep(pause.multipliedBy(3)); // connecting, and code that is not compiled yet
     for (int running = 1; running < most; ) {
       long before = received.sum();
       Thread.sleep(pause);
-      if (received.sum() - before <= ENOUGH * pause.toNanos() / 1e9) {
+      if (received.sum() - before <= ENOUGH * pause.toNanos() / 1e9 && !part.isBehind()) {
         workers.submit(() -> work(part));
         running++;
       }

@@ -16,9 +16,9 @@ import java.nio.file.StandardOpenOption;
 import java.security.MessageDigest;
 import java.util.ArrayDeque;
 import java.util.HashMap;
+import java.util.HexFormat;
 import java.util.Map;
 import java.util.concurrent.ArrayBlockingQueue;
-import java.util.concurrent.ExecutorService;
 import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
 import java.util.zip.CRC32C;
@@ -79,9 +79,10 @@ final class PartFile implements Closeable {
   private int next;
 
   /**
-   * Writes while the next block arrives; when it does not keep up, who brings a block writes it.
+   * Writes while the next blocks arrive; who brings them waits when it does not keep up. More
+   * threads than this one would only wait for each other: a file system lets one at a time write.
    */
-  private final ExecutorService writer =
+  private final ThreadPoolExecutor writer =
       new ThreadPoolExecutor(
           1,
           1,
@@ -89,7 +90,14 @@ final class PartFile implements Closeable {
           TimeUnit.MINUTES,
           new ArrayBlockingQueue<>(4),
           Thread.ofPlatform().daemon().name("write").factory(),
-          new ThreadPoolExecutor.CallerRunsPolicy());
+          (task, pool) -> {
+            try {
+              pool.getQueue().put(task);
+            } catch (InterruptedException e) {
+              Thread.currentThread().interrupt();
+              fail(e);
+            }
+          });
 
   private long unsynced;
   private boolean syncing;
@@ -338,6 +346,11 @@ final class PartFile implements Closeable {
     }
   }
 
+  /** Whether blocks wait to be written: the disk is what takes the time. */
+  boolean isBehind() {
+    return !writer.getQueue().isEmpty();
+  }
+
   private void write(int block, ByteBuffer content) {
     try {
       int checksum = crc(content);
@@ -356,13 +369,11 @@ final class PartFile implements Closeable {
   /** Returns whether it is time to sync. */
   private synchronized boolean done(int block, int checksum, ByteBuffer content)
       throws IOException {
-    var line = new byte[LINE];
-    var text = String.format("%08x %08x", block, checksum).getBytes(StandardCharsets.US_ASCII);
-    System.arraycopy(text, 0, line, 0, 17);
-    var rest = String.format(" %08x\n", crc(text, 0, 17)).getBytes(StandardCharsets.US_ASCII);
-    System.arraycopy(rest, 0, line, 17, 10);
-    var buffer = ByteBuffer.wrap(line);
-    while (buffer.hasRemaining()) {
+    var hex = HexFormat.of(); // String.format takes long in a fresh process
+    var text = hex.toHexDigits(block) + " " + hex.toHexDigits(checksum);
+    int own = crc(text.getBytes(StandardCharsets.US_ASCII), 0, text.length());
+    var line = (text + " " + hex.toHexDigits(own) + "\n").getBytes(StandardCharsets.US_ASCII);
+    for (var buffer = ByteBuffer.wrap(line); buffer.hasRemaining(); ) {
       journal.write(buffer);
     }
     states[block] = DONE;

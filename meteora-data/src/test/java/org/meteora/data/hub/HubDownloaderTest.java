@@ -269,6 +269,42 @@ class HubDownloaderTest {
   }
 
   @Test
+  void anInterruptEndsADownloadThatWaitsForItsServer() throws Exception {
+    server.add("f", bytes(400_000), true);
+    server.faults =
+        new FakeHub.Faults() {
+          @Override
+          public FakeHub.Fault next(boolean content, String path) {
+            return content ? FakeHub.Fault.STALL : FakeHub.Fault.NONE; // for five seconds
+          }
+
+          @Override
+          public int at(int bound) {
+            return bound / 2;
+          }
+        };
+    var settings = Hubs.settings(server, folder.resolve("cache"), SMALL, Timing.DEFAULT);
+    var failure = new java.util.concurrent.CompletableFuture<Throwable>();
+    var thread =
+        Thread.ofPlatform()
+            .start(
+                () -> {
+                  try {
+                    download(settings);
+                    failure.complete(null);
+                  } catch (Throwable e) {
+                    failure.complete(e);
+                  }
+                });
+    while (server.bytesSent.get() == 0) {
+      Thread.sleep(5);
+    }
+    thread.interrupt();
+    assertThat(failure.get(2, java.util.concurrent.TimeUnit.SECONDS))
+        .isInstanceOf(InterruptedException.class);
+  }
+
+  @Test
   void retryAfterIsHonouredAndTooLongAWaitIsSaid() throws Exception {
     var times = new java.util.concurrent.ConcurrentLinkedQueue<Long>();
     try (var busy = new java.net.ServerSocket(0)) {
