@@ -1,9 +1,6 @@
 package org.meteora.eval.routes;
 
 import com.fasterxml.jackson.core.JsonGenerator;
-import java.awt.Color;
-import java.awt.Font;
-import java.awt.Graphics2D;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -235,7 +232,7 @@ public final class RoutingMatrix implements RoutingListener {
     AtomicFiles.requireWritableFolder(folder);
     writeJson(settings, folder.resolve("routing.json"));
     AtomicFiles.writeString(folder.resolve("routing.html"), html(title, settings));
-    Routes.picture(() -> writePng(title, folder.resolve("routing.png")));
+    Routes.picture(() -> RoutingMatrixPng.write(this, title, folder.resolve("routing.png")));
   }
 
   /** Shares and firsts over all gates, for every layer, for every module, and for every gate. */
@@ -359,79 +356,5 @@ public final class RoutingMatrix implements RoutingListener {
       }
     }
     return Base64.getEncoder().encodeToString(bytes);
-  }
-
-  /** The heat map of shares over all gates; the task's own adapter is framed. */
-  public void writePng(String title, Path file) {
-    int cell = 26;
-    int left = 290;
-    int top = 260;
-    int width = Math.max(760, left + cell * adapters.size() + 110);
-    int height = top + cell * tasks.size() + 60;
-    Figures.write(file, width, height, g -> draw(g, title, cell, left, top, width));
-  }
-
-  private void draw(Graphics2D g, String title, int cell, int left, int top, int width) {
-    g.setColor(Figures.INK);
-    g.setFont(Figures.font(Font.BOLD, 17));
-    g.drawString(Figures.fit(g, title, width - 50), 24, 38);
-    g.setFont(Figures.font(Font.PLAIN, 12));
-    g.setColor(Figures.DIM);
-    g.drawString(
-        "Share of routing weight (%), all layers and modules; framed: the task's own adapter",
-        24, 58);
-    for (int a = 0; a < adapters.size(); a++) {
-      var turned = (Graphics2D) g.create();
-      turned.setFont(Figures.font(Font.PLAIN, 11));
-      turned.setColor(Figures.INK);
-      turned.rotate(-Math.PI / 3, left + cell * (a + 0.62), top - 8);
-      turned.drawString(
-          Figures.fit(turned, adapters.get(a), 200), (float) (left + cell * (a + 0.62)), top - 8);
-      turned.dispose();
-    }
-    g.setFont(Figures.font(Font.BOLD, 11));
-    g.setColor(Figures.DIM);
-    g.drawString("right first", left + cell * adapters.size() + 12, top - 8);
-    for (int t = 0; t < tasks.size(); t++) {
-      var name = tasks.get(t);
-      int y = top + cell * t;
-      g.setFont(Figures.font(Font.PLAIN, 11));
-      g.setColor(Figures.INK);
-      var label = Figures.fit(g, name, left - 36);
-      g.drawString(label, left - 8 - g.getFontMetrics().stringWidth(label), y + 17);
-      var shares = shares(name, RoutingTrace.ALL, RoutingTrace.ALL);
-      for (int a = 0; a < shares.length; a++) {
-        int x = left + cell * a;
-        var colour = heat(shares[a]);
-        g.setColor(colour);
-        g.fillRect(x, y, cell - 1, cell - 1);
-        if (shares[a] >= 0.005) {
-          g.setColor(Figures.ink(colour));
-          g.setFont(Figures.font(Font.PLAIN, 10));
-          var text = "" + Math.round(100 * shares[a]);
-          g.drawString(text, x + (cell - 1 - g.getFontMetrics().stringWidth(text)) / 2, y + 17);
-        }
-        if (adapters.get(a).equals(name)) {
-          g.setColor(new Color(0xD55E00));
-          g.setStroke(new java.awt.BasicStroke(2));
-          g.drawRect(x, y, cell - 2, cell - 2);
-        }
-      }
-      g.setFont(Figures.font(Font.PLAIN, 11));
-      g.setColor(Figures.INK);
-      g.drawString(
-          adapters.contains(name)
-              ? Figures.percent(rightFirst(name, RoutingTrace.ALL, RoutingTrace.ALL))
-              : "–",
-          left + cell * adapters.size() + 12,
-          y + 17);
-    }
-  }
-
-  /** White to dark blue, even to the eye in grey too. */
-  private static Color heat(double share) {
-    double s = Math.pow(Math.clamp(share, 0, 1), 0.7);
-    return new Color(
-        (int) (246 + s * (8 - 246)), (int) (248 + s * (48 - 248)), (int) (251 + s * (107 - 251)));
   }
 }
