@@ -16,7 +16,7 @@ import org.meteora.torch.Dtype;
  */
 final class MatrixVector {
   static final int MAX_ROWS = 16;
-  private static final int MAX_SEGMENTS = 16;
+  private static final int MAX_SEGMENTS = 9; // weights, gates and A of q, k and v
   private static final int CHUNK = 1024;
   private static final int TILE = 16;
 
@@ -32,11 +32,10 @@ final class MatrixVector {
    * @param overlap programmatic dependent launch
    * @param rideBytes stacked A matrices up to this size are multiplied whole with the base weights;
    *     of larger ones only the chosen adapters' rows are read, by a launch of its own
-   * @param mapped copies weights by tensor maps, 16 rows in one request, instead of row by row
    */
-  record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes, boolean mapped) {
+  record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes) {
     static Tuning standard() {
-      return new Tuning(196 << 10, 60 << 10, true, 16 << 20, false);
+      return new Tuning(196 << 10, 60 << 10, true, 16 << 20);
     }
   }
 
@@ -62,7 +61,7 @@ final class MatrixVector {
     this.tuning = tuning;
     this.total = segments.stream().mapToInt(Segment::rows).sum();
     var chunks = (k + CHUNK - 1) / CHUNK;
-    var stageBytes = TILE * (CHUNK * 2 + (tuning.mapped() ? 0 : 64));
+    var stageBytes = TILE * CHUNK * 2;
     var most = Math.min(tuning.sharedBytes(), kernels.cuda().sharedMemory());
     var cut = 1;
     while (cut < chunks
@@ -120,15 +119,11 @@ final class MatrixVector {
       var grid = Math.min((total + 7) / 8, kernels.cuda().multiprocessors() * 8);
       return kernels.get("product_any").launch(grid, 1, 1, 256, 0, tuning.overlap(), argument);
     }
-    var name = (tuning.mapped() ? "product_mapped" : "product_stream") + (rows > 8 ? 16 : 8);
-    var kernel = kernels.get(name);
+    var kernel = kernels.get(rows > 8 ? "product_stream16" : "product_stream8");
     kernel.allowShared(kernels.cuda().sharedMemory());
-    if (tuning.mapped()) {
-      var maps = new Struct();
-      for (var segment : segments) {
-        maps.add(TensorMap.encode(segment.address(), segment.rows(), k, TILE, CHUNK));
-      }
-      argument = maps.skip(128 * (MAX_SEGMENTS - segments.size())).add(argument);
+    argument.skip(16 * (MAX_SEGMENTS - segments.size())).align(64);
+    for (var segment : segments) {
+      argument.add(TensorMap.encode(segment.address(), segment.rows(), k, TILE, CHUNK));
     }
     var members = Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE);
     return kernel.launch(members * slices, 1, 1, 288, shared, tuning.overlap(), argument);

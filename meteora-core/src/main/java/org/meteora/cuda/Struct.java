@@ -35,7 +35,12 @@ public final class Struct {
 
   /** Ends a nested struct: what follows starts at a multiple of 8. */
   public Struct align() {
-    bytes.position((bytes.position() + 7) / 8 * 8);
+    return align(8);
+  }
+
+  /** What follows starts at a multiple of {@code size} bytes. */
+  Struct align(int size) {
+    bytes.position((bytes.position() + size - 1) / size * size);
     return this;
   }
 

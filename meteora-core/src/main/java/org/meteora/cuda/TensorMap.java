@@ -12,7 +12,7 @@ import java.lang.foreign.Arena;
  */
 final class TensorMap {
   private static final int UINT16 = 1;
-  private static final int L2_PROMOTION_256_BYTES = 3;
+  private static final int NO_L2_PROMOTION = 0; // with it a product took 1.5 µs longer
 
   private TensorMap() {}
 
@@ -44,7 +44,7 @@ final class TensorMap {
           every.address(),
           0,
           0,
-          L2_PROMOTION_256_BYTES,
+          NO_L2_PROMOTION,
           0);
       var result = new Struct();
       for (var i = 0; i < 16; i++) {

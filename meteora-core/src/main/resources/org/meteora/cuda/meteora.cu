@@ -328,7 +328,7 @@ struct Segment {
   const T* w;
   int end, pad;  // one past the segment's last row in the list
 };
-#define MAX_SEGMENTS 16
+#define MAX_SEGMENTS 9  // weights, gates and A of q, k and v
 struct Product {
   const T* x;
   float* y;
@@ -401,19 +401,20 @@ extern "C" __global__ void __launch_bounds__(256) product_any(const __grid_const
 }
 
 #if DTYPE != 0 && __CUDA_ARCH__ >= 900
-// At the speed of memory on Hopper and later: one block per multiprocessor. A producer warp streams 16 weight rows × 512
-// columns a stage into a ring in shared memory by bulk copies (it starts before the previous kernel has ended: weights
-// depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is dealt evenly over the
-// blocks; a tile's sum may so have two contributors, which add to a y that was zero before: the order does not matter.
+// At the speed of memory on Hopper and later: one block per multiprocessor. A producer streams 16 weight rows × 1024
+// columns a stage into a ring in shared memory, each stage by one request of the copy engine (it starts before the previous
+// kernel has ended: weights depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is
+// dealt evenly over the blocks; a tile's sum may so have two contributors, which add to a y that was zero before: the order
+// does not matter.
 //
-// Mapped: the copies go by tensor maps, a stage in one request instead of sixteen. A map belongs to one matrix, so no tile
-// has rows of two; rows and columns beyond the matrix arrive as zeros. A map shows row, column / d, column % d.
+// A tensor map describes one matrix to the copy engine, so no tile has rows of two; rows and columns beyond the matrix
+// arrive as zeros. A map shows row, column / d, column % d, where d is the largest power of two that divides k, at most 256.
 #ifndef CHUNK
 #define CHUNK 1024
 #endif
 #define STEPS (CHUNK / 256)  // of 32 columns, for each of eight warps
 #define TILE 16
-#define ROW_BYTES (CHUNK * 2 + 64)  // 64 bytes apart modulo 128: fragment loads without bank conflicts
+#define STAGE_BYTES (TILE * CHUNK * 2)
 
 __device__ __forceinline__ unsigned shared32(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void barrierInit(unsigned b, int count) {
@@ -429,12 +430,6 @@ __device__ __forceinline__ void barrierWait(unsigned b, unsigned parity) {
   asm volatile(
       "{\n .reg .pred done;\nagain:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n @done bra out;\n"
       " bra again;\nout:\n}\n" ::"r"(b), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void bulkCopy(unsigned to, const void* from, unsigned bytes, unsigned barrier, u64 policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
 }
 struct __align__(64) TensorMap { u64 opaque[16]; };
 __device__ __forceinline__ void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, u64 policy) {
@@ -481,17 +476,15 @@ __device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-template <int NT, bool MAPPED>  // NT × 8 rows of x at most
+template <int NT>  // NT × 8 rows of x at most
 __device__ __forceinline__ void productStream(const Product& p, const TensorMap* maps) {
-  constexpr int rowBytes = MAPPED ? CHUNK * 2 : ROW_BYTES, stageBytes = TILE * rowBytes;
   extern __shared__ __align__(128) unsigned char memory[];
   const int stages = p.stages, slices = p.slices;
   const int allChunks = (p.k + CHUNK - 1) / CHUNK;
   const int slice = blockIdx.x % slices, member = blockIdx.x / slices, members = gridDim.x / slices;
   const int chunk0 = (int)((long long)slice * allChunks / slices);
   const int chunks = (int)((long long)(slice + 1) * allChunks / slices) - chunk0;
-  const int tiles = MAPPED ? p.tiles : (p.total + TILE - 1) / TILE;
-  const long long units = (long long)tiles * chunks;
+  const long long units = (long long)p.tiles * chunks;
   const int u0 = (int)(units * member / members), u1 = (int)(units * (member + 1) / members);
   const unsigned base = shared32(memory);
   const unsigned full = base, empty = base + 8 * stages;
@@ -512,38 +505,22 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
   releaseNext();
 
   if (warp == 8) {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    int tile = u0 / chunks, c = u0 - tile * chunks, stage = 0;
-    unsigned phase = 1;
-    if (MAPPED) {
-      if (lane == 0) {
-        const int piece = p.k & -p.k, inner = piece < 256 ? piece : 256;
-        Place place;
-        for (int u = u0; u < u1; u++) {
-          if (u == u0 || c == 0) place = placeOf(p, tile);
-          barrierWait(empty + 8 * stage, phase);
-          barrierExpect(full + 8 * stage, stageBytes);
-          tensorCopy(ring + stage * stageBytes, maps + place.segment, (chunk0 + c) * CHUNK / inner, place.row,
-                     full + 8 * stage, policy);
-          if (++stage == stages) { stage = 0; phase ^= 1; }
-          if (++c == chunks) { c = 0; tile++; }
-        }
+    if (lane == 0) {
+      u64 policy;
+      asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+      const int d = __ffs(p.k) - 1 < 8 ? __ffs(p.k) - 1 : 8;
+      int tile = u0 / chunks, c = u0 - tile * chunks, stage = 0;
+      unsigned phase = 1;
+      Place place;
+      for (int u = u0; u < u1; u++) {
+        if (u == u0 || c == 0) place = placeOf(p, tile);
+        barrierWait(empty + 8 * stage, phase);
+        barrierExpect(full + 8 * stage, STAGE_BYTES);
+        tensorCopy(ring + stage * STAGE_BYTES, maps + place.segment, (chunk0 + c) * CHUNK >> d, place.row, full + 8 * stage,
+                   policy);
+        if (++stage == stages) { stage = 0; phase ^= 1; }
+        if (++c == chunks) { c = 0; tile++; }
       }
-      waitForPrevious();
-      return;
-    }
-    const T* w = 0;
-    for (int u = u0; u < u1; u++) {
-      int valid = p.total - tile * TILE < TILE ? p.total - tile * TILE : TILE;
-      if ((u == u0 || c == 0) && lane < valid) w = weightRow(p, tile * TILE + lane);
-      int at = (chunk0 + c) * CHUNK, length = p.k - at < CHUNK ? p.k - at : CHUNK;
-      barrierWait(empty + 8 * stage, phase);
-      if (lane == 0) barrierExpect(full + 8 * stage, valid * length * 2);
-      __syncwarp();
-      if (lane < valid) bulkCopy(ring + stage * stageBytes + lane * rowBytes, w + at, length * 2, full + 8 * stage, policy);
-      if (++stage == stages) { stage = 0; phase ^= 1; }
-      if (++c == chunks) { c = 0; tile++; }
     }
     waitForPrevious();
     return;
@@ -575,33 +552,29 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
   int tile = u0 / chunks, c = u0 - tile * chunks, stage = 0, parityOfSums = 0;
   unsigned phase = 0;
   float* y = p.y + (u64)slice * p.rows * p.ld;
+  Place place;
   for (int u = u0; u < u1; u++) {
-    int left = p.k - (chunk0 + c) * CHUNK;
+    if (u == u0 || c == 0) place = placeOf(p, tile);
     barrierWait(full + 8 * stage, phase);
     uint4 laterA = make_uint4(0, 0, 0, 0), laterB = laterA;
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
       int kk = (warp * STEPS + step) * 32 + q * 8;
-      unsigned wAt = ring + stage * stageBytes + g * rowBytes + kk * 2;
-      uint4 a = make_uint4(0, 0, 0, 0), b = a;
-      if (MAPPED) {
-        // rows are a multiple of 128 bytes apart: odd ones take two steps' columns in the other order, lest even and odd
-        // rows meet in the banks
-        if (step % 2 == 0) {
-          unsigned other = g & 1 ? 64 : 0;
-          a = loadShared(wAt + other);
-          b = loadShared(wAt + other + 8 * rowBytes);
-          laterA = loadShared(wAt + (64 - other));
-          laterB = loadShared(wAt + (64 - other) + 8 * rowBytes);
-          swapIf(g & 1, a, laterA);
-          swapIf(g & 1, b, laterB);
-        } else {
-          a = laterA;
-          b = laterB;
-        }
-      } else if (kk < left) {
-        a = loadShared(wAt);
-        b = loadShared(wAt + 8 * rowBytes);
+      unsigned wAt = ring + stage * STAGE_BYTES + g * CHUNK * 2 + kk * 2;
+      uint4 a, b;
+      // rows are a multiple of 128 bytes apart: odd ones take two steps' columns in the other order, lest even and odd rows
+      // meet in the banks
+      if (step % 2 == 0) {
+        unsigned other = g & 1 ? 64 : 0;
+        a = loadShared(wAt + other);
+        b = loadShared(wAt + other + 8 * CHUNK * 2);
+        laterA = loadShared(wAt + (64 - other));
+        laterB = loadShared(wAt + (64 - other) + 8 * CHUNK * 2);
+        swapIf(g & 1, a, laterA);
+        swapIf(g & 1, b, laterB);
+      } else {
+        a = laterA;
+        b = laterB;
       }
 #pragma unroll
       for (int n = 0; n < NT; n++) {
@@ -629,39 +602,27 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
         acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.f;
       }
       asm volatile("bar.sync 1, 256;" ::: "memory");
-      int m = threadIdx.x / TILE, row = tile * TILE + threadIdx.x % TILE;
-      bool valid = row < p.total;
-      if (MAPPED) {
-        Place place = placeOf(p, tile);
-        row = place.out + threadIdx.x % TILE;
-        valid = threadIdx.x % TILE < place.valid;
-      }
-      if (m < p.rows && valid) {
+      int m = threadIdx.x / TILE, of = threadIdx.x % TILE;
+      if (m < p.rows && of < place.valid) {
         float v = 0;
 #pragma unroll
         for (int w = 0; w < 8; w++) v += sums[(parityOfSums * 8 + w) * (NT * 8 * TILE) + threadIdx.x];
-        atomicAdd(y + (u64)m * p.ld + row, v * factor[m]);
+        atomicAdd(y + (u64)m * p.ld + place.out + of, v * factor[m]);
       }
       parityOfSums ^= 1;
       if (c == chunks) { c = 0; tile++; }
     }
   }
 }
-extern "C" __global__ void __launch_bounds__(288, 1) product_stream8(const __grid_constant__ Product p) {
-  productStream<1, false>(p, 0);
-}
-extern "C" __global__ void __launch_bounds__(288, 1) product_stream16(const __grid_constant__ Product p) {
-  productStream<2, false>(p, 0);
-}
-struct MappedProduct {
-  TensorMap map[MAX_SEGMENTS];
+struct StreamedProduct {
   Product product;
+  TensorMap map[MAX_SEGMENTS];
 };
-extern "C" __global__ void __launch_bounds__(288, 1) product_mapped8(const __grid_constant__ MappedProduct p) {
-  productStream<1, true>(p.product, p.map);
+extern "C" __global__ void __launch_bounds__(288, 1) product_stream8(const __grid_constant__ StreamedProduct p) {
+  productStream<1>(p.product, p.map);
 }
-extern "C" __global__ void __launch_bounds__(288, 1) product_mapped16(const __grid_constant__ MappedProduct p) {
-  productStream<2, true>(p.product, p.map);
+extern "C" __global__ void __launch_bounds__(288, 1) product_stream16(const __grid_constant__ StreamedProduct p) {
+  productStream<2>(p.product, p.map);
 }
 #endif
 

@@ -22,10 +22,8 @@ class DecodeEngineGpuTest {
 
   static Stream<Arguments> models() {
     var standard = Tuning.standard();
-    var chosenOnly = new Tuning(standard.sharedBytes(), standard.inputBytes(), true, 0, false);
-    var sliced = new Tuning(160 << 10, 16 << 10, true, standard.rideBytes(), false);
-    var mapped = new Tuning(196 << 10, 60 << 10, true, standard.rideBytes(), true);
-    var mappedSliced = new Tuning(160 << 10, 16 << 10, true, standard.rideBytes(), true);
+    var chosenOnly = new Tuning(standard.sharedBytes(), standard.inputBytes(), true, 0);
+    var sliced = new Tuning(160 << 10, 16 << 10, true, standard.rideBytes());
     var many = new int[70];
     Arrays.fill(many, 2);
     return Stream.of(
@@ -78,21 +76,6 @@ class DecodeEngineGpuTest {
             "bf16 sliced",
             new Config(Dtype.BF16, 1536, 8, 2, 64, 2560, 333, 2, UNEQUAL, 2, false),
             sliced,
-            13),
-        Arguments.of(
-            "bf16 mapped",
-            new Config(Dtype.BF16, 1024, 8, 2, 128, 2000, 333, 2, EIGHTS, 2, true),
-            mapped,
-            1),
-        Arguments.of(
-            "bf16 mapped 16 rows",
-            new Config(Dtype.BF16, 1024, 8, 2, 128, 2064, 333, 2, EIGHTS, 2, false),
-            mapped,
-            16),
-        Arguments.of(
-            "bf16 mapped sliced",
-            new Config(Dtype.BF16, 1536, 8, 2, 64, 2560, 333, 2, UNEQUAL, 2, false),
-            mappedSliced,
             13),
         Arguments.of(
             "bf16 chosen A",

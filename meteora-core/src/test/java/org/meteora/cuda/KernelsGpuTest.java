@@ -19,20 +19,6 @@ class KernelsGpuTest {
   @ParameterizedTest
   @EnumSource(names = {"F32", "F16", "BF16"})
   void matrixVectorProducts(Dtype dtype) {
-    matrixVectorProducts(
-        dtype, Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, 0, false));
-  }
-
-  @ParameterizedTest
-  @EnumSource(names = {"F16", "BF16"})
-  void matrixVectorProductsByTensorMaps(Dtype dtype) {
-    matrixVectorProducts(
-        dtype,
-        new Tuning(196 << 10, 60 << 10, true, 0, true),
-        new Tuning(160 << 10, 20 << 10, false, 0, true));
-  }
-
-  private static void matrixVectorProducts(Dtype dtype, Tuning... tunings) {
     // rows of x, k, rows of each matrix
     int[][] shapes = {
       {1, 4096, 700, 5, 1},
@@ -48,7 +34,7 @@ class KernelsGpuTest {
     };
     try (var gpu = new Gpu(3)) {
       var kernels = Kernels.of(gpu.cuda, new Kernels.Constants(dtype, 2, 32, 64, 1));
-      for (var tuning : tunings) {
+      for (var tuning : List.of(Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, 0))) {
         for (var shape : shapes) {
           var m = shape[0];
           var k = shape[1];

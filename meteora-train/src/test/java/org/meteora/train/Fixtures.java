@@ -15,7 +15,9 @@ import org.meteora.train.batch.TrainingSample;
 /** The reference data that a fresh clone does not have. */
 final class Fixtures {
   static final Path FOLDER =
-      Path.of(System.getProperty("meteora.root", ".."), "../shared/fixtures").normalize();
+      System.getProperty("meteora.fixtures") != null
+          ? Path.of(System.getProperty("meteora.fixtures"))
+          : Path.of(System.getProperty("meteora.root", ".."), "../shared/fixtures").normalize();
   static final Path TINY = FOLDER.resolve("tiny-llama");
 
   static {
