@@ -1,8 +1,8 @@
 package org.meteora.data.hub;
 
 import java.io.IOException;
+import java.io.InputStream;
 import java.net.URI;
-import java.nio.ByteBuffer;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -28,6 +28,8 @@ final class FileDownload {
   private static final Pattern CONTENT_RANGE =
       Pattern.compile("bytes (\\d{1,18})-(\\d{1,18})/(\\d{1,18}|\\*)");
   private static final int WRONG_HASHES = 2;
+
+  private static final int ASIDE = 64 << 10;
 
   /** Bytes a second from which on more connections only cost: writing and hashing are the limit. */
   private static final double ENOUGH = 192 << 20;
@@ -244,7 +246,7 @@ final class FileDownload {
     private long position;
     private int open = -1;
     private boolean extra;
-    private ByteBuffer content;
+    private byte[] content;
     private long progress;
 
     BlockSink(PartFile part, PartFile.Range range) {
@@ -259,30 +261,39 @@ final class FileDownload {
     }
 
     @Override
-    public void accept(ByteBuffer bytes) throws IOException {
-      while (bytes.hasRemaining()) {
-        if (position >= part.size()) {
-          throw new IOException("the server sent more bytes than the file has");
-        }
+    public void drain(InputStream body) throws IOException {
+      byte[] aside = null; // for what is not needed
+      while (true) {
         int block = (int) (position / part.blockBytes());
-        if (position == part.start(block)) {
+        if (position < part.size() && position == part.start(block)) {
           extra = !inRange(block) && part.tryClaim(block);
           open = extra || (inRange(block) && held[block - range.first()]) ? block : -1;
           if (open >= 0) {
             content = part.buffer();
           }
         }
-        int length = (int) Math.min(bytes.remaining(), part.end(block) - position);
-        var piece = bytes.slice(bytes.position(), length);
-        bytes.position(bytes.position() + length);
+        int n;
         if (open == block) {
-          content.put(piece);
-          received.add(length);
-          arrived.accept(length);
+          int at = (int) (position - part.start(block));
+          n = body.read(content, at, (int) (part.end(block) - position));
+        } else {
+          aside = aside != null ? aside : new byte[ASIDE];
+          long most = position < part.size() ? part.end(block) - position : 1;
+          n = body.read(aside, 0, (int) Math.min(most, ASIDE));
         }
-        position += length;
+        if (n < 0) {
+          return;
+        }
+        if (position >= part.size()) {
+          throw new IOException("the server sent more bytes than the file has");
+        }
+        position += n;
+        if (open == block) {
+          received.add(n);
+          arrived.accept(n);
+        }
         if (position == part.end(block) && open == block) {
-          var whole = content.flip();
+          var whole = content;
           content = null;
           part.put(block, whole);
           progress += part.end(block) - part.start(block);

@@ -1,18 +1,18 @@
 package org.meteora.data.hub;
 
+import java.io.FilterInputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.net.HttpURLConnection;
 import java.net.URI;
 import java.net.UnknownHostException;
-import java.nio.ByteBuffer;
 import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
 
 /**
  * GET with what {@link HttpURLConnection} leaves to its user: redirects followed by hand (the token
- * goes to the endpoint alone), bodies handed on piece by piece, broken off ones noticed.
+ * goes to the endpoint alone), bodies that are broken off noticed.
  *
  * <p>It is this client because it reads the socket in the caller's thread: for a file that arrives
  * at a GiB/s the hand-overs of {@code java.net.http} cost more than all the rest. A thread that is
@@ -21,16 +21,13 @@ import java.util.TreeMap;
 final class Http {
   private static final int REDIRECTS = 10;
 
-  /** What one read of a socket can bring. */
-  private static final int PIECE = 128 << 10;
-
   /** What is read of an error page so that its connection can be used again. */
   private static final int ERROR_PAGE = 64 << 10;
 
-  /** Takes a body's bytes in order. */
+  /** Reads a body to its end. */
   @FunctionalInterface
   interface Sink {
-    void accept(ByteBuffer data) throws IOException;
+    void drain(InputStream body) throws IOException;
   }
 
   /** Looks at the head of a good reply (2xx) and says where its body goes. */
@@ -174,24 +171,40 @@ final class Http {
   }
 
   private static void copy(HttpURLConnection connection, Sink sink) throws IOException {
-    long left = connection.getContentLengthLong(); // -1: until the server closes
-    var piece = new byte[PIECE];
-    try (var in = connection.getInputStream()) {
-      for (int n; (n = read(connection, in, piece)) >= 0; left -= n) {
-        sink.accept(ByteBuffer.wrap(piece, 0, n));
+    long length = connection.getContentLengthLong(); // -1: until the server closes
+    try (var body = new Body(connection)) {
+      sink.drain(body);
+      if (body.arrived < length) {
+        throw broken(connection, new IOException("the connection broke off"));
       }
-    }
-    if (left > 0) {
-      throw broken(connection, new IOException("the connection broke off"));
     }
   }
 
-  private static int read(HttpURLConnection connection, InputStream in, byte[] piece)
-      throws IOException {
-    try {
-      return in.read(piece);
-    } catch (IOException e) {
-      throw broken(connection, e);
+  /** Counts bytes, and says whose connection is broken. */
+  private static final class Body extends FilterInputStream {
+    private final HttpURLConnection connection;
+    private long arrived;
+
+    Body(HttpURLConnection connection) throws IOException {
+      super(connection.getInputStream());
+      this.connection = connection;
+    }
+
+    @Override
+    public int read(byte[] to, int from, int length) throws IOException {
+      try {
+        int n = in.read(to, from, length);
+        arrived += Math.max(n, 0);
+        return n;
+      } catch (IOException e) {
+        throw broken(connection, e);
+      }
+    }
+
+    @Override
+    public int read() throws IOException {
+      var one = new byte[1];
+      return read(one, 0, 1) < 0 ? -1 : one[0] & 255;
     }
   }
 

@@ -5,7 +5,6 @@ import com.fasterxml.jackson.core.JsonParseException;
 import com.fasterxml.jackson.core.JsonParser;
 import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.JsonToken;
-import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.net.URI;
 import java.util.ArrayList;
@@ -123,7 +122,7 @@ public final class HubClient {
   private Page json(Repository repository, URI address) throws InterruptedException {
     var retry = new Retry(settings.timing(), "the listing of the " + repository);
     while (true) {
-      var body = new ByteArrayOutputStream();
+      var body = new byte[1][];
       var link = new String[] {""};
       try {
         var from =
@@ -132,16 +131,14 @@ public final class HubClient {
                 Map.of("Accept", "application/json"),
                 reply -> {
                   link[0] = reply.header("Link").orElse("");
-                  return data -> {
-                    if (body.size() + data.remaining() > LARGEST_PAGE) {
+                  return in -> {
+                    body[0] = in.readNBytes(LARGEST_PAGE + 1);
+                    if (body[0].length > LARGEST_PAGE) {
                       throw new IOException("a listing's page of more than 64 MiB");
                     }
-                    var bytes = new byte[data.remaining()];
-                    data.get(bytes);
-                    body.writeBytes(bytes);
                   };
                 });
-        var content = parse(body.toByteArray());
+        var content = parse(body[0]);
         var next = NEXT.matcher(link[0]);
         return new Page(
             content, next.find() ? Optional.of(from.resolve(next.group(1))) : Optional.empty());

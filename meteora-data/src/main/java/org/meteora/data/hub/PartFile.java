@@ -2,7 +2,6 @@ package org.meteora.data.hub;
 
 import java.io.Closeable;
 import java.io.IOException;
-import java.lang.foreign.Arena;
 import java.nio.ByteBuffer;
 import java.nio.channels.ClosedChannelException;
 import java.nio.channels.FileChannel;
@@ -65,13 +64,11 @@ final class PartFile implements Closeable {
   private final FileChannel data;
   private final FileChannel journal;
 
-  /** Of the blocks' buffers, which are reused. */
-  private final Arena memory = Arena.ofShared();
-
-  private final ArrayDeque<ByteBuffer> spare = new ArrayDeque<>();
+  /** Blocks' buffers, to be used again. */
+  private final ArrayDeque<byte[]> spare = new ArrayDeque<>();
 
   /** Content of blocks from {@link #next} on, at most {@link #ahead} of them. */
-  private final Map<Integer, ByteBuffer> fresh = new HashMap<>();
+  private final Map<Integer, byte[]> fresh = new HashMap<>();
 
   private final int ahead;
 
@@ -319,16 +316,14 @@ final class PartFile implements Closeable {
     }
   }
 
-  /** A buffer for a block: direct, empty, as large as a block. */
-  synchronized ByteBuffer buffer() {
+  /** A buffer for a block, as large as the largest. */
+  synchronized byte[] buffer() {
     var buffer = spare.poll();
-    return buffer != null
-        ? buffer.clear()
-        : memory.allocate(Math.min(blockBytes, size)).asByteBuffer();
+    return buffer != null ? buffer : new byte[(int) Math.min(blockBytes, size)];
   }
 
   /** Takes a buffer back. */
-  synchronized void recycle(ByteBuffer buffer) {
+  synchronized void recycle(byte[] buffer) {
     spare.push(buffer);
   }
 
@@ -336,9 +331,9 @@ final class PartFile implements Closeable {
    * Takes a claimed block that has arrived: it is written, then gets its line in the journal, soon.
    * What goes wrong with that fails the whole file.
    *
-   * @param content the whole block, in one of {@link #buffer}'s, which is not the caller's any more
+   * @param content begins with the block; one of {@link #buffer}'s, not the caller's any more
    */
-  void put(int block, ByteBuffer content) {
+  void put(int block, byte[] content) {
     if (states.length <= FEW_BLOCKS) {
       write(block, content);
     } else {
@@ -351,11 +346,12 @@ final class PartFile implements Closeable {
     return !writer.getQueue().isEmpty();
   }
 
-  private void write(int block, ByteBuffer content) {
+  private void write(int block, byte[] content) {
     try {
-      int checksum = crc(content);
+      int length = (int) (end(block) - start(block));
+      int checksum = crc(content, 0, length);
       long position = start(block);
-      for (var bytes = content.duplicate(); bytes.hasRemaining(); ) {
+      for (var bytes = ByteBuffer.wrap(content, 0, length); bytes.hasRemaining(); ) {
         position += data.write(bytes, position);
       }
       if (done(block, checksum, content)) {
@@ -367,7 +363,7 @@ final class PartFile implements Closeable {
   }
 
   /** Returns whether it is time to sync. */
-  private synchronized boolean done(int block, int checksum, ByteBuffer content)
+  private synchronized boolean done(int block, int checksum, byte[] content)
       throws IOException {
     var hex = HexFormat.of(); // String.format takes long in a fresh process
     var text = hex.toHexDigits(block) + " " + hex.toHexDigits(checksum);
@@ -378,7 +374,7 @@ final class PartFile implements Closeable {
     }
     states[block] = DONE;
     checksums[block] = checksum;
-    unsynced += content.limit();
+    unsynced += end(block) - start(block);
     if (block >= next && block - next < ahead) {
       fresh.put(block, content);
     } else {
@@ -408,20 +404,15 @@ final class PartFile implements Closeable {
     }
   }
 
-  private static int crc(ByteBuffer bytes) {
-    var crc = new CRC32C();
-    crc.update(bytes.duplicate());
-    return (int) crc.getValue();
-  }
-
   /**
    * Hashes the next block once it is done. A block that the disk does not hold as written is
    * missing again, and waited for again.
    */
   void hashNext(MessageDigest digest) throws InterruptedException, IOException {
     int block = next;
+    int length = (int) (end(block) - start(block));
     while (true) {
-      ByteBuffer content;
+      byte[] content;
       int expected;
       synchronized (this) {
         while (states[block] != DONE) {
@@ -438,17 +429,15 @@ final class PartFile implements Closeable {
       }
       boolean right = true;
       if (content == null) {
-        content = buffer().limit((int) (end(block) - start(block)));
-        while (content.hasRemaining()
-            && data.read(content, start(block) + content.position()) >= 0) {
+        content = buffer();
+        var bytes = ByteBuffer.wrap(content, 0, length);
+        while (bytes.hasRemaining() && data.read(bytes, start(block) + bytes.position()) >= 0) {
           // until it is whole
         }
-        right = !content.hasRemaining();
-        content.flip();
-        right = right && crc(content) == expected;
+        right = !bytes.hasRemaining() && crc(content, 0, length) == expected;
       }
       if (right) {
-        digest.update(content);
+        digest.update(content, 0, length);
       }
       synchronized (this) {
         spare.push(content);
@@ -494,8 +483,7 @@ final class PartFile implements Closeable {
 
   @Override
   public void close() throws IOException {
-    try (memory;
-        journal;
+    try (journal;
         data) {
       writer.close();
     }

@@ -31,7 +31,7 @@ import java.util.Random;
  * that has neither loaded nor compiled anything, the second time as later files of a repository
  * are. curl neither hashes nor syncs; {@code curl+sync} is curl followed by {@code sync FILE}. All
  * write to the same file system; a first round is not counted. Memory is the client process's peak
- * resident size, with a heap of 64 MiB.
+ * resident size, with a heap of 128 MiB.
  */
 public final class DownloadBench {
   public static void main(String[] args) throws Exception {
@@ -80,7 +80,7 @@ public final class DownloadBench {
         run("sync", file.toString());
         double withSync = seconds(start);
         Files.delete(file);
-        var client = java("-Xmx64m", options, "fetch", endpoint, target.toString(), "2").start();
+        var client = java("-Xmx128m", options, "fetch", endpoint, target.toString(), "2").start();
         var results =
             new BufferedReader(new InputStreamReader(client.getInputStream()))
                 .lines()

@@ -181,7 +181,9 @@ class HubDownloaderTest {
     try (var part = new PartFile(to.resolve("f"), file, 4096, 8)) {
       var range = part.claim(30, this);
       for (int block = range.first(); block <= range.last(); block++) {
-        part.put(block, part.buffer().put(content, block * 4096, 4096).flip());
+        var buffer = part.buffer();
+        System.arraycopy(content, block * 4096, buffer, 0, 4096);
+        part.put(block, buffer);
       }
     }
     // what a power cut does: two journaled blocks never reached the disk, the journal's end is torn
