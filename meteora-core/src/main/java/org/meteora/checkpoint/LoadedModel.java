@@ -189,8 +189,7 @@ public final class LoadedModel implements AutoCloseable {
         if (adapter != null) {
           sources.add(adapter.weights().path());
         }
-        var generation =
-            GenerationConfig.read(spec.basePath(), config.raw(), config.maxPositionEmbeddings());
+        var generation = GenerationConfig.read(spec.basePath(), config);
         return new LoadedModel(spec, llama, tokenizer, names, generation, manager, files, sources);
       }
     } catch (RuntimeException e) {

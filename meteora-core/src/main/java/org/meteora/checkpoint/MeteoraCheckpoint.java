@@ -10,6 +10,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.llama.LlamaConfig;
@@ -35,6 +36,7 @@ public final class MeteoraCheckpoint implements AutoCloseable {
   public static final String METADATA_KEY = "meteora.adapters";
 
   private static final String PREFIX = "base_model.model.";
+  private static final int HIGHEST_RANK = 1 << 16;
 
   private final SafetensorsFolder weights;
   private final List<Adapter> adapters;
@@ -75,7 +77,9 @@ public final class MeteoraCheckpoint implements AutoCloseable {
       long n = gate.get().shape().getFirst();
       var metadata = weights.metadata().get(METADATA_KEY);
       List<Adapter> adapters =
-          metadata != null ? parse(path, metadata) : fromFolders(path, n, adapterDir, config);
+          metadata != null
+              ? parse(path, metadata, config)
+              : fromFolders(path, n, adapterDir, config);
       if (metadata != null) {
         adapterDir.ifPresent(folder -> requireFolders(path, folder, adapters));
       }
@@ -114,17 +118,41 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     }
   }
 
-  private static List<Adapter> parse(Path path, String json) {
+  private static List<Adapter> parse(Path path, String json, LlamaConfig config) {
     try {
       var result = new ArrayList<Adapter>();
       for (JsonNode node : Jsonl.JSON.readTree(json)) {
+        var name = Jsonl.text(node, "name", path + " metadata");
         var ranks = new LinkedHashMap<String, Integer>();
-        node.path("rank").properties().forEach(e -> ranks.put(e.getKey(), e.getValue().asInt()));
         var scales = new LinkedHashMap<String, Double>();
-        node.path("scale")
-            .properties()
-            .forEach(e -> scales.put(e.getKey(), e.getValue().asDouble()));
-        result.add(new Adapter(Jsonl.text(node, "name", path + " metadata"), ranks, scales));
+        for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
+          for (int module = 0; module < 7; module++) {
+            var projection = LlamaConfig.projectionPath(layer, module);
+            var rank = node.path("rank").path(projection);
+            var scale = node.path("scale").path(projection);
+            if (!rank.isInt()
+                || rank.intValue() < 0
+                || rank.intValue() > HIGHEST_RANK
+                || !scale.isNumber()
+                || !Double.isFinite(scale.doubleValue())) {
+              throw new UserException(
+                  path
+                      + ": the metadata entry "
+                      + METADATA_KEY
+                      + " has no possible rank and scale of the adapter "
+                      + name
+                      + " on "
+                      + projection
+                      + ": rank "
+                      + rank
+                      + ", scale "
+                      + scale);
+            }
+            ranks.put(projection, rank.intValue());
+            scales.put(projection, scale.doubleValue());
+          }
+        }
+        result.add(new Adapter(name, ranks, scales));
       }
       return result;
     } catch (JsonProcessingException e) {
@@ -161,8 +189,14 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     return result;
   }
 
-  /** Ranks and scales of an adapter on every projection of a model; checks that its shapes fit. */
+  /**
+   * Ranks and scales of an adapter on every projection of a model.
+   *
+   * @throws UserException when its shapes do not fit the model or its own configuration, or it has
+   *     tensors that belong to no projection
+   */
   static Adapter describe(LoraAdapter adapter, LlamaConfig config) {
+    var unknown = new TreeSet<>(adapter.weights().tensors().keySet());
     var ranks = new LinkedHashMap<String, Integer>();
     var scales = new LinkedHashMap<String, Double>();
     for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
@@ -171,6 +205,19 @@ public final class MeteoraCheckpoint implements AutoCloseable {
         var shape = config.projectionShape(module);
         adapter.requireFits(projection, shape[1], shape[0]);
         int rank = adapter.rankOn(projection).orElse(0);
+        if (rank > 0 && rank != adapter.config().rankOf(projection)) {
+          throw new UserException(
+              "the adapter "
+                  + adapter.name()
+                  + " has the rank "
+                  + rank
+                  + " on "
+                  + projection
+                  + ", its adapter_config.json says "
+                  + adapter.config().rankOf(projection));
+        }
+        unknown.remove(adapter.keyA(projection));
+        unknown.remove(adapter.keyB(projection));
         ranks.put(projection, rank);
         scales.put(projection, rank == 0 ? 1 : adapter.config().scaleOf(projection, rank));
       }
@@ -181,6 +228,16 @@ public final class MeteoraCheckpoint implements AutoCloseable {
               + adapter.name()
               + " was made for another base model: none of its tensors belongs to a projection of"
               + " this one");
+    }
+    if (!unknown.isEmpty()) {
+      throw new UserException(
+          "the adapter "
+              + adapter.name()
+              + " has "
+              + unknown.size()
+              + " tensors that belong to no projection of this model, "
+              + unknown.first()
+              + " for one: leaving them out would change what it computes");
     }
     return new Adapter(adapter.name(), ranks, scales);
   }

@@ -3,6 +3,7 @@ package org.meteora.cuda;
 import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
+import ai.djl.pytorch.jni.JniUtils;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Map;
@@ -141,6 +142,10 @@ public final class Cuda {
    */
   public DeviceMemory allocate(long bytes) {
     var free = memory().free();
+    if (bytes > free) {
+      JniUtils.emptyCudaCache(); // what libtorch keeps for its next tensors
+      free = memory().free();
+    }
     if (bytes > free) {
       throw new UserException(
           "GPU %d has too little memory: %,d MiB are needed, %,d MiB are free"

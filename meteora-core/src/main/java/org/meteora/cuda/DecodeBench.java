@@ -172,9 +172,7 @@ public final class DecodeBench implements AutoCloseable {
   private long bytes(int batch, int context, boolean adapters) {
     var total = 2L * shape.vocab() * shape.hidden();
     for (var layer : model.layers()) {
-      for (var l :
-          List.of(
-              layer.q(), layer.k(), layer.v(), layer.o(), layer.gate(), layer.up(), layer.down())) {
+      for (var l : layer.linears()) {
         total += 2L * l.in() * l.out();
         if (adapters && l.adapters().isPresent()) {
           // chosen by at least one of `batch` tokens, on average, when each picks k of N at random

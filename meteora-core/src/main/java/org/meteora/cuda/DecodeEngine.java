@@ -105,77 +105,93 @@ public final class DecodeEngine implements AutoCloseable {
 
   DecodeEngine(
       Cuda cuda, DecodeModel model, KvMemory cache, int maxRows, MatrixVector.Tuning tuning) {
-    if (maxRows < 1 || maxRows > MatrixVector.MAX_ROWS) {
-      throw new UserException("a decode step takes 1 to 16 sequences, not " + maxRows);
-    }
-    if (model.headDim() % 2 != 0 || model.headDim() > 256 || model.heads() % model.kvHeads() != 0) {
-      throw new UserException(
-          "the CUDA decode step does not know "
-              + model.heads()
-              + " heads over "
-              + model.kvHeads()
-              + " of size "
-              + model.headDim());
-    }
-    this.cuda = cuda;
-    this.model = model;
-    this.cache = cache;
-    this.tuning = tuning;
-    this.maxRows = bucket(maxRows);
-    var perKv = model.heads() / model.kvHeads();
-    var served = 1;
-    for (var g = 2; g <= 4; g++) {
-      served = perKv % g == 0 ? g : served;
-    }
-    this.group = served;
-    cuda.makeCurrent();
-    this.kernels =
-        Kernels.of(
-            cuda,
-            new Kernels.Constants(
-                model.dtype(),
-                Math.max(1, model.topK()),
-                model.maxAdapters(),
-                model.headDim(),
-                group));
-    this.stream = Stream.create(cuda);
-    var m = this.maxRows;
-    var size = model.dtype().bytes();
-    this.onHost = host.allocate(ROUTING + routingBytes(model.layers().size(), m), 16);
-    this.wishes = zeros(onHost.byteSize());
-    this.tokens = wishes + TokenChoice.BYTES;
-    this.choice = new TokenChoice(onHost.asSlice(0, TokenChoice.BYTES), wishes);
-    this.slots = zeros(4L * m);
-    this.lengths = zeros(4L * m);
-    this.starts = zeros(4L * m);
-    this.inverseTemperature = zeros(4);
-    this.residual = zeros(4L * m * model.hidden());
-    this.normed = zeros((long) size * m * model.hidden());
-    this.sumsq = zeros(4L * m * blocks(model.hidden(), ADD_BLOCK));
-    this.query = zeros(4L * m * model.heads() * model.headDim());
-    this.attended = zeros((long) size * m * model.heads() * model.headDim());
-    this.activated = zeros((long) size * m * model.intermediate());
-    var padded = (model.headDim() + 7) / 8 * 8;
-    this.partial = zeros(4L * m * model.heads() / group * 64 * group * (padded + 2));
-    this.counters = zeros(4L * m * model.heads() / group);
-    this.best = zeros(4L * m * TokenChoice.BLOCKS);
-    this.bestAt = zeros(4L * m * TokenChoice.BLOCKS);
-    uploadAdapterArrays();
-    long y = 0;
-    long out = 0;
-    for (var rows = 1; rows <= m; rows *= 2) {
-      for (var layer = 0; layer < model.layers().size(); layer++) {
-        for (var step : List.of(qkv(layer), o(layer), gateUp(layer), down(layer))) {
-          y = Math.max(y, new Product(step, rows).floats());
-        }
+    Stream made = null;
+    try {
+      if (maxRows < 1 || maxRows > MatrixVector.MAX_ROWS) {
+        throw new UserException("a decode step takes 1 to 16 sequences, not " + maxRows);
       }
-      out = Math.max(out, (long) head(rows).slots() * rows * model.vocab());
+      if (model.headDim() % 2 != 0
+          || model.headDim() > 256
+          || model.heads() % model.kvHeads() != 0) {
+        throw new UserException(
+            "the CUDA decode step does not know "
+                + model.heads()
+                + " heads over "
+                + model.kvHeads()
+                + " of size "
+                + model.headDim());
+      }
+      for (var layer : model.layers()) {
+        layer.linears().forEach(l -> l.adapters().ifPresent(it -> it.check(model.topK())));
+      }
+      this.cuda = cuda;
+      this.model = model;
+      this.cache = cache;
+      this.tuning = tuning;
+      this.maxRows = bucket(maxRows);
+      var perKv = model.heads() / model.kvHeads();
+      var served = 1;
+      for (var g = 2; g <= 4; g++) {
+        served = perKv % g == 0 ? g : served;
+      }
+      this.group = served;
+      cuda.makeCurrent();
+      this.kernels =
+          Kernels.of(
+              cuda,
+              new Kernels.Constants(
+                  model.dtype(),
+                  Math.max(1, model.topK()),
+                  model.maxAdapters(),
+                  model.headDim(),
+                  group));
+      made = Stream.create(cuda);
+      this.stream = made;
+      var m = this.maxRows;
+      var size = model.dtype().bytes();
+      this.onHost = host.allocate(ROUTING + routingBytes(model.layers().size(), m), 16);
+      this.wishes = zeros(onHost.byteSize());
+      this.tokens = wishes + TokenChoice.BYTES;
+      this.choice = new TokenChoice(onHost.asSlice(0, TokenChoice.BYTES), wishes);
+      this.slots = zeros(4L * m);
+      this.lengths = zeros(4L * m);
+      this.starts = zeros(4L * m);
+      this.inverseTemperature = zeros(4);
+      this.residual = zeros(4L * m * model.hidden());
+      this.normed = zeros((long) size * m * model.hidden());
+      this.sumsq = zeros(4L * m * blocks(model.hidden(), ADD_BLOCK));
+      this.query = zeros(4L * m * model.heads() * model.headDim());
+      this.attended = zeros((long) size * m * model.heads() * model.headDim());
+      this.activated = zeros((long) size * m * model.intermediate());
+      var padded = (model.headDim() + 7) / 8 * 8;
+      this.partial = zeros(4L * m * model.heads() / group * 64 * group * (padded + 2));
+      this.counters = zeros(4L * m * model.heads() / group);
+      this.best = zeros(4L * m * TokenChoice.BLOCKS);
+      this.bestAt = zeros(4L * m * TokenChoice.BLOCKS);
+      uploadAdapterArrays();
+      long y = 0;
+      long out = 0;
+      for (var rows = 1; rows <= m; rows *= 2) {
+        for (var layer = 0; layer < model.layers().size(); layer++) {
+          for (var step : List.of(qkv(layer), o(layer), gateUp(layer), down(layer))) {
+            y = Math.max(y, new Product(step, rows).floats());
+          }
+        }
+        out = Math.max(out, (long) head(rows).slots() * rows * model.vocab());
+      }
+      this.yA = zeros(4 * y);
+      this.yB = zeros(4 * y);
+      this.logits = zeros(4 * out);
+      temperature(1);
+      stream.synchronize();
+    } catch (RuntimeException | Error e) {
+      owned.forEach(DeviceMemory::close);
+      if (made != null) {
+        made.close();
+      }
+      host.close();
+      throw e;
     }
-    this.yA = zeros(4 * y);
-    this.yB = zeros(4 * y);
-    this.logits = zeros(4 * out);
-    temperature(1);
-    stream.synchronize();
   }
 
   private static int blocks(int n, int each) {
@@ -202,9 +218,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   private void uploadAdapterArrays() {
     for (var layer : model.layers()) {
-      for (var linear :
-          List.of(
-              layer.q(), layer.k(), layer.v(), layer.o(), layer.gate(), layer.up(), layer.down())) {
+      for (var linear : layer.linears()) {
         linear
             .adapters()
             .ifPresent(

@@ -106,7 +106,12 @@ public record DecodeModel(
       Linear o,
       Linear gate,
       Linear up,
-      Linear down) {}
+      Linear down) {
+    /** The seven projections, q to down. */
+    List<Linear> linears() {
+      return List.of(q, k, v, o, gate, up, down);
+    }
+  }
 
   /** This model without its adapters. */
   public DecodeModel base() {

@@ -52,28 +52,34 @@ public final class FusedMoe implements AutoCloseable {
     if (targets.isEmpty() || targets.size() > 3) {
       throw new IllegalArgumentException(targets.size() + " linears");
     }
-    this.cuda = cuda;
-    this.targets = List.copyOf(targets);
-    this.in = in;
-    targets.forEach(t -> t.adapters().check(topK));
-    var most = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
-    this.kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, most, 64, 1));
-    for (var target : targets) {
-      var offsets = cuda.upload(target.adapters().offsets(), stream);
-      var scales = cuda.upload(target.adapters().scales(), stream);
-      owned.add(offsets);
-      owned.add(scales);
-      arrays.add(new long[] {offsets.address(), scales.address()});
+    try {
+      this.cuda = cuda;
+      this.targets = List.copyOf(targets);
+      this.in = in;
+      targets.forEach(t -> t.adapters().check(topK));
+      var most = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
+      this.kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, most, 64, 1));
+      for (var target : targets) {
+        var offsets = cuda.upload(target.adapters().offsets(), stream);
+        var scales = cuda.upload(target.adapters().scales(), stream);
+        owned.add(offsets);
+        owned.add(scales);
+        arrays.add(new long[] {offsets.address(), scales.address()});
+      }
+      this.ld = gates() + ranks();
+      var floats = 0L;
+      for (var rows = 1; rows <= MatrixVector.MAX_ROWS; rows++) {
+        floats = Math.max(floats, (long) product(rows).slots() * rows * ld);
+      }
+      var memory = cuda.allocateZeroed(4 * floats + 16, stream);
+      owned.add(memory);
+      this.inverseTemperature = memory.address();
+      this.scratch = memory.address() + 16;
+    } catch (RuntimeException | Error e) {
+      owned.forEach(DeviceMemory::close);
+      host.close();
+      throw e;
     }
-    this.ld = gates() + ranks();
-    var floats = 0L;
-    for (var rows = 1; rows <= MatrixVector.MAX_ROWS; rows++) {
-      floats = Math.max(floats, (long) product(rows).slots() * rows * ld);
-    }
-    var memory = cuda.allocateZeroed(4 * floats + 16, stream);
-    owned.add(memory);
-    this.inverseTemperature = memory.address();
-    this.scratch = memory.address() + 16;
   }
 
   private int gates() {

@@ -5,6 +5,7 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.lang.ref.Reference;
 
 /** A function of a loaded module that takes one struct by value. */
 public final class Kernel {
@@ -82,6 +83,8 @@ public final class Kernel {
         throw e;
       } catch (Throwable e) {
         throw new IllegalStateException(e);
+      } finally {
+        Reference.reachabilityFence(this); // the driver gets addresses of its memory alone
       }
     }
   }

@@ -8,6 +8,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Optional;
+import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.cuda.Cuda;
 import org.meteora.cuda.DecodeEngine;
@@ -17,6 +18,7 @@ import org.meteora.cuda.TokenChoice;
 import org.meteora.llama.KvCache;
 import org.meteora.llama.Llama;
 import org.meteora.llama.RotaryEmbedding;
+import org.meteora.lora.AdapterBank;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.MoeLinear;
 import org.meteora.moe.RoutingListener;
@@ -64,20 +66,20 @@ public final class CudaDecoder implements AutoCloseable {
     if (rows > MAX_ROWS) {
       return Optional.of(rows + " sequences at once, more than " + MAX_ROWS);
     }
-    if (routing.flags().singleAdapter().isPresent() && hasAdapters(model)) {
+    if (routing.flags().singleAdapter().isPresent() && has(model, AdapterBank::gate)) {
       return Optional.of("MOELINEAR_SINGLE_MOE_LORA is set");
     }
     var mode = routing.flags().mode();
-    if (mode != ForwardMode.AUTO && mode != ForwardMode.FUSED && hasAdapters(model)) {
+    if (mode != ForwardMode.AUTO && mode != ForwardMode.FUSED && has(model, AdapterBank::loraA)) {
       return Optional.of("the MOELINEAR flags ask for another implementation");
     }
     return Optional.empty();
   }
 
-  private static boolean hasAdapters(Llama model) {
+  private static boolean has(Llama model, Function<AdapterBank, NDArray> part) {
     for (var layer : model.layers()) {
       for (var linear : layer.projections()) {
-        if (linear.bank() != null) {
+        if (linear.bank() != null && part.apply(linear.bank()) != null) {
           return true;
         }
       }

@@ -5,7 +5,13 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
+import java.util.TreeSet;
+import org.meteora.UserException;
 import org.meteora.io.Jsonl;
+import org.meteora.llama.LlamaConfig;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * How tokens are chosen, in Hugging Face's terms.
@@ -33,6 +39,8 @@ public record GenerationConfig(
     int padTokenId,
     long seed) {
 
+  private static final Logger LOG = LoggerFactory.getLogger(GenerationConfig.class);
+
   /** Greedy, without limits but {@code maxLength}. */
   public static GenerationConfig greedy(List<Integer> eosTokenIds, int maxLength) {
     return new GenerationConfig(
@@ -49,42 +57,94 @@ public record GenerationConfig(
   }
 
   /**
-   * Reads a model folder's {@code generation_config.json}; without one: greedy, with the end tokens
-   * of {@code config.json}.
-   *
-   * @param modelConfig the folder's {@code config.json}
-   * @param maxLength the model's positions
+   * Settings that change what is generated and that this toolkit does not know, with the values
+   * that change nothing.
    */
-  public static GenerationConfig read(Path modelFolder, JsonNode modelConfig, int maxLength) {
+  private static final Map<String, Double> UNKNOWN =
+      Map.of(
+          "repetition_penalty", 1.0,
+          "min_p", 0.0,
+          "typical_p", 1.0,
+          "epsilon_cutoff", 0.0,
+          "eta_cutoff", 0.0,
+          "min_length", 0.0,
+          "min_new_tokens", 0.0,
+          "num_beams", 1.0,
+          "penalty_alpha", 0.0);
+
+  private static final List<String> UNKNOWN_LISTS =
+      List.of("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias");
+
+  /**
+   * Reads a model folder's {@code generation_config.json}; without one: greedy, with the end tokens
+   * of {@code config.json}. Settings there that would change the answers and are not known here are
+   * named in a warning.
+   *
+   * @throws UserException for a value that is impossible
+   */
+  public static GenerationConfig read(Path modelFolder, LlamaConfig model) {
     var file = modelFolder.resolve("generation_config.json");
     JsonNode node = Files.exists(file) ? Jsonl.readFile(file) : Jsonl.JSON.createObjectNode();
+    var where = node.has("eos_token_id") ? file : modelFolder.resolve("config.json");
     var eos =
-        ids(node.has("eos_token_id") ? node.get("eos_token_id") : modelConfig.get("eos_token_id"));
+        ids(
+            node.has("eos_token_id") ? node.get("eos_token_id") : model.raw().get("eos_token_id"),
+            where);
     boolean sample = node.path("do_sample").asBoolean(false);
+    warnOfUnknown(node, file);
     return new GenerationConfig(
         sample,
-        number(node, "temperature", 1),
-        number(node, "top_p", 1),
-        (int) number(node, "top_k", sample ? 50 : 0),
-        (int) number(node, "no_repeat_ngram_size", 0),
-        maxLength,
+        sample ? number(node, "temperature", 1, Double.MIN_NORMAL, Double.MAX_VALUE, file) : 1,
+        sample ? number(node, "top_p", 1, 0, 1, file) : 1,
+        sample ? (int) number(node, "top_k", 50, 0, Integer.MAX_VALUE, file) : 0,
+        (int) number(node, "no_repeat_ngram_size", 0, 0, Integer.MAX_VALUE, file),
+        model.maxPositionEmbeddings(),
         Integer.MAX_VALUE,
         eos,
         // padding is the end token, as the original evaluates
-        eos.isEmpty() ? 0 : eos.getFirst(),
+        eos.stream().filter(id -> id < model.vocabSize()).findFirst().orElse(0),
         0);
   }
 
-  private static double number(JsonNode node, String key, double otherwise) {
-    return node.hasNonNull(key) ? node.get(key).asDouble(otherwise) : otherwise;
+  private static void warnOfUnknown(JsonNode node, Path file) {
+    var ignored = new TreeSet<String>();
+    UNKNOWN.forEach(
+        (key, neutral) -> {
+          if (node.path(key).isNumber() && node.get(key).doubleValue() != neutral) {
+            ignored.add(key + " " + node.get(key));
+          }
+        });
+    for (var key : UNKNOWN_LISTS) {
+      if (!node.path(key).isEmpty()) {
+        ignored.add(key);
+      }
+    }
+    if (!ignored.isEmpty()) {
+      LOG.warn("{}: not supported and left out: {}", file, String.join(", ", ignored));
+    }
   }
 
-  private static List<Integer> ids(JsonNode node) {
+  private static double number(
+      JsonNode node, String key, double otherwise, double least, double most, Path file) {
+    if (!node.hasNonNull(key)) {
+      return otherwise;
+    }
+    double value = node.get(key).isNumber() ? node.get(key).doubleValue() : Double.NaN;
+    if (!(value >= least && value <= most)) {
+      throw new UserException(file + ": " + key + " is impossible: " + node.get(key));
+    }
+    return value;
+  }
+
+  private static List<Integer> ids(JsonNode node, Path file) {
     var result = new ArrayList<Integer>();
-    if (node != null && node.isArray()) {
-      node.forEach(each -> result.add(each.asInt()));
-    } else if (node != null && node.isInt()) {
-      result.add(node.asInt());
+    if (node != null && !node.isNull()) {
+      for (var each : node.isArray() ? node : Jsonl.JSON.createArrayNode().add(node)) {
+        if (!each.isInt() || each.intValue() < 0) {
+          throw new UserException(file + ": eos_token_id is impossible: " + node);
+        }
+        result.add(each.intValue());
+      }
     }
     return List.copyOf(result);
   }

@@ -24,7 +24,9 @@ final class Sampler {
    */
   Sampler(GenerationConfig config, long row) {
     this.config = config;
-    this.random = new SplittableRandom(config.seed() * 0x9E3779B97F4A7C15L + row);
+    // mixed twice: from neighbouring numbers it would draw one sequence, shifted
+    long seed = new SplittableRandom(config.seed()).nextLong() + row;
+    this.random = new SplittableRandom(new SplittableRandom(seed).nextLong());
   }
 
   /** The random number in [0, 1) of one more token, in units of 2^−64; 0 where none is needed. */
@@ -55,9 +57,13 @@ final class Sampler {
     return (float) (0x1p25 / Math.log(2) / temperature);
   }
 
-  /** p in units of 2^−64; 0 for 1. */
+  /** p in units of 2^−64, unsigned and at least one; 0 for 1. */
   static long fixed(double topP) {
-    return topP < 1 ? (long) (topP * 0x1p63) << 1 : 0;
+    if (topP >= 1) {
+      return 0;
+    }
+    long units = (long) (topP * 0x1p63) << 1;
+    return units == 0 ? 1 : units;
   }
 
   private int sample(float[] logits, int offset, int vocab, long uniform) {

@@ -109,7 +109,7 @@ public record LlamaConfig(
         kvHeads,
         headDim,
         maxPositions,
-        node.path("rms_norm_eps").asDouble(1e-6),
+        node.hasNonNull("rms_norm_eps") ? number(node, "rms_norm_eps", where) : 1e-6,
         node.path("attention_bias").asBoolean(false),
         node.path("mlp_bias").asBoolean(false),
         node.path("tie_word_embeddings").asBoolean(false),
@@ -139,7 +139,8 @@ public record LlamaConfig(
         node.hasNonNull("rope_parameters")
             ? node.get("rope_parameters")
             : node.path("rope_scaling");
-    double theta = settings.path("rope_theta").asDouble(node.path("rope_theta").asDouble(10000));
+    var holder = settings.hasNonNull("rope_theta") ? settings : node;
+    double theta = holder.hasNonNull("rope_theta") ? number(holder, "rope_theta", where) : 10000;
     var type = settings.path("rope_type").asText(settings.path("type").asText("default"));
     return switch (type) {
       case "default" -> new RopeConfig(type, theta, 1, 1, 1, maxPositions);
@@ -164,7 +165,7 @@ public record LlamaConfig(
 
   private static double number(JsonNode node, String key, String where) {
     if (!node.path(key).isNumber() || !(node.path(key).asDouble() > 0)) {
-      throw new UserException(where + ": the rope setting " + key + " must be a number above 0");
+      throw new UserException(where + ": " + key + " must be a number above 0");
     }
     return node.path(key).asDouble();
   }

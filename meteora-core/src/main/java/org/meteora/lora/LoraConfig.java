@@ -55,7 +55,7 @@ public record LoraConfig(
    * Reads {@code adapter_config.json} of an adapter's folder.
    *
    * @throws UserException when it is missing, is no LoRA, or uses a variant that changes the maths
-   *     (DoRA, LoRA biases, fan_in_fan_out)
+   *     (DoRA, LoRA biases, fan_in_fan_out, modules trained whole)
    */
   public static LoraConfig read(Path folder) {
     var file = folder.resolve("adapter_config.json");
@@ -75,6 +75,13 @@ public record LoraConfig(
     if (!node.path("bias").asText("none").equals("none")) {
       throw new UserException(
           file + ": bias \"" + node.path("bias").asText() + "\" is not supported, only \"none\"");
+    }
+    if (!node.path("modules_to_save").isEmpty()) {
+      throw new UserException(
+          file
+              + ": modules_to_save "
+              + node.path("modules_to_save")
+              + " is not supported: only LoRA on the seven projections can be embedded");
     }
     int rank = node.path("r").asInt(0);
     if (rank < 1 || !node.path("lora_alpha").isNumber()) {

@@ -12,7 +12,7 @@ import org.meteora.torch.Ops;
  *
  * <p>Tables are made once, owned by the manager of the layer's parameters. Bᵀ is a view while
  * adapters are being trained, and a row-major copy made at first use (so that a chosen rank is one
- * contiguous row) otherwise.
+ * contiguous row) otherwise, until the next training pass.
  */
 final class BankLayout {
   private final AdapterBank bank;
@@ -71,6 +71,14 @@ final class BankLayout {
 
   NDArray loraB() {
     return bank.loraB();
+  }
+
+  /** What was kept of the parameters is made anew at the next use. */
+  void parametersMayChange() {
+    if (loraBTransposed != null) {
+      loraBTransposed.close();
+      loraBTransposed = null;
+    }
   }
 
   /** Bᵀ {@code (Σr, out)}. */

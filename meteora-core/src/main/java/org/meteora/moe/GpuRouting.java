@@ -79,6 +79,7 @@ final class GpuRouting implements AutoCloseable {
   private void grow(long bytes) {
     if (bytes > room) {
       free();
+      room = 0;
       device = cuda.allocate(bytes);
       host = new HostMemory(cuda, bytes);
       room = bytes;

@@ -51,6 +51,7 @@ final class HostLayer {
   HostLayer(MoeLinear layer, NDManager manager, NDArray array) {
     this.layer = layer;
     bank = layer.layout();
+    bank.parametersMayChange();
     var shape = array.getShape();
     in = (int) shape.get(shape.dimension() - 1);
     out = (int) layer.weight().getShape().get(0);

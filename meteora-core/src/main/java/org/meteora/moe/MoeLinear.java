@@ -138,6 +138,9 @@ public final class MoeLinear extends AbstractBlock {
     if (bank == null) {
       return new Output(y, null);
     }
+    if (training) {
+      layout.parametersMayChange();
+    }
     var shape = x.getShape();
     long in = shape.get(shape.dimension() - 1);
     var flags = control.flags();
@@ -338,6 +341,9 @@ public final class MoeLinear extends AbstractBlock {
   }
 
   private int singleAdapter() {
+    if (bank.gate() == null && bank.size() == 1) {
+      return 0; // one adapter alone: there is nothing to choose
+    }
     int adapter = control.flags().singleAdapter().orElse(0);
     if (adapter >= bank.size()) {
       throw new UserException(

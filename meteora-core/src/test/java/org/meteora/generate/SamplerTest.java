@@ -139,4 +139,18 @@ class SamplerTest {
     }
     assertThat(same).isLessThan(20);
   }
+
+  @Test
+  void neighbouringSeedsAndRowsDrawDifferently() {
+    var drawn = new java.util.HashSet<Long>();
+    for (long seed = 0; seed < 20; seed++) {
+      for (int row = 0; row < 5; row++) {
+        var sampler = new Sampler(GREEDY.withSampling(1, 1, 0, seed), row);
+        for (int token = 0; token < 50; token++) {
+          drawn.add(sampler.uniform());
+        }
+      }
+    }
+    assertThat(drawn).hasSize(20 * 5 * 50);
+  }
 }

@@ -2,6 +2,7 @@ package org.meteora.moe;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
@@ -249,6 +250,35 @@ class MoeLinearTest {
       var trained = layer.forward(store, new NDList(x), true);
       assertThat(trained.get(1).getShape()).isEqualTo(Ops.shape(2, 3, 2));
       assertThat(layer.getParameters().size()).isEqualTo(4);
+    }
+  }
+
+  @Test
+  void inferenceAfterATrainingPassSeesTheNewParameters() {
+    try (var manager = NDManager.newBaseManager("PyTorch")) {
+      var random = new Random(2);
+      var bank =
+          new AdapterBank(
+              manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
+              manager.create(random(random, 8 * IN), Ops.shape(8, IN)),
+              manager.create(random(random, 8 * OUT), Ops.shape(OUT, 8)),
+              new int[] {4, 4},
+              new double[] {2, 2});
+      var control = new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO);
+      var weight = manager.create(random(random, OUT * IN), Ops.shape(OUT, IN));
+      var layer = new MoeLinear(weight, null, bank, control, 0, 0, 0);
+      var x = manager.create(random(random, 6 * IN), Ops.shape(2, 3, IN));
+      for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.GATHER}) {
+        control.flags(Flags.of(mode));
+        layer.forward(x, false);
+        layer.forward(x, true);
+        bank.loraB().muli(3); // what an optimiser does
+        var expected = layer.forward(x, true).y().toFloatArray();
+        var actual = layer.forward(x, false).y().toFloatArray();
+        for (int i = 0; i < expected.length; i++) {
+          assertThat(actual[i]).isCloseTo(expected[i], within(1e-3f));
+        }
+      }
     }
   }
 

@@ -363,8 +363,7 @@ final class PartFile implements Closeable {
   }
 
   /** Returns whether it is time to sync. */
-  private synchronized boolean done(int block, int checksum, byte[] content)
-      throws IOException {
+  private synchronized boolean done(int block, int checksum, byte[] content) throws IOException {
     var hex = HexFormat.of(); // String.format takes long in a fresh process
     var text = hex.toHexDigits(block) + " " + hex.toHexDigits(checksum);
     int own = crc(text.getBytes(StandardCharsets.US_ASCII), 0, text.length());
