@@ -75,7 +75,9 @@ final class GenerateCommand implements Callable<Integer> {
         input.prompt != null
             ? List.of(input.prompt)
             : Jsonl.read(input.prompts, (node, where) -> Jsonl.text(node, "prompt", where));
-    try (var loaded = LoadedModel.load(model.spec(config.load(), 1))) {
+    var spec = model.spec(config.load(), 1);
+    generation.check(spec.basePath());
+    try (var loaded = LoadedModel.load(spec)) {
       var settings =
           generation
               .apply(loaded.generationConfig())

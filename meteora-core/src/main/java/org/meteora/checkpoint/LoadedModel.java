@@ -265,12 +265,17 @@ public final class LoadedModel implements AutoCloseable {
     result.put("meteora_ckpt_path", spec.checkpointPath().map(Path::toString).orElse(null));
     result.put("adapter_dir", spec.adapterDir().map(Path::toString).orElse(null));
     result.put("adapters", adapterNames);
-    result.put("routing_top_k", llama.routing().settings().topK());
+    result.put(
+        "routing_top_k",
+        adapterNames.isEmpty()
+            ? llama.routing().settings().topK()
+            : Math.min(llama.routing().settings().topK(), adapterNames.size()));
     result.put("routing_temperature", llama.routing().settings().temperature());
     result.put("forward_mode", llama.routing().flags().mode().name().toLowerCase());
     result.put(
         "single_adapter",
         llama.routing().flags().singleAdapter().stream().boxed().findFirst().orElse(null));
+    result.put("flags", llama.routing().flags().given());
     result.put("device", spec.device());
     result.put("dtype", llama.dtype().label());
     var hashes = new LinkedHashMap<String, String>();

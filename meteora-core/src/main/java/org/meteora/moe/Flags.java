@@ -1,9 +1,11 @@
 package org.meteora.moe;
 
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
+import java.util.TreeMap;
 import org.meteora.UserException;
 
 /**
@@ -13,8 +15,9 @@ import org.meteora.UserException;
  * @param mode what they ask for
  * @param singleAdapter {@code MOELINEAR_SINGLE_MOE_LORA}: this adapter alone on every token, no
  *     gate
+ * @param given what was set, by name
  */
-public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
+public record Flags(ForwardMode mode, OptionalInt singleAdapter, Map<String, String> given) {
   private static final String ACCELERATE = "MOELINEAR_USE_ACCELERATE_FWD";
   private static final String LOOP = "MOELINEAR_FWD_INNER_LOOP_MODE";
   private static final String BACKEND = "MOELINEAR_ACCELERATE_FWD_BACKEND";
@@ -31,7 +34,7 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
 
   /** One mode, gates on. */
   public static Flags of(ForwardMode mode) {
-    return new Flags(mode, OptionalInt.empty());
+    return new Flags(mode, OptionalInt.empty(), Map.of());
   }
 
   /**
@@ -76,7 +79,9 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter) {
     } else {
       mode = torch.equals("v1") ? ForwardMode.GATHER : ForwardMode.MASKED;
     }
-    return new Flags(mode, single);
+    var given = new TreeMap<>(environment);
+    given.keySet().retainAll(NAMES);
+    return new Flags(mode, single, Collections.unmodifiableMap(given));
   }
 
   private static String choice(

@@ -191,7 +191,7 @@ class UntrustedFilesTest {
 
   @Test
   void aSingleAdaptersFlagDoesNotConcernAPlainPeftModel() {
-    var flags = new Flags(Flags.AUTO.mode(), java.util.OptionalInt.of(2));
+    var flags = Flags.fromEnvironment(Map.of("MOELINEAR_SINGLE_MOE_LORA", "2"));
     try (var plain = load("sort_letters");
         var flagged = load("sort_letters", flags)) {
       var config = plain.generationConfig().withMaxNewTokens(8);

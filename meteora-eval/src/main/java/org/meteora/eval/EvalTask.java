@@ -39,7 +39,7 @@ public record EvalTask(
   public static EvalTask of(String name) {
     var composite = CompositeTask.find(name);
     if (composite.isPresent()) {
-      return composite(name, composite.get().tasks());
+      return saved(name, composite.get().tasks());
     }
     return Tasks.find(name)
         .map(task -> new EvalTask(name, List.of(), task.evalLimit(), 1))
@@ -50,17 +50,37 @@ public record EvalTask(
    * A composite task of the user's own.
    *
    * @param name of its folder of data
-   * @param parts names of catalogue tasks, in the order they are asked
+   * @param parts names of catalogue tasks, or of folders of data, in the order they are asked
+   * @param targetDir folders of data
    */
-  public static EvalTask composite(String name, List<String> parts) {
-    if (!name.matches("[\\w.-]*\\w[\\w.-]*")) {
-      throw new UserException(
-          "the task name \"" + name + "\" is not a folder's name (letters, digits, . _ -)");
+  public static EvalTask composite(String name, List<String> parts, Path targetDir) {
+    for (var part : parts) {
+      if (!isFolderName(part) || !Files.isDirectory(targetDir.resolve(part))) {
+        Tasks.get(part); // names the nearest
+      }
     }
-    parts.forEach(Tasks::get);
+    return saved(name, parts);
+  }
+
+  /**
+   * A task whose parts are known from an evaluation of it.
+   *
+   * @param parts empty for a single task
+   */
+  public static EvalTask saved(String name, List<String> parts) {
+    if (!isFolderName(name)) {
+      throw new UserException(
+          "the task name \"" + name + "\" is not a folder's name (no path, no control characters)");
+    }
+    if (parts.isEmpty()) {
+      return Tasks.find(name).isPresent()
+          ? of(name)
+          : new EvalTask(name, List.of(), OptionalInt.empty(), 1);
+    }
+    var composite = new CompositeTask(name, List.copyOf(parts));
     return new EvalTask(
         name,
-        List.copyOf(parts),
+        composite.tasks(),
         OptionalInt.empty(),
         CompositeTask.routingTemperature(parts.size()));
   }
@@ -75,20 +95,45 @@ public record EvalTask(
    */
   public static EvalTask of(String name, Path targetDir) {
     var known = Tasks.find(name).isPresent();
-    if (!known && name.matches("[\\w.-]*\\w[\\w.-]*")) {
+    if (!known && isFolderName(name)) {
       var composite = CompositeTask.find(name, targetDir);
       if (composite.isPresent()) {
-        return new EvalTask(
-            name,
-            composite.get().tasks(),
-            OptionalInt.empty(),
-            CompositeTask.routingTemperature(composite.get().tasks().size()));
+        return saved(name, composite.get().tasks());
       }
       if (Files.isRegularFile(targetDir.resolve(name).resolve("test.jsonl"))) {
         return new EvalTask(name, List.of(), OptionalInt.empty(), 1);
       }
     }
     return of(name);
+  }
+
+  private static boolean isFolderName(String name) {
+    return !name.isBlank()
+        && !name.matches("\\.\\.?")
+        && name.chars().noneMatch(c -> c == '/' || c == '\\' || Character.isISOControl(c));
+  }
+
+  /**
+   * Checks that every true answer of a composite task has an answer to each of its questions.
+   *
+   * @throws UserException naming the first that has not
+   */
+  public void requireParts(List<String> truths) {
+    for (int i = 0; i < truths.size() && !parts.isEmpty(); i++) {
+      int given = truths.get(i).split(CompositeTask.SEPARATOR, -1).length;
+      if (given != parts.size()) {
+        throw new UserException(
+            name
+                + ", sample "
+                + i
+                + ": the response has "
+                + given
+                + " parts, but there are "
+                + parts.size()
+                + " tasks: "
+                + String.join(",", parts));
+      }
+    }
   }
 
   private static UserException unknown(String name) {

@@ -3,6 +3,7 @@ package org.meteora.eval;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
@@ -148,10 +149,14 @@ class EvaluatorTest {
         .isInstanceOf(UserException.class)
         .hasMessageContaining("composite_10");
     assertThatThrownBy(() -> EvalTask.of("alpacca")).hasMessageContaining("\"alpaca\"");
-    assertThatThrownBy(() -> EvalTask.composite("../x", List.of("alpaca")))
+    assertThatThrownBy(() -> EvalTask.composite("../x", List.of("alpaca"), Path.of("no")))
         .isInstanceOf(UserException.class);
-    assertThatThrownBy(() -> EvalTask.composite("x", List.of("nope")))
+    assertThatThrownBy(() -> EvalTask.composite("x", List.of("nope"), Path.of("no")))
         .isInstanceOf(UserException.class);
+    assertThatThrownBy(() -> EvalTask.saved("x", List.of("alpaca", "alpaca")))
+        .hasMessageContaining("once");
+    assertThatThrownBy(() -> EvalTask.saved("x", List.of("a", "b")).requireParts(List.of("one")))
+        .hasMessageContaining("1 parts");
   }
 
   @Test

@@ -3,6 +3,7 @@ package org.meteora.data.composite;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -16,6 +17,16 @@ import org.meteora.io.Jsonl;
  * @param tasks in the order in which they are asked
  */
 public record CompositeTask(String name, List<String> tasks) {
+  /**
+   * @throws UserException when a task occurs twice
+   */
+  public CompositeTask {
+    if (new HashSet<>(tasks).size() < tasks.size()) {
+      throw new UserException(
+          "a composite task asks each task once, not " + String.join(",", tasks));
+    }
+  }
+
   /** Between the answers of a composite response. */
   public static final String SEPARATOR = "@@@@\n";
 

@@ -8,13 +8,13 @@ import static org.meteora.data.tasks.Metric.ROUGE;
 import static org.meteora.data.tasks.Metric.YES_NO_ACCURACY;
 
 import java.util.Collection;
+import java.util.Collections;
 import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
-import java.util.Set;
 import org.meteora.UserException;
 import org.meteora.data.config.Nearest;
 import org.meteora.data.tasks.Task.PromptForm;
@@ -74,7 +74,7 @@ public final class Tasks {
       String name, Source source, PromptForm form, OptionalInt limit, Metric... metrics) {
     var set = EnumSet.noneOf(Metric.class);
     set.addAll(List.of(metrics));
-    ALL.put(name, new Task(name, source, form, Set.copyOf(set), limit));
+    ALL.put(name, new Task(name, source, form, Collections.unmodifiableSet(set), limit));
   }
 
   /** All tasks in alphabetical order, which is the order of adapters in published checkpoints. */

@@ -129,8 +129,19 @@ public final class EvalCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     if (rescore != null) {
+      if (task != null || save || debug || routes || limit != null) {
+        throw new UserException(
+            "--rescore scores saved answers and does nothing else: leave out --task, --save,"
+                + " --debug, --routes and --limit");
+      }
       var answers = SavedAnswers.read(rescore);
-      var scored = evalTask(answers.getFirst().task());
+      var name = answers.getFirst().task();
+      var scored =
+          SavedAnswers.tasks(rescore)
+              .filter(saved -> parts == null)
+              .map(saved -> EvalTask.saved(name, saved))
+              .orElseGet(() -> evalTask(name));
+      scored.requireParts(answers.stream().map(Answer::truth).toList());
       print(scored.name() + " (saved answers)", Scores.of(scored, answers));
       return 0;
     }
@@ -142,9 +153,10 @@ public final class EvalCommand implements Callable<Integer> {
   }
 
   private EvalTask evalTask(String name) {
+    var targetDir = config.load().targetDir();
     return parts == null
-        ? EvalTask.of(name, config.load().targetDir())
-        : EvalTask.composite(name, parts);
+        ? EvalTask.of(name, targetDir)
+        : EvalTask.composite(name, parts, targetDir);
   }
 
   private void evaluate(EvalTask evaluated, MeteoraConfig settings) {
@@ -167,8 +179,12 @@ public final class EvalCommand implements Callable<Integer> {
       if (!model.model().equals("meteora")) {
         throw new UserException("--routes needs a model with gates: --model meteora");
       }
+      if (spec.flags().singleAdapter().isPresent()) {
+        throw new UserException("--routes needs gates, and MOELINEAR_SINGLE_MOE_LORA is set");
+      }
       AtomicFiles.requireWritableFolder(routesFolder);
     }
+    generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
       var chosen =
           generation
@@ -193,12 +209,6 @@ public final class EvalCommand implements Callable<Integer> {
       }
       var scores = Scores.of(evaluated, run.answers());
       print(evaluated.name() + " (" + model.model() + ")", scores);
-      if (routes) {
-        var all = describe(evaluated, settings, chosen);
-        all.put("model", loaded.describe());
-        matrix.write("Routing of " + evaluated.name(), all, routesFolder);
-        LOG.info("wrote the routing to {}", routesFolder);
-      }
       LOG.info(
           "{} answers in {} s: {} tokens/s",
           run.throughput().samples(),
@@ -209,11 +219,17 @@ public final class EvalCommand implements Callable<Integer> {
             files.write(
                 command.commandLine().getParseResult().originalArgs(),
                 describe(evaluated, settings, chosen),
-                loaded.describe(),
+                loaded::describe,
                 run,
                 scores);
             LOG.info("saved {} and {}", files.file(), files.answersFile());
           });
+      if (routes) {
+        var all = describe(evaluated, settings, chosen);
+        all.put("model", loaded.describe());
+        matrix.write("Routing of " + evaluated.name(), all, routesFolder);
+        LOG.info("wrote the routing to {}", routesFolder);
+      }
     }
   }
 
@@ -236,6 +252,7 @@ public final class EvalCommand implements Callable<Integer> {
               + "\", or name the folder of datasets by --target-dir");
     }
     var samples = Sample.read(file);
+    evaluated.requireParts(samples.stream().map(Sample::response).toList());
     int most = Math.min(limit == null ? samples.size() : limit, samples.size());
     most = Math.min(most, evaluated.limit().orElse(most));
     return samples.subList(0, most);

@@ -1,8 +1,11 @@
 package org.meteora.eval.command;
 
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.io.Jsonl;
 import picocli.CommandLine.Option;
 
 /** How tokens are chosen: the model's own settings, unless an option says otherwise. */
@@ -59,6 +62,28 @@ public final class GenerationOptions {
     }
   }
 
+  /**
+   * As {@link #check()}, and whether the model's own settings can be followed.
+   *
+   * @param modelFolder with its {@code generation_config.json}, if it has one
+   * @throws UserException as {@link #apply}
+   */
+  public void check(Path modelFolder) {
+    check();
+    var file = modelFolder.resolve("generation_config.json");
+    if (Files.exists(file) && Jsonl.readFile(file).path("do_sample").asBoolean(false)) {
+      requireSeedOrGreedy();
+    }
+  }
+
+  private void requireSeedOrGreedy() {
+    if (seed == null && !greedy) {
+      throw new UserException(
+          "the model's generation_config.json asks for sampling, which needs --seed; or choose"
+              + " --greedy");
+    }
+  }
+
   private boolean sampling() {
     return temperature != null || topP != null || topK != null;
   }
@@ -74,11 +99,7 @@ public final class GenerationOptions {
     if (greedy || !model.sample() && !sampling()) {
       return model.withGreedy();
     }
-    if (seed == null) {
-      throw new UserException(
-          "the model's generation_config.json asks for sampling, which needs --seed; or choose"
-              + " --greedy");
-    }
+    requireSeedOrGreedy();
     return model.withSampling(
         Optional.ofNullable(temperature).orElse(model.temperature()),
         Optional.ofNullable(topP).orElse(model.topP()),

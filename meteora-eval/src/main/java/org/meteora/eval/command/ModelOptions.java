@@ -32,8 +32,8 @@ public final class ModelOptions {
       names = "--routing-temperature",
       paramLabel = "auto|T",
       description =
-          "Divides the gates' logits (default: auto, which is 1, or 15, 20, 30 for 3, 5, 10 tasks"
-              + " in one prompt).")
+          "Divides the gates' logits (default: auto, which is 15, 20, 30 for --task with 3, 5, 10"
+              + " tasks in one prompt, else 1).")
   private String routingTemperature;
 
   @Option(

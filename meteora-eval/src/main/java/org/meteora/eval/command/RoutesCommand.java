@@ -92,6 +92,7 @@ public final class RoutesCommand implements Callable<Integer> {
     int index = sample == null ? 0 : sample;
     var text = task == null ? prompt : Routes.prompt(settings.targetDir(), task, index);
     AtomicFiles.requireWritableFolder(out);
+    generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
       var chosen =
           generation

@@ -6,6 +6,7 @@ import java.util.Locale;
 public final class FuzzyAccuracy extends Accuracy {
   @Override
   boolean right(String answer, String truth) {
-    return answer.toLowerCase(Locale.ROOT).contains(truth.toLowerCase(Locale.ROOT));
+    return !truth.isEmpty()
+        && answer.toLowerCase(Locale.ROOT).contains(truth.toLowerCase(Locale.ROOT));
   }
 }

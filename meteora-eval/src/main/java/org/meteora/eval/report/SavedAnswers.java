@@ -2,9 +2,11 @@ package org.meteora.eval.report;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.eval.Answer;
 import org.meteora.eval.clean.AnswerCleaner;
@@ -13,6 +15,8 @@ import org.meteora.io.Jsonl;
 
 /** Answers as JSONL, one a line, so that scores can be recomputed without generating again. */
 public final class SavedAnswers {
+  private static final String ANSWERS = ".answers.jsonl";
+
   private SavedAnswers() {}
 
   /** Writes all answers, in order. */
@@ -64,6 +68,30 @@ public final class SavedAnswers {
       throw new UserException(file + ": there are no answers in this file");
     }
     return answers;
+  }
+
+  /**
+   * The tasks of the composite task that was evaluated, by the result's JSON; an empty list for a
+   * single task, nothing when there is no such JSON.
+   *
+   * @param file as for {@link #read}
+   */
+  public static Optional<List<String>> tasks(Path file) {
+    var name = file.getFileName().toString();
+    var json =
+        name.endsWith(ANSWERS)
+            ? file.resolveSibling(name.substring(0, name.length() - ANSWERS.length()) + ".json")
+            : file;
+    if (!json.toString().endsWith(".json") || !Files.isRegularFile(json)) {
+      return Optional.empty();
+    }
+    var tasks = Jsonl.readFile(json).path("settings").path("tasks");
+    if (!tasks.isArray()) {
+      return Optional.empty();
+    }
+    var result = new ArrayList<String>();
+    tasks.forEach(task -> result.add(task.asText()));
+    return Optional.of(result);
   }
 
   private static Answer answer(JsonNode node, String where, int position) {

@@ -7,6 +7,7 @@ import java.time.temporal.ChronoUnit;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Supplier;
 import org.meteora.eval.Evaluator;
 import org.meteora.eval.Scores;
 import org.meteora.io.AtomicFiles;
@@ -55,12 +56,12 @@ public final class SavedResult {
    *
    * @param arguments the command line
    * @param settings of the evaluation and its generation
-   * @param model settings and hashes of the model
+   * @param model settings and hashes of the model; asked for once the answers are written
    */
   public void write(
       List<String> arguments,
       Map<String, Object> settings,
-      Map<String, Object> model,
+      Supplier<Map<String, Object>> model,
       Evaluator.Run run,
       Scores scores) {
     SavedAnswers.write(answersFile(), run.answers());
@@ -70,7 +71,7 @@ public final class SavedResult {
     json.put("created", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString());
     json.put("arguments", arguments);
     json.put("settings", settings);
-    json.put("model", model);
+    json.put("model", model.get());
     json.put("samples", scores.samples());
     json.put("skipped", scores.skipped());
     json.put("metrics", scores.metrics());

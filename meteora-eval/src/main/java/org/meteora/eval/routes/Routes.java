@@ -40,7 +40,7 @@ public final class Routes {
       GenerationConfig config,
       Function<List<RoutedToken>, List<Part>> parts,
       Map<String, Object> settings) {
-    int[] ids = tokenizer.encode(prompt, false);
+    int[] ids = tokenizer.encode(prompt, true);
     if (ids.length == 0) {
       throw new UserException("the prompt is empty: there is no token to route");
     }

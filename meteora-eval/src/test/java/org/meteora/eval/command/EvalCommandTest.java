@@ -72,6 +72,52 @@ class EvalCommandTest {
     refused("no such file", "--rescore", folder.resolve("none.jsonl").toString());
   }
 
+  @Test
+  void aModelThatSamplesNeedsASeedBeforeItIsLoaded() throws IOException {
+    Files.writeString(folder.resolve("generation_config.json"), "{\"do_sample\": true}");
+    refused(
+        "needs --seed",
+        "--task=object_counting",
+        "--model=base",
+        "--base-model-path=" + folder,
+        "--target-dir=" + withData());
+  }
+
+  @Test
+  void savedAnswersToACompositeTaskOfOnesOwnAreScoredByItsTasks() throws IOException {
+    var answers = folder.resolve("composite_3.answers.jsonl");
+    Files.writeString(
+        answers,
+        "{\"task\":\"composite_3\",\"prompt\":\"p\",\"truth\":\"x@@@@\\ny@@@@\\nz\","
+            + "\"decoded\":\"[/INST]\\n1. x\\n2. y\\n3. w\"}\n");
+    Files.writeString(
+        folder.resolve("composite_3.json"),
+        "{\"answers\":\"composite_3.answers.jsonl\",\"settings\":{\"tasks\":[\"größe\",\"b"
+            + " c\",\"d\"]}}");
+    for (var file : List.of("composite_3.answers.jsonl", "composite_3.json")) {
+      assertThat(eval("--rescore", folder.resolve(file).toString()))
+          .contains("größe")
+          .contains("b c")
+          .containsPattern("correct nums\\D+2");
+    }
+    refused("parts", "--rescore", answers.toString(), "--tasks", "alpaca,gsm8k");
+    refused("nothing else", "--rescore", answers.toString(), "--save");
+  }
+
+  @Test
+  void foldersWithAnyNameAreTasks() {
+    Sample.write(folder.resolve("d/sort größe/test.jsonl"), List.of(new Sample("p", "r")));
+    refused("base_model_path", "--task=sort größe", "--target-dir=" + folder.resolve("d"));
+    refused(
+        "create-composite",
+        "--task=mine",
+        "--tasks=sort größe,alpaca",
+        "--model=base",
+        "--base-model-path=" + folder,
+        "--target-dir=" + folder.resolve("d"));
+    refused("unknown task", "--task=../d", "--target-dir=" + folder);
+  }
+
   private Path withData() {
     var datasets = folder.resolve("d");
     Sample.write(datasets.resolve("object_counting/test.jsonl"), List.of(new Sample("p", "r")));

@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.util.List;
+import java.util.Map;
 import java.util.OptionalInt;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
@@ -97,7 +98,8 @@ class OptionsTest {
     var spec = parse().model.spec(config, 15);
     assertThat(spec.topK()).contains(3);
     assertThat(spec.temperature()).contains(4.0);
-    assertThat(spec.flags()).isEqualTo(Flags.of(ForwardMode.ALL));
+    assertThat(spec.flags())
+        .isEqualTo(Flags.fromEnvironment(Map.of("MOELINEAR_FWD_INNER_LOOP_MODE", "all")));
     var over =
         parse(
             "--routing-top-k=1",
@@ -107,7 +109,16 @@ class OptionsTest {
     spec = over.model.spec(config, 15);
     assertThat(spec.topK()).contains(1);
     assertThat(spec.temperature()).contains(15.0);
-    assertThat(spec.flags()).isEqualTo(new Flags(ForwardMode.PARALLEL, OptionalInt.of(2)));
+    assertThat(spec.flags())
+        .isEqualTo(
+            new Flags(
+                ForwardMode.PARALLEL,
+                OptionalInt.of(2),
+                Map.of(
+                    "MOELINEAR_FWD_INNER_LOOP_MODE",
+                    "parallel",
+                    "MOELINEAR_SINGLE_MOE_LORA",
+                    "2")));
     refused(
         "c.yaml: MOELINEAR_ACCELERATE_FWD_BACKEND=tritn",
         () -> MeteoraConfig.parse("moelinear_accelerate_fwd_backend: tritn\n", "c.yaml"));

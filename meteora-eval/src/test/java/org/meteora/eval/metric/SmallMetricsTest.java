@@ -123,7 +123,7 @@ class SmallMetricsTest {
 
   @Test
   void compositeScoresAreByTask() {
-    var task = EvalTask.composite("mine", List.of("winowhy", "object_counting"));
+    var task = EvalTask.saved("mine", List.of("winowhy", "object_counting"));
     var scores =
         task.score(
             List.of("1. correct\n2. there are three", "1. incorrect"),

@@ -44,7 +44,8 @@ class SavedTest {
     var scores = Scores.of(EvalTask.of(TASK), ANSWERS);
     var saved = new SavedResult(folder, "my_adapter", TASK);
     var run = new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4));
-    saved.write(List.of("--task", TASK), Map.of("batch_size", 1), Map.of("k", 2), run, scores);
+    saved.write(
+        List.of("--task", TASK), Map.of("batch_size", 1), () -> Map.of("k", 2), run, scores);
     assertThat(saved.file()).isEqualTo(folder.resolve("peft/strategyqa.json"));
     assertThat(SavedAnswers.read(saved.answersFile())).isEqualTo(ANSWERS);
     assertThat(SavedAnswers.read(saved.file())).isEqualTo(ANSWERS);
