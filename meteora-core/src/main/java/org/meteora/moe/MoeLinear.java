@@ -146,10 +146,6 @@ public final class MoeLinear extends AbstractBlock {
     var flags = control.flags();
     boolean gated = bank.gate() != null && flags.singleAdapter().isEmpty();
     boolean best = flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED;
-    if (best && !training && HostForward.fits(x)) {
-      return onHost(x, y, gated, wantLogits);
-    }
-    var rows = shape.dimension() == 2 ? x : x.reshape(-1, in);
     boolean gpu = weight.getDevice().isGpu();
     if (flags.mode() == ForwardMode.FUSED && (!gpu || training)) {
       Fallback.say(
@@ -157,6 +153,10 @@ public final class MoeLinear extends AbstractBlock {
               ? "the fused kernels are for inference: training uses the masked form"
               : "the fused kernels need a CUDA device: on the CPU the best form for it is used");
     }
+    if (best && !training && HostForward.fits(x)) {
+      return onHost(x, y, gated, wantLogits);
+    }
+    var rows = shape.dimension() == 2 ? x : x.reshape(-1, in);
     boolean fusible =
         gpu
             && gated
