@@ -106,7 +106,7 @@ final class Run {
         train.size(),
         eval.size(),
         steps,
-        config.batchSize() * config.accumulation(),
+        (long) config.batchSize() * config.accumulation(),
         parameters.size(),
         model.llama().dtype().label(),
         model.llama().manager().getDevice(),
