@@ -17,10 +17,13 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
+import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFile;
+import org.meteora.train.batch.TaskSamples;
+import org.meteora.train.batch.TrainingSample;
 
 /** From task files to adapters, and from adapters to a MeteoRA checkpoint that loads. */
 class TrainingTest {
@@ -160,6 +163,60 @@ class TrainingTest {
     assertThatThrownBy(() -> lora("crow", Map.of("layers_to_transform", "2")))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("there is no layer 2");
+  }
+
+  private TaskSamples split(boolean responseOnly, int most, double ratio) {
+    try (var tokenizer = Tokenizer.load(Fixtures.TINY.resolve("base"))) {
+      var how = new TaskSamples.Tokenization(most, -1, responseOnly);
+      return TaskSamples.read(data("crow"), "crow", 0, tokenizer, how, ratio, 42);
+    }
+  }
+
+  private static List<String> ids(List<TrainingSample> samples) {
+    return samples.stream().map(TrainingSample::id).toList();
+  }
+
+  @Test
+  void whatIsHeldOutDoesNotDependOnWhatIsDropped() throws Exception {
+    var lines = new ArrayList<String>();
+    for (int i = 1; i <= 40; i++) {
+      lines.add(
+          Jsonl.JSON.writeValueAsString(
+              Map.of(
+                  "prompt",
+                  "[INST] " + "long ".repeat(i % 4 == 0 ? 60 : 1) + i + " [/INST]\n",
+                  "response",
+                  i % 7 == 0 ? "" : "black")));
+    }
+    Files.createDirectories(data("crow").getParent());
+    Files.write(data("crow"), lines);
+    var whole = split(false, 4096, 0.25);
+    assertThat(whole.train()).hasSize(30);
+    assertThat(whole.eval()).hasSize(10);
+    for (var some : List.of(split(true, 4096, 0.25), split(true, 48, 0.25))) {
+      assertThat(some.train().size() + some.eval().size()).isLessThan(40);
+      assertThat(ids(whole.train())).containsSubsequence(ids(some.train()));
+      assertThat(ids(whole.eval())).containsSubsequence(ids(some.eval()));
+    }
+    assertThat(split(true, 48, 0).eval()).isEmpty();
+  }
+
+  @Test
+  void oneSampleIsTrainedOn() throws Exception {
+    task("crow", "black");
+    var lines = Files.readAllLines(data("crow"));
+    Files.write(data("crow"), lines.subList(0, 1));
+    assertThat(split(false, 4096, 0.9).train()).hasSize(1);
+    assertThat(split(false, 4096, 0.9).eval()).isEmpty();
+    assertThat(lora("crow", Map.of("eval_ratio", 0.6, "max_steps", 1))).isDirectory();
+    // whichever of two lines can be learnt from, it is
+    for (int i = 0; i < 2; i++) {
+      var two = new ArrayList<>(List.of("{\"prompt\":\"a b\",\"response\":\"\"}"));
+      two.add(i, lines.getFirst());
+      Files.write(data("crow"), two);
+      assertThat(ids(split(true, 4096, 0.5).train())).containsExactly("crow:" + (i + 1));
+      assertThat(split(true, 4096, 0.5).eval()).isEmpty();
+    }
   }
 
   private static LoadedModel loadMeteora(Path base, Path checkpoint) {
