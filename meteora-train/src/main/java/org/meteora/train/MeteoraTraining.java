@@ -110,8 +110,8 @@ public record MeteoraTraining(
             config.dropout(),
             config.seed(),
             flags);
-    try (var model =
-            TrainableModel.meteora(spec, tasks.stream().map(adapterDir::resolve).toList());
+    var folders = tasks.stream().map(adapterDir::resolve).toList();
+    try (var model = TrainableModel.meteora(spec, folders);
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(config.gatesOnly()))) {
       var train = new ArrayList<TrainingSample>();
@@ -135,7 +135,8 @@ public record MeteoraTraining(
               config,
               model,
               parameters,
-              true,
+              basePath,
+              folders,
               train,
               eval,
               tasks,

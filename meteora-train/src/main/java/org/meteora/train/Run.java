@@ -73,6 +73,8 @@ final class Run {
    * Trains.
    *
    * @param name shown with the progress
+   * @param basePath the base model's folder
+   * @param adapters PEFT folders embedded, in the order of their indices
    * @param tasks names by index
    * @param folder gets checkpoints, metrics and curves
    * @param export writes the model into a checkpoint's folder, given the master values
@@ -83,7 +85,8 @@ final class Run {
       TrainConfig config,
       TrainableModel model,
       FlatParameters parameters,
-      boolean gated,
+      Path basePath,
+      List<Path> adapters,
       List<TrainingSample> train,
       List<TrainingSample> eval,
       List<String> tasks,
@@ -112,7 +115,8 @@ final class Run {
         model.llama().manager().getDevice(),
         model.llama().routing().flags().mode().name().toLowerCase(java.util.Locale.ROOT));
     var learner =
-        new LlamaLearner(model.llama(), config.gradientCheckpointing(), gated ? tasks.size() : 0);
+        new LlamaLearner(
+            model.llama(), config.gradientCheckpointing(), config.gated() ? tasks.size() : 0);
     var metrics = folder.resolve("metrics.jsonl");
     var trainer =
         new Trainer(
@@ -122,7 +126,7 @@ final class Run {
             batches,
             held,
             tasks,
-            Batches.fingerprint(train),
+            RunIdentity.of(config, model, tasks, train, basePath, adapters),
             new Checkpoints(folder, config.saveTotalLimit()),
             export,
             collective,

@@ -5,6 +5,8 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -51,15 +53,19 @@ class TrainingTest {
   }
 
   private Path lora(String name, Map<String, Object> more) {
+    return lora(Fixtures.TINY.resolve("base"), name, more, false);
+  }
+
+  private Path lora(Path base, String name, Map<String, Object> more, boolean resume) {
     var options = new LinkedHashMap<String, Object>(Map.of("max_steps", 4, "device", "cpu"));
     options.putAll(more);
     return new LoraTraining(
             TrainConfig.lora(Map.of(), options),
-            Fixtures.TINY.resolve("base"),
+            base,
             name,
             data(name),
             folder.resolve("adapters").resolve(name),
-            false,
+            resume,
             Flags.AUTO)
         .run(() -> false)
         .orElseThrow();
@@ -163,6 +169,85 @@ class TrainingTest {
     assertThatThrownBy(() -> lora("crow", Map.of("layers_to_transform", "2")))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("there is no layer 2");
+  }
+
+  @Test
+  void anAdapterDoesNotGoOnAsAnother() throws Exception {
+    task("crow", "black");
+    var base = copy(Fixtures.TINY.resolve("base"), folder.resolve("base"));
+    lora(base, "crow", Map.of(), false);
+    var config = folder.resolve("adapters/crow/adapter_config.json");
+    var written = Files.readString(config);
+    Map.<String, Map<String, Object>>of(
+            "alpha was 16.0, now it is 32.0", Map.of("alpha", 32),
+            "use_rslora was false, now it is true", Map.of("use_rslora", true),
+            "response_only was true, now it is false", Map.of("response_only", false),
+            "r was 8, now it is 4", Map.of("r", 4),
+            "append_eos was false, now it is true", Map.of("append_eos", true),
+            "dtype was f32, now it is bf16", Map.of("dtype", "bf16"))
+        .forEach(
+            (message, other) ->
+                assertThatThrownBy(() -> lora(base, "crow", other, true))
+                    .isInstanceOf(UserException.class)
+                    .hasMessageEndingWith(": " + message));
+    widenHeader(base.resolve("model.safetensors"));
+    assertThatThrownBy(() -> lora(base, "crow", Map.of(), true))
+        .isInstanceOf(UserException.class)
+        .hasMessageStartingWith("cannot resume from ")
+        .hasMessageEndingWith(": the base model's files are others than then");
+    assertThat(Files.readString(config)).isEqualTo(written);
+  }
+
+  @Test
+  void gatesDoNotGoOnWithOtherAdapters() throws Exception {
+    task("crow", "black");
+    task("zebra", "stripes");
+    lora("crow", Map.of());
+    lora("zebra", Map.of("max_steps", 1));
+    Map<String, Object> options =
+        Map.of("max_steps", 2, "train", "gates", "eval_steps", 9, "device", "cpu");
+    meteora(options, false, false).run(() -> false);
+    var config = folder.resolve("adapters/crow/adapter_config.json");
+    var written = Files.readString(config);
+    Files.writeString(config, written.replace("\"lora_alpha\" : 16.0", "\"lora_alpha\" : 32.0"));
+    assertThat(Files.readString(config)).isNotEqualTo(written);
+    othersThanThen(options);
+    Files.writeString(config, written);
+    assertThat(meteora(options, false, true).run(() -> false)).isPresent();
+    var weights = "adapter_model.safetensors";
+    Files.delete(folder.resolve("adapters/crow").resolve(weights));
+    Files.copy(
+        folder.resolve("adapters/zebra").resolve(weights),
+        folder.resolve("adapters/crow").resolve(weights));
+    othersThanThen(options);
+  }
+
+  private void othersThanThen(Map<String, Object> options) {
+    assertThatThrownBy(() -> meteora(options, false, true).run(() -> false))
+        .isInstanceOf(UserException.class)
+        .hasMessageStartingWith("cannot resume from ")
+        .hasMessageEndingWith(": the adapters are others than then");
+  }
+
+  private static Path copy(Path from, Path to) throws Exception {
+    Files.createDirectories(to);
+    try (var files = Files.newDirectoryStream(from)) {
+      for (var file : files) {
+        Files.copy(file, to.resolve(file.getFileName()));
+      }
+    }
+    return to;
+  }
+
+  /** Another header of the same tensors: spaces at its end. */
+  private static void widenHeader(Path file) throws Exception {
+    var old = ByteBuffer.wrap(Files.readAllBytes(file)).order(ByteOrder.LITTLE_ENDIAN);
+    int length = (int) old.getLong();
+    var wider = ByteBuffer.allocate(old.capacity() + 8).order(ByteOrder.LITTLE_ENDIAN);
+    wider.putLong(length + 8L).put(old.slice(8, length)).put(" ".repeat(8).getBytes());
+    wider.put(old.slice(8 + length, old.capacity() - 8 - length));
+    Files.delete(file);
+    Files.write(file, wider.array());
   }
 
   private TaskSamples split(boolean responseOnly, int most, double ratio) {
