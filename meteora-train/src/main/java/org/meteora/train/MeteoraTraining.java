@@ -89,10 +89,16 @@ public record MeteoraTraining(
    *
    * @param stop asked after every step; true: write a checkpoint and return
    * @return the folder of the MeteoRA checkpoint; empty when stopped early
-   * @throws UserException when adapters, data or model are missing or do not fit, or the loss
-   *     diverges
+   * @throws UserException when adapters, data or model are missing or do not fit, the flags switch
+   *     the gates off, or the loss diverges
    */
   public Optional<Path> run(BooleanSupplier stop) {
+    if (flags.singleAdapter().isPresent()) {
+      throw new UserException(
+          "MOELINEAR_SINGLE_MOE_LORA="
+              + flags.singleAdapter().getAsInt()
+              + " switches the gates off that are to be trained: unset it");
+    }
     var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW);
     var tasks = order(adapterDir, config.tasks());
     for (var task : tasks) {

@@ -14,6 +14,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalInt;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -23,6 +24,7 @@ import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
@@ -248,6 +250,24 @@ class TrainingTest {
     wider.put(old.slice(8 + length, old.capacity() - 8 - length));
     Files.delete(file);
     Files.write(file, wider.array());
+  }
+
+  @Test
+  void aFlagThatSwitchesTheGatesOffIsRefused() {
+    var training =
+        new MeteoraTraining(
+            TrainConfig.meteora(),
+            Fixtures.TINY.resolve("base"),
+            folder.resolve("adapters"),
+            folder.resolve("datasets"),
+            folder.resolve("run"),
+            false,
+            false,
+            new Flags(ForwardMode.AUTO, OptionalInt.of(0)));
+    assertThatThrownBy(() -> training.run(() -> false))
+        .isInstanceOf(UserException.class)
+        .hasMessageStartingWith("MOELINEAR_SINGLE_MOE_LORA=0 ")
+        .hasMessageEndingWith(": unset it");
   }
 
   private TaskSamples split(boolean responseOnly, int most, double ratio) {
