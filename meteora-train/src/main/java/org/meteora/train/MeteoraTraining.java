@@ -5,6 +5,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Comparator;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
@@ -135,7 +136,7 @@ public record MeteoraTraining(
         train.addAll(samples.train());
         eval.addAll(samples.eval());
       }
-      boolean finished =
+      var steps =
           Run.train(
               "train",
               config,
@@ -150,7 +151,7 @@ public record MeteoraTraining(
               from,
               folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
               stop);
-      if (!finished) {
+      if (steps.isEmpty()) {
         return Optional.empty();
       }
       var result = output.resolve("meteora");
@@ -158,6 +159,12 @@ public record MeteoraTraining(
       if (withBase) {
         copyModelFiles(result);
       }
+      var inputs = new LinkedHashMap<String, Object>();
+      inputs.put("base_model_path", basePath.toString());
+      inputs.put("adapter_dir", adapterDir.toString());
+      inputs.put("target_dir", datasets.toString());
+      inputs.put("tasks", tasks);
+      Run.record(result, config, model, inputs, steps.getAsLong());
       return Optional.of(result);
     }
   }

@@ -129,6 +129,24 @@ class TrainingTest {
     assertThat(metrics).hasSize(8).last().asString().contains("gate_accuracy_by_task");
     assertThat(folder.resolve("run/loss.png")).isNotEmptyFile();
     assertThat(folder.resolve("run/gate-accuracy.png")).isNotEmptyFile();
+    var how = Jsonl.readFile(result.resolve("training.json"));
+    assertThat(how.get("tasks").toString()).isEqualTo("[\"crow\",\"zebra\",\"alpaca\"]");
+    assertThat(how.get("steps").asLong()).isEqualTo(6);
+    assertThat(how.get("routing_top_k").asInt()).isEqualTo(2);
+    assertThat(how.get("learning_rate").asDouble()).isEqualTo(3e-3);
+    assertThat(how.get("eval_steps").asInt()).isEqualTo(3);
+    assertThat(how.get("forward_mode").asText()).isEqualTo("auto");
+    assertThat(how.get("single_adapter").isNull()).isTrue();
+    assertThat(how.get("dtype").asText()).isEqualTo("f32");
+    assertThat(how.get("device").asText()).isEqualTo("cpu");
+    assertThat(how.get("base_model_path").asText())
+        .isEqualTo(Fixtures.TINY.resolve("base").toString());
+    assertThat(how.get("adapter_dir").asText()).isEqualTo(folder.resolve("adapters").toString());
+    how = Jsonl.readFile(folder.resolve("adapters/zebra/training.json"));
+    assertThat(how.get("r").asInt()).isEqualTo(4);
+    assertThat(how.get("use_rslora").asBoolean()).isTrue();
+    assertThat(how.get("steps").asLong()).isEqualTo(4);
+    assertThat(how.get("data").asText()).isEqualTo(data("zebra").toString());
     // a checkpoint in between loads too
     loadMeteora(Fixtures.TINY.resolve("base"), folder.resolve("run/checkpoint-00000006")).close();
 
@@ -268,6 +286,27 @@ class TrainingTest {
         .isInstanceOf(UserException.class)
         .hasMessageStartingWith("MOELINEAR_SINGLE_MOE_LORA=0 ")
         .hasMessageEndingWith(": unset it");
+  }
+
+  @Test
+  void stoppedBeforeTheFirstStep() throws Exception {
+    task("crow", "black");
+    lora("crow", Map.of("max_steps", 1));
+    Map<String, Object> options = Map.of("max_steps", 2, "device", "cpu");
+    assertThat(meteora(options, false, false).run(() -> true)).isEmpty();
+    assertThat(new Checkpoints(folder.resolve("run"), 1).list()).isEmpty();
+    var train = TrainConfig.meteora();
+    assertThat(Run.stopped(train, 0, 2)).contains("nothing was done").contains("without --resume");
+    assertThat(Run.stopped(train, 1, 2))
+        .isEqualTo("stopped after step 1 of 2; go on with --resume");
+    // other adapters may be finished: --resume skips those
+    assertThat(Run.stopped(TrainConfig.lora(Map.of(), Map.of()), 0, 2))
+        .isEqualTo("stopped before the first step of this adapter; go on with --resume");
+    var asked = new int[1];
+    meteora(options, false, false).run(() -> asked[0]++ >= 1);
+    assertThat(new Checkpoints(folder.resolve("run"), 1).list()).hasSize(1);
+    assertThat(folder.resolve("run/metrics.jsonl")).isNotEmptyFile();
+    assertThat(folder.resolve("run/loss.png")).doesNotExist();
   }
 
   private TaskSamples split(boolean responseOnly, int most, double ratio) {
