@@ -57,4 +57,25 @@ class BenchTrainTest {
     }
     assertThat(lines.toString()).contains("auto", "masked", "gather", "all", "layers recomputed");
   }
+
+  @Test
+  void dropoutIsAShare() {
+    var config =
+        Path.of(System.getProperty("meteora.root", "..")).resolve("configs/tiny/base/config.json");
+    var err = new ByteArrayOutputStream();
+    var stderr = System.err;
+    System.setErr(new PrintStream(err, true, StandardCharsets.UTF_8));
+    try {
+      for (var dropout : new String[] {"1", "-1"}) {
+        assertThat(
+                Main.run(
+                    "bench", "train", "--model-config", config.toString(), "--dropout=" + dropout))
+            .isNotZero();
+        assertThat(err.toString(StandardCharsets.UTF_8))
+            .contains("--dropout must be at least 0 and less than 1, it is " + dropout + ".0");
+      }
+    } finally {
+      System.setErr(stderr);
+    }
+  }
 }

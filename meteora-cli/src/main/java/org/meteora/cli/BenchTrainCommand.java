@@ -229,6 +229,9 @@ final class BenchTrainCommand implements Callable<Integer> {
     if (batch < 1 || tokens < 2) {
       throw new UserException("--batch must be at least 1 and --tokens at least 2");
     }
+    if (!(dropout >= 0 && dropout < 1)) {
+      throw new UserException("--dropout must be at least 0 and less than 1, it is " + dropout);
+    }
     return new Batch(
         IntStream.range(0, batch)
             .mapToObj(

@@ -12,6 +12,16 @@ final class Fallback {
 
   private Fallback() {}
 
+  /** What was said so far. */
+  static Set<String> said() {
+    return Set.copyOf(SAID);
+  }
+
+  /** Says everything once more. */
+  static void forget() {
+    SAID.clear();
+  }
+
   static void say(String message) {
     if (SAID.add(message)) {
       LOG.info("{}", message);

@@ -57,6 +57,7 @@ public final class HostTape implements AutoCloseable {
    * @param x {@code (…, in)}; must depend on something that requires a gradient
    */
   public MoeLinear.Output forward(MoeLinear layer, NDArray x) {
+    layer.sayFallback(true);
     boolean keep = Ops.isRecording();
     var owner = x.getManager();
     try (var off = Ops.notRecording();

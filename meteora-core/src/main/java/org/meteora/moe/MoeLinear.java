@@ -145,14 +145,9 @@ public final class MoeLinear extends AbstractBlock {
     long in = shape.get(shape.dimension() - 1);
     var flags = control.flags();
     boolean gated = bank.gate() != null && flags.singleAdapter().isEmpty();
+    sayFallback(training);
     boolean best = flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED;
     boolean gpu = weight.getDevice().isGpu();
-    if (flags.mode() == ForwardMode.FUSED && (!gpu || training)) {
-      Fallback.say(
-          gpu
-              ? "the fused kernels are for inference: training uses the masked form"
-              : "the fused kernels need a CUDA device: on the CPU the best form for it is used");
-    }
     if (best && !training && HostForward.fits(x)) {
       return onHost(x, y, gated, wantLogits);
     }
@@ -331,6 +326,17 @@ public final class MoeLinear extends AbstractBlock {
   /** How much of the adapters' input a training pass drops now. */
   double dropoutInTraining() {
     return control.dropout() ? dropout : 0;
+  }
+
+  /** Says so if the fused kernels are asked for where they are not used. */
+  void sayFallback(boolean training) {
+    boolean gpu = weight.getDevice().isGpu();
+    if (control.flags().mode() == ForwardMode.FUSED && (!gpu || training)) {
+      Fallback.say(
+          gpu
+              ? "the fused kernels are for inference: training uses the masked form"
+              : "the fused kernels need a CUDA device: on the CPU the best form for it is used");
+    }
   }
 
   /** Whether the flags leave it to this class how to train on the CPU. */

@@ -305,4 +305,30 @@ class MoeLinearTest {
     assertThatThrownBy(() -> Flags.fromEnvironment(Map.of("MOELINEAR_SINGLE_MOE_LORA", "x")))
         .isInstanceOf(UserException.class);
   }
+
+  @Test
+  void fusedOnTheCpuIsSaid() {
+    try (var manager = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch");
+        var tape = new HostTape(manager)) {
+      var random = new Random(1);
+      var layer =
+          new MoeLinear(
+              manager.create(random(random, OUT * IN), Ops.shape(OUT, IN)),
+              null,
+              new AdapterBank(
+                  manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
+                  manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
+                  manager.create(random(random, OUT * 2), Ops.shape(OUT, 2)),
+                  new int[] {1, 1},
+                  new double[] {1, 1}),
+              new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.FUSED)),
+              0,
+              0,
+              0);
+      assertThat(HostTape.fits(layer)).isTrue();
+      Fallback.forget();
+      tape.forward(layer, manager.create(random(random, 3 * IN), Ops.shape(3, IN)));
+      assertThat(Fallback.said()).singleElement().asString().contains("need a CUDA device");
+    }
+  }
 }

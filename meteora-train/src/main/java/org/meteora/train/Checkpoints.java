@@ -1,7 +1,6 @@
 package org.meteora.train;
 
 import ai.djl.ndarray.NDArray;
-import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.channels.FileChannel;
@@ -45,7 +44,7 @@ public final class Checkpoints {
   private static final Pattern NAME = Pattern.compile("checkpoint-(\\d{8,})");
   private static final String UNFINISHED = ".checkpoint-";
   private static final String FILE = "trainer.safetensors";
-  private static final int FORMAT = 1;
+  private static final int FORMAT = 2;
 
   private final Path folder;
   private final int keep;
@@ -54,10 +53,19 @@ public final class Checkpoints {
    * Where a run stands.
    *
    * @param step optimiser steps made
-   * @param identity settings and data that a resumed run must share: name → value
+   * @param steps optimiser steps planned
+   * @param identity what a resumed run must share
    * @param settings all settings, for the record
    */
-  public record State(long step, Map<String, String> identity, Map<String, Object> settings) {}
+  public record State(long step, long steps, RunIdentity identity, Map<String, Object> settings) {}
+
+  /**
+   * Where a checkpoint stands.
+   *
+   * @param step optimiser steps made
+   * @param steps optimiser steps that were planned then
+   */
+  public record Position(long step, long steps) {}
 
   /**
    * @param folder of the run
@@ -114,6 +122,7 @@ public final class Checkpoints {
     var result = new LinkedHashMap<String, String>();
     result.put("format", String.valueOf(FORMAT));
     result.put("step", String.valueOf(state.step()));
+    result.put("planned_steps", String.valueOf(state.steps()));
     result.put("optimizer_steps", String.valueOf(optimizer.steps()));
     result.put("identity", Jsonl.JSON.valueToTree(state.identity()).toString());
     result.put("settings", Jsonl.JSON.valueToTree(state.settings()).toString());
@@ -125,11 +134,11 @@ public final class Checkpoints {
    * Fills parameters and optimiser from a checkpoint.
    *
    * @param identity of this run, compared with the checkpoint's
-   * @return optimiser steps made
+   * @return where it stands
    * @throws UserException naming what differs, or what is broken
    */
-  public static long restore(
-      Path checkpoint, Map<String, String> identity, FlatParameters parameters, AdamW optimizer) {
+  public static Position restore(
+      Path checkpoint, RunIdentity identity, FlatParameters parameters, AdamW optimizer) {
     var path = checkpoint.resolve(FILE);
     if (!Files.isRegularFile(path)) {
       throw new UserException("no checkpoint of a training in " + checkpoint + ": no " + FILE);
@@ -137,24 +146,10 @@ public final class Checkpoints {
     try (var file = SafetensorsFile.open(path)) {
       var metadata = file.metadata();
       if (!String.valueOf(FORMAT).equals(metadata.get("format"))) {
-        throw new UserException(path + ": not the checkpoint of a training");
+        throw new UserException(
+            path + ": not the checkpoint of a training that this version can go on with");
       }
-      JsonNode before = Jsonl.JSON.readTree(metadata.get("identity"));
-      identity.forEach(
-          (name, value) -> {
-            var old = before.path(name).asText();
-            if (!old.equals(value)) {
-              throw new UserException(
-                  "cannot resume from "
-                      + checkpoint
-                      + ": "
-                      + name
-                      + " was "
-                      + old
-                      + ", now it is "
-                      + value);
-            }
-          });
+      identity.requireSame(checkpoint, Jsonl.JSON.readTree(metadata.get("identity")));
       var slots = Jsonl.JSON.valueToTree(parameters.slots()).toString();
       if (!slots.equals(metadata.get("slots"))) {
         throw new UserException(
@@ -169,7 +164,8 @@ public final class Checkpoints {
       }
       optimizer.restore(Long.parseLong(metadata.get("optimizer_steps")));
       parameters.publish();
-      return Long.parseLong(metadata.get("step"));
+      return new Position(
+          Long.parseLong(metadata.get("step")), Long.parseLong(metadata.get("planned_steps")));
     } catch (IOException | IllegalArgumentException e) {
       throw new UserException(path + ": not the checkpoint of a training", e);
     }

@@ -58,13 +58,14 @@ public record LoraTraining(
               Run.tokenization(config, model),
               config.evalRatio(),
               config.seed());
-      boolean finished =
+      var steps =
           Run.train(
               name,
               config,
               model,
               parameters,
-              false,
+              basePath,
+              List.of(),
               samples.train(),
               samples.eval(),
               List.of(name),
@@ -72,10 +73,15 @@ public record LoraTraining(
               from,
               target -> write(target, parameters),
               stop);
-      if (!finished) {
+      if (steps.isEmpty()) {
         return Optional.empty();
       }
       write(output, parameters);
+      var inputs = new LinkedHashMap<String, Object>();
+      inputs.put("name", name);
+      inputs.put("base_model_path", basePath.toString());
+      inputs.put("data", data.toString());
+      Run.record(output, config, model, inputs, steps.getAsLong());
       return Optional.of(output);
     }
   }

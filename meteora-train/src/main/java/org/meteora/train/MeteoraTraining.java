@@ -5,6 +5,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Comparator;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
@@ -89,10 +90,16 @@ public record MeteoraTraining(
    *
    * @param stop asked after every step; true: write a checkpoint and return
    * @return the folder of the MeteoRA checkpoint; empty when stopped early
-   * @throws UserException when adapters, data or model are missing or do not fit, or the loss
-   *     diverges
+   * @throws UserException when adapters, data or model are missing or do not fit, the flags switch
+   *     the gates off, or the loss diverges
    */
   public Optional<Path> run(BooleanSupplier stop) {
+    if (flags.singleAdapter().isPresent()) {
+      throw new UserException(
+          "MOELINEAR_SINGLE_MOE_LORA="
+              + flags.singleAdapter().getAsInt()
+              + " switches the gates off that are to be trained: unset it");
+    }
     var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW);
     var tasks = order(adapterDir, config.tasks());
     for (var task : tasks) {
@@ -110,8 +117,8 @@ public record MeteoraTraining(
             config.dropout(),
             config.seed(),
             flags);
-    try (var model =
-            TrainableModel.meteora(spec, tasks.stream().map(adapterDir::resolve).toList());
+    var folders = tasks.stream().map(adapterDir::resolve).toList();
+    try (var model = TrainableModel.meteora(spec, folders);
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(config.gatesOnly()))) {
       var train = new ArrayList<TrainingSample>();
@@ -129,13 +136,14 @@ public record MeteoraTraining(
         train.addAll(samples.train());
         eval.addAll(samples.eval());
       }
-      boolean finished =
+      var steps =
           Run.train(
               "train",
               config,
               model,
               parameters,
-              true,
+              basePath,
+              folders,
               train,
               eval,
               tasks,
@@ -143,7 +151,7 @@ public record MeteoraTraining(
               from,
               folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
               stop);
-      if (!finished) {
+      if (steps.isEmpty()) {
         return Optional.empty();
       }
       var result = output.resolve("meteora");
@@ -151,6 +159,12 @@ public record MeteoraTraining(
       if (withBase) {
         copyModelFiles(result);
       }
+      var inputs = new LinkedHashMap<String, Object>();
+      inputs.put("base_model_path", basePath.toString());
+      inputs.put("adapter_dir", adapterDir.toString());
+      inputs.put("target_dir", datasets.toString());
+      inputs.put("tasks", tasks);
+      Run.record(result, config, model, inputs, steps.getAsLong());
       return Optional.of(result);
     }
   }

@@ -1,13 +1,18 @@
 package org.meteora.train;
 
 import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
+import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalLong;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Jsonl;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
@@ -73,17 +78,20 @@ final class Run {
    * Trains.
    *
    * @param name shown with the progress
+   * @param basePath the base model's folder
+   * @param adapters PEFT folders embedded, in the order of their indices
    * @param tasks names by index
    * @param folder gets checkpoints, metrics and curves
    * @param export writes the model into a checkpoint's folder, given the master values
-   * @return whether the last step was reached
+   * @return the steps made in all; empty when stopped before the last
    */
-  static boolean train(
+  static OptionalLong train(
       String name,
       TrainConfig config,
       TrainableModel model,
       FlatParameters parameters,
-      boolean gated,
+      Path basePath,
+      List<Path> adapters,
       List<TrainingSample> train,
       List<TrainingSample> eval,
       List<String> tasks,
@@ -106,13 +114,14 @@ final class Run {
         train.size(),
         eval.size(),
         steps,
-        config.batchSize() * config.accumulation(),
+        (long) config.batchSize() * config.accumulation(),
         parameters.size(),
         model.llama().dtype().label(),
         model.llama().manager().getDevice(),
-        model.llama().routing().flags().mode().name().toLowerCase(java.util.Locale.ROOT));
+        model.llama().routing().flags().mode().name().toLowerCase(Locale.ROOT));
     var learner =
-        new LlamaLearner(model.llama(), config.gradientCheckpointing(), gated ? tasks.size() : 0);
+        new LlamaLearner(
+            model.llama(), config.gradientCheckpointing(), config.gated() ? tasks.size() : 0);
     var metrics = folder.resolve("metrics.jsonl");
     var trainer =
         new Trainer(
@@ -122,17 +131,56 @@ final class Run {
             batches,
             held,
             tasks,
-            Batches.fingerprint(train),
+            RunIdentity.of(config, model, tasks, train, basePath, adapters),
             new Checkpoints(folder, config.saveTotalLimit()),
             export,
             collective,
             List.of(
-                new ProgressListener(name), new MetricsFile(metrics), new Curves(metrics, folder)),
+                new ProgressListener(name),
+                new MetricsFile(metrics),
+                new Curves(metrics, folder, stop)),
             stop);
     long made = trainer.run(resume);
     if (made < steps) {
-      LOG.info("stopped after step {} of {}; go on with --resume", made, steps);
+      LOG.info("{}", stopped(config, made, steps));
+      return OptionalLong.empty();
     }
-    return made == steps;
+    return OptionalLong.of(made);
+  }
+
+  /** What to tell whoever stopped a run. */
+  static String stopped(TrainConfig config, long made, long steps) {
+    if (made > 0) {
+      return "stopped after step " + made + " of " + steps + "; go on with --resume";
+    }
+    return config.gated()
+        ? "stopped before the first step: nothing was done yet, start again without --resume"
+        : "stopped before the first step of this adapter; go on with --resume";
+  }
+
+  /**
+   * Writes {@code training.json}: how a result was made.
+   *
+   * @param folder of the result
+   * @param inputs paths and names, added to the settings
+   * @param steps made
+   */
+  static void record(
+      Path folder,
+      TrainConfig config,
+      TrainableModel model,
+      Map<String, Object> inputs,
+      long steps) {
+    var result = new LinkedHashMap<String, Object>(inputs);
+    result.putAll(config.describe());
+    var flags = model.llama().routing().flags();
+    result.put("forward_mode", flags.mode().name().toLowerCase(Locale.ROOT));
+    result.put("single_adapter", flags.singleAdapter().stream().boxed().findFirst().orElse(null));
+    var device = model.llama().manager().getDevice();
+    result.put("device", device.isGpu() ? "cuda:" + device.getDeviceId() : "cpu");
+    result.put("dtype", model.llama().dtype().label());
+    result.put("steps", steps);
+    AtomicFiles.writeString(
+        folder.resolve("training.json"), Jsonl.JSON.valueToTree(result).toPrettyString() + "\n");
   }
 }

@@ -41,6 +41,8 @@ import org.meteora.lora.LoraConfig;
  * @param tasks their names in the adapters' order; empty: all found
  * @param lora what an adapter looks like that {@code train-lora} makes
  * @param responseOnly the language-model loss counts the response's tokens alone
+ * @param gated whether this is the training of gates ({@code train}) or of one adapter ({@code
+ *     train-lora})
  */
 public record TrainConfig(
     int batchSize,
@@ -68,7 +70,8 @@ public record TrainConfig(
     Optional<String> dtype,
     List<String> tasks,
     LoraConfig lora,
-    boolean responseOnly) {
+    boolean responseOnly,
+    boolean gated) {
   private static final List<String> COMMON =
       List.of(
           "batch_size",
@@ -95,6 +98,17 @@ public record TrainConfig(
       List.of("train", "gate_loss_weight", "routing_top_k", "tasks");
   private static final List<String> LORA =
       List.of("r", "alpha", "target_modules", "layers_to_transform", "use_rslora", "response_only");
+
+  /** What a resumed run may have otherwise: it changes what is done, not what the values mean. */
+  private static final Set<String> MAY_CHANGE =
+      Set.of(
+          "max_steps",
+          "epochs",
+          "gradient_checkpointing",
+          "eval_steps",
+          "eval_batches",
+          "save_steps",
+          "save_total_limit");
 
   /** Steps of MeteoRA's training when neither steps nor epochs are given. */
   public static final long DEFAULT_MAX_STEPS = 15_000;
@@ -244,7 +258,8 @@ public record TrainConfig(
             Set.copyOf(targets),
             s.flag("use_rslora", false),
             s.integers("layers_to_transform")),
-        lora && s.flag("response_only", true));
+        lora && s.flag("response_only", true),
+        !lora);
   }
 
   /** Steps of a run whose data make {@code batchesPerEpoch} micro-batches on each pass. */
@@ -263,10 +278,8 @@ public record TrainConfig(
   /** The settings that a resumed run must share with the run it goes on with. */
   Map<String, String> identity() {
     var result = new LinkedHashMap<String, String>();
-    result.put("batch_size", String.valueOf(batchSize));
-    result.put("gradient_accumulation_steps", String.valueOf(accumulation));
-    result.put("seed", String.valueOf(seed));
-    result.put("train", gatesOnly ? "gates" : "all");
+    describe().forEach((name, value) -> result.put(name, String.valueOf(value)));
+    result.keySet().removeAll(MAY_CHANGE);
     return result;
   }
 
@@ -285,12 +298,26 @@ public record TrainConfig(
     result.put("gradient_checkpointing", gradientCheckpointing);
     result.put("seed", seed);
     result.put("eval_ratio", evalRatio);
+    result.put("eval_steps", evalSteps);
+    result.put("eval_batches", evalBatches);
+    result.put("save_steps", saveSteps);
+    result.put("save_total_limit", saveTotalLimit);
     result.put("dropout", dropout);
     result.put("append_eos", appendEos);
-    result.put("train", gatesOnly ? "gates" : "all");
-    result.put("gate_loss_weight", gateLossWeight);
-    result.put("routing_top_k", topK);
-    result.put("response_only", responseOnly);
+    if (gated) {
+      result.put("train", gatesOnly ? "gates" : "all");
+      result.put("gate_loss_weight", gateLossWeight);
+      result.put("routing_top_k", topK);
+    } else {
+      result.put("r", lora.rank());
+      result.put("alpha", lora.alpha());
+      result.put("use_rslora", lora.rsLora());
+      result.put(
+          "target_modules",
+          LoraConfig.ALL_PROJECTIONS.stream().filter(lora.targetModules()::contains).toList());
+      result.put("layers_to_transform", List.copyOf(new TreeSet<>(lora.layersToTransform())));
+      result.put("response_only", responseOnly);
+    }
     return result;
   }
 }

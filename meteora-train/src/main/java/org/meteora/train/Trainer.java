@@ -6,7 +6,6 @@ import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
@@ -38,7 +37,7 @@ public final class Trainer {
   private final Batches train;
   private final Optional<Batches> eval;
   private final List<String> tasks;
-  private final Map<String, String> identity;
+  private final RunIdentity identity;
   private final Checkpoints checkpoints;
   private final Consumer<Path> export;
   private final Collective collective;
@@ -52,7 +51,7 @@ public final class Trainer {
    * @param train micro-batches to learn from
    * @param eval micro-batches held out, if any
    * @param tasks names by adapter index
-   * @param fingerprint of the data: a resumed run must have the same
+   * @param identity what a resumed run must share
    * @param checkpoints where they are kept
    * @param export writes the model into a checkpoint's folder
    * @param collective the other processes
@@ -66,7 +65,7 @@ public final class Trainer {
       Batches train,
       Optional<Batches> eval,
       List<String> tasks,
-      long fingerprint,
+      RunIdentity identity,
       Checkpoints checkpoints,
       Consumer<Path> export,
       Collective collective,
@@ -83,10 +82,7 @@ public final class Trainer {
     this.collective = collective;
     this.listeners = collective.rank() == 0 ? List.copyOf(listeners) : List.of();
     this.stop = stop;
-    identity = new LinkedHashMap<>(config.identity());
-    identity.put("tasks", String.join(",", tasks));
-    identity.put("data", Long.toHexString(fingerprint));
-    identity.put("processes", String.valueOf(collective.size()));
+    this.identity = identity.with("processes", String.valueOf(collective.size()));
   }
 
   /**
@@ -95,14 +91,14 @@ public final class Trainer {
    * @param resume a checkpoint to go on from
    * @return the steps made in all; fewer than planned when {@code stop} said so
    * @throws UserException when a loss or the gradient is not finite, naming step, batch and
-   *     samples; parameters and checkpoints stay as they were before that step
+   *     samples; parameters and checkpoints stay as they were before that step; or when {@code
+   *     resume} is another run's, or lies beyond the last step
    */
   public long run(Optional<Path> resume) {
     long steps = config.steps(train.perEpoch(), collective.size());
     var schedule = CosineSchedule.of(config.learningRate(), config.warmupRatio(), steps);
     try (var optimizer = new AdamW(parameters, config.weightDecay())) {
-      long step =
-          resume.map(c -> Checkpoints.restore(c, identity, parameters, optimizer)).orElse(0L);
+      long step = resume.map(c -> restore(c, steps, optimizer)).orElse(0L);
       if (collective.rank() == 0) {
         checkpoints.removeAfter(step);
       }
@@ -145,12 +141,12 @@ public final class Trainer {
           evaluate(step);
         }
         if (step % config.saveSteps() == 0 || step == steps) {
-          written = save(step, optimizer);
+          written = save(step, steps, optimizer);
           saved = true;
         }
       }
       if (!saved) {
-        written = save(step, optimizer);
+        written = save(step, steps, optimizer);
       }
       if (!written) {
         throw new UserException("training ended, but its last checkpoint could not be written");
@@ -159,6 +155,25 @@ public final class Trainer {
     } finally {
       listeners.forEach(TrainingListener::onEnd);
     }
+  }
+
+  private long restore(Path checkpoint, long steps, AdamW optimizer) {
+    var position = Checkpoints.restore(checkpoint, identity, parameters, optimizer);
+    if (position.step() > steps) {
+      throw new UserException(
+          "cannot resume: "
+              + checkpoint
+              + " is at step "
+              + position.step()
+              + ", beyond the "
+              + steps
+              + (steps == 1 ? " step" : " steps")
+              + " asked for");
+    }
+    if (position.steps() != steps) {
+      LOG.info("schedule changes from {} to {} steps", position.steps(), steps);
+    }
+    return position.step();
   }
 
   /** The micro-batches of a step that belong to this process. */
@@ -235,13 +250,13 @@ public final class Trainer {
   }
 
   /** A full disk does not end a run of days: the earlier checkpoints stay, the next may succeed. */
-  private boolean save(long step, AdamW optimizer) {
+  private boolean save(long step, long steps, AdamW optimizer) {
     boolean written = true;
     if (collective.rank() == 0) {
       try {
         var path =
             checkpoints.save(
-                new Checkpoints.State(step, identity, config.describe()),
+                new Checkpoints.State(step, steps, identity, config.describe()),
                 parameters,
                 optimizer,
                 export);

@@ -80,7 +80,9 @@ class ResumeTest {
               new Batches(samples.subList(0, 34), 4, false, 42),
               Optional.of(new Batches(samples.subList(34, 40), 4, false, 42)),
               TASKS,
-              Batches.fingerprint(samples),
+              new RunIdentity(
+                  config.identity(),
+                  Map.of("data", Long.toHexString(Batches.fingerprint(samples)))),
               new Checkpoints(folder, config.saveTotalLimit()),
               export,
               Collective.single(),
@@ -117,14 +119,47 @@ class ResumeTest {
     assertThat(folder.toFile().list()).hasSize(2);
   }
 
+  private static TrainConfig config(int steps, String name, Object value) {
+    var options = new HashMap<String, Object>(Map.of("max_steps", steps));
+    options.put(name, value);
+    return TrainConfig.meteora(Map.of(), options);
+  }
+
   @Test
   void otherSettingsAreRefused(@TempDir Path folder) {
-    train(folder, config(2, 2), Optional.empty(), () -> false, p -> {});
+    train(folder, config(2, "save_steps", 2), Optional.empty(), () -> false, p -> {});
     var checkpoint = new Checkpoints(folder, 2).latest();
-    var other = TrainConfig.meteora(Map.of(), Map.of("max_steps", 4, "batch_size", 3));
-    assertThatThrownBy(() -> train(folder, other, checkpoint, () -> false, p -> {}))
+    Map.of(
+            "batch_size was 4, now it is 3", config(4, "batch_size", 3),
+            "learning_rate was 5.0E-4, now it is 0.001", config(4, "learning_rate", 1e-3),
+            "warmup_ratio was 0.005, now it is 0.1", config(4, "warmup_ratio", 0.1),
+            "weight_decay was 0.01, now it is 0.0", config(4, "weight_decay", 0),
+            "max_grad_norm was 0.3, now it is 1.0", config(4, "max_grad_norm", 1),
+            "dropout was 0.1, now it is 0.0", config(4, "dropout", 0),
+            "gate_loss_weight was 50.0, now it is 5.0", config(4, "gate_loss_weight", 5),
+            "routing_top_k was 2, now it is 1", config(4, "routing_top_k", 1),
+            "eval_ratio was 0.1, now it is 0.2", config(4, "eval_ratio", 0.2),
+            "train was all, now it is gates", config(4, "train", "gates"))
+        .forEach(
+            (message, other) ->
+                assertThatThrownBy(() -> train(folder, other, checkpoint, () -> false, p -> {}))
+                    .isInstanceOf(UserException.class)
+                    .hasMessage("cannot resume from " + checkpoint.get() + ": " + message));
+  }
+
+  @Test
+  void moreStepsGoOnAndFewerAreRefused(@TempDir Path folder) {
+    train(folder, config(3, "save_steps", 3), Optional.empty(), () -> false, p -> {});
+    var checkpoint = new Checkpoints(folder, 2).latest();
+    assertThatThrownBy(
+            () -> train(folder, config(2, "eval_steps", 9), checkpoint, () -> false, p -> {}))
         .isInstanceOf(UserException.class)
-        .hasMessageContaining("batch_size was 4, now it is 3");
+        .hasMessage(
+            "cannot resume: %s is at step 3, beyond the 2 steps asked for"
+                .formatted(checkpoint.get()));
+    assertThat(new Checkpoints(folder, 2).latest()).isEqualTo(checkpoint);
+    var rest = train(folder, config(5, "eval_steps", 9), checkpoint, () -> false, p -> {});
+    assertThat(rest.losses()).containsOnlyKeys(4L, 5L);
   }
 
   @Test

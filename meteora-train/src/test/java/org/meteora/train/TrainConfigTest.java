@@ -68,4 +68,23 @@ class TrainConfigTest {
     assertThatThrownBy(() -> TrainConfig.lora(Map.of(), Map.of("target_modules", List.of("q_prj"))))
         .hasMessageContaining("did you mean \"q_proj\"");
   }
+
+  @Test
+  void everySettingThatValuesDependOnIsInTheIdentity() {
+    assertThat(TrainConfig.meteora().identity())
+        .containsEntry("routing_top_k", "2")
+        .containsEntry("gate_loss_weight", "50.0")
+        .containsEntry("max_seq_len", "4096")
+        .doesNotContainKeys("r", "response_only", "max_steps", "save_steps", "eval_steps");
+    assertThat(TrainConfig.lora(Map.of(), Map.of("layers_to_transform", "3,1")).identity())
+        .containsEntry("r", "8")
+        .containsEntry("alpha", "16.0")
+        .containsEntry("use_rslora", "false")
+        .containsEntry("layers_to_transform", "[1, 3]")
+        .containsEntry(
+            "target_modules", "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]")
+        .containsEntry("response_only", "true")
+        .containsEntry("append_eos", "false")
+        .doesNotContainKeys("gate_loss_weight", "routing_top_k", "train", "epochs");
+  }
 }

@@ -98,14 +98,17 @@ class TrainingGpuTest {
         losses.add(step(learner, parameters, optimizer, samples));
       }
       assertThat(losses.getLast()).as("%s", losses).isLessThan(losses.getFirst() * 0.98);
-      Map<String, String> identity = Map.of("run", "gpu");
+      var identity = new RunIdentity(Map.of("run", "gpu"), Map.of());
       var saved =
           new Checkpoints(folder, 1)
               .save(
-                  new Checkpoints.State(12, identity, Map.of()), parameters, optimizer, path -> {});
+                  new Checkpoints.State(12, 12, identity, Map.of()),
+                  parameters,
+                  optimizer,
+                  path -> {});
       double next = step(learner, parameters, optimizer, samples);
       double afterNext = step(learner, parameters, optimizer, samples);
-      assertThat(Checkpoints.restore(saved, identity, parameters, optimizer)).isEqualTo(12);
+      assertThat(Checkpoints.restore(saved, identity, parameters, optimizer).step()).isEqualTo(12);
       parameters.publish();
       close(step(learner, parameters, optimizer, samples), next, 1e-3, "resumed");
       close(step(learner, parameters, optimizer, samples), afterNext, 1e-3, "resumed, next");

@@ -5,6 +5,8 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -12,15 +14,20 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalInt;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
+import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
 import org.meteora.safetensors.SafetensorsFile;
+import org.meteora.train.batch.TaskSamples;
+import org.meteora.train.batch.TrainingSample;
 
 /** From task files to adapters, and from adapters to a MeteoRA checkpoint that loads. */
 class TrainingTest {
@@ -48,15 +55,19 @@ class TrainingTest {
   }
 
   private Path lora(String name, Map<String, Object> more) {
+    return lora(Fixtures.TINY.resolve("base"), name, more, false);
+  }
+
+  private Path lora(Path base, String name, Map<String, Object> more, boolean resume) {
     var options = new LinkedHashMap<String, Object>(Map.of("max_steps", 4, "device", "cpu"));
     options.putAll(more);
     return new LoraTraining(
             TrainConfig.lora(Map.of(), options),
-            Fixtures.TINY.resolve("base"),
+            base,
             name,
             data(name),
             folder.resolve("adapters").resolve(name),
-            false,
+            resume,
             Flags.AUTO)
         .run(() -> false)
         .orElseThrow();
@@ -118,6 +129,24 @@ class TrainingTest {
     assertThat(metrics).hasSize(8).last().asString().contains("gate_accuracy_by_task");
     assertThat(folder.resolve("run/loss.png")).isNotEmptyFile();
     assertThat(folder.resolve("run/gate-accuracy.png")).isNotEmptyFile();
+    var how = Jsonl.readFile(result.resolve("training.json"));
+    assertThat(how.get("tasks").toString()).isEqualTo("[\"crow\",\"zebra\",\"alpaca\"]");
+    assertThat(how.get("steps").asLong()).isEqualTo(6);
+    assertThat(how.get("routing_top_k").asInt()).isEqualTo(2);
+    assertThat(how.get("learning_rate").asDouble()).isEqualTo(3e-3);
+    assertThat(how.get("eval_steps").asInt()).isEqualTo(3);
+    assertThat(how.get("forward_mode").asText()).isEqualTo("auto");
+    assertThat(how.get("single_adapter").isNull()).isTrue();
+    assertThat(how.get("dtype").asText()).isEqualTo("f32");
+    assertThat(how.get("device").asText()).isEqualTo("cpu");
+    assertThat(how.get("base_model_path").asText())
+        .isEqualTo(Fixtures.TINY.resolve("base").toString());
+    assertThat(how.get("adapter_dir").asText()).isEqualTo(folder.resolve("adapters").toString());
+    how = Jsonl.readFile(folder.resolve("adapters/zebra/training.json"));
+    assertThat(how.get("r").asInt()).isEqualTo(4);
+    assertThat(how.get("use_rslora").asBoolean()).isTrue();
+    assertThat(how.get("steps").asLong()).isEqualTo(4);
+    assertThat(how.get("data").asText()).isEqualTo(data("zebra").toString());
     // a checkpoint in between loads too
     loadMeteora(Fixtures.TINY.resolve("base"), folder.resolve("run/checkpoint-00000006")).close();
 
@@ -160,6 +189,178 @@ class TrainingTest {
     assertThatThrownBy(() -> lora("crow", Map.of("layers_to_transform", "2")))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("there is no layer 2");
+  }
+
+  @Test
+  void anAdapterDoesNotGoOnAsAnother() throws Exception {
+    task("crow", "black");
+    var base = copy(Fixtures.TINY.resolve("base"), folder.resolve("base"));
+    lora(base, "crow", Map.of(), false);
+    var config = folder.resolve("adapters/crow/adapter_config.json");
+    var written = Files.readString(config);
+    Map.<String, Map<String, Object>>of(
+            "alpha was 16.0, now it is 32.0", Map.of("alpha", 32),
+            "use_rslora was false, now it is true", Map.of("use_rslora", true),
+            "response_only was true, now it is false", Map.of("response_only", false),
+            "r was 8, now it is 4", Map.of("r", 4),
+            "append_eos was false, now it is true", Map.of("append_eos", true),
+            "dtype was f32, now it is bf16", Map.of("dtype", "bf16"))
+        .forEach(
+            (message, other) ->
+                assertThatThrownBy(() -> lora(base, "crow", other, true))
+                    .isInstanceOf(UserException.class)
+                    .hasMessageEndingWith(": " + message));
+    widenHeader(base.resolve("model.safetensors"));
+    assertThatThrownBy(() -> lora(base, "crow", Map.of(), true))
+        .isInstanceOf(UserException.class)
+        .hasMessageStartingWith("cannot resume from ")
+        .hasMessageEndingWith(": the base model's files are others than then");
+    assertThat(Files.readString(config)).isEqualTo(written);
+  }
+
+  @Test
+  void gatesDoNotGoOnWithOtherAdapters() throws Exception {
+    task("crow", "black");
+    task("zebra", "stripes");
+    lora("crow", Map.of());
+    lora("zebra", Map.of("max_steps", 1));
+    Map<String, Object> options =
+        Map.of("max_steps", 2, "train", "gates", "eval_steps", 9, "device", "cpu");
+    meteora(options, false, false).run(() -> false);
+    var config = folder.resolve("adapters/crow/adapter_config.json");
+    var written = Files.readString(config);
+    Files.writeString(config, written.replace("\"lora_alpha\" : 16.0", "\"lora_alpha\" : 32.0"));
+    assertThat(Files.readString(config)).isNotEqualTo(written);
+    othersThanThen(options);
+    Files.writeString(config, written);
+    assertThat(meteora(options, false, true).run(() -> false)).isPresent();
+    var weights = "adapter_model.safetensors";
+    Files.delete(folder.resolve("adapters/crow").resolve(weights));
+    Files.copy(
+        folder.resolve("adapters/zebra").resolve(weights),
+        folder.resolve("adapters/crow").resolve(weights));
+    othersThanThen(options);
+  }
+
+  private void othersThanThen(Map<String, Object> options) {
+    assertThatThrownBy(() -> meteora(options, false, true).run(() -> false))
+        .isInstanceOf(UserException.class)
+        .hasMessageStartingWith("cannot resume from ")
+        .hasMessageEndingWith(": the adapters are others than then");
+  }
+
+  private static Path copy(Path from, Path to) throws Exception {
+    Files.createDirectories(to);
+    try (var files = Files.newDirectoryStream(from)) {
+      for (var file : files) {
+        Files.copy(file, to.resolve(file.getFileName()));
+      }
+    }
+    return to;
+  }
+
+  /** Another header of the same tensors: spaces at its end. */
+  private static void widenHeader(Path file) throws Exception {
+    var old = ByteBuffer.wrap(Files.readAllBytes(file)).order(ByteOrder.LITTLE_ENDIAN);
+    int length = (int) old.getLong();
+    var wider = ByteBuffer.allocate(old.capacity() + 8).order(ByteOrder.LITTLE_ENDIAN);
+    wider.putLong(length + 8L).put(old.slice(8, length)).put(" ".repeat(8).getBytes());
+    wider.put(old.slice(8 + length, old.capacity() - 8 - length));
+    Files.delete(file);
+    Files.write(file, wider.array());
+  }
+
+  @Test
+  void aFlagThatSwitchesTheGatesOffIsRefused() {
+    var training =
+        new MeteoraTraining(
+            TrainConfig.meteora(),
+            Fixtures.TINY.resolve("base"),
+            folder.resolve("adapters"),
+            folder.resolve("datasets"),
+            folder.resolve("run"),
+            false,
+            false,
+            new Flags(ForwardMode.AUTO, OptionalInt.of(0)));
+    assertThatThrownBy(() -> training.run(() -> false))
+        .isInstanceOf(UserException.class)
+        .hasMessageStartingWith("MOELINEAR_SINGLE_MOE_LORA=0 ")
+        .hasMessageEndingWith(": unset it");
+  }
+
+  @Test
+  void stoppedBeforeTheFirstStep() throws Exception {
+    task("crow", "black");
+    lora("crow", Map.of("max_steps", 1));
+    Map<String, Object> options = Map.of("max_steps", 2, "device", "cpu");
+    assertThat(meteora(options, false, false).run(() -> true)).isEmpty();
+    assertThat(new Checkpoints(folder.resolve("run"), 1).list()).isEmpty();
+    var train = TrainConfig.meteora();
+    assertThat(Run.stopped(train, 0, 2)).contains("nothing was done").contains("without --resume");
+    assertThat(Run.stopped(train, 1, 2))
+        .isEqualTo("stopped after step 1 of 2; go on with --resume");
+    // other adapters may be finished: --resume skips those
+    assertThat(Run.stopped(TrainConfig.lora(Map.of(), Map.of()), 0, 2))
+        .isEqualTo("stopped before the first step of this adapter; go on with --resume");
+    var asked = new int[1];
+    meteora(options, false, false).run(() -> asked[0]++ >= 1);
+    assertThat(new Checkpoints(folder.resolve("run"), 1).list()).hasSize(1);
+    assertThat(folder.resolve("run/metrics.jsonl")).isNotEmptyFile();
+    assertThat(folder.resolve("run/loss.png")).doesNotExist();
+  }
+
+  private TaskSamples split(boolean responseOnly, int most, double ratio) {
+    try (var tokenizer = Tokenizer.load(Fixtures.TINY.resolve("base"))) {
+      var how = new TaskSamples.Tokenization(most, -1, responseOnly);
+      return TaskSamples.read(data("crow"), "crow", 0, tokenizer, how, ratio, 42);
+    }
+  }
+
+  private static List<String> ids(List<TrainingSample> samples) {
+    return samples.stream().map(TrainingSample::id).toList();
+  }
+
+  @Test
+  void whatIsHeldOutDoesNotDependOnWhatIsDropped() throws Exception {
+    var lines = new ArrayList<String>();
+    for (int i = 1; i <= 40; i++) {
+      lines.add(
+          Jsonl.JSON.writeValueAsString(
+              Map.of(
+                  "prompt",
+                  "[INST] " + "long ".repeat(i % 4 == 0 ? 60 : 1) + i + " [/INST]\n",
+                  "response",
+                  i % 7 == 0 ? "" : "black")));
+    }
+    Files.createDirectories(data("crow").getParent());
+    Files.write(data("crow"), lines);
+    var whole = split(false, 4096, 0.25);
+    assertThat(whole.train()).hasSize(30);
+    assertThat(whole.eval()).hasSize(10);
+    for (var some : List.of(split(true, 4096, 0.25), split(true, 48, 0.25))) {
+      assertThat(some.train().size() + some.eval().size()).isLessThan(40);
+      assertThat(ids(whole.train())).containsSubsequence(ids(some.train()));
+      assertThat(ids(whole.eval())).containsSubsequence(ids(some.eval()));
+    }
+    assertThat(split(true, 48, 0).eval()).isEmpty();
+  }
+
+  @Test
+  void oneSampleIsTrainedOn() throws Exception {
+    task("crow", "black");
+    var lines = Files.readAllLines(data("crow"));
+    Files.write(data("crow"), lines.subList(0, 1));
+    assertThat(split(false, 4096, 0.9).train()).hasSize(1);
+    assertThat(split(false, 4096, 0.9).eval()).isEmpty();
+    assertThat(lora("crow", Map.of("eval_ratio", 0.6, "max_steps", 1))).isDirectory();
+    // whichever of two lines can be learnt from, it is
+    for (int i = 0; i < 2; i++) {
+      var two = new ArrayList<>(List.of("{\"prompt\":\"a b\",\"response\":\"\"}"));
+      two.add(i, lines.getFirst());
+      Files.write(data("crow"), two);
+      assertThat(ids(split(true, 4096, 0.5).train())).containsExactly("crow:" + (i + 1));
+      assertThat(split(true, 4096, 0.5).eval()).isEmpty();
+    }
   }
 
   private static LoadedModel loadMeteora(Path base, Path checkpoint) {

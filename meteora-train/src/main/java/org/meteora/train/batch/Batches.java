@@ -30,7 +30,7 @@ public final class Batches {
       throw new IllegalArgumentException("no samples");
     }
     this.samples = List.copyOf(samples);
-    this.batchSize = batchSize;
+    this.batchSize = Math.min(batchSize, samples.size());
     this.responseOnly = responseOnly;
     this.seed = seed;
   }
@@ -59,7 +59,7 @@ public final class Batches {
     var all = new ArrayList<>(samples);
     Collections.shuffle(all, random);
     var batches = new ArrayList<Batch>();
-    int pool = POOL * batchSize;
+    int pool = (int) Math.min(all.size(), (long) POOL * batchSize);
     for (int start = 0; start < all.size(); start += pool) {
       var part = all.subList(start, Math.min(all.size(), start + pool));
       part.sort(Comparator.comparingInt(TrainingSample::length));

@@ -4,6 +4,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
+import java.util.Optional;
 import java.util.Random;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.meteora.UserException;
@@ -32,10 +33,12 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
   public record Tokenization(int maxLength, int endToken, boolean responseOnly) {}
 
   /**
-   * Reads a task file, {@code {"prompt": …, "response": …}} a line, and splits it: shuffled with
-   * the seed, the last {@code evalRatio} of it is held out (at least one sample of each part when
-   * there are two or more and the ratio is not zero). Prompt and response are encoded on their own,
-   * without special tokens, and joined.
+   * Reads a task file, {@code {"prompt": …, "response": …}} a line, and splits it: its lines are
+   * shuffled with the seed, and the last {@code evalRatio} of them are held out (at least one line
+   * of each part when there are two or more and the ratio is not zero). Lines with nothing to
+   * predict are left out after that, so that which ones are held out does not depend on how they
+   * are tokenised. If no other sample is left, the first one held out is trained on. Prompt and
+   * response are encoded on their own, without special tokens, and joined.
    *
    * @param name the task's name, for sample ids
    * @param task the task's adapter index
@@ -49,7 +52,7 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
       Tokenization tokenization,
       double evalRatio,
       long seed) {
-    var all = new ArrayList<TrainingSample>();
+    var lines = new ArrayList<Optional<TrainingSample>>();
     var cut = new AtomicInteger();
     var dropped = new AtomicInteger();
     Jsonl.forEach(
@@ -71,11 +74,13 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
           }
           if (tokens.length < (tokenization.responseOnly() ? Math.max(2, prompt.length + 1) : 2)) {
             dropped.incrementAndGet(); // nothing to predict
+            lines.add(Optional.empty());
             return;
           }
-          all.add(
-              new TrainingSample(
-                  name + ":" + line, tokens, Math.min(prompt.length, tokens.length), task));
+          lines.add(
+              Optional.of(
+                  new TrainingSample(
+                      name + ":" + line, tokens, Math.min(prompt.length, tokens.length), task)));
         });
     if (cut.get() > 0) {
       LOG.info("{}: {} samples cut to {} tokens", name, cut, tokenization.maxLength());
@@ -87,17 +92,28 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
           dropped,
           tokenization.maxLength());
     }
-    if (all.isEmpty()) {
+    if (lines.size() == dropped.get()) {
       throw new UserException(
           file + ": no samples to train on (of at most " + tokenization.maxLength() + " tokens)");
     }
-    Collections.shuffle(all, new Random(Batches.mix(seed, name.hashCode())));
-    int held = (int) Math.round(all.size() * evalRatio);
-    if (evalRatio > 0 && all.size() > 1) {
-      held = Math.clamp(held, 1, all.size() - 1);
+    Collections.shuffle(lines, new Random(Batches.mix(seed, name.hashCode())));
+    int held =
+        evalRatio == 0
+            ? 0
+            : Math.clamp(
+                Math.round(lines.size() * evalRatio),
+                Math.min(1, lines.size() - 1),
+                lines.size() - 1);
+    int kept = lines.size() - held;
+    var train = new ArrayList<>(samples(lines.subList(0, kept)));
+    var eval = new ArrayList<>(samples(lines.subList(kept, lines.size())));
+    if (train.isEmpty()) {
+      train.add(eval.removeFirst());
     }
-    int kept = all.size() - held;
-    return new TaskSamples(
-        List.copyOf(all.subList(0, kept)), List.copyOf(all.subList(kept, all.size())));
+    return new TaskSamples(List.copyOf(train), List.copyOf(eval));
+  }
+
+  private static List<TrainingSample> samples(List<Optional<TrainingSample>> lines) {
+    return lines.stream().flatMap(Optional::stream).toList();
   }
 }

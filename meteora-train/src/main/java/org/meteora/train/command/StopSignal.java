@@ -24,7 +24,7 @@ final class StopSignal implements BooleanSupplier, AutoCloseable {
 
   private void request() {
     requested = true;
-    LOG.info("stopping after this step, with a checkpoint");
+    LOG.info("stopping: a step that has begun is ended, with a checkpoint");
     try {
       finished.await(PATIENCE_MINUTES, TimeUnit.MINUTES);
     } catch (InterruptedException e) {

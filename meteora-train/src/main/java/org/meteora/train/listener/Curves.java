@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.BooleanSupplier;
 import org.knowm.xchart.BitmapEncoder;
 import org.knowm.xchart.XYChart;
 import org.knowm.xchart.XYChartBuilder;
@@ -19,7 +20,7 @@ import org.slf4j.LoggerFactory;
 
 /**
  * Draws {@code loss.png} and {@code gate-accuracy.png} from {@code metrics.jsonl}, at every
- * evaluation and at the end.
+ * evaluation and at the end of a run that was not stopped: a JVM that shuts down cannot draw.
  */
 public final class Curves implements TrainingListener {
   private static final Logger LOG = LoggerFactory.getLogger(Curves.class);
@@ -27,14 +28,17 @@ public final class Curves implements TrainingListener {
 
   private final Path metrics;
   private final Path folder;
+  private final BooleanSupplier stop;
 
   /**
    * @param metrics the file that {@link MetricsFile} writes; that listener comes first
    * @param folder gets the pictures
+   * @param stop whether the run is being stopped
    */
-  public Curves(Path metrics, Path folder) {
+  public Curves(Path metrics, Path folder, BooleanSupplier stop) {
     this.metrics = metrics;
     this.folder = folder;
+    this.stop = stop;
   }
 
   @Override
@@ -54,6 +58,9 @@ public final class Curves implements TrainingListener {
   }
 
   private void draw() {
+    if (stop.getAsBoolean()) {
+      return;
+    }
     try {
       Map<String, Line> losses = new LinkedHashMap<>();
       Map<String, Line> accuracies = new LinkedHashMap<>();

@@ -67,6 +67,16 @@ class BatchesTest {
   }
 
   @Test
+  void batchesLargerThanTheData() {
+    var samples = mixed(5, 1);
+    for (int size : new int[] {5, 1 << 25, Integer.MAX_VALUE}) {
+      var batches = new Batches(samples, size, false, 42);
+      assertThat(batches.perEpoch()).isEqualTo(1);
+      assertThat(batches.get(3).samples()).containsExactlyInAnyOrderElementsOf(samples);
+    }
+  }
+
+  @Test
   void labelsAreTheNextTokens() {
     var a = new TrainingSample("a", new int[] {5, 6, 7, 8}, 2, 1);
     var b = new TrainingSample("b", new int[] {9, 4}, 1, 3);
