@@ -14,7 +14,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
-import java.util.OptionalInt;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -24,7 +23,6 @@ import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
-import org.meteora.moe.ForwardMode;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
@@ -281,7 +279,7 @@ class TrainingTest {
             folder.resolve("run"),
             false,
             false,
-            new Flags(ForwardMode.AUTO, OptionalInt.of(0)));
+            Flags.fromEnvironment(Map.of("MOELINEAR_SINGLE_MOE_LORA", "0")));
     assertThatThrownBy(() -> training.run(() -> false))
         .isInstanceOf(UserException.class)
         .hasMessageStartingWith("MOELINEAR_SINGLE_MOE_LORA=0 ")
