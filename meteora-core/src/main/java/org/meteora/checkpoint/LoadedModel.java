@@ -2,13 +2,8 @@ package org.meteora.checkpoint;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
-import java.io.IOException;
-import java.io.InputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.security.DigestInputStream;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
@@ -21,7 +16,7 @@ import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
-import org.meteora.io.AtomicFiles;
+import org.meteora.io.Digests;
 import org.meteora.io.Progress;
 import org.meteora.llama.Llama;
 import org.meteora.llama.LlamaConfig;
@@ -271,32 +266,17 @@ public final class LoadedModel implements AutoCloseable {
             ? llama.routing().settings().topK()
             : Math.min(llama.routing().settings().topK(), adapterNames.size()));
     result.put("routing_temperature", llama.routing().settings().temperature());
-    result.put("forward_mode", llama.routing().flags().mode().name().toLowerCase());
-    result.put(
-        "single_adapter",
-        llama.routing().flags().singleAdapter().stream().boxed().findFirst().orElse(null));
-    result.put("flags", llama.routing().flags().given());
+    result.putAll(llama.routing().flags().describe());
     result.put("device", spec.device());
     result.put("dtype", llama.dtype().label());
     var hashes = new LinkedHashMap<String, String>();
     for (var source : sources) {
-      hashes.put(source.toString(), sha256(source));
+      var digest = Digests.sha256();
+      Digests.update(digest, source, Long.MAX_VALUE);
+      hashes.put(source.toString(), HexFormat.of().formatHex(digest.digest()));
     }
     result.put("sha256", hashes);
     return result;
-  }
-
-  private static String sha256(Path file) {
-    try (InputStream in =
-        new DigestInputStream(Files.newInputStream(file), MessageDigest.getInstance("SHA-256"))) {
-      var buffer = new byte[1 << 20];
-      while (in.read(buffer) >= 0) {}
-      return HexFormat.of().formatHex(((DigestInputStream) in).getMessageDigest().digest());
-    } catch (IOException e) {
-      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException(e);
-    }
   }
 
   /**

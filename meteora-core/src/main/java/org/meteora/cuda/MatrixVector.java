@@ -49,6 +49,7 @@ final class MatrixVector {
   private final int stages;
   private final int shared;
   private final int total;
+  private List<Struct> maps;
 
   MatrixVector(Kernels kernels, List<Segment> segments, int k, int rows, Tuning tuning) {
     if (segments.size() > MAX_SEGMENTS || rows < 1 || rows > MAX_ROWS) {
@@ -121,10 +122,14 @@ final class MatrixVector {
     }
     var kernel = kernels.get(rows > 8 ? "product_stream16" : "product_stream8");
     kernel.allowShared(kernels.cuda().sharedMemory());
-    argument.skip(16 * (MAX_SEGMENTS - segments.size())).align(64);
-    for (var segment : segments) {
-      argument.add(TensorMap.encode(segment.address(), segment.rows(), k, TILE, CHUNK));
+    if (maps == null) {
+      maps =
+          segments.stream()
+              .map(s -> TensorMap.encode(s.address(), s.rows(), k, TILE, CHUNK))
+              .toList();
     }
+    argument.skip(16 * (MAX_SEGMENTS - segments.size())).align(64);
+    maps.forEach(argument::add);
     var members = Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE);
     return kernel.launch(members * slices, 1, 1, 288, shared, tuning.overlap(), argument);
   }

@@ -16,8 +16,6 @@ import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HexFormat;
@@ -25,6 +23,7 @@ import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Digests;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -174,9 +173,10 @@ public final class Nvrtc {
     var key =
         HexFormat.of()
             .formatHex(
-                sha256(
-                    (source + "\0" + String.join("\0", all) + "\0" + version)
-                        .getBytes(StandardCharsets.UTF_8)));
+                Digests.sha256()
+                    .digest(
+                        (source + "\0" + String.join("\0", all) + "\0" + version)
+                            .getBytes(StandardCharsets.UTF_8)));
     var file = cache.resolve(key.substring(0, 32) + (target.startsWith("sm_") ? ".cubin" : ".ptx"));
     var kept = read(file);
     if (kept.isPresent()) {
@@ -188,7 +188,7 @@ public final class Nvrtc {
       AtomicFiles.write(
           file,
           channel -> {
-            for (var part : List.of(sha256(code), code)) {
+            for (var part : List.of(Digests.sha256().digest(code), code)) {
               var buffer = ByteBuffer.wrap(part);
               while (buffer.hasRemaining()) {
                 channel.write(buffer);
@@ -210,7 +210,7 @@ public final class Nvrtc {
       var bytes = Files.readAllBytes(file);
       if (bytes.length > 32) {
         var code = Arrays.copyOfRange(bytes, 32, bytes.length);
-        if (Arrays.equals(sha256(code), Arrays.copyOf(bytes, 32))) {
+        if (Arrays.equals(Digests.sha256().digest(code), Arrays.copyOf(bytes, 32))) {
           return Optional.of(code);
         }
       }
@@ -219,14 +219,6 @@ public final class Nvrtc {
       LOG.warn("{} cannot be read and is made again", file);
     }
     return Optional.empty();
-  }
-
-  private static byte[] sha256(byte[] bytes) {
-    try {
-      return MessageDigest.getInstance("SHA-256").digest(bytes);
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException(e);
-    }
   }
 
   private String architecture(int capability) {

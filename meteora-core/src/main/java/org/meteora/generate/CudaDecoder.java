@@ -8,7 +8,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Optional;
-import java.util.function.Function;
+import java.util.function.Predicate;
 import org.meteora.UserException;
 import org.meteora.cuda.Cuda;
 import org.meteora.cuda.DecodeEngine;
@@ -66,20 +66,20 @@ public final class CudaDecoder implements AutoCloseable {
     if (rows > MAX_ROWS) {
       return Optional.of(rows + " sequences at once, more than " + MAX_ROWS);
     }
-    if (routing.flags().singleAdapter().isPresent() && has(model, AdapterBank::gate)) {
+    if (routing.flags().singleAdapter().isPresent() && any(model, bank -> bank.gate() != null)) {
       return Optional.of("MOELINEAR_SINGLE_MOE_LORA is set");
     }
     var mode = routing.flags().mode();
-    if (mode != ForwardMode.AUTO && mode != ForwardMode.FUSED && has(model, AdapterBank::loraA)) {
+    if (mode != ForwardMode.AUTO && mode != ForwardMode.FUSED && any(model, bank -> true)) {
       return Optional.of("the MOELINEAR flags ask for another implementation");
     }
     return Optional.empty();
   }
 
-  private static boolean has(Llama model, Function<AdapterBank, NDArray> part) {
+  private static boolean any(Llama model, Predicate<AdapterBank> which) {
     for (var layer : model.layers()) {
       for (var linear : layer.projections()) {
-        if (linear.bank() != null && part.apply(linear.bank()) != null) {
+        if (linear.bank() != null && which.test(linear.bank())) {
           return true;
         }
       }

@@ -57,10 +57,10 @@ public record GenerationConfig(
   }
 
   /**
-   * Settings that change what is generated and that this toolkit does not know, with the values
-   * that change nothing.
+   * Settings that change what is generated and that are not implemented here, with the values that
+   * change nothing.
    */
-  private static final Map<String, Double> UNKNOWN =
+  private static final Map<String, Double> UNSUPPORTED =
       Map.of(
           "repetition_penalty", 1.0,
           "min_p", 0.0,
@@ -72,13 +72,13 @@ public record GenerationConfig(
           "num_beams", 1.0,
           "penalty_alpha", 0.0);
 
-  private static final List<String> UNKNOWN_LISTS =
+  private static final List<String> UNSUPPORTED_LISTS =
       List.of("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias");
 
   /**
    * Reads a model folder's {@code generation_config.json}; without one: greedy, with the end tokens
-   * of {@code config.json}. Settings there that would change the answers and are not known here are
-   * named in a warning.
+   * of {@code config.json}. Settings there that would change the answers and are not implemented
+   * here are named in a warning.
    *
    * @throws UserException for a value that is impossible
    */
@@ -91,12 +91,15 @@ public record GenerationConfig(
             node.has("eos_token_id") ? node.get("eos_token_id") : model.raw().get("eos_token_id"),
             where);
     boolean sample = node.path("do_sample").asBoolean(false);
-    warnOfUnknown(node, file);
+    warnOfUnsupported(node, file);
+    // 0 stands for "greedy" in some folders that do not sample
+    double least = sample ? Double.MIN_NORMAL : 0;
+    double temperature = number(node, "temperature", 1, least, Double.MAX_VALUE, file);
     return new GenerationConfig(
         sample,
-        sample ? number(node, "temperature", 1, Double.MIN_NORMAL, Double.MAX_VALUE, file) : 1,
-        sample ? number(node, "top_p", 1, 0, 1, file) : 1,
-        sample ? (int) number(node, "top_k", 50, 0, Integer.MAX_VALUE, file) : 0,
+        temperature == 0 ? 1 : temperature,
+        number(node, "top_p", 1, 0, 1, file),
+        (int) number(node, "top_k", sample ? 50 : 0, 0, Integer.MAX_VALUE, file),
         (int) number(node, "no_repeat_ngram_size", 0, 0, Integer.MAX_VALUE, file),
         model.maxPositionEmbeddings(),
         Integer.MAX_VALUE,
@@ -106,15 +109,15 @@ public record GenerationConfig(
         0);
   }
 
-  private static void warnOfUnknown(JsonNode node, Path file) {
+  private static void warnOfUnsupported(JsonNode node, Path file) {
     var ignored = new TreeSet<String>();
-    UNKNOWN.forEach(
+    UNSUPPORTED.forEach(
         (key, neutral) -> {
           if (node.path(key).isNumber() && node.get(key).doubleValue() != neutral) {
             ignored.add(key + " " + node.get(key));
           }
         });
-    for (var key : UNKNOWN_LISTS) {
+    for (var key : UNSUPPORTED_LISTS) {
       if (!node.path(key).isEmpty()) {
         ignored.add(key);
       }

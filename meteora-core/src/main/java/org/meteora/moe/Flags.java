@@ -2,7 +2,9 @@ package org.meteora.moe;
 
 import java.util.Arrays;
 import java.util.Collections;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.TreeMap;
@@ -82,6 +84,17 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter, Map<String, Str
     var given = new TreeMap<>(environment);
     given.keySet().retainAll(NAMES);
     return new Flags(mode, single, Collections.unmodifiableMap(given));
+  }
+
+  /**
+   * What a saved result says of them: {@code forward_mode}, {@code single_adapter}, {@code flags}.
+   */
+  public Map<String, Object> describe() {
+    var result = new LinkedHashMap<String, Object>();
+    result.put("forward_mode", mode.name().toLowerCase(Locale.ROOT));
+    result.put("single_adapter", singleAdapter.isPresent() ? singleAdapter.getAsInt() : null);
+    result.put("flags", given);
+    return result;
   }
 
   private static String choice(

@@ -63,6 +63,12 @@ class UntrustedFilesTest {
     return load(model, Flags.AUTO);
   }
 
+  private void refused(String model, String message) {
+    assertThatThrownBy(() -> load(model))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining(message);
+  }
+
   private void edit(String file, UnaryOperator<String> change) throws IOException {
     var path = folder.resolve(file);
     Files.writeString(path, change.apply(Files.exists(path) ? Files.readString(path) : ""));
@@ -107,10 +113,21 @@ class UntrustedFilesTest {
       })
   void impossibleGenerationSettingsAreRefused(String json, String message) throws IOException {
     edit("base/generation_config.json", old -> json);
-    assertThatThrownBy(() -> load("base"))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining(message)
-        .hasMessageContaining("generation_config.json");
+    refused("base", "generation_config.json: " + message);
+  }
+
+  @Test
+  void settingsOfAModelThatDoesNotSampleStandByForOneThatIsAskedTo() throws IOException {
+    edit("base/generation_config.json", old -> "{\"temperature\":0.6,\"top_p\":0.9}");
+    try (var model = load("base")) {
+      assertThat(model.generationConfig().sample()).isFalse();
+      assertThat(model.generationConfig().temperature()).isEqualTo(0.6);
+      assertThat(model.generationConfig().topP()).isEqualTo(0.9);
+    }
+    edit("base/generation_config.json", old -> "{\"temperature\":0.0}");
+    try (var model = load("base")) {
+      assertThat(model.generationConfig().temperature()).isEqualTo(1);
+    }
   }
 
   @Test
@@ -132,18 +149,14 @@ class UntrustedFilesTest {
         old ->
             old.replaceAll("\"" + key + "\"\\s*:\\s*[^,}\\s]+", "\"" + key + "\": " + value)
                 .replaceFirst("\\{", old.contains(key) ? "{" : "{\"" + key + "\": " + value + ","));
-    assertThatThrownBy(() -> load("base"))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining(key + " must be a number above 0");
+    refused("base", key + " must be a number above 0");
   }
 
   @Test
   void anAdapterWithMoreThanProjectionsIsRefused() throws IOException {
     var file = folder.resolve("adapters/sort_letters/adapter_model.safetensors");
     rewrite(file, old -> old, "base_model.model.lm_head.lora_A.weight");
-    assertThatThrownBy(() -> load("sort_letters"))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining("lm_head.lora_A.weight");
+    refused("sort_letters", "lm_head.lora_A.weight");
   }
 
   @Test
@@ -151,9 +164,7 @@ class UntrustedFilesTest {
     edit(
         "adapters/sort_letters/adapter_config.json",
         old -> old.replaceFirst("\\{", "{\"modules_to_save\": [\"lm_head\"],"));
-    assertThatThrownBy(() -> load("sort_letters"))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining("modules_to_save [\"lm_head\"]");
+    refused("sort_letters", "modules_to_save [\"lm_head\"]");
   }
 
   @Test
@@ -161,9 +172,7 @@ class UntrustedFilesTest {
     edit(
         "adapters/sort_letters/adapter_config.json",
         old -> old.replaceFirst("\"r\"\\s*:\\s*\\d+", "\"r\": 32"));
-    assertThatThrownBy(() -> load("sort_letters"))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining("its adapter_config.json says 32");
+    refused("sort_letters", "its adapter_config.json says 32");
   }
 
   @ParameterizedTest
@@ -184,9 +193,7 @@ class UntrustedFilesTest {
           return old;
         },
         null);
-    assertThatThrownBy(() -> load("meteora"))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining("no possible rank and scale");
+    refused("meteora", "no possible rank and scale");
   }
 
   @Test

@@ -223,17 +223,20 @@ class MoeLinearTest {
     }
   }
 
+  private static AdapterBank twoAdapters(NDManager manager, Random random) {
+    return new AdapterBank(
+        manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
+        manager.create(random(random, 8 * IN), Ops.shape(8, IN)),
+        manager.create(random(random, 8 * OUT), Ops.shape(OUT, 8)),
+        new int[] {4, 4},
+        new double[] {2, 2});
+  }
+
   @Test
   void isADjlBlock() {
     try (var manager = NDManager.newBaseManager("PyTorch")) {
       var random = new Random(1);
-      var bank =
-          new AdapterBank(
-              manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
-              manager.create(random(random, 8 * IN), Ops.shape(8, IN)),
-              manager.create(random(random, 8 * OUT), Ops.shape(OUT, 8)),
-              new int[] {4, 4},
-              new double[] {2, 2});
+      var bank = twoAdapters(manager, random);
       var layer =
           new MoeLinear(
               manager.create(random(random, OUT * IN), Ops.shape(OUT, IN)),
@@ -257,13 +260,7 @@ class MoeLinearTest {
   void inferenceAfterATrainingPassSeesTheNewParameters() {
     try (var manager = NDManager.newBaseManager("PyTorch")) {
       var random = new Random(2);
-      var bank =
-          new AdapterBank(
-              manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
-              manager.create(random(random, 8 * IN), Ops.shape(8, IN)),
-              manager.create(random(random, 8 * OUT), Ops.shape(OUT, 8)),
-              new int[] {4, 4},
-              new double[] {2, 2});
+      var bank = twoAdapters(manager, random);
       var control = new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO);
       var weight = manager.create(random(random, OUT * IN), Ops.shape(OUT, IN));
       var layer = new MoeLinear(weight, null, bank, control, 0, 0, 0);

@@ -173,9 +173,7 @@ final class Run {
       long steps) {
     var result = new LinkedHashMap<String, Object>(inputs);
     result.putAll(config.describe());
-    var flags = model.llama().routing().flags();
-    result.put("forward_mode", flags.mode().name().toLowerCase(Locale.ROOT));
-    result.put("single_adapter", flags.singleAdapter().stream().boxed().findFirst().orElse(null));
+    result.putAll(model.llama().routing().flags().describe());
     var device = model.llama().manager().getDevice();
     result.put("device", device.isGpu() ? "cuda:" + device.getDeviceId() : "cpu");
     result.put("dtype", model.llama().dtype().label());

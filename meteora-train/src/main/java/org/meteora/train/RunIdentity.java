@@ -7,8 +7,6 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -17,6 +15,7 @@ import java.util.TreeMap;
 import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Digests;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TrainingSample;
@@ -29,8 +28,6 @@ import org.meteora.train.batch.TrainingSample;
  * @param files fingerprints of what was read, by what it is (in the plural)
  */
 public record RunIdentity(Map<String, String> settings, Map<String, String> files) {
-  private static final int BUFFER = 1 << 20;
-
   /**
    * A run's.
    *
@@ -92,14 +89,14 @@ public record RunIdentity(Map<String, String> settings, Map<String, String> file
   }
 
   private static String base(Path folder) {
-    var digest = sha256();
-    update(digest, folder.resolve("config.json"), Long.MAX_VALUE);
+    var digest = Digests.sha256();
+    Digests.update(digest, folder.resolve("config.json"), Long.MAX_VALUE);
     try (var weights = SafetensorsFolder.open(folder)) {
       for (var file : weights.files()) {
         var path = file.path();
         digest.update(
             (path.getFileName() + " " + Files.size(path)).getBytes(StandardCharsets.UTF_8));
-        update(digest, path, headerBytes(path));
+        Digests.update(digest, path, headerBytes(path));
       }
     } catch (IOException e) {
       throw new UserException("cannot read " + folder + ": " + AtomicFiles.reason(e), e);
@@ -108,12 +105,12 @@ public record RunIdentity(Map<String, String> settings, Map<String, String> file
   }
 
   private static String adapters(TrainableModel model, List<Path> folders) {
-    var digest = sha256();
+    var digest = Digests.sha256();
     for (int i = 0; i < folders.size(); i++) {
       var adapter = model.adapters().get(i);
       var numbers = new TreeMap<>(adapter.ranks()) + " " + new TreeMap<>(adapter.scales());
       digest.update(numbers.getBytes(StandardCharsets.UTF_8));
-      update(digest, folders.get(i).resolve("adapter_model.safetensors"), Long.MAX_VALUE);
+      Digests.update(digest, folders.get(i).resolve("adapter_model.safetensors"), Long.MAX_VALUE);
     }
     return HexFormat.of().formatHex(digest.digest());
   }
@@ -123,29 +120,6 @@ public record RunIdentity(Map<String, String> settings, Map<String, String> file
     try (var in = Files.newInputStream(file)) {
       return Long.BYTES
           + ByteBuffer.wrap(in.readNBytes(Long.BYTES)).order(ByteOrder.LITTLE_ENDIAN).getLong();
-    }
-  }
-
-  /** Adds the first bytes of a file. */
-  private static void update(MessageDigest digest, Path file, long most) {
-    try (var in = Files.newInputStream(file)) {
-      var buffer = new byte[BUFFER];
-      long left = most;
-      int read;
-      while (left > 0 && (read = in.read(buffer, 0, (int) Math.min(left, BUFFER))) >= 0) {
-        digest.update(buffer, 0, read);
-        left -= read;
-      }
-    } catch (IOException e) {
-      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
-    }
-  }
-
-  private static MessageDigest sha256() {
-    try {
-      return MessageDigest.getInstance("SHA-256");
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException(e);
     }
   }
 }

@@ -3,7 +3,6 @@ package org.meteora.data.hub;
 import java.io.IOException;
 import java.io.InputStream;
 import java.net.URI;
-import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HexFormat;
@@ -16,6 +15,7 @@ import java.util.function.LongConsumer;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Digests;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -339,14 +339,7 @@ final class FileDownload {
       return false;
     }
     var digest = file.digest();
-    var buffer = new byte[1 << 20];
-    try (var in = Files.newInputStream(target)) {
-      for (int n; (n = in.read(buffer)) >= 0; ) {
-        digest.update(buffer, 0, n);
-      }
-    } catch (FileSystemException e) {
-      throw new UserException("cannot read " + target + ": " + AtomicFiles.reason(e), e);
-    }
+    Digests.update(digest, target, Long.MAX_VALUE);
     return HexFormat.of().formatHex(digest.digest()).equals(file.hash());
   }
 }

@@ -2,7 +2,7 @@ package org.meteora.data.hub;
 
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
+import org.meteora.io.Digests;
 
 /**
  * A file of a listing.
@@ -16,15 +16,11 @@ public record HubFile(String path, long size, String hash) {
 
   /** A digest that ends in {@link #hash} when fed the right content. */
   MessageDigest digest() {
-    try {
-      if (hash.length() == 64) {
-        return MessageDigest.getInstance("SHA-256");
-      }
-      var digest = MessageDigest.getInstance("SHA-1");
-      digest.update(("blob " + size + "\0").getBytes(StandardCharsets.US_ASCII));
-      return digest;
-    } catch (NoSuchAlgorithmException e) {
-      throw new AssertionError("every JDK has SHA-1 and SHA-256", e);
+    if (hash.length() == 64) {
+      return Digests.sha256();
     }
+    var digest = Digests.of("SHA-1");
+    digest.update(("blob " + size + "\0").getBytes(StandardCharsets.US_ASCII));
+    return digest;
   }
 }

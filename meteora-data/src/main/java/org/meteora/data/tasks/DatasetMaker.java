@@ -5,7 +5,6 @@ import java.io.OutputStream;
 import java.nio.file.Path;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashSet;
@@ -18,6 +17,7 @@ import org.meteora.data.Sample;
 import org.meteora.data.source.Records;
 import org.meteora.data.source.SourceLocator;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Digests;
 import org.meteora.io.Jsonl;
 
 /**
@@ -51,12 +51,7 @@ public final class DatasetMaker {
    */
   public Written make(Task task, SourceLocator.Source source) {
     var folder = targetDir.resolve(task.name());
-    MessageDigest digest;
-    try {
-      digest = MessageDigest.getInstance("SHA-256");
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException(e);
-    }
+    var digest = Digests.sha256();
     var train = source.train();
     Records test;
     if (source.test().isPresent()) {
