@@ -57,7 +57,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
       var gpu = manager.getDevice().isGpu();
       var bare = new double[batches.size()];
       var baseline = new double[batches.size()];
-      double bandwidth = options.readRate();
+      double rate = options.readRate();
+      double bandwidth = rate > 0 ? rate : Double.POSITIVE_INFINITY; // unknown: no floor
       try (var own = manager.newSubManager()) {
         var base = options.model(config, own, 0, options.control());
         for (int i = 0; i < bare.length; i++) {
@@ -76,7 +77,12 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 batch,
                 bytes(config, batch, false) / bandwidth);
           }
-          step(gpu ? "base model, eager" : "base model", base, batch, baseline[i]);
+          step(
+              gpu ? "base model, eager" : "base model",
+              base,
+              batch,
+              baseline[i],
+              bytes(config, batch, false) / bandwidth);
         }
       }
       try (var own = manager.newSubManager()) {
@@ -84,6 +90,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
         var model = options.model(config, own, options.adapters, control);
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
+          double floor = bytes(config, batch, true) / bandwidth;
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
             for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.FUSED}) {
               control.flags(Flags.of(mode));
@@ -92,14 +99,15 @@ final class BenchDecodeCommand implements Callable<Integer> {
                   graph(model, batch),
                   baseline[i],
                   batch,
-                  bytes(config, batch, true) / bandwidth);
+                  floor);
             }
             control.flags(Flags.AUTO);
             options.report(
                 name(batch, "MeteoRA, auto, sampling"),
                 graph(model, batch, GREEDY.withSampling(0.6, 0.9, 50, 0)),
                 baseline[i],
-                batch);
+                batch,
+                floor);
             options.reportMemory(name(batch, "memory that the steps take"), beyond);
           }
           for (var mode : BenchModel.MODES) {
@@ -108,15 +116,16 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT) + (gpu ? ", eager" : ""),
                 model,
                 batch,
-                baseline[i]);
+                baseline[i],
+                floor);
           }
           control.flags(Flags.AUTO);
           control.listener(options.recorder(batch));
           var recorded = "MeteoRA, auto, routing recorded";
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            options.report(name(batch, recorded), graph(model, batch), baseline[i], batch);
+            options.report(name(batch, recorded), graph(model, batch), baseline[i], batch, floor);
           } else {
-            step(recorded, model, batch, baseline[i]);
+            step(recorded, model, batch, baseline[i], floor);
           }
           control.listener(null);
         }
@@ -216,7 +225,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
   }
 
   /** Steps, operation by operation; without a baseline in turns with the bare matmuls. */
-  private void step(String what, Llama model, int batch, double baseline) {
+  private void step(String what, Llama model, int batch, double baseline, double floor) {
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
@@ -235,11 +244,11 @@ final class BenchDecodeCommand implements Callable<Integer> {
             }
           };
       if (baseline > 0) {
-        options.report(name(batch, what), options.median(step), baseline, batch);
+        options.report(name(batch, what), options.median(step), baseline, batch, floor);
       } else {
         var times = options.medians(() -> matmuls(model, batch), step);
         options.report(name(batch, "bare matmuls"), times[0], times[0], batch);
-        options.report(name(batch, what), times[1], times[0], batch);
+        options.report(name(batch, what), times[1], times[0], batch, floor);
       }
     }
   }
