@@ -165,11 +165,11 @@ public final class LoadedModel implements AutoCloseable {
         List<String> names;
         if (checkpoint != null) {
           var opened = checkpoint;
-          banks = (layer, module) -> builder.bank(opened, config, layer, module);
+          banks = (layer, module) -> placed(builder.bank(opened, config, layer, module), device);
           names = checkpoint.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
         } else if (adapter != null) {
           var opened = List.of(adapter);
-          banks = (layer, module) -> builder.bank(opened, config, layer, module);
+          banks = (layer, module) -> placed(builder.bank(opened, config, layer, module), device);
           names = List.of(adapter.name());
         } else {
           banks = (layer, module) -> null;
@@ -194,6 +194,10 @@ public final class LoadedModel implements AutoCloseable {
       closeAll(files);
       throw e;
     }
+  }
+
+  private static AdapterBank placed(AdapterBank bank, Device device) {
+    return bank != null && device.isGpu() ? bank.withTransposedB() : bank;
   }
 
   private static Path adapterFolder(Spec spec) {

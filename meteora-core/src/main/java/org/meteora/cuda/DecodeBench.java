@@ -56,9 +56,7 @@ public final class DecodeBench implements AutoCloseable {
     this.shape = shape;
     this.stream = Stream.create(cuda);
     this.kernels =
-        Kernels.of(
-            cuda,
-            new Kernels.Constants(Dtype.BF16, shape.topK(), shape.adapters(), shape.headDim(), 1));
+        Kernels.of(cuda, new Kernels.Constants(Dtype.BF16, shape.topK(), shape.adapters(), 0, 0));
     var q = shape.heads() * shape.headDim();
     var kv = shape.kvHeads() * shape.headDim();
     var h = shape.hidden();
@@ -412,11 +410,13 @@ public final class DecodeBench implements AutoCloseable {
                 true),
             new Variant(
                 "shared 160 KiB",
-                new MatrixVector.Tuning(160 << 10, 60 << 10, true, standard.rideBytes()),
+                new MatrixVector.Tuning(
+                    160 << 10, standard.inputBytes(), true, standard.rideBytes()),
                 true),
             new Variant(
                 "shared 220 KiB",
-                new MatrixVector.Tuning(220 << 10, 60 << 10, true, standard.rideBytes()),
+                new MatrixVector.Tuning(
+                    220 << 10, standard.inputBytes(), true, standard.rideBytes()),
                 true),
             new Variant(
                 "input 36 KiB",

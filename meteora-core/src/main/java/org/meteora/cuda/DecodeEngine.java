@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.cuda.DecodeModel.Linear;
+import org.meteora.torch.Dtype;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -34,7 +35,12 @@ import org.slf4j.LoggerFactory;
  */
 public final class DecodeEngine implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(DecodeEngine.class);
-  private static final int ADD_BLOCK = 128;
+
+  /** Outputs of a warp, which is a block, of the kernels that follow a product. */
+  private static final int WARP_OUTPUTS = 64;
+
+  /** Columns that one block of attention takes without help from a second cluster of blocks. */
+  private static final int LONG = 512;
 
   /** Gated linears of a layer. */
   private static final int MODULES = 7;
@@ -159,7 +165,7 @@ public final class DecodeEngine implements AutoCloseable {
       this.inverseTemperature = zeros(4);
       this.residual = zeros(4L * m * model.hidden());
       this.normed = zeros((long) size * m * model.hidden());
-      this.sumsq = zeros(4L * m * blocks(model.hidden(), ADD_BLOCK));
+      this.sumsq = zeros(4L * m * blocks(model.hidden(), 32)); // for the embedding, one a lane
       this.query = zeros(4L * m * model.heads() * model.headDim());
       this.attended = zeros((long) size * m * model.heads() * model.headDim());
       this.activated = zeros((long) size * m * model.intermediate());
@@ -476,7 +482,7 @@ public final class DecodeEngine implements AutoCloseable {
     Product(Shared shared, int rows) {
       this.shared = shared;
       this.rows = rows;
-      this.ld = shared.outputs() + shared.gates() + shared.ranks();
+      this.ld = blocks(shared.outputs() + shared.gates() + shared.ranks(), 4) * 4;
       this.ride = (long) shared.ranks() * shared.in() * model.dtype().bytes() <= tuning.rideBytes();
       var segments = new ArrayList<MatrixVector.Segment>();
       shared.linears().forEach(l -> segments.add(new MatrixVector.Segment(l.weight(), l.out())));
@@ -527,6 +533,10 @@ public final class DecodeEngine implements AutoCloseable {
       }
       var linear = shared.linears().get(which);
       var adapters = linear.adapters();
+      var vectors =
+          linear.out() % 4 == 0
+              && outAt % 4 == 0
+              && adapters.map(a -> a.b() % 16 == 0).orElse(true);
       if (adapters.isEmpty()) {
         return new Struct()
             .add(0L)
@@ -539,8 +549,8 @@ public final class DecodeEngine implements AutoCloseable {
             .add(0)
             .add(0)
             .add(0)
-            .add(0)
-            .add(0);
+            .add(linear.out())
+            .add(vectors);
       }
       var a = adapters.get();
       var arrays = adapterArrays.get(linear);
@@ -561,13 +571,17 @@ public final class DecodeEngine implements AutoCloseable {
           .add(gateAt)
           .add(zAt)
           .add(a.count())
-          .add(a.sumOfRanks())
-          .add(a.vectors(model.dtype()));
+          .add(linear.out())
+          .add(vectors);
     }
 
-    /** The product, and the launch for z when A does not ride in it. */
-    void launch(Plan plan, long x, long y, boolean norm) {
-      var partials = blocks(model.hidden(), ADD_BLOCK);
+    /**
+     * The product, and the launch for z when A does not ride in it.
+     *
+     * @param partials sums of squares a row, when x is an RMSNorm's input; or 0
+     */
+    void launch(Plan plan, long x, long y, int partials) {
+      var norm = partials > 0;
       plan.launches.add(product.launch(x, y, ld, norm ? sumsq : 0, partials, model.eps()));
       if (!ride) {
         var argument = new Struct().add(chain(y, 0, 0));
@@ -625,7 +639,7 @@ public final class DecodeEngine implements AutoCloseable {
     var overlap = tuning.overlap();
     var layers = model.layers();
     var hidden = model.hidden();
-    var addBlocks = blocks(hidden, ADD_BLOCK);
+    var partials = blocks(hidden, WARP_OUTPUTS);
     var head = head(rows);
     var headFloats = (long) head.slots() * rows * model.vocab();
 
@@ -633,10 +647,10 @@ public final class DecodeEngine implements AutoCloseable {
         kernels
             .get("embed")
             .launch(
-                addBlocks,
+                blocks(hidden, 32),
                 rows,
                 1,
-                ADD_BLOCK,
+                32,
                 0,
                 false,
                 new Struct()
@@ -657,83 +671,14 @@ public final class DecodeEngine implements AutoCloseable {
       var gateUp = new Product(gateUp(i), rows);
       var down = new Product(down(i), rows);
 
-      qkv.launch(plan, normed, yA, true);
-      var pairs = (model.heads() + 2 * model.kvHeads()) * (model.headDim() / 2);
-      plan.launches.add(
-          kernels
-              .get("rope_append")
-              .launch(
-                  blocks(pairs, 256),
-                  rows,
-                  1,
-                  256,
-                  0,
-                  overlap,
-                  new Struct()
-                      .add(qkv.chain(yA, yB, o.floats()))
-                      .add(qkv.linear(0))
-                      .add(qkv.linear(1))
-                      .add(qkv.linear(2))
-                      .add(query)
-                      .add(cache.keys()[i])
-                      .add(cache.values()[i])
-                      .add(slots)
-                      .add(lengths)
-                      .add(starts)
-                      .add(model.invFreq())
-                      .add(model.heads())
-                      .add(model.kvHeads())
-                      .add(model.headDim())
-                      .add(cache.maxLength())
-                      .add((float) (1 / Math.sqrt(model.headDim())))
-                      .add(model.ropeScale())));
-      var groups = model.heads() / group;
-      var splits = Math.clamp(blocks(2 * cuda.multiprocessors(), groups * rows), 1, 32);
-      plan.launches.add(
-          kernels
-              .get("attention")
-              .launch(
-                  splits,
-                  groups,
-                  rows,
-                  128,
-                  0,
-                  overlap,
-                  new Struct()
-                      .add(query)
-                      .add(cache.keys()[i])
-                      .add(cache.values()[i])
-                      .add(attended)
-                      .add(partial)
-                      .add(counters)
-                      .add(slots)
-                      .add(lengths)
-                      .add(starts)
-                      .add(model.heads())
-                      .add(model.kvHeads())
-                      .add(cache.maxLength())
-                      .add(splits)));
-      o.launch(plan, attended, yB, false);
+      qkv.launch(plan, normed, yA, i == 0 ? blocks(hidden, 32) : partials);
+      plan.launches.add(ropeAppend(qkv, i));
+      plan.launches.add(attention(i, rows));
+      o.launch(plan, attended, yB, 0);
       plan.launches.add(addResidual(o, yB, yA, gateUp.floats(), layer.postAttentionNorm()));
-      gateUp.launch(plan, normed, yA, true);
-      plan.launches.add(
-          kernels
-              .get("silu_up")
-              .launch(
-                  blocks(model.intermediate(), 256),
-                  rows,
-                  1,
-                  256,
-                  0,
-                  overlap,
-                  new Struct()
-                      .add(gateUp.chain(yA, yB, down.floats()))
-                      .add(gateUp.linear(0))
-                      .add(gateUp.linear(1))
-                      .add(activated)
-                      .add(model.intermediate())
-                      .add(0)));
-      down.launch(plan, activated, yB, false);
+      gateUp.launch(plan, normed, yA, partials);
+      plan.launches.add(siluUp(gateUp, down));
+      down.launch(plan, activated, yB, 0);
       var last = i + 1 == layers.size();
       plan.launches.add(
           addResidual(
@@ -743,7 +688,7 @@ public final class DecodeEngine implements AutoCloseable {
               last ? headFloats : new Product(qkv(i + 1), rows).floats(),
               last ? model.finalNorm() : layers.get(i + 1).inputNorm()));
     }
-    plan.launches.add(head.launch(normed, logits, model.vocab(), sumsq, addBlocks, model.eps()));
+    plan.launches.add(head.launch(normed, logits, model.vocab(), sumsq, partials, model.eps()));
     plan.launches.addAll(
         choice.launches(
             kernels,
@@ -761,26 +706,125 @@ public final class DecodeEngine implements AutoCloseable {
     return plan;
   }
 
+  private Kernel.Launch attention(int layer, int rows) {
+    var pairs = model.heads() / group * rows;
+    var onTensorCores =
+        model.dtype() != Dtype.F32
+            && cuda.capability() >= 90
+            && (model.headDim() == 64 || model.headDim() == 128);
+    // blocks that share a row and head group
+    var most = Math.clamp(blocks(2 * cuda.multiprocessors(), pairs), 1, 32);
+    var cluster = Integer.highestOneBit(Math.clamp(cuda.multiprocessors() / pairs, 2, 8));
+    var splits = onTensorCores ? cluster : most;
+    if (onTensorCores && cache.maxLength() > LONG * cluster && most >= 2 * cluster) {
+      cluster = 2;
+      splits = Integer.highestOneBit(most);
+    }
+    var argument =
+        new Struct()
+            .add(query)
+            .add(cache.keys()[layer])
+            .add(cache.values()[layer])
+            .add(attended)
+            .add(partial)
+            .add(counters)
+            .add(slots)
+            .add(lengths)
+            .add(starts)
+            .add(model.heads())
+            .add(model.kvHeads())
+            .add(cache.maxLength())
+            .add(onTensorCores ? cluster : splits);
+    return kernels
+        .get(onTensorCores ? "attention_cluster" : "attention")
+        .launch(
+            splits,
+            model.heads() / group,
+            rows,
+            128,
+            0,
+            tuning.overlap(),
+            onTensorCores ? cluster : 1,
+            argument);
+  }
+
+  private Kernel.Launch ropeAppend(Product qkv, int layer) {
+    var argument =
+        new Struct()
+            .add(qkv.chain(yA, yB, new Product(o(layer), qkv.rows).floats()))
+            .add(qkv.linear(0))
+            .add(qkv.linear(1))
+            .add(qkv.linear(2))
+            .add(query)
+            .add(cache.keys()[layer])
+            .add(cache.values()[layer])
+            .add(slots)
+            .add(lengths)
+            .add(starts)
+            .add(model.invFreq())
+            .add(model.heads())
+            .add(model.kvHeads())
+            .add(model.headDim())
+            .add(cache.maxLength())
+            .add((float) (1 / Math.sqrt(model.headDim())))
+            .add(model.ropeScale());
+    return kernels
+        .get("rope_append")
+        .launch(
+            model.heads() + 2 * model.kvHeads(),
+            blocks(model.headDim() / 2, WARP_OUTPUTS),
+            qkv.rows,
+            32,
+            0,
+            tuning.overlap(),
+            argument);
+  }
+
+  private Kernel.Launch siluUp(Product gateUp, Product down) {
+    var argument =
+        new Struct()
+            .add(gateUp.chain(yA, yB, down.floats()))
+            .add(gateUp.linear(0))
+            .add(gateUp.linear(1))
+            .add(activated)
+            .add(model.intermediate())
+            .add(0);
+    // few rows: more warps, each of which is quicker; many: less repeated routing
+    var each = gateUp.rows > 8 ? 4 : 2;
+    return kernels
+        .get("silu_up" + each)
+        .launch(
+            blocks(model.intermediate(), 32 * each),
+            gateUp.rows,
+            1,
+            32,
+            0,
+            tuning.overlap(),
+            argument);
+  }
+
   private Kernel.Launch addResidual(
       Product product, long y, long clear, long clearCount, long normWeight) {
+    var argument =
+        new Struct()
+            .add(product.chain(y, clear, clearCount))
+            .add(product.linear(0))
+            .add(residual)
+            .add(normWeight)
+            .add(normed)
+            .add(sumsq)
+            .add(model.hidden())
+            .add(0);
     return kernels
         .get("add_residual")
         .launch(
-            blocks(model.hidden(), ADD_BLOCK),
+            blocks(model.hidden(), WARP_OUTPUTS),
             product.rows,
             1,
-            ADD_BLOCK,
+            32,
             0,
             tuning.overlap(),
-            new Struct()
-                .add(product.chain(y, clear, clearCount))
-                .add(product.linear(0))
-                .add(residual)
-                .add(normWeight)
-                .add(normed)
-                .add(sumsq)
-                .add(model.hidden())
-                .add(0));
+            argument);
   }
 
   @Override

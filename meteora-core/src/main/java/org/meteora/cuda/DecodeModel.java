@@ -40,7 +40,7 @@ public record DecodeModel(
    *
    * @param gate (N, in)
    * @param a (Σr, in), the adapters' rows one after another
-   * @param b (out, Σr), the adapters' columns one after another, as in checkpoints
+   * @param b Bᵀ (Σr, out), so that a chosen rank is one contiguous row
    * @param ranks N ranks, 0…64; 0 where an adapter does not target this linear
    * @param scales N scales
    */
@@ -64,15 +64,6 @@ public record DecodeModel(
         offsets[i + 1] = offsets[i] + ranks[i];
       }
       return offsets;
-    }
-
-    /** Whether every adapter's columns in a row of b can be read 8 at a time. */
-    boolean vectors(Dtype dtype) {
-      var whole = dtype.bytes() == 2 && b % 16 == 0;
-      for (var rank : ranks) {
-        whole &= rank % 8 == 0;
-      }
-      return whole;
     }
 
     void check(int topK) {
@@ -108,7 +99,7 @@ public record DecodeModel(
       Linear up,
       Linear down) {
     /** The seven projections, q to down. */
-    List<Linear> linears() {
+    public List<Linear> linears() {
       return List.of(q, k, v, o, gate, up, down);
     }
   }

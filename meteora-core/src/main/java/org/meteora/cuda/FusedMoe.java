@@ -58,7 +58,7 @@ public final class FusedMoe implements AutoCloseable {
       this.in = in;
       targets.forEach(t -> t.adapters().check(topK));
       var most = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
-      this.kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, most, 64, 1));
+      this.kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, most, 0, 0));
       for (var target : targets) {
         var offsets = cuda.upload(target.adapters().offsets(), stream);
         var scales = cuda.upload(target.adapters().scales(), stream);
@@ -157,23 +157,19 @@ public final class FusedMoe implements AutoCloseable {
                 .add(gateAt)
                 .add(zAt)
                 .add(adapters.count())
-                .add(adapters.sumOfRanks())
-                .add(adapters.vectors(kernels.constants().dtype())));
+                .add(targets.get(i).out())
+                .add(targets.get(i).out() % 4 == 0 && adapters.b() % 16 == 0));
         gateAt += adapters.count();
         zAt += adapters.sumOfRanks();
       }
       var widest = 1;
       for (var i = 0; i < 3; i++) {
         argument.add(i < targets.size() ? y[i] + (long) at * targets.get(i).out() * bytes : 0L);
-      }
-      for (var i = 0; i < 3; i++) {
-        argument.add(i < targets.size() ? targets.get(i).out() : 0);
         widest = i < targets.size() ? Math.max(widest, targets.get(i).out()) : widest;
       }
-      argument.add(0);
       kernels
           .get("add_adapters")
-          .launch((widest + 255) / 256, rows, targets.size(), 256, 0, tuning.overlap(), argument)
+          .launch((widest + 63) / 64, rows, targets.size(), 32, 0, tuning.overlap(), argument)
           .on(stream);
     }
   }

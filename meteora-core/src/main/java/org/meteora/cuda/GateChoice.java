@@ -24,7 +24,7 @@ public final class GateChoice {
       long tokens,
       Stream stream) {
     cuda.makeCurrent();
-    var kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, adapters, 64, 1));
+    var kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, adapters, 0, 0));
     if (tokens == 0) {
       return;
     }

@@ -9,6 +9,7 @@ import java.lang.ref.Reference;
 
 /** A function of a loaded module that takes one struct by value. */
 public final class Kernel {
+  private static final int CLUSTER_DIMENSION = 4;
   private static final int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
 
   private final String name;
@@ -34,11 +35,30 @@ public final class Kernel {
    */
   public Launch launch(
       int gridX, int gridY, int gridZ, int block, int shared, boolean overlap, Struct argument) {
-    return new Launch(this, gridX, gridY, gridZ, block, shared, overlap, argument);
+    return launch(gridX, gridY, gridZ, block, shared, overlap, 1, argument);
+  }
+
+  /**
+   * As {@link #launch}, in clusters: this many blocks beside each other in x run at the same time
+   * and read each other's shared memory. Compute capability 9.0 and newer; 1 anywhere.
+   */
+  Launch launch(
+      int gridX,
+      int gridY,
+      int gridZ,
+      int block,
+      int shared,
+      boolean overlap,
+      int cluster,
+      Struct argument) {
+    return new Launch(this, gridX, gridY, gridZ, block, shared, overlap, cluster, argument);
   }
 
   /** See {@link #launch}. Its memory lives as long as it is reachable. */
   public static final class Launch {
+    /** Bytes of a CUlaunchAttribute. */
+    private static final int ATTRIBUTE = 72;
+
     private final Kernel kernel;
     private final MemorySegment config;
     private final MemorySegment parameters;
@@ -51,21 +71,35 @@ public final class Kernel {
         int block,
         int shared,
         boolean overlap,
+        int cluster,
         Struct argument) {
       this.kernel = kernel;
       var arena = Arena.ofAuto();
       var value = argument.copyTo(arena);
       this.parameters = arena.allocate(8 + 8, 8);
       parameters.set(JAVA_LONG, 0, value.address());
-      this.config = arena.allocate(56 + 72, 16);
+      this.config = arena.allocate(56 + 2 * ATTRIBUTE, 16);
       int[] shape = {x, y, z, block, 1, 1, shared};
       for (var i = 0; i < shape.length; i++) {
         config.set(JAVA_INT, 4L * i, shape[i]);
       }
       config.set(JAVA_LONG, 40, config.address() + 56);
-      config.set(JAVA_INT, 48, overlap ? 1 : 0);
-      config.set(JAVA_INT, 56, PROGRAMMATIC_STREAM_SERIALIZATION);
-      config.set(JAVA_INT, 64, 1);
+      var attributes = 0;
+      if (overlap) {
+        attribute(attributes++, PROGRAMMATIC_STREAM_SERIALIZATION, 1);
+      }
+      if (cluster > 1) {
+        attribute(attributes++, CLUSTER_DIMENSION, cluster, 1, 1);
+      }
+      config.set(JAVA_INT, 48, attributes);
+    }
+
+    private void attribute(int number, int id, int... value) {
+      var at = 56L + number * ATTRIBUTE;
+      config.set(JAVA_INT, at, id);
+      for (var i = 0; i < value.length; i++) {
+        config.set(JAVA_INT, at + 8 + 4L * i, value[i]);
+      }
     }
 
     /** Queues the launch. */

@@ -22,8 +22,8 @@ public final class Kernels {
    * @param dtype f32, f16 or bf16
    * @param topK adapters per token, 1…8
    * @param maxAdapters 1…256
-   * @param headDim size of an attention head
-   * @param group query heads that one attention block serves, 1…4
+   * @param headDim size of an attention head; 0 leaves out what only a decode step needs
+   * @param group query heads that one attention block serves, 1…4; 0 without a step
    */
   public record Constants(Dtype dtype, int topK, int maxAdapters, int headDim, int group) {
     public Constants {

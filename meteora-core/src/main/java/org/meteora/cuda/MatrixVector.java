@@ -35,7 +35,7 @@ final class MatrixVector {
    */
   record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes) {
     static Tuning standard() {
-      return new Tuning(196 << 10, 60 << 10, true, 16 << 20);
+      return new Tuning(196 << 10, 68 << 10, true, 16 << 20);
     }
   }
 
@@ -64,9 +64,11 @@ final class MatrixVector {
     var chunks = (k + CHUNK - 1) / CHUNK;
     var stageBytes = TILE * CHUNK * 2;
     var most = Math.min(tuning.sharedBytes(), kernels.cuda().sharedMemory());
+    // more rows: fewer slices of x matter more than a longer ring, since every slice has its own y
+    var leastStages = rows > 8 ? 3 : 4;
+    var forInput = Math.min(tuning.inputBytes(), most - leastStages * stageBytes - 20000);
     var cut = 1;
-    while (cut < chunks
-        && inputBytes(chunks, cut) > Math.min(tuning.inputBytes(), most - 4 * stageBytes - 20000)) {
+    while (cut < chunks && inputBytes(chunks, cut) > forInput) {
       cut++;
     }
     var fixed = 512 + (rows > 8 ? 2 : 1) * 8192 + inputBytes(chunks, cut) + 128;

@@ -170,7 +170,7 @@ public final class CudaDecoder implements AutoCloseable {
                   // one adapter without a gate: the choice of one among one has the weight 1
                   Ops.dataPointer(bank.gate() == null ? noGate : bank.gate()),
                   Ops.dataPointer(bank.loraA()),
-                  Ops.dataPointer(bank.loraB()),
+                  Ops.dataPointer(linear.loraBTransposed()),
                   bank.ranks(),
                   scales));
     }
@@ -182,9 +182,23 @@ public final class CudaDecoder implements AutoCloseable {
         adapters);
   }
 
-  /** Whether it was made for the k that is set now. */
+  /** Whether it was made for the k that is set now and for the adapters as they are now. */
   public boolean current() {
-    return topK == model.routing().settings().topK();
+    if (topK != model.routing().settings().topK()) {
+      return false;
+    }
+    for (int i = 0; i < addresses.layers().size(); i++) {
+      var linears = addresses.layers().get(i).linears();
+      var projections = model.layers().get(i).projections();
+      for (int j = 0; j < projections.length; j++) {
+        var adapters = linears.get(j).adapters();
+        if (adapters.isPresent()
+            && adapters.get().b() != Ops.dataPointer(projections[j].loraBTransposed())) {
+          return false;
+        }
+      }
+    }
+    return true;
   }
 
   /**

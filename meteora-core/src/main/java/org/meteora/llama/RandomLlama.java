@@ -53,12 +53,14 @@ public final class RandomLlama {
     var scales = new double[adapters];
     Arrays.fill(scales, 2);
     long total = (long) adapters * rank;
-    return new AdapterBank(
-        normal(manager, dtype, 1 / Math.sqrt(shape[1]), adapters, shape[1]),
-        normal(manager, dtype, 1 / Math.sqrt(shape[1]), total, shape[1]),
-        normal(manager, dtype, 0.1, shape[0], total),
-        ranks,
-        scales);
+    var bank =
+        new AdapterBank(
+            normal(manager, dtype, 1 / Math.sqrt(shape[1]), adapters, shape[1]),
+            normal(manager, dtype, 1 / Math.sqrt(shape[1]), total, shape[1]),
+            normal(manager, dtype, 0.1, shape[0], total),
+            ranks,
+            scales);
+    return manager.getDevice().isGpu() ? bank.withTransposedB() : bank;
   }
 
   private static NDArray norm(NDManager manager, Dtype dtype, long... shape) {

@@ -2,6 +2,7 @@ package org.meteora.lora;
 
 import ai.djl.ndarray.NDArray;
 import java.util.Arrays;
+import org.meteora.torch.Ops;
 
 /**
  * N adapters stacked for one linear layer.
@@ -14,6 +15,19 @@ import java.util.Arrays;
  */
 public record AdapterBank(
     NDArray gate, NDArray loraA, NDArray loraB, int[] ranks, double[] scales) {
+  /**
+   * This bank with B as a view of a row-major Bᵀ, in which a rank that was chosen is one row: what
+   * the kernels for few tokens on a GPU read. The memory that B had is given back.
+   */
+  public AdapterBank withTransposedB() {
+    try (var view = Ops.transpose(loraB, 0, 1);
+        var rows = Ops.contiguous(view)) {
+      var b = Ops.transpose(rows, 0, 1);
+      loraB.close();
+      return new AdapterBank(gate, loraA, b, ranks, scales);
+    }
+  }
+
   public int size() {
     return ranks.length;
   }

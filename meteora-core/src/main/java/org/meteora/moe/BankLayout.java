@@ -11,8 +11,8 @@ import org.meteora.torch.Ops;
  * where it may be kept.
  *
  * <p>Tables are made once, owned by the manager of the layer's parameters. Bᵀ is a view while
- * adapters are being trained, and a row-major copy made at first use (so that a chosen rank is one
- * contiguous row) otherwise, until the next training pass.
+ * adapters are being trained, and otherwise row-major (so that a chosen rank is one contiguous
+ * row): what the bank's B is a view of, or a copy made at first use, until the next training pass.
  */
 final class BankLayout {
   private final AdapterBank bank;
@@ -87,7 +87,13 @@ final class BankLayout {
       return Ops.transpose(bank.loraB(), 0, 1);
     }
     if (loraBTransposed == null) {
-      loraBTransposed = transposedCopy(manager, bank.loraB(), dtype);
+      var view = Ops.transpose(bank.loraB(), 0, 1);
+      if (Ops.dtype(view) == dtype && Ops.isRowMajor(view)) {
+        loraBTransposed = view;
+      } else {
+        view.close();
+        loraBTransposed = transposedCopy(manager, bank.loraB(), dtype);
+      }
     }
     return loraBTransposed;
   }

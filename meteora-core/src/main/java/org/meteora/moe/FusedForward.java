@@ -23,17 +23,21 @@ final class FusedForward implements AutoCloseable {
   private static final Stream LIBTORCH = Stream.of(0);
 
   private final AdapterBank bank;
+  private final BankLayout layout;
+  private final long loraB;
   private final int topK;
   private final FusedMoe kernels;
   private final String id = UUID.randomUUID().toString();
   private boolean closed;
 
   /**
-   * @param bank with a gate, on a CUDA device
+   * @param layout of a bank with a gate, on a CUDA device
    * @throws org.meteora.UserException for what the kernels do not know
    */
-  FusedForward(AdapterBank bank, NDArray weight, int topK) {
-    this.bank = bank;
+  FusedForward(BankLayout layout, NDArray weight, int topK) {
+    this.layout = layout;
+    this.bank = layout.bank();
+    this.loraB = Ops.dataPointer(layout.loraBTransposed(false));
     this.topK = topK;
     var cuda = Cuda.device(weight.getDevice().getDeviceId());
     cuda.makeCurrent();
@@ -45,7 +49,7 @@ final class FusedForward implements AutoCloseable {
         new DecodeModel.Adapters(
             Ops.dataPointer(bank.gate()),
             Ops.dataPointer(bank.loraA()),
-            Ops.dataPointer(bank.loraB()),
+            loraB,
             bank.ranks(),
             scales);
     var shape = weight.getShape();
@@ -60,8 +64,9 @@ final class FusedForward implements AutoCloseable {
     bank.loraA().getManager().attachInternal(id, this);
   }
 
-  int topK() {
-    return topK;
+  /** Whether this is for k adapters a token and for B as it is now. */
+  boolean fits(int k) {
+    return topK == k && loraB == Ops.dataPointer(layout.loraBTransposed(false));
   }
 
   /**

@@ -118,6 +118,14 @@ public final class MoeLinear extends AbstractBlock {
   }
 
   /**
+   * Bᵀ {@code (Σr, out)}, row-major, in the weight's dtype; owned by this layer. A training pass
+   * gives it back.
+   */
+  public NDArray loraBTransposed() {
+    return layout.loraBTransposed(false);
+  }
+
+  /**
    * One pass.
    *
    * @param x {@code (…, in)}; results belong to its manager
@@ -251,7 +259,7 @@ public final class MoeLinear extends AbstractBlock {
 
   /** The kernels for this k, or null where they cannot be used. */
   private FusedForward fused(int topK) {
-    if (fused != null && fused.topK() == topK) {
+    if (fused != null && fused.fits(topK)) {
       return fused;
     }
     if (fusedRefused == topK) {
@@ -262,7 +270,7 @@ public final class MoeLinear extends AbstractBlock {
       fused = null;
     }
     try {
-      fused = new FusedForward(bank, weight, topK);
+      fused = new FusedForward(layout, weight, topK);
     } catch (UserException e) {
       fusedRefused = topK;
       Fallback.say("the fused kernels cannot be used: " + e.getMessage());

@@ -178,6 +178,19 @@ public final class Ops {
     return new StableAbi.Call("aten::contiguous", "").tensor(x).integer(0).run(x.getManager());
   }
 
+  /** Whether the values of {@code x} lie one after another, the last dimension's first. */
+  public static boolean isRowMajor(NDArray x) {
+    var strides = StableAbi.strides(x);
+    long expected = 1;
+    for (int i = strides.length - 1; i >= 0; i--) {
+      if (x.getShape().get(i) != 1 && strides[i] != expected) {
+        return x.isEmpty();
+      }
+      expected *= x.getShape().get(i);
+    }
+    return true;
+  }
+
   /** {@code 1 / sqrt(x)}. */
   public static NDArray rsqrt(NDArray x) {
     return new StableAbi.Call("aten::rsqrt", "").tensor(x).run(x.getManager());

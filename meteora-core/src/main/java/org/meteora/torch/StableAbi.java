@@ -41,6 +41,7 @@ final class StableAbi {
 
   private static final MethodHandle GET_DATA_PTR = out("aoti_torch_get_data_ptr");
   private static final MethodHandle GET_DTYPE = out("aoti_torch_get_dtype");
+  private static final MethodHandle GET_STRIDES = out("aoti_torch_get_strides");
   private static final MethodHandle GET_NUMEL = out("aoti_torch_get_numel");
   private static final MethodHandle NEW_HANDLE = out("aoti_torch_new_tensor_handle");
   private static final MethodHandle DISPATCH =
@@ -119,6 +120,12 @@ final class StableAbi {
 
   static long dataPointer(NDArray array) {
     return query(GET_DATA_PTR, handleOf(array), "get_data_ptr");
+  }
+
+  static long[] strides(NDArray array) {
+    return MemorySegment.ofAddress(query(GET_STRIDES, handleOf(array), "get_strides"))
+        .reinterpret(8L * array.getShape().dimension())
+        .toArray(JAVA_LONG);
   }
 
   static Dtype dtype(NDArray array) {

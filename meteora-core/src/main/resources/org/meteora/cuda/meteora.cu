@@ -1,7 +1,8 @@
 // The kernels of a decode step and of the gated LoRA layer. Compiled by NVRTC for the GPU at hand; no header is needed.
 //
 // Options: DTYPE 0 float32, 1 float16, 2 bfloat16 (weights, KV cache, activations between kernels; all sums are float32),
-// TOPK adapters per token, MAXN adapters at most, HEAD_DIM, GROUP query heads that one attention block serves.
+// TOPK adapters per token, MAXN adapters at most, HEAD_DIM, GROUP query heads that one attention block serves. With HEAD_DIM 0
+// the kernels that only a whole decode step needs are left out, which compiles in a third of the time.
 //
 // A decode step is a chain of launches. Every kernel begins with waitForPrevious(): under programmatic dependent launch
 // its blocks may start, and fetch what does not depend on the chain (weights), while the previous kernel still runs.
@@ -52,9 +53,15 @@ __device__ __forceinline__ T fromFloat(float v) {
 #else
 __device__ __forceinline__ float toFloat(T v) { return __uint_as_float((unsigned)v << 16); }
 __device__ __forceinline__ T fromFloat(float v) {
+#if __CUDA_ARCH__ >= 900
+  unsigned short h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+#else
   unsigned u = __float_as_uint(v);
   if ((u & 0x7fffffffu) > 0x7f800000u) return (T)((u >> 16) | 0x40);  // NaN stays NaN
   return (T)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+#endif
 }
 #endif
 
@@ -84,6 +91,17 @@ __device__ __forceinline__ uint4 loadStream(const void* p) {
   return v;
 }
 
+// 16 bytes through L2, or zeros. Stays where it is written, before or after a wait.
+__device__ __forceinline__ uint4 loadIf(bool wanted, const void* p) {
+  uint4 v;
+  asm volatile(
+      "{\n .reg .pred yes;\n setp.ne.s32 yes, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+      " @yes ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}\n"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(p), "r"((int)wanted));
+  return v;
+}
+
 __device__ __forceinline__ void unpack16B(uint4 v, float* f) {
 #if DTYPE == 0
   f[0] = __uint_as_float(v.x); f[1] = __uint_as_float(v.y); f[2] = __uint_as_float(v.z); f[3] = __uint_as_float(v.w);
@@ -104,6 +122,29 @@ __device__ __forceinline__ void load8(const T* p, int at, int end, bool aligned,
     for (int i = 0; i < 8; i++) f[i] = at + i < end ? toFloat(p[at + i]) : 0.f;
   }
 }
+
+#if DTYPE != 0 && __CUDA_ARCH__ >= 800
+#define TENSOR_CORES
+// c (16 × 8) += a (16 × 16) · b (16 × 8). Lane 4 g + q holds of a: rows g, g + 8, g, g + 8 at columns 2q, 2q, 2q + 8, 2q + 8
+// (each with the column after it); of b: rows 2q and 2q + 8 (each with the row after it) of column g; of c: row g, then row
+// g + 8, at columns 2q and 2q + 1.
+__device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+#if DTYPE == 2
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ unsigned pair(T low, T high) { return low | (unsigned)high << 16; }
+// A pair of float32 as two pairs of T whose sum is nearer to it than one can be.
+__device__ __forceinline__ void twoParts(float a, float b, unsigned& high, unsigned& low) {
+  T ha = fromFloat(a), hb = fromFloat(b);
+  high = pair(ha, hb);
+  low = pair(fromFloat(a - toFloat(ha)), fromFloat(b - toFloat(hb)));
+}
+#endif
 
 __device__ __forceinline__ float warpSum(float v) {
 #pragma unroll
@@ -127,13 +168,13 @@ __device__ __forceinline__ void waitForPrevious() {
 // One gated linear inside the output of a matrix-vector product over [W...; G...; A...]: float32 y (slots, rows, ld), where
 // the sum over slots counts; its gate logits lie at gateAt, its z = A x at zAt.
 struct Linear {
-  const T* b;            // (out, sumR)
+  const T* b;            // Bᵀ (sumR, out)
   const T* bias;         // (out) or null
-  const int* offsets;    // (n + 1) columns of b; equal neighbours: the adapter does not target this linear
+  const int* offsets;    // (n + 1) rows of b; equal neighbours: the adapter does not target this linear
   const float* scales;   // (n)
   int* indices;          // (rows, TOPK) receives the choice, or null
   float* weights;        // (rows, TOPK) receives its weights, or null
-  int outAt, gateAt, zAt, n, sumR, vectors;  // vectors: ranks and offsets are multiples of 8 and b is 16-byte aligned
+  int outAt, gateAt, zAt, n, out, vectors;  // vectors: four outputs can be read at once, of y and of b
 };
 
 struct Chain {
@@ -142,15 +183,6 @@ struct Chain {
   const float* invTemperature;
   u64 clearCount;
   int slots, ld, rows, pad;
-};
-
-#define MAX_STAGED 256
-struct Selected {
-  __align__(16) float coefficient[TOPK][MAX_RANK];  // weight · scale · z
-  int off[TOPK], rank[TOPK];
-  float staged[MAXN + MAX_STAGED];  // gate logits, then z of all adapters when they are no more than MAX_STAGED
-  int offsets[MAXN + 1];
-  float scales[MAXN];
 };
 
 __device__ __forceinline__ float sumSlots(const Chain& c, int row, int at) {
@@ -205,120 +237,279 @@ __device__ __forceinline__ void topK(const float* logits, int n, float invTemper
     sum += weight[j];
   }
 #pragma unroll
-  for (int j = 0; j < TOPK; j++) weight[j] /= sum;
+  for (int j = 0; j < TOPK; j++) weight[j] = __fdividef(weight[j], sum);
 }
 
-// Fetches what does not depend on the previous kernel, by one warp.
-__device__ __forceinline__ void prepareRoute(const Linear& l, Selected& s) {
-  for (int i = threadIdx.x & 31; i <= l.n; i += 32) {
-    s.offsets[i] = l.offsets[i];
-    if (i < l.n) s.scales[i] = l.scales[i];
+// What one warp knows of a linear's adapters: lane + 32 i has adapter i's.
+struct Known {
+  int offset[NREG], rank[NREG];
+  float scale[NREG], invTemperature;
+};
+// Does not depend on the previous kernel.
+__device__ __forceinline__ Known know(const Chain& c, const Linear& l) {
+  Known k;
+  int lane = threadIdx.x & 31;
+  k.invTemperature = l.n ? *c.invTemperature : 1.f;
+#pragma unroll
+  for (int i = 0; i < NREG; i++) {
+    bool is = lane + 32 * i < l.n;
+    k.offset[i] = is ? l.offsets[lane + 32 * i] : 0;
+    k.rank[i] = is ? l.offsets[lane + 32 * i + 1] - k.offset[i] : 0;
+    k.scale[i] = is ? l.scales[lane + 32 * i] : 0.f;
+  }
+  return k;
+}
+template <typename V>
+__device__ __forceinline__ V knownOf(const V* of, int adapter) {
+  V v = of[0];
+#pragma unroll
+  for (int i = 1; i < NREG; i++)
+    if (adapter >> 5 == i) v = of[i];
+  return __shfl_sync(0xffffffffu, v, adapter & 31);
+}
+
+// The adapters that one token of one linear chose, for a warp: all lanes know which, and `factor` = weight · scale.
+struct Chosen {
+  int offset[TOPK], rank[TOPK];
+  float factor[TOPK];
+};
+// Chooses, by one warp; writes the choice down if it is to.
+__device__ __forceinline__ Chosen choose(const Linear& l, const Known& known, const float* logits, int row, bool writes) {
+  Chosen s;
+  int index[TOPK];
+  topK(logits, l.n, known.invTemperature, index, s.factor);
+#pragma unroll
+  for (int j = 0; j < TOPK; j++) {
+    int e = index[j] < 0 ? 0 : index[j];
+    if (writes && (threadIdx.x & 31) == 0 && l.indices) {
+      l.indices[row * TOPK + j] = index[j];
+      l.weights[row * TOPK + j] = s.factor[j];
+    }
+    s.offset[j] = knownOf(known.offset, e);
+    s.rank[j] = knownOf(known.rank, e);
+    s.factor[j] *= knownOf(known.scale, e);
+    if (index[j] < 0) s.rank[j] = 0;
+  }
+  return s;
+}
+
+// N neighbouring numbers, at once where `whole` says so; zeros past `left`.
+template <int N>
+__device__ __forceinline__ void loadFloats(const float* p, bool whole, int left, float* v) {
+  if (whole && left >= N) {
+    if (N == 4) {
+      float4 u = *(const float4*)p;
+      v[0] = u.x; v[1 % N] = u.y; v[2 % N] = u.z; v[3 % N] = u.w;
+    } else if (N == 2) {
+      float2 u = *(const float2*)p;
+      v[0] = u.x; v[1 % N] = u.y;
+    } else {
+      v[0] = *p;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = i < left ? p[i] : 0.f;
   }
 }
-
-// Loads logits and z of L linears into shared memory, by all threads of the block; every thread has its loads in flight
-// together, so that the wait for memory comes once. A barrier must follow.
-template <int L, int J, int THREADS>
-__device__ __forceinline__ void stage(const Chain& c, const Linear* l, int row, Selected* s) {
-  const u64 stride = (u64)c.rows * c.ld;
-  const float* y = c.y + (u64)row * c.ld;
-  for (int base = 0;; base += J * THREADS) {
-    const float* at[L][J];
-    float v[L][J];
-    bool more = false;
+template <int N>
+__device__ __forceinline__ void storeFloats(float* p, bool whole, int left, const float* v) {
+  if (whole && left >= N && N == 4) {
+    *(float4*)p = make_float4(v[0], v[1 % N], v[2 % N], v[3 % N]);
+  } else if (whole && left >= N && N == 2) {
+    *(float2*)p = make_float2(v[0], v[1 % N]);
+  } else {
 #pragma unroll
-    for (int i = 0; i < L; i++) {
-      int total = l[i].n + (l[i].sumR <= MAX_STAGED ? l[i].sumR : 0);
-      more |= base + J * THREADS < total;
-#pragma unroll
-      for (int j = 0; j < J; j++) {
-        int k = base + j * THREADS + threadIdx.x;
-        at[i][j] = k >= total ? 0 : k < l[i].n ? y + l[i].gateAt + k : y + l[i].zAt + k - l[i].n;
-        v[i][j] = at[i][j] ? *at[i][j] : 0.f;
-      }
+    for (int i = 0; i < N; i++)
+      if (i < left) p[i] = v[i];
+  }
+}
+template <int N>
+struct Packed {
+#if DTYPE == 0
+  float v[N];
+#else
+  unsigned v[(N + 1) / 2];
+#endif
+};
+template <int N>
+__device__ __forceinline__ Packed<N> loadPacked(const T* p, bool whole, int left) {
+  Packed<N> r;
+#if DTYPE == 0
+  loadFloats<N>(p, whole, left, r.v);
+#else
+  if (whole && left >= N) {
+    if (N == 4) {
+      uint2 u = __ldg((const uint2*)p);
+      r.v[0] = u.x; r.v[(N - 1) / 2] = u.y;
+    } else {
+      r.v[0] = N == 2 ? __ldg((const unsigned*)p) : __ldg(p);
     }
-#pragma unroll 2
-    for (int slot = 1; slot < c.slots; slot++)
+  } else {
 #pragma unroll
-      for (int i = 0; i < L; i++)
+    for (int i = 0; i < N; i += 2)
+      r.v[i / 2] = (i < left ? p[i] : 0) | (unsigned)(i + 1 < left ? p[i + 1] : 0) << 16;
+  }
+#endif
+  return r;
+}
+template <int N>
+__device__ __forceinline__ float unpacked(const Packed<N>& p, int i) {
+#if DTYPE == 0
+  return p.v[i];
+#else
+  return i & 1 ? highHalf(p.v[i / 2]) : lowHalf(p.v[i / 2]);
+#endif
+}
+template <int N>
+__device__ __forceinline__ void storePacked(T* p, bool whole, int left, const float* v) {
+  T t[N];
 #pragma unroll
-        for (int j = 0; j < J; j++)
-          if (at[i][j]) v[i][j] += at[i][j][slot * stride];
+  for (int i = 0; i < N; i++) t[i] = fromFloat(v[i]);
+#if DTYPE != 0
+  if (whole && left >= N) {
+    if (N == 4)
+      *(uint2*)p = make_uint2(t[0] | (unsigned)t[1 % N] << 16, t[2 % N] | (unsigned)t[3 % N] << 16);
+    else if (N == 2)
+      *(unsigned*)p = t[0] | (unsigned)t[1 % N] << 16;
+    else
+      *p = t[0];
+    return;
+  }
+#endif
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    if (i < left) p[i] = t[i];
+}
+
+// What a product left for one row: N outputs at each of P places, without adapters, and the gates' logits of L linears; all
+// loads of a slot are in flight together. A lane without outputs has left <= 0.
+template <int P, int L, int N>
+__device__ __forceinline__ void gather(const Chain& c, int row, const int (&at)[P], bool whole, int left,
+                                       const Linear* const (&l)[L], float (&sum)[P][N], float (&logits)[L][NREG]) {
+#pragma unroll
+  for (int i = 0; i < P; i++)
+#pragma unroll
+    for (int k = 0; k < N; k++) sum[i][k] = 0.f;
+#pragma unroll
+  for (int i = 0; i < L; i++)
+#pragma unroll
+    for (int k = 0; k < NREG; k++) logits[i][k] = 0.f;
+  const int lane = threadIdx.x & 31;
+  const float* y = c.y + (u64)row * c.ld;
+#pragma unroll (P * N + L * NREG <= 5 ? 4 : 2)
+  for (int s = 0; s < c.slots; s++, y += (u64)c.rows * c.ld) {
+    float v[P][N], w[L][NREG];
 #pragma unroll
     for (int i = 0; i < L; i++)
 #pragma unroll
-      for (int j = 0; j < J; j++)
-        if (at[i][j]) s[i].staged[base + j * THREADS + threadIdx.x] = v[i][j];
-    if (!more) return;
+      for (int k = 0; k < NREG; k++) w[i][k] = lane + 32 * k < l[i]->n ? y[l[i]->gateAt + lane + 32 * k] : 0.f;
+#pragma unroll
+    for (int i = 0; i < P; i++) loadFloats<N>(y + at[i], whole, left, v[i]);
+#pragma unroll
+    for (int i = 0; i < L; i++)
+#pragma unroll
+      for (int k = 0; k < NREG; k++) logits[i][k] += w[i][k];
+#pragma unroll
+    for (int i = 0; i < P; i++)
+#pragma unroll
+      for (int k = 0; k < N; k++) sum[i][k] += v[i][k];
   }
 }
-
-// Fills `s` from what was staged, for one token of one linear, by the warp that prepared it; the grid's first block of a row
-// writes the choice down.
-__device__ __forceinline__ void route(const Chain& c, const Linear& l, int row, Selected& s) {
-  int lane = threadIdx.x & 31;
-  float logits[NREG];
+template <int N>
+__device__ __forceinline__ void addBias(const Linear& l, int o, int left, float (&sum)[N]) {
+  if (l.bias)
 #pragma unroll
-  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? s.staged[lane + 32 * i] : 0.f;
-  const bool few = l.sumR <= MAX_STAGED;
-  int index[TOPK];
-  float weight[TOPK];
-  topK(logits, l.n, *c.invTemperature, index, weight);
+    for (int i = 0; i < N; i++)
+      if (i < left) sum[i] += toFloat(l.bias[o + i]);
+}
+
+// The first rows of Bᵀ of the chosen adapters at a lane's outputs: they are on their way while z is fetched.
+#define AHEAD (TOPK <= 2 ? 8 : TOPK <= 4 ? 4 : 1)
+template <int N>
+struct Ahead {
+  Packed<N> v[TOPK][AHEAD];
+};
+template <int N>
+__device__ __forceinline__ Ahead<N> loadAhead(const Linear& l, const Chosen& s, int o, bool whole, int left) {
+  Ahead<N> b;
+#pragma unroll
+  for (int j = 0; j < TOPK; j++)
+#pragma unroll
+    for (int r = 0; r < AHEAD; r++)
+      b.v[j][r] = loadPacked<N>(l.b + (unsigned)(s.offset[j] + r) * (unsigned)l.out + o, whole, r < s.rank[j] ? left : 0);
+  return b;
+}
+
+// sum += what the chosen adapters add to a lane's outputs; by a whole warp.
+template <int N>
+__device__ __forceinline__ void addChosen(const Linear& l, const Chosen& s, const float (&z)[TOPK][MAX_RANK / 32],
+                                          const Ahead<N>& ahead, int o, bool whole, int left, float (&sum)[N]) {
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
-    int e = index[j];
-    int off = e < 0 ? 0 : s.offsets[e], rank = e < 0 ? 0 : s.offsets[e + 1] - off;
-    float scale = e < 0 ? 0.f : weight[j] * s.scales[e];
-    for (int r = lane; r < rank; r += 32)
-      s.coefficient[j][r] = scale * (few ? s.staged[l.n + off + r] : sumSlots(c, row, l.zAt + off + r));
-    if (lane == 0) { s.off[j] = off; s.rank[j] = rank; }
-    if (lane == 0 && blockIdx.x == 0 && l.indices) {
-      l.indices[row * TOPK + j] = e;
-      l.weights[row * TOPK + j] = weight[j];
+#pragma unroll
+    for (int r = 0; r < AHEAD; r++) {
+      float coefficient = __shfl_sync(0xffffffffu, z[j][0], r);
+#pragma unroll
+      for (int i = 0; i < N; i++) sum[i] += unpacked<N>(ahead.v[j][r], i) * coefficient;
     }
-  }
-}
-
-// What the selected adapters add to output o.
-__device__ __forceinline__ float loraOutput(const Linear& l, const Selected& s, int o) {
-  float acc = 0;
-  const T* b = l.b + (u64)o * l.sumR;
-#if DTYPE != 0
-  if (l.vectors) {
-    uint4 v[TOPK];
+    for (int r = AHEAD; r < s.rank[j]; r += 8) {
+      Packed<N> b[8];
 #pragma unroll
-    for (int j = 0; j < TOPK; j++)
-      if (s.rank[j] > 0) v[j] = __ldg((const uint4*)(b + s.off[j]));
+      for (int k = 0; k < 8; k++)
+        b[k] = loadPacked<N>(l.b + (unsigned)(s.offset[j] + r + k) * (unsigned)l.out + o, whole, r + k < s.rank[j] ? left : 0);
 #pragma unroll
-    for (int j = 0; j < TOPK; j++) {
-      for (int r = 0; r < s.rank[j]; r += 8) {
-        if (r > 0) v[j] = __ldg((const uint4*)(b + s.off[j] + r));
-        float f[8];
-        unpack16B(v[j], f);
-        float4 c0 = *(const float4*)&s.coefficient[j][r], c1 = *(const float4*)&s.coefficient[j][r + 4];
-        acc += f[0] * c0.x + f[1] * c0.y + f[2] * c0.z + f[3] * c0.w;
-        acc += f[4] * c1.x + f[5] * c1.y + f[6] * c1.z + f[7] * c1.w;
+      for (int k = 0; k < 8; k++) {
+        float coefficient = __shfl_sync(0xffffffffu, r + k < 32 ? z[j][0] : z[j][1], (r + k) & 31);
+#pragma unroll
+        for (int i = 0; i < N; i++) sum[i] += unpacked<N>(b[k], i) * coefficient;
       }
     }
-    return acc;
   }
-#endif
-  for (int j = 0; j < TOPK; j++)
-    for (int r = 0; r < s.rank[j]; r++) acc += toFloat(b[s.off[j] + r]) * s.coefficient[j][r];
-  return acc;
 }
 
-// Output o of a linear without its adapters.
-__device__ __forceinline__ float baseOutput(const Chain& c, const Linear& l, int row, int o) {
-  float v = sumSlots(c, row, l.outAt + o);
-  return l.bias ? v + toFloat(l.bias[o]) : v;
+// weight · scale · z of the chosen adapters of L linears; lane + 32 i has rank i's.
+template <int L>
+__device__ __forceinline__ void coefficients(const Chain& c, int row, const Linear* const (&l)[L], const Chosen (&s)[L],
+                                             float (&z)[L][TOPK][MAX_RANK / 32]) {
+  const int lane = threadIdx.x & 31;
+  const u64 slot = (u64)c.rows * c.ld;
+#pragma unroll
+  for (int part = 0; part < MAX_RANK / 32; part++) {
+    bool any = part == 0;
+#pragma unroll
+    for (int i = 0; i < L; i++)
+#pragma unroll
+      for (int j = 0; j < TOPK; j++) {
+        z[i][j][part] = 0.f;
+        any |= s[i].rank[j] > 32 * part;
+      }
+    if (!any) continue;
+    const float* y = c.y + (u64)row * c.ld + lane + 32 * part;
+#pragma unroll (L * TOPK <= 2 ? 4 : 2)
+    for (int k = 0; k < c.slots; k++, y += slot) {
+      float v[L][TOPK];
+#pragma unroll
+      for (int i = 0; i < L; i++)
+#pragma unroll
+        for (int j = 0; j < TOPK; j++) v[i][j] = lane + 32 * part < s[i].rank[j] ? y[l[i]->zAt + s[i].offset[j]] : 0.f;
+#pragma unroll
+      for (int i = 0; i < L; i++)
+#pragma unroll
+        for (int j = 0; j < TOPK; j++) z[i][j][part] += v[i][j];
+    }
+#pragma unroll
+    for (int i = 0; i < L; i++)
+#pragma unroll
+      for (int j = 0; j < TOPK; j++) z[i][j][part] *= lane + 32 * part < s[i].rank[j] ? s[i].factor[j] : 0.f;
+  }
 }
 
 // All threads of the grid set the buffer of the next product to zero.
 __device__ __forceinline__ void clearNext(const Chain& c) {
   u64 threads = (u64)gridDim.x * gridDim.y * gridDim.z * blockDim.x;
-  u64 at = (((u64)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x;
-  for (; at < c.clearCount; at += threads) c.clear[at] = 0.f;
+  u64 first = (((u64)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x;
+  for (u64 at = first; at < c.clearCount / 4; at += threads) ((float4*)c.clear)[at] = make_float4(0, 0, 0, 0);
+  if (first < c.clearCount % 4) c.clear[c.clearCount - 1 - first] = 0.f;
 }
 
 // ------------------------------------------------------------------------------------------------- matrix-vector products
@@ -466,16 +657,6 @@ __device__ __forceinline__ Place placeOf(const Product& p, int tile) {
     begin = p.segment[s].end;
   }
 }
-__device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-#if DTYPE == 2
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#else
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#endif
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 template <int NT>  // NT × 8 rows of x at most
 __device__ __forceinline__ void productStream(const Product& p, const TensorMap* maps) {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -680,8 +861,9 @@ extern "C" __global__ void __launch_bounds__(256) select_z(const __grid_constant
   }
 }
 
+#if HEAD_DIM > 0
 // ----------------------------------------------------------------------------------------- what follows a product in a layer
-// q, k, v with their adapters → rotated q (float32, times `scale`) and the KV cache's next column. Grid (blocks, rows).
+// q, k, v with their adapters → rotated q (float32, times `scale`) and the KV cache's next column.
 struct RopeAppend {
   Chain chain;
   Linear linear[3];
@@ -695,56 +877,72 @@ struct RopeAppend {
   int heads, kvHeads, headDim, maxLength;
   float scale, ropeScale;
 };
-extern "C" __global__ void __launch_bounds__(256) rope_append(const __grid_constant__ RopeAppend p) {
-  __shared__ Selected selected[3];
+// Which linear a head belongs to, and which head it is there.
+__device__ __forceinline__ int linearOf(const RopeAppend& p, int& head) {
+  if (head < p.heads) return 0;
+  head -= p.heads;
+  if (head < p.kvHeads) return 1;
+  head -= p.kvHeads;
+  return 2;
+}
+// Each lane of a block, which is a warp, has N pairs of a head's dimensions. Grid (heads + 2 kvHeads, ⌈pairs / 32 N⌉, rows).
+extern "C" __global__ void __launch_bounds__(32) rope_append(const __grid_constant__ RopeAppend p) {
+  constexpr int N = 2;
   releaseNext();
-  int row = blockIdx.y, warp = threadIdx.x >> 5;
-  bool routes = warp < 3 && p.linear[warp].n;
-  if (routes) prepareRoute(p.linear[warp], selected[warp]);
-  int half = p.headDim / 2;
-  int item = blockIdx.x * 256 + threadIdx.x, head = item / half, i = item - head * half;
-  bool valid = head < p.heads + 2 * p.kvHeads;
-  int which = head < p.heads ? 0 : head < p.heads + p.kvHeads ? 1 : 2;
-  int h = which == 0 ? head : which == 1 ? head - p.heads : head - p.heads - p.kvHeads;
+  const int half = p.headDim / 2, row = blockIdx.z, i = (blockIdx.y * 32 + threadIdx.x) * N, left = half - i;
+  int head = blockIdx.x;
+  const int which = linearOf(p, head), o = head * p.headDim + i;
+  const Linear& l = p.linear[which];
+  const bool whole = l.vectors && half % N == 0;
+  const Known known = know(p.chain, l);
+  const int slot = p.slots[row], length = p.lengths[row];
+  float sine[N], cosine[N];
+#pragma unroll
+  for (int k = 0; k < N; k++) {
+    sine[k] = 0.f;
+    cosine[k] = 1.f;
+    if (which < 2 && k < left) {
+      sincosf((float)(length - p.starts[row]) * p.invFreq[i + k], &sine[k], &cosine[k]);
+      sine[k] *= p.ropeScale;
+      cosine[k] *= p.ropeScale;
+    }
+  }
   waitForPrevious();
-  float a = 0, b = 0;
-  if (valid) {
-    a = baseOutput(p.chain, p.linear[which], row, h * p.headDim + i);
-    b = baseOutput(p.chain, p.linear[which], row, h * p.headDim + i + half);
+  float v[2][N], logits[1][NREG];
+  const Linear* const linears[] = {&l};
+  gather<2, 1, N>(p.chain, row, {l.outAt + o, l.outAt + o + half}, whole, left, linears, v, logits);
+  addBias<N>(l, o, left, v[0]);
+  addBias<N>(l, o + half, left, v[1]);
+  if (l.n) {
+    const Chosen chosen[] = {choose(l, known, logits[0], row, head == 0 && blockIdx.y == 0)};
+    const Ahead<N> a = loadAhead<N>(l, chosen[0], o, whole, left), b = loadAhead<N>(l, chosen[0], o + half, whole, left);
+    float z[1][TOPK][MAX_RANK / 32];
+    coefficients<1>(p.chain, row, linears, chosen, z);
+    addChosen<N>(l, chosen[0], z[0], a, o, whole, left, v[0]);
+    addChosen<N>(l, chosen[0], z[0], b, o + half, whole, left, v[1]);
   }
-  if (p.linear[0].n | p.linear[1].n | p.linear[2].n) {
-    stage<3, 1, 256>(p.chain, p.linear, row, selected);
-    __syncthreads();
-  }
-  if (routes) route(p.chain, p.linear[warp], row, selected[warp]);
   clearNext(p.chain);
-  __syncthreads();
-  if (!valid) return;
-  if (p.linear[which].n) {
-    a += loraOutput(p.linear[which], selected[which], h * p.headDim + i);
-    b += loraOutput(p.linear[which], selected[which], h * p.headDim + i + half);
-  }
-  int slot = p.slots[row], length = p.lengths[row];
-  if (which < 2) {
-    float s, c;
-    sincosf((float)(length - p.starts[row]) * p.invFreq[i], &s, &c);
-    s *= p.ropeScale;
-    c *= p.ropeScale;
-    float ra = a * c - b * s, rb = b * c + a * s;
-    a = ra;
-    b = rb;
+#pragma unroll
+  for (int k = 0; k < N; k++) {
+    float a = v[0][k] * cosine[k] - v[1][k] * sine[k], b = v[1][k] * cosine[k] + v[0][k] * sine[k];
+    v[0][k] = a;
+    v[1][k] = b;
   }
   if (which == 0) {
-    float* q = p.q + ((u64)row * p.heads + h) * p.headDim;
-    q[i] = a * p.scale;
-    q[i + half] = b * p.scale;
+    float* q = p.q + ((u64)row * p.heads + head) * p.headDim + i;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      v[0][k] *= p.scale;
+      v[1][k] *= p.scale;
+    }
+    storeFloats<N>(q, half % N == 0, left, v[0]);
+    storeFloats<N>(q + half, half % N == 0, left, v[1]);
   } else if (slot >= 0 && length < p.maxLength) {
-    T* cache = (which == 1 ? p.kCache : p.vCache) + (((u64)slot * p.kvHeads + h) * p.maxLength + length) * p.headDim;
-    cache[i] = fromFloat(a);
-    cache[i + half] = fromFloat(b);
+    T* cache = (which == 1 ? p.kCache : p.vCache) + (((u64)slot * p.kvHeads + head) * p.maxLength + length) * p.headDim + i;
+    storePacked<N>(cache, half % N == 0, left, v[0]);
+    storePacked<N>(cache + half, half % N == 0, left, v[1]);
   }
 }
-
 // Attention of one new token per row over its KV cache, split over the sequence. Grid (splits, heads / GROUP, rows), 128
 // threads. The block that ends last for a row and head group joins the splits and leaves the counter at zero.
 struct Attention {
@@ -937,17 +1135,250 @@ extern "C" __global__ void __launch_bounds__(128) attention(const __grid_constan
   }
 }
 
-__device__ __forceinline__ void writeNormInput(float h, bool valid, int at, int row, int hidden, const T* weight, T* out,
-                                               float* sumsq) {
-  __shared__ float sums[4];
-  float s = warpSum(valid ? h * h : 0.f);
-  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = s;
-  if (valid) out[(u64)row * hidden + at] = fromFloat(h * toFloat(weight[at]));
+#if defined(TENSOR_CORES) && __CUDA_ARCH__ >= 900 && (HEAD_DIM == 64 || HEAD_DIM == 128)
+// The same on tensor cores, where a cluster of `splits` blocks joins its results in shared memory; only long sequences need
+// several clusters, which are joined as above. Every warp takes 16 keys at a time, straight from memory into the operands' registers: where an operand
+// wants two columns side by side, any order of the head's dimensions will do, so each lane takes 16 contiguous bytes.
+//
+// Scores are Q Kᵀ with the query heads as the rows; four heads leave four of the first eight rows, which hold what rounding q
+// (and then the weights) to T leaves over: the sums are as exact as with float32 queries.
+__device__ __forceinline__ float sharedOf(const float* p, int rank) {
+  unsigned at;
+  float v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((unsigned)__cvta_generic_to_shared(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ void clusterArrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void clusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+#define QUADS (HEAD_DIM / 32)    // 16 bytes of each of four lanes
+#define OCTETS (HEAD_DIM / 64)   // 16 bytes of each of eight lanes
+#define PART_ROW (HEAD_DIM + 4)
+extern "C" __global__ void __launch_bounds__(128) attention_cluster(const __grid_constant__ Attention p) {
+  __shared__ float parts[4][GROUP][PART_ROW], tops[4][GROUP], totals[4][GROUP];
+  __shared__ float joined[GROUP * HEAD_DIM], top[GROUP], total[GROUP];
+  releaseNext();
+  __shared__ bool last;
+  const int group = blockIdx.y, row = blockIdx.z, cluster = blockIdx.x / p.splits, rank = blockIdx.x % p.splits;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+  const int kvHead = group * GROUP / (p.heads / p.kvHeads), slot = p.slots[row];
+  int begin = 0, end = 0, newest = -1, clusters = 1;  // that have work
+  if (slot >= 0) {
+    newest = p.lengths[row];
+    int length = newest + 1 < p.maxLength ? newest + 1 : p.maxLength, first = p.starts[row];
+    int each = ((length - first + gridDim.x - 1) / gridDim.x + 15) / 16 * 16;
+    if (each < KEYS) each = KEYS;
+    clusters = (length - first + each * p.splits - 1) / (each * p.splits);
+    begin = first + blockIdx.x * each;
+    end = begin + each < length ? begin + each : length;
+  }
+  if (cluster >= clusters) return;
+  const u64 cacheAt = ((u64)(slot < 0 ? 0 : slot) * p.kvHeads + kvHead) * p.maxLength * HEAD_DIM;
+  const T* keys = p.kCache + cacheAt + q * 8;
+  const T* values = p.vCache + cacheAt + g * 8;
+  uint4 k[2][QUADS], v[4][OCTETS];
+  auto loadKeys = [&](int from, int but) {
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+      int key = from + t * 8 + g;
+#pragma unroll
+      for (int s = 0; s < QUADS; s++) k[t][s] = loadIf(key < end && key != but, keys + (u64)key * HEAD_DIM + s * 32);
+    }
+  };
+  auto loadValues = [&](int from, int but) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      int key = from + (i >> 1) * 8 + q * 2 + (i & 1);
+#pragma unroll
+      for (int s = 0; s < OCTETS; s++) v[i][s] = loadIf(key < end && key != but, values + (u64)key * HEAD_DIM + s * 64);
+    }
+  };
+  // All columns but the newest are older than this step, and so are the lengths: the first are here before the previous
+  // kernel ends.
+  int t0 = begin + warp * 16;
+  loadKeys(t0, newest);
+  loadValues(t0, newest);
+  waitForPrevious();
+
+  unsigned query[QUADS][4];  // of row g: head g % 4, from four on what rounding left over
+  {
+    const int head = g & 3;
+    const float* from = p.q + ((u64)row * p.heads + group * GROUP + head) * HEAD_DIM + q * 8;
+#pragma unroll
+    for (int s = 0; s < QUADS; s++) {
+      float4 a = make_float4(0, 0, 0, 0), b = a;
+      if (head < GROUP) { a = *(const float4*)(from + s * 32); b = *(const float4*)(from + s * 32 + 4); }
+      unsigned low;
+      const bool rest = g >= 4;
+      twoParts(a.x, a.y, query[s][0], low); query[s][0] = rest ? low : query[s][0];
+      twoParts(a.z, a.w, query[s][1], low); query[s][1] = rest ? low : query[s][1];
+      twoParts(b.x, b.y, query[s][2], low); query[s][2] = rest ? low : query[s][2];
+      twoParts(b.z, b.w, query[s][3], low); query[s][3] = rest ? low : query[s][3];
+    }
+  }
+  if (t0 <= newest && newest < t0 + 16) {
+    loadKeys(t0, -1);
+    loadValues(t0, -1);
+  }
+
+  float o[OCTETS][8][2];  // of row g: dimensions 64 s + 16 q + j and 8 more
+#pragma unroll
+  for (int s = 0; s < OCTETS; s++)
+#pragma unroll
+    for (int j = 0; j < 8; j++) o[s][j][0] = o[s][j][1] = 0.f;
+  float runningMax = negInf(), runningSum = 0.f;
+  for (; t0 < end; t0 += 64) {
+    float w[2][2], m = negInf();
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+      float c[2][4] = {};
+#pragma unroll
+      for (int s = 0; s < QUADS; s++) {
+        mma(c[0], query[s][0], 0, query[s][1], 0, k[t][s].x, k[t][s].y);
+        mma(c[1], query[s][2], 0, query[s][3], 0, k[t][s].z, k[t][s].w);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        float score = c[0][i] + c[1][i];
+        score += __shfl_xor_sync(0xffffffffu, score, 16);
+        w[t][i] = t0 + t * 8 + q * 2 + i < end ? score : negInf();
+        m = fmaxf(m, w[t][i]);
+      }
+    }
+    loadKeys(t0 + 64, -1);
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+    m = fmaxf(m, runningMax);
+    float factor = __expf(runningMax - m);
+    runningMax = m;
+    runningSum *= factor;
+    unsigned weight[2];
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+      float a = __expf(w[t][0] - m), b = __expf(w[t][1] - m);
+      runningSum += a + b;
+      unsigned low;
+      twoParts(a, b, weight[t], low);
+      if (g >= 4) weight[t] = low;
+    }
+#pragma unroll
+    for (int s = 0; s < OCTETS; s++) {
+      const unsigned* v0 = &v[0][s].x;
+      const unsigned* v1 = &v[1][s].x;
+      const unsigned* v2 = &v[2][s].x;
+      const unsigned* v3 = &v[3][s].x;
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        const int take = j & 1 ? 0x7632 : 0x5410;
+        float c[4] = {o[s][j][0] * factor, o[s][j][1] * factor, 0.f, 0.f};
+        mma(c, weight[0], 0, weight[1], 0, __byte_perm(v0[j / 2], v1[j / 2], take), __byte_perm(v2[j / 2], v3[j / 2], take));
+        o[s][j][0] = c[0];
+        o[s][j][1] = c[1];
+      }
+    }
+    loadValues(t0 + 64, -1);
+  }
+
+  // The warps' results, then the blocks'.
+  runningSum += __shfl_xor_sync(0xffffffffu, runningSum, 1);
+  runningSum += __shfl_xor_sync(0xffffffffu, runningSum, 2);
+#pragma unroll
+  for (int s = 0; s < OCTETS; s++)
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        float all = o[s][j][i] + __shfl_xor_sync(0xffffffffu, o[s][j][i], 16);
+        if (g < GROUP) parts[warp][g][s * 64 + q * 16 + i * 8 + j] = all;
+      }
+  if (g < GROUP && q == 0) { tops[warp][g] = runningMax; totals[warp][g] = runningSum; }
   __syncthreads();
-  if (threadIdx.x == 0) sumsq[row * gridDim.x + blockIdx.x] = sums[0] + sums[1] + sums[2] + sums[3];
+  for (int at = threadIdx.x; at < GROUP * HEAD_DIM; at += 128) {
+    int h = at / HEAD_DIM, d = at - h * HEAD_DIM;
+    float m = fmaxf(fmaxf(tops[0][h], tops[1][h]), fmaxf(tops[2][h], tops[3][h])), sum = 0, all = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float weight = tops[i][h] == negInf() ? 0.f : __expf(tops[i][h] - m);
+      all += weight * parts[i][h][d];
+      sum += weight * totals[i][h];
+    }
+    joined[at] = all;
+    if (d == 0) { top[h] = m; total[h] = sum; }
+  }
+  clusterArrive();
+  clusterWait();
+  const int width = GROUP * (HEAD_DIM + 2);
+  float* const all = p.partial + ((u64)row * gridDim.y + group) * (gridDim.x / p.splits) * width;
+  T* const out = p.out + ((u64)row * p.heads + group * GROUP) * HEAD_DIM;
+  for (int at = rank * 128 + threadIdx.x; at < GROUP * HEAD_DIM; at += p.splits * 128) {
+    int h = at / HEAD_DIM;
+    float tops[8], m = negInf(), sum = 0, v = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      tops[i] = i < p.splits ? sharedOf(&top[h], i) : negInf();
+      m = fmaxf(m, tops[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (i < p.splits) {
+        float weight = tops[i] == negInf() ? 0.f : __expf(tops[i] - m);
+        sum += weight * sharedOf(&total[h], i);
+        v += weight * sharedOf(&joined[at], i);
+      }
+    if (clusters == 1) {
+      out[at] = fromFloat(sum > 0 ? v / sum : 0.f);
+    } else {
+      float* mine = all + cluster * width;
+      mine[at] = v;
+      if (at == h * HEAD_DIM) { mine[GROUP * HEAD_DIM + h] = m; mine[GROUP * HEAD_DIM + GROUP + h] = sum; }
+    }
+  }
+  if (clusters > 1) __threadfence();
+  clusterArrive();  // nobody leaves while others read
+  clusterWait();
+  if (clusters == 1 || rank != 0) return;
+  unsigned* counter = p.counters + row * gridDim.y + group;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(counter, 1u) == (unsigned)clusters - 1;
+    if (last) *counter = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!last) return;
+  for (int at = threadIdx.x; at < GROUP * HEAD_DIM; at += 128) {
+    int h = at / HEAD_DIM;
+    float m = negInf(), sum = 0, v = 0;
+    for (int i = 0; i < clusters; i++) m = fmaxf(m, __ldcg(all + i * width + GROUP * HEAD_DIM + h));
+#pragma unroll 4
+    for (int i = 0; i < clusters; i++) {
+      float weight = __expf(__ldcg(all + i * width + GROUP * HEAD_DIM + h) - m);
+      sum += weight * __ldcg(all + i * width + GROUP * HEAD_DIM + GROUP + h);
+      v += weight * __ldcg(all + i * width + at);
+    }
+    out[at] = fromFloat(v / sum);
+  }
+}
+#endif
+
+// h and the next RMSNorm's input of a warp's outputs.
+template <int N>
+__device__ __forceinline__ void writeNormInput(const float* h, int o, int row, int hidden, bool whole, const Packed<N>& weight,
+                                               float* residual, T* out, float* sumsq) {
+  float sum = 0, x[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    sum += o + i < hidden ? h[i] * h[i] : 0.f;
+    x[i] = h[i] * unpacked<N>(weight, i);
+  }
+  storeFloats<N>(residual + (u64)row * hidden + o, whole, hidden - o, h);
+  storePacked<N>(out + (u64)row * hidden + o, whole, hidden - o, x);
+  sum = warpSum(sum);
+  if (threadIdx.x == 0) sumsq[row * gridDim.x + blockIdx.x] = sum;
 }
 
-// h (rows, hidden) float32 += a linear with its adapters; then the next RMSNorm's input. Grid (hidden / 128, rows).
+// h (rows, hidden) float32 += a linear with its adapters; then the next RMSNorm's input. Grid (hidden / 64, rows), a warp.
 struct AddResidual {
   Chain chain;
   Linear linear;
@@ -957,28 +1388,33 @@ struct AddResidual {
   float* sumsq;
   int hidden, pad;
 };
-extern "C" __global__ void __launch_bounds__(128) add_residual(const __grid_constant__ AddResidual p) {
-  __shared__ Selected selected;
+extern "C" __global__ void __launch_bounds__(32) add_residual(const __grid_constant__ AddResidual p) {
+  constexpr int N = 2;
   releaseNext();
-  int row = blockIdx.y, o = blockIdx.x * 128 + threadIdx.x;
-  bool valid = o < p.hidden, routes = threadIdx.x < 32 && p.linear.n;
-  if (routes) prepareRoute(p.linear, selected);
+  const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.hidden - o;
+  const Linear& l = p.linear;
+  const bool whole = l.vectors;
+  const Known known = know(p.chain, l);
+  const Packed<N> weight = loadPacked<N>(p.normWeight + o, whole, left);
   waitForPrevious();
-  float h = valid ? p.h[(u64)row * p.hidden + o] + baseOutput(p.chain, p.linear, row, o) : 0.f;
-  if (p.linear.n) {
-    stage<1, 2, 128>(p.chain, &p.linear, row, &selected);
-    __syncthreads();
+  float h[N], sum[1][N], logits[1][NREG];
+  loadFloats<N>(p.h + (u64)row * p.hidden + o, whole, left, h);
+  const Linear* const linears[] = {&l};
+  gather<1, 1, N>(p.chain, row, {l.outAt + o}, whole, left, linears, sum, logits);
+  addBias<N>(l, o, left, sum[0]);
+  if (l.n) {
+    const Chosen chosen[] = {choose(l, known, logits[0], row, blockIdx.x == 0)};
+    const Ahead<N> ahead = loadAhead<N>(l, chosen[0], o, whole, left);
+    float z[1][TOPK][MAX_RANK / 32];
+    coefficients<1>(p.chain, row, linears, chosen, z);
+    addChosen<N>(l, chosen[0], z[0], ahead, o, whole, left, sum[0]);
   }
-  if (routes) route(p.chain, p.linear, row, selected);
   clearNext(p.chain);
-  __syncthreads();
-  if (valid) {
-    if (p.linear.n) h += loraOutput(p.linear, selected, o);
-    p.h[(u64)row * p.hidden + o] = h;
-  }
-  writeNormInput(h, valid, o, row, p.hidden, p.normWeight, p.out, p.sumsq);
+#pragma unroll
+  for (int i = 0; i < N; i++) h[i] += sum[0][i];
+  writeNormInput<N>(h, o, row, p.hidden, whole, weight, p.h, p.out, p.sumsq);
 }
-
+// Grid (hidden / 32, rows), a warp.
 struct Embed {
   const T* table;
   const int* tokens;
@@ -990,52 +1426,52 @@ struct Embed {
   u64 clearCount;
   int hidden, vocab;
 };
-extern "C" __global__ void __launch_bounds__(128) embed(const __grid_constant__ Embed p) {
+extern "C" __global__ void __launch_bounds__(32) embed(const __grid_constant__ Embed p) {
   releaseNext();
   waitForPrevious();
-  int row = blockIdx.y, o = blockIdx.x * 128 + threadIdx.x, token = p.tokens[row];
-  bool valid = o < p.hidden;
-  float h = valid && token >= 0 && token < p.vocab ? toFloat(p.table[(u64)token * p.hidden + o]) : 0.f;
-  if (valid) p.h[(u64)row * p.hidden + o] = h;
+  const int row = blockIdx.y, o = blockIdx.x * 32 + threadIdx.x, token = p.tokens[row];
+  const float h = token >= 0 && token < p.vocab && o < p.hidden ? toFloat(p.table[(u64)token * p.hidden + o]) : 0.f;
   Chain c;
   c.clear = p.clear;
   c.clearCount = p.clearCount;
   clearNext(c);
-  writeNormInput(h, valid, o, row, p.hidden, p.normWeight, p.out, p.sumsq);
+  writeNormInput<1>(&h, o, row, p.hidden, true, loadPacked<1>(p.normWeight + o, true, p.hidden - o), p.h, p.out, p.sumsq);
 }
 
-// act (rows, inter) = silu(gate) · up, both with their adapters. Grid (inter / 256, rows).
+// act (rows, inter) = silu(gate) · up, both with their adapters. Grid (inter / 32 N, rows), a warp.
 struct SiluUp {
   Chain chain;
   Linear gate, up;
   T* out;
   int inter, pad;
 };
-extern "C" __global__ void __launch_bounds__(256) silu_up(const __grid_constant__ SiluUp p) {
-  __shared__ Selected selected[2];
+template <int N>
+__device__ __forceinline__ void siluUp(const SiluUp& p) {
   releaseNext();
-  int row = blockIdx.y, warp = threadIdx.x >> 5, o = blockIdx.x * 256 + threadIdx.x;
-  const Linear& mine = warp == 0 ? p.gate : p.up;
-  bool routes = warp < 2 && mine.n;
-  if (routes) prepareRoute(mine, selected[warp]);
+  const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.inter - o;
+  const bool whole = p.gate.vectors && p.up.vectors, writes = blockIdx.x == 0;
+  const Known ofGate = know(p.chain, p.gate), ofUp = know(p.chain, p.up);
   waitForPrevious();
-  float g = 0, u = 0;
-  if (o < p.inter) {
-    g = baseOutput(p.chain, p.gate, row, o);
-    u = baseOutput(p.chain, p.up, row, o);
+  float v[2][N], logits[2][NREG];
+  const Linear* const linears[] = {&p.gate, &p.up};
+  gather<2, 2, N>(p.chain, row, {p.gate.outAt + o, p.up.outAt + o}, whole, left, linears, v, logits);
+  addBias<N>(p.gate, o, left, v[0]);
+  addBias<N>(p.up, o, left, v[1]);
+  if (p.gate.n | p.up.n) {  // one of them without adapters chooses nothing
+    const Chosen chosen[] = {choose(p.gate, ofGate, logits[0], row, writes), choose(p.up, ofUp, logits[1], row, writes)};
+    const Ahead<N> a = loadAhead<N>(p.gate, chosen[0], o, whole, left), b = loadAhead<N>(p.up, chosen[1], o, whole, left);
+    float z[2][TOPK][MAX_RANK / 32];
+    coefficients<2>(p.chain, row, linears, chosen, z);
+    addChosen<N>(p.gate, chosen[0], z[0], a, o, whole, left, v[0]);
+    addChosen<N>(p.up, chosen[1], z[1], b, o, whole, left, v[1]);
   }
-  if (p.gate.n | p.up.n) {
-    stage<2, 1, 256>(p.chain, &p.gate, row, selected);
-    __syncthreads();
-  }
-  if (routes) route(p.chain, mine, row, selected[warp]);
   clearNext(p.chain);
-  __syncthreads();
-  if (o >= p.inter) return;
-  if (p.gate.n) g += loraOutput(p.gate, selected[0], o);
-  if (p.up.n) u += loraOutput(p.up, selected[1], o);
-  p.out[(u64)row * p.inter + o] = fromFloat(g / (1.f + __expf(-g)) * u);
+#pragma unroll
+  for (int i = 0; i < N; i++) v[0][i] = v[0][i] / (1.f + __expf(-v[0][i])) * v[1][i];
+  storePacked<N>(p.out + (u64)row * p.inter + o, whole, left, v[0]);
 }
+extern "C" __global__ void __launch_bounds__(32) silu_up2(const __grid_constant__ SiluUp p) { siluUp<2>(p); }
+extern "C" __global__ void __launch_bounds__(32) silu_up4(const __grid_constant__ SiluUp p) { siluUp<4>(p); }
 
 // The next token of each row: the largest logit, the lowest index of equals, or one drawn from the distribution. Banned
 // tokens' logits become -infinity. Logits (slots, rows, vocab) are summed over slots into the first on the way.
@@ -1295,31 +1731,35 @@ extern "C" __global__ void __launch_bounds__(PICK) pick_tokens(const __grid_cons
   }
 }
 
+#endif  // HEAD_DIM > 0
+
 // --------------------------------------------------------------------------------------------- the gated layer by itself
-// y (rows, out), in T, += what the adapters add; the base product is there already. Grid (out / 256, rows, linears).
+// y (rows, out), in T, += what the adapters add; the base product is there already. Grid (out / 64, rows, linears), a warp.
 struct AddAdapters {
   Chain chain;
   Linear linear[3];
   T* y[3];
-  int out[3];
-  int pad;
 };
-extern "C" __global__ void __launch_bounds__(256) add_adapters(const __grid_constant__ AddAdapters p) {
-  __shared__ Selected selected;
-  int row = blockIdx.y, which = blockIdx.z, o = blockIdx.x * 256 + threadIdx.x, out = p.out[which];
+extern "C" __global__ void __launch_bounds__(32) add_adapters(const __grid_constant__ AddAdapters p) {
   releaseNext();
+  const Linear& l = p.linear[blockIdx.z];
+  const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * 2, left = l.out - o;
+  if ((int)blockIdx.x * 64 >= l.out) return;
+  const Known known = know(p.chain, l);
   waitForPrevious();
-  if (blockIdx.x * 256 >= out) return;
-  stage<1, 1, 256>(p.chain, &p.linear[which], row, &selected);
-  if (threadIdx.x < 32) prepareRoute(p.linear[which], selected);
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    route(p.chain, p.linear[which], row, selected);
-  }
-  __syncthreads();
-  if (o >= out) return;
-  T* y = p.y[which] + (u64)row * out + o;
-  *y = fromFloat(toFloat(*y) + loraOutput(p.linear[which], selected, o));
+  const bool whole = l.vectors;
+  T* to = p.y[blockIdx.z] + (u64)row * l.out + o;
+  float sum[1][2], logits[1][NREG];
+  const Linear* const linears[] = {&l};
+  gather<1, 1, 2>(p.chain, row, {0}, whole, 0, linears, sum, logits);
+#pragma unroll
+  for (int i = 0; i < 2; i++) sum[0][i] = i < left ? toFloat(to[i]) : 0.f;
+  const Chosen chosen[] = {choose(l, known, logits[0], row, blockIdx.x == 0)};
+  const Ahead<2> ahead = loadAhead<2>(l, chosen[0], o, whole, left);
+  float z[1][TOPK][MAX_RANK / 32];
+  coefficients<1>(p.chain, row, linears, chosen, z);
+  addChosen<2>(l, chosen[0], z[0], ahead, o, whole, left, sum[0]);
+  storePacked<2>(to, false, left, sum[0]);
 }
 
 // Many tokens: z (tokens, sumR) becomes weight · scale · z, zero for adapters not chosen, in place; so that

@@ -26,6 +26,8 @@ class DecodeEngineGpuTest {
     var sliced = new Tuning(160 << 10, 16 << 10, true, standard.rideBytes());
     var many = new int[70];
     Arrays.fill(many, 2);
+    var ordinary = new int[28];
+    Arrays.fill(ordinary, 8);
     return Stream.of(
         Arguments.of(
             "odd sizes",
@@ -72,6 +74,17 @@ class DecodeEngineGpuTest {
             new Config(Dtype.BF16, 1024, 8, 2, 128, 2064, 333, 2, EIGHTS, 2, false),
             standard,
             16),
+        Arguments.of(
+            "bf16 28 adapters",
+            new Config(Dtype.BF16, 520, 8, 2, 64, 1000, 333, 2, ordinary, 2, true),
+            standard,
+            8),
+        Arguments.of(
+            "f16 multiples of 8, 4 of 6",
+            new Config(
+                Dtype.F16, 576, 6, 2, 96, 700, 77, 2, new int[] {8, 64, 16, 24, 40, 32}, 4, false),
+            standard,
+            11),
         Arguments.of(
             "bf16 sliced",
             new Config(Dtype.BF16, 1536, 8, 2, 64, 2560, 333, 2, UNEQUAL, 2, false),
@@ -139,6 +152,60 @@ class DecodeEngineGpuTest {
         }
         System.err.printf("%s: error %.2e over %d%n", name, worst, compared);
         assertThat(compared).isGreaterThan(0);
+      }
+    }
+  }
+
+  static Stream<Arguments> heads() {
+    return Stream.of(
+        Arguments.of(Dtype.BF16, 8, 2, 128, 16, 1600),
+        Arguments.of(Dtype.BF16, 32, 8, 128, 1, 1600),
+        Arguments.of(Dtype.BF16, 32, 8, 128, 1, 6000),
+        Arguments.of(Dtype.BF16, 4, 4, 64, 16, 1600),
+        Arguments.of(Dtype.F16, 6, 2, 64, 7, 1600),
+        Arguments.of(Dtype.F16, 4, 2, 128, 4, 5000),
+        Arguments.of(Dtype.BF16, 16, 2, 128, 5, 6000),
+        Arguments.of(Dtype.BF16, 4, 2, 80, 5, 1600),
+        Arguments.of(Dtype.F32, 8, 2, 128, 6, 1600));
+  }
+
+  /** Attention from one column to more than one cluster of blocks takes, and at their edges. */
+  @ParameterizedTest(name = "{0}, {1} heads over {2} of {3}, {4} rows, up to {5}")
+  @MethodSource("heads")
+  void attendsToManyColumns(Dtype dtype, int heads, int kvHeads, int headDim, int rows, int most) {
+    var config = new Config(dtype, 64, heads, kvHeads, headDim, 64, 50, 1, new int[0], 1, false);
+    int[] columns = {0, 1, 14, 15, 16, 17, 62, 63, 64, 65, 127, 128, 129, 511, 640, most - 100};
+    try (var gpu = new Gpu(heads * 1000L + headDim + most)) {
+      var reference = new ReferenceLlama(gpu, config, rows, most);
+      try (var engine = new DecodeEngine(gpu.cuda, reference.model, reference.cache, rows)) {
+        double worst = 0;
+        for (var from = 0; from < columns.length; from += rows) {
+          var slots = new int[rows];
+          var lengths = new int[rows];
+          var starts = new int[rows];
+          for (var i = 0; i < rows; i++) {
+            slots[i] = rows - 1 - i;
+            lengths[i] = columns[(from + i) % columns.length];
+            starts[i] = Math.min(lengths[i], (from + i) % 5);
+            reference.fill(gpu, slots[i], lengths[i]);
+          }
+          engine.rows(slots, lengths, starts);
+          for (var step = 0; step < 3; step++) {
+            var tokens = gpu.random.ints(rows, 0, config.vocab()).toArray();
+            engine.step(tokens);
+            var logits = gpu.get(engine.logits(), rows * config.vocab(), Dtype.F32);
+            for (var i = 0; i < rows; i++) {
+              var expected = reference.step(tokens[i], slots[i], lengths[i]++, starts[i]);
+              var got = Arrays.copyOfRange(logits, i * config.vocab(), (i + 1) * config.vocab());
+              var error = Gpu.error(got, expected);
+              worst = Math.max(worst, error);
+              assertThat(error)
+                  .as("%d columns, step %d", lengths[i], step)
+                  .isLessThan(dtype == Dtype.F32 ? 1e-5 : dtype == Dtype.F16 ? 3e-3 : 2e-2);
+            }
+          }
+        }
+        System.err.printf("attention: error %.2e%n", worst);
       }
     }
   }

@@ -46,10 +46,15 @@ final class Gpu implements AutoCloseable {
   }
 
   Array put(double[] values, Dtype dtype) {
+    var memory = cuda.allocate(Math.max(16, values.length * dtype.bytes()));
+    owned.add(memory);
+    return new Array(memory.address(), write(memory.address(), values, dtype));
+  }
+
+  /** Writes values to device memory; returns them as they are there, rounded. */
+  double[] write(long address, double[] values, Dtype dtype) {
     var rounded = new double[values.length];
-    var bytes =
-        ByteBuffer.allocate(Math.max(16, values.length * dtype.bytes()))
-            .order(ByteOrder.nativeOrder());
+    var bytes = ByteBuffer.allocate(values.length * dtype.bytes()).order(ByteOrder.nativeOrder());
     for (var i = 0; i < values.length; i++) {
       var v = round(values[i], dtype);
       rounded[i] = v;
@@ -59,23 +64,32 @@ final class Gpu implements AutoCloseable {
         default -> bytes.putFloat(v);
       }
     }
-    var memory = cuda.allocate(bytes.capacity());
-    owned.add(memory);
     try (var arena = Arena.ofConfined()) {
       cuda.toDevice(
-          memory.address(),
+          address,
           arena.allocateFrom(ValueLayout.JAVA_BYTE, bytes.array()),
           bytes.capacity(),
           stream);
       stream.synchronize();
     }
-    return new Array(memory.address(), rounded);
+    return rounded;
   }
 
   Array normal(int count, double scale, double shift, Dtype dtype) {
     var values = new double[count];
     for (var i = 0; i < count; i++) {
       values[i] = random.nextGaussian() * scale + shift;
+    }
+    return put(values, dtype);
+  }
+
+  /** The transpose of an array (rows, columns). */
+  Array transposed(Array array, int rows, int columns, Dtype dtype) {
+    var values = new double[rows * columns];
+    for (var i = 0; i < rows; i++) {
+      for (var j = 0; j < columns; j++) {
+        values[j * rows + i] = array.values()[i * columns + j];
+      }
     }
     return put(values, dtype);
   }

@@ -96,7 +96,13 @@ class KernelsGpuTest {
     var b = gpu.normal(all * out, 0.3, 0, dtype);
     return new Bank(
         new FusedMoe.Target(
-            new DecodeModel.Adapters(g.address(), a.address(), b.address(), ranks, scales), out),
+            new DecodeModel.Adapters(
+                g.address(),
+                a.address(),
+                gpu.transposed(b, out, all, dtype).address(),
+                ranks,
+                scales),
+            out),
         g.values(),
         a.values(),
         b.values());

@@ -121,7 +121,11 @@ final class ReferenceLlama {
                 in,
                 Optional.of(
                     new DecodeModel.Adapters(
-                        g.address(), a.address(), b.address(), ranks, scales))));
+                        g.address(),
+                        a.address(),
+                        gpu.transposed(b, out, all, c.dtype).address(),
+                        ranks,
+                        scales))));
       }
       var n1 = gpu.normal(c.hidden, 0.2, 1, c.dtype);
       var n2 = gpu.normal(c.hidden, 0.2, 1, c.dtype);
@@ -177,6 +181,31 @@ final class ReferenceLlama {
       v[i] = gpu.poisoned(bytes);
     }
     cache = new KvMemory(k, v, slots, maxLength);
+  }
+
+  /** Fills the first columns of a slot with random keys and values, on the GPU and here. */
+  void fill(Gpu gpu, int slot, int columns) {
+    var d = config.headDim;
+    for (var l = 0; l < config.layers; l++) {
+      for (var here : List.of(keys[l][slot], values[l][slot])) {
+        var there = here == keys[l][slot] ? cache.keys()[l] : cache.values()[l];
+        for (var head = 0; head < config.kvHeads; head++) {
+          var at =
+              there + ((long) slot * config.kvHeads + head) * maxLength * d * config.dtype.bytes();
+          var some = new double[columns * d];
+          for (var i = 0; i < some.length; i++) {
+            some[i] = gpu.random.nextGaussian();
+          }
+          some = gpu.write(at, some, config.dtype);
+          for (var p = 0; p < columns; p++) {
+            if (here[p] == null) {
+              here[p] = new double[config.kvHeads * d];
+            }
+            System.arraycopy(some, p * d, here[p], head * d, d);
+          }
+        }
+      }
+    }
   }
 
   /** Logits of one more token of a sequence in {@code slot}, at column {@code length}. */

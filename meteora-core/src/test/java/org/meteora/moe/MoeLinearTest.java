@@ -9,6 +9,7 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.training.ParameterStore;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.Random;
@@ -230,6 +231,42 @@ class MoeLinearTest {
         manager.create(random(random, 8 * OUT), Ops.shape(OUT, 8)),
         new int[] {4, 4},
         new double[] {2, 2});
+  }
+
+  @Test
+  void readsBTransposedWithoutACopyWhereItIsKeptSo() {
+    try (var manager = NDManager.newBaseManager("PyTorch")) {
+      var random = new Random(4);
+      var plain = twoAdapters(manager, random);
+      var kept =
+          new AdapterBank(
+                  plain.gate(),
+                  plain.loraA(),
+                  manager.create(plain.loraB().toFloatArray(), plain.loraB().getShape()),
+                  plain.ranks(),
+                  plain.scales())
+              .withTransposedB();
+      assertThat(kept.loraB().toFloatArray()).containsExactly(plain.loraB().toFloatArray());
+      assertThat(Ops.isRowMajor(plain.loraB())).isTrue();
+      assertThat(Ops.isRowMajor(kept.loraB())).isFalse();
+
+      var weight = manager.create(random(random, OUT * IN), Ops.shape(OUT, IN));
+      var x = manager.create(random(random, 5 * IN), Ops.shape(5, IN));
+      var outputs = new float[2][];
+      var transposed = new float[2][];
+      for (var bank : List.of(plain, kept)) {
+        var which = bank == plain ? 0 : 1;
+        var control = new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO);
+        var layer = new MoeLinear(weight, null, bank, control, 0, 0, 0);
+        outputs[which] = layer.forward(x, false).y().toFloatArray();
+        transposed[which] = layer.loraBTransposed().toFloatArray();
+        assertThat(Ops.isRowMajor(layer.loraBTransposed())).isTrue();
+        assertThat(Ops.dataPointer(layer.loraBTransposed()) == Ops.dataPointer(bank.loraB()))
+            .isEqualTo(bank == kept);
+      }
+      assertThat(outputs[1]).containsExactly(outputs[0]);
+      assertThat(transposed[1]).containsExactly(transposed[0]);
+    }
   }
 
   @Test
