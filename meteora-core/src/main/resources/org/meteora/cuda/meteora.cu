@@ -1136,9 +1136,10 @@ extern "C" __global__ void __launch_bounds__(128) attention(const __grid_constan
 }
 
 #if defined(TENSOR_CORES) && __CUDA_ARCH__ >= 900 && (HEAD_DIM == 64 || HEAD_DIM == 128)
-// The same on tensor cores, where a cluster of `splits` blocks joins its results in shared memory; only long sequences need
-// several clusters, which are joined as above. Every warp takes 16 keys at a time, straight from memory into the operands' registers: where an operand
-// wants two columns side by side, any order of the head's dimensions will do, so each lane takes 16 contiguous bytes.
+// The same on tensor cores. A cluster of `splits` blocks joins its results in shared memory; only long sequences need several
+// clusters, which are joined as above. Every warp takes 16 keys at a time, straight from memory into the operands' registers:
+// where an operand wants columns side by side, any order of the head's dimensions will do, so each lane takes 16 contiguous
+// bytes. Grid (clusters · splits, heads / GROUP, rows), 128 threads.
 //
 // Scores are Q Kᵀ with the query heads as the rows; four heads leave four of the first eight rows, which hold what rounding q
 // (and then the weights) to T leaves over: the sums are as exact as with float32 queries.
@@ -1158,8 +1159,8 @@ __device__ __forceinline__ void clusterWait() { asm volatile("barrier.cluster.wa
 extern "C" __global__ void __launch_bounds__(128) attention_cluster(const __grid_constant__ Attention p) {
   __shared__ float parts[4][GROUP][PART_ROW], tops[4][GROUP], totals[4][GROUP];
   __shared__ float joined[GROUP * HEAD_DIM], top[GROUP], total[GROUP];
-  releaseNext();
   __shared__ bool last;
+  releaseNext();
   const int group = blockIdx.y, row = blockIdx.z, cluster = blockIdx.x / p.splits, rank = blockIdx.x % p.splits;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
   const int kvHead = group * GROUP / (p.heads / p.kvHeads), slot = p.slots[row];
