@@ -33,6 +33,92 @@ typedef unsigned short T;
 #endif
 #define ELEMENTS_16B (16 / (int)sizeof(T))
 
+// ------------------------------------------------------------------------------------------------------ what only PTX can say
+// The tests also compile this file as C++ for a CPU, where a header says these in other words.
+#if DTYPE != 0 && __CUDA_ARCH__ >= 800
+#define TENSOR_CORES
+#endif
+#ifndef ON_CPU
+__device__ __forceinline__ float halfToFloat(unsigned short v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+  return f;
+}
+__device__ __forceinline__ unsigned short floatToHalf(float v) {
+  unsigned short h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned short floatToBfloat(float v) {
+  unsigned short h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
+#endif
+
+// Streams through the read-only path without leaving a trace in L1.
+__device__ __forceinline__ uint4 loadStream(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+// 16 bytes through L2, or zeros. Stays where it is written, before or after a wait.
+__device__ __forceinline__ uint4 loadIf(bool wanted, const void* p) {
+  uint4 v;
+  asm volatile(
+      "{\n .reg .pred yes;\n setp.ne.s32 yes, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+      " @yes ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}\n"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(p), "r"((int)wanted));
+  return v;
+}
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+#ifdef TENSOR_CORES
+// c (16 × 8) += a (16 × 16) · b (16 × 8). Lane 4 g + q holds of a: rows g, g + 8, g, g + 8 at columns 2q, 2q, 2q + 8, 2q + 8
+// (each with the column after it); of b: rows 2q and 2q + 8 (each with the row after it) of column g; of c: row g, then row
+// g + 8, at columns 2q and 2q + 1.
+__device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+#if DTYPE == 2
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
+
+// Programmatic dependent launch.
+__device__ __forceinline__ void releaseNext() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void waitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#if __CUDA_ARCH__ >= 900
+// Of a cluster's block `rank`.
+__device__ __forceinline__ float sharedOf(const float* p, int rank) {
+  unsigned at;
+  float v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((unsigned)__cvta_generic_to_shared(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ void clusterArrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void clusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+#endif
+#endif  // ON_CPU
+
 // ---------------------------------------------------------------------------------------------------------- conversions
 __device__ __forceinline__ float negInf() { return __int_as_float(0xff800000); }
 
@@ -40,23 +126,13 @@ __device__ __forceinline__ float negInf() { return __int_as_float(0xff800000); }
 __device__ __forceinline__ float toFloat(T v) { return v; }
 __device__ __forceinline__ T fromFloat(float v) { return v; }
 #elif DTYPE == 1
-__device__ __forceinline__ float toFloat(T v) {
-  float f;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
-  return f;
-}
-__device__ __forceinline__ T fromFloat(float v) {
-  unsigned short h;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  return h;
-}
+__device__ __forceinline__ float toFloat(T v) { return halfToFloat(v); }
+__device__ __forceinline__ T fromFloat(float v) { return floatToHalf(v); }
 #else
 __device__ __forceinline__ float toFloat(T v) { return __uint_as_float((unsigned)v << 16); }
 __device__ __forceinline__ T fromFloat(float v) {
 #if __CUDA_ARCH__ >= 900
-  unsigned short h;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  return h;
+  return floatToBfloat(v);
 #else
   unsigned u = __float_as_uint(v);
   if ((u & 0x7fffffffu) > 0x7f800000u) return (T)((u >> 16) | 0x40);  // NaN stays NaN
@@ -82,26 +158,6 @@ __device__ __forceinline__ float highHalf(unsigned v) {
 }
 #endif
 
-// Streams through the read-only path without leaving a trace in L1.
-__device__ __forceinline__ uint4 loadStream(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
-// 16 bytes through L2, or zeros. Stays where it is written, before or after a wait.
-__device__ __forceinline__ uint4 loadIf(bool wanted, const void* p) {
-  uint4 v;
-  asm volatile(
-      "{\n .reg .pred yes;\n setp.ne.s32 yes, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
-      " @yes ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}\n"
-      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-      : "l"(p), "r"((int)wanted));
-  return v;
-}
-
 __device__ __forceinline__ void unpack16B(uint4 v, float* f) {
 #if DTYPE == 0
   f[0] = __uint_as_float(v.x); f[1] = __uint_as_float(v.y); f[2] = __uint_as_float(v.z); f[3] = __uint_as_float(v.w);
@@ -123,20 +179,7 @@ __device__ __forceinline__ void load8(const T* p, int at, int end, bool aligned,
   }
 }
 
-#if DTYPE != 0 && __CUDA_ARCH__ >= 800
-#define TENSOR_CORES
-// c (16 × 8) += a (16 × 16) · b (16 × 8). Lane 4 g + q holds of a: rows g, g + 8, g, g + 8 at columns 2q, 2q, 2q + 8, 2q + 8
-// (each with the column after it); of b: rows 2q and 2q + 8 (each with the row after it) of column g; of c: row g, then row
-// g + 8, at columns 2q and 2q + 1.
-__device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-#if DTYPE == 2
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#else
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#endif
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
+#ifdef TENSOR_CORES
 __device__ __forceinline__ unsigned pair(T low, T high) { return low | (unsigned)high << 16; }
 // A pair of float32 as two pairs of T whose sum is nearer to it than one can be.
 __device__ __forceinline__ void twoParts(float a, float b, unsigned& high, unsigned& low) {
@@ -150,18 +193,6 @@ __device__ __forceinline__ float warpSum(float v) {
 #pragma unroll
   for (int d = 16; d > 0; d >>= 1) v += __shfl_xor_sync(0xffffffffu, v, d);
   return v;
-}
-
-// ------------------------------------------------------------------------------------------- programmatic dependent launch
-__device__ __forceinline__ void releaseNext() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ __forceinline__ void waitForPrevious() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 // ----------------------------------------------------------------------------------------------------------------- routing
@@ -591,7 +622,7 @@ extern "C" __global__ void __launch_bounds__(256) product_any(const __grid_const
   }
 }
 
-#if DTYPE != 0 && __CUDA_ARCH__ >= 900
+#if DTYPE != 0 && __CUDA_ARCH__ >= 900 && !defined(ON_CPU)
 // At the speed of memory on Hopper and later: one block per multiprocessor. A producer streams 16 weight rows × 1024
 // columns a stage into a ring in shared memory, each stage by one request of the copy engine (it starts before the previous
 // kernel has ended: weights depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is
@@ -986,8 +1017,8 @@ extern "C" __global__ void __launch_bounds__(128) attention(const __grid_constan
   // Lengths and all columns but the newest are older than this step: they can come closer before the previous kernel ends.
   for (int at = begin * HEAD_DIM + tid * (128 / (int)sizeof(T)); at < end * HEAD_DIM && at < (begin + 4 * KEYS) * HEAD_DIM;
        at += 128 * (128 / (int)sizeof(T))) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + at));
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(values + at));
+    prefetch(keys + at);
+    prefetch(values + at);
   }
   waitForPrevious();
 
@@ -1143,16 +1174,6 @@ extern "C" __global__ void __launch_bounds__(128) attention(const __grid_constan
 //
 // Scores are Q Kᵀ with the query heads as the rows; four heads leave four of the first eight rows, which hold what rounding q
 // (and then the weights) to T leaves over: the sums are as exact as with float32 queries.
-__device__ __forceinline__ float sharedOf(const float* p, int rank) {
-  unsigned at;
-  float v;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((unsigned)__cvta_generic_to_shared(p)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
-  return v;
-}
-__device__ __forceinline__ void clusterArrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void clusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
 #define QUADS (HEAD_DIM / 32)    // 16 bytes of each of four lanes
 #define OCTETS (HEAD_DIM / 64)   // 16 bytes of each of eight lanes
 #define PART_ROW (HEAD_DIM + 4)

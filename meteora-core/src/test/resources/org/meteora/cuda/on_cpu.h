@@ -1,0 +1,190 @@
+// Lets meteora.cu be compiled as C++ and run on a CPU: every CUDA thread of a block is a thread, blocks run one after another.
+// Together with AddressSanitizer and arrays of exact size this finds accesses outside of them. Clusters have one block.
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#define ON_CPU
+#define __CUDA_ARCH__ 900
+#define __device__ static
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __shared__ static
+#define __align__(n) __attribute__((aligned(n)))
+
+struct Dim3 { unsigned x, y, z; };
+static thread_local Dim3 threadIdx, blockIdx;
+static Dim3 blockDim, gridDim;
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+static std::unique_ptr<std::barrier<>> block;
+static std::vector<std::unique_ptr<std::barrier<>>> warps;
+static unsigned long long exchanged[32][32];
+static void __syncthreads() { block->arrive_and_wait(); }
+static void __syncwarp() { warps[threadIdx.x >> 5]->arrive_and_wait(); }
+template <typename V>
+V fromLane(V v, int lane) {
+  auto& all = exchanged[threadIdx.x >> 5];
+  std::memcpy(&all[threadIdx.x & 31], &v, sizeof v);
+  __syncwarp();
+  std::memcpy(&v, &all[lane & 31], sizeof v);
+  __syncwarp();
+  return v;
+}
+template <typename V>
+V __shfl_sync(unsigned, V v, int lane) { return fromLane(v, lane); }
+template <typename V>
+V __shfl_xor_sync(unsigned, V v, int d) { return fromLane(v, (threadIdx.x & 31) ^ d); }
+template <typename V>
+V __shfl_up_sync(unsigned, V v, int d) {
+  int lane = threadIdx.x & 31;
+  return fromLane(v, lane >= d ? lane - d : lane);
+}
+static unsigned __reduce_max_sync(unsigned, unsigned v) {
+  for (int d = 16; d > 0; d >>= 1) v = std::max(v, fromLane(v, (threadIdx.x & 31) ^ d));
+  return v;
+}
+static unsigned __ballot_sync(unsigned, bool v) {
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; lane++) all |= (unsigned)fromLane((unsigned)v, lane) << lane;
+  return all;
+}
+
+static float __uint_as_float(unsigned v) { float f; std::memcpy(&f, &v, 4); return f; }
+static float __int_as_float(int v) { return __uint_as_float(v); }
+static unsigned __float_as_uint(float v) { unsigned u; std::memcpy(&u, &v, 4); return u; }
+static float __fmul_rn(float a, float b) { return a * b; }
+static float __fadd_rn(float a, float b) { return a + b; }
+static float __fsub_rn(float a, float b) { return a - b; }
+static float __fdividef(float a, float b) { return a / b; }
+static float expOnCpu(float v) { return std::exp(v); }  // the C library has names like CUDA's
+#define __expf expOnCpu
+static float rsqrtf(float v) { return 1 / std::sqrt(v); }
+static int __ffs(unsigned v) { return __builtin_ffs(v); }
+static int __popc(unsigned v) { return __builtin_popcount(v); }
+static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
+static unsigned __byte_perm(unsigned a, unsigned b, unsigned select) {
+  unsigned long long both = (unsigned long long)b << 32 | a;
+  unsigned v = 0;
+  for (int i = 0; i < 4; i++) v |= (unsigned)(both >> 8 * (select >> 4 * i & 7) & 255) << 8 * i;
+  return v;
+}
+template <typename V>
+V atomicAdd(V* p, V v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+static void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+template <typename V>
+V __ldg(const V* p) { return *p; }
+template <typename V>
+V __ldcg(const V* p) { return *p; }
+
+// What meteora.cu says in PTX.
+static float halfToFloat(unsigned short v) { _Float16 h; std::memcpy(&h, &v, 2); return h; }
+static unsigned short floatToHalf(float v) { _Float16 h = v; unsigned short u; std::memcpy(&u, &h, 2); return u; }
+static unsigned short floatToBfloat(float v) {
+  unsigned u = __float_as_uint(v);
+  return (unsigned short)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+static uint4 loadStream(const void* p) { return *(const uint4*)p; }
+static uint4 loadIf(bool wanted, const void* p) { return wanted ? *(const uint4*)p : make_uint4(0, 0, 0, 0); }
+static void prefetch(const void*) {}
+static void releaseNext() {}
+static void waitForPrevious() {}
+static float sharedOf(const float* p, int) { return *p; }
+static void clusterArrive() {}
+static void clusterWait() { __syncthreads(); }
+static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  static float a[32][16][16], b[32][16][8];
+  auto number = [](unsigned v) { return DTYPE == 1 ? halfToFloat(v) : __uint_as_float(v << 16); };
+  const int w = threadIdx.x >> 5, g = (threadIdx.x & 31) >> 2, q = threadIdx.x & 3;
+  const unsigned as[] = {a0, a1, a2, a3}, bs[] = {b0, b1};
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 2; j++) a[w][g + i % 2 * 8][q * 2 + i / 2 * 8 + j] = number(as[i] >> 16 * j & 0xffff);
+  for (int i = 0; i < 2; i++)
+    for (int j = 0; j < 2; j++) b[w][q * 2 + i * 8 + j][g] = number(bs[i] >> 16 * j & 0xffff);
+  __syncwarp();
+  for (int i = 0; i < 4; i++)
+    for (int k = 0; k < 16; k++) c[i] += a[w][g + i / 2 * 8][k] * b[w][k][q * 2 + i % 2];
+  __syncwarp();
+}
+
+#include "meteora.cu"
+
+// ------------------------------------------------------------------------------------------------------------- for the tests
+template <typename P>
+static void launch(int threads, int x, int y, int z, void (*kernel)(const P), const P& p) {
+  blockDim = {(unsigned)threads, 1, 1};
+  gridDim = {(unsigned)x, (unsigned)y, (unsigned)z};
+  for (unsigned k = 0; k < gridDim.z; k++)
+    for (unsigned j = 0; j < gridDim.y; j++)
+      for (unsigned i = 0; i < gridDim.x; i++) {
+        block = std::make_unique<std::barrier<>>(threads);
+        warps.clear();
+        for (int w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<std::barrier<>>(32));
+        std::vector<std::thread> all;
+        for (unsigned t = 0; t < blockDim.x; t++)
+          all.emplace_back([=, &p] {
+            threadIdx = {t, 0, 0};
+            blockIdx = {i, j, k};
+            kernel(p);
+            block->arrive_and_drop();
+          });
+        for (auto& thread : all) thread.join();
+      }
+}
+
+static std::mt19937 generator;
+static int below(int n) { return generator() % n; }
+static float normal() { return std::normal_distribution<float>()(generator); }
+static int oneOf(std::initializer_list<int> of) { return of.begin()[below(of.size())]; }
+
+// An array of exactly n elements, aligned as the GPU's memory is, of NaN.
+template <typename V>
+struct Array {
+  V* p;
+  size_t n;
+  explicit Array(size_t n) : n(n) {
+    void* memory;
+    if (posix_memalign(&memory, 256, std::max<size_t>(1, n * sizeof(V)))) std::abort();
+    p = (V*)memory;
+    std::memset(p, 0xff, n * sizeof(V));
+  }
+  Array(const Array&) = delete;
+  ~Array() { std::free(p); }
+  V& operator[](size_t i) { return p[i]; }
+};
+static void fill(Array<float>& a) {
+  for (size_t i = 0; i < a.n; i++) a[i] = normal();
+}
+#if DTYPE != 0
+static void fill(Array<T>& a) {
+  for (size_t i = 0; i < a.n; i++) a[i] = fromFloat(normal());
+}
+#endif
+
+static double worst = 0;
+static void check(const char* what, double got, double expected) {
+  double error = std::abs(got - expected) / (1 + std::abs(expected));
+  worst = std::max(worst, error);
+  if (!(error < (DTYPE == 0 ? 1e-4 : DTYPE == 1 ? 2e-3 : 1e-2))) {
+    std::printf("%s: %g instead of %g\n", what, got, expected);
+    std::exit(1);
+  }
+}

@@ -1,0 +1,223 @@
+// The kernels that follow a product in a decode step, and the gated layer's for few tokens, against float64.
+#include "on_cpu.h"
+
+// A linear with adapters (or without) of random sizes.
+struct Adapted {
+  std::vector<int> ranks;
+  int sum = 0;
+  Array<T> b, bias;
+  Array<int> offsets, indices;
+  Array<float> scales, weights;
+  Linear linear;
+
+  Adapted(int out, int rows, bool biased, bool adapted, std::vector<int> r)
+      : ranks(r), b([&] { for (int x : r) sum += x; return (size_t)sum * out; }()), bias(out), offsets(r.size() + 1),
+        indices(rows * TOPK), scales(r.size()), weights(rows * TOPK) {
+    fill(b);
+    fill(bias);
+    offsets[0] = 0;
+    for (size_t i = 0; i < r.size(); i++) {
+      offsets[i + 1] = offsets[i] + r[i];
+      scales[i] = 0.5f + 0.1f * i;
+    }
+    linear = {adapted ? b.p : 0, biased ? bias.p : 0, offsets.p, scales.p, indices.p, weights.p, 0, 0, 0, adapted ? (int)r.size() : 0,
+              out, 0};
+  }
+
+  // Output o, from what a row of the product has.
+  double output(const std::vector<double>& y, int o, double inverseTemperature, double base) {
+    std::vector<std::pair<double, int>> order;
+    for (int e = 0; e < linear.n; e++) order.push_back({-y[linear.gateAt + e], e});
+    std::stable_sort(order.begin(), order.end());
+    double sum = 0, added = 0;
+    for (int j = 0; j < std::min(TOPK, linear.n); j++) {
+      double weight = std::exp((order[0].first - order[j].first) * inverseTemperature), lora = 0;
+      int e = order[j].second;
+      for (int r = offsets[e]; r < offsets[e + 1]; r++) lora += y[linear.zAt + r] * toFloat(b[(size_t)r * linear.out + o]);
+      sum += weight;
+      added += weight * scales[e] * lora;
+    }
+    return linear.n ? base + added / sum : base;
+  }
+};
+static std::vector<int> someRanks() {
+  static const std::vector<int> all[] = {{8, 8, 8, 8, 8}, {1, 64, 3, 8, 17, 33}, {1, 1, 1}, {0, 5, 0, 12}, {64, 64, 40},
+                                         std::vector<int>(MAXN - 2, 2)};
+  return all[below(6)];
+}
+
+// What a product of some linears with one input left: outputs, then logits, then z, in several slots.
+struct Left {
+  std::vector<Adapted*> linears;
+  int rows, slots, ld = 0;
+  Array<float>*y, *next;
+  Array<float> inverseTemperature{1};
+  Chain chain;
+
+  Left(std::vector<Adapted*> all, int rows, bool padded, bool outputs) : linears(all), rows(rows), slots(1 + below(5)) {
+    for (auto l : all) {
+      l->linear.outAt = outputs ? ld : 0;
+      l->linear.vectors = l->linear.out % 4 == 0 && l->linear.outAt % 4 == 0;
+      ld += outputs ? l->linear.out : 0;
+    }
+    for (auto l : all) { l->linear.gateAt = ld; ld += l->linear.n; }
+    for (auto l : all) { l->linear.zAt = ld; ld += l->linear.n ? l->sum : 0; }
+    if (padded) ld = (ld + 3) / 4 * 4;
+    y = new Array<float>((size_t)slots * rows * ld);
+    fill(*y);
+    next = new Array<float>(below(200));
+    inverseTemperature[0] = 1 / 3.f;
+    chain = {y->p, next->p, inverseTemperature.p, next->n, slots, ld, rows, 0};
+  }
+  ~Left() { delete y; delete next; }
+
+  std::vector<double> row(int m) {
+    std::vector<double> v(ld);
+    for (int s = 0; s < slots; s++)
+      for (int i = 0; i < ld; i++) v[i] += (*y)[((size_t)s * rows + m) * ld + i];
+    return v;
+  }
+  double output(int which, int m, int o) {
+    auto v = row(m);
+    auto& l = *linears[which];
+    return l.output(v, o, inverseTemperature[0], v[l.linear.outAt + o] + (l.linear.bias ? toFloat(l.bias[o]) : 0));
+  }
+  void isCleared() {
+    for (size_t i = 0; i < next->n; i++) check("the next product's buffer", (*next)[i], 0);
+  }
+};
+
+static void addResidual(int rows) {
+  const int hidden = oneOf({1, 3, 37, 64, 65, 130, 256}), blocks = (hidden + 63) / 64;
+  Adapted linear(hidden, rows, below(2), below(4), someRanks());
+  Left left({&linear}, rows, true, true);
+  Array<float> h(rows * hidden), sums(rows * blocks);
+  Array<T> weight(hidden), out(rows * hidden);
+  fill(h);
+  fill(weight);
+  std::vector<float> before(h.p, h.p + h.n);
+  launch<AddResidual>(32, blocks, rows, 1, add_residual, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden, 0});
+  left.isCleared();
+  for (int m = 0; m < rows; m++) {
+    double squares = 0, given = 0;
+    for (int o = 0; o < hidden; o++) {
+      double expected = before[m * hidden + o] + left.output(0, m, o);
+      check("residual", h[m * hidden + o], expected);
+      check("norm's input", toFloat(out[m * hidden + o]), expected * toFloat(weight[o]));
+      squares += expected * expected;
+    }
+    for (int b = 0; b < blocks; b++) given += sums[m * blocks + b];
+    check("squares", given, squares);
+  }
+}
+
+static void siluUpRows(int rows) {
+  const int inter = oneOf({1, 4, 63, 64, 129, 260}), each = oneOf({64, 128});
+  Adapted gate(inter, rows, below(2), below(4), someRanks()), up(inter, rows, below(2), below(4), someRanks());
+  Left left({&gate, &up}, rows, true, true);
+  Array<T> out(rows * inter);
+  launch<SiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? silu_up2 : silu_up4,
+                 {left.chain, gate.linear, up.linear, out.p, inter, 0});
+  left.isCleared();
+  for (int m = 0; m < rows; m++)
+    for (int o = 0; o < inter; o++) {
+      double g = left.output(0, m, o);
+      check("silu", toFloat(out[m * inter + o]), g / (1 + std::exp(-g)) * left.output(1, m, o));
+    }
+}
+
+static void ropeAppend(int rows) {
+  const int d = oneOf({2, 10, 18, 64, 128, 130, 256}), heads = 1 + below(4), kv = 1 + below(2), half = d / 2, most = 5;
+  Adapted q(heads * d, rows, false, below(4), someRanks()), k(kv * d, rows, below(2), below(4), someRanks()),
+      v(kv * d, rows, below(2), below(4), someRanks());
+  Left left({&q, &k, &v}, rows, true, true);
+  Array<float> rotated(rows * heads * d), frequencies(half);
+  Array<T> keys((size_t)(rows + 1) * kv * most * d), values(keys.n);
+  Array<int> slots(rows), lengths(rows), starts(rows);
+  for (int i = 0; i < half; i++) frequencies[i] = 1.f / (1 + i);
+  for (int m = 0; m < rows; m++) {
+    slots[m] = below(6) ? m + 1 : -1;
+    lengths[m] = below(most + 1);
+    starts[m] = below(lengths[m] + 1);
+  }
+  launch<RopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, rope_append,
+                     {left.chain, {q.linear, k.linear, v.linear}, rotated.p, keys.p, values.p, slots.p, lengths.p, starts.p,
+                      frequencies.p, heads, kv, d, most, 0.5f, 1.f});
+  left.isCleared();
+  for (int m = 0; m < rows; m++)
+    for (int which = 0; which < 3; which++)
+      for (int h = 0; h < (which ? kv : heads); h++)
+        for (int i = 0; i < half; i++) {
+          double a = left.output(which, m, h * d + i), b = left.output(which, m, h * d + i + half);
+          double angle = (double)(lengths[m] - starts[m]) * frequencies[i];
+          double x = which < 2 ? a * std::cos(angle) - b * std::sin(angle) : a;
+          double y = which < 2 ? b * std::cos(angle) + a * std::sin(angle) : b;
+          if (which == 0) {
+            check("q", rotated[(m * heads + h) * d + i], x / 2);
+            check("q", rotated[(m * heads + h) * d + i + half], y / 2);
+          } else if (slots[m] >= 0 && lengths[m] < most) {
+            auto& cache = which == 1 ? keys : values;
+            size_t at = (((size_t)slots[m] * kv + h) * most + lengths[m]) * d + i;
+            check("cache", toFloat(cache[at]), x);
+            check("cache", toFloat(cache[at + half]), y);
+          }
+        }
+}
+
+static void addAdapters(int rows) {
+  std::vector<std::unique_ptr<Adapted>> owned;
+  std::vector<Adapted*> linears;
+  std::vector<std::unique_ptr<Array<T>>> ys;
+  int widest = 1;
+  for (int i = 1 + below(3); i > 0; i--) {
+    owned.push_back(std::make_unique<Adapted>(oneOf({1, 33, 64, 100, 129}), rows, false, true, someRanks()));
+    linears.push_back(owned.back().get());
+    widest = std::max(widest, owned.back()->linear.out);
+  }
+  Left left(linears, rows, false, false);
+  AddAdapters p{left.chain};
+  std::vector<std::vector<T>> before;
+  for (size_t i = 0; i < linears.size(); i++) {
+    ys.push_back(std::make_unique<Array<T>>(rows * linears[i]->linear.out));
+    fill(*ys[i]);
+    before.emplace_back(ys[i]->p, ys[i]->p + ys[i]->n);
+    p.linear[i] = linears[i]->linear;
+    p.y[i] = ys[i]->p;
+  }
+  launch<AddAdapters>(32, (widest + 63) / 64, rows, linears.size(), add_adapters, p);
+  for (size_t i = 0; i < linears.size(); i++)
+    for (int m = 0; m < rows; m++)
+      for (int o = 0, out = linears[i]->linear.out; o < out; o++)
+        check("layer", toFloat((*ys[i])[m * out + o]),
+              linears[i]->output(left.row(m), o, left.inverseTemperature[0], toFloat(before[i][m * out + o])));
+}
+
+static void embedRows(int rows) {
+  const int hidden = 1 + below(200), vocab = 7, blocks = (hidden + 31) / 32;
+  Array<T> table(vocab * hidden), weight(hidden), out(rows * hidden);
+  Array<int> tokens(rows);
+  Array<float> h(rows * hidden), sums(rows * blocks), next(below(50));
+  fill(table);
+  fill(weight);
+  for (int m = 0; m < rows; m++) tokens[m] = below(9) - 1;  // one too small and one too large among them
+  launch<Embed>(32, blocks, rows, 1, embed, {table.p, tokens.p, weight.p, h.p, out.p, sums.p, next.p, next.n, hidden, vocab});
+  for (int m = 0; m < rows; m++)
+    for (int o = 0; o < hidden; o++) {
+      double expected = tokens[m] >= 0 && tokens[m] < vocab ? toFloat(table[tokens[m] * hidden + o]) : 0;
+      check("embedding", h[m * hidden + o], expected);
+      check("embedding's norm input", toFloat(out[m * hidden + o]), expected * toFloat(weight[o]));
+    }
+}
+
+int main(int, char** arguments) {
+  generator.seed(std::atoi(arguments[1]));
+  for (int round = std::atoi(arguments[2]); round > 0; round--) {
+    const int rows = 1 + below(3);
+    addResidual(rows);
+    siluUpRows(rows);
+    ropeAppend(rows);
+    addAdapters(rows);
+    embedRows(rows);
+  }
+  std::printf("largest error %g\n", worst);
+}
