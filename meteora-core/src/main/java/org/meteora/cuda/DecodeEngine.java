@@ -36,8 +36,11 @@ import org.slf4j.LoggerFactory;
 public final class DecodeEngine implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(DecodeEngine.class);
 
-  /** Outputs of a warp, which is a block, of the kernels that follow a product. */
+  /** Outputs, or pairs that are rotated, of a warp, which is a block, behind a product. */
   private static final int WARP_OUTPUTS = 64;
+
+  /** The same of the embedding. */
+  private static final int EMBEDDED = 32;
 
   /** Columns that one block of attention takes without help from a second cluster of blocks. */
   private static final int LONG = 512;
@@ -165,7 +168,7 @@ public final class DecodeEngine implements AutoCloseable {
       this.inverseTemperature = zeros(4);
       this.residual = zeros(4L * m * model.hidden());
       this.normed = zeros((long) size * m * model.hidden());
-      this.sumsq = zeros(4L * m * blocks(model.hidden(), 32)); // for the embedding, one a lane
+      this.sumsq = zeros(4L * m * blocks(model.hidden(), EMBEDDED)); // which leaves most
       this.query = zeros(4L * m * model.heads() * model.headDim());
       this.attended = zeros((long) size * m * model.heads() * model.headDim());
       this.activated = zeros((long) size * m * model.intermediate());
@@ -647,7 +650,7 @@ public final class DecodeEngine implements AutoCloseable {
         kernels
             .get("embed")
             .launch(
-                blocks(hidden, 32),
+                blocks(hidden, EMBEDDED),
                 rows,
                 1,
                 32,
@@ -671,7 +674,7 @@ public final class DecodeEngine implements AutoCloseable {
       var gateUp = new Product(gateUp(i), rows);
       var down = new Product(down(i), rows);
 
-      qkv.launch(plan, normed, yA, i == 0 ? blocks(hidden, 32) : partials);
+      qkv.launch(plan, normed, yA, i == 0 ? blocks(hidden, EMBEDDED) : partials);
       plan.launches.add(ropeAppend(qkv, i));
       plan.launches.add(attention(i, rows));
       o.launch(plan, attended, yB, 0);

@@ -199,7 +199,7 @@ __device__ __forceinline__ float warpSum(float v) {
 // One gated linear inside the output of a matrix-vector product over [W...; G...; A...]: float32 y (slots, rows, ld), where
 // the sum over slots counts; its gate logits lie at gateAt, its z = A x at zAt.
 struct Linear {
-  const T* b;            // Bᵀ (sumR, out)
+  const T* b;            // Bᵀ (sum of all ranks, out)
   const T* bias;         // (out) or null
   const int* offsets;    // (n + 1) rows of b; equal neighbours: the adapter does not target this linear
   const float* scales;   // (n)
@@ -1436,7 +1436,8 @@ extern "C" __global__ void __launch_bounds__(32) add_residual(const __grid_const
   for (int i = 0; i < N; i++) h[i] += sum[0][i];
   writeNormInput<N>(h, o, row, p.hidden, whole, weight, p.h, p.out, p.sumsq);
 }
-// Grid (hidden / 32, rows), a warp.
+
+// h (rows, hidden) float32 = the tokens' embeddings, and the first RMSNorm's input. Grid (hidden / 32, rows), a warp.
 struct Embed {
   const T* table;
   const int* tokens;

@@ -183,7 +183,10 @@ final class ReferenceLlama {
     cache = new KvMemory(k, v, slots, maxLength);
   }
 
-  /** Fills the first columns of a slot with random keys and values, on the GPU and here. */
+  /**
+   * Fills the first columns of a slot with random keys and values, on the GPU and here; values so
+   * large that their average over all columns is not lost beside the residual stream.
+   */
   void fill(Gpu gpu, int slot, int columns) {
     var d = config.headDim;
     for (var l = 0; l < config.layers; l++) {
@@ -193,8 +196,9 @@ final class ReferenceLlama {
           var at =
               there + ((long) slot * config.kvHeads + head) * maxLength * d * config.dtype.bytes();
           var some = new double[columns * d];
+          var scale = here == keys[l][slot] ? 1 : Math.sqrt(Math.max(1, columns / Math.E));
           for (var i = 0; i < some.length; i++) {
-            some[i] = gpu.random.nextGaussian();
+            some[i] = scale * gpu.random.nextGaussian();
           }
           some = gpu.write(at, some, config.dtype);
           for (var p = 0; p < columns; p++) {
