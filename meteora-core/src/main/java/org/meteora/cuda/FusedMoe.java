@@ -18,9 +18,9 @@ import org.meteora.torch.Dtype;
  * token (paper, section 3.1). The base product is done before, by cuBLAS.
  *
  * <p>{@link #addFew} is for few tokens (decode): one product with all gates and A, then one launch
- * that routes and adds. {@link #maskMany} is for many (prefill, training): it turns z = x Aᵀ of all
- * adapters into the weighted z, zero for those not chosen, so that one matrix product with Bᵀ
- * finishes.
+ * that routes and adds. {@link #maskMany} is for many (prefill): behind one product with all A and
+ * gates it turns z = x Aᵀ of all adapters into the weighted z, zero for those not chosen, so that
+ * one matrix product with Bᵀ finishes each linear.
  *
  * <p>Any rank 1…64 and unequal ranks, 0 where an adapter does not target a linear; up to 256
  * adapters, top-k up to 8. Not thread-safe; owns a few hundred KiB of device memory.
@@ -113,12 +113,12 @@ public final class FusedMoe implements AutoCloseable {
    *
    * @param x (tokens, in), contiguous, in the dtype; 16-byte aligned for speed
    * @param y per linear, (tokens, out), contiguous, holding the base product
-   * @param indices int32 (linears, tokens, topK) that receives the choice, or 0
-   * @param weights float32 (linears, tokens, topK) that receives its weights, or 0
+   * @param choices per linear, where the choice goes: int32 indices (tokens, topK), behind them
+   *     float32 weights in the same layout; or null
    * @param temperature routing temperature T
    */
   public void addFew(
-      long x, long[] y, int tokens, long indices, long weights, double temperature, Stream stream) {
+      long x, long[] y, int tokens, long[] choices, double temperature, Stream stream) {
     temperature(temperature, stream);
     var bytes = kernels.constants().dtype().bytes();
     for (var at = 0; at < tokens; at += MatrixVector.MAX_ROWS) {
@@ -144,15 +144,15 @@ public final class FusedMoe implements AutoCloseable {
           continue;
         }
         var adapters = targets.get(i).adapters();
-        var chosenAt = ((long) i * tokens + at) * kernels.constants().topK() * 4;
+        var chosen = new Struct();
+        choice(chosen, choices, i, tokens, at);
         argument.add(
             new Struct()
                 .add(adapters.b())
                 .add(0L)
                 .add(arrays.get(i)[0])
                 .add(arrays.get(i)[1])
-                .add(indices == 0 ? 0 : indices + chosenAt)
-                .add(indices == 0 ? 0 : weights + chosenAt)
+                .add(chosen)
                 .add(0)
                 .add(gateAt)
                 .add(zAt)
@@ -174,50 +174,55 @@ public final class FusedMoe implements AutoCloseable {
     }
   }
 
+  private void choice(Struct argument, long[] choices, int linear, int tokens, int from) {
+    var values = (long) kernels.constants().topK();
+    argument
+        .add(choices == null ? 0 : choices[linear] + 4 * values * from)
+        .add(choices == null ? 0 : choices[linear] + 4 * values * (tokens + from));
+  }
+
+  /**
+   * Columns that a linear has in the matrix of {@link #maskMany}: z (Σr), the gate's logits (N),
+   * and so many unused ones that a row of each linear's is whole 16 bytes in every dtype.
+   */
+  public static int columns(int adapters, int sumOfRanks) {
+    return (adapters + sumOfRanks + 7) / 8 * 8;
+  }
+
   /**
    * For many tokens: scales z by weight · scale where its adapter is chosen, and clears it
    * elsewhere, in place.
    *
-   * @param target which linear
-   * @param logits (tokens, N) in the dtype, rows {@code logitStride} elements apart
-   * @param z (tokens, Σr), rows {@code zStride} elements apart
-   * @param indices int32 (tokens, topK) that receives the choice, or 0
-   * @param weights float32 (tokens, topK) that receives its weights, or 0
+   * @param rows (tokens, columns of all linears), contiguous, each linear's as {@link #columns}
+   *     says
+   * @param choices as for few
    * @param temperature routing temperature T; 1 gives training's weights
    */
-  public void maskMany(
-      int target,
-      long logits,
-      long logitStride,
-      long z,
-      long zStride,
-      long tokens,
-      long indices,
-      long weights,
-      double temperature,
-      Stream stream) {
+  public void maskMany(long rows, long tokens, long[] choices, double temperature, Stream stream) {
     if (tokens == 0) {
       return;
     }
-    var adapters = targets.get(target).adapters();
+    var linears = new Struct();
+    var at = 0;
+    for (var i = 0; i < targets.size(); i++) {
+      var adapters = targets.get(i).adapters();
+      linears.add(arrays.get(i)[0]).add(arrays.get(i)[1]);
+      choice(linears, choices, i, Math.toIntExact(tokens), 0);
+      linears.add(at).add(adapters.count()).add(adapters.sumOfRanks()).add(0);
+      at += columns(adapters.count(), adapters.sumOfRanks());
+    }
     var argument =
         new Struct()
-            .add(logits)
-            .add(z)
-            .add(arrays.get(target)[0])
-            .add(arrays.get(target)[1])
-            .add(indices)
-            .add(weights)
+            .add(rows)
             .add(tokens)
-            .add(logitStride)
-            .add(zStride)
-            .add(adapters.count())
-            .add(adapters.sumOfRanks())
+            .add((long) at)
             .add((float) (1 / temperature))
-            .add(0);
+            .add(0)
+            .add(linears)
+            .skip(48 * (3 - targets.size()));
     kernels
         .get("mask_z")
-        .launch(Math.toIntExact((tokens + 7) / 8), 1, 1, 256, 0, false, argument)
+        .launch(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256, 0, false, argument)
         .on(stream);
   }
 

@@ -5,16 +5,18 @@ import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
+import java.util.List;
+import java.util.Objects;
+import java.util.stream.Stream;
+import org.meteora.moe.LinearGroup;
 import org.meteora.moe.MoeLinear;
 import org.meteora.torch.Ops;
 
 /** Grouped-query self-attention with rotary positions: {@code (batch, seq, hidden)} to the same. */
 public final class Attention extends LlamaBlock {
   private final LlamaConfig config;
-  private final MoeLinear q;
-  private final MoeLinear k;
-  private final MoeLinear v;
-  private final MoeLinear o;
+  private final LinearGroup input;
+  private final LinearGroup output;
   private final int layer;
   private final RotaryEmbedding rotary;
 
@@ -29,10 +31,12 @@ public final class Attention extends LlamaBlock {
     this.config = config;
     this.layer = layer;
     this.rotary = rotary;
-    this.q = addChildBlock("q_proj", q);
-    this.k = addChildBlock("k_proj", k);
-    this.v = addChildBlock("v_proj", v);
-    this.o = addChildBlock("o_proj", o);
+    addChildBlock("q_proj", q);
+    addChildBlock("k_proj", k);
+    addChildBlock("v_proj", v);
+    addChildBlock("o_proj", o);
+    this.input = new LinearGroup(List.of(q, k, v));
+    this.output = new LinearGroup(List.of(o));
   }
 
   NDArray forward(NDArray x, Pass pass) {
@@ -41,11 +45,18 @@ public final class Attention extends LlamaBlock {
     int H = config.numAttentionHeads();
     int KV = config.numKeyValueHeads();
     int D = config.headDim();
-    var queries = project(q, x, pass);
-    var keys = project(k, x, pass);
-    var values = Ops.transpose(project(v, x, pass).reshape(B, L, KV, D), 1, 2);
+    var projected = project(input, x, pass);
+    var queries = projected.get(0);
+    var keys = projected.get(1);
     NDArray qh;
     NDArray kh;
+    NDArray vh;
+    if (pass.cache() != null && x.getDevice().isGpu()) {
+      var cached = GpuRows.rotateIntoCache(queries, keys, projected.get(2), pass, layer);
+      qh = Ops.transpose(queries.reshape(B, L, H, D), 1, 2);
+      return attend(qh, cached.keys(), cached.values(), pass);
+    }
+    vh = Ops.transpose(projected.get(2).reshape(B, L, KV, D), 1, 2);
     if (!pass.training() && HostRows.fits(queries)) {
       HostRows.rotate(queries, pass.angles());
       HostRows.rotate(keys, pass.angles());
@@ -61,34 +72,50 @@ public final class Attention extends LlamaBlock {
     }
     if (pass.cache() != null) {
       kh = pass.cache().appendKeys(layer, kh);
-      values = pass.cache().appendValues(layer, values);
+      vh = pass.cache().appendValues(layer, vh);
     }
+    return attend(qh, kh, vh, pass);
+  }
+
+  /** Attention of heads {@code (batch, heads, seq, headDim)} and the output projection. */
+  private NDArray attend(NDArray qh, NDArray kh, NDArray vh, Pass pass) {
+    long B = qh.getShape().get(0);
+    long L = qh.getShape().get(2);
+    int H = config.numAttentionHeads();
+    int KV = config.numKeyValueHeads();
+    int D = config.headDim();
     NDArray mixed;
     if (L == 1 && H != KV) {
       // one query: the heads of a group are that many queries of one head, and nothing is repeated
       var grouped = qh.reshape(B, KV, H / KV, D);
-      mixed = Ops.attention(grouped, kh, values, pass.mask(), false).reshape(B, 1, H * D);
+      mixed = Ops.attention(grouped, kh, vh, pass.mask(), false).reshape(B, 1, H * D);
     } else {
       mixed =
-          Ops.transpose(Ops.attention(qh, kh, values, pass.mask(), pass.causal()), 1, 2)
+          Ops.transpose(Ops.attention(qh, kh, vh, pass.mask(), pass.causal()), 1, 2)
               .reshape(B, L, H * D);
     }
-    return project(o, mixed, pass);
+    return project(output, mixed, pass).getFirst();
   }
 
-  static NDArray project(MoeLinear linear, NDArray x, Pass pass) {
-    var output =
+  /** What linears with one input give; their logits go where the pass wants them. */
+  static List<NDArray> project(LinearGroup group, NDArray x, Pass pass) {
+    var outputs =
         pass.tape() != null
-            ? pass.tape().forward(linear, x)
-            : linear.forward(x, pass.training(), pass.gateLogits() != null);
-    if (pass.gateLogits() != null && output.gateLogits() != null) {
-      pass.gateLogits().add(output.gateLogits());
+            ? group.linears().stream().map(linear -> pass.tape().forward(linear, x)).toList()
+            : group.forward(x, pass.training(), pass.gateLogits() != null);
+    if (pass.gateLogits() != null) {
+      outputs.stream()
+          .map(MoeLinear.Output::gateLogits)
+          .filter(Objects::nonNull)
+          .forEach(pass.gateLogits()::add);
     }
-    return output.y();
+    return outputs.stream().map(MoeLinear.Output::y).toList();
   }
 
   MoeLinear[] projections() {
-    return new MoeLinear[] {q, k, v, o};
+    return Stream.of(input, output)
+        .flatMap(group -> group.linears().stream())
+        .toArray(MoeLinear[]::new);
   }
 
   @Override

@@ -51,7 +51,12 @@ public final class DecoderLayer extends LlamaBlock {
   }
 
   private NDArray compute(NDArray hidden, Pass pass) {
-    var attended = hidden.add(attention.forward(inputNorm.forward(hidden, pass.training()), pass));
+    var attended = attention.forward(inputNorm.forward(hidden, pass.training()), pass);
+    if (!pass.training() && hidden.getDevice().isGpu()) {
+      var normed = postAttentionNorm.forwardOfSum(hidden, attended);
+      return attended.addi(mlp.forward(normed, pass));
+    }
+    attended = hidden.add(attended);
     return attended.add(mlp.forward(postAttentionNorm.forward(attended, pass.training()), pass));
   }
 

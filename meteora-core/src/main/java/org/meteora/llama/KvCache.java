@@ -134,8 +134,21 @@ public final class KvCache implements AutoCloseable {
     try (var slot = Ops.narrow(store, 2, length, seq)) {
       Ops.copy(slot, fresh);
     }
+    return firstWith(store, seq, fresh.getManager());
+  }
+
+  /** A layer's memory, {@code (batch, kvHeads, capacity, headDim)} each. */
+  record Layer(NDArray keys, NDArray values) {}
+
+  /** The memory of a layer; valid until it grows, loses rows or closes. */
+  Layer layer(int layer) {
+    return new Layer(keys[layer], values[layer]);
+  }
+
+  /** A view of the positions so far and {@code seq} more. */
+  NDArray firstWith(NDArray store, long seq, NDManager owner) {
     var all = Ops.narrow(store, 2, 0, length + seq);
-    all.attach(fresh.getManager());
+    all.attach(owner);
     return all;
   }
 

@@ -4,33 +4,43 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
+import java.util.List;
+import java.util.stream.Stream;
+import org.meteora.moe.LinearGroup;
 import org.meteora.moe.MoeLinear;
 import org.meteora.torch.Ops;
 
 /** {@code down(silu(gate(x)) · up(x))}: {@code (batch, seq, hidden)} to the same. */
 public final class Mlp extends LlamaBlock {
-  private final MoeLinear gate;
-  private final MoeLinear up;
-  private final MoeLinear down;
+  private final LinearGroup input;
+  private final LinearGroup output;
 
   Mlp(MoeLinear gate, MoeLinear up, MoeLinear down) {
-    this.gate = addChildBlock("gate_proj", gate);
-    this.up = addChildBlock("up_proj", up);
-    this.down = addChildBlock("down_proj", down);
+    addChildBlock("gate_proj", gate);
+    addChildBlock("up_proj", up);
+    addChildBlock("down_proj", down);
+    this.input = new LinearGroup(List.of(gate, up));
+    this.output = new LinearGroup(List.of(down));
   }
 
   NDArray forward(NDArray x, Pass pass) {
+    var projected = Attention.project(input, x, pass);
+    var gates = projected.get(0);
+    var up = projected.get(1);
+    NDArray inner;
     if (!pass.training() && x.getDevice().isGpu()) {
-      var gates = Attention.project(gate, x, pass);
-      GpuRows.siluUp(gates, Attention.project(up, x, pass));
-      return Attention.project(down, gates, pass);
+      GpuRows.siluUp(gates, up);
+      inner = gates;
+    } else {
+      inner = Ops.silu(gates).mul(up);
     }
-    var gated = Ops.silu(Attention.project(gate, x, pass));
-    return Attention.project(down, gated.mul(Attention.project(up, x, pass)), pass);
+    return Attention.project(output, inner, pass).getFirst();
   }
 
   MoeLinear[] projections() {
-    return new MoeLinear[] {gate, up, down};
+    return Stream.of(input, output)
+        .flatMap(group -> group.linears().stream())
+        .toArray(MoeLinear[]::new);
   }
 
   @Override

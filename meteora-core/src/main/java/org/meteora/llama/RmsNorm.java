@@ -46,6 +46,17 @@ public final class RmsNorm extends LlamaBlock {
     return HostRows.fits(x) ? HostRows.norm(x, weight, epsilon) : forward(x);
   }
 
+  /**
+   * {@code added += x} and the norm of the sum, at inference on a GPU.
+   *
+   * @param added as {@code x}; changed
+   */
+  NDArray forwardOfSum(NDArray x, NDArray added) {
+    try (var rows = Ops.contiguous(x)) {
+      return GpuRows.addAndNorm(rows, added, weight, epsilon);
+    }
+  }
+
   public NDArray forward(NDArray x) {
     var full = Ops.cast(x, Dtype.F32);
     var scale = Ops.rsqrt(full.square().mean(new int[] {-1}, true).add(eps));

@@ -2,6 +2,8 @@ package org.meteora.moe;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.List;
+import org.meteora.cuda.FusedMoe;
 import org.meteora.lora.AdapterBank;
 import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
@@ -13,6 +15,7 @@ import org.meteora.torch.Ops;
  * <p>Tables are made once, owned by the manager of the layer's parameters. Bᵀ is a view while
  * adapters are being trained, and otherwise row-major (so that a chosen rank is one contiguous
  * row): what the bank's B is a view of, or a copy made at first use, until the next training pass.
+ * {@link #stack} puts A and gates of several banks into one matrix.
  */
 final class BankLayout {
   private final AdapterBank bank;
@@ -24,6 +27,7 @@ final class BankLayout {
   private final NDManager manager;
   private final Dtype dtype;
   private NDArray loraBTransposed;
+  private NDArray stacked;
 
   BankLayout(NDManager manager, AdapterBank bank, Dtype dtype) {
     this.bank = bank;
@@ -96,6 +100,50 @@ final class BankLayout {
       }
     }
     return loraBTransposed;
+  }
+
+  /** Rows that A and gate take in a stack, unused ones included. */
+  int stackedRows() {
+    return FusedMoe.columns(bank.size(), bank.totalRank());
+  }
+
+  /**
+   * Puts A and gates of banks into one matrix, of which the banks' arrays become views; their own
+   * memory is given back. A bank that is in a stack already can only be alone here.
+   *
+   * @return {@code (Σ stackedRows, in)}: of each bank A, the gate, and zeros up to whole rows of
+   *     the product's result
+   */
+  static NDArray stack(List<BankLayout> layouts) {
+    var first = layouts.getFirst();
+    if (layouts.size() == 1 && first.stacked != null) {
+      return first.stacked;
+    }
+    long in = first.loraA().getShape().get(1);
+    int rows = layouts.stream().mapToInt(BankLayout::stackedRows).sum();
+    var all = Ops.zeros(first.manager, first.dtype, rows, in);
+    int at = 0;
+    for (var layout : layouts) {
+      if (layout.stacked != null) {
+        throw new IllegalStateException("a linear can share its input with one group alone");
+      }
+      layout.stacked = Ops.narrow(all, 0, at, layout.stackedRows());
+      int from = at;
+      for (var part : List.of(layout.loraA(), layout.bank.gate())) {
+        try (var view = Ops.narrow(all, 0, from, part.getShape().get(0))) {
+          Ops.copy(view, part);
+          Ops.share(part, view);
+        }
+        from += (int) part.getShape().get(0);
+      }
+      at += layout.stackedRows();
+    }
+    return all;
+  }
+
+  /** Whether A and gate have the dtype that the layer computes in. */
+  boolean hasLayersDtype() {
+    return Ops.dtype(bank.loraA()) == dtype && Ops.dtype(bank.gate()) == dtype;
   }
 
   /** {@code (N, r_max)} int64: the row of A of each adapter's each rank; 0 beyond its rank. */

@@ -16,8 +16,8 @@ import org.meteora.cuda.Stream;
  * What the gates of a pass on a GPU choose, on its way to the listener: kernels write it into
  * device memory, copies to the host are queued between them, and the listener is told when the
  * whole pass has been queued, while the GPU still works on it. So no gate waits for the host, nor
- * the host for a gate. Memory of both sides grows to {@link #ROOM} at most, or to one gate's choice
- * when that is more; a longer pass is told of in several parts.
+ * the host for a gate. Memory of both sides grows to {@link #ROOM} at most, or to what gates with
+ * one input choose when that is more; a longer pass is told of in several parts.
  */
 final class GpuRouting implements AutoCloseable {
   private static final long ROOM = 64 << 20;
@@ -53,27 +53,31 @@ final class GpuRouting implements AutoCloseable {
   }
 
   /**
-   * Makes room for a gate's choice, which a kernel queued on libtorch's stream before the next call
-   * must write.
+   * Makes room for the choices of gates with one input, which kernels queued on libtorch's stream
+   * before the next call must write.
    *
-   * @return device address of int32 indices {@code (rows, tokens, topK)}, behind which follow
-   *     float32 weights in the same layout
+   * @param modules the gates', in a layer
+   * @return for each gate the device address of int32 indices {@code (rows, tokens, topK)}, behind
+   *     which follow float32 weights in the same layout
    */
-  long next(RoutingListener listener, int layer, int module, int rows, int tokens, int topK) {
+  long[] next(RoutingListener listener, int layer, int[] modules, int rows, int tokens, int topK) {
     cuda.makeCurrent();
     if (used - copied >= PIECE) {
       copy();
     }
-    var choice = new Choice(layer, module, rows, tokens, topK, used);
-    long bytes = 8L * choice.values();
+    long each = 8L * rows * tokens * topK;
+    long bytes = each * modules.length;
     if (used + bytes > room) {
       tell(listener);
       grow(Math.max(bytes, Math.clamp(2 * room, FIRST_ROOM, ROOM)));
-      choice = new Choice(layer, module, rows, tokens, topK, 0);
     }
-    fresh.add(choice);
-    used = choice.at() + bytes;
-    return device.address() + choice.at();
+    var addresses = new long[modules.length];
+    for (int i = 0; i < modules.length; i++) {
+      fresh.add(new Choice(layer, modules[i], rows, tokens, topK, used));
+      addresses[i] = device.address() + used;
+      used += each;
+    }
+    return addresses;
   }
 
   private void grow(long bytes) {

@@ -9,6 +9,7 @@ import ai.djl.nn.AbstractBlock;
 import ai.djl.nn.Parameter;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
+import java.util.List;
 import org.meteora.UserException;
 import org.meteora.lora.AdapterBank;
 import org.meteora.torch.Dtype;
@@ -47,8 +48,7 @@ public final class MoeLinear extends AbstractBlock {
   private final double dropout;
   private final int layer;
   private final int module;
-  private FusedForward fused;
-  private int fusedRefused;
+  private LinearGroup alone;
 
   /**
    * What a pass gives.
@@ -142,7 +142,20 @@ public final class MoeLinear extends AbstractBlock {
    *     GPU need fewer launches
    */
   public Output forward(NDArray x, boolean training, boolean wantLogits) {
-    var y = Ops.linear(x, weight, bias);
+    if (alone == null) {
+      alone = new LinearGroup(List.of(this));
+    }
+    return alone.forward(x, training, wantLogits).getFirst();
+  }
+
+  /** The base product alone: {@code x Wᵀ (+ bias)}. */
+  NDArray base(NDArray x) {
+    return Ops.linear(x, weight, bias);
+  }
+
+  /** One pass by itself: without what a {@link LinearGroup} does for several. */
+  Output compute(NDArray x, boolean training, boolean wantLogits) {
+    var y = base(x);
     if (bank == null) {
       return new Output(y, null);
     }
@@ -160,19 +173,6 @@ public final class MoeLinear extends AbstractBlock {
       return onHost(x, y, gated, wantLogits);
     }
     var rows = shape.dimension() == 2 ? x : x.reshape(-1, in);
-    boolean fusible =
-        gpu
-            && gated
-            && !training
-            && (flags.mode() == ForwardMode.FUSED || flags.mode() == ForwardMode.AUTO)
-            && (control.listener() == null || control.gathering() != null)
-            && bank.totalRank() > 0;
-    var fast = fusible ? fused(topK()) : null;
-    boolean few = rows.getShape().get(0) <= FusedForward.FEW;
-    if (fast != null && few && !wantLogits) {
-      fast.addFew(rows, y, control.settings().temperature(), choice(shape));
-      return new Output(y, null);
-    }
     if (gpu && training && gated && trainsMasked(flags.mode())) {
       var result =
           GpuTraining.forward(
@@ -187,16 +187,6 @@ public final class MoeLinear extends AbstractBlock {
               : result.logits().reshape(withLast(shape, bank.size())));
     }
     NDArray logits = gated ? Ops.linear(rows, bank.gate(), null) : null;
-    if (fast != null) {
-      if (few) {
-        fast.addFew(rows, y, control.settings().temperature(), choice(shape));
-      } else {
-        var flat = shape.dimension() == 2 ? y : y.reshape(-1, weight.getShape().get(0));
-        fast.addMany(rows, logits, flat, control.settings().temperature(), choice(shape));
-      }
-      return new Output(
-          y, shape.dimension() == 2 ? logits : logits.reshape(withLast(shape, bank.size())));
-    }
     boolean reference = flags.mode() == ForwardMode.REFERENCE;
     int topK = topK();
     Routing routing;
@@ -223,18 +213,8 @@ public final class MoeLinear extends AbstractBlock {
     return new Output(y, logitsShaped);
   }
 
-  /** Where a kernel writes its choice for an input of this shape; 0 when nobody wants to know. */
-  private long choice(Shape shape) {
-    if (control.listener() == null) {
-      return 0;
-    }
-    int rows = rows(shape);
-    int tokens = (int) (shape.size() / shape.get(shape.dimension() - 1)) / rows;
-    return control.gathering().next(control.listener(), layer, module, rows, tokens, topK());
-  }
-
   /** Batch rows of an input of this shape. */
-  private static int rows(Shape shape) {
+  static int rows(Shape shape) {
     return shape.dimension() == 3 ? (int) shape.get(0) : 1;
   }
 
@@ -255,27 +235,6 @@ public final class MoeLinear extends AbstractBlock {
       Fallback.say("training on the GPU does without kernels of its own: " + e.getMessage());
     }
     return false;
-  }
-
-  /** The kernels for this k, or null where they cannot be used. */
-  private FusedForward fused(int topK) {
-    if (fused != null && fused.fits(topK)) {
-      return fused;
-    }
-    if (fusedRefused == topK) {
-      return null;
-    }
-    if (fused != null) {
-      fused.close();
-      fused = null;
-    }
-    try {
-      fused = new FusedForward(layout, weight, topK);
-    } catch (UserException e) {
-      fusedRefused = topK;
-      Fallback.say("the fused kernels cannot be used: " + e.getMessage());
-    }
-    return fused;
   }
 
   private Output onHost(NDArray x, NDArray y, boolean gated, boolean wantLogits) {
@@ -327,6 +286,18 @@ public final class MoeLinear extends AbstractBlock {
     return layout;
   }
 
+  RoutingControl control() {
+    return control;
+  }
+
+  int layer() {
+    return layer;
+  }
+
+  int module() {
+    return module;
+  }
+
   int topK() {
     return Math.min(control.settings().topK(), bank.size());
   }
@@ -370,7 +341,7 @@ public final class MoeLinear extends AbstractBlock {
     return adapter;
   }
 
-  private static Shape withLast(Shape shape, long last) {
+  static Shape withLast(Shape shape, long last) {
     var dimensions = shape.getShape().clone();
     dimensions[dimensions.length - 1] = last;
     return new Shape(dimensions);

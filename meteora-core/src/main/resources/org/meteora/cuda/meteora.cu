@@ -179,6 +179,25 @@ __device__ __forceinline__ void load8(const T* p, int at, int end, bool aligned,
   }
 }
 
+// Stores what load8 loads.
+__device__ __forceinline__ void store8(T* p, int at, int end, bool aligned, const float* f) {
+  if (aligned && at + 8 <= end) {
+#if DTYPE == 0
+    *(float4*)(p + at) = make_float4(f[0], f[1], f[2], f[3]);
+    *(float4*)(p + at + 4) = make_float4(f[4], f[5], f[6], f[7]);
+#else
+    unsigned v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = fromFloat(f[2 * i]) | (unsigned)fromFloat(f[2 * i + 1]) << 16;
+    *(uint4*)(p + at) = make_uint4(v[0], v[1], v[2], v[3]);
+#endif
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (at + i < end) p[at + i] = fromFloat(f[i]);
+  }
+}
+
 #ifdef TENSOR_CORES
 __device__ __forceinline__ unsigned pair(T low, T high) { return low | (unsigned)high << 16; }
 // A pair of float32 as two pairs of T whose sum is nearer to it than one can be.
@@ -1786,42 +1805,43 @@ extern "C" __global__ void __launch_bounds__(32) add_adapters(const __grid_const
 }
 
 // Many tokens: z (tokens, sumR) becomes weight · scale · z, zero for adapters not chosen, in place; so that
-// y = base + z Bᵀ is one matrix product. Row strides in elements. Optionally writes the choice (tokens, TOPK).
-struct MaskZ {
-  const T* logits;
-  T* z;
+// y = base + z Bᵀ is one matrix product. A row of the matrix has z and behind it the gate's logits of up to three linears.
+// Optionally writes the choice (tokens, TOPK). Grid (tokens / 8, linears).
+struct Masked {
   const int* offsets;
   const float* scales;
   int* indices;
   float* weights;
-  long long tokens, logitStride, zStride;
-  int n, sumR;
+  int at, n, sumR, pad;
+};
+struct MaskZ {
+  T* rows;
+  long long tokens, stride;
   float invTemperature;
   int pad;
+  Masked linear[3];
 };
 extern "C" __global__ void __launch_bounds__(256) mask_z(const __grid_constant__ MaskZ p) {
-  releaseNext();
-  waitForPrevious();
+  const Masked& l = p.linear[blockIdx.y];
   int lane = threadIdx.x & 31;
   long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
   if (token >= p.tokens) return;
+  T* z = p.rows + token * p.stride + l.at;
   float logits[NREG];
 #pragma unroll
-  for (int i = 0; i < NREG; i++)
-    logits[i] = lane + 32 * i < p.n ? toFloat(p.logits[token * p.logitStride + lane + 32 * i]) : 0.f;
+  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? toFloat(z[l.sumR + lane + 32 * i]) : 0.f;
   int index[TOPK], begin[TOPK], end[TOPK];
   float weight[TOPK], factor[TOPK];
-  topK(logits, p.n, p.invTemperature, index, weight);
+  topK(logits, l.n, p.invTemperature, index, weight);
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
-    begin[j] = index[j] < 0 ? 0 : p.offsets[index[j]];
-    end[j] = index[j] < 0 ? 0 : p.offsets[index[j] + 1];
-    factor[j] = index[j] < 0 ? 0.f : weight[j] * p.scales[index[j]];
-    if (lane == 0 && p.indices) p.indices[token * TOPK + j] = index[j];
-    if (lane == 0 && p.weights) p.weights[token * TOPK + j] = weight[j];
+    begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
+    end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
+    factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
+    if (lane == 0 && l.indices) l.indices[token * TOPK + j] = index[j];
+    if (lane == 0 && l.weights) l.weights[token * TOPK + j] = weight[j];
   }
-  T* z = p.z + token * p.zStride;
-  for (int r = lane; r < p.sumR; r += 32) {
+  for (int r = lane; r < l.sumR; r += 32) {
     float f = 0;
 #pragma unroll
     for (int j = 0; j < TOPK; j++)
@@ -1858,10 +1878,11 @@ extern "C" __global__ void __launch_bounds__(256) choose_rows(const __grid_const
 }
 
 // --------------------------------------------------------------------------------------------------- many tokens, base model
-// out = rmsnorm(h + delta) · weight; h += delta when there is one. One block a row.
+// out = rmsnorm(h) · weight; with a delta of h + delta, which goes to sum. One block a row.
 struct NormRows {
-  T* h;
+  const T* h;
   const T* delta;
+  T* sum;
   const T* weight;
   T* out;
   long long rows;
@@ -1870,31 +1891,89 @@ struct NormRows {
 };
 extern "C" __global__ void __launch_bounds__(256) norm_rows(const __grid_constant__ NormRows p) {
   __shared__ float sums[8];
-  T* h = p.h + (long long)blockIdx.x * p.hidden;
-  const T* delta = p.delta ? p.delta + (long long)blockIdx.x * p.hidden : 0;
-  T* out = p.out + (long long)blockIdx.x * p.hidden;
-  bool aligned = p.hidden % 8 == 0;
-  float sum = 0;
+  const long long row = (long long)blockIdx.x * p.hidden;
+  const bool aligned = p.hidden % 8 == 0;
+  const T* normed = p.delta ? p.sum + row : p.h + row;
+  float squares = 0;
   for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
-    float f[8], g[8];
-    load8(h, at, p.hidden, aligned, f);
-    if (delta) load8(delta, at, p.hidden, aligned, g);
+    float f[8];
+    load8(p.h + row, at, p.hidden, aligned, f);
+    if (p.delta) {
+      float g[8];
+      load8(p.delta + row, at, p.hidden, aligned, g);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (at + i < p.hidden) {
-        if (delta) { h[at + i] = fromFloat(f[i] + g[i]); f[i] = toFloat(h[at + i]); }
-        sum += f[i] * f[i];
-      }
+      for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i] + g[i]));
+      store8(p.sum + row, at, p.hidden, aligned, f);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) squares += f[i] * f[i];
   }
-  sum = warpSum(sum);
-  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = sum;
+  squares = warpSum(squares);
+  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = squares;
   __syncthreads();
-  sum = 0;
+  squares = 0;
 #pragma unroll
-  for (int i = 0; i < 8; i++) sum += sums[i];
-  float factor = rsqrtf(sum / p.hidden + p.eps);
-  for (int at = threadIdx.x; at < p.hidden; at += 256)
-    out[at] = fromFloat(toFloat(fromFloat(toFloat(h[at]) * factor)) * toFloat(p.weight[at]));
+  for (int i = 0; i < 8; i++) squares += sums[i];
+  const float factor = rsqrtf(squares / p.hidden + p.eps);
+  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {  // what this thread has seen before
+    float f[8], w[8];
+    load8(normed, at, p.hidden, aligned, f);
+    load8(p.weight, at, p.hidden, aligned, w);
+#pragma unroll
+    for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i] * factor)) * w[i];
+    store8(p.out + row, at, p.hidden, aligned, f);
+  }
+}
+
+// Rotates queries (batch, seq, heads, headDim) in place, and puts keys, rotated, and values, both (batch, seq, kvHeads, headDim),
+// into the cache (batch, kvHeads, capacity, headDim) behind its first `past` positions. Cosines and sines (seq, headDim), of
+// every sequence (angleRows) or of all, are those that x · cos + (its halves exchanged) · sin takes: the first sines are negated.
+// One thread: 8 pairs of a head, or one where heads have an odd form.
+struct RopeRows {
+  T* q;
+  const T* k;
+  const T* v;
+  const T* cosines;
+  const T* sines;
+  T* keys;
+  T* values;
+  long long tokens, capacity, past;
+  int seq, angleRows, heads, kvHeads, headDim, vectors;
+};
+template <int N>
+__device__ __forceinline__ void ropeRow(const RopeRows& p, long long token, int head, int i) {
+  const int half = p.headDim / 2, kv = head < p.heads ? 0 : head < p.heads + p.kvHeads ? 1 : 2;
+  const long long sequence = token / p.seq, t = token % p.seq;
+  if (kv) head -= kv == 1 ? p.heads : p.heads + p.kvHeads;
+  T* q = p.q + (token * p.heads + head) * p.headDim + i;
+  const T* from = kv == 0 ? q : (kv == 1 ? p.k : p.v) + (token * p.kvHeads + head) * p.headDim + i;
+  T* to = kv == 0 ? q : (kv == 1 ? p.keys : p.values) + ((sequence * p.kvHeads + head) * p.capacity + p.past + t) * p.headDim + i;
+  const long long angle = ((p.angleRows > 1 ? sequence * p.seq : 0) + t) * p.headDim + i;
+  float a[8], b[8], c[8], s[8];
+  load8(from, 0, N, N == 8, a);
+  load8(from + half, 0, N, N == 8, b);
+  if (kv < 2) {
+    load8(p.cosines + angle, 0, N, N == 8, c);
+    load8(p.sines + angle + half, 0, N, N == 8, s);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      const float x = a[j], y = b[j];
+      a[j] = x * c[j] - y * s[j];
+      b[j] = y * c[j] + x * s[j];
+    }
+  }
+  store8(to, 0, N, N == 8, a);
+  store8(to + half, 0, N, N == 8, b);
+}
+extern "C" __global__ void __launch_bounds__(256) rope_rows(const __grid_constant__ RopeRows p) {
+  const int pairs = p.vectors ? p.headDim / 16 : p.headDim / 2, heads = p.heads + 2 * p.kvHeads;
+  const long long at = (long long)blockIdx.x * 256 + threadIdx.x, token = at / (pairs * heads);
+  if (token >= p.tokens) return;
+  const int rest = (int)(at % (pairs * heads));
+  if (p.vectors)
+    ropeRow<8>(p, token, rest / pairs, rest % pairs * 8);
+  else
+    ropeRow<1>(p, token, rest / pairs, rest % pairs);
 }
 
 // out = silu(gate) · up, elementwise.
@@ -1912,21 +1991,9 @@ extern "C" __global__ void __launch_bounds__(256) silu_rows(const __grid_constan
   float g[8], u[8];
   load8(p.gate + at, 0, n, p.vectors, g);
   load8(p.up + at, 0, n, p.vectors, u);
-  T o[8];
 #pragma unroll
-  for (int i = 0; i < 8; i++) o[i] = fromFloat(g[i] / (1.f + __expf(-g[i])) * u[i]);
-#if DTYPE != 0
-  if (p.vectors && n == 8) {
-    uint4 v;
-    v.x = o[0] | (unsigned)o[1] << 16; v.y = o[2] | (unsigned)o[3] << 16;
-    v.z = o[4] | (unsigned)o[5] << 16; v.w = o[6] | (unsigned)o[7] << 16;
-    *(uint4*)(p.out + at) = v;
-    return;
-  }
-#endif
-#pragma unroll
-  for (int i = 0; i < 8; i++)
-    if (i < n) p.out[at + i] = o[i];
+  for (int i = 0; i < 8; i++) g[i] = g[i] / (1.f + __expf(-g[i])) * u[i];
+  store8(p.out + at, 0, n, p.vectors, g);
 }
 
 // ------------------------------------------------------------------------------------------------------------- measurement

@@ -143,20 +143,19 @@ class KernelsGpuTest {
                 banks.stream()
                     .map(bank -> gpu.normal(tokens * bank.target().out(), 0.1, 0, dtype))
                     .toList();
-            var indices = gpu.poisoned(4L * banks.size() * tokens * topK);
-            var weights = gpu.poisoned(4L * banks.size() * tokens * topK);
+            var chosenBy = new long[banks.size()];
+            Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
             moe.addFew(
                 x.address(),
                 bases.stream().mapToLong(Gpu.Array::address).toArray(),
                 tokens,
-                indices,
-                weights,
+                chosenBy,
                 temperature,
                 gpu.stream);
-            var chosen = gpu.get(indices, banks.size() * tokens * topK, Dtype.I32);
-            var given = gpu.get(weights, banks.size() * tokens * topK, Dtype.F32);
             for (var i = 0; i < banks.size(); i++) {
               var bank = banks.get(i);
+              var chosen = gpu.get(chosenBy[i], tokens * topK, Dtype.I32);
+              var given = gpu.get(chosenBy[i] + 4L * tokens * topK, tokens * topK, Dtype.F32);
               var out = bank.target().out();
               var expected = bases.get(i).values().clone();
               for (var t = 0; t < tokens; t++) {
@@ -179,7 +178,7 @@ class KernelsGpuTest {
                     ReferenceLlama.weights(
                         ReferenceLlama.times(bank.g(), row, r.length), topK, temperature);
                 for (var j = 0; j < topK; j++) {
-                  var at = (i * tokens + t) * topK + j;
+                  var at = t * topK + j;
                   assertThat(Math.abs(w[(int) chosen[at]] - given[at])).isLessThan(1e-3);
                 }
               }
@@ -200,58 +199,65 @@ class KernelsGpuTest {
   void maskOfManyTokens(Dtype dtype) {
     try (var gpu = new Gpu(5)) {
       for (var n : new int[] {1, 3, 28, 200}) {
-        var ranks = new int[n];
-        for (var i = 0; i < n; i++) {
-          ranks[i] = n == 28 ? 8 : i % 4;
-        }
         var topK = Math.min(2, n);
-        var all = Arrays.stream(ranks).sum();
         var tokens = 1003;
-        var bank = bank(gpu, dtype, 8, 8, ranks, false);
-        // distinct logits: ties may fall either way
-        var values = new double[tokens * (n + 1)];
+        var banks = new ArrayList<Bank>();
+        for (var i = 0; i < 1 + n % 3; i++) {
+          var ranks = new int[n];
+          for (var e = 0; e < n; e++) {
+            ranks[e] = n == 28 ? 8 : (i + e) % 4;
+          }
+          banks.add(bank(gpu, dtype, 8, 8, ranks, false));
+        }
+        var stride =
+            banks.stream()
+                .map(bank -> bank.target().adapters())
+                .mapToInt(a -> FusedMoe.columns(a.count(), a.sumOfRanks()))
+                .sum();
+        var values = gpu.random.doubles((long) tokens * stride).map(v -> 2 * v - 1).toArray();
         for (var t = 0; t < tokens; t++) {
-          var order = gpu.random.ints(0, 2 * n + 1).distinct().limit(n + 1).toArray();
-          for (var e = 0; e <= n; e++) {
-            values[t * (n + 1) + e] = order[e] / 8.0 - 2;
+          var at = t * stride;
+          for (var bank : banks) {
+            // distinct logits: ties may fall either way
+            var all = bank.target().adapters().sumOfRanks();
+            var order = gpu.random.ints(0, 2 * n + 1).distinct().limit(n).toArray();
+            for (var e = 0; e < n; e++) {
+              values[at + all + e] = order[e] / 8.0 - 2;
+            }
+            at += FusedMoe.columns(n, all);
           }
         }
-        var logits = gpu.put(values, dtype);
-        var z = gpu.normal(tokens * (all + 2), 1, 0, dtype);
-        var indices = gpu.poisoned(4L * tokens * topK);
-        var weights = gpu.poisoned(4L * tokens * topK);
-        try (var moe = new FusedMoe(gpu.cuda, dtype, topK, 8, List.of(bank.target()), gpu.stream)) {
-          moe.maskMany(
-              0,
-              logits.address(),
-              n + 1,
-              z.address(),
-              all + 2,
-              tokens,
-              indices,
-              weights,
-              2,
-              gpu.stream);
+        var rows = gpu.put(values, dtype);
+        var chosenBy = new long[banks.size()];
+        Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
+        var targets = banks.stream().map(Bank::target).toList();
+        try (var moe = new FusedMoe(gpu.cuda, dtype, topK, 8, targets, gpu.stream)) {
+          moe.maskMany(rows.address(), tokens, chosenBy, 2, gpu.stream);
         }
-        var expected = z.values().clone();
-        var chosen = gpu.get(indices, tokens * topK, Dtype.I32);
-        var given = gpu.get(weights, tokens * topK, Dtype.F32);
-        for (var t = 0; t < tokens; t++) {
-          var w =
-              ReferenceLlama.weights(
-                  Arrays.copyOfRange(logits.values(), t * (n + 1), t * (n + 1) + n), topK, 2);
-          var at = 0;
-          for (var e = 0; e < n; e++) {
-            for (var r = 0; r < ranks[e]; r++, at++) {
-              expected[t * (all + 2) + at] *= w[e] * bank.target().adapters().scales()[e];
+        var expected = rows.values().clone();
+        var from = 0;
+        for (var i = 0; i < banks.size(); i++) {
+          var adapters = targets.get(i).adapters();
+          var chosen = gpu.get(chosenBy[i], tokens * topK, Dtype.I32);
+          var given = gpu.get(chosenBy[i] + 4L * tokens * topK, tokens * topK, Dtype.F32);
+          for (var t = 0; t < tokens; t++) {
+            var at = t * stride + from;
+            var gate = at + adapters.sumOfRanks();
+            var w =
+                ReferenceLlama.weights(Arrays.copyOfRange(rows.values(), gate, gate + n), topK, 2);
+            for (var e = 0; e < n; e++) {
+              for (var r = 0; r < adapters.ranks()[e]; r++, at++) {
+                expected[at] *= w[e] * adapters.scales()[e];
+              }
+            }
+            for (var j = 0; j < topK; j++) {
+              assertThat(Math.abs(w[(int) chosen[t * topK + j]] - given[t * topK + j]))
+                  .isLessThan(1e-5);
             }
           }
-          for (var j = 0; j < topK; j++) {
-            assertThat(Math.abs(w[(int) chosen[t * topK + j]] - given[t * topK + j]))
-                .isLessThan(1e-5);
-          }
+          from += FusedMoe.columns(n, adapters.sumOfRanks());
         }
-        var got = gpu.get(z.address(), tokens * (all + 2), dtype);
+        var got = gpu.get(rows.address(), tokens * stride, dtype);
         assertThat(Gpu.error(got, expected))
             .as(dtype + " " + n)
             .isLessThan(dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3);
@@ -270,27 +276,38 @@ class KernelsGpuTest {
         var delta = gpu.normal(rows * hidden, 1, 0, dtype);
         var weight = gpu.normal(hidden, 0.2, 1, dtype);
         var out = gpu.poisoned((long) rows * hidden * dtype.bytes());
+        var sum = gpu.poisoned((long) rows * hidden * dtype.bytes());
         kernels.norm(
-            h.address(), delta.address(), weight.address(), out, rows, hidden, 1e-5f, gpu.stream);
+            h.address(),
+            delta.address(),
+            sum,
+            weight.address(),
+            out,
+            rows,
+            hidden,
+            1e-5f,
+            gpu.stream);
         var expected = new double[rows * hidden];
         var sums = new double[rows * hidden];
         for (var row = 0; row < rows; row++) {
-          double sum = 0;
+          double squares = 0;
           for (var i = row * hidden; i < (row + 1) * hidden; i++) {
             sums[i] = h.values()[i] + delta.values()[i];
-            sum += Math.pow(Gpu.round(sums[i], dtype), 2);
+            squares += Math.pow(Gpu.round(sums[i], dtype), 2);
           }
           for (var i = 0; i < hidden; i++) {
             expected[row * hidden + i] =
                 Gpu.round(sums[row * hidden + i], dtype)
-                    / Math.sqrt(sum / hidden + 1e-5)
+                    / Math.sqrt(squares / hidden + 1e-5)
                     * weight.values()[i];
           }
         }
         var tolerance = dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3;
         assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
-        assertThat(Gpu.error(gpu.get(h.address(), rows * hidden, dtype), sums))
-            .isLessThan(tolerance);
+        assertThat(Gpu.error(gpu.get(sum, rows * hidden, dtype), sums)).isLessThan(tolerance);
+        kernels.norm(
+            sum, 0, 0, weight.address(), out, rows, hidden, 1e-5f, gpu.stream); // without a delta
+        assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
 
         var up = gpu.normal(rows * hidden, 1, 0, dtype);
         kernels.siluUp(delta.address(), up.address(), out, (long) rows * hidden, gpu.stream);
@@ -299,6 +316,85 @@ class KernelsGpuTest {
           expected[i] = g / (1 + Math.exp(-g)) * up.values()[i];
         }
         assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F32", "F16", "BF16"})
+  void queriesAndKeysOfManyTokens(Dtype dtype) {
+    // batch, seq, heads, kvHeads, headDim, capacity, past, rows of angles
+    int[][] shapes = {
+      {2, 37, 4, 2, 128, 64, 5, 1},
+      {3, 5, 3, 1, 10, 9, 4, 3},
+      {1, 300, 6, 2, 80, 300, 0, 1},
+      {2, 1, 1, 1, 2, 3, 2, 2}
+    };
+    try (var gpu = new Gpu(8)) {
+      var kernels = new RowKernels(gpu.cuda, dtype);
+      for (var s : shapes) {
+        var shape = new RowKernels.Heads(s[0], s[1], s[2], s[3], s[4], s[5], s[6]);
+        var tokens = s[0] * s[1];
+        var dim = s[4];
+        var q = gpu.normal(tokens * s[2] * dim, 1, 0, dtype);
+        var k = gpu.normal(tokens * s[3] * dim, 1, 0, dtype);
+        var v = gpu.normal(tokens * s[3] * dim, 1, 0, dtype);
+        var cos = new double[s[7] * s[1] * dim];
+        var sin = new double[cos.length];
+        for (var i = 0; i < cos.length; i++) {
+          var pair = i % dim % (dim / 2);
+          var angle = (i / dim + 3) * Math.pow(10, -2.0 * pair / dim);
+          cos[i] = Math.cos(angle);
+          sin[i] = i % dim < dim / 2 ? -Math.sin(angle) : Math.sin(angle);
+        }
+        var cosines = gpu.put(cos, dtype);
+        var sines = gpu.put(sin, dtype);
+        var cached = s[0] * s[3] * s[5] * dim;
+        var keys = gpu.normal(cached, 1, 0, dtype);
+        var values = gpu.normal(cached, 1, 0, dtype);
+        kernels.rope(
+            shape,
+            q.address(),
+            k.address(),
+            v.address(),
+            cosines.address(),
+            sines.address(),
+            s[7],
+            keys.address(),
+            values.address(),
+            gpu.stream);
+        var expectedQ = q.values().clone();
+        var expectedK = keys.values().clone();
+        var expectedV = values.values().clone();
+        for (var t = 0; t < tokens; t++) {
+          var row = t / s[1];
+          var position = t % s[1];
+          for (var i = 0; i < dim; i++) {
+            var angle = ((s[7] > 1 ? row * s[1] : 0) + position) * dim + i;
+            var c = cosines.values()[angle];
+            var swapped = (i + dim / 2) % dim;
+            for (var h = 0; h < s[2]; h++) {
+              var head = (t * s[2] + h) * dim;
+              expectedQ[head + i] =
+                  q.values()[head + i] * c + q.values()[head + swapped] * sines.values()[angle];
+            }
+            for (var h = 0; h < s[3]; h++) {
+              var head = (t * s[3] + h) * dim;
+              var slot = ((row * s[3] + h) * s[5] + s[6] + position) * dim + i;
+              expectedK[slot] =
+                  k.values()[head + i] * c + k.values()[head + swapped] * sines.values()[angle];
+              expectedV[slot] = v.values()[head + i];
+            }
+          }
+        }
+        var tolerance = dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3;
+        assertThat(Gpu.error(gpu.get(q.address(), expectedQ.length, dtype), expectedQ))
+            .as(shape + " queries")
+            .isLessThan(tolerance);
+        assertThat(Gpu.error(gpu.get(keys.address(), cached, dtype), expectedK))
+            .as(shape + " keys")
+            .isLessThan(tolerance);
+        assertThat(gpu.get(values.address(), cached, dtype)).isEqualTo(expectedV);
       }
     }
   }

@@ -13,9 +13,11 @@ import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.Random;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.lora.AdapterBank;
+import org.meteora.torch.Dtype;
 import org.meteora.torch.Ops;
 
 class MoeLinearTest {
@@ -266,6 +268,35 @@ class MoeLinearTest {
       }
       assertThat(outputs[1]).containsExactly(outputs[0]);
       assertThat(transposed[1]).containsExactly(transposed[0]);
+    }
+  }
+
+  @Test
+  void aStackHoldsAAndGatesOfLinearsWithOneInput() {
+    try (var manager = NDManager.newBaseManager("PyTorch")) {
+      var random = new Random(5);
+      var banks = List.of(twoAdapters(manager, random), twoAdapters(manager, random));
+      var parts = banks.stream().flatMap(bank -> Stream.of(bank.loraA(), bank.gate())).toList();
+      var before = parts.stream().map(NDArray::toFloatArray).toList();
+      var layouts = banks.stream().map(bank -> new BankLayout(manager, bank, Dtype.F32)).toList();
+      var stacked = BankLayout.stack(layouts);
+      // of each: 8 rows of A, 2 of the gate, and whole eights
+      assertThat(stacked.getShape()).isEqualTo(Ops.shape(32, IN));
+      long[] rows = {0, 8, 16, 24};
+      for (int i = 0; i < 4; i++) {
+        assertThat(parts.get(i).toFloatArray()).containsExactly(before.get(i));
+        assertThat(Ops.dataPointer(parts.get(i)))
+            .isEqualTo(Ops.dataPointer(stacked) + 4 * IN * rows[i]);
+      }
+      assertThat(Ops.narrow(stacked, 0, 10, 6).toFloatArray()).containsOnly(0);
+      parts.get(3).muli(2); // what a parameter becomes, the stack has
+      assertThat(Ops.narrow(stacked, 0, 24, 2).toFloatArray())
+          .containsExactly(parts.get(3).toFloatArray());
+
+      var alone = BankLayout.stack(layouts.subList(1, 2));
+      assertThat(alone.getShape()).isEqualTo(Ops.shape(16, IN));
+      assertThat(Ops.dataPointer(alone)).isEqualTo(Ops.dataPointer(parts.get(2)));
+      assertThatThrownBy(() -> BankLayout.stack(layouts)).isInstanceOf(IllegalStateException.class);
     }
   }
 

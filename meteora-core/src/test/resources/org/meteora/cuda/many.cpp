@@ -1,0 +1,148 @@
+// The kernels between the products of many tokens, against float64.
+#include "on_cpu.h"
+
+static void mask() {
+  const int linears = 1 + below(3), tokens = 1 + below(20);
+  struct One {
+    int n, at, sum = 0;
+    Array<int> offsets, indices;
+    Array<float> scales, weights;
+    One(int n, int at, int tokens) : n(n), at(at), offsets(n + 1), indices(tokens * TOPK), scales(n), weights(tokens * TOPK) {}
+  };
+  std::vector<std::unique_ptr<One>> all;
+  int stride = 0;
+  for (int l = 0; l < linears; l++) {
+    const int n = 1 + below(MAXN);
+    all.push_back(std::make_unique<One>(n, stride, tokens));
+    One& one = *all.back();
+    for (int e = 0; e < n; e++) {
+      one.offsets[e] = one.sum;
+      one.scales[e] = 0.5f + 0.1f * e;
+      one.sum += below(9);
+    }
+    one.offsets[n] = one.sum;
+    stride += (one.sum + n + 7) / 8 * 8;
+  }
+  Array<T> rows((size_t)tokens * stride);
+  fill(rows);
+  std::vector<T> before(rows.p, rows.p + rows.n);
+  const float inverse = 0.5f;
+  MaskZ p{rows.p, tokens, stride, inverse, 0, {}};
+  const bool tell = below(2);
+  for (int l = 0; l < linears; l++) {
+    One& one = *all[l];
+    p.linear[l] = {one.offsets.p, one.scales.p, tell ? one.indices.p : 0, tell ? one.weights.p : 0, one.at, one.n, one.sum, 0};
+  }
+  launch<MaskZ>(256, (tokens + 7) / 8, linears, 1, mask_z, p);
+  for (int l = 0; l < linears; l++)
+    for (int t = 0; t < tokens; t++) {
+      One& one = *all[l];
+      const size_t from = (size_t)t * stride + one.at;
+      std::vector<std::pair<double, int>> order;
+      for (int e = 0; e < one.n; e++) order.push_back({-toFloat(before[from + one.sum + e]), e});
+      std::stable_sort(order.begin(), order.end());
+      std::vector<double> weight(one.n);
+      double sum = 0;
+      const int k = std::min(TOPK, one.n);
+      for (int j = 0; j < k; j++) sum += weight[order[j].second] = std::exp((order[0].first - order[j].first) * inverse);
+      for (int j = 0; tell && j < k; j++) {
+        check("adapter", one.indices[t * TOPK + j], order[j].second);
+        check("weight", one.weights[t * TOPK + j], weight[order[j].second] / sum);
+      }
+      for (int e = 0; e < one.n; e++) {
+        for (int r = one.offsets[e]; r < one.offsets[e + 1]; r++)
+          check("z", toFloat(rows[from + r]), weight[e] / sum * one.scales[e] * toFloat(before[from + r]));
+        check("logit", rows[from + one.sum + e], before[from + one.sum + e]);
+      }
+    }
+}
+
+static void norm() {
+  const int rows = 1 + below(3), hidden = oneOf({1, 7, 8, 64, 100, 2048, 2051, 4104});
+  const bool added = below(2), inPlace = below(2);
+  Array<T> h(rows * hidden), delta(rows * hidden), sum(rows * hidden), weight(hidden), out(rows * hidden);
+  fill(h);
+  fill(delta);
+  fill(weight);
+  std::vector<T> before(delta.p, delta.p + delta.n);
+  T* to = inPlace ? delta.p : sum.p;
+  launch<NormRows>(256, rows, 1, 1, norm_rows,
+                   {h.p, added ? delta.p : 0, added ? to : 0, weight.p, out.p, rows, hidden, 1e-5f});
+  for (int m = 0; m < rows; m++) {
+    std::vector<double> x;
+    double squares = 0;
+    for (int i = m * hidden; i < (m + 1) * hidden; i++) {
+      x.push_back(toFloat(h[i]) + (added ? toFloat(before[i]) : 0));
+      if (added) check("sum", toFloat(to[i]), x.back());
+      squares += x.back() * x.back();
+    }
+    for (int i = 0; i < hidden; i++)
+      check("norm", toFloat(out[m * hidden + i]), x[i] / std::sqrt(squares / hidden + 1e-5) * toFloat(weight[i]));
+  }
+}
+
+static void silu() {
+  const int count = 1 + below(5000);
+  Array<T> gate(count), up(count);
+  fill(gate);
+  fill(up);
+  std::vector<T> before(gate.p, gate.p + count);
+  launch<SiluRows>(256, (count + 2047) / 2048, 1, 1, silu_rows, {gate.p, up.p, gate.p, count, 1, 0});
+  for (int i = 0; i < count; i++) {
+    double g = toFloat(before[i]);
+    check("silu", toFloat(gate[i]), g / (1 + std::exp(-g)) * toFloat(up[i]));
+  }
+}
+
+static void rope() {
+  const int batch = 1 + below(3), seq = 1 + below(9), heads = 1 + below(4), kv = 1 + below(2), d = oneOf({2, 10, 16, 64, 128});
+  const int past = below(5), capacity = past + seq + below(3), angleRows = below(2) ? batch : 1, half = d / 2;
+  const int tokens = batch * seq, vectors = d % 16 == 0 && below(4);
+  Array<T> q(tokens * heads * d), k(tokens * kv * d), v(tokens * kv * d), keys(batch * kv * capacity * d), values(keys.n);
+  Array<T> cosines(angleRows * seq * d), sines(cosines.n);
+  fill(q);
+  fill(k);
+  fill(v);
+  fill(keys);
+  fill(values);
+  for (size_t i = 0; i < cosines.n; i++) {
+    double angle = (i / d + 1.0) / (1 + i % half);
+    cosines[i] = fromFloat(std::cos(angle));
+    sines[i] = fromFloat(i % d < half ? -std::sin(angle) : std::sin(angle));
+  }
+  std::vector<T> queries(q.p, q.p + q.n), oldKeys(keys.p, keys.p + keys.n), oldValues(values.p, values.p + values.n);
+  const int threads = tokens * (heads + 2 * kv) * (vectors ? d / 16 : half);
+  launch<RopeRows>(256, (threads + 255) / 256, 1, 1, rope_rows,
+                   {q.p, k.p, v.p, cosines.p, sines.p, keys.p, values.p, tokens, capacity, past, seq, angleRows, heads, kv, d, vectors});
+  auto turned = [&](const T* head, int b, int t, int i) {
+    size_t at = ((size_t)(angleRows > 1 ? b * seq : 0) + t) * d + i;
+    return (double)toFloat(head[i]) * toFloat(cosines[at]) + (double)toFloat(head[(i + half) % d]) * toFloat(sines[at]);
+  };
+  for (int b = 0; b < batch; b++) {
+    for (int t = 0; t < seq; t++)
+      for (int h = 0; h < heads; h++)
+        for (int i = 0; i < d; i++) {
+          size_t head = ((size_t)(b * seq + t) * heads + h) * d;
+          check("q", toFloat(q[head + i]), turned(&queries[head], b, t, i));
+        }
+    for (int h = 0; h < kv; h++)
+      for (int t = 0; t < capacity; t++)
+        for (int i = 0; i < d; i++) {
+          size_t at = ((size_t)(b * kv + h) * capacity + t) * d + i, head = ((size_t)(b * seq + t - past) * kv + h) * d;
+          const bool is = t >= past && t < past + seq;
+          check("key", toFloat(keys[at]), is ? turned(&k[head], b, t - past, i) : toFloat(oldKeys[at]));
+          check("value", toFloat(values[at]), toFloat(is ? v[head + i] : oldValues[at]));
+        }
+  }
+}
+
+int main(int, char** arguments) {
+  generator.seed(std::atoi(arguments[1]));
+  for (int round = std::atoi(arguments[2]); round > 0; round--) {
+    mask();
+    norm();
+    silu();
+    rope();
+  }
+  std::printf("largest error %g\n", worst);
+}
