@@ -315,7 +315,11 @@ public final class DecodeBench implements AutoCloseable {
     var standard = MatrixVector.Tuning.standard();
     var apart =
         new MatrixVector.Tuning(
-            standard.sharedBytes(), standard.inputBytes(), false, standard.rideBytes());
+            standard.sharedBytes(),
+            standard.inputBytes(),
+            false,
+            standard.earlyRows(),
+            standard.rideBytes());
     System.out.println("us a launch                " + String.join(" | ", PHASES) + " | head");
     for (var batch : new int[] {1, 4, 16}) {
       for (var overlap : new boolean[] {true, false}) {
@@ -402,31 +406,57 @@ public final class DecodeBench implements AutoCloseable {
             new Variant(
                 "no overlap",
                 new MatrixVector.Tuning(
-                    standard.sharedBytes(), standard.inputBytes(), false, standard.rideBytes()),
+                    standard.sharedBytes(),
+                    standard.inputBytes(),
+                    false,
+                    standard.earlyRows(),
+                    standard.rideBytes()),
                 true),
             new Variant(
                 "chosen A only",
-                new MatrixVector.Tuning(standard.sharedBytes(), standard.inputBytes(), true, 0),
+                new MatrixVector.Tuning(
+                    standard.sharedBytes(), standard.inputBytes(), true, standard.earlyRows(), 0),
+                true),
+            new Variant(
+                "gates not first",
+                new MatrixVector.Tuning(
+                    standard.sharedBytes(), standard.inputBytes(), true, 0, standard.rideBytes()),
                 true),
             new Variant(
                 "shared 160 KiB",
                 new MatrixVector.Tuning(
-                    160 << 10, standard.inputBytes(), true, standard.rideBytes()),
+                    160 << 10,
+                    standard.inputBytes(),
+                    true,
+                    standard.earlyRows(),
+                    standard.rideBytes()),
                 true),
             new Variant(
                 "shared 220 KiB",
                 new MatrixVector.Tuning(
-                    220 << 10, standard.inputBytes(), true, standard.rideBytes()),
+                    220 << 10,
+                    standard.inputBytes(),
+                    true,
+                    standard.earlyRows(),
+                    standard.rideBytes()),
                 true),
             new Variant(
                 "input 36 KiB",
                 new MatrixVector.Tuning(
-                    standard.sharedBytes(), 36 << 10, true, standard.rideBytes()),
+                    standard.sharedBytes(),
+                    36 << 10,
+                    true,
+                    standard.earlyRows(),
+                    standard.rideBytes()),
                 true),
             new Variant(
                 "input 114 KiB",
                 new MatrixVector.Tuning(
-                    standard.sharedBytes(), 114 << 10, true, standard.rideBytes()),
+                    standard.sharedBytes(),
+                    114 << 10,
+                    true,
+                    standard.earlyRows(),
+                    standard.rideBytes()),
                 true));
     System.out.println(
         "variant              batch 1  batch 4  batch 16   base 1   base 4  base 16");

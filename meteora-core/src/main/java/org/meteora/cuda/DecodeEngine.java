@@ -63,6 +63,7 @@ public final class DecodeEngine implements AutoCloseable {
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
   private final Map<Integer, Plan> plans = new HashMap<>();
   private final Arena host = Arena.ofShared();
+  private final HostMemory locked;
   private final MemorySegment onHost;
   private final MemorySegment rowsOnHost = host.allocate(4 * 16 * 3, 16);
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
@@ -92,6 +93,9 @@ public final class DecodeEngine implements AutoCloseable {
   private final long yB;
   private final long logits;
 
+  /** Of every product of a layer how much of its gates' logits is there; zero between steps. */
+  private final long early;
+
   private int[] lengthOfRow = {};
   private int active;
   private boolean useGraphs = true;
@@ -115,6 +119,7 @@ public final class DecodeEngine implements AutoCloseable {
   DecodeEngine(
       Cuda cuda, DecodeModel model, KvMemory cache, int maxRows, MatrixVector.Tuning tuning) {
     Stream made = null;
+    HostMemory locked = null;
     try {
       if (maxRows < 1 || maxRows > MatrixVector.MAX_ROWS) {
         throw new UserException("a decode step takes 1 to 16 sequences, not " + maxRows);
@@ -158,7 +163,9 @@ public final class DecodeEngine implements AutoCloseable {
       this.stream = made;
       var m = this.maxRows;
       var size = model.dtype().bytes();
-      this.onHost = host.allocate(ROUTING + routingBytes(model.layers().size(), m), 16);
+      locked = new HostMemory(cuda, ROUTING + routingBytes(model.layers().size(), m));
+      this.locked = locked;
+      this.onHost = locked.memory();
       this.wishes = zeros(onHost.byteSize());
       this.tokens = wishes + TokenChoice.BYTES;
       this.choice = new TokenChoice(onHost.asSlice(0, TokenChoice.BYTES), wishes);
@@ -191,12 +198,16 @@ public final class DecodeEngine implements AutoCloseable {
       this.yA = zeros(4 * y);
       this.yB = zeros(4 * y);
       this.logits = zeros(4 * out);
+      this.early = zeros(4L * MODULES * model.layers().size());
       temperature(1);
       stream.synchronize();
     } catch (RuntimeException | Error e) {
       owned.forEach(DeviceMemory::close);
       if (made != null) {
         made.close();
+      }
+      if (locked != null) {
+        locked.close();
       }
       host.close();
       throw e;
@@ -494,7 +505,8 @@ public final class DecodeEngine implements AutoCloseable {
           .forEach(
               l ->
                   l.adapters()
-                      .ifPresent(a -> segments.add(new MatrixVector.Segment(a.gate(), a.count()))));
+                      .ifPresent(
+                          a -> segments.add(new MatrixVector.Segment(a.gate(), a.count(), true))));
       if (ride) {
         shared
             .linears()
@@ -518,10 +530,20 @@ public final class DecodeEngine implements AutoCloseable {
           .add(clear)
           .add(inverseTemperature)
           .add(clearCount)
+          .add(choosesEarly() ? counter() : 0)
           .add(product.slots())
           .add(ld)
           .add(rows)
-          .add(0);
+          .add(product.earlyParts());
+    }
+
+    /** Whether adapters can be chosen before the product has ended. */
+    boolean choosesEarly() {
+      return product.earlyParts() > 0;
+    }
+
+    private long counter() {
+      return early + 4L * (shared.layer() * MODULES + shared.first());
     }
 
     Struct linear(int which) {
@@ -585,7 +607,8 @@ public final class DecodeEngine implements AutoCloseable {
      */
     void launch(Plan plan, long x, long y, int partials) {
       var norm = partials > 0;
-      plan.launches.add(product.launch(x, y, ld, norm ? sumsq : 0, partials, model.eps()));
+      plan.launches.add(
+          product.launch(x, y, ld, counter(), norm ? sumsq : 0, partials, model.eps()));
       if (!ride) {
         var argument = new Struct().add(chain(y, 0, 0));
         var linears = shared.linears();
@@ -691,7 +714,7 @@ public final class DecodeEngine implements AutoCloseable {
               last ? headFloats : new Product(qkv(i + 1), rows).floats(),
               last ? model.finalNorm() : layers.get(i + 1).inputNorm()));
     }
-    plan.launches.add(head.launch(normed, logits, model.vocab(), sumsq, partials, model.eps()));
+    plan.launches.add(head.launch(normed, logits, model.vocab(), 0, sumsq, partials, model.eps()));
     plan.launches.addAll(
         choice.launches(
             kernels,
@@ -705,6 +728,8 @@ public final class DecodeEngine implements AutoCloseable {
             lengths,
             slots,
             cache.maxLength(),
+            early,
+            MODULES * layers.size(),
             overlap));
     return plan;
   }
@@ -772,7 +797,7 @@ public final class DecodeEngine implements AutoCloseable {
             .add((float) (1 / Math.sqrt(model.headDim())))
             .add(model.ropeScale());
     return kernels
-        .get("rope_append")
+        .get(qkv.choosesEarly() ? "rope_append_early" : "rope_append")
         .launch(
             model.heads() + 2 * model.kvHeads(),
             blocks(model.headDim() / 2, WARP_OUTPUTS),
@@ -795,7 +820,7 @@ public final class DecodeEngine implements AutoCloseable {
     // few rows: more warps, each of which is quicker; many: less repeated routing
     var each = gateUp.rows > 8 ? 4 : 2;
     return kernels
-        .get("silu_up" + each)
+        .get("silu_up" + each + (gateUp.choosesEarly() ? "_early" : ""))
         .launch(
             blocks(model.intermediate(), 32 * each),
             gateUp.rows,
@@ -819,7 +844,7 @@ public final class DecodeEngine implements AutoCloseable {
             .add(model.hidden())
             .add(0);
     return kernels
-        .get("add_residual")
+        .get(product.choosesEarly() ? "add_residual_early" : "add_residual")
         .launch(
             blocks(model.hidden(), WARP_OUTPUTS),
             product.rows,
@@ -837,6 +862,7 @@ public final class DecodeEngine implements AutoCloseable {
     closeGraphs();
     owned.forEach(DeviceMemory::close);
     stream.close();
+    locked.close();
     host.close();
   }
 }

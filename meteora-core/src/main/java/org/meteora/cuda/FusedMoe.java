@@ -125,12 +125,13 @@ public final class FusedMoe implements AutoCloseable {
       var rows = Math.min(MatrixVector.MAX_ROWS, tokens - at);
       var product = product(rows);
       cuda.fill(scratch, 0, 4L * product.slots() * rows * ld, stream);
-      product.launch(x + (long) at * in * bytes, scratch, ld, 0, 0, 0).on(stream);
+      product.launch(x + (long) at * in * bytes, scratch, ld, 0, 0, 0, 0).on(stream);
       var argument =
           new Struct()
               .add(scratch)
               .add(0L)
               .add(inverseTemperature)
+              .add(0L)
               .add(0L)
               .add(product.slots())
               .add(ld)

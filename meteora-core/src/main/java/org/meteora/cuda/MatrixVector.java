@@ -20,8 +20,21 @@ final class MatrixVector {
   private static final int CHUNK = 1024;
   private static final int TILE = 16;
 
-  /** {@code rows × k} weights at {@code address}. */
-  record Segment(long address, int rows) {}
+  /**
+   * {@code rows × k} weights at {@code address}.
+   *
+   * @param early multiply them first and count what of them y has ({@link #earlyParts}); such
+   *     segments follow each other
+   */
+  record Segment(long address, int rows, boolean early) {
+    Segment(long address, int rows) {
+      this(address, rows, false);
+    }
+
+    int tiles() {
+      return (rows + TILE - 1) / TILE;
+    }
+  }
 
   /**
    * How the streaming kernel uses a multiprocessor.
@@ -30,12 +43,14 @@ final class MatrixVector {
    *     start early
    * @param inputBytes how much of it may hold x
    * @param overlap programmatic dependent launch
+   * @param earlyRows up to so many rows of x the gates come first, and whoever waits for them can
+   *     choose adapters before the product ends
    * @param rideBytes stacked A matrices up to this size are multiplied whole with the base weights;
    *     of larger ones only the chosen adapters' rows are read, by a launch of its own
    */
-  record Tuning(int sharedBytes, int inputBytes, boolean overlap, long rideBytes) {
+  record Tuning(int sharedBytes, int inputBytes, boolean overlap, int earlyRows, long rideBytes) {
     static Tuning standard() {
-      return new Tuning(196 << 10, 68 << 10, true, 16 << 20);
+      return new Tuning(196 << 10, 68 << 10, true, 16, 16 << 20);
     }
   }
 
@@ -49,6 +64,7 @@ final class MatrixVector {
   private final int stages;
   private final int shared;
   private final int total;
+  private final int earlyTiles;
   private List<Struct> maps;
 
   MatrixVector(Kernels kernels, List<Segment> segments, int k, int rows, Tuning tuning) {
@@ -82,6 +98,29 @@ final class MatrixVector {
             && stages >= 2
             && kernels.cuda().multiprocessors() >= cut
             && segments.stream().allMatch(s -> s.address() % 16 == 0);
+    var early = segments.stream().filter(Segment::early).mapToInt(Segment::tiles).sum();
+    var leastChunks = chunks / slices;
+    var mostChunks = (chunks + slices - 1) / slices;
+    // no block may have more early chunks than its share
+    var fits =
+        (long) tiles() * leastChunks / members()
+            >= ((long) early * mostChunks + members() - 1) / members();
+    this.earlyTiles = stream && rows <= tuning.earlyRows() && fits ? early : 0;
+  }
+
+  private int tiles() {
+    return segments.stream().mapToInt(Segment::tiles).sum();
+  }
+
+  /** Blocks that share a slice. */
+  private int members() {
+    return Math.max(
+        1, Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE));
+  }
+
+  /** What the count of early parts has grown by when y has them all; 0: they do not come first. */
+  int earlyParts() {
+    return earlyTiles * ((k + CHUNK - 1) / CHUNK);
   }
 
   private int inputBytes(int chunks, int slices) {
@@ -101,18 +140,19 @@ final class MatrixVector {
   /**
    * @param x (rows, k) in the kernels' dtype, 16-byte aligned
    * @param y (slots, rows, ld) float32, cleared before
+   * @param early uint32 that counts the early parts, when there are any; or 0
    * @param sumsq float32 (rows, partials): x is an RMSNorm's input times its weight and these are
    *     its sums of squares; or 0
    */
-  Kernel.Launch launch(long x, long y, int ld, long sumsq, int partials, float eps) {
+  Kernel.Launch launch(long x, long y, int ld, long early, long sumsq, int partials, float eps) {
     var vectors =
         k * kernels.constants().dtype().bytes() % 16 == 0
             && segments.stream().allMatch(s -> s.address() % 16 == 0);
     var argument =
         new Struct().add(x).add(y).add(sumsq).add(rows).add(k).add(total).add(segments.size());
-    var tiles = segments.stream().mapToInt(s -> (s.rows() + TILE - 1) / TILE).sum();
     argument.add(ld).add(partials).add(eps).add(slices).add(stages).add(vectors);
-    argument.add(tiles).add(0);
+    var firstEarly = segments.stream().takeWhile(s -> !s.early()).mapToInt(Segment::tiles).sum();
+    argument.add(tiles()).add(firstEarly).add(earlyTiles).add(earlyTiles == 0 ? 0 : early);
     var end = 0;
     for (var segment : segments) {
       end += segment.rows();
@@ -132,7 +172,6 @@ final class MatrixVector {
     }
     argument.skip(16 * (MAX_SEGMENTS - segments.size())).align(64);
     maps.forEach(argument::add);
-    var members = Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE);
-    return kernel.launch(members * slices, 1, 1, 288, shared, tuning.overlap(), argument);
+    return kernel.launch(members() * slices, 1, 1, 288, shared, tuning.overlap(), argument);
   }
 }

@@ -96,6 +96,8 @@ public final class TokenChoice {
       long lengths,
       long slots,
       int maxLength,
+      long clear,
+      int clearCount,
       boolean overlap) {
     var argument =
         new Struct()
@@ -106,12 +108,13 @@ public final class TokenChoice {
             .add(lengths)
             .add(slots)
             .add(device)
+            .add(clear)
             .add(vocab)
             .add(logitSlots)
             .add(rows)
             .add(BLOCKS)
             .add(maxLength)
-            .add(0);
+            .add(clearCount);
     return List.of(
         kernels.get("best_in_blocks").launch(BLOCKS, rows, 1, 256, 0, overlap, argument),
         kernels.get("pick_tokens").launch(rows, 1, 1, 1024, 0, overlap, argument));

@@ -93,6 +93,14 @@ __device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned
 }
 #endif
 
+// Of a counter that other blocks raise; what they wrote before is seen after it.
+__device__ __forceinline__ unsigned loadAcquire(const unsigned* p) {
+  unsigned v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void waitABit() { __nanosleep(200); }
+
 // Programmatic dependent launch.
 __device__ __forceinline__ void releaseNext() {
 #if __CUDA_ARCH__ >= 900
@@ -232,7 +240,8 @@ struct Chain {
   float* clear;           // what a later product will add to
   const float* invTemperature;
   u64 clearCount;
-  int slots, ld, rows, pad;
+  const unsigned* early;  // how many parts of the gates' logits the product has added, which come first; or null
+  int slots, ld, rows, parts;  // parts: all
 };
 
 __device__ __forceinline__ float sumSlots(const Chain& c, int row, int at) {
@@ -434,8 +443,8 @@ __device__ __forceinline__ void storePacked(T* p, bool whole, int left, const fl
 // What a product left for one row: N outputs at each of P places, without adapters, and the gates' logits of L linears; all
 // loads of a slot are in flight together. A lane without outputs has left <= 0.
 template <int P, int L, int N>
-__device__ __forceinline__ void gather(const Chain& c, int row, const int (&at)[P], bool whole, int left,
-                                       const Linear* const (&l)[L], float (&sum)[P][N], float (&logits)[L][NREG]) {
+__device__ __forceinline__ void gather(const Chain& c, int row, const int* at, bool whole, int left, const Linear* const* l,
+                                       float (*sum)[N], float (*logits)[NREG]) {
 #pragma unroll
   for (int i = 0; i < P; i++)
 #pragma unroll
@@ -448,11 +457,11 @@ __device__ __forceinline__ void gather(const Chain& c, int row, const int (&at)[
   const float* y = c.y + (u64)row * c.ld;
 #pragma unroll (P * N + L * NREG <= 5 ? 4 : 2)
   for (int s = 0; s < c.slots; s++, y += (u64)c.rows * c.ld) {
-    float v[P][N], w[L][NREG];
+    float v[P ? P : 1][N], w[L ? L : 1][NREG];
 #pragma unroll
     for (int i = 0; i < L; i++)
 #pragma unroll
-      for (int k = 0; k < NREG; k++) w[i][k] = lane + 32 * k < l[i]->n ? y[l[i]->gateAt + lane + 32 * k] : 0.f;
+      for (int k = 0; k < NREG; k++) w[i][k] = lane + 32 * k < l[i]->n ? __ldcg(y + l[i]->gateAt + lane + 32 * k) : 0.f;
 #pragma unroll
     for (int i = 0; i < P; i++) loadFloats<N>(y + at[i], whole, left, v[i]);
 #pragma unroll
@@ -464,6 +473,15 @@ __device__ __forceinline__ void gather(const Chain& c, int row, const int (&at)[
 #pragma unroll
       for (int k = 0; k < N; k++) sum[i][k] += v[i][k];
   }
+}
+
+// The gates' logits of L linears as soon as the product has them, before it ends; by a whole warp.
+template <int L>
+__device__ __forceinline__ void gatherEarly(const Chain& c, int row, const Linear* const (&l)[L], float (&logits)[L][NREG]) {
+  if ((threadIdx.x & 31) == 0)
+    while ((int)(loadAcquire(c.early) - (unsigned)c.parts) < 0) waitABit();
+  __syncwarp();
+  gather<0, L, 1>(c, row, nullptr, false, 0, l, nullptr, logits);
 }
 template <int N>
 __device__ __forceinline__ void addBias(const Linear& l, int o, int left, float (&sum)[N]) {
@@ -577,7 +595,9 @@ struct Product {
   int rows, k, total, segments;
   int ld, partials;
   float eps;
-  int slices, stages, vectors, tiles, pad;
+  int slices, stages, vectors, tiles;
+  int firstEarly, earlyTiles;  // tiles that are multiplied first
+  unsigned* early;             // counts the parts of those that y has, a tile's chunk each
   Segment segment[MAX_SEGMENTS];
 };
 
@@ -645,8 +665,9 @@ extern "C" __global__ void __launch_bounds__(256) product_any(const __grid_const
 // At the speed of memory on Hopper and later: one block per multiprocessor. A producer streams 16 weight rows × 1024
 // columns a stage into a ring in shared memory, each stage by one request of the copy engine (it starts before the previous
 // kernel has ended: weights depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is
-// dealt evenly over the blocks; a tile's sum may so have two contributors, which add to a y that was zero before: the order
-// does not matter.
+// dealt evenly over the blocks; a tile's sum may so have several contributors, which add to a y that was zero before: the
+// order does not matter. The early tiles' chunks go round the blocks one by one and come first, so that who waits for them
+// can choose adapters and fetch their B while the rest is multiplied.
 //
 // A tensor map describes one matrix to the copy engine, so no tile has rows of two; rows and columns beyond the matrix
 // arrive as zeros. A map shows row, column / d, column % d, where d is the largest power of two that divides k, at most 256.
@@ -695,6 +716,37 @@ __device__ __forceinline__ void swapIf(bool swap, uint4& a, uint4& b) {
 struct Place {
   int segment, row, out, valid;  // row in the matrix, in the list of all rows, how many there are
 };
+// The units of a block, a chunk of a tile each: `early` of the early tiles, then a run of the others.
+struct Units {
+  int member, members, chunks, early, first, count;
+  int at, tile, chunk;
+
+  __device__ __forceinline__ Units(const Product& p, int chunks, int member, int members)
+      : member(member), members(members), chunks(chunks), at(0), tile(0), chunk(0) {
+    const long long all = (long long)p.tiles * chunks;
+    const int from = (int)(all * member / members), earlyUnits = p.earlyTiles * chunks;
+    const int each = earlyUnits / members, rest = earlyUnits % members;
+    count = (int)(all * (member + 1) / members) - from;
+    early = each + (member < rest);
+    first = from - member * each - (member < rest ? member : rest);
+  }
+  __device__ __forceinline__ bool isEarly() const { return at < early; }
+  // Whether unit `at` begins another tile than the one before; sets tile and chunk.
+  __device__ __forceinline__ bool enter(const Product& p) {
+    if (at > early && chunk + 1 < chunks) {
+      chunk++;
+      return false;
+    }
+    const int unit = at < early ? member + at * members : first + at - early;
+    tile = unit / chunks;
+    chunk = unit - tile * chunks;
+    if (at < early) tile += p.firstEarly;
+    else if (tile >= p.firstEarly) tile += p.earlyTiles;
+    return true;
+  }
+  // Whether the sum of unit `at` is complete as far as this block goes.
+  __device__ __forceinline__ bool leaves() const { return at < early || chunk + 1 == chunks || at + 1 == count; }
+};
 __device__ __forceinline__ Place placeOf(const Product& p, int tile) {
   int begin = 0, s = 0;
   for (;; s++) {
@@ -715,8 +767,7 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
   const int slice = blockIdx.x % slices, member = blockIdx.x / slices, members = gridDim.x / slices;
   const int chunk0 = (int)((long long)slice * allChunks / slices);
   const int chunks = (int)((long long)(slice + 1) * allChunks / slices) - chunk0;
-  const long long units = (long long)p.tiles * chunks;
-  const int u0 = (int)(units * member / members), u1 = (int)(units * (member + 1) / members);
+  Units units(p, chunks, member, members);
   const unsigned base = shared32(memory);
   const unsigned full = base, empty = base + 8 * stages;
   float* factor = (float*)(memory + 256);
@@ -740,17 +791,16 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
       u64 policy;
       asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
       const int d = __ffs(p.k) - 1 < 8 ? __ffs(p.k) - 1 : 8;
-      int tile = u0 / chunks, c = u0 - tile * chunks, stage = 0;
+      int stage = 0;
       unsigned phase = 1;
       Place place;
-      for (int u = u0; u < u1; u++) {
-        if (u == u0 || c == 0) place = placeOf(p, tile);
+      for (; units.at < units.count; units.at++) {
+        if (units.enter(p)) place = placeOf(p, units.tile);
         barrierWait(empty + 8 * stage, phase);
         barrierExpect(full + 8 * stage, STAGE_BYTES);
-        tensorCopy(ring + stage * STAGE_BYTES, maps + place.segment, (chunk0 + c) * CHUNK >> d, place.row, full + 8 * stage,
-                   policy);
+        tensorCopy(ring + stage * STAGE_BYTES, maps + place.segment, (chunk0 + units.chunk) * CHUNK >> d, place.row,
+                   full + 8 * stage, policy);
         if (++stage == stages) { stage = 0; phase ^= 1; }
-        if (++c == chunks) { c = 0; tile++; }
       }
     }
     waitForPrevious();
@@ -780,12 +830,12 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
   float acc[NT][4];
 #pragma unroll
   for (int n = 0; n < NT; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.f;
-  int tile = u0 / chunks, c = u0 - tile * chunks, stage = 0, parityOfSums = 0;
+  int stage = 0, parityOfSums = 0;
   unsigned phase = 0;
   float* y = p.y + (u64)slice * p.rows * p.ld;
   Place place;
-  for (int u = u0; u < u1; u++) {
-    if (u == u0 || c == 0) place = placeOf(p, tile);
+  for (; units.at < units.count; units.at++) {
+    if (units.enter(p)) place = placeOf(p, units.tile);
     barrierWait(full + 8 * stage, phase);
     uint4 laterA = make_uint4(0, 0, 0, 0), laterB = laterA;
 #pragma unroll
@@ -813,7 +863,7 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
         if (g + 8 * n < p.rows)
           asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                       : "r"(xAt + (g + 8 * n) * xStride + (c * CHUNK + kk) * 2));
+                       : "r"(xAt + (g + 8 * n) * xStride + (units.chunk * CHUNK + kk) * 2));
         mma(acc[n], a.x, b.x, a.y, b.y, x.x, x.y);
         mma(acc[n], a.z, b.z, a.w, b.w, x.z, x.w);
       }
@@ -821,7 +871,7 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
     __syncwarp();
     if (lane == 0) barrierArrive(empty + 8 * stage);
     if (++stage == stages) { stage = 0; phase ^= 1; }
-    if (++c == chunks || u + 1 == u1) {
+    if (units.leaves()) {
       float* mine = sums + (parityOfSums * 8 + warp) * (NT * 8 * TILE);
 #pragma unroll
       for (int n = 0; n < NT; n++) {
@@ -841,7 +891,11 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
         atomicAdd(y + (u64)m * p.ld + place.out + of, v * factor[m]);
       }
       parityOfSums ^= 1;
-      if (c == chunks) { c = 0; tile++; }
+      if (p.early && units.isEarly()) {
+        __threadfence();
+        asm volatile("bar.sync 1, 256;" ::: "memory");
+        if (threadIdx.x == 0) atomicAdd(p.early, 1u);
+      }
     }
   }
 }
@@ -936,14 +990,16 @@ __device__ __forceinline__ int linearOf(const RopeAppend& p, int& head) {
   return 2;
 }
 // Each lane of a block, which is a warp, has N pairs of a head's dimensions. Grid (heads + 2 kvHeads, ⌈pairs / 32 N⌉, rows).
-extern "C" __global__ void __launch_bounds__(32) rope_append(const __grid_constant__ RopeAppend p) {
+// EARLY: the gates' logits are there before the rest of the product.
+template <bool EARLY>
+__device__ __forceinline__ void ropeAppend(const RopeAppend& p) {
   constexpr int N = 2;
   releaseNext();
   const int half = p.headDim / 2, row = blockIdx.z, i = (blockIdx.y * 32 + threadIdx.x) * N, left = half - i;
   int head = blockIdx.x;
   const int which = linearOf(p, head), o = head * p.headDim + i;
   const Linear& l = p.linear[which];
-  const bool whole = l.vectors && half % N == 0;
+  const bool whole = l.vectors && half % N == 0, writes = head == 0 && blockIdx.y == 0;
   const Known known = know(p.chain, l);
   const int slot = p.slots[row], length = p.lengths[row];
   float sine[N], cosine[N];
@@ -957,15 +1013,27 @@ extern "C" __global__ void __launch_bounds__(32) rope_append(const __grid_consta
       cosine[k] *= p.ropeScale;
     }
   }
-  waitForPrevious();
   float v[2][N], logits[1][NREG];
+  const int at[] = {l.outAt + o, l.outAt + o + half};
   const Linear* const linears[] = {&l};
-  gather<2, 1, N>(p.chain, row, {l.outAt + o, l.outAt + o + half}, whole, left, linears, v, logits);
+  Chosen chosen[1];
+  Ahead<N> a, b;
+  if (EARLY && l.n) {
+    gatherEarly<1>(p.chain, row, linears, logits);
+    chosen[0] = choose(l, known, logits[0], row, writes);
+    a = loadAhead<N>(l, chosen[0], o, whole, left);
+    b = loadAhead<N>(l, chosen[0], o + half, whole, left);
+  }
+  waitForPrevious();
+  gather<2, EARLY ? 0 : 1, N>(p.chain, row, at, whole, left, linears, v, logits);
   addBias<N>(l, o, left, v[0]);
   addBias<N>(l, o + half, left, v[1]);
   if (l.n) {
-    const Chosen chosen[] = {choose(l, known, logits[0], row, head == 0 && blockIdx.y == 0)};
-    const Ahead<N> a = loadAhead<N>(l, chosen[0], o, whole, left), b = loadAhead<N>(l, chosen[0], o + half, whole, left);
+    if (!EARLY) {
+      chosen[0] = choose(l, known, logits[0], row, writes);
+      a = loadAhead<N>(l, chosen[0], o, whole, left);
+      b = loadAhead<N>(l, chosen[0], o + half, whole, left);
+    }
     float z[1][TOPK][MAX_RANK / 32];
     coefficients<1>(p.chain, row, linears, chosen, z);
     addChosen<N>(l, chosen[0], z[0], a, o, whole, left, v[0]);
@@ -993,6 +1061,8 @@ extern "C" __global__ void __launch_bounds__(32) rope_append(const __grid_consta
     storePacked<N>(cache + half, half % N == 0, left, v[1]);
   }
 }
+extern "C" __global__ void __launch_bounds__(32) rope_append(const __grid_constant__ RopeAppend p) { ropeAppend<false>(p); }
+extern "C" __global__ void __launch_bounds__(32) rope_append_early(const __grid_constant__ RopeAppend p) { ropeAppend<true>(p); }
 // Attention of one new token per row over its KV cache, split over the sequence. Grid (splits, heads / GROUP, rows), 128
 // threads. The block that ends last for a row and head group joins the splits and leaves the counter at zero.
 struct Attention {
@@ -1429,23 +1499,34 @@ struct AddResidual {
   float* sumsq;
   int hidden, pad;
 };
-extern "C" __global__ void __launch_bounds__(32) add_residual(const __grid_constant__ AddResidual p) {
+template <bool EARLY>
+__device__ __forceinline__ void addResidual(const AddResidual& p) {
   constexpr int N = 2;
   releaseNext();
   const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.hidden - o;
   const Linear& l = p.linear;
-  const bool whole = l.vectors;
+  const bool whole = l.vectors, writes = blockIdx.x == 0;
   const Known known = know(p.chain, l);
   const Packed<N> weight = loadPacked<N>(p.normWeight + o, whole, left);
-  waitForPrevious();
   float h[N], sum[1][N], logits[1][NREG];
-  loadFloats<N>(p.h + (u64)row * p.hidden + o, whole, left, h);
+  const int at[] = {l.outAt + o};
   const Linear* const linears[] = {&l};
-  gather<1, 1, N>(p.chain, row, {l.outAt + o}, whole, left, linears, sum, logits);
+  Chosen chosen[1];
+  Ahead<N> ahead;
+  if (EARLY && l.n) {
+    gatherEarly<1>(p.chain, row, linears, logits);
+    chosen[0] = choose(l, known, logits[0], row, writes);
+    ahead = loadAhead<N>(l, chosen[0], o, whole, left);
+  }
+  waitForPrevious();
+  loadFloats<N>(p.h + (u64)row * p.hidden + o, whole, left, h);
+  gather<1, EARLY ? 0 : 1, N>(p.chain, row, at, whole, left, linears, sum, logits);
   addBias<N>(l, o, left, sum[0]);
   if (l.n) {
-    const Chosen chosen[] = {choose(l, known, logits[0], row, blockIdx.x == 0)};
-    const Ahead<N> ahead = loadAhead<N>(l, chosen[0], o, whole, left);
+    if (!EARLY) {
+      chosen[0] = choose(l, known, logits[0], row, writes);
+      ahead = loadAhead<N>(l, chosen[0], o, whole, left);
+    }
     float z[1][TOPK][MAX_RANK / 32];
     coefficients<1>(p.chain, row, linears, chosen, z);
     addChosen<N>(l, chosen[0], z[0], ahead, o, whole, left, sum[0]);
@@ -1455,6 +1536,8 @@ extern "C" __global__ void __launch_bounds__(32) add_residual(const __grid_const
   for (int i = 0; i < N; i++) h[i] += sum[0][i];
   writeNormInput<N>(h, o, row, p.hidden, whole, weight, p.h, p.out, p.sumsq);
 }
+extern "C" __global__ void __launch_bounds__(32) add_residual(const __grid_constant__ AddResidual p) { addResidual<false>(p); }
+extern "C" __global__ void __launch_bounds__(32) add_residual_early(const __grid_constant__ AddResidual p) { addResidual<true>(p); }
 
 // h (rows, hidden) float32 = the tokens' embeddings, and the first RMSNorm's input. Grid (hidden / 32, rows), a warp.
 struct Embed {
@@ -1487,21 +1570,36 @@ struct SiluUp {
   T* out;
   int inter, pad;
 };
-template <int N>
+template <int N, bool EARLY>
 __device__ __forceinline__ void siluUp(const SiluUp& p) {
   releaseNext();
   const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.inter - o;
   const bool whole = p.gate.vectors && p.up.vectors, writes = blockIdx.x == 0;
   const Known ofGate = know(p.chain, p.gate), ofUp = know(p.chain, p.up);
-  waitForPrevious();
   float v[2][N], logits[2][NREG];
+  const int at[] = {p.gate.outAt + o, p.up.outAt + o};
   const Linear* const linears[] = {&p.gate, &p.up};
-  gather<2, 2, N>(p.chain, row, {p.gate.outAt + o, p.up.outAt + o}, whole, left, linears, v, logits);
+  const bool adapted = p.gate.n | p.up.n;  // one of them without adapters chooses nothing
+  Chosen chosen[2];
+  Ahead<N> a, b;
+  if (EARLY && adapted) {
+    gatherEarly<2>(p.chain, row, linears, logits);
+    chosen[0] = choose(p.gate, ofGate, logits[0], row, writes);
+    chosen[1] = choose(p.up, ofUp, logits[1], row, writes);
+    a = loadAhead<N>(p.gate, chosen[0], o, whole, left);
+    b = loadAhead<N>(p.up, chosen[1], o, whole, left);
+  }
+  waitForPrevious();
+  gather<2, EARLY ? 0 : 2, N>(p.chain, row, at, whole, left, linears, v, logits);
   addBias<N>(p.gate, o, left, v[0]);
   addBias<N>(p.up, o, left, v[1]);
-  if (p.gate.n | p.up.n) {  // one of them without adapters chooses nothing
-    const Chosen chosen[] = {choose(p.gate, ofGate, logits[0], row, writes), choose(p.up, ofUp, logits[1], row, writes)};
-    const Ahead<N> a = loadAhead<N>(p.gate, chosen[0], o, whole, left), b = loadAhead<N>(p.up, chosen[1], o, whole, left);
+  if (adapted) {
+    if (!EARLY) {
+      chosen[0] = choose(p.gate, ofGate, logits[0], row, writes);
+      chosen[1] = choose(p.up, ofUp, logits[1], row, writes);
+      a = loadAhead<N>(p.gate, chosen[0], o, whole, left);
+      b = loadAhead<N>(p.up, chosen[1], o, whole, left);
+    }
     float z[2][TOPK][MAX_RANK / 32];
     coefficients<2>(p.chain, row, linears, chosen, z);
     addChosen<N>(p.gate, chosen[0], z[0], a, o, whole, left, v[0]);
@@ -1512,8 +1610,10 @@ __device__ __forceinline__ void siluUp(const SiluUp& p) {
   for (int i = 0; i < N; i++) v[0][i] = v[0][i] / (1.f + __expf(-v[0][i])) * v[1][i];
   storePacked<N>(p.out + (u64)row * p.inter + o, whole, left, v[0]);
 }
-extern "C" __global__ void __launch_bounds__(32) silu_up2(const __grid_constant__ SiluUp p) { siluUp<2>(p); }
-extern "C" __global__ void __launch_bounds__(32) silu_up4(const __grid_constant__ SiluUp p) { siluUp<4>(p); }
+extern "C" __global__ void __launch_bounds__(32) silu_up2(const __grid_constant__ SiluUp p) { siluUp<2, false>(p); }
+extern "C" __global__ void __launch_bounds__(32) silu_up4(const __grid_constant__ SiluUp p) { siluUp<4, false>(p); }
+extern "C" __global__ void __launch_bounds__(32) silu_up2_early(const __grid_constant__ SiluUp p) { siluUp<2, true>(p); }
+extern "C" __global__ void __launch_bounds__(32) silu_up4_early(const __grid_constant__ SiluUp p) { siluUp<4, true>(p); }
 
 // The next token of each row: the largest logit, the lowest index of equals, or one drawn from the distribution. Banned
 // tokens' logits become -infinity. Logits (slots, rows, vocab) are summed over slots into the first on the way.
@@ -1535,7 +1635,8 @@ struct NextToken {
   int* lengths;
   const int* slots;
   const Wishes* wishes;
-  int vocab, logitSlots, rows, blocks, maxLength, pad;
+  unsigned* clear;        // counters of the step's products, for the next step
+  int vocab, logitSlots, rows, blocks, maxLength, clearCount;
 };
 __device__ __forceinline__ void better(float& v, int& at, float w, int b) {
   if (w > v || (w == v && b < at)) { v = w; at = b; }
@@ -1757,6 +1858,7 @@ extern "C" __global__ void __launch_bounds__(PICK) pick_tokens(const __grid_cons
   releaseNext();
   waitForPrevious();
   int row = blockIdx.x;
+  for (int i = threadIdx.x; row == 0 && i < p.clearCount; i += PICK) p.clear[i] = 0;
   float v = negInf();
   int at = 0x7fffffff;
   for (int i = threadIdx.x; i < p.blocks; i += PICK) better(v, at, p.best[row * p.blocks + i], p.bestAt[row * p.blocks + i]);
@@ -1793,7 +1895,7 @@ extern "C" __global__ void __launch_bounds__(32) add_adapters(const __grid_const
   T* to = p.y[blockIdx.z] + (u64)row * l.out + o;
   float sum[1][2], logits[1][NREG];
   const Linear* const linears[] = {&l};
-  gather<1, 1, 2>(p.chain, row, {0}, whole, 0, linears, sum, logits);
+  gather<0, 1, 2>(p.chain, row, nullptr, whole, 0, linears, nullptr, logits);
 #pragma unroll
   for (int i = 0; i < 2; i++) sum[0][i] = i < left ? toFloat(to[i]) : 0.f;
   const Chosen chosen[] = {choose(l, known, logits[0], row, blockIdx.x == 0)};

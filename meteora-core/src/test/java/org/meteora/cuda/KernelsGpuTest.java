@@ -33,8 +33,9 @@ class KernelsGpuTest {
       {16, 24, 16}
     };
     try (var gpu = new Gpu(3)) {
+      var earlyProducts = 0;
       var kernels = Kernels.of(gpu.cuda, new Kernels.Constants(dtype, 2, 32, 64, 1));
-      for (var tuning : List.of(Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, 0))) {
+      for (var tuning : List.of(Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, 16, 0))) {
         for (var shape : shapes) {
           var m = shape[0];
           var k = shape[1];
@@ -43,13 +44,16 @@ class KernelsGpuTest {
           var weights = new ArrayList<double[]>();
           for (var i = 2; i < shape.length; i++) {
             var w = gpu.normal(shape[i] * k, 1, 0, dtype);
-            segments.add(new Segment(w.address(), shape[i]));
+            segments.add(new Segment(w.address(), shape[i], i == 3)); // the second one first
             weights.add(w.values());
           }
           var product = new MatrixVector(kernels, segments, k, m, tuning);
           var ld = product.total() + 3;
           var y = gpu.zeros(4L * product.slots() * m * ld);
-          product.launch(x.address(), y, ld, 0, 0, 0).on(gpu.stream);
+          var early = gpu.zeros(4);
+          product.launch(x.address(), y, ld, early, 0, 0, 0).on(gpu.stream);
+          assertThat(gpu.get(early, 1, Dtype.I32)[0]).isEqualTo(product.earlyParts());
+          earlyProducts += product.earlyParts() > 0 ? 1 : 0;
           var parts = gpu.get(y, product.slots() * m * ld, Dtype.F32);
           var got = new double[m * product.total()];
           var expected = new double[got.length];
@@ -72,6 +76,9 @@ class KernelsGpuTest {
               .as(dtype + " " + Arrays.toString(shape) + " slots " + product.slots())
               .isLessThan(2e-5);
         }
+      }
+      if (dtype != Dtype.F32 && gpu.cuda.capability() >= 90) {
+        assertThat(earlyProducts).isGreaterThan(4);
       }
     }
   }

@@ -78,6 +78,8 @@ class SamplerGpuTest {
               tokens + 4L * rows,
               tokens + 8L * rows,
               1 << 30,
+              0,
+              0,
               false)
           .forEach(launch -> launch.on(stream));
       var bytes =

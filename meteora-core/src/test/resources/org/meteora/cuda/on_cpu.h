@@ -105,6 +105,8 @@ static unsigned short floatToBfloat(float v) {
 static uint4 loadStream(const void* p) { return *(const uint4*)p; }
 static uint4 loadIf(bool wanted, const void* p) { return wanted ? *(const uint4*)p : make_uint4(0, 0, 0, 0); }
 static void prefetch(const void*) {}
+static unsigned loadAcquire(const unsigned* p) { return *p; }
+static void waitABit() { std::abort(); }  // what is waited for is there
 static void releaseNext() {}
 static void waitForPrevious() {}
 static float sharedOf(const float* p, int) { return *p; }

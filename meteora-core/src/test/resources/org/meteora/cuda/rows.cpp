@@ -52,6 +52,7 @@ struct Left {
   int rows, slots, ld = 0;
   Array<float>*y, *next;
   Array<float> inverseTemperature{1};
+  Array<unsigned> parts{1};
   Chain chain;
 
   Left(std::vector<Adapted*> all, int rows, bool padded, bool outputs) : linears(all), rows(rows), slots(1 + below(5)) {
@@ -67,7 +68,8 @@ struct Left {
     fill(*y);
     next = new Array<float>(below(200));
     inverseTemperature[0] = 1 / 3.f;
-    chain = {y->p, next->p, inverseTemperature.p, next->n, slots, ld, rows, 0};
+    parts[0] = below(1000);
+    chain = {y->p, next->p, inverseTemperature.p, next->n, parts.p, slots, ld, rows, (int)parts[0]};
   }
   ~Left() { delete y; delete next; }
 
@@ -96,7 +98,7 @@ static void addResidual(int rows) {
   fill(h);
   fill(weight);
   std::vector<float> before(h.p, h.p + h.n);
-  launch<AddResidual>(32, blocks, rows, 1, add_residual, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden, 0});
+  launch<AddResidual>(32, blocks, rows, 1, below(2) ? add_residual : add_residual_early, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden, 0});
   left.isCleared();
   for (int m = 0; m < rows; m++) {
     double squares = 0, given = 0;
@@ -116,7 +118,7 @@ static void siluUpRows(int rows) {
   Adapted gate(inter, rows, below(2), below(4), someRanks()), up(inter, rows, below(2), below(4), someRanks());
   Left left({&gate, &up}, rows, true, true);
   Array<T> out(rows * inter);
-  launch<SiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? silu_up2 : silu_up4,
+  launch<SiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? below(2) ? silu_up2 : silu_up2_early : below(2) ? silu_up4 : silu_up4_early,
                  {left.chain, gate.linear, up.linear, out.p, inter, 0});
   left.isCleared();
   for (int m = 0; m < rows; m++)
@@ -140,7 +142,7 @@ static void ropeAppend(int rows) {
     lengths[m] = below(most + 1);
     starts[m] = below(lengths[m] + 1);
   }
-  launch<RopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, rope_append,
+  launch<RopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, below(2) ? rope_append : rope_append_early,
                      {left.chain, {q.linear, k.linear, v.linear}, rotated.p, keys.p, values.p, slots.p, lengths.p, starts.p,
                       frequencies.p, heads, kv, d, most, 0.5f, 1.f});
   left.isCleared();
