@@ -535,14 +535,14 @@ __device__ __forceinline__ void addChosen(const Linear& l, const Chosen& s, cons
   }
 }
 
-// weight · scale · z of the chosen adapters of L linears; lane + 32 i has rank i's.
-template <int L>
+// weight · scale · z of the chosen adapters of L linears; lane + 32 i has rank i's. From rank 32 FIRST on.
+template <int L, int FIRST = 0>
 __device__ __forceinline__ void coefficients(const Chain& c, int row, const Linear* const (&l)[L], const Chosen (&s)[L],
                                              float (&z)[L][TOPK][MAX_RANK / 32]) {
   const int lane = threadIdx.x & 31;
   const u64 slot = (u64)c.rows * c.ld;
 #pragma unroll
-  for (int part = 0; part < MAX_RANK / 32; part++) {
+  for (int part = FIRST; part < MAX_RANK / 32; part++) {
     bool any = part == 0;
 #pragma unroll
     for (int i = 0; i < L; i++)
@@ -570,6 +570,46 @@ __device__ __forceinline__ void coefficients(const Chain& c, int row, const Line
 #pragma unroll
       for (int j = 0; j < TOPK; j++) z[i][j][part] *= lane + 32 * part < s[i].rank[j] ? s[i].factor[j] : 0.f;
   }
+}
+
+// The outputs of gather and the coefficients of adapters chosen before, whose loads do not wait for each other either.
+template <int P, int L, int N>
+__device__ __forceinline__ void gatherChosen(const Chain& c, int row, const int* at, bool whole, int left,
+                                             const Linear* const (&l)[L], const Chosen (&s)[L], float (*sum)[N],
+                                             float (&z)[L][TOPK][MAX_RANK / 32]) {
+#pragma unroll
+  for (int i = 0; i < P; i++)
+#pragma unroll
+    for (int k = 0; k < N; k++) sum[i][k] = 0.f;
+#pragma unroll
+  for (int i = 0; i < L; i++)
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) z[i][j][0] = 0.f;
+  const int lane = threadIdx.x & 31;
+  const float* y = c.y + (u64)row * c.ld;
+#pragma unroll (P * N + L * TOPK <= 6 ? 4 : 2)
+  for (int slot = 0; slot < c.slots; slot++, y += (u64)c.rows * c.ld) {
+    float v[P][N], w[L][TOPK];
+#pragma unroll
+    for (int i = 0; i < L; i++)
+#pragma unroll
+      for (int j = 0; j < TOPK; j++) w[i][j] = lane < s[i].rank[j] ? y[l[i]->zAt + s[i].offset[j] + lane] : 0.f;
+#pragma unroll
+    for (int i = 0; i < P; i++) loadFloats<N>(y + at[i], whole, left, v[i]);
+#pragma unroll
+    for (int i = 0; i < L; i++)
+#pragma unroll
+      for (int j = 0; j < TOPK; j++) z[i][j][0] += w[i][j];
+#pragma unroll
+    for (int i = 0; i < P; i++)
+#pragma unroll
+      for (int k = 0; k < N; k++) sum[i][k] += v[i][k];
+  }
+#pragma unroll
+  for (int i = 0; i < L; i++)
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) z[i][j][0] *= lane < s[i].rank[j] ? s[i].factor[j] : 0.f;
+  coefficients<L, 1>(c, row, l, s, z);
 }
 
 // All threads of the grid set the buffer of the next product to zero.
@@ -1025,7 +1065,9 @@ __device__ __forceinline__ void ropeAppend(const RopeAppend& p) {
     b = loadAhead<N>(l, chosen[0], o + half, whole, left);
   }
   waitForPrevious();
-  gather<2, EARLY ? 0 : 1, N>(p.chain, row, at, whole, left, linears, v, logits);
+  float z[1][TOPK][MAX_RANK / 32];
+  if (EARLY && l.n) gatherChosen<2, 1, N>(p.chain, row, at, whole, left, linears, chosen, v, z);
+  else gather<2, EARLY ? 0 : 1, N>(p.chain, row, at, whole, left, linears, v, logits);
   addBias<N>(l, o, left, v[0]);
   addBias<N>(l, o + half, left, v[1]);
   if (l.n) {
@@ -1033,9 +1075,8 @@ __device__ __forceinline__ void ropeAppend(const RopeAppend& p) {
       chosen[0] = choose(l, known, logits[0], row, writes);
       a = loadAhead<N>(l, chosen[0], o, whole, left);
       b = loadAhead<N>(l, chosen[0], o + half, whole, left);
+      coefficients<1>(p.chain, row, linears, chosen, z);
     }
-    float z[1][TOPK][MAX_RANK / 32];
-    coefficients<1>(p.chain, row, linears, chosen, z);
     addChosen<N>(l, chosen[0], z[0], a, o, whole, left, v[0]);
     addChosen<N>(l, chosen[0], z[0], b, o + half, whole, left, v[1]);
   }
@@ -1520,15 +1561,16 @@ __device__ __forceinline__ void addResidual(const AddResidual& p) {
   }
   waitForPrevious();
   loadFloats<N>(p.h + (u64)row * p.hidden + o, whole, left, h);
-  gather<1, EARLY ? 0 : 1, N>(p.chain, row, at, whole, left, linears, sum, logits);
+  float z[1][TOPK][MAX_RANK / 32];
+  if (EARLY && l.n) gatherChosen<1, 1, N>(p.chain, row, at, whole, left, linears, chosen, sum, z);
+  else gather<1, EARLY ? 0 : 1, N>(p.chain, row, at, whole, left, linears, sum, logits);
   addBias<N>(l, o, left, sum[0]);
   if (l.n) {
     if (!EARLY) {
       chosen[0] = choose(l, known, logits[0], row, writes);
       ahead = loadAhead<N>(l, chosen[0], o, whole, left);
+      coefficients<1>(p.chain, row, linears, chosen, z);
     }
-    float z[1][TOPK][MAX_RANK / 32];
-    coefficients<1>(p.chain, row, linears, chosen, z);
     addChosen<N>(l, chosen[0], z[0], ahead, o, whole, left, sum[0]);
   }
   clearNext(p.chain);
@@ -1590,7 +1632,9 @@ __device__ __forceinline__ void siluUp(const SiluUp& p) {
     b = loadAhead<N>(p.up, chosen[1], o, whole, left);
   }
   waitForPrevious();
-  gather<2, EARLY ? 0 : 2, N>(p.chain, row, at, whole, left, linears, v, logits);
+  float z[2][TOPK][MAX_RANK / 32];
+  if (EARLY && adapted) gatherChosen<2, 2, N>(p.chain, row, at, whole, left, linears, chosen, v, z);
+  else gather<2, EARLY ? 0 : 2, N>(p.chain, row, at, whole, left, linears, v, logits);
   addBias<N>(p.gate, o, left, v[0]);
   addBias<N>(p.up, o, left, v[1]);
   if (adapted) {
@@ -1599,9 +1643,8 @@ __device__ __forceinline__ void siluUp(const SiluUp& p) {
       chosen[1] = choose(p.up, ofUp, logits[1], row, writes);
       a = loadAhead<N>(p.gate, chosen[0], o, whole, left);
       b = loadAhead<N>(p.up, chosen[1], o, whole, left);
+      coefficients<2>(p.chain, row, linears, chosen, z);
     }
-    float z[2][TOPK][MAX_RANK / 32];
-    coefficients<2>(p.chain, row, linears, chosen, z);
     addChosen<N>(p.gate, chosen[0], z[0], a, o, whole, left, v[0]);
     addChosen<N>(p.up, chosen[1], z[1], b, o, whole, left, v[1]);
   }
