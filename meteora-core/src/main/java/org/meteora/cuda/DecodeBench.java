@@ -318,7 +318,7 @@ public final class DecodeBench implements AutoCloseable {
             standard.sharedBytes(),
             standard.inputBytes(),
             false,
-            standard.earlyRows(),
+            standard.gatesFirst(),
             standard.rideBytes());
     System.out.println("us a launch                " + String.join(" | ", PHASES) + " | head");
     for (var batch : new int[] {1, 4, 16}) {
@@ -409,18 +409,22 @@ public final class DecodeBench implements AutoCloseable {
                     standard.sharedBytes(),
                     standard.inputBytes(),
                     false,
-                    standard.earlyRows(),
+                    standard.gatesFirst(),
                     standard.rideBytes()),
                 true),
             new Variant(
                 "chosen A only",
                 new MatrixVector.Tuning(
-                    standard.sharedBytes(), standard.inputBytes(), true, standard.earlyRows(), 0),
+                    standard.sharedBytes(), standard.inputBytes(), true, standard.gatesFirst(), 0),
                 true),
             new Variant(
                 "gates not first",
                 new MatrixVector.Tuning(
-                    standard.sharedBytes(), standard.inputBytes(), true, 0, standard.rideBytes()),
+                    standard.sharedBytes(),
+                    standard.inputBytes(),
+                    true,
+                    false,
+                    standard.rideBytes()),
                 true),
             new Variant(
                 "shared 160 KiB",
@@ -428,7 +432,7 @@ public final class DecodeBench implements AutoCloseable {
                     160 << 10,
                     standard.inputBytes(),
                     true,
-                    standard.earlyRows(),
+                    standard.gatesFirst(),
                     standard.rideBytes()),
                 true),
             new Variant(
@@ -437,7 +441,7 @@ public final class DecodeBench implements AutoCloseable {
                     220 << 10,
                     standard.inputBytes(),
                     true,
-                    standard.earlyRows(),
+                    standard.gatesFirst(),
                     standard.rideBytes()),
                 true),
             new Variant(
@@ -446,7 +450,7 @@ public final class DecodeBench implements AutoCloseable {
                     standard.sharedBytes(),
                     36 << 10,
                     true,
-                    standard.earlyRows(),
+                    standard.gatesFirst(),
                     standard.rideBytes()),
                 true),
             new Variant(
@@ -455,7 +459,7 @@ public final class DecodeBench implements AutoCloseable {
                     standard.sharedBytes(),
                     114 << 10,
                     true,
-                    standard.earlyRows(),
+                    standard.gatesFirst(),
                     standard.rideBytes()),
                 true));
     System.out.println(

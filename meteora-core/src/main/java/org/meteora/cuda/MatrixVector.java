@@ -10,15 +10,18 @@ import org.meteora.torch.Dtype;
  *
  * <p>Two kernels do it: {@code product_stream} (f16 and bf16, compute capability 9.0 and newer, k a
  * multiple of 8, 16-byte aligned pointers), which adds to {@code y} and so needs it cleared, and
- * {@code product_any} for everything else. When the rows of x do not fit a multiprocessor's shared
- * memory, k is cut into {@link #slots} slices, each with its own copy of y {@code (slots, rows,
- * ld)}; the reader sums them.
+ * {@code product_any} for everything else. When the rows of x are long or do not fit a
+ * multiprocessor's shared memory, k is cut into {@link #slots} slices, each with its own copy of y
+ * {@code (slots, rows, ld)}; the reader sums them.
  */
 final class MatrixVector {
   static final int MAX_ROWS = 16;
   private static final int MAX_SEGMENTS = 9; // weights, gates and A of q, k and v
   private static final int CHUNK = 1024;
   private static final int TILE = 16;
+
+  /** Of x in a slice at most: a block fetches its slice before it multiplies anything. */
+  private static final int CHUNKS = 4;
 
   /**
    * {@code rows × k} weights at {@code address}.
@@ -43,14 +46,14 @@ final class MatrixVector {
    *     start early
    * @param inputBytes how much of it may hold x
    * @param overlap programmatic dependent launch
-   * @param earlyRows up to so many rows of x the gates come first, and whoever waits for them can
-   *     choose adapters before the product ends
+   * @param gatesFirst whoever waits for the gates can choose adapters before the product ends
    * @param rideBytes stacked A matrices up to this size are multiplied whole with the base weights;
    *     of larger ones only the chosen adapters' rows are read, by a launch of its own
    */
-  record Tuning(int sharedBytes, int inputBytes, boolean overlap, int earlyRows, long rideBytes) {
+  record Tuning(
+      int sharedBytes, int inputBytes, boolean overlap, boolean gatesFirst, long rideBytes) {
     static Tuning standard() {
-      return new Tuning(196 << 10, 68 << 10, true, 16, 16 << 20);
+      return new Tuning(196 << 10, 68 << 10, true, true, 16 << 20);
     }
   }
 
@@ -83,7 +86,7 @@ final class MatrixVector {
     // more rows: fewer slices of x matter more than a longer ring, since every slice has its own y
     var leastStages = rows > 8 ? 3 : 4;
     var forInput = Math.min(tuning.inputBytes(), most - leastStages * stageBytes - 20000);
-    var cut = 1;
+    var cut = (chunks + CHUNKS - 1) / CHUNKS;
     while (cut < chunks && inputBytes(chunks, cut) > forInput) {
       cut++;
     }
@@ -105,7 +108,7 @@ final class MatrixVector {
     var fits =
         (long) tiles() * leastChunks / members()
             >= ((long) early * mostChunks + members() - 1) / members();
-    this.earlyTiles = stream && rows <= tuning.earlyRows() && fits ? early : 0;
+    this.earlyTiles = stream && tuning.gatesFirst() && fits ? early : 0;
   }
 
   private int tiles() {

@@ -35,7 +35,8 @@ class KernelsGpuTest {
     try (var gpu = new Gpu(3)) {
       var earlyProducts = 0;
       var kernels = Kernels.of(gpu.cuda, new Kernels.Constants(dtype, 2, 32, 64, 1));
-      for (var tuning : List.of(Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, 16, 0))) {
+      for (var tuning :
+          List.of(Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, true, 0))) {
         for (var shape : shapes) {
           var m = shape[0];
           var k = shape[1];
