@@ -12,6 +12,8 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.BiFunction;
 import org.meteora.UserException;
+import org.meteora.cuda.Cuda;
+import org.meteora.cuda.Kernels;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
 import org.meteora.generate.TokenGenerator;
@@ -156,6 +158,16 @@ public final class LoadedModel implements AutoCloseable {
       }
       var device = Devices.parse(spec.device());
       Devices.requireMemory(device, Devices.bytes(base, dtype));
+      if (device.isGpu()) {
+        Kernels.prepare(
+            Cuda.device(device.getDeviceId()),
+            dtype,
+            settings.topK(),
+            checkpoint == null ? 0 : checkpoint.adapters().size(),
+            config.numAttentionHeads(),
+            config.numKeyValueHeads(),
+            config.headDim());
+      }
       manager = NDManager.newBaseManager(device, "PyTorch");
       try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
         var builder =
@@ -334,7 +346,7 @@ public final class LoadedModel implements AutoCloseable {
      */
     static void requireMemory(Device device, long bytes) {
       if (device.isGpu()) {
-        var cuda = org.meteora.cuda.Cuda.device(device.getDeviceId());
+        var cuda = Cuda.device(device.getDeviceId());
         cuda.makeCurrent();
         requireMemory(device.getDeviceId(), bytes, cuda.memory().free());
       }

@@ -56,7 +56,7 @@ public final class DecodeBench implements AutoCloseable {
     this.shape = shape;
     this.stream = Stream.create(cuda);
     this.kernels =
-        Kernels.of(cuda, new Kernels.Constants(Dtype.BF16, shape.topK(), shape.adapters(), 0, 0));
+        Kernels.of(cuda, Kernels.Constants.ofLayers(Dtype.BF16, shape.topK(), shape.adapters()));
     var q = shape.heads() * shape.headDim();
     var kv = shape.kvHeads() * shape.headDim();
     var h = shape.hidden();

@@ -143,22 +143,18 @@ public final class DecodeEngine implements AutoCloseable {
       this.cache = cache;
       this.tuning = tuning;
       this.maxRows = bucket(maxRows);
-      var perKv = model.heads() / model.kvHeads();
-      var served = 1;
-      for (var g = 2; g <= 4; g++) {
-        served = perKv % g == 0 ? g : served;
-      }
-      this.group = served;
       cuda.makeCurrent();
       this.kernels =
           Kernels.of(
               cuda,
-              new Kernels.Constants(
+              Kernels.Constants.ofSteps(
                   model.dtype(),
                   Math.max(1, model.topK()),
                   model.maxAdapters(),
-                  model.headDim(),
-                  group));
+                  model.heads(),
+                  model.kvHeads(),
+                  model.headDim()));
+      this.group = kernels.constants().group();
       made = Stream.create(cuda);
       this.stream = made;
       var m = this.maxRows;

@@ -58,7 +58,7 @@ public final class FusedMoe implements AutoCloseable {
       this.in = in;
       targets.forEach(t -> t.adapters().check(topK));
       var most = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
-      this.kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, most, 0, 0));
+      this.kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, most));
       for (var target : targets) {
         var offsets = cuda.upload(target.adapters().offsets(), stream);
         var scales = cuda.upload(target.adapters().scales(), stream);

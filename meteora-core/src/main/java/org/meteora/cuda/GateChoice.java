@@ -24,7 +24,7 @@ public final class GateChoice {
       long tokens,
       Stream stream) {
     cuda.makeCurrent();
-    var kernels = Kernels.of(cuda, new Kernels.Constants(dtype, topK, adapters, 0, 0));
+    var kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, adapters));
     if (tokens == 0) {
       return;
     }

@@ -13,7 +13,7 @@ public final class GpuMeasure {
   /** Bytes a second of a kernel that only reads, 4 GiB of random numbers; a median of nine. */
   public static double readBandwidth(Cuda cuda) {
     cuda.makeCurrent();
-    var kernels = Kernels.of(cuda, new Kernels.Constants(Dtype.BF16, 1, 1, 0, 0));
+    var kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(Dtype.BF16, 1, 1));
     int blocks = cuda.multiprocessors() * 4;
     try (var stream = Stream.create(cuda);
         var from = cuda.allocate(BYTES);

@@ -7,7 +7,12 @@ import java.nio.charset.StandardCharsets;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.CancellationException;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
 import org.meteora.UserException;
 import org.meteora.torch.Dtype;
 
@@ -41,11 +46,30 @@ public final class Kernels {
       }
       maxAdapters = (maxAdapters + 31) / 32 * 32;
     }
+
+    /** For all but a decode step. */
+    static Constants ofLayers(Dtype dtype, int topK, int maxAdapters) {
+      return new Constants(dtype, topK, maxAdapters, 0, 0);
+    }
+
+    /** For a decode step. */
+    static Constants ofSteps(
+        Dtype dtype, int topK, int maxAdapters, int heads, int kvHeads, int headDim) {
+      int perKv = heads / kvHeads;
+      int group = 1;
+      for (int g = 2; g <= 4; g++) {
+        group = perKv % g == 0 ? g : group;
+      }
+      return new Constants(dtype, topK, maxAdapters, headDim, group);
+    }
   }
 
   private record Key(int device, Constants constants) {}
 
+  private record Target(int capability, Constants constants) {}
+
   private static final Map<Key, Kernels> LOADED = new ConcurrentHashMap<>();
+  private static final Map<Target, CompletableFuture<byte[]>> AHEAD = new ConcurrentHashMap<>();
 
   private final Cuda cuda;
   private final Constants constants;
@@ -56,6 +80,10 @@ public final class Kernels {
     this.cuda = cuda;
     this.constants = constants;
     cuda.makeCurrent();
+    this.module = Nvrtc.load(code(cuda.capability(), constants));
+  }
+
+  private static byte[] compile(int capability, Constants constants) {
     var options =
         List.of(
             "-DDTYPE="
@@ -64,8 +92,78 @@ public final class Kernels {
             "-DMAXN=" + constants.maxAdapters(),
             "-DHEAD_DIM=" + constants.headDim(),
             "-DGROUP=" + constants.group());
-    this.module =
-        Nvrtc.load(Nvrtc.get().compile(source(), options, cuda.capability(), Nvrtc.cacheFolder()));
+    return Nvrtc.get().compile(source(), options, capability, Nvrtc.cacheFolder());
+  }
+
+  /** Compiles ahead, one after the other. */
+  private static final class Ahead {
+    static final ExecutorService WORKER =
+        Executors.newSingleThreadExecutor(
+            Thread.ofPlatform().daemon().name("compiling kernels").factory());
+    static volatile boolean stopping;
+
+    static {
+      // the process cannot end while the compiler is at work: its library would be torn down
+      Runtime.getRuntime()
+          .addShutdownHook(
+              new Thread(
+                  () -> {
+                    stopping = true;
+                    WORKER.close();
+                  }));
+    }
+
+    private Ahead() {}
+  }
+
+  /**
+   * Begins to compile what {@link #of} will be asked for when a model like this is run, where it
+   * has not been compiled before on this machine, while the caller loads the model.
+   *
+   * @param topK adapters per token
+   * @param adapters behind gates; 0 for a model without gates
+   */
+  public static void prepare(
+      Cuda cuda, Dtype dtype, int topK, int adapters, int heads, int kvHeads, int headDim) {
+    int k = adapters == 0 ? 1 : Math.min(topK, adapters);
+    try {
+      prepare(cuda.capability(), Constants.ofLayers(dtype, 1, 1));
+      if (adapters > 0) {
+        prepare(cuda.capability(), Constants.ofLayers(dtype, k, adapters));
+      }
+      prepare(
+          cuda.capability(),
+          Constants.ofSteps(dtype, k, Math.max(1, adapters), heads, kvHeads, headDim));
+    } catch (UserException e) {
+      // whoever asks for the kernels hears of it
+    }
+  }
+
+  static void prepare(int capability, Constants constants) {
+    AHEAD.computeIfAbsent(
+        new Target(capability, constants),
+        target ->
+            CompletableFuture.supplyAsync(
+                () -> {
+                  if (Ahead.stopping) {
+                    throw new CancellationException();
+                  }
+                  return compile(capability, constants);
+                },
+                Ahead.WORKER));
+  }
+
+  /** The machine code, compiled ahead or now. */
+  static byte[] code(int capability, Constants constants) {
+    var ahead = AHEAD.remove(new Target(capability, constants));
+    if (ahead != null) {
+      try {
+        return ahead.join();
+      } catch (CompletionException | CancellationException e) {
+        // once more, for whoever hears of it
+      }
+    }
+    return compile(capability, constants);
   }
 
   /**

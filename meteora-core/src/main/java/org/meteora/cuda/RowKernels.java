@@ -11,7 +11,7 @@ public final class RowKernels {
 
   /** Kernels for f32, f16 or bf16. */
   public RowKernels(Cuda cuda, Dtype dtype) {
-    this.kernels = Kernels.of(cuda, new Kernels.Constants(dtype, 1, 1, 0, 0));
+    this.kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, 1, 1));
   }
 
   /**
