@@ -27,8 +27,9 @@ import org.slf4j.LoggerFactory;
  * column; attention; [o, gate, A]; adapters, residual, norm input; [gate up, gates, A]; adapters,
  * SiLU; [down, gate, A]; adapters, residual, norm input. The gate's logits and z = A x ride in the
  * base product, since reading a bank of ordinary size costs less than a launch; for large banks
- * only the chosen adapters' rows of A are read, by a launch more. B is read for the chosen adapters
- * alone. The residual stream, all sums, logits and z are float32.
+ * only the chosen adapters' rows of A are read, by a launch more. Gates come first in a product:
+ * the launch that follows has begun by then, and chooses adapters and reads their B while the rest
+ * is multiplied. The residual stream, all sums, logits and z are float32.
  *
  * <p>Use: fill the KV cache by prefill, name the batch by {@link #rows}, then {@link #step} per
  * token. Not thread-safe.
@@ -530,12 +531,12 @@ public final class DecodeEngine implements AutoCloseable {
           .add(product.slots())
           .add(ld)
           .add(rows)
-          .add(product.earlyParts());
+          .add(product.earlyTiles());
     }
 
     /** Whether adapters can be chosen before the product has ended. */
     boolean choosesEarly() {
-      return product.earlyParts() > 0;
+      return product.earlyTiles() > 0;
     }
 
     private long counter() {

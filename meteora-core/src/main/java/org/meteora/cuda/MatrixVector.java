@@ -26,7 +26,7 @@ final class MatrixVector {
   /**
    * {@code rows × k} weights at {@code address}.
    *
-   * @param early multiply them first and count what of them y has ({@link #earlyParts}); such
+   * @param early multiply them first and count what of them y has ({@link #earlyTiles}); such
    *     segments follow each other
    */
   record Segment(long address, int rows, boolean early) {
@@ -104,10 +104,10 @@ final class MatrixVector {
     var early = segments.stream().filter(Segment::early).mapToInt(Segment::tiles).sum();
     var leastChunks = chunks / slices;
     var mostChunks = (chunks + slices - 1) / slices;
-    // no block may have more early chunks than its share
-    var fits =
-        (long) tiles() * leastChunks / members()
-            >= ((long) early * mostChunks + members() - 1) / members();
+    // beside its early tiles a block's share must have room for another: else a tile might be in
+    // three blocks' shares, and its sum depend on their order
+    var mostEarly = (early + members() - 1) / members();
+    var fits = (long) tiles() * leastChunks / members() >= (mostEarly + 1L) * mostChunks;
     this.earlyTiles = stream && tuning.gatesFirst() && fits ? early : 0;
   }
 
@@ -121,9 +121,9 @@ final class MatrixVector {
         1, Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE));
   }
 
-  /** What the count of early parts has grown by when y has them all; 0: they do not come first. */
-  int earlyParts() {
-    return earlyTiles * ((k + CHUNK - 1) / CHUNK);
+  /** How many early tiles are counted until y has them all; 0: they do not come first. */
+  int earlyTiles() {
+    return earlyTiles * slices;
   }
 
   private int inputBytes(int chunks, int slices) {
@@ -143,7 +143,7 @@ final class MatrixVector {
   /**
    * @param x (rows, k) in the kernels' dtype, 16-byte aligned
    * @param y (slots, rows, ld) float32, cleared before
-   * @param early uint32 that counts the early parts, when there are any; or 0
+   * @param early uint32 that counts the early tiles, when there are any; or 0
    * @param sumsq float32 (rows, partials): x is an RMSNorm's input times its weight and these are
    *     its sums of squares; or 0
    */

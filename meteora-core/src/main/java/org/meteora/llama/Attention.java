@@ -48,15 +48,15 @@ public final class Attention extends LlamaBlock {
     var projected = project(input, x, pass);
     var queries = projected.get(0);
     var keys = projected.get(1);
+    var values = projected.get(2);
+    if (pass.cache() != null && x.getDevice().isGpu()) {
+      var cached = GpuRows.rotateIntoCache(queries, keys, values, pass, layer);
+      var rotated = Ops.transpose(queries.reshape(B, L, H, D), 1, 2);
+      return attend(rotated, cached.keys(), cached.values(), pass);
+    }
     NDArray qh;
     NDArray kh;
-    NDArray vh;
-    if (pass.cache() != null && x.getDevice().isGpu()) {
-      var cached = GpuRows.rotateIntoCache(queries, keys, projected.get(2), pass, layer);
-      qh = Ops.transpose(queries.reshape(B, L, H, D), 1, 2);
-      return attend(qh, cached.keys(), cached.values(), pass);
-    }
-    vh = Ops.transpose(projected.get(2).reshape(B, L, KV, D), 1, 2);
+    var vh = Ops.transpose(values.reshape(B, L, KV, D), 1, 2);
     if (!pass.training() && HostRows.fits(queries)) {
       HostRows.rotate(queries, pass.angles());
       HostRows.rotate(keys, pass.angles());

@@ -240,8 +240,8 @@ struct Chain {
   float* clear;           // what a later product will add to
   const float* invTemperature;
   u64 clearCount;
-  const unsigned* early;  // how many parts of the gates' logits the product has added, which come first; or null
-  int slots, ld, rows, parts;  // parts: all
+  const unsigned* early;  // how many of the gates' tiles, which come first, the product has put into y; or null
+  int slots, ld, rows, earlyTiles;  // all of all slots
 };
 
 __device__ __forceinline__ float sumSlots(const Chain& c, int row, int at) {
@@ -479,7 +479,7 @@ __device__ __forceinline__ void gather(const Chain& c, int row, const int* at, b
 template <int L>
 __device__ __forceinline__ void gatherEarly(const Chain& c, int row, const Linear* const (&l)[L], float (&logits)[L][NREG]) {
   if ((threadIdx.x & 31) == 0)
-    while ((int)(loadAcquire(c.early) - (unsigned)c.parts) < 0) waitABit();
+    while ((int)(loadAcquire(c.early) - (unsigned)c.earlyTiles) < 0) waitABit();
   __syncwarp();
   gather<0, L, 1>(c, row, nullptr, false, 0, l, nullptr, logits);
 }
@@ -637,7 +637,7 @@ struct Product {
   float eps;
   int slices, stages, vectors, tiles;
   int firstEarly, earlyTiles;  // tiles that are multiplied first
-  unsigned* early;             // counts the parts of those that y has, a tile's chunk each
+  unsigned* early;             // counts those that y has, of each slice
   Segment segment[MAX_SEGMENTS];
 };
 
@@ -701,13 +701,49 @@ extern "C" __global__ void __launch_bounds__(256) product_any(const __grid_const
   }
 }
 
+// What one of `members` blocks multiplies: units, each a chunk of columns of a tile of rows. All blocks have as many, but for
+// one. The early tiles go round the blocks and come first; a block has them whole, so that their sums have one contributor.
+// The other tiles follow in one run, which may begin and end inside a tile.
+struct Units {
+  int member, members, chunks, early, first, count;
+  int at, tile, chunk;
+
+  __device__ __forceinline__ Units(const Product& p, int chunks, int member, int members)
+      : member(member), members(members), chunks(chunks), at(0), tile(0), chunk(0) {
+    const long long all = (long long)p.tiles * chunks;
+    const int from = (int)(all * member / members), each = p.earlyTiles / members, rest = p.earlyTiles % members;
+    count = (int)(all * (member + 1) / members) - from;
+    early = (each + (member < rest)) * chunks;
+    first = from - (member * each + (member < rest ? member : rest)) * chunks;
+  }
+  __device__ __forceinline__ bool isEarly() const { return at < early; }
+  // Sets tile and chunk to those of unit `at`; whether the tile is another than that of the unit before.
+  __device__ __forceinline__ bool enter(const Product& p) {
+    if (at > 0 && chunk + 1 < chunks) {
+      chunk++;
+      return false;
+    }
+    if (at < early) {
+      tile = p.firstEarly + member + at / chunks * members;
+      chunk = 0;
+    } else {
+      const int unit = first + at - early;
+      tile = unit / chunks;
+      chunk = unit - tile * chunks;
+      if (tile >= p.firstEarly) tile += p.earlyTiles;
+    }
+    return true;
+  }
+  // Whether the tile's sum is complete after unit `at` as far as this block goes.
+  __device__ __forceinline__ bool leaves() const { return chunk + 1 == chunks || at + 1 == count; }
+};
+
 #if DTYPE != 0 && __CUDA_ARCH__ >= 900 && !defined(ON_CPU)
 // At the speed of memory on Hopper and later: one block per multiprocessor. A producer streams 16 weight rows × 1024
 // columns a stage into a ring in shared memory, each stage by one request of the copy engine (it starts before the previous
 // kernel has ended: weights depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is
-// dealt evenly over the blocks; a tile's sum may so have several contributors, which add to a y that was zero before: the
-// order does not matter. The early tiles' chunks go round the blocks one by one and come first, so that who waits for them
-// can choose adapters and fetch their B while the rest is multiplied.
+// dealt evenly over the blocks; a tile's sum may so have two contributors, which add to a y that was zero before: the order
+// does not matter. Who waits for the early tiles can choose adapters and fetch their B while the rest is multiplied.
 //
 // A tensor map describes one matrix to the copy engine, so no tile has rows of two; rows and columns beyond the matrix
 // arrive as zeros. A map shows row, column / d, column % d, where d is the largest power of two that divides k, at most 256.
@@ -756,49 +792,6 @@ __device__ __forceinline__ void swapIf(bool swap, uint4& a, uint4& b) {
 struct Place {
   int segment, row, out, valid;  // row in the matrix, in the list of all rows, how many there are
 };
-// The units of a block, a chunk of a tile each: `early` of the early tiles, then a run of the others.
-struct Units {
-  int member, members, chunks, early, first, count;
-  int at, tile, chunk;
-
-  __device__ __forceinline__ Units(const Product& p, int chunks, int member, int members)
-      : member(member), members(members), chunks(chunks), at(0), tile(0), chunk(0) {
-    const long long all = (long long)p.tiles * chunks;
-    const int from = (int)(all * member / members), earlyUnits = p.earlyTiles * chunks;
-    const int each = earlyUnits / members, rest = earlyUnits % members;
-    count = (int)(all * (member + 1) / members) - from;
-    early = each + (member < rest);
-    first = from - member * each - (member < rest ? member : rest);
-  }
-  __device__ __forceinline__ bool isEarly() const { return at < early; }
-  // Whether unit `at` begins another tile than the one before; sets tile and chunk.
-  __device__ __forceinline__ bool enter(const Product& p) {
-    if (at > early && chunk + 1 < chunks) {
-      chunk++;
-      return false;
-    }
-    const int unit = at < early ? member + at * members : first + at - early;
-    tile = unit / chunks;
-    chunk = unit - tile * chunks;
-    if (at < early) tile += p.firstEarly;
-    else if (tile >= p.firstEarly) tile += p.earlyTiles;
-    return true;
-  }
-  // Whether the sum of unit `at` is complete as far as this block goes.
-  __device__ __forceinline__ bool leaves() const { return at < early || chunk + 1 == chunks || at + 1 == count; }
-};
-__device__ __forceinline__ Place placeOf(const Product& p, int tile) {
-  int begin = 0, s = 0;
-  for (;; s++) {
-    int rows = p.segment[s].end - begin, tiles = (rows + TILE - 1) / TILE;
-    if (tile < tiles) {
-      int left = rows - tile * TILE;
-      return {s, tile * TILE, begin + tile * TILE, left < TILE ? left : TILE};
-    }
-    tile -= tiles;
-    begin = p.segment[s].end;
-  }
-}
 template <int NT>  // NT × 8 rows of x at most
 __device__ __forceinline__ void productStream(const Product& p, const TensorMap* maps) {
   extern __shared__ __align__(128) unsigned char memory[];

@@ -6,7 +6,6 @@ import java.util.Arrays;
 import java.util.Random;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
-import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -69,6 +68,16 @@ class DecodeEngineGpuTest {
             new Config(Dtype.BF16, 1024, 8, 2, 128, 2000, 333, 2, EIGHTS, 2, true),
             standard,
             1),
+        Arguments.of(
+            "gates first",
+            new Config(Dtype.BF16, 4352, 8, 2, 128, 2304, 333, 1, EIGHTS, 2, true),
+            standard,
+            5),
+        Arguments.of(
+            "gates first, 16 rows",
+            new Config(Dtype.BF16, 4352, 8, 2, 128, 2304, 333, 1, ordinary, 2, false),
+            standard,
+            16),
         Arguments.of(
             "bf16 16 rows",
             new Config(Dtype.BF16, 1024, 8, 2, 128, 2064, 333, 2, EIGHTS, 2, false),
@@ -210,9 +219,16 @@ class DecodeEngineGpuTest {
     }
   }
 
-  @Test
-  void graphEqualsEagerWhileRowsComeAndGo() {
-    var config = new Config(Dtype.BF16, 1024, 8, 2, 64, 2048, 1000, 2, EIGHTS, 2, false);
+  static Stream<Config> replayed() {
+    return Stream.of(
+        new Config(Dtype.BF16, 1024, 8, 2, 64, 2048, 1000, 2, EIGHTS, 2, false),
+        // large enough for gates that come first, in three of four products
+        new Config(Dtype.BF16, 4352, 8, 2, 64, 2304, 1000, 1, EIGHTS, 2, false));
+  }
+
+  @ParameterizedTest
+  @MethodSource("replayed")
+  void graphEqualsEagerWhileRowsComeAndGo(Config config) {
     try (var gpu = new Gpu(1)) {
       var reference = new ReferenceLlama(gpu, config, 16, 700);
       var again = new KvMemory(copies(gpu, config, 16, 700), copies(gpu, config, 16, 700), 16, 700);

@@ -53,8 +53,8 @@ class KernelsGpuTest {
           var y = gpu.zeros(4L * product.slots() * m * ld);
           var early = gpu.zeros(4);
           product.launch(x.address(), y, ld, early, 0, 0, 0).on(gpu.stream);
-          assertThat(gpu.get(early, 1, Dtype.I32)[0]).isEqualTo(product.earlyParts());
-          earlyProducts += product.earlyParts() > 0 ? 1 : 0;
+          assertThat(gpu.get(early, 1, Dtype.I32)[0]).isEqualTo(product.earlyTiles());
+          earlyProducts += product.earlyTiles() > 0 ? 1 : 0;
           var parts = gpu.get(y, product.slots() * m * ld, Dtype.F32);
           var got = new double[m * product.total()];
           var expected = new double[got.length];

@@ -13,7 +13,7 @@
 
 #define ON_CPU
 #define __CUDA_ARCH__ 900
-#define __device__ static
+#define __device__
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)

@@ -1,4 +1,5 @@
-// The kernels that follow a product in a decode step, and the gated layer's for few tokens, against float64.
+// The kernels that follow a product in a decode step, and the gated layer's for few tokens, against float64; and how products
+// are dealt over blocks.
 #include "on_cpu.h"
 
 // A linear with adapters (or without) of random sizes.
@@ -211,6 +212,51 @@ static void embedRows(int rows) {
     }
 }
 
+// Every unit of a product is some block's, early tiles come first and whole, and no sum has more than two contributors.
+static void dealOut() {
+  const int chunks = 1 + below(14), members = 1 + below(140);
+  Product p{};
+  p.earlyTiles = below(3) * below(20);
+  p.tiles = p.earlyTiles + 1 + below(2000);
+  p.firstEarly = below(p.tiles - p.earlyTiles + 1);
+  const int share = (int)((long long)p.tiles * chunks / members), mostEarly = (p.earlyTiles + members - 1) / members;
+  if (share < (mostEarly + 1) * chunks) return;  // then nothing is early
+  std::vector<int> seen(p.tiles * chunks), contributors(p.tiles);
+  int fewest = p.tiles * chunks, most = 0, early = 0;
+  for (int member = 0; member < members; member++) {
+    Units units(p, chunks, member, members);
+    bool mayBeEarly = true, left = true;
+    int tile = -1, chunk = -1;
+    for (; units.at < units.count; units.at++) {
+      const bool other = units.enter(p), isEarly = units.tile >= p.firstEarly && units.tile < p.firstEarly + p.earlyTiles;
+      check("another tile", other, units.at == 0 || units.tile != tile);
+      check("a tile is left before the next", other, left);
+      if (!other) check("next chunk", units.chunk, chunk + 1);
+      tile = units.tile;
+      chunk = units.chunk;
+      if (tile < 0 || tile >= p.tiles || chunk < 0 || chunk >= chunks) std::abort();
+      seen[tile * chunks + chunk]++;
+      mayBeEarly &= isEarly;
+      check("early units first", isEarly, mayBeEarly);
+      check("early", units.isEarly(), isEarly);
+      left = units.leaves();
+      if (left) {
+        contributors[tile]++;
+        early += isEarly;
+      }
+    }
+    check("the last tile is left", left, true);
+    fewest = std::min(fewest, units.count);
+    most = std::max(most, units.count);
+  }
+  check("early tiles", early, p.earlyTiles);
+  for (int n : seen) check("times a unit is dealt", n, 1);
+  for (int tile = 0; tile < p.tiles; tile++)
+    if (contributors[tile] > (tile >= p.firstEarly && tile < p.firstEarly + p.earlyTiles ? 1 : 2))
+      check("contributors", contributors[tile], 1);
+  check("even shares", most - fewest <= 1, true);
+}
+
 int main(int, char** arguments) {
   generator.seed(std::atoi(arguments[1]));
   for (int round = std::atoi(arguments[2]); round > 0; round--) {
@@ -220,6 +266,7 @@ int main(int, char** arguments) {
     ropeAppend(rows);
     addAdapters(rows);
     embedRows(rows);
+    for (int i = 0; i < 20; i++) dealOut();
   }
   std::printf("largest error %g\n", worst);
 }
