@@ -64,8 +64,8 @@ class KernelSourceTest {
     "rows.cpp, 0, 3, 64, 64, 2, 6",
     "attention.cpp, 2, 1, 32, 128, 4, 4",
     "attention.cpp, 1, 1, 32, 64, 3, 4",
-    "many.cpp, 2, 2, 32, 0, 0, 4",
-    "many.cpp, 0, 3, 64, 0, 0, 3"
+    "many.cpp, 2, 2, 32, 0, 0, 2",
+    "many.cpp, 0, 3, 64, 0, 0, 2"
   })
   void agreesWithFloat64AndStaysInside(
       String source, int dtype, int topK, int adapters, int headDim, int group, String rounds)

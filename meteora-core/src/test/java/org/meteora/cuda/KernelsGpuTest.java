@@ -30,7 +30,10 @@ class KernelsGpuTest {
       {2, 7, 3, 9},
       {1, 1, 1},
       {9, 5128, 2200},
-      {16, 24, 16}
+      {16, 24, 16},
+      {4, 4096, 4300, 28, 224}, // large enough for tiles that come first
+      {2, 2048, 4352, 20},
+      {16, 14336, 700, 28, 224}
     };
     try (var gpu = new Gpu(3)) {
       var earlyProducts = 0;
