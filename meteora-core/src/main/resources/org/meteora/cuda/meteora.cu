@@ -792,6 +792,18 @@ __device__ __forceinline__ void swapIf(bool swap, uint4& a, uint4& b) {
 struct Place {
   int segment, row, out, valid;  // row in the matrix, in the list of all rows, how many there are
 };
+__device__ __forceinline__ Place placeOf(const Product& p, int tile) {
+  int begin = 0, s = 0;
+  for (;; s++) {
+    int rows = p.segment[s].end - begin, tiles = (rows + TILE - 1) / TILE;
+    if (tile < tiles) {
+      int left = rows - tile * TILE;
+      return {s, tile * TILE, begin + tile * TILE, left < TILE ? left : TILE};
+    }
+    tile -= tiles;
+    begin = p.segment[s].end;
+  }
+}
 template <int NT>  // NT × 8 rows of x at most
 __device__ __forceinline__ void productStream(const Product& p, const TensorMap* maps) {
   extern __shared__ __align__(128) unsigned char memory[];
