@@ -738,7 +738,7 @@ struct Units {
   __device__ __forceinline__ bool leaves() const { return chunk + 1 == chunks || at + 1 == count; }
 };
 
-#if DTYPE != 0 && __CUDA_ARCH__ >= 900 && !defined(ON_CPU)
+#if DTYPE != 0 && __CUDA_ARCH__ >= 900
 // At the speed of memory on Hopper and later: one block per multiprocessor. A producer streams 16 weight rows × 1024
 // columns a stage into a ring in shared memory, each stage by one request of the copy engine (it starts before the previous
 // kernel has ended: weights depend on nothing); eight warps multiply them on the tensor cores. The work, tiles × chunks, is
@@ -754,10 +754,13 @@ struct Units {
 #define TILE 16
 #define STAGE_BYTES (TILE * CHUNK * 2)
 
+#ifndef ON_CPU
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 __device__ __forceinline__ unsigned shared32(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void barrierInit(unsigned b, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(count));
 }
+__device__ __forceinline__ void barriersMade() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ __forceinline__ void barrierArrive(unsigned b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory");
 }
@@ -782,6 +785,17 @@ __device__ __forceinline__ uint4 loadShared(unsigned at) {
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
   return v;
 }
+__device__ __forceinline__ void storeShared(unsigned at, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+__device__ __forceinline__ u64 readOnce() {
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+// The first 256 threads of a block.
+__device__ __forceinline__ void syncConsumers() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+#endif
 __device__ __forceinline__ void swapIf(bool swap, uint4& a, uint4& b) {
   uint4 c = swap ? b : a;
   b = swap ? a : b;
@@ -806,7 +820,7 @@ __device__ __forceinline__ Place placeOf(const Product& p, int tile) {
 }
 template <int NT>  // NT × 8 rows of x at most
 __device__ __forceinline__ void productStream(const Product& p, const TensorMap* maps) {
-  extern __shared__ __align__(128) unsigned char memory[];
+  DYNAMIC_SHARED(memory);
   const int stages = p.stages, slices = p.slices;
   const int allChunks = (p.k + CHUNK - 1) / CHUNK;
   const int slice = blockIdx.x % slices, member = blockIdx.x / slices, members = gridDim.x / slices;
@@ -826,15 +840,14 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < stages; s++) { barrierInit(full + 8 * s, 1); barrierInit(empty + 8 * s, 8); }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriersMade();
   }
   __syncthreads();
   releaseNext();
 
   if (warp == 8) {
     if (lane == 0) {
-      u64 policy;
-      asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+      const u64 policy = readOnce();
       const int d = __ffs(p.k) - 1 < 8 ? __ffs(p.k) - 1 : 8;
       int stage = 0;
       unsigned phase = 1;
@@ -864,12 +877,10 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
       int m = i / pieces, at = (i - m * pieces) * 8;
       uint4 v = make_uint4(0, 0, 0, 0);
       if (at < length) v = *(const uint4*)(p.x + (u64)m * p.k + k0 + at);
-      asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(xAt + m * xStride + at * 2), "r"(v.x), "r"(v.y), "r"(v.z),
-                   "r"(v.w)
-                   : "memory");
+      storeShared(xAt + m * xStride + at * 2, v);
     }
   }
-  asm volatile("bar.sync 1, 256;" ::: "memory");
+  syncConsumers();
 
   const int g = lane >> 2, q = lane & 3;
   float acc[NT][4];
@@ -905,10 +916,7 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
 #pragma unroll
       for (int n = 0; n < NT; n++) {
         uint4 x = make_uint4(0, 0, 0, 0);
-        if (g + 8 * n < p.rows)
-          asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                       : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                       : "r"(xAt + (g + 8 * n) * xStride + (units.chunk * CHUNK + kk) * 2));
+        if (g + 8 * n < p.rows) x = loadShared(xAt + (g + 8 * n) * xStride + (units.chunk * CHUNK + kk) * 2);
         mma(acc[n], a.x, b.x, a.y, b.y, x.x, x.y);
         mma(acc[n], a.z, b.z, a.w, b.w, x.z, x.w);
       }
@@ -927,7 +935,7 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
         mine[(m + 1) * TILE + g + 8] = acc[n][3];
         acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.f;
       }
-      asm volatile("bar.sync 1, 256;" ::: "memory");
+      syncConsumers();
       int m = threadIdx.x / TILE, of = threadIdx.x % TILE;
       if (m < p.rows && of < place.valid) {
         float v = 0;
@@ -938,7 +946,7 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
       parityOfSums ^= 1;
       if (p.early && units.isEarly()) {
         __threadfence();
-        asm volatile("bar.sync 1, 256;" ::: "memory");
+        syncConsumers();
         if (threadIdx.x == 0) atomicAdd(p.early, 1u);
       }
     }

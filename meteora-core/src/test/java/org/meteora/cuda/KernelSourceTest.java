@@ -16,8 +16,8 @@ import org.junit.jupiter.params.provider.CsvSource;
 
 /**
  * The kernels' own source without a GPU: compiled as C++, run on threads, on random shapes beside
- * float64, every array of exact size under AddressSanitizer. For the kernels that use tensor maps
- * there is no such form. Skipped where there is no g++ with AddressSanitizer.
+ * float64, every array of exact size under AddressSanitizer. Copies by tensor maps, their barriers
+ * and the tensor cores' products are imitated. Skipped where there is no g++ with AddressSanitizer.
  */
 class KernelSourceTest {
   @TempDir Path folder;
@@ -65,7 +65,9 @@ class KernelSourceTest {
     "attention.cpp, 2, 1, 32, 128, 4, 4",
     "attention.cpp, 1, 1, 32, 64, 3, 4",
     "many.cpp, 2, 2, 32, 0, 0, 2",
-    "many.cpp, 0, 3, 64, 0, 0, 2"
+    "many.cpp, 0, 3, 64, 0, 0, 2",
+    "product.cpp, 2, 2, 32, 0, 0, 5",
+    "product.cpp, 1, 2, 32, 0, 0, 3"
   })
   void agreesWithFloat64AndStaysInside(
       String source, int dtype, int topK, int adapters, int headDim, int group, String rounds)

@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
@@ -87,6 +89,12 @@ static unsigned __byte_perm(unsigned a, unsigned b, unsigned select) {
   for (int i = 0; i < 4; i++) v |= (unsigned)(both >> 8 * (select >> 4 * i & 7) & 255) << 8 * i;
   return v;
 }
+static float atomicAdd(float* p, float v) {
+  float old = *p, sum;
+  do sum = old + v;
+  while (!__atomic_compare_exchange(p, &old, &sum, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+  return old;
+}
 template <typename V>
 V atomicAdd(V* p, V v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
 static void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -127,6 +135,57 @@ static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
   __syncwarp();
 }
 
+// Shared memory of a size that the launch names, its barriers, and copies by tensor maps, which are done when they begin.
+static unsigned char* dynamicShared;
+#define DYNAMIC_SHARED(name) unsigned char* const name = dynamicShared
+static unsigned shared32(const void* p) { return (unsigned)((const unsigned char*)p - dynamicShared); }
+static uint4 loadShared(unsigned at) { return *(const uint4*)(dynamicShared + at); }
+static void storeShared(unsigned at, uint4 v) { *(uint4*)(dynamicShared + at) = v; }
+struct SharedBarrier {
+  int all, missing;
+  long long bytes;
+  unsigned phase;
+};
+static std::map<unsigned, SharedBarrier> sharedBarriers;
+static std::mutex barrierLock;
+static void barrierInit(unsigned b, int count) { sharedBarriers[b] = {count, count, 0, 0}; }
+static void barriersMade() {}
+static void moveBarrier(unsigned b, int arrived, long long bytes) {
+  std::lock_guard<std::mutex> hold(barrierLock);
+  SharedBarrier& it = sharedBarriers.at(b);
+  it.missing -= arrived;
+  it.bytes += bytes;
+  if (it.missing == 0 && it.bytes == 0) {
+    it.missing = it.all;
+    it.phase++;
+  }
+}
+static void barrierArrive(unsigned b) { moveBarrier(b, 1, 0); }
+static void barrierExpect(unsigned b, unsigned bytes) { moveBarrier(b, 1, bytes); }
+static void barrierWait(unsigned b, unsigned parity) {
+  for (;; std::this_thread::yield()) {
+    std::lock_guard<std::mutex> hold(barrierLock);
+    if ((sharedBarriers.at(b).phase & 1) != parity) return;
+  }
+}
+static std::unique_ptr<std::barrier<>> consumers;
+static void syncConsumers() { consumers->arrive_and_wait(); }
+static unsigned long long readOnce() { return 0; }
+struct TensorMap {  // of a matrix of 16-bit numbers
+  const unsigned short* at;
+  int rows, k;
+};
+static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long) {
+  const int columns = 1024, rows = 16, d = std::min(256, map->k & -map->k);
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < columns; c++) {
+      const int row = c2 + r, column = c1 * d + c;
+      const bool inside = row < map->rows && column < map->k;
+      ((unsigned short*)(dynamicShared + to))[r * columns + c] = inside ? map->at[(size_t)row * map->k + column] : 0;
+    }
+  moveBarrier(barrier, 0, -rows * columns * 2);
+}
+
 #include "meteora.cu"
 
 // ------------------------------------------------------------------------------------------------------------- for the tests
@@ -139,6 +198,7 @@ static void launch(int threads, int x, int y, int z, void (*kernel)(const P), co
       for (unsigned i = 0; i < gridDim.x; i++) {
         block = std::make_unique<std::barrier<>>(threads);
         warps.clear();
+        consumers = std::make_unique<std::barrier<>>(256);
         for (int w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<std::barrier<>>(32));
         std::vector<std::thread> all;
         for (unsigned t = 0; t < blockDim.x; t++)

@@ -1,0 +1,69 @@
+// Products by tensor maps, against float64.
+#include "on_cpu.h"
+
+static void product() {
+  const int rows = oneOf({1, 2, 5, 8, 9, 16}), k = 8 * (1 + below(400)), matrices = 1 + below(4), allChunks = (k + 1023) / 1024;
+  const int slices = 1 + below(std::min(3, allChunks)), stages = 2 + below(3);
+  std::vector<std::unique_ptr<Array<T>>> weights;
+  StreamedProduct p{};
+  Product& it = p.product;
+  const int early = below(matrices + 1);  // which matrix comes first, if one does
+  for (int i = 0; i < matrices; i++) {
+    const int n = 1 + below(60), tiles = (n + 15) / 16;
+    weights.push_back(std::make_unique<Array<T>>((size_t)n * k));
+    fill(*weights.back());
+    it.total += n;
+    it.segment[i] = {weights.back()->p, it.total, 0};
+    p.map[i] = {weights.back()->p, n, k};
+    if (i < early) it.firstEarly += tiles;
+    if (i == early) it.earlyTiles = tiles;
+    it.tiles += tiles;
+  }
+  const int members = 1 + below(std::min(6, it.tiles)), mostChunks = (allChunks + slices - 1) / slices;
+  if (it.tiles * (allChunks / slices) / members < ((it.earlyTiles + members - 1) / members + 1) * mostChunks) it.earlyTiles = 0;
+  const bool normed = below(2);
+  const int partials = 1 + below(40);
+  Array<T> x((size_t)rows * k);
+  Array<float> y((size_t)slices * rows * (it.total + 3)), sumsq(rows * partials);
+  Array<unsigned> counter(1);
+  fill(x);
+  std::fill(y.p, y.p + y.n, 0.f);
+  counter[0] = 5;
+  for (size_t i = 0; i < sumsq.n; i++) sumsq[i] = 1 + below(100);
+  it.x = x.p;
+  it.y = y.p;
+  it.sumsq = normed ? sumsq.p : 0;
+  it.rows = rows;
+  it.k = k;
+  it.segments = matrices;
+  it.ld = it.total + 3;
+  it.partials = partials;
+  it.eps = 1e-5f;
+  it.slices = slices;
+  it.stages = stages;
+  it.early = it.earlyTiles ? counter.p : 0;
+  Array<unsigned char> shared(512 + (rows > 8 ? 2 : 1) * 8192 + rows * (mostChunks * 2048 + 64) + 128 + stages * STAGE_BYTES);
+  dynamicShared = shared.p;
+  launch<StreamedProduct>(288, members * slices, 1, 1, rows > 8 ? product_stream16 : product_stream8, p);
+  check("early tiles", counter[0], 5 + it.earlyTiles * slices);
+  for (int m = 0; m < rows; m++) {
+    double squares = 0;
+    for (int i = 0; i < partials; i++) squares += sumsq[m * partials + i];
+    const double factor = normed ? 1 / std::sqrt(squares / k + 1e-5) : 1;
+    for (int i = 0, o = 0; i < matrices; i++)
+      for (int row = 0; o < it.segment[i].end; row++, o++) {
+        double expected = 0, got = 0;
+        for (int c = 0; c < k; c++) expected += (double)toFloat((*weights[i])[(size_t)row * k + c]) * toFloat(x[(size_t)m * k + c]);
+        for (int s = 0; s < slices; s++) got += y[((size_t)s * rows + m) * it.ld + o];
+        check("product", got, expected * factor);
+      }
+    for (int s = 0; s < slices; s++)
+      for (int o = it.total; o < it.ld; o++) check("beside the product", y[((size_t)s * rows + m) * it.ld + o], 0);
+  }
+}
+
+int main(int, char** arguments) {
+  generator.seed(std::atoi(arguments[1]));
+  for (int round = std::atoi(arguments[2]); round > 0; round--) product();
+  std::printf("largest error %g\n", worst);
+}
