@@ -119,14 +119,14 @@ final class BankLayout {
     if (layouts.size() == 1 && first.stacked != null) {
       return first.stacked;
     }
+    if (layouts.stream().anyMatch(layout -> layout.stacked != null)) {
+      throw new IllegalStateException("a linear can share its input with one group alone");
+    }
     long in = first.loraA().getShape().get(1);
     int rows = layouts.stream().mapToInt(BankLayout::stackedRows).sum();
     var all = Ops.zeros(first.manager, first.dtype, rows, in);
     int at = 0;
     for (var layout : layouts) {
-      if (layout.stacked != null) {
-        throw new IllegalStateException("a linear can share its input with one group alone");
-      }
       layout.stacked = Ops.narrow(all, 0, at, layout.stackedRows());
       int from = at;
       for (var part : List.of(layout.loraA(), layout.bank.gate())) {

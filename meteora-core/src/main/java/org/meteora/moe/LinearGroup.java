@@ -24,17 +24,18 @@ public final class LinearGroup {
   /**
    * @param linears one to three, with inputs of one size, of one decoder layer and one control; a
    *     linear can be in one group only
+   * @throws IllegalArgumentException for gates over different numbers of adapters
    */
   public LinearGroup(List<MoeLinear> linears) {
     this.linears = List.copyOf(linears);
     this.fusible = linears.stream().filter(LinearGroup::canBeFused).toList();
+    if (fusible.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
+      throw new IllegalArgumentException("linears of one input with different adapters");
+    }
     this.stacked =
         fusible.isEmpty()
             ? null
             : BankLayout.stack(fusible.stream().map(MoeLinear::layout).toList());
-    if (fusible.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
-      throw new IllegalArgumentException("linears of one input with different adapters");
-    }
   }
 
   /** The linears, in order. */
