@@ -21,6 +21,7 @@ import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Optional;
+import java.util.concurrent.atomic.AtomicBoolean;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Digests;
@@ -39,6 +40,10 @@ import org.slf4j.LoggerFactory;
  */
 public final class Nvrtc {
   private static final Logger LOG = LoggerFactory.getLogger(Nvrtc.class);
+
+  /** One line a process: a model needs several modules of kernels. */
+  private static final AtomicBoolean SAID = new AtomicBoolean();
+
   private static final List<String> NAMES =
       List.of("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so");
 
@@ -182,7 +187,9 @@ public final class Nvrtc {
     if (kept.isPresent()) {
       return kept.get();
     }
-    LOG.info("compiling CUDA kernels for {} (once)", target);
+    if (SAID.compareAndSet(false, true)) {
+      LOG.info("compiling CUDA kernels for {}; later runs find them in {}", target, cache);
+    }
     var code = compile(source, all, target.startsWith("sm_"));
     try {
       AtomicFiles.write(
