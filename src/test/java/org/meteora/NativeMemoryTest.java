@@ -25,10 +25,10 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
 import org.meteora.eval.Evaluator;
 import org.meteora.eval.TextCodec;
-import org.meteora.llama.Llama;
-import org.meteora.moe.Flags;
-import org.meteora.moe.ForwardMode;
-import org.meteora.torch.Ops;
+import org.meteora.model.Llama;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
@@ -111,7 +111,7 @@ class NativeMemoryTest {
   }
 
   private static void steps(
-      Llama llama, NDManager manager, org.meteora.llama.KvCache cache, int count) {
+      Llama llama, NDManager manager, org.meteora.model.KvCache cache, int count) {
     for (int i = 0; i < count; i++) {
       try (var step = manager.newSubManager()) {
         llama

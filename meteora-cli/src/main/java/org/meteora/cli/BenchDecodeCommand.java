@@ -7,13 +7,13 @@ import java.util.Locale;
 import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
-import org.meteora.generate.CudaDecoder;
+import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.GenerationConfig;
-import org.meteora.llama.Llama;
-import org.meteora.llama.LlamaConfig;
-import org.meteora.moe.Flags;
-import org.meteora.moe.ForwardMode;
-import org.meteora.torch.Ops;
+import org.meteora.model.Llama;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -182,7 +182,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
           Ops.linear(x, projections[module].weight(), null).close();
         }
       }
-      var logits = Ops.cast(Ops.linear(inputs[0], model.head(), null), org.meteora.torch.Dtype.F32);
+      var logits =
+          Ops.cast(Ops.linear(inputs[0], model.head(), null), org.meteora.tensor.Dtype.F32);
       last += logits.toFloatArray()[0];
       if (Float.isNaN(last)) {
         throw new IllegalStateException("random weights gave NaN");
@@ -191,7 +192,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
   }
 
   private ai.djl.ndarray.NDArray input(NDManager scope, Llama model, int batch, long size) {
-    return org.meteora.llama.RandomLlama.normal(scope, model.dtype(), 1, batch, size);
+    return org.meteora.model.RandomLlama.normal(scope, model.dtype(), 1, batch, size);
   }
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */

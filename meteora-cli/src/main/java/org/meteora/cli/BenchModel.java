@@ -12,16 +12,16 @@ import org.meteora.cuda.Cuda;
 import org.meteora.cuda.GpuMeasure;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
-import org.meteora.llama.Llama;
-import org.meteora.llama.LlamaConfig;
-import org.meteora.llama.RandomLlama;
-import org.meteora.moe.Flags;
-import org.meteora.moe.ForwardMode;
+import org.meteora.model.Llama;
+import org.meteora.model.RandomLlama;
+import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 import picocli.CommandLine.Option;
 
 /** The options of all benchmarks, and the random model they describe. */

@@ -8,12 +8,12 @@ import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
-import org.meteora.llama.Llama;
-import org.meteora.llama.LlamaConfig;
-import org.meteora.llama.RandomLlama;
-import org.meteora.moe.Flags;
-import org.meteora.moe.ForwardMode;
-import org.meteora.torch.Ops;
+import org.meteora.model.Llama;
+import org.meteora.model.RandomLlama;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
@@ -210,7 +210,7 @@ final class BenchTrainCommand implements Callable<Integer> {
               var slope = x.getGradient();
               slope.attach(scope);
               var first = Ops.narrow(slope.reshape(-1), 0, 0, 1); // waits for a device
-              if (Float.isNaN(Ops.cast(first, org.meteora.torch.Dtype.F32).toFloatArray()[0])) {
+              if (Float.isNaN(Ops.cast(first, org.meteora.tensor.Dtype.F32).toFloatArray()[0])) {
                 throw new IllegalStateException("random weights gave NaN");
               }
             }

@@ -20,15 +20,15 @@ import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Digests;
 import org.meteora.io.Progress;
-import org.meteora.llama.Llama;
-import org.meteora.llama.LlamaConfig;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
-import org.meteora.moe.Flags;
+import org.meteora.model.Llama;
+import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFolder;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * A model ready to run: base, adapters, tokenizer and settings. Closing it frees its memory and its

@@ -13,8 +13,8 @@ import java.util.Optional;
 import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
-import org.meteora.llama.LlamaConfig;
 import org.meteora.lora.LoraAdapter;
+import org.meteora.model.llama.LlamaConfig;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;
 
@@ -269,7 +269,7 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    * @param model a model with gates
    * @param withBase whether the base weights go in too, as in published checkpoints
    */
-  public static Map<String, NDArray> tensors(org.meteora.llama.Llama model, boolean withBase) {
+  public static Map<String, NDArray> tensors(org.meteora.model.Llama model, boolean withBase) {
     var result = new LinkedHashMap<String, NDArray>();
     for (int layer = 0; layer < model.layers().size(); layer++) {
       var block = model.layers().get(layer);
@@ -329,7 +329,7 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    * @throws UserException when the file system refuses
    */
   public static void write(
-      Path folder, org.meteora.llama.Llama model, List<Adapter> adapters, boolean withBase) {
+      Path folder, org.meteora.model.Llama model, List<Adapter> adapters, boolean withBase) {
     SafetensorsWriter.write(
         folder.resolve("model.safetensors"),
         tensors(model, withBase),

@@ -8,15 +8,15 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.function.BiFunction;
 import org.meteora.io.Progress;
-import org.meteora.llama.Llama;
-import org.meteora.llama.LlamaConfig;
-import org.meteora.llama.LlamaFactory;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
+import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.safetensors.SafetensorsFolder;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /**
  * Builds a {@link Llama} from mapped files: weights stay where they are mapped when device and

@@ -15,17 +15,17 @@ import java.util.function.BiFunction;
 import org.meteora.UserException;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Progress;
-import org.meteora.llama.Llama;
-import org.meteora.llama.LlamaConfig;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.lora.LoraConfig;
-import org.meteora.moe.Flags;
+import org.meteora.model.Llama;
+import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFolder;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /**
  * A frozen base model with adapters to be trained, in memory that may be written to. Closing it

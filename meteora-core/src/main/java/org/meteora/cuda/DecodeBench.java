@@ -8,7 +8,7 @@ import java.util.Optional;
 import org.meteora.cuda.DecodeModel.Adapters;
 import org.meteora.cuda.DecodeModel.Layer;
 import org.meteora.cuda.DecodeModel.Linear;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * Times decode steps of {@link DecodeEngine} on random weights of Llama-3-8B's shapes, made on the

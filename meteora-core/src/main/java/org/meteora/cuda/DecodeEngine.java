@@ -12,7 +12,7 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.cuda.DecodeModel.Linear;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

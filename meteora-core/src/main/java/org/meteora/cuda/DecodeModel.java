@@ -3,7 +3,7 @@ package org.meteora.cuda;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * A Llama with MeteoRA as device addresses: what {@link DecodeEngine} reads. All matrices are

@@ -10,7 +10,7 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.cuda.DecodeModel.Adapters;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * The adapters' part of one to three gated linears that share their input, on somebody else's

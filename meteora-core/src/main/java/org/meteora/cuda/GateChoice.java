@@ -1,6 +1,6 @@
 package org.meteora.cuda;
 
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /** Which adapters the gates choose, for many tokens (training), on somebody else's tensors. */
 public final class GateChoice {

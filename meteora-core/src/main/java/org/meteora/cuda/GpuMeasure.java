@@ -2,7 +2,7 @@ package org.meteora.cuda;
 
 import ai.djl.pytorch.jni.JniUtils;
 import java.util.Arrays;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /** What benchmarks ask of a GPU. */
 public final class GpuMeasure {

@@ -14,7 +14,7 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import org.meteora.UserException;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * The kernels of {@code meteora.cu}, compiled for one GPU and one set of constants; loaded once a

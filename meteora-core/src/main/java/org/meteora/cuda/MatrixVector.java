@@ -1,7 +1,7 @@
 package org.meteora.cuda;
 
 import java.util.List;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * {@code y (rows, ld) = x (rows, k) · [W0; W1; …]ᵀ} for up to 16 rows: several weight matrices that

@@ -1,6 +1,6 @@
 package org.meteora.cuda;
 
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * What a Llama does between its matrix products, for many tokens (prefill), on somebody else's

@@ -9,7 +9,7 @@ import java.util.Map;
 import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
-import org.meteora.llama.LlamaConfig;
+import org.meteora.model.llama.LlamaConfig;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

@@ -9,9 +9,10 @@ import java.util.List;
 import java.util.Optional;
 import java.util.Set;
 import org.meteora.UserException;
-import org.meteora.llama.KvCache;
-import org.meteora.llama.Llama;
-import org.meteora.torch.Ops;
+import org.meteora.backend.cuda.CudaDecoder;
+import org.meteora.model.KvCache;
+import org.meteora.model.Llama;
+import org.meteora.tensor.Ops;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

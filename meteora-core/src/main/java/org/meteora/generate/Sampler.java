@@ -12,7 +12,7 @@ import java.util.SplittableRandom;
  * fixed, so that {@link org.meteora.cuda.TokenChoice} draws the same token from the same logits and
  * the same random number.
  */
-final class Sampler {
+public final class Sampler {
   /** The exponent from which on a token has no mass: 44, in units of 2^−25. */
   private static final float NO_MASS = 44 << 25;
 
@@ -22,7 +22,7 @@ final class Sampler {
   /**
    * @param row index of the sequence: each draws from a stream of its own, whatever batch it is in
    */
-  Sampler(GenerationConfig config, long row) {
+  public Sampler(GenerationConfig config, long row) {
     this.config = config;
     // mixed twice: from neighbouring numbers it would draw one sequence, shifted
     long seed = new SplittableRandom(config.seed()).nextLong() + row;
@@ -30,7 +30,7 @@ final class Sampler {
   }
 
   /** The random number in [0, 1) of one more token, in units of 2^−64; 0 where none is needed. */
-  long uniform() {
+  public long uniform() {
     return config.sample() ? random.nextLong() : 0;
   }
 
@@ -38,11 +38,11 @@ final class Sampler {
    * @param logits of the whole vocabulary at {@code offset}; banned tokens are −∞
    * @param uniform one of {@link #uniform}
    */
-  int choose(float[] logits, int offset, int vocab, long uniform) {
+  public int choose(float[] logits, int offset, int vocab, long uniform) {
     return config.sample() ? sample(logits, offset, vocab, uniform) : argMax(logits, offset, vocab);
   }
 
-  static int argMax(float[] logits, int offset, int vocab) {
+  public static int argMax(float[] logits, int offset, int vocab) {
     int best = 0;
     for (int i = 1; i < vocab; i++) {
       if (logits[offset + i] > logits[offset + best]) {
@@ -53,12 +53,12 @@ final class Sampler {
   }
 
   /** What turns a difference of logits into an exponent. */
-  static float scale(double temperature) {
+  public static float scale(double temperature) {
     return (float) (0x1p25 / Math.log(2) / temperature);
   }
 
   /** p in units of 2^−64, unsigned and at least one; 0 for 1. */
-  static long fixed(double topP) {
+  public static long fixed(double topP) {
     if (topP >= 1) {
       return 0;
     }

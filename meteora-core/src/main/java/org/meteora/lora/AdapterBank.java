@@ -2,7 +2,7 @@ package org.meteora.lora;
 
 import ai.djl.ndarray.NDArray;
 import java.util.Arrays;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Ops;
 
 /**
  * N adapters stacked for one linear layer.

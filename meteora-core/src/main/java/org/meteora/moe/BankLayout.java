@@ -5,8 +5,8 @@ import ai.djl.ndarray.NDManager;
 import java.util.List;
 import org.meteora.cuda.FusedMoe;
 import org.meteora.lora.AdapterBank;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /**
  * An {@link AdapterBank} with the small tables that the forward strategies index by adapter, and Bᵀ
@@ -17,7 +17,7 @@ import org.meteora.torch.Ops;
  * row): what the bank's B is a view of, or a copy made at first use, until the next training pass.
  * {@link #stack} puts A and gates of several banks into one matrix.
  */
-final class BankLayout {
+public final class BankLayout {
   private final AdapterBank bank;
   private final NDArray rows;
   private final NDArray rowScales;
@@ -29,7 +29,7 @@ final class BankLayout {
   private NDArray loraBTransposed;
   private NDArray stacked;
 
-  BankLayout(NDManager manager, AdapterBank bank, Dtype dtype) {
+  public BankLayout(NDManager manager, AdapterBank bank, Dtype dtype) {
     this.bank = bank;
     this.manager = manager;
     this.dtype = dtype;
@@ -65,20 +65,20 @@ final class BankLayout {
     return copy;
   }
 
-  AdapterBank bank() {
+  public AdapterBank bank() {
     return bank;
   }
 
-  NDArray loraA() {
+  public NDArray loraA() {
     return bank.loraA();
   }
 
-  NDArray loraB() {
+  public NDArray loraB() {
     return bank.loraB();
   }
 
   /** What was kept of the parameters is made anew at the next use. */
-  void parametersMayChange() {
+  public void parametersMayChange() {
     if (loraBTransposed != null) {
       loraBTransposed.close();
       loraBTransposed = null;
@@ -86,7 +86,7 @@ final class BankLayout {
   }
 
   /** Bᵀ {@code (Σr, out)}. */
-  NDArray loraBTransposed(boolean trainable) {
+  public NDArray loraBTransposed(boolean trainable) {
     if (trainable) {
       return Ops.transpose(bank.loraB(), 0, 1);
     }
@@ -103,7 +103,7 @@ final class BankLayout {
   }
 
   /** Rows that A and gate take in a stack, unused ones included. */
-  int stackedRows() {
+  public int stackedRows() {
     return FusedMoe.columns(bank.size(), bank.totalRank());
   }
 
@@ -114,7 +114,7 @@ final class BankLayout {
    * @return {@code (Σ stackedRows, in)}: of each bank A, the gate, and zeros up to whole rows of
    *     the product's result
    */
-  static NDArray stack(List<BankLayout> layouts) {
+  public static NDArray stack(List<BankLayout> layouts) {
     var first = layouts.getFirst();
     if (layouts.size() == 1 && first.stacked != null) {
       return first.stacked;
@@ -142,35 +142,35 @@ final class BankLayout {
   }
 
   /** Whether A and gate have the dtype that the layer computes in. */
-  boolean hasLayersDtype() {
+  public boolean hasLayersDtype() {
     return Ops.dtype(bank.loraA()) == dtype && Ops.dtype(bank.gate()) == dtype;
   }
 
   /** {@code (N, r_max)} int64: the row of A of each adapter's each rank; 0 beyond its rank. */
-  NDArray rows() {
+  public NDArray rows() {
     return rows;
   }
 
   /** {@code (N, r_max)} float32: the adapter's scale, 0 beyond its rank. */
-  NDArray rowScales() {
+  public NDArray rowScales() {
     return rowScales;
   }
 
   /** {@code (N, 1)} float32. */
-  NDArray scales() {
+  public NDArray scales() {
     return scales;
   }
 
   /** {@code (N, Σr)} float32: the adapter's scale in its own columns, 0 elsewhere. */
-  NDArray expansion() {
+  public NDArray expansion() {
     return expansion;
   }
 
-  long offset(int adapter) {
+  public long offset(int adapter) {
     return offsets[adapter];
   }
 
-  int rank(int adapter) {
+  public int rank(int adapter) {
     return bank.ranks()[adapter];
   }
 }

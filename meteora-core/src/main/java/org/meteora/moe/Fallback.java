@@ -6,23 +6,23 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /** Says once a process why another implementation is used than the one asked for. */
-final class Fallback {
+public final class Fallback {
   private static final Logger LOG = LoggerFactory.getLogger(Fallback.class);
   private static final Set<String> SAID = ConcurrentHashMap.newKeySet();
 
   private Fallback() {}
 
   /** What was said so far. */
-  static Set<String> said() {
+  public static Set<String> said() {
     return Set.copyOf(SAID);
   }
 
   /** Says everything once more. */
-  static void forget() {
+  public static void forget() {
     SAID.clear();
   }
 
-  static void say(String message) {
+  public static void say(String message) {
     if (SAID.add(message)) {
       LOG.info("{}", message);
     }

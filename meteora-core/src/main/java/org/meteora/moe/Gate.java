@@ -1,8 +1,8 @@
 package org.meteora.moe;
 
 import ai.djl.ndarray.NDArray;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /** From gate logits to a {@link Routing}: MeteoRA's equations for inference and for training. */
 public final class Gate {

@@ -5,8 +5,10 @@ import ai.djl.ndarray.types.Shape;
 import java.util.ArrayList;
 import java.util.List;
 import org.meteora.UserException;
+import org.meteora.backend.cuda.FusedForward;
 import org.meteora.moe.MoeLinear.Output;
-import org.meteora.torch.Ops;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Ops;
 
 /**
  * Gated linears of a layer that read the same input: q, k and v, or gate and up; or one by itself.

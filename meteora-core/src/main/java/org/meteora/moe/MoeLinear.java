@@ -11,9 +11,17 @@ import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import java.util.List;
 import org.meteora.UserException;
+import org.meteora.backend.cpu.HostForward;
+import org.meteora.backend.cuda.GpuTraining;
 import org.meteora.lora.AdapterBank;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.forward.ForwardStrategy;
+import org.meteora.moe.forward.GatherForward;
+import org.meteora.moe.forward.LoopForward;
+import org.meteora.moe.forward.MaskedForward;
+import org.meteora.moe.forward.ReferenceForward;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /**
  * A linear layer with N LoRA adapters and a gate that chooses k of them for every token (MeteoRA,
@@ -38,7 +46,7 @@ public final class MoeLinear extends AbstractBlock {
    * From this many tokens on, looping over adapters beats gathering their rows (CPU, rank 8, k 2;
    * see docs/performance.md).
    */
-  static final int LOOP_FROM_TOKENS = 16;
+  public static final int LOOP_FROM_TOKENS = 16;
 
   private final NDArray weight;
   private final NDArray bias;
@@ -149,12 +157,12 @@ public final class MoeLinear extends AbstractBlock {
   }
 
   /** The base product alone: {@code x Wᵀ (+ bias)}. */
-  NDArray base(NDArray x) {
+  public NDArray base(NDArray x) {
     return Ops.linear(x, weight, bias);
   }
 
   /** One pass by itself: without what a {@link LinearGroup} does for several. */
-  Output compute(NDArray x, boolean training, boolean wantLogits) {
+  public Output compute(NDArray x, boolean training, boolean wantLogits) {
     var y = base(x);
     if (bank == null) {
       return new Output(y, null);
@@ -214,7 +222,7 @@ public final class MoeLinear extends AbstractBlock {
   }
 
   /** Batch rows of an input of this shape. */
-  static int rows(Shape shape) {
+  public static int rows(Shape shape) {
     return shape.dimension() == 3 ? (int) shape.get(0) : 1;
   }
 
@@ -266,7 +274,7 @@ public final class MoeLinear extends AbstractBlock {
   }
 
   /** Tells the listener, if there is one, of the routing of an input of this shape. */
-  void tell(HostForward.Chosen chosen, Shape shape) {
+  public void tell(HostForward.Chosen chosen, Shape shape) {
     if (control.listener() != null) {
       int rows = rows(shape);
       control
@@ -282,33 +290,33 @@ public final class MoeLinear extends AbstractBlock {
     }
   }
 
-  BankLayout layout() {
+  public BankLayout layout() {
     return layout;
   }
 
-  RoutingControl control() {
+  public RoutingControl control() {
     return control;
   }
 
-  int layer() {
+  public int layer() {
     return layer;
   }
 
-  int module() {
+  public int module() {
     return module;
   }
 
-  int topK() {
+  public int topK() {
     return Math.min(control.settings().topK(), bank.size());
   }
 
   /** How much of the adapters' input a training pass drops now. */
-  double dropoutInTraining() {
+  public double dropoutInTraining() {
     return control.dropout() ? dropout : 0;
   }
 
   /** Says so if the fused kernels are asked for where they are not used. */
-  void sayFallback(boolean training) {
+  public void sayFallback(boolean training) {
     boolean gpu = weight.getDevice().isGpu();
     if (control.flags().mode() == ForwardMode.FUSED && (!gpu || training)) {
       Fallback.say(
@@ -319,7 +327,7 @@ public final class MoeLinear extends AbstractBlock {
   }
 
   /** Whether the flags leave it to this class how to train on the CPU. */
-  boolean onHostInTraining() {
+  public boolean onHostInTraining() {
     var flags = control.flags();
     return flags.singleAdapter().isEmpty()
         && (flags.mode() == ForwardMode.AUTO || flags.mode() == ForwardMode.FUSED);
@@ -341,7 +349,7 @@ public final class MoeLinear extends AbstractBlock {
     return adapter;
   }
 
-  static Shape withLast(Shape shape, long last) {
+  public static Shape withLast(Shape shape, long last) {
     var dimensions = shape.getShape().clone();
     dimensions[dimensions.length - 1] = last;
     return new Shape(dimensions);

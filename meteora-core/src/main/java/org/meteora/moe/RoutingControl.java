@@ -2,7 +2,9 @@ package org.meteora.moe;
 
 import ai.djl.ndarray.NDManager;
 import java.util.UUID;
+import org.meteora.backend.cuda.GpuRouting;
 import org.meteora.cuda.Cuda;
+import org.meteora.moe.forward.Flags;
 
 /**
  * What all gated layers of one model share and a caller may change between passes. Not for use from

@@ -23,8 +23,8 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /**
  * One safetensors file, mapped into memory. Nothing in the header is believed before it is checked:

@@ -12,8 +12,8 @@ import java.util.Map;
 import java.util.TreeMap;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /** Writes safetensors files, atomically; the same tensors always give the same bytes. */
 public final class SafetensorsWriter {

@@ -2,7 +2,7 @@ package org.meteora.safetensors;
 
 import java.util.Arrays;
 import java.util.List;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * What a safetensors header says of one tensor.

@@ -20,11 +20,11 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.UserException;
-import org.meteora.moe.Flags;
+import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /** Models, adapters and checkpoints whose files say something impossible, or more than is used. */
 class UntrustedFilesTest {

@@ -8,7 +8,7 @@ import java.lang.foreign.ValueLayout;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 class CudaTest {
   @Test

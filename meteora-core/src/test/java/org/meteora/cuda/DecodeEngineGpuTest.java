@@ -11,7 +11,7 @@ import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.meteora.cuda.MatrixVector.Tuning;
 import org.meteora.cuda.ReferenceLlama.Config;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /** A whole decode step against the same model in float64. */
 @Tag("gpu")

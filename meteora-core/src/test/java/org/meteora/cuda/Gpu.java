@@ -8,7 +8,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.api.Assumptions;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /** Arrays on the GPU beside their exact values in float64. */
 final class Gpu implements AutoCloseable {

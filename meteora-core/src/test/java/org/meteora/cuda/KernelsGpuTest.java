@@ -11,7 +11,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.meteora.cuda.MatrixVector.Segment;
 import org.meteora.cuda.MatrixVector.Tuning;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /** Single kernels against float64 on random shapes. */
 @Tag("gpu")

@@ -3,7 +3,7 @@ package org.meteora.cuda;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * A random Llama with MeteoRA, on the GPU and in float64 on the heap; the latter decodes by the

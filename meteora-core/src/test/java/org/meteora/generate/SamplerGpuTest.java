@@ -19,7 +19,7 @@ import org.meteora.cuda.DeviceMemory;
 import org.meteora.cuda.Kernels;
 import org.meteora.cuda.Stream;
 import org.meteora.cuda.TokenChoice;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 
 /**
  * The kernels that choose tokens against the {@link Sampler}: the same tokens, not similar ones.

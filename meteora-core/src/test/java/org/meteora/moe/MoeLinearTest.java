@@ -16,9 +16,12 @@ import java.util.Random;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
+import org.meteora.backend.cpu.HostTape;
 import org.meteora.lora.AdapterBank;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 class MoeLinearTest {
   private static final int IN = 40;

@@ -12,10 +12,12 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.meteora.cuda.Cuda;
-import org.meteora.llama.RandomLlama;
 import org.meteora.lora.AdapterBank;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.model.RandomLlama;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /**
  * The loop on several streams against the loop on one, many times over, while memory goes from hand

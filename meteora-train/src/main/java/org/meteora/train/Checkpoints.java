@@ -24,7 +24,7 @@ import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Ops;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
 import org.slf4j.Logger;

@@ -8,7 +8,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.meteora.checkpoint.TrainableModel;
-import org.meteora.moe.Flags;
+import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.optim.FlatParameters;

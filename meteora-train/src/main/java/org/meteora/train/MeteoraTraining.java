@@ -14,7 +14,7 @@ import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
 import org.meteora.lora.LoraAdapter;
-import org.meteora.moe.Flags;
+import org.meteora.moe.forward.Flags;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.FlatParameters;

@@ -11,7 +11,7 @@ import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.loss.GateLoss;

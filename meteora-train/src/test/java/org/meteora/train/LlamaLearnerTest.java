@@ -9,10 +9,10 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.meteora.moe.Flags;
-import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.torch.Dtype;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Dtype;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.optim.FlatParameters;
 
@@ -68,7 +68,7 @@ class LlamaLearnerTest {
       moved[i] = (float) (start[i] + step * way[i]);
     }
     try (var scope = parameters.manager().newSubManager()) {
-      org.meteora.torch.Ops.copy(parameters.values(), scope.create(moved));
+      org.meteora.tensor.Ops.copy(parameters.values(), scope.create(moved));
     }
     parameters.publish();
     return loss(learner.evaluate(BATCH));
@@ -95,7 +95,7 @@ class LlamaLearnerTest {
           moved[i] += (float) ((side == 0 ? 1e-3 : -1e-3) * gradient[i] / norm);
         }
         try (var scope = parameters.manager().newSubManager()) {
-          org.meteora.torch.Ops.copy(parameters.values(), scope.create(moved));
+          org.meteora.tensor.Ops.copy(parameters.values(), scope.create(moved));
         }
         parameters.publish();
         losses[side] = loss(learner.learn(BATCH, WEIGHT, 1, 7));

@@ -10,9 +10,9 @@ import java.util.stream.IntStream;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.checkpoint.LoadedModel;
-import org.meteora.moe.Flags;
+import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFile;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Ops;
 
 /**
  * Adapters that {@code train-lora} wrote, loaded by Python's PEFT 0.21.0: {@code

@@ -18,7 +18,7 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
-import org.meteora.torch.Dtype;
+import org.meteora.tensor.Dtype;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.FlatParameters;

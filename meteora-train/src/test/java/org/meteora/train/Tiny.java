@@ -6,16 +6,16 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Random;
 import org.meteora.io.Jsonl;
-import org.meteora.llama.Llama;
-import org.meteora.llama.LlamaConfig;
-import org.meteora.llama.LlamaFactory;
 import org.meteora.lora.AdapterBank;
-import org.meteora.moe.Flags;
-import org.meteora.moe.ForwardMode;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
+import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.moe.forward.Flags;
+import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /** A model of random numbers for tests that need no reference data: unequal ranks, any dtype. */
 final class Tiny implements AutoCloseable {

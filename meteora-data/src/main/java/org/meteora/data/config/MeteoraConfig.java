@@ -12,7 +12,7 @@ import java.util.Optional;
 import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
-import org.meteora.moe.Flags;
+import org.meteora.moe.forward.Flags;
 import org.yaml.snakeyaml.LoaderOptions;
 import org.yaml.snakeyaml.Yaml;
 import org.yaml.snakeyaml.constructor.SafeConstructor;

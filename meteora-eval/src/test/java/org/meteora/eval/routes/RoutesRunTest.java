@@ -16,7 +16,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
-import org.meteora.moe.Flags;
+import org.meteora.moe.forward.Flags;
 
 /** A real, tiny model, routed from its prompt to the reports. */
 class RoutesRunTest {

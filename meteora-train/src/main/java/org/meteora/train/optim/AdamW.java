@@ -6,9 +6,9 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
-import org.meteora.torch.Workers;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+import org.meteora.tensor.Workers;
 
 /**
  * AdamW (Loshchilov and Hutter, 2019) on one flat buffer, as PyTorch computes it:

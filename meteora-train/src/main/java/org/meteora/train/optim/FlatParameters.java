@@ -7,8 +7,8 @@ import ai.djl.pytorch.jni.JniUtils;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import org.meteora.torch.Dtype;
-import org.meteora.torch.Ops;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /**
  * All trainable parameters as one flat float32 buffer, and their gradients as another of the same

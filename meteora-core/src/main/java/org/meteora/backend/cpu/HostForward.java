@@ -1,0 +1,231 @@
+package org.meteora.backend.cpu;
+
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+
+import ai.djl.ndarray.NDArray;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
+import org.meteora.moe.BankLayout;
+import org.meteora.moe.Gate;
+import org.meteora.tensor.Blas;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+import org.meteora.tensor.Workers;
+
+/**
+ * The adapters' contribution computed in Java on the tensors' own memory: inference on the CPU in
+ * float32. Routing, the chosen adapters' rows of A and of Bᵀ, and the sum into the base result go
+ * straight to the BLAS: for few tokens a tensor operation costs more than the arithmetic it does,
+ * and for many tokens only the chosen adapters' arithmetic is done at all, k · r ranks a token and
+ * not Σr.
+ */
+public final class HostForward {
+  /** From this many tokens on an adapter's tokens are gathered, so that its rows are read once. */
+  private static final int GROUP_FROM = 24;
+
+  /**
+   * Which adapters were chosen.
+   *
+   * @param indices {@code (tokens, k)} row-major, best first
+   * @param weights as {@code indices}
+   */
+  public record Chosen(int tokens, int topK, int[] indices, float[] weights) {}
+
+  private HostForward() {}
+
+  public static boolean fits(NDArray x) {
+    return !x.getDevice().isGpu() && Blas.isAvailable() && Ops.dtype(x) == Dtype.F32;
+  }
+
+  /**
+   * {@link Gate#inference} of x {@code (…, in)}, row-major.
+   *
+   * @param gate {@code (N, in)}
+   * @param logits {@code (…, N)}, written here
+   */
+  public static Chosen route(
+      NDArray x, NDArray gate, NDArray logits, int topK, double temperature) {
+    int n = (int) gate.getShape().get(0);
+    int in = (int) gate.getShape().get(1);
+    int tokens = (int) (x.getShape().size() / in);
+    var values = Ops.memory(logits);
+    if (tokens == 1) {
+      Blas.multiply(n, in, 1, Ops.memory(gate), Ops.memory(x), 0, values);
+    } else {
+      Blas.productTransposed(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
+    }
+    var chosen = new Chosen(tokens, topK, new int[tokens * topK], new float[tokens * topK]);
+    route(values, n, chosen, 0, tokens, temperature);
+    return chosen;
+  }
+
+  /** The routing of tokens {@code from} to {@code to} from logits {@code (tokens, N)}. */
+  public static void route(
+      MemorySegment logits, int n, Chosen chosen, int from, int to, double temperature) {
+    int topK = chosen.topK();
+    var indices = chosen.indices();
+    var weights = chosen.weights();
+    var values = new float[n];
+    for (int t = from; t < to; t++) {
+      MemorySegment.copy(logits, JAVA_FLOAT, (long) t * n * Float.BYTES, values, 0, n);
+      for (int j = 0; j < topK; j++) {
+        int best = -1;
+        for (int i = 0; i < n; i++) {
+          if ((best < 0 || values[i] > values[best]) && !contains(indices, t * topK, j, i)) {
+            best = i;
+          }
+        }
+        indices[t * topK + j] = best;
+      }
+      double sum = 0;
+      double top = values[indices[t * topK]];
+      for (int j = 0; j < topK; j++) {
+        double weight = Math.exp((values[indices[t * topK + j]] - top) / temperature);
+        weights[t * topK + j] = (float) weight;
+        sum += weight;
+      }
+      for (int j = 0; j < topK; j++) {
+        weights[t * topK + j] /= (float) sum;
+      }
+    }
+  }
+
+  private static boolean contains(int[] values, int from, int count, int wanted) {
+    for (int i = from; i < from + count; i++) {
+      if (values[i] == wanted) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /** One adapter for every token. */
+  public static Chosen fixed(int tokens, int adapter) {
+    var indices = new int[tokens];
+    var weights = new float[tokens];
+    Arrays.fill(indices, adapter);
+    Arrays.fill(weights, 1);
+    return new Chosen(tokens, 1, indices, weights);
+  }
+
+  /**
+   * Adds the contribution to {@code y} in place.
+   *
+   * @param x {@code (…, in)} row-major
+   * @param y {@code (…, out)} row-major
+   */
+  public static void add(NDArray x, NDArray y, BankLayout bank, Chosen chosen) {
+    int in = (int) (x.getShape().size() / chosen.tokens());
+    int out = (int) (y.getShape().size() / chosen.tokens());
+    var work =
+        new Work(
+            Ops.memory(x),
+            Ops.memory(y),
+            Ops.memory(bank.loraA()),
+            Ops.memory(bank.loraBTransposed(false)),
+            in,
+            out,
+            bank,
+            chosen);
+    if (chosen.tokens() < GROUP_FROM) {
+      work.tokenByToken();
+    } else {
+      int workers = Math.min(Workers.count(), chosen.tokens());
+      Workers.run(
+          workers,
+          i ->
+              work.adapterByAdapter(
+                  (int) ((long) chosen.tokens() * i / workers),
+                  (int) ((long) chosen.tokens() * (i + 1) / workers)));
+    }
+  }
+
+  /** One layer's tensors in host memory. */
+  private record Work(
+      MemorySegment x,
+      MemorySegment y,
+      MemorySegment a,
+      MemorySegment b,
+      int in,
+      int out,
+      BankLayout bank,
+      Chosen chosen) {
+
+    private MemorySegment rows(MemorySegment matrix, long first, int width) {
+      return matrix.asSlice(first * width * Float.BYTES);
+    }
+
+    private float factor(int pair) {
+      return chosen.weights()[pair] * (float) bank.bank().scales()[chosen.indices()[pair]];
+    }
+
+    /** Two matrix-vector products for each chosen adapter. */
+    void tokenByToken() {
+      try (var arena = Arena.ofConfined()) {
+        var z = arena.allocate(Math.max(1, bank.bank().maxRank()) * (long) Float.BYTES, 64);
+        for (int pair = 0; pair < chosen.indices().length; pair++) {
+          int adapter = chosen.indices()[pair];
+          int rank = bank.rank(adapter);
+          if (rank > 0) {
+            int token = pair / chosen.topK();
+            long first = bank.offset(adapter);
+            Blas.multiply(rank, in, 1, rows(a, first, in), rows(x, token, in), 0, z);
+            Blas.multiplyTransposed(
+                rank, out, factor(pair), rows(b, first, out), z, 1, rows(y, token, out));
+          }
+        }
+      }
+    }
+
+    /**
+     * Tokens {@code from} to {@code to}: those of each adapter are gathered, two matrix products,
+     * and the results are added to their tokens.
+     */
+    void adapterByAdapter(int from, int to) {
+      int n = bank.bank().size();
+      int k = chosen.topK();
+      var starts = new int[n + 1];
+      for (int pair = from * k; pair < to * k; pair++) {
+        starts[chosen.indices()[pair] + 1]++;
+      }
+      int most = 0;
+      for (int i = 0; i < n; i++) {
+        most = Math.max(most, starts[i + 1]);
+        starts[i + 1] += starts[i];
+      }
+      var next = starts.clone();
+      var order = new int[(to - from) * k];
+      for (int pair = from * k; pair < to * k; pair++) {
+        order[next[chosen.indices()[pair]]++] = pair;
+      }
+      Blas.threads(1);
+      try (var arena = Arena.ofConfined()) {
+        var inputs = arena.allocate((long) most * in * Float.BYTES, 64);
+        var z = arena.allocate((long) most * Math.max(1, bank.bank().maxRank()) * Float.BYTES, 64);
+        var results = arena.allocate((long) most * out * Float.BYTES, 64);
+        for (int adapter = 0; adapter < n; adapter++) {
+          int count = starts[adapter + 1] - starts[adapter];
+          int rank = bank.rank(adapter);
+          if (count == 0 || rank == 0) {
+            continue;
+          }
+          long first = bank.offset(adapter);
+          for (int i = 0; i < count; i++) {
+            long token = order[starts[adapter] + i] / k;
+            long width = (long) in * Float.BYTES;
+            MemorySegment.copy(x, token * width, inputs, i * width, width);
+          }
+          Blas.productTransposed(count, rank, in, inputs, rows(a, first, in), z);
+          Blas.product(count, out, rank, z, rows(b, first, out), results);
+          for (int i = 0; i < count; i++) {
+            int pair = order[starts[adapter] + i];
+            Blas.add(out, factor(pair), rows(results, i, out), rows(y, pair / k, out));
+          }
+        }
+      } finally {
+        Blas.threads(0);
+      }
+    }
+  }
+}

@@ -1,0 +1,467 @@
+package org.meteora.backend.cpu;
+
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
+import java.util.function.IntUnaryOperator;
+import org.meteora.moe.BankLayout;
+import org.meteora.moe.MoeLinear;
+import org.meteora.tensor.Blas;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+import org.meteora.tensor.Workers;
+
+/**
+ * One gated layer in one training pass on {@link HostTape}: forward, what backward needs of it, and
+ * backward. The (token, adapter) pairs are sorted by adapter; rows of the pairs of one adapter are
+ * gathered, a few dozen at a time, and go to the BLAS.
+ *
+ * <pre>
+ * z = A_i x̃ (x̃: what dropout keeps of x; s takes its 1 / (1 − p) in),   y += w s B_i z
+ * ∂B_i = ∂y (w s z)ᵀ,   ∂z = w s B_iᵀ ∂y,   ∂A_i = ∂z x̃ᵀ,   ∂x̃ += A_iᵀ ∂z,   ∂w = s z · B_iᵀ ∂y
+ * </pre>
+ *
+ * <p>Threads share work by tokens where rows are added to, and by columns where the adapters'
+ * gradients are: no two write the same number, and the sums' order depends on the number of threads
+ * alone.
+ */
+public final class HostLayer {
+  /** Rows gathered at once: as many as stay in the second-level cache. */
+  private static final int ROWS = 64;
+
+  private final MoeLinear layer;
+  private final BankLayout bank;
+  private final int tokens;
+  private final int in;
+  private final int out;
+  private final int topK;
+  private final int most;
+  private final HostDropout dropout;
+  private final NDArray x;
+  private final NDArray logits;
+  private final NDArray y;
+  private final HostForward.Chosen chosen;
+  private final int[] starts;
+  private final int[] order;
+  private final MemorySegment z;
+
+  /** Forward. */
+  public HostLayer(MoeLinear layer, NDManager manager, NDArray array) {
+    this.layer = layer;
+    bank = layer.layout();
+    bank.parametersMayChange();
+    var shape = array.getShape();
+    in = (int) shape.get(shape.dimension() - 1);
+    out = (int) layer.weight().getShape().get(0);
+    tokens = (int) (shape.size() / in);
+    x = Ops.contiguous(array).reshape(tokens, in);
+    x.attach(manager);
+    var outer = Arrays.copyOf(shape.getShape(), shape.dimension());
+    outer[outer.length - 1] = out;
+    y = Ops.linear(x, layer.weight(), layer.bias()).reshape(Ops.shape(outer));
+    outer[outer.length - 1] = bank.bank().size();
+    logits = Ops.empty(manager, Dtype.F32, outer);
+    topK = layer.topK();
+    chosen = new HostForward.Chosen(tokens, topK, new int[tokens * topK], new float[tokens * topK]);
+    var memoryX = Ops.memory(x);
+    var memoryG = Ops.memory(bank.bank().gate());
+    var memoryL = Ops.memory(logits);
+    byTokens((from, to) -> route(from, to, memoryX, memoryG, memoryL));
+    layer.tell(chosen, shape);
+    dropout = HostDropout.next(manager, layer.dropoutInTraining());
+    most = Math.max(1, bank.bank().maxRank());
+    int n = bank.bank().size();
+    starts = new int[n + 1];
+    for (int adapter : chosen.indices()) {
+      starts[adapter + 1]++;
+    }
+    for (int i = 0; i < n; i++) {
+      starts[i + 1] += starts[i];
+    }
+    var next = starts.clone();
+    order = new int[tokens * topK];
+    for (int pair = 0; pair < order.length; pair++) {
+      order[next[chosen.indices()[pair]]++] = pair;
+    }
+    z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, most));
+    var memoryY = Ops.memory(y);
+    byTokens((from, to) -> forward(from, to, memoryX, memoryY));
+  }
+
+  public NDArray result() {
+    return y;
+  }
+
+  public NDArray logits() {
+    return logits;
+  }
+
+  public long[] inputShape() {
+    return new long[] {tokens, in};
+  }
+
+  private interface Range {
+    void run(int from, int to);
+  }
+
+  private void byTokens(Range range) {
+    int workers = Math.min(Workers.count(), tokens);
+    onWorkers(workers, i -> (int) ((long) tokens * i / workers), range);
+  }
+
+  private static void byColumns(int columns, Range range) {
+    int lines = (columns + 15) / 16; // whole cache lines
+    int workers = Math.min(Workers.count(), lines);
+    onWorkers(workers, i -> (int) Math.min(columns, 16L * (lines * (long) i / workers)), range);
+  }
+
+  /** One range a thread, each thread with a BLAS to itself. */
+  private static void onWorkers(int workers, IntUnaryOperator start, Range range) {
+    Workers.run(
+        workers,
+        i -> {
+          Blas.threads(1);
+          try {
+            range.run(start.applyAsInt(i), start.applyAsInt(i + 1));
+          } finally {
+            Blas.threads(0);
+          }
+        });
+  }
+
+  /** First sorted position, from {@code at} on, of the adapter whose token is not before this. */
+  private int position(int adapter, int token) {
+    int low = starts[adapter];
+    int high = starts[adapter + 1];
+    while (low < high) {
+      int middle = (low + high) >>> 1;
+      if (order[middle] / topK < token) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  private interface Piece {
+    void run(int adapter, int rank, int at, int count);
+  }
+
+  /** Pieces of at most {@link #ROWS} pairs of one adapter, of tokens {@code from} to {@code to}. */
+  private void pieces(int from, int to, Piece piece) {
+    for (int adapter = 0; adapter < bank.bank().size(); adapter++) {
+      int rank = bank.rank(adapter);
+      if (rank > 0) {
+        int end = position(adapter, to);
+        for (int at = position(adapter, from); at < end; at += ROWS) {
+          piece.run(adapter, rank, at, Math.min(ROWS, end - at));
+        }
+      }
+    }
+  }
+
+  private static MemorySegment at(MemorySegment matrix, long index) {
+    return matrix.asSlice(index * Float.BYTES);
+  }
+
+  private static MemorySegment scratch(Arena arena, int columns) {
+    return arena.allocate((long) ROWS * columns * Float.BYTES, 64);
+  }
+
+  /** As {@link #gather} with x, of which the adapters get what dropout keeps. */
+  private void gatherInput(
+      MemorySegment x, int first, int width, int at, int count, MemorySegment to, int[] row) {
+    for (int i = 0; i < count; i++) {
+      long place = (long) (order[at + i] / topK) * in + first;
+      long target = (long) i * width * Float.BYTES;
+      dropout.copy(x, place * Float.BYTES, to, target, row, width, place);
+    }
+  }
+
+  /** Columns {@code first} … of the rows of some pairs' tokens, one row after another. */
+  private void gather(
+      MemorySegment matrix,
+      int columns,
+      int first,
+      int width,
+      int at,
+      int count,
+      MemorySegment to) {
+    long bytes = (long) width * Float.BYTES;
+    for (int i = 0; i < count; i++) {
+      long token = order[at + i] / topK;
+      MemorySegment.copy(matrix, (token * columns + first) * Float.BYTES, to, i * bytes, bytes);
+    }
+  }
+
+  private float scale(int adapter) {
+    return (float) (bank.bank().scales()[adapter] * dropout.scale());
+  }
+
+  private float factor(int pair, int adapter) {
+    return chosen.weights()[pair] * scale(adapter);
+  }
+
+  private void route(int from, int to, MemorySegment x, MemorySegment gate, MemorySegment logits) {
+    int n = bank.bank().size();
+    var own = at(logits, (long) from * n);
+    Blas.product(false, true, to - from, n, in, at(x, (long) from * in), in, gate, in, 0, own, n);
+    HostForward.route(logits, n, chosen, from, to, 1);
+  }
+
+  private void forward(int from, int to, MemorySegment x, MemorySegment y) {
+    var a = Ops.memory(bank.loraA());
+    var b = Ops.memory(bank.loraB());
+    int all = bank.bank().totalRank();
+    try (var arena = Arena.ofConfined()) {
+      var rows = scratch(arena, in);
+      var results = scratch(arena, out);
+      var row = new int[in];
+      pieces(
+          from,
+          to,
+          (adapter, rank, at, count) -> {
+            int offset = (int) bank.offset(adapter);
+            gatherInput(x, 0, in, at, count, rows, row);
+            var own = at(z, (long) at * most);
+            Blas.product(
+                false,
+                true,
+                count,
+                rank,
+                in,
+                rows,
+                in,
+                at(a, (long) offset * in),
+                in,
+                0,
+                own,
+                most);
+            Blas.product(
+                false, true, count, out, rank, own, most, at(b, offset), all, 0, results, out);
+            for (int i = 0; i < count; i++) {
+              int pair = order[at + i];
+              Blas.add(
+                  out,
+                  factor(pair, adapter),
+                  at(results, (long) i * out),
+                  at(y, (long) (pair / topK) * out));
+            }
+          });
+    }
+  }
+
+  /**
+   * Backward: adds to the gradients of gate, A and B where they are wanted, and to {@code gx}.
+   *
+   * @param scope for what is needed on the way
+   * @param gy ∂y {@code (…, out)}
+   * @param ownLogits the gradient of the logits from elsewhere {@code (…, N)}, or null
+   * @param gx ∂x {@code (tokens, in)} to add to
+   */
+  public void backward(NDManager scope, NDArray gy, NDArray ownLogits, NDArray gx) {
+    if (gx != null) {
+      Blas.product(
+          false,
+          false,
+          tokens,
+          in,
+          out,
+          Ops.memory(gy),
+          out,
+          Ops.memory(layer.weight()),
+          in,
+          1,
+          Ops.memory(gx),
+          in);
+    }
+    var weightGradients = new float[order.length];
+    var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, most));
+    var memoryY = Ops.memory(gy);
+    var memoryX = gx == null ? null : Ops.memory(gx);
+    int n = bank.bank().size();
+    var logitGradient = Ops.zeros(scope, Dtype.F32, tokens, n);
+    if (ownLogits != null) {
+      Ops.copy(logitGradient, ownLogits.reshape(tokens, n));
+    }
+    var gl = Ops.memory(logitGradient);
+    byTokens(
+        (from, to) -> {
+          toInput(from, to, memoryY, memoryX, gz, weightGradients);
+          throughGate(from, to, weightGradients, gl, memoryX);
+        });
+    toGateAndA(scope, gl, gz);
+    toB(scope, memoryY);
+  }
+
+  /** ∂z, ∂w and ∂x̃ of some tokens; z becomes w s z, which is what ∂B needs. */
+  private void toInput(
+      int from, int to, MemorySegment gy, MemorySegment gx, MemorySegment gz, float[] gw) {
+    var a = Ops.memory(bank.loraA());
+    var b = Ops.memory(bank.loraB());
+    int all = bank.bank().totalRank();
+    try (var arena = Arena.ofConfined()) {
+      var rows = scratch(arena, out);
+      var results = scratch(arena, in);
+      var row = new int[in];
+      pieces(
+          from,
+          to,
+          (adapter, rank, at, count) -> {
+            int offset = (int) bank.offset(adapter);
+            gather(gy, out, 0, out, at, count, rows);
+            var own = at(gz, (long) at * most);
+            Blas.product(
+                false, false, count, rank, out, rows, out, at(b, offset), all, 0, own, most);
+            float scale = scale(adapter);
+            for (int i = 0; i < count; i++) {
+              int pair = order[at + i];
+              float factor = factor(pair, adapter);
+              float dot = 0;
+              for (int r = 0; r < rank; r++) {
+                long index = (long) (at + i) * most + r;
+                float gradient = gz.getAtIndex(JAVA_FLOAT, index);
+                float value = z.getAtIndex(JAVA_FLOAT, index);
+                dot += gradient * value;
+                gz.setAtIndex(JAVA_FLOAT, index, factor * gradient);
+                z.setAtIndex(JAVA_FLOAT, index, factor * value);
+              }
+              gw[pair] = scale * dot;
+            }
+            if (gx != null) {
+              Blas.product(
+                  false,
+                  false,
+                  count,
+                  in,
+                  rank,
+                  own,
+                  most,
+                  at(a, (long) offset * in),
+                  in,
+                  0,
+                  results,
+                  in);
+              for (int i = 0; i < count; i++) {
+                long place = (long) (order[at + i] / topK) * in;
+                long result = (long) i * in * Float.BYTES;
+                dropout.copy(results, result, results, result, row, in, place);
+                Blas.add(in, 1, at(results, (long) i * in), at(gx, place));
+              }
+            }
+          });
+    }
+  }
+
+  /** Of some tokens: through the softmax over the chosen logits, and from the logits to x. */
+  private void throughGate(int from, int to, float[] gw, MemorySegment gl, MemorySegment gx) {
+    int n = bank.bank().size();
+    for (int token = from; token < to; token++) {
+      int first = token * topK;
+      double mean = 0;
+      for (int pair = first; pair < first + topK; pair++) {
+        mean += chosen.weights()[pair] * gw[pair];
+      }
+      for (int pair = first; pair < first + topK; pair++) {
+        long index = (long) token * n + chosen.indices()[pair];
+        float change = (float) (chosen.weights()[pair] * (gw[pair] - mean));
+        gl.setAtIndex(JAVA_FLOAT, index, gl.getAtIndex(JAVA_FLOAT, index) + change);
+      }
+    }
+    if (gx != null) {
+      var gate = Ops.memory(bank.bank().gate());
+      var rows = at(gl, (long) from * n);
+      var own = at(gx, (long) from * in);
+      Blas.product(false, false, to - from, in, n, rows, n, gate, in, 1, own, in);
+    }
+  }
+
+  private void toGateAndA(NDManager scope, MemorySegment gl, MemorySegment gz) {
+    var gate = bank.bank().gate();
+    int n = bank.bank().size();
+    var memoryX = Ops.memory(x);
+    var gateGradient =
+        HostTape.requiresGradient(gate) ? HostTape.gradientMemory(gate, scope) : null;
+    boolean wantsA = bank.bank().totalRank() > 0 && HostTape.requiresGradient(bank.loraA());
+    var gradient = wantsA ? HostTape.gradientMemory(bank.loraA(), scope) : null;
+    byColumns(
+        in,
+        (from, to) -> {
+          int width = to - from;
+          if (gateGradient != null) {
+            var rows = at(memoryX, from);
+            var own = at(gateGradient, from);
+            Blas.product(true, false, n, width, tokens, gl, n, rows, in, 1, own, in);
+          }
+          if (wantsA) {
+            toA(from, width, memoryX, gz, gradient);
+          }
+        });
+  }
+
+  private void toA(int from, int width, MemorySegment x, MemorySegment gz, MemorySegment gradient) {
+    try (var arena = Arena.ofConfined()) {
+      var rows = scratch(arena, width);
+      var row = new int[width];
+      pieces(
+          0,
+          tokens,
+          (adapter, rank, at, count) -> {
+            gatherInput(x, from, width, at, count, rows, row);
+            Blas.product(
+                true,
+                false,
+                rank,
+                width,
+                count,
+                at(gz, (long) at * most),
+                most,
+                rows,
+                width,
+                1,
+                at(gradient, bank.offset(adapter) * in + from),
+                in);
+          });
+    }
+  }
+
+  private void toB(NDManager scope, MemorySegment gy) {
+    int all = bank.bank().totalRank();
+    if (all == 0 || !HostTape.requiresGradient(bank.loraB())) {
+      return;
+    }
+    var gradient = HostTape.gradientMemory(bank.loraB(), scope);
+    byColumns(
+        out,
+        (from, to) -> {
+          int width = to - from;
+          try (var arena = Arena.ofConfined()) {
+            var rows = scratch(arena, width);
+            pieces(
+                0,
+                tokens,
+                (adapter, rank, at, count) -> {
+                  gather(gy, out, from, width, at, count, rows);
+                  Blas.product(
+                      true,
+                      false,
+                      width,
+                      rank,
+                      count,
+                      rows,
+                      width,
+                      at(z, (long) at * most),
+                      most,
+                      1,
+                      at(gradient, (long) from * all + bank.offset(adapter)),
+                      all);
+                });
+          }
+        });
+  }
+}

@@ -1,0 +1,127 @@
+package org.meteora.backend.cpu;
+
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+
+import ai.djl.ndarray.NDArray;
+import java.lang.foreign.MemorySegment;
+import org.meteora.model.RotaryEmbedding;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+import org.meteora.tensor.Workers;
+
+/**
+ * What lies between a Llama's products at inference on the CPU in float32, in Java on the tensors'
+ * memory: for one token each tensor operation costs more than the arithmetic of all of them.
+ */
+public final class HostRows {
+  /** So many numbers are worth another thread. */
+  private static final int SHARE = 1 << 14;
+
+  private HostRows() {}
+
+  public static boolean fits(NDArray x) {
+    return !x.getDevice().isGpu() && Ops.dtype(x) == Dtype.F32;
+  }
+
+  private interface Rows {
+    void run(int from, int to);
+  }
+
+  private static void onWorkers(int rows, int width, Rows work) {
+    long shares = Math.max(1, (long) rows * width / SHARE);
+    int workers = (int) Math.min(Math.min(Workers.count(), rows), shares);
+    Workers.run(
+        workers,
+        i -> work.run((int) ((long) rows * i / workers), (int) ((long) rows * (i + 1) / workers)));
+  }
+
+  /**
+   * {@code rmsnorm(x) · weight}.
+   *
+   * @param x {@code (…, hidden)}
+   */
+  public static NDArray norm(NDArray x, NDArray weight, float eps) {
+    var shape = x.getShape();
+    int hidden = (int) shape.get(shape.dimension() - 1);
+    var out = Ops.empty(x.getManager(), Dtype.F32, shape.getShape());
+    try (var rowMajor = Ops.contiguous(x)) {
+      var from = Ops.memory(rowMajor);
+      var to = Ops.memory(out);
+      var factors = Ops.memory(weight).toArray(JAVA_FLOAT);
+      onWorkers(
+          (int) (shape.size() / hidden),
+          hidden,
+          (first, end) -> {
+            var row = new float[hidden];
+            for (int i = first; i < end; i++) {
+              long offset = (long) i * hidden * Float.BYTES;
+              MemorySegment.copy(from, JAVA_FLOAT, offset, row, 0, hidden);
+              norm(row, factors, eps);
+              MemorySegment.copy(row, 0, to, JAVA_FLOAT, offset, hidden);
+            }
+          });
+    }
+    return out;
+  }
+
+  private static void norm(float[] row, float[] weight, float eps) {
+    double even = 0; // two sums: an addition need not wait for the one before
+    double odd = 0;
+    for (int i = 0; i + 1 < row.length; i += 2) {
+      even += row[i] * row[i];
+      odd += row[i + 1] * row[i + 1];
+    }
+    if (row.length % 2 == 1) {
+      even += row[row.length - 1] * row[row.length - 1];
+    }
+    float scale = (float) (1 / Math.sqrt((even + odd) / row.length + eps));
+    for (int i = 0; i < row.length; i++) {
+      row[i] = row[i] * scale * weight[i];
+    }
+  }
+
+  /**
+   * {@link RotaryEmbedding#rotate} in place.
+   *
+   * @param x {@code (batch, seq, heads · headDim)} row-major
+   */
+  public static void rotate(NDArray x, RotaryEmbedding.Angles angles) {
+    var shape = x.getShape();
+    int width = (int) shape.get(2);
+    int rows = (int) (shape.size() / width);
+    int dim = (int) angles.cos().getShape().get(3);
+    int positions = (int) (angles.cos().size() / dim); // of one row for all, or of each
+    var memory = Ops.memory(x);
+    var cos = Ops.memory(angles.cos());
+    var sin = Ops.memory(angles.sin());
+    onWorkers(
+        rows,
+        width,
+        (first, end) -> {
+          var row = new float[width];
+          var c = new float[dim];
+          var s = new float[dim];
+          for (int i = first; i < end; i++) {
+            long offset = (long) i * width * Float.BYTES;
+            long angle = (long) (i % positions) * dim * Float.BYTES;
+            MemorySegment.copy(memory, JAVA_FLOAT, offset, row, 0, width);
+            MemorySegment.copy(cos, JAVA_FLOAT, angle, c, 0, dim);
+            MemorySegment.copy(sin, JAVA_FLOAT, angle, s, 0, dim);
+            for (int head = 0; head < width; head += dim) {
+              rotate(row, head, dim / 2, c, s);
+            }
+            MemorySegment.copy(row, 0, memory, JAVA_FLOAT, offset, width);
+          }
+        });
+  }
+
+  /** One head; the sine's first half is negated already. */
+  private static void rotate(float[] row, int at, int half, float[] cos, float[] sin) {
+    for (int i = 0; i < half; i++) {
+      float low = row[at + i];
+      float high = row[at + half + i];
+      row[at + i] = low * cos[i] + high * sin[i];
+      row[at + half + i] = high * cos[half + i] + low * sin[half + i];
+    }
+  }
+}

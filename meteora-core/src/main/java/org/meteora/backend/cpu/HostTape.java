@@ -1,0 +1,148 @@
+package org.meteora.backend.cpu;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.pytorch.engine.PtNDArray;
+import ai.djl.pytorch.jni.JniUtils;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.IdentityHashMap;
+import java.util.List;
+import java.util.Map;
+import org.meteora.moe.MoeLinear;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * Training passes through gated layers whose adapters are computed in Java, forward and backward:
+ * on the CPU in float32, where libtorch's operations for the few ranks that a token chose cost more
+ * than the arithmetic they do.
+ *
+ * <p>Such a layer is a gap in libtorch's graph: its result and its gate logits are leaves. After
+ * the backward pass from what was computed of them, {@link #backward} takes the layers from the
+ * last to the first, computes the gradients of their parameters and of their input from that of
+ * their result, and sends the input's on into libtorch's graph, up to the results of the layers
+ * before. All gated layers between the input and the result of a pass must be on one tape.
+ */
+public final class HostTape implements AutoCloseable {
+  private record Entry(
+      MoeLinear layer,
+      NDArray x,
+      boolean firstOfInput,
+      NDArray y,
+      NDArray logits,
+      HostLayer work) {}
+
+  private final NDManager manager;
+  private final List<Entry> entries = new ArrayList<>();
+  private final Map<NDArray, Boolean> inputs = new IdentityHashMap<>();
+
+  /**
+   * @param parent gives the device; what the tape keeps is freed when the tape is closed
+   */
+  public HostTape(NDManager parent) {
+    manager = parent.newSubManager();
+  }
+
+  /** Whether {@code layer} can be computed this way, with the flags it has now. */
+  public static boolean fits(MoeLinear layer) {
+    return layer.bank() != null
+        && layer.bank().gate() != null
+        && HostForward.fits(layer.weight())
+        && layer.onHostInTraining();
+  }
+
+  /**
+   * A training pass of a layer; kept for {@link #backward} if the calling thread records.
+   *
+   * @param x {@code (…, in)}; must depend on something that requires a gradient
+   */
+  public MoeLinear.Output forward(MoeLinear layer, NDArray x) {
+    layer.sayFallback(true);
+    boolean keep = Ops.isRecording();
+    var owner = x.getManager();
+    try (var off = Ops.notRecording();
+        NDManager scope = keep ? null : manager.newSubManager()) {
+      var work = new HostLayer(layer, keep ? manager : scope, x);
+      var y = work.result();
+      var logits = work.logits();
+      y.attach(owner);
+      logits.attach(owner);
+      if (keep) {
+        y.setRequiresGradient(true);
+        logits.setRequiresGradient(true);
+        entries.add(new Entry(layer, x, inputs.put(x, true) == null, y, logits, work));
+      }
+      return new MoeLinear.Output(y, logits);
+    }
+  }
+
+  /**
+   * Adds the gradients of all layers' parameters and of everything before them; empties the tape.
+   */
+  public void backward() {
+    var gradients = new IdentityHashMap<NDArray, NDArray>();
+    for (int i = entries.size() - 1; i >= 0; i--) {
+      var entry = entries.get(i);
+      try (NDManager scope = manager.newSubManager()) {
+        var y = gradient(entry.y(), scope);
+        var logits = gradient(entry.logits(), scope);
+        if (y != null) {
+          try (var off = Ops.notRecording()) {
+            var gx = gradients.get(entry.x());
+            if (gx == null) {
+              gx = Ops.zeros(manager, Ops.dtype(entry.x()), entry.work().inputShape());
+              gradients.put(entry.x(), gx);
+            }
+            entry.work().backward(scope, y, logits, gx);
+          }
+        }
+      }
+      if (entry.firstOfInput() && gradients.containsKey(entry.x())) {
+        try (var gx = gradients.remove(entry.x());
+            var shaped = gx.reshape(entry.x().getShape())) {
+          Ops.backward(entry.x(), shaped);
+        }
+      }
+    }
+    entries.clear();
+    inputs.clear();
+  }
+
+  /** Of a leaf; libtorch's binding says no for everything else. */
+  public static boolean requiresGradient(NDArray array) {
+    return JniUtils.requiresGrad((PtNDArray) array);
+  }
+
+  /**
+   * Where gradients of a leaf are added up: libtorch's own tensor for them, made of zeros where
+   * there is none yet.
+   *
+   * @param scope holds the tensor as long as the memory is used
+   */
+  public static MemorySegment gradientMemory(NDArray leaf, NDManager scope) {
+    NDArray gradient = JniUtils.getGradient((PtNDArray) leaf);
+    if (gradient == null) {
+      Ops.backward(leaf, Ops.zeros(scope, Dtype.F32, leaf.getShape().getShape()));
+      gradient = JniUtils.getGradient((PtNDArray) leaf);
+    }
+    gradient.attach(scope);
+    return Ops.memory(gradient);
+  }
+
+  private static NDArray gradient(NDArray leaf, NDManager owner) {
+    NDArray gradient = JniUtils.getGradient((PtNDArray) leaf);
+    if (gradient == null) {
+      return null;
+    }
+    gradient.attach(owner);
+    var rowMajor = Ops.contiguous(gradient);
+    rowMajor.attach(owner);
+    return rowMajor;
+  }
+
+  @Override
+  public void close() {
+    manager.close();
+  }
+}

@@ -1,0 +1,141 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDArray;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.UUID;
+import org.meteora.cuda.Cuda;
+import org.meteora.cuda.DecodeModel;
+import org.meteora.cuda.FusedMoe;
+import org.meteora.cuda.Stream;
+import org.meteora.moe.BankLayout;
+import org.meteora.moe.MoeLinear;
+import org.meteora.tensor.Ops;
+
+/**
+ * The adapters of gated linears with one input by CUDA kernels of our own, at inference, on
+ * libtorch's stream: for few tokens one product with all gates and A and one launch that routes and
+ * adds; for many, a launch that masks z = x Aᵀ between two of libtorch's products. Its device
+ * memory goes with the manager of the adapters.
+ */
+public final class FusedForward implements AutoCloseable {
+  /** Up to this many tokens the kernels for few are used. */
+  public static final int FEW = 16;
+
+  private static final Stream LIBTORCH = Stream.of(0);
+
+  private final List<BankLayout> layouts;
+  private final NDArray stacked;
+  private final long[] loraB;
+  private final int topK;
+  private final FusedMoe kernels;
+  private final String id = UUID.randomUUID().toString();
+  private boolean closed;
+
+  /**
+   * @param linears one to three with gates and adapters, on a CUDA device
+   * @param stacked their A and gates, as {@link BankLayout#stack} laid them
+   * @throws org.meteora.UserException for what the kernels do not know
+   */
+  public FusedForward(List<MoeLinear> linears, NDArray stacked, int topK) {
+    this.layouts = linears.stream().map(MoeLinear::layout).toList();
+    this.stacked = stacked;
+    this.topK = topK;
+    this.loraB = addressesOfB();
+    var cuda = Cuda.device(stacked.getDevice().getDeviceId());
+    cuda.makeCurrent();
+    var targets = new ArrayList<FusedMoe.Target>();
+    for (int i = 0; i < loraB.length; i++) {
+      var bank = layouts.get(i).bank();
+      var scales = new float[bank.size()];
+      for (int j = 0; j < scales.length; j++) {
+        scales[j] = (float) bank.scales()[j];
+      }
+      targets.add(
+          new FusedMoe.Target(
+              new DecodeModel.Adapters(
+                  Ops.dataPointer(bank.gate()),
+                  Ops.dataPointer(bank.loraA()),
+                  loraB[i],
+                  bank.ranks(),
+                  scales),
+              (int) linears.get(i).weight().getShape().get(0)));
+    }
+    kernels =
+        new FusedMoe(
+            cuda, Ops.dtype(stacked), topK, (int) stacked.getShape().get(1), targets, LIBTORCH);
+    stacked.getManager().attachInternal(id, this);
+  }
+
+  private long[] addressesOfB() {
+    return layouts.stream()
+        .mapToLong(layout -> Ops.dataPointer(layout.loraBTransposed(false)))
+        .toArray();
+  }
+
+  /** Whether this is for k adapters a token and for B as it is now. */
+  public boolean fits(int k) {
+    return topK == k && Arrays.equals(loraB, addressesOfB());
+  }
+
+  /**
+   * Adds the adapters' part for few tokens.
+   *
+   * @param x {@code (tokens, in)}
+   * @param y each linear's base product, {@code (tokens, out)} in memory; changed
+   * @param choices as {@link FusedMoe#addFew} takes them
+   */
+  public void addFew(NDArray x, List<NDArray> y, double temperature, long[] choices) {
+    try (var rows = Ops.contiguous(x)) {
+      kernels.addFew(
+          Ops.dataPointer(rows),
+          y.stream().mapToLong(Ops::dataPointer).toArray(),
+          (int) x.getShape().get(0),
+          choices,
+          temperature,
+          LIBTORCH);
+    }
+  }
+
+  /**
+   * All linears' z, scaled by weight · scale and zero for adapters not chosen, and their logits.
+   *
+   * @param x {@code (tokens, in)}
+   * @param choices as for few
+   * @return as {@link FusedMoe#maskMany} leaves it; {@link #z} and {@link #logits} are views
+   */
+  public NDArray masked(NDArray x, double temperature, long[] choices) {
+    var rows = Ops.linear(x, stacked, null);
+    kernels.maskMany(Ops.dataPointer(rows), x.getShape().get(0), choices, temperature, LIBTORCH);
+    return rows;
+  }
+
+  /** A linear's masked z {@code (tokens, Σr)}. */
+  public NDArray z(NDArray masked, int linear) {
+    return Ops.narrow(masked, 1, column(linear), layouts.get(linear).bank().totalRank());
+  }
+
+  /** A linear's logits {@code (tokens, N)}. */
+  public NDArray logits(NDArray masked, int linear) {
+    var bank = layouts.get(linear).bank();
+    return Ops.narrow(masked, 1, column(linear) + bank.totalRank(), bank.size());
+  }
+
+  private int column(int linear) {
+    int at = 0;
+    for (var layout : layouts.subList(0, linear)) {
+      at += layout.stackedRows();
+    }
+    return at;
+  }
+
+  @Override
+  public void close() {
+    if (!closed) {
+      closed = true;
+      stacked.getManager().detachInternal(id);
+      kernels.close();
+    }
+  }
+}

@@ -1,0 +1,221 @@
+package org.meteora.model;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.util.Arrays;
+import org.meteora.cuda.KvMemory;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * Keys and values of the tokens so far, {@code (batch, kvHeads, capacity, headDim)} for each layer.
+ * Rows are left-padded: row b's first {@code padding[b]} positions are no tokens. Memory is taken
+ * in blocks of positions; when a block is full, the next is added. Not for training.
+ */
+public final class KvCache implements AutoCloseable {
+  /** Positions added at a time. */
+  public static final int BLOCK = 256;
+
+  /**
+   * Added to the score of a key that must not be seen; finite, so that a padding query's softmax
+   * stays finite in every dtype.
+   */
+  public static final float MASKED = -30000;
+
+  private final LlamaConfig config;
+  private final NDManager manager;
+  private final Dtype dtype;
+  private final NDArray[] keys;
+  private final NDArray[] values;
+  private int[] padding;
+  private NDArray paddingMask;
+  private int capacity;
+  private int length;
+
+  /**
+   * @param parent its device is the cache's; the cache's memory goes with it or with {@link #close}
+   * @param padding left padding of each row
+   * @param expected positions that will be needed at least
+   */
+  public KvCache(LlamaConfig config, NDManager parent, Dtype dtype, int[] padding, int expected) {
+    this.config = config;
+    this.manager = parent.newSubManager();
+    this.dtype = dtype;
+    this.padding = padding.clone();
+    keys = new NDArray[config.numHiddenLayers()];
+    values = new NDArray[config.numHiddenLayers()];
+    reserve(expected);
+  }
+
+  /** Tokens (padding included) that every layer holds. */
+  public int length() {
+    return length;
+  }
+
+  /** Left padding of each row. */
+  public int[] padding() {
+    return padding.clone();
+  }
+
+  public int rows() {
+    return padding.length;
+  }
+
+  private void reserve(int positions) {
+    if (positions <= capacity) {
+      return;
+    }
+    int grown = (positions + BLOCK - 1) / BLOCK * BLOCK;
+    for (int layer = 0; layer < keys.length; layer++) {
+      keys[layer] = grown(keys[layer], grown);
+      values[layer] = grown(values[layer], grown);
+    }
+    capacity = grown;
+    maskPadding();
+  }
+
+  private NDArray grown(NDArray old, int positions) {
+    var larger =
+        Ops.empty(
+            manager, dtype, padding.length, config.numKeyValueHeads(), positions, config.headDim());
+    if (old != null) {
+      if (length > 0) {
+        try (var target = Ops.narrow(larger, 2, 0, length);
+            var source = Ops.narrow(old, 2, 0, length)) {
+          Ops.copy(target, source);
+        }
+      }
+      old.close();
+    }
+    return larger;
+  }
+
+  private void maskPadding() {
+    if (paddingMask != null) {
+      paddingMask.close();
+      paddingMask = null;
+    }
+    if (Arrays.stream(padding).allMatch(each -> each == 0)) {
+      return;
+    }
+    var mask = new float[padding.length * capacity];
+    for (int row = 0; row < padding.length; row++) {
+      Arrays.fill(mask, row * capacity, row * capacity + padding[row], MASKED);
+    }
+    try (var full = manager.create(mask, Ops.shape(padding.length, 1, 1, capacity))) {
+      paddingMask = Ops.convert(full, dtype);
+      paddingMask.attach(manager);
+    }
+  }
+
+  /** Makes room for {@code tokens} more; call before a pass. */
+  public void prepare(int tokens) {
+    reserve(length + tokens);
+  }
+
+  /**
+   * Stores a layer's new keys and values behind the old ones.
+   *
+   * @param k {@code (batch, kvHeads, seq, headDim)}
+   * @return all keys so far, {@code (batch, kvHeads, length + seq, headDim)}, owned by {@code k}'s
+   *     manager
+   */
+  public NDArray appendKeys(int layer, NDArray k) {
+    return append(keys[layer], k);
+  }
+
+  /** As {@link #appendKeys}. */
+  public NDArray appendValues(int layer, NDArray v) {
+    return append(values[layer], v);
+  }
+
+  private NDArray append(NDArray store, NDArray fresh) {
+    long seq = fresh.getShape().get(2);
+    try (var slot = Ops.narrow(store, 2, length, seq)) {
+      Ops.copy(slot, fresh);
+    }
+    return firstWith(store, seq, fresh.getManager());
+  }
+
+  /** A layer's memory, {@code (batch, kvHeads, capacity, headDim)} each. */
+  public record Layer(NDArray keys, NDArray values) {}
+
+  /** The memory of a layer; valid until it grows, loses rows or closes. */
+  public Layer layer(int layer) {
+    return new Layer(keys[layer], values[layer]);
+  }
+
+  /** A view of the positions so far and {@code seq} more. */
+  public NDArray firstWith(NDArray store, long seq, NDManager owner) {
+    var all = Ops.narrow(store, 2, 0, length + seq);
+    all.attach(owner);
+    return all;
+  }
+
+  /** Positions there is room for. */
+  public int capacity() {
+    return capacity;
+  }
+
+  /**
+   * Addresses of a cache on a GPU, with room for {@code positions} in all; valid until it grows,
+   * loses rows or closes.
+   */
+  public KvMemory memory(int positions) {
+    reserve(positions);
+    return new KvMemory(
+        Arrays.stream(keys).mapToLong(Ops::dataPointer).toArray(),
+        Arrays.stream(values).mapToLong(Ops::dataPointer).toArray(),
+        padding.length,
+        capacity);
+  }
+
+  /** Counts the tokens of a finished pass. */
+  public void advance(int tokens) {
+    length += tokens;
+  }
+
+  /**
+   * {@code (batch, 1, 1, length + tokens)} to add to scores, or null without padding; owned by
+   * {@code owner}.
+   */
+  public NDArray paddingMask(NDManager owner, int tokens) {
+    if (paddingMask == null) {
+      return null;
+    }
+    var view = Ops.narrow(paddingMask, 3, 0, length + tokens);
+    view.attach(owner);
+    return view;
+  }
+
+  /** Keeps these rows alone, in this order: finished rows leave the batch. */
+  public void keepRows(int[] rows) {
+    var index = new long[rows.length];
+    var kept = new int[rows.length];
+    for (int i = 0; i < rows.length; i++) {
+      index[i] = rows[i];
+      kept[i] = padding[rows[i]];
+    }
+    try (var ids = manager.create(index)) {
+      for (int layer = 0; layer < keys.length; layer++) {
+        keys[layer] = replaced(keys[layer], ids);
+        values[layer] = replaced(values[layer], ids);
+      }
+    }
+    padding = kept;
+    maskPadding();
+  }
+
+  private NDArray replaced(NDArray old, NDArray ids) {
+    var fewer = Ops.indexSelect(old, 0, ids);
+    fewer.attach(manager);
+    old.close();
+    return fewer;
+  }
+
+  @Override
+  public void close() {
+    manager.close();
+  }
+}

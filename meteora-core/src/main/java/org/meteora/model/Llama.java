@@ -1,0 +1,189 @@
+package org.meteora.model;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.Shape;
+import ai.djl.training.ParameterStore;
+import ai.djl.util.PairList;
+import java.util.List;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.RoutingControl;
+import org.meteora.moe.RoutingListener;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * A Llama whose every projection is a {@link org.meteora.moe.MoeLinear}. As a DJL block: token ids
+ * {@code (batch, seq)} int64 to logits {@code (batch, seq, vocab)}.
+ *
+ * <p>It owns nothing: its parameters belong to the manager they were made in.
+ */
+public final class Llama extends LlamaBlock {
+  private final LlamaConfig config;
+  private final Dtype dtype;
+  private final NDManager manager;
+  private final NDArray embedding;
+  private final List<DecoderLayer> layers;
+  private final RmsNorm norm;
+  private final NDArray head;
+  private final RotaryEmbedding rotary;
+  private final RoutingControl control;
+
+  /**
+   * @param manager owns the parameters and the rotary tables
+   * @param embedding {@code (vocab, hidden)}
+   * @param head {@code (vocab, hidden)}; the embedding itself when they are tied
+   */
+  public Llama(
+      LlamaConfig config,
+      NDManager manager,
+      NDArray embedding,
+      List<DecoderLayer> layers,
+      RmsNorm norm,
+      NDArray head,
+      RotaryEmbedding rotary,
+      RoutingControl control) {
+    this.config = config;
+    this.manager = manager;
+    this.dtype = Ops.dtype(embedding);
+    this.embedding = embedding;
+    this.layers = List.copyOf(layers);
+    this.head = head;
+    this.rotary = rotary;
+    this.control = control;
+    register("embed_tokens", embedding);
+    for (int i = 0; i < layers.size(); i++) {
+      addChildBlock("layers." + i, layers.get(i));
+    }
+    this.norm = addChildBlock("norm", norm);
+    if (head != embedding) {
+      register("lm_head", head);
+    }
+  }
+
+  public LlamaConfig config() {
+    return config;
+  }
+
+  /** The dtype it computes in. */
+  public Dtype dtype() {
+    return dtype;
+  }
+
+  /** The manager of the parameters; its device is the model's. */
+  public NDManager manager() {
+    return manager;
+  }
+
+  public List<DecoderLayer> layers() {
+    return layers;
+  }
+
+  /** {@code (vocab, hidden)}. */
+  public NDArray embedding() {
+    return embedding;
+  }
+
+  public RmsNorm norm() {
+    return norm;
+  }
+
+  /** {@code (vocab, hidden)}. */
+  public NDArray head() {
+    return head;
+  }
+
+  /** k, T, implementation and listener of all gated layers. */
+  public RoutingControl routing() {
+    return control;
+  }
+
+  /** Who is told of every routing; null for nobody. */
+  public void setRoutingListener(RoutingListener listener) {
+    control.listener(listener);
+  }
+
+  /** A cache for rows with these left paddings. */
+  public KvCache newCache(NDManager owner, int[] padding, int expected) {
+    return new KvCache(config, owner, dtype, padding, expected);
+  }
+
+  /**
+   * Runs new tokens behind those in the cache: prefill, or one step of decoding.
+   *
+   * @param ids {@code (batch, seq)} int64, on the model's device, left-padded as the cache says
+   * @return logits of the last position, {@code (batch, vocab)} float32, owned by the manager of
+   *     {@code ids}
+   */
+  public NDArray next(NDArray ids, KvCache cache) {
+    int seq = (int) ids.getShape().get(1);
+    var owner = ids.getManager();
+    try (var scope = owner.newSubManager();
+        var routed = control.pass(manager)) {
+      var hidden = hidden(ids, Pass.cached(scope, rotary, cache, dtype, seq), scope);
+      cache.advance(seq);
+      var last = Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);
+      var logits = Ops.cast(Ops.linear(norm.forward(last, false), head, null), Dtype.F32);
+      logits.attach(owner);
+      return logits;
+    }
+  }
+
+  /**
+   * The last layer's output before the final norm, {@code (batch, seq, hidden)}, owned by {@code
+   * scope}.
+   */
+  private NDArray hidden(NDArray ids, Pass pass, NDManager scope) {
+    var x = Ops.embedding(embedding, ids);
+    x.attach(scope);
+    for (var layer : layers) {
+      var y = layer.forward(x, pass);
+      if (!pass.training()) {
+        x.close();
+      }
+      x = y;
+    }
+    return x;
+  }
+
+  /**
+   * A pass over whole right-padded rows of {@code seq} tokens, for training; {@code owner} must
+   * outlive the backward pass.
+   */
+  public Pass wholePass(NDManager owner, int seq, boolean training) {
+    return Pass.whole(owner, rotary, seq, training);
+  }
+
+  /** Embeds ids {@code (batch, seq)} int64: {@code (batch, seq, hidden)}. */
+  public NDArray embed(NDArray ids) {
+    return Ops.embedding(embedding, ids);
+  }
+
+  /**
+   * Logits of all positions of right-padded rows.
+   *
+   * @param ids {@code (batch, seq)} int64
+   * @return {@code (batch, seq, vocab)} in the model's dtype, owned by the manager of {@code ids}
+   */
+  public NDArray logits(NDArray ids, Pass pass) {
+    var owner = ids.getManager();
+    return Ops.linear(norm.forward(hidden(ids, pass, owner)), head, null);
+  }
+
+  @Override
+  protected NDList forwardInternal(
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
+    var ids = inputs.head();
+    return new NDList(
+        logits(ids, wholePass(ids.getManager(), (int) ids.getShape().get(1), training)));
+  }
+
+  @Override
+  public Shape[] getOutputShapes(Shape[] inputShapes) {
+    return new Shape[] {inputShapes[0].add(config.vocabSize())};
+  }
+}

@@ -1,0 +1,110 @@
+package org.meteora.model;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.backend.cpu.HostTape;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * What all layers need to know of one pass: positions, mask, cache, and whether it is training.
+ *
+ * @param angles of every position
+ * @param mask added to the scores, {@code (batch, 1, seq, keys)} or broadcastable to it; null: none
+ *     but {@code causal}
+ * @param causal hide later keys
+ * @param cache keys and values before this pass; null in training
+ * @param training training's routing, dropout and gradients
+ * @param gateLogits filled with every gate's logits {@code (batch, seq, N)}, in the order of layers
+ *     and modules; null: not kept
+ * @param tape runs the gated layers of a training pass; null: they run themselves
+ */
+public record Pass(
+    RotaryEmbedding.Angles angles,
+    NDArray mask,
+    boolean causal,
+    KvCache cache,
+    boolean training,
+    List<NDArray> gateLogits,
+    HostTape tape) {
+
+  /** A pass without a tape. */
+  public Pass(
+      RotaryEmbedding.Angles angles,
+      NDArray mask,
+      boolean causal,
+      KvCache cache,
+      boolean training,
+      List<NDArray> gateLogits) {
+    this(angles, mask, causal, cache, training, gateLogits, null);
+  }
+
+  /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
+  public Pass on(HostTape tape) {
+    return new Pass(angles, mask, causal, cache, training, new ArrayList<>(), tape);
+  }
+
+  /**
+   * A pass over {@code seq} new tokens behind those in the cache.
+   *
+   * @param manager owns masks and angles; they must live as long as the pass
+   */
+  static Pass cached(
+      NDManager manager, RotaryEmbedding rotary, KvCache cache, Dtype dtype, int seq) {
+    int past = cache.length();
+    var padding = cache.padding();
+    boolean padded = false;
+    for (int each : padding) {
+      padded |= each > 0;
+    }
+    int rows = padded ? padding.length : 1;
+    var position = new long[rows * seq];
+    for (int row = 0; row < rows; row++) {
+      for (int i = 0; i < seq; i++) {
+        position[row * seq + i] = Math.max(0, past + i - padding[row]);
+      }
+    }
+    cache.prepare(seq);
+    var mask = cache.paddingMask(manager, seq);
+    boolean causal = false;
+    if (seq > 1) {
+      if (mask == null && past == 0) {
+        causal = true;
+      } else {
+        var later = later(manager, past, seq, dtype);
+        mask = mask == null ? later : mask.add(later);
+      }
+    }
+    return new Pass(rotary.angles(manager, position, rows), mask, causal, cache, false, null);
+  }
+
+  /**
+   * A pass over whole right-padded rows, without a cache. Causality alone keeps padding out of
+   * every real token's sight.
+   *
+   * @param manager owns the angles
+   */
+  static Pass whole(NDManager manager, RotaryEmbedding rotary, int seq, boolean training) {
+    var position = new long[seq];
+    for (int i = 0; i < seq; i++) {
+      position[i] = i;
+    }
+    return new Pass(
+        rotary.angles(manager, position, 1),
+        null,
+        true,
+        null,
+        training,
+        training ? new ArrayList<>() : null);
+  }
+
+  private static NDArray later(NDManager manager, int past, int seq, Dtype dtype) {
+    var keys = manager.arange(past + seq).reshape(1, past + seq);
+    var queries = manager.arange(past, past + seq).reshape(seq, 1);
+    var hidden =
+        keys.gt(queries).toType(ai.djl.ndarray.types.DataType.FLOAT32, false).mul(KvCache.MASKED);
+    return Ops.cast(hidden, dtype).reshape(1, 1, seq, past + seq);
+  }
+}

@@ -1,0 +1,73 @@
+package org.meteora.tensor;
+
+import java.util.Arrays;
+import java.util.stream.Collectors;
+import org.meteora.UserException;
+
+/** Element types: their names here, in safetensors, and libtorch's number for them. */
+public enum Dtype {
+  F32("f32", "F32", 6, 4),
+  F16("f16", "F16", 5, 2),
+  BF16("bf16", "BF16", 15, 2),
+  F64("f64", "F64", 7, 8),
+  I64("i64", "I64", 4, 8),
+  I32("i32", "I32", 3, 4),
+  BOOL("bool", "BOOL", 11, 1),
+  U8("u8", "U8", 0, 1);
+
+  private final String label;
+  private final String safetensorsName;
+  private final int scalarType;
+  private final int bytes;
+
+  Dtype(String label, String safetensorsName, int scalarType, int bytes) {
+    this.label = label;
+    this.safetensorsName = safetensorsName;
+    this.scalarType = scalarType;
+    this.bytes = bytes;
+  }
+
+  public String label() {
+    return label;
+  }
+
+  public String safetensorsName() {
+    return safetensorsName;
+  }
+
+  /** libtorch's {@code ScalarType}. */
+  public int scalarType() {
+    return scalarType;
+  }
+
+  public int bytes() {
+    return bytes;
+  }
+
+  public boolean isFloatingPoint() {
+    return this == F32 || this == F16 || this == BF16 || this == F64;
+  }
+
+  /** The dtype a model computes in. */
+  public static Dtype ofOption(String name) {
+    return switch (name) {
+      case "f32", "float32" -> F32;
+      case "f16", "float16" -> F16;
+      case "bf16", "bfloat16" -> BF16;
+      default -> throw new UserException("unknown dtype \"" + name + "\": choose f32, f16 or bf16");
+    };
+  }
+
+  static Dtype ofScalarType(int scalarType) {
+    return Arrays.stream(values())
+        .filter(dtype -> dtype.scalarType == scalarType)
+        .findFirst()
+        .orElseThrow(
+            () -> new IllegalStateException("libtorch dtype " + scalarType + " is not used here"));
+  }
+
+  /** All names in safetensors headers that are read. */
+  public static String safetensorsNames() {
+    return Arrays.stream(values()).map(Dtype::safetensorsName).collect(Collectors.joining(", "));
+  }
+}

@@ -1,0 +1,368 @@
+package org.meteora.tensor;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.Shape;
+import ai.djl.pytorch.engine.PtNDArray;
+import ai.djl.pytorch.jni.JniUtils;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Tensor operations that DJL's {@link NDArray} lacks or cannot do in bfloat16. Results belong to
+ * the manager of the first tensor argument unless a manager is given. All are differentiable unless
+ * they say otherwise.
+ */
+public final class Ops {
+  private Ops() {}
+
+  /** The true dtype, bfloat16 included (which DJL calls UNKNOWN). */
+  public static Dtype dtype(NDArray x) {
+    return StableAbi.dtype(x);
+  }
+
+  /**
+   * Address of the first element: in host memory, or on the device. Valid while the array is open.
+   */
+  public static long dataPointer(NDArray x) {
+    return StableAbi.dataPointer(x);
+  }
+
+  /** The memory of a row-major float32 tensor on the CPU. Valid while the array is open. */
+  public static MemorySegment memory(NDArray x) {
+    return MemorySegment.ofAddress(dataPointer(x))
+        .reinterpret(x.getShape().size() * Dtype.F32.bytes());
+  }
+
+  /** {@code x} converted to {@code dtype}; {@code x} itself when it has that dtype already. */
+  public static NDArray cast(NDArray x, Dtype dtype) {
+    return dtype(x) == dtype ? x : convert(x, dtype);
+  }
+
+  /** A new tensor with the values of {@code x} in {@code dtype}. */
+  public static NDArray convert(NDArray x, Dtype dtype) {
+    return new StableAbi.Call("aten::to", "dtype")
+        .tensor(x)
+        .integer(dtype.scalarType())
+        .bool(false)
+        .bool(true)
+        .none()
+        .run(x.getManager());
+  }
+
+  /** A tensor with undefined contents on the manager's device. */
+  public static NDArray empty(NDManager manager, Dtype dtype, long... shape) {
+    return StableAbi.empty(manager, shape, dtype);
+  }
+
+  /** A tensor of zeros on the manager's device. */
+  public static NDArray zeros(NDManager manager, Dtype dtype, long... shape) {
+    var result = empty(manager, dtype, shape);
+    clear(result);
+    return result;
+  }
+
+  /** Sets all values of {@code x} to zero; not to be recorded. */
+  public static void clear(NDArray x) {
+    new StableAbi.Call("aten::zero_", "").tensor(x).run(x.getManager()).close();
+  }
+
+  /**
+   * A row-major tensor over mapped or native memory, which must stay valid as long as the tensor;
+   * not copied.
+   */
+  public static NDArray wrap(NDManager manager, MemorySegment data, Dtype dtype, long... shape) {
+    return StableAbi.fromBlob(manager, data, shape, dtype);
+  }
+
+  /**
+   * Copies the values of {@code source} into {@code target}, converting dtype and device; shapes
+   * must broadcast. Not differentiable.
+   */
+  public static void copy(NDArray target, NDArray source) {
+    StableAbi.copy(target, source);
+  }
+
+  /** {@code x} moved to a device, in the given manager; always a copy. */
+  public static NDArray toDevice(NDManager manager, NDArray x, Device device) {
+    var result = StableAbi.empty(manager, x.getShape().getShape(), dtype(x));
+    if (!result.getDevice().equals(device)) {
+      throw new IllegalArgumentException(
+          "the manager is on " + result.getDevice() + ", not on " + device);
+    }
+    copy(result, x);
+    return result;
+  }
+
+  /**
+   * Makes {@code x} a second handle on the memory of {@code source}, of the same shape, dtype and
+   * device; its own is let go, and what it held is not copied. Not to be recorded.
+   */
+  public static void share(NDArray x, NDArray source) {
+    try (var off = notRecording();
+        var alias =
+            new StableAbi.Call("aten::set_", "source_Tensor")
+                .tensor(x)
+                .tensor(source)
+                .run(x.getManager())) {
+      assert dataPointer(alias) == dataPointer(source);
+    }
+  }
+
+  /** A second handle on the same tensor (same memory), owned by {@code manager}. */
+  public static NDArray alias(NDManager manager, NDArray x) {
+    return new StableAbi.Call("aten::alias", "").tensor(x).run(manager);
+  }
+
+  /** The same memory outside of the graph that {@code x} belongs to, owned by {@code manager}. */
+  public static NDArray detach(NDManager manager, NDArray x) {
+    return new StableAbi.Call("aten::detach", "").tensor(x).run(manager);
+  }
+
+  /**
+   * {@code x · weightᵀ (+ bias)}: {@code x (…, in)}, {@code weight (out, in)}, {@code bias (out)}
+   * or null.
+   */
+  public static NDArray linear(NDArray x, NDArray weight, NDArray bias) {
+    return new StableAbi.Call("aten::linear", "")
+        .tensor(x)
+        .tensor(weight)
+        .optionalTensor(bias)
+        .run(x.getManager());
+  }
+
+  /**
+   * {@code y += x · weightᵀ} in place; not differentiable.
+   *
+   * @param y {@code (tokens, out)}
+   * @param x {@code (tokens, in)}
+   * @param weight {@code (out, in)}
+   */
+  public static void addLinear(NDArray y, NDArray x, NDArray weight) {
+    if (StableAbi.canAddProduct(y)) {
+      try (var transposed = transpose(weight, 0, 1)) {
+        StableAbi.addProduct(y, x, transposed);
+      }
+      return;
+    }
+    try (var added = linear(x, weight, null)) {
+      y.addi(added);
+    }
+  }
+
+  /** Whether operations of this thread are recorded for {@link #backward}. */
+  public static boolean isRecording() {
+    return JniUtils.isGradMode();
+  }
+
+  /**
+   * {@code x · factor}, safe to record. DJL's {@code x.mul(number)} is not: its backward pass reads
+   * the number from a Java buffer that was let go when {@code mul} returned, and that the garbage
+   * collector may have freed since.
+   */
+  public static NDArray scale(NDArray x, double factor) {
+    try (var host = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+      var constant = empty(x.getManager(), dtype(x)); // libtorch's own memory
+      copy(constant, host.create((float) factor));
+      return x.mul(constant);
+    }
+  }
+
+  /** {@code x · sigmoid(x)}. */
+  public static NDArray silu(NDArray x) {
+    return new StableAbi.Call("aten::silu", "").tensor(x).run(x.getManager());
+  }
+
+  /** {@code x} row-major; {@code x} itself, under another handle, when it is already. */
+  public static NDArray contiguous(NDArray x) {
+    return new StableAbi.Call("aten::contiguous", "").tensor(x).integer(0).run(x.getManager());
+  }
+
+  /** Whether the values of {@code x} lie one after another, the last dimension's first. */
+  public static boolean isRowMajor(NDArray x) {
+    var strides = StableAbi.strides(x);
+    long expected = 1;
+    for (int i = strides.length - 1; i >= 0; i--) {
+      if (x.getShape().get(i) != 1 && strides[i] != expected) {
+        return x.isEmpty();
+      }
+      expected *= x.getShape().get(i);
+    }
+    return true;
+  }
+
+  /** {@code 1 / sqrt(x)}. */
+  public static NDArray rsqrt(NDArray x) {
+    return new StableAbi.Call("aten::rsqrt", "").tensor(x).run(x.getManager());
+  }
+
+  /** A view of {@code length} entries of dimension {@code dim} from {@code start}. */
+  public static NDArray narrow(NDArray x, int dim, long start, long length) {
+    return new StableAbi.Call("aten::narrow", "")
+        .tensor(x)
+        .integer(dim)
+        .integer(start)
+        .integer(length)
+        .run(x.getManager());
+  }
+
+  /** A view with two dimensions exchanged. */
+  public static NDArray transpose(NDArray x, int dim0, int dim1) {
+    return new StableAbi.Call("aten::transpose", "int")
+        .tensor(x)
+        .integer(dim0)
+        .integer(dim1)
+        .run(x.getManager());
+  }
+
+  /** Rows of {@code x} along {@code dim} by {@code index (n)} int64. */
+  public static NDArray indexSelect(NDArray x, int dim, NDArray index) {
+    return new StableAbi.Call("aten::index_select", "")
+        .tensor(x)
+        .integer(dim)
+        .tensor(index)
+        .run(index.getManager());
+  }
+
+  /**
+   * {@code x} with {@code source} added at positions {@code index} (same shape as {@code source})
+   * along {@code dim}.
+   */
+  public static NDArray scatterAdd(NDArray x, int dim, NDArray index, NDArray source) {
+    return new StableAbi.Call("aten::scatter_add", "")
+        .tensor(x)
+        .integer(dim)
+        .tensor(index)
+        .tensor(source)
+        .run(source.getManager());
+  }
+
+  /** The k largest along the last dimension, best first: values, indices (int64). */
+  public static NDArray[] topK(NDArray x, int k) {
+    return new StableAbi.Call("aten::topk", "")
+        .tensor(x)
+        .integer(k)
+        .integer(-1)
+        .bool(true)
+        .bool(true)
+        .runPair(x.getManager());
+  }
+
+  /** Softmax over the last dimension, computed and returned in float32. */
+  public static NDArray softmax(NDArray x) {
+    return new StableAbi.Call("aten::softmax", "int")
+        .tensor(x)
+        .integer(-1)
+        .optionalInteger(Dtype.F32.scalarType())
+        .run(x.getManager());
+  }
+
+  /** Zeroes entries with probability {@code p} and scales the rest by {@code 1 / (1 − p)}. */
+  public static NDArray dropout(NDArray x, double p) {
+    return new StableAbi.Call("aten::dropout", "").tensor(x).real(p).bool(true).run(x.getManager());
+  }
+
+  /**
+   * Scaled dot-product attention, scaled by {@code 1 / sqrt(dim)}.
+   *
+   * @param q {@code (batch, heads, queries, dim)}
+   * @param k {@code (batch, kvHeads, keys, dim)}; {@code kvHeads} divides {@code heads}
+   * @param v as {@code k}
+   * @param mask added to the scores, broadcastable to {@code (batch, heads, queries, keys)}, dtype
+   *     of {@code q}; or null
+   * @param causal mask later keys (only without {@code mask})
+   */
+  public static NDArray attention(NDArray q, NDArray k, NDArray v, NDArray mask, boolean causal) {
+    boolean grouped = q.getShape().get(1) != k.getShape().get(1);
+    return new StableAbi.Call("aten::scaled_dot_product_attention", "")
+        .tensor(q)
+        .tensor(k)
+        .tensor(v)
+        .optionalTensor(mask)
+        .real(0)
+        .bool(causal)
+        .none()
+        .bool(grouped)
+        .run(q.getManager());
+  }
+
+  /** Rows of {@code weight (n, dim)} by {@code ids (…)} int64: {@code (…, dim)}. */
+  public static NDArray embedding(NDArray weight, NDArray ids) {
+    return new StableAbi.Call("aten::embedding", "")
+        .tensor(weight)
+        .tensor(ids)
+        .integer(-1)
+        .bool(false)
+        .bool(false)
+        .run(ids.getManager());
+  }
+
+  /**
+   * Adds gradients: runs the backward pass from {@code output} with the gradient {@code gradient}
+   * of the same shape (null: {@code output} is a scalar).
+   */
+  public static void backward(NDArray output, NDArray gradient) {
+    if (gradient == null) {
+      try (NDArray one = zeros(output.getManager(), dtype(output), output.getShape().getShape());
+          NDArray ones = one.add(1)) {
+        JniUtils.backward((PtNDArray) output, (PtNDArray) ones, false, false);
+      }
+    } else {
+      JniUtils.backward((PtNDArray) output, (PtNDArray) gradient, false, false);
+    }
+  }
+
+  /** Records operations for {@link #backward} on this thread until closed; off otherwise. */
+  public static Recording recording() {
+    return new Recording(true);
+  }
+
+  /** Stops recording on this thread until closed. */
+  public static Recording notRecording() {
+    return new Recording(false);
+  }
+
+  /** A stretch of code with gradient recording on or off. */
+  public static final class Recording implements AutoCloseable {
+    private final boolean before = JniUtils.isGradMode();
+
+    private Recording(boolean enabled) {
+      JniUtils.setGradMode(enabled);
+    }
+
+    @Override
+    public void close() {
+      JniUtils.setGradMode(before);
+    }
+  }
+
+  /**
+   * Runs this thread's operations on a CUDA stream until closed, and their backward passes too. New
+   * arrays come from that stream's own memory: others must wait for it before they use them, and it
+   * for others.
+   *
+   * @param stream the CUDA driver's handle
+   */
+  public static OnStream onStream(long stream, int device) {
+    return new OnStream(stream, device);
+  }
+
+  /** A stretch of code whose operations run on another stream. */
+  public static final class OnStream implements AutoCloseable {
+    private final long guard;
+
+    private OnStream(long stream, int device) {
+      guard = StableAbi.enterStream(stream, device);
+    }
+
+    @Override
+    public void close() {
+      StableAbi.leaveStream(guard);
+    }
+  }
+
+  /** {@code shape} as DJL's type. */
+  public static Shape shape(long... shape) {
+    return new Shape(shape);
+  }
+}

@@ -1,0 +1,394 @@
+package org.meteora.tensor;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import ai.djl.engine.Engine;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.pytorch.engine.PtNDArray;
+import ai.djl.pytorch.engine.PtNDManager;
+import java.lang.foreign.AddressLayout;
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
+import java.lang.foreign.ValueLayout;
+import java.lang.invoke.MethodHandle;
+import java.util.Arrays;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
+
+/**
+ * libtorch's stable C ABI ({@code aoti_torch_*}) through the foreign-function interface: what DJL's
+ * own binding cannot name, first of all bfloat16, and any ATen operator by its name. A {@link
+ * PtNDArray}'s handle is the ABI's {@code AtenTensorHandle}.
+ *
+ * <p>The only class that holds method handles to libtorch; everything else calls {@link Ops}.
+ */
+final class StableAbi {
+  private static final Linker LINKER = Linker.nativeLinker();
+  private static final SymbolLookup LIBRARY;
+  private static final AddressLayout POINTER = ADDRESS.withTargetLayout(JAVA_LONG);
+
+  static {
+    Engine.getEngine("PyTorch"); // loads libtorch into the process
+    LIBRARY = SymbolLookup.libraryLookup("libtorch_cpu.so", Arena.global());
+  }
+
+  private static final MethodHandle GET_DATA_PTR = out("aoti_torch_get_data_ptr");
+  private static final MethodHandle GET_DTYPE = out("aoti_torch_get_dtype");
+  private static final MethodHandle GET_STRIDES = out("aoti_torch_get_strides");
+  private static final MethodHandle GET_NUMEL = out("aoti_torch_get_numel");
+  private static final MethodHandle NEW_HANDLE = out("aoti_torch_new_tensor_handle");
+  private static final MethodHandle DISPATCH =
+      handle(
+          "aoti_torch_call_dispatcher", FunctionDescriptor.of(JAVA_INT, ADDRESS, ADDRESS, ADDRESS));
+  private static final MethodHandle COPY =
+      handle("aoti_torch_copy_", FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_LONG, JAVA_INT));
+  private static final MethodHandle FROM_BLOB =
+      handle(
+          "aoti_torch_create_tensor_from_blob",
+          FunctionDescriptor.of(
+              JAVA_INT, ADDRESS, JAVA_LONG, ADDRESS, ADDRESS, JAVA_LONG, JAVA_INT, JAVA_INT,
+              JAVA_INT, ADDRESS));
+  private static final MethodHandle EMPTY_STRIDED =
+      handle(
+          "aoti_torch_empty_strided",
+          FunctionDescriptor.of(
+              JAVA_INT, JAVA_LONG, ADDRESS, ADDRESS, JAVA_INT, JAVA_INT, JAVA_INT, ADDRESS));
+  private static final MethodHandle MALLOC =
+      LINKER.downcallHandle(
+          LINKER.defaultLookup().find("malloc").orElseThrow(),
+          FunctionDescriptor.of(ADDRESS, JAVA_LONG));
+
+  private static final Map<String, MemorySegment> NAMES = new ConcurrentHashMap<>();
+  private static final int STACK_SLOTS = 16;
+
+  /** Scratch of the calling thread: the dispatcher's stack, and one slot for a returned value. */
+  private static final ThreadLocal<MemorySegment> SCRATCH =
+      ThreadLocal.withInitial(() -> Arena.global().allocate(8L * (STACK_SLOTS + 1), 8));
+
+  private StableAbi() {}
+
+  private static MethodHandle handle(String symbol, FunctionDescriptor descriptor) {
+    return LINKER.downcallHandle(LIBRARY.find(symbol).orElseThrow(), descriptor);
+  }
+
+  /** A symbol of libtorch, if this build exports it. */
+  static java.util.Optional<MemorySegment> find(String symbol) {
+    return LIBRARY.find(symbol);
+  }
+
+  private static MethodHandle out(String symbol) {
+    return handle(symbol, FunctionDescriptor.of(JAVA_INT, JAVA_LONG, ADDRESS));
+  }
+
+  private static MemorySegment name(String text) {
+    return NAMES.computeIfAbsent(text, Arena.global()::allocateFrom);
+  }
+
+  private static void check(int status, String what) {
+    if (status != 0) {
+      throw new IllegalStateException("libtorch failed in " + what + " (its message is on stderr)");
+    }
+  }
+
+  private static long query(MethodHandle function, long handle, String what) {
+    try {
+      var slot = SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
+      slot.set(JAVA_LONG, 0, 0);
+      check((int) function.invokeExact(handle, slot), what);
+      return slot.get(JAVA_LONG, 0);
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static long handleOf(NDArray array) {
+    return ((PtNDArray) array).getHandle();
+  }
+
+  static NDArray adopt(NDManager manager, long handle) {
+    return new PtNDArray((PtNDManager) manager, handle);
+  }
+
+  static long dataPointer(NDArray array) {
+    return query(GET_DATA_PTR, handleOf(array), "get_data_ptr");
+  }
+
+  static long[] strides(NDArray array) {
+    return MemorySegment.ofAddress(query(GET_STRIDES, handleOf(array), "get_strides"))
+        .reinterpret(8L * array.getShape().dimension())
+        .toArray(JAVA_LONG);
+  }
+
+  static Dtype dtype(NDArray array) {
+    return Dtype.ofScalarType((int) query(GET_DTYPE, handleOf(array), "get_dtype"));
+  }
+
+  static long numel(NDArray array) {
+    return query(GET_NUMEL, handleOf(array), "get_numel");
+  }
+
+  static void copy(NDArray target, NDArray source) {
+    try {
+      check((int) COPY.invokeExact(handleOf(target), handleOf(source), 0), "copy_");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** libtorch's in-place {@code out = beta · self + alpha · a b} on CUDA, where it has one. */
+  private static final class CudaProduct {
+    static final MethodHandle ADDMM;
+
+    static {
+      MethodHandle found = null;
+      try {
+        found =
+            SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global())
+                .find("aoti_torch_cuda_addmm_out")
+                .map(
+                    symbol ->
+                        LINKER.downcallHandle(
+                            symbol,
+                            FunctionDescriptor.of(
+                                JAVA_INT,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_DOUBLE,
+                                JAVA_DOUBLE)))
+                .orElse(null);
+      } catch (IllegalArgumentException e) {
+        // a libtorch without CUDA: the caller has another way
+      }
+      ADDMM = found;
+    }
+
+    private CudaProduct() {}
+  }
+
+  /** Which CUDA stream the calling thread's operations run on. */
+  private static final class CudaStream {
+    static final MethodHandle CREATE_GUARD;
+    static final MethodHandle DELETE_GUARD;
+
+    static {
+      var library = SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global());
+      CREATE_GUARD =
+          LINKER.downcallHandle(
+              library.find("aoti_torch_create_cuda_stream_guard").orElseThrow(),
+              FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_INT, ADDRESS));
+      DELETE_GUARD =
+          LINKER.downcallHandle(
+              library.find("aoti_torch_delete_cuda_stream_guard").orElseThrow(),
+              FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
+    }
+
+    private CudaStream() {}
+  }
+
+  /** Makes a stream current on this thread; the result undoes it. */
+  static long enterStream(long stream, int device) {
+    try {
+      var slot = SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
+      check((int) CudaStream.CREATE_GUARD.invokeExact(stream, device, slot), "cuda_stream_guard");
+      return slot.get(JAVA_LONG, 0);
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static void leaveStream(long guard) {
+    try {
+      check((int) CudaStream.DELETE_GUARD.invokeExact(guard), "cuda_stream_guard");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static boolean canAddProduct(NDArray y) {
+    return y.getDevice().isGpu() && CudaProduct.ADDMM != null;
+  }
+
+  /** {@code y += a · b} on CUDA, all matrices. */
+  static void addProduct(NDArray y, NDArray a, NDArray b) {
+    try {
+      check(
+          (int)
+              CudaProduct.ADDMM.invokeExact(
+                  handleOf(y), handleOf(y), handleOf(a), handleOf(b), 1.0, 1.0),
+          "addmm_out");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** A row-major tensor over memory of someone else's, which must outlive it. */
+  static NDArray fromBlob(NDManager manager, MemorySegment data, long[] shape, Dtype dtype) {
+    try (var arena = Arena.ofConfined()) {
+      var sizes = arena.allocateFrom(JAVA_LONG, shape);
+      var strides = arena.allocateFrom(JAVA_LONG, rowMajor(shape));
+      var result = arena.allocate(JAVA_LONG);
+      check(
+          (int)
+              FROM_BLOB.invokeExact(
+                  data, (long) shape.length, sizes, strides, 0L, dtype.scalarType(), 0, 0, result),
+          "create_tensor_from_blob");
+      return adopt(manager, result.get(JAVA_LONG, 0));
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** A row-major tensor with undefined contents on the manager's device. */
+  static NDArray empty(NDManager manager, long[] shape, Dtype dtype) {
+    var device = manager.getDevice();
+    int type = device.isGpu() ? 1 : 0;
+    int index = device.isGpu() ? device.getDeviceId() : 0;
+    try (var arena = Arena.ofConfined()) {
+      var sizes = arena.allocateFrom(JAVA_LONG, shape);
+      var strides = arena.allocateFrom(JAVA_LONG, rowMajor(shape));
+      var result = arena.allocate(JAVA_LONG);
+      check(
+          (int)
+              EMPTY_STRIDED.invokeExact(
+                  (long) shape.length, sizes, strides, dtype.scalarType(), type, index, result),
+          "empty_strided");
+      return adopt(manager, result.get(JAVA_LONG, 0));
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static long[] rowMajor(long[] shape) {
+    var strides = new long[shape.length];
+    long stride = 1;
+    for (int i = shape.length - 1; i >= 0; i--) {
+      strides[i] = stride;
+      stride *= Math.max(1, shape[i]);
+    }
+    return strides;
+  }
+
+  /** The arguments of one operator call, in order. */
+  static final class Call {
+    private final String operator;
+    private final String overload;
+    private final MemorySegment stack = SCRATCH.get();
+    private int slots;
+
+    Call(String operator, String overload) {
+      this.operator = operator;
+      this.overload = overload;
+    }
+
+    /** A tensor; the operator consumes a handle of its own. */
+    Call tensor(NDArray array) {
+      return integer(query(NEW_HANDLE, handleOf(array), "new_tensor_handle"));
+    }
+
+    Call integer(long value) {
+      stack.setAtIndex(JAVA_LONG, slots++, value);
+      return this;
+    }
+
+    Call bool(boolean value) {
+      return integer(value ? 1 : 0);
+    }
+
+    Call real(double value) {
+      return integer(Double.doubleToRawLongBits(value));
+    }
+
+    /** An optional argument left empty. */
+    Call none() {
+      return integer(0);
+    }
+
+    Call optionalTensor(NDArray array) {
+      return array == null
+          ? none()
+          : filled(query(NEW_HANDLE, handleOf(array), "new_tensor_handle"));
+    }
+
+    Call optionalReal(double value) {
+      return filled(Double.doubleToRawLongBits(value));
+    }
+
+    Call optionalBool(boolean value) {
+      return filled(value ? 1 : 0);
+    }
+
+    Call optionalInteger(long value) {
+      return filled(value);
+    }
+
+    private Call filled(long value) {
+      try {
+        var slot = ((MemorySegment) MALLOC.invokeExact(8L)).reinterpret(8); // freed by the operator
+        slot.set(ValueLayout.JAVA_LONG, 0, value);
+        return integer(slot.address());
+      } catch (RuntimeException | Error e) {
+        throw e;
+      } catch (Throwable e) {
+        throw new IllegalStateException(e);
+      }
+    }
+
+    /** Runs the operator; its one result is attached to {@code manager}. */
+    NDArray run(NDManager manager) {
+      invoke();
+      return adopt(manager, stack.getAtIndex(JAVA_LONG, 0));
+    }
+
+    /** Runs an operator with two results. */
+    NDArray[] runPair(NDManager manager) {
+      invoke();
+      return new NDArray[] {
+        adopt(manager, stack.getAtIndex(JAVA_LONG, 0)),
+        adopt(manager, stack.getAtIndex(JAVA_LONG, 1))
+      };
+    }
+
+    private void invoke() {
+      try {
+        check(
+            (int) DISPATCH.invokeExact(name(operator), name(overload), stack),
+            operator + (overload.isEmpty() ? "" : "." + overload));
+      } catch (RuntimeException | Error e) {
+        throw e;
+      } catch (Throwable e) {
+        throw new IllegalStateException(e);
+      }
+    }
+
+    @Override
+    public String toString() {
+      return operator
+          + "("
+          + Arrays.toString(stack.asSlice(0, 8L * slots).toArray(JAVA_LONG))
+          + ")";
+    }
+  }
+}

@@ -1,0 +1,123 @@
+package org.meteora.tensor;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemorySegment;
+import java.lang.invoke.MethodHandle;
+import java.lang.invoke.MethodHandles;
+import java.lang.invoke.MethodType;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.IntConsumer;
+import java.util.stream.IntStream;
+
+/**
+ * Runs Java code on the threads that libtorch computes with. Those go on spinning for milliseconds
+ * after each of its operations, waiting for the next: other threads would fight them for the
+ * processors, and these are ready at once.
+ */
+public final class Workers {
+  private static final Linker LINKER = Linker.nativeLinker();
+  private static final MethodHandle PARALLEL =
+      find("GOMP_parallel", FunctionDescriptor.ofVoid(ADDRESS, ADDRESS, JAVA_INT, JAVA_INT));
+  private static final MethodHandle MAX_THREADS =
+      find("omp_get_max_threads", FunctionDescriptor.of(JAVA_INT));
+  private static final MemorySegment ENTRY = entry();
+  private static final Map<Long, Job> JOBS = new ConcurrentHashMap<>();
+  private static final AtomicLong NAMES = new AtomicLong();
+
+  private record Job(
+      int tasks, IntConsumer task, AtomicInteger next, AtomicReference<Throwable> failure) {
+    void work() {
+      try {
+        for (int i = next.getAndIncrement(); i < tasks; i = next.getAndIncrement()) {
+          task.accept(i);
+        }
+      } catch (Throwable e) { // must not pass through native frames
+        failure.compareAndSet(null, e);
+      }
+    }
+  }
+
+  private Workers() {}
+
+  private static MethodHandle find(String symbol, FunctionDescriptor descriptor) {
+    return StableAbi.find(symbol)
+        .map(address -> LINKER.downcallHandle(address, descriptor))
+        .orElse(null);
+  }
+
+  private static MemorySegment entry() {
+    try {
+      return LINKER.upcallStub(
+          MethodHandles.lookup()
+              .findStatic(
+                  Workers.class, "enter", MethodType.methodType(void.class, MemorySegment.class)),
+          FunctionDescriptor.ofVoid(ADDRESS),
+          Arena.global());
+    } catch (ReflectiveOperationException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** Where every thread of a team begins; {@code name} is a job's, in the place of an address. */
+  private static void enter(MemorySegment name) {
+    JOBS.get(name.address()).work();
+  }
+
+  /** How many threads libtorch uses for an operation of the calling thread. */
+  public static int count() {
+    if (MAX_THREADS == null) {
+      return Runtime.getRuntime().availableProcessors();
+    }
+    try {
+      return (int) MAX_THREADS.invokeExact();
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /**
+   * Runs {@code task} for 0 … {@code tasks − 1}, spread over the threads, and returns when all have
+   * ended.
+   *
+   * @throws RuntimeException what a task threw first
+   */
+  public static void run(int tasks, IntConsumer task) {
+    if (tasks == 1) {
+      task.accept(0);
+      return;
+    }
+    if (PARALLEL == null) {
+      IntStream.range(0, tasks).parallel().forEach(task);
+      return;
+    }
+    long name = NAMES.incrementAndGet();
+    var job = new Job(tasks, task, new AtomicInteger(), new AtomicReference<>());
+    JOBS.put(name, job);
+    try {
+      PARALLEL.invokeExact(ENTRY, MemorySegment.ofAddress(name), Math.min(tasks, count()), 0);
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    } finally {
+      JOBS.remove(name);
+    }
+    switch (job.failure().get()) {
+      case null -> {}
+      case RuntimeException e -> throw e;
+      case Error e -> throw e;
+      case Throwable e -> throw new IllegalStateException(e);
+    }
+  }
+}

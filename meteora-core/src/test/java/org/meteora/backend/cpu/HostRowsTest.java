@@ -1,0 +1,64 @@
+package org.meteora.backend.cpu;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.util.Random;
+import org.junit.jupiter.api.Test;
+import org.meteora.model.RmsNorm;
+import org.meteora.model.RotaryEmbedding;
+import org.meteora.tensor.Ops;
+
+/** Against the tensor operations that training records; few rows and many, of odd widths too. */
+class HostRowsTest {
+  private final Random random = new Random(5);
+
+  private NDArray gaussian(NDManager manager, long... shape) {
+    var values = new float[(int) Ops.shape(shape).size()];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = (float) random.nextGaussian();
+    }
+    return manager.create(values, Ops.shape(shape));
+  }
+
+  private static void assertClose(NDArray actual, NDArray expected) {
+    assertThat(actual.getShape()).isEqualTo(expected.getShape());
+    assertThat(actual.toFloatArray()).containsExactly(expected.toFloatArray(), within(1e-5f));
+  }
+
+  @Test
+  void normAgreesWithTensorOperations() {
+    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+      for (int[] shape : new int[][] {{1, 1, 7}, {3, 1, 64}, {2, 90, 301}}) {
+        var x = gaussian(manager, shape[0], shape[1], shape[2]);
+        var weight = gaussian(manager, shape[2]);
+        assertClose(HostRows.norm(x, weight, 1e-5f), new RmsNorm(weight, 1e-5).forward(x));
+        var turned = Ops.transpose(x, 0, 1); // not row-major
+        assertClose(
+            HostRows.norm(turned, weight, 1e-5f), new RmsNorm(weight, 1e-5).forward(turned));
+      }
+    }
+  }
+
+  @Test
+  void rotationAgreesWithTensorOperations() {
+    int dim = 12;
+    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+      for (int rowsOfAngles : new int[] {1, 3}) {
+        for (int seq : new int[] {1, 200}) {
+          var angles =
+              new RotaryEmbedding.Angles(
+                  gaussian(manager, rowsOfAngles, seq, 1, dim),
+                  gaussian(manager, rowsOfAngles, seq, 1, dim));
+          var x = gaussian(manager, 3, seq, 5 * dim);
+          var expected = RotaryEmbedding.rotate(x.reshape(3, seq, 5, dim), angles);
+          HostRows.rotate(x, angles);
+          assertClose(x.reshape(3, seq, 5, dim), expected);
+        }
+      }
+    }
+  }
+}

@@ -1,8 +1,0 @@
-package org.meteora.llama;
-
-class TinyLlamaTest extends TinyLlamaChecks {
-  @Override
-  String device() {
-    return "cpu";
-  }
-}
