@@ -19,6 +19,7 @@ import org.meteora.eval.metric.Gsm8kAccuracy;
 import org.meteora.eval.metric.Metric;
 import org.meteora.eval.metric.Rouge;
 import org.meteora.eval.metric.YesNoAccuracy;
+import org.meteora.eval.statistics.Figure;
 
 /**
  * What can be evaluated: one of the catalogue's tasks, or several asked in one prompt.
@@ -159,6 +160,21 @@ public record EvalTask(
       figures.putAll(metric.score(answers, truths));
     }
     return figures;
+  }
+
+  /**
+   * What the scores are made of, for intervals and comparisons.
+   *
+   * @return figures by task: one task, or a composite task's parts and, under its own name, the
+   *     counts of attempts and of right answers
+   */
+  public Map<String, List<Figure>> figures(List<String> answers, List<String> truths) {
+    if (!parts.isEmpty()) {
+      return CompositeScore.figures(name, parts, EvalTask::metrics, answers, truths);
+    }
+    var figures = new ArrayList<Figure>();
+    metrics(name).forEach(metric -> figures.addAll(metric.figures(answers, truths)));
+    return Map.of(name, figures);
   }
 
   private static List<Metric> metrics(String task) {

@@ -3,22 +3,26 @@ package org.meteora.eval.metric;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
+import org.meteora.eval.statistics.Figure;
 
 /** The share of answers that are right, 0…1, of all answers, empty ones too. */
 abstract class Accuracy implements Metric {
-  static final String NAME = "Accuracy";
+  static final String NAME = Figure.ACCURACY;
 
   abstract boolean right(String answer, String truth);
 
   @Override
   public final Map<String, Object> score(List<String> answers, List<String> truths) {
-    if (answers.isEmpty()) {
-      return Collections.singletonMap(NAME, null);
+    return Collections.singletonMap(
+        NAME, answers.isEmpty() ? null : figures(answers, truths).getFirst().score());
+  }
+
+  @Override
+  public final List<Figure> figures(List<String> answers, List<String> truths) {
+    var right = new double[answers.size()];
+    for (int i = 0; i < right.length; i++) {
+      right[i] = right(answers.get(i), truths.get(i)) ? 1 : 0;
     }
-    int right = 0;
-    for (int i = 0; i < answers.size(); i++) {
-      right += right(answers.get(i), truths.get(i)) ? 1 : 0;
-    }
-    return Map.of(NAME, right / (double) answers.size());
+    return List.of(Figure.mean(NAME, right));
   }
 }

@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.regex.Pattern;
 import org.meteora.eval.Texts;
+import org.meteora.eval.statistics.Figure;
 
 /**
  * BLEU (Papineni et al. 2002) as sacreBLEU 2.6 computes it by default: mteval-13a tokens,
@@ -61,36 +62,62 @@ public final class Bleu implements Metric {
     return score(List.of(hypothesis), List.of(references), true);
   }
 
+  /** Corpus BLEU of the answers that are not empty. */
+  @Override
+  public List<Figure> figures(List<String> answers, List<String> truths) {
+    var rows = new double[answers.size()][];
+    for (int i = 0; i < rows.length; i++) {
+      rows[i] =
+          answers.get(i).isEmpty()
+              ? new double[BleuScore.STATISTICS]
+              : statistics(answers.get(i), List.of(truths.get(i)));
+    }
+    return List.of(
+        new Figure(
+            "BLEU",
+            rows,
+            sum -> sum[BleuScore.COUNT] == 0 ? Double.NaN : BleuScore.of(sum, false).score()));
+  }
+
   private static BleuScore score(
       List<String> hypotheses, List<List<String>> references, boolean effectiveOrder) {
-    var matches = new long[BleuScore.ORDER];
-    var totals = new long[BleuScore.ORDER];
-    int hypothesisLength = 0;
-    int referenceLength = 0;
+    var sum = new double[BleuScore.STATISTICS];
     for (int i = 0; i < hypotheses.size(); i++) {
-      var tokens = tokens(hypotheses.get(i));
-      var counts = counts(tokens);
-      var most = new HashMap<List<String>, Integer>();
-      int closest = -1;
-      for (var reference : references.get(i)) {
-        var expected = tokens(reference);
-        counts(expected).forEach((gram, count) -> most.merge(gram, count, Math::max));
-        int length = expected.size();
-        int difference = Math.abs(length - tokens.size());
-        int best = closest < 0 ? Integer.MAX_VALUE : Math.abs(closest - tokens.size());
-        if (difference < best || difference == best && length < closest) {
-          closest = length;
-        }
+      var each = statistics(hypotheses.get(i), references.get(i));
+      for (int s = 0; s < sum.length; s++) {
+        sum[s] += each[s];
       }
-      hypothesisLength += tokens.size();
-      referenceLength += Math.max(closest, 0);
-      counts.forEach(
-          (gram, count) -> {
-            totals[gram.size() - 1] += count;
-            matches[gram.size() - 1] += Math.min(count, most.getOrDefault(gram, 0));
-          });
     }
-    return BleuScore.of(matches, totals, hypothesisLength, referenceLength, effectiveOrder);
+    return BleuScore.of(sum, effectiveOrder);
+  }
+
+  /** What {@link BleuScore#of} needs of one answer. */
+  private static double[] statistics(String hypothesis, List<String> references) {
+    var result = new double[BleuScore.STATISTICS];
+    var tokens = tokens(hypothesis);
+    var most = new HashMap<List<String>, Integer>();
+    int closest = -1;
+    for (var reference : references) {
+      var expected = tokens(reference);
+      counts(expected).forEach((gram, count) -> most.merge(gram, count, Math::max));
+      int length = expected.size();
+      int difference = Math.abs(length - tokens.size());
+      int best = closest < 0 ? Integer.MAX_VALUE : Math.abs(closest - tokens.size());
+      if (difference < best || difference == best && length < closest) {
+        closest = length;
+      }
+    }
+    counts(tokens)
+        .forEach(
+            (gram, count) -> {
+              result[BleuScore.MATCHES + gram.size() - 1] +=
+                  Math.min(count, most.getOrDefault(gram, 0));
+              result[BleuScore.TOTALS + gram.size() - 1] += count;
+            });
+    result[BleuScore.HYPOTHESIS_LENGTH] = tokens.size();
+    result[BleuScore.REFERENCE_LENGTH] = Math.max(closest, 0);
+    result[BleuScore.COUNT] = 1;
+    return result;
   }
 
   private static Map<List<String>, Integer> counts(List<String> tokens) {

@@ -25,20 +25,33 @@ public record BleuScore(
 
   static final int ORDER = 4;
 
+  /** Where the n-grams of the answer that are in its references lie in the statistics. */
+  static final int MATCHES = 0;
+
+  /** The answer's n-grams. */
+  static final int TOTALS = MATCHES + ORDER;
+
+  static final int HYPOTHESIS_LENGTH = TOTALS + ORDER;
+  static final int REFERENCE_LENGTH = HYPOTHESIS_LENGTH + 1;
+
+  /** Answers. */
+  static final int COUNT = REFERENCE_LENGTH + 1;
+
+  /** Numbers that BLEU is a function of; those of several answers are summed. */
+  static final int STATISTICS = COUNT + 1;
+
   /**
    * The formula: the brevity penalty times the geometric mean of the n-gram precisions, where the
    * i-th precision of zero counts as 1/2^i of a match ("exp" smoothing).
    *
-   * @param matches n-grams of the answers that are in their references, for n = 1…4
-   * @param totals n-grams of the answers
+   * @param statistics whole numbers: matches and totals for n = 1…4, and both lengths
    * @param effectiveOrder leave out orders for which the answer is too short
    */
-  static BleuScore of(
-      long[] matches,
-      long[] totals,
-      int hypothesisLength,
-      int referenceLength,
-      boolean effectiveOrder) {
+  static BleuScore of(double[] statistics, boolean effectiveOrder) {
+    var matches = Arrays.copyOfRange(statistics, MATCHES, MATCHES + ORDER);
+    var totals = Arrays.copyOfRange(statistics, TOTALS, TOTALS + ORDER);
+    int hypothesisLength = (int) statistics[HYPOTHESIS_LENGTH];
+    int referenceLength = (int) statistics[REFERENCE_LENGTH];
     double penalty = 1;
     if (hypothesisLength < referenceLength) {
       penalty =

@@ -7,9 +7,13 @@ import java.util.Map;
 import java.util.function.Function;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.eval.Texts;
+import org.meteora.eval.statistics.Figure;
 
 /** Scores answers to composite prompts, which put several tasks' questions in one. */
 public final class CompositeScore {
+  private static final String ATTEMPTS = "Avg attempt nums";
+  private static final String CORRECT = "Avg correct nums";
+
   private CompositeScore() {}
 
   /**
@@ -26,33 +30,78 @@ public final class CompositeScore {
       Function<String, List<Metric>> metrics,
       List<String> answers,
       List<String> responses) {
-    var parts =
-        responses.stream().map(response -> response.split(CompositeTask.SEPARATOR, -1)).toList();
     var byTask = new LinkedHashMap<String, Object>();
     long attempts = 0;
     double correct = 0;
-    for (int i = 0; i < tasks.size(); i++) {
-      var given = new ArrayList<String>();
-      var truths = new ArrayList<String>();
-      for (int s = 0; s < answers.size(); s++) {
-        given.add(answer(answers.get(s), i + 1));
-        truths.add(i < parts.get(s).length ? parts.get(s)[i] : "");
-      }
-      attempts += given.stream().filter(text -> !text.isEmpty()).count();
+    for (var part : parts(tasks, answers, responses)) {
+      attempts += part.answers().stream().filter(text -> !text.isEmpty()).count();
       var figures = new LinkedHashMap<String, Object>();
-      for (var metric : metrics.apply(tasks.get(i))) {
-        figures.putAll(metric.score(given, truths));
+      for (var metric : metrics.apply(part.task())) {
+        figures.putAll(metric.score(part.answers(), part.truths()));
       }
       if (figures.get(Accuracy.NAME) instanceof Double accuracy) {
         correct += accuracy;
       }
-      byTask.put(tasks.get(i), figures);
+      byTask.put(part.task(), figures);
     }
     var result = new LinkedHashMap<String, Object>();
     boolean none = answers.isEmpty();
-    result.put("Avg attempt nums", none ? null : attempts / (double) answers.size());
+    result.put(ATTEMPTS, none ? null : attempts / (double) answers.size());
     result.putAll(byTask);
-    result.put("Avg correct nums", none ? null : correct);
+    result.put(CORRECT, none ? null : correct);
+    return result;
+  }
+
+  /**
+   * What the scores are made of, in the order of {@link #score}.
+   *
+   * @param name of the composite task, under which the two counts stand
+   * @return figures by task
+   */
+  public static Map<String, List<Figure>> figures(
+      String name,
+      List<String> tasks,
+      Function<String, List<Metric>> metrics,
+      List<String> answers,
+      List<String> responses) {
+    var result = new LinkedHashMap<String, List<Figure>>();
+    var attempts = new double[answers.size()];
+    var correct = new double[answers.size()];
+    for (var part : parts(tasks, answers, responses)) {
+      var figures = new ArrayList<Figure>();
+      for (var metric : metrics.apply(part.task())) {
+        figures.addAll(metric.figures(part.answers(), part.truths()));
+      }
+      for (int s = 0; s < attempts.length; s++) {
+        attempts[s] += part.answers().get(s).isEmpty() ? 0 : 1;
+      }
+      for (var figure : figures) {
+        for (int s = 0; s < correct.length && figure.isAccuracy(); s++) {
+          correct[s] += figure.rows()[s][0];
+        }
+      }
+      result.put(part.task(), figures);
+    }
+    result.put(name, List.of(Figure.mean(ATTEMPTS, attempts), Figure.mean(CORRECT, correct)));
+    return result;
+  }
+
+  /** One task's questions: what was answered, and what is right, prompt by prompt. */
+  private record Part(String task, List<String> answers, List<String> truths) {}
+
+  private static List<Part> parts(
+      List<String> tasks, List<String> answers, List<String> responses) {
+    var truths =
+        responses.stream().map(response -> response.split(CompositeTask.SEPARATOR, -1)).toList();
+    var result = new ArrayList<Part>();
+    for (int i = 0; i < tasks.size(); i++) {
+      int number = i;
+      result.add(
+          new Part(
+              tasks.get(i),
+              answers.stream().map(text -> answer(text, number + 1)).toList(),
+              truths.stream().map(each -> number < each.length ? each[number] : "").toList()));
+    }
     return result;
   }
 

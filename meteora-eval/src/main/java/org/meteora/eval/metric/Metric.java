@@ -2,6 +2,7 @@ package org.meteora.eval.metric;
 
 import java.util.List;
 import java.util.Map;
+import org.meteora.eval.statistics.Figure;
 
 /** A score of cleaned answers against the truths. */
 public interface Metric {
@@ -12,4 +13,13 @@ public interface Metric {
    *     there is nothing to score
    */
   Map<String, Object> score(List<String> answers, List<String> truths);
+
+  /**
+   * What the scores are made of, sample by sample, for intervals and comparisons; their values are
+   * those of {@link #score}.
+   *
+   * @param answers as for {@link #score}
+   * @param truths as for {@link #score}
+   */
+  List<Figure> figures(List<String> answers, List<String> truths);
 }

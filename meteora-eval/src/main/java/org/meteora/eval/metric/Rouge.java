@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.meteora.eval.Texts;
+import org.meteora.eval.statistics.Figure;
 
 /**
  * ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) with the peculiarities of the Python package {@code
@@ -18,6 +19,8 @@ import org.meteora.eval.Texts;
  * the package stops with an error.
  */
 public final class Rouge implements Metric {
+  private static final List<String> NAMES = List.of("rouge-1", "rouge-2", "rouge-l");
+
   @Override
   public Map<String, Object> score(List<String> answers, List<String> truths) {
     Map<String, RougeScore> sum = new LinkedHashMap<>();
@@ -35,6 +38,28 @@ public final class Rouge implements Metric {
     int total = count;
     sum.replaceAll((name, score) -> score.over(total));
     return Map.of("ROUGE", sum);
+  }
+
+  /** The harmonic means f. */
+  @Override
+  public List<Figure> figures(List<String> answers, List<String> truths) {
+    var values = new LinkedHashMap<String, double[]>();
+    for (var name : NAMES) {
+      values.put(name, new double[answers.size()]);
+    }
+    for (int i = 0; i < answers.size(); i++) {
+      int sample = i;
+      if (answers.get(i).isEmpty()) {
+        values.values().forEach(each -> each[sample] = Double.NaN);
+      } else {
+        pair(answers.get(i), truths.get(i))
+            .forEach((name, score) -> values.get(name)[sample] = score.f());
+      }
+    }
+    var result = new ArrayList<Figure>();
+    values.forEach(
+        (name, each) -> result.add(Figure.mean(name.toUpperCase(java.util.Locale.ROOT), each)));
+    return result;
   }
 
   /** {@code rouge-1}, {@code rouge-2} and {@code rouge-l} of one answer. */

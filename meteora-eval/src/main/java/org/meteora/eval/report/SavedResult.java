@@ -75,6 +75,7 @@ public final class SavedResult {
     json.put("samples", scores.samples());
     json.put("skipped", scores.skipped());
     json.put("metrics", scores.metrics());
+    json.put("intervals", scores.intervals());
     json.put("warnings", scores.warnings());
     json.put("throughput", run.throughput());
     json.put("answers", answersFile().getFileName().toString());

@@ -2,9 +2,11 @@ package org.meteora.eval.report;
 
 import java.util.Locale;
 import java.util.Map;
+import java.util.stream.Collectors;
 import org.meteora.eval.Scores;
 import org.meteora.eval.metric.BleuScore;
 import org.meteora.eval.metric.RougeScore;
+import org.meteora.eval.statistics.Interval;
 
 /** Scores for people: one figure a line. */
 public final class ScoreTable {
@@ -18,6 +20,22 @@ public final class ScoreTable {
     }
     text.append('\n');
     lines(text, "  ", scores.metrics());
+    if (scores.intervals().values().stream().anyMatch(each -> !each.isEmpty())) {
+      text.append("  95 % intervals:\n");
+    }
+    scores
+        .intervals()
+        .forEach(
+            (task, figures) -> {
+              if (!figures.isEmpty()) {
+                text.append("    ").append(scores.intervals().size() > 1 ? task + ": " : "");
+                text.append(
+                    figures.entrySet().stream()
+                        .map(each -> each.getKey() + " " + interval(each.getValue()))
+                        .collect(Collectors.joining(", ")));
+                text.append('\n');
+              }
+            });
     var warnings = scores.warnings();
     warning(text, warnings.emptyAnswers(), "empty answers");
     warning(text, warnings.tooLongAnswers(), "answers more than twice as long as the truth");
@@ -44,6 +62,12 @@ public final class ScoreTable {
             default -> text.append(' ').append(value).append('\n');
           }
         });
+  }
+
+  private static String interval(Interval interval) {
+    int digits = interval.high() > 1.5 ? 2 : 3; // BLEU goes to 100
+    var number = "%." + digits + "f";
+    return String.format(Locale.ROOT, number + " to " + number, interval.low(), interval.high());
   }
 
   private static void warning(StringBuilder text, int count, String what) {
