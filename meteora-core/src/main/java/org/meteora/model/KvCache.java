@@ -3,7 +3,7 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
-import org.meteora.cuda.KvMemory;
+import org.meteora.cuda.decode.KvMemory;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;

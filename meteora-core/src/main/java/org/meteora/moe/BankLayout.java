@@ -3,7 +3,7 @@ package org.meteora.moe;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.List;
-import org.meteora.cuda.FusedMoe;
+import org.meteora.cuda.kernel.FusedMoe;
 import org.meteora.lora.AdapterBank;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;

@@ -236,7 +236,7 @@ public final class MoeLinear extends AbstractBlock {
     var limits = Math.min(control.settings().topK(), bank.size()) <= 8 && bank.size() <= 256;
     try {
       if (limits) {
-        org.meteora.cuda.Nvrtc.get();
+        org.meteora.cuda.driver.Nvrtc.get();
         return true;
       }
     } catch (UserException e) {

@@ -3,7 +3,7 @@ package org.meteora.moe;
 import ai.djl.ndarray.NDManager;
 import java.util.UUID;
 import org.meteora.backend.cuda.GpuRouting;
-import org.meteora.cuda.Cuda;
+import org.meteora.cuda.driver.Cuda;
 import org.meteora.moe.forward.Flags;
 
 /**

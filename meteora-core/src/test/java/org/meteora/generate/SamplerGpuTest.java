@@ -14,11 +14,11 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.meteora.cuda.Cuda;
-import org.meteora.cuda.DeviceMemory;
-import org.meteora.cuda.Kernels;
-import org.meteora.cuda.Stream;
-import org.meteora.cuda.TokenChoice;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.DeviceMemory;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.TokenChoice;
 import org.meteora.tensor.Dtype;
 
 /**

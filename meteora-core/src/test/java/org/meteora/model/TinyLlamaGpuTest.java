@@ -13,7 +13,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.meteora.Fixtures;
 import org.meteora.backend.cuda.CudaDecoder;
-import org.meteora.cuda.Cuda;
+import org.meteora.cuda.driver.Cuda;
 import org.meteora.moe.MoeLinear;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingListener;

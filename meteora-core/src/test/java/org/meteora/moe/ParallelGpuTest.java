@@ -11,7 +11,7 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
-import org.meteora.cuda.Cuda;
+import org.meteora.cuda.driver.Cuda;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.forward.Flags;

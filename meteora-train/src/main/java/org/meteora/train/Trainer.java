@@ -362,7 +362,7 @@ public final class Trainer {
     static long bytes(Device device) {
       try {
         if (device.isGpu()) {
-          var memory = org.meteora.cuda.Cuda.device(device.getDeviceId()).memory();
+          var memory = org.meteora.cuda.driver.Cuda.device(device.getDeviceId()).memory();
           return memory.total() - memory.free();
         }
         for (var line : java.nio.file.Files.readAllLines(Path.of("/proc/self/status"))) {

@@ -10,11 +10,12 @@ import java.util.Arrays;
 import java.util.Optional;
 import java.util.function.Predicate;
 import org.meteora.UserException;
-import org.meteora.cuda.Cuda;
-import org.meteora.cuda.DecodeEngine;
-import org.meteora.cuda.DecodeModel;
-import org.meteora.cuda.Stream;
-import org.meteora.cuda.TokenChoice;
+import org.meteora.cuda.decode.DecodeEngine;
+import org.meteora.cuda.decode.DecodeModel;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.cuda.kernel.TokenChoice;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
@@ -159,7 +160,7 @@ public final class CudaDecoder implements AutoCloseable {
   private DecodeModel.Linear linear(MoeLinear linear) {
     var shape = linear.weight().getShape();
     var bank = linear.bank();
-    Optional<DecodeModel.Adapters> adapters = Optional.empty();
+    Optional<AdapterMemory> adapters = Optional.empty();
     // a gate without any adapter behind it changes nothing, but the listener hears of it
     if (bank != null && (bank.totalRank() > 0 || bank.gate() != null)) {
       var scales = new float[bank.size()];
@@ -168,7 +169,7 @@ public final class CudaDecoder implements AutoCloseable {
       }
       adapters =
           Optional.of(
-              new DecodeModel.Adapters(
+              new AdapterMemory(
                   // one adapter without a gate: the choice of one among one has the weight 1
                   Ops.dataPointer(bank.gate() == null ? noGate : bank.gate()),
                   Ops.dataPointer(bank.loraA()),

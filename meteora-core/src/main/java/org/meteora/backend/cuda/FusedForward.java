@@ -5,10 +5,10 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.UUID;
-import org.meteora.cuda.Cuda;
-import org.meteora.cuda.DecodeModel;
-import org.meteora.cuda.FusedMoe;
-import org.meteora.cuda.Stream;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.cuda.kernel.FusedMoe;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.MoeLinear;
 import org.meteora.tensor.Ops;
@@ -54,7 +54,7 @@ public final class FusedForward implements AutoCloseable {
       }
       targets.add(
           new FusedMoe.Target(
-              new DecodeModel.Adapters(
+              new AdapterMemory(
                   Ops.dataPointer(bank.gate()),
                   Ops.dataPointer(bank.loraA()),
                   loraB[i],

@@ -6,11 +6,11 @@ import static java.lang.foreign.ValueLayout.JAVA_INT;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.List;
-import org.meteora.cuda.Cuda;
-import org.meteora.cuda.DeviceMemory;
-import org.meteora.cuda.Event;
-import org.meteora.cuda.HostMemory;
-import org.meteora.cuda.Stream;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.DeviceMemory;
+import org.meteora.cuda.driver.Event;
+import org.meteora.cuda.driver.HostMemory;
+import org.meteora.cuda.driver.Stream;
 import org.meteora.moe.RoutingListener;
 
 /**

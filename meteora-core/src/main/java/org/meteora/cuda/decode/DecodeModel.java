@@ -1,0 +1,112 @@
+package org.meteora.cuda.decode;
+
+import java.util.List;
+import java.util.Optional;
+import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.tensor.Dtype;
+
+/**
+ * A Llama with MeteoRA as device addresses: what {@link DecodeEngine} reads. All matrices are
+ * row-major and contiguous, in {@code dtype}; the owner keeps them alive as long as the engine.
+ *
+ * @param dtype f32, f16 or bf16
+ * @param headDim even
+ * @param invFreq float32 (headDim / 2), the rotary frequencies after scaling
+ * @param ropeScale factor of cos and sin, 1 for the rope types default, linear and llama3
+ * @param embedding (vocab, hidden)
+ * @param finalNorm (hidden)
+ * @param head (vocab, hidden); the embedding's address when tied
+ * @param topK adapters per token; ignored without adapters
+ */
+public record DecodeModel(
+    Dtype dtype,
+    int hidden,
+    int heads,
+    int kvHeads,
+    int headDim,
+    int intermediate,
+    int vocab,
+    float eps,
+    long invFreq,
+    float ropeScale,
+    long embedding,
+    long finalNorm,
+    long head,
+    int topK,
+    List<Layer> layers) {
+
+  /**
+   * One linear: {@code y = x Wᵀ + bias + adapters}.
+   *
+   * @param weight (out, in)
+   * @param bias (out), or 0 for none
+   */
+  public record Linear(long weight, long bias, int out, int in, Optional<AdapterMemory> adapters) {}
+
+  /** One decoder layer; the norms' weights are (hidden). */
+  public record Layer(
+      long inputNorm,
+      long postAttentionNorm,
+      Linear q,
+      Linear k,
+      Linear v,
+      Linear o,
+      Linear gate,
+      Linear up,
+      Linear down) {
+    /** The seven projections, q to down. */
+    public List<Linear> linears() {
+      return List.of(q, k, v, o, gate, up, down);
+    }
+  }
+
+  /** This model without its adapters. */
+  public DecodeModel base() {
+    var plain =
+        layers.stream()
+            .map(
+                l ->
+                    new Layer(
+                        l.inputNorm,
+                        l.postAttentionNorm,
+                        bare(l.q),
+                        bare(l.k),
+                        bare(l.v),
+                        bare(l.o),
+                        bare(l.gate),
+                        bare(l.up),
+                        bare(l.down)))
+            .toList();
+    return new DecodeModel(
+        dtype,
+        hidden,
+        heads,
+        kvHeads,
+        headDim,
+        intermediate,
+        vocab,
+        eps,
+        invFreq,
+        ropeScale,
+        embedding,
+        finalNorm,
+        head,
+        topK,
+        plain);
+  }
+
+  private static Linear bare(Linear linear) {
+    return new Linear(linear.weight, linear.bias, linear.out, linear.in, Optional.empty());
+  }
+
+  int maxAdapters() {
+    var most = 1;
+    for (var layer : layers) {
+      for (var linear :
+          List.of(layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)) {
+        most = Math.max(most, linear.adapters.map(AdapterMemory::count).orElse(1));
+      }
+    }
+    return most;
+  }
+}

@@ -1,0 +1,235 @@
+package org.meteora.cuda.driver;
+
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import ai.djl.pytorch.jni.JniUtils;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
+import org.meteora.UserException;
+
+/**
+ * One GPU and its primary context, the one libtorch uses too: memory and streams can be shared with
+ * it. Obtained by {@link #device}; there is one object a device and it is never closed, since the
+ * context belongs to the process.
+ *
+ * <p>All methods may be called from any thread that has called {@link #makeCurrent} since it last
+ * used another device. Addresses are plain {@code long}s. Failures of the driver are {@link
+ * UserException}s of one line.
+ */
+public final class Cuda {
+  private static final Map<Integer, Cuda> DEVICES = new ConcurrentHashMap<>();
+
+  private final int index;
+  private final long context;
+  private final String name;
+  private final int capability;
+  private final int multiprocessors;
+  private final int sharedMemory;
+
+  private Cuda(int index) {
+    requireDriver();
+    var count = CudaDriver.integer("counting GPUs", CudaDriver.DEVICE_COUNT);
+    if (index < 0 || index >= count) {
+      throw new UserException(
+          "no GPU "
+              + index
+              + " here ("
+              + count
+              + " found): choose --device "
+              + (count == 0 ? "cpu" : "cuda:0"));
+    }
+    this.index = index;
+    var device = CudaDriver.integer("opening GPU " + index, CudaDriver.DEVICE, index);
+    this.context = CudaDriver.pointer("opening GPU " + index, CudaDriver.PRIMARY_CONTEXT, device);
+    this.capability = attribute(device, 75) * 10 + attribute(device, 76);
+    this.multiprocessors = attribute(device, 16);
+    this.sharedMemory = attribute(device, 97);
+    try (var arena = Arena.ofConfined()) {
+      var text = arena.allocate(256);
+      CudaDriver.call("reading a GPU's name", CudaDriver.DEVICE_NAME, text.address(), 256, device);
+      this.name = text.getString(0);
+    }
+    makeCurrent();
+  }
+
+  /**
+   * GPU {@code index}, opened at the first call.
+   *
+   * @throws UserException without a driver or such a GPU
+   */
+  public static Cuda device(int index) {
+    return DEVICES.computeIfAbsent(index, Cuda::new);
+  }
+
+  /** Whether GPU 0 can be used. */
+  public static boolean isAvailable() {
+    try {
+      device(0);
+      return true;
+    } catch (UserException e) {
+      return false;
+    }
+  }
+
+  private static void requireDriver() {
+    try {
+      CudaDriver.load();
+    } catch (ExceptionInInitializerError | NoClassDefFoundError e) {
+      if (e.getCause() instanceof UserException user) {
+        throw user;
+      }
+      throw new UserException("no usable CUDA driver here (libcuda.so.1): choose --device cpu", e);
+    }
+  }
+
+  private static int attribute(int device, int which) {
+    return CudaDriver.integer(
+        "reading a GPU's properties", CudaDriver.DEVICE_ATTRIBUTE, which, device);
+  }
+
+  public int index() {
+    return index;
+  }
+
+  public String name() {
+    return name;
+  }
+
+  /** Compute capability as a number, 90 for 9.0. */
+  public int capability() {
+    return capability;
+  }
+
+  public int multiprocessors() {
+    return multiprocessors;
+  }
+
+  /** Bytes of shared memory a block may use at most. */
+  public int sharedMemory() {
+    return sharedMemory;
+  }
+
+  /** Makes this the calling thread's device. */
+  public void makeCurrent() {
+    try {
+      CudaDriver.check("choosing GPU " + index, (int) CudaDriver.SET_CURRENT.invokeExact(context));
+    } catch (RuntimeException e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** Free and total bytes of device memory. */
+  public record Memory(long free, long total) {}
+
+  public Memory memory() {
+    try (var arena = Arena.ofConfined()) {
+      var both = arena.allocate(16, 8);
+      CudaDriver.call(
+          "asking for free memory", CudaDriver.MEMORY_INFO, both.address(), both.address() + 8);
+      return new Memory(both.get(JAVA_LONG, 0), both.get(JAVA_LONG, 8));
+    }
+  }
+
+  /**
+   * Device memory, not cleared.
+   *
+   * @throws UserException when there is not enough, naming what is needed and what is free
+   */
+  public DeviceMemory allocate(long bytes) {
+    var free = memory().free();
+    if (bytes > free) {
+      JniUtils.emptyCudaCache(); // what libtorch keeps for its next tensors
+      free = memory().free();
+    }
+    if (bytes > free) {
+      throw new UserException(
+          "GPU %d has too little memory: %,d MiB are needed, %,d MiB are free"
+              .formatted(index, (bytes >> 20) + 1, free >> 20));
+    }
+    return new DeviceMemory(
+        CudaDriver.pointer(
+            "allocating " + bytes + " bytes", CudaDriver.ALLOCATE, Math.max(bytes, 16)),
+        bytes);
+  }
+
+  /** Device memory set to zero. */
+  public DeviceMemory allocateZeroed(long bytes, Stream stream) {
+    var memory = allocate(bytes);
+    fill(memory.address(), 0, bytes, stream);
+    return memory;
+  }
+
+  public void fill(long to, int value, long bytes, Stream stream) {
+    if (bytes > 0) {
+      CudaDriver.call("filling memory", CudaDriver.FILL, to, (byte) value, bytes, stream.handle());
+    }
+  }
+
+  /**
+   * Copies host memory to the device; {@code from} is native memory and must live until the stream
+   * gets there.
+   */
+  public void toDevice(long to, MemorySegment from, long bytes, Stream stream) {
+    try {
+      CudaDriver.check(
+          "copying to the GPU",
+          (int) CudaDriver.TO_DEVICE.invokeExact(to, from.address(), bytes, stream.handle()));
+    } catch (RuntimeException e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  public void toHost(MemorySegment to, long from, long bytes, Stream stream) {
+    try {
+      CudaDriver.check(
+          "copying from the GPU",
+          (int) CudaDriver.TO_HOST.invokeExact(to.address(), from, bytes, stream.handle()));
+    } catch (RuntimeException e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  public void onDevice(long to, long from, long bytes, Stream stream) {
+    CudaDriver.call("copying on the GPU", CudaDriver.ON_DEVICE, to, from, bytes, stream.handle());
+  }
+
+  /** A new device array with these values; waits for the copy. */
+  public DeviceMemory upload(int[] values, Stream stream) {
+    try (var arena = Arena.ofConfined()) {
+      return upload(arena.allocateFrom(java.lang.foreign.ValueLayout.JAVA_INT, values), stream);
+    }
+  }
+
+  /** A new device array with these values; waits for the copy. */
+  public DeviceMemory upload(float[] values, Stream stream) {
+    try (var arena = Arena.ofConfined()) {
+      return upload(arena.allocateFrom(java.lang.foreign.ValueLayout.JAVA_FLOAT, values), stream);
+    }
+  }
+
+  private DeviceMemory upload(MemorySegment values, Stream stream) {
+    var memory = allocate(values.byteSize());
+    toDevice(memory.address(), values, values.byteSize(), stream);
+    stream.synchronize();
+    return memory;
+  }
+
+  /** Bytes of device memory; waits for the copy. */
+  public byte[] download(long from, long bytes, Stream stream) {
+    try (var arena = Arena.ofConfined()) {
+      var host = arena.allocate(bytes, 16);
+      toHost(host, from, bytes, stream);
+      stream.synchronize();
+      return host.toArray(JAVA_BYTE);
+    }
+  }
+}

@@ -1,0 +1,156 @@
+package org.meteora.cuda.driver;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemoryLayout;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
+import java.lang.foreign.ValueLayout;
+import java.lang.invoke.MethodHandle;
+import java.util.Arrays;
+import org.meteora.UserException;
+
+/**
+ * The functions of {@code libcuda.so.1} that are used, bound at first use. Every pointer is a
+ * {@code long}. Failures are {@link UserException}s of one line that name the call.
+ */
+final class CudaDriver {
+  private static final Linker LINKER = Linker.nativeLinker();
+  private static final SymbolLookup LIBRARY = open();
+
+  /** {@code I} is an int, {@code P} a pointer or a size, {@code B} a byte. */
+  private static final MethodHandle INIT = bind("cuInit", "I");
+
+  private static final MethodHandle ERROR_STRING = bind("cuGetErrorString", "IP");
+  static final MethodHandle DEVICE_COUNT = bind("cuDeviceGetCount", "P");
+  static final MethodHandle DEVICE = bind("cuDeviceGet", "PI");
+  static final MethodHandle DEVICE_NAME = bind("cuDeviceGetName", "PII");
+  static final MethodHandle DEVICE_ATTRIBUTE = bind("cuDeviceGetAttribute", "PII");
+  static final MethodHandle PRIMARY_CONTEXT = bind("cuDevicePrimaryCtxRetain", "PI");
+  static final MethodHandle SET_CURRENT = bind("cuCtxSetCurrent", "P");
+  static final MethodHandle MEMORY_INFO = bind("cuMemGetInfo_v2", "PP");
+  static final MethodHandle ALLOCATE = bind("cuMemAlloc_v2", "PP");
+  static final MethodHandle HOST_ALLOCATE = bind("cuMemHostAlloc", "PPI");
+  static final MethodHandle HOST_FREE = bind("cuMemFreeHost", "P");
+  static final MethodHandle FREE = bind("cuMemFree_v2", "P");
+  static final MethodHandle TO_DEVICE = bind("cuMemcpyHtoDAsync_v2", "PPPP");
+  static final MethodHandle TO_HOST = bind("cuMemcpyDtoHAsync_v2", "PPPP");
+  static final MethodHandle ON_DEVICE = bind("cuMemcpyDtoDAsync_v2", "PPPP");
+  static final MethodHandle FILL = bind("cuMemsetD8Async", "PBPP");
+  static final MethodHandle STREAM_CREATE = bind("cuStreamCreate", "PI");
+  static final MethodHandle STREAM_DESTROY = bind("cuStreamDestroy_v2", "P");
+  static final MethodHandle STREAM_SYNCHRONIZE = bind("cuStreamSynchronize", "P");
+  static final MethodHandle STREAM_WAIT = bind("cuStreamWaitEvent", "PPI");
+  static final MethodHandle BEGIN_CAPTURE = bind("cuStreamBeginCapture_v2", "PI");
+  static final MethodHandle END_CAPTURE = bind("cuStreamEndCapture", "PP");
+  static final MethodHandle GRAPH_INSTANTIATE = bind("cuGraphInstantiateWithFlags", "PPP");
+  static final MethodHandle GRAPH_LAUNCH = bind("cuGraphLaunch", "PP");
+  static final MethodHandle GRAPH_DESTROY = bind("cuGraphDestroy", "P");
+  static final MethodHandle GRAPH_EXEC_DESTROY = bind("cuGraphExecDestroy", "P");
+  static final MethodHandle EVENT_CREATE = bind("cuEventCreate", "PI");
+  static final MethodHandle EVENT_DESTROY = bind("cuEventDestroy_v2", "P");
+  static final MethodHandle EVENT_RECORD = bind("cuEventRecord", "PP");
+  static final MethodHandle EVENT_SYNCHRONIZE = bind("cuEventSynchronize", "P");
+  static final MethodHandle EVENT_ELAPSED = bind("cuEventElapsedTime", "PPP");
+  static final MethodHandle TENSOR_MAP = bind("cuTensorMapEncodeTiled", "PIIPPPPPIIII");
+  static final MethodHandle MODULE_LOAD = bind("cuModuleLoadData", "PP");
+  static final MethodHandle MODULE_UNLOAD = bind("cuModuleUnload", "P");
+  static final MethodHandle MODULE_FUNCTION = bind("cuModuleGetFunction", "PPP");
+  static final MethodHandle FUNCTION_ATTRIBUTE = bind("cuFuncSetAttribute", "PII");
+  static final MethodHandle LAUNCH = bind("cuLaunchKernelEx", "PPPP");
+
+  static {
+    var code = (int) invoke(INIT, 0);
+    if (code != 0) {
+      throw new UserException(
+          "the CUDA driver does not start ("
+              + message(code)
+              + "): is there a GPU? Choose --device cpu");
+    }
+  }
+
+  private CudaDriver() {}
+
+  private static SymbolLookup open() {
+    try {
+      return SymbolLookup.libraryLookup("libcuda.so.1", Arena.global());
+    } catch (IllegalArgumentException e) {
+      throw new UserException(
+          "no CUDA driver here (libcuda.so.1 is not found): choose --device cpu", e);
+    }
+  }
+
+  private static MethodHandle bind(String name, String signature) {
+    var arguments =
+        signature
+            .chars()
+            .mapToObj(c -> (MemoryLayout) (c == 'I' ? JAVA_INT : c == 'B' ? JAVA_BYTE : JAVA_LONG))
+            .toArray(MemoryLayout[]::new);
+    var symbol =
+        LIBRARY
+            .find(name)
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "the CUDA driver is too old: it has no "
+                            + name
+                            + "; 12.0 or newer is needed"));
+    return LINKER.downcallHandle(symbol, FunctionDescriptor.of(JAVA_INT, arguments));
+  }
+
+  /** Loads and starts the driver, if that has not happened yet. */
+  static void load() {}
+
+  private static Object invoke(MethodHandle handle, Object... arguments) {
+    try {
+      return handle.invokeWithArguments(Arrays.asList(arguments));
+    } catch (Throwable e) {
+      throw new IllegalStateException("a native call failed", e);
+    }
+  }
+
+  /** Calls a function outside the hot path and checks its result. */
+  static void call(String what, MethodHandle handle, Object... arguments) {
+    check(what, (int) invoke(handle, arguments));
+  }
+
+  static void check(String what, int code) {
+    if (code != 0) {
+      throw new UserException("CUDA: " + what + " failed: " + message(code));
+    }
+  }
+
+  /** Calls a function whose first argument receives a pointer. */
+  static long pointer(String what, MethodHandle handle, Object... rest) {
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(JAVA_LONG);
+      var arguments = new Object[rest.length + 1];
+      arguments[0] = out.address();
+      System.arraycopy(rest, 0, arguments, 1, rest.length);
+      call(what, handle, arguments);
+      return out.get(JAVA_LONG, 0);
+    }
+  }
+
+  /** Calls a function whose first argument receives an int. */
+  static int integer(String what, MethodHandle handle, Object... rest) {
+    return (int) pointer(what, handle, rest);
+  }
+
+  private static String message(int code) {
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(ADDRESS);
+      invoke(ERROR_STRING, code, out.address());
+      var text = out.get(ValueLayout.JAVA_LONG, 0);
+      return text == 0
+          ? "error " + code
+          : MemorySegment.ofAddress(text).reinterpret(1024).getString(0) + " (" + code + ")";
+    }
+  }
+}

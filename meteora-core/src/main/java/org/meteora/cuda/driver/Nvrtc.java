@@ -1,0 +1,326 @@
+package org.meteora.cuda.driver;
+
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.io.File;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemoryLayout;
+import java.lang.foreign.SymbolLookup;
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HexFormat;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Digests;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Compiles CUDA C++ for the GPU at hand and keeps the result on disk: in {@code
+ * $XDG_CACHE_HOME/meteora} or {@code ~/.cache/meteora}, under a hash of source, options,
+ * architecture and compiler version. An entry that is damaged is made again; a folder that cannot
+ * be written costs a compilation each start.
+ *
+ * <p>The compiler is {@code libnvrtc.so} (13, 12 or 11), looked for on the library path, beside
+ * libtorch, in the CUDA libraries of its Python wheel, in DJL's folder and in {@code
+ * /usr/local/cuda}.
+ */
+public final class Nvrtc {
+  private static final Logger LOG = LoggerFactory.getLogger(Nvrtc.class);
+
+  /** One line a process: a model needs several modules of kernels. */
+  private static final AtomicBoolean SAID = new AtomicBoolean();
+
+  private static final List<String> NAMES =
+      List.of("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so");
+
+  private final SymbolLookup library;
+  private final String version;
+
+  private Nvrtc() {
+    this.library = find();
+    try (var arena = Arena.ofConfined()) {
+      var both = arena.allocate(8, 8);
+      call("nvrtcVersion", "PP", both.address(), both.address() + 4);
+      this.version = both.get(JAVA_INT, 0) + "." + both.get(JAVA_INT, 4);
+    }
+  }
+
+  private static final class Holder {
+    static final Nvrtc NVRTC = new Nvrtc();
+  }
+
+  /**
+   * The compiler.
+   *
+   * @throws UserException when there is none
+   */
+  public static Nvrtc get() {
+    try {
+      return Holder.NVRTC;
+    } catch (ExceptionInInitializerError | NoClassDefFoundError e) {
+      if (e.getCause() instanceof UserException user) {
+        throw user;
+      }
+      throw new UserException("no CUDA compiler: libnvrtc.so does not load", e);
+    }
+  }
+
+  /** The compiler's version, such as 13.0. */
+  public String version() {
+    return version;
+  }
+
+  private static SymbolLookup find() {
+    for (var name : NAMES) {
+      try {
+        return SymbolLookup.libraryLookup(name, Arena.global());
+      } catch (IllegalArgumentException e) {
+        // not on the library path
+      }
+    }
+    var folders = folders();
+    for (var folder : folders) {
+      try (var files = Files.list(folder)) {
+        var found =
+            files
+                .filter(
+                    file -> file.getFileName().toString().matches("libnvrtc(-[0-9a-f]+)?\\.so.*"))
+                .sorted(java.util.Comparator.reverseOrder())
+                .toList();
+        for (var file : found) {
+          try {
+            return SymbolLookup.libraryLookup(file, Arena.global());
+          } catch (IllegalArgumentException e) {
+            LOG.debug("{} does not load", file);
+          }
+        }
+      } catch (IOException e) {
+        // no such folder
+      }
+    }
+    throw new UserException(
+        "no CUDA compiler: libnvrtc.so.13 or .12 is neither on LD_LIBRARY_PATH nor in "
+            + String.join(", ", folders.stream().map(Path::toString).toList()));
+  }
+
+  private static List<Path> folders() {
+    var folders = new ArrayList<Path>();
+    for (var variable : List.of("LD_LIBRARY_PATH", "PYTORCH_LIBRARY_PATH")) {
+      var value = System.getenv(variable);
+      if (value != null) {
+        Arrays.stream(value.split(File.pathSeparator))
+            .filter(s -> !s.isBlank())
+            .map(Path::of)
+            .forEach(folders::add);
+      }
+    }
+    for (var folder : List.copyOf(folders)) {
+      var wheels = folder.resolve("../../nvidia").normalize();
+      try (var parts = Files.list(wheels)) {
+        parts.map(part -> part.resolve("lib")).filter(Files::isDirectory).forEach(folders::add);
+      } catch (IOException e) {
+        // no wheels there
+      }
+    }
+    var djl =
+        Path.of(
+            Optional.ofNullable(System.getenv("ENGINE_CACHE_DIR"))
+                .orElse(System.getProperty("user.home") + "/.djl.ai"),
+            "pytorch");
+    try (var versions = Files.list(djl)) {
+      versions.filter(Files::isDirectory).forEach(folders::add);
+    } catch (IOException e) {
+      // DJL has fetched nothing
+    }
+    var home = System.getenv("CUDA_HOME");
+    if (home != null) {
+      folders.add(Path.of(home, "lib64"));
+    }
+    folders.add(Path.of("/usr/local/cuda/lib64"));
+    return folders.stream().distinct().filter(Files::isDirectory).toList();
+  }
+
+  /** The folder compiled kernels are kept in. */
+  public static Path cacheFolder() {
+    var xdg = System.getenv("XDG_CACHE_HOME");
+    return (xdg == null || xdg.isBlank()
+            ? Path.of(System.getProperty("user.home"), ".cache")
+            : Path.of(xdg))
+        .resolve("meteora");
+  }
+
+  /**
+   * Machine code of {@code source} for {@code capability} (90 for 9.0); PTX, for the driver to
+   * finish, when the compiler does not know that GPU yet.
+   *
+   * @param options such as {@code -DNAME=1}
+   * @throws UserException with the compiler's message when it refuses
+   */
+  public byte[] compile(String source, List<String> options, int capability, Path cache) {
+    var target = architecture(capability);
+    var all = new ArrayList<>(options);
+    all.add("--gpu-architecture=" + target);
+    all.add("--std=c++17");
+    var key =
+        HexFormat.of()
+            .formatHex(
+                Digests.sha256()
+                    .digest(
+                        (source + "\0" + String.join("\0", all) + "\0" + version)
+                            .getBytes(StandardCharsets.UTF_8)));
+    var file = cache.resolve(key.substring(0, 32) + (target.startsWith("sm_") ? ".cubin" : ".ptx"));
+    var kept = read(file);
+    if (kept.isPresent()) {
+      return kept.get();
+    }
+    if (SAID.compareAndSet(false, true)) {
+      LOG.info("compiling CUDA kernels for {}; later runs find them in {}", target, cache);
+    }
+    var code = compile(source, all, target.startsWith("sm_"));
+    try {
+      AtomicFiles.write(
+          file,
+          channel -> {
+            for (var part : List.of(Digests.sha256().digest(code), code)) {
+              var buffer = ByteBuffer.wrap(part);
+              while (buffer.hasRemaining()) {
+                channel.write(buffer);
+              }
+            }
+          });
+    } catch (UserException e) {
+      LOG.warn("compiled kernels are not kept: {}", e.getMessage());
+    }
+    return code;
+  }
+
+  /** A kept entry: 32 bytes of SHA-256, then the code. Anything else counts as absent. */
+  private static Optional<byte[]> read(Path file) {
+    try {
+      if (!Files.isRegularFile(file)) {
+        return Optional.empty();
+      }
+      var bytes = Files.readAllBytes(file);
+      if (bytes.length > 32) {
+        var code = Arrays.copyOfRange(bytes, 32, bytes.length);
+        if (Arrays.equals(Digests.sha256().digest(code), Arrays.copyOf(bytes, 32))) {
+          return Optional.of(code);
+        }
+      }
+      LOG.warn("{} is damaged and is made again", file);
+    } catch (IOException e) {
+      LOG.warn("{} cannot be read and is made again", file);
+    }
+    return Optional.empty();
+  }
+
+  private String architecture(int capability) {
+    try (var arena = Arena.ofConfined()) {
+      var count = arena.allocate(8, 8);
+      call("nvrtcGetNumSupportedArchs", "P", count.address());
+      var n = count.get(JAVA_INT, 0);
+      var list = arena.allocate(4L * n, 8);
+      call("nvrtcGetSupportedArchs", "P", list.address());
+      var best = 0;
+      for (var i = 0; i < n; i++) {
+        var arch = list.get(JAVA_INT, 4L * i);
+        if (arch == capability) {
+          return "sm_" + capability;
+        }
+        best = arch < capability ? Math.max(best, arch) : best;
+      }
+      if (best == 0) {
+        throw new UserException(
+            "CUDA compiler "
+                + version
+                + " does not know GPUs of compute capability "
+                + capability / 10
+                + "."
+                + capability % 10);
+      }
+      return "compute_" + best;
+    }
+  }
+
+  private byte[] compile(String source, List<String> options, boolean machineCode) {
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(8, 8);
+      call(
+          "nvrtcCreateProgram",
+          "PPPIPP",
+          out.address(),
+          arena.allocateFrom(source).address(),
+          arena.allocateFrom("meteora.cu").address(),
+          0,
+          0L,
+          0L);
+      var program = out.get(JAVA_LONG, 0);
+      try {
+        var texts = arena.allocate(8L * options.size(), 8);
+        for (var i = 0; i < options.size(); i++) {
+          texts.set(JAVA_LONG, 8L * i, arena.allocateFrom(options.get(i)).address());
+        }
+        var code = invoke("nvrtcCompileProgram", "PIP", program, options.size(), texts.address());
+        if (code != 0) {
+          call("nvrtcGetProgramLogSize", "PP", program, out.address());
+          var log = arena.allocate(out.get(JAVA_LONG, 0), 1);
+          call("nvrtcGetProgramLog", "PP", program, log.address());
+          throw new UserException(
+              "CUDA compiler "
+                  + version
+                  + " refuses the kernels: "
+                  + log.getString(0).strip().replace("\n", "; "));
+        }
+        var kind = machineCode ? "CUBIN" : "PTX";
+        call("nvrtcGet" + kind + "Size", "PP", program, out.address());
+        var result = arena.allocate(out.get(JAVA_LONG, 0), 16);
+        call("nvrtcGet" + kind, "PP", program, result.address());
+        return result.toArray(JAVA_BYTE);
+      } finally {
+        out.set(JAVA_LONG, 0, program);
+        call("nvrtcDestroyProgram", "P", out.address());
+      }
+    }
+  }
+
+  private int invoke(String name, String signature, Object... arguments) {
+    var symbol =
+        library
+            .find(name)
+            .orElseThrow(
+                () -> new UserException("libnvrtc has no " + name + ": 11.2 or newer is needed"));
+    var layouts =
+        signature
+            .chars()
+            .mapToObj(c -> (MemoryLayout) (c == 'I' ? JAVA_INT : JAVA_LONG))
+            .toArray(MemoryLayout[]::new);
+    try {
+      return (int)
+          Linker.nativeLinker()
+              .downcallHandle(symbol, FunctionDescriptor.of(JAVA_INT, layouts))
+              .invokeWithArguments(arguments);
+    } catch (Throwable e) {
+      throw new IllegalStateException("a native call failed: " + name, e);
+    }
+  }
+
+  private void call(String name, String signature, Object... arguments) {
+    var code = invoke(name, signature, arguments);
+    if (code != 0) {
+      throw new UserException("CUDA compiler: " + name + " failed with " + code);
+    }
+  }
+}

@@ -1,0 +1,80 @@
+package org.meteora.cuda.driver;
+
+/** A queue of device work: one of its own, or somebody else's (libtorch's current one). */
+public final class Stream implements AutoCloseable {
+  private final long handle;
+  private final boolean owned;
+
+  private Stream(long handle, boolean owned) {
+    this.handle = handle;
+    this.owned = owned;
+  }
+
+  /** A new stream that does not wait for the default one. */
+  public static Stream create(Cuda cuda) {
+    cuda.makeCurrent();
+    return new Stream(CudaDriver.pointer("creating a stream", CudaDriver.STREAM_CREATE, 1), true);
+  }
+
+  /** A stream that others own; 0 is the default stream. */
+  public static Stream of(long handle) {
+    return new Stream(handle, false);
+  }
+
+  public long handle() {
+    return handle;
+  }
+
+  /** Waits until all that was queued has ended. */
+  public void synchronize() {
+    try {
+      CudaDriver.check(
+          "waiting for the GPU", (int) CudaDriver.STREAM_SYNCHRONIZE.invokeExact(handle));
+    } catch (RuntimeException e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** Lets what is queued from now on wait for {@code event} as it was recorded last. */
+  public void await(Event event) {
+    CudaDriver.call("waiting for an event", CudaDriver.STREAM_WAIT, handle, event.handle(), 0);
+  }
+
+  /** Records what {@code work} queues on this stream, without running it, as a graph. */
+  public Graph capture(Runnable work) {
+    CudaDriver.call("beginning a capture", CudaDriver.BEGIN_CAPTURE, handle, 2);
+    RuntimeException failure = null;
+    try {
+      work.run();
+    } catch (RuntimeException e) {
+      failure = e;
+    }
+    try {
+      var graph = endCapture();
+      if (failure == null) {
+        return new Graph(graph);
+      }
+      CudaDriver.call("dropping a graph", CudaDriver.GRAPH_DESTROY, graph);
+    } catch (RuntimeException e) {
+      failure = failure == null ? e : failure;
+    }
+    throw failure;
+  }
+
+  private long endCapture() {
+    try (var arena = java.lang.foreign.Arena.ofConfined()) {
+      var out = arena.allocate(java.lang.foreign.ValueLayout.JAVA_LONG);
+      CudaDriver.call("ending a capture", CudaDriver.END_CAPTURE, handle, out.address());
+      return out.get(java.lang.foreign.ValueLayout.JAVA_LONG, 0);
+    }
+  }
+
+  @Override
+  public void close() {
+    if (owned) {
+      CudaDriver.call("closing a stream", CudaDriver.STREAM_DESTROY, handle);
+    }
+  }
+}

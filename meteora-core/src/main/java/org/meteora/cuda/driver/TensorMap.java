@@ -1,0 +1,57 @@
+package org.meteora.cuda.driver;
+
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.Arena;
+
+/**
+ * What the GPU's copy engine needs to know of a matrix of 16-bit numbers {@code (rows, columns)},
+ * so that it copies pieces of some rows and 1024 columns by one request. The columns are shown in
+ * two dimensions, since a piece has at most 256 of each.
+ */
+public final class TensorMap {
+  private static final int UINT16 = 1;
+  private static final int NO_L2_PROMOTION = 0; // with it a product took 1.5 µs longer
+
+  private TensorMap() {}
+
+  /**
+   * @param address 16-byte aligned
+   * @param columns a multiple of 8
+   * @param pieceRows rows of a piece; those beyond the matrix arrive as zeros, and so do columns
+   * @param pieceColumns columns of a piece, a multiple of 256
+   * @return 128 bytes, for a kernel's parameter
+   */
+  public static Struct encode(
+      long address, int rows, int columns, int pieceRows, int pieceColumns) {
+    long inner = Math.min(256, Integer.lowestOneBit(columns));
+    try (var arena = Arena.ofConfined()) {
+      var map = arena.allocate(128, 64);
+      var sizes = arena.allocateFrom(JAVA_LONG, inner, columns / inner, rows);
+      var strides = arena.allocateFrom(JAVA_LONG, 2 * inner, 2L * columns);
+      var piece = arena.allocateFrom(JAVA_INT, (int) inner, pieceColumns / (int) inner, pieceRows);
+      var every = arena.allocateFrom(JAVA_INT, 1, 1, 1);
+      CudaDriver.call(
+          "describing a matrix of %d x %d".formatted(rows, columns),
+          CudaDriver.TENSOR_MAP,
+          map.address(),
+          UINT16,
+          3,
+          address,
+          sizes.address(),
+          strides.address(),
+          piece.address(),
+          every.address(),
+          0,
+          0,
+          NO_L2_PROMOTION,
+          0);
+      var result = new Struct();
+      for (var i = 0; i < 16; i++) {
+        result.add(map.getAtIndex(JAVA_LONG, i));
+      }
+      return result;
+    }
+  }
+}

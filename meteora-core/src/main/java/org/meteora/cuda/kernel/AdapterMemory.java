@@ -1,0 +1,51 @@
+package org.meteora.cuda.kernel;
+
+import org.meteora.UserException;
+
+/**
+ * The adapters of one linear as device addresses (paper, section 3.1).
+ *
+ * @param gate (N, in)
+ * @param a (Σr, in), the adapters' rows one after another
+ * @param b Bᵀ (Σr, out), so that a chosen rank is one contiguous row
+ * @param ranks N ranks, 0…64; 0 where an adapter does not target this linear
+ * @param scales N scales
+ */
+public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scales) {
+  public int count() {
+    return ranks.length;
+  }
+
+  public int sumOfRanks() {
+    var sum = 0;
+    for (var rank : ranks) {
+      sum += rank;
+    }
+    return sum;
+  }
+
+  /** N + 1 offsets of the adapters' rows in {@code a}. */
+  public int[] offsets() {
+    var offsets = new int[ranks.length + 1];
+    for (var i = 0; i < ranks.length; i++) {
+      offsets[i + 1] = offsets[i] + ranks[i];
+    }
+    return offsets;
+  }
+
+  /**
+   * @throws UserException when the kernels cannot choose {@code topK} of these adapters, or do not
+   *     know their ranks
+   */
+  public void check(int topK) {
+    if (topK < 1 || topK > count()) {
+      throw new UserException(
+          "cannot choose " + topK + " of " + count() + " adapters (--routing-top-k)");
+    }
+    for (var rank : ranks) {
+      if (rank < 0 || rank > 64) {
+        throw new UserException("the fused CUDA path takes ranks up to 64, not " + rank);
+      }
+    }
+  }
+}

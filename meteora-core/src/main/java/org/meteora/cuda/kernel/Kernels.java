@@ -1,0 +1,206 @@
+package org.meteora.cuda.kernel;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.CancellationException;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Kernel;
+import org.meteora.cuda.driver.Module;
+import org.meteora.cuda.driver.Nvrtc;
+import org.meteora.tensor.Dtype;
+
+/**
+ * The kernels of {@code meteora.cu}, compiled for one GPU and one set of constants; loaded once a
+ * process.
+ */
+public final class Kernels {
+  /**
+   * What the kernels are specialised to.
+   *
+   * @param dtype f32, f16 or bf16
+   * @param topK adapters per token, 1…8
+   * @param maxAdapters 1…256
+   * @param headDim size of an attention head; 0 leaves out what only a decode step needs
+   * @param group query heads that one attention block serves, 1…4; 0 without a step
+   */
+  public record Constants(Dtype dtype, int topK, int maxAdapters, int headDim, int group) {
+    public Constants {
+      if (dtype != Dtype.F32 && dtype != Dtype.F16 && dtype != Dtype.BF16) {
+        throw new UserException("CUDA kernels know f32, f16 and bf16, not " + dtype.label());
+      }
+      if (topK < 1 || topK > 8) {
+        throw new UserException(
+            "the fused CUDA path takes 1 to 8 adapters per token, not "
+                + topK
+                + " (--routing-top-k)");
+      }
+      if (maxAdapters < 1 || maxAdapters > 256) {
+        throw new UserException("the fused CUDA path takes up to 256 adapters, not " + maxAdapters);
+      }
+      maxAdapters = (maxAdapters + 31) / 32 * 32;
+    }
+
+    /** For all but a decode step. */
+    public static Constants ofLayers(Dtype dtype, int topK, int maxAdapters) {
+      return new Constants(dtype, topK, maxAdapters, 0, 0);
+    }
+
+    /** For a decode step. */
+    public static Constants ofSteps(
+        Dtype dtype, int topK, int maxAdapters, int heads, int kvHeads, int headDim) {
+      int perKv = heads / kvHeads;
+      int group = 1;
+      for (int g = 2; g <= 4; g++) {
+        group = perKv % g == 0 ? g : group;
+      }
+      return new Constants(dtype, topK, maxAdapters, headDim, group);
+    }
+  }
+
+  private record Key(int device, Constants constants) {}
+
+  private record Target(int capability, Constants constants) {}
+
+  private static final Map<Key, Kernels> LOADED = new ConcurrentHashMap<>();
+  private static final Map<Target, CompletableFuture<byte[]>> AHEAD = new ConcurrentHashMap<>();
+
+  private final Cuda cuda;
+  private final Constants constants;
+  private final Module module;
+  private final Map<String, Kernel> kernels = new HashMap<>();
+
+  private Kernels(Cuda cuda, Constants constants) {
+    this.cuda = cuda;
+    this.constants = constants;
+    this.module = Module.load(cuda, code(cuda.capability(), constants));
+  }
+
+  private static byte[] compile(int capability, Constants constants) {
+    var options =
+        List.of(
+            "-DDTYPE="
+                + (constants.dtype() == Dtype.F32 ? 0 : constants.dtype() == Dtype.F16 ? 1 : 2),
+            "-DTOPK=" + constants.topK(),
+            "-DMAXN=" + constants.maxAdapters(),
+            "-DHEAD_DIM=" + constants.headDim(),
+            "-DGROUP=" + constants.group());
+    return Nvrtc.get().compile(source(), options, capability, Nvrtc.cacheFolder());
+  }
+
+  /** Compiles ahead, one after the other. */
+  private static final class Ahead {
+    static final ExecutorService WORKER =
+        Executors.newSingleThreadExecutor(
+            Thread.ofPlatform().daemon().name("compiling kernels").factory());
+    static volatile boolean stopping;
+
+    static {
+      // the process cannot end while the compiler is at work: its library would be torn down
+      Runtime.getRuntime()
+          .addShutdownHook(
+              new Thread(
+                  () -> {
+                    stopping = true;
+                    WORKER.close();
+                  }));
+    }
+
+    private Ahead() {}
+  }
+
+  /**
+   * Begins to compile what {@link #of} will be asked for when a model like this is run, where it
+   * has not been compiled before on this machine, while the caller loads the model.
+   *
+   * @param topK adapters per token
+   * @param adapters behind gates; 0 for a model without gates
+   */
+  public static void prepare(
+      Cuda cuda, Dtype dtype, int topK, int adapters, int heads, int kvHeads, int headDim) {
+    int k = adapters == 0 ? 1 : Math.min(topK, adapters);
+    try {
+      prepare(cuda.capability(), Constants.ofLayers(dtype, 1, 1));
+      if (adapters > 0) {
+        prepare(cuda.capability(), Constants.ofLayers(dtype, k, adapters));
+      }
+      prepare(
+          cuda.capability(),
+          Constants.ofSteps(dtype, k, Math.max(1, adapters), heads, kvHeads, headDim));
+    } catch (UserException e) {
+      // whoever asks for the kernels hears of it
+    }
+  }
+
+  static void prepare(int capability, Constants constants) {
+    AHEAD.computeIfAbsent(
+        new Target(capability, constants),
+        target ->
+            CompletableFuture.supplyAsync(
+                () -> {
+                  if (Ahead.stopping) {
+                    throw new CancellationException();
+                  }
+                  return compile(capability, constants);
+                },
+                Ahead.WORKER));
+  }
+
+  /** The machine code, compiled ahead or now. */
+  static byte[] code(int capability, Constants constants) {
+    var ahead = AHEAD.remove(new Target(capability, constants));
+    if (ahead != null) {
+      try {
+        return ahead.join();
+      } catch (CompletionException | CancellationException e) {
+        // once more, for whoever hears of it
+      }
+    }
+    return compile(capability, constants);
+  }
+
+  /**
+   * The kernels for these constants, compiled at the first call on a machine (a second or two),
+   * loaded at the first in a process.
+   *
+   * @throws UserException without NVRTC
+   */
+  public static Kernels of(Cuda cuda, Constants constants) {
+    return LOADED.computeIfAbsent(
+        new Key(cuda.index(), constants), key -> new Kernels(cuda, constants));
+  }
+
+  static String source() {
+    try (var in = Kernels.class.getResourceAsStream("meteora.cu")) {
+      if (in == null) {
+        throw new IllegalStateException(
+            "the resource org/meteora/cuda/meteora.cu is missing from the class path");
+      }
+      return new String(in.readAllBytes(), StandardCharsets.UTF_8);
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  public Cuda cuda() {
+    return cuda;
+  }
+
+  public Constants constants() {
+    return constants;
+  }
+
+  /** A kernel by its name in the source. */
+  public synchronized Kernel get(String name) {
+    return kernels.computeIfAbsent(name, module::kernel);
+  }
+}

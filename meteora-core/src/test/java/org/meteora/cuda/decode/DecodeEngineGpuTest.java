@@ -1,0 +1,280 @@
+package org.meteora.cuda.decode;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.util.Arrays;
+import java.util.Random;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+import org.meteora.cuda.decode.ReferenceLlama.Config;
+import org.meteora.cuda.kernel.Gpu;
+import org.meteora.cuda.kernel.MatrixVector.Tuning;
+import org.meteora.tensor.Dtype;
+
+/** A whole decode step against the same model in float64. */
+@Tag("gpu")
+class DecodeEngineGpuTest {
+  private static final int[] EIGHTS = {8, 8, 8, 8, 8};
+  private static final int[] UNEQUAL = {1, 64, 3, 8, 17, 33};
+
+  static Stream<Arguments> models() {
+    var standard = Tuning.standard();
+    var chosenOnly = new Tuning(standard.sharedBytes(), standard.inputBytes(), true, true, 0);
+    var sliced = new Tuning(160 << 10, 16 << 10, true, true, standard.rideBytes());
+    var many = new int[70];
+    Arrays.fill(many, 2);
+    var ordinary = new int[28];
+    Arrays.fill(ordinary, 8);
+    return Stream.of(
+        Arguments.of(
+            "odd sizes",
+            new Config(Dtype.F32, 37, 3, 1, 10, 53, 61, 2, UNEQUAL, 2, true),
+            standard,
+            3),
+        Arguments.of(
+            "one row",
+            new Config(Dtype.F32, 64, 4, 2, 16, 128, 100, 2, EIGHTS, 2, false),
+            standard,
+            1),
+        Arguments.of(
+            "rank 1",
+            new Config(Dtype.F32, 64, 8, 2, 32, 96, 100, 2, new int[] {1, 1, 1}, 1, false),
+            standard,
+            5),
+        Arguments.of(
+            "chosen A",
+            new Config(Dtype.F32, 40, 4, 4, 8, 72, 64, 2, UNEQUAL, 3, false),
+            chosenOnly,
+            16),
+        Arguments.of(
+            "70 adapters",
+            new Config(Dtype.F32, 64, 4, 2, 16, 64, 64, 1, many, 8, false),
+            standard,
+            2),
+        Arguments.of(
+            "base",
+            new Config(Dtype.F32, 64, 4, 2, 16, 64, 64, 2, new int[0], 2, false),
+            standard,
+            4),
+        Arguments.of(
+            "f16",
+            new Config(Dtype.F16, 1064, 8, 2, 128, 1200, 333, 2, EIGHTS, 2, false),
+            standard,
+            4),
+        Arguments.of(
+            "bf16",
+            new Config(Dtype.BF16, 1024, 8, 2, 128, 2000, 333, 2, EIGHTS, 2, true),
+            standard,
+            1),
+        Arguments.of(
+            "gates first",
+            new Config(Dtype.BF16, 4352, 8, 2, 128, 2304, 333, 1, EIGHTS, 2, true),
+            standard,
+            5),
+        Arguments.of(
+            "gates first, 16 rows",
+            new Config(Dtype.BF16, 4352, 8, 2, 128, 2304, 333, 1, ordinary, 2, false),
+            standard,
+            16),
+        Arguments.of(
+            "bf16 16 rows",
+            new Config(Dtype.BF16, 1024, 8, 2, 128, 2064, 333, 2, EIGHTS, 2, false),
+            standard,
+            16),
+        Arguments.of(
+            "bf16 28 adapters",
+            new Config(Dtype.BF16, 520, 8, 2, 64, 1000, 333, 2, ordinary, 2, true),
+            standard,
+            8),
+        Arguments.of(
+            "f16 multiples of 8, 4 of 6",
+            new Config(
+                Dtype.F16, 576, 6, 2, 96, 700, 77, 2, new int[] {8, 64, 16, 24, 40, 32}, 4, false),
+            standard,
+            11),
+        Arguments.of(
+            "bf16 sliced",
+            new Config(Dtype.BF16, 1536, 8, 2, 64, 2560, 333, 2, UNEQUAL, 2, false),
+            sliced,
+            13),
+        Arguments.of(
+            "bf16 chosen A",
+            new Config(Dtype.BF16, 512, 8, 8, 64, 1032, 333, 2, EIGHTS, 2, false),
+            chosenOnly,
+            6),
+        Arguments.of(
+            "bf16 odd",
+            new Config(Dtype.BF16, 333, 3, 3, 18, 259, 77, 2, UNEQUAL, 2, true),
+            standard,
+            9));
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("models")
+  void agreesWithFloat64(String name, Config config, Tuning tuning, int rows) {
+    try (var gpu = new Gpu(name.hashCode())) {
+      var reference = new ReferenceLlama(gpu, config, rows + 2, 200);
+      reference.temperature = 3;
+      var random = new Random(5);
+      try (var engine =
+          new DecodeEngine(gpu.cuda, reference.model, reference.cache, rows, tuning)) {
+        engine.temperature(3);
+        var slots = new int[rows];
+        var starts = new int[rows];
+        for (var i = 0; i < rows; i++) {
+          slots[i] = rows + 1 - i;
+          starts[i] = random.nextInt(4);
+        }
+        var lengths = starts.clone();
+        engine.rows(slots, lengths, starts);
+        double worst = 0;
+        // A row leaves the comparison once a choice of adapters hangs by a thread: rounding may
+        // turn it.
+        var decided = new boolean[rows];
+        Arrays.fill(decided, true);
+        var compared = 0;
+        var steps = config.hidden() > 512 ? 4 : 90;
+        for (var step = 0; step < steps; step++) {
+          var tokens = random.ints(rows, 0, config.vocab()).toArray();
+          var next = engine.step(tokens);
+          var logits = gpu.get(engine.logits(), rows * config.vocab(), Dtype.F32);
+          for (var i = 0; i < rows; i++) {
+            var expected = reference.step(tokens[i], slots[i], lengths[i]++, starts[i]);
+            var got = Arrays.copyOfRange(logits, i * config.vocab(), (i + 1) * config.vocab());
+            assertThat(got[next[i]]).isEqualTo(Arrays.stream(got).max().orElseThrow());
+            decided[i] &=
+                config.dtype() == Dtype.F32
+                    || reference.margin > (config.dtype() == Dtype.F16 ? 0.01 : 0.06);
+            if (decided[i]) {
+              compared++;
+              worst = Math.max(worst, Gpu.error(got, expected));
+              assertThat(Gpu.error(got, expected))
+                  .as("step %d row %d", step, i)
+                  .isLessThan(
+                      config.dtype() == Dtype.F32
+                          ? 1e-5
+                          : config.dtype() == Dtype.F16 ? 5e-3 : 3e-2);
+            }
+          }
+        }
+        System.err.printf("%s: error %.2e over %d%n", name, worst, compared);
+        assertThat(compared).isGreaterThan(0);
+      }
+    }
+  }
+
+  static Stream<Arguments> heads() {
+    return Stream.of(
+        Arguments.of(Dtype.BF16, 8, 2, 128, 16, 1600),
+        Arguments.of(Dtype.BF16, 32, 8, 128, 1, 1600),
+        Arguments.of(Dtype.BF16, 32, 8, 128, 1, 6000),
+        Arguments.of(Dtype.BF16, 4, 4, 64, 16, 1600),
+        Arguments.of(Dtype.F16, 6, 2, 64, 7, 1600),
+        Arguments.of(Dtype.F16, 4, 2, 128, 4, 5000),
+        Arguments.of(Dtype.BF16, 16, 2, 128, 5, 6000),
+        Arguments.of(Dtype.BF16, 4, 2, 80, 5, 1600),
+        Arguments.of(Dtype.F32, 8, 2, 128, 6, 1600));
+  }
+
+  /** Attention from one column to more than one cluster of blocks takes, and at their edges. */
+  @ParameterizedTest(name = "{0}, {1} heads over {2} of {3}, {4} rows, up to {5}")
+  @MethodSource("heads")
+  void attendsToManyColumns(Dtype dtype, int heads, int kvHeads, int headDim, int rows, int most) {
+    var config = new Config(dtype, 64, heads, kvHeads, headDim, 64, 50, 1, new int[0], 1, false);
+    int[] columns = {0, 1, 14, 15, 16, 17, 62, 63, 64, 65, 127, 128, 129, 511, 640, most - 100};
+    try (var gpu = new Gpu(heads * 1000L + headDim + most)) {
+      var reference = new ReferenceLlama(gpu, config, rows, most);
+      try (var engine = new DecodeEngine(gpu.cuda, reference.model, reference.cache, rows)) {
+        double worst = 0;
+        for (var from = 0; from < columns.length; from += rows) {
+          var slots = new int[rows];
+          var lengths = new int[rows];
+          var starts = new int[rows];
+          for (var i = 0; i < rows; i++) {
+            slots[i] = rows - 1 - i;
+            lengths[i] = columns[(from + i) % columns.length];
+            starts[i] = Math.min(lengths[i], (from + i) % 5);
+            reference.fill(gpu, slots[i], lengths[i]);
+          }
+          engine.rows(slots, lengths, starts);
+          for (var step = 0; step < 3; step++) {
+            var tokens = gpu.random.ints(rows, 0, config.vocab()).toArray();
+            engine.step(tokens);
+            var logits = gpu.get(engine.logits(), rows * config.vocab(), Dtype.F32);
+            for (var i = 0; i < rows; i++) {
+              var expected = reference.step(tokens[i], slots[i], lengths[i]++, starts[i]);
+              var got = Arrays.copyOfRange(logits, i * config.vocab(), (i + 1) * config.vocab());
+              var error = Gpu.error(got, expected);
+              worst = Math.max(worst, error);
+              assertThat(error)
+                  .as("%d columns, step %d", lengths[i], step)
+                  .isLessThan(dtype == Dtype.F32 ? 1e-5 : dtype == Dtype.F16 ? 3e-3 : 2e-2);
+            }
+          }
+        }
+        System.err.printf("attention: error %.2e%n", worst);
+      }
+    }
+  }
+
+  static Stream<Config> replayed() {
+    return Stream.of(
+        new Config(Dtype.BF16, 1024, 8, 2, 64, 2048, 1000, 2, EIGHTS, 2, false),
+        // large enough for gates that come first, in three of four products
+        new Config(Dtype.BF16, 4352, 8, 2, 64, 2304, 1000, 1, EIGHTS, 2, false));
+  }
+
+  @ParameterizedTest
+  @MethodSource("replayed")
+  void graphEqualsEagerWhileRowsComeAndGo(Config config) {
+    try (var gpu = new Gpu(1)) {
+      var reference = new ReferenceLlama(gpu, config, 16, 700);
+      var again = new KvMemory(copies(gpu, config, 16, 700), copies(gpu, config, 16, 700), 16, 700);
+      try (var graph = new DecodeEngine(gpu.cuda, reference.model, reference.cache, 16);
+          var eager = new DecodeEngine(gpu.cuda, reference.model, again, 16)) {
+        eager.useGraphs(false);
+        var lengths = new int[16];
+        var random = new Random(2);
+        for (var round = 0; round < 12; round++) {
+          var rows = 1 + random.nextInt(16);
+          var slots = random.ints(0, 16).distinct().limit(rows).toArray();
+          var length = Arrays.stream(slots).map(s -> lengths[s]).toArray();
+          graph.rows(slots, length, new int[rows]);
+          eager.rows(slots, length, new int[rows]);
+          var a = random.ints(rows, 0, 1000).toArray();
+          var b = a;
+          for (var step = 0; step < 25; step++) {
+            a = graph.step(a);
+            b = eager.step(b);
+            assertThat(a).isEqualTo(b);
+            assertThat(gpu.cuda.download(graph.logits(), 4L * rows * 1000, gpu.stream))
+                .isEqualTo(gpu.cuda.download(eager.logits(), 4L * rows * 1000, gpu.stream));
+          }
+          for (var slot : slots) {
+            lengths[slot] += 25;
+          }
+        }
+        var before = gpu.cuda.memory().free();
+        graph.rows(new int[] {3}, new int[] {0}, new int[] {0});
+        var token = new int[] {1};
+        for (var step = 0; step < 600; step++) {
+          token = graph.step(token);
+        }
+        assertThat(before - gpu.cuda.memory().free())
+            .as("memory taken by 600 steps")
+            .isLessThan(4 << 20);
+      }
+    }
+  }
+
+  private static long[] copies(Gpu gpu, Config config, int slots, int maxLength) {
+    var addresses = new long[config.layers()];
+    for (var i = 0; i < addresses.length; i++) {
+      addresses[i] = gpu.poisoned(2L * slots * config.kvHeads() * maxLength * config.headDim());
+    }
+    return addresses;
+  }
+}

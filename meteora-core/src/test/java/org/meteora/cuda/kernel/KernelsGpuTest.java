@@ -1,0 +1,432 @@
+package org.meteora.cuda.kernel;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.meteora.cuda.decode.ReferenceLlama;
+import org.meteora.cuda.driver.Nvrtc;
+import org.meteora.cuda.kernel.MatrixVector.Segment;
+import org.meteora.cuda.kernel.MatrixVector.Tuning;
+import org.meteora.tensor.Dtype;
+
+/** Single kernels against float64 on random shapes. */
+@Tag("gpu")
+class KernelsGpuTest {
+  @ParameterizedTest
+  @EnumSource(names = {"F32", "F16", "BF16"})
+  void matrixVectorProducts(Dtype dtype) {
+    // rows of x, k, rows of each matrix
+    int[][] shapes = {
+      {1, 4096, 700, 5, 1},
+      {3, 1000, 17, 4000},
+      {16, 4096, 300, 300},
+      {16, 14336, 96, 28},
+      {8, 6000, 37, 16, 64, 16},
+      {5, 513, 20},
+      {2, 7, 3, 9},
+      {1, 1, 1},
+      {9, 5128, 2200},
+      {16, 24, 16},
+      {4, 4096, 4300, 28, 224}, // large enough for tiles that come first
+      {2, 2048, 4352, 20},
+      {16, 14336, 700, 28, 224}
+    };
+    try (var gpu = new Gpu(3)) {
+      var earlyProducts = 0;
+      var kernels = Kernels.of(gpu.cuda, new Kernels.Constants(dtype, 2, 32, 64, 1));
+      for (var tuning :
+          List.of(Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, true, 0))) {
+        for (var shape : shapes) {
+          var m = shape[0];
+          var k = shape[1];
+          var x = gpu.normal(m * k, 1, 0, dtype);
+          var segments = new ArrayList<Segment>();
+          var weights = new ArrayList<double[]>();
+          for (var i = 2; i < shape.length; i++) {
+            var w = gpu.normal(shape[i] * k, 1, 0, dtype);
+            segments.add(new Segment(w.address(), shape[i], i == 3)); // the second one first
+            weights.add(w.values());
+          }
+          var product = new MatrixVector(kernels, segments, k, m, tuning);
+          var ld = product.total() + 3;
+          var y = gpu.zeros(4L * product.slots() * m * ld);
+          var early = gpu.zeros(4);
+          product.launch(x.address(), y, ld, early, 0, 0, 0).on(gpu.stream);
+          assertThat(gpu.get(early, 1, Dtype.I32)[0]).isEqualTo(product.earlyTiles());
+          earlyProducts += product.earlyTiles() > 0 ? 1 : 0;
+          var parts = gpu.get(y, product.slots() * m * ld, Dtype.F32);
+          var got = new double[m * product.total()];
+          var expected = new double[got.length];
+          for (var row = 0; row < m; row++) {
+            for (var s = 0; s < product.slots(); s++) {
+              for (var o = 0; o < product.total(); o++) {
+                got[row * product.total() + o] += parts[(s * m + row) * ld + o];
+              }
+            }
+            var at = 0;
+            for (var w : weights) {
+              for (var o = 0; o < w.length / k; o++, at++) {
+                for (var i = 0; i < k; i++) {
+                  expected[row * product.total() + at] += w[o * k + i] * x.values()[row * k + i];
+                }
+              }
+            }
+          }
+          assertThat(Gpu.error(got, expected))
+              .as(dtype + " " + Arrays.toString(shape) + " slots " + product.slots())
+              .isLessThan(2e-5);
+        }
+      }
+      if (dtype != Dtype.F32 && gpu.cuda.capability() >= 90) {
+        assertThat(earlyProducts).isGreaterThan(4);
+      }
+    }
+  }
+
+  private record Bank(FusedMoe.Target target, double[] g, double[] a, double[] b) {}
+
+  private static Bank bank(Gpu gpu, Dtype dtype, int in, int out, int[] ranks, boolean allOnOne) {
+    var all = Arrays.stream(ranks).sum();
+    var scales = new float[ranks.length];
+    for (var i = 0; i < scales.length; i++) {
+      scales[i] = 0.5f + i * 0.1f;
+    }
+    var gates = new double[ranks.length * in];
+    for (var i = 0; i < gates.length; i++) {
+      gates[i] =
+          allOnOne
+              ? (i / in == 1 ? 1 : 0.001 * gpu.random.nextGaussian())
+              : gpu.random.nextGaussian();
+    }
+    var g = gpu.put(gates, dtype);
+    var a = gpu.normal(all * in, 1 / Math.sqrt(in), 0, dtype);
+    var b = gpu.normal(all * out, 0.3, 0, dtype);
+    return new Bank(
+        new FusedMoe.Target(
+            new AdapterMemory(
+                g.address(),
+                a.address(),
+                gpu.transposed(b, out, all, dtype).address(),
+                ranks,
+                scales),
+            out),
+        g.values(),
+        a.values(),
+        b.values());
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F32", "F16", "BF16"})
+  void adaptersOfFewTokens(Dtype dtype) {
+    int[][] ranks = {{8, 8, 8, 8}, {1, 1}, {64, 3, 0, 17, 8}, {5}};
+    try (var gpu = new Gpu(4)) {
+      var round = 0;
+      for (var r : ranks) {
+        for (var tokens : new int[] {1, 7, 16, 37}) {
+          var in = new int[] {256, 77, 520, 31}[round % 4];
+          var topK = Math.min(1 + round % 3, r.length);
+          var temperature = 1 + round % 2;
+          var banks =
+              List.of(
+                  bank(gpu, dtype, in, 300, r, round % 5 == 4),
+                  bank(gpu, dtype, in, 33, r, false),
+                  bank(gpu, dtype, in, 1, r, false));
+          var x = gpu.normal(tokens * in, 1, 0, dtype);
+          if (round % 5 == 4) {
+            for (var i = 0; i < x.values().length; i++) {
+              x.values()[i] = Math.abs(x.values()[i]);
+            }
+            x = gpu.put(x.values(), dtype);
+          }
+          try (var moe =
+              new FusedMoe(
+                  gpu.cuda,
+                  dtype,
+                  topK,
+                  in,
+                  banks.stream().map(Bank::target).toList(),
+                  gpu.stream)) {
+            var bases =
+                banks.stream()
+                    .map(bank -> gpu.normal(tokens * bank.target().out(), 0.1, 0, dtype))
+                    .toList();
+            var chosenBy = new long[banks.size()];
+            Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
+            moe.addFew(
+                x.address(),
+                bases.stream().mapToLong(Gpu.Array::address).toArray(),
+                tokens,
+                chosenBy,
+                temperature,
+                gpu.stream);
+            for (var i = 0; i < banks.size(); i++) {
+              var bank = banks.get(i);
+              var chosen = gpu.get(chosenBy[i], tokens * topK, Dtype.I32);
+              var given = gpu.get(chosenBy[i] + 4L * tokens * topK, tokens * topK, Dtype.F32);
+              var out = bank.target().out();
+              var expected = bases.get(i).values().clone();
+              for (var t = 0; t < tokens; t++) {
+                var row = Arrays.copyOfRange(x.values(), t * in, (t + 1) * in);
+                var y =
+                    ReferenceLlama.adapters(
+                        row,
+                        bank.g(),
+                        bank.a(),
+                        bank.b(),
+                        r,
+                        bank.target().adapters().scales(),
+                        out,
+                        topK,
+                        temperature);
+                for (var o = 0; o < out; o++) {
+                  expected[t * out + o] += y[o];
+                }
+                var w =
+                    ReferenceLlama.weights(
+                        ReferenceLlama.times(bank.g(), row, r.length), topK, temperature);
+                for (var j = 0; j < topK; j++) {
+                  var at = t * topK + j;
+                  assertThat(Math.abs(w[(int) chosen[at]] - given[at])).isLessThan(1e-3);
+                }
+              }
+              var got = gpu.get(bases.get(i).address(), tokens * out, dtype);
+              assertThat(Gpu.error(got, expected))
+                  .as("%s ranks %s tokens %d linear %d", dtype, Arrays.toString(r), tokens, i)
+                  .isLessThan(dtype == Dtype.F32 ? 1e-5 : dtype == Dtype.F16 ? 1e-3 : 6e-3);
+            }
+          }
+          round++;
+        }
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F32", "F16", "BF16"})
+  void maskOfManyTokens(Dtype dtype) {
+    try (var gpu = new Gpu(5)) {
+      for (var n : new int[] {1, 3, 28, 200}) {
+        var topK = Math.min(2, n);
+        var tokens = 1003;
+        var banks = new ArrayList<Bank>();
+        for (var i = 0; i < 1 + n % 3; i++) {
+          var ranks = new int[n];
+          for (var e = 0; e < n; e++) {
+            ranks[e] = n == 28 ? 8 : (i + e) % 4;
+          }
+          banks.add(bank(gpu, dtype, 8, 8, ranks, false));
+        }
+        var stride =
+            banks.stream()
+                .map(bank -> bank.target().adapters())
+                .mapToInt(a -> FusedMoe.columns(a.count(), a.sumOfRanks()))
+                .sum();
+        var values = gpu.random.doubles((long) tokens * stride).map(v -> 2 * v - 1).toArray();
+        for (var t = 0; t < tokens; t++) {
+          var at = t * stride;
+          for (var bank : banks) {
+            // distinct logits: ties may fall either way
+            var all = bank.target().adapters().sumOfRanks();
+            var order = gpu.random.ints(0, 2 * n + 1).distinct().limit(n).toArray();
+            for (var e = 0; e < n; e++) {
+              values[at + all + e] = order[e] / 8.0 - 2;
+            }
+            at += FusedMoe.columns(n, all);
+          }
+        }
+        var rows = gpu.put(values, dtype);
+        var chosenBy = new long[banks.size()];
+        Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
+        var targets = banks.stream().map(Bank::target).toList();
+        try (var moe = new FusedMoe(gpu.cuda, dtype, topK, 8, targets, gpu.stream)) {
+          moe.maskMany(rows.address(), tokens, chosenBy, 2, gpu.stream);
+        }
+        var expected = rows.values().clone();
+        var from = 0;
+        for (var i = 0; i < banks.size(); i++) {
+          var adapters = targets.get(i).adapters();
+          var chosen = gpu.get(chosenBy[i], tokens * topK, Dtype.I32);
+          var given = gpu.get(chosenBy[i] + 4L * tokens * topK, tokens * topK, Dtype.F32);
+          for (var t = 0; t < tokens; t++) {
+            var at = t * stride + from;
+            var gate = at + adapters.sumOfRanks();
+            var w =
+                ReferenceLlama.weights(Arrays.copyOfRange(rows.values(), gate, gate + n), topK, 2);
+            for (var e = 0; e < n; e++) {
+              for (var r = 0; r < adapters.ranks()[e]; r++, at++) {
+                expected[at] *= w[e] * adapters.scales()[e];
+              }
+            }
+            for (var j = 0; j < topK; j++) {
+              assertThat(Math.abs(w[(int) chosen[t * topK + j]] - given[t * topK + j]))
+                  .isLessThan(1e-5);
+            }
+          }
+          from += FusedMoe.columns(n, adapters.sumOfRanks());
+        }
+        var got = gpu.get(rows.address(), tokens * stride, dtype);
+        assertThat(Gpu.error(got, expected))
+            .as(dtype + " " + n)
+            .isLessThan(dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3);
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F32", "F16", "BF16"})
+  void rowsOfTheBaseModel(Dtype dtype) {
+    try (var gpu = new Gpu(6)) {
+      var kernels = new RowKernels(gpu.cuda, dtype);
+      for (var hidden : new int[] {1, 37, 4096, 5000}) {
+        var rows = 5;
+        var h = gpu.normal(rows * hidden, 2, 0, dtype);
+        var delta = gpu.normal(rows * hidden, 1, 0, dtype);
+        var weight = gpu.normal(hidden, 0.2, 1, dtype);
+        var out = gpu.poisoned((long) rows * hidden * dtype.bytes());
+        var sum = gpu.poisoned((long) rows * hidden * dtype.bytes());
+        kernels.norm(
+            h.address(),
+            delta.address(),
+            sum,
+            weight.address(),
+            out,
+            rows,
+            hidden,
+            1e-5f,
+            gpu.stream);
+        var expected = new double[rows * hidden];
+        var sums = new double[rows * hidden];
+        for (var row = 0; row < rows; row++) {
+          double squares = 0;
+          for (var i = row * hidden; i < (row + 1) * hidden; i++) {
+            sums[i] = h.values()[i] + delta.values()[i];
+            squares += Math.pow(Gpu.round(sums[i], dtype), 2);
+          }
+          for (var i = 0; i < hidden; i++) {
+            expected[row * hidden + i] =
+                Gpu.round(sums[row * hidden + i], dtype)
+                    / Math.sqrt(squares / hidden + 1e-5)
+                    * weight.values()[i];
+          }
+        }
+        var tolerance = dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3;
+        assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
+        assertThat(Gpu.error(gpu.get(sum, rows * hidden, dtype), sums)).isLessThan(tolerance);
+        kernels.norm(
+            sum, 0, 0, weight.address(), out, rows, hidden, 1e-5f, gpu.stream); // without a delta
+        assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
+
+        var up = gpu.normal(rows * hidden, 1, 0, dtype);
+        kernels.siluUp(delta.address(), up.address(), out, (long) rows * hidden, gpu.stream);
+        for (var i = 0; i < expected.length; i++) {
+          var g = delta.values()[i];
+          expected[i] = g / (1 + Math.exp(-g)) * up.values()[i];
+        }
+        assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F32", "F16", "BF16"})
+  void queriesAndKeysOfManyTokens(Dtype dtype) {
+    // batch, seq, heads, kvHeads, headDim, capacity, past, rows of angles
+    int[][] shapes = {
+      {2, 37, 4, 2, 128, 64, 5, 1},
+      {3, 5, 3, 1, 10, 9, 4, 3},
+      {1, 300, 6, 2, 80, 300, 0, 1},
+      {2, 1, 1, 1, 2, 3, 2, 2}
+    };
+    try (var gpu = new Gpu(8)) {
+      var kernels = new RowKernels(gpu.cuda, dtype);
+      for (var s : shapes) {
+        var shape = new RowKernels.Heads(s[0], s[1], s[2], s[3], s[4], s[5], s[6]);
+        var tokens = s[0] * s[1];
+        var dim = s[4];
+        var q = gpu.normal(tokens * s[2] * dim, 1, 0, dtype);
+        var k = gpu.normal(tokens * s[3] * dim, 1, 0, dtype);
+        var v = gpu.normal(tokens * s[3] * dim, 1, 0, dtype);
+        var cos = new double[s[7] * s[1] * dim];
+        var sin = new double[cos.length];
+        for (var i = 0; i < cos.length; i++) {
+          var pair = i % dim % (dim / 2);
+          var angle = (i / dim + 3) * Math.pow(10, -2.0 * pair / dim);
+          cos[i] = Math.cos(angle);
+          sin[i] = i % dim < dim / 2 ? -Math.sin(angle) : Math.sin(angle);
+        }
+        var cosines = gpu.put(cos, dtype);
+        var sines = gpu.put(sin, dtype);
+        var cached = s[0] * s[3] * s[5] * dim;
+        var keys = gpu.normal(cached, 1, 0, dtype);
+        var values = gpu.normal(cached, 1, 0, dtype);
+        kernels.rope(
+            shape,
+            q.address(),
+            k.address(),
+            v.address(),
+            cosines.address(),
+            sines.address(),
+            s[7],
+            keys.address(),
+            values.address(),
+            gpu.stream);
+        var expectedQ = q.values().clone();
+        var expectedK = keys.values().clone();
+        var expectedV = values.values().clone();
+        for (var t = 0; t < tokens; t++) {
+          var row = t / s[1];
+          var position = t % s[1];
+          for (var i = 0; i < dim; i++) {
+            var angle = ((s[7] > 1 ? row * s[1] : 0) + position) * dim + i;
+            var c = cosines.values()[angle];
+            var swapped = (i + dim / 2) % dim;
+            for (var h = 0; h < s[2]; h++) {
+              var head = (t * s[2] + h) * dim;
+              expectedQ[head + i] =
+                  q.values()[head + i] * c + q.values()[head + swapped] * sines.values()[angle];
+            }
+            for (var h = 0; h < s[3]; h++) {
+              var head = (t * s[3] + h) * dim;
+              var slot = ((row * s[3] + h) * s[5] + s[6] + position) * dim + i;
+              expectedK[slot] =
+                  k.values()[head + i] * c + k.values()[head + swapped] * sines.values()[angle];
+              expectedV[slot] = v.values()[head + i];
+            }
+          }
+        }
+        var tolerance = dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3;
+        assertThat(Gpu.error(gpu.get(q.address(), expectedQ.length, dtype), expectedQ))
+            .as(shape + " queries")
+            .isLessThan(tolerance);
+        assertThat(Gpu.error(gpu.get(keys.address(), cached, dtype), expectedK))
+            .as(shape + " keys")
+            .isLessThan(tolerance);
+        assertThat(gpu.get(values.address(), cached, dtype)).isEqualTo(expectedV);
+      }
+    }
+  }
+
+  @Test
+  void damagedCacheEntriesAreMadeAgain(@org.junit.jupiter.api.io.TempDir java.nio.file.Path cache)
+      throws Exception {
+    try (var gpu = new Gpu(7)) {
+      var source = "extern \"C\" __global__ void nothing() {}";
+      var first = Nvrtc.get().compile(source, List.of(), gpu.cuda.capability(), cache);
+      java.nio.file.Path file;
+      try (var files = java.nio.file.Files.list(cache)) {
+        file = files.findFirst().orElseThrow();
+      }
+      var kept = java.nio.file.Files.readAllBytes(file);
+      java.nio.file.Files.write(file, Arrays.copyOf(kept, kept.length / 2));
+      assertThat(Nvrtc.get().compile(source, List.of(), gpu.cuda.capability(), cache))
+          .isEqualTo(first);
+      assertThat(java.nio.file.Files.readAllBytes(file)).isEqualTo(kept);
+    }
+  }
+}
