@@ -42,6 +42,9 @@ public final class Jsonl {
                 Files.newInputStream(file), StandardCharsets.UTF_8.newDecoder()))) {
       for (String line; (line = reader.readLine()) != null; ) {
         number++;
+        if (number == 1 && line.startsWith("\ufeff")) {
+          line = line.substring(1); // a byte order mark
+        }
         if (line.isBlank()) {
           continue;
         }

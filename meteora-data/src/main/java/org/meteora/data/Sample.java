@@ -9,6 +9,12 @@ import org.meteora.io.Jsonl;
 
 /** One example of a task: a prompt {@code [INST] … [/INST]\n} and its bare answer. */
 public record Sample(String prompt, String response) {
+  /** Half a surrogate pair, which UTF-8 cannot say, becomes U+FFFD. */
+  public Sample {
+    prompt = Texts.wellFormed(prompt);
+    response = Texts.wellFormed(response);
+  }
+
   /**
    * Reads a JSONL file of {@code {"prompt": …, "response": …}}.
    *

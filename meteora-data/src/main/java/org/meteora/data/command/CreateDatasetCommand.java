@@ -60,7 +60,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
     var root = settings.requireBigbenchDatasetDir();
     var tasks = DatasetMaker.chosen(task);
     AtomicFiles.requireWritableFolder(settings.targetDir());
-    var locator = new SourceLocator(root, seed);
+    var locator = new SourceLocator(root);
     var maker = new DatasetMaker(settings.targetDir(), seed);
     var download = offline ? SourceFetcher.NONE : fetcher.get();
     var rows = new ArrayList<String>();

@@ -11,6 +11,8 @@ import dev.hardwood.row.StructAccessor;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.function.BiConsumer;
+import java.util.logging.Level;
+import java.util.logging.Logger;
 import org.meteora.UserException;
 
 /**
@@ -19,6 +21,13 @@ import org.meteora.UserException;
  */
 record ParquetRecords(Path file) implements Records {
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
+
+  /** Kept, or the level would be forgotten: the library tells at every start what it found. */
+  private static final Logger LIBRARY = Logger.getLogger("dev.hardwood");
+
+  static {
+    LIBRARY.setLevel(Level.WARNING);
+  }
 
   @Override
   public void forEach(BiConsumer<JsonNode, String> each) {

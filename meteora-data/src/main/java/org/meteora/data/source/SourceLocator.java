@@ -31,15 +31,12 @@ public final class SourceLocator {
       Jsonl.JSON.reader().without(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
 
   private final Path root;
-  private final long seed;
 
   /**
    * @param root the folder of sources ({@code bigbench_dataset_dir})
-   * @param seed of the split of {@code task.json} sources
    */
-  public SourceLocator(Path root, long seed) {
+  public SourceLocator(Path root) {
     this.root = root;
-    this.seed = seed;
   }
 
   /**
@@ -53,7 +50,14 @@ public final class SourceLocator {
   public List<Path> candidates(Task task) {
     var names = new LinkedHashSet<String>();
     switch (task.source()) {
-      case BIGBENCH -> names.addAll(List.of(task.name(), "bigbench/" + task.name()));
+      case BIGBENCH ->
+          names.addAll(
+              List.of(
+                  task.name(),
+                  "bigbench/" + task.name(),
+                  // the package's own layout
+                  "benchmark_tasks/" + task.name(),
+                  "bigbench/benchmark_tasks/" + task.name()));
       case ALPACA -> names.add("alpaca");
       case CNN_DAILYMAIL -> names.addAll(List.of("cnn_dailymail/3.0.0", "cnn_dailymail"));
       case GSM8K -> names.addAll(List.of("gsm8k/main", "gsm8k"));
@@ -96,10 +100,8 @@ public final class SourceLocator {
         return Optional.of(new Source(train.get(), test));
       }
       if (task.source() == Task.Source.BIGBENCH && TaskJson.isPresent(folder)) {
-        return Optional.of(
-            new Source(
-                TaskJson.records(folder, true, seed),
-                Optional.of(TaskJson.records(folder, false, seed))));
+        var json = TaskJson.in(folder);
+        return Optional.of(new Source(json.train(), Optional.of(json.validation())));
       }
     }
     return Optional.empty();
@@ -144,8 +146,20 @@ public final class SourceLocator {
           return;
         }
         int index = 0;
-        while (parser.nextToken() == JsonToken.START_OBJECT) {
-          each.accept(RECORD.readTree(parser), file + ": record " + index++);
+        while (parser.nextToken() != JsonToken.END_ARRAY) {
+          var where = file + ": record " + index++ + " (from 0)";
+          if (parser.currentToken() != JsonToken.START_OBJECT) {
+            throw new UserException(
+                where + ": a JSON object was expected, found " + parser.getText());
+          }
+          each.accept(RECORD.readTree(parser), where);
+        }
+        if (parser.nextToken() != null) {
+          throw new UserException(
+              file
+                  + ":"
+                  + parser.currentTokenLocation().getLineNr()
+                  + ": something follows the JSON array");
         }
       } catch (IOException e) {
         throw new UserException(

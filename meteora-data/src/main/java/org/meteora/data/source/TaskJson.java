@@ -1,138 +1,416 @@
 package org.meteora.data.source;
 
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.JsonToken;
+import com.fasterxml.jackson.core.json.JsonWriteFeature;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Collections;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.HashMap;
+import java.util.HashSet;
 import java.util.List;
-import java.util.Random;
-import java.util.SplittableRandom;
+import java.util.Map;
+import java.util.function.BiConsumer;
 import org.meteora.UserException;
+import org.meteora.data.Texts;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Digests;
 import org.meteora.io.Jsonl;
 
 /**
- * BIG-bench's original {@code task.json}: examples with {@code input} and {@code target} or {@code
- * target_scores}, and how to write them out. Sub-tasks are sub-folders with a {@code task.json} of
- * their own.
+ * BIG-bench's original {@code task.json}, turned into the records that were published from it: the
+ * same examples, text, order and split, byte for byte, as BIG-bench 1.0.0 and the {@code bigbench}
+ * script of the datasets library made them.
  *
- * <p>An example becomes {@code task_prefix + input_prefix + input + choices + output_prefix}, the
- * choices shuffled with the seed, each after {@code choice_prefix} (unless {@code
- * append_choices_to_input} is false): the text that the task's published JSONL form holds under
- * {@code inputs}. The split is 80 % train, 20 % validation of the examples in an order shuffled
- * with the seed.
+ * <p>A folder's {@code task.json} holds the examples, or else each direct sub-folder with a {@code
+ * task.json} is a sub-task. Examples that are equal as serialised JSON count once. An example
+ * becomes {@code task_prefix + example_input_prefix + input + choices + example_output_prefix}, the
+ * whole stripped. A fifth of the distinct examples, and no fewer than 16 by the task, are the
+ * validation split.
+ *
+ * <p>Memory holds one example at a time: a first reading notes where each one lies in the file,
+ * then they are read in their order.
  */
 final class TaskJson {
-  private TaskJson() {}
+  private static final String FILE = "task.json";
+
+  /** Validation examples at least, shared out among the sub-tasks. */
+  private static final int MINIMUM_VALIDATION = 16;
+
+  /** Choices are keys: no table of keys that is kept for ever, none that a hostile file fills. */
+  private static final ObjectMapper JSON =
+      new ObjectMapper(
+          JsonFactory.builder()
+              .disable(JsonFactory.Feature.INTERN_FIELD_NAMES)
+              .disable(JsonFactory.Feature.FAIL_ON_SYMBOL_HASH_OVERFLOW)
+              // half a surrogate pair too has a serialised form
+              .enable(JsonWriteFeature.ESCAPE_NON_ASCII)
+              .build());
+
+  private final Path folder;
+  private List<Examples> files;
+
+  private TaskJson(Path folder) {
+    this.folder = folder;
+  }
+
+  /** The task in this folder; read when its records are asked for, once for both splits. */
+  static TaskJson in(Path folder) {
+    return new TaskJson(folder);
+  }
 
   /** Whether a folder holds a task.json, or sub-folders that do. */
   static boolean isPresent(Path folder) {
-    return !files(folder).isEmpty();
+    return Files.isRegularFile(folder.resolve(FILE))
+        || !subTasks(folder).isEmpty()
+        || !deeper(folder).isEmpty();
   }
 
-  private static List<Path> files(Path folder) {
-    var own = folder.resolve("task.json");
-    var found = new ArrayList<Path>();
-    if (Files.isRegularFile(own)) {
-      found.add(own);
+  /** The train split. */
+  Records train() {
+    return each -> files().forEach(examples -> examples.forEach(true, each));
+  }
+
+  /** The validation split. */
+  Records validation() {
+    return each -> files().forEach(examples -> examples.forEach(false, each));
+  }
+
+  /** Sub-tasks in the order of their whole paths by code point: {@code a-x} is before {@code a}. */
+  private static List<Path> subTasks(Path folder) {
+    return subFolders(folder).stream()
+        .map(sub -> sub.resolve(FILE))
+        .filter(Files::isRegularFile)
+        .sorted(Comparator.comparing(Path::toString, TaskJson::byCodePoint))
+        .toList();
+  }
+
+  /** Files two levels down, which are no sub-tasks. */
+  private static List<Path> deeper(Path folder) {
+    return subFolders(folder).stream().flatMap(sub -> subTasks(sub).stream()).toList();
+  }
+
+  private static List<Path> subFolders(Path folder) {
+    if (!Files.isDirectory(folder)) {
+      return List.of();
     }
-    if (Files.isDirectory(folder)) {
-      try (var entries = Files.list(folder)) {
-        entries
-            .filter(Files::isDirectory)
-            .map(sub -> sub.resolve("task.json"))
-            .filter(Files::isRegularFile)
-            .sorted()
-            .forEach(found::add);
+    try (var entries = Files.list(folder)) {
+      return entries.filter(Files::isDirectory).sorted().toList();
+    } catch (IOException e) {
+      throw new UserException("cannot read the folder " + folder + ": " + AtomicFiles.reason(e), e);
+    }
+  }
+
+  private List<Examples> files() {
+    if (files == null) {
+      var own = folder.resolve(FILE);
+      var found = new ArrayList<Examples>();
+      if (Files.isRegularFile(own)) {
+        var root = Examples.scan(own, MINIMUM_VALIDATION);
+        if (root.starts != null) {
+          found.add(root);
+        }
+      }
+      if (found.isEmpty()) {
+        var subTasks = subTasks(folder);
+        if (subTasks.isEmpty()) {
+          throw new UserException(own + ": no \"examples\"" + tooDeep(folder));
+        }
+        for (var file : subTasks) {
+          var examples = Examples.scan(file, MINIMUM_VALIDATION / subTasks.size());
+          if (examples.starts == null) {
+            throw new UserException(file + ": no \"examples\"" + tooDeep(folder));
+          }
+          found.add(examples);
+        }
+      }
+      found.forEach(Examples::requireSplit);
+      files = List.copyOf(found);
+    }
+    return files;
+  }
+
+  private static String tooDeep(Path folder) {
+    return deeper(folder).stream()
+        .findFirst()
+        .map(file -> "; those in " + file + " are two levels down, sub-tasks are one")
+        .orElse("");
+  }
+
+  private static int byCodePoint(String a, String b) {
+    return Arrays.compare(a.codePoints().toArray(), b.codePoints().toArray());
+  }
+
+  /**
+   * One file: its prefixes, and where its distinct examples lie.
+   *
+   * @param minimum validation examples at least
+   * @param starts offsets in bytes; null when the file has no key {@code examples}
+   * @param lengths in bytes
+   * @param numbers of the distinct examples among all, from 0
+   */
+  private record Examples(
+      Path file,
+      Map<String, JsonNode> settings,
+      int minimum,
+      long[] starts,
+      int[] lengths,
+      int[] numbers) {
+    private static final List<String> PREFIXES =
+        List.of("task_prefix", "example_input_prefix", "choice_prefix", "example_output_prefix");
+    private static final String APPEND_CHOICES = "append_choices_to_input";
+
+    /** The first 128 bits of an example's digest. */
+    private record Key(long high, long low) {}
+
+    static Examples scan(Path file, int minimum) {
+      var settings = new HashMap<String, JsonNode>();
+      Examples found = null;
+      try (var in = Files.newInputStream(file);
+          var parser = JSON.getFactory().createParser(in)) {
+        if (parser.nextToken() != JsonToken.START_OBJECT) {
+          throw new UserException(file + ": a JSON object was expected");
+        }
+        if (parser.currentLocation().getByteOffset() < 0) {
+          throw new UserException(file + ": not UTF-8 text");
+        }
+        while (parser.nextToken() == JsonToken.FIELD_NAME) {
+          var name = parser.currentName();
+          parser.nextToken();
+          if (name.equals("examples")) {
+            found = examples(file, parser, settings, minimum);
+          } else if (PREFIXES.contains(name) || name.equals(APPEND_CHOICES)) {
+            settings.put(name, JSON.readTree(parser));
+          } else {
+            parser.skipChildren();
+          }
+        }
+        if (parser.nextToken() != null) {
+          throw new UserException(
+              file
+                  + ":"
+                  + parser.currentTokenLocation().getLineNr()
+                  + ": something follows the JSON object");
+        }
       } catch (IOException e) {
-        throw new UserException("cannot read the folder " + folder, e);
+        throw unreadable(file, e);
       }
+      for (var prefix : PREFIXES) {
+        if (settings.containsKey(prefix) && !settings.get(prefix).isTextual()) {
+          throw new UserException(file + ": \"" + prefix + "\" must be a string");
+        }
+      }
+      return found != null ? found : new Examples(file, settings, minimum, null, null, null);
     }
-    return found;
-  }
 
-  static Records records(Path folder, boolean train, long seed) {
-    return each -> {
-      for (var file : files(folder)) {
-        var root = Jsonl.readFile(file);
-        var examples = new ArrayList<JsonNode>();
-        root.path("examples").forEach(examples::add);
-        if (examples.isEmpty() && files(folder).size() > 1) {
-          continue; // a task whose examples are all in its sub-tasks
+    private static Examples examples(
+        Path file, JsonParser parser, Map<String, JsonNode> settings, int minimum)
+        throws IOException {
+      if (!parser.isExpectedStartArrayToken()) {
+        throw new UserException(file + ": \"examples\" must be a list");
+      }
+      var starts = new long[16];
+      var lengths = new int[16];
+      var numbers = new int[16];
+      int count = 0;
+      var seen = new HashSet<Key>();
+      var digest = Digests.sha256();
+      for (int number = 0; parser.nextToken() != JsonToken.END_ARRAY; number++) {
+        if (parser.currentToken() != JsonToken.START_OBJECT) {
+          throw new UserException(file + ": example " + number + " (from 0) is not an object");
         }
-        if (examples.isEmpty()) {
-          throw new UserException(file + ": no \"examples\"");
-        }
-        var order = new ArrayList<Integer>();
-        for (int i = 0; i < examples.size(); i++) {
-          order.add(i);
-        }
-        Collections.shuffle(order, new Random(seed));
-        int validation = Math.max(1, examples.size() / 5);
-        var chosen =
-            new ArrayList<>(
-                train ? order.subList(validation, order.size()) : order.subList(0, validation));
-        Collections.sort(chosen);
-        for (int i : chosen) {
-          each.accept(
-              record(root, examples.get(i), i, seed, file + ": example " + i),
-              file + ": example " + i);
+        long start = parser.currentTokenLocation().getByteOffset();
+        var node = JSON.readTree(parser);
+        var bits = ByteBuffer.wrap(digest.digest(JSON.writeValueAsBytes(node)));
+        if (seen.add(new Key(bits.getLong(), bits.getLong()))) {
+          if (count == starts.length) {
+            starts = Arrays.copyOf(starts, 2 * count);
+            lengths = Arrays.copyOf(lengths, 2 * count);
+            numbers = Arrays.copyOf(numbers, 2 * count);
+          }
+          starts[count] = start;
+          lengths[count] = Math.toIntExact(parser.currentLocation().getByteOffset() - start);
+          numbers[count++] = number;
         }
       }
-    };
-  }
+      return new Examples(
+          file,
+          settings,
+          minimum,
+          Arrays.copyOf(starts, count),
+          Arrays.copyOf(lengths, count),
+          Arrays.copyOf(numbers, count));
+    }
 
-  private static ObjectNode record(
-      JsonNode task, JsonNode example, int index, long seed, String where) {
-    var input = Jsonl.text(example, "input", where);
-    var choices = new ArrayList<String>();
-    var targets = new ArrayList<String>();
-    var node = Jsonl.JSON.createObjectNode();
-    var scores = example.path("target_scores");
-    var scoreList = Jsonl.JSON.createArrayNode();
-    double best = Double.NEGATIVE_INFINITY;
-    for (var entry : scores.properties()) {
-      choices.add(entry.getKey());
-      scoreList.add(entry.getValue());
-      best = Math.max(best, entry.getValue().asDouble());
+    private static UserException unreadable(Path file, IOException e) {
+      if (e instanceof JsonProcessingException json) {
+        var at = json.getLocation();
+        return new UserException(
+            file
+                + (at == null ? "" : ":" + at.getLineNr())
+                + ": not valid JSON: "
+                + String.valueOf(json.getOriginalMessage()).replaceAll("\\s*\\R\\s*", " "),
+            e);
+      }
+      return new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
     }
-    for (var entry : scores.properties()) {
-      if (entry.getValue().asDouble() == best) {
-        targets.add(entry.getKey());
+
+    private int validation() {
+      return Math.max(starts.length / 5, minimum);
+    }
+
+    /** BIG-bench gives empty splits for the whole task when one file is too small. */
+    void requireSplit() {
+      if (validation() >= starts.length) {
+        throw new UserException(
+            file
+                + ": "
+                + starts.length
+                + " different examples are too few for a split: more than "
+                + validation()
+                + " are needed");
       }
     }
-    var target = example.path("target");
-    if (target.isTextual()) {
-      targets.addFirst(target.asText());
-    } else if (target.isArray()) {
-      for (int i = target.size() - 1; i >= 0; i--) {
-        targets.addFirst(target.get(i).asText());
+
+    /** Hands over one split in its published order. */
+    void forEach(boolean train, BiConsumer<JsonNode, String> each) {
+      int total = starts.length;
+      var order = MersenneTwister.examples(total);
+      int from = train ? 0 : total - validation();
+      int to = train ? total - validation() : total;
+      try (var channel = FileChannel.open(file)) {
+        for (int i = from; i < to; i++) {
+          var where = file + ": example " + numbers[order[i]] + " (from 0)";
+          var example = JSON.readTree(bytes(channel, order[i]));
+          each.accept(record(example, i - from, where), where);
+        }
+      } catch (IOException e) {
+        throw unreadable(file, e);
       }
     }
-    if (targets.isEmpty()) {
-      throw new UserException(where + ": neither \"target\" nor \"target_scores\"");
-    }
-    var text = new StringBuilder(task.path("task_prefix").asText(""));
-    text.append(task.path("example_input_prefix").asText("\nQ: ")).append(input);
-    if (!choices.isEmpty() && task.path("append_choices_to_input").asBoolean(true)) {
-      // the file often has the right one first: in an order of the example's own, as BIG-bench does
-      var shown = new ArrayList<>(choices);
-      Collections.sort(shown);
-      Collections.shuffle(shown, new SplittableRandom(31 * seed + index));
-      for (var choice : shown) {
-        text.append(task.path("choice_prefix").asText("\n  choice: ")).append(choice);
+
+    private byte[] bytes(FileChannel channel, int index) throws IOException {
+      var buffer = ByteBuffer.allocate(lengths[index]);
+      while (buffer.hasRemaining()) {
+        if (channel.read(buffer, starts[index] + buffer.position()) < 0) {
+          throw new UserException(file + ": has become shorter while it was read");
+        }
       }
+      return buffer.array();
     }
-    text.append(task.path("example_output_prefix").asText("\nA: "));
-    node.put("inputs", text.toString());
-    var targetList = node.putArray("targets");
-    targets.stream().distinct().forEach(targetList::add);
-    var choiceList = node.putArray("multiple_choice_targets");
-    choices.forEach(choiceList::add);
-    node.set("multiple_choice_scores", scoreList);
-    node.put("idx", index);
-    return node;
+
+    private String prefix(String name, String other) {
+      return settings.containsKey(name) ? settings.get(name).textValue() : other;
+    }
+
+    /** The record published for an example. */
+    private ObjectNode record(JsonNode example, int index, String where) {
+      var choices = example.get("target_scores");
+      if (choices != null && !choices.isObject()) {
+        throw new UserException(where + ": \"target_scores\" must be an object");
+      }
+      var text = new StringBuilder(prefix("task_prefix", ""));
+      text.append(prefix("example_input_prefix", "\nQ: "));
+      text.append(Jsonl.text(example, "input", where));
+      if (choices != null && isTrue(settings.get(APPEND_CHOICES))) {
+        var sorted = new ArrayList<String>();
+        choices.fieldNames().forEachRemaining(sorted::add);
+        sorted.sort(TaskJson::byCodePoint);
+        for (int i : MersenneTwister.choices(sorted.size())) {
+          text.append(prefix("choice_prefix", "\n  choice: ")).append(sorted.get(i));
+        }
+      }
+      text.append(prefix("example_output_prefix", "\nA: "));
+      var record = JSON.createObjectNode();
+      record.put("idx", index);
+      record.put("inputs", Texts.strip(text.toString()));
+      var targets = record.putArray("targets");
+      targets(example, where).forEach(target -> targets.add(Texts.strip(target)));
+      var texts = record.putArray("multiple_choice_targets");
+      var scores = record.putArray("multiple_choice_scores");
+      if (choices != null) {
+        for (var choice : choices.properties()) {
+          texts.add(Texts.strip(choice.getKey()));
+          scores.add((int) score(choice, where));
+        }
+      }
+      return record;
+    }
+
+    /** As Python judges a value, where a text is true, {@code "false"} too; true when missing. */
+    private static boolean isTrue(JsonNode value) {
+      return value == null
+          || switch (value.getNodeType()) {
+            case BOOLEAN -> value.booleanValue();
+            case NUMBER -> value.doubleValue() != 0;
+            case STRING -> !value.textValue().isEmpty();
+            case ARRAY, OBJECT -> !value.isEmpty();
+            default -> false;
+          };
+    }
+
+    private static double score(Map.Entry<String, JsonNode> choice, String where) {
+      if (!choice.getValue().isNumber()) {
+        throw new UserException(
+            where + ": the score of \"" + choice.getKey() + "\" must be a number");
+      }
+      return choice.getValue().doubleValue();
+    }
+
+    private static List<String> targets(JsonNode example, String where) {
+      var target = example.get("target");
+      if (target != null) {
+        var list = target.isArray() ? target : JSON.createArrayNode().add(target);
+        var texts = new ArrayList<String>();
+        for (var each : list) {
+          if (!each.isTextual()) {
+            throw new UserException(
+                where + ": \"target\" must be a string or a list of strings, it holds " + each);
+          }
+          texts.add(each.textValue());
+        }
+        if (texts.isEmpty()) {
+          throw new UserException(where + ": \"target\" is an empty list");
+        }
+        return texts;
+      }
+      var choices = example.get("target_scores");
+      if (choices == null) {
+        throw new UserException(where + ": neither \"target\" nor \"target_scores\"");
+      }
+      if (choices.isEmpty()) {
+        throw new UserException(where + ": \"target_scores\" is empty");
+      }
+      String best = null;
+      double highest = Double.NEGATIVE_INFINITY;
+      double lowest = Double.POSITIVE_INFINITY;
+      for (var choice : choices.properties()) {
+        double score = score(choice, where);
+        if (best == null || score > highest) {
+          best = choice.getKey();
+          highest = score;
+        }
+        lowest = Math.min(lowest, score);
+      }
+      if (choices.size() == 1 ? highest == 0 : highest == lowest) {
+        throw new UserException(
+            where
+                + (choices.size() == 1
+                    ? ": the only choice has score 0"
+                    : ": all choices have the same score")
+                + ", so there is no right one");
+      }
+      return List.of(best);
+    }
   }
 }

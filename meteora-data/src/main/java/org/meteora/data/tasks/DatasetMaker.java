@@ -50,6 +50,16 @@ public final class DatasetMaker {
    *     cannot be written
    */
   public Written make(Task task, SourceLocator.Source source) {
+    try {
+      return write(task, source);
+    } catch (OutOfMemoryError e) {
+      throw new UserException(
+          "out of memory in the source of " + task.name() + ": it needs a larger heap (java -Xmx)",
+          e);
+    }
+  }
+
+  private Written write(Task task, SourceLocator.Source source) {
     var folder = targetDir.resolve(task.name());
     var digest = Digests.sha256();
     var train = source.train();

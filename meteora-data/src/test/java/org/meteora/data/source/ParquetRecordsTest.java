@@ -122,7 +122,7 @@ class ParquetRecordsTest {
   static final class Child {
     public static void main(String[] args) {
       var task = Tasks.get("disfl_qa");
-      var source = new SourceLocator(Path.of(args[0]), 42).find(task).orElseThrow();
+      var source = new SourceLocator(Path.of(args[0])).find(task).orElseThrow();
       var written = new DatasetMaker(Path.of(args[1]), 42).make(task, source);
       System.out.println(written.train());
     }
@@ -201,7 +201,7 @@ class ParquetRecordsTest {
   }
 
   private DatasetMaker.Written make(String task, String target) {
-    var source = new SourceLocator(folder.resolve("sources"), 42).find(Tasks.get(task));
+    var source = new SourceLocator(folder.resolve("sources")).find(Tasks.get(task));
     return new DatasetMaker(folder.resolve(target), 42).make(Tasks.get(task), source.orElseThrow());
   }
 

@@ -1,7 +1,7 @@
 package org.meteora.eval.clean;
 
 import java.util.Locale;
-import org.meteora.eval.Texts;
+import org.meteora.data.Texts;
 
 /**
  * Finds the answer in the decoded text of prompt and answer, and puts it in the form that is

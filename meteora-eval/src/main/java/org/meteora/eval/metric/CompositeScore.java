@@ -5,8 +5,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
+import org.meteora.data.Texts;
 import org.meteora.data.composite.CompositeTask;
-import org.meteora.eval.Texts;
 import org.meteora.eval.statistics.Figure;
 
 /** Scores answers to composite prompts, which put several tasks' questions in one. */

@@ -7,7 +7,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import org.meteora.eval.Texts;
+import org.meteora.data.Texts;
 import org.meteora.eval.statistics.Figure;
 
 /**

@@ -2,7 +2,7 @@ package org.meteora.eval.metric;
 
 import com.fasterxml.jackson.annotation.JsonProperty;
 import java.util.List;
-import org.meteora.eval.Texts;
+import org.meteora.data.Texts;
 
 /**
  * Signs that a score may not mean what it seems to.

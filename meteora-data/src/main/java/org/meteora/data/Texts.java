@@ -1,4 +1,4 @@
-package org.meteora.eval;
+package org.meteora.data;
 
 import java.util.ArrayList;
 import java.util.List;
@@ -39,5 +39,17 @@ public final class Texts {
       }
     }
     return words;
+  }
+
+  /** The text with U+FFFD in place of each half of a surrogate pair that lacks the other. */
+  public static String wellFormed(String text) {
+    if (text.chars().noneMatch(c -> Character.isSurrogate((char) c))) {
+      return text;
+    }
+    var result = new StringBuilder(text.length());
+    text.codePoints()
+        .map(c -> c >= Character.MIN_SURROGATE && c <= Character.MAX_SURROGATE ? 0xfffd : c)
+        .forEach(result::appendCodePoint);
+    return result.toString();
   }
 }
