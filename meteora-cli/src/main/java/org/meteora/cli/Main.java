@@ -7,6 +7,7 @@ import org.meteora.data.command.CreateCompositeCommand;
 import org.meteora.data.command.CreateDatasetCommand;
 import org.meteora.data.command.DownloadCommand;
 import org.meteora.data.hub.HubSourceFetcher;
+import org.meteora.eval.command.CompareCommand;
 import org.meteora.eval.command.EvalCommand;
 import org.meteora.eval.command.RoutesCommand;
 import org.meteora.train.command.TrainCommand;
@@ -54,6 +55,7 @@ public final class Main {
           new TrainLoraCommand(),
           new TrainCommand(),
           new EvalCommand(),
+          new CompareCommand(),
           new GenerateCommand(),
           new RoutesCommand(),
           new DemoCommand(Main::run),

@@ -32,20 +32,21 @@ public record Scores(
     int lost = (int) scored.stream().filter(Answer::promptLost).count();
     return new Scores(
         task.score(texts, truths),
-        intervals(task.figures(texts, truths)),
+        intervals(task.name(), task.figures(texts, truths)),
         scored.size(),
         answers.size() - scored.size(),
         Warnings.of(texts, truths, lost));
   }
 
-  private static Map<String, Map<String, Interval>> intervals(Map<String, List<Figure>> figures) {
+  private static Map<String, Map<String, Interval>> intervals(
+      String name, Map<String, List<Figure>> figures) {
+    var draws = Bootstrap.seeded(Bootstrap.SEED, name);
     var result = new LinkedHashMap<String, Map<String, Interval>>();
     figures.forEach(
         (task, list) -> {
           var intervals = new LinkedHashMap<String, Interval>();
           var scorable = list.stream().filter(figure -> !Double.isNaN(figure.score())).toList();
-          var resampled =
-              Bootstrap.scores(scorable, Bootstrap.RESAMPLES, Bootstrap.seeded(Bootstrap.SEED));
+          var resampled = Bootstrap.scores(scorable, Bootstrap.RESAMPLES, draws);
           for (int i = 0; i < resampled.length; i++) {
             intervals.put(scorable.get(i).name(), Interval.percentile(resampled[i]));
           }

@@ -30,10 +30,14 @@ public final class Bootstrap {
     void fill(int resample, int[] samples);
   }
 
-  /** Draws that depend on the seed and the resample's number alone. */
-  public static Draws seeded(long seed) {
+  /**
+   * Draws that depend on the seed, the task and the resample's number alone; those of two tasks are
+   * independent of each other, as a mean over tasks needs them.
+   */
+  public static Draws seeded(long seed, String task) {
+    long mixed = (seed * 31 + task.hashCode()) * 0xD1342543DE82EF95L;
     return (resample, samples) -> {
-      var random = new SplittableRandom(seed * 0xD1342543DE82EF95L + resample);
+      var random = new SplittableRandom(mixed + resample);
       for (int i = 0; i < samples.length; i++) {
         samples[i] = random.nextInt(samples.length);
       }

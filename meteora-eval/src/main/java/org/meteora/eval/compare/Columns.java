@@ -1,0 +1,180 @@
+package org.meteora.eval.compare;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+
+/**
+ * Sorts saved evaluations into what is compared: one column for each system, one result a task in
+ * it. Results of one folder and one model are one system, and so are the adapters that were each
+ * evaluated on their own task.
+ */
+final class Columns {
+  private static final String ANSWERS = ".answers.jsonl";
+
+  private Columns() {}
+
+  /**
+   * One system.
+   *
+   * @param label what its column is called
+   * @param runs by task
+   */
+  record Column(String label, Map<String, SavedRun> runs) {}
+
+  /**
+   * @param label the user's; empty for one that is made up here
+   * @param place what tells it from others of the same model
+   */
+  private record Key(String label, String model, String place) {}
+
+  /**
+   * Reads what the arguments name.
+   *
+   * @param arguments results ({@code .json}), their answers' files, or folders of results; each may
+   *     be preceded by {@code LABEL=}
+   * @throws UserException when one is missing, broken or given twice, or a label has two results of
+   *     one task
+   */
+  static List<Column> of(List<String> arguments) {
+    var columns = new LinkedHashMap<Key, Map<String, SavedRun>>();
+    var seen = new TreeMap<Path, String>();
+    for (var argument : arguments) {
+      var path = Path.of(argument);
+      var label = "";
+      int equals = argument.indexOf('=');
+      if (equals > 0 && !Files.exists(path) && argument.indexOf('/') > equals
+          || equals > 0 && !Files.exists(path) && argument.indexOf('/') < 0) {
+        label = argument.substring(0, equals);
+        path = Path.of(argument.substring(equals + 1));
+      }
+      for (var file : files(path)) {
+        if (seen.put(file.toAbsolutePath().normalize(), argument) != null) {
+          throw new UserException(file + " is given twice");
+        }
+        add(columns, label, SavedRun.read(file));
+      }
+    }
+    return label(columns);
+  }
+
+  private static List<Path> files(Path path) {
+    if (path.toString().endsWith(ANSWERS)) {
+      var name = path.getFileName().toString();
+      return List.of(
+          path.resolveSibling(name.substring(0, name.length() - ANSWERS.length()) + ".json"));
+    }
+    if (!Files.isDirectory(path)) {
+      if (!Files.isRegularFile(path)) {
+        throw new UserException(
+            "no saved result "
+                + path
+                + ": give a <task>.json that \"meteora eval --save\" wrote, or a folder of them");
+      }
+      return List.of(path);
+    }
+    try (var tree = Files.walk(path)) {
+      var found =
+          tree.filter(file -> file.toString().endsWith(".json"))
+              .filter(
+                  file -> {
+                    var name = file.getFileName().toString();
+                    return Files.isRegularFile(
+                        file.resolveSibling(name.substring(0, name.length() - 5) + ANSWERS));
+                  })
+              .sorted()
+              .toList();
+      if (found.isEmpty()) {
+        throw new UserException(
+            "no saved results in " + path + ": \"meteora eval --save\" writes them");
+      }
+      return found;
+    } catch (IOException e) {
+      throw new UserException("cannot read the folder " + path + ": " + AtomicFiles.reason(e), e);
+    }
+  }
+
+  private static void add(Map<Key, Map<String, SavedRun>> columns, String label, SavedRun run) {
+    var task = run.task().name();
+    var folder = run.file().toAbsolutePath().normalize().getParent();
+    var model = run.model();
+    // each own adapter may have a folder of its own; together they are one column
+    var key =
+        label.isEmpty()
+            ? new Key("", model, model.equals("own adapter") ? "" : folder.toString())
+            : new Key(label, "", "");
+    var before = columns.computeIfAbsent(key, k -> new LinkedHashMap<>()).putIfAbsent(task, run);
+    if (before == null) {
+      return;
+    }
+    if (!label.isEmpty()) {
+      throw new UserException(
+          "the label "
+              + label
+              + " has two results of "
+              + task
+              + ": "
+              + before.file()
+              + " and "
+              + run.file());
+    }
+    var single = new LinkedHashMap<String, SavedRun>();
+    single.put(task, run);
+    columns.put(new Key("", model, run.file().toAbsolutePath().normalize().toString()), single);
+  }
+
+  /** By label or model; where two models are called the same, by what differs in their paths. */
+  private static List<Column> label(Map<Key, Map<String, SavedRun>> columns) {
+    var result = new ArrayList<Column>();
+    columns.forEach(
+        (key, runs) -> {
+          var name = key.label();
+          if (name.isEmpty()) {
+            var alike =
+                columns.keySet().stream()
+                    .filter(other -> other.label().isEmpty() && other.model().equals(key.model()))
+                    .map(Key::place)
+                    .toList();
+            name =
+                alike.size() == 1
+                    ? key.model()
+                    : key.model() + " " + difference(key.place(), alike);
+          }
+          result.add(new Column(name, runs));
+        });
+    return result;
+  }
+
+  /** The parts of a path that not all of the others have in the same place. */
+  static String difference(String place, List<String> all) {
+    var parts = List.of(place.split("/"));
+    int front = parts.size();
+    int back = parts.size();
+    for (var other : all) {
+      if (!other.equals(place)) {
+        var others = List.of(other.split("/"));
+        int i = 0;
+        while (i < Math.min(parts.size(), others.size()) && parts.get(i).equals(others.get(i))) {
+          i++;
+        }
+        front = Math.min(front, i);
+        int j = 0;
+        while (j < Math.min(parts.size(), others.size())
+            && parts.get(parts.size() - 1 - j).equals(others.get(others.size() - 1 - j))) {
+          j++;
+        }
+        back = Math.min(back, j);
+      }
+    }
+    return front < parts.size() - back
+        ? String.join("/", parts.subList(front, parts.size() - back))
+        : parts.getLast();
+  }
+}

@@ -1,0 +1,563 @@
+package org.meteora.eval.compare;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.TreeSet;
+import org.meteora.UserException;
+import org.meteora.eval.Answer;
+import org.meteora.eval.metric.BleuScore;
+import org.meteora.eval.statistics.Bootstrap;
+import org.meteora.eval.statistics.Figure;
+import org.meteora.eval.statistics.Interval;
+import org.meteora.eval.statistics.McNemar;
+
+/** Compares saved evaluations, sample by sample. */
+public final class Comparer {
+  /** Fields of a result that are outcomes or differ in every run. */
+  private static final Set<String> OUTCOMES =
+      Set.of(
+          "task",
+          "created",
+          "arguments",
+          "samples",
+          "skipped",
+          "metrics",
+          "intervals",
+          "warnings",
+          "throughput",
+          "answers");
+
+  /**
+   * What columns are called after, and where things lie, which says nothing of what they are:
+   * samples and weights themselves are compared.
+   */
+  private static final Set<String> PLACES =
+      Set.of(
+          "model.model",
+          "settings.test_file",
+          "model.base_model_path",
+          "model.meteora_ckpt_path",
+          "model.adapter_dir");
+
+  private static final String BASE_WEIGHTS = "base weights (sha256)";
+
+  private final List<Columns.Column> columns;
+  private final int resamples;
+  private final long seed;
+  private final boolean published;
+  private final List<String> warnings = new ArrayList<>();
+  private final List<Scored> rows = new ArrayList<>();
+  private final List<Comparison.Samples> samples = new ArrayList<>();
+
+  /**
+   * A row and its resampled scores.
+   *
+   * @param resampled one array a column; null where there is no score
+   */
+  private record Scored(Comparison.Row row, boolean composite, double[][] resampled) {}
+
+  private Comparer(List<Columns.Column> columns, int resamples, long seed, boolean published) {
+    this.columns = columns;
+    this.resamples = resamples;
+    this.seed = seed;
+    this.published = published;
+  }
+
+  /**
+   * Compares saved results.
+   *
+   * @param arguments files or folders of results, each may be preceded by {@code LABEL=}; the first
+   *     system is what the others are compared with
+   * @param resamples of the bootstrap
+   * @param seed of the bootstrap
+   * @param published with the paper's scores beside
+   * @throws UserException when a result is missing or broken, or two have no sample in common
+   */
+  public static Comparison compare(
+      List<String> arguments, int resamples, long seed, boolean published) {
+    return new Comparer(Columns.of(arguments), resamples, seed, published).compare();
+  }
+
+  private Comparison compare() {
+    var evaluations = new LinkedHashSet<String>();
+    columns.forEach(column -> evaluations.addAll(column.runs().keySet()));
+    var settings = new Settings();
+    for (var evaluation : evaluations) {
+      var runs = columns.stream().map(column -> column.runs().get(evaluation)).toList();
+      evaluate(evaluation, runs);
+      settings.add(evaluation, runs);
+    }
+    settings.warn();
+    if (published && !evaluations.contains(Published.TASK)) {
+      warnings.add(
+          "--published has scores of " + Published.TASK + " alone, and there is no result of it");
+    }
+    return new Comparison(
+        columns.stream().map(Columns.Column::label).toList(),
+        published ? Published.ALL.stream().map(Published::name).toList() : List.of(),
+        resamples,
+        seed,
+        List.copyOf(warnings),
+        settings.different(),
+        rows.stream().map(Scored::row).toList(),
+        means(),
+        List.copyOf(samples));
+  }
+
+  /** What makes an answer the answer to the same question, in whatever order the data are. */
+  private record Question(String prompt, String truth, int occurrence) {}
+
+  private static Map<Question, Answer> byQuestion(SavedRun run) {
+    var result = new LinkedHashMap<Question, Answer>();
+    for (var answer : run.answers()) {
+      int occurrence = 0;
+      while (result.containsKey(new Question(answer.prompt(), answer.truth(), occurrence))) {
+        occurrence++;
+      }
+      result.put(new Question(answer.prompt(), answer.truth(), occurrence), answer);
+    }
+    return result;
+  }
+
+  private void evaluate(String evaluation, List<SavedRun> runs) {
+    var present = runs.stream().filter(Objects::nonNull).toList();
+    var maps = present.stream().map(Comparer::byQuestion).toList();
+    var common = new LinkedHashSet<>(maps.getFirst().keySet());
+    maps.forEach(map -> common.retainAll(map.keySet()));
+    int before = common.size();
+    common.removeIf(question -> maps.stream().anyMatch(map -> map.get(question).skipped()));
+    warnOfSamples(evaluation, runs, before, common.size());
+    if (common.isEmpty()) {
+      throw new UserException(
+          evaluation
+              + ": these results have no sample in common: "
+              + String.join(", ", present.stream().map(run -> run.file().toString()).toList()));
+    }
+    var answers =
+        new ArrayList<List<Answer>>(); // one list a column, of the common samples; null: no run
+    int at = 0;
+    for (var run : runs) {
+      if (run == null) {
+        answers.add(null);
+        continue;
+      }
+      var map = maps.get(at++);
+      answers.add(common.stream().map(map::get).toList());
+    }
+    score(evaluation, present.getFirst(), answers);
+  }
+
+  private void warnOfSamples(
+      String evaluation, List<SavedRun> runs, int common, int withoutSkipped) {
+    var sizes = new ArrayList<String>();
+    boolean differ = false;
+    for (int i = 0; i < runs.size(); i++) {
+      if (runs.get(i) != null) {
+        int size = runs.get(i).answers().size();
+        differ |= size != common;
+        sizes.add(columns.get(i).label() + " " + size);
+      }
+    }
+    if (differ) {
+      warnings.add(
+          "%s: the runs have other samples (%s); compared are the %d that all have"
+              .formatted(evaluation, String.join(", ", sizes), withoutSkipped));
+    } else if (withoutSkipped < common) {
+      warnings.add(
+          "%s: %d samples left out that one of the runs skipped (prompt too long)"
+              .formatted(evaluation, common - withoutSkipped));
+    }
+  }
+
+  private void score(String evaluation, SavedRun any, List<List<Answer>> answers) {
+    var task = any.task();
+    var figures = new ArrayList<Map<String, List<Figure>>>();
+    for (var list : answers) {
+      figures.add(list == null ? null : task.figures(texts(list), truths(list)));
+    }
+    var draws = Bootstrap.seeded(seed, evaluation);
+    var first = figures.stream().filter(Objects::nonNull).findFirst().orElseThrow();
+    for (var part : first.keySet()) {
+      var scores = first.get(part);
+      // all columns' figures of this part on the same draws
+      var flat = new ArrayList<Figure>();
+      figures.stream().filter(Objects::nonNull).forEach(each -> flat.addAll(each.get(part)));
+      var resampled = Bootstrap.scores(flat, resamples, draws);
+      for (int s = 0; s < scores.size(); s++) {
+        var byColumn = new double[figures.size()][];
+        var ofColumn = new Figure[figures.size()];
+        int run = 0;
+        for (int c = 0; c < byColumn.length; c++) {
+          if (figures.get(c) != null) {
+            ofColumn[c] = figures.get(c).get(part).get(s);
+            byColumn[c] = resampled[run * scores.size() + s];
+            run++;
+          }
+        }
+        rows.add(row(any, part, ofColumn, byColumn));
+      }
+      if (published) {
+        publishedBleu(any, part, answers);
+      }
+    }
+    samples.add(differences(evaluation, answers, figures));
+  }
+
+  private static List<String> texts(List<Answer> answers) {
+    return answers.stream().map(Answer::answer).toList();
+  }
+
+  private static List<String> truths(List<Answer> answers) {
+    return answers.stream().map(Answer::truth).toList();
+  }
+
+  private Scored row(SavedRun any, String part, Figure[] figures, double[][] resampled) {
+    var name = Arrays.stream(figures).filter(Objects::nonNull).findFirst().orElseThrow().name();
+    int count =
+        Arrays.stream(figures).filter(Objects::nonNull).findFirst().orElseThrow().rows().length;
+    var cells = new ArrayList<Comparison.Cell>();
+    for (int c = 0; c < figures.length; c++) {
+      if (figures[c] == null) {
+        cells.add(null);
+        continue;
+      }
+      double score = figures[c].score();
+      if (Double.isNaN(score)) {
+        cells.add(new Comparison.Cell(null, null, null));
+        continue;
+      }
+      Comparison.Change change = null;
+      if (c > 0 && figures[0] != null && !Double.isNaN(figures[0].score())) {
+        change = change(figures[0], figures[c], resampled[0], resampled[c]);
+      }
+      cells.add(new Comparison.Cell(score, Interval.percentile(resampled[c]), change));
+    }
+    return new Scored(
+        new Comparison.Row(
+            any.task().name(), part, name, count, cells, publishedScores(any, part, name)),
+        !any.task().parts().isEmpty(),
+        resampled);
+  }
+
+  private static Comparison.Change change(
+      Figure first, Figure other, double[] firstResampled, double[] otherResampled) {
+    Double p = null;
+    Integer onlyFirst = null;
+    Integer onlyThis = null;
+    if (first.isAccuracy()) {
+      int[] only = new int[2];
+      for (int i = 0; i < first.rows().length; i++) {
+        double difference = other.rows()[i][0] - first.rows()[i][0];
+        only[0] += difference < 0 ? 1 : 0;
+        only[1] += difference > 0 ? 1 : 0;
+      }
+      onlyFirst = only[0];
+      onlyThis = only[1];
+      p = McNemar.exact(only[0], only[1]);
+    }
+    return new Comparison.Change(
+        other.score() - first.score(),
+        Interval.percentile(minus(otherResampled, firstResampled)),
+        p,
+        onlyFirst,
+        onlyThis);
+  }
+
+  private static double[] minus(double[] a, double[] b) {
+    var result = new double[a.length];
+    Arrays.setAll(result, i -> a[i] - b[i]);
+    return result;
+  }
+
+  private List<Double> publishedScores(SavedRun any, String part, String score) {
+    if (!published || !any.task().name().equals(Published.TASK)) {
+      return List.of();
+    }
+    var result = new ArrayList<Double>();
+    Published.ALL.forEach(
+        paper -> result.add(paper.scores().getOrDefault(part, Map.of()).get(score)));
+    return result;
+  }
+
+  /** The original's BLEU of one answer: no interval, it is no statistic of the samples. */
+  private void publishedBleu(SavedRun any, String part, List<List<Answer>> answers) {
+    var cells = new ArrayList<Comparison.Cell>();
+    boolean found = false;
+    for (var list : answers) {
+      if (list == null) {
+        cells.add(null);
+        continue;
+      }
+      var metrics = any.task().score(texts(list), truths(list));
+      var own = any.task().parts().isEmpty() ? metrics : metrics.get(part);
+      var bleu = own instanceof Map<?, ?> map ? map.get("bleu_as_published") : null;
+      found |= bleu != null;
+      cells.add(
+          new Comparison.Cell(bleu instanceof BleuScore score ? score.score() : null, null, null));
+    }
+    if (found) {
+      rows.add(
+          new Scored(
+              new Comparison.Row(
+                  any.task().name(),
+                  part,
+                  Published.BLEU,
+                  answers.stream().filter(Objects::nonNull).findFirst().orElseThrow().size(),
+                  cells,
+                  publishedScores(any, part, Published.BLEU)),
+              !any.task().parts().isEmpty(),
+              new double[columns.size()][]));
+    }
+  }
+
+  private static Comparison.Samples differences(
+      String evaluation, List<List<Answer>> answers, List<Map<String, List<Figure>>> figures) {
+    var first = answers.stream().filter(Objects::nonNull).findFirst().orElseThrow();
+    var parts = figures.stream().filter(Objects::nonNull).findFirst().orElseThrow();
+    boolean judged = parts.values().stream().flatMap(List::stream).anyMatch(Figure::isAccuracy);
+    var different = new ArrayList<Comparison.Difference>();
+    for (int i = 0; i < first.size(); i++) {
+      int sample = i;
+      var given = new ArrayList<String>();
+      answers.forEach(list -> given.add(list == null ? null : list.get(sample).answer()));
+      var right = new LinkedHashMap<String, List<Boolean>>();
+      for (var part : parts.keySet()) {
+        var verdicts = new ArrayList<Boolean>();
+        for (var each : figures) {
+          verdicts.add(
+              each == null
+                  ? null
+                  : each.get(part).stream()
+                      .filter(Figure::isAccuracy)
+                      .findFirst()
+                      .map(figure -> figure.rows()[sample][0] == 1)
+                      .orElse(null));
+        }
+        if (verdicts.stream().filter(Objects::nonNull).distinct().count() > 1) {
+          right.put(part, verdicts);
+        }
+      }
+      boolean differs =
+          judged
+              ? !right.isEmpty()
+              : given.stream().filter(Objects::nonNull).distinct().count() > 1;
+      if (differs) {
+        var answer = first.get(i);
+        different.add(
+            new Comparison.Difference(
+                answer.index(), answer.prompt(), answer.truth(), given, right));
+      }
+    }
+    return new Comparison.Samples(evaluation, first.size(), different);
+  }
+
+  /** Means over single tasks, and over the parts of each composite task. */
+  private List<Comparison.Row> means() {
+    var groups = new LinkedHashMap<String, Map<String, List<Scored>>>();
+    for (var scored : rows) {
+      var row = scored.row();
+      boolean count = scored.composite() && row.task().equals(row.evaluation());
+      if (!count && !row.score().equals(Published.BLEU)) {
+        groups
+            .computeIfAbsent(
+                scored.composite() ? row.evaluation() : "single tasks", k -> new LinkedHashMap<>())
+            .computeIfAbsent(row.score(), k -> new ArrayList<>())
+            .add(scored);
+      }
+    }
+    var result = new ArrayList<Comparison.Row>();
+    groups.forEach(
+        (group, scores) ->
+            scores.forEach(
+                (score, all) -> {
+                  var mean = mean(group, score, all);
+                  if (mean != null) {
+                    result.add(mean);
+                  }
+                }));
+    return result;
+  }
+
+  private Comparison.Row mean(String group, String score, List<Scored> all) {
+    // over the tasks that all have; a system that leaves fewer than two of them has no mean
+    var taking = new ArrayList<Integer>();
+    for (int c = 0; c < columns.size(); c++) {
+      taking.add(c);
+    }
+    taking.removeIf(c -> all.stream().noneMatch(scored -> has(scored, c)));
+    var shared = shared(all, taking);
+    while (shared.size() < 2 && taking.size() > 1) {
+      taking.remove(
+          taking.stream()
+              .min(Comparator.comparingLong(c -> all.stream().filter(s -> has(s, c)).count()))
+              .orElseThrow());
+      shared = shared(all, taking);
+    }
+    if (shared.size() < 2) {
+      return null;
+    }
+    var cells = new ArrayList<Comparison.Cell>();
+    double[] first = null;
+    double firstMean = 0;
+    for (int c = 0; c < columns.size(); c++) {
+      if (!taking.contains(c)) {
+        cells.add(null);
+        continue;
+      }
+      double mean = 0;
+      var resampled = new double[resamples];
+      for (var scored : shared) {
+        mean += scored.row().cells().get(c).score() / shared.size();
+        for (int i = 0; i < resamples; i++) {
+          resampled[i] += scored.resampled()[c][i] / shared.size();
+        }
+      }
+      Comparison.Change change = null;
+      if (c == 0) {
+        first = resampled;
+        firstMean = mean;
+      } else if (first != null) {
+        change =
+            new Comparison.Change(
+                mean - firstMean, Interval.percentile(minus(resampled, first)), null, null, null);
+      }
+      cells.add(new Comparison.Cell(mean, Interval.percentile(resampled), change));
+    }
+    return new Comparison.Row(group, "mean", score, shared.size(), cells, publishedMeans(shared));
+  }
+
+  private static List<Scored> shared(List<Scored> rows, List<Integer> columns) {
+    return rows.stream().filter(row -> columns.stream().allMatch(c -> has(row, c))).toList();
+  }
+
+  private static boolean has(Scored scored, int column) {
+    var cell = scored.row().cells().get(column);
+    return cell != null && cell.score() != null;
+  }
+
+  private static List<Double> publishedMeans(List<Scored> rows) {
+    var result = new ArrayList<Double>();
+    int papers = rows.getFirst().row().published().size();
+    for (int p = 0; p < papers; p++) {
+      int paper = p;
+      var values = rows.stream().map(scored -> scored.row().published().get(paper)).toList();
+      result.add(
+          values.contains(null)
+              ? null
+              : values.stream().mapToDouble(Double::doubleValue).average().orElseThrow());
+    }
+    return result;
+  }
+
+  /** Collects in what the runs' settings differ. */
+  private final class Settings {
+    /** By name, then by values: the tasks. */
+    private final Map<String, Map<List<String>, List<String>>> found = new TreeMap<>();
+
+    void add(String evaluation, List<SavedRun> runs) {
+      var flat = runs.stream().map(run -> run == null ? null : flat(run.json())).toList();
+      var names = new TreeSet<String>();
+      flat.stream().filter(Objects::nonNull).forEach(each -> names.addAll(each.keySet()));
+      for (var name : names) {
+        var values = new ArrayList<String>();
+        flat.forEach(each -> values.add(each == null ? null : each.getOrDefault(name, "none")));
+        if (values.stream().filter(Objects::nonNull).distinct().count() > 1) {
+          found
+              .computeIfAbsent(name, k -> new LinkedHashMap<>())
+              .computeIfAbsent(values, k -> new ArrayList<>())
+              .add(evaluation);
+        }
+      }
+    }
+
+    private Map<String, String> flat(JsonNode json) {
+      var result = new TreeMap<String, String>();
+      json.properties()
+          .forEach(
+              field -> {
+                if (!OUTCOMES.contains(field.getKey())) {
+                  flatten(field.getKey(), field.getValue(), result);
+                }
+              });
+      result.keySet().removeIf(name -> PLACES.contains(name) || name.startsWith("model.sha256."));
+      var base = json.path("model").path("base_model_path").asText("");
+      var weights = new StringBuilder();
+      var others = new StringBuilder();
+      json.path("model")
+          .path("sha256")
+          .properties()
+          .forEach(
+              file ->
+                  (!base.isEmpty() && file.getKey().startsWith(base) ? weights : others)
+                      .append(' ')
+                      .append(
+                          file.getValue().asText(),
+                          0,
+                          Math.min(8, file.getValue().asText().length())));
+      result.put(BASE_WEIGHTS, weights.isEmpty() ? "none" : weights.toString().strip());
+      result.put(
+          "adapters and gates (sha256)", others.isEmpty() ? "none" : others.toString().strip());
+      return result;
+    }
+
+    private static void flatten(String name, JsonNode node, Map<String, String> result) {
+      if (node.isObject()) {
+        node.properties().forEach(e -> flatten(name + "." + e.getKey(), e.getValue(), result));
+      } else if (!node.isNull()) {
+        result.put(name, node.isTextual() ? node.asText() : node.toString());
+      }
+    }
+
+    /** What a comparison of models or of routing means to change. */
+    private static boolean meant(String name) {
+      return name.startsWith("model.") && !name.equals("model.dtype")
+          || name.startsWith("adapters and gates")
+          || name.equals("settings.batch_size");
+    }
+
+    void warn() {
+      found.forEach(
+          (name, byValues) -> {
+            if (!meant(name)) {
+              byValues.forEach(
+                  (values, tasks) ->
+                      warnings.add(name + " differs in " + some(tasks) + ": " + described(values)));
+            }
+          });
+    }
+
+    private String described(List<String> values) {
+      var text = new ArrayList<String>();
+      for (int c = 0; c < values.size(); c++) {
+        if (values.get(c) != null) {
+          text.add(columns.get(c).label() + " " + values.get(c));
+        }
+      }
+      return String.join(", ", text);
+    }
+
+    private static String some(List<String> tasks) {
+      return tasks.size() <= 3
+          ? String.join(", ", tasks)
+          : String.join(", ", tasks.subList(0, 2)) + " and " + (tasks.size() - 2) + " others";
+    }
+
+    List<Comparison.Setting> different() {
+      var result = new ArrayList<Comparison.Setting>();
+      found.forEach(
+          (name, byValues) ->
+              byValues.forEach(
+                  (values, tasks) -> result.add(new Comparison.Setting(name, tasks, values))));
+      return result;
+    }
+  }
+}

@@ -1,0 +1,268 @@
+package org.meteora.eval.compare;
+
+import java.util.ArrayList;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Locale;
+import java.util.Objects;
+import java.util.stream.Stream;
+import org.meteora.eval.statistics.Interval;
+
+/** A comparison as one HTML page that needs nothing else: tables, plots of intervals, samples. */
+public final class ComparisonHtml {
+  /** Samples of an evaluation on the page; the JSON has all. */
+  private static final int SAMPLES = 100;
+
+  private static final List<String> COLOURS =
+      List.of(
+          "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5566", "#777777");
+
+  private static final int LABELS = 330;
+  private static final int WIDTH = 900;
+  private static final int RIGHT = 30;
+  private static final int LINE = 16;
+
+  private static final String STYLE =
+      """
+      :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
+      body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
+      table { border-collapse: collapse; margin: 0.7em 0; font-variant-numeric: tabular-nums; }
+      th, td { text-align: left; padding: 0.25em 0.8em 0.25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+      .wide { overflow-x: auto; }
+      .warning { background: #fb06; padding: 0.3em 0.7em; margin: 0.3em 0; }
+      svg { max-width: 100%; height: auto; display: block; }
+      svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
+      details { margin: 0.3em 0; } summary { cursor: pointer; }
+      pre { white-space: pre-wrap; background: var(--soft); padding: 0.5em; margin: 0.2em 0; }
+      .key { display: inline-block; width: 0.8em; height: 0.8em; margin: 0 0.3em 0 1em; }
+      """;
+
+  private ComparisonHtml() {}
+
+  /** The page. */
+  public static String of(Comparison comparison) {
+    var title = escape(String.join(", ", comparison.columns()));
+    var html =
+        new StringBuilder(
+            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>"
+                + title
+                + "</title>\n<meta name=\"viewport\" content=\"width=device-width\"><style>\n"
+                + STYLE
+                + "</style></head><body>\n<h1>"
+                + title
+                + "</h1>\n");
+    for (var warning : comparison.warnings()) {
+      html.append("<p class=\"warning\">").append(escape(warning)).append("</p>\n");
+    }
+    var tables = Tables.of(comparison);
+    table(html, tables.getFirst());
+    html.append("<p>");
+    for (int c = 0; c < comparison.columns().size(); c++) {
+      html.append("<span class=\"key\" style=\"background:")
+          .append(colour(c))
+          .append("\"></span>")
+          .append(escape(comparison.columns().get(c)));
+    }
+    html.append("</p>\n");
+    for (var score : scores(comparison)) {
+      plot(html, comparison, score, false);
+    }
+    tables.stream().skip(1).forEach(each -> table(html, each));
+    for (var score : scores(comparison)) {
+      plot(html, comparison, score, true);
+    }
+    html.append("<h2>Samples where they differ</h2>\n");
+    comparison.samples().forEach(each -> samples(html, comparison, each));
+    return html.append("<p>")
+        .append(escape(ComparisonText.method(comparison)))
+        .append("</p>\n</body></html>\n")
+        .toString();
+  }
+
+  private static String colour(int column) {
+    return COLOURS.get(column % COLOURS.size());
+  }
+
+  private static void table(StringBuilder html, Tables.Table table) {
+    html.append("<h2>")
+        .append(escape(table.title()))
+        .append("</h2>\n<div class=\"wide\"><table><tr>");
+    table.header().forEach(each -> html.append("<th>").append(escape(each)).append("</th>"));
+    html.append("</tr>\n");
+    for (var row : table.rows()) {
+      html.append("<tr>");
+      row.forEach(each -> html.append("<td>").append(escape(each)).append("</td>"));
+      html.append("</tr>\n");
+    }
+    html.append("</table></div>\n");
+  }
+
+  private static Iterable<String> scores(Comparison comparison) {
+    var result = new LinkedHashSet<String>();
+    comparison.rows().stream()
+        .filter(row -> !row.score().equals(Published.BLEU))
+        .forEach(row -> result.add(row.score()));
+    return result;
+  }
+
+  /** A mark and a line from end to end of its interval. */
+  private record Mark(int column, double value, Interval interval) {}
+
+  private record Line(String label, List<Mark> marks) {}
+
+  private static void plot(
+      StringBuilder html, Comparison comparison, String score, boolean changes) {
+    var lines = new ArrayList<Line>();
+    Stream.concat(comparison.rows().stream(), comparison.means().stream())
+        .filter(row -> row.score().equals(score))
+        .forEach(
+            row -> {
+              var marks = new ArrayList<Mark>();
+              for (int c = 0; c < row.cells().size(); c++) {
+                var cell = row.cells().get(c);
+                if (cell != null && !changes && cell.interval() != null) {
+                  marks.add(new Mark(c, cell.score(), cell.interval()));
+                } else if (cell != null && changes && cell.change() != null) {
+                  marks.add(new Mark(c, cell.change().difference(), cell.change().interval()));
+                }
+              }
+              if (!marks.isEmpty()) {
+                var name =
+                    row.task().equals(row.evaluation())
+                        ? row.task()
+                        : row.evaluation() + ": " + row.task();
+                lines.add(new Line(name, marks));
+              }
+            });
+    if (lines.isEmpty()) {
+      return;
+    }
+    double low = changes ? 0 : Double.POSITIVE_INFINITY;
+    double high = changes ? 0 : Double.NEGATIVE_INFINITY;
+    int height = 30;
+    for (var line : lines) {
+      height += line.marks().size() * LINE + 8;
+      for (var mark : line.marks()) {
+        low = Math.min(low, Math.min(mark.value(), mark.interval().low()));
+        high = Math.max(high, Math.max(mark.value(), mark.interval().high()));
+      }
+    }
+    double margin = high > low ? (high - low) * 0.05 : 0.5;
+    var scale = new Scale(low - margin, high + margin);
+    html.append("<h3>")
+        .append(escape(score))
+        .append(changes ? ", difference from " + escape(comparison.columns().getFirst()) : "")
+        .append("</h3>\n<svg viewBox=\"0 0 ")
+        .append(WIDTH)
+        .append(' ')
+        .append(height)
+        .append("\" width=\"")
+        .append(WIDTH)
+        .append("\" role=\"img\" aria-label=\"")
+        .append(escape(score))
+        .append("\">\n");
+    scale.axis(html, height - 22, changes);
+    int y = 4;
+    for (var line : lines) {
+      int middle = y + line.marks().size() * LINE / 2 + 4;
+      html.append(
+          "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n"
+              .formatted(LABELS - 10, middle, escape(shortened(line.label()))));
+      for (var mark : line.marks()) {
+        int at = y + LINE / 2;
+        html.append(
+            String.format(
+                Locale.ROOT,
+                "<g stroke=\"%1$s\" fill=\"%1$s\"><title>%2$s: %3$.4f (%4$.4f to %5$.4f)</title>"
+                    + "<line x1=\"%6$.1f\" x2=\"%7$.1f\" y1=\"%8$d\" y2=\"%8$d\""
+                    + " stroke-width=\"2\"/><circle cx=\"%9$.1f\" cy=\"%8$d\" r=\"4\"/></g>%n",
+                colour(mark.column()),
+                escape(comparison.columns().get(mark.column())),
+                mark.value(),
+                mark.interval().low(),
+                mark.interval().high(),
+                scale.x(mark.interval().low()),
+                scale.x(mark.interval().high()),
+                at,
+                scale.x(mark.value())));
+        y += LINE;
+      }
+      y += 8;
+    }
+    html.append("</svg>\n");
+  }
+
+  private static String shortened(String label) {
+    return label.length() <= 48 ? label : label.substring(0, 47) + "…";
+  }
+
+  private record Scale(double low, double high) {
+    double x(double value) {
+      return LABELS + (value - low) / (high - low) * (WIDTH - LABELS - RIGHT);
+    }
+
+    /** Lines at round numbers, and a strong one at 0 where differences are shown. */
+    void axis(StringBuilder html, int bottom, boolean zero) {
+      double raw = (high - low) / 6;
+      double unit = Math.pow(10, Math.floor(Math.log10(raw)));
+      double step =
+          Stream.of(1, 2, 5, 10).map(m -> m * unit).filter(s -> s >= raw).findFirst().orElse(raw);
+      int digits = Math.max(0, (int) -Math.floor(Math.log10(step) + 1e-9));
+      for (double value = Math.ceil(low / step) * step; value <= high; value += step) {
+        boolean strong = zero && Math.abs(value) < step / 1e6;
+        html.append(
+            String.format(
+                Locale.ROOT,
+                "<line x1=\"%1$.1f\" x2=\"%1$.1f\" y1=\"0\" y2=\"%2$d\" stroke=\"currentColor\""
+                    + " stroke-opacity=\"%3$s\"/><text x=\"%1$.1f\" y=\"%4$d\""
+                    + " text-anchor=\"middle\">%5$s</text>%n",
+                x(value),
+                bottom,
+                strong ? "0.8" : "0.15",
+                bottom + 16,
+                String.format(Locale.ROOT, "%." + digits + "f", strong ? 0 : value)));
+      }
+    }
+  }
+
+  private static void samples(
+      StringBuilder html, Comparison comparison, Comparison.Samples samples) {
+    html.append("<details><summary>").append(escape(ComparisonText.summary(samples)));
+    if (samples.different().size() > SAMPLES) {
+      html.append(" (the first ").append(SAMPLES).append(" here, all in the JSON)");
+    }
+    html.append("</summary>\n");
+    samples.different().stream()
+        .limit(SAMPLES)
+        .forEach(
+            sample -> {
+              html.append("<details><summary>sample ").append(sample.index());
+              for (int c = 0; c < comparison.columns().size(); c++) {
+                if (sample.answers().get(c) != null) {
+                  html.append(" · ")
+                      .append(escape(comparison.columns().get(c)))
+                      .append(escape(ComparisonText.verdict(sample, c)));
+                }
+              }
+              html.append("</summary>\n<pre>").append(escape(sample.prompt())).append("</pre>\n");
+              html.append("truth<pre>").append(escape(sample.truth())).append("</pre>\n");
+              for (int c = 0; c < comparison.columns().size(); c++) {
+                if (Objects.nonNull(sample.answers().get(c))) {
+                  html.append(escape(comparison.columns().get(c)))
+                      .append("<pre>")
+                      .append(escape(sample.answers().get(c)))
+                      .append("</pre>\n");
+                }
+              }
+              html.append("</details>\n");
+            });
+    html.append("</details>\n");
+  }
+
+  private static String escape(String text) {
+    return text.replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+        .replace("\"", "&quot;");
+  }
+}

@@ -1,0 +1,143 @@
+package org.meteora.eval.compare;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Objects;
+
+/** A comparison as text for the terminal, or as Markdown. */
+public final class ComparisonText {
+  private static final int LONGEST = 300;
+
+  private ComparisonText() {}
+
+  /**
+   * For the terminal.
+   *
+   * @param shown samples of each evaluation, of those where the systems differ
+   */
+  public static String plain(Comparison comparison, int shown) {
+    var text = new StringBuilder();
+    comparison.warnings().forEach(warning -> text.append("warning: ").append(warning).append('\n'));
+    for (var table : Tables.of(comparison)) {
+      text.append(text.isEmpty() ? "" : "\n").append(table.title()).append('\n');
+      plain(text, table);
+    }
+    for (var samples : comparison.samples()) {
+      text.append('\n').append(summary(samples)).append('\n');
+      samples.different().stream()
+          .limit(shown)
+          .forEach(sample -> lines(comparison, sample, "  ").forEach(text::append));
+    }
+    text.append('\n').append(method(comparison)).append('\n');
+    return text.toString();
+  }
+
+  private static void plain(StringBuilder text, Tables.Table table) {
+    var rows = new ArrayList<List<String>>();
+    rows.add(table.header());
+    rows.addAll(table.rows());
+    for (var row : rows) {
+      var line = new StringBuilder();
+      for (int c = 0; c < row.size(); c++) {
+        int column = c;
+        int width = rows.stream().mapToInt(each -> each.get(column).length()).max().orElse(0);
+        line.append("  ").append(row.get(c)).append(" ".repeat(width - row.get(c).length()));
+      }
+      text.append(line.toString().stripTrailing()).append('\n');
+    }
+  }
+
+  /** As Markdown. */
+  public static String markdown(Comparison comparison, int shown) {
+    var text = new StringBuilder("# " + String.join(", ", comparison.columns()) + "\n");
+    if (!comparison.warnings().isEmpty()) {
+      text.append("\n**Warnings**\n\n");
+      comparison.warnings().forEach(each -> text.append("- ").append(cell(each)).append('\n'));
+    }
+    for (var table : Tables.of(comparison)) {
+      text.append("\n## ").append(table.title().replace("*", "\\*")).append("\n\n");
+      row(text, table.header());
+      row(text, table.header().stream().map(name -> "---").toList());
+      table.rows().forEach(each -> row(text, each));
+    }
+    text.append("\n## Samples where they differ\n");
+    for (var samples : comparison.samples()) {
+      text.append("\n").append(summary(samples)).append("\n\n");
+      samples.different().stream()
+          .limit(shown)
+          .forEach(sample -> lines(comparison, sample, "    ").forEach(text::append));
+    }
+    return text.append('\n').append(method(comparison)).append('\n').toString();
+  }
+
+  private static void row(StringBuilder text, List<String> cells) {
+    text.append("| ");
+    text.append(String.join(" | ", cells.stream().map(ComparisonText::cell).toList()));
+    text.append(" |\n");
+  }
+
+  private static String cell(String text) {
+    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;");
+  }
+
+  static String summary(Comparison.Samples samples) {
+    boolean judged = samples.different().stream().anyMatch(each -> !each.right().isEmpty());
+    return (judged
+            ? "%s: %d of %d samples are right in some columns and wrong in others"
+            : "%s: the answers to %d of %d samples differ")
+        .formatted(samples.evaluation(), samples.different().size(), samples.compared());
+  }
+
+  static String method(Comparison comparison) {
+    return ("Intervals: percentiles of %,d bootstrap resamples (seed %d), the same samples drawn"
+            + " for all; p: McNemar's exact test, two-sided.")
+        .formatted(comparison.resamples(), comparison.seed());
+  }
+
+  private static List<String> lines(
+      Comparison comparison, Comparison.Difference sample, String indent) {
+    var lines = new ArrayList<String>();
+    lines.add(indent + "sample " + sample.index() + ": " + oneLine(sample.prompt()) + "\n");
+    lines.add(indent + "  truth: " + oneLine(sample.truth()) + "\n");
+    for (int c = 0; c < comparison.columns().size(); c++) {
+      if (sample.answers().get(c) != null) {
+        lines.add(
+            indent
+                + "  "
+                + comparison.columns().get(c)
+                + verdict(sample, c)
+                + ": "
+                + oneLine(sample.answers().get(c))
+                + "\n");
+      }
+    }
+    return lines;
+  }
+
+  /** Right or wrong; of a composite task, which parts are right of those that differ. */
+  static String verdict(Comparison.Difference sample, int column) {
+    if (sample.right().isEmpty()) {
+      return "";
+    }
+    if (sample.right().size() == 1) {
+      var right = sample.right().values().iterator().next().get(column);
+      return right == null ? "" : right ? " (right)" : " (wrong)";
+    }
+    var parts =
+        sample.right().entrySet().stream()
+            .filter(part -> Objects.equals(part.getValue().get(column), true))
+            .map(java.util.Map.Entry::getKey)
+            .toList();
+    return parts.isEmpty() ? " (right in none)" : " (right in " + String.join(", ", parts) + ")";
+  }
+
+  /** On one line, the middle left out of long ones: a prompt's question often stands at its end. */
+  private static String oneLine(String text) {
+    var line = text.strip().replaceAll("\\s*\\R\\s*", " ⏎ ");
+    return line.length() <= LONGEST
+        ? line
+        : line.substring(0, LONGEST / 3)
+            + " […] "
+            + line.substring(line.length() - 2 * LONGEST / 3);
+  }
+}

@@ -1,0 +1,125 @@
+package org.meteora.eval.compare;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.Objects;
+import java.util.stream.Stream;
+
+/** A comparison as tables of text, for the terminal, for Markdown and for a page. */
+final class Tables {
+  private static final String NONE = "–";
+
+  private Tables() {}
+
+  /**
+   * @param rows as long as the header
+   */
+  record Table(String title, List<String> header, List<List<String>> rows) {}
+
+  /** Scores, differences from the first column, and settings that differ; empty ones left out. */
+  static List<Table> of(Comparison comparison) {
+    return Stream.of(scores(comparison), changes(comparison), settings(comparison))
+        .filter(table -> !table.rows().isEmpty())
+        .toList();
+  }
+
+  private static List<Comparison.Row> all(Comparison comparison) {
+    return Stream.concat(comparison.rows().stream(), comparison.means().stream()).toList();
+  }
+
+  private static Table scores(Comparison comparison) {
+    var header = new ArrayList<>(List.of("task", "score", "samples"));
+    header.addAll(comparison.columns());
+    header.addAll(comparison.published());
+    var rows = new ArrayList<List<String>>();
+    for (var row : all(comparison)) {
+      var line = begin(row);
+      line.add(String.valueOf(row.samples()));
+      row.cells().forEach(cell -> line.add(score(row, cell)));
+      for (int i = 0; i < comparison.published().size(); i++) {
+        var value = row.published().isEmpty() ? null : row.published().get(i);
+        line.add(value == null ? NONE : number(row, value, false));
+      }
+      rows.add(line);
+    }
+    return new Table("Scores, with 95 % intervals", header, rows);
+  }
+
+  private static Table changes(Comparison comparison) {
+    var others = comparison.columns().subList(1, comparison.columns().size());
+    var header = new ArrayList<>(List.of("task", "score"));
+    header.addAll(others);
+    var rows = new ArrayList<List<String>>();
+    for (var row : all(comparison)) {
+      var cells = row.cells().subList(1, row.cells().size());
+      if (cells.stream().filter(Objects::nonNull).anyMatch(cell -> cell.change() != null)) {
+        var line = begin(row);
+        cells.forEach(cell -> line.add(change(row, cell == null ? null : cell.change())));
+        rows.add(line);
+      }
+    }
+    return new Table(
+        "Differences from "
+            + comparison.columns().getFirst()
+            + ", on the same samples (*: the 95 % interval leaves 0 out)",
+        header,
+        rows);
+  }
+
+  private static Table settings(Comparison comparison) {
+    var header = new ArrayList<>(List.of("setting", "tasks"));
+    header.addAll(comparison.columns());
+    var rows = new ArrayList<List<String>>();
+    for (var setting : comparison.differences()) {
+      var line = new ArrayList<>(List.of(setting.name(), String.join(", ", setting.tasks())));
+      setting.values().forEach(value -> line.add(value == null ? NONE : value));
+      rows.add(line);
+    }
+    return new Table("In what the runs differ", header, rows);
+  }
+
+  private static List<String> begin(Comparison.Row row) {
+    var task =
+        row.task().equals(row.evaluation()) ? row.task() : row.evaluation() + ": " + row.task();
+    return new ArrayList<>(List.of(task, row.score()));
+  }
+
+  /** BLEU goes to 100, the others to 1 or to the number of questions. */
+  private static String number(Comparison.Row row, double value, boolean signed) {
+    int digits = row.score().startsWith("BLEU") ? 2 : 3;
+    return String.format(Locale.ROOT, "%" + (signed ? "+" : "") + "." + digits + "f", value);
+  }
+
+  private static String score(Comparison.Row row, Comparison.Cell cell) {
+    if (cell == null || cell.score() == null) {
+      return NONE;
+    }
+    var text = number(row, cell.score(), false);
+    return cell.interval() == null
+        ? text
+        : "%s (%s to %s)"
+            .formatted(
+                text,
+                number(row, cell.interval().low(), false),
+                number(row, cell.interval().high(), false));
+  }
+
+  private static String change(Comparison.Row row, Comparison.Change change) {
+    if (change == null) {
+      return NONE;
+    }
+    var text =
+        "%s%s (%s to %s)"
+            .formatted(
+                number(row, change.difference(), true),
+                change.clear() ? "*" : "",
+                number(row, change.interval().low(), true),
+                number(row, change.interval().high(), true));
+    return change.mcnemar() == null ? text : text + ", " + probability(change.mcnemar());
+  }
+
+  private static String probability(double p) {
+    return p < 0.0005 ? "p < 0.001" : String.format(Locale.ROOT, "p = %.3f", p);
+  }
+}
