@@ -1,4 +1,7 @@
 import ai.djl.ndarray.NDArray;
+
+import org.meteora.nn.Projection;
+import org.meteora.model.Architecture;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import com.fasterxml.jackson.databind.node.ObjectNode;
@@ -73,10 +76,10 @@ public final class MakeTiny {
       for (int layer = 0; layer < 2; layer++) {
         weights.put("model.layers." + layer + ".input_layernorm.weight", ones(manager));
         weights.put("model.layers." + layer + ".post_attention_layernorm.weight", ones(manager));
-        for (int module = 0; module < 7; module++) {
+        for (var module : Projection.values()) {
           weights.put(
-              LlamaConfig.projectionPath(layer, module) + ".weight",
-              normal(manager, 0.12, config.projectionShape(module)));
+              module.path(layer) + ".weight",
+              normal(manager, 0.12, config.shape(module)));
         }
       }
       SafetensorsWriter.write(base.resolve("model.safetensors"), weights, Map.of("format", "pt"));
@@ -101,21 +104,21 @@ public final class MakeTiny {
     return Ops.cast(manager.ones(Ops.shape(64)), Dtype.BF16);
   }
 
-  private static void adapters(NDManager manager, LlamaConfig config, Path folder) {
+  private static void adapters(NDManager manager, Architecture config, Path folder) {
     var stacked = new TreeMap<String, NDArray>();
     var described = new ArrayList<MeteoraCheckpoint.Adapter>();
     var parts = new TreeMap<String, List<NDArray>>();
     for (var name : TASKS.keySet()) {
       var target = folder.resolve("adapters").resolve(name);
-      LoraConfig.of(4, 8, 0.1, new java.util.HashSet<>(LoraConfig.ALL_PROJECTIONS), false, Set.of())
+      LoraConfig.of(4, 8, 0.1, new java.util.HashSet<>(Projection.NAMES), false, Set.of())
           .write(target, "configs/tiny/base");
       var tensors = new TreeMap<String, NDArray>();
       var ranks = new TreeMap<String, Integer>();
       var scales = new TreeMap<String, Double>();
       for (int layer = 0; layer < 2; layer++) {
-        for (int module = 0; module < 7; module++) {
-          var path = LlamaConfig.projectionPath(layer, module);
-          var shape = config.projectionShape(module);
+        for (var module : Projection.values()) {
+          var path = module.path(layer);
+          var shape = config.shape(module);
           var a = normal(manager, 0.12, 4, shape[1]);
           var b = normal(manager, 0.12, shape[0], 4);
           var key = "base_model.model." + path;

@@ -9,10 +9,11 @@ import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -135,7 +136,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
   }
 
   /** Keys and values of the context. */
-  private double cacheBytes(LlamaConfig config, int batch) {
+  private double cacheBytes(Architecture config, int batch) {
     return 2.0
         * config.numHiddenLayers()
         * config.numKeyValueHeads()
@@ -146,10 +147,10 @@ final class BenchDecodeCommand implements Callable<Integer> {
   }
 
   /** What a step must read: weights, cache, gates, and A and B of the adapters that are chosen. */
-  private double bytes(LlamaConfig config, int batch, boolean gated) {
+  private double bytes(Architecture config, int batch, boolean gated) {
     double numbers = (double) config.vocabSize() * config.hiddenSize();
-    for (int module = 0; module < 7; module++) {
-      var shape = config.projectionShape(module);
+    for (var module : Projection.values()) {
+      var shape = config.shape(module);
       double layer = (double) shape[0] * shape[1];
       if (gated) {
         layer +=
@@ -177,9 +178,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
           };
       for (var layer : model.layers()) {
         var projections = layer.projections();
-        for (int module = 0; module < 7; module++) {
-          var x = inputs[module == 6 ? 2 : module == 3 ? 1 : 0];
-          Ops.linear(x, projections[module].weight(), null).close();
+        for (var module : Projection.values()) {
+          var x = inputs[module == Projection.DOWN ? 2 : module == Projection.O ? 1 : 0];
+          Ops.linear(x, projections.get(module.ordinal()).weight(), null).close();
         }
       }
       var logits =

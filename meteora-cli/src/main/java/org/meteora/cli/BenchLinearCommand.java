@@ -7,6 +7,7 @@ import org.meteora.model.RandomLlama;
 import org.meteora.moe.MoeLinear;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
@@ -38,8 +39,8 @@ final class BenchLinearCommand implements Callable<Integer> {
       rate = options.multiplicationRate(manager);
       bandwidth = options.readRate();
     }
-    for (int module : new int[] {0, 4, 6}) { // q, gate, down: the three different shapes
-      var shape = config.projectionShape(module);
+    for (var module : List.of(Projection.Q, Projection.GATE, Projection.DOWN)) { // all shapes
+      var shape = config.shape(module);
       for (int count : tokens) {
         try (var manager = options.manager();
             var recording = Ops.notRecording()) {
@@ -48,8 +49,8 @@ final class BenchLinearCommand implements Callable<Integer> {
           var x = RandomLlama.normal(manager, options.dtype(), 1, count, shape[1]);
           var bank =
               RandomLlama.bank(shape, manager, options.dtype(), options.adapters, options.rank);
-          var plain = new MoeLinear(weight, null, null, control, 0, 0, module);
-          var gated = new MoeLinear(weight, null, bank, control, 0, 0, module);
+          var plain = new MoeLinear(weight, null, null, control, 0, 0, module.ordinal());
+          var gated = new MoeLinear(weight, null, bank, control, 0, 0, module.ordinal());
           var name = shape[1] + " → " + shape[0] + ", " + count + " tokens, ";
           double size = options.dtype().bytes();
           double weights = (double) shape[0] * shape[1];

@@ -12,6 +12,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.kernel.GpuMeasure;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
+import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
@@ -92,7 +93,7 @@ final class BenchModel {
   /** Warm-up runs at most, so that a KV cache of so many more columns is enough. */
   static final int WARM_UP = 100;
 
-  LlamaConfig config() {
+  Architecture config() {
     if (adapters < 1 || rank < 1 || repeat < 1 || topK < 1) {
       throw new UserException(
           "--adapters, --rank, --routing-top-k and --repeat must be at least 1");
@@ -187,7 +188,7 @@ final class BenchModel {
     return new RoutingControl(new RoutingSettings(topK, 1), Flags.AUTO);
   }
 
-  Llama model(LlamaConfig config, NDManager manager, int adapters, RoutingControl control) {
+  Llama model(Architecture config, NDManager manager, int adapters, RoutingControl control) {
     return RandomLlama.create(config, manager, dtype(), adapters, rank, control, 0);
   }
 

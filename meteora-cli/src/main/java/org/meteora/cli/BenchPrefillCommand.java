@@ -6,6 +6,7 @@ import java.util.concurrent.Callable;
 import org.meteora.model.Llama;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -42,8 +43,8 @@ final class BenchPrefillCommand implements Callable<Integer> {
       double flops = 2.0 * tokens * count * config.numAttentionHeads() * config.headDim();
       double adapters = 0;
       int ranks = Math.min(options.topK, options.adapters) * options.rank;
-      for (int module = 0; module < 7; module++) {
-        var shape = config.projectionShape(module);
+      for (var module : Projection.values()) {
+        var shape = config.shape(module);
         flops += 2.0 * count * shape[0] * shape[1];
         adapters +=
             2.0 * count * ((double) ranks * (shape[0] + shape[1]) + options.adapters * shape[1]);

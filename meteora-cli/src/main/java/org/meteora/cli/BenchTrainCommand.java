@@ -8,11 +8,13 @@ import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
+import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
@@ -122,7 +124,7 @@ final class BenchTrainCommand implements Callable<Integer> {
     return 0;
   }
 
-  private void oneLayer(LlamaConfig whole) {
+  private void oneLayer(Architecture whole) {
     var raw = (com.fasterxml.jackson.databind.node.ObjectNode) whole.raw().deepCopy();
     raw.put("num_hidden_layers", 1).put("vocab_size", 1024);
     var config = LlamaConfig.parse(raw, "one layer");
@@ -172,10 +174,10 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   /** Forward, and the gradient to the input, of a layer without adapters. */
-  private double flops(LlamaConfig config) {
+  private double flops(Architecture config) {
     double sizes = 0;
-    for (int module = 0; module < 7; module++) {
-      var shape = config.projectionShape(module);
+    for (var module : Projection.values()) {
+      var shape = config.shape(module);
       sizes += (double) shape[0] * shape[1];
     }
     double scores =
@@ -184,11 +186,11 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   /** Forward and both gradients of the gates and of the chosen adapters. */
-  private double adapterFlops(LlamaConfig config) {
+  private double adapterFlops(Architecture config) {
     double sizes = 0;
     int chosen = Math.min(options.topK, options.adapters) * options.rank;
-    for (int module = 0; module < 7; module++) {
-      var shape = config.projectionShape(module);
+    for (var module : Projection.values()) {
+      var shape = config.shape(module);
       sizes += (double) chosen * (shape[0] + shape[1]) + (double) options.adapters * shape[1];
     }
     return 3 * 2 * tokenCount() * sizes;
@@ -225,7 +227,7 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   /** Random tokens, each sequence of another task. */
-  private Batch batch(LlamaConfig config) {
+  private Batch batch(Architecture config) {
     if (batch < 1 || tokens < 2) {
       throw new UserException("--batch must be at least 1 and --tokens at least 2");
     }
@@ -251,9 +253,9 @@ final class BenchTrainCommand implements Callable<Integer> {
     var result = new LinkedHashMap<String, NDArray>();
     for (int layer = 0; layer < model.layers().size(); layer++) {
       var projections = model.layers().get(layer).projections();
-      for (int module = 0; module < projections.length; module++) {
-        var bank = projections[module].bank();
-        var path = LlamaConfig.projectionPath(layer, module);
+      for (var module : Projection.values()) {
+        var bank = projections.get(module.ordinal()).bank();
+        var path = module.path(layer);
         result.put(path + ".moe_gate", bank.gate());
         result.put(path + ".lora_A", bank.loraA());
         result.put(path + ".lora_B", bank.loraB());

@@ -10,7 +10,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
-import java.util.function.BiFunction;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.kernel.Kernels;
@@ -23,6 +22,7 @@ import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
@@ -173,7 +173,7 @@ public final class LoadedModel implements AutoCloseable {
         var builder =
             new ModelBuilder(
                 manager, dtype, base, baseFromCheckpoint ? "base_model.model." : "", progress);
-        BiFunction<Integer, Integer, AdapterBank> banks;
+        LlamaFactory.Banks banks;
         List<String> names;
         if (checkpoint != null) {
           var opened = checkpoint;

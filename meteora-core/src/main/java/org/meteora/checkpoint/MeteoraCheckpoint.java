@@ -14,7 +14,8 @@ import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
-import org.meteora.model.llama.LlamaConfig;
+import org.meteora.model.Architecture;
+import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;
 
@@ -61,18 +62,16 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    * @param adapterDir the adapters' folders; needed when the checkpoint does not name its adapters
    * @throws UserException when files are missing or broken, or adapters do not fit
    */
-  public static MeteoraCheckpoint open(Path path, Optional<Path> adapterDir, LlamaConfig config) {
+  public static MeteoraCheckpoint open(Path path, Optional<Path> adapterDir, Architecture config) {
     if (!Files.exists(path)) {
       throw new UserException("no such MeteoRA checkpoint: " + path);
     }
     var weights = SafetensorsFolder.open(path);
     try {
-      var gate = weights.info(gateKey(LlamaConfig.projectionPath(0, 0)));
+      var gate = weights.info(gateKey(Projection.Q.path(0)));
       if (gate.isEmpty() || gate.get().shape().size() != 2) {
         throw new UserException(
-            path
-                + ": not a MeteoRA checkpoint: there is no "
-                + gateKey(LlamaConfig.projectionPath(0, 0)));
+            path + ": not a MeteoRA checkpoint: there is no " + gateKey(Projection.Q.path(0)));
       }
       long n = gate.get().shape().getFirst();
       var metadata = weights.metadata().get(METADATA_KEY);
@@ -118,7 +117,7 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     }
   }
 
-  private static List<Adapter> parse(Path path, String json, LlamaConfig config) {
+  private static List<Adapter> parse(Path path, String json, Architecture config) {
     try {
       var result = new ArrayList<Adapter>();
       for (JsonNode node : Jsonl.JSON.readTree(json)) {
@@ -126,8 +125,8 @@ public final class MeteoraCheckpoint implements AutoCloseable {
         var ranks = new LinkedHashMap<String, Integer>();
         var scales = new LinkedHashMap<String, Double>();
         for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
-          for (int module = 0; module < 7; module++) {
-            var projection = LlamaConfig.projectionPath(layer, module);
+          for (var module : Projection.values()) {
+            var projection = module.path(layer);
             var rank = node.path("rank").path(projection);
             var scale = node.path("scale").path(projection);
             if (!rank.isInt()
@@ -161,7 +160,7 @@ public final class MeteoraCheckpoint implements AutoCloseable {
   }
 
   private static List<Adapter> fromFolders(
-      Path path, long n, Optional<Path> adapterDir, LlamaConfig config) {
+      Path path, long n, Optional<Path> adapterDir, Architecture config) {
     if (adapterDir.isEmpty()) {
       throw new UserException(
           path
@@ -195,14 +194,14 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    * @throws UserException when its shapes do not fit the model or its own configuration, or it has
    *     tensors that belong to no projection
    */
-  static Adapter describe(LoraAdapter adapter, LlamaConfig config) {
+  static Adapter describe(LoraAdapter adapter, Architecture config) {
     var unknown = new TreeSet<>(adapter.weights().tensors().keySet());
     var ranks = new LinkedHashMap<String, Integer>();
     var scales = new LinkedHashMap<String, Double>();
     for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
-      for (int module = 0; module < 7; module++) {
-        var projection = LlamaConfig.projectionPath(layer, module);
-        var shape = config.projectionShape(module);
+      for (var module : Projection.values()) {
+        var projection = module.path(layer);
+        var shape = config.shape(module);
         adapter.requireFits(projection, shape[1], shape[0]);
         int rank = adapter.rankOn(projection).orElse(0);
         if (rank > 0 && rank != adapter.config().rankOf(projection)) {
@@ -274,16 +273,18 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     for (int layer = 0; layer < model.layers().size(); layer++) {
       var block = model.layers().get(layer);
       var projections = block.projections();
-      for (int module = 0; module < 7; module++) {
-        var path = LlamaConfig.projectionPath(layer, module);
-        var bank = projections[module].bank();
+      for (var module : Projection.values()) {
+        var path = module.path(layer);
+        var bank = projections.get(module.ordinal()).bank();
         result.put(gateKey(path), bank.gate());
         result.put(loraAKey(path), bank.loraA());
         result.put(loraBKey(path), bank.loraB());
         if (withBase) {
-          result.put(PREFIX + path + ".base_layer.weight", projections[module].weight());
-          if (projections[module].bias() != null) {
-            result.put(PREFIX + path + ".base_layer.bias", projections[module].bias());
+          result.put(
+              PREFIX + path + ".base_layer.weight", projections.get(module.ordinal()).weight());
+          if (projections.get(module.ordinal()).bias() != null) {
+            result.put(
+                PREFIX + path + ".base_layer.bias", projections.get(module.ordinal()).bias());
           }
         }
       }

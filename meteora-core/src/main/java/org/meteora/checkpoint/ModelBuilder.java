@@ -6,14 +6,14 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.function.BiFunction;
 import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
+import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
+import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -47,10 +47,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
    * @param banks the adapters of a layer's module; may return null
    */
   Llama build(
-      LlamaConfig config,
-      BiFunction<Integer, Integer, AdapterBank> banks,
-      RoutingControl control,
-      double dropout) {
+      Architecture config, LlamaFactory.Banks banks, RoutingControl control, double dropout) {
     return LlamaFactory.build(config, manager, dtype, this, banks, control, dropout);
   }
 
@@ -93,9 +90,10 @@ final class ModelBuilder implements LlamaFactory.Weights {
   }
 
   /** The bank of a projection from a MeteoRA checkpoint. */
-  AdapterBank bank(MeteoraCheckpoint checkpoint, LlamaConfig config, int layer, int module) {
-    var path = LlamaConfig.projectionPath(layer, module);
-    var shape = config.projectionShape(module);
+  AdapterBank bank(
+      MeteoraCheckpoint checkpoint, Architecture config, int layer, Projection module) {
+    var path = module.path(layer);
+    var shape = config.shape(module);
     int n = checkpoint.adapters().size();
     var ranks = new int[n];
     var scales = new double[n];
@@ -118,7 +116,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
    * The bank of a projection from adapters' folders, without a gate; null when none of them acts
    * there.
    */
-  AdapterBank bank(List<LoraAdapter> adapters, LlamaConfig config, int layer, int module) {
+  AdapterBank bank(List<LoraAdapter> adapters, Architecture config, int layer, Projection module) {
     return stack(manager, dtype, adapters, config, layer, module);
   }
 
@@ -127,11 +125,11 @@ final class ModelBuilder implements LlamaFactory.Weights {
       NDManager manager,
       Dtype dtype,
       List<LoraAdapter> adapters,
-      LlamaConfig config,
+      Architecture config,
       int layer,
-      int module) {
-    var path = LlamaConfig.projectionPath(layer, module);
-    var shape = config.projectionShape(module);
+      Projection module) {
+    var path = module.path(layer);
+    var shape = config.shape(module);
     var ranks = new int[adapters.size()];
     var scales = new double[adapters.size()];
     var a = new ArrayList<NDArray>();

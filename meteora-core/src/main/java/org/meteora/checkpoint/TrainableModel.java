@@ -11,18 +11,20 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Random;
-import java.util.function.BiFunction;
 import org.meteora.UserException;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.lora.LoraConfig;
+import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
+import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -74,8 +76,8 @@ public final class TrainableModel implements AutoCloseable {
   }
 
   private interface Banks {
-    BiFunction<Integer, Integer, AdapterBank> of(
-        ModelBuilder builder, LlamaConfig config, NDManager manager, Dtype dtype);
+    LlamaFactory.Banks of(
+        ModelBuilder builder, Architecture config, NDManager manager, Dtype dtype);
   }
 
   /**
@@ -98,11 +100,16 @@ public final class TrainableModel implements AutoCloseable {
           (builder, c, manager, dtype) ->
               (layer, module) -> {
                 var bank = ModelBuilder.stack(manager, dtype, opened, c, layer, module);
-                long in = c.projectionShape(module)[1];
+                long in = c.shape(module)[1];
                 double bound = 1 / Math.sqrt(in);
                 var gate =
                     uniform(
-                        manager, dtype, bound, seed(spec, layer, module, 0), adapters.size(), in);
+                        manager,
+                        dtype,
+                        bound,
+                        seed(spec, layer, module.ordinal(), 0),
+                        adapters.size(),
+                        in);
                 return new AdapterBank(
                     gate, bank.loraA(), bank.loraB(), bank.ranks(), bank.scales());
               });
@@ -156,9 +163,9 @@ public final class TrainableModel implements AutoCloseable {
     var ranks = new LinkedHashMap<String, Integer>();
     var scales = new LinkedHashMap<String, Double>();
     for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
-      for (int module = 0; module < 7; module++) {
-        var path = LlamaConfig.projectionPath(layer, module);
-        boolean targeted = lora.targets(layer, LoraConfig.ALL_PROJECTIONS.get(module));
+      for (var module : Projection.values()) {
+        var path = module.path(layer);
+        boolean targeted = lora.targets(layer, module.module());
         int rank = targeted ? lora.rankOf(path) : 0;
         ranks.put(path, rank);
         scales.put(path, targeted ? lora.scaleOf(path, rank) : 1);
@@ -170,16 +177,22 @@ public final class TrainableModel implements AutoCloseable {
         List.of(new MeteoraCheckpoint.Adapter(name, ranks, scales)),
         (builder, c, manager, dtype) ->
             (layer, module) -> {
-              var path = LlamaConfig.projectionPath(layer, module);
+              var path = module.path(layer);
               int rank = ranks.get(path);
               if (rank == 0) {
                 return null;
               }
-              var shape = c.projectionShape(module);
+              var shape = c.shape(module);
               double bound = 1 / Math.sqrt(shape[1]);
               return new AdapterBank(
                   null,
-                  uniform(manager, dtype, bound, seed(spec, layer, module, 1), rank, shape[1]),
+                  uniform(
+                      manager,
+                      dtype,
+                      bound,
+                      seed(spec, layer, module.ordinal(), 1),
+                      rank,
+                      shape[1]),
                   Ops.zeros(manager, dtype, shape[0], rank),
                   new int[] {rank},
                   new double[] {scales.get(path)});
@@ -187,7 +200,7 @@ public final class TrainableModel implements AutoCloseable {
   }
 
   private static TrainableModel build(
-      Spec spec, LlamaConfig config, List<MeteoraCheckpoint.Adapter> adapters, Banks banks) {
+      Spec spec, Architecture config, List<MeteoraCheckpoint.Adapter> adapters, Banks banks) {
     var files = new ArrayList<AutoCloseable>();
     NDManager manager = null;
     try {
@@ -271,12 +284,12 @@ public final class TrainableModel implements AutoCloseable {
     var result = new LinkedHashMap<String, NDArray>();
     for (int layer = 0; layer < llama.layers().size(); layer++) {
       var projections = llama.layers().get(layer).projections();
-      for (int module = 0; module < 7; module++) {
-        var bank = projections[module].bank();
+      for (var module : Projection.values()) {
+        var bank = projections.get(module.ordinal()).bank();
         if (bank == null) {
           continue;
         }
-        var path = LlamaConfig.projectionPath(layer, module);
+        var path = module.path(layer);
         if (bank.gate() != null) {
           result.put(path + ".moe_gate", bank.gate());
         }

@@ -9,7 +9,7 @@ import java.util.Map;
 import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
-import org.meteora.model.llama.LlamaConfig;
+import org.meteora.model.Architecture;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -82,7 +82,7 @@ public record GenerationConfig(
    *
    * @throws UserException for a value that is impossible
    */
-  public static GenerationConfig read(Path modelFolder, LlamaConfig model) {
+  public static GenerationConfig read(Path modelFolder, Architecture model) {
     var file = modelFolder.resolve("generation_config.json");
     JsonNode node = Files.exists(file) ? Jsonl.readFile(file) : Jsonl.JSON.createObjectNode();
     var where = node.has("eos_token_id") ? file : modelFolder.resolve("config.json");

@@ -12,6 +12,7 @@ import java.util.regex.PatternSyntaxException;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.nn.Projection;
 
 /**
  * The settings of a LoRA adapter, as PEFT keeps them in {@code adapter_config.json}.
@@ -34,11 +35,6 @@ public record LoraConfig(
     Map<String, Integer> rankPattern,
     Map<String, Double> alphaPattern,
     Set<Integer> layersToTransform) {
-  /** The seven projections of a decoder layer, in the order of the paper's layer. */
-  public static final java.util.List<String> ALL_PROJECTIONS =
-      java.util.List.of(
-          "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj");
-
   /** An adapter of one rank on the given modules of the given layers (empty: all). */
   public static LoraConfig of(
       int rank,
@@ -90,7 +86,7 @@ public record LoraConfig(
     var targets = new TreeSet<String>();
     var modules = node.path("target_modules");
     if (modules.isTextual() && modules.asText().equals("all-linear")) {
-      targets.addAll(ALL_PROJECTIONS);
+      targets.addAll(Projection.NAMES);
     } else if (modules.isTextual()) {
       addMatching(file, modules.asText(), targets);
     } else {
@@ -132,7 +128,7 @@ public record LoraConfig(
     } catch (PatternSyntaxException e) {
       throw new UserException(file + ": target_modules is not a regular expression: " + regex);
     }
-    for (var projection : ALL_PROJECTIONS) {
+    for (var projection : Projection.NAMES) {
       for (var parent : new String[] {"self_attn", "mlp"}) {
         if (pattern.matcher("model.layers.0." + parent + "." + projection).matches()) {
           targets.add(projection);

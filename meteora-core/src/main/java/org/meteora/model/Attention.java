@@ -6,40 +6,31 @@ import ai.djl.ndarray.NDList;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import java.util.List;
+import java.util.Map;
 import java.util.Objects;
 import java.util.stream.Stream;
 import org.meteora.backend.cpu.HostRows;
 import org.meteora.backend.cuda.GpuRows;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.LinearGroup;
 import org.meteora.moe.MoeLinear;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 
 /** Grouped-query self-attention with rotary positions: {@code (batch, seq, hidden)} to the same. */
 public final class Attention extends LlamaBlock {
-  private final LlamaConfig config;
+  private final Architecture config;
   private final LinearGroup input;
   private final LinearGroup output;
   private final int layer;
   private final RotaryEmbedding rotary;
 
   Attention(
-      LlamaConfig config,
-      int layer,
-      RotaryEmbedding rotary,
-      MoeLinear q,
-      MoeLinear k,
-      MoeLinear v,
-      MoeLinear o) {
+      Architecture config, int layer, RotaryEmbedding rotary, Map<Projection, MoeLinear> linears) {
     this.config = config;
     this.layer = layer;
     this.rotary = rotary;
-    addChildBlock("q_proj", q);
-    addChildBlock("k_proj", k);
-    addChildBlock("v_proj", v);
-    addChildBlock("o_proj", o);
-    this.input = new LinearGroup(List.of(q, k, v));
-    this.output = new LinearGroup(List.of(o));
+    this.input = group(Projection.Input.ATTENTION, linears);
+    this.output = group(Projection.Input.ATTENTION_HEADS, linears);
   }
 
   NDArray forward(NDArray x, Pass pass) {
@@ -115,10 +106,8 @@ public final class Attention extends LlamaBlock {
     return outputs.stream().map(MoeLinear.Output::y).toList();
   }
 
-  MoeLinear[] projections() {
-    return Stream.of(input, output)
-        .flatMap(group -> group.linears().stream())
-        .toArray(MoeLinear[]::new);
+  Stream<MoeLinear> projections() {
+    return Stream.of(input, output).flatMap(group -> group.linears().stream());
   }
 
   @Override

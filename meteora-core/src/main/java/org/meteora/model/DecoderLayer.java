@@ -4,7 +4,10 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
+import java.util.List;
+import java.util.stream.Stream;
 import org.meteora.moe.MoeLinear;
+import org.meteora.nn.Projection;
 
 /** One decoder layer: {@code (batch, seq, hidden)} to the same. */
 public final class DecoderLayer extends LlamaBlock {
@@ -13,6 +16,7 @@ public final class DecoderLayer extends LlamaBlock {
   private final RmsNorm postAttentionNorm;
   private final Mlp mlp;
   private final RotaryEmbedding rotary;
+  private final List<MoeLinear> projections;
 
   DecoderLayer(
       RotaryEmbedding rotary,
@@ -25,6 +29,7 @@ public final class DecoderLayer extends LlamaBlock {
     this.attention = addChildBlock("self_attn", attention);
     this.postAttentionNorm = addChildBlock("post_attention_layernorm", postAttentionNorm);
     this.mlp = addChildBlock("mlp", mlp);
+    this.projections = Stream.concat(attention.projections(), mlp.projections()).toList();
   }
 
   /**
@@ -68,13 +73,14 @@ public final class DecoderLayer extends LlamaBlock {
     return postAttentionNorm;
   }
 
-  /** The seven projections: q, k, v, o, gate, up, down. */
-  public MoeLinear[] projections() {
-    var first = attention.projections();
-    var second = mlp.projections();
-    return new MoeLinear[] {
-      first[0], first[1], first[2], first[3], second[0], second[1], second[2]
-    };
+  /** All projections, in the order of {@link Projection}. */
+  public List<MoeLinear> projections() {
+    return projections;
+  }
+
+  /** One projection. */
+  public MoeLinear projection(Projection which) {
+    return projections.get(which.ordinal());
   }
 
   @Override

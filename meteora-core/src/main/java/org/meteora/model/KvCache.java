@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import org.meteora.cuda.decode.KvMemory;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -23,7 +22,7 @@ public final class KvCache implements AutoCloseable {
    */
   public static final float MASKED = -30000;
 
-  private final LlamaConfig config;
+  private final Architecture config;
   private final NDManager manager;
   private final Dtype dtype;
   private final NDArray[] keys;
@@ -38,7 +37,7 @@ public final class KvCache implements AutoCloseable {
    * @param padding left padding of each row
    * @param expected positions that will be needed at least
    */
-  public KvCache(LlamaConfig config, NDManager parent, Dtype dtype, int[] padding, int expected) {
+  public KvCache(Architecture config, NDManager parent, Dtype dtype, int[] padding, int expected) {
     this.config = config;
     this.manager = parent.newSubManager();
     this.dtype = dtype;

@@ -7,7 +7,6 @@ import ai.djl.ndarray.types.Shape;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import java.util.List;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingListener;
 import org.meteora.tensor.Dtype;
@@ -20,7 +19,7 @@ import org.meteora.tensor.Ops;
  * <p>It owns nothing: its parameters belong to the manager they were made in.
  */
 public final class Llama extends LlamaBlock {
-  private final LlamaConfig config;
+  private final Architecture config;
   private final Dtype dtype;
   private final NDManager manager;
   private final NDArray embedding;
@@ -36,7 +35,7 @@ public final class Llama extends LlamaBlock {
    * @param head {@code (vocab, hidden)}; the embedding itself when they are tied
    */
   public Llama(
-      LlamaConfig config,
+      Architecture config,
       NDManager manager,
       NDArray embedding,
       List<DecoderLayer> layers,
@@ -62,7 +61,7 @@ public final class Llama extends LlamaBlock {
     }
   }
 
-  public LlamaConfig config() {
+  public Architecture config() {
     return config;
   }
 

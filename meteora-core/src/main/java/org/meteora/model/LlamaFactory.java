@@ -3,11 +3,11 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
-import java.util.function.BiFunction;
+import java.util.EnumMap;
 import org.meteora.lora.AdapterBank;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.MoeLinear;
 import org.meteora.moe.RoutingControl;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 
 /** Puts a {@link Llama} together from named weights. */
@@ -25,17 +25,24 @@ public final class LlamaFactory {
     NDArray get(String name, long... shape);
   }
 
+  /** Where adapters come from. */
+  @FunctionalInterface
+  public interface Banks {
+    /** The adapters of a layer's projection; null for none. */
+    AdapterBank get(int layer, Projection projection);
+  }
+
   /**
    * @param manager owns parameters and tables
-   * @param banks adapters of a layer's module (0…6), or null for none
+   * @param banks the adapters of every projection
    * @param dropout on the adapters' input in training
    */
   public static Llama build(
-      LlamaConfig config,
+      Architecture config,
       NDManager manager,
       Dtype dtype,
       Weights weights,
-      BiFunction<Integer, Integer, AdapterBank> banks,
+      Banks banks,
       RoutingControl control,
       double dropout) {
     long hidden = config.hiddenSize();
@@ -43,19 +50,20 @@ public final class LlamaFactory {
     var embedding = weights.get("model.embed_tokens.weight", config.vocabSize(), hidden);
     var layers = new ArrayList<DecoderLayer>();
     for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
-      var linears = new MoeLinear[7];
-      for (int module = 0; module < 7; module++) {
-        var path = LlamaConfig.projectionPath(layer, module);
-        var shape = config.projectionShape(module);
-        linears[module] =
+      var linears = new EnumMap<Projection, MoeLinear>(Projection.class);
+      for (var module : Projection.values()) {
+        var path = module.path(layer);
+        var shape = config.shape(module);
+        linears.put(
+            module,
             new MoeLinear(
                 weights.get(path + ".weight", shape),
-                config.hasBias(module) ? weights.get(path + ".bias", shape[0]) : null,
-                banks.apply(layer, module),
+                config.biased().contains(module) ? weights.get(path + ".bias", shape[0]) : null,
+                banks.get(layer, module),
                 control,
                 dropout,
                 layer,
-                module);
+                module.ordinal()));
       }
       var prefix = "model.layers." + layer + ".";
       layers.add(
@@ -63,11 +71,11 @@ public final class LlamaFactory {
               rotary,
               new RmsNorm(
                   weights.get(prefix + "input_layernorm.weight", hidden), config.rmsNormEps()),
-              new Attention(config, layer, rotary, linears[0], linears[1], linears[2], linears[3]),
+              new Attention(config, layer, rotary, linears),
               new RmsNorm(
                   weights.get(prefix + "post_attention_layernorm.weight", hidden),
                   config.rmsNormEps()),
-              new Mlp(linears[4], linears[5], linears[6])));
+              new Mlp(linears)));
     }
     var norm = new RmsNorm(weights.get("model.norm.weight", hidden), config.rmsNormEps());
     var head =

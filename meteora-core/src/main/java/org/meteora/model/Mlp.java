@@ -4,11 +4,12 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
-import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.meteora.backend.cuda.GpuRows;
 import org.meteora.moe.LinearGroup;
 import org.meteora.moe.MoeLinear;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 
 /** {@code down(silu(gate(x)) · up(x))}: {@code (batch, seq, hidden)} to the same. */
@@ -16,12 +17,9 @@ public final class Mlp extends LlamaBlock {
   private final LinearGroup input;
   private final LinearGroup output;
 
-  Mlp(MoeLinear gate, MoeLinear up, MoeLinear down) {
-    addChildBlock("gate_proj", gate);
-    addChildBlock("up_proj", up);
-    addChildBlock("down_proj", down);
-    this.input = new LinearGroup(List.of(gate, up));
-    this.output = new LinearGroup(List.of(down));
+  Mlp(Map<Projection, MoeLinear> linears) {
+    this.input = group(Projection.Input.MLP, linears);
+    this.output = group(Projection.Input.MLP_INNER, linears);
   }
 
   NDArray forward(NDArray x, Pass pass) {
@@ -38,10 +36,8 @@ public final class Mlp extends LlamaBlock {
     return Attention.project(output, inner, pass).getFirst();
   }
 
-  MoeLinear[] projections() {
-    return Stream.of(input, output)
-        .flatMap(group -> group.linears().stream())
-        .toArray(MoeLinear[]::new);
+  Stream<MoeLinear> projections() {
+    return Stream.of(input, output).flatMap(group -> group.linears().stream());
   }
 
   @Override

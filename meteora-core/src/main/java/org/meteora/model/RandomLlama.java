@@ -5,7 +5,6 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import java.util.Arrays;
 import org.meteora.lora.AdapterBank;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.RoutingControl;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -23,7 +22,7 @@ public final class RandomLlama {
    * @param dropout on the adapters' input in training
    */
   public static Llama create(
-      LlamaConfig config,
+      Architecture config,
       NDManager manager,
       Dtype dtype,
       int adapters,
@@ -39,9 +38,7 @@ public final class RandomLlama {
                 ? norm(manager, dtype, shape)
                 : normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape),
         (layer, module) ->
-            adapters == 0
-                ? null
-                : bank(config.projectionShape(module), manager, dtype, adapters, rank),
+            adapters == 0 ? null : bank(config.shape(module), manager, dtype, adapters, rank),
         control,
         dropout);
   }

@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -32,7 +31,7 @@ public final class RotaryEmbedding {
   /**
    * @param manager owns the tables
    */
-  public RotaryEmbedding(NDManager manager, LlamaConfig config, Dtype dtype) {
+  public RotaryEmbedding(NDManager manager, Architecture config, Dtype dtype) {
     this.manager = manager;
     this.headDim = config.headDim();
     this.dtype = dtype;
@@ -40,7 +39,7 @@ public final class RotaryEmbedding {
   }
 
   /** Angle per position of each pair, {@code headDim / 2} of them. */
-  public static double[] frequencies(LlamaConfig config) {
+  public static double[] frequencies(Architecture config) {
     var rope = config.rope();
     int half = config.headDim() / 2;
     var result = new double[half];
@@ -60,7 +59,7 @@ public final class RotaryEmbedding {
    * Llama 3.1: long wavelengths are stretched by the factor, short ones kept, those between
    * interpolated.
    */
-  private static double llama3(double frequency, LlamaConfig.RopeConfig rope) {
+  private static double llama3(double frequency, Architecture.Rope rope) {
     double wavelength = 2 * Math.PI / frequency;
     double original = rope.originalMaxPositionEmbeddings();
     if (wavelength > original / rope.lowFreqFactor()) {

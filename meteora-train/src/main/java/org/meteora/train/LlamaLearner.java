@@ -5,11 +5,11 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import org.meteora.backend.cpu.HostTape;
 import org.meteora.model.Llama;
 import org.meteora.model.Pass;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
@@ -88,7 +88,7 @@ public final class LlamaLearner implements Learner {
   }
 
   private int gateCount() {
-    return 7 * llama.layers().size();
+    return Projection.values().length * llama.layers().size();
   }
 
   private static Sums sums(double loss, GateLoss gates, Batch batch) {
@@ -184,7 +184,7 @@ public final class LlamaLearner implements Learner {
   /** Whether all gated layers can be on a {@link HostTape}. */
   private boolean onHost() {
     return llama.layers().stream()
-        .flatMap(layer -> Arrays.stream(layer.projections()))
+        .flatMap(layer -> layer.projections().stream())
         .allMatch(HostTape::fits);
   }
 

@@ -8,6 +8,7 @@ import java.util.Set;
 import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.lora.LoraConfig;
+import org.meteora.nn.Projection;
 
 /**
  * Everything a training run depends on besides its data, with the defaults of the paper's training.
@@ -208,17 +209,17 @@ public record TrainConfig(
     }
     var targets = s.list("target_modules");
     if (targets.isEmpty() || targets.equals(List.of("all-linear"))) {
-      targets = LoraConfig.ALL_PROJECTIONS;
+      targets = Projection.NAMES;
     }
     for (var target : targets) {
-      if (!LoraConfig.ALL_PROJECTIONS.contains(target)) {
+      if (!Projection.NAMES.contains(target)) {
         throw new UserException(
             "target_modules: unknown module \""
                 + target
                 + "\""
-                + Settings.nearest(target, LoraConfig.ALL_PROJECTIONS)
+                + Settings.nearest(target, Projection.NAMES)
                     .map(n -> ", did you mean \"" + n + "\"?")
-                    .orElse("; choose from " + String.join(", ", LoraConfig.ALL_PROJECTIONS)));
+                    .orElse("; choose from " + String.join(", ", Projection.NAMES)));
       }
     }
     double dropout = s.number("dropout", 0.1, 0, 0.99);
@@ -314,7 +315,7 @@ public record TrainConfig(
       result.put("use_rslora", lora.rsLora());
       result.put(
           "target_modules",
-          LoraConfig.ALL_PROJECTIONS.stream().filter(lora.targetModules()::contains).toList());
+          Projection.NAMES.stream().filter(lora.targetModules()::contains).toList());
       result.put("layers_to_transform", List.copyOf(new TreeSet<>(lora.layersToTransform())));
       result.put("response_only", responseOnly);
     }

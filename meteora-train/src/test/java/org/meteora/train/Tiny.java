@@ -47,8 +47,8 @@ final class Tiny implements AutoCloseable {
               (name, shape) ->
                   name.contains("norm") ? ones(dtype, shape) : gaussian(random, dtype, 0.4, shape),
               (layer, module) -> {
-                var shape = config.projectionShape(module);
-                var path = LlamaConfig.projectionPath(layer, module);
+                var shape = config.shape(module);
+                var path = module.path(layer);
                 var bank =
                     new AdapterBank(
                         gaussian(random, dtype, 0.5, RANKS.length, shape[1]),

@@ -25,6 +25,7 @@ import org.meteora.model.RotaryEmbedding;
 import org.meteora.moe.MoeLinear;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 
 /**
@@ -118,25 +119,22 @@ public final class CudaDecoder implements AutoCloseable {
     int k = 1;
     var layers = new ArrayList<DecodeModel.Layer>();
     for (var layer : model.layers()) {
-      var linears = new DecodeModel.Linear[7];
-      var projections = layer.projections();
-      for (int i = 0; i < 7; i++) {
-        linears[i] = linear(projections[i]);
-        if (projections[i].bank() != null) {
-          k = Math.min(topK, projections[i].bank().size());
+      for (var projection : layer.projections()) {
+        if (projection.bank() != null) {
+          k = Math.min(topK, projection.bank().size());
         }
       }
       layers.add(
           new DecodeModel.Layer(
               Ops.dataPointer(layer.inputNorm().weight()),
               Ops.dataPointer(layer.postAttentionNorm().weight()),
-              linears[0],
-              linears[1],
-              linears[2],
-              linears[3],
-              linears[4],
-              linears[5],
-              linears[6]));
+              linear(layer.projection(Projection.Q)),
+              linear(layer.projection(Projection.K)),
+              linear(layer.projection(Projection.V)),
+              linear(layer.projection(Projection.O)),
+              linear(layer.projection(Projection.GATE)),
+              linear(layer.projection(Projection.UP)),
+              linear(layer.projection(Projection.DOWN))));
     }
     this.addresses =
         new DecodeModel(
@@ -193,10 +191,10 @@ public final class CudaDecoder implements AutoCloseable {
     for (int i = 0; i < addresses.layers().size(); i++) {
       var linears = addresses.layers().get(i).linears();
       var projections = model.layers().get(i).projections();
-      for (int j = 0; j < projections.length; j++) {
+      for (int j = 0; j < linears.size(); j++) {
         var adapters = linears.get(j).adapters();
         if (adapters.isPresent()
-            && adapters.get().b() != Ops.dataPointer(projections[j].loraBTransposed())) {
+            && adapters.get().b() != Ops.dataPointer(projections.get(j).loraBTransposed())) {
           return false;
         }
       }
@@ -291,13 +289,14 @@ public final class CudaDecoder implements AutoCloseable {
     int layers = model.layers().size();
     for (int layer = 0; layer < layers; layer++) {
       var projections = model.layers().get(layer).projections();
-      for (int module = 0; module < projections.length; module++) {
-        var bank = projections[module].bank();
+      for (var module : Projection.values()) {
+        var bank = projections.get(module.ordinal()).bank();
         if (bank != null && bank.gate() != null) {
           var indices = new int[slots.length * addresses.topK()];
           var weights = new float[indices.length];
-          engine.routing(layer, module, indices, weights);
-          listener.onRouting(layer, module, slots.length, 1, addresses.topK(), indices, weights);
+          engine.routing(layer, module.ordinal(), indices, weights);
+          listener.onRouting(
+              layer, module.ordinal(), slots.length, 1, addresses.topK(), indices, weights);
         }
       }
     }

@@ -3,56 +3,24 @@ package org.meteora.model.llama;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.Set;
+import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
+import org.meteora.model.Architecture;
+import org.meteora.nn.Projection;
 
-/**
- * The shape of a Llama, as in Hugging Face's {@code config.json}.
- *
- * @param headDim size of one attention head
- * @param tieWordEmbeddings the output head is the embedding
- * @param raw the whole {@code config.json}
- */
-public record LlamaConfig(
-    int vocabSize,
-    int hiddenSize,
-    int intermediateSize,
-    int numHiddenLayers,
-    int numAttentionHeads,
-    int numKeyValueHeads,
-    int headDim,
-    int maxPositionEmbeddings,
-    double rmsNormEps,
-    boolean attentionBias,
-    boolean mlpBias,
-    boolean tieWordEmbeddings,
-    RopeConfig rope,
-    JsonNode raw) {
-
-  /**
-   * Rotary position embedding.
-   *
-   * @param type {@code default}, {@code linear} or {@code llama3}
-   * @param theta base of the frequencies
-   * @param factor stretches positions; 1 for {@code default}
-   * @param lowFreqFactor llama3 only
-   * @param highFreqFactor llama3 only
-   * @param originalMaxPositionEmbeddings llama3 only
-   */
-  public record RopeConfig(
-      String type,
-      double theta,
-      double factor,
-      double lowFreqFactor,
-      double highFreqFactor,
-      int originalMaxPositionEmbeddings) {}
+/** Reads Hugging Face's {@code config.json} of a Llama. */
+public final class LlamaConfig {
+  private LlamaConfig() {}
 
   /**
    * Reads {@code config.json} of a model folder.
    *
    * @throws UserException when it is missing, is not a Llama, or a value is missing or impossible
    */
-  public static LlamaConfig read(Path folder) {
+  public static Architecture read(Path folder) {
     if (!Files.isDirectory(folder)) {
       throw new UserException("no such model folder: " + folder);
     }
@@ -64,7 +32,7 @@ public record LlamaConfig(
   }
 
   /** Reads the JSON itself; {@code where} goes into messages. */
-  public static LlamaConfig parse(JsonNode node, String where) {
+  public static Architecture parse(JsonNode node, String where) {
     var type = node.path("model_type").asText("llama");
     if (!type.equals("llama")) {
       throw new UserException(where + ": model_type is \"" + type + "\", only llama is supported");
@@ -100,7 +68,7 @@ public record LlamaConfig(
         node.hasNonNull("max_position_embeddings")
             ? positive(node, "max_position_embeddings", where)
             : 2048;
-    return new LlamaConfig(
+    return new Architecture(
         positive(node, "vocab_size", where),
         hidden,
         positive(node, "intermediate_size", where),
@@ -110,11 +78,18 @@ public record LlamaConfig(
         headDim,
         maxPositions,
         node.hasNonNull("rms_norm_eps") ? number(node, "rms_norm_eps", where) : 1e-6,
-        node.path("attention_bias").asBoolean(false),
-        node.path("mlp_bias").asBoolean(false),
+        biased(node),
         node.path("tie_word_embeddings").asBoolean(false),
         rope(node, where, maxPositions),
         node);
+  }
+
+  private static Set<Projection> biased(JsonNode node) {
+    boolean attention = node.path("attention_bias").asBoolean(false);
+    boolean mlp = node.path("mlp_bias").asBoolean(false);
+    return Arrays.stream(Projection.values())
+        .filter(each -> each.inAttention() ? attention : mlp)
+        .collect(Collectors.toUnmodifiableSet());
   }
 
   private static int positive(JsonNode node, String key, String where) {
@@ -134,7 +109,7 @@ public record LlamaConfig(
    * Both spellings: {@code rope_theta} with {@code rope_scaling}, and transformers 5's {@code
    * rope_parameters}.
    */
-  private static RopeConfig rope(JsonNode node, String where, int maxPositions) {
+  private static Architecture.Rope rope(JsonNode node, String where, int maxPositions) {
     JsonNode settings =
         node.hasNonNull("rope_parameters")
             ? node.get("rope_parameters")
@@ -143,11 +118,11 @@ public record LlamaConfig(
     double theta = holder.hasNonNull("rope_theta") ? number(holder, "rope_theta", where) : 10000;
     var type = settings.path("rope_type").asText(settings.path("type").asText("default"));
     return switch (type) {
-      case "default" -> new RopeConfig(type, theta, 1, 1, 1, maxPositions);
+      case "default" -> new Architecture.Rope(type, theta, 1, 1, 1, maxPositions);
       case "linear" ->
-          new RopeConfig(type, theta, number(settings, "factor", where), 1, 1, maxPositions);
+          new Architecture.Rope(type, theta, number(settings, "factor", where), 1, 1, maxPositions);
       case "llama3" ->
-          new RopeConfig(
+          new Architecture.Rope(
               type,
               theta,
               number(settings, "factor", where),
@@ -168,32 +143,5 @@ public record LlamaConfig(
       throw new UserException(where + ": " + key + " must be a number above 0");
     }
     return node.path(key).asDouble();
-  }
-
-  /** Output and input size of a projection, by its index 0…6 (q, k, v, o, gate, up, down). */
-  public long[] projectionShape(int module) {
-    long q = (long) numAttentionHeads * headDim;
-    long kv = (long) numKeyValueHeads * headDim;
-    return switch (module) {
-      case 0 -> new long[] {q, hiddenSize};
-      case 1, 2 -> new long[] {kv, hiddenSize};
-      case 3 -> new long[] {hiddenSize, q};
-      case 4, 5 -> new long[] {intermediateSize, hiddenSize};
-      case 6 -> new long[] {hiddenSize, intermediateSize};
-      default -> throw new IllegalArgumentException("no projection " + module);
-    };
-  }
-
-  /** Path of a projection, such as {@code model.layers.0.self_attn.q_proj}. */
-  public static String projectionPath(int layer, int module) {
-    return "model.layers."
-        + layer
-        + (module < 4 ? ".self_attn." : ".mlp.")
-        + org.meteora.lora.LoraConfig.ALL_PROJECTIONS.get(module);
-  }
-
-  /** Whether a projection has a bias. */
-  public boolean hasBias(int module) {
-    return module < 4 ? attentionBias : mlpBias;
   }
 }

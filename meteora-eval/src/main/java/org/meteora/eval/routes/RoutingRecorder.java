@@ -5,6 +5,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.meteora.moe.RoutingListener;
+import org.meteora.nn.Projection;
 
 /**
  * Collects the routing of one batch row while it is generated: the prompt's tokens in one or more
@@ -13,8 +14,7 @@ import org.meteora.moe.RoutingListener;
  */
 public final class RoutingRecorder implements RoutingListener {
   /** Projections of a decoder layer in the order of their module numbers. */
-  public static final List<String> MODULES =
-      List.of("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj");
+  public static final List<String> MODULES = Projection.NAMES;
 
   /** What one gate chose; {@code used} entries of {@code topK} values each are filled. */
   static final class Gate {
