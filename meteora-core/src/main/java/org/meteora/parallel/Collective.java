@@ -1,0 +1,68 @@
+package org.meteora.parallel;
+
+import ai.djl.ndarray.NDArray;
+import java.util.List;
+
+/**
+ * What crosses processes. Every process calls the same methods in the same order, from one thread.
+ * With one process ({@link #single}) nothing happens.
+ *
+ * <p>Tensors are row-major and whole; on a GPU a call queues its work on libtorch's current stream
+ * and returns, on the CPU it returns when the work is done. Numbers and bytes are there when the
+ * call returns.
+ */
+public interface Collective extends AutoCloseable {
+  /** This process's number, from 0. */
+  int rank();
+
+  /** How many processes there are. */
+  int size();
+
+  /** Replaces a float32 or bfloat16 buffer by its sum over all processes, in place. */
+  void sum(NDArray buffer);
+
+  /**
+   * Every process gets the sum of its part of a buffer: {@code part} is {@code buffer}'s {@code
+   * rank}-th of {@code size} equal parts.
+   *
+   * @param buffer {@code (size · n)}, float32 or bfloat16; its contents are undefined afterwards
+   * @param part {@code (n)}, of the same dtype; may be that part of {@code buffer}
+   */
+  void reduceScatter(NDArray buffer, NDArray part);
+
+  /**
+   * Every process gets all parts.
+   *
+   * @param part {@code (n)}, any dtype; may be the {@code rank}-th part of {@code buffer}
+   * @param buffer {@code (size · n)}, of the same dtype
+   */
+  void allGather(NDArray part, NDArray buffer);
+
+  /** Replaces a buffer of any dtype by the first process's, in place. */
+  void broadcast(NDArray buffer);
+
+  /** The sums over all processes of a few numbers, added in the order of ranks. */
+  double[] sum(double[] values);
+
+  /** Everybody's bytes at the first process, in the order of ranks; an empty list at all others. */
+  List<byte[]> gather(byte[] mine);
+
+  /** The first process's bytes, at all. */
+  byte[] broadcast(byte[] ofFirst);
+
+  /** Returns when every process has called it. */
+  default void barrier() {
+    sum(new double[0]);
+  }
+
+  /** Ends the run of all others: this process has failed and says why in one line. */
+  void fail(String message);
+
+  @Override
+  void close();
+
+  /** One process: nothing to do. */
+  static Collective single() {
+    return new SingleProcess();
+  }
+}

@@ -1,0 +1,85 @@
+package org.meteora.parallel;
+
+import ai.djl.ndarray.NDArray;
+import java.nio.ByteBuffer;
+import java.util.List;
+import org.meteora.tensor.Ops;
+
+/** What goes over the connection to the first process, alike for NCCL and MPI. */
+abstract class ControlledCollective implements Collective {
+  private final Control control;
+
+  ControlledCollective(Control control) {
+    this.control = control;
+  }
+
+  @Override
+  public int rank() {
+    return control.rank();
+  }
+
+  @Override
+  public int size() {
+    return control.size();
+  }
+
+  @Override
+  public double[] sum(double[] values) {
+    var all = control.gather(bytes(values));
+    var sums = new double[values.length];
+    for (var one : all) {
+      var numbers = numbers(one);
+      if (numbers.length != sums.length) {
+        throw new IllegalStateException("processes do not agree on what they sum");
+      }
+      for (int i = 0; i < sums.length; i++) {
+        sums[i] += numbers[i];
+      }
+    }
+    return numbers(control.broadcast(bytes(sums)));
+  }
+
+  private static byte[] bytes(double[] values) {
+    var buffer = ByteBuffer.allocate(Double.BYTES * values.length);
+    buffer.asDoubleBuffer().put(values);
+    return buffer.array();
+  }
+
+  private static double[] numbers(byte[] bytes) {
+    var values = new double[bytes.length / Double.BYTES];
+    ByteBuffer.wrap(bytes).asDoubleBuffer().get(values);
+    return values;
+  }
+
+  @Override
+  public List<byte[]> gather(byte[] mine) {
+    return control.gather(mine);
+  }
+
+  @Override
+  public byte[] broadcast(byte[] ofFirst) {
+    return control.broadcast(ofFirst);
+  }
+
+  @Override
+  public void fail(String message) {
+    control.fail(message);
+  }
+
+  @Override
+  public void close() {
+    control.close();
+  }
+
+  static long bytes(NDArray x) {
+    return x.getShape().size() * Ops.dtype(x).bytes();
+  }
+
+  void requireParts(NDArray buffer, NDArray part) {
+    if (buffer.getShape().size() != size() * part.getShape().size()
+        || Ops.dtype(buffer) != Ops.dtype(part)) {
+      throw new IllegalArgumentException(
+          part.getShape() + " is not one of " + size() + " equal parts of " + buffer.getShape());
+    }
+  }
+}

@@ -1,0 +1,216 @@
+package org.meteora.parallel;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemoryLayout;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
+import java.lang.foreign.ValueLayout;
+import java.lang.invoke.MethodHandle;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import org.meteora.UserException;
+
+/**
+ * The functions of MPI that are used, of Open MPI or MPICH. MPI's handles are addresses in the one
+ * and ints in the other; everything else is alike. All calls come from one thread.
+ */
+final class Mpi {
+  /** Numbers in one call: counts are ints. */
+  private static final long PIECE = 1L << 28;
+
+  private static final Linker LINKER = Linker.nativeLinker();
+  private static final List<String> OPEN_MPI = List.of("libmpi.so.40", "libmpi.so.80", "libmpi.so");
+  private static final List<String> MPICH = List.of("libmpich.so.12", "libmpi.so.12", "libmpi.so");
+
+  private final SymbolLookup library;
+  private final boolean openMpi;
+  private final Object world;
+  private final Object floats;
+  private final Object bytes;
+  private final Object sum;
+  private final MemorySegment inPlace;
+  private final MethodHandle allReduce;
+  private final MethodHandle reduceScatter;
+  private final MethodHandle allGather;
+  private final MethodHandle broadcast;
+
+  private Mpi(SymbolLookup library) {
+    this.library = library;
+    openMpi = library.find("ompi_mpi_comm_world").isPresent();
+    // MPICH: the values of mpi.h, the same in all of its relatives
+    world = handle("ompi_mpi_comm_world", 0x44000000);
+    floats = handle("ompi_mpi_float", 0x4c00040a);
+    bytes = handle("ompi_mpi_byte", 0x4c00010d);
+    sum = handle("ompi_mpi_op_sum", 0x58000003);
+    inPlace = MemorySegment.ofAddress(openMpi ? 1 : -1);
+    allReduce = bind("MPI_Allreduce", "PPIHHH");
+    reduceScatter = bind("MPI_Reduce_scatter_block", "PPIHHH");
+    allGather = bind("MPI_Allgather", "PIHPIHH");
+    broadcast = bind("MPI_Bcast", "PIHIH");
+  }
+
+  private Object handle(String symbol, int value) {
+    return openMpi ? (Object) library.find(symbol).orElseThrow() : (Object) value;
+  }
+
+  /**
+   * Loads and starts MPI.
+   *
+   * @throws UserException when there is none, or it knows another number of processes than {@code
+   *     launch}
+   */
+  static Mpi start(Launch launch) {
+    var names = launch.starter() == Launch.Starter.PMI ? MPICH : OPEN_MPI;
+    var mpi =
+        open(names)
+            .or(() -> open(names == MPICH ? OPEN_MPI : MPICH))
+            .map(Mpi::new)
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "several processes on the CPU need MPI, and no libmpi.so is found: install"
+                            + " Open MPI or MPICH (Debian: apt-get install openmpi-bin)"));
+    mpi.call(mpi.bind("MPI_Init", "PP"), MemorySegment.NULL, MemorySegment.NULL);
+    int size = mpi.integer("MPI_Comm_size");
+    int rank = mpi.integer("MPI_Comm_rank");
+    if (size != launch.size() || rank != launch.rank()) {
+      throw new UserException(
+          "this is process "
+              + launch.rank()
+              + " of "
+              + launch.size()
+              + ", but MPI ("
+              + (mpi.openMpi ? "Open MPI" : "MPICH")
+              + ") says "
+              + rank
+              + " of "
+              + size
+              + ": on the CPU start the processes with the mpirun of that MPI, as in mpirun -n "
+              + launch.size()
+              + " meteora …");
+    }
+    return mpi;
+  }
+
+  private static Optional<SymbolLookup> open(List<String> names) {
+    for (var name : names) {
+      try {
+        return Optional.of(SymbolLookup.libraryLookup(name, Arena.global()));
+      } catch (IllegalArgumentException e) {
+        // the next name
+      }
+    }
+    return Optional.empty();
+  }
+
+  /** Whether an MPI library can be found. */
+  static boolean available() {
+    return open(OPEN_MPI).or(() -> open(MPICH)).isPresent();
+  }
+
+  /** {@code I} is an int, {@code P} a pointer, {@code H} one of MPI's handles. */
+  private MethodHandle bind(String name, String signature) {
+    var arguments =
+        signature
+            .chars()
+            .mapToObj(c -> (MemoryLayout) (c == 'P' || c == 'H' && openMpi ? ADDRESS : JAVA_INT))
+            .toArray(MemoryLayout[]::new);
+    return LINKER.downcallHandle(
+        library.find(name).orElseThrow(() -> new UserException("this MPI has no " + name)),
+        FunctionDescriptor.of(JAVA_INT, arguments));
+  }
+
+  private void call(MethodHandle function, Object... arguments) {
+    int code;
+    try {
+      code = (int) function.invokeWithArguments(Arrays.asList(arguments));
+    } catch (Throwable e) {
+      throw new IllegalStateException("a call of MPI failed", e);
+    }
+    if (code != 0) {
+      throw new UserException("MPI: a call failed with error " + code);
+    }
+  }
+
+  private int integer(String name) {
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(JAVA_INT);
+      call(bind(name, "HP"), world, out);
+      return out.get(JAVA_INT, 0);
+    }
+  }
+
+  /** Sums {@code count} float32 numbers over all processes, in place. */
+  void sum(MemorySegment data, long count) {
+    for (long at = 0; at < count; at += PIECE) {
+      call(
+          allReduce,
+          inPlace,
+          data.asSlice(at * Float.BYTES),
+          (int) Math.min(PIECE, count - at),
+          floats,
+          sum,
+          world);
+    }
+  }
+
+  /**
+   * Sums {@code count} float32 numbers of every process's part.
+   *
+   * @param data all parts, one after another
+   * @param part gets this process's; not a part of {@code data}
+   */
+  void reduceScatter(MemorySegment data, MemorySegment part, long count) {
+    if (count > Integer.MAX_VALUE) {
+      throw new UserException("MPI cannot move " + count + " numbers at once");
+    }
+    call(reduceScatter, data, part, (int) count, floats, sum, world);
+  }
+
+  /**
+   * @param part this process's {@code size} bytes; may be its place in {@code all}
+   * @param all gets the parts of all processes
+   */
+  void allGather(MemorySegment part, MemorySegment all, long size, int rank) {
+    boolean floating = size % Float.BYTES == 0;
+    long count = floating ? size / Float.BYTES : size;
+    if (count > Integer.MAX_VALUE) {
+      throw new UserException("MPI cannot move " + size + " bytes at once");
+    }
+    var type = floating ? floats : bytes;
+    boolean there = part.address() == all.address() + rank * size;
+    call(allGather, there ? inPlace : part, (int) count, type, all, (int) count, type, world);
+  }
+
+  /** Replaces {@code size} bytes by the first process's. */
+  void broadcast(MemorySegment data, long size) {
+    for (long at = 0; at < size; at += PIECE) {
+      call(broadcast, data.asSlice(at), (int) Math.min(PIECE, size - at), bytes, 0, world);
+    }
+  }
+
+  /** The first process's text, at all; at most 255 bytes. */
+  String broadcast(String ofFirst) {
+    try (var arena = Arena.ofConfined()) {
+      var text = arena.allocate(256);
+      text.setString(0, ofFirst);
+      broadcast(text, 256);
+      return text.getString(0);
+    }
+  }
+
+  /** Ends MPI. */
+  void finish() {
+    call(bind("MPI_Finalize", ""));
+  }
+
+  static {
+    assert ValueLayout.ADDRESS.byteSize() == 8;
+  }
+}

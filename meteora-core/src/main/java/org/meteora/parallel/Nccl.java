@@ -1,0 +1,247 @@
+package org.meteora.parallel;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemoryLayout;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
+import java.lang.foreign.ValueLayout;
+import java.lang.invoke.MethodHandle;
+import org.meteora.UserException;
+import org.meteora.tensor.Dtype;
+
+/**
+ * The functions of NCCL that are used, with one communicator. Work is queued on a stream; a call
+ * returns before it is done.
+ */
+final class Nccl {
+  private static final Linker LINKER = Linker.nativeLinker();
+
+  /** Bytes of an {@code ncclUniqueId}. */
+  static final int ID_BYTES = 128;
+
+  private static final MemoryLayout ID =
+      MemoryLayout.structLayout(MemoryLayout.sequenceLayout(ID_BYTES, JAVA_BYTE));
+  private static final int SUM = 0;
+  private static final int UINT8 = 1;
+  private static final int FLOAT32 = 7;
+  private static final int BFLOAT16 = 9;
+  private static final int SUCCESS = 0;
+  private static final int IN_PROGRESS = 7;
+
+  private final SymbolLookup library;
+  private final MethodHandle allReduce;
+  private final MethodHandle reduceScatter;
+  private final MethodHandle allGather;
+  private final MethodHandle broadcast;
+  private final MethodHandle asyncError;
+  private final MethodHandle abort;
+  private final MethodHandle destroy;
+  private final MethodHandle errorString;
+  private long communicator;
+
+  /**
+   * @param path {@code libnccl.so.2}, a name or a path
+   */
+  Nccl(String path) {
+    try {
+      library = SymbolLookup.libraryLookup(path, Arena.global());
+    } catch (IllegalArgumentException e) {
+      throw new UserException(
+          "several GPUs need NCCL, and "
+              + path
+              + " cannot be loaded: pip install nvidia-nccl-cu13 (or -cu12) beside PyTorch",
+          e);
+    }
+    allReduce =
+        bind(
+            "ncclAllReduce",
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_INT,
+            JAVA_INT,
+            JAVA_LONG,
+            JAVA_LONG);
+    reduceScatter =
+        bind(
+            "ncclReduceScatter",
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_INT,
+            JAVA_INT,
+            JAVA_LONG,
+            JAVA_LONG);
+    allGather =
+        bind("ncclAllGather", JAVA_LONG, JAVA_LONG, JAVA_LONG, JAVA_INT, JAVA_LONG, JAVA_LONG);
+    broadcast =
+        bind(
+            "ncclBroadcast",
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_INT,
+            JAVA_INT,
+            JAVA_LONG,
+            JAVA_LONG);
+    asyncError = bind("ncclCommGetAsyncError", JAVA_LONG, ADDRESS);
+    abort = bind("ncclCommAbort", JAVA_LONG);
+    destroy = bind("ncclCommDestroy", JAVA_LONG);
+    errorString =
+        LINKER.downcallHandle(find("ncclGetErrorString"), FunctionDescriptor.of(ADDRESS, JAVA_INT));
+  }
+
+  private MemorySegment find(String name) {
+    return library.find(name).orElseThrow(() -> new UserException("this NCCL has no " + name));
+  }
+
+  private MethodHandle bind(String name, MemoryLayout... arguments) {
+    return LINKER.downcallHandle(find(name), FunctionDescriptor.of(JAVA_INT, arguments));
+  }
+
+  /** A new id, which all processes of a communicator must have. */
+  byte[] uniqueId() {
+    try (var arena = Arena.ofConfined()) {
+      var id = arena.allocate(ID);
+      check("ncclGetUniqueId", (int) bind("ncclGetUniqueId", ADDRESS).invokeExact(id));
+      return id.toArray(JAVA_BYTE);
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  /** Joins the communicator; returns when all have. The device is the current one. */
+  void join(byte[] id, int rank, int size) {
+    try (var arena = Arena.ofConfined()) {
+      var struct = arena.allocate(ID);
+      MemorySegment.copy(id, 0, struct, JAVA_BYTE, 0, ID_BYTES);
+      var out = arena.allocate(JAVA_LONG);
+      var init = bind("ncclCommInitRank", ADDRESS, JAVA_INT, ID, JAVA_INT);
+      check("ncclCommInitRank", (int) init.invokeExact(out, size, struct, rank));
+      communicator = out.get(JAVA_LONG, 0);
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  private static int type(Dtype dtype) {
+    return switch (dtype) {
+      case F32 -> FLOAT32;
+      case BF16 -> BFLOAT16;
+      default -> throw new IllegalArgumentException("NCCL does not sum " + dtype + " here");
+    };
+  }
+
+  /** Sums in place; pointers are device memory. */
+  void sum(long data, long count, Dtype dtype, long stream) {
+    try {
+      check(
+          "ncclAllReduce",
+          (int) allReduce.invokeExact(data, data, count, type(dtype), SUM, communicator, stream));
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  /** Sums of this process's part; {@code count} numbers a part. */
+  void reduceScatter(long data, long part, long count, Dtype dtype, long stream) {
+    try {
+      check(
+          "ncclReduceScatter",
+          (int)
+              reduceScatter.invokeExact(data, part, count, type(dtype), SUM, communicator, stream));
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  /** All parts of {@code size} bytes. */
+  void allGather(long part, long data, long size, long stream) {
+    try {
+      check(
+          "ncclAllGather",
+          (int) allGather.invokeExact(part, data, size, UINT8, communicator, stream));
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  /** The bytes of process {@code from}, in place. */
+  void broadcast(long data, long size, int from, long stream) {
+    try {
+      check(
+          "ncclBroadcast",
+          (int) broadcast.invokeExact(data, data, size, UINT8, from, communicator, stream));
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  /** Whether something failed behind the calls' backs: its message. */
+  java.util.Optional<String> failure() {
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(JAVA_INT);
+      int code = (int) asyncError.invokeExact(communicator, out);
+      int state = code != SUCCESS ? code : out.get(JAVA_INT, 0);
+      return state == SUCCESS || state == IN_PROGRESS
+          ? java.util.Optional.empty()
+          : java.util.Optional.of(message(state));
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  /** Ends what is queued and waits for nobody. */
+  void abort() {
+    end(abort);
+  }
+
+  /** Leaves, when all that was queued has ended. */
+  void close() {
+    end(destroy);
+  }
+
+  private synchronized void end(MethodHandle how) {
+    if (communicator != 0) {
+      long ending = communicator;
+      communicator = 0;
+      try {
+        int ignored = (int) how.invokeExact(ending);
+      } catch (Throwable e) {
+        throw rethrown(e);
+      }
+    }
+  }
+
+  private void check(String what, int code) {
+    if (code != SUCCESS && code != IN_PROGRESS) {
+      throw new UserException("NCCL: " + what + " failed: " + message(code));
+    }
+  }
+
+  private String message(int code) {
+    try {
+      var text = (MemorySegment) errorString.invokeExact(code);
+      return text.reinterpret(256).getString(0) + " (" + code + ")";
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  private static RuntimeException rethrown(Throwable e) {
+    return e instanceof RuntimeException runtime
+        ? runtime
+        : new IllegalStateException("a call of NCCL failed", e);
+  }
+
+  static {
+    assert ValueLayout.ADDRESS.byteSize() == 8;
+  }
+}

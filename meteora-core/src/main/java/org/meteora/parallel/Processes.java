@@ -1,0 +1,157 @@
+package org.meteora.parallel;
+
+import ai.djl.Device;
+import java.io.IOException;
+import java.net.Inet4Address;
+import java.net.NetworkInterface;
+import java.nio.charset.StandardCharsets;
+import java.security.SecureRandom;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HexFormat;
+import java.util.List;
+import java.util.Optional;
+import java.util.function.Consumer;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.Cuda;
+
+/**
+ * Brings the processes of a run together: by MPI on CPUs, by NCCL on GPUs, one process a GPU. Where
+ * {@code mpirun} started them MPI tells the first one's address, otherwise the environment does.
+ */
+public final class Processes {
+  private Processes() {}
+
+  /**
+   * Joins the others; returns when all have come.
+   *
+   * @param launch who this is
+   * @param device where its tensors lie
+   * @param nccl {@code libnccl.so.2}, a name or a path; used on GPUs alone
+   * @param settings what must be the same in all processes, such as all options and the data's
+   *     checksums, one a line
+   * @param onLost told on another thread when a process was lost or has failed; this one cannot go
+   *     on
+   * @throws UserException when MPI or NCCL is missing, the others do not come, or they have other
+   *     settings
+   */
+  public static Collective join(
+      Launch launch,
+      Device device,
+      String nccl,
+      List<String> settings,
+      Consumer<Control.Lost> onLost) {
+    if (launch.size() == 1) {
+      return Collective.single();
+    }
+    boolean byMpi =
+        launch.starter() == Launch.Starter.OPEN_MPI || launch.starter() == Launch.Starter.PMI;
+    var mpi = byMpi || !device.isGpu() ? Optional.of(Mpi.start(launch)) : Optional.<Mpi>empty();
+    var control = mpi.map(m -> meet(launch, m, onLost)).orElseGet(() -> meet(launch, onLost));
+    requireSame(control, settings);
+    if (!device.isGpu()) {
+      return new MpiCollective(mpi.orElseThrow(), control);
+    }
+    Cuda.device(device.getDeviceId()).makeCurrent();
+    var library = new Nccl(nccl);
+    library.join(
+        control.broadcast(launch.rank() == 0 ? library.uniqueId() : new byte[0]),
+        launch.rank(),
+        launch.size());
+    return new NcclCollective(library, control);
+  }
+
+  private static Control meet(Launch launch, Consumer<Control.Lost> onLost) {
+    if (launch.rank() > 0) {
+      return Control.connect(launch, onLost);
+    }
+    try (var meeting = Control.listen(launch.port())) {
+      return meeting.await(launch, onLost);
+    }
+  }
+
+  private static Control meet(Launch launch, Mpi mpi, Consumer<Control.Lost> onLost) {
+    if (launch.rank() == 0) {
+      try (var meeting = Control.listen(0)) {
+        var token = new byte[8];
+        new SecureRandom().nextBytes(token);
+        var job = HexFormat.of().formatHex(token);
+        mpi.broadcast(job + " " + meeting.port() + " " + String.join(" ", addresses()));
+        return meeting.await(named(launch, job), onLost);
+      }
+    }
+    var parts = mpi.broadcast("").split(" ");
+    return Control.connect(
+        named(launch, parts[0]),
+        Arrays.asList(parts).subList(2, parts.length),
+        Integer.parseInt(parts[1]),
+        1,
+        onLost);
+  }
+
+  private static Launch named(Launch launch, String job) {
+    return new Launch(
+        launch.rank(),
+        launch.size(),
+        launch.localRank(),
+        launch.starter(),
+        launch.address(),
+        launch.port(),
+        job);
+  }
+
+  /** This host's addresses, those that other hosts may reach first; they fit into MPI's message. */
+  private static List<String> addresses() {
+    var result = new ArrayList<String>();
+    try {
+      for (var network : NetworkInterface.networkInterfaces().toList()) {
+        if (network.isUp() && !network.isLoopback()) {
+          network
+              .inetAddresses()
+              .filter(Inet4Address.class::isInstance)
+              .map(address -> address.getHostAddress())
+              .limit(2)
+              .forEach(result::add);
+        }
+      }
+    } catch (IOException e) {
+      // the loopback address is left
+    }
+    return java.util.stream.Stream.concat(
+            result.stream().limit(10), java.util.stream.Stream.of("127.0.0.1"))
+        .toList();
+  }
+
+  /** Compares line by line at the first process; all learn the outcome. */
+  private static void requireSame(Control control, List<String> settings) {
+    var mine = String.join("\n", settings);
+    var all = control.gather(mine.getBytes(StandardCharsets.UTF_8));
+    var verdict = "";
+    for (int rank = 1; rank < all.size() && verdict.isEmpty(); rank++) {
+      var other = new String(all.get(rank), StandardCharsets.UTF_8);
+      if (!other.equals(mine)) {
+        verdict = "the processes were started differently: " + difference(mine, other, rank);
+      }
+    }
+    var shared =
+        new String(
+            control.broadcast(verdict.getBytes(StandardCharsets.UTF_8)), StandardCharsets.UTF_8);
+    if (!shared.isEmpty()) {
+      control.close();
+      throw new UserException(shared);
+    }
+  }
+
+  private static String difference(String mine, String other, int rank) {
+    var here = mine.split("\n", -1);
+    var there = other.split("\n", -1);
+    for (int i = 0; i < Math.max(here.length, there.length); i++) {
+      var a = i < here.length ? here[i] : "nothing";
+      var b = i < there.length ? there[i] : "nothing";
+      if (!a.equals(b)) {
+        return "rank 0 has " + a + ", rank " + rank + " has " + b;
+      }
+    }
+    return "rank " + rank + " differs";
+  }
+}

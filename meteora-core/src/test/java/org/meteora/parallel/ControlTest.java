@@ -1,0 +1,160 @@
+package org.meteora.parallel;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.io.DataInputStream;
+import java.io.DataOutputStream;
+import java.net.Socket;
+import java.nio.charset.StandardCharsets;
+import java.security.MessageDigest;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.Callable;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+
+/** Processes are threads here; each has a connection of its own to the first. */
+@Timeout(value = 60, threadMode = Timeout.ThreadMode.SEPARATE_THREAD)
+class ControlTest {
+  private static Launch launch(int rank, int size, int port, String job) {
+    return new Launch(
+        rank, size, rank, Launch.Starter.TORCHRUN, Optional.of("127.0.0.1"), port, job);
+  }
+
+  private interface Work<T> {
+    T run(Control control) throws Exception;
+  }
+
+  private static <T> List<T> together(int size, Work<T> work) throws Exception {
+    try (var threads = Executors.newCachedThreadPool();
+        var meeting = Control.listen(0)) {
+      var results = new ArrayList<Future<T>>();
+      for (int i = 0; i < size; i++) {
+        int rank = i;
+        var launch = launch(rank, size, meeting.port(), "job");
+        Callable<T> task =
+            () -> {
+              try (var control =
+                  rank == 0
+                      ? meeting.await(launch, lost -> {})
+                      : Control.connect(launch, lost -> {})) {
+                return work.run(control);
+              }
+            };
+        results.add(threads.submit(task));
+      }
+      var all = new ArrayList<T>();
+      for (var result : results) {
+        all.add(result.get());
+      }
+      return all;
+    }
+  }
+
+  /** On a thread of its own: the common pool may have only one. */
+  private static <T> CompletableFuture<T> background(java.util.function.Supplier<T> work) {
+    return CompletableFuture.supplyAsync(work, task -> Thread.ofVirtual().start(task));
+  }
+
+  private static byte[] bytes(String text) {
+    return text.getBytes(StandardCharsets.UTF_8);
+  }
+
+  @Test
+  void gathersAndBroadcastsInTheOrderOfRanks() throws Exception {
+    var results =
+        together(
+            4,
+            control -> {
+              var heard = new StringBuilder();
+              for (int round = 0; round < 20; round++) {
+                var all = control.gather(bytes(control.rank() + "." + round));
+                var text = new StringBuilder();
+                all.forEach(b -> text.append(new String(b, StandardCharsets.UTF_8)).append(' '));
+                heard.append(
+                    new String(control.broadcast(bytes(text.toString())), StandardCharsets.UTF_8));
+              }
+              return heard.toString();
+            });
+    var expected = new StringBuilder();
+    for (int round = 0; round < 20; round++) {
+      expected.append("0.%1$d 1.%1$d 2.%1$d 3.%1$d ".formatted(round));
+    }
+    assertThat(results).containsOnly(expected.toString()).hasSize(4);
+  }
+
+  /** The second takes the next port, as beside torchrun's store; strangers are sent away. */
+  @Test
+  void findsTheFirstProcessBesideOthers() throws Exception {
+    try (var store = Control.listen(0)) {
+      int port = store.port();
+      try (var meeting = Control.listen(port)) {
+        assertThat(meeting.port()).isGreaterThan(port).isLessThan(port + 16);
+        var first = background(() -> meeting.await(launch(0, 2, port, "mine"), lost -> {}));
+        try (var stranger = new Socket("127.0.0.1", meeting.port())) {
+          new DataOutputStream(stranger.getOutputStream()).write(new byte[64]);
+          assertThat(new DataInputStream(stranger.getInputStream()).readInt()).isZero();
+        }
+        // the store's port takes connections and never answers
+        try (var second = Control.connect(launch(1, 2, port, "mine"), lost -> {});
+            var joined = first.get(30, TimeUnit.SECONDS)) {
+          second.gather(bytes("here"));
+          assertThat(joined.gather(bytes("first")).get(1)).isEqualTo(bytes("here"));
+        }
+      }
+    }
+  }
+
+  @Test
+  void oneThatEndsWithoutAWordIsLostAndAllAreTold() throws Exception {
+    try (var meeting = Control.listen(0)) {
+      var first = launch(0, 3, meeting.port(), "job");
+      var atFirst = new CompletableFuture<Control.Lost>();
+      var atThird = new CompletableFuture<Control.Lost>();
+      var joined = background(() -> meeting.await(first, atFirst::complete));
+      var third =
+          background(() -> Control.connect(launch(2, 3, meeting.port(), "job"), atThird::complete));
+      try (var dying = new Socket("127.0.0.1", meeting.port())) {
+        var out = new DataOutputStream(dying.getOutputStream());
+        out.writeInt(0x4d455445);
+        out.write(MessageDigest.getInstance("SHA-256").digest(bytes("job/3")));
+        out.writeInt(1);
+        assertThat(new DataInputStream(dying.getInputStream()).readInt()).isEqualTo(0x4d455445);
+        joined.get();
+        third.get();
+      }
+      assertThat(atFirst.get().rank()).isEqualTo(1);
+      assertThat(atFirst.get().message()).isEqualTo("rank 1 was lost: it ended without a word");
+      assertThat(atThird.get().message()).isEqualTo("rank 1 was lost: it ended without a word");
+      assertThatThrownBy(() -> joined.get().gather(bytes("on")))
+          .hasMessageContaining("rank 1 is gone");
+    }
+  }
+
+  @Test
+  void aFailureIsToldWithItsRank() throws Exception {
+    try (var meeting = Control.listen(0)) {
+      var port = meeting.port();
+      var told = new ArrayList<CompletableFuture<Control.Lost>>();
+      for (int i = 0; i < 3; i++) {
+        told.add(new CompletableFuture<>());
+      }
+      var first = background(() -> meeting.await(launch(0, 3, port, "job"), told.get(0)::complete));
+      var second =
+          background(() -> Control.connect(launch(1, 3, port, "job"), told.get(1)::complete));
+      var third =
+          background(() -> Control.connect(launch(2, 3, port, "job"), told.get(2)::complete));
+      first.get();
+      second.get();
+      third.get().fail("no space left on device");
+      assertThat(told.get(0).get().message()).isEqualTo("rank 2: no space left on device");
+      assertThat(told.get(1).get().message()).isEqualTo("rank 2: no space left on device");
+    }
+  }
+}
