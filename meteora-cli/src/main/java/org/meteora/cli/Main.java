@@ -1,7 +1,12 @@
 package org.meteora.cli;
 
 import java.util.Arrays;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Optional;
+import java.util.Set;
 import org.meteora.UserException;
+import org.meteora.cli.StandardStreams.OutputLost;
 import org.meteora.cli.demo.DemoCommand;
 import org.meteora.data.command.CreateCompositeCommand;
 import org.meteora.data.command.CreateDatasetCommand;
@@ -10,6 +15,8 @@ import org.meteora.data.hub.HubSourceFetcher;
 import org.meteora.eval.command.CompareCommand;
 import org.meteora.eval.command.EvalCommand;
 import org.meteora.eval.command.RoutesCommand;
+import org.meteora.io.CacheFolders;
+import org.meteora.io.Printable;
 import org.meteora.train.command.TrainCommand;
 import org.meteora.train.command.TrainLoraCommand;
 import picocli.CommandLine;
@@ -30,18 +37,55 @@ import picocli.CommandLine.UnmatchedArgumentException;
     synopsisSubcommandLabel = "COMMAND",
     footer = {"", "meteora COMMAND --help shows a command's options and examples."})
 public final class Main {
+  /** What a shell reports of a program that wrote into a closed pipe: 128 + SIGPIPE. */
+  private static final int PIPE_CLOSED = 141;
+
   private Main() {}
 
   public static void main(String[] arguments) {
     // the tokenizers' native library asks for a CUDA build where it sees a GPU; the CPU's does the
     // same work
     System.setProperty("RUST_FLAVOR", System.getProperty("RUST_FLAVOR", "cpu"));
-    System.exit(run(arguments));
+    StandardStreams.install();
+    var line = commandLine();
+    line.setExecutionStrategy(
+        parsed -> {
+          try {
+            var help = CommandLine.executeHelpRequest(parsed);
+            if (help != null) {
+              return help;
+            }
+            CacheFolders.prepare();
+          } catch (UserException | OutputLost e) {
+            return failure(e, line);
+          }
+          return new CommandLine.RunLast().execute(parsed);
+        });
+    int code;
+    try {
+      code = run(line, arguments);
+      System.out.flush();
+    } catch (Throwable e) { // also one that no command may catch, such as a lack of memory
+      code = failure(e, line);
+    }
+    System.exit(code);
   }
 
   /** Runs one command and returns its exit code. */
   public static int run(String... arguments) {
-    return commandLine().execute(Arrays.stream(arguments).map(Main::kebab).toArray(String[]::new));
+    return run(commandLine(), arguments);
+  }
+
+  private static int run(CommandLine line, String... arguments) {
+    var names = new HashSet<String>();
+    addOptionNames(line, names);
+    return line.execute(
+        Arrays.stream(arguments).map(each -> kebab(each, names)).toArray(String[]::new));
+  }
+
+  private static void addOptionNames(CommandLine line, Set<String> names) {
+    line.getCommandSpec().options().forEach(option -> names.addAll(List.of(option.names())));
+    line.getSubcommands().values().forEach(sub -> addOptionNames(sub, names));
   }
 
   /** The whole command line, for help texts and tests. */
@@ -65,6 +109,8 @@ public final class Main {
     }
     addHelp(root);
     root.setUsageHelpAutoWidth(true);
+    root.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
+    root.setExpandAtFiles(false); // a prompt that begins with @ is a prompt
     root.setCaseInsensitiveEnumValuesAllowed(true);
     root.setParameterExceptionHandler(Main::parameterError);
     root.setExecutionExceptionHandler((exception, line, parsed) -> failure(exception, line));
@@ -80,21 +126,25 @@ public final class Main {
     }
   }
 
-  /** {@code --batch_size} is {@code --batch-size}: both spellings of every option. */
-  static String kebab(String argument) {
+  /**
+   * {@code --batch_size} is {@code --batch-size}: both spellings of every option. Anything else, a
+   * prompt for one, stays as it is.
+   *
+   * @param options the names there are
+   */
+  static String kebab(String argument, Set<String> options) {
     if (!argument.startsWith("--")) {
       return argument;
     }
     int equals = argument.indexOf('=');
     var name = equals < 0 ? argument : argument.substring(0, equals);
-    return name.matches("--[A-Za-z0-9_-]+")
-        ? name.replace('_', '-') + argument.substring(name.length())
-        : argument;
+    var kebab = name.replace('_', '-');
+    return options.contains(kebab) ? kebab + argument.substring(name.length()) : argument;
   }
 
   private static int parameterError(ParameterException exception, String[] arguments) {
     var line = exception.getCommandLine();
-    var message = new StringBuilder(oneLine(exception.getMessage()));
+    var message = new StringBuilder(Printable.line(exception.getMessage()));
     if (exception instanceof UnmatchedArgumentException unmatched
         && !unmatched.getUnmatched().isEmpty()) {
       var suggestions = unmatched.getSuggestions();
@@ -102,7 +152,7 @@ public final class Main {
       message
           .append("unknown ")
           .append(unmatched.isUnknownOption() ? "option " : "argument ")
-          .append(unmatched.getUnmatched().getFirst());
+          .append(Printable.line(unmatched.getUnmatched().getFirst()));
       if (!suggestions.isEmpty()) {
         message.append("; did you mean ").append(String.join(" or ", suggestions)).append('?');
       }
@@ -113,25 +163,41 @@ public final class Main {
     return CommandLine.ExitCode.USAGE;
   }
 
-  private static int failure(Exception exception, CommandLine line) {
+  private static int failure(Throwable exception, CommandLine line) {
     if (System.getenv("METEORA_DEBUG") != null) {
       exception.printStackTrace(line.getErr());
     }
-    if (exception instanceof UserException) {
-      line.getErr().println(oneLine(exception.getMessage()));
+    if (exception instanceof OutputLost lost) {
+      if (lost.pipeClosed()) {
+        return PIPE_CLOSED;
+      }
+      line.getErr().println(Printable.line(lost.getMessage()));
+      return CommandLine.ExitCode.SOFTWARE;
+    }
+    var mistake =
+        exception instanceof UserException mine
+            ? Optional.of(mine)
+            : CacheFolders.explain(exception);
+    if (mistake.isPresent()) {
+      line.getErr().println(Printable.line(mistake.get().getMessage()));
       return CommandLine.ExitCode.USAGE;
     }
-    line.getErr()
-        .println(
-            "meteora failed: "
-                + exception.getClass().getSimpleName()
-                + ": "
-                + oneLine(String.valueOf(exception.getMessage()))
-                + " (METEORA_DEBUG=1 shows where)");
+    line.getErr().println(Printable.line(unexpected(exception)));
     return CommandLine.ExitCode.SOFTWARE;
   }
 
-  private static String oneLine(String text) {
-    return text == null ? "" : text.strip().replaceAll("\\s*\\R\\s*", " ");
+  /** The failure and, where it is another, what caused it in the first place. */
+  private static String unexpected(Throwable exception) {
+    var root = exception;
+    while (root.getCause() != null && root.getCause() != root) {
+      root = root.getCause();
+    }
+    var text =
+        "meteora failed: " + exception.getClass().getSimpleName() + ": " + exception.getMessage();
+    if (root != exception
+        && !String.valueOf(exception.getMessage()).contains("" + root.getMessage())) {
+      text += ": " + root.getClass().getSimpleName() + ": " + root.getMessage();
+    }
+    return text + " (METEORA_DEBUG=1 shows where)";
   }
 }

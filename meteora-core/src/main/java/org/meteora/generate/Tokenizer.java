@@ -1,12 +1,14 @@
 package org.meteora.generate;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import ai.djl.huggingface.tokenizers.jni.LibUtils;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
 import java.util.TreeMap;
 import org.meteora.UserException;
+import org.meteora.io.CacheFolders;
 import org.meteora.io.Jsonl;
 
 /** A model folder's {@code tokenizer.json}: text to token ids and back. */
@@ -44,6 +46,7 @@ public final class Tokenizer implements AutoCloseable {
     }
     var table = new String[pieces.lastKey() + 1];
     pieces.forEach((id, piece) -> table[id] = piece);
+    CacheFolders.unpacking(LibUtils::checkStatus);
     try {
       return new Tokenizer(
           HuggingFaceTokenizer.newInstance(

@@ -5,13 +5,20 @@ import java.io.OutputStream;
 import java.io.UncheckedIOException;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
+import java.nio.channels.OverlappingFileLockException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.AccessDeniedException;
+import java.nio.file.DirectoryIteratorException;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
+import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.regex.Pattern;
 import org.meteora.UserException;
 
 /**
@@ -19,6 +26,11 @@ import org.meteora.UserException;
  * then renamed over it.
  */
 public final class AtomicFiles {
+  private static final long PROCESS = ProcessHandle.current().pid();
+  private static final Pattern LEFTOVER =
+      Pattern.compile("\\..+\\.(\\d{1,18})-[0-9a-f]{1,16}\\.tmp");
+  private static final Set<Path> LOOKED_THROUGH = ConcurrentHashMap.newKeySet();
+
   private AtomicFiles() {}
 
   /** Writes the body of a file. */
@@ -43,13 +55,19 @@ public final class AtomicFiles {
     var absolute = target.toAbsolutePath();
     Path temporary = null;
     try {
+      if (Files.isSymbolicLink(absolute) && Files.exists(absolute)) {
+        absolute = absolute.toRealPath(); // the link stays one
+      }
       Files.createDirectories(absolute.getParent());
-      temporary = Files.createTempFile(absolute.getParent(), "." + absolute.getFileName(), ".tmp");
-      try (var channel = FileChannel.open(temporary, StandardOpenOption.WRITE)) {
+      removeLeftovers(absolute.getParent());
+      temporary = temporary(absolute);
+      try (var channel =
+          FileChannel.open(temporary, StandardOpenOption.WRITE, StandardOpenOption.CREATE_NEW)) {
+        lock(channel);
+        keepPermissions(absolute, temporary);
         body.writeTo(channel);
         channel.force(true);
       }
-      temporary.toFile().setReadable(true, false);
       Files.move(
           temporary, absolute, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
       temporary = null;
@@ -64,6 +82,68 @@ public final class AtomicFiles {
           // the failure that brought us here is the one to report
         }
       }
+    }
+  }
+
+  private static Path temporary(Path target) {
+    long random = ThreadLocalRandom.current().nextLong();
+    return target.resolveSibling(
+        "." + target.getFileName() + "." + PROCESS + "-" + Long.toHexString(random) + ".tmp");
+  }
+
+  /** Tells others that the file is being written; a file system without locks is left at that. */
+  private static boolean lock(FileChannel channel) {
+    try {
+      return channel.tryLock() != null;
+    } catch (OverlappingFileLockException e) {
+      return false;
+    } catch (IOException e) {
+      return true;
+    }
+  }
+
+  /** New files have what the umask leaves; a file that is replaced keeps its own. */
+  private static void keepPermissions(Path old, Path fresh) throws IOException {
+    if (Files.exists(old)
+        && fresh.getFileSystem().supportedFileAttributeViews().contains("posix")) {
+      Files.setPosixFilePermissions(fresh, Files.getPosixFilePermissions(old));
+    }
+  }
+
+  /**
+   * Removes what a process that was killed left behind in a folder; what a living one is writing is
+   * locked and stays. Each folder is looked through once by a process.
+   */
+  public static void removeLeftovers(Path folder) {
+    if (!LOOKED_THROUGH.add(folder.toAbsolutePath().normalize())) {
+      return;
+    }
+    try (var entries = Files.newDirectoryStream(folder, ".*.tmp")) {
+      for (var entry : entries) {
+        var name = LEFTOVER.matcher(entry.getFileName().toString());
+        if (name.matches()
+            && Files.isRegularFile(entry, LinkOption.NOFOLLOW_LINKS)
+            && isDead(entry, Long.parseLong(name.group(1)))) {
+          Files.deleteIfExists(entry);
+        }
+      }
+    } catch (IOException | DirectoryIteratorException e) {
+      // nothing depends on it
+    }
+  }
+
+  private static boolean isDead(Path file, long process) throws IOException {
+    if (process == PROCESS) {
+      return false;
+    }
+    // between making a file and locking it there is a moment
+    boolean fresh =
+        System.currentTimeMillis() - Files.getLastModifiedTime(file).toMillis() < 60_000;
+    if (fresh && ProcessHandle.of(process).isPresent()) {
+      return false;
+    }
+    try (var channel = FileChannel.open(file, StandardOpenOption.WRITE)) {
+      return lock(channel);
     }
   }
 
@@ -91,7 +171,9 @@ public final class AtomicFiles {
   public static void requireWritableFolder(Path folder) {
     try {
       Files.createDirectories(folder);
-      Files.delete(Files.createTempFile(folder, ".probe", ".tmp"));
+      removeLeftovers(folder);
+      var probe = temporary(folder.toAbsolutePath().resolve("probe"));
+      Files.delete(Files.createFile(probe));
     } catch (IOException e) {
       throw new UserException("cannot write into the folder " + folder + ": " + reason(e), e);
     }

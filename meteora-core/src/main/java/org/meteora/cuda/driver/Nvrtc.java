@@ -23,6 +23,7 @@ import java.util.Optional;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -135,11 +136,7 @@ public final class Nvrtc {
         // no wheels there
       }
     }
-    var djl =
-        Path.of(
-            Optional.ofNullable(System.getenv("ENGINE_CACHE_DIR"))
-                .orElse(System.getProperty("user.home") + "/.djl.ai"),
-            "pytorch");
+    var djl = CacheFolders.engine().resolve("pytorch");
     try (var versions = Files.list(djl)) {
       versions.filter(Files::isDirectory).forEach(folders::add);
     } catch (IOException e) {
@@ -151,15 +148,6 @@ public final class Nvrtc {
     }
     folders.add(Path.of("/usr/local/cuda/lib64"));
     return folders.stream().distinct().filter(Files::isDirectory).toList();
-  }
-
-  /** The folder compiled kernels are kept in. */
-  public static Path cacheFolder() {
-    var xdg = System.getenv("XDG_CACHE_HOME");
-    return (xdg == null || xdg.isBlank()
-            ? Path.of(System.getProperty("user.home"), ".cache")
-            : Path.of(xdg))
-        .resolve("meteora");
   }
 
   /**

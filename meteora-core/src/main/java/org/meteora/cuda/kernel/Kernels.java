@@ -17,6 +17,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Module;
 import org.meteora.cuda.driver.Nvrtc;
+import org.meteora.io.CacheFolders;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -94,7 +95,7 @@ public final class Kernels {
             "-DMAXN=" + constants.maxAdapters(),
             "-DHEAD_DIM=" + constants.headDim(),
             "-DGROUP=" + constants.group());
-    return Nvrtc.get().compile(source(), options, capability, Nvrtc.cacheFolder());
+    return Nvrtc.get().compile(source(), options, capability, CacheFolders.kernels());
   }
 
   /** Compiles ahead, one after the other. */

@@ -12,6 +12,7 @@ import java.util.Optional;
 import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
 import org.meteora.moe.forward.Flags;
 import org.yaml.snakeyaml.LoaderOptions;
 import org.yaml.snakeyaml.Yaml;
@@ -178,9 +179,13 @@ public record MeteoraConfig(
 
   /** A path, with a leading {@code ~} for the home folder. */
   static Path expand(String text) {
-    return text.equals("~") || text.startsWith("~/")
-        ? Path.of(System.getProperty("user.home") + text.substring(1))
-        : Path.of(text);
+    if (!text.equals("~") && !text.startsWith("~/")) {
+      return Path.of(text);
+    }
+    return Path.of(
+        CacheFolders.home()
+                .orElseThrow(() -> new UserException(text + ": this user has no home folder"))
+            + text.substring(1));
   }
 
   private static Map<String, Object> section(Object value, String where) {

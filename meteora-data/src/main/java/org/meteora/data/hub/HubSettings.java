@@ -8,6 +8,7 @@ import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
 
 /**
  * Where the Hub is and who asks, from the variables that users of the Python client know.
@@ -86,7 +87,7 @@ public record HubSettings(
 
   /** The settings of this process. */
   public static HubSettings fromEnvironment() {
-    return fromEnvironment(System.getenv(), Path.of(System.getProperty("user.home")));
+    return fromEnvironment(System.getenv(), CacheFolders.home().orElse(Path.of("/nonexistent")));
   }
 
   private static Optional<String> value(Map<String, String> environment, String name) {

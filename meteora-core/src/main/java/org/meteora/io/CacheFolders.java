@@ -1,0 +1,419 @@
+package org.meteora.io;
+
+import com.sun.security.auth.module.UnixSystem;
+import java.io.IOException;
+import java.nio.channels.FileChannel;
+import java.nio.file.FileVisitResult;
+import java.nio.file.Files;
+import java.nio.file.LinkOption;
+import java.nio.file.Path;
+import java.nio.file.SimpleFileVisitor;
+import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.BasicFileAttributes;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import java.util.regex.Pattern;
+import org.meteora.UserException;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Folders whose content is run: unpacked native libraries, compiled kernels. Such a folder belongs
+ * to the user (or to root) and nobody else can write into it, nor into one above it; where there is
+ * none, a fresh private one serves until the process ends.
+ */
+public final class CacheFolders {
+  private static final Logger LOG = LoggerFactory.getLogger(CacheFolders.class);
+
+  /** Group and others may write. */
+  private static final int WRITABLE = 022;
+
+  private static final int STICKY = 01000;
+  private static final int MODE = 07777;
+  private static final String PRIVATE = "meteora-";
+  private static final String LOCK = ".lock";
+
+  /** What DJL calls what it has not unpacked to the end. */
+  private static final Pattern UNFINISHED = Pattern.compile("(tmp|jni)\\d+(tmp)?");
+
+  /** Nobody that still unpacks leaves its files alone for so long. */
+  private static final long SETTLED_MILLIS = 2_000;
+
+  private static Path fresh;
+
+  private CacheFolders() {}
+
+  /** The user's home folder, if there is one: a process of a user without a name has none. */
+  public static Optional<Path> home() {
+    var home = System.getProperty("user.home", "");
+    return home.startsWith("/") && Files.isDirectory(Path.of(home))
+        ? Optional.of(Path.of(home))
+        : Optional.empty();
+  }
+
+  /**
+   * A path as it is written into results: relative to the working folder when it lies in it, with
+   * {@code ~} for the home folder, else as it is.
+   */
+  public static String shown(Path path) {
+    return shown(path.toString());
+  }
+
+  /** The same for every such path in a text: {@code --out=/home/me/x} becomes {@code --out=~/x}. */
+  public static String shown(String text) {
+    var result = text;
+    var here = Path.of("").toAbsolutePath().toString();
+    if (here.length() > 1) {
+      result = withoutPrefix(result, here, ".");
+    }
+    var home = home().map(Path::toString).orElse("/");
+    return home.length() > 1 ? withoutPrefix(result, home, "~") : result;
+  }
+
+  private static String withoutPrefix(String text, String folder, String instead) {
+    var inside =
+        Pattern.compile("(?<![^\\s=,:'\"])" + Pattern.quote(folder) + "(?=/|$|[\\s,:'\"])");
+    var shown = inside.matcher(text).replaceAll(instead);
+    return shown.startsWith("./") ? shown.substring(2) : shown.replaceAll("(?<=[=,])\\./", "");
+  }
+
+  /**
+   * Tells the libraries that unpack native code where to put it. Called before the first of them is
+   * used.
+   *
+   * @throws UserException when a variable names a folder that others can write to
+   */
+  public static void prepare() {
+    var engine = engine();
+    System.setProperty("ENGINE_CACHE_DIR", engine.toString());
+    System.setProperty("DJL_CACHE_DIR", engine.toString());
+    removeUnfinished(engine);
+    var scratch = scratch(engine).toString();
+    for (var property :
+        List.of("org.xerial.snappy.tempdir", "ZstdTempFolder", "jna.tmpdir", "jline.tmpdir")) {
+      System.setProperty(property, scratch);
+    }
+  }
+
+  /** Where small libraries are unpacked anew by each process; what killed ones left is removed. */
+  private static Path scratch(Path engine) {
+    var folder = engine.resolve("unpacked");
+    if (!make(folder)) {
+      return fresh("the folder " + folder + " cannot be made");
+    }
+    try (var entries = Files.newDirectoryStream(folder)) {
+      for (var entry : entries) {
+        if (System.currentTimeMillis() - newest(entry) > 10_000) {
+          remove(entry); // a library in use stays loaded without its name
+        }
+      }
+    } catch (IOException | RuntimeException e) {
+      LOG.debug("cannot tidy {}", folder, e);
+    }
+    return folder;
+  }
+
+  /**
+   * The folder of the engine's native libraries: {@code ENGINE_CACHE_DIR}, else {@code ~/.djl.ai},
+   * else {@code ~/.cache/meteora/native}, else a private one.
+   */
+  public static synchronized Path engine() {
+    for (var variable : List.of("ENGINE_CACHE_DIR", "DJL_CACHE_DIR")) {
+      var value = System.getenv(variable);
+      if (value != null && !value.isBlank()) {
+        var folder = Path.of(value);
+        var problem =
+            folder.isAbsolute() ? problem(folder) : Optional.of("it depends on the working folder");
+        if (problem.isPresent()) {
+          throw new UserException(
+              variable
+                  + "="
+                  + value
+                  + " cannot be used, native code would be loaded from there: "
+                  + problem.get()
+                  + "; name a folder that only you can write to, or unset it");
+        }
+        make(folder);
+        return folder;
+      }
+    }
+    return home()
+        .map(home -> firstOf(home.resolve(".djl.ai"), cache(home).resolve("native")))
+        .orElseGet(() -> fresh("there is no home folder"));
+  }
+
+  /** The folder of compiled kernels: {@code $XDG_CACHE_HOME/meteora}, {@code ~/.cache/meteora}. */
+  public static synchronized Path kernels() {
+    var xdg = System.getenv("XDG_CACHE_HOME");
+    if (xdg != null && xdg.startsWith("/")) {
+      return firstOf(Path.of(xdg, "meteora"));
+    }
+    return home()
+        .map(home -> firstOf(cache(home)))
+        .orElseGet(() -> fresh("there is no home folder"));
+  }
+
+  private static Path cache(Path home) {
+    return home.resolve(".cache").resolve("meteora");
+  }
+
+  private static Path firstOf(Path... folders) {
+    String first = null;
+    for (var folder : folders) {
+      var problem = problem(folder);
+      if (problem.isEmpty() && (make(folder) || hasLibraries(folder))) {
+        problem = problem(folder); // of what is there now
+        if (problem.isEmpty()) {
+          return folder;
+        }
+      }
+      first = first == null ? folder + ": " + problem.orElse("it cannot be written to") : first;
+    }
+    return fresh(first);
+  }
+
+  /** A folder that cannot be written to serves when everything was unpacked there before. */
+  private static boolean hasLibraries(Path folder) {
+    return Files.isDirectory(folder.resolve("pytorch"))
+        && Files.isDirectory(folder.resolve("tokenizers"));
+  }
+
+  private static boolean make(Path folder) {
+    try {
+      if (!Files.isDirectory(folder)) {
+        Files.createDirectories(
+            folder,
+            PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
+      }
+      return Files.isWritable(folder);
+    } catch (IOException e) {
+      return false;
+    }
+  }
+
+  /**
+   * Why code must not be run from a folder: somebody else owns it or can write into it, or into one
+   * above it, or into what is in it.
+   */
+  static Optional<String> problem(Path folder) {
+    try {
+      var real = existing(folder.toAbsolutePath().normalize()).toRealPath();
+      boolean itself = Files.isDirectory(folder);
+      for (var at = real; at != null; at = at.getParent()) {
+        var writable = mode(at) & WRITABLE;
+        boolean sticky = (mode(at) & STICKY) != 0 && !(itself && at.equals(real));
+        if (!ours(at)) {
+          return Optional.of(at + " belongs to somebody else");
+        }
+        if (writable != 0 && !sticky) {
+          return Optional.of("others can write to " + at);
+        }
+      }
+      if (itself && (mode(real) & 011) != 0) { // others get to what is in it
+        try (var all = Files.walk(real, 4)) {
+          return all.filter(each -> !Files.isSymbolicLink(each))
+              .filter(each -> !ours(each) || (mode(each) & WRITABLE) != 0)
+              .findFirst()
+              .map(each -> "others can write to " + each);
+        }
+      }
+      return Optional.empty();
+    } catch (IOException | RuntimeException e) {
+      return Optional.of(
+          e instanceof IOException io ? AtomicFiles.reason(io) : String.valueOf(e.getMessage()));
+    }
+  }
+
+  private static Path existing(Path folder) {
+    var at = folder;
+    while (!Files.exists(at, LinkOption.NOFOLLOW_LINKS) && at.getParent() != null) {
+      at = at.getParent();
+    }
+    return at;
+  }
+
+  private static boolean ours(Path path) {
+    int owner = (Integer) attribute(path, "unix:uid");
+    return owner == 0 || owner == (int) new UnixSystem().getUid();
+  }
+
+  private static int mode(Path path) {
+    return (Integer) attribute(path, "unix:mode") & MODE;
+  }
+
+  private static Object attribute(Path path, String name) {
+    try {
+      return Files.getAttribute(path, name, LinkOption.NOFOLLOW_LINKS);
+    } catch (IOException e) {
+      throw new java.io.UncheckedIOException(e);
+    }
+  }
+
+  /** A new folder of this process alone; removed at its end, or by a later one. */
+  private static Path fresh(String why) {
+    if (fresh != null) {
+      return fresh;
+    }
+    var parent = Path.of(System.getProperty("java.io.tmpdir"));
+    try {
+      removeAbandoned(parent);
+      fresh = Files.createTempDirectory(parent, PRIVATE);
+      FolderLock.take(fresh, LOCK, fresh + " is new and yet in use");
+    } catch (IOException e) {
+      throw new UserException(
+          "no folder for native libraries: "
+              + why
+              + ", and none can be made in "
+              + parent
+              + ": "
+              + AtomicFiles.reason(e)
+              + "; name one by ENGINE_CACHE_DIR",
+          e);
+    }
+    var folder = fresh;
+    Runtime.getRuntime().addShutdownHook(new Thread(() -> remove(folder)));
+    LOG.info(
+        "native libraries are unpacked into {} for this run alone ({}); ENGINE_CACHE_DIR names a"
+            + " folder to keep them in",
+        fresh,
+        why);
+    return fresh;
+  }
+
+  /** Private folders whose process was killed. */
+  private static void removeAbandoned(Path parent) {
+    try (var entries = Files.newDirectoryStream(parent, PRIVATE + "*")) {
+      for (var entry : entries) {
+        var lock = entry.resolve(LOCK);
+        if (Files.isDirectory(entry, LinkOption.NOFOLLOW_LINKS)
+            && (Integer) attribute(entry, "unix:uid") == (int) new UnixSystem().getUid()
+            && Files.isRegularFile(lock, LinkOption.NOFOLLOW_LINKS)
+            && isFree(lock)) {
+          remove(entry);
+        }
+      }
+    } catch (IOException | RuntimeException e) {
+      LOG.debug("cannot tidy {}", parent, e);
+    }
+  }
+
+  private static boolean isFree(Path lock) throws IOException {
+    try (var channel = FileChannel.open(lock, StandardOpenOption.WRITE)) {
+      return channel.tryLock() != null;
+    }
+  }
+
+  /**
+   * Removes what processes that were killed had unpacked by half. What others are unpacking at this
+   * moment is told by the files they have open, or have just written.
+   */
+  private static void removeUnfinished(Path folder) {
+    try (var all = Files.walk(folder, 3)) {
+      for (var entry :
+          all.filter(each -> UNFINISHED.matcher(each.getFileName().toString()).matches())
+              .toList()) {
+        if (System.currentTimeMillis() - newest(entry) > SETTLED_MILLIS && !isOpen(entry)) {
+          LOG.debug("removing {}, which was not unpacked to its end", entry);
+          remove(entry);
+        }
+      }
+    } catch (IOException | RuntimeException e) {
+      LOG.debug("cannot tidy {}", folder, e);
+    }
+  }
+
+  /**
+   * Runs what unpacks and loads a native library.
+   *
+   * @throws UserException when it could not be written, naming the folder and the reason
+   */
+  public static void unpacking(Runnable load) {
+    try {
+      load.run();
+    } catch (RuntimeException | LinkageError e) {
+      var mistake = explain(e);
+      if (mistake.isPresent()) {
+        throw mistake.get();
+      }
+      throw e;
+    }
+  }
+
+  /** What a failure of a native library means, when a file that could not be written caused it. */
+  public static Optional<UserException> explain(Throwable failure) {
+    boolean unpacking = false;
+    IOException cause = null;
+    for (var each = failure; each != null && cause == null; each = each.getCause()) {
+      unpacking |= each.getStackTrace().length > 0 && isUnpacker(each);
+      cause = each instanceof IOException io ? io : null;
+    }
+    return unpacking && cause != null
+        ? Optional.of(
+            new UserException(
+                "cannot unpack native libraries into "
+                    + engine()
+                    + ": "
+                    + AtomicFiles.reason(cause)
+                    + "; make room there, or name another folder by ENGINE_CACHE_DIR",
+                failure))
+        : Optional.empty();
+  }
+
+  private static boolean isUnpacker(Throwable failure) {
+    return Arrays.stream(failure.getStackTrace())
+        .anyMatch(frame -> frame.getClassName().endsWith(".jni.LibUtils"));
+  }
+
+  private static long newest(Path entry) throws IOException {
+    try (var all = Files.walk(entry)) {
+      return all.mapToLong(each -> each.toFile().lastModified()).max().orElse(0);
+    }
+  }
+
+  /** Whether a process of this user has a file in it open (Linux). */
+  private static boolean isOpen(Path entry) throws IOException {
+    var real = entry.toRealPath();
+    try (var processes = Files.newDirectoryStream(Path.of("/proc"), "[0-9]*")) {
+      for (var process : processes) {
+        try (var files = Files.newDirectoryStream(process.resolve("fd"))) {
+          for (var file : files) {
+            if (Files.readSymbolicLink(file).startsWith(real)) {
+              return true;
+            }
+          }
+        } catch (IOException e) {
+          // another user's, or gone
+        }
+      }
+    } catch (IOException e) {
+      return false; // no /proc
+    }
+    return false;
+  }
+
+  private static void remove(Path path) {
+    try {
+      Files.walkFileTree(
+          path,
+          new SimpleFileVisitor<>() {
+            @Override
+            public FileVisitResult visitFile(Path file, BasicFileAttributes attributes)
+                throws IOException {
+              Files.delete(file);
+              return FileVisitResult.CONTINUE;
+            }
+
+            @Override
+            public FileVisitResult postVisitDirectory(Path directory, IOException failure)
+                throws IOException {
+              Files.delete(directory);
+              return FileVisitResult.CONTINUE;
+            }
+          });
+    } catch (IOException e) {
+      LOG.debug("cannot remove {}", path, e);
+    }
+  }
+}
