@@ -18,6 +18,7 @@ import org.meteora.generate.Generator;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Digests;
+import org.meteora.io.FolderNames;
 import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
@@ -219,7 +220,7 @@ public final class LoadedModel implements AutoCloseable {
                 () ->
                     new UserException(
                         "no folder of adapters given: set adapter_dir (--adapter-dir)"));
-    var folder = dir.resolve(spec.model());
+    var folder = dir.resolve(FolderNames.require("the adapter", spec.model()));
     if (!Files.isDirectory(folder)) {
       var names =
           LoraAdapter.list(dir).stream().map(path -> path.getFileName().toString()).toList();

@@ -20,6 +20,7 @@ import org.meteora.eval.metric.Metric;
 import org.meteora.eval.metric.Rouge;
 import org.meteora.eval.metric.YesNoAccuracy;
 import org.meteora.eval.statistics.Figure;
+import org.meteora.io.FolderNames;
 
 /**
  * What can be evaluated: one of the catalogue's tasks, or several asked in one prompt.
@@ -56,7 +57,7 @@ public record EvalTask(
    */
   public static EvalTask composite(String name, List<String> parts, Path targetDir) {
     for (var part : parts) {
-      if (!isFolderName(part) || !Files.isDirectory(targetDir.resolve(part))) {
+      if (!FolderNames.isOne(part) || !Files.isDirectory(targetDir.resolve(part))) {
         Tasks.get(part); // names the nearest
       }
     }
@@ -69,10 +70,7 @@ public record EvalTask(
    * @param parts empty for a single task
    */
   public static EvalTask saved(String name, List<String> parts) {
-    if (!isFolderName(name)) {
-      throw new UserException(
-          "the task name \"" + name + "\" is not a folder's name (no path, no control characters)");
-    }
+    FolderNames.require("the task name", name);
     if (parts.isEmpty()) {
       return Tasks.find(name).isPresent()
           ? of(name)
@@ -96,7 +94,7 @@ public record EvalTask(
    */
   public static EvalTask of(String name, Path targetDir) {
     var known = Tasks.find(name).isPresent();
-    if (!known && isFolderName(name)) {
+    if (!known && FolderNames.isOne(name)) {
       var composite = CompositeTask.find(name, targetDir);
       if (composite.isPresent()) {
         return saved(name, composite.get().tasks());
@@ -106,12 +104,6 @@ public record EvalTask(
       }
     }
     return of(name);
-  }
-
-  private static boolean isFolderName(String name) {
-    return !name.isBlank()
-        && !name.matches("\\.\\.?")
-        && name.chars().noneMatch(c -> c == '/' || c == '\\' || Character.isISOControl(c));
   }
 
   /**

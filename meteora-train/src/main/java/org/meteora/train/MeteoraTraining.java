@@ -13,6 +13,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.FolderNames;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.forward.Flags;
 import org.meteora.train.batch.TaskSamples;
@@ -63,6 +64,7 @@ public record MeteoraTraining(
     if (!given.isEmpty()) {
       for (var task : given) {
         if (!found.contains(task)) {
+          FolderNames.require("the adapter", task);
           throw new UserException(
               "no adapter "
                   + task

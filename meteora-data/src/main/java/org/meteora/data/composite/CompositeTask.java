@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 
 /**
@@ -18,9 +19,11 @@ import org.meteora.io.Jsonl;
  */
 public record CompositeTask(String name, List<String> tasks) {
   /**
-   * @throws UserException when a task occurs twice
+   * @throws UserException when a task occurs twice, or a name is not a folder's
    */
   public CompositeTask {
+    FolderNames.require("the task", name);
+    tasks.forEach(task -> FolderNames.require("the task", task));
     if (new HashSet<>(tasks).size() < tasks.size()) {
       throw new UserException(
           "a composite task asks each task once, not " + String.join(",", tasks));
@@ -72,7 +75,7 @@ public record CompositeTask(String name, List<String> tasks) {
    * {@code create-composite}), else the paper's.
    */
   public static Optional<CompositeTask> find(String name, Path targetDir) {
-    var file = targetDir.resolve(name).resolve("composite.json");
+    var file = targetDir.resolve(FolderNames.require("the task", name)).resolve("composite.json");
     if (!Files.isRegularFile(file)) {
       return find(name);
     }

@@ -11,6 +11,7 @@ import org.meteora.UserException;
 import org.meteora.eval.Answer;
 import org.meteora.eval.clean.AnswerCleaner;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 
 /** Answers as JSONL, one a line, so that scores can be recomputed without generating again. */
@@ -45,7 +46,7 @@ public final class SavedAnswers {
         throw new UserException(
             file + ": names no answers file; give the .answers.jsonl of a saved evaluation");
       }
-      return read(file.resolveSibling(name));
+      return read(file.resolveSibling(FolderNames.require(file + ": the answers file", name)));
     }
     var answers = new ArrayList<Answer>();
     Jsonl.forEach(

@@ -56,6 +56,7 @@ final class Figures {
     AtomicFiles.writeStream(
         file,
         out -> {
+          ImageIO.setUseCache(false); // else it needs a folder for temporary files
           if (!ImageIO.write(image, "png", out)) {
             throw new IOException("no PNG writer");
           }

@@ -13,6 +13,7 @@ import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.FolderNames;
 import org.meteora.moe.RoutingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -72,7 +73,7 @@ public final class Routes {
    * @throws UserException when the task has no test data there, or not so many samples
    */
   public static String prompt(Path datasets, String task, int index) {
-    var file = datasets.resolve(task).resolve("test.jsonl");
+    var file = datasets.resolve(FolderNames.require("the task", task)).resolve("test.jsonl");
     var samples = Sample.read(file);
     if (index < 0 || index >= samples.size()) {
       throw new UserException(

@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.io.FolderNames;
 import org.meteora.train.LoraTraining;
 import org.meteora.train.TrainConfig;
 import picocli.CommandLine.Command;
@@ -145,6 +146,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
     }
     result.forEach(
         (adapter, file) -> {
+          FolderNames.require("the adapter", adapter);
           if (!java.nio.file.Files.isRegularFile(file)) {
             throw new UserException("no data to train " + adapter + " on: no such file " + file);
           }

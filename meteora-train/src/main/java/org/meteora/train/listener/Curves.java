@@ -6,6 +6,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
+import javax.imageio.ImageIO;
 import org.knowm.xchart.BitmapEncoder;
 import org.knowm.xchart.XYChart;
 import org.knowm.xchart.XYChartBuilder;
@@ -127,6 +128,7 @@ public final class Curves implements TrainingListener {
             chart
                 .addSeries(label, thin(line.x()), thin(line.y()))
                 .setMarker(line.x().size() < 40 ? SeriesMarkers.CIRCLE : SeriesMarkers.NONE));
+    ImageIO.setUseCache(false); // else it needs a folder for temporary files
     AtomicFiles.writeStream(
         folder.resolve(name),
         out -> BitmapEncoder.saveBitmap(chart, out, BitmapEncoder.BitmapFormat.PNG));

@@ -1,0 +1,93 @@
+package org.meteora.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.io.IOException;
+import java.io.OutputStream;
+import java.io.PrintStream;
+import java.io.PrintWriter;
+import java.io.StringWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Set;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class MainTest {
+  @TempDir Path folder;
+
+  private static String error(String... arguments) {
+    var err = new StringWriter();
+    var line = Main.commandLine();
+    line.setErr(new PrintWriter(err, true));
+    line.getSubcommands().values().forEach(sub -> sub.setErr(new PrintWriter(err, true)));
+    assertThat(line.execute(arguments)).isEqualTo(2);
+    return err.toString();
+  }
+
+  @Test
+  void bothSpellingsOfOptionsAndPromptsAsTheyAre() {
+    var names = Set.of("--batch-size", "--prompt");
+    assertThat(Main.kebab("--batch_size", names)).isEqualTo("--batch-size");
+    assertThat(Main.kebab("--batch_size=a_b", names)).isEqualTo("--batch-size=a_b");
+    assertThat(Main.kebab("--__init__", names)).isEqualTo("--__init__");
+    assertThat(Main.kebab("--prompt=--x_y", names)).isEqualTo("--prompt=--x_y");
+    assertThat(Main.kebab("a_b", names)).isEqualTo("a_b");
+  }
+
+  @Test
+  void anAtSignIsNoFileOfArguments() throws IOException {
+    var notes = Files.writeString(folder.resolve("notes"), "secret --greedy");
+    assertThat(error("generate", "--prompt", "@" + notes)).doesNotContain("secret");
+    assertThat(error("@" + notes)).doesNotContain("secret").contains("@");
+  }
+
+  @Test
+  void messagesHoldNoControlCharacters() {
+    assertThat(error("generate", "--no-such\u001b]52;c;x\u0007")).contains("\\u001b").doesNotContain("\u001b");
+    assertThat(error("eval", "--task", "x\u001b[2J")).contains("\\u001b").doesNotContain("\u001b");
+  }
+
+  @Test
+  void outputThatCannotBeWrittenIsAFailure() {
+    var full =
+        new OutputStream() {
+          private int writes;
+
+          @Override
+          public void write(int b) throws IOException {
+            writes++;
+            throw new IOException("No space left on device");
+          }
+        };
+    var out = new PrintStream(StandardStreams.checked(full), true);
+    assertThatThrownBy(() -> out.println("x"))
+        .isInstanceOf(StandardStreams.OutputLost.class)
+        .hasMessageContaining("No space left");
+    out.println("y"); // said once
+    assertThat(full.writes).isEqualTo(1);
+  }
+
+  @Test
+  void namesAreNoPaths() throws IOException {
+    var data = Files.writeString(folder.resolve("d.jsonl"), "{}").toString();
+    var base = "--base-model-path=" + folder;
+    var named = "is not a folder's name";
+    assertThat(error("train-lora", base, "--data", data, "--name", "../x")).contains("../x", named);
+    assertThat(error("train-lora", base, "--task", "../x")).contains("../x", named);
+    assertThat(error("create-composite", "--tasks", "../x,y")).contains("../x", named);
+    assertThat(error("routes", "--task", "../x", base, "--meteora-ckpt-path=m")).contains(named);
+    assertThat(error("eval", "--task", "../x", base)).contains("../x");
+    assertThat(error("eval", "--task", "x", "--tasks", "gsm8k,../x", base)).contains("../x");
+    var tiny = Path.of(System.getProperty("meteora.root", "..")).resolve("configs/tiny");
+    assertThat(
+            error(
+                "generate",
+                "--prompt=x",
+                "--base-model-path=" + tiny.resolve("base"),
+                "--adapter-dir=" + tiny.resolve("adapters"),
+                "--model=../adapters/reverse_word"))
+        .contains("../adapters/reverse_word", named);
+  }
+}
