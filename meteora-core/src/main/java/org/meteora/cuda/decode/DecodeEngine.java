@@ -644,7 +644,7 @@ public final class DecodeEngine implements AutoCloseable {
             .add(aligned);
         plan.launches.add(
             kernels
-                .get("select_z")
+                .get("decode_route_z")
                 .launch(
                     blocks(Math.max(1, most * model.topK()), 8),
                     linears.size(),
@@ -677,7 +677,7 @@ public final class DecodeEngine implements AutoCloseable {
 
     plan.launches.add(
         kernels
-            .get("embed")
+            .get("decode_embed")
             .launch(
                 blocks(hidden, EMBEDDED),
                 rows,
@@ -770,7 +770,7 @@ public final class DecodeEngine implements AutoCloseable {
             .add(cache.maxLength())
             .add(onTensorCores ? cluster : splits);
     return kernels
-        .get(onTensorCores ? "attention_cluster" : "attention")
+        .get(onTensorCores ? "decode_attention_cluster" : "decode_attention")
         .launch(
             splits,
             model.heads() / group,
@@ -803,7 +803,10 @@ public final class DecodeEngine implements AutoCloseable {
             .add((float) (1 / Math.sqrt(model.headDim())))
             .add(model.ropeScale());
     return kernels
-        .get(qkv.choosesEarly() ? "rope_append_early" : "rope_append")
+        .get(
+            qkv.choosesEarly()
+                ? "decode_route_rope_append_gates_first"
+                : "decode_route_rope_append")
         .launch(
             model.heads() + 2 * model.kvHeads(),
             blocks(model.headDim() / 2, WARP_OUTPUTS),
@@ -826,7 +829,7 @@ public final class DecodeEngine implements AutoCloseable {
     // few rows: more warps, each of which is quicker; many: less repeated routing
     var each = gateUp.rows > 8 ? 4 : 2;
     return kernels
-        .get("silu_up" + each + (gateUp.choosesEarly() ? "_early" : ""))
+        .get("decode_route_silu_up" + each + (gateUp.choosesEarly() ? "_gates_first" : ""))
         .launch(
             blocks(model.intermediate(), 32 * each),
             gateUp.rows,
@@ -850,7 +853,10 @@ public final class DecodeEngine implements AutoCloseable {
             .add(model.hidden())
             .add(0);
     return kernels
-        .get(product.choosesEarly() ? "add_residual_early" : "add_residual")
+        .get(
+            product.choosesEarly()
+                ? "decode_route_add_residual_gates_first"
+                : "decode_route_add_residual")
         .launch(
             blocks(model.hidden(), WARP_OUTPUTS),
             product.rows,

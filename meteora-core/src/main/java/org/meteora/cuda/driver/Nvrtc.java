@@ -17,9 +17,13 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
+import java.util.Collections;
 import java.util.HexFormat;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
+import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
@@ -42,7 +46,7 @@ public final class Nvrtc {
   private static final Logger LOG = LoggerFactory.getLogger(Nvrtc.class);
 
   /** One line a process: a model needs several modules of kernels. */
-  private static final AtomicBoolean SAID = new AtomicBoolean();
+  private static final AtomicBoolean LOGGED = new AtomicBoolean();
 
   private static final List<String> NAMES =
       List.of("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so");
@@ -151,13 +155,29 @@ public final class Nvrtc {
   }
 
   /**
+   * CUDA C++.
+   *
+   * @param headers by the names that {@code text} and they include them by
+   */
+  public record Source(String text, Map<String, String> headers) {
+    public Source {
+      headers = Collections.unmodifiableMap(new TreeMap<>(headers));
+    }
+
+    /** All of it, for a hash. */
+    private String all() {
+      return text + "\0" + headers;
+    }
+  }
+
+  /**
    * Machine code of {@code source} for {@code capability} (90 for 9.0); PTX, for the driver to
    * finish, when the compiler does not know that GPU yet.
    *
    * @param options such as {@code -DNAME=1}
    * @throws UserException with the compiler's message when it refuses
    */
-  public byte[] compile(String source, List<String> options, int capability, Path cache) {
+  public byte[] compile(Source source, List<String> options, int capability, Path cache) {
     var target = architecture(capability);
     var all = new ArrayList<>(options);
     all.add("--gpu-architecture=" + target);
@@ -167,14 +187,14 @@ public final class Nvrtc {
             .formatHex(
                 Digests.sha256()
                     .digest(
-                        (source + "\0" + String.join("\0", all) + "\0" + version)
+                        (source.all() + "\0" + String.join("\0", all) + "\0" + version)
                             .getBytes(StandardCharsets.UTF_8)));
     var file = cache.resolve(key.substring(0, 32) + (target.startsWith("sm_") ? ".cubin" : ".ptx"));
     var kept = read(file);
     if (kept.isPresent()) {
       return kept.get();
     }
-    if (SAID.compareAndSet(false, true)) {
+    if (LOGGED.compareAndSet(false, true)) {
       LOG.info("compiling CUDA kernels for {}; later runs find them in {}", target, cache);
     }
     var code = compile(source, all, target.startsWith("sm_"));
@@ -243,25 +263,22 @@ public final class Nvrtc {
     }
   }
 
-  private byte[] compile(String source, List<String> options, boolean machineCode) {
+  private byte[] compile(Source source, List<String> options, boolean machineCode) {
     try (var arena = Arena.ofConfined()) {
       var out = arena.allocate(8, 8);
       call(
           "nvrtcCreateProgram",
           "PPPIPP",
           out.address(),
-          arena.allocateFrom(source).address(),
+          arena.allocateFrom(source.text()).address(),
           arena.allocateFrom("meteora.cu").address(),
-          0,
-          0L,
-          0L);
+          source.headers().size(),
+          strings(arena, source.headers().values()),
+          strings(arena, source.headers().keySet()));
       var program = out.get(JAVA_LONG, 0);
       try {
-        var texts = arena.allocate(8L * options.size(), 8);
-        for (var i = 0; i < options.size(); i++) {
-          texts.set(JAVA_LONG, 8L * i, arena.allocateFrom(options.get(i)).address());
-        }
-        var code = invoke("nvrtcCompileProgram", "PIP", program, options.size(), texts.address());
+        var texts = strings(arena, options);
+        var code = invoke("nvrtcCompileProgram", "PIP", program, options.size(), texts);
         if (code != 0) {
           call("nvrtcGetProgramLogSize", "PP", program, out.address());
           var log = arena.allocate(out.get(JAVA_LONG, 0), 1);
@@ -282,6 +299,16 @@ public final class Nvrtc {
         call("nvrtcDestroyProgram", "P", out.address());
       }
     }
+  }
+
+  /** The address of an array of C strings. */
+  private static long strings(Arena arena, Collection<String> texts) {
+    var array = arena.allocate(8L * texts.size() + 8, 8);
+    var i = 0;
+    for (var text : texts) {
+      array.setAtIndex(JAVA_LONG, i++, arena.allocateFrom(text).address());
+    }
+    return array.address();
   }
 
   private int invoke(String name, String signature, Object... arguments) {

@@ -12,6 +12,9 @@ import org.meteora.UserException;
  * @param scales N scales
  */
 public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scales) {
+  /** The largest rank that the kernels take. */
+  public static final int MAX_RANK = 64;
+
   public int count() {
     return ranks.length;
   }
@@ -43,8 +46,9 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
           "cannot choose " + topK + " of " + count() + " adapters (--routing-top-k)");
     }
     for (var rank : ranks) {
-      if (rank < 0 || rank > 64) {
-        throw new UserException("the fused CUDA path takes ranks up to 64, not " + rank);
+      if (rank < 0 || rank > MAX_RANK) {
+        throw new UserException(
+            "the fused CUDA path takes ranks up to " + MAX_RANK + ", not " + rank);
       }
     }
   }

@@ -172,7 +172,7 @@ public final class FusedMoe implements AutoCloseable {
         widest = i < targets.size() ? Math.max(widest, targets.get(i).out()) : widest;
       }
       kernels
-          .get("add_adapters")
+          .get("decode_route_add_adapters")
           .launch((widest + 63) / 64, rows, targets.size(), 32, 0, tuning.overlap(), argument)
           .on(stream);
     }
@@ -225,7 +225,7 @@ public final class FusedMoe implements AutoCloseable {
             .add(linears)
             .skip(48 * (3 - targets.size()));
     kernels
-        .get("mask_z")
+        .get("prefill_route_scale_z")
         .launch(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256, 0, false, argument)
         .on(stream);
   }

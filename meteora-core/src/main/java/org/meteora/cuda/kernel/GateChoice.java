@@ -33,7 +33,7 @@ public final class GateChoice {
     }
     var argument = new Struct().add(logits).add(mask).add(tokens).add(adapters).add(0);
     kernels
-        .get("choose_rows")
+        .get("training_top_k_mask")
         .launch(Math.toIntExact((tokens + 7) / 8), 1, 1, 256, 0, false, argument)
         .on(stream);
   }

@@ -87,15 +87,20 @@ public final class Kernels {
   }
 
   private static byte[] compile(int capability, Constants constants) {
-    var options =
-        List.of(
-            "-DDTYPE="
-                + (constants.dtype() == Dtype.F32 ? 0 : constants.dtype() == Dtype.F16 ? 1 : 2),
-            "-DTOPK=" + constants.topK(),
-            "-DMAXN=" + constants.maxAdapters(),
-            "-DHEAD_DIM=" + constants.headDim(),
-            "-DGROUP=" + constants.group());
-    return Nvrtc.get().compile(source(), options, capability, CacheFolders.kernels());
+    return Nvrtc.get().compile(source(), options(constants), capability, CacheFolders.kernels());
+  }
+
+  /** The compiler's options for these constants. */
+  static List<String> options(Constants constants) {
+    return List.of(
+        "-DDTYPE=" + (constants.dtype() == Dtype.F32 ? 0 : constants.dtype() == Dtype.F16 ? 1 : 2),
+        "-DTOPK=" + constants.topK(),
+        "-DMAXN=" + constants.maxAdapters(),
+        "-DHEAD_DIM=" + constants.headDim(),
+        "-DGROUP=" + constants.group(),
+        "-DMAX_ROWS=" + MatrixVector.MAX_ROWS,
+        "-DMAX_RANK=" + AdapterMemory.MAX_RANK,
+        "-DMAX_BANNED=" + TokenChoice.MAX_BANNED);
   }
 
   /** Compiles ahead, one after the other. */
@@ -138,7 +143,7 @@ public final class Kernels {
           cuda.capability(),
           Constants.ofSteps(dtype, k, Math.max(1, adapters), heads, kvHeads, headDim));
     } catch (UserException e) {
-      // whoever asks for the kernels hears of it
+      // whoever asks for the kernels gets the error
     }
   }
 
@@ -163,7 +168,7 @@ public final class Kernels {
       try {
         return ahead.join();
       } catch (CompletionException | CancellationException e) {
-        // once more, for whoever hears of it
+        // once more, so that the error has a caller
       }
     }
     return compile(capability, constants);
@@ -180,11 +185,30 @@ public final class Kernels {
         new Key(cuda.index(), constants), key -> new Kernels(cuda, constants));
   }
 
-  static String source() {
-    try (var in = Kernels.class.getResourceAsStream("meteora.cu")) {
+  /** What {@code meteora.cu} includes. */
+  static final List<String> HEADERS =
+      List.of(
+          "common.cuh",
+          "routing.cuh",
+          "product.cuh",
+          "decode_layer.cuh",
+          "attention.cuh",
+          "sampling.cuh",
+          "gated.cuh",
+          "prefill.cuh",
+          "measure.cuh");
+
+  static Nvrtc.Source source() {
+    var headers = new HashMap<String, String>();
+    HEADERS.forEach(name -> headers.put(name, text(name)));
+    return new Nvrtc.Source(text("meteora.cu"), headers);
+  }
+
+  private static String text(String name) {
+    try (var in = Kernels.class.getResourceAsStream(name)) {
       if (in == null) {
         throw new IllegalStateException(
-            "the resource org/meteora/cuda/meteora.cu is missing from the class path");
+            "the resource org/meteora/cuda/kernel/" + name + " is missing from the class path");
       }
       return new String(in.readAllBytes(), StandardCharsets.UTF_8);
     } catch (IOException e) {

@@ -49,7 +49,7 @@ public final class RowKernels {
               .add(hidden)
               .add(eps);
       kernels
-          .get("norm_rows")
+          .get("prefill_rms_norm")
           .launch(Math.toIntExact(rows), 1, 1, 256, 0, false, argument)
           .on(stream);
     }
@@ -106,7 +106,7 @@ public final class RowKernels {
               .add(shape.headDim())
               .add(vectors);
       kernels
-          .get("rope_rows")
+          .get("prefill_rope_append")
           .launch(Math.toIntExact((threads + 255) / 256), 1, 1, 256, 0, false, argument)
           .on(stream);
     }
@@ -120,7 +120,7 @@ public final class RowKernels {
       var aligned = (gate | up | out) % 16 == 0;
       var argument = new Struct().add(gate).add(up).add(out).add(count).add(aligned).add(0);
       kernels
-          .get("silu_rows")
+          .get("prefill_silu_up")
           .launch(Math.toIntExact((count + 2047) / 2048), 1, 1, 256, 0, false, argument)
           .on(stream);
     }

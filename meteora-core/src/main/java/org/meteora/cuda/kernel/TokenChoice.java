@@ -118,7 +118,7 @@ public final class TokenChoice {
             .add(maxLength)
             .add(clearCount);
     return List.of(
-        kernels.get("best_in_blocks").launch(BLOCKS, rows, 1, 256, 0, overlap, argument),
-        kernels.get("pick_tokens").launch(rows, 1, 1, 1024, 0, overlap, argument));
+        kernels.get("sample_block_maxima").launch(BLOCKS, rows, 1, 256, 0, overlap, argument),
+        kernels.get("sample_tokens").launch(rows, 1, 1, 1024, 0, overlap, argument));
   }
 }

@@ -13,6 +13,7 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.meteora.tensor.Dtype;
 
 /**
  * The kernels' own source without a GPU: compiled as C++, run on threads, on random shapes beside
@@ -60,17 +61,17 @@ class KernelSourceTest {
 
   @ParameterizedTest
   @CsvSource({
-    "rows.cpp, 2, 2, 32, 64, 2, 12",
-    "rows.cpp, 0, 3, 64, 64, 2, 6",
-    "attention.cpp, 2, 1, 32, 128, 4, 4",
-    "attention.cpp, 1, 1, 32, 64, 3, 4",
-    "many.cpp, 2, 2, 32, 0, 0, 2",
-    "many.cpp, 0, 3, 64, 0, 0, 2",
-    "product.cpp, 2, 2, 32, 0, 0, 5",
-    "product.cpp, 1, 2, 32, 0, 0, 3"
+    "decode_layer.cpp, BF16, 2, 32, 64, 2, 12",
+    "decode_layer.cpp, F32, 3, 64, 64, 2, 6",
+    "attention.cpp, BF16, 1, 32, 128, 4, 4",
+    "attention.cpp, F16, 1, 32, 64, 3, 4",
+    "prefill.cpp, BF16, 2, 32, 0, 0, 2",
+    "prefill.cpp, F32, 3, 64, 0, 0, 2",
+    "product.cpp, BF16, 2, 32, 0, 0, 5",
+    "product.cpp, F16, 2, 32, 0, 0, 3"
   })
   void agreesWithFloat64AndStaysInside(
-      String source, int dtype, int topK, int adapters, int headDim, int group, String rounds)
+      String source, Dtype dtype, int topK, int adapters, int headDim, int group, String rounds)
       throws Exception {
     Files.writeString(folder.resolve("empty.cpp"), "int main() { return 0; }");
     var works = compile("empty.cpp", List.of()).code == 0 && run(List.of("./kernels")).code == 0;
@@ -78,15 +79,12 @@ class KernelSourceTest {
     for (var name : List.of("meteora.cu", "on_cpu.h", source)) {
       copy(name);
     }
+    for (var name : Kernels.HEADERS) {
+      copy(name);
+    }
     var compiled =
         compile(
-            source,
-            List.of(
-                "-DDTYPE=" + dtype,
-                "-DTOPK=" + topK,
-                "-DMAXN=" + adapters,
-                "-DHEAD_DIM=" + headDim,
-                "-DGROUP=" + group));
+            source, Kernels.options(new Kernels.Constants(dtype, topK, adapters, headDim, group)));
     assertThat(compiled.code).as(compiled.output).isZero();
     var ran = run(List.of("./kernels", "1", rounds));
     assertThat(ran.code).as(ran.output).isZero();

@@ -416,7 +416,8 @@ class KernelsGpuTest {
   void damagedCacheEntriesAreMadeAgain(@org.junit.jupiter.api.io.TempDir java.nio.file.Path cache)
       throws Exception {
     try (var gpu = new Gpu(7)) {
-      var source = "extern \"C\" __global__ void nothing() {}";
+      var source =
+          new Nvrtc.Source("extern \"C\" __global__ void nothing() {}", java.util.Map.of());
       var first = Nvrtc.get().compile(source, List.of(), gpu.cuda.capability(), cache);
       java.nio.file.Path file;
       try (var files = java.nio.file.Files.list(cache)) {

@@ -1,40 +1,40 @@
-// Attention of one new token against float64, over caches whose other columns are NaN.
+// DecodeAttention of one new token against float64, over caches whose other columns are NaN.
 #include "on_cpu.h"
 
 static void attend(bool onTensorCores) {
   const int d = HEAD_DIM, perKv = GROUP * (1 + below(2)), kv = 1 + below(2), heads = perKv * kv, rows = 1 + below(2);
-  const int most = 1 + below(400), grid = 1 + below(4), groups = heads / GROUP;
+  const int maxLength = 1 + below(400), grid = 1 + below(4), groups = heads / GROUP;
   Array<float> q(rows * heads * d), partial((size_t)rows * groups * grid * GROUP * ((d + 7) / 8 * 8 + 2));
-  Array<T> keys((size_t)(rows + 1) * kv * most * d), values(keys.n), out(rows * heads * d);
+  Array<T> keys((size_t)(rows + 1) * kv * maxLength * d), values(keys.n), out(rows * heads * d);
   Array<unsigned> counters(rows * groups);
   Array<int> slots(rows), lengths(rows), starts(rows);
   for (size_t i = 0; i < q.n; i++) q[i] = 0.3f * normal();
   for (size_t i = 0; i < counters.n; i++) counters[i] = 0;
-  auto at = [&](int m, int h, int column) { return (((size_t)slots[m] * kv + h) * most + column) * d; };
+  auto at = [&](int m, int h, int column) { return (((size_t)slots[m] * kv + h) * maxLength + column) * d; };
   for (int m = 0; m < rows; m++) {
     slots[m] = below(8) ? rows - m : -1;
-    lengths[m] = below(most + 1);  // a full cache among them
-    starts[m] = below(std::min(5, std::min(lengths[m], most - 1) + 1));
+    lengths[m] = below(maxLength + 1);  // a full cache among them
+    starts[m] = below(std::min(5, std::min(lengths[m], maxLength - 1) + 1));
     for (int h = 0; h < kv && slots[m] >= 0; h++)
-      for (int column = starts[m]; column <= lengths[m] && column < most; column++)
+      for (int column = starts[m]; column <= lengths[m] && column < maxLength; column++)
         for (int i = 0; i < d; i++) {
           keys[at(m, h, column) + i] = fromFloat(normal());
           values[at(m, h, column) + i] = fromFloat(normal());
         }
   }
-  const Attention p = {q.p, keys.p, values.p, out.p, partial.p, counters.p, slots.p, lengths.p, starts.p, heads, kv, most,
+  const DecodeAttention p = {q.p, keys.p, values.p, out.p, partial.p, counters.p, slots.p, lengths.p, starts.p, heads, kv, maxLength,
                        onTensorCores ? 1 : grid};
 #ifdef TENSOR_CORES
-  launch<Attention>(128, grid, groups, rows, onTensorCores ? attention_cluster : attention, p);
+  launch<DecodeAttention>(128, grid, groups, rows, onTensorCores ? decode_attention_cluster : decode_attention, p);
 #else
-  launch<Attention>(128, grid, groups, rows, attention, p);
+  launch<DecodeAttention>(128, grid, groups, rows, decode_attention, p);
 #endif
   for (size_t i = 0; i < counters.n; i++) check("counter", counters[i], 0);
   for (int m = 0; m < rows; m++)
     for (int h = 0; h < heads && slots[m] >= 0; h++) {
       std::vector<double> weights;
       double largest = -INFINITY, sum = 0;
-      for (int column = starts[m]; column <= lengths[m] && column < most; column++) {
+      for (int column = starts[m]; column <= lengths[m] && column < maxLength; column++) {
         double score = 0;
         for (int i = 0; i < d; i++) score += q[(m * heads + h) * d + i] * toFloat(keys[at(m, h / perKv, column) + i]);
         weights.push_back(score);

@@ -171,9 +171,10 @@ static void barrierWait(unsigned b, unsigned parity) {
 static std::unique_ptr<std::barrier<>> consumers;
 static void syncConsumers() { consumers->arrive_and_wait(); }
 static unsigned long long readOnce() { return 0; }
-struct TensorMap {  // of a matrix of 16-bit numbers
+struct alignas(64) TensorMap {  // of a matrix of 16-bit numbers
   const unsigned short* at;
   int rows, k;
+  char unused[112];
 };
 static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long) {
   const int columns = 1024, rows = 16, d = std::min(256, map->k & -map->k);

@@ -7,7 +7,7 @@ static void product() {
   std::vector<std::unique_ptr<Array<T>>> weights;
   StreamedProduct p{};
   Product& it = p.product;
-  const int early = below(matrices + 1);  // which matrix comes first, if one does
+  const int gate = below(matrices + 1);  // which matrix comes first, if one does
   for (int i = 0; i < matrices; i++) {
     const int n = 1 + below(60), tiles = (n + 15) / 16;
     weights.push_back(std::make_unique<Array<T>>((size_t)n * k));
@@ -15,12 +15,12 @@ static void product() {
     it.total += n;
     it.segment[i] = {weights.back()->p, it.total, 0};
     p.map[i] = {weights.back()->p, n, k};
-    if (i < early) it.firstEarly += tiles;
-    if (i == early) it.earlyTiles = tiles;
+    if (i < gate) it.firstGateTile += tiles;
+    if (i == gate) it.gateTiles = tiles;
     it.tiles += tiles;
   }
-  const int members = 1 + below(std::min(6, it.tiles)), mostChunks = (allChunks + slices - 1) / slices;
-  if (it.tiles * (allChunks / slices) / members < ((it.earlyTiles + members - 1) / members + 1) * mostChunks) it.earlyTiles = 0;
+  const int members = 1 + below(std::min(6, it.tiles)), maxChunks = (allChunks + slices - 1) / slices;
+  if (it.tiles * (allChunks / slices) / members < ((it.gateTiles + members - 1) / members + 1) * maxChunks) it.gateTiles = 0;
   const bool normed = below(2);
   const int partials = 1 + below(40);
   Array<T> x((size_t)rows * k);
@@ -41,11 +41,11 @@ static void product() {
   it.eps = 1e-5f;
   it.slices = slices;
   it.stages = stages;
-  it.early = it.earlyTiles ? counter.p : 0;
-  Array<unsigned char> shared(512 + (rows > 8 ? 2 : 1) * 8192 + rows * (mostChunks * 2048 + 64) + 128 + stages * STAGE_BYTES);
+  it.gateTilesDone = it.gateTiles ? counter.p : 0;
+  Array<unsigned char> shared(512 + (rows > 8 ? 2 : 1) * 8192 + rows * (maxChunks * 2048 + 64) + 128 + stages * STAGE_BYTES);
   dynamicShared = shared.p;
   launch<StreamedProduct>(288, members * slices, 1, 1, rows > 8 ? product_stream16 : product_stream8, p);
-  check("early tiles", counter[0], 5 + it.earlyTiles * slices);
+  check("gates' tiles", counter[0], 5 + it.gateTiles * slices);
   for (int m = 0; m < rows; m++) {
     double squares = 0;
     for (int i = 0; i < partials; i++) squares += sumsq[m * partials + i];

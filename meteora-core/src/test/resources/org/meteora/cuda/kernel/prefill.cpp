@@ -1,4 +1,4 @@
-// The kernels between the products of many tokens, against float64.
+// The kernels of a prefill, against float64.
 #include "on_cpu.h"
 
 static void mask() {
@@ -27,13 +27,13 @@ static void mask() {
   fill(rows);
   std::vector<T> before(rows.p, rows.p + rows.n);
   const float inverse = 0.5f;
-  MaskZ p{rows.p, tokens, stride, inverse, 0, {}};
-  const bool tell = below(2);
+  PrefillRouteScaleZ p{rows.p, tokens, stride, inverse, 0, {}};
+  const bool written = below(2);
   for (int l = 0; l < linears; l++) {
     One& one = *all[l];
-    p.linear[l] = {one.offsets.p, one.scales.p, tell ? one.indices.p : 0, tell ? one.weights.p : 0, one.at, one.n, one.sum, 0};
+    p.linear[l] = {one.offsets.p, one.scales.p, written ? one.indices.p : 0, written ? one.weights.p : 0, one.at, one.n, one.sum, 0};
   }
-  launch<MaskZ>(256, (tokens + 7) / 8, linears, 1, mask_z, p);
+  launch<PrefillRouteScaleZ>(256, (tokens + 7) / 8, linears, 1, prefill_route_scale_z, p);
   for (int l = 0; l < linears; l++)
     for (int t = 0; t < tokens; t++) {
       One& one = *all[l];
@@ -45,7 +45,7 @@ static void mask() {
       double sum = 0;
       const int k = std::min(TOPK, one.n);
       for (int j = 0; j < k; j++) sum += weight[order[j].second] = std::exp((order[0].first - order[j].first) * inverse);
-      for (int j = 0; tell && j < k; j++) {
+      for (int j = 0; written && j < k; j++) {
         check("adapter", one.indices[t * TOPK + j], order[j].second);
         check("weight", one.weights[t * TOPK + j], weight[order[j].second] / sum);
       }
@@ -66,7 +66,7 @@ static void norm() {
   fill(weight);
   std::vector<T> before(delta.p, delta.p + delta.n);
   T* to = inPlace ? delta.p : sum.p;
-  launch<NormRows>(256, rows, 1, 1, norm_rows,
+  launch<PrefillRmsNorm>(256, rows, 1, 1, prefill_rms_norm,
                    {h.p, added ? delta.p : 0, added ? to : 0, weight.p, out.p, rows, hidden, 1e-5f});
   for (int m = 0; m < rows; m++) {
     std::vector<double> x;
@@ -87,7 +87,7 @@ static void silu() {
   fill(gate);
   fill(up);
   std::vector<T> before(gate.p, gate.p + count);
-  launch<SiluRows>(256, (count + 2047) / 2048, 1, 1, silu_rows, {gate.p, up.p, gate.p, count, 1, 0});
+  launch<PrefillSiluUp>(256, (count + 2047) / 2048, 1, 1, prefill_silu_up, {gate.p, up.p, gate.p, count, 1, 0});
   for (int i = 0; i < count; i++) {
     double g = toFloat(before[i]);
     check("silu", toFloat(gate[i]), g / (1 + std::exp(-g)) * toFloat(up[i]));
@@ -112,7 +112,7 @@ static void rope() {
   }
   std::vector<T> queries(q.p, q.p + q.n), oldKeys(keys.p, keys.p + keys.n), oldValues(values.p, values.p + values.n);
   const int threads = tokens * (heads + 2 * kv) * (vectors ? d / 16 : half);
-  launch<RopeRows>(256, (threads + 255) / 256, 1, 1, rope_rows,
+  launch<PrefillRopeAppend>(256, (threads + 255) / 256, 1, 1, prefill_rope_append,
                    {q.p, k.p, v.p, cosines.p, sines.p, keys.p, values.p, tokens, capacity, past, seq, angleRows, heads, kv, d, vectors});
   auto turned = [&](const T* head, int b, int t, int i) {
     size_t at = ((size_t)(angleRows > 1 ? b * seq : 0) + t) * d + i;

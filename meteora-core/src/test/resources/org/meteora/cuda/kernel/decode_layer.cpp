@@ -1,4 +1,4 @@
-// The kernels that follow a product in a decode step, and the gated layer's for few tokens, against float64; and how products
+// The kernels that follow a product in a decode step, and the gated linear's, against float64; and how products
 // are dealt over blocks.
 #include "on_cpu.h"
 
@@ -9,7 +9,7 @@ struct Adapted {
   Array<T> b, bias;
   Array<int> offsets, indices;
   Array<float> scales, weights;
-  Linear linear;
+  RoutedLinear linear;
 
   Adapted(int out, int rows, bool biased, bool adapted, std::vector<int> r)
       : ranks(r), b([&] { for (int x : r) sum += x; return (size_t)sum * out; }()), bias(out), offsets(r.size() + 1),
@@ -54,7 +54,7 @@ struct Left {
   Array<float>*y, *next;
   Array<float> inverseTemperature{1};
   Array<unsigned> parts{1};
-  Chain chain;
+  ProductOutput chain;
 
   Left(std::vector<Adapted*> all, int rows, bool padded, bool outputs) : linears(all), rows(rows), slots(1 + below(5)) {
     for (auto l : all) {
@@ -99,7 +99,7 @@ static void addResidual(int rows) {
   fill(h);
   fill(weight);
   std::vector<float> before(h.p, h.p + h.n);
-  launch<AddResidual>(32, blocks, rows, 1, below(2) ? add_residual : add_residual_early, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden, 0});
+  launch<DecodeRouteAddResidual>(32, blocks, rows, 1, below(2) ? decode_route_add_residual : decode_route_add_residual_gates_first, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden, 0});
   left.isCleared();
   for (int m = 0; m < rows; m++) {
     double squares = 0, given = 0;
@@ -119,7 +119,7 @@ static void siluUpRows(int rows) {
   Adapted gate(inter, rows, below(2), below(4), someRanks()), up(inter, rows, below(2), below(4), someRanks());
   Left left({&gate, &up}, rows, true, true);
   Array<T> out(rows * inter);
-  launch<SiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? below(2) ? silu_up2 : silu_up2_early : below(2) ? silu_up4 : silu_up4_early,
+  launch<DecodeRouteSiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? below(2) ? decode_route_silu_up2 : decode_route_silu_up2_gates_first : below(2) ? decode_route_silu_up4 : decode_route_silu_up4_gates_first,
                  {left.chain, gate.linear, up.linear, out.p, inter, 0});
   left.isCleared();
   for (int m = 0; m < rows; m++)
@@ -130,22 +130,22 @@ static void siluUpRows(int rows) {
 }
 
 static void ropeAppend(int rows) {
-  const int d = oneOf({2, 10, 18, 64, 128, 130, 256}), heads = 1 + below(4), kv = 1 + below(2), half = d / 2, most = 5;
+  const int d = oneOf({2, 10, 18, 64, 128, 130, 256}), heads = 1 + below(4), kv = 1 + below(2), half = d / 2, maxLength = 5;
   Adapted q(heads * d, rows, false, below(4), someRanks()), k(kv * d, rows, below(2), below(4), someRanks()),
       v(kv * d, rows, below(2), below(4), someRanks());
   Left left({&q, &k, &v}, rows, true, true);
   Array<float> rotated(rows * heads * d), frequencies(half);
-  Array<T> keys((size_t)(rows + 1) * kv * most * d), values(keys.n);
+  Array<T> keys((size_t)(rows + 1) * kv * maxLength * d), values(keys.n);
   Array<int> slots(rows), lengths(rows), starts(rows);
   for (int i = 0; i < half; i++) frequencies[i] = 1.f / (1 + i);
   for (int m = 0; m < rows; m++) {
     slots[m] = below(6) ? m + 1 : -1;
-    lengths[m] = below(most + 1);
+    lengths[m] = below(maxLength + 1);
     starts[m] = below(lengths[m] + 1);
   }
-  launch<RopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, below(2) ? rope_append : rope_append_early,
+  launch<DecodeRouteRopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, below(2) ? decode_route_rope_append : decode_route_rope_append_gates_first,
                      {left.chain, {q.linear, k.linear, v.linear}, rotated.p, keys.p, values.p, slots.p, lengths.p, starts.p,
-                      frequencies.p, heads, kv, d, most, 0.5f, 1.f});
+                      frequencies.p, heads, kv, d, maxLength, 0.5f, 1.f});
   left.isCleared();
   for (int m = 0; m < rows; m++)
     for (int which = 0; which < 3; which++)
@@ -158,9 +158,9 @@ static void ropeAppend(int rows) {
           if (which == 0) {
             check("q", rotated[(m * heads + h) * d + i], x / 2);
             check("q", rotated[(m * heads + h) * d + i + half], y / 2);
-          } else if (slots[m] >= 0 && lengths[m] < most) {
+          } else if (slots[m] >= 0 && lengths[m] < maxLength) {
             auto& cache = which == 1 ? keys : values;
-            size_t at = (((size_t)slots[m] * kv + h) * most + lengths[m]) * d + i;
+            size_t at = (((size_t)slots[m] * kv + h) * maxLength + lengths[m]) * d + i;
             check("cache", toFloat(cache[at]), x);
             check("cache", toFloat(cache[at + half]), y);
           }
@@ -178,7 +178,7 @@ static void addAdapters(int rows) {
     widest = std::max(widest, owned.back()->linear.out);
   }
   Left left(linears, rows, false, false);
-  AddAdapters p{left.chain};
+  DecodeRouteAddAdapters p{left.chain};
   std::vector<std::vector<T>> before;
   for (size_t i = 0; i < linears.size(); i++) {
     ys.push_back(std::make_unique<Array<T>>(rows * linears[i]->linear.out));
@@ -187,7 +187,7 @@ static void addAdapters(int rows) {
     p.linear[i] = linears[i]->linear;
     p.y[i] = ys[i]->p;
   }
-  launch<AddAdapters>(32, (widest + 63) / 64, rows, linears.size(), add_adapters, p);
+  launch<DecodeRouteAddAdapters>(32, (widest + 63) / 64, rows, linears.size(), decode_route_add_adapters, p);
   for (size_t i = 0; i < linears.size(); i++)
     for (int m = 0; m < rows; m++)
       for (int o = 0, out = linears[i]->linear.out; o < out; o++)
@@ -203,7 +203,7 @@ static void embedRows(int rows) {
   fill(table);
   fill(weight);
   for (int m = 0; m < rows; m++) tokens[m] = below(9) - 1;  // one too small and one too large among them
-  launch<Embed>(32, blocks, rows, 1, embed, {table.p, tokens.p, weight.p, h.p, out.p, sums.p, next.p, next.n, hidden, vocab});
+  launch<DecodeEmbed>(32, blocks, rows, 1, decode_embed, {table.p, tokens.p, weight.p, h.p, out.p, sums.p, next.p, next.n, hidden, vocab});
   for (int m = 0; m < rows; m++)
     for (int o = 0; o < hidden; o++) {
       double expected = tokens[m] >= 0 && tokens[m] < vocab ? toFloat(table[tokens[m] * hidden + o]) : 0;
@@ -212,23 +212,23 @@ static void embedRows(int rows) {
     }
 }
 
-// Every unit of a product is some block's, early tiles come first and whole, and no sum has more than two contributors.
+// Every unit of a product is some block's, the gates' tiles come first and whole, and no sum has more than two contributors.
 static void dealOut() {
   const int chunks = 1 + below(14), members = 1 + below(140);
   Product p{};
-  p.earlyTiles = below(3) * below(20);
-  p.tiles = p.earlyTiles + 1 + below(2000);
-  p.firstEarly = below(p.tiles - p.earlyTiles + 1);
-  const int share = (int)((long long)p.tiles * chunks / members), mostEarly = (p.earlyTiles + members - 1) / members;
-  if (share < (mostEarly + 1) * chunks) return;  // then nothing is early
+  p.gateTiles = below(3) * below(20);
+  p.tiles = p.gateTiles + 1 + below(2000);
+  p.firstGateTile = below(p.tiles - p.gateTiles + 1);
+  const int share = (int)((long long)p.tiles * chunks / members), maxGateTiles = (p.gateTiles + members - 1) / members;
+  if (share < (maxGateTiles + 1) * chunks) return;  // then no gate comes first
   std::vector<int> seen(p.tiles * chunks), contributors(p.tiles);
-  int fewest = p.tiles * chunks, most = 0, early = 0;
+  int smallest = p.tiles * chunks, largest = 0, gates = 0;
   for (int member = 0; member < members; member++) {
     Units units(p, chunks, member, members);
-    bool mayBeEarly = true, left = true;
+    bool mayBeGate = true, left = true;
     int tile = -1, chunk = -1;
     for (; units.at < units.count; units.at++) {
-      const bool other = units.enter(p), isEarly = units.tile >= p.firstEarly && units.tile < p.firstEarly + p.earlyTiles;
+      const bool other = units.enter(p), isGate = units.tile >= p.firstGateTile && units.tile < p.firstGateTile + p.gateTiles;
       check("another tile", other, units.at == 0 || units.tile != tile);
       check("a tile is left before the next", other, left);
       if (!other) check("next chunk", units.chunk, chunk + 1);
@@ -236,25 +236,25 @@ static void dealOut() {
       chunk = units.chunk;
       if (tile < 0 || tile >= p.tiles || chunk < 0 || chunk >= chunks) std::abort();
       seen[tile * chunks + chunk]++;
-      mayBeEarly &= isEarly;
-      check("early units first", isEarly, mayBeEarly);
-      check("early", units.isEarly(), isEarly);
+      mayBeGate &= isGate;
+      check("gates first", isGate, mayBeGate);
+      check("gate", units.isGate(), isGate);
       left = units.leaves();
       if (left) {
         contributors[tile]++;
-        early += isEarly;
+        gates += isGate;
       }
     }
     check("the last tile is left", left, true);
-    fewest = std::min(fewest, units.count);
-    most = std::max(most, units.count);
+    smallest = std::min(smallest, units.count);
+    largest = std::max(largest, units.count);
   }
-  check("early tiles", early, p.earlyTiles);
+  check("gates' tiles", gates, p.gateTiles);
   for (int n : seen) check("times a unit is dealt", n, 1);
   for (int tile = 0; tile < p.tiles; tile++)
-    if (contributors[tile] > (tile >= p.firstEarly && tile < p.firstEarly + p.earlyTiles ? 1 : 2))
+    if (contributors[tile] > (tile >= p.firstGateTile && tile < p.firstGateTile + p.gateTiles ? 1 : 2))
       check("contributors", contributors[tile], 1);
-  check("even shares", most - fewest <= 1, true);
+  check("even shares", largest - smallest <= 1, true);
 }
 
 int main(int, char** arguments) {

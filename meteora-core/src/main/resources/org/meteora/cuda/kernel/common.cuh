@@ -1,0 +1,199 @@
+// Options, element types, what only PTX can say, conversions.
+#define NREG ((MAXN + 31) / 32)
+
+typedef unsigned long long u64;
+#if DTYPE == 0
+typedef float T;
+#else
+typedef unsigned short T;
+#endif
+#define ELEMENTS_16B (16 / (int)sizeof(T))
+
+// ------------------------------------------------------------------------------------------------------ what only PTX can say
+// The tests also compile this file as C++ for a CPU, where a header says these in other words.
+#if DTYPE != 0 && __CUDA_ARCH__ >= 800
+#define TENSOR_CORES
+#endif
+#ifndef ON_CPU
+__device__ __forceinline__ float halfToFloat(unsigned short v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+  return f;
+}
+__device__ __forceinline__ unsigned short floatToHalf(float v) {
+  unsigned short h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned short floatToBfloat(float v) {
+  unsigned short h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
+#endif
+
+// Streams through the read-only path without leaving a trace in L1.
+__device__ __forceinline__ uint4 loadStream(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+// 16 bytes through L2, or zeros. Stays where it is written, before or after a wait.
+__device__ __forceinline__ uint4 loadIf(bool wanted, const void* p) {
+  uint4 v;
+  asm volatile(
+      "{\n .reg .pred yes;\n setp.ne.s32 yes, %5, 0;\n mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+      " @yes ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}\n"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(p), "r"((int)wanted));
+  return v;
+}
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+#ifdef TENSOR_CORES
+// c (16 × 8) += a (16 × 16) · b (16 × 8). Lane 4 g + q holds of a: rows g, g + 8, g, g + 8 at columns 2q, 2q, 2q + 8, 2q + 8
+// (each with the column after it); of b: rows 2q and 2q + 8 (each with the row after it) of column g; of c: row g, then row
+// g + 8, at columns 2q and 2q + 1.
+__device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+#if DTYPE == 2
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
+
+// Of a counter that other blocks raise; what they wrote before is seen after it.
+__device__ __forceinline__ unsigned loadAcquire(const unsigned* p) {
+  unsigned v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void waitABit() { __nanosleep(200); }
+
+// Programmatic dependent launch.
+__device__ __forceinline__ void releaseNext() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void waitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#if __CUDA_ARCH__ >= 900
+// Of a cluster's block `rank`.
+__device__ __forceinline__ float sharedOf(const float* p, int rank) {
+  unsigned at;
+  float v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((unsigned)__cvta_generic_to_shared(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ void clusterArrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void clusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+#endif
+#endif  // ON_CPU
+
+// ---------------------------------------------------------------------------------------------------------- conversions
+__device__ __forceinline__ float negInf() { return __int_as_float(0xff800000); }
+
+#if DTYPE == 0
+__device__ __forceinline__ float toFloat(T v) { return v; }
+__device__ __forceinline__ T fromFloat(float v) { return v; }
+#elif DTYPE == 1
+__device__ __forceinline__ float toFloat(T v) { return halfToFloat(v); }
+__device__ __forceinline__ T fromFloat(float v) { return floatToHalf(v); }
+#else
+__device__ __forceinline__ float toFloat(T v) { return __uint_as_float((unsigned)v << 16); }
+__device__ __forceinline__ T fromFloat(float v) {
+#if __CUDA_ARCH__ >= 900
+  return floatToBfloat(v);
+#else
+  unsigned u = __float_as_uint(v);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return (T)((u >> 16) | 0x40);  // NaN stays NaN
+  return (T)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+#endif
+}
+#endif
+
+#if DTYPE != 0
+__device__ __forceinline__ float lowHalf(unsigned v) {
+#if DTYPE == 2
+  return __uint_as_float(v << 16);
+#else
+  return toFloat((T)(v & 0xffff));
+#endif
+}
+__device__ __forceinline__ float highHalf(unsigned v) {
+#if DTYPE == 2
+  return __uint_as_float(v & 0xffff0000u);
+#else
+  return toFloat((T)(v >> 16));
+#endif
+}
+#endif
+
+__device__ __forceinline__ void unpack16B(uint4 v, float* f) {
+#if DTYPE == 0
+  f[0] = __uint_as_float(v.x); f[1] = __uint_as_float(v.y); f[2] = __uint_as_float(v.z); f[3] = __uint_as_float(v.w);
+#else
+  f[0] = lowHalf(v.x); f[1] = highHalf(v.x); f[2] = lowHalf(v.y); f[3] = highHalf(v.y);
+  f[4] = lowHalf(v.z); f[5] = highHalf(v.z); f[6] = lowHalf(v.w); f[7] = highHalf(v.w);
+#endif
+}
+
+// Eight elements at p + at, zeros past `end`; vector loads when whole and aligned.
+__device__ __forceinline__ void load8(const T* p, int at, int end, bool aligned, float* f) {
+  if (aligned && at + 8 <= end) {
+#pragma unroll
+    for (int i = 0; i < 8 / ELEMENTS_16B; i++)
+      unpack16B(*(const uint4*)(p + at + i * ELEMENTS_16B), f + i * ELEMENTS_16B);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) f[i] = at + i < end ? toFloat(p[at + i]) : 0.f;
+  }
+}
+
+// Stores what load8 loads.
+__device__ __forceinline__ void store8(T* p, int at, int end, bool aligned, const float* f) {
+  if (aligned && at + 8 <= end) {
+#if DTYPE == 0
+    *(float4*)(p + at) = make_float4(f[0], f[1], f[2], f[3]);
+    *(float4*)(p + at + 4) = make_float4(f[4], f[5], f[6], f[7]);
+#else
+    unsigned v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = fromFloat(f[2 * i]) | (unsigned)fromFloat(f[2 * i + 1]) << 16;
+    *(uint4*)(p + at) = make_uint4(v[0], v[1], v[2], v[3]);
+#endif
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (at + i < end) p[at + i] = fromFloat(f[i]);
+  }
+}
+
+#ifdef TENSOR_CORES
+__device__ __forceinline__ unsigned pair(T low, T high) { return low | (unsigned)high << 16; }
+// A pair of float32 as two pairs of T whose sum is nearer to it than one can be.
+__device__ __forceinline__ void twoParts(float a, float b, unsigned& high, unsigned& low) {
+  T ha = fromFloat(a), hb = fromFloat(b);
+  high = pair(ha, hb);
+  low = pair(fromFloat(a - toFloat(ha)), fromFloat(b - toFloat(hb)));
+}
+#endif
+
+__device__ __forceinline__ float warpSum(float v) {
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) v += __shfl_xor_sync(0xffffffffu, v, d);
+  return v;
+}

@@ -1,0 +1,295 @@
+// What follows a product in a layer of a decode step.
+// q, k, v with their adapters → rotated q (float32, times `scale`) and the KV cache's next column.
+struct DecodeRouteRopeAppend {
+  ProductOutput product;
+  RoutedLinear linear[3];
+  float* q;
+  T* kCache;
+  T* vCache;
+  const int* slots;
+  const int* lengths;
+  const int* starts;
+  const float* invFreq;
+  int heads, kvHeads, headDim, maxLength;
+  float scale, ropeScale;
+};
+// Which linear a head belongs to, and which head it is there.
+__device__ __forceinline__ int linearOf(const DecodeRouteRopeAppend& p, int& head) {
+  if (head < p.heads) return 0;
+  head -= p.heads;
+  if (head < p.kvHeads) return 1;
+  head -= p.kvHeads;
+  return 2;
+}
+// Each lane of a block, which is a warp, has N pairs of a head's dimensions. Grid (heads + 2 kvHeads, ⌈pairs / 32 N⌉, rows).
+// GATES_FIRST: the gates' logits are there before the rest of the product.
+template <bool GATES_FIRST>
+__device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
+  constexpr int N = 2;
+  releaseNext();
+  const int half = p.headDim / 2, row = blockIdx.z, i = (blockIdx.y * 32 + threadIdx.x) * N, left = half - i;
+  int head = blockIdx.x;
+  const int which = linearOf(p, head), o = head * p.headDim + i;
+  const RoutedLinear& l = p.linear[which];
+  const bool whole = l.vectors && half % N == 0, writes = head == 0 && blockIdx.y == 0;
+  const AdapterInfo known = loadAdapterInfo(p.product, l);
+  const int slot = p.slots[row], length = p.lengths[row];
+  float sine[N], cosine[N];
+#pragma unroll
+  for (int k = 0; k < N; k++) {
+    sine[k] = 0.f;
+    cosine[k] = 1.f;
+    if (which < 2 && k < left) {
+      sincosf((float)(length - p.starts[row]) * p.invFreq[i + k], &sine[k], &cosine[k]);
+      sine[k] *= p.ropeScale;
+      cosine[k] *= p.ropeScale;
+    }
+  }
+  float v[2][N], logits[1][NREG];
+  const int at[] = {l.outAt + o, l.outAt + o + half};
+  const RoutedLinear* const linears[] = {&l};
+  Route chosen[1];
+  PrefetchedB<N> a, b;
+  if (GATES_FIRST && l.n) {
+    gatherGates<1>(p.product, row, linears, logits);
+    chosen[0] = route(l, known, logits[0], row, writes);
+    a = prefetchB<N>(l, chosen[0], o, whole, left);
+    b = prefetchB<N>(l, chosen[0], o + half, whole, left);
+  }
+  waitForPrevious();
+  float z[1][TOPK][MAX_RANK / 32];
+  if (GATES_FIRST && l.n) gatherRouted<2, 1, N>(p.product, row, at, whole, left, linears, chosen, v, z);
+  else gather<2, GATES_FIRST ? 0 : 1, N>(p.product, row, at, whole, left, linears, v, logits);
+  addBias<N>(l, o, left, v[0]);
+  addBias<N>(l, o + half, left, v[1]);
+  if (l.n) {
+    if (!GATES_FIRST) {
+      chosen[0] = route(l, known, logits[0], row, writes);
+      a = prefetchB<N>(l, chosen[0], o, whole, left);
+      b = prefetchB<N>(l, chosen[0], o + half, whole, left);
+      coefficients<1>(p.product, row, linears, chosen, z);
+    }
+    addRouted<N>(l, chosen[0], z[0], a, o, whole, left, v[0]);
+    addRouted<N>(l, chosen[0], z[0], b, o + half, whole, left, v[1]);
+  }
+  clearNext(p.product);
+#pragma unroll
+  for (int k = 0; k < N; k++) {
+    float a = v[0][k] * cosine[k] - v[1][k] * sine[k], b = v[1][k] * cosine[k] + v[0][k] * sine[k];
+    v[0][k] = a;
+    v[1][k] = b;
+  }
+  if (which == 0) {
+    float* q = p.q + ((u64)row * p.heads + head) * p.headDim + i;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      v[0][k] *= p.scale;
+      v[1][k] *= p.scale;
+    }
+    storeFloats<N>(q, half % N == 0, left, v[0]);
+    storeFloats<N>(q + half, half % N == 0, left, v[1]);
+  } else if (slot >= 0 && length < p.maxLength) {
+    T* cache = (which == 1 ? p.kCache : p.vCache) + (((u64)slot * p.kvHeads + head) * p.maxLength + length) * p.headDim + i;
+    storePacked<N>(cache, half % N == 0, left, v[0]);
+    storePacked<N>(cache + half, half % N == 0, left, v[1]);
+  }
+}
+extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<false>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append_gates_first(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<true>(p); }
+
+// h and the next RMSNorm's input of a warp's outputs.
+template <int N>
+__device__ __forceinline__ void writeNormInput(const float* h, int o, int row, int hidden, bool whole, const Packed<N>& weight,
+                                               float* residual, T* out, float* sumsq) {
+  float sum = 0, x[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    sum += o + i < hidden ? h[i] * h[i] : 0.f;
+    x[i] = h[i] * unpacked<N>(weight, i);
+  }
+  storeFloats<N>(residual + (u64)row * hidden + o, whole, hidden - o, h);
+  storePacked<N>(out + (u64)row * hidden + o, whole, hidden - o, x);
+  sum = warpSum(sum);
+  if (threadIdx.x == 0) sumsq[row * gridDim.x + blockIdx.x] = sum;
+}
+
+// h (rows, hidden) float32 += a linear with its adapters; then the next RMSNorm's input. Grid (hidden / 64, rows), a warp.
+struct DecodeRouteAddResidual {
+  ProductOutput product;
+  RoutedLinear linear;
+  float* h;
+  const T* normWeight;
+  T* out;
+  float* sumsq;
+  int hidden, pad;
+};
+template <bool GATES_FIRST>
+__device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
+  constexpr int N = 2;
+  releaseNext();
+  const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.hidden - o;
+  const RoutedLinear& l = p.linear;
+  const bool whole = l.vectors, writes = blockIdx.x == 0;
+  const AdapterInfo known = loadAdapterInfo(p.product, l);
+  const Packed<N> weight = loadPacked<N>(p.normWeight + o, whole, left);
+  float h[N], sum[1][N], logits[1][NREG];
+  const int at[] = {l.outAt + o};
+  const RoutedLinear* const linears[] = {&l};
+  Route chosen[1];
+  PrefetchedB<N> ahead;
+  if (GATES_FIRST && l.n) {
+    gatherGates<1>(p.product, row, linears, logits);
+    chosen[0] = route(l, known, logits[0], row, writes);
+    ahead = prefetchB<N>(l, chosen[0], o, whole, left);
+  }
+  waitForPrevious();
+  loadFloats<N>(p.h + (u64)row * p.hidden + o, whole, left, h);
+  float z[1][TOPK][MAX_RANK / 32];
+  if (GATES_FIRST && l.n) gatherRouted<1, 1, N>(p.product, row, at, whole, left, linears, chosen, sum, z);
+  else gather<1, GATES_FIRST ? 0 : 1, N>(p.product, row, at, whole, left, linears, sum, logits);
+  addBias<N>(l, o, left, sum[0]);
+  if (l.n) {
+    if (!GATES_FIRST) {
+      chosen[0] = route(l, known, logits[0], row, writes);
+      ahead = prefetchB<N>(l, chosen[0], o, whole, left);
+      coefficients<1>(p.product, row, linears, chosen, z);
+    }
+    addRouted<N>(l, chosen[0], z[0], ahead, o, whole, left, sum[0]);
+  }
+  clearNext(p.product);
+#pragma unroll
+  for (int i = 0; i < N; i++) h[i] += sum[0][i];
+  writeNormInput<N>(h, o, row, p.hidden, whole, weight, p.h, p.out, p.sumsq);
+}
+extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<false>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual_gates_first(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<true>(p); }
+
+// h (rows, hidden) float32 = the tokens' embeddings, and the first RMSNorm's input. Grid (hidden / 32, rows), a warp.
+struct DecodeEmbed {
+  const T* table;
+  const int* tokens;
+  const T* normWeight;
+  float* h;
+  T* out;
+  float* sumsq;
+  float* clear;
+  u64 clearCount;
+  int hidden, vocab;
+};
+extern "C" __global__ void __launch_bounds__(32) decode_embed(const __grid_constant__ DecodeEmbed p) {
+  releaseNext();
+  waitForPrevious();
+  const int row = blockIdx.y, o = blockIdx.x * 32 + threadIdx.x, token = p.tokens[row];
+  const float h = token >= 0 && token < p.vocab && o < p.hidden ? toFloat(p.table[(u64)token * p.hidden + o]) : 0.f;
+  ProductOutput c;
+  c.clear = p.clear;
+  c.clearCount = p.clearCount;
+  clearNext(c);
+  writeNormInput<1>(&h, o, row, p.hidden, true, loadPacked<1>(p.normWeight + o, true, p.hidden - o), p.h, p.out, p.sumsq);
+}
+
+// act (rows, inter) = silu(gate) · up, both with their adapters. Grid (inter / 32 N, rows), a warp.
+struct DecodeRouteSiluUp {
+  ProductOutput product;
+  RoutedLinear gate, up;
+  T* out;
+  int inter, pad;
+};
+template <int N, bool GATES_FIRST>
+__device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {
+  releaseNext();
+  const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.inter - o;
+  const bool whole = p.gate.vectors && p.up.vectors, writes = blockIdx.x == 0;
+  const AdapterInfo ofGate = loadAdapterInfo(p.product, p.gate), ofUp = loadAdapterInfo(p.product, p.up);
+  float v[2][N], logits[2][NREG];
+  const int at[] = {p.gate.outAt + o, p.up.outAt + o};
+  const RoutedLinear* const linears[] = {&p.gate, &p.up};
+  const bool adapted = p.gate.n | p.up.n;  // one of them without adapters chooses nothing
+  Route chosen[2];
+  PrefetchedB<N> a, b;
+  if (GATES_FIRST && adapted) {
+    gatherGates<2>(p.product, row, linears, logits);
+    chosen[0] = route(p.gate, ofGate, logits[0], row, writes);
+    chosen[1] = route(p.up, ofUp, logits[1], row, writes);
+    a = prefetchB<N>(p.gate, chosen[0], o, whole, left);
+    b = prefetchB<N>(p.up, chosen[1], o, whole, left);
+  }
+  waitForPrevious();
+  float z[2][TOPK][MAX_RANK / 32];
+  if (GATES_FIRST && adapted) gatherRouted<2, 2, N>(p.product, row, at, whole, left, linears, chosen, v, z);
+  else gather<2, GATES_FIRST ? 0 : 2, N>(p.product, row, at, whole, left, linears, v, logits);
+  addBias<N>(p.gate, o, left, v[0]);
+  addBias<N>(p.up, o, left, v[1]);
+  if (adapted) {
+    if (!GATES_FIRST) {
+      chosen[0] = route(p.gate, ofGate, logits[0], row, writes);
+      chosen[1] = route(p.up, ofUp, logits[1], row, writes);
+      a = prefetchB<N>(p.gate, chosen[0], o, whole, left);
+      b = prefetchB<N>(p.up, chosen[1], o, whole, left);
+      coefficients<2>(p.product, row, linears, chosen, z);
+    }
+    addRouted<N>(p.gate, chosen[0], z[0], a, o, whole, left, v[0]);
+    addRouted<N>(p.up, chosen[1], z[1], b, o, whole, left, v[1]);
+  }
+  clearNext(p.product);
+#pragma unroll
+  for (int i = 0; i < N; i++) v[0][i] = v[0][i] / (1.f + __expf(-v[0][i])) * v[1][i];
+  storePacked<N>(p.out + (u64)row * p.inter + o, whole, left, v[0]);
+}
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, false>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, false>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, true>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, true>(p); }
+
+// For banks too large to multiply whole: z = A x of the chosen adapters only. Grid (rows of A / 8, linears, rows).
+struct DecodeRouteZ {
+  ProductOutput product;
+  RoutedLinear linear[3];
+  const T* a[3];
+  const T* x;
+  const float* sumsq;
+  float* y;
+  int k, partials;
+  float eps;
+  int vectors;
+};
+extern "C" __global__ void __launch_bounds__(256) decode_route_z(const __grid_constant__ DecodeRouteZ p) {
+  releaseNext();
+  waitForPrevious();
+  const RoutedLinear& l = p.linear[blockIdx.y];
+  const T* a = p.a[blockIdx.y];
+  int row = blockIdx.z, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  float logits[NREG];
+#pragma unroll
+  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? sumSlots(p.product, row, l.gateAt + lane + 32 * i) : 0.f;
+  int index[TOPK];
+  float weight[TOPK];
+  gateTopK(logits, l.n, 1.f, index, weight);
+  int want = blockIdx.x * 8 + warp;
+  float factor = normFactor(p.sumsq, p.partials, p.k, p.eps, row);
+#pragma unroll
+  for (int j = 0; j < TOPK; j++) {
+    if (index[j] < 0) continue;
+    int off = l.offsets[index[j]], rank = l.offsets[index[j] + 1] - off;
+    if (want >= 0 && want < rank) {
+      const T* w = a + (u64)(off + want) * p.k;
+      const T* x = p.x + (u64)row * p.k;
+      float acc = 0;
+      if (p.vectors) {
+#pragma unroll 4
+        for (int at = lane * ELEMENTS_16B; at < p.k; at += 32 * ELEMENTS_16B) {
+          float f[ELEMENTS_16B], h[ELEMENTS_16B];
+          unpack16B(__ldg((const uint4*)(w + at)), f);
+          unpack16B(*(const uint4*)(x + at), h);
+#pragma unroll
+          for (int i = 0; i < ELEMENTS_16B; i++) acc += f[i] * h[i];
+        }
+      } else {
+        for (int at = lane; at < p.k; at += 32) acc += toFloat(w[at]) * toFloat(x[at]);
+      }
+      acc = warpSum(acc);
+      if (lane == 0) p.y[(u64)row * p.product.ld + l.zAt + off + want] = acc * factor;
+    }
+    want -= rank;
+  }
+}

@@ -1,0 +1,101 @@
+// The gated linear by itself: in decode without a captured step, in prefill and in training.
+// y (rows, out), in T, += what the adapters add; the base product is there already. Grid (out / 64, rows, linears), a warp.
+struct DecodeRouteAddAdapters {
+  ProductOutput product;
+  RoutedLinear linear[3];
+  T* y[3];
+};
+extern "C" __global__ void __launch_bounds__(32) decode_route_add_adapters(const __grid_constant__ DecodeRouteAddAdapters p) {
+  releaseNext();
+  const RoutedLinear& l = p.linear[blockIdx.z];
+  const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * 2, left = l.out - o;
+  if ((int)blockIdx.x * 64 >= l.out) return;
+  const AdapterInfo known = loadAdapterInfo(p.product, l);
+  waitForPrevious();
+  const bool whole = l.vectors;
+  T* to = p.y[blockIdx.z] + (u64)row * l.out + o;
+  float sum[1][2], logits[1][NREG];
+  const RoutedLinear* const linears[] = {&l};
+  gather<0, 1, 2>(p.product, row, nullptr, whole, 0, linears, nullptr, logits);
+#pragma unroll
+  for (int i = 0; i < 2; i++) sum[0][i] = i < left ? toFloat(to[i]) : 0.f;
+  const Route chosen[] = {route(l, known, logits[0], row, blockIdx.x == 0)};
+  const PrefetchedB<2> ahead = prefetchB<2>(l, chosen[0], o, whole, left);
+  float z[1][TOPK][MAX_RANK / 32];
+  coefficients<1>(p.product, row, linears, chosen, z);
+  addRouted<2>(l, chosen[0], z[0], ahead, o, whole, left, sum[0]);
+  storePacked<2>(to, false, left, sum[0]);
+}
+
+// Prefill: z (tokens, sumR) becomes weight · scale · z, zero for adapters not chosen, in place; so that
+// y = base + z Bᵀ is one matrix product. A row of the matrix has z and behind it the gate's logits of up to three linears.
+// Optionally writes the choice (tokens, TOPK). Grid (tokens / 8, linears).
+struct ScaledLinear {
+  const int* offsets;
+  const float* scales;
+  int* indices;
+  float* weights;
+  int at, n, sumR, pad;
+};
+struct PrefillRouteScaleZ {
+  T* rows;
+  long long tokens, stride;
+  float invTemperature;
+  int pad;
+  ScaledLinear linear[3];
+};
+extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __grid_constant__ PrefillRouteScaleZ p) {
+  const ScaledLinear& l = p.linear[blockIdx.y];
+  int lane = threadIdx.x & 31;
+  long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
+  if (token >= p.tokens) return;
+  T* z = p.rows + token * p.stride + l.at;
+  float logits[NREG];
+#pragma unroll
+  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? toFloat(z[l.sumR + lane + 32 * i]) : 0.f;
+  int index[TOPK], begin[TOPK], end[TOPK];
+  float weight[TOPK], factor[TOPK];
+  gateTopK(logits, l.n, p.invTemperature, index, weight);
+#pragma unroll
+  for (int j = 0; j < TOPK; j++) {
+    begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
+    end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
+    factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
+    if (lane == 0 && l.indices) l.indices[token * TOPK + j] = index[j];
+    if (lane == 0 && l.weights) l.weights[token * TOPK + j] = weight[j];
+  }
+  for (int r = lane; r < l.sumR; r += 32) {
+    float f = 0;
+#pragma unroll
+    for (int j = 0; j < TOPK; j++)
+      if (r >= begin[j] && r < end[j]) f = factor[j];
+    z[r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(z[r]));
+  }
+}
+
+// Training: 0 for the chosen adapters of a token, -infinity for the others, to be added to the logits before a softmax.
+struct TrainingTopKMask {
+  const T* logits;
+  float* mask;
+  long long tokens;
+  int n, pad;
+};
+extern "C" __global__ void __launch_bounds__(256) training_top_k_mask(const __grid_constant__ TrainingTopKMask p) {
+  int lane = threadIdx.x & 31;
+  long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
+  if (token >= p.tokens) return;
+  float logits[NREG];
+#pragma unroll
+  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < p.n ? toFloat(p.logits[token * p.n + lane + 32 * i]) : 0.f;
+  int index[TOPK];
+  float weight[TOPK];
+  gateTopK(logits, p.n, 1.f, index, weight);
+#pragma unroll
+  for (int i = 0; i < NREG; i++) {
+    float v = negInf();
+#pragma unroll
+    for (int j = 0; j < TOPK; j++)
+      if (index[j] == lane + 32 * i) v = 0.f;
+    if (lane + 32 * i < p.n) p.mask[token * p.n + lane + 32 * i] = v;
+  }
+}
