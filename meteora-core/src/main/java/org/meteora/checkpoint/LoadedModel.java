@@ -110,16 +110,8 @@ public final class LoadedModel implements AutoCloseable {
     var files = new ArrayList<AutoCloseable>();
     NDManager manager = null;
     try {
-      var tokenizer = Tokenizer.load(spec.basePath());
+      var tokenizer = Tokenizer.load(spec.basePath(), config.vocabSize());
       files.add(tokenizer);
-      if (tokenizer.vocabSize() > config.vocabSize()) {
-        throw new UserException(
-            spec.basePath()
-                + ": the tokenizer has "
-                + tokenizer.vocabSize()
-                + " tokens, the model embeds only "
-                + config.vocabSize());
-      }
       MeteoraCheckpoint checkpoint = null;
       LoraAdapter adapter = null;
       if (spec.model().equals("meteora")) {
@@ -153,6 +145,9 @@ public final class LoadedModel implements AutoCloseable {
       if (!baseFromCheckpoint) {
         files.add(base);
       }
+      if (adapter != null) {
+        adapter = ModelBuilder.withOwnWeights(adapter, base, config);
+      }
       long bytes = 0;
       for (var name : base.names()) {
         bytes += base.info(name).orElseThrow().bytes();
@@ -173,7 +168,13 @@ public final class LoadedModel implements AutoCloseable {
       try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
         var builder =
             new ModelBuilder(
-                manager, dtype, base, baseFromCheckpoint ? "base_model.model." : "", progress);
+                manager,
+                dtype,
+                base,
+                baseFromCheckpoint ? "base_model.model." : "",
+                config.tieWordEmbeddings(),
+                adapter,
+                progress);
         LlamaFactory.Banks banks;
         List<String> names;
         if (checkpoint != null) {

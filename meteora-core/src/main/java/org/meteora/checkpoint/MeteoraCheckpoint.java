@@ -11,6 +11,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.TreeSet;
+import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
@@ -18,6 +19,8 @@ import org.meteora.model.Architecture;
 import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * A MeteoRA checkpoint: gates {@code moe_gate.weight (N, in)}, stacked {@code lora_A.weight (Σr,
@@ -38,6 +41,9 @@ public final class MeteoraCheckpoint implements AutoCloseable {
 
   private static final String PREFIX = "base_model.model.";
   private static final int HIGHEST_RANK = 1 << 16;
+  private static final Logger LOG = LoggerFactory.getLogger(MeteoraCheckpoint.class);
+  private static final Pattern NORM =
+      Pattern.compile("model\\.layers\\.(\\d{1,6})\\.(?:input|post_attention)_layernorm\\.weight");
 
   private final SafetensorsFolder weights;
   private final List<Adapter> adapters;
@@ -120,7 +126,12 @@ public final class MeteoraCheckpoint implements AutoCloseable {
   private static List<Adapter> parse(Path path, String json, Architecture config) {
     try {
       var result = new ArrayList<Adapter>();
-      for (JsonNode node : Jsonl.JSON.readTree(json)) {
+      var list = Jsonl.JSON.readTree(json);
+      if (!list.isArray() || list.isEmpty()) {
+        throw new UserException(
+            path + ": the metadata entry " + METADATA_KEY + " is not a list of adapters");
+      }
+      for (JsonNode node : list) {
         var name = Jsonl.text(node, "name", path + " metadata");
         var ranks = new LinkedHashMap<String, Integer>();
         var scales = new LinkedHashMap<String, Double>();
@@ -196,6 +207,15 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    */
   static Adapter describe(LoraAdapter adapter, Architecture config) {
     var unknown = new TreeSet<>(adapter.weights().tensors().keySet());
+    adapter
+        .wholeKeys()
+        .forEach(
+            (name, key) -> {
+              if (isBaseWeight(name, config)) {
+                unknown.remove(key);
+              }
+            });
+    var left = new ArrayList<String>();
     var ranks = new LinkedHashMap<String, Integer>();
     var scales = new LinkedHashMap<String, Double>();
     for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
@@ -204,7 +224,8 @@ public final class MeteoraCheckpoint implements AutoCloseable {
         var shape = config.shape(module);
         adapter.requireFits(projection, shape[1], shape[0]);
         int rank = adapter.rankOn(projection).orElse(0);
-        if (rank > 0 && rank != adapter.config().rankOf(projection)) {
+        var said = adapter.config().rankOf(projection);
+        if (rank > 0 && said.isPresent() && rank != said.getAsInt()) {
           throw new UserException(
               "the adapter "
                   + adapter.name()
@@ -213,7 +234,20 @@ public final class MeteoraCheckpoint implements AutoCloseable {
                   + " on "
                   + projection
                   + ", its adapter_config.json says "
-                  + adapter.config().rankOf(projection));
+                  + said.getAsInt());
+        }
+        var targeted = adapter.config().adapts(projection);
+        if (rank > 0 && !targeted.orElse(true)) {
+          throw new UserException(
+              "the adapter "
+                  + adapter.name()
+                  + " has tensors of "
+                  + projection
+                  + ", which target_modules, exclude_modules or layers_to_transform of its"
+                  + " adapter_config.json leave out");
+        }
+        if (rank == 0 && targeted.orElse(false)) {
+          left.add(projection);
         }
         unknown.remove(adapter.keyA(projection));
         unknown.remove(adapter.keyB(projection));
@@ -238,7 +272,25 @@ public final class MeteoraCheckpoint implements AutoCloseable {
               + unknown.first()
               + " for one: leaving them out would change what it computes");
     }
+    if (!left.isEmpty()) {
+      LOG.warn(
+          "the adapter {} has no tensors of {} modules that its adapter_config.json targets, {} for"
+              + " one: it changes nothing there",
+          adapter.name(),
+          left.size(),
+          left.getFirst());
+    }
     return new Adapter(adapter.name(), ranks, scales);
+  }
+
+  /** Whether the base model has a weight of this name that an adapter may have been saved with. */
+  private static boolean isBaseWeight(String name, Architecture config) {
+    if (List.of("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight")
+        .contains(name)) {
+      return true;
+    }
+    var norm = NORM.matcher(name);
+    return norm.matches() && Integer.parseInt(norm.group(1)) < config.numHiddenLayers();
   }
 
   static String gateKey(String projection) {

@@ -5,7 +5,10 @@ import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
 import java.util.List;
+import org.meteora.UserException;
 import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
@@ -23,23 +26,38 @@ import org.meteora.tensor.Ops;
  * dtype are the file's, and are converted once otherwise; nothing passes through the Java heap.
  */
 final class ModelBuilder implements LlamaFactory.Weights {
+  private static final String EMBEDDING = "model.embed_tokens.weight";
+  private static final String HEAD = "lm_head.weight";
+
   private final NDManager manager;
   private final Dtype dtype;
   private final SafetensorsFolder base;
   private final String prefix;
+  private final boolean tied;
+  private final LoraAdapter adapter;
   private final Progress progress;
 
   /**
    * @param manager owns the parameters; its device is the model's
    * @param prefix of every key in {@code base}: empty, or {@code base_model.model.} for a full
    *     MeteoRA checkpoint
+   * @param tied whether the head is the embedding
+   * @param adapter whose own embedding, head and norms take the place of the base's; null for none
    */
   ModelBuilder(
-      NDManager manager, Dtype dtype, SafetensorsFolder base, String prefix, Progress progress) {
+      NDManager manager,
+      Dtype dtype,
+      SafetensorsFolder base,
+      String prefix,
+      boolean tied,
+      LoraAdapter adapter,
+      Progress progress) {
     this.manager = manager;
     this.dtype = dtype;
     this.base = base;
     this.prefix = prefix;
+    this.tied = tied;
+    this.adapter = adapter;
     this.progress = progress;
   }
 
@@ -53,7 +71,70 @@ final class ModelBuilder implements LlamaFactory.Weights {
 
   @Override
   public NDArray get(String name, long... shape) {
-    return place(base, key(name), shape);
+    var own = adapter == null ? null : adapter.wholeKeys().get(name);
+    if (own != null) {
+      try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+        return move(adapter.readWhole(host, name, shape), manager, dtype);
+      }
+    }
+    // tied weights may be kept under either name
+    var key = key(name);
+    if (tied && !has(key) && (name.equals(EMBEDDING) || name.equals(HEAD))) {
+      key = key(name.equals(HEAD) ? EMBEDDING : HEAD);
+    }
+    return place(base, key, shape);
+  }
+
+  private boolean has(String key) {
+    return base.info(key).isPresent();
+  }
+
+  /** As transformers does: a head in the file that differs from the embedding is used. */
+  @Override
+  public boolean hasOwnHead() {
+    if (adapter != null
+        && (adapter.wholeKeys().containsKey(HEAD) || adapter.wholeKeys().containsKey(EMBEDDING))) {
+      return true;
+    }
+    return has(key(HEAD))
+        && has(key(EMBEDDING))
+        && !base.requireTensor(key(HEAD))
+            .equal(key(HEAD), base.requireTensor(key(EMBEDDING)), key(EMBEDDING));
+  }
+
+  /**
+   * The weights of its own that an adapter has instead of the base's, by name: those that are equal
+   * are left out.
+   *
+   * @throws UserException when their shapes are not the base's, or it is not clear what they are
+   *     for
+   */
+  static LoraAdapter withOwnWeights(
+      LoraAdapter adapter, SafetensorsFolder base, Architecture config) {
+    var own = new LinkedHashMap<String, String>();
+    for (var entry : adapter.wholeKeys().entrySet()) {
+      var name = entry.getKey();
+      boolean head = name.equals(HEAD) || name.equals(EMBEDDING);
+      adapter.requireWholeShape(
+          name,
+          head
+              ? new long[] {config.vocabSize(), config.hiddenSize()}
+              : new long[] {config.hiddenSize()});
+      var twin = name.equals(HEAD) ? EMBEDDING : HEAD;
+      var key = config.tieWordEmbeddings() && head && base.info(name).isEmpty() ? twin : name;
+      if (!adapter.weights().equal(entry.getValue(), base.requireTensor(key), key)) {
+        own.put(name, entry.getValue());
+      }
+    }
+    if (config.tieWordEmbeddings()
+        && own.containsKey(EMBEDDING)
+        && !adapter.wholeKeys().containsKey(HEAD)) {
+      throw new UserException(
+          adapter.weights().path()
+              + ": it has an embedding of its own for a model whose head is its embedding, and does"
+              + " not say which head is meant: lm_head.weight is missing");
+    }
+    return adapter.withWholeKeys(own);
   }
 
   /** Published checkpoints keep a projection's weight under {@code base_layer}. */
@@ -104,12 +185,78 @@ final class ModelBuilder implements LlamaFactory.Weights {
       scales[i] = adapter.scales().getOrDefault(path, 1.0);
       total += ranks[i];
     }
+    var gate = place(checkpoint.weights(), MeteoraCheckpoint.gateKey(path), n, shape[1]);
+    var stacked = stackedRanks(checkpoint, path, ranks, total);
+    if (stacked == null) {
+      return new AdapterBank(
+          gate,
+          place(checkpoint.weights(), MeteoraCheckpoint.loraAKey(path), total, shape[1]),
+          place(checkpoint.weights(), MeteoraCheckpoint.loraBKey(path), shape[0], total),
+          ranks,
+          scales);
+    }
+    int all = Arrays.stream(stacked).sum();
     return new AdapterBank(
-        place(checkpoint.weights(), MeteoraCheckpoint.gateKey(path), n, shape[1]),
-        place(checkpoint.weights(), MeteoraCheckpoint.loraAKey(path), total, shape[1]),
-        place(checkpoint.weights(), MeteoraCheckpoint.loraBKey(path), shape[0], total),
+        gate,
+        acting(checkpoint, MeteoraCheckpoint.loraAKey(path), 0, ranks, stacked, all, shape[1]),
+        acting(checkpoint, MeteoraCheckpoint.loraBKey(path), 1, ranks, stacked, shape[0], all),
         ranks,
         scales);
+  }
+
+  /**
+   * Rows that each adapter has in the file, where those that do not act on the module have rows
+   * too; null where they have none.
+   */
+  private static int[] stackedRanks(
+      MeteoraCheckpoint checkpoint, String path, int[] ranks, int total) {
+    var info = checkpoint.weights().info(MeteoraCheckpoint.loraAKey(path));
+    if (info.isEmpty() || info.get().shape().isEmpty() || info.get().shape().getFirst() == total) {
+      return null;
+    }
+    var stacked = ranks.clone();
+    for (int i = 0; i < stacked.length; i++) {
+      if (stacked[i] == 0) {
+        stacked[i] =
+            checkpoint.adapters().get(i).ranks().values().stream()
+                .mapToInt(Integer::intValue)
+                .max()
+                .orElse(0);
+      }
+    }
+    return Arrays.stream(stacked).asLongStream().sum() == info.get().shape().getFirst()
+        ? stacked
+        : null;
+  }
+
+  /** The rows (axis 0) or columns (axis 1) of the adapters that act. */
+  private NDArray acting(
+      MeteoraCheckpoint checkpoint,
+      String key,
+      int axis,
+      int[] ranks,
+      int[] stacked,
+      long... shape) {
+    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+      var file = Ops.cast(checkpoint.weights().read(host, key, shape), Dtype.F32);
+      progress.step(checkpoint.weights().info(key).orElseThrow().bytes());
+      var parts = new NDList();
+      long at = 0;
+      for (int i = 0; i < ranks.length; i++) {
+        if (ranks[i] > 0) {
+          var range = at + ":" + (at + ranks[i]);
+          parts.add(file.get(axis == 0 ? range : ":, " + range));
+        }
+        at += stacked[i];
+      }
+      var kept =
+          parts.isEmpty()
+              ? Ops.zeros(host, Dtype.F32, axis == 0 ? 0 : shape[0], axis == 0 ? shape[1] : 0)
+              : NDArrays.concat(parts, axis);
+      var copy = Ops.empty(manager, dtype, kept.getShape().getShape());
+      Ops.copy(copy, kept);
+      return copy;
+    }
   }
 
   /**
@@ -141,8 +288,8 @@ final class ModelBuilder implements LlamaFactory.Weights {
         ranks[i] = adapter.rankOn(path).orElse(0);
         scales[i] = ranks[i] == 0 ? 1 : adapter.config().scaleOf(path, ranks[i]);
         if (ranks[i] > 0) {
-          a.add(Ops.cast(adapter.weights().read(host, adapter.keyA(path)), Dtype.F32));
-          b.add(Ops.cast(adapter.weights().read(host, adapter.keyB(path)), Dtype.F32));
+          a.add(Ops.cast(adapter.readA(host, path), Dtype.F32));
+          b.add(Ops.cast(adapter.readB(host, path), Dtype.F32));
         }
       }
       if (a.isEmpty()) {

@@ -93,6 +93,7 @@ public final class TrainableModel implements AutoCloseable {
       adapterFolders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
       var adapters =
           opened.stream().map(adapter -> MeteoraCheckpoint.describe(adapter, config)).toList();
+      requireNoOwnWeights(spec.basePath(), opened, config);
       return build(
           spec,
           config,
@@ -115,6 +116,28 @@ public final class TrainableModel implements AutoCloseable {
               });
     } finally {
       opened.forEach(LoraAdapter::close);
+    }
+  }
+
+  /** One base serves all adapters: none of them may have an embedding, head or norm of its own. */
+  private static void requireNoOwnWeights(
+      Path basePath, List<LoraAdapter> adapters, Architecture config) {
+    for (var adapter : adapters) {
+      if (adapter.wholeKeys().isEmpty()) {
+        continue;
+      }
+      try (var base = SafetensorsFolder.open(basePath)) {
+        var own = ModelBuilder.withOwnWeights(adapter, base, config).wholeKeys().keySet();
+        if (!own.isEmpty()) {
+          throw new UserException(
+              "the adapter "
+                  + adapter.name()
+                  + " has weights of its own instead of the base model's, "
+                  + own.iterator().next()
+                  + " for one: it cannot share a base with others; it works alone, with --model "
+                  + adapter.name());
+        }
+      }
     }
   }
 
@@ -166,7 +189,7 @@ public final class TrainableModel implements AutoCloseable {
       for (var module : Projection.values()) {
         var path = module.path(layer);
         boolean targeted = lora.targets(layer, module.module());
-        int rank = targeted ? lora.rankOf(path) : 0;
+        int rank = targeted ? lora.rankOf(path).orElseThrow() : 0;
         ranks.put(path, rank);
         scales.put(path, targeted ? lora.scaleOf(path, rank) : 1);
       }
@@ -209,7 +232,7 @@ public final class TrainableModel implements AutoCloseable {
               spec.device().orElse(Engine.getEngine("PyTorch").getGpuCount() > 0 ? "cuda" : "cpu"));
       var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
       var control = new RoutingControl(new RoutingSettings(spec.topK(), 1), spec.flags());
-      var tokenizer = Tokenizer.load(spec.basePath());
+      var tokenizer = Tokenizer.load(spec.basePath(), config.vocabSize());
       files.add(tokenizer);
       var base = SafetensorsFolder.open(spec.basePath());
       files.add(base);
@@ -220,7 +243,8 @@ public final class TrainableModel implements AutoCloseable {
       LoadedModel.Devices.requireMemory(device, LoadedModel.Devices.bytes(base, dtype));
       manager = NDManager.newBaseManager(device, "PyTorch");
       try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
-        var builder = new ModelBuilder(manager, dtype, base, "", progress);
+        var builder =
+            new ModelBuilder(manager, dtype, base, "", config.tieWordEmbeddings(), null, progress);
         var llama =
             builder.build(
                 config, banks.of(builder, config, manager, dtype), control, spec.dropout());

@@ -6,68 +6,90 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
-import java.util.TreeMap;
 import org.meteora.UserException;
 import org.meteora.io.CacheFolders;
-import org.meteora.io.Jsonl;
+import org.meteora.io.Texts;
 
 /** A model folder's {@code tokenizer.json}: text to token ids and back. */
 public final class Tokenizer implements AutoCloseable {
+  private final Path file;
   private final HuggingFaceTokenizer tokenizer;
   private final String[] pieces;
+  private final int rows;
 
-  private Tokenizer(HuggingFaceTokenizer tokenizer, String[] pieces) {
+  private Tokenizer(Path file, HuggingFaceTokenizer tokenizer, String[] pieces, int rows) {
+    this.file = file;
     this.tokenizer = tokenizer;
     this.pieces = pieces;
+    this.rows = rows;
   }
 
   /**
+   * Loads a tokenizer alone, without a model that embeds its tokens.
+   *
    * @throws UserException when the folder has no {@code tokenizer.json} or it cannot be read
    */
   public static Tokenizer load(Path modelFolder) {
+    return load(modelFolder, Integer.MAX_VALUE);
+  }
+
+  /**
+   * Loads the tokenizer of a model. It may have more tokens than the model embeds, as after a
+   * padding token was added: only a text that needs one of those is refused.
+   *
+   * @param rows tokens that the model embeds
+   * @throws UserException when the folder has no {@code tokenizer.json} or it cannot be read
+   */
+  public static Tokenizer load(Path modelFolder, int rows) {
     var file = modelFolder.resolve("tokenizer.json");
     if (!Files.isRegularFile(file)) {
       throw new UserException("no tokenizer.json in the model folder " + modelFolder);
     }
-    var pieces = new TreeMap<Integer, String>();
-    var json = Jsonl.readFile(file);
-    var vocab = json.path("model").path("vocab");
-    if (vocab.isArray()) {
-      for (int i = 0; i < vocab.size(); i++) {
-        pieces.put(i, vocab.get(i).path(0).asText());
-      }
-    } else {
-      vocab.properties().forEach(entry -> pieces.put(entry.getValue().asInt(), entry.getKey()));
-    }
-    json.path("added_tokens")
-        .forEach(added -> pieces.put(added.path("id").asInt(), added.path("content").asText()));
-    if (pieces.isEmpty() || pieces.firstKey() < 0 || pieces.lastKey() > 1 << 24) {
-      throw new UserException(file + ": the vocabulary is empty or its ids are out of range");
-    }
-    var table = new String[pieces.lastKey() + 1];
-    pieces.forEach((id, piece) -> table[id] = piece);
+    // the native parser must not see what it would end the process over
+    var pieces = TokenizerFile.check(file);
     CacheFolders.unpacking(LibUtils::checkStatus);
+    HuggingFaceTokenizer tokenizer;
     try {
-      return new Tokenizer(
+      tokenizer =
           HuggingFaceTokenizer.newInstance(
               file,
-              Map.of("truncation", "false", "padding", "false", "modelMaxLength", "1000000000")),
-          table);
+              Map.of("truncation", "false", "padding", "false", "modelMaxLength", "1000000000"));
     } catch (IOException | RuntimeException e) {
       throw new UserException(file + ": not a tokenizer: " + firstLine(e), e);
     }
+    return new Tokenizer(file, tokenizer, pieces, rows);
   }
 
   private static String firstLine(Exception e) {
     return String.valueOf(e.getMessage()).lines().findFirst().orElse("unknown reason");
   }
 
-  /** Token ids of a text. */
+  /**
+   * Token ids of a text. Half a surrogate pair stands for U+FFFD.
+   *
+   * @throws UserException when the model does not embed one of its tokens
+   */
   public int[] encode(String text, boolean addSpecialTokens) {
-    var ids = tokenizer.encode(text, addSpecialTokens, false).getIds();
+    long[] ids;
+    try {
+      ids = tokenizer.encode(Texts.wellFormed(text), addSpecialTokens, false).getIds();
+    } catch (RuntimeException e) {
+      throw new UserException(file + ": cannot encode a text: " + firstLine(e), e);
+    }
     var result = new int[ids.length];
     for (int i = 0; i < ids.length; i++) {
       result[i] = (int) ids[i];
+      if (result[i] < 0 || result[i] >= rows) {
+        throw new UserException(
+            "a text has the token "
+                + ids[i]
+                + " ("
+                + token(result[i])
+                + " in "
+                + file
+                + "), the model embeds only "
+                + rows);
+      }
     }
     return result;
   }

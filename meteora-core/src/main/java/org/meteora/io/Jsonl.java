@@ -4,11 +4,8 @@ import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
-import java.io.BufferedReader;
 import java.io.IOException;
-import java.io.InputStreamReader;
 import java.nio.charset.CharacterCodingException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -36,15 +33,10 @@ public final class Jsonl {
       throw new UserException("no such file: " + file);
     }
     int number = 0;
-    try (var reader =
-        new BufferedReader(
-            new InputStreamReader(
-                Files.newInputStream(file), StandardCharsets.UTF_8.newDecoder()))) {
+    try (var in = Files.newInputStream(file);
+        var reader = Texts.lines(in)) {
       for (String line; (line = reader.readLine()) != null; ) {
         number++;
-        if (number == 1 && line.startsWith("\ufeff")) {
-          line = line.substring(1); // a byte order mark
-        }
         if (line.isBlank()) {
           continue;
         }
@@ -97,7 +89,7 @@ public final class Jsonl {
               + "\" "
               + (value == null ? "is missing" : "must be a string"));
     }
-    return value.textValue();
+    return Texts.wellFormed(value.textValue());
   }
 
   /**
@@ -109,8 +101,9 @@ public final class Jsonl {
     if (!Files.isRegularFile(file)) {
       throw new UserException("no such file: " + file);
     }
+    var text = Texts.read(file);
     try {
-      var node = JSON.readTree(Files.readAllBytes(file));
+      var node = JSON.readTree(text);
       if (node == null || node.isMissingNode()) {
         throw new UserException(file + ": the file is empty, JSON was expected");
       }
@@ -122,8 +115,6 @@ public final class Jsonl {
               + (at == null ? "" : ":" + at.getLineNr())
               + ": not valid JSON: "
               + oneLine(e.getOriginalMessage()));
-    } catch (IOException e) {
-      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
     }
   }
 

@@ -4,37 +4,113 @@ import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.regex.Pattern;
-import java.util.regex.PatternSyntaxException;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.nn.Projection;
 
 /**
- * The settings of a LoRA adapter, as PEFT keeps them in {@code adapter_config.json}.
+ * The settings of a LoRA adapter, as PEFT keeps them in {@code adapter_config.json}. Every key of
+ * PEFT 0.21 is honoured, known to change nothing, or refused by name; so is every other key, unless
+ * it says nothing.
  *
  * @param rank r
  * @param alpha lora_alpha
  * @param dropout on the adapter's input, in training
- * @param targetModules names such as {@code q_proj}
+ * @param targets modules that are adapted
+ * @param excluded modules that are not, though they are targets
  * @param rsLora scale by {@code alpha / sqrt(r)} instead of {@code alpha / r}
- * @param rankPattern other ranks, by module path or its end
+ * @param rankPattern other ranks, by a pattern for the end of the module's path
  * @param alphaPattern other alphas, likewise
  * @param layersToTransform decoder layers that get the adapter; empty: all
+ * @param modulesToSave modules that were trained whole
  */
 public record LoraConfig(
     int rank,
     double alpha,
     double dropout,
-    Set<String> targetModules,
+    Modules targets,
+    Modules excluded,
     boolean rsLora,
     Map<String, Integer> rankPattern,
     Map<String, Double> alphaPattern,
-    Set<Integer> layersToTransform) {
+    Set<Integer> layersToTransform,
+    Set<String> modulesToSave) {
+  private static final int HIGHEST_RANK = 1 << 16;
+  private static final Pattern LAYER = Pattern.compile("(?:^|\\.)layers\\.(\\d{1,9})\\.");
+
+  /** Keys that are read below. */
+  private static final Set<String> HONOURED =
+      Set.of(
+          "peft_type",
+          "r",
+          "lora_alpha",
+          "lora_dropout",
+          "target_modules",
+          "exclude_modules",
+          "layers_to_transform",
+          "layers_pattern",
+          "rank_pattern",
+          "alpha_pattern",
+          "use_rslora",
+          "bias",
+          "modules_to_save",
+          "init_lora_weights");
+
+  /**
+   * Keys that change nothing of what the adapter computes: where it comes from, how its first
+   * values were found, how its gradient was stored, what holds for other layers than linear ones.
+   */
+  private static final Set<String> WITHOUT_EFFECT =
+      Set.of(
+          "task_type",
+          "auto_mapping",
+          "peft_version",
+          "base_model_name_or_path",
+          "revision",
+          "inference_mode",
+          "fan_in_fan_out",
+          "megatron_core",
+          "loftq_config",
+          "eva_config",
+          "corda_config",
+          "lora_ga_config",
+          "velora_config",
+          "qalora_group_size",
+          "runtime_config",
+          "ensure_weight_tying");
+
+  /** Ways to begin that leave the base as it is; the others take their start out of the base. */
+  private static final Set<String> PLAIN_STARTS =
+      Set.of("true", "false", "gaussian", "eva", "orthogonal", "mica");
+
+  /**
+   * Modules by their names, or ends of their paths, or by one pattern for the whole path.
+   *
+   * @param pattern in Python's syntax; null where names say it
+   */
+  public record Modules(Set<String> names, String pattern) {
+    static final Modules NONE = new Modules(Set.of(), null);
+
+    /** Whether a module is one of these; empty where the pattern is none that is understood. */
+    Optional<Boolean> contains(String module) {
+      if (pattern != null) {
+        return ModulePattern.compile(pattern).map(each -> each.matches(module));
+      }
+      return Optional.of(
+          names.stream().anyMatch(each -> module.equals(each) || module.endsWith("." + each)));
+    }
+  }
+
   /** An adapter of one rank on the given modules of the given layers (empty: all). */
   public static LoraConfig of(
       int rank,
@@ -44,137 +120,298 @@ public record LoraConfig(
       boolean rsLora,
       Set<Integer> layers) {
     return new LoraConfig(
-        rank, alpha, dropout, Set.copyOf(targets), rsLora, Map.of(), Map.of(), Set.copyOf(layers));
+        rank,
+        alpha,
+        dropout,
+        new Modules(Set.copyOf(targets), null),
+        Modules.NONE,
+        rsLora,
+        Map.of(),
+        Map.of(),
+        Set.copyOf(layers),
+        Set.of());
   }
 
   /**
    * Reads {@code adapter_config.json} of an adapter's folder.
    *
-   * @throws UserException when it is missing, is no LoRA, or uses a variant that changes the maths
-   *     (DoRA, LoRA biases, fan_in_fan_out, modules trained whole)
+   * @throws UserException when it is missing, is no LoRA, or a key or its value says that the
+   *     adapter computes something else than is computed here
    */
   public static LoraConfig read(Path folder) {
     var file = folder.resolve("adapter_config.json");
     if (!Files.isRegularFile(file)) {
       throw new UserException("no adapter_config.json in " + folder + ": it is not a PEFT adapter");
     }
-    var node = Jsonl.readFile(file);
-    var type = node.path("peft_type").asText("LORA");
-    if (!type.equals("LORA")) {
-      throw new UserException(file + ": peft_type is " + type + ", only LORA can be embedded");
-    }
-    for (var variant : new String[] {"use_dora", "fan_in_fan_out", "lora_bias"}) {
-      if (node.path(variant).asBoolean(false)) {
-        throw new UserException(file + ": " + variant + " is not supported");
-      }
-    }
-    if (!node.path("bias").asText("none").equals("none")) {
-      throw new UserException(
-          file + ": bias \"" + node.path("bias").asText() + "\" is not supported, only \"none\"");
-    }
-    if (!node.path("modules_to_save").isEmpty()) {
-      throw new UserException(
-          file
-              + ": modules_to_save "
-              + node.path("modules_to_save")
-              + " is not supported: only LoRA on the seven projections can be embedded");
-    }
-    int rank = node.path("r").asInt(0);
-    if (rank < 1 || !node.path("lora_alpha").isNumber()) {
-      throw new UserException(file + ": r and lora_alpha must be positive numbers");
-    }
-    var targets = new TreeSet<String>();
-    var modules = node.path("target_modules");
-    if (modules.isTextual() && modules.asText().equals("all-linear")) {
-      targets.addAll(Projection.NAMES);
-    } else if (modules.isTextual()) {
-      addMatching(file, modules.asText(), targets);
-    } else {
-      for (var module : modules) {
-        var name = module.asText();
-        targets.add(name.substring(name.lastIndexOf('.') + 1));
-      }
-    }
-    var ranks = new LinkedHashMap<String, Integer>();
-    node.path("rank_pattern")
-        .properties()
-        .forEach(e -> ranks.put(e.getKey(), e.getValue().asInt()));
-    var alphas = new LinkedHashMap<String, Double>();
-    node.path("alpha_pattern")
-        .properties()
-        .forEach(e -> alphas.put(e.getKey(), e.getValue().asDouble()));
-    var layers = new TreeSet<Integer>();
-    var transformed = node.path("layers_to_transform");
-    if (transformed.isInt()) {
-      layers.add(transformed.asInt());
-    } else {
-      transformed.forEach(layer -> layers.add(layer.asInt()));
-    }
-    return new LoraConfig(
-        rank,
-        node.path("lora_alpha").asDouble(),
-        node.path("lora_dropout").asDouble(0),
-        targets,
-        node.path("use_rslora").asBoolean(false),
-        ranks,
-        alphas,
-        layers);
+    return new Reader(file, Jsonl.readFile(file)).read();
   }
 
-  private static void addMatching(Path file, String regex, Set<String> targets) {
-    Pattern pattern;
-    try {
-      pattern = Pattern.compile(regex);
-    } catch (PatternSyntaxException e) {
-      throw new UserException(file + ": target_modules is not a regular expression: " + regex);
-    }
-    for (var projection : Projection.NAMES) {
-      for (var parent : new String[] {"self_attn", "mlp"}) {
-        if (pattern.matcher("model.layers.0." + parent + "." + projection).matches()) {
-          targets.add(projection);
+  /** Reads the keys of one file. */
+  private record Reader(Path file, JsonNode node) {
+    LoraConfig read() {
+      if (!node.isObject()) {
+        throw new UserException(file + ": a JSON object was expected");
+      }
+      if (node.has("lora_parameters") || node.has("fine_tune_type")) {
+        throw new UserException(
+            file
+                + ": an adapter of mlx-lm; convert it to PEFT first: r = rank, lora_alpha = scale"
+                + " · rank, lora_A.weight = lora_a transposed, lora_B.weight = lora_b transposed");
+      }
+      if (node.hasNonNull("peft_type") && !node.get("peft_type").asText().equals("LORA")) {
+        throw new UserException(
+            file + ": peft_type is " + shown("peft_type") + ", only LORA can be embedded");
+      }
+      for (var entry : node.properties()) {
+        var key = entry.getKey();
+        if (!HONOURED.contains(key)
+            && !WITHOUT_EFFECT.contains(key)
+            && !saysNothing(entry.getValue())) {
+          throw new UserException(
+              file
+                  + ": "
+                  + key
+                  + " is not supported, it may change what the adapter computes; here it is "
+                  + shown(key));
         }
       }
+      requireBaseAsItIs();
+      if (node.hasNonNull("bias") && !node.get("bias").asText().equals("none")) {
+        throw new UserException(
+            file + ": bias " + shown("bias") + " is not supported, only \"none\"");
+      }
+      var layersPattern = names("layers_pattern");
+      if (!layersPattern.isEmpty() && !layersPattern.contains("layers")) {
+        throw new UserException(
+            file + ": layers_pattern " + shown("layers_pattern") + " is not supported");
+      }
+      int rank = rank(node.path("r"), "r");
+      return new LoraConfig(
+          rank,
+          alpha(node.path("lora_alpha"), "lora_alpha"),
+          dropout(),
+          targets(),
+          modules("exclude_modules"),
+          flag("use_rslora"),
+          rankPattern(),
+          alphaPattern(),
+          layers(),
+          names("modules_to_save"));
     }
+
+    /**
+     * PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take the adapter's first values out of the base's
+     * weights. An adapter that was converted when it was saved says {@code true} here.
+     */
+    private void requireBaseAsItIs() {
+      var start = node.path("init_lora_weights");
+      if (!start.isMissingNode()
+          && !start.isNull()
+          && !PLAIN_STARTS.contains(start.asText().toLowerCase(Locale.ROOT))) {
+        throw new UserException(
+            file
+                + ": init_lora_weights "
+                + shown("init_lora_weights")
+                + " is not supported: such a start changes the base model's weights; save the"
+                + " adapter with path_initial_model_for_weight_conversion, which makes it a plain"
+                + " LoRA");
+      }
+    }
+
+    private double dropout() {
+      var value = node.path("lora_dropout");
+      if (value.isMissingNode() || value.isNull()) {
+        return 0;
+      }
+      if (!value.isNumber() || !(value.doubleValue() >= 0 && value.doubleValue() <= 1)) {
+        throw new UserException(
+            file + ": lora_dropout must be in 0…1, it is " + shown("lora_dropout"));
+      }
+      return value.doubleValue();
+    }
+
+    private boolean flag(String key) {
+      if (node.hasNonNull(key) && !node.get(key).isBoolean()) {
+        throw new UserException(file + ": " + key + " must be true or false, it is " + shown(key));
+      }
+      return node.path(key).asBoolean(false);
+    }
+
+    private int rank(JsonNode value, String what) {
+      if (!value.isInt() || value.intValue() < 1 || value.intValue() > HIGHEST_RANK) {
+        throw new UserException(
+            file + ": " + what + " must be a number in 1…" + HIGHEST_RANK + given(value));
+      }
+      return value.intValue();
+    }
+
+    private double alpha(JsonNode value, String what) {
+      // a scale is used in float32
+      if (!value.isNumber()
+          || !(value.doubleValue() >= Float.MIN_NORMAL && value.doubleValue() < Float.MAX_VALUE)) {
+        throw new UserException(file + ": " + what + " must be a number above 0" + given(value));
+      }
+      return value.doubleValue();
+    }
+
+    private Modules targets() {
+      var value = node.path("target_modules");
+      if (value.isTextual() && value.asText().equals("all-linear")) {
+        return new Modules(Set.copyOf(Projection.NAMES), null);
+      }
+      // without it PEFT chooses by the model's type; the tensors tell
+      return value.isMissingNode() || value.isNull()
+          ? new Modules(Set.copyOf(Projection.NAMES), null)
+          : modules("target_modules");
+    }
+
+    private Modules modules(String key) {
+      return node.path(key).isTextual() && !node.path(key).asText().isEmpty()
+          ? new Modules(Set.of(), node.path(key).asText())
+          : new Modules(names(key), null);
+    }
+
+    /** A text, or a list of them. */
+    private Set<String> names(String key) {
+      var value = node.path(key);
+      var result = new LinkedHashSet<String>();
+      if (value.isTextual() && !value.asText().isEmpty()) {
+        result.add(value.asText());
+      } else if (!saysNothing(value)) {
+        for (var each : value) {
+          if (!value.isArray() || !each.isTextual()) {
+            throw new UserException(file + ": " + key + " must be a list of names" + given(value));
+          }
+          result.add(each.asText());
+        }
+        if (result.isEmpty()) {
+          throw new UserException(file + ": " + key + " must be a list of names" + given(value));
+        }
+      }
+      return result;
+    }
+
+    private Map<String, Integer> rankPattern() {
+      var result = new LinkedHashMap<String, Integer>();
+      for (var entry : patterns("rank_pattern").properties()) {
+        result.put(entry.getKey(), rank(entry.getValue(), "rank_pattern: " + entry.getKey()));
+      }
+      return result;
+    }
+
+    private Map<String, Double> alphaPattern() {
+      var result = new LinkedHashMap<String, Double>();
+      for (var entry : patterns("alpha_pattern").properties()) {
+        if (ModulePattern.compile(entry.getKey()).isEmpty()) {
+          throw new UserException(
+              file
+                  + ": alpha_pattern has a pattern that is not understood: "
+                  + cut(entry.getKey()));
+        }
+        result.put(entry.getKey(), alpha(entry.getValue(), "alpha_pattern: " + entry.getKey()));
+      }
+      return result;
+    }
+
+    private JsonNode patterns(String key) {
+      if (node.hasNonNull(key) && !node.get(key).isObject()) {
+        throw new UserException(file + ": " + key + " must be a map" + given(node.get(key)));
+      }
+      return node.path(key);
+    }
+
+    private Set<Integer> layers() {
+      var value = node.path("layers_to_transform");
+      var result = new TreeSet<Integer>();
+      if (!value.isMissingNode() && !value.isNull()) {
+        for (var each : value.isArray() ? value : List.of(value)) {
+          if (!each.isInt() || each.intValue() < 0) {
+            throw new UserException(
+                file + ": layers_to_transform must be a list of layers" + given(value));
+          }
+          result.add(each.intValue());
+        }
+      }
+      return result;
+    }
+
+    private String given(JsonNode value) {
+      return value.isMissingNode() ? ", it is missing" : ", it is " + cut(value.toString());
+    }
+
+    private String shown(String key) {
+      return cut(node.get(key).toString());
+    }
+  }
+
+  private static String cut(String text) {
+    return text.length() <= 200 ? text : text.substring(0, 200) + "…";
+  }
+
+  private static boolean saysNothing(JsonNode value) {
+    return value.isMissingNode()
+        || value.isNull()
+        || value.isBoolean() && !value.booleanValue()
+        || value.isTextual() && value.textValue().isEmpty()
+        || value.isContainerNode() && value.isEmpty();
+  }
+
+  /** Names of modules, where names and no pattern say what is adapted. */
+  public Set<String> targetModules() {
+    return targets.names();
   }
 
   /** Whether the adapter has a part on this projection ({@code q_proj}, …) of this layer. */
   public boolean targets(int layer, String projection) {
-    return targetModules.contains(projection)
+    return targets.names().contains(projection)
         && (layersToTransform.isEmpty() || layersToTransform.contains(layer));
   }
 
-  /** The rank on a module such as {@code model.layers.0.self_attn.q_proj}. */
-  public int rankOf(String module) {
-    return matching(rankPattern, module, rank);
+  /**
+   * Whether PEFT adapts a module such as {@code model.layers.0.self_attn.q_proj}; empty where a
+   * pattern says it that is not understood here.
+   */
+  public Optional<Boolean> adapts(String module) {
+    var target = targets.contains(module);
+    var exclude = excluded.contains(module);
+    if (target.isEmpty() || exclude.isEmpty()) {
+      return Optional.empty();
+    }
+    boolean layer = true;
+    if (!layersToTransform.isEmpty() && targets.pattern() == null) {
+      var found = LAYER.matcher(module);
+      layer = found.find() && layersToTransform.contains(Integer.parseInt(found.group(1)));
+    }
+    return Optional.of(target.get() && !exclude.get() && layer);
+  }
+
+  /**
+   * The rank on a module such as {@code model.layers.0.self_attn.q_proj}; empty where a pattern
+   * says it that is not understood here.
+   */
+  public OptionalInt rankOf(String module) {
+    for (var entry : rankPattern.entrySet()) {
+      var pattern = ModulePattern.compile(entry.getKey());
+      if (pattern.isEmpty()) {
+        return OptionalInt.empty();
+      }
+      if (pattern.get().matchesEnd(module)) {
+        return OptionalInt.of(entry.getValue());
+      }
+    }
+    return OptionalInt.of(rank);
   }
 
   /** The factor on the product of B and A for a module whose adapter has the rank {@code rank}. */
   public double scaleOf(String module, int rank) {
-    double moduleAlpha = matching(alphaPattern, module, alpha);
-    return rsLora ? moduleAlpha / Math.sqrt(rank) : moduleAlpha / rank;
-  }
-
-  /**
-   * PEFT's rule: the first pattern that is the module's path or its end, dots and all, possibly as
-   * a regular expression.
-   */
-  private static <T> T matching(Map<String, T> patterns, String module, T otherwise) {
-    for (var entry : patterns.entrySet()) {
-      if (module.equals(entry.getKey())
-          || module.endsWith("." + entry.getKey())
-          || matches(entry.getKey(), module)) {
-        return entry.getValue();
+    double moduleAlpha = alpha;
+    for (var entry : alphaPattern.entrySet()) {
+      if (ModulePattern.compile(entry.getKey()).orElseThrow().matchesEnd(module)) {
+        moduleAlpha = entry.getValue();
+        break;
       }
     }
-    return otherwise;
-  }
-
-  private static boolean matches(String pattern, String module) {
-    try {
-      return Pattern.compile("(.*\\.)?(" + pattern + ")$").matcher(module).matches();
-    } catch (PatternSyntaxException e) {
-      return false;
-    }
+    return rsLora ? moduleAlpha / Math.sqrt(rank) : moduleAlpha / rank;
   }
 
   /** Writes {@code adapter_config.json} as PEFT reads it. */
@@ -195,7 +432,7 @@ public record LoraConfig(
             .put("use_dora", false)
             .put("use_rslora", rsLora)
             .<com.fasterxml.jackson.databind.node.ObjectNode>set(
-                "target_modules", Jsonl.JSON.valueToTree(new TreeSet<>(targetModules)))
+                "target_modules", Jsonl.JSON.valueToTree(new TreeSet<>(targets.names())))
             .<com.fasterxml.jackson.databind.node.ObjectNode>set(
                 "layers_to_transform",
                 layersToTransform.isEmpty()

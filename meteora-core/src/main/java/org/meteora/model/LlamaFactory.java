@@ -23,6 +23,13 @@ public final class LlamaFactory {
      * @return a tensor in the model's dtype on its device, owned by the model's manager
      */
     NDArray get(String name, long... shape);
+
+    /**
+     * Whether there is a head of its own, though the configuration says that it is the embedding.
+     */
+    default boolean hasOwnHead() {
+      return false;
+    }
   }
 
   /** Where adapters come from. */
@@ -79,7 +86,7 @@ public final class LlamaFactory {
     }
     var norm = new RmsNorm(weights.get("model.norm.weight", hidden), config.rmsNormEps());
     var head =
-        config.tieWordEmbeddings()
+        config.tieWordEmbeddings() && !weights.hasOwnHead()
             ? embedding
             : weights.get("lm_head.weight", config.vocabSize(), hidden);
     return new Llama(config, manager, embedding, layers, norm, head, rotary, control);

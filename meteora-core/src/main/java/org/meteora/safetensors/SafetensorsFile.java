@@ -4,23 +4,30 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import com.fasterxml.jackson.core.JsonParser;
 import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.FileTime;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.tensor.Dtype;
@@ -33,22 +40,58 @@ import org.meteora.tensor.Ops;
 public final class SafetensorsFile implements AutoCloseable {
   private static final long MAX_HEADER = 100L << 20;
   private static final ObjectMapper STRICT =
-      new ObjectMapper().enable(JsonParser.Feature.STRICT_DUPLICATE_DETECTION);
+      new ObjectMapper()
+          .enable(JsonParser.Feature.STRICT_DUPLICATE_DETECTION)
+          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
+
+  /** Bits of the dtypes that are passed over: what the format knows and this model never uses. */
+  private static final Map<String, Integer> OTHER_DTYPES =
+      Map.ofEntries(
+          Map.entry("I8", 8),
+          Map.entry("I16", 16),
+          Map.entry("U16", 16),
+          Map.entry("U32", 32),
+          Map.entry("U64", 64),
+          Map.entry("C64", 64),
+          Map.entry("F8_E4M3", 8),
+          Map.entry("F8_E5M2", 8),
+          Map.entry("F8_E8M0", 8),
+          Map.entry("F8_E4M3FNUZ", 8),
+          Map.entry("F8_E5M2FNUZ", 8),
+          Map.entry("F6_E2M3", 6),
+          Map.entry("F6_E3M2", 6),
+          Map.entry("F4", 4));
+
+  private static final ValueLayout.OfLong LONG =
+      ValueLayout.JAVA_LONG_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
+  private static final ValueLayout.OfInt INT =
+      ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
+  private static final ValueLayout.OfShort SHORT =
+      ValueLayout.JAVA_SHORT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
 
   private final Path path;
+  private final long size;
+  private final FileTime modified;
   private final Map<String, TensorInfo> tensors;
+  private final Map<String, String> unread;
   private final Map<String, String> metadata;
   private final Arena arena;
   private final MemorySegment data;
 
   private SafetensorsFile(
       Path path,
+      long size,
+      FileTime modified,
       Map<String, TensorInfo> tensors,
+      Map<String, String> unread,
       Map<String, String> metadata,
       Arena arena,
       MemorySegment data) {
     this.path = path;
+    this.size = size;
+    this.modified = modified;
     this.tensors = tensors;
+    this.unread = unread;
     this.metadata = metadata;
     this.arena = arena;
     this.data = data;
@@ -67,6 +110,7 @@ public final class SafetensorsFile implements AutoCloseable {
     boolean opened = false;
     try (var channel = FileChannel.open(path, StandardOpenOption.READ)) {
       long size = channel.size();
+      var modified = Files.getLastModifiedTime(path);
       var lengthBytes = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
       if (size < 8 || !readFully(channel, lengthBytes, 0)) {
         throw broken(
@@ -91,7 +135,10 @@ public final class SafetensorsFile implements AutoCloseable {
       readFully(channel, header, 8);
       JsonNode json;
       try {
-        json = STRICT.readTree(header.array());
+        var text = StandardCharsets.UTF_8.newDecoder().decode(header.flip()).toString();
+        json = text.startsWith("{") ? STRICT.readTree(text) : null;
+      } catch (CharacterCodingException e) {
+        throw broken(path, "the header is not UTF-8 text");
       } catch (JsonProcessingException e) {
         throw broken(
             path, "the header is not JSON: " + e.getOriginalMessage().replaceAll("\\s+", " "));
@@ -101,15 +148,25 @@ public final class SafetensorsFile implements AutoCloseable {
       }
       long dataSize = size - 8 - length;
       var tensors = new LinkedHashMap<String, TensorInfo>();
+      var unread = new LinkedHashMap<String, String>();
+      var extents = new ArrayList<Extent>();
       Map<String, String> metadata = Map.of();
       for (var entry : json.properties()) {
         if (entry.getKey().equals("__metadata__")) {
           metadata = metadata(path, entry.getValue());
         } else {
-          tensors.put(entry.getKey(), tensor(path, entry.getKey(), entry.getValue(), dataSize));
+          var name = entry.getKey();
+          var extent = extent(path, name, entry.getValue(), dataSize);
+          extents.add(extent);
+          var dtype = dtype(path, name, entry.getValue());
+          if (dtype.isPresent()) {
+            tensors.put(name, tensor(path, extent, dtype.get(), entry.getValue()));
+          } else {
+            unread.put(name, entry.getValue().path("dtype").textValue());
+          }
         }
       }
-      checkLayout(path, tensors, dataSize);
+      checkLayout(path, extents, dataSize);
       var data =
           dataSize == 0
               ? MemorySegment.NULL
@@ -117,7 +174,10 @@ public final class SafetensorsFile implements AutoCloseable {
       opened = true;
       return new SafetensorsFile(
           path,
+          size,
+          modified,
           Collections.unmodifiableMap(tensors),
+          Collections.unmodifiableMap(unread),
           Collections.unmodifiableMap(metadata),
           arena,
           data);
@@ -159,24 +219,21 @@ public final class SafetensorsFile implements AutoCloseable {
     return result;
   }
 
-  private static TensorInfo tensor(Path path, String name, JsonNode node, long dataSize) {
-    var dtypeName = node.path("dtype").asText("");
-    Dtype dtype = null;
-    for (var each : Dtype.values()) {
-      if (each.safetensorsName().equals(dtypeName)) {
-        dtype = each;
-      }
+  /** Where a tensor lies. */
+  private record Extent(String name, long begin, long end) {}
+
+  /** Empty for a dtype that is not used here: such a tensor is passed over. */
+  private static Optional<Dtype> dtype(Path path, String name, JsonNode node) {
+    var text = node.path("dtype").asText("");
+    if (!node.path("dtype").isTextual() || text.isEmpty()) {
+      throw broken(path, "tensor " + name + " has no dtype");
     }
-    if (dtype == null) {
-      throw broken(
-          path,
-          "tensor "
-              + name
-              + " has the dtype \""
-              + dtypeName
-              + "\"; known are "
-              + Dtype.safetensorsNames());
-    }
+    return Arrays.stream(Dtype.values())
+        .filter(each -> each.safetensorsName().equals(text))
+        .findFirst();
+  }
+
+  private static List<Long> shape(Path path, String name, JsonNode node, long bits, long bytes) {
     var shape = new ArrayList<Long>();
     long count = 1;
     if (!node.path("shape").isArray()) {
@@ -195,6 +252,23 @@ public final class SafetensorsFile implements AutoCloseable {
         throw broken(path, "tensor " + name + " has an impossible shape " + node.path("shape"));
       }
     }
+    if (count > Long.MAX_VALUE / 64 || bits > 0 && (count * bits + 7) / 8 != bytes) {
+      throw broken(
+          path,
+          "tensor "
+              + name
+              + " "
+              + node.path("dtype").asText()
+              + " "
+              + shape
+              + " does not fill its "
+              + bytes
+              + " bytes");
+    }
+    return List.copyOf(shape);
+  }
+
+  private static Extent extent(Path path, String name, JsonNode node, long dataSize) {
     var offsets = node.path("data_offsets");
     if (!offsets.isArray()
         || offsets.size() != 2
@@ -219,25 +293,19 @@ public final class SafetensorsFile implements AutoCloseable {
               + dataSize
               + " (is it truncated?)");
     }
-    if (count > Long.MAX_VALUE / 8 || count * dtype.bytes() != end - begin) {
-      throw broken(
-          path,
-          "tensor "
-              + name
-              + " "
-              + dtypeName
-              + " "
-              + shape
-              + " does not fill its "
-              + (end - begin)
-              + " bytes");
-    }
-    return new TensorInfo(name, dtype, List.copyOf(shape), begin, end);
+    int bits = OTHER_DTYPES.getOrDefault(node.path("dtype").asText(""), 0);
+    shape(path, name, node, bits, end - begin);
+    return new Extent(name, begin, end);
   }
 
-  private static void checkLayout(Path path, Map<String, TensorInfo> tensors, long dataSize) {
-    var sorted = new ArrayList<>(tensors.values());
-    sorted.sort(Comparator.comparingLong(TensorInfo::begin).thenComparingLong(TensorInfo::end));
+  private static TensorInfo tensor(Path path, Extent extent, Dtype dtype, JsonNode node) {
+    var shape = shape(path, extent.name(), node, 8L * dtype.bytes(), extent.end() - extent.begin());
+    return new TensorInfo(extent.name(), dtype, shape, extent.begin(), extent.end());
+  }
+
+  private static void checkLayout(Path path, List<Extent> tensors, long dataSize) {
+    var sorted = new ArrayList<>(tensors);
+    sorted.sort(Comparator.comparingLong(Extent::begin).thenComparingLong(Extent::end));
     long at = 0;
     for (var tensor : sorted) {
       if (tensor.begin() < at) {
@@ -268,8 +336,106 @@ public final class SafetensorsFile implements AutoCloseable {
     return tensors;
   }
 
+  /** Tensors of a dtype that is not read here, by name, and their dtypes. */
+  public Map<String, String> unread() {
+    return unread;
+  }
+
+  /**
+   * Mapped pages of a file that has become shorter kill the process when they are touched.
+   *
+   * @throws UserException when the file is not the one that was opened
+   */
+  private void requireUnchanged() {
+    try {
+      if (Files.size(path) == size && Files.getLastModifiedTime(path).equals(modified)) {
+        return;
+      }
+    } catch (IOException e) {
+      // gone, or out of reach: it is not the file that was opened
+    }
+    throw new UserException(path + " was changed while it was being read; start again");
+  }
+
+  /**
+   * Looks through a tensor of floating-point numbers.
+   *
+   * @throws UserException when one of its values is NaN or infinite
+   */
+  public void requireFinite(String name) {
+    var tensor = tensors.get(name);
+    if (tensor == null || !tensor.dtype().isFloatingPoint() || tensor.bytes() == 0) {
+      return;
+    }
+    var segment = bytes(tensor);
+    // not a finite number: all bits of the exponent set
+    long mask =
+        switch (tensor.dtype()) {
+          case F64 -> 0x7ff0L << 48;
+          case F32 -> 0x7f80L << 16;
+          case F16 -> 0x7c00;
+          default -> 0x7f80;
+        };
+    int width = tensor.dtype().bytes();
+    for (long at = 0; at < tensor.bytes(); at += width) {
+      long value =
+          switch (width) {
+            case 8 -> segment.get(LONG, at);
+            case 4 -> segment.get(INT, at);
+            default -> segment.get(SHORT, at);
+          };
+      if ((value & mask) == mask) {
+        throw new UserException(
+            path + ": the tensor " + name + " holds a value that is no finite number");
+      }
+    }
+  }
+
+  /**
+   * What the header says of a tensor.
+   *
+   * @throws UserException when there is no such tensor, or its dtype is not read
+   */
+  public TensorInfo requireInfo(String name) {
+    var tensor = tensors.get(name);
+    if (tensor == null) {
+      throw new UserException(
+          unread.containsKey(name)
+              ? path
+                  + ": the tensor "
+                  + name
+                  + " is "
+                  + unread.get(name)
+                  + ", expected F32, F16 or BF16"
+              : path + ": there is no tensor " + name);
+    }
+    return tensor;
+  }
+
+  /**
+   * Whether a tensor here holds the numbers of another file's, those rounded to this one's dtype.
+   *
+   * @throws UserException when either is missing
+   */
+  public boolean equal(String name, SafetensorsFile other, String otherName) {
+    var here = requireInfo(name);
+    var there = other.requireInfo(otherName);
+    if (!here.shape().equals(there.shape())) {
+      return false;
+    }
+    if (here.dtype() == there.dtype()) {
+      return bytes(here).mismatch(other.bytes(there)) == -1;
+    }
+    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+      var rounded = Ops.cast(other.read(host, otherName), here.dtype());
+      var memory = MemorySegment.ofAddress(Ops.dataPointer(rounded)).reinterpret(here.bytes());
+      return bytes(here).mismatch(memory) == -1;
+    }
+  }
+
   /** The bytes of a tensor, in the mapped file. Valid until this file is closed. */
   public MemorySegment bytes(TensorInfo tensor) {
+    requireUnchanged();
     return tensor.bytes() == 0 ? MemorySegment.NULL : data.asSlice(tensor.begin(), tensor.bytes());
   }
 
@@ -281,10 +447,7 @@ public final class SafetensorsFile implements AutoCloseable {
    * @throws UserException when there is no such tensor
    */
   public NDArray read(NDManager manager, String name) {
-    var tensor = tensors.get(name);
-    if (tensor == null) {
-      throw new UserException(path + ": there is no tensor " + name);
-    }
+    var tensor = requireInfo(name);
     if (tensor.bytes() == 0) {
       return Ops.empty(manager, tensor.dtype(), tensor.dimensions());
     }

@@ -2,9 +2,11 @@ package org.meteora.safetensors;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -18,6 +20,8 @@ import org.meteora.io.Jsonl;
  * model.safetensors.index.json} names.
  */
 public final class SafetensorsFolder implements AutoCloseable {
+  private static final long SMALL = 1 << 20;
+
   private final Path path;
   private final List<SafetensorsFile> files = new ArrayList<>();
   private final Map<String, SafetensorsFile> owner = new LinkedHashMap<>();
@@ -40,7 +44,7 @@ public final class SafetensorsFolder implements AutoCloseable {
     var result = new SafetensorsFolder(path);
     try {
       if (Files.isRegularFile(path)) {
-        result.add(path);
+        result.addAlone(path);
         return result;
       }
       if (!Files.isDirectory(path)) {
@@ -50,7 +54,7 @@ public final class SafetensorsFolder implements AutoCloseable {
       if (Files.isRegularFile(index) && !Files.isRegularFile(path.resolve("model.safetensors"))) {
         result.addShards(path, index);
       } else if (Files.isRegularFile(path.resolve("model.safetensors"))) {
-        result.add(path.resolve("model.safetensors"));
+        result.addAlone(path.resolve("model.safetensors"));
       } else {
         throw new UserException(
             "no model.safetensors and no model.safetensors.index.json in " + path);
@@ -69,34 +73,55 @@ public final class SafetensorsFolder implements AutoCloseable {
     }
     var names = new TreeSet<String>();
     for (var value : map) {
-      var name = value.asText("");
-      if (name.isEmpty() || name.contains("/") || name.contains("\\") || name.equals("..")) {
+      var name = value.isTextual() ? value.textValue() : "";
+      if (name.isEmpty()
+          || name.contains("/")
+          || name.contains("\\")
+          || name.contains("\0")
+          || name.equals("..")) {
         throw new UserException(index + ": \"" + name + "\" is not the name of a file beside it");
       }
       names.add(name);
     }
+    var shards = new HashMap<String, SafetensorsFile>();
     for (var name : names) {
-      add(folder.resolve(name));
+      shards.put(name, add(folder.resolve(name)));
     }
+    // the index decides which of two shards a tensor is taken from
     for (var entry : map.properties()) {
-      var file = owner.get(entry.getKey());
-      if (file == null || !file.path().getFileName().toString().equals(entry.getValue().asText())) {
+      var name = entry.getKey();
+      var shard = shards.get(entry.getValue().asText());
+      if (!shard.tensors().containsKey(name) && !shard.unread().containsKey(name)) {
         throw new UserException(
-            index + ": the tensor " + entry.getKey() + " is not in " + entry.getValue().asText());
+            index + ": the tensor " + name + " is not in " + entry.getValue().asText());
       }
+      owner.put(name, shard);
+    }
+    for (var name : names) {
+      var shard = shards.get(name);
+      shard.tensors().keySet().forEach(tensor -> own(tensor, shard, map));
+      shard.unread().keySet().forEach(tensor -> own(tensor, shard, map));
     }
   }
 
-  private void add(Path file) {
+  private void own(String name, SafetensorsFile shard, JsonNode index) {
+    var before = owner.putIfAbsent(name, shard);
+    if (before != null && before != shard && !index.has(name)) {
+      throw new UserException(
+          "the tensor " + name + " is in both " + before.path() + " and " + shard.path());
+    }
+  }
+
+  private SafetensorsFile add(Path file) {
     var opened = SafetensorsFile.open(file);
     files.add(opened);
-    for (var name : opened.tensors().keySet()) {
-      var before = owner.put(name, opened);
-      if (before != null) {
-        throw new UserException(
-            "the tensor " + name + " is in both " + before.path() + " and " + file);
-      }
-    }
+    return opened;
+  }
+
+  private void addAlone(Path file) {
+    var opened = add(file);
+    opened.tensors().keySet().forEach(name -> owner.put(name, opened));
+    opened.unread().keySet().forEach(name -> owner.put(name, opened));
   }
 
   public Path path() {
@@ -115,13 +140,28 @@ public final class SafetensorsFolder implements AutoCloseable {
     return result;
   }
 
+  /** What is known of a tensor; empty where there is none, or one of a dtype that is not read. */
   public Optional<TensorInfo> info(String name) {
     var file = owner.get(name);
-    return file == null ? Optional.empty() : Optional.of(file.tensors().get(name));
+    return file == null ? Optional.empty() : Optional.ofNullable(file.tensors().get(name));
   }
 
+  /**
+   * The file that holds a tensor.
+   *
+   * @throws UserException when there is no such tensor
+   */
+  public SafetensorsFile requireTensor(String name) {
+    var file = owner.get(name);
+    if (file == null) {
+      throw new UserException("the tensor " + name + " is missing in " + path);
+    }
+    return file;
+  }
+
+  /** The tensors that can be read. */
   public Iterable<String> names() {
-    return owner.keySet();
+    return owner.keySet().stream().filter(name -> info(name).isPresent()).toList();
   }
 
   /**
@@ -130,12 +170,11 @@ public final class SafetensorsFolder implements AutoCloseable {
    * @throws UserException when it is missing or its shape is another
    */
   public NDArray read(NDManager manager, String name, long... shape) {
-    var info =
-        info(name)
-            .orElseThrow(() -> new UserException("the tensor " + name + " is missing in " + path));
+    var file = requireTensor(name);
+    var info = file.requireInfo(name);
     if (!info.hasShape(shape)) {
       throw new UserException(
-          owner.get(name).path()
+          file.path()
               + ": the tensor "
               + name
               + " has the shape "
@@ -145,14 +184,18 @@ public final class SafetensorsFolder implements AutoCloseable {
     }
     if (!info.dtype().isFloatingPoint()) {
       throw new UserException(
-          owner.get(name).path()
+          file.path()
               + ": the tensor "
               + name
               + " is "
               + info.dtype().safetensorsName()
               + ", expected F32, F16 or BF16");
     }
-    return owner.get(name).read(manager, name);
+    // norms, biases, gates: what is small, and would make every answer nothing
+    if (info.bytes() <= SMALL) {
+      file.requireFinite(name);
+    }
+    return file.read(manager, name);
   }
 
   @Override

@@ -68,7 +68,17 @@ class SafetensorsTest {
     rejected(file("{}", 0, 1L << 40), "1099511627776");
     rejected(file("[]", 0), "not a JSON object");
     rejected(file("{\"a\":", 0), "not JSON");
-    rejected(file("{\"a\":{\"dtype\":\"F4\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4), "\"F4\"");
+    rejected(
+        file("{\"a\":{\"dtype\":\"F4\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4),
+        "does not fill");
+    rejected(file("{\"a\":{\"dtype\":4,\"shape\":[1],\"data_offsets\":[0,4]}}", 4), "no dtype");
+    rejected(file("{}x", 0), "not JSON");
+    rejected(file("{}{}", 0), "not JSON");
+    rejected(file("{} null", 0), "not JSON");
+    rejected(file(" {}", 0), "not a JSON object");
+    rejected(file("\uFEFF{}", 0), "not a JSON object");
+    rejected(file("{\"\0\0\":{}}".replace("\"", "\0\""), 0), "not JSON");
+    rejected(new byte[] {3, 0, 0, 0, 0, 0, 0, 0, '{', (byte) 0xff, '}'}, "not UTF-8");
     rejected(
         file("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4), "truncated");
     rejected(
@@ -92,6 +102,75 @@ class SafetensorsTest {
             "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}",
             0),
         "Duplicate");
+  }
+
+  /** Tensors of a dtype that the model never uses are passed over; one that is asked for is not. */
+  @Test
+  void aTensorOfAnotherDtypeIsPassedOver() throws IOException {
+    var path = folder.resolve("mixed.safetensors");
+    for (var dtype : new String[] {"I16", "U16", "F8_E4M3:1", "F8_E5M2:1", "I8:1", "NEW"}) {
+      int bytes = dtype.endsWith(":1") ? 1 : 2;
+      Files.write(
+          path,
+          file(
+              "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\""
+                  + dtype.replace(":1", "")
+                  + "\",\"shape\":[3],\"data_offsets\":[4,"
+                  + (4 + 3 * bytes)
+                  + "]}}   ",
+              4 + 3 * bytes));
+      try (var files = SafetensorsFolder.open(path);
+          var manager = NDManager.newBaseManager("PyTorch")) {
+        assertThat(files.read(manager, "a", 1).toFloatArray()).containsExactly(0);
+        assertThat(files.names()).containsExactly("a");
+        assertThatThrownBy(() -> files.read(manager, "b", 3))
+            .isInstanceOf(UserException.class)
+            .hasMessageContaining("the tensor b is " + dtype.replace(":1", ""));
+      }
+    }
+  }
+
+  @Test
+  void aFileThatChangedAfterItWasOpenedIsNotTouched() throws IOException {
+    var path = folder.resolve("shrinks.safetensors");
+    Files.write(
+        path,
+        file("{\"a\":{\"dtype\":\"F32\",\"shape\":[4096],\"data_offsets\":[0,16384]}}", 16384));
+    try (var file = SafetensorsFile.open(path);
+        var manager = NDManager.newBaseManager("PyTorch")) {
+      Files.write(path, new byte[100]);
+      assertThatThrownBy(() -> file.read(manager, "a"))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("was changed");
+    }
+  }
+
+  @Test
+  void theIndexDecidesWhichOfTwoShardsHoldsATensor() throws IOException {
+    try (var manager = NDManager.newBaseManager("PyTorch")) {
+      for (int shard = 1; shard <= 2; shard++) {
+        var value = manager.create(new float[] {shard});
+        SafetensorsWriter.write(
+            folder.resolve("s" + shard + ".safetensors"),
+            Map.of("both", value, "only" + shard, value),
+            Map.of());
+      }
+      var index = folder.resolve("model.safetensors.index.json");
+      Files.writeString(
+          index,
+          "{\"weight_map\":{\"only1\":\"s1.safetensors\",\"both\":\"s2.safetensors\","
+              + "\"only2\":\"s2.safetensors\"}}");
+      try (var files = SafetensorsFolder.open(folder)) {
+        assertThat(files.read(manager, "both", 1).toFloatArray()).containsExactly(2);
+        assertThat(files.read(manager, "only1", 1).toFloatArray()).containsExactly(1);
+      }
+      Files.writeString(
+          index,
+          "\uFEFF{\"weight_map\":{\"only1\":\"s1.safetensors\",\"only2\":\"s2.safetensors\"}}");
+      assertThatThrownBy(() -> SafetensorsFolder.open(folder))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("both");
+    }
   }
 
   private static byte[] file(String header, int dataBytes, long length) {

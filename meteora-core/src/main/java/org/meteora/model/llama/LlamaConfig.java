@@ -1,9 +1,11 @@
 package org.meteora.model.llama;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.Locale;
 import java.util.Set;
 import java.util.stream.Collectors;
 import org.meteora.UserException;
@@ -13,6 +15,10 @@ import org.meteora.nn.Projection;
 
 /** Reads Hugging Face's {@code config.json} of a Llama. */
 public final class LlamaConfig {
+  private static final String GGUF =
+      " is a GGUF file, the quantised form of llama.cpp; the model's original Hugging Face folder,"
+          + " with config.json, tokenizer.json and model.safetensors, is needed";
+
   private LlamaConfig() {}
 
   /**
@@ -21,18 +27,40 @@ public final class LlamaConfig {
    * @throws UserException when it is missing, is not a Llama, or a value is missing or impossible
    */
   public static Architecture read(Path folder) {
+    if (Files.isRegularFile(folder)) {
+      throw new UserException(
+          folder
+              + (folder.toString().toLowerCase(Locale.ROOT).endsWith(".gguf")
+                  ? GGUF
+                  : " is a file: a Hugging Face folder with config.json, tokenizer.json and"
+                      + " model.safetensors was expected"));
+    }
     if (!Files.isDirectory(folder)) {
       throw new UserException("no such model folder: " + folder);
     }
     var file = folder.resolve("config.json");
     if (!Files.isRegularFile(file)) {
+      requireNoGguf(folder);
       throw new UserException("no config.json in the model folder " + folder);
     }
     return parse(Jsonl.readFile(file), file.toString());
   }
 
+  private static void requireNoGguf(Path folder) {
+    try (var files = Files.newDirectoryStream(folder, "*.{gguf,GGUF}")) {
+      for (var each : files) {
+        throw new UserException(each + GGUF);
+      }
+    } catch (IOException e) {
+      throw new UserException("cannot read the folder " + folder, e);
+    }
+  }
+
   /** Reads the JSON itself; {@code where} goes into messages. */
   public static Architecture parse(JsonNode node, String where) {
+    if (!node.isObject()) {
+      throw new UserException(where + ": a JSON object was expected");
+    }
     var type = node.path("model_type").asText("llama");
     if (!type.equals("llama")) {
       throw new UserException(where + ": model_type is \"" + type + "\", only llama is supported");
@@ -41,6 +69,11 @@ public final class LlamaConfig {
     if (!activation.equals("silu")) {
       throw new UserException(
           where + ": hidden_act is \"" + activation + "\", only silu is supported");
+    }
+    if (node.hasNonNull("quantization_config")) {
+      throw new UserException(
+          where
+              + ": quantization_config: quantised weights are not supported, only f32, f16, bf16");
     }
     int hidden = positive(node, "hidden_size", where);
     int heads = positive(node, "num_attention_heads", where);
@@ -139,7 +172,9 @@ public final class LlamaConfig {
   }
 
   private static double number(JsonNode node, String key, String where) {
-    if (!node.path(key).isNumber() || !(node.path(key).asDouble() > 0)) {
+    if (!node.path(key).isNumber()
+        || !(node.path(key).asDouble() > 0)
+        || !Double.isFinite(node.path(key).asDouble())) {
       throw new UserException(where + ": " + key + " must be a number above 0");
     }
     return node.path(key).asDouble();

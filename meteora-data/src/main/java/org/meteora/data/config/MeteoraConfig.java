@@ -1,8 +1,7 @@
 package org.meteora.data.config;
 
-import java.io.IOException;
-import java.nio.charset.CharacterCodingException;
 import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -11,14 +10,9 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.stream.Stream;
 import org.meteora.UserException;
-import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
+import org.meteora.io.Texts;
 import org.meteora.moe.forward.Flags;
-import org.yaml.snakeyaml.LoaderOptions;
-import org.yaml.snakeyaml.Yaml;
-import org.yaml.snakeyaml.constructor.SafeConstructor;
-import org.yaml.snakeyaml.error.MarkedYAMLException;
-import org.yaml.snakeyaml.error.YAMLException;
 
 /**
  * The settings of {@code config.yaml}, each of which is a command-line option too.
@@ -78,30 +72,15 @@ public record MeteoraConfig(
    *     nearest)
    */
   public static MeteoraConfig read(Path file) {
-    String text;
-    try {
-      text = Files.readString(file);
-    } catch (CharacterCodingException e) {
-      throw new UserException(file + ": not UTF-8 text");
-    } catch (IOException e) {
-      throw new UserException("cannot read the config " + file + ": " + AtomicFiles.reason(e), e);
+    if (!Files.exists(file)) {
+      throw new UserException("cannot read the config " + file + ": no such file");
     }
-    return parse(text, file.toString());
+    return parse(Texts.read(file), file.toString());
   }
 
   /** Reads YAML text; {@code where} goes into messages. */
   public static MeteoraConfig parse(String text, String where) {
-    Object root;
-    try {
-      var options = new LoaderOptions();
-      options.setAllowDuplicateKeys(false);
-      root = new Yaml(new SafeConstructor(options)).load(text);
-    } catch (MarkedYAMLException e) {
-      int line = e.getProblemMark() == null ? 0 : e.getProblemMark().getLine() + 1;
-      throw new UserException(where + ":" + line + ": not valid YAML: " + oneLine(e.getProblem()));
-    } catch (YAMLException e) {
-      throw new UserException(where + ": not valid YAML: " + oneLine(e.getMessage()));
-    }
+    var root = PlainYaml.load(text, where);
     if (root == null) {
       return DEFAULTS;
     }
@@ -114,15 +93,11 @@ public record MeteoraConfig(
       var key = String.valueOf(entry.getKey());
       if (!KEYS.contains(key)) {
         throw new UserException(
-            where + ": unknown key \"" + oneLine(key) + "\"" + Nearest.hint(key, KEYS));
+            where + ": unknown key \"" + PlainYaml.shown(key) + "\"" + Nearest.hint(key, KEYS));
       }
       values.put(key, entry.getValue());
     }
     return of(values, where);
-  }
-
-  private static String oneLine(String text) {
-    return text == null ? "" : text.strip().replaceAll("\\s*\\R\\s*", " ");
   }
 
   private static MeteoraConfig of(Map<String, Object> values, String where) {
@@ -147,7 +122,9 @@ public record MeteoraConfig(
       return Optional.of(k);
     }
     throw new UserException(
-        where + ": routing_top_k must be at least 1, it is " + oneLine(String.valueOf(value)));
+        where
+            + ": routing_top_k must be at least 1, it is "
+            + PlainYaml.shown(String.valueOf(value)));
   }
 
   private static Map<String, String> flags(Map<String, Object> values, String where) {
@@ -172,20 +149,24 @@ public record MeteoraConfig(
     }
     if (!(value instanceof String text) || text.isBlank() || text.indexOf('\0') >= 0) {
       throw new UserException(
-          where + ": " + key + " must be a path, it is " + oneLine(String.valueOf(value)));
+          where + ": " + key + " must be a path, it is " + PlainYaml.shown(String.valueOf(value)));
     }
     return Optional.of(expand(text));
   }
 
   /** A path, with a leading {@code ~} for the home folder. */
   static Path expand(String text) {
-    if (!text.equals("~") && !text.startsWith("~/")) {
-      return Path.of(text);
+    try {
+      if (!text.equals("~") && !text.startsWith("~/")) {
+        return Path.of(text);
+      }
+      return Path.of(
+          CacheFolders.home()
+                  .orElseThrow(() -> new UserException(text + ": this user has no home folder"))
+              + text.substring(1));
+    } catch (InvalidPathException e) {
+      throw new UserException("not a path: " + PlainYaml.shown(text));
     }
-    return Path.of(
-        CacheFolders.home()
-                .orElseThrow(() -> new UserException(text + ": this user has no home folder"))
-            + text.substring(1));
   }
 
   private static Map<String, Object> section(Object value, String where) {
@@ -200,8 +181,16 @@ public record MeteoraConfig(
     return result;
   }
 
+  /**
+   * The base model's folder: the path, or the Hub's local copy of the repository of that name.
+   *
+   * @throws UserException when none is given
+   */
   public Path requireBaseModelPath() {
-    return require(baseModelPath, "base model", "base_model_path");
+    return HubCache.resolve(
+        require(baseModelPath, "base model", "base_model_path"),
+        System.getenv(),
+        CacheFolders.home().orElse(Path.of("/")));
   }
 
   public Path requireMeteoraCkptPath() {

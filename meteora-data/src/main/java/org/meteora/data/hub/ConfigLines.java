@@ -12,11 +12,8 @@ import java.util.TreeMap;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
+import org.meteora.data.config.PlainYaml;
 import org.meteora.io.AtomicFiles;
-import org.yaml.snakeyaml.LoaderOptions;
-import org.yaml.snakeyaml.Yaml;
-import org.yaml.snakeyaml.constructor.SafeConstructor;
-import org.yaml.snakeyaml.error.YAMLException;
 
 /** The lines of config.yaml that point to what was downloaded. */
 public final class ConfigLines {
@@ -118,18 +115,14 @@ public final class ConfigLines {
   }
 
   private static Map<?, ?> parseMap(Path config, String text) {
-    try {
-      var value = new Yaml(new SafeConstructor(new LoaderOptions())).load(text);
-      if (value == null) {
-        return Map.of();
-      }
-      if (value instanceof Map<?, ?> map) {
-        return map;
-      }
-      throw new UserException(config + " must be a map of keys and values");
-    } catch (YAMLException e) {
-      throw new UserException(config + " is not valid YAML: " + Retry.reason(e));
+    var value = PlainYaml.load(text, config.toString());
+    if (value == null) {
+      return Map.of();
     }
+    if (value instanceof Map<?, ?> map) {
+      return map;
+    }
+    throw new UserException(config + " must be a map of keys and values");
   }
 
   private static Map<Object, Object> parse(Path config, String text) {

@@ -7,6 +7,7 @@ import java.nio.file.Path;
 import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.data.config.HubCache;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 
@@ -57,15 +58,7 @@ public record HubSettings(
       throw new UserException(
           "HF_ENDPOINT must be like https://huggingface.co, found: " + endpointText);
     }
-    var home =
-        value(environment, "HF_HOME")
-            .map(text -> expand(text, userHome))
-            .orElseGet(
-                () ->
-                    value(environment, "XDG_CACHE_HOME")
-                        .map(text -> expand(text, userHome))
-                        .orElse(userHome.resolve(".cache"))
-                        .resolve("huggingface"));
+    var home = HubCache.home(environment, userHome);
     var tokenFile =
         value(environment, "HF_TOKEN_PATH")
             .map(text -> expand(text, userHome))
@@ -78,10 +71,7 @@ public record HubSettings(
       throw new UserException(
           "the Hub token (HF_TOKEN or " + tokenFile + ") holds characters no token has");
     }
-    var cache =
-        value(environment, "HF_HUB_CACHE")
-            .map(text -> expand(text, userHome))
-            .orElse(home.resolve("hub"));
+    var cache = HubCache.of(environment, userHome);
     return new HubSettings(endpoint, token, cache, Timing.DEFAULT, Layout.DEFAULT);
   }
 

@@ -1,0 +1,90 @@
+package org.meteora.generate;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Path;
+import java.util.HashMap;
+import java.util.Map;
+import org.meteora.UserException;
+import org.meteora.io.Jsonl;
+
+/**
+ * Checks a {@code tokenizer.json} before the native library parses it: where that meets what it
+ * does not expect, it ends the process instead of saying so.
+ */
+final class TokenizerFile {
+  private static final int DEEPEST = 60;
+  private static final int HIGHEST_ID = 1 << 24;
+
+  private TokenizerFile() {}
+
+  /**
+   * @return the vocabulary's entries by id; null where an id has none
+   * @throws UserException when it cannot be a tokenizer
+   */
+  static String[] check(Path file) {
+    var json = Jsonl.readFile(file);
+    if (!json.isObject() || !json.path("model").isObject()) {
+      throw new UserException(file + ": not a tokenizer: there is no \"model\"");
+    }
+    requireSane(file, json, "", 0);
+    var pieces = new HashMap<Integer, String>();
+    var vocab = json.path("model").path("vocab");
+    if (vocab.isArray()) {
+      for (int i = 0; i < vocab.size(); i++) {
+        pieces.put(i, vocab.get(i).path(0).asText());
+      }
+    } else {
+      vocab.properties().forEach(entry -> put(file, pieces, entry.getValue(), entry.getKey()));
+    }
+    for (var added : json.path("added_tokens")) {
+      if (!added.path("content").isTextual()) {
+        throw new UserException(file + ": added_tokens: a token without \"content\"");
+      }
+      put(file, pieces, added.path("id"), added.path("content").textValue());
+    }
+    int highest = pieces.keySet().stream().mapToInt(Integer::intValue).max().orElse(-1);
+    if (highest < 0) {
+      throw new UserException(file + ": the vocabulary is empty");
+    }
+    var table = new String[highest + 1];
+    pieces.forEach((id, piece) -> table[id] = piece);
+    return table;
+  }
+
+  private static void put(Path file, Map<Integer, String> pieces, JsonNode id, String piece) {
+    if (!id.isInt() || id.intValue() < 0 || id.intValue() > HIGHEST_ID) {
+      throw new UserException(
+          file + ": the token \"" + cut(piece) + "\" has the id " + cut(id.toString()));
+    }
+    pieces.put(id.intValue(), piece);
+  }
+
+  /** Depth and numbers of any part. */
+  private static void requireSane(Path file, JsonNode node, String path, int depth) {
+    if (depth > DEEPEST) {
+      throw new UserException(file + ": " + cut(path) + " is nested too deeply");
+    }
+    if (node.isNumber()
+        && (node.isIntegralNumber()
+            ? !node.canConvertToLong()
+            : !Double.isFinite(node.doubleValue()))) {
+      throw new UserException(file + ": " + cut(path) + " is an impossible number");
+    }
+    if (node.isObject()) {
+      node.properties()
+          .forEach(
+              entry ->
+                  requireSane(
+                      file,
+                      entry.getValue(),
+                      depth > 4 ? path : path + (path.isEmpty() ? "" : ".") + entry.getKey(),
+                      depth + 1));
+    } else if (node.isArray()) {
+      node.forEach(each -> requireSane(file, each, path, depth + 1));
+    }
+  }
+
+  private static String cut(String text) {
+    return text.length() <= 100 ? text : text.substring(0, 100) + "…";
+  }
+}

@@ -1,0 +1,81 @@
+package org.meteora.io;
+
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.InputStreamReader;
+import java.nio.ByteBuffer;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.meteora.UserException;
+
+/** Text files: UTF-8 whatever the locale says, a byte order mark passed over. */
+public final class Texts {
+  private static final char BYTE_ORDER_MARK = '\uFEFF';
+  private static final char REPLACEMENT = '\uFFFD';
+
+  private Texts() {}
+
+  /**
+   * A whole text file.
+   *
+   * @throws UserException when it is missing, cannot be read, or is not UTF-8
+   */
+  public static String read(Path file) {
+    try {
+      return decode(Files.readAllBytes(file));
+    } catch (CharacterCodingException e) {
+      throw new UserException(file + ": not UTF-8 text");
+    } catch (IOException e) {
+      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
+    } catch (OutOfMemoryError e) {
+      throw new UserException("cannot read " + file + ": it is too large to be read at once");
+    }
+  }
+
+  private static String decode(byte[] bytes) throws CharacterCodingException {
+    var text = StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes)).toString();
+    return withoutMark(text);
+  }
+
+  /** Lines of a stream; malformed input is a {@link CharacterCodingException}. */
+  public static BufferedReader lines(InputStream in) throws IOException {
+    var reader = new BufferedReader(new InputStreamReader(in, StandardCharsets.UTF_8.newDecoder()));
+    reader.mark(1);
+    if (reader.read() != BYTE_ORDER_MARK) {
+      reader.reset();
+    }
+    return reader;
+  }
+
+  /** The text without the byte order mark that it may begin with. */
+  public static String withoutMark(String text) {
+    return !text.isEmpty() && text.charAt(0) == BYTE_ORDER_MARK ? text.substring(1) : text;
+  }
+
+  /**
+   * The text with every half of a surrogate pair replaced by U+FFFD: UTF-8 has no bytes for one.
+   */
+  public static String wellFormed(String text) {
+    StringBuilder result = null;
+    for (int i = 0; i < text.length(); i++) {
+      char c = text.charAt(i);
+      if (!Character.isSurrogate(c)) {
+        continue;
+      }
+      if (Character.isHighSurrogate(c)
+          && i + 1 < text.length()
+          && Character.isLowSurrogate(text.charAt(i + 1))) {
+        i++;
+        continue;
+      }
+      if (result == null) {
+        result = new StringBuilder(text);
+      }
+      result.setCharAt(i, REPLACEMENT);
+    }
+    return result == null ? text : result.toString();
+  }
+}

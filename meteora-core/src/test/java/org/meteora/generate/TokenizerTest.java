@@ -1,0 +1,70 @@
+package org.meteora.generate;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.meteora.UserException;
+
+/** What the native library must not see, and what must not change on the way to it. */
+class TokenizerTest {
+  private static final Path TINY =
+      Path.of(System.getProperty("meteora.root", ".."), "configs/tiny/base");
+
+  @TempDir Path folder;
+
+  @Test
+  void halfASurrogatePairIsOneReplacementAndNothingElse() {
+    try (var tokenizer = Tokenizer.load(TINY)) {
+      for (var half : new String[] {"\ud83d", "\ude00", "\ud83d\ud83d", "\ude00\ud83d"}) {
+        var text = "Größe 😀 " + half + " 日本語 and more";
+        assertThat(tokenizer.encode(text, false))
+            .isEqualTo(
+                tokenizer.encode(
+                    "Größe 😀 " + "\ufffd".repeat(half.length()) + " 日本語 and more", false));
+      }
+    }
+  }
+
+  @Test
+  void aZeroCharacterIsAnOrdinaryOne() {
+    try (var tokenizer = Tokenizer.load(TINY)) {
+      var with = tokenizer.encode("ab\0cd", false);
+      assertThat(tokenizer.decode(with, false)).isEqualTo("ab\0cd");
+    }
+  }
+
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      value = {
+        "decoder|1e999",
+        "normalizer|-1e999",
+        "truncation|99999999999999999999999",
+        "version|DEEP",
+        "model|7",
+        "model|null",
+        "added_tokens|[{\"id\": -1, \"content\": \"x\"}]",
+        "added_tokens|[{\"id\": 99999999, \"content\": \"x\"}]",
+        "added_tokens|[{\"id\": 1}]"
+      })
+  void whatIsNoTokenizerIsRefusedBeforeTheNativeParser(String key, String value)
+      throws IOException {
+    var json = org.meteora.io.Jsonl.readFile(TINY.resolve("tokenizer.json"));
+    var changed = ((com.fasterxml.jackson.databind.node.ObjectNode) json).put(key, "VALUE");
+    Files.writeString(
+        folder.resolve("tokenizer.json"),
+        changed
+            .toString()
+            .replace("\"VALUE\"", value.replace("DEEP", "[".repeat(70) + "]".repeat(70))));
+    assertThatThrownBy(() -> Tokenizer.load(folder))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("tokenizer.json");
+  }
+}

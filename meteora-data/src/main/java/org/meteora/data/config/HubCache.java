@@ -1,0 +1,87 @@
+package org.meteora.data.config;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Map;
+import java.util.Optional;
+import java.util.regex.Pattern;
+import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
+
+/** The Hub's local cache, where the Python client keeps what it has fetched. */
+public final class HubCache {
+  private static final Pattern NAME =
+      Pattern.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*");
+
+  private HubCache() {}
+
+  /** {@code HF_HOME}, or {@code huggingface} in the user's cache. */
+  public static Path home(Map<String, String> environment, Path userHome) {
+    return value(environment, "HF_HOME", userHome)
+        .orElseGet(
+            () ->
+                value(environment, "XDG_CACHE_HOME", userHome)
+                    .orElse(userHome.resolve(".cache"))
+                    .resolve("huggingface"));
+  }
+
+  /** {@code HF_HUB_CACHE}, or {@code hub} in {@link #home}. */
+  public static Path of(Map<String, String> environment, Path userHome) {
+    return value(environment, "HF_HUB_CACHE", userHome)
+        .orElseGet(() -> home(environment, userHome).resolve("hub"));
+  }
+
+  /**
+   * A model's folder: the path itself where it exists or is no repository's name; else the newest
+   * {@code main} of the repository {@code ORG/NAME} in the cache.
+   *
+   * @throws UserException when the cache does not hold it, with the command that fetches it
+   */
+  public static Path resolve(Path path, Map<String, String> environment, Path userHome) {
+    var name = path.toString();
+    if (Files.exists(path) || !NAME.matcher(name).matches()) {
+      return path;
+    }
+    var cache = of(environment, userHome);
+    var repository = cache.resolve("models--" + name.replace("/", "--"));
+    var main = repository.resolve("refs").resolve("main");
+    if (Files.isRegularFile(main)) {
+      String commit;
+      try {
+        commit = Files.size(main) > 200 ? "" : Files.readString(main).strip();
+      } catch (IOException e) {
+        throw new UserException("cannot read " + main + ": " + AtomicFiles.reason(e), e);
+      }
+      if (!commit.matches("[0-9a-zA-Z]{1,64}")) {
+        throw new UserException(main + " does not hold the name of a commit");
+      }
+      var snapshot = repository.resolve("snapshots").resolve(commit);
+      if (Files.isRegularFile(snapshot.resolve("config.json"))) {
+        return snapshot;
+      }
+    }
+    throw new UserException(
+        "no folder "
+            + name
+            + ", and the Hub's cache "
+            + cache
+            + " holds no model of that name; fetch it with: meteora download "
+            + name
+            + " --to models/"
+            + name.substring(name.indexOf('/') + 1));
+  }
+
+  private static Optional<Path> value(Map<String, String> environment, String name, Path userHome) {
+    return Optional.ofNullable(environment.get(name))
+        .map(String::strip)
+        .filter(text -> !text.isEmpty())
+        .map(text -> expand(text, userHome));
+  }
+
+  private static Path expand(String text, Path userHome) {
+    return text.equals("~") || text.startsWith("~/")
+        ? userHome.resolve(text.substring(Math.min(2, text.length())))
+        : MeteoraConfig.expand(text);
+  }
+}
