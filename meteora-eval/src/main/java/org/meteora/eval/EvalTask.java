@@ -7,44 +7,45 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
+import java.util.function.Function;
+import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.data.config.Nearest;
 import org.meteora.data.tasks.Tasks;
-import org.meteora.eval.metric.Bleu;
 import org.meteora.eval.metric.CompositeScore;
-import org.meteora.eval.metric.ExactAccuracy;
-import org.meteora.eval.metric.FuzzyAccuracy;
-import org.meteora.eval.metric.Gsm8kAccuracy;
 import org.meteora.eval.metric.Metric;
-import org.meteora.eval.metric.Rouge;
-import org.meteora.eval.metric.YesNoAccuracy;
 import org.meteora.eval.statistics.Figure;
 import org.meteora.io.FolderNames;
 
 /**
- * What can be evaluated: one of the catalogue's tasks, or several asked in one prompt.
+ * What can be evaluated: a task, or several asked in one prompt.
  *
  * @param name also the name of its folder of data
  * @param parts the tasks of a composite task, in order; empty for a single one
+ * @param metrics of the task, or of each part, by its name
  * @param limit samples at most
  * @param routingTemperature T of the routing unless the user says otherwise
  */
 public record EvalTask(
-    String name, List<String> parts, OptionalInt limit, double routingTemperature) {
+    String name,
+    List<String> parts,
+    Map<String, List<Metric>> metrics,
+    OptionalInt limit,
+    double routingTemperature) {
 
   /**
-   * A task by its name.
+   * One of the 28 tasks, or one of the paper's composite tasks.
    *
-   * @throws UserException when there is none, naming the nearest
+   * @throws UserException when there is none of this name, naming the nearest
    */
   public static EvalTask of(String name) {
     var composite = CompositeTask.find(name);
     if (composite.isPresent()) {
-      return saved(name, composite.get().tasks());
+      return composite(composite.get(), part -> metrics(Tasks.get(part).metrics()));
     }
     return Tasks.find(name)
-        .map(task -> new EvalTask(name, List.of(), task.evalLimit(), 1))
+        .map(task -> single(name, metrics(task.metrics()), task.evalLimit()))
         .orElseThrow(() -> unknown(name));
   }
 
@@ -61,33 +62,34 @@ public record EvalTask(
         Tasks.get(part); // names the nearest
       }
     }
-    return saved(name, parts);
+    return saved(name, parts, targetDir);
   }
 
   /**
    * A task whose parts are known from an evaluation of it.
    *
    * @param parts empty for a single task
+   * @param targetDir folders of data, which say how tasks beyond the 28 are scored
    */
-  public static EvalTask saved(String name, List<String> parts) {
+  public static EvalTask saved(String name, List<String> parts, Path targetDir) {
     FolderNames.require("the task name", name);
     if (parts.isEmpty()) {
       return Tasks.find(name).isPresent()
           ? of(name)
-          : new EvalTask(name, List.of(), OptionalInt.empty(), 1);
+          : single(name, metrics(name, targetDir), OptionalInt.empty());
     }
-    var composite = new CompositeTask(name, List.copyOf(parts));
-    return new EvalTask(
-        name,
-        composite.tasks(),
-        OptionalInt.empty(),
-        CompositeTask.routingTemperature(parts.size()));
+    return composite(
+        new CompositeTask(name, List.copyOf(parts)),
+        part -> {
+          FolderNames.require("the task name", part);
+          return metrics(part, targetDir);
+        });
   }
 
   /**
    * A task by its name, the user's own included: a composite task that {@code create-composite}
-   * made, or any folder of data with a {@code test.jsonl}, whose answers are scored by exact
-   * accuracy.
+   * made, or any folder of data with a {@code test.jsonl}, whose answers are scored as its {@code
+   * metrics.json} says, or by exact accuracy.
    *
    * @param targetDir folders of data
    * @throws UserException when there is none, naming the nearest
@@ -97,13 +99,40 @@ public record EvalTask(
     if (!known && FolderNames.isOne(name)) {
       var composite = CompositeTask.find(name, targetDir);
       if (composite.isPresent()) {
-        return saved(name, composite.get().tasks());
+        return saved(name, composite.get().tasks(), targetDir);
       }
       if (Files.isRegularFile(targetDir.resolve(name).resolve("test.jsonl"))) {
-        return new EvalTask(name, List.of(), OptionalInt.empty(), 1);
+        return saved(name, List.of(), targetDir);
       }
     }
     return of(name);
+  }
+
+  private static EvalTask single(String name, List<Metric> metrics, OptionalInt limit) {
+    return new EvalTask(name, List.of(), Map.of(name, metrics), limit, 1);
+  }
+
+  private static EvalTask composite(
+      CompositeTask composite, Function<String, List<Metric>> metrics) {
+    var parts = composite.tasks();
+    return new EvalTask(
+        composite.name(),
+        parts,
+        parts.stream().collect(Collectors.toMap(part -> part, metrics)),
+        OptionalInt.empty(),
+        CompositeTask.routingTemperature(parts.size()));
+  }
+
+  private static List<Metric> metrics(List<String> keys) {
+    return keys.stream().map(Metric::of).toList();
+  }
+
+  private static List<Metric> metrics(String task, Path targetDir) {
+    try {
+      return metrics(Tasks.metrics(task, targetDir));
+    } catch (UserException e) {
+      throw new UserException("the metrics of " + task + ": " + e.getMessage(), e);
+    }
   }
 
   /**
@@ -145,10 +174,10 @@ public record EvalTask(
   /** All metrics of cleaned answers; for a composite task, by task. */
   public Map<String, Object> score(List<String> answers, List<String> truths) {
     if (!parts.isEmpty()) {
-      return CompositeScore.score(parts, EvalTask::metrics, answers, truths);
+      return CompositeScore.score(parts, metrics::get, answers, truths);
     }
     var figures = new LinkedHashMap<String, Object>();
-    for (var metric : metrics(name)) {
+    for (var metric : metrics.get(name)) {
       figures.putAll(metric.score(answers, truths));
     }
     return figures;
@@ -162,27 +191,10 @@ public record EvalTask(
    */
   public Map<String, List<Figure>> figures(List<String> answers, List<String> truths) {
     if (!parts.isEmpty()) {
-      return CompositeScore.figures(name, parts, EvalTask::metrics, answers, truths);
+      return CompositeScore.figures(name, parts, metrics::get, answers, truths);
     }
     var figures = new ArrayList<Figure>();
-    metrics(name).forEach(metric -> figures.addAll(metric.figures(answers, truths)));
+    metrics.get(name).forEach(metric -> figures.addAll(metric.figures(answers, truths)));
     return Map.of(name, figures);
-  }
-
-  private static List<Metric> metrics(String task) {
-    return Tasks.find(task)
-        .map(known -> known.metrics().stream().map(EvalTask::metric).toList())
-        .orElseGet(() -> List.of(new ExactAccuracy()));
-  }
-
-  private static Metric metric(org.meteora.data.tasks.Metric kind) {
-    return switch (kind) {
-      case ACCURACY_EXACT -> new ExactAccuracy();
-      case ACCURACY_FUZZY -> new FuzzyAccuracy();
-      case YES_NO_ACCURACY -> new YesNoAccuracy();
-      case GSM8K_ACCURACY -> new Gsm8kAccuracy();
-      case BLEU -> new Bleu();
-      case ROUGE -> new Rouge();
-    };
   }
 }

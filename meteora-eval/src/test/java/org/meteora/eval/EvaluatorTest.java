@@ -153,9 +153,11 @@ class EvaluatorTest {
         .isInstanceOf(UserException.class);
     assertThatThrownBy(() -> EvalTask.composite("x", List.of("nope"), Path.of("no")))
         .isInstanceOf(UserException.class);
-    assertThatThrownBy(() -> EvalTask.saved("x", List.of("alpaca", "alpaca")))
+    assertThatThrownBy(() -> EvalTask.saved("x", List.of("alpaca", "alpaca"), Path.of("no")))
         .hasMessageContaining("once");
-    assertThatThrownBy(() -> EvalTask.saved("x", List.of("a", "b")).requireParts(List.of("one")))
+    assertThatThrownBy(
+            () ->
+                EvalTask.saved("x", List.of("a", "b"), Path.of("no")).requireParts(List.of("one")))
         .hasMessageContaining("1 parts");
   }
 

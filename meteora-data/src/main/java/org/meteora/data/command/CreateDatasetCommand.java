@@ -1,14 +1,17 @@
 package org.meteora.data.command;
 
 import java.util.ArrayList;
+import java.util.List;
 import java.util.concurrent.Callable;
 import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.source.DatasetMaker;
 import org.meteora.data.source.SourceFetcher;
 import org.meteora.data.source.SourceLocator;
-import org.meteora.data.tasks.DatasetMaker;
+import org.meteora.data.tasks.MetricsFile;
+import org.meteora.data.tasks.Tasks;
 import org.meteora.io.AtomicFiles;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -18,23 +21,31 @@ import picocli.CommandLine.Option;
 @Command(
     name = "create-dataset",
     description =
-        "Turns the sources of the 28 tasks into prompts and answers,"
-            + " <target_dir>/<task>/{train,test}.jsonl.",
+        "Turns the sources of the 28 tasks, or of any other task of BIG-bench, into prompts and"
+            + " answers, <target_dir>/<task>/{train,test}.jsonl.",
     footer = {
       "",
       "Examples:",
       "  meteora create-dataset --task all --bigbench-dataset-dir data",
-      "  meteora create-dataset --task gsm8k --bigbench-dataset-dir data --offline"
+      "  meteora create-dataset --task gsm8k --bigbench-dataset-dir data --offline",
+      "  meteora create-dataset --list --bigbench-dataset-dir data",
+      "  meteora create-dataset --task date_understanding --bigbench-dataset-dir data"
     })
 public final class CreateDatasetCommand implements Callable<Integer> {
   @Mixin private ConfigOptions config;
 
   @Option(
       names = "--task",
-      required = true,
       paramLabel = "all|NAME",
-      description = "A task, or all of them.")
+      description =
+          "One of the 28 tasks, all of them, or any other task of BIG-bench that the folder of"
+              + " sources holds.")
   private String task;
+
+  @Option(
+      names = "--list",
+      description = "Print the 28 tasks and what else the folder of sources holds, and no more.")
+  private boolean list;
 
   @Option(
       names = "--seed",
@@ -58,9 +69,17 @@ public final class CreateDatasetCommand implements Callable<Integer> {
   public Integer call() {
     var settings = config.load();
     var root = settings.requireBigbenchDatasetDir();
-    var tasks = DatasetMaker.chosen(task);
-    AtomicFiles.requireWritableFolder(settings.targetDir());
     var locator = new SourceLocator(root);
+    if (list == (task != null)) {
+      throw new UserException("create-dataset needs either --task NAME or --list");
+    }
+    if (list) {
+      Tasks.names().forEach(System.out::println);
+      locator.otherTasks().forEach(name -> System.out.println(name + "  (in " + root + ")"));
+      return 0;
+    }
+    var tasks = task.equals("all") ? List.copyOf(Tasks.all()) : List.of(locator.task(task));
+    AtomicFiles.requireWritableFolder(settings.targetDir());
     var maker = new DatasetMaker(settings.targetDir(), seed);
     var download = offline ? SourceFetcher.NONE : fetcher.get();
     var rows = new ArrayList<String>();
@@ -84,13 +103,18 @@ public final class CreateDatasetCommand implements Callable<Integer> {
             String.format(
                 "%-42s missing; looked for in %s%s",
                 each.name(),
-                places.stream().map(Object::toString).collect(Collectors.joining(", ")),
+                tasks.size() > 1
+                    ? places.getFirst() + " and " + (places.size() - 1) + " other places"
+                    : places.stream().map(Object::toString).collect(Collectors.joining(", ")),
                 problem == null ? "" : "; " + problem));
         continue;
       }
       DatasetMaker.Written written;
       try {
         written = maker.make(each, source.get());
+        if (Tasks.find(each.name()).isEmpty()) {
+          MetricsFile.write(settings.targetDir().resolve(each.name()), each.metrics());
+        }
       } catch (UserException e) {
         if (tasks.size() == 1) {
           throw e;

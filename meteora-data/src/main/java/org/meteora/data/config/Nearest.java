@@ -2,13 +2,17 @@ package org.meteora.data.config;
 
 import java.util.Collection;
 import java.util.Comparator;
+import java.util.Locale;
 import java.util.Optional;
 
 /** The known word that a misspelt one probably means. */
 public final class Nearest {
   private Nearest() {}
 
-  /** The nearest of the known words by edit distance, if it is near enough to be meant. */
+  /**
+   * The nearest of the known words by edit distance, if it is near enough to be meant. Case does
+   * not count.
+   */
   public static Optional<String> to(String word, Collection<String> known) {
     return known.stream()
         .min(
@@ -22,7 +26,9 @@ public final class Nearest {
     return to(word, known).map(each -> "; did you mean \"" + each + "\"?").orElse("");
   }
 
-  private static int distance(String a, String b) {
+  private static int distance(String word, String other) {
+    var a = word.toLowerCase(Locale.ROOT);
+    var b = other.toLowerCase(Locale.ROOT);
     var previous = new int[b.length() + 1];
     for (int j = 0; j <= b.length(); j++) {
       previous[j] = j;

@@ -2,7 +2,6 @@ package org.meteora.data.hub;
 
 import java.nio.file.Path;
 import java.util.HashMap;
-import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.data.source.SourceFetcher;
@@ -37,26 +36,7 @@ public final class HubSourceFetcher implements SourceFetcher {
 
   @Override
   public synchronized boolean fetch(Task task, Path folder) {
-    var source =
-        switch (task.source()) {
-          case BIGBENCH -> "bigbench";
-          case ALPACA -> "alpaca";
-          case CNN_DAILYMAIL -> "cnn_dailymail";
-          case GSM8K -> "gsm8k";
-          case NEWS_COMMENTARY_DE, NEWS_COMMENTARY_ES, NEWS_COMMENTARY_IT -> "news_commentary";
-        };
-    var files =
-        switch (task.source()) {
-          case BIGBENCH -> List.of(task.name() + "/*.parquet", "*/" + task.name() + "/*.parquet");
-          case ALPACA -> List.of("*.parquet");
-          case CNN_DAILYMAIL -> List.of("3.0.0/*.parquet");
-          case GSM8K -> List.of("main/*.parquet");
-          case NEWS_COMMENTARY_DE -> List.of("de-en/*.parquet");
-          case NEWS_COMMENTARY_ES -> List.of("en-es/*.parquet");
-          case NEWS_COMMENTARY_IT -> List.of("en-it/*.parquet");
-        };
-    var known = KnownRepository.find(source).orElseThrow();
-    var repository = new Repository(known.type(), known.id(), "main");
+    var repository = new Repository(Repository.Type.DATASET, task.source().repository(), "main");
     try {
       var listing = listings.get(repository);
       if (listing == null) {
@@ -64,7 +44,11 @@ public final class HubSourceFetcher implements SourceFetcher {
         listings.put(repository, listing);
       }
       new HubDownloader(hub)
-          .download(listing, files, folder, path -> path.substring(path.lastIndexOf('/') + 1));
+          .download(
+              listing,
+              task.source().files(),
+              folder,
+              path -> path.substring(path.lastIndexOf('/') + 1));
       return true;
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();

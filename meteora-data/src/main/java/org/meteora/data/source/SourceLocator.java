@@ -6,20 +6,25 @@ import com.fasterxml.jackson.databind.ObjectReader;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Optional;
+import java.util.TreeSet;
+import java.util.function.Supplier;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.data.tasks.Task;
+import org.meteora.data.tasks.Tasks;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 
 /**
  * Finds the files of a task's source on disk and opens them, whatever their form.
  *
- * <p>BIG-bench: {@code <root>/<task>/} with {@code train.jsonl} and {@code validation.jsonl}, or
- * Parquet files named after the splits ({@code train-00000-of-00001.parquet}), or the original
+ * <p>BIG-bench: {@code <root>/<task>/}, as laid out by {@link
+ * org.meteora.data.tasks.Source#bigBench}, with {@code train.jsonl} and {@code validation.jsonl},
+ * or Parquet files named after the splits ({@code train-00000-of-00001.parquet}), or the original
  * {@code task.json}. Others: {@code <root>/<repository>/} as it lies on the Hub, with Parquet,
  * JSONL or JSON files named after the splits, for instance {@code
  * gsm8k/main/train-00000-of-00001.parquet}; the repository's name, its organisation left out, or
@@ -43,44 +48,18 @@ public final class SourceLocator {
    * A task's records.
    *
    * @param test empty when the source has no test split
+   * @param scores how a {@code task.json} would have the answers scored, the preferred score first;
+   *     empty for other forms
    */
-  public record Source(Records train, Optional<Records> test) {}
+  public record Source(Records train, Optional<Records> test, Supplier<List<String>> scores) {}
 
   /** Folders that are looked at, first to last. */
   public List<Path> candidates(Task task) {
-    var names = new LinkedHashSet<String>();
-    switch (task.source()) {
-      case BIGBENCH ->
-          names.addAll(
-              List.of(
-                  task.name(),
-                  "bigbench/" + task.name(),
-                  // the package's own layout
-                  "benchmark_tasks/" + task.name(),
-                  "bigbench/benchmark_tasks/" + task.name()));
-      case ALPACA -> names.add("alpaca");
-      case CNN_DAILYMAIL -> names.addAll(List.of("cnn_dailymail/3.0.0", "cnn_dailymail"));
-      case GSM8K -> names.addAll(List.of("gsm8k/main", "gsm8k"));
-      case NEWS_COMMENTARY_DE ->
-          names.addAll(List.of("news_commentary/de-en", "news_commentary_de"));
-      case NEWS_COMMENTARY_ES ->
-          names.addAll(List.of("news_commentary/en-es", "news_commentary_es"));
-      case NEWS_COMMENTARY_IT ->
-          names.addAll(List.of("news_commentary/en-it", "news_commentary_it"));
-    }
     var result = new LinkedHashSet<Path>();
-    for (var name : names) {
-      result.add(root.resolve(name));
-      result.add(root.resolve(name).resolve("data"));
-    }
-    if (task.source() == Task.Source.BIGBENCH) {
-      result.add(root.resolve("data").resolve(task.name()));
-    } else {
-      // beside BIG-bench, where `download` puts each repository
-      for (var name : names) {
-        result.add(root.resolve("..").resolve(name).normalize());
-        result.add(root.resolve("..").resolve(name).normalize().resolve("data"));
-      }
+    for (var name : task.source().folders()) {
+      var folder = root.resolve(name).normalize();
+      result.add(folder);
+      result.add(folder.resolve("data"));
     }
     return List.copyOf(result);
   }
@@ -93,18 +72,58 @@ public final class SourceLocator {
       }
       var train = split(folder, "train");
       if (train.isPresent()) {
-        var test = split(folder, "validation");
-        if (task.source() != Task.Source.BIGBENCH) {
-          test = split(folder, "test").or(() -> split(folder, "validation"));
-        }
-        return Optional.of(new Source(train.get(), test));
+        var test =
+            task.source().tests().stream()
+                .flatMap(name -> split(folder, name).stream())
+                .findFirst();
+        return Optional.of(new Source(train.get(), test, List::of));
       }
-      if (task.source() == Task.Source.BIGBENCH && TaskJson.isPresent(folder)) {
+      if (TaskJson.isPresent(folder)) {
         var json = TaskJson.in(folder);
-        return Optional.of(new Source(json.train(), Optional.of(json.validation())));
+        return Optional.of(new Source(json.train(), Optional.of(json.validation()), json::scores));
       }
     }
     return Optional.empty();
+  }
+
+  /**
+   * Names of the tasks of BIG-bench beyond the 28 that the folder of sources holds, sorted. Other
+   * folders with a split {@code train} count too: they look the same.
+   */
+  public List<String> otherTasks() {
+    var places = org.meteora.data.tasks.Source.bigBench("any").folders();
+    var names = new TreeSet<String>();
+    for (var place : places) {
+      for (var sub : TaskJson.subFolders(root.resolve(place).normalize().getParent())) {
+        var name = sub.getFileName().toString();
+        boolean partOfAPlace = places.stream().anyMatch(path -> Path.of(path).startsWith(name));
+        if (!partOfAPlace && !name.equals("benchmark_tasks") && Tasks.find(name).isEmpty()) {
+          if (find(Tasks.ofBigBench(name, List.of())).isPresent()) {
+            names.add(name);
+          }
+        }
+      }
+    }
+    return List.copyOf(names);
+  }
+
+  /**
+   * The task of this name: one of the 28, or any other that the folder of sources holds.
+   *
+   * @throws UserException naming the nearest
+   */
+  public Task task(String name) {
+    var known = Tasks.find(name);
+    if (known.isPresent()) {
+      return known.get();
+    }
+    if (otherTasks().contains(name)) {
+      var scores = find(Tasks.ofBigBench(name, List.of())).orElseThrow().scores().get();
+      return Tasks.ofBigBench(name, scores);
+    }
+    var names = new ArrayList<>(Tasks.names());
+    names.addAll(otherTasks());
+    throw Tasks.unknown(name, names);
   }
 
   private static Optional<Records> split(Path folder, String split) {

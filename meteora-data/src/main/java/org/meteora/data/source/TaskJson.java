@@ -18,6 +18,7 @@ import java.util.Arrays;
 import java.util.Comparator;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BiConsumer;
@@ -86,6 +87,27 @@ final class TaskJson {
     return each -> files().forEach(examples -> examples.forEach(false, each));
   }
 
+  /**
+   * Names of BIG-bench's scores for this task, the preferred one first; of a task with sub-tasks
+   * and no scores of its own, those of the first that has some.
+   */
+  List<String> scores() {
+    var own = folder.resolve(FILE);
+    var all = new ArrayList<Path>(Files.isRegularFile(own) ? List.of(own) : List.of());
+    all.addAll(subTasks(folder));
+    for (var file : all) {
+      var settings = Examples.scan(file, 0).settings;
+      var names = new LinkedHashSet<String>();
+      names.add(settings.getOrDefault("preferred_score", JSON.nullNode()).asText(""));
+      settings.getOrDefault("metrics", JSON.nullNode()).forEach(name -> names.add(name.asText()));
+      names.remove("");
+      if (!names.isEmpty()) {
+        return List.copyOf(names);
+      }
+    }
+    return List.of();
+  }
+
   /** Sub-tasks in the order of their whole paths by code point: {@code a-x} is before {@code a}. */
   private static List<Path> subTasks(Path folder) {
     return subFolders(folder).stream()
@@ -100,7 +122,7 @@ final class TaskJson {
     return subFolders(folder).stream().flatMap(sub -> subTasks(sub).stream()).toList();
   }
 
-  private static List<Path> subFolders(Path folder) {
+  static List<Path> subFolders(Path folder) {
     if (!Files.isDirectory(folder)) {
       return List.of();
     }
@@ -169,6 +191,8 @@ final class TaskJson {
     private static final List<String> PREFIXES =
         List.of("task_prefix", "example_input_prefix", "choice_prefix", "example_output_prefix");
     private static final String APPEND_CHOICES = "append_choices_to_input";
+    private static final List<String> OTHER_SETTINGS =
+        List.of(APPEND_CHOICES, "preferred_score", "metrics");
 
     /** The first 128 bits of an example's digest. */
     private record Key(long high, long low) {}
@@ -189,7 +213,7 @@ final class TaskJson {
           parser.nextToken();
           if (name.equals("examples")) {
             found = examples(file, parser, settings, minimum);
-          } else if (PREFIXES.contains(name) || name.equals(APPEND_CHOICES)) {
+          } else if (PREFIXES.contains(name) || OTHER_SETTINGS.contains(name)) {
             settings.put(name, JSON.readTree(parser));
           } else {
             parser.skipChildren();

@@ -1,39 +1,36 @@
 package org.meteora.data.tasks;
 
+import com.fasterxml.jackson.databind.JsonNode;
+import java.util.List;
 import java.util.OptionalInt;
-import java.util.Set;
+import java.util.function.UnaryOperator;
+import org.meteora.data.Sample;
 
 /**
- * One of the 28 tasks.
+ * A task: what is asked, and how answers are scored.
  *
  * @param name also the name of its folder of data and of its adapter
  * @param source where its records come from
- * @param form how a record becomes a prompt and an answer
- * @param metrics how answers are scored
+ * @param prompt a record as prompt and answer
+ * @param normaliser the last step of cleaning an answer, after trimming and lower case
+ * @param metrics keys of the metrics, in the order in which they are shown
  * @param evalLimit samples at most in an evaluation
  */
 public record Task(
-    String name, Source source, PromptForm form, Set<Metric> metrics, OptionalInt evalLimit) {
-  /** Where a task's records come from. */
-  public enum Source {
-    BIGBENCH,
-    ALPACA,
-    CNN_DAILYMAIL,
-    GSM8K,
-    NEWS_COMMENTARY_DE,
-    NEWS_COMMENTARY_ES,
-    NEWS_COMMENTARY_IT
-  }
+    String name,
+    Source source,
+    Prompt prompt,
+    UnaryOperator<String> normaliser,
+    List<String> metrics,
+    OptionalInt evalLimit) {
 
-  /** How a BIG-bench record becomes a prompt. */
-  public enum PromptForm {
-    /** The input as it is. */
-    INPUTS,
-    /** The input, then a line for each choice. */
-    CHOICES,
-    /** The input, a question, then a line for each choice. */
-    QUESTION_AND_CHOICES,
-    /** A form of the source's own. */
-    OWN
+  /** How a record of the source becomes a prompt and its answer. */
+  @FunctionalInterface
+  public interface Prompt {
+    /**
+     * @param where the record stands, for errors: {@code file:line}
+     * @throws org.meteora.UserException when the record lacks something
+     */
+    Sample of(JsonNode record, String where);
   }
 }

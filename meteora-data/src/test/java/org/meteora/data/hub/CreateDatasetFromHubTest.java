@@ -13,7 +13,6 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.data.command.CreateDatasetCommand;
 import org.meteora.data.source.SourceFetcher;
-import org.meteora.data.tasks.Task;
 import org.meteora.data.tasks.Tasks;
 import picocli.CommandLine;
 
@@ -26,7 +25,7 @@ class CreateDatasetFromHubTest {
     try (var server = new FakeHub()) {
       server.byRepository = true;
       for (var task : Tasks.all()) {
-        if (task.source() == Task.Source.BIGBENCH) {
+        if (task.source().repository().equals("tasksource/bigbench")) {
           for (var split : List.of("train", "validation")) {
             add(server, "tasksource/bigbench/" + task.name() + "/" + split, "bigbench-snappy");
           }
@@ -78,7 +77,9 @@ class CreateDatasetFromHubTest {
       var command = new CommandLine(new CreateDatasetCommand(() -> fetcher));
       var all = new java.util.ArrayList<>(arguments);
       all.addAll(List.of(more));
-      assertThat(command.execute(all.toArray(String[]::new))).isZero();
+      assertThat(command.execute(all.toArray(String[]::new)))
+          .as(out.toString(StandardCharsets.UTF_8))
+          .isZero();
     } finally {
       System.setOut(before);
     }

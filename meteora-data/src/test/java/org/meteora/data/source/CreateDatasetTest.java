@@ -3,18 +3,26 @@ package org.meteora.data.source;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.data.command.CreateDatasetCommand;
-import org.meteora.data.tasks.DatasetMaker;
+import org.meteora.data.tasks.MetricsFile;
 import org.meteora.data.tasks.Tasks;
 import picocli.CommandLine;
 
@@ -176,5 +184,131 @@ class CreateDatasetTest {
             command.execute(
                 "--task", "disfl_qa", "--bigbench-dataset-dir", sources, "--target-dir", datasets))
         .isZero();
+  }
+
+  private record Run(int exit, String out, String error) {}
+
+  private Run run(String... arguments) {
+    var command = new CommandLine(new CreateDatasetCommand(() -> SourceFetcher.NONE));
+    var error = new StringBuilder();
+    command.setExecutionExceptionHandler(
+        (e, line, result) -> {
+          error.append(e.getMessage());
+          return 2;
+        });
+    var before = System.out;
+    var out = new ByteArrayOutputStream();
+    System.setOut(new PrintStream(out, true, StandardCharsets.UTF_8));
+    try {
+      var all =
+          new ArrayList<>(
+              List.of(
+                  "--bigbench-dataset-dir",
+                  folder.resolve("sources").toString(),
+                  "--target-dir",
+                  folder.resolve("datasets").toString()));
+      all.addAll(List.of(arguments));
+      return new Run(
+          command.execute(all.toArray(String[]::new)),
+          out.toString(StandardCharsets.UTF_8),
+          error.toString());
+    } finally {
+      System.setOut(before);
+    }
+  }
+
+  private static String taskJson(String settings) {
+    var examples =
+        IntStream.range(0, 20)
+            .mapToObj(i -> "{\"input\":\"i" + i + "\",\"target\":\"t" + i + "\"}")
+            .collect(Collectors.joining(","));
+    return "{" + settings + "\"examples\":[" + examples + "]}";
+  }
+
+  @Test
+  void anyTaskOfBigBenchWithItsOwnMetrics() throws IOException {
+    // the package's own layout
+    put(
+        "bigbench/benchmark_tasks/date_understanding/task.json",
+        taskJson(
+            "\"preferred_score\":\"rougeLsum\",\"metrics\":[\"bleurt\",\"exact_str_match\","
+                + "\"rouge\"],"));
+    put("bigbench/benchmark_tasks/numbers/task.json", taskJson("\"metrics\":[\"macro_f1\"],"));
+    put("bigbench/benchmark_tasks/winowhy/task.json", taskJson(""));
+    put("snarks/train.jsonl", "{\"inputs\":\"i\",\"targets\":[\"t\"]}\n");
+    put("snarks/validation.jsonl", "{\"inputs\":\"i\",\"targets\":[\"t\"]}\n");
+    put("gsm8k/main/train.jsonl", "{\"question\":\"q\",\"answer\":\"a\"}\n");
+    var listed = run("--list").out();
+    assertThat(listed.lines().limit(28)).containsExactlyElementsOf(Tasks.names());
+    assertThat(listed.lines().skip(28))
+        .map(line -> line.substring(0, line.indexOf(' ')))
+        .containsExactly("date_understanding", "numbers", "snarks");
+    assertThat(run("--task", "date_understanding"))
+        .extracting(Run::exit, Run::error)
+        .containsExactly(0, "");
+    var made = folder.resolve("datasets/date_understanding");
+    assertThat(Sample.read(made.resolve("test.jsonl"))).hasSize(16);
+    assertThat(MetricsFile.read(made)).hasValue(List.of("rouge", "exact_accuracy"));
+    assertThat(Tasks.metrics("date_understanding", folder.resolve("datasets")))
+        .containsExactly("rouge", "exact_accuracy");
+    for (var name : List.of("numbers", "snarks")) {
+      assertThat(run("--task", name).exit()).isZero();
+      assertThat(MetricsFile.read(folder.resolve("datasets").resolve(name)))
+          .hasValue(List.of("exact_accuracy"));
+    }
+    assertThat(run("--task", "winowhy").exit()).isZero();
+    assertThat(MetricsFile.read(folder.resolve("datasets/winowhy"))).isEmpty();
+  }
+
+  @Test
+  void aWrongNameGetsTheNearestOneInWhateverCase() throws IOException {
+    put("date_understanding/task.json", taskJson(""));
+    assertThat(run("--task", "DATE_UNDERSTANDNG"))
+        .extracting(Run::exit, Run::error)
+        .containsExactly(
+            2, "unknown task \"DATE_UNDERSTANDNG\"; did you mean \"date_understanding\"?");
+    assertThat(run("--task", "WINOWHY").error()).endsWith("did you mean \"winowhy\"?");
+    assertThat(run("--task", "../date_understanding").error()).startsWith("unknown task");
+    assertThat(run().error()).contains("--task NAME or --list");
+    assertThat(run("--list", "--task", "winowhy").error()).contains("--task NAME or --list");
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "'[%1$s,%1$s,null,%1$s]', 'record 2 (from 0): a JSON object was expected, found null'",
+    "'[%1$s][%1$s]', 'something follows'",
+    "'[%1$s] x', 'not valid JSON'",
+    "'[%1$s', 'not valid JSON'",
+    "'[[%1$s]]', 'record 0 (from 0): a JSON object was expected'",
+    "'{\"a\":[%1$s]}', 'the field \"question\" is missing'"
+  })
+  void aJsonArrayIsReadToItsEndOrNotAtAll(String form, String message) throws IOException {
+    put("gsm8k/train.jsonl", "{\"question\":\"q\",\"answer\":\"a\"}\n");
+    put("gsm8k/test.json", form.formatted("{\"question\":\"q\",\"answer\":\"a\"}"));
+    assertThatThrownBy(() -> firstTest("gsm8k"))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("test.json")
+        .hasMessageContaining(message);
+    assertThat(folder.resolve("datasets/gsm8k/train.jsonl")).doesNotExist();
+  }
+
+  @Test
+  void aNullChoiceIsRefusedWithItsLine() throws IOException {
+    var record =
+        "{\"inputs\":\"i\",\"targets\":[\"t\"],\"multiple_choice_targets\":[\"t\",null]}\n";
+    for (var task : List.of("unit_conversion", "logical_deduction")) {
+      put(task + "/train.jsonl", record);
+      put(task + "/validation.jsonl", record);
+      assertThatThrownBy(() -> firstTest(task))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("train.jsonl:1: \"multiple_choice_targets\"");
+    }
+  }
+
+  @Test
+  void byteOrderMarksAndHalfSurrogatePairs() throws IOException {
+    put("gsm8k/train.jsonl", "\ufeff{\"question\":\"q\",\"answer\":\"a\"}\n");
+    put("gsm8k/test.jsonl", "\ufeff{\"question\":\"a\\ud83eb 🦉\",\"answer\":\"\\udd89\"}\n");
+    assertThat(firstTest("gsm8k")).isEqualTo(new Sample("[INST] a\ufffdb 🦉 [/INST]\n", "\ufffd"));
   }
 }

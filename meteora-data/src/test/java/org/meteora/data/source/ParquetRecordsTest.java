@@ -17,7 +17,6 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
-import org.meteora.data.tasks.DatasetMaker;
 import org.meteora.data.tasks.Tasks;
 
 /** Files written by pyarrow: see make_parquet.py beside them. */

@@ -2,6 +2,7 @@ package org.meteora.eval.clean;
 
 import java.util.Locale;
 import org.meteora.data.Texts;
+import org.meteora.data.tasks.Tasks;
 
 /**
  * Finds the answer in the decoded text of prompt and answer, and puts it in the form that is
@@ -9,7 +10,6 @@ import org.meteora.data.Texts;
  */
 public final class AnswerCleaner {
   private static final String END_OF_PROMPT = "[/INST]\n";
-  private static final String FALLACIES = "formal_fallacies_syllogisms_negation";
 
   private AnswerCleaner() {}
 
@@ -23,7 +23,7 @@ public final class AnswerCleaner {
   /**
    * Cleans one output.
    *
-   * @param task the task's name; one task has a rule of its own
+   * @param task the task's name, whose normaliser is applied
    * @param decoded text of the prompt's and the new tokens, special tokens left out
    * @param prompt the prompt as it is in the data
    */
@@ -41,14 +41,8 @@ public final class AnswerCleaner {
               ? decoded
               : decoded.substring(end + END_OF_PROMPT.length()).toLowerCase(Locale.ROOT);
     }
-    return new Cleaned(task.equals(FALLACIES) ? verdict(text) : text, lost);
-  }
-
-  /** "invalid" holds "valid", so it is looked for first. */
-  private static String verdict(String text) {
-    if (text.contains("invalid")) {
-      return "invalid";
-    }
-    return text.contains("valid") ? "valid" : "illegal answer";
+    var answer = text;
+    return new Cleaned(
+        Tasks.find(task).map(known -> known.normaliser().apply(answer)).orElse(answer), lost);
   }
 }

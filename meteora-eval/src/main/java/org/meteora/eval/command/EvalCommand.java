@@ -139,7 +139,7 @@ public final class EvalCommand implements Callable<Integer> {
       var scored =
           SavedAnswers.tasks(rescore)
               .filter(saved -> parts == null)
-              .map(saved -> EvalTask.saved(name, saved))
+              .map(saved -> EvalTask.saved(name, saved, config.load().targetDir()))
               .orElseGet(() -> evalTask(name));
       scored.requireParts(answers.stream().map(Answer::truth).toList());
       print(scored.name() + " (saved answers)", Scores.of(scored, answers));

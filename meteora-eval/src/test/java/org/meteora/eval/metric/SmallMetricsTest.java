@@ -1,14 +1,21 @@
 package org.meteora.eval.metric;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
 import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.UserException;
+import org.meteora.data.tasks.MetricsFile;
+import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.EvalTask;
 import org.meteora.io.Jsonl;
 
@@ -123,7 +130,7 @@ class SmallMetricsTest {
 
   @Test
   void compositeScoresAreByTask() {
-    var task = EvalTask.saved("mine", List.of("winowhy", "object_counting"));
+    var task = EvalTask.saved("mine", List.of("winowhy", "object_counting"), Path.of("none"));
     var scores =
         task.score(
             List.of("1. correct\n2. there are three", "1. incorrect"),
@@ -141,5 +148,45 @@ class SmallMetricsTest {
   void warningsCountWords() {
     var warnings = Warnings.of(List.of("", "a b c", "abcdefgh"), List.of("x", "y", "z"), 4);
     assertThat(warnings).isEqualTo(new Warnings(1, 1, 4));
+  }
+
+  @Test
+  void everyTaskNamesMetricsThatThereAre() {
+    for (var task : Tasks.all()) {
+      assertThat(task.metrics()).isNotEmpty();
+      assertThat(EvalTask.of(task.name()).metrics().get(task.name())).hasSameSizeAs(task.metrics());
+    }
+    assertThat(Metric.of("gsm8k_accuracy")).isInstanceOf(Gsm8kAccuracy.class);
+    for (var key :
+        List.of("blue", "metric", "accuracy", "composite_score", "Bleu", "../bleu", "")) {
+      assertThatThrownBy(() -> Metric.of(key))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("no metric \"" + key + "\"; there are bleu, exact_accuracy, ");
+    }
+  }
+
+  @Test
+  void aTaskBeyondThe28IsScoredAsItsFolderSays(@TempDir Path datasets) throws IOException {
+    var data = Files.createDirectories(datasets.resolve("date_understanding"));
+    Files.writeString(data.resolve("test.jsonl"), "");
+    var exact = EvalTask.of("date_understanding", datasets);
+    assertThat(exact.score(List.of("on monday"), List.of("Monday"))).containsEntry("Accuracy", 0.0);
+    MetricsFile.write(data, List.of("fuzzy_accuracy", "bleu"));
+    var named = EvalTask.of("date_understanding", datasets);
+    assertThat(named.score(List.of("on monday"), List.of("Monday")))
+        .containsEntry("Accuracy", 1.0)
+        .containsKey("BLEU");
+    var part =
+        EvalTask.composite("mine", List.of("winowhy", "date_understanding"), datasets)
+            .score(List.of("1. x\n2. on monday"), List.of("x@@@@\nMonday"));
+    assertThat(part).containsEntry("Avg correct nums", 2.0);
+    Files.writeString(data.resolve("metrics.json"), "{\"metrics\":[\"blue\"]}");
+    assertThatThrownBy(() -> EvalTask.of("date_understanding", datasets))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("date_understanding: no metric \"blue\"");
+    Files.writeString(data.resolve("metrics.json"), "{}");
+    assertThatThrownBy(() -> EvalTask.of("date_understanding", datasets))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("metrics.json");
   }
 }

@@ -1,6 +1,5 @@
-package org.meteora.data.tasks;
+package org.meteora.data.source;
 
-import com.fasterxml.jackson.databind.JsonNode;
 import java.io.OutputStream;
 import java.nio.file.Path;
 import java.security.DigestOutputStream;
@@ -9,16 +8,12 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashSet;
 import java.util.HexFormat;
-import java.util.List;
 import java.util.Random;
 import java.util.Set;
 import org.meteora.UserException;
-import org.meteora.data.Sample;
-import org.meteora.data.source.Records;
-import org.meteora.data.source.SourceLocator;
+import org.meteora.data.tasks.Task;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Digests;
-import org.meteora.io.Jsonl;
 
 /**
  * Turns a task's source into {@code <target>/<task>/{train,test}.jsonl}. The same source and seed
@@ -117,7 +112,7 @@ public final class DatasetMaker {
           }
           count[0]++;
           try {
-            hashed.write(sample(task, node, where).line());
+            hashed.write(task.prompt().of(node, where).line());
           } catch (java.io.IOException e) {
             // not as it is: the reader of the source would take it for its own
             throw new UserException(
@@ -129,69 +124,5 @@ public final class DatasetMaker {
       throw new UserException("the source of " + task.name() + " has no record for " + split);
     }
     return count[0];
-  }
-
-  /** One record as prompt and answer. */
-  static Sample sample(Task task, JsonNode node, String where) {
-    return switch (task.source()) {
-      case BIGBENCH -> bigbench(task, node, where);
-      case ALPACA ->
-          // the newline is there without an input too, as in the published data
-          prompt(
-              Jsonl.text(node, "instruction", where) + "\n" + node.path("input").asText(""),
-              Jsonl.text(node, "output", where));
-      case CNN_DAILYMAIL ->
-          prompt(
-              "Generate a summarization of the news article.\n"
-                  + Jsonl.text(node, "article", where),
-              Jsonl.text(node, "highlights", where));
-      case GSM8K -> prompt(Jsonl.text(node, "question", where), Jsonl.text(node, "answer", where));
-      case NEWS_COMMENTARY_DE ->
-          translation("Den folgenden Text ins Englische übersetzen.\n", "de", node, where);
-      case NEWS_COMMENTARY_ES ->
-          translation("Traducir las siguientes frases al inglés.\n", "es", node, where);
-      case NEWS_COMMENTARY_IT ->
-          translation("Tradurre le seguenti frasi in inglese.\n", "it", node, where);
-    };
-  }
-
-  private static Sample translation(
-      String instruction, String language, JsonNode node, String where) {
-    var pair = node.path("translation");
-    return prompt(instruction + Jsonl.text(pair, language, where), Jsonl.text(pair, "en", where));
-  }
-
-  private static Sample bigbench(Task task, JsonNode node, String where) {
-    var targets = node.path("targets");
-    if (!targets.isArray() || targets.isEmpty() || !targets.get(0).isTextual()) {
-      throw new UserException(where + ": \"targets\" must be a list with at least one text");
-    }
-    var inputs = Jsonl.text(node, "inputs", where);
-    var choices = new StringBuilder("\n");
-    if (task.form() != Task.PromptForm.INPUTS) {
-      var list = node.path("multiple_choice_targets");
-      if (!list.isArray()) {
-        throw new UserException(where + ": \"multiple_choice_targets\" must be a list");
-      }
-      for (var choice : list) {
-        choices.append("choice: ").append(choice.asText()).append('\n');
-      }
-    }
-    var text =
-        switch (task.form()) {
-          case INPUTS, OWN -> inputs;
-          case CHOICES -> inputs + choices;
-          case QUESTION_AND_CHOICES -> inputs + " Which choice is correct?" + choices;
-        };
-    return prompt(text, targets.get(0).asText());
-  }
-
-  private static Sample prompt(String text, String response) {
-    return new Sample("[INST] " + text + " [/INST]\n", response);
-  }
-
-  /** Names of tasks as the user gives them: {@code all}, or one. */
-  public static List<Task> chosen(String name) {
-    return name.equals("all") ? List.copyOf(Tasks.all()) : List.of(Tasks.get(name));
   }
 }
