@@ -6,12 +6,14 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.function.Function;
 import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.data.config.Nearest;
+import org.meteora.data.tasks.MetricsFile;
 import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.metric.CompositeScore;
 import org.meteora.eval.metric.Metric;
@@ -23,16 +25,30 @@ import org.meteora.io.FolderNames;
  *
  * @param name also the name of its folder of data
  * @param parts the tasks of a composite task, in order; empty for a single one
- * @param metrics of the task, or of each part, by its name
+ * @param metrics keys of the metrics of the task, or of each part, by its name
  * @param limit samples at most
  * @param routingTemperature T of the routing unless the user says otherwise
  */
 public record EvalTask(
     String name,
     List<String> parts,
-    Map<String, List<Metric>> metrics,
+    Map<String, List<String>> metrics,
     OptionalInt limit,
     double routingTemperature) {
+
+  /**
+   * @throws UserException when there is no metric of a key
+   */
+  public EvalTask {
+    metrics.forEach(
+        (task, keys) -> {
+          try {
+            keys.forEach(Metric::of);
+          } catch (UserException e) {
+            throw new UserException("the metrics of " + task + ": " + e.getMessage(), e);
+          }
+        });
+  }
 
   /**
    * One of the 28 tasks, or one of the paper's composite tasks.
@@ -42,10 +58,10 @@ public record EvalTask(
   public static EvalTask of(String name) {
     var composite = CompositeTask.find(name);
     if (composite.isPresent()) {
-      return composite(composite.get(), part -> metrics(Tasks.get(part).metrics()));
+      return composite(composite.get(), part -> Tasks.get(part).metrics());
     }
     return Tasks.find(name)
-        .map(task -> single(name, metrics(task.metrics()), task.evalLimit()))
+        .map(task -> single(name, task.metrics(), task.evalLimit()))
         .orElseThrow(() -> unknown(name));
   }
 
@@ -69,21 +85,31 @@ public record EvalTask(
    * A task whose parts are known from an evaluation of it.
    *
    * @param parts empty for a single task
-   * @param targetDir folders of data, which say how tasks beyond the 28 are scored
+   * @param own keys of the metrics of tasks beyond the 28, by name; without any, answers must be
+   *     equal
    */
-  public static EvalTask saved(String name, List<String> parts, Path targetDir) {
+  public static EvalTask saved(String name, List<String> parts, Map<String, List<String>> own) {
+    return known(name, parts, task -> Optional.ofNullable(own.get(task)));
+  }
+
+  private static EvalTask saved(String name, List<String> parts, Path targetDir) {
+    return known(name, parts, task -> MetricsFile.read(targetDir.resolve(task)));
+  }
+
+  private static EvalTask known(
+      String name, List<String> parts, Function<String, Optional<List<String>>> own) {
+    Function<String, List<String>> metrics =
+        task -> {
+          FolderNames.require("the task name", task);
+          return Tasks.metrics(task, () -> own.apply(task));
+        };
     FolderNames.require("the task name", name);
-    if (parts.isEmpty()) {
-      return Tasks.find(name).isPresent()
-          ? of(name)
-          : single(name, metrics(name, targetDir), OptionalInt.empty());
+    if (!parts.isEmpty()) {
+      return composite(new CompositeTask(name, List.copyOf(parts)), metrics);
     }
-    return composite(
-        new CompositeTask(name, List.copyOf(parts)),
-        part -> {
-          FolderNames.require("the task name", part);
-          return metrics(part, targetDir);
-        });
+    return Tasks.find(name).isPresent()
+        ? of(name)
+        : single(name, metrics.apply(name), OptionalInt.empty());
   }
 
   /**
@@ -108,12 +134,12 @@ public record EvalTask(
     return of(name);
   }
 
-  private static EvalTask single(String name, List<Metric> metrics, OptionalInt limit) {
+  private static EvalTask single(String name, List<String> metrics, OptionalInt limit) {
     return new EvalTask(name, List.of(), Map.of(name, metrics), limit, 1);
   }
 
   private static EvalTask composite(
-      CompositeTask composite, Function<String, List<Metric>> metrics) {
+      CompositeTask composite, Function<String, List<String>> metrics) {
     var parts = composite.tasks();
     return new EvalTask(
         composite.name(),
@@ -121,18 +147,6 @@ public record EvalTask(
         parts.stream().collect(Collectors.toMap(part -> part, metrics)),
         OptionalInt.empty(),
         CompositeTask.routingTemperature(parts.size()));
-  }
-
-  private static List<Metric> metrics(List<String> keys) {
-    return keys.stream().map(Metric::of).toList();
-  }
-
-  private static List<Metric> metrics(String task, Path targetDir) {
-    try {
-      return metrics(Tasks.metrics(task, targetDir));
-    } catch (UserException e) {
-      throw new UserException("the metrics of " + task + ": " + e.getMessage(), e);
-    }
   }
 
   /**
@@ -174,10 +188,10 @@ public record EvalTask(
   /** All metrics of cleaned answers; for a composite task, by task. */
   public Map<String, Object> score(List<String> answers, List<String> truths) {
     if (!parts.isEmpty()) {
-      return CompositeScore.score(parts, metrics::get, answers, truths);
+      return CompositeScore.score(parts, this::metrics, answers, truths);
     }
     var figures = new LinkedHashMap<String, Object>();
-    for (var metric : metrics.get(name)) {
+    for (var metric : metrics(name)) {
       figures.putAll(metric.score(answers, truths));
     }
     return figures;
@@ -191,10 +205,14 @@ public record EvalTask(
    */
   public Map<String, List<Figure>> figures(List<String> answers, List<String> truths) {
     if (!parts.isEmpty()) {
-      return CompositeScore.figures(name, parts, metrics::get, answers, truths);
+      return CompositeScore.figures(name, parts, this::metrics, answers, truths);
     }
     var figures = new ArrayList<Figure>();
-    metrics.get(name).forEach(metric -> figures.addAll(metric.figures(answers, truths)));
+    metrics(name).forEach(metric -> figures.addAll(metric.figures(answers, truths)));
     return Map.of(name, figures);
+  }
+
+  private List<Metric> metrics(String task) {
+    return metrics.get(task).stream().map(Metric::of).toList();
   }
 }

@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import java.util.function.Consumer;
 import java.util.stream.IntStream;
@@ -153,11 +154,10 @@ class EvaluatorTest {
         .isInstanceOf(UserException.class);
     assertThatThrownBy(() -> EvalTask.composite("x", List.of("nope"), Path.of("no")))
         .isInstanceOf(UserException.class);
-    assertThatThrownBy(() -> EvalTask.saved("x", List.of("alpaca", "alpaca"), Path.of("no")))
+    assertThatThrownBy(() -> EvalTask.saved("x", List.of("alpaca", "alpaca"), Map.of()))
         .hasMessageContaining("once");
     assertThatThrownBy(
-            () ->
-                EvalTask.saved("x", List.of("a", "b"), Path.of("no")).requireParts(List.of("one")))
+            () -> EvalTask.saved("x", List.of("a", "b"), Map.of()).requireParts(List.of("one")))
         .hasMessageContaining("1 parts");
   }
 

@@ -3,7 +3,6 @@ package org.meteora.data.tasks;
 import static org.meteora.io.Jsonl.text;
 
 import com.fasterxml.jackson.databind.JsonNode;
-import java.nio.file.Path;
 import java.util.Collection;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
@@ -11,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
+import java.util.function.Supplier;
 import java.util.function.UnaryOperator;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
@@ -223,16 +223,12 @@ public final class Tasks {
   }
 
   /**
-   * Keys of a task's metrics: of one of the 28, or as its folder of data says ({@link
-   * MetricsFile}); else answers must be equal.
+   * Keys of a task's metrics: of one of the 28, else its own; without any, answers must be equal.
    *
-   * @param targetDir folders of data
+   * @param own what is known of a task beyond the 28, as by {@link MetricsFile}
    */
-  public static List<String> metrics(String name, Path targetDir) {
-    return find(name)
-        .map(Task::metrics)
-        .or(() -> MetricsFile.read(targetDir.resolve(name)))
-        .orElse(List.of(EXACT));
+  public static List<String> metrics(String name, Supplier<Optional<List<String>>> own) {
+    return find(name).map(Task::metrics).or(own).orElse(List.of(EXACT));
   }
 
   /**

@@ -12,6 +12,7 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.MeteoraConfig;
+import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Evaluator;
@@ -139,7 +140,7 @@ public final class EvalCommand implements Callable<Integer> {
       var scored =
           SavedAnswers.tasks(rescore)
               .filter(saved -> parts == null)
-              .map(saved -> EvalTask.saved(name, saved, config.load().targetDir()))
+              .map(saved -> EvalTask.saved(name, saved, SavedAnswers.metrics(rescore)))
               .orElseGet(() -> evalTask(name));
       scored.requireParts(answers.stream().map(Answer::truth).toList());
       print(scored.name() + " (saved answers)", Scores.of(scored, answers));
@@ -285,6 +286,11 @@ public final class EvalCommand implements Callable<Integer> {
     var all = new LinkedHashMap<String, Object>();
     all.put("test_file", settings.targetDir().resolve(evaluated.name()) + "/test.jsonl");
     all.put("tasks", evaluated.parts());
+    var own = new LinkedHashMap<>(evaluated.metrics());
+    own.keySet().removeAll(Tasks.names());
+    if (!own.isEmpty()) {
+      all.put("metrics", own);
+    }
     all.put("batch_size", batchSize);
     all.put("limit", limit);
     all.put("max_length", chosen.maxLength());

@@ -28,7 +28,10 @@ record SavedRun(Path file, JsonNode json, EvalTask task, List<Answer> answers) {
     }
     var answers = SavedAnswers.read(file);
     var task =
-        EvalTask.saved(json.path("task").asText(), SavedAnswers.tasks(file).orElse(List.of()));
+        EvalTask.saved(
+            json.path("task").asText(),
+            SavedAnswers.tasks(file).orElse(List.of()),
+            SavedAnswers.metrics(file));
     task.requireParts(answers.stream().map(Answer::truth).toList());
     return new SavedRun(file, json, task, answers);
   }

@@ -5,7 +5,9 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.eval.Answer;
@@ -78,21 +80,44 @@ public final class SavedAnswers {
    * @param file as for {@link #read}
    */
   public static Optional<List<String>> tasks(Path file) {
+    return settings(file)
+        .map(settings -> settings.path("tasks"))
+        .filter(JsonNode::isArray)
+        .map(SavedAnswers::texts);
+  }
+
+  /**
+   * Keys of the metrics of tasks beyond the 28, by task, as the result's JSON says.
+   *
+   * @param file as for {@link #read}
+   */
+  public static Map<String, List<String>> metrics(Path file) {
+    var result = new LinkedHashMap<String, List<String>>();
+    settings(file)
+        .ifPresent(
+            settings ->
+                settings
+                    .path("metrics")
+                    .properties()
+                    .forEach(task -> result.put(task.getKey(), texts(task.getValue()))));
+    return result;
+  }
+
+  private static Optional<JsonNode> settings(Path file) {
     var name = file.getFileName().toString();
     var json =
         name.endsWith(ANSWERS)
             ? file.resolveSibling(name.substring(0, name.length() - ANSWERS.length()) + ".json")
             : file;
-    if (!json.toString().endsWith(".json") || !Files.isRegularFile(json)) {
-      return Optional.empty();
-    }
-    var tasks = Jsonl.readFile(json).path("settings").path("tasks");
-    if (!tasks.isArray()) {
-      return Optional.empty();
-    }
+    return json.toString().endsWith(".json") && Files.isRegularFile(json)
+        ? Optional.of(Jsonl.readFile(json).path("settings"))
+        : Optional.empty();
+  }
+
+  private static List<String> texts(JsonNode array) {
     var result = new ArrayList<String>();
-    tasks.forEach(task -> result.add(task.asText()));
-    return Optional.of(result);
+    array.forEach(each -> result.add(each.asText()));
+    return result;
   }
 
   private static Answer answer(JsonNode node, String where, int position) {

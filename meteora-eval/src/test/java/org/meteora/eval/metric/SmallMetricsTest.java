@@ -17,6 +17,7 @@ import org.meteora.UserException;
 import org.meteora.data.tasks.MetricsFile;
 import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.EvalTask;
+import org.meteora.eval.report.SavedAnswers;
 import org.meteora.io.Jsonl;
 
 /** Metrics on strings small enough to follow by hand. */
@@ -130,7 +131,7 @@ class SmallMetricsTest {
 
   @Test
   void compositeScoresAreByTask() {
-    var task = EvalTask.saved("mine", List.of("winowhy", "object_counting"), Path.of("none"));
+    var task = EvalTask.saved("mine", List.of("winowhy", "object_counting"), Map.of());
     var scores =
         task.score(
             List.of("1. correct\n2. there are three", "1. incorrect"),
@@ -180,6 +181,15 @@ class SmallMetricsTest {
         EvalTask.composite("mine", List.of("winowhy", "date_understanding"), datasets)
             .score(List.of("1. x\n2. on monday"), List.of("x@@@@\nMonday"));
     assertThat(part).containsEntry("Avg correct nums", 2.0);
+    // a saved result says it, so that answers are scored again without the folder
+    var result =
+        Files.writeString(
+            datasets.resolve("x.json"),
+            "{\"settings\":{\"tasks\":[],\"metrics\":{\"date_understanding\":[\"fuzzy_accuracy\"]}}}");
+    assertThat(
+            EvalTask.saved("date_understanding", List.of(), SavedAnswers.metrics(result))
+                .score(List.of("on monday"), List.of("Monday")))
+        .containsOnly(Map.entry("Accuracy", 1.0));
     Files.writeString(data.resolve("metrics.json"), "{\"metrics\":[\"blue\"]}");
     assertThatThrownBy(() -> EvalTask.of("date_understanding", datasets))
         .isInstanceOf(UserException.class)
