@@ -101,7 +101,7 @@ class EndToEndTest {
       assertThat(result.out()).contains("reverse_word", "Avg attempt nums");
     }
     assertThat(folder.resolve("results/base/composite_4.json")).exists();
-    assertThat(folder.resolve("results/peft/composite_4.json")).exists();
+    assertThat(folder.resolve("results/peft/reverse_word/composite_4.json")).exists();
     var saved = Jsonl.readFile(folder.resolve("results/meteora/composite_4.json"));
     assertThat(saved.toString()).contains("\"routing_temperature\":20.0", "sha256");
     var again =
@@ -149,6 +149,37 @@ class EndToEndTest {
             "--seed",
             "3");
     assertThat(sampled.code()).isZero();
+  }
+
+  /** An empty and an overlong one among others: the others are answered, by their lines. */
+  @Test
+  void promptsThatCannotBeAnsweredAreSkipped() throws IOException {
+    var prompts =
+        Files.writeString(
+            folder.resolve("p.jsonl"),
+            "{\"prompt\":\"a\"}\n\n{\"prompt\":\""
+                + "long ".repeat(2000)
+                + "\"}\n{\"prompt\":\"b\"}\n");
+    var result = run("generate", "--prompts", prompts.toString(), "--json", "--max-new-tokens=2");
+    assertThat(result.code()).isEqualTo(1);
+    assertThat(result.out().lines()).hasSize(2);
+    assertThat(result.err()).contains("p.jsonl:3", "1 of 3");
+  }
+
+  @Test
+  void anEvaluationGoesOnPastASampleThatCannotBeAnswered() throws IOException {
+    Files.createDirectories(folder.resolve("datasets/mine"));
+    Files.writeString(
+        folder.resolve("datasets/mine/test.jsonl"),
+        "{\"prompt\":\"a\",\"response\":\"b\"}\n\n{\"prompt\":\"\",\"response\":\"b\"}\n");
+    var result = run("eval", "--task=mine", "--save", "--max-length=5", "--model=base");
+    assertThat(result.code()).isEqualTo(1);
+    assertThat(result.err()).contains("mine/test.jsonl:3: the prompt is empty: skipped");
+    var saved = Jsonl.readFile(folder.resolve("results/base/mine.json"));
+    assertThat(saved.at("/problems/1").asText()).isEqualTo("the prompt is empty");
+    assertThat(saved.at("/samples").asInt()).isEqualTo(1);
+    assertThat(saved.at("/model/base_model_path").asText()).doesNotContain(
+        System.getProperty("user.home") + "/");
   }
 
   @Test

@@ -12,6 +12,8 @@ import org.meteora.eval.command.ModelOptions;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -28,6 +30,8 @@ import picocli.CommandLine.Option;
       "  meteora generate --model alpaca --prompts prompts.jsonl --json --max-new-tokens 100"
     })
 final class GenerateCommand implements Callable<Integer> {
+  private static final Logger LOG = LoggerFactory.getLogger(GenerateCommand.class);
+
   @Mixin private ConfigOptions config;
   @Mixin private ModelOptions model;
   @Mixin private GenerationOptions generation;
@@ -57,7 +61,12 @@ final class GenerateCommand implements Callable<Integer> {
     @Option(names = "--prompt", paramLabel = "TEXT", description = "The prompt, taken as it is.")
     private String prompt;
 
-    @Option(names = "--prompts", paramLabel = "FILE", description = "Lines of {\"prompt\": …}.")
+    @Option(
+        names = "--prompts",
+        paramLabel = "FILE",
+        description =
+            "Lines of {\"prompt\": …}; - is standard input. One that cannot be answered is named"
+                + " and skipped; the exit code is then 1.")
     private Path prompts;
   }
 
@@ -71,10 +80,15 @@ final class GenerateCommand implements Callable<Integer> {
           "--no-repeat-ngram-size must be at least 0, not " + noRepeatNgramSize);
     }
     generation.check();
-    List<String> prompts =
+    var prompts =
         input.prompt != null
-            ? List.of(input.prompt)
-            : Jsonl.read(input.prompts, (node, where) -> Jsonl.text(node, "prompt", where));
+            ? List.of(new Prompt(input.prompt, "--prompt"))
+            : Jsonl.read(
+                input.prompts,
+                (node, where) -> new Prompt(Jsonl.text(node, "prompt", where), where));
+    if (prompts.isEmpty()) {
+      throw new UserException(input.prompts + ": no prompt in it");
+    }
     var spec = model.spec(config.load(), 1);
     generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
@@ -83,12 +97,26 @@ final class GenerateCommand implements Callable<Integer> {
               .apply(loaded.generationConfig())
               .withMaxNewTokens(maxNewTokens)
               .withNoRepeatNgramSize(noRepeatNgramSize);
+      int skipped = 0;
       for (var prompt : prompts) {
-        answer(loaded, settings, prompt);
+        try {
+          answer(loaded, settings, prompt.text);
+        } catch (UserException e) {
+          if (input.prompt != null) {
+            throw e;
+          }
+          LOG.error("{}: {}: skipped", prompt.where, e.getMessage());
+          skipped++;
+        }
       }
+      if (skipped > 0) {
+        LOG.error("{} of {} prompts could not be answered", skipped, prompts.size());
+      }
+      return skipped > 0 ? 1 : 0;
     }
-    return 0;
   }
+
+  private record Prompt(String text, String where) {}
 
   private void answer(LoadedModel loaded, GenerationConfig settings, String prompt) {
     var tokenizer = loaded.tokenizer();

@@ -5,7 +5,6 @@ import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -17,6 +16,7 @@ import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
+import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.meteora.io.FolderNames;
 import org.meteora.io.Progress;
@@ -274,9 +274,9 @@ public final class LoadedModel implements AutoCloseable {
   public Map<String, Object> describe() {
     var result = new LinkedHashMap<String, Object>();
     result.put("model", spec.model());
-    result.put("base_model_path", spec.basePath().toString());
-    result.put("meteora_ckpt_path", spec.checkpointPath().map(Path::toString).orElse(null));
-    result.put("adapter_dir", spec.adapterDir().map(Path::toString).orElse(null));
+    result.put("base_model_path", CacheFolders.shown(spec.basePath()));
+    result.put("meteora_ckpt_path", spec.checkpointPath().map(CacheFolders::shown).orElse(null));
+    result.put("adapter_dir", spec.adapterDir().map(CacheFolders::shown).orElse(null));
     result.put("adapters", adapterNames);
     result.put(
         "routing_top_k",
@@ -289,9 +289,7 @@ public final class LoadedModel implements AutoCloseable {
     result.put("dtype", llama.dtype().label());
     var hashes = new LinkedHashMap<String, String>();
     for (var source : sources) {
-      var digest = Digests.sha256();
-      Digests.update(digest, source, Long.MAX_VALUE);
-      hashes.put(source.toString(), HexFormat.of().formatHex(digest.digest()));
+      hashes.put(CacheFolders.shown(source), Digests.ofFile(source));
     }
     result.put("sha256", hashes);
     return result;

@@ -5,6 +5,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.HexFormat;
 import org.meteora.UserException;
 
 /** Hashes of files. */
@@ -29,6 +30,17 @@ public final class Digests {
     } catch (NoSuchAlgorithmException e) {
       throw new IllegalStateException(e);
     }
+  }
+
+  /**
+   * The SHA-256 of a file in hexadecimal.
+   *
+   * @throws UserException when it cannot be read
+   */
+  public static String ofFile(Path file) {
+    var digest = sha256();
+    update(digest, file, Long.MAX_VALUE);
+    return HexFormat.of().formatHex(digest.digest());
   }
 
   /**

@@ -10,6 +10,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Set;
 import java.util.function.BiFunction;
 import java.util.function.ObjIntConsumer;
 import org.meteora.UserException;
@@ -20,20 +21,23 @@ public final class Jsonl {
   public static final ObjectMapper JSON =
       new ObjectMapper().enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
 
+  private static final Set<String> STANDARD_INPUT = Set.of("-", "/dev/stdin", "/dev/fd/0");
+
   private Jsonl() {}
 
   /**
    * Calls {@code each} with every object of the file and its line number (from 1); blank lines are
-   * passed over.
+   * passed over. {@code -} is standard input; a pipe will do.
    *
    * @throws UserException when the file is missing, is not UTF-8, or a line is not a JSON object
    */
   public static void forEach(Path file, ObjIntConsumer<JsonNode> each) {
-    if (!Files.isRegularFile(file)) {
+    boolean standardInput = STANDARD_INPUT.contains(file.toString());
+    if (!standardInput && (!Files.exists(file) || Files.isDirectory(file))) {
       throw new UserException("no such file: " + file);
     }
     int number = 0;
-    try (var in = Files.newInputStream(file);
+    try (var in = standardInput ? System.in : Files.newInputStream(file);
         var reader = Texts.lines(in)) {
       for (String line; (line = reader.readLine()) != null; ) {
         number++;

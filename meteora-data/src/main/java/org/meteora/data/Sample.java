@@ -32,6 +32,19 @@ public record Sample(String prompt, String response) {
     return samples;
   }
 
+  /** {@code file:line} of a sample by its position; for messages. */
+  public static String where(Path file, int index) {
+    var line = new int[] {-1, 0};
+    Jsonl.forEach(
+        file,
+        (node, number) -> {
+          if (++line[0] == index) {
+            line[1] = number;
+          }
+        });
+    return file + ":" + line[1];
+  }
+
   /** The sample as one line of JSON, with the newline. */
   public byte[] line() {
     var node = Jsonl.JSON.createObjectNode().put("prompt", prompt).put("response", response);

@@ -2,9 +2,12 @@ package org.meteora.eval;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
+import java.util.TreeMap;
 import java.util.function.Consumer;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
@@ -29,8 +32,18 @@ public final class Evaluator {
   private final Optional<BatchObserver> observer;
   private final Consumer<RoutingListener> routing;
 
-  /** The answers in the order of the samples, skipped ones among them, and how fast they came. */
-  public record Run(List<Answer> answers, Throughput throughput) {}
+  /**
+   * What came of an evaluation.
+   *
+   * @param answers in the order of the samples, skipped ones among them
+   * @param throughput how fast they came; answers that were there before are not counted
+   * @param problems of samples that could not be answered, by their position; too long is none
+   */
+  public record Run(List<Answer> answers, Throughput throughput, Map<Integer, String> problems) {
+    public Run(List<Answer> answers, Throughput throughput) {
+      this(answers, throughput, Map.of());
+    }
+  }
 
   private record Prompt(int index, int[] ids) {}
 
@@ -74,7 +87,23 @@ public final class Evaluator {
 
   /** Answers every sample's prompt and cleans the answers. */
   public Run run(String task, List<Sample> samples) {
+    return run(task, samples, List.of(), answers -> {});
+  }
+
+  /**
+   * Answers the prompts of those samples that are not answered yet. Batches are the same whatever
+   * is there already, so that an evaluation gone on with gives what it would have given in one go.
+   *
+   * @param there answers of an earlier run
+   * @param sink is given answers as they come
+   */
+  public Run run(
+      String task, List<Sample> samples, List<Answer> there, Consumer<List<Answer>> sink) {
     var answers = new Answer[samples.size()];
+    there.stream()
+        .filter(answer -> !answer.skipped() && answer.index() < answers.length)
+        .forEach(answer -> answers[answer.index()] = answer);
+    var problems = new TreeMap<Integer, String>();
     long promptTokens = 0;
     long newTokens = 0;
     int answered = 0;
@@ -84,11 +113,8 @@ public final class Evaluator {
       for (long from = 0; from < samples.size(); from += window) {
         var prompts = new ArrayList<Prompt>();
         for (int i = (int) from; i < Math.min(samples.size(), from + window); i++) {
-          var ids = codec.encode(samples.get(i).prompt());
-          if (ids.length == 0) {
-            throw new UserException(task + ": the prompt of sample " + i + " (from 0) is empty");
-          }
-          if (ids.length > config.maxLength()) {
+          var ids = encode(samples.get(i).prompt(), i, problems);
+          if (ids.length == 0 || ids.length > config.maxLength()) {
             answers[i] = skipped(task, i, samples.get(i), ids.length);
             progress.step(1);
           } else {
@@ -99,15 +125,27 @@ public final class Evaluator {
         prompts.sort(Comparator.comparingInt((Prompt prompt) -> -prompt.ids.length));
         for (int at = 0; at < prompts.size(); at += batchSize) {
           var batch = prompts.subList(at, Math.min(prompts.size(), at + batchSize));
-          var continuations = generate(batch);
+          if (batch.stream().allMatch(prompt -> answers[prompt.index] != null)) {
+            progress.step(batch.size());
+            continue;
+          }
+          var continuations = generate(batch, problems);
+          var fresh = new ArrayList<Answer>();
           for (int row = 0; row < batch.size(); row++) {
             var prompt = batch.get(row);
+            var sample = samples.get(prompt.index);
             var continuation = continuations.get(row);
-            answers[prompt.index] = answer(task, prompt, samples.get(prompt.index), continuation);
-            promptTokens += prompt.ids.length;
-            newTokens += continuation.length;
+            if (continuation == null) {
+              answers[prompt.index] = skipped(task, prompt.index, sample, prompt.ids.length);
+            } else if (answers[prompt.index] == null) {
+              answers[prompt.index] = answer(task, prompt, sample, continuation);
+              fresh.add(answers[prompt.index]);
+              promptTokens += prompt.ids.length;
+              newTokens += continuation.length;
+            }
           }
-          answered += batch.size();
+          sink.accept(fresh);
+          answered += fresh.size();
           progress.step(batch.size());
           double seconds = (System.nanoTime() - start) / 1e9;
           progress.note(Math.round(newTokens / seconds) + " tokens/s");
@@ -115,7 +153,37 @@ public final class Evaluator {
       }
     }
     double seconds = (System.nanoTime() - start) / 1e9;
-    return new Run(List.of(answers), new Throughput(seconds, answered, promptTokens, newTokens));
+    return new Run(
+        List.of(answers), new Throughput(seconds, answered, promptTokens, newTokens), problems);
+  }
+
+  /** A prompt's ids; none when it cannot be answered, which is noted. */
+  private int[] encode(String prompt, int index, Map<Integer, String> problems) {
+    try {
+      var ids = codec.encode(prompt);
+      if (ids.length == 0) {
+        problems.put(index, "the prompt is empty");
+      }
+      return ids;
+    } catch (UserException e) {
+      problems.put(index, e.getMessage());
+      return new int[0];
+    }
+  }
+
+  /** Continuations by row; a row that fails alone has none, which is noted. */
+  private List<int[]> generate(List<Prompt> batch, Map<Integer, String> problems) {
+    try {
+      return generate(batch);
+    } catch (UserException e) {
+      if (batch.size() == 1) {
+        problems.put(batch.getFirst().index, e.getMessage());
+        return Collections.singletonList(null);
+      }
+      var result = new ArrayList<int[]>();
+      batch.forEach(prompt -> result.addAll(generate(List.of(prompt), problems)));
+      return result;
+    }
   }
 
   private List<int[]> generate(List<Prompt> batch) {

@@ -1,5 +1,6 @@
 package org.meteora.eval;
 
+import static java.util.stream.Collectors.toList;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
@@ -36,7 +37,7 @@ class EvaluatorTest {
 
   private static final GenerationConfig CONFIG = GenerationConfig.greedy(List.of(0), 60);
 
-  private static final class Echo implements TokenGenerator {
+  private static class Echo implements TokenGenerator {
     final List<List<Integer>> lengths = new ArrayList<>();
     final List<Long> seeds = new ArrayList<>();
 
@@ -142,10 +143,6 @@ class EvaluatorTest {
     assertThatThrownBy(() -> new Evaluator(new Echo(), CHARACTERS, CONFIG, 0))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("batch size");
-    var evaluator = new Evaluator(new Echo(), CHARACTERS, CONFIG, 1);
-    assertThatThrownBy(() -> evaluator.run("alpaca", List.of(new Sample("", "x"))))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining("sample 0");
     assertThatThrownBy(() -> EvalTask.of("composit_10"))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("composite_10");
@@ -167,5 +164,60 @@ class EvaluatorTest {
     assertThat(EvalTask.of("composite_3").routingTemperature()).isEqualTo(15);
     assertThat(EvalTask.of("composite_5").routingTemperature()).isEqualTo(20);
     assertThat(EvalTask.of("composite_10").routingTemperature()).isEqualTo(30);
+  }
+
+  /** A model that cannot take some prompts, alone or in a batch. */
+  @Test
+  void samplesThatCannotBeAnsweredAreSkippedAndNamed() {
+    var samples = IntStream.range(0, 9).mapToObj(i -> sample(i, i)).collect(toList());
+    samples.set(3, new Sample("", "3"));
+    var echo =
+        new Echo() {
+          @Override
+          public List<int[]> generate(
+              List<int[]> prompts, GenerationConfig config, TokenListener listener) {
+            if (prompts.stream().anyMatch(ids -> CHARACTERS.decode(ids).contains("x5 "))) {
+              throw new UserException("a token without a row");
+            }
+            return super.generate(prompts, config, listener);
+          }
+        };
+    var run = new Evaluator(echo, CHARACTERS, CONFIG, 4).run("object_counting", samples);
+    assertThat(run.problems())
+        .containsExactly(
+            java.util.Map.entry(3, "the prompt is empty"),
+            java.util.Map.entry(5, "a token without a row"));
+    for (int i = 0; i < samples.size(); i++) {
+      assertThat(run.answers().get(i).skipped()).isEqualTo(i == 3 || i == 5);
+      assertThat(run.answers().get(i).answer()).isEqualTo(i == 3 || i == 5 ? "" : "" + i);
+    }
+  }
+
+  /** Whatever was answered before, what comes out is the same, and no batch is cut otherwise. */
+  @Test
+  void whatIsThereIsNotGeneratedAgain() {
+    var random = new Random(6);
+    var samples = IntStream.range(0, 70).mapToObj(i -> sample(i, random.nextInt(30))).toList();
+    var parts = new ArrayList<List<Answer>>();
+    var whole =
+        new Evaluator(new Echo(), CHARACTERS, CONFIG, 4)
+            .run("object_counting", samples, List.of(), parts::add);
+    assertThat(parts.stream().flatMap(List::stream).toList())
+        .containsExactlyInAnyOrderElementsOf(whole.answers());
+    for (int kept : new int[] {0, 1, 9, 17}) {
+      var there = parts.subList(0, kept).stream().flatMap(List::stream).collect(toList());
+      if (kept > 0) { // the last batch was written in part
+        there.removeLast();
+      }
+      var echo = new Echo();
+      var fresh = new ArrayList<Answer>();
+      var run =
+          new Evaluator(echo, CHARACTERS, CONFIG, 4)
+              .run("object_counting", samples, there, fresh::addAll);
+      assertThat(run.answers()).isEqualTo(whole.answers());
+      assertThat(fresh).hasSize(70 - there.size()).noneMatch(there::contains);
+      assertThat(run.throughput().samples()).isEqualTo(70 - there.size());
+      assertThat(echo.lengths).hasSize(parts.size() - Math.max(0, kept - 1));
+    }
   }
 }

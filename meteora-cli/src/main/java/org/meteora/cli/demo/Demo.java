@@ -14,6 +14,7 @@ import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.report.SavedAnswers;
+import org.meteora.eval.report.SavedResult;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 
@@ -181,8 +182,8 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
   }
 
   private JsonNode metrics(String model, String task) {
-    var kind = model.equals("base") || model.equals("meteora") ? model : "peft";
-    return Jsonl.readFile(folder.resolve("results").resolve(kind).resolve(task + ".json"))
+    return Jsonl.readFile(
+            SavedResult.folder(folder.resolve("results"), model).resolve(task + ".json"))
         .path("metrics");
   }
 

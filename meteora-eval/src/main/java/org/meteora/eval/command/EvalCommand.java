@@ -5,7 +5,6 @@ import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
@@ -24,6 +23,9 @@ import org.meteora.eval.report.ScoreTable;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
+import org.meteora.io.Digests;
+import org.meteora.io.Printable;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 import picocli.CommandLine.Command;
@@ -113,6 +115,20 @@ public final class EvalCommand implements Callable<Integer> {
   private boolean debug;
 
   @Option(
+      names = "--resume",
+      description =
+          "With --save: keep the answers of an evaluation that was stopped and go on with those"
+              + " that are missing.")
+  private boolean resume;
+
+  @Option(
+      names = "--overwrite",
+      description =
+          "With --save: replace a result of other settings, or the answers of an evaluation that"
+              + " was stopped.")
+  private boolean overwrite;
+
+  @Option(
       names = "--routes",
       description =
           "Gather which adapters the gates choose, tasks x adapters:"
@@ -130,10 +146,10 @@ public final class EvalCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     if (rescore != null) {
-      if (task != null || save || debug || routes || limit != null) {
+      if (task != null || save || debug || routes || limit != null || resume || overwrite) {
         throw new UserException(
             "--rescore scores saved answers and does nothing else: leave out --task, --save,"
-                + " --debug, --routes and --limit");
+                + " --resume, --overwrite, --debug, --routes and --limit");
       }
       var answers = SavedAnswers.read(rescore);
       var name = answers.getFirst().task();
@@ -149,8 +165,13 @@ public final class EvalCommand implements Callable<Integer> {
     if (task == null) {
       throw new UserException("eval needs --task NAME (or --rescore FILE)");
     }
-    evaluate(evalTask(task), config.load());
-    return 0;
+    if ((resume || overwrite) && (!save || resume && overwrite)) {
+      throw new UserException("--resume or --overwrite, one of them, goes with --save");
+    }
+    if (resume && routes) {
+      throw new UserException("--routes needs all answers generated in one go: leave out --resume");
+    }
+    return evaluate(evalTask(task), config.load());
   }
 
   private EvalTask evalTask(String name) {
@@ -160,7 +181,7 @@ public final class EvalCommand implements Callable<Integer> {
         : EvalTask.composite(name, parts, targetDir);
   }
 
-  private void evaluate(EvalTask evaluated, MeteoraConfig settings) {
+  private int evaluate(EvalTask evaluated, MeteoraConfig settings) {
     atLeast("--limit", limit == null ? 1 : limit, 1);
     atLeast("--batch-size", batchSize, 1);
     atLeast("--max-length", maxLength, 1);
@@ -168,12 +189,6 @@ public final class EvalCommand implements Callable<Integer> {
     generation.check();
     var spec = model.spec(settings, evaluated.routingTemperature());
     var samples = samples(evaluated, settings.targetDir());
-    // a folder that cannot be written to is found out before the work, not after it
-    var result =
-        save
-            ? Optional.of(
-                new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name()))
-            : Optional.<SavedResult>empty();
     var routesFolder =
         settings.evalResultSaveDir().resolve("meteora").resolve(evaluated.name() + ".routes");
     if (routes) {
@@ -186,7 +201,12 @@ public final class EvalCommand implements Callable<Integer> {
       AtomicFiles.requireWritableFolder(routesFolder);
     }
     generation.check(spec.basePath());
-    try (var loaded = LoadedModel.load(spec)) {
+    // a folder that cannot be written to is found out before the work, not after it
+    try (var result =
+            save
+                ? new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name())
+                : null;
+        var loaded = LoadedModel.load(spec)) {
       var chosen =
           generation
               .apply(loaded.generationConfig())
@@ -204,34 +224,65 @@ public final class EvalCommand implements Callable<Integer> {
                     ids -> loaded.tokenizer().decode(ids, false)),
                 loaded.llama()::setRoutingListener);
       }
-      var run = evaluator.run(evaluated.name(), samples);
+      var described = describe(evaluated, settings, chosen);
+      Evaluator.Run run;
+      Map<String, Object> modelDescribed = save ? loaded.describe() : Map.of();
+      if (save) {
+        var there = result.begin(described, modelDescribed, existing());
+        if (!there.isEmpty()) {
+          LOG.info("{} answers are there already", there.size());
+        }
+        run = evaluator.run(evaluated.name(), samples, there, result::add);
+      } else {
+        run = evaluator.run(evaluated.name(), samples);
+      }
       if (debug) {
         run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(EvalCommand::show);
       }
       var scores = Scores.of(evaluated, run.answers());
-      print(evaluated.name() + " (" + model.model() + ")", scores);
       LOG.info(
           "{} answers in {} s: {} tokens/s",
           run.throughput().samples(),
           Math.round(run.throughput().seconds()),
           Math.round(run.throughput().newTokensPerSecond()));
-      result.ifPresent(
-          files -> {
-            files.write(
-                command.commandLine().getParseResult().originalArgs(),
-                describe(evaluated, settings, chosen),
-                loaded::describe,
-                run,
-                scores);
-            LOG.info("saved {} and {}", files.file(), files.answersFile());
-          });
+      boolean complete = run.throughput().samples() == 0 && resume && Files.exists(result.file());
+      if (save && !complete) { // before printing: what was worked for is safe, read or not
+        result.write(
+            command.commandLine().getParseResult().originalArgs(),
+            described,
+            () -> modelDescribed,
+            run,
+            scores);
+        LOG.info("saved {} and {}", result.file(), result.answersFile());
+      }
       if (routes) {
-        var all = describe(evaluated, settings, chosen);
+        var all = new LinkedHashMap<>(described);
         all.put("model", loaded.describe());
         matrix.write("Routing of " + evaluated.name(), all, routesFolder);
         LOG.info("wrote the routing to {}", routesFolder);
       }
+      print(evaluated.name() + " (" + model.model() + ")", scores);
+      return report(run.problems(), testFile(evaluated, settings.targetDir()));
     }
+  }
+
+  private SavedResult.Existing existing() {
+    return resume
+        ? SavedResult.Existing.RESUME
+        : overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.KEEP_OTHERS;
+  }
+
+  /** Names the samples that could not be answered; 1 when there are any. */
+  private static int report(Map<Integer, String> problems, Path file) {
+    if (problems.isEmpty()) {
+      return 0;
+    }
+    problems.forEach(
+        (index, problem) -> LOG.error("{}: {}: skipped", Sample.where(file, index), problem));
+    LOG.error(
+        "{} of the samples could not be answered; the scores are those of the others",
+        problems.size());
+    return 1;
   }
 
   private static void atLeast(String option, int value, int least) {
@@ -241,7 +292,7 @@ public final class EvalCommand implements Callable<Integer> {
   }
 
   private List<Sample> samples(EvalTask evaluated, Path targetDir) {
-    var file = targetDir.resolve(evaluated.name()).resolve("test.jsonl");
+    var file = testFile(evaluated, targetDir);
     if (!Files.isRegularFile(file)) {
       throw new UserException(
           "no test data for "
@@ -259,6 +310,10 @@ public final class EvalCommand implements Callable<Integer> {
     return samples.subList(0, most);
   }
 
+  private static Path testFile(EvalTask evaluated, Path targetDir) {
+    return targetDir.resolve(evaluated.name()).resolve("test.jsonl");
+  }
+
   private int maxLength(int positions) {
     if (maxLength > positions) {
       LOG.info("the model takes {} tokens: that is the limit, not {}", positions, maxLength);
@@ -270,9 +325,9 @@ public final class EvalCommand implements Callable<Integer> {
     System.err.printf(
         "--- sample %d%nprompt: %s%noutput: %s%ntruth:  %s%n",
         answer.index(),
-        answer.prompt(),
-        answer.skipped() ? "(skipped: the prompt is too long)" : answer.answer(),
-        answer.truth());
+        Printable.text(answer.prompt()),
+        answer.skipped() ? "(skipped)" : Printable.text(answer.answer()),
+        Printable.text(answer.truth()));
   }
 
   private void print(String title, Scores scores) {
@@ -284,7 +339,9 @@ public final class EvalCommand implements Callable<Integer> {
   private Map<String, Object> describe(
       EvalTask evaluated, MeteoraConfig settings, GenerationConfig chosen) {
     var all = new LinkedHashMap<String, Object>();
-    all.put("test_file", settings.targetDir().resolve(evaluated.name()) + "/test.jsonl");
+    var file = testFile(evaluated, settings.targetDir());
+    all.put("test_file", CacheFolders.shown(file));
+    all.put("test_sha256", Digests.ofFile(file));
     all.put("tasks", evaluated.parts());
     var own = new LinkedHashMap<>(evaluated.metrics());
     own.keySet().removeAll(Tasks.names());

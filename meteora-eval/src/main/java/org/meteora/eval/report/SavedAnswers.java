@@ -1,6 +1,10 @@
 package org.meteora.eval.report;
 
+import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.databind.JsonNode;
+import java.io.BufferedInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -19,6 +23,12 @@ import org.meteora.io.Jsonl;
 /** Answers as JSONL, one a line, so that scores can be recomputed without generating again. */
 public final class SavedAnswers {
   private static final String ANSWERS = ".answers.jsonl";
+  private static final String PARTIAL = ".partial";
+
+  /** Ends of the names of an evaluation's files while it runs. */
+  static final String PARTIAL_ANSWERS = PARTIAL + ANSWERS;
+
+  static final String PARTIAL_SETTINGS = PARTIAL + ".settings.json";
 
   private SavedAnswers() {}
 
@@ -28,10 +38,53 @@ public final class SavedAnswers {
         file,
         out -> {
           for (var answer : answers) {
-            out.write(Jsonl.JSON.writeValueAsString(answer).getBytes(StandardCharsets.UTF_8));
-            out.write('\n');
+            out.write(line(answer));
           }
         });
+  }
+
+  /** An answer as a line of the file, with the line feed. */
+  static byte[] line(Answer answer) {
+    try {
+      return (Jsonl.JSON.writeValueAsString(answer) + "\n").getBytes(StandardCharsets.UTF_8);
+    } catch (JsonProcessingException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /**
+   * Answers of an evaluation that did not end.
+   *
+   * @param answers in the order they came, each sample's once
+   * @param bytes of the file that hold them: a line that was cut off comes after
+   */
+  record Partial(List<Answer> answers, long bytes) {}
+
+  /** Reads what there is of such a file: up to the first line that is not whole. */
+  static Partial readPartial(Path file) {
+    var answers = new LinkedHashMap<Integer, Answer>();
+    long bytes = 0;
+    if (!Files.exists(file)) {
+      return new Partial(List.of(), 0);
+    }
+    try (var in = new BufferedInputStream(Files.newInputStream(file))) {
+      var line = new ByteArrayOutputStream();
+      for (int b; (b = in.read()) >= 0; ) {
+        line.write(b);
+        if (b == '\n') {
+          var answer =
+              answer(Jsonl.JSON.readTree(line.toByteArray()), file.toString(), answers.size());
+          answers.put(answer.index(), answer);
+          bytes += line.size();
+          line.reset();
+        }
+      }
+    } catch (JsonProcessingException | UserException e) {
+      // cut off by a crash of the machine: what is before it counts
+    } catch (IOException e) {
+      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
+    }
+    return new Partial(List.copyOf(answers.values()), bytes);
   }
 
   /**
@@ -49,6 +102,13 @@ public final class SavedAnswers {
             file + ": names no answers file; give the .answers.jsonl of a saved evaluation");
       }
       return read(file.resolveSibling(FolderNames.require(file + ": the answers file", name)));
+    }
+    if (file.toString().endsWith(PARTIAL_ANSWERS) && Files.exists(file)) {
+      var there = readPartial(file).answers();
+      if (there.isEmpty()) {
+        throw new UserException(file + ": there are no answers in this file");
+      }
+      return there;
     }
     var answers = new ArrayList<Answer>();
     Jsonl.forEach(
@@ -105,10 +165,11 @@ public final class SavedAnswers {
 
   private static Optional<JsonNode> settings(Path file) {
     var name = file.getFileName().toString();
-    var json =
-        name.endsWith(ANSWERS)
-            ? file.resolveSibling(name.substring(0, name.length() - ANSWERS.length()) + ".json")
-            : file;
+    var json = file;
+    if (name.endsWith(ANSWERS)) {
+      var stem = name.substring(0, name.length() - ANSWERS.length());
+      json = file.resolveSibling(stem + (stem.endsWith(PARTIAL) ? ".settings.json" : ".json"));
+    }
     return json.toString().endsWith(".json") && Files.isRegularFile(json)
         ? Optional.of(Jsonl.readFile(json).path("settings"))
         : Optional.empty();

@@ -1,44 +1,92 @@
 package org.meteora.eval.report;
 
 import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.JsonNode;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
+import java.util.TreeSet;
 import java.util.function.Supplier;
+import org.meteora.UserException;
+import org.meteora.eval.Answer;
 import org.meteora.eval.Evaluator;
 import org.meteora.eval.Scores;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
+import org.meteora.io.FolderLock;
+import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 
 /**
- * The files of a saved evaluation: {@code <folder>/{meteora,peft,base}/<task>.json} and beside it
- * {@code <task>.answers.jsonl}. The format is described in docs/results.md.
+ * The files of a saved evaluation: {@code <folder>/{meteora,base,peft/<adapter>}/<task>.json} and
+ * beside it {@code <task>.answers.jsonl}. The format is described in docs/results.md.
+ *
+ * <p>While answers come they are appended to {@code <task>.partial.answers.jsonl}, with what they
+ * are answers of in {@code <task>.partial.settings.json}; both go once the result is there. One
+ * evaluation at a time writes a result.
  */
-public final class SavedResult {
+public final class SavedResult implements AutoCloseable {
   /** Raised when a field changes its meaning. */
   public static final int FORMAT = 1;
 
+  /** Answers that have not reached the disk after so long are sent there. */
+  private static final long SYNC_NANOS = 1_000_000_000L;
+
   private final Path folder;
   private final String task;
+  private final FolderLock lock;
+  private FileChannel partial;
+  private long lastSync;
+
+  /** What to do about a result, or the beginning of one, that is there. */
+  public enum Existing {
+    /** Replaced when its settings are the same, and complete. */
+    KEEP_OTHERS,
+    /** Its answers are taken over; its settings must be the same. */
+    RESUME,
+    /** Replaced. */
+    OVERWRITE
+  }
 
   /**
    * Finds out, before hours of work, whether the files can be written.
    *
    * @param resultFolder {@code eval_result_save_dir}
    * @param model {@code meteora}, {@code base} or an adapter's name
-   * @throws org.meteora.UserException when the folder cannot be made or written to
+   * @throws UserException when the folder cannot be made or written to, or another evaluation is
+   *     writing the same result
    */
   public SavedResult(Path resultFolder, String model, String task) {
-    this.folder = resultFolder.resolve(kind(model));
+    this.folder = folder(resultFolder, model);
     this.task = task;
     AtomicFiles.requireWritableFolder(folder);
+    lock =
+        FolderLock.take(
+            folder,
+            "." + task + ".lock",
+            "another evaluation is writing "
+                + file()
+                + "; wait until it is done, or choose another --eval-result-save-dir");
   }
 
-  private static String kind(String model) {
-    return model.equals("meteora") || model.equals("base") ? model : "peft";
+  /**
+   * Where a model's results are.
+   *
+   * @param model {@code meteora}, {@code base} or an adapter's name
+   */
+  public static Path folder(Path resultFolder, String model) {
+    return model.equals("meteora") || model.equals("base")
+        ? resultFolder.resolve(model)
+        : resultFolder.resolve("peft").resolve(FolderNames.require("the adapter", model));
   }
 
   /** The result's JSON file. */
@@ -51,8 +99,158 @@ public final class SavedResult {
     return folder.resolve(task + ".answers.jsonl");
   }
 
+  private Path partialFile() {
+    return folder.resolve(task + SavedAnswers.PARTIAL_ANSWERS);
+  }
+
+  private Path partialSettings() {
+    return folder.resolve(task + SavedAnswers.PARTIAL_SETTINGS);
+  }
+
   /**
-   * Writes both files, the answers first.
+   * Gets ready for answers, which are kept from now on as they come.
+   *
+   * @param settings of the evaluation and its generation
+   * @param model settings and hashes of the model
+   * @return answers that are there already, with {@link Existing#RESUME}
+   * @throws UserException when a result, or the beginning of one, is there and must not be replaced
+   */
+  public List<Answer> begin(
+      Map<String, Object> settings, Map<String, Object> model, Existing existing) {
+    var mine = Jsonl.JSON.valueToTree(Map.of("settings", settings, "model", model));
+    List<Answer> there = List.of();
+    if (existing == Existing.OVERWRITE) {
+      delete(partialFile(), partialSettings());
+    } else if (Files.exists(partialSettings())) {
+      var so = SavedAnswers.readPartial(partialFile());
+      if (existing == Existing.KEEP_OTHERS && !so.answers().isEmpty()) {
+        throw new UserException(
+            partialFile()
+                + " holds "
+                + so.answers().size()
+                + " answers of an evaluation that did not end: --resume goes on with it,"
+                + " --overwrite begins again");
+      }
+      if (existing == Existing.RESUME) {
+        difference(read(partialSettings()), mine)
+            .ifPresent(
+                other -> {
+                  throw new UserException(
+                      "cannot resume: the answers in "
+                          + partialFile()
+                          + " were made with other settings ("
+                          + other
+                          + ")");
+                });
+        there = so.answers();
+      }
+    } else if (existing == Existing.RESUME && Files.exists(file())) {
+      requireSame(mine);
+      there = SavedAnswers.read(answersFile());
+    }
+    if (existing != Existing.OVERWRITE && Files.exists(file())) {
+      requireSame(mine);
+    }
+    try {
+      AtomicFiles.writeString(partialSettings(), mine.toPrettyString() + "\n");
+      if (there.isEmpty()) {
+        Files.deleteIfExists(partialFile());
+      }
+      partial =
+          FileChannel.open(partialFile(), StandardOpenOption.WRITE, StandardOpenOption.CREATE);
+      if (Files.exists(partialFile())) {
+        partial.truncate(SavedAnswers.readPartial(partialFile()).bytes());
+      }
+      partial.position(partial.size());
+    } catch (IOException e) {
+      throw new UserException("cannot write " + partialFile() + ": " + AtomicFiles.reason(e), e);
+    }
+    return there;
+  }
+
+  private void requireSame(JsonNode mine) {
+    difference(read(file()), mine)
+        .ifPresent(
+            other -> {
+              throw new UserException(
+                  file()
+                      + " holds a result of other settings ("
+                      + other
+                      + "): --overwrite replaces it, --eval-result-save-dir names another folder");
+            });
+  }
+
+  private static JsonNode read(Path file) {
+    try {
+      return Jsonl.readFile(file);
+    } catch (UserException e) {
+      return Jsonl.JSON.createObjectNode(); // whatever it is, it is not ours
+    }
+  }
+
+  /** The first setting that differs, with both values. */
+  private static Optional<String> difference(JsonNode before, JsonNode now) {
+    for (var part : List.of("settings", "model")) {
+      var names = new TreeSet<String>();
+      now.path(part).fieldNames().forEachRemaining(names::add);
+      before.path(part).fieldNames().forEachRemaining(names::add);
+      for (var name : names) {
+        var old = before.path(part).path(name);
+        var mine = now.path(part).path(name);
+        if (!old.toString().equals(mine.toString())) {
+          return Optional.of(
+              name.equals("sha256") || name.endsWith("_sha256")
+                  ? name + " of the files is another"
+                  : name + " was " + said(old) + ", now it is " + said(mine));
+        }
+      }
+    }
+    return Optional.empty();
+  }
+
+  private static String said(JsonNode value) {
+    return value.isMissingNode()
+        ? "not recorded"
+        : value.isTextual() ? value.textValue() : "" + value;
+  }
+
+  /**
+   * Keeps answers, in any order: appended, and on the disk within a second or so.
+   *
+   * @throws UserException when they cannot be written; those before them stay
+   */
+  public void add(List<Answer> answers) {
+    try {
+      long good = partial.position();
+      try {
+        for (var answer : answers) {
+          var line = ByteBuffer.wrap(SavedAnswers.line(answer));
+          while (line.hasRemaining()) {
+            partial.write(line);
+          }
+        }
+      } catch (IOException e) {
+        partial.truncate(good);
+        throw e;
+      }
+      if (System.nanoTime() - lastSync > SYNC_NANOS) {
+        partial.force(false);
+        lastSync = System.nanoTime();
+      }
+    } catch (IOException e) {
+      throw new UserException(
+          "cannot write "
+              + partialFile()
+              + ": "
+              + AtomicFiles.reason(e)
+              + "; the answers so far are kept there, --resume goes on with them",
+          e);
+    }
+  }
+
+  /**
+   * Writes both files, the answers first. A process that dies in between leaves the answers of
+   * {@link #add}, and no JSON that would not go with the answers beside it.
    *
    * @param arguments the command line
    * @param settings of the evaluation and its generation
@@ -64,16 +262,18 @@ public final class SavedResult {
       Supplier<Map<String, Object>> model,
       Evaluator.Run run,
       Scores scores) {
+    delete(file());
     SavedAnswers.write(answersFile(), run.answers());
     var json = new LinkedHashMap<String, Object>();
     json.put("format", FORMAT);
     json.put("task", task);
     json.put("created", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString());
-    json.put("arguments", arguments);
+    json.put("arguments", arguments.stream().map(CacheFolders::shown).toList());
     json.put("settings", settings);
     json.put("model", model.get());
     json.put("samples", scores.samples());
     json.put("skipped", scores.skipped());
+    json.put("problems", run.problems());
     json.put("metrics", scores.metrics());
     json.put("intervals", scores.intervals());
     json.put("warnings", scores.warnings());
@@ -84,6 +284,31 @@ public final class SavedResult {
           file(), Jsonl.JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
     } catch (JsonProcessingException e) {
       throw new IllegalStateException(e);
+    }
+    delete(partialSettings(), partialFile());
+  }
+
+  private static void delete(Path... files) {
+    for (var file : files) {
+      try {
+        Files.deleteIfExists(file);
+      } catch (IOException e) {
+        throw new UserException("cannot replace " + file + ": " + AtomicFiles.reason(e), e);
+      }
+    }
+  }
+
+  /** Lets other evaluations write the same result; what was added stays for {@code --resume}. */
+  @Override
+  public void close() {
+    try {
+      if (partial != null) {
+        partial.close();
+      }
+    } catch (IOException e) {
+      throw new UserException("cannot write " + partialFile() + ": " + AtomicFiles.reason(e), e);
+    } finally {
+      lock.close();
     }
   }
 }

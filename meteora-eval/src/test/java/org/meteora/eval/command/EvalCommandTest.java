@@ -163,12 +163,14 @@ class EvalCommandTest {
             List.of("--batch-size=3", "--routes"),
             List.of("--batch-size=1", "--model=task_a"),
             List.of("--batch-size=8", "--model=base", "--limit=2"),
-            List.of("--batch-size=1"))) {
+            List.of("--batch-size=1", "--overwrite"))) {
       var args = new ArrayList<>(common);
       args.addAll(more);
       var printed = eval(args.toArray(String[]::new));
       var kind =
-          printed.contains("(task_a)") ? "peft" : printed.contains("base") ? "base" : "meteora";
+          printed.contains("(task_a)")
+              ? "peft/task_a"
+              : printed.contains("base") ? "base" : "meteora";
       var file = folder.resolve("results/" + kind + "/object_counting.json");
       var json = Jsonl.readFile(file);
       assertThat(json.get("samples").asInt()).isEqualTo(kind.equals("base") ? 2 : 7);

@@ -60,17 +60,18 @@ class ComparerTest {
               false,
               false));
     }
-    var saved = new SavedResult(folder.resolve(into), model, task.name());
-    var settings = new java.util.HashMap<String, Object>();
-    settings.put("limit", limit);
-    settings.put("tasks", task.parts());
-    saved.write(
-        List.of(),
-        settings,
-        () -> Map.of("model", model, "routing_top_k", into.length()),
-        new Evaluator.Run(answers, new Throughput(1, count, 1, 1)),
-        Scores.of(task, answers));
-    return saved.file();
+    try (var saved = new SavedResult(folder.resolve(into), model, task.name())) {
+      var settings = new java.util.HashMap<String, Object>();
+      settings.put("limit", limit);
+      settings.put("tasks", task.parts());
+      saved.write(
+          List.of(),
+          settings,
+          () -> Map.of("model", model, "routing_top_k", into.length()),
+          new Evaluator.Run(answers, new Throughput(1, count, 1, 1)),
+          Scores.of(task, answers));
+      return saved.file();
+    }
   }
 
   private Comparison compare(String... results) {

@@ -42,11 +42,11 @@ class SavedTest {
   @Test
   void savedAnswersScoreTheSame() {
     var scores = Scores.of(EvalTask.of(TASK), ANSWERS);
-    var saved = new SavedResult(folder, "my_adapter", TASK);
+    var saved = new SavedResult(folder, "my_adapter", TASK); // no other run wants its lock
     var run = new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4));
     saved.write(
         List.of("--task", TASK), Map.of("batch_size", 1), () -> Map.of("k", 2), run, scores);
-    assertThat(saved.file()).isEqualTo(folder.resolve("peft/strategyqa.json"));
+    assertThat(saved.file()).isEqualTo(folder.resolve("peft/my_adapter/strategyqa.json"));
     assertThat(SavedAnswers.read(saved.answersFile())).isEqualTo(ANSWERS);
     assertThat(SavedAnswers.read(saved.file())).isEqualTo(ANSWERS);
     assertThat(Scores.of(EvalTask.of(TASK), SavedAnswers.read(saved.answersFile())))
@@ -94,5 +94,87 @@ class SavedTest {
     assertThat(text)
         .contains("2 samples, 1 skipped", "  BLEU: BLEU = ", "bleu_as_published", "rouge-l: r ")
         .contains("Accuracy: 0.5000", "warning: 1 empty answers");
+  }
+
+  private static final Map<String, Object> SETTINGS = Map.of("batch_size", 3);
+  private static final Map<String, Object> MODEL = Map.of("model", "base");
+
+  private SavedResult base() {
+    return new SavedResult(folder, "base", TASK);
+  }
+
+  private void evaluateAll(Map<String, Object> settings, SavedResult.Existing existing) {
+    try (var saved = base()) {
+      saved.begin(settings, MODEL, existing);
+      saved.add(ANSWERS);
+      saved.write(
+          List.of(),
+          settings,
+          () -> MODEL,
+          new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4)),
+          Scores.of(EvalTask.of(TASK), ANSWERS));
+    }
+  }
+
+  @Test
+  void answersAreKeptAsTheyComeAndGoneOnWith() throws IOException {
+    var partial = folder.resolve("base/strategyqa.partial.answers.jsonl");
+    try (var saved = base()) {
+      assertThat(saved.begin(SETTINGS, MODEL, SavedResult.Existing.KEEP_OTHERS)).isEmpty();
+      saved.add(ANSWERS.subList(2, 3));
+      saved.add(ANSWERS.subList(0, 1));
+      assertThat(partial).content().hasLineCount(2); // a kill now would leave this
+    }
+    Files.writeString(
+        partial, "{\"task\":\"strategyqa\",\"pro", java.nio.file.StandardOpenOption.APPEND);
+    assertThat(SavedAnswers.read(partial)).containsExactly(ANSWERS.get(2), ANSWERS.get(0));
+    try (var saved = base()) {
+      assertThatThrownBy(() -> saved.begin(SETTINGS, MODEL, SavedResult.Existing.KEEP_OTHERS))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("2 answers")
+          .hasMessageContaining("--resume");
+      assertThatThrownBy(
+              () -> saved.begin(Map.of("batch_size", 4), MODEL, SavedResult.Existing.RESUME))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("batch_size was 3, now it is 4");
+      assertThat(saved.begin(SETTINGS, MODEL, SavedResult.Existing.RESUME))
+          .containsExactly(ANSWERS.get(2), ANSWERS.get(0));
+      saved.add(ANSWERS.subList(1, 2));
+    }
+    assertThat(SavedAnswers.read(partial)).hasSize(3);
+    evaluateAll(SETTINGS, SavedResult.Existing.OVERWRITE);
+    assertThat(partial).doesNotExist();
+    assertThat(folder.resolve("base").toFile().list())
+        .containsExactlyInAnyOrder(
+            "strategyqa.json", "strategyqa.answers.jsonl", ".strategyqa.lock");
+  }
+
+  @Test
+  void aResultOfOtherSettingsIsNotReplaced() {
+    evaluateAll(SETTINGS, SavedResult.Existing.KEEP_OTHERS);
+    evaluateAll(SETTINGS, SavedResult.Existing.KEEP_OTHERS);
+    var other = Map.<String, Object>of("batch_size", 4);
+    assertThatThrownBy(() -> evaluateAll(other, SavedResult.Existing.KEEP_OTHERS))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("base/strategyqa.json")
+        .hasMessageContaining("batch_size was 3, now it is 4")
+        .hasMessageContaining("--overwrite");
+    assertThatThrownBy(() -> evaluateAll(other, SavedResult.Existing.RESUME))
+        .isInstanceOf(UserException.class);
+    evaluateAll(other, SavedResult.Existing.OVERWRITE);
+    try (var saved = base()) {
+      assertThat(saved.begin(other, MODEL, SavedResult.Existing.RESUME)).isEqualTo(ANSWERS);
+    }
+  }
+
+  @Test
+  void oneEvaluationAtATimeWritesAResult() {
+    try (var saved = base()) {
+      assertThatThrownBy(this::base)
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("another evaluation is writing");
+      new SavedResult(folder, "other", TASK).close();
+    }
+    base().close();
   }
 }
