@@ -1,8 +1,10 @@
 package org.meteora.train;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.lang.foreign.ValueLayout;
 import java.nio.channels.FileChannel;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
@@ -21,9 +23,11 @@ import java.util.function.Consumer;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.FolderLock;
 import org.meteora.io.Jsonl;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
@@ -74,6 +78,28 @@ public final class Checkpoints {
   public Checkpoints(Path folder, int keep) {
     this.folder = folder;
     this.keep = keep;
+  }
+
+  /**
+   * Says that one run at a time trains into a folder, and removes what one that was killed had
+   * written by half.
+   *
+   * @throws UserException when another run is at it
+   */
+  static FolderLock lock(Path folder) {
+    var lock =
+        FolderLock.take(
+            folder,
+            ".lock",
+            "another run is training into "
+                + folder
+                + "; wait until it is done, or choose another --output-dir");
+    try {
+      new Checkpoints(folder, 1).removeUnfinished();
+    } catch (IOException e) {
+      LOG.warn("cannot tidy {}: {}", folder, AtomicFiles.reason(e));
+    }
+    return lock;
   }
 
   /**
@@ -149,7 +175,7 @@ public final class Checkpoints {
         throw new UserException(
             path + ": not the checkpoint of a training that this version can go on with");
       }
-      identity.requireSame(checkpoint, Jsonl.JSON.readTree(metadata.get("identity")));
+      identity.requireSame(checkpoint, Jsonl.JSON.readTree(text(metadata, "identity")));
       var slots = Jsonl.JSON.valueToTree(parameters.slots()).toString();
       if (!slots.equals(metadata.get("slots"))) {
         throw new UserException(
@@ -157,18 +183,112 @@ public final class Checkpoints {
                 + checkpoint
                 + ": the trained parameters have other names or shapes");
       }
-      try (var scope = parameters.manager().newSubManager(ai.djl.Device.cpu())) {
-        Ops.copy(parameters.values(), file.read(scope, "parameters"));
-        Ops.copy(optimizer.mean(), file.read(scope, "adam.mean"));
-        Ops.copy(optimizer.variance(), file.read(scope, "adam.variance"));
+      long step = number(metadata, "step");
+      long steps = number(metadata, "planned_steps");
+      long optimizerSteps = number(metadata, "optimizer_steps");
+      if (step > steps || optimizerSteps != step || step != stepOf(checkpoint)) {
+        throw new Damaged(
+            "it is said to be at step "
+                + step
+                + " of "
+                + steps
+                + ", its optimiser at step "
+                + optimizerSteps);
       }
-      optimizer.restore(Long.parseLong(metadata.get("optimizer_steps")));
+      try (var scope = parameters.manager().newSubManager(ai.djl.Device.cpu())) {
+        var values = tensor(file, scope, "parameters", parameters.size(), false);
+        var mean = tensor(file, scope, "adam.mean", parameters.size(), false);
+        var variance = tensor(file, scope, "adam.variance", parameters.size(), true);
+        Ops.copy(parameters.values(), values);
+        Ops.copy(optimizer.mean(), mean);
+        Ops.copy(optimizer.variance(), variance);
+      }
+      optimizer.restore(optimizerSteps);
       parameters.publish();
-      return new Position(
-          Long.parseLong(metadata.get("step")), Long.parseLong(metadata.get("planned_steps")));
-    } catch (IOException | IllegalArgumentException e) {
-      throw new UserException(path + ": not the checkpoint of a training", e);
+      return new Position(step, steps);
+    } catch (Damaged | IOException | IllegalArgumentException e) {
+      throw damaged(path, e);
+    } catch (UserException e) {
+      throw e.getMessage().startsWith(path.toString()) ? damaged(path, e) : e;
     }
+  }
+
+  /** What a file says that no training wrote. */
+  private static final class Damaged extends RuntimeException {
+    Damaged(String what) {
+      super(what);
+    }
+  }
+
+  private static UserException damaged(Path path, Exception why) {
+    var checkpoint = path.getParent();
+    var before =
+        new Checkpoints(checkpoint.toAbsolutePath().getParent(), 1)
+            .list().stream()
+                .filter(other -> stepOf(other) < stepOf(checkpoint))
+                .reduce((first, second) -> second);
+    var reason = String.valueOf(why.getMessage());
+    return new UserException(
+        "cannot resume: "
+            + path
+            + " is damaged: "
+            + (reason.startsWith(path + ": ")
+                ? reason.substring(path.toString().length() + 2)
+                : reason)
+            + before
+                .map(
+                    other ->
+                        "; the one before it is "
+                            + checkpoint.resolveSibling(other.getFileName())
+                            + ": remove "
+                            + checkpoint
+                            + " to go on from there")
+                .orElse("; there is none before it: start again in another folder"),
+        why);
+  }
+
+  private static String text(Map<String, String> metadata, String name) {
+    var value = metadata.get(name);
+    if (value == null) {
+      throw new Damaged("its metadata lacks \"" + name + "\"");
+    }
+    return value;
+  }
+
+  private static long number(Map<String, String> metadata, String name) {
+    var text = text(metadata, name);
+    if (!text.matches("\\d{1,15}")) {
+      throw new Damaged("its metadata has \"" + name + "\": \"" + text + "\"");
+    }
+    return Long.parseLong(text);
+  }
+
+  /** A tensor of the state: float32, one dimension, as many finite numbers as are trained. */
+  private static NDArray tensor(
+      SafetensorsFile file, NDManager scope, String name, long size, boolean positive) {
+    var info = file.tensors().get(name);
+    if (info == null || info.dtype() != Dtype.F32 || !info.hasShape(size)) {
+      throw new Damaged(
+          info == null
+              ? "it lacks the tensor " + name
+              : name
+                  + " is "
+                  + info.dtype().label()
+                  + " "
+                  + info.shape()
+                  + ", not f32 ["
+                  + size
+                  + "]");
+    }
+    var tensor = file.read(scope, name);
+    var memory = Ops.memory(tensor);
+    for (long i = 0; i < size; i++) {
+      float value = memory.getAtIndex(ValueLayout.JAVA_FLOAT, i);
+      if (!Float.isFinite(value) || positive && value < 0) {
+        throw new Damaged(name + " holds " + value + " at " + i);
+      }
+    }
+    return tensor;
   }
 
   /** The run's whole checkpoints, oldest first. */

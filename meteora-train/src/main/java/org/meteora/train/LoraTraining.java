@@ -8,6 +8,8 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.meteora.checkpoint.TrainableModel;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
 import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.train.batch.TaskSamples;
@@ -43,6 +45,13 @@ public record LoraTraining(
    */
   public Optional<Path> run(BooleanSupplier stop) {
     var folder = output.resolve("training");
+    try (var lock = Checkpoints.lock(folder)) {
+      return run(folder, stop);
+    }
+  }
+
+  private Optional<Path> run(Path folder, BooleanSupplier stop) {
+    AtomicFiles.removeLeftovers(output);
     var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW);
     var spec =
         new TrainableModel.Spec(
@@ -79,8 +88,8 @@ public record LoraTraining(
       write(output, parameters);
       var inputs = new LinkedHashMap<String, Object>();
       inputs.put("name", name);
-      inputs.put("base_model_path", basePath.toString());
-      inputs.put("data", data.toString());
+      inputs.put("base_model_path", CacheFolders.shown(basePath));
+      inputs.put("data", CacheFolders.shown(data));
       Run.record(output, config, model, inputs, steps.getAsLong());
       return Optional.of(output);
     }

@@ -13,6 +13,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
 import org.meteora.io.FolderNames;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.forward.Flags;
@@ -102,6 +103,13 @@ public record MeteoraTraining(
               + flags.singleAdapter().getAsInt()
               + " switches the gates off that are to be trained: unset it");
     }
+    try (var lock = Checkpoints.lock(output)) {
+      return train(stop);
+    }
+  }
+
+  private Optional<Path> train(BooleanSupplier stop) {
+    AtomicFiles.removeLeftovers(output.resolve("meteora"));
     var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW);
     var tasks = order(adapterDir, config.tasks());
     for (var task : tasks) {
@@ -162,9 +170,9 @@ public record MeteoraTraining(
         copyModelFiles(result);
       }
       var inputs = new LinkedHashMap<String, Object>();
-      inputs.put("base_model_path", basePath.toString());
-      inputs.put("adapter_dir", adapterDir.toString());
-      inputs.put("target_dir", datasets.toString());
+      inputs.put("base_model_path", CacheFolders.shown(basePath));
+      inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
+      inputs.put("target_dir", CacheFolders.shown(datasets));
       inputs.put("tasks", tasks);
       Run.record(result, config, model, inputs, steps.getAsLong());
       return Optional.of(result);

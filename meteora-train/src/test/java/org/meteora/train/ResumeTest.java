@@ -18,6 +18,8 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
+import org.meteora.safetensors.SafetensorsFile;
+import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Dtype;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TrainingSample;
@@ -207,6 +209,94 @@ class ResumeTest {
     } finally {
       run("umount", folder.toString());
     }
+  }
+
+  /** A checkpoint with other tensors or metadata than a training writes. */
+  private static void change(
+      Path checkpoint, Map<String, String> metadata, Map<String, float[]> tensors) {
+    var path = checkpoint.resolve("trainer.safetensors");
+    try (var manager = ai.djl.ndarray.NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch");
+        var file = SafetensorsFile.open(path)) {
+      var all = new HashMap<String, ai.djl.ndarray.NDArray>();
+      for (var name : file.tensors().keySet()) {
+        all.put(
+            name,
+            tensors.containsKey(name)
+                ? manager.create(tensors.get(name))
+                : file.read(manager, name).duplicate());
+      }
+      var meta = new HashMap<>(file.metadata());
+      meta.putAll(metadata);
+      SafetensorsWriter.write(path, all, meta);
+    }
+  }
+
+  /** What no training writes is refused, and the checkpoint before it is named. */
+  @Test
+  void aDamagedCheckpointNamesTheOneBeforeIt(@TempDir Path parent) throws IOException {
+    var whole = parent.resolve("whole");
+    train(whole, config(4, 2), Optional.empty(), () -> false, p -> {});
+    int size;
+    try (var file =
+        SafetensorsFile.open(whole.resolve("checkpoint-00000004/trainer.safetensors"))) {
+      size = (int) (long) file.tensors().get("parameters").shape().getFirst();
+    }
+    var negative = new float[size];
+    negative[size - 1] = -1e-9f;
+    var notFinite = new float[size];
+    notFinite[3] = Float.NaN;
+    int number = 0;
+    for (Consumer<Path> damage :
+        List.<Consumer<Path>>of(
+            at -> change(at, Map.of(), Map.of("parameters", new float[1])),
+            at -> change(at, Map.of(), Map.of("adam.mean", new float[size + 1])),
+            at -> change(at, Map.of(), Map.of("adam.variance", negative)),
+            at -> change(at, Map.of(), Map.of("parameters", notFinite)),
+            at -> change(at, Map.of("step", "-4"), Map.of()),
+            at -> change(at, Map.of("step", "3"), Map.of()),
+            at -> change(at, Map.of("planned_steps", "1"), Map.of()),
+            at -> change(at, Map.of("optimizer_steps", "99999999999999999999"), Map.of()),
+            at -> change(at, Map.of("identity", "{"), Map.of()),
+            at -> change(at, Map.of("format", "x"), Map.of()),
+            at -> cut(at.resolve("trainer.safetensors")))) {
+      var folder = parent.resolve("run" + number++);
+      copy(whole, folder);
+      var last = folder.resolve("checkpoint-00000004");
+      damage.accept(last);
+      assertThatThrownBy(() -> train(folder, config(6, 2), Optional.of(last), () -> false, p -> {}))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("checkpoint-00000004/trainer.safetensors is damaged")
+          .hasMessageContaining("the one before it is " + folder.resolve("checkpoint-00000002"));
+    }
+  }
+
+  private static void cut(Path file) {
+    try (var channel =
+        java.nio.channels.FileChannel.open(file, java.nio.file.StandardOpenOption.WRITE)) {
+      channel.truncate(channel.size() - 7);
+    } catch (IOException e) {
+      throw new java.io.UncheckedIOException(e);
+    }
+  }
+
+  private static void copy(Path from, Path to) throws IOException {
+    try (var all = Files.walk(from)) {
+      for (var each : all.toList()) {
+        Files.copy(each, to.resolve(from.relativize(each).toString()));
+      }
+    }
+  }
+
+  @Test
+  void oneRunAtATime(@TempDir Path folder) throws IOException {
+    Files.createDirectories(folder.resolve(".checkpoint-7.tmp/half"));
+    try (var lock = Checkpoints.lock(folder)) {
+      assertThat(folder.resolve(".checkpoint-7.tmp")).doesNotExist();
+      assertThatThrownBy(() -> Checkpoints.lock(folder))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("another run is training into " + folder);
+    }
+    Checkpoints.lock(folder).close();
   }
 
   private static boolean run(String... command) throws InterruptedException {
