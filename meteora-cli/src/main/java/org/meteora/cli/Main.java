@@ -98,6 +98,7 @@ public final class Main {
           new DownloadCommand(),
           new TrainLoraCommand(),
           new TrainCommand(),
+          new MergeCommand(),
           new EvalCommand(),
           new CompareCommand(),
           new GenerateCommand(),

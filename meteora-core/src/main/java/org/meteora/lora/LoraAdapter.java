@@ -182,14 +182,19 @@ public record LoraAdapter(
     return Optional.of(Math.toIntExact(a.shape().get(0)));
   }
 
+  /** PEFT's name of a tensor. */
+  static String key(String module, String matrix) {
+    return PREFIX + module + "." + matrix + ".weight";
+  }
+
   /** Name of the tensor A {@code (r, in)} of a module. */
   public String keyA(String module) {
-    return loraKeys.getOrDefault(module + ".lora_A", PREFIX + module + ".lora_A.weight");
+    return loraKeys.getOrDefault(module + ".lora_A", key(module, "lora_A"));
   }
 
   /** Name of the tensor B {@code (out, r)} of a module. */
   public String keyB(String module) {
-    return loraKeys.getOrDefault(module + ".lora_B", PREFIX + module + ".lora_B.weight");
+    return loraKeys.getOrDefault(module + ".lora_B", key(module, "lora_B"));
   }
 
   /**

@@ -248,6 +248,26 @@ public final class Ops {
         .runPair(x.getManager());
   }
 
+  /**
+   * The reduced singular value decomposition of a matrix {@code (m, n)}, x = U diag(S) Vᵀ: U {@code
+   * (m, k)}, S {@code (k)} in descending order, V {@code (n, k)}, k = min(m, n).
+   */
+  public static NDArray[] svd(NDArray x) {
+    return new StableAbi.Call("aten::svd", "")
+        .tensor(x)
+        .bool(true)
+        .bool(true)
+        .run(x.getManager(), 3);
+  }
+
+  /** Ones and zeros: a one at each place with the probability there, from libtorch's generator. */
+  public static NDArray bernoulli(NDArray probabilities) {
+    return new StableAbi.Call("aten::bernoulli", "")
+        .tensor(probabilities)
+        .none()
+        .run(probabilities.getManager());
+  }
+
   /** Softmax over the last dimension, computed and returned in float32. */
   public static NDArray softmax(NDArray x) {
     return new StableAbi.Call("aten::softmax", "int")

@@ -364,11 +364,15 @@ final class StableAbi {
 
     /** Runs an operator with two results. */
     NDArray[] runPair(NDManager manager) {
+      return run(manager, 2);
+    }
+
+    /** Runs an operator with several results. */
+    NDArray[] run(NDManager manager, int results) {
       invoke();
-      return new NDArray[] {
-        adopt(manager, stack.getAtIndex(JAVA_LONG, 0)),
-        adopt(manager, stack.getAtIndex(JAVA_LONG, 1))
-      };
+      var all = new NDArray[results];
+      Arrays.setAll(all, i -> adopt(manager, stack.getAtIndex(JAVA_LONG, i)));
+      return all;
     }
 
     private void invoke() {
