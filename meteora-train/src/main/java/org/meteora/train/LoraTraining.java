@@ -2,26 +2,34 @@ package org.meteora.train;
 
 import ai.djl.ndarray.NDArray;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.meteora.checkpoint.TrainableModel;
+import org.meteora.generate.Tokenizer;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.train.batch.TaskSamples;
+import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.FlatParameters;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
- * Trains one LoRA adapter on one task and writes it as a PEFT folder.
+ * Trains one LoRA adapter, on one task or on a mixture, and writes it as a PEFT folder.
  *
  * @param config settings
  * @param basePath the base model's folder
  * @param name the adapter's name
- * @param data JSONL of prompts and responses
+ * @param data JSONL of prompts and responses, by task: one, or several for an adapter over a
+ *     mixture
+ * @param samplesPerTask at most so many training samples of each task, drawn with the seed: a
+ *     balanced mixture; 0: all
  * @param output becomes the PEFT folder; checkpoints, metrics and curves go into its {@code
  *     training/}
  * @param resume go on from the last checkpoint, if there is one
@@ -31,10 +39,12 @@ public record LoraTraining(
     TrainConfig config,
     Path basePath,
     String name,
-    Path data,
+    Map<String, Path> data,
+    int samplesPerTask,
     Path output,
     boolean resume,
     Flags flags) {
+  private static final Logger LOG = LoggerFactory.getLogger(LoraTraining.class);
 
   /**
    * Trains and writes the adapter.
@@ -58,15 +68,7 @@ public record LoraTraining(
             basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
     try (var model = TrainableModel.lora(spec, name, config.lora());
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false))) {
-      var samples =
-          TaskSamples.read(
-              data,
-              name,
-              0,
-              model.tokenizer(),
-              Run.tokenization(config, model),
-              config.evalRatio(),
-              config.seed());
+      var samples = samples(model.tokenizer(), Run.tokenization(config, model));
       var steps =
           Run.train(
               name,
@@ -89,10 +91,37 @@ public record LoraTraining(
       var inputs = new LinkedHashMap<String, Object>();
       inputs.put("name", name);
       inputs.put("base_model_path", CacheFolders.shown(basePath));
-      inputs.put("data", CacheFolders.shown(data));
+      inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
+      inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
       Run.record(output, config, model, inputs, steps.getAsLong());
       return Optional.of(output);
     }
+  }
+
+  /** All tasks' samples, or the same number of each. */
+  TaskSamples samples(Tokenizer tokenizer, TaskSamples.Tokenization tokenization) {
+    var train = new ArrayList<TrainingSample>();
+    var eval = new ArrayList<TrainingSample>();
+    data.forEach(
+        (task, file) -> {
+          var samples =
+              TaskSamples.read(
+                  file, task, 0, tokenizer, tokenization, config.evalRatio(), config.seed());
+          train.addAll(most(samples.train(), task));
+          eval.addAll(samples.eval());
+        });
+    return new TaskSamples(List.copyOf(train), List.copyOf(eval));
+  }
+
+  /** They have been shuffled with the seed: the first are a draw. */
+  private List<TrainingSample> most(List<TrainingSample> samples, String task) {
+    if (samplesPerTask == 0) {
+      return samples;
+    }
+    if (samples.size() < samplesPerTask) {
+      LOG.warn("{} has only {} samples to train on, not {}", task, samples.size(), samplesPerTask);
+    }
+    return samples.subList(0, Math.min(samplesPerTask, samples.size()));
   }
 
   /** The adapter in float32 under PEFT's keys, then its configuration. */

@@ -63,7 +63,8 @@ class TrainingTest {
             TrainConfig.lora(Map.of(), options),
             base,
             name,
-            data(name),
+            Map.of(name, data(name)),
+            0,
             folder.resolve("adapters").resolve(name),
             resume,
             Flags.AUTO)
@@ -81,6 +82,41 @@ class TrainingTest {
         withBase,
         resume,
         Flags.AUTO);
+  }
+
+  /** One adapter over several tasks: all of their samples, or as many of each. */
+  @Test
+  void aMixtureTakesEveryTask() throws Exception {
+    task("zebra", "stripes");
+    task("crow", "black");
+    var files = new java.util.TreeMap<>(Map.of("zebra", data("zebra"), "crow", data("crow")));
+    for (int perTask : new int[] {0, 3}) {
+      var training =
+          new LoraTraining(
+              TrainConfig.lora(Map.of(), Map.of("max_steps", 1, "device", "cpu")),
+              Fixtures.TINY.resolve("base"),
+              "mixed",
+              files,
+              perTask,
+              folder.resolve("adapters/mixed" + perTask),
+              false,
+              Flags.AUTO);
+      try (var tokenizer = org.meteora.generate.Tokenizer.load(Fixtures.TINY.resolve("base"))) {
+        var samples =
+            training.samples(
+                tokenizer, new org.meteora.train.batch.TaskSamples.Tokenization(512, -1, true));
+        for (var task : List.of("zebra", "crow")) {
+          assertThat(samples.train())
+              .filteredOn(sample -> sample.id().startsWith(task))
+              .hasSize(perTask == 0 ? 22 : 3);
+          assertThat(samples.eval()).filteredOn(sample -> sample.id().startsWith(task)).hasSize(2);
+        }
+      }
+      var written = training.run(() -> false).orElseThrow();
+      var how = Jsonl.readFile(written.resolve("training.json"));
+      assertThat(how.get("data").toString()).contains("crow", "zebra");
+      assertThat(how.get("samples_per_task").asInt(0)).isEqualTo(perTask);
+    }
   }
 
   @Test

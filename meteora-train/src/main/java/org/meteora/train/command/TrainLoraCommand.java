@@ -2,6 +2,8 @@ package org.meteora.train.command;
 
 import static org.meteora.train.command.TrainingOptions.put;
 
+import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -26,6 +28,7 @@ import picocli.CommandLine.Option;
     footer = {
       "  meteora train-lora --task strategyqa --adapter-dir adapters",
       "  meteora train-lora --task gsm8k,disfl_qa --r 16 --alpha 32 --epochs 2",
+      "  meteora train-lora --task all --mixed --balanced 1000 --name lora_b",
       "  meteora train-lora --data my.jsonl --name mine --target-modules q_proj,v_proj"
     })
 public final class TrainLoraCommand implements Callable<Integer> {
@@ -33,9 +36,9 @@ public final class TrainLoraCommand implements Callable<Integer> {
   @Mixin private TrainingOptions training;
 
   @Option(
-      names = "--task",
+      names = {"--task", "--tasks"},
       split = ",",
-      paramLabel = "TASK",
+      paramLabel = "all|A,B,…",
       description = "tasks of target_dir, each trained on its train.jsonl")
   private List<String> tasks;
 
@@ -48,8 +51,22 @@ public final class TrainLoraCommand implements Callable<Integer> {
   @Option(
       names = "--name",
       paramLabel = "NAME",
-      description = "the adapter's name, with --data (default: the file's)")
+      description =
+          "the adapter's name, with --data (default: the file's) or --mixed (default: lora_f;"
+              + " with --balanced: lora_b)")
   private String name;
+
+  @Option(
+      names = "--mixed",
+      description =
+          "one adapter over all the tasks together, the paper's LoRA-F, instead of one each")
+  private boolean mixed;
+
+  @Option(
+      names = "--balanced",
+      paramLabel = "N",
+      description = "with --mixed: N samples of each task, the paper's LoRA-B")
+  private Integer balanced;
 
   @Option(
       names = "--output-dir",
@@ -113,6 +130,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
                     base,
                     entry.getKey(),
                     entry.getValue(),
+                    balanced == null ? 0 : balanced,
                     target.resolve(entry.getKey()),
                     training.resume,
                     training.flags.over(loaded))
@@ -127,30 +145,76 @@ public final class TrainLoraCommand implements Callable<Integer> {
   }
 
   /**
-   * Adapter names and what each is trained on; all files are looked for before the first training.
+   * Adapter names and what each is trained on, by task; all files are looked for before the first
+   * training.
    */
-  private Map<String, Path> files(Path datasets) {
+  private Map<String, Map<String, Path>> files(Path datasets) {
     if ((data == null) == (tasks == null)) {
       throw new UserException("train-lora needs --task NAME or --data FILE, and not both");
     }
-    var result = new LinkedHashMap<String, Path>();
+    if (mixed && data != null) {
+      throw new UserException("--mixed goes with --task: --data is one file already");
+    }
+    if (balanced != null && (!mixed || balanced < 1)) {
+      throw new UserException("--balanced N goes with --mixed, and N must be at least 1");
+    }
+    var result = new LinkedHashMap<String, Map<String, Path>>();
     if (data != null) {
       var file = data.getFileName().toString();
       int dot = file.lastIndexOf('.');
-      result.put(name != null ? name : dot > 0 ? file.substring(0, dot) : file, data);
+      var adapter = name != null ? name : dot > 0 ? file.substring(0, dot) : file;
+      result.put(adapter, Map.of(adapter, data));
     } else {
-      if (name != null) {
-        throw new UserException("--name goes with --data; adapters of --task have the task's name");
+      if (name != null && !mixed) {
+        throw new UserException(
+            "--name goes with --data or --mixed; adapters of --task have the task's name");
       }
-      tasks.forEach(task -> result.put(task, datasets.resolve(task).resolve("train.jsonl")));
+      var byTask = new LinkedHashMap<String, Path>();
+      for (var task : tasks.equals(List.of("all")) ? allTasks(datasets) : tasks) {
+        FolderNames.require("the task", task);
+        byTask.put(task, datasets.resolve(task).resolve("train.jsonl"));
+      }
+      if (mixed) {
+        result.put(name != null ? name : balanced == null ? "lora_f" : "lora_b", byTask);
+      } else {
+        byTask.forEach((task, file) -> result.put(task, Map.of(task, file)));
+      }
     }
     result.forEach(
-        (adapter, file) -> {
+        (adapter, files) -> {
           FolderNames.require("the adapter", adapter);
-          if (!java.nio.file.Files.isRegularFile(file)) {
-            throw new UserException("no data to train " + adapter + " on: no such file " + file);
+          for (var file : files.values()) {
+            if (!Files.isRegularFile(file)) {
+              throw new UserException(
+                  "no data to train "
+                      + adapter
+                      + " on: no such file "
+                      + file
+                      + (data == null ? "; \"meteora create-dataset\" makes it" : ""));
+            }
           }
         });
     return result;
+  }
+
+  /** Every folder with data to train on, by name. */
+  private static List<String> allTasks(Path datasets) {
+    try (var folders = Files.list(datasets)) {
+      var found =
+          folders
+              .filter(folder -> Files.isRegularFile(folder.resolve("train.jsonl")))
+              .map(folder -> folder.getFileName().toString())
+              .sorted()
+              .toList();
+      if (!found.isEmpty()) {
+        return found;
+      }
+    } catch (IOException e) {
+      // said below
+    }
+    throw new UserException(
+        "no tasks to train on in "
+            + datasets
+            + ": \"meteora create-dataset\" makes their folders, with a train.jsonl each");
   }
 }
