@@ -3,12 +3,16 @@ package org.meteora.data.hub;
 import java.io.FilterInputStream;
 import java.io.IOException;
 import java.io.InputStream;
+import java.net.Authenticator;
 import java.net.HttpURLConnection;
+import java.net.PasswordAuthentication;
 import java.net.URI;
 import java.net.UnknownHostException;
+import java.util.Arrays;
 import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
+import org.meteora.UserException;
 
 /**
  * GET with what {@link HttpURLConnection} leaves to its user: redirects followed by hand (the token
@@ -19,7 +23,15 @@ import java.util.TreeMap;
  * interrupted gets out of a read at once when it is a virtual one, else within the stall time.
  */
 final class Http {
+  private static final String TUNNEL_SCHEMES = "jdk.http.auth.tunneling.disabledSchemes";
   private static final int REDIRECTS = 10;
+
+  static {
+    // a proxy that asks for a name and a password gets them for https too
+    if (System.getProperty(TUNNEL_SCHEMES) == null) {
+      System.setProperty(TUNNEL_SCHEMES, "");
+    }
+  }
 
   /** What is read of an error page so that its connection can be used again. */
   private static final int ERROR_PAGE = 64 << 10;
@@ -107,6 +119,9 @@ final class Http {
     if (to.getHost() == null || !(http || "https".equalsIgnoreCase(to.getScheme()))) {
       throw new IOException(from.getHost() + " redirects to something that is not http");
     }
+    if (to.getPort() > 65_535) {
+      throw new IOException(from.getHost() + " redirects to a port that does not exist");
+    }
     if (http && "https".equalsIgnoreCase(from.getScheme())) {
       throw new IOException(from.getHost() + " redirects from https to plain http: refused");
     }
@@ -116,7 +131,13 @@ final class Http {
   private Reply exchange(URI uri, Map<String, String> headers, OnReply onReply)
       throws IOException, InterruptedException {
     var timing = settings.timing();
-    var connection = (HttpURLConnection) uri.toURL().openConnection();
+    var via = settings.proxies().of(uri);
+    var url = uri.toURL();
+    var connection =
+        (HttpURLConnection)
+            (via.isPresent() ? url.openConnection(via.get().proxy()) : url.openConnection());
+    via.flatMap(Proxies.Via::login)
+        .ifPresent(login -> connection.setAuthenticator(forProxy(login)));
     connection.setInstanceFollowRedirects(false);
     connection.setConnectTimeout(Math.toIntExact(timing.connect().toMillis()));
     connection.setReadTimeout(Math.toIntExact(timing.stall().toMillis()));
@@ -129,7 +150,7 @@ final class Http {
     }
     boolean whole = false;
     try {
-      var reply = head(connection);
+      var reply = head(connection, via);
       if (reply.status / 100 == 2) {
         copy(connection, onReply.open(reply));
         whole = true;
@@ -149,7 +170,17 @@ final class Http {
     }
   }
 
-  private static Reply head(HttpURLConnection connection) throws IOException {
+  private static Authenticator forProxy(PasswordAuthentication login) {
+    return new Authenticator() {
+      @Override
+      protected PasswordAuthentication getPasswordAuthentication() {
+        return getRequestorType() == RequestorType.PROXY ? login : null; // servers get none
+      }
+    };
+  }
+
+  private static Reply head(HttpURLConnection connection, Optional<Proxies.Via> via)
+      throws IOException {
     try {
       int status = connection.getResponseCode();
       if (status < 0) {
@@ -164,10 +195,44 @@ final class Http {
                   headers.merge(name, String.join(", ", values), (one, two) -> one + ", " + two);
                 }
               });
+      if (status == 407) {
+        throw new IOException("Proxy returns 407");
+      }
+      requireOneLength(connection, headers);
       return new Reply(status, headers);
     } catch (IOException e) {
-      throw broken(connection, e);
+      var failure = broken(connection, e);
+      if (via.isEmpty()) {
+        throw failure;
+      }
+      var proxy = via.get().name();
+      if (String.valueOf(e.getMessage()).matches(".*Proxy returns.*407.*")) {
+        throw new UserException(
+            "the proxy "
+                + proxy
+                + " refuses the login, or wants one: http://NAME:PASSWORD@HOST:PORT in the variable"
+                + " that names it",
+            e);
+      }
+      throw new IOException(failure.getMessage() + " (through the proxy " + proxy + ")", e);
     }
+  }
+
+  /** How long a body is must be said once, in one way: what lies after it would be another's. */
+  private static void requireOneLength(HttpURLConnection connection, Map<String, String> headers) {
+    var lengths = headers.get("Content-Length");
+    if (lengths == null) {
+      return;
+    }
+    var each = lengths.split("\\s*,\\s*");
+    if (!each[0].matches("\\d{1,18}") || !Arrays.stream(each).allMatch(each[0]::equals)) {
+      throw new UserException(
+          connection.getURL().getHost()
+              + " sends a reply whose length is not clear (Content-Length "
+              + lengths
+              + "): refused");
+    }
+    headers.put("Content-Length", each[0]);
   }
 
   private static void copy(HttpURLConnection connection, Sink sink) throws IOException {

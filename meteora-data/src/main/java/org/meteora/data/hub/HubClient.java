@@ -141,7 +141,10 @@ public final class HubClient {
         var content = parse(body[0]);
         var next = NEXT.matcher(link[0]);
         return new Page(
-            content, next.find() ? Optional.of(from.resolve(next.group(1))) : Optional.empty());
+            content,
+            next.find()
+                ? Optional.of(nextPage(repository, from, next.group(1)))
+                : Optional.empty());
       } catch (StatusException e) {
         if (!e.mayPass()) {
           throw explain(repository, e);
@@ -153,6 +156,31 @@ public final class HubClient {
         retry.pause(e);
       }
     }
+  }
+
+  /**
+   * The address of the next page at the endpoint. A mirror passes on what the Hub says, which is an
+   * address at the Hub: of it counts what is asked for, not whom.
+   */
+  private URI nextPage(Repository repository, URI from, String link) {
+    URI to;
+    try {
+      to = from.resolve(link);
+    } catch (IllegalArgumentException e) {
+      throw broken(repository, "a next page without an address: " + link);
+    }
+    boolean http =
+        "http".equalsIgnoreCase(to.getScheme()) || "https".equalsIgnoreCase(to.getScheme());
+    var path = to.getRawPath() == null ? "" : to.getRawPath();
+    var prefix = settings.endpoint().getRawPath();
+    if (http && to.getHost() != null && this.http.isEndpoint(to) && path.startsWith(prefix)) {
+      path = path.substring(prefix.length());
+    }
+    int asked = path.indexOf("/api/");
+    if (!http || to.getPort() > 65_535 || asked < 0 || to.getRawQuery() == null) {
+      throw broken(repository, "a next page that is not one: " + link);
+    }
+    return URI.create(settings.endpoint() + path.substring(asked) + "?" + to.getRawQuery());
   }
 
   /**

@@ -20,9 +20,20 @@ import org.meteora.io.CacheFolders;
  *     instead of fetched
  * @param timing how long to wait for what
  * @param layout how a file is cut
+ * @param proxies that requests go through
  */
 public record HubSettings(
-    URI endpoint, Optional<String> token, Path cache, Timing timing, Layout layout) {
+    URI endpoint,
+    Optional<String> token,
+    Path cache,
+    Timing timing,
+    Layout layout,
+    Proxies proxies) {
+  /** Without proxies. */
+  public HubSettings(
+      URI endpoint, Optional<String> token, Path cache, Timing timing, Layout layout) {
+    this(endpoint, token, cache, timing, layout, Proxies.NONE);
+  }
 
   /**
    * How a file is cut.
@@ -54,6 +65,7 @@ public record HubSettings(
       throw new UserException("HF_ENDPOINT is not an address: " + endpointText);
     }
     if (endpoint.getHost() == null
+        || endpoint.getPort() > 65_535
         || !("http".equals(endpoint.getScheme()) || "https".equals(endpoint.getScheme()))) {
       throw new UserException(
           "HF_ENDPOINT must be like https://huggingface.co, found: " + endpointText);
@@ -72,7 +84,13 @@ public record HubSettings(
           "the Hub token (HF_TOKEN or " + tokenFile + ") holds characters no token has");
     }
     var cache = HubCache.of(environment, userHome);
-    return new HubSettings(endpoint, token, cache, Timing.DEFAULT, Layout.DEFAULT);
+    return new HubSettings(
+        endpoint,
+        token,
+        cache,
+        Timing.DEFAULT,
+        Layout.DEFAULT,
+        Proxies.fromEnvironment(environment));
   }
 
   /** The settings of this process. */
