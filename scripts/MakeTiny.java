@@ -1,5 +1,6 @@
 import ai.djl.ndarray.NDArray;
 
+import org.meteora.tensor.Devices;
 import org.meteora.nn.Projection;
 import org.meteora.model.Architecture;
 import ai.djl.ndarray.NDManager;
@@ -67,7 +68,7 @@ public final class MakeTiny {
         base.resolve("generation_config.json"),
         "{\n  \"bos_token_id\": 256,\n  \"do_sample\": false,\n  \"eos_token_id\": 257\n}\n");
     AtomicFiles.writeString(base.resolve("tokenizer.json"), tokenizer().toPrettyString() + "\n");
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       manager.getEngine().setRandomSeed(1);
       var weights = new TreeMap<String, NDArray>();
       weights.put("model.embed_tokens.weight", normal(manager, 0.5, VOCAB, 64));

@@ -21,6 +21,7 @@ import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.meteora.tensor.Devices;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
 import org.meteora.eval.Evaluator;
@@ -91,7 +92,7 @@ class NativeMemoryTest {
       names = {"AUTO", "GATHER", "MASKED", "ALL"})
   void thousandsOfSteps(ForwardMode mode) throws Throwable {
     try (var model = tiny();
-        var manager = NDManager.newBaseManager("PyTorch")) {
+        var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var llama = model.llama();
       llama.routing().flags(Flags.of(mode));
       steps(llama, manager);

@@ -7,7 +7,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
-import org.meteora.checkpoint.LoadedModel;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.kernel.GpuMeasure;
 import org.meteora.eval.routes.RoutingMatrix;
@@ -21,6 +20,7 @@ import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Option;
@@ -57,8 +57,10 @@ final class BenchModel {
 
   @Option(
       names = "--device",
-      defaultValue = "cpu",
-      description = "cpu, cuda or cuda:i (default: ${DEFAULT-VALUE}).")
+      defaultValue = "auto",
+      description =
+          "auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:i (default:"
+              + " ${DEFAULT-VALUE}).")
   private String device;
 
   @Option(
@@ -114,18 +116,18 @@ final class BenchModel {
   }
 
   NDManager manager() {
-    return NDManager.newBaseManager(LoadedModel.device(device), "PyTorch");
+    return Devices.newManager(Devices.parse(device));
   }
 
   Dtype dtype() {
     if (dtype != null) {
       return Dtype.ofOption(dtype);
     }
-    return device.startsWith("cuda") ? Dtype.BF16 : Dtype.F32;
+    return Devices.parse(device).isGpu() ? Dtype.BF16 : Dtype.F32;
   }
 
   boolean onGpu() {
-    return LoadedModel.device(device).isGpu();
+    return Devices.parse(device).isGpu();
   }
 
   /** Bytes a millisecond that the GPU reads, measured now; 0 on a CPU. */
@@ -140,7 +142,7 @@ final class BenchModel {
   }
 
   private Cuda cuda() {
-    return Cuda.device(LoadedModel.device(device).getDeviceId());
+    return Cuda.device(Devices.parse(device).getDeviceId());
   }
 
   /** Bytes in use on the GPU; 0 on a CPU. */

@@ -29,6 +29,7 @@ import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -98,10 +99,8 @@ public final class LoadedModel implements AutoCloseable {
   public static LoadedModel load(Spec spec) {
     var flags = spec.flags();
     var config = LlamaConfig.read(spec.basePath());
-    var dtype =
-        spec.dtype()
-            .map(Dtype::ofOption)
-            .orElse(Devices.isCuda(spec.device()) ? Dtype.BF16 : Dtype.F32);
+    var device = Devices.parse(spec.device());
+    var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
     var settings =
         new RoutingSettings(
             spec.topK().orElse(RoutingSettings.DEFAULT.topK()),
@@ -152,8 +151,7 @@ public final class LoadedModel implements AutoCloseable {
       for (var name : base.names()) {
         bytes += base.info(name).orElseThrow().bytes();
       }
-      var device = Devices.parse(spec.device());
-      Devices.requireMemory(device, Devices.bytes(base, dtype));
+      Memory.require(device, Memory.bytes(base, dtype));
       if (device.isGpu()) {
         Kernels.prepare(
             Cuda.device(device.getDeviceId()),
@@ -164,7 +162,7 @@ public final class LoadedModel implements AutoCloseable {
             config.numKeyValueHeads(),
             config.headDim());
       }
-      manager = NDManager.newBaseManager(device, "PyTorch");
+      manager = Devices.newManager(device);
       try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
         var builder =
             new ModelBuilder(
@@ -285,7 +283,7 @@ public final class LoadedModel implements AutoCloseable {
             : Math.min(llama.routing().settings().topK(), adapterNames.size()));
     result.put("routing_temperature", llama.routing().settings().temperature());
     result.putAll(llama.routing().flags().describe());
-    result.put("device", spec.device());
+    result.put("device", Devices.name(llama.manager().getDevice()));
     result.put("dtype", llama.dtype().label());
     var hashes = new LinkedHashMap<String, String>();
     for (var source : sources) {
@@ -293,15 +291,6 @@ public final class LoadedModel implements AutoCloseable {
     }
     result.put("sha256", hashes);
     return result;
-  }
-
-  /**
-   * The device of this name.
-   *
-   * @throws UserException when it is no device's name, or there is no such GPU
-   */
-  public static Device device(String name) {
-    return Devices.parse(name);
   }
 
   private static void closeAll(List<AutoCloseable> files) {
@@ -321,13 +310,9 @@ public final class LoadedModel implements AutoCloseable {
     closeAll(files);
   }
 
-  /** Names of devices. */
-  static final class Devices {
-    private Devices() {}
-
-    static boolean isCuda(String device) {
-      return device.startsWith("cuda");
-    }
+  /** Whether a model fits. */
+  static final class Memory {
+    private Memory() {}
 
     /** What all tensors of these files take in a dtype. */
     static long bytes(SafetensorsFolder files, Dtype dtype) {
@@ -344,40 +329,21 @@ public final class LoadedModel implements AutoCloseable {
      *
      * @throws UserException when the GPU has less memory free than that, naming both
      */
-    static void requireMemory(Device device, long bytes) {
+    static void require(Device device, long bytes) {
       if (device.isGpu()) {
         var cuda = Cuda.device(device.getDeviceId());
         cuda.makeCurrent();
-        requireMemory(device.getDeviceId(), bytes, cuda.memory().free());
+        require(device.getDeviceId(), bytes, cuda.memory().free());
       }
     }
 
-    static void requireMemory(int gpu, long bytes, long free) {
+    static void require(int gpu, long bytes, long free) {
       if (bytes > free) {
         throw new UserException(
             "GPU %d has too little memory for this model: %,d MiB are needed for its weights, %,d"
                     .formatted(gpu, (bytes >> 20) + 1, free >> 20)
                 + " MiB are free");
       }
-    }
-
-    static Device parse(String device) {
-      if (device.equals("cpu")) {
-        return Device.cpu();
-      }
-      if (device.matches("cuda(:\\d{1,3})?")) {
-        int index = device.length() > 5 ? Integer.parseInt(device.substring(5)) : 0;
-        int count = ai.djl.engine.Engine.getEngine("PyTorch").getGpuCount();
-        if (index >= count) {
-          throw new UserException(
-              count == 0
-                  ? "no CUDA device: PyTorch sees no GPU here (is there a driver, and a CUDA build"
-                      + " of libtorch?)"
-                  : "no CUDA device " + index + ": there are " + count + ", counted from 0");
-        }
-        return Device.gpu(index);
-      }
-      throw new UserException("unknown device \"" + device + "\": choose cpu, cuda or cuda:i");
     }
   }
 }

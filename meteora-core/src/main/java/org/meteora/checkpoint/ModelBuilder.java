@@ -18,6 +18,7 @@ import org.meteora.model.LlamaFactory;
 import org.meteora.moe.RoutingControl;
 import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -73,7 +74,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
   public NDArray get(String name, long... shape) {
     var own = adapter == null ? null : adapter.wholeKeys().get(name);
     if (own != null) {
-      try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+      try (var host = Devices.newManager(ai.djl.Device.cpu())) {
         return move(adapter.readWhole(host, name, shape), manager, dtype);
       }
     }
@@ -149,7 +150,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
 
   private NDArray place(SafetensorsFolder files, String key, long... shape) {
     NDArray mapped;
-    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
       mapped = files.read(host, key, shape);
       progress.step(files.info(key).orElseThrow().bytes());
       return move(mapped, manager, dtype);
@@ -237,7 +238,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
       int[] ranks,
       int[] stacked,
       long... shape) {
-    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
       var file = Ops.cast(checkpoint.weights().read(host, key, shape), Dtype.F32);
       progress.step(checkpoint.weights().info(key).orElseThrow().bytes());
       var parts = new NDList();
@@ -281,7 +282,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
     var scales = new double[adapters.size()];
     var a = new ArrayList<NDArray>();
     var b = new ArrayList<NDArray>();
-    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
       for (int i = 0; i < adapters.size(); i++) {
         var adapter = adapters.get(i);
         adapter.requireFits(path, shape[1], shape[0]);

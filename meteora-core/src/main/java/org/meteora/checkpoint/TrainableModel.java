@@ -1,7 +1,6 @@
 package org.meteora.checkpoint;
 
 import ai.djl.Device;
-import ai.djl.engine.Engine;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.nio.file.Path;
@@ -26,6 +25,7 @@ import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
 import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -227,9 +227,7 @@ public final class TrainableModel implements AutoCloseable {
     var files = new ArrayList<AutoCloseable>();
     NDManager manager = null;
     try {
-      var device =
-          LoadedModel.Devices.parse(
-              spec.device().orElse(Engine.getEngine("PyTorch").getGpuCount() > 0 ? "cuda" : "cpu"));
+      var device = Devices.parse(spec.device().orElse("auto"));
       var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
       var control = new RoutingControl(new RoutingSettings(spec.topK(), 1), spec.flags());
       var tokenizer = Tokenizer.load(spec.basePath(), config.vocabSize());
@@ -240,8 +238,8 @@ public final class TrainableModel implements AutoCloseable {
       for (var name : base.names()) {
         bytes += base.info(name).orElseThrow().bytes();
       }
-      LoadedModel.Devices.requireMemory(device, LoadedModel.Devices.bytes(base, dtype));
-      manager = NDManager.newBaseManager(device, "PyTorch");
+      LoadedModel.Memory.require(device, LoadedModel.Memory.bytes(base, dtype));
+      manager = Devices.newManager(device);
       try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
         var builder =
             new ModelBuilder(manager, dtype, base, "", config.tieWordEmbeddings(), null, progress);
@@ -271,7 +269,7 @@ public final class TrainableModel implements AutoCloseable {
       values[i] = (float) ((2 * random.nextDouble() - 1) * bound);
     }
     var result = Ops.empty(manager, dtype, rows, columns);
-    try (var host = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(Device.cpu())) {
       Ops.copy(result, host.create(values, Ops.shape(rows, columns)));
     }
     return result;

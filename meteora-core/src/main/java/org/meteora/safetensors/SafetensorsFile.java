@@ -30,6 +30,7 @@ import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -426,7 +427,7 @@ public final class SafetensorsFile implements AutoCloseable {
     if (here.dtype() == there.dtype()) {
       return bytes(here).mismatch(other.bytes(there)) == -1;
     }
-    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
       var rounded = Ops.cast(other.read(host, otherName), here.dtype());
       var memory = MemorySegment.ofAddress(Ops.dataPointer(rounded)).reinterpret(here.bytes());
       return bytes(here).mismatch(memory) == -1;

@@ -12,6 +12,7 @@ import java.util.Map;
 import java.util.TreeMap;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -70,7 +71,7 @@ public final class SafetensorsWriter {
       return;
     }
     // a row-major copy in host memory, whatever the tensor's device and strides
-    try (var host = ai.djl.ndarray.NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
       var plain = Ops.empty(host, dtype, tensor.getShape().getShape());
       Ops.copy(plain, tensor);
       var segment = MemorySegment.ofAddress(Ops.dataPointer(plain)).reinterpret(bytes);

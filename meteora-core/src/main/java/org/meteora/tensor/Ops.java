@@ -161,7 +161,7 @@ public final class Ops {
    * collector may have freed since.
    */
   public static NDArray scale(NDArray x, double factor) {
-    try (var host = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(Device.cpu())) {
       var constant = empty(x.getManager(), dtype(x)); // libtorch's own memory
       copy(constant, host.create((float) factor));
       return x.mul(constant);

@@ -5,7 +5,6 @@ import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
-import ai.djl.engine.Engine;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
@@ -35,13 +34,19 @@ final class StableAbi {
   private static final AddressLayout POINTER = ADDRESS.withTargetLayout(JAVA_LONG);
 
   static {
-    Engine.getEngine("PyTorch"); // loads libtorch into the process
+    LibTorch.load();
     LIBRARY = SymbolLookup.libraryLookup("libtorch_cpu.so", Arena.global());
   }
 
   private static final MethodHandle GET_DATA_PTR = out("aoti_torch_get_data_ptr");
   private static final MethodHandle GET_DTYPE = out("aoti_torch_get_dtype");
+  private static final MethodHandle GET_DIM = out("aoti_torch_get_dim");
+  private static final MethodHandle GET_SIZES = out("aoti_torch_get_sizes");
   private static final MethodHandle GET_STRIDES = out("aoti_torch_get_strides");
+  private static final MethodHandle GET_DEVICE_TYPE = out("aoti_torch_get_device_type");
+  private static final MethodHandle GET_DEVICE_INDEX = out("aoti_torch_get_device_index");
+  private static final MethodHandle DELETE =
+      handle("aoti_torch_delete_tensor_object", FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
   private static final MethodHandle GET_NUMEL = out("aoti_torch_get_numel");
   private static final MethodHandle NEW_HANDLE = out("aoti_torch_new_tensor_handle");
   private static final MethodHandle DISPATCH =
@@ -123,22 +128,122 @@ final class StableAbi {
   }
 
   static long[] strides(NDArray array) {
-    return MemorySegment.ofAddress(query(GET_STRIDES, handleOf(array), "get_strides"))
-        .reinterpret(8L * array.getShape().dimension())
-        .toArray(JAVA_LONG);
+    return strides(handleOf(array));
+  }
+
+  private static long[] strides(long tensor) {
+    return numbers(GET_STRIDES, tensor, "get_strides");
+  }
+
+  static long[] sizes(long tensor) {
+    return numbers(GET_SIZES, tensor, "get_sizes");
+  }
+
+  private static long[] numbers(MethodHandle function, long tensor, String what) {
+    long count = query(GET_DIM, tensor, "get_dim");
+    return count == 0
+        ? new long[0]
+        : MemorySegment.ofAddress(query(function, tensor, what))
+            .reinterpret(8 * count)
+            .toArray(JAVA_LONG);
   }
 
   static Dtype dtype(NDArray array) {
-    return Dtype.ofScalarType((int) query(GET_DTYPE, handleOf(array), "get_dtype"));
+    return Dtype.ofScalarType(scalarType(handleOf(array)));
+  }
+
+  static int scalarType(long tensor) {
+    return (int) query(GET_DTYPE, tensor, "get_dtype");
+  }
+
+  /** The kind of device (0 the CPU, 1 CUDA) and its index (−1 for the CPU). */
+  static int[] device(long tensor) {
+    return new int[] {
+      (int) query(GET_DEVICE_TYPE, tensor, "get_device_type"),
+      (int) query(GET_DEVICE_INDEX, tensor, "get_device_index")
+    };
   }
 
   static long numel(NDArray array) {
     return query(GET_NUMEL, handleOf(array), "get_numel");
   }
 
-  static void copy(NDArray target, NDArray source) {
+  static boolean isRowMajor(long tensor) {
+    var sizes = sizes(tensor);
+    var strides = strides(tensor);
+    long expected = 1;
+    for (int i = sizes.length - 1; i >= 0; i--) {
+      if (sizes[i] != 1 && strides[i] != expected) {
+        return query(GET_NUMEL, tensor, "get_numel") == 0;
+      }
+      expected *= sizes[i];
+    }
+    return true;
+  }
+
+  /** The memory of a row-major tensor on the CPU; valid as long as that. */
+  static MemorySegment bytes(long tensor) {
+    long size =
+        query(GET_NUMEL, tensor, "get_numel") * Dtype.ofScalarType(scalarType(tensor)).bytes();
+    return size == 0
+        ? MemorySegment.ofArray(new byte[0])
+        : MemorySegment.ofAddress(query(GET_DATA_PTR, tensor, "get_data_ptr")).reinterpret(size);
+  }
+
+  /** A second handle on a tensor. */
+  static long newHandle(long tensor) {
+    return query(NEW_HANDLE, tensor, "new_tensor_handle");
+  }
+
+  static void delete(long tensor) {
     try {
-      check((int) COPY.invokeExact(handleOf(target), handleOf(source), 0), "copy_");
+      check((int) DELETE.invokeExact(tensor), "delete_tensor_object");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** libtorch's own random numbers: functions that 2.7 to 2.15 export alike, not of the C ABI. */
+  private static final class Seeds {
+    static final MethodHandle CPU_GENERATOR =
+        LINKER.downcallHandle(
+            LIBRARY.find("_ZN2at6detail22getDefaultCPUGeneratorEv").orElseThrow(),
+            FunctionDescriptor.of(POINTER));
+    static final MethodHandle SEED_CPU =
+        LINKER.downcallHandle(
+            LIBRARY.find("_ZN2at16CPUGeneratorImpl16set_current_seedEm").orElseThrow(),
+            FunctionDescriptor.ofVoid(JAVA_LONG, JAVA_LONG));
+    static final MethodHandle SEED_CUDA =
+        LINKER.downcallHandle(
+            LIBRARY.find("_ZN5torch4cuda15manual_seed_allEm").orElseThrow(),
+            FunctionDescriptor.ofVoid(JAVA_LONG));
+
+    private Seeds() {}
+  }
+
+  /** Seeds the random numbers of the CPU and of all GPUs. */
+  static void seed(long seed) {
+    try {
+      // a Generator is a pointer to its implementation, and comes by reference
+      var generator = (MemorySegment) Seeds.CPU_GENERATOR.invokeExact();
+      Seeds.SEED_CPU.invokeExact(generator.get(JAVA_LONG, 0), seed);
+      Seeds.SEED_CUDA.invokeExact(seed);
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static void copy(NDArray target, NDArray source) {
+    copy(handleOf(target), handleOf(source));
+  }
+
+  static void copy(long target, long source) {
+    try {
+      check((int) COPY.invokeExact(target, source, 0), "copy_");
     } catch (RuntimeException | Error e) {
       throw e;
     } catch (Throwable e) {
@@ -242,6 +347,10 @@ final class StableAbi {
 
   /** A row-major tensor over memory of someone else's, which must outlive it. */
   static NDArray fromBlob(NDManager manager, MemorySegment data, long[] shape, Dtype dtype) {
+    return adopt(manager, fromBlob(data, shape, dtype.scalarType()));
+  }
+
+  static long fromBlob(MemorySegment data, long[] shape, int scalarType) {
     try (var arena = Arena.ofConfined()) {
       var sizes = arena.allocateFrom(JAVA_LONG, shape);
       var strides = arena.allocateFrom(JAVA_LONG, rowMajor(shape));
@@ -249,9 +358,9 @@ final class StableAbi {
       check(
           (int)
               FROM_BLOB.invokeExact(
-                  data, (long) shape.length, sizes, strides, 0L, dtype.scalarType(), 0, 0, result),
+                  data, (long) shape.length, sizes, strides, 0L, scalarType, 0, 0, result),
           "create_tensor_from_blob");
-      return adopt(manager, result.get(JAVA_LONG, 0));
+      return result.get(JAVA_LONG, 0);
     } catch (RuntimeException | Error e) {
       throw e;
     } catch (Throwable e) {
@@ -264,6 +373,13 @@ final class StableAbi {
     var device = manager.getDevice();
     int type = device.isGpu() ? 1 : 0;
     int index = device.isGpu() ? device.getDeviceId() : 0;
+    return adopt(manager, empty(shape, dtype.scalarType(), type, index));
+  }
+
+  /**
+   * @param device 0 for the CPU, 1 for CUDA
+   */
+  static long empty(long[] shape, int scalarType, int device, int index) {
     try (var arena = Arena.ofConfined()) {
       var sizes = arena.allocateFrom(JAVA_LONG, shape);
       var strides = arena.allocateFrom(JAVA_LONG, rowMajor(shape));
@@ -271,13 +387,25 @@ final class StableAbi {
       check(
           (int)
               EMPTY_STRIDED.invokeExact(
-                  (long) shape.length, sizes, strides, dtype.scalarType(), type, index, result),
+                  (long) shape.length, sizes, strides, scalarType, device, index, result),
           "empty_strided");
-      return adopt(manager, result.get(JAVA_LONG, 0));
+      return result.get(JAVA_LONG, 0);
     } catch (RuntimeException | Error e) {
       throw e;
     } catch (Throwable e) {
       throw new IllegalStateException(e);
+    }
+  }
+
+  /**
+   * Gives back the device memory that libtorch keeps for its next tensors. The C ABI has no name
+   * for it; an allocation that no GPU can serve makes libtorch do it before it fails.
+   */
+  static void emptyCudaCache() {
+    try {
+      delete(empty(new long[] {1L << 50}, Dtype.U8.scalarType(), 1, 0));
+    } catch (IllegalStateException e) {
+      // as meant
     }
   }
 
@@ -305,7 +433,11 @@ final class StableAbi {
 
     /** A tensor; the operator consumes a handle of its own. */
     Call tensor(NDArray array) {
-      return integer(query(NEW_HANDLE, handleOf(array), "new_tensor_handle"));
+      return tensor(handleOf(array));
+    }
+
+    Call tensor(long handle) {
+      return integer(newHandle(handle));
     }
 
     Call integer(long value) {
@@ -327,9 +459,7 @@ final class StableAbi {
     }
 
     Call optionalTensor(NDArray array) {
-      return array == null
-          ? none()
-          : filled(query(NEW_HANDLE, handleOf(array), "new_tensor_handle"));
+      return array == null ? none() : filled(newHandle(handleOf(array)));
     }
 
     Call optionalReal(double value) {
@@ -358,8 +488,13 @@ final class StableAbi {
 
     /** Runs the operator; its one result is attached to {@code manager}. */
     NDArray run(NDManager manager) {
+      return adopt(manager, run());
+    }
+
+    /** Runs the operator; its one result is the caller's. */
+    long run() {
       invoke();
-      return adopt(manager, stack.getAtIndex(JAVA_LONG, 0));
+      return stack.getAtIndex(JAVA_LONG, 0);
     }
 
     /** Runs an operator with two results. */

@@ -4,7 +4,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -25,6 +24,7 @@ import org.meteora.io.Jsonl;
 import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -93,7 +93,7 @@ class FieldFilesTest {
   /** Writes a safetensors file anew, after a change of its tensors. */
   private static void rewrite(Path path, Consumer<Map<String, NDArray>> change) throws IOException {
     var fresh = path.resolveSibling("new.safetensors");
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var tensors = new LinkedHashMap<String, NDArray>();
       try (var file = SafetensorsFile.open(path)) {
         file.tensors().keySet().forEach(key -> tensors.put(key, file.read(manager, key)));
@@ -227,7 +227,7 @@ class FieldFilesTest {
     var file = adapter();
     var plain = answersOf(base(), "task_a", folder.resolve("adapters"));
     try (var weights = SafetensorsFile.open(base().resolve("model.safetensors"));
-        var manager = NDManager.newBaseManager("PyTorch")) {
+        var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var embedding = Ops.cast(weights.read(manager, EMBEDDING), Dtype.valueOf(dtype));
       rewrite(file, tensors -> tensors.put(PREFIX + EMBEDDING, embedding));
     }
@@ -240,7 +240,7 @@ class FieldFilesTest {
     var file = adapter();
     // the reference: the same numbers in the base itself
     var other = copiedBase();
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var turned = new NDArray[1];
       rewrite(
           other.resolve("model.safetensors"),

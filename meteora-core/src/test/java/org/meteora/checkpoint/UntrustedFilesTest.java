@@ -4,7 +4,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -23,6 +22,7 @@ import org.meteora.UserException;
 import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -76,7 +76,7 @@ class UntrustedFilesTest {
 
   /** Writes a safetensors file anew, with another metadata or one more tensor. */
   private void rewrite(Path path, UnaryOperator<Map<String, String>> metadata, String more) {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var tensors = new LinkedHashMap<String, NDArray>();
       Map<String, String> old;
       try (var file = SafetensorsFile.open(path)) {

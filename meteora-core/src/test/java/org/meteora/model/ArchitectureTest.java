@@ -15,6 +15,7 @@ import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
 import org.meteora.nn.Projection;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -76,7 +77,7 @@ class ArchitectureTest {
             plain.rope(),
             plain.raw());
     var asked = new ArrayList<String>();
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       LlamaFactory.Weights ones =
           (name, shape) -> {
             asked.add(name);

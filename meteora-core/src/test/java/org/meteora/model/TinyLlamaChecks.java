@@ -3,7 +3,6 @@ package org.meteora.model;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -23,6 +22,7 @@ import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -65,7 +65,7 @@ abstract class TinyLlamaChecks {
 
   static float[] expectedLogits(String name) {
     try (var file = SafetensorsFile.open(Fixtures.tinyLlama().resolve("expected.safetensors"));
-        var manager = NDManager.newBaseManager("PyTorch")) {
+        var manager = Devices.newManager(ai.djl.Device.cpu())) {
       return file.read(manager, name).toFloatArray();
     }
   }
@@ -246,7 +246,7 @@ abstract class TinyLlamaChecks {
       Files.copy(base.resolve(name), folder.resolve(name));
     }
     try (var file = SafetensorsFile.open(base.resolve("model.safetensors"));
-        var manager = NDManager.newBaseManager("PyTorch")) {
+        var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var tensors = new HashMap<String, NDArray>();
       for (var name : file.tensors().keySet()) {
         tensors.put(name, Ops.cast(Ops.cast(file.read(manager, name), rounding), stored));

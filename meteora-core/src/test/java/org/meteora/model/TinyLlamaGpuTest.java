@@ -2,7 +2,6 @@ package org.meteora.model;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.List;
@@ -20,6 +19,7 @@ import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -151,7 +151,7 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
       value = Dtype.class,
       names = {"F32", "F16", "BF16"})
   void theFusedLayerAgrees(Dtype dtype) {
-    try (var manager = NDManager.newBaseManager(ai.djl.Device.gpu(), "PyTorch");
+    try (var manager = Devices.newManager(ai.djl.Device.gpu());
         var recording = Ops.notRecording()) {
       var control = new RoutingControl(new RoutingSettings(2, 3), Flags.AUTO);
       for (var shape : List.of(new long[] {264, 136}, new long[] {1000, 512})) {

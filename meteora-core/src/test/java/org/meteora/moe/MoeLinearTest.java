@@ -20,6 +20,7 @@ import org.meteora.backend.cpu.HostTape;
 import org.meteora.lora.AdapterBank;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -117,7 +118,7 @@ class MoeLinearTest {
         norm += value * value;
       }
     }
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       for (var mode : ForwardMode.values()) {
         var control =
             new RoutingControl(
@@ -177,7 +178,7 @@ class MoeLinearTest {
     var upstream = random(random, tokens * OUT);
     Map<String, float[]> first = null;
     for (var mode : ForwardMode.values()) {
-      try (var manager = NDManager.newBaseManager("PyTorch");
+      try (var manager = Devices.newManager(ai.djl.Device.cpu());
           var recording = Ops.recording()) {
         var parameters =
             new NDArray[] {
@@ -240,7 +241,7 @@ class MoeLinearTest {
 
   @Test
   void readsBTransposedWithoutACopyWhereItIsKeptSo() {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var random = new Random(4);
       var plain = twoAdapters(manager, random);
       var kept =
@@ -276,7 +277,7 @@ class MoeLinearTest {
 
   @Test
   void aStackHoldsAAndGatesOfLinearsWithOneInput() {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var random = new Random(5);
       var banks = List.of(twoAdapters(manager, random), twoAdapters(manager, random));
       var parts = banks.stream().flatMap(bank -> Stream.of(bank.loraA(), bank.gate())).toList();
@@ -305,7 +306,7 @@ class MoeLinearTest {
 
   @Test
   void isADjlBlock() {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var random = new Random(1);
       var bank = twoAdapters(manager, random);
       var layer =
@@ -329,7 +330,7 @@ class MoeLinearTest {
 
   @Test
   void inferenceAfterATrainingPassSeesTheNewParameters() {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var random = new Random(2);
       var bank = twoAdapters(manager, random);
       var control = new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO);
@@ -376,7 +377,7 @@ class MoeLinearTest {
 
   @Test
   void fusedOnTheCpuIsSaid() {
-    try (var manager = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch");
+    try (var manager = Devices.newManager(ai.djl.Device.cpu());
         var tape = new HostTape(manager)) {
       var random = new Random(1);
       var layer =

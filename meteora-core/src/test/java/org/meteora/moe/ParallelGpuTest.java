@@ -16,6 +16,7 @@ import org.meteora.lora.AdapterBank;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -60,7 +61,7 @@ class ParallelGpuTest {
   void inferenceEqualsTheLoop() {
     for (var dtype : List.of(Dtype.F32, Dtype.BF16)) {
       double worst = 0;
-      try (var manager = NDManager.newBaseManager(Device.gpu(), "PyTorch");
+      try (var manager = Devices.newManager(Device.gpu());
           var recording = Ops.notRecording()) {
         var control = new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.ALL));
         var weight = RandomLlama.normal(manager, dtype, 0.05, OUT, IN);
@@ -96,7 +97,7 @@ class ParallelGpuTest {
   @Test
   void trainingEqualsTheLoop() {
     double worst = 0;
-    try (var manager = NDManager.newBaseManager(Device.gpu(), "PyTorch");
+    try (var manager = Devices.newManager(Device.gpu());
         var recording = Ops.recording()) {
       var control = new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.ALL));
       var weight = RandomLlama.normal(manager, Dtype.F32, 0.05, OUT, IN);

@@ -15,6 +15,7 @@ import java.util.List;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -83,7 +84,7 @@ class MpiTest {
       var launch = Launch.of(System.getenv());
       var settings =
           List.of("tasks a,b", "seed " + (args[0].equals("settings") ? launch.rank() : 7));
-      try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch");
+      try (var manager = Devices.newManager(Device.cpu());
           var all =
               Processes.join(
                   launch,

@@ -3,7 +3,6 @@ package org.meteora.safetensors;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
-import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -17,6 +16,7 @@ import net.jqwik.api.constraints.Size;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -44,7 +44,7 @@ class SafetensorsTest {
 
   @Test
   void whatWasWrittenIsRead() {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var a = manager.create(new float[] {1, 2, 3, 4, 5, 6}, Ops.shape(2, 3));
       var path = folder.resolve("new/x.safetensors");
       SafetensorsWriter.write(
@@ -120,7 +120,7 @@ class SafetensorsTest {
                   + "]}}   ",
               4 + 3 * bytes));
       try (var files = SafetensorsFolder.open(path);
-          var manager = NDManager.newBaseManager("PyTorch")) {
+          var manager = Devices.newManager(ai.djl.Device.cpu())) {
         assertThat(files.read(manager, "a", 1).toFloatArray()).containsExactly(0);
         assertThat(files.names()).containsExactly("a");
         assertThatThrownBy(() -> files.read(manager, "b", 3))
@@ -137,7 +137,7 @@ class SafetensorsTest {
         path,
         file("{\"a\":{\"dtype\":\"F32\",\"shape\":[4096],\"data_offsets\":[0,16384]}}", 16384));
     try (var file = SafetensorsFile.open(path);
-        var manager = NDManager.newBaseManager("PyTorch")) {
+        var manager = Devices.newManager(ai.djl.Device.cpu())) {
       Files.write(path, new byte[100]);
       assertThatThrownBy(() -> file.read(manager, "a"))
           .isInstanceOf(UserException.class)
@@ -147,7 +147,7 @@ class SafetensorsTest {
 
   @Test
   void theIndexDecidesWhichOfTwoShardsHoldsATensor() throws IOException {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       for (int shard = 1; shard <= 2; shard++) {
         var value = manager.create(new float[] {shard});
         SafetensorsWriter.write(
@@ -203,7 +203,7 @@ class SafetensorsTest {
     try {
       Files.write(path, bytes);
       try (var file = SafetensorsFile.open(path);
-          var manager = NDManager.newBaseManager("PyTorch")) {
+          var manager = Devices.newManager(ai.djl.Device.cpu())) {
         for (var name : file.tensors().keySet()) {
           assertThat(file.read(manager, name).size()).isGreaterThanOrEqualTo(0);
         }

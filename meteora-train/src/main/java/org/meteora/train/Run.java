@@ -13,6 +13,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.tensor.Devices;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
@@ -174,8 +175,7 @@ final class Run {
     var result = new LinkedHashMap<String, Object>(inputs);
     result.putAll(config.describe());
     result.putAll(model.llama().routing().flags().describe());
-    var device = model.llama().manager().getDevice();
-    result.put("device", device.isGpu() ? "cuda:" + device.getDeviceId() : "cpu");
+    result.put("device", Devices.name(model.llama().manager().getDevice()));
     result.put("dtype", model.llama().dtype().label());
     result.put("steps", steps);
     AtomicFiles.writeString(

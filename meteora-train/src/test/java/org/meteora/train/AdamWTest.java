@@ -11,6 +11,7 @@ import java.util.Random;
 import java.util.stream.IntStream;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.optim.AdamW;
@@ -37,7 +38,7 @@ class AdamWTest {
       value = Dtype.class,
       names = {"F32", "BF16"})
   void followsTheFormula(Dtype dtype) {
-    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+    try (var manager = Devices.newManager(Device.cpu())) {
       var tensors = new LinkedHashMap<String, NDArray>();
       var start = gaussian(SHAPES[0][0] * SHAPES[0][1] + SHAPES[1][0] * SHAPES[1][1], 1);
       int offset = 0;

@@ -22,7 +22,7 @@ final class Fixtures {
 
   static {
     // tiny shapes: threads would only wait for each other
-    ai.djl.engine.Engine.getEngine("PyTorch");
+    org.meteora.tensor.LibTorch.load();
     ai.djl.pytorch.jni.JniUtils.setNumThreads(1);
   }
 

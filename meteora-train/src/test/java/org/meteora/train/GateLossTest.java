@@ -5,12 +5,12 @@ import static org.assertj.core.api.Assertions.within;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
@@ -89,7 +89,7 @@ class GateLossTest {
       }
       assertThat(dominated[row]).isBetween(1f, LENGTH - 1f);
     }
-    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch");
+    try (var manager = Devices.newManager(Device.cpu());
         var gates = new GateLoss(manager, batch, ADAPTERS, topK)) {
       // two layers, one after the other
       for (int layer = 0; layer < 2; layer++) {

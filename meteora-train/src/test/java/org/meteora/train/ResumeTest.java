@@ -20,6 +20,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TrainingSample;
@@ -215,7 +216,7 @@ class ResumeTest {
   private static void change(
       Path checkpoint, Map<String, String> metadata, Map<String, float[]> tensors) {
     var path = checkpoint.resolve("trainer.safetensors");
-    try (var manager = ai.djl.ndarray.NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch");
+    try (var manager = Devices.newManager(ai.djl.Device.cpu());
         var file = SafetensorsFile.open(path)) {
       var all = new HashMap<String, ai.djl.ndarray.NDArray>();
       for (var name : file.tensors().keySet()) {

@@ -14,18 +14,19 @@ import org.meteora.moe.RoutingControl;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /** A model of random numbers for tests that need no reference data: unequal ranks, any dtype. */
 final class Tiny implements AutoCloseable {
   static final int[] RANKS = {2, 3, 1};
-  final NDManager manager = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch");
+  final NDManager manager = Devices.newManager(ai.djl.Device.cpu());
   final Map<String, NDArray> parameters = new LinkedHashMap<>();
   final Llama llama;
 
   static {
-    ai.djl.engine.Engine.getEngine("PyTorch");
+    org.meteora.tensor.LibTorch.load();
     ai.djl.pytorch.jni.JniUtils.setNumThreads(1);
   }
 
@@ -79,7 +80,7 @@ final class Tiny implements AutoCloseable {
       values[i] = (float) (random.nextGaussian() * scale);
     }
     var result = Ops.empty(manager, dtype, shape);
-    try (var host = NDManager.newBaseManager(ai.djl.Device.cpu(), "PyTorch")) {
+    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
       Ops.copy(result, host.create(values, Ops.shape(shape)));
     }
     return result;

@@ -4,7 +4,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
-import ai.djl.ndarray.NDManager;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
@@ -24,6 +23,7 @@ import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFile;
+import org.meteora.tensor.Devices;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
 
@@ -208,7 +208,7 @@ class TrainingTest {
       var second = lora("crow", some);
       try (var all = LoraAdapter.open(folder.resolve("every"));
           var one = LoraAdapter.open(second);
-          var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+          var manager = Devices.newManager(Device.cpu())) {
         assertThat(one.config().layersToTransform()).containsExactly(1);
         assertThat(one.weights().tensors()).hasSize(14);
         for (var name : one.weights().tensors().keySet()) {

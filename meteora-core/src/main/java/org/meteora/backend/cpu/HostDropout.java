@@ -47,7 +47,7 @@ public final class HostDropout {
       return new HostDropout(0, 0);
     }
     try (var drawn = manager.randomInteger(0, Long.MAX_VALUE, Ops.shape(1), DataType.INT64)) {
-      return new HostDropout(p, drawn.getLong());
+      return new HostDropout(p, drawn.toLongArray()[0]);
     }
   }
 

@@ -29,6 +29,7 @@ import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
+import org.meteora.tensor.LibTorch;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -122,7 +123,7 @@ public final class Nvrtc {
   }
 
   private static List<Path> folders() {
-    var folders = new ArrayList<Path>();
+    var folders = new ArrayList<Path>(LibTorch.load().cudaFolders());
     for (var variable : List.of("LD_LIBRARY_PATH", "PYTORCH_LIBRARY_PATH")) {
       var value = System.getenv(variable);
       if (value != null) {

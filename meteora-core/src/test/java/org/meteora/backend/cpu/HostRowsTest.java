@@ -10,6 +10,7 @@ import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.meteora.model.RmsNorm;
 import org.meteora.model.RotaryEmbedding;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 
 /** Against the tensor operations that training records; few rows and many, of odd widths too. */
@@ -31,7 +32,7 @@ class HostRowsTest {
 
   @Test
   void normAgreesWithTensorOperations() {
-    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+    try (var manager = Devices.newManager(Device.cpu())) {
       for (int[] shape : new int[][] {{1, 1, 7}, {3, 1, 64}, {2, 90, 301}}) {
         var x = gaussian(manager, shape[0], shape[1], shape[2]);
         var weight = gaussian(manager, shape[2]);
@@ -46,7 +47,7 @@ class HostRowsTest {
   @Test
   void rotationAgreesWithTensorOperations() {
     int dim = 12;
-    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+    try (var manager = Devices.newManager(Device.cpu())) {
       for (int rowsOfAngles : new int[] {1, 3}) {
         for (int seq : new int[] {1, 200}) {
           var angles =

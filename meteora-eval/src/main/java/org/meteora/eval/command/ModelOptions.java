@@ -39,8 +39,9 @@ public final class ModelOptions {
   @Option(
       names = "--device",
       paramLabel = "DEVICE",
-      defaultValue = "cpu",
-      description = "cpu, cuda or cuda:i (default: cpu).")
+      defaultValue = "auto",
+      description =
+          "auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:i (default: auto).")
   private String device;
 
   @Option(

@@ -76,7 +76,7 @@ class OptionsTest {
     assertThat(spec().temperature()).contains(15.0);
     assertThat(spec().topK()).isEmpty();
     assertThat(spec().model()).isEqualTo("meteora");
-    assertThat(spec().device()).isEqualTo("cpu");
+    assertThat(spec().device()).isEqualTo("auto");
     var given = spec("--routing-temperature", "2.5", "--routing-top-k", "3", "--dtype", "BF16");
     assertThat(given.temperature()).contains(2.5);
     assertThat(given.topK()).contains(3);

@@ -115,7 +115,8 @@ final class TrainingOptions {
   @Option(
       names = "--device",
       paramLabel = "DEVICE",
-      description = "cpu, cuda or cuda:i (default: a GPU when there is one)")
+      description =
+          "auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:i (default: auto)")
   private String device;
 
   @Option(

@@ -1,0 +1,408 @@
+package org.meteora.tensor;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+
+import ai.djl.engine.Engine;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.SymbolLookup;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.FileAlreadyExistsException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HexFormat;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.TimeUnit;
+import java.util.function.Supplier;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import org.meteora.UserException;
+import org.meteora.io.Digests;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * The libtorch that this process runs on, found and loaded once.
+ *
+ * <p>Where there is an NVIDIA GPU, a CUDA build of PyTorch 2.7 or newer is looked for: at {@code
+ * METEORA_TORCH} or {@code PYTORCH_LIBRARY_PATH}, in {@code VIRTUAL_ENV}, in {@code CONDA_PREFIX},
+ * in the {@code python3} on the path, in the user's own site-packages. Otherwise, and where only
+ * the CPU is asked for, it is the CPU build that comes with this software, if it is there. {@code
+ * METEORA_TORCH=download} lets DJL fetch its own CUDA build; a path there or in {@code
+ * PYTORCH_LIBRARY_PATH} is taken whatever the device.
+ */
+public final class LibTorch {
+  private static final Logger LOG = LoggerFactory.getLogger(LibTorch.class);
+
+  /** The version that DJL's JNI library was compiled for: its label there, not a condition. */
+  private static final String JNI_VERSION = "2.7.1";
+
+  private static final String JNI_CUDA = "cu128";
+  private static final List<String> LIBRARIES =
+      List.of("libc10.so", "libtorch_cpu.so", "libc10_cuda.so", "libtorch_cuda.so", "libtorch.so");
+  private static final Pattern VERSION = Pattern.compile("(\\d+)\\.(\\d+).*");
+  private static final Pattern SAID =
+      Pattern.compile("(?m)^(__version__|cuda)\\b[^=]*=\\s*['\"]([^'\"]*)['\"]");
+
+  /** A process has one libtorch. */
+  private static Build loaded;
+
+  private LibTorch() {}
+
+  /**
+   * A libtorch.
+   *
+   * @param folder where its libraries are; empty: the CPU build that DJL takes from the class path
+   * @param version such as 2.11.0+cu130, or "unknown"
+   * @param cuda the CUDA version it was built for, empty for a CPU build
+   * @param foundBy what pointed at it
+   */
+  public record Build(Optional<Path> folder, String version, String cuda, String foundBy) {
+    boolean hasCuda() {
+      return !cuda.isEmpty();
+    }
+
+    /** Where NVIDIA's libraries may lie beside it, NVRTC, NCCL and cuBLAS among them. */
+    public List<Path> cudaFolders() {
+      if (folder.isEmpty()) {
+        return List.of();
+      }
+      var result = new ArrayList<Path>(List.of(folder.get()));
+      // a wheel: site-packages/torch/lib beside site-packages/nvidia/*/lib
+      var site = folder.get().getParent().getParent();
+      for (var lib : list(site == null ? null : site.resolve("nvidia"))) {
+        result.add(lib.resolve("lib"));
+      }
+      return result.stream().filter(Files::isDirectory).toList();
+    }
+
+    @Override
+    public String toString() {
+      return "PyTorch " + version + folder.map(f -> " at " + f).orElse("") + " (" + foundBy + ")";
+    }
+  }
+
+  /**
+   * The NVIDIA driver's answer: how many GPUs, and up to which CUDA version it runs; none without
+   * one.
+   */
+  public record Driver(int gpus, int cudaVersion) {
+    static final Driver NONE = new Driver(0, 0);
+
+    /** Such as 13.0. */
+    public String cuda() {
+      return cudaVersion / 1000 + "." + cudaVersion % 1000 / 10;
+    }
+  }
+
+  /** The libtorch of this process, for whatever device there is; loaded now if none is. */
+  public static Build load() {
+    return load(true);
+  }
+
+  /**
+   * The libtorch of this process; loaded now if none is.
+   *
+   * @param gpu whether a GPU may be used; has no effect once it is loaded
+   * @throws UserException if there is none, or what was named is none
+   */
+  public static synchronized Build load(boolean gpu) {
+    if (loaded == null) {
+      loaded = loadOnce(gpu);
+    }
+    return loaded;
+  }
+
+  private static Build loadOnce(boolean gpu) {
+    var build = choose(gpu);
+    build.folder().ifPresent(folder -> pointDjlTo(build, folder));
+    boolean installed = DjlNatives.install();
+    if (!installed && build.folder().isPresent()) {
+      throw new IllegalStateException("DJL was used before " + build + " was chosen");
+    }
+    Engine.getEngine("PyTorch");
+    LOG.debug("{}", build);
+    return build;
+  }
+
+  /** What {@link #load(boolean)} would choose. */
+  static Build choose(boolean gpu) {
+    var problems = new ArrayList<String>();
+    var explicit = explicit();
+    if (explicit.isPresent()) {
+      return explicit.get();
+    }
+    var driver = gpu ? driver() : Driver.NONE;
+    if (driver.gpus() > 0) {
+      for (var place : places()) {
+        for (var build : place.get()) {
+          var problem = problem(build, driver);
+          if (problem.isEmpty()) {
+            return build;
+          }
+          problems.add(build + ": " + problem.get());
+        }
+      }
+    }
+    var bundled = new Build(Optional.empty(), JNI_VERSION, "", "comes with meteora");
+    boolean hasBundled = LibTorch.class.getResource("/native/lib/pytorch.properties") != null;
+    if (driver.gpus() > 0 && hasBundled) {
+      LOG.warn(
+          "there is a GPU, but no CUDA build of PyTorch 2.7 or newer{}: running on the CPU; install"
+              + " one (python3 -m pip install torch), or name one with METEORA_TORCH=FOLDER",
+          problems.isEmpty() ? "" : " that runs here (" + String.join("; ", problems) + ")");
+    }
+    if (hasBundled) {
+      return bundled;
+    }
+    // a distribution without the CPU build: any PyTorch will do
+    return places().stream()
+        .flatMap(place -> place.get().stream())
+        .findFirst()
+        .orElseThrow(
+            () ->
+                new UserException(
+                    "there is no PyTorch here: install one (python3 -m pip install torch), or name"
+                        + " one with METEORA_TORCH=FOLDER"));
+  }
+
+  static Optional<String> problem(Build build, Driver driver) {
+    if (!build.hasCuda()) {
+      return Optional.of("built without CUDA");
+    }
+    var version = VERSION.matcher(build.version());
+    if (version.matches()
+        && Integer.parseInt(version.group(1)) * 1000 + Integer.parseInt(version.group(2)) < 2007) {
+      return Optional.of("older than 2.7");
+    }
+    var cuda = VERSION.matcher(build.cuda());
+    if (cuda.matches() && Integer.parseInt(cuda.group(1)) > driver.cudaVersion() / 1000) {
+      return Optional.of(
+          "needs CUDA " + build.cuda() + ", the driver runs " + driver.cuda() + " at most");
+    }
+    return Optional.empty();
+  }
+
+  private static Optional<Build> explicit() {
+    for (var variable : List.of("METEORA_TORCH", "PYTORCH_LIBRARY_PATH")) {
+      var value = System.getenv(variable);
+      if (value == null || value.isBlank()) {
+        continue;
+      }
+      if (variable.equals("METEORA_TORCH") && value.equals("download")) {
+        System.setProperty("PYTORCH_FLAVOR", JNI_CUDA);
+        System.setProperty("PYTORCH_VERSION", JNI_VERSION);
+        return Optional.of(
+            new Build(
+                Optional.empty(),
+                JNI_VERSION,
+                JNI_CUDA,
+                "fetched by DJL, as " + variable + " asks"));
+      }
+      var root = Path.of(value).toAbsolutePath().normalize();
+      return Optional.of(
+          Stream.of(root, root.resolve("lib"), root.resolve("torch/lib"))
+              .map(folder -> at(folder, variable))
+              .flatMap(Optional::stream)
+              .findFirst()
+              .or(() -> inPrefix(root, variable).stream().findFirst())
+              .orElseThrow(
+                  () ->
+                      new UserException(
+                          variable
+                              + "="
+                              + value
+                              + ": no libtorch_cpu.so there; name a folder such as"
+                              + " …/site-packages/torch, or the root of a virtual environment")));
+    }
+    return Optional.empty();
+  }
+
+  /** Where to look, in order, each only when those before have nothing. */
+  private static List<Supplier<List<Build>>> places() {
+    return List.of(
+        () -> inVariable("VIRTUAL_ENV"),
+        () -> inVariable("CONDA_PREFIX"),
+        LibTorch::inPython,
+        () -> inPrefix(Path.of(System.getProperty("user.home"), ".local"), "user site-packages"));
+  }
+
+  private static List<Build> inVariable(String variable) {
+    var value = System.getenv(variable);
+    return value == null || value.isBlank() ? List.of() : inPrefix(Path.of(value), variable);
+  }
+
+  /** Those of an environment, or of an installation of Python. */
+  static List<Build> inPrefix(Path prefix, String foundBy) {
+    var folders = new ArrayList<Path>();
+    for (var lib : List.of("lib", "lib64")) {
+      for (var python : list(prefix.resolve(lib))) {
+        if (python.getFileName().toString().startsWith("python3")) {
+          folders.add(python.resolve("site-packages/torch/lib"));
+        }
+      }
+    }
+    folders.add(prefix.resolve("lib"));
+    return folders.stream().map(folder -> at(folder, foundBy)).flatMap(Optional::stream).toList();
+  }
+
+  /** That which {@code import torch} would find; asked without importing it. */
+  private static List<Build> inPython() {
+    try {
+      var process =
+          new ProcessBuilder(
+                  "python3",
+                  "-c",
+                  "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s else"
+                      + " '')")
+              .redirectError(ProcessBuilder.Redirect.DISCARD)
+              .start();
+      process.getOutputStream().close();
+      if (!process.waitFor(20, TimeUnit.SECONDS)) {
+        process.destroyForcibly();
+        return List.of();
+      }
+      var origin =
+          new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
+      return origin.isEmpty()
+          ? List.of()
+          : at(Path.of(origin).resolveSibling("lib"), "python3").stream().toList();
+    } catch (IOException e) {
+      return List.of(); // no python3
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      return List.of();
+    }
+  }
+
+  private static Optional<Build> at(Path folder, String foundBy) {
+    if (!Files.exists(folder.resolve("libtorch_cpu.so"))
+        || !Files.exists(folder.resolve("libtorch.so"))) {
+      return Optional.empty();
+    }
+    boolean cuda =
+        Files.exists(folder.resolve("libtorch_cuda.so"))
+            && Files.exists(folder.resolve("libc10_cuda.so"));
+    var version = "unknown";
+    var builtFor = cuda ? "unknown" : "";
+    for (var file :
+        List.of(folder.resolveSibling("version.py"), folder.resolveSibling("build-version"))) {
+      try {
+        var text = Files.readString(file);
+        var matcher = SAID.matcher(text);
+        if (file.endsWith("build-version")) {
+          version = text.strip();
+        }
+        while (matcher.find()) {
+          if (matcher.group(1).equals("cuda")) {
+            builtFor = cuda ? matcher.group(2) : "";
+          } else {
+            version = matcher.group(2);
+          }
+        }
+        break;
+      } catch (IOException e) {
+        // not a wheel, or not an archive
+      }
+    }
+    return Optional.of(new Build(Optional.of(folder), version, builtFor, foundBy));
+  }
+
+  private static List<Path> list(Path folder) {
+    if (folder == null || !Files.isDirectory(folder)) {
+      return List.of();
+    }
+    try (var files = Files.list(folder)) {
+      return files.sorted().toList();
+    } catch (IOException e) {
+      return List.of();
+    }
+  }
+
+  /**
+   * Hands DJL a folder of links to the libraries that it needs, and to no others: it loads all that
+   * it finds, and a wheel's folder holds some that only Python can load.
+   */
+  private static void pointDjlTo(Build build, Path folder) {
+    Path links;
+    try {
+      var real = folder.toRealPath();
+      var digest = Digests.sha256().digest(real.toString().getBytes(StandardCharsets.UTF_8));
+      links = linksFolder(HexFormat.of().formatHex(digest, 0, 8));
+      for (var library : LIBRARIES) {
+        if (Files.exists(real.resolve(library))) {
+          try {
+            Files.createSymbolicLink(links.resolve(library), real.resolve(library));
+          } catch (FileAlreadyExistsException e) {
+            // an earlier run, or another process just now
+          }
+        }
+      }
+    } catch (IOException e) {
+      throw new UserException("cannot make links to " + folder + ": " + e.getMessage(), e);
+    }
+    System.setProperty("PYTORCH_LIBRARY_PATH", links.toString());
+    System.setProperty("PYTORCH_VERSION", JNI_VERSION);
+    System.setProperty("PYTORCH_FLAVOR", build.hasCuda() ? JNI_CUDA : "cpu");
+  }
+
+  private static Path linksFolder(String name) throws IOException {
+    var base = System.getenv("XDG_CACHE_HOME");
+    var cache =
+        base == null || base.isBlank()
+            ? Path.of(System.getProperty("user.home"), ".cache")
+            : Path.of(base);
+    try {
+      return Files.createDirectories(cache.resolve("meteora").resolve("torch-" + name));
+    } catch (IOException e) {
+      return Files.createTempDirectory("meteora-torch"); // a home that cannot be written
+    }
+  }
+
+  /** Asks the NVIDIA driver; nothing of CUDA is set up by it. */
+  public static Driver driver() {
+    try {
+      var library = SymbolLookup.libraryLookup("libcuda.so.1", Arena.global());
+      var linker = Linker.nativeLinker();
+      try (var arena = Arena.ofConfined()) {
+        var number = arena.allocate(JAVA_INT);
+        int status =
+            (int)
+                linker
+                    .downcallHandle(
+                        library.find("cuInit").orElseThrow(),
+                        FunctionDescriptor.of(JAVA_INT, JAVA_INT))
+                    .invokeExact(0);
+        if (status != 0) {
+          return Driver.NONE;
+        }
+        var query = FunctionDescriptor.of(JAVA_INT, ADDRESS);
+        int counted =
+            (int)
+                linker
+                    .downcallHandle(library.find("cuDeviceGetCount").orElseThrow(), query)
+                    .invokeExact(number);
+        int gpus = number.get(JAVA_INT, 0);
+        int versioned =
+            (int)
+                linker
+                    .downcallHandle(library.find("cuDriverGetVersion").orElseThrow(), query)
+                    .invokeExact(number);
+        return counted == 0 && versioned == 0
+            ? new Driver(gpus, number.get(JAVA_INT, 0))
+            : Driver.NONE;
+      }
+    } catch (IllegalArgumentException | java.util.NoSuchElementException e) {
+      return Driver.NONE; // no driver
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+}

@@ -1,0 +1,71 @@
+package org.meteora.tensor;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Optional;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Where a PyTorch is looked for, with folders that hold only its files' names. */
+class LibTorchTest {
+  @TempDir Path home;
+
+  private Path wheel(String prefix, String version, String cuda) throws IOException {
+    var torch = home.resolve(prefix).resolve("lib/python3.12/site-packages/torch");
+    Files.createDirectories(torch.resolve("lib"));
+    for (var name : List.of("libc10.so", "libtorch_cpu.so", "libtorch.so")) {
+      Files.createFile(torch.resolve("lib").resolve(name));
+    }
+    if (cuda != null) {
+      Files.createFile(torch.resolve("lib/libtorch_cuda.so"));
+      Files.createFile(torch.resolve("lib/libc10_cuda.so"));
+    }
+    Files.writeString(
+        torch.resolve("version.py"),
+        "__version__ = '%s'\ndebug = False\ncuda: Optional[str] = %s\nhip: Optional[str] = None\n"
+            .formatted(version, cuda == null ? "None" : "'" + cuda + "'"));
+    return torch;
+  }
+
+  @Test
+  void readsAWheel() throws IOException {
+    var torch = wheel("venv", "2.11.0+cu130", "13.0");
+    Files.createDirectories(torch.resolve("../nvidia/nccl/lib"));
+    var found = LibTorch.inPrefix(home.resolve("venv"), "VIRTUAL_ENV");
+    assertThat(found)
+        .containsExactly(
+            new LibTorch.Build(
+                Optional.of(torch.resolve("lib")), "2.11.0+cu130", "13.0", "VIRTUAL_ENV"));
+    assertThat(found.getFirst().cudaFolders())
+        .containsExactly(
+            torch.resolve("lib"), torch.getParent().resolve("nvidia").resolve("nccl/lib"));
+    assertThat(found.getFirst())
+        .hasToString("PyTorch 2.11.0+cu130 at " + torch.resolve("lib") + " (VIRTUAL_ENV)");
+  }
+
+  @Test
+  void saysWhyOneDoesNotServe() throws IOException {
+    wheel("cpu", "2.11.0+cpu", null);
+    wheel("old", "2.6.0+cu124", "12.4");
+    wheel("new", "2.15.0+cu132", "13.2");
+    wheel("right", "2.7.1+cu128", "12.8");
+    var driver = new LibTorch.Driver(1, 12040);
+    assertThat(problem("cpu", driver)).contains("built without CUDA");
+    assertThat(problem("old", driver)).contains("older than 2.7");
+    assertThat(problem("new", driver)).contains("needs CUDA 13.2, the driver runs 12.4 at most");
+    assertThat(problem("right", driver)).isEmpty();
+  }
+
+  private Optional<String> problem(String prefix, LibTorch.Driver driver) {
+    return LibTorch.problem(LibTorch.inPrefix(home.resolve(prefix), "").getFirst(), driver);
+  }
+
+  @Test
+  void thereIsNoneInAnEmptyFolder() {
+    assertThat(LibTorch.inPrefix(home, "VIRTUAL_ENV")).isEmpty();
+  }
+}
