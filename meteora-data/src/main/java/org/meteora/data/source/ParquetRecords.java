@@ -10,6 +10,13 @@ import dev.hardwood.row.PqStruct;
 import dev.hardwood.row.StructAccessor;
 import java.io.IOException;
 import java.nio.file.Path;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.ArrayBlockingQueue;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.TimeUnit;
 import java.util.function.BiConsumer;
 import java.util.logging.Level;
 import java.util.logging.Logger;
@@ -18,6 +25,7 @@ import org.meteora.UserException;
 /**
  * A Parquet file, row by row as JSON objects; lists and structs nested. Memory holds a row group at
  * a time, whatever the size of the file. The file is mapped: it must not be cut short meanwhile.
+ * What its footer and pages say of sizes is checked first ({@link ParquetPages}).
  */
 record ParquetRecords(Path file) implements Records {
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
@@ -29,48 +37,134 @@ record ParquetRecords(Path file) implements Records {
     LIBRARY.setLevel(Level.WARNING);
   }
 
+  /** No row for so long, and the file is given up. */
+  private static final Duration DEADLINE = Duration.ofSeconds(30);
+
+  /** Rows that are handed over together. */
+  private static final int BATCH = 64;
+
+  private static final int BATCHES_AHEAD = 4;
+
+  /** What the reading thread hands over: some rows, or how it ended. */
+  private sealed interface Step {
+    record Rows(List<JsonNode> nodes) implements Step {}
+
+    record End(Optional<Throwable> failure) implements Step {}
+  }
+
+  /**
+   * A thread of its own reads, so that one that hangs in a broken file does not take the program
+   * with it.
+   */
   @Override
   public void forEach(BiConsumer<JsonNode, String> each) {
+    var steps = new ArrayBlockingQueue<Step>(BATCHES_AHEAD);
+    var thread = Thread.ofPlatform().daemon().name("parquet").unstarted(() -> read(steps));
+    thread.start();
     long row = 0;
+    try {
+      while (true) {
+        switch (steps.poll(DEADLINE.toMillis(), TimeUnit.MILLISECONDS)) {
+          case Step.Rows(var nodes) -> {
+            for (var node : nodes) {
+              each.accept(node, file + ": row " + ++row);
+            }
+          }
+          case Step.End(var failure) -> {
+            if (failure.isPresent()) {
+              throw failed(failure.get(), row);
+            }
+            return;
+          }
+          case null ->
+              throw new UserException(
+                  file
+                      + ": not a readable Parquet file: nothing came after row "
+                      + row
+                      + " for "
+                      + DEADLINE.toSeconds()
+                      + " s");
+        }
+      }
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      throw new UserException("interrupted while reading " + file, e);
+    } finally {
+      thread.interrupt();
+    }
+  }
+
+  private void read(BlockingQueue<Step> steps) {
+    try {
+      Step end;
+      try {
+        rows(steps);
+        end = new Step.End(Optional.empty());
+      } catch (IOException
+          | RuntimeException
+          | OutOfMemoryError
+          | StackOverflowError
+          | InternalError e) {
+        end = new Step.End(Optional.of(e));
+      }
+      steps.put(end);
+    } catch (InterruptedException e) {
+      // nobody waits for the rest
+    }
+  }
+
+  private void rows(BlockingQueue<Step> steps) throws IOException, InterruptedException {
     try (var reader = ParquetFileReader.open(InputFile.of(file))) {
+      ParquetPages.check(file, reader.getFileMetaData());
       // one reader for each row group: a single one decodes many of them ahead
       for (var group : reader.getFileMetaData().rowGroups()) {
         long start = group.columns().getFirst().chunkStartOffset();
         long end =
             start
                 + group.columns().stream().mapToLong(c -> c.metaData().totalCompressedSize()).sum();
+        long row = 0;
+        var batch = new ArrayList<JsonNode>(BATCH);
         try (var rows =
             reader.buildRowReader().filter(RowGroupPredicate.byteRange(start, end)).build()) {
-          while (rows.hasNext()) {
+          while (row <= group.numRows() && rows.hasNext()) {
             rows.next();
             row++;
-            each.accept(object(rows), file + ": row " + row);
+            batch.add(object(rows));
+            if (batch.size() == BATCH) {
+              steps.put(new Step.Rows(batch));
+              batch = new ArrayList<>(BATCH);
+            }
           }
         }
+        steps.put(new Step.Rows(batch));
+        if (row != group.numRows()) {
+          throw new IOException(
+              "a row group holds "
+                  + (row > group.numRows() ? "more" : row)
+                  + " rows, its footer says "
+                  + group.numRows());
+        }
       }
-      long expected = reader.getFileMetaData().numRows();
-      if (row != expected) {
-        throw new UserException(file + ": holds " + row + " rows, but its footer says " + expected);
-      }
-    } catch (UserException e) {
-      throw e;
-    } catch (IOException | RuntimeException | OutOfMemoryError e) {
-      Throwable cause = e; // the reader's own threads wrap what went wrong
-      while (cause.getCause() != null) {
-        cause = cause.getCause();
-      }
-      if (cause instanceof OutOfMemoryError) {
-        throw new UserException(
-            file + ": out of memory: its row groups need a larger heap (java -Xmx)", e);
-      }
-      throw new UserException(
-          file
-              + ": not a readable Parquet file (row "
-              + row
-              + "): "
-              + String.valueOf(cause.getMessage()).lines().findFirst().orElse(""),
-          e);
     }
+  }
+
+  private UserException failed(Throwable e, long row) {
+    var cause = e; // the reader's own threads wrap what went wrong
+    while (cause.getCause() != null) {
+      cause = cause.getCause();
+    }
+    if (cause instanceof OutOfMemoryError) {
+      return new UserException(
+          file + ": out of memory: its row groups need a larger heap (java -Xmx)", e);
+    }
+    var message = (e instanceof IOException ? e : cause).getMessage();
+    return new UserException(
+        file
+            + ": not a readable Parquet file (row "
+            + row
+            + "): "
+            + (message == null ? "damaged data" : message.lines().findFirst().orElse("")),
+        e);
   }
 
   private static JsonNode object(StructAccessor struct) {

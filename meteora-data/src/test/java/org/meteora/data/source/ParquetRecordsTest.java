@@ -3,8 +3,15 @@ package org.meteora.data.source;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import dev.hardwood.InputFile;
+import dev.hardwood.metadata.ColumnChunk;
+import dev.hardwood.metadata.ColumnMetaData;
+import dev.hardwood.metadata.FileMetaData;
+import dev.hardwood.metadata.RowGroup;
+import dev.hardwood.reader.ParquetFileReader;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -197,6 +204,103 @@ class ParquetRecordsTest {
     assertThatThrownBy(() -> read(empty))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("empty.parquet");
+  }
+
+  /** A page header that the library would go round in for ever. */
+  @Test
+  void aFileThatHangsIsRefused() {
+    var file =
+        Path.of(System.getProperty("meteora.root", ".."))
+            .resolve("../shared/fixtures/field/hostile/hangs.parquet");
+    assumeTrue(Files.exists(file), "no file at " + file);
+    assertThatThrownBy(() -> read(file))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("hangs.parquet: not a readable Parquet file (row 0): the column ");
+  }
+
+  /** 20 KB of zstd that unpack to 300 MB. */
+  @Test
+  void aPageThatUnpacksToMuchMoreThanAPageIsRefused() throws IOException {
+    var file = put("bomb.parquet", "bomb.parquet");
+    assertThatThrownBy(() -> read(file))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("the column inputs: ")
+        .hasMessageContaining("unpacks to 3000");
+  }
+
+  @Test
+  void aFooterThatDisagreesWithThePagesIsRefused() throws IOException {
+    var file = put("bigbench-none.parquet", "footer.parquet");
+    FileMetaData footer;
+    try (var reader = ParquetFileReader.open(InputFile.of(file))) {
+      footer = reader.getFileMetaData();
+    }
+    ParquetPages.check(file, footer);
+    var group = footer.rowGroups().getFirst();
+    long rows = group.numRows();
+    refused(file, withRows(footer, footer.numRows() + 1, group), "its footer says 51");
+    var more = new RowGroup(group.columns(), group.totalByteSize(), rows + 1000);
+    refused(file, withRows(footer, footer.numRows() + 1000, more), " rows");
+    var negative = new RowGroup(group.columns(), group.totalByteSize(), -1);
+    refused(file, withRows(footer, footer.numRows(), negative), "-1 rows");
+    var none = new RowGroup(List.of(), group.totalByteSize(), rows);
+    refused(file, withRows(footer, footer.numRows(), none), "without columns");
+    for (var sizes : new long[][] {{Long.MAX_VALUE, 4}, {1 << 20, 4}, {-5, 4}, {200, -9}}) {
+      var column = group.columns().getFirst();
+      var data = column.metaData();
+      var wrong =
+          new ColumnMetaData(
+              data.type(),
+              data.encodings(),
+              data.pathInSchema(),
+              data.codec(),
+              data.numValues(),
+              data.totalUncompressedSize(),
+              sizes[0],
+              data.keyValueMetadata(),
+              sizes[1],
+              null,
+              data.statistics(),
+              null,
+              null,
+              null);
+      var columns = List.of(new ColumnChunk(wrong, null, null, null, null));
+      var other = new RowGroup(columns, group.totalByteSize(), rows);
+      refused(file, withRows(footer, footer.numRows(), other), "");
+    }
+  }
+
+  private static FileMetaData withRows(FileMetaData footer, long rows, RowGroup first) {
+    var groups = new ArrayList<>(footer.rowGroups());
+    groups.set(0, first);
+    return new FileMetaData(
+        footer.version(),
+        footer.schema(),
+        rows,
+        groups,
+        footer.keyValueMetadata(),
+        footer.createdBy(),
+        footer.columnOrders());
+  }
+
+  private static void refused(Path file, FileMetaData footer, String message) {
+    assertThatThrownBy(() -> ParquetPages.check(file, footer))
+        .isInstanceOf(IOException.class)
+        .hasMessageContaining(message);
+  }
+
+  @Test
+  void whatTheReaderOfRowsThrowsReachesTheCaller() throws IOException {
+    var file = put("bigbench-none.parquet", "stop.parquet");
+    assertThatThrownBy(
+            () ->
+                new ParquetRecords(file)
+                    .forEach(
+                        (node, where) -> {
+                          throw new UserException("stop at " + where);
+                        }))
+        .isInstanceOf(UserException.class)
+        .hasMessage("stop at " + file + ": row 1");
   }
 
   private DatasetMaker.Written make(String task, String target) {

@@ -266,4 +266,42 @@ class TaskJsonTest {
             "\"targets\": [\"a\"], \"multiple_choice_targets\": [\"a\", \"b\", \"c\"],"
                 + " \"multiple_choice_scores\": [0, -1, 0]");
   }
+
+  /** The process of the test below. */
+  static final class Child {
+    public static void main(String[] args) {
+      var task = TaskJson.in(Path.of(args[0]));
+      int[] count = new int[1];
+      task.train().forEach((node, where) -> count[0]++);
+      task.validation().forEach((node, where) -> count[0]++);
+      System.out.println(count[0]);
+    }
+  }
+
+  @Test
+  void aLargeFileNeedsLittleMemory() throws Exception {
+    try (var out = Files.newBufferedWriter(folder.resolve("task.json"))) {
+      out.write("{\"examples\":[");
+      var text = "word ".repeat(2000);
+      for (int i = 0; i < 5000; i++) {
+        out.write((i == 0 ? "" : ",") + "{\"input\":\"" + i + text + "\",\"target\":\"t\"}");
+      }
+      out.write("]}");
+    }
+    assertThat(folder.resolve("task.json").toFile().length()).isGreaterThan(48_000_000);
+    var child =
+        new ProcessBuilder(
+                ProcessHandle.current().info().command().orElse("java"),
+                "-Xmx32m",
+                "-XX:+UseSerialGC",
+                "-cp",
+                System.getProperty("java.class.path"),
+                Child.class.getName(),
+                folder.toString())
+            .redirectErrorStream(true)
+            .start();
+    var output = new String(child.getInputStream().readAllBytes(), UTF_8);
+    assertThat(child.waitFor()).as(output).isZero();
+    assertThat(output.strip()).isEqualTo("5000");
+  }
 }

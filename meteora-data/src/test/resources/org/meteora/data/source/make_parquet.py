@@ -100,3 +100,8 @@ nulls[2]["targets"] = [None]
 nulls[3]["inputs"] = None
 nulls[3]["idx"] = None
 pq.write_table(pa.Table.from_pylist(nulls, schema=bigbench(1, 0).schema), here / "bigbench-nulls.parquet")
+
+# one value of 300 MB, which zstd packs into 30 KB
+pq.write_table(
+    pa.table({"inputs": ["a" * 300_000_000]}), here / "bomb.parquet", compression="zstd", use_dictionary=False,
+    write_statistics=False)

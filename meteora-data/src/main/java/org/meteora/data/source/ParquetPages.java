@@ -1,0 +1,130 @@
+package org.meteora.data.source;
+
+import dev.hardwood.internal.metadata.PageHeader;
+import dev.hardwood.internal.thrift.PageHeaderReader;
+import dev.hardwood.internal.thrift.ThriftCompactReader;
+import dev.hardwood.metadata.ColumnChunk;
+import dev.hardwood.metadata.FileMetaData;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.file.Path;
+
+/**
+ * Looks at the header of every page of a Parquet file before the library reads it: the library
+ * believes what they say, and a broken one sends it round in circles or for memory without end.
+ */
+final class ParquetPages {
+  /** Bytes of a page once unpacked: pages are about 1 MiB, a large value makes one larger. */
+  static final int MAXIMUM_PAGE = 256 << 20;
+
+  /** Values of a page; runs of equal values cost nothing in the file. */
+  static final int MAXIMUM_VALUES = 100_000_000;
+
+  /** Bytes of a page's header, statistics of long texts among them. */
+  private static final int MAXIMUM_HEADER = 16 << 20;
+
+  /** Before the first page and after the last one: the file's mark, and the footer's length. */
+  private static final int MARK = 4;
+
+  private ParquetPages() {}
+
+  /**
+   * Checks the row counts, and every page's place and sizes.
+   *
+   * @throws IOException saying what is wrong
+   */
+  static void check(Path file, FileMetaData footer) throws IOException {
+    long rows = 0;
+    try (var channel = FileChannel.open(file)) {
+      for (var group : footer.rowGroups()) {
+        if (group.numRows() < 0) {
+          throw new IOException("a row group of " + group.numRows() + " rows");
+        }
+        if (group.columns().isEmpty()) {
+          throw new IOException("a row group without columns");
+        }
+        rows = Math.addExact(rows, group.numRows());
+        for (var column : group.columns()) {
+          check(channel, column, group.numRows());
+        }
+      }
+    } catch (ArithmeticException e) {
+      throw new IOException("sizes beyond all measure", e);
+    }
+    if (rows != footer.numRows()) {
+      throw new IOException(
+          "its row groups hold " + rows + " rows, its footer says " + footer.numRows());
+    }
+  }
+
+  private static void check(FileChannel channel, ColumnChunk column, long rows) throws IOException {
+    var data = column.metaData();
+    var name = "the column " + data.pathInSchema();
+    long at = column.chunkStartOffset();
+    long end = Math.addExact(at, data.totalCompressedSize());
+    if (at < MARK || end <= at && data.numValues() > 0 || end > channel.size() - 2 * MARK) {
+      throw new IOException(name + " does not lie in the file");
+    }
+    long values = 0;
+    while (at < end) {
+      var bytes = ByteBuffer.allocate((int) Math.min(end - at, 1 << 10));
+      PageHeader header = null;
+      int length = 0;
+      while (header == null) {
+        read(channel, bytes, at);
+        var reader = new ThriftCompactReader(bytes);
+        try {
+          header = PageHeaderReader.read(reader);
+          length = reader.getBytesRead();
+        } catch (IOException | RuntimeException e) {
+          // perhaps it is longer
+          if (bytes.capacity() == end - at || bytes.capacity() >= MAXIMUM_HEADER) {
+            throw new IOException(name + ": a broken page header at " + at, e);
+          }
+          bytes = ByteBuffer.allocate((int) Math.min(end - at, 16L * bytes.capacity()));
+        }
+      }
+      int packed = header.compressedPageSize();
+      int unpacked = header.uncompressedPageSize();
+      if (packed < 0 || packed > end - at - length) {
+        throw new IOException(name + ": a page of " + packed + " bytes at " + at);
+      }
+      if (unpacked < 0 || unpacked > MAXIMUM_PAGE) {
+        throw new IOException(
+            name + ": a page that unpacks to " + unpacked + " bytes, more than " + MAXIMUM_PAGE);
+      }
+      int count = 0;
+      if (header.dataPageHeader() != null) {
+        count = header.dataPageHeader().numValues();
+      } else if (header.dataPageHeaderV2() != null) {
+        count = header.dataPageHeaderV2().numValues();
+      } else if (header.dictionaryPageHeader() != null
+          && header.dictionaryPageHeader().numValues() > Math.max(1, unpacked)) {
+        throw new IOException(name + ": a dictionary larger than its page");
+      }
+      if (count < 0 || count > MAXIMUM_VALUES) {
+        throw new IOException(name + ": a page of " + count + " values");
+      }
+      values += count;
+      at += length + packed;
+    }
+    // a list's values are at least as many as rows: an empty one counts
+    if (values != data.numValues() || values < rows) {
+      throw new IOException(
+          name
+              + " holds "
+              + values
+              + " values, "
+              + data.numValues()
+              + " are said of "
+              + rows
+              + " rows");
+    }
+  }
+
+  private static void read(FileChannel channel, ByteBuffer bytes, long at) throws IOException {
+    while (bytes.hasRemaining() && channel.read(bytes, at + bytes.position()) >= 0) {}
+    bytes.flip();
+  }
+}
