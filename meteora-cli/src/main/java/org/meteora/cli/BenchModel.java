@@ -8,7 +8,6 @@ import java.util.List;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
-import org.meteora.cuda.kernel.GpuMeasure;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
@@ -135,7 +134,7 @@ final class BenchModel {
     if (!onGpu()) {
       return 0;
     }
-    double bandwidth = GpuMeasure.readBandwidth(cuda());
+    double bandwidth = new GpuMeasure(cuda()).readBandwidth();
     double ms = 4294967296.0 / bandwidth * 1e3;
     report("reading 4 GiB, %.2f TB/s".formatted(bandwidth / 1e12), ms, ms, 1);
     return bandwidth / 1e3;

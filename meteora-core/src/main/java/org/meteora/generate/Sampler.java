@@ -9,7 +9,7 @@ import java.util.SplittableRandom;
  *
  * <p>Probabilities are integers, relative to the likeliest token's: 2^−e with e in units of 2^−25,
  * which also is what tokens are ordered by, and then a mass in units of 2^−44. All roundings are
- * fixed, so that {@link org.meteora.cuda.kernel.TokenChoice} draws the same token from the same
+ * fixed, so that {@link org.meteora.cuda.kernel.DeviceSampler} draws the same token from the same
  * logits and the same random number.
  */
 public final class Sampler {

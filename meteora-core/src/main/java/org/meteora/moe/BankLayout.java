@@ -3,7 +3,7 @@ package org.meteora.moe;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.List;
-import org.meteora.cuda.kernel.FusedMoe;
+import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.lora.AdapterBank;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -104,7 +104,7 @@ public final class BankLayout {
 
   /** Rows that A and gate take in a stack, unused ones included. */
   public int stackedRows() {
-    return FusedMoe.columns(bank.size(), bank.totalRank());
+    return AdapterKernels.columns(bank.size(), bank.totalRank());
   }
 
   /**

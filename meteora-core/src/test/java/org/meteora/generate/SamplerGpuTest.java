@@ -17,8 +17,8 @@ import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.Kernels;
-import org.meteora.cuda.kernel.TokenChoice;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -34,22 +34,22 @@ class SamplerGpuTest {
     final int rows;
     final int vocab;
     final int parts;
-    final DeviceMemory wishes;
+    final DeviceMemory parameters;
     final DeviceMemory logits;
     final DeviceMemory rest;
-    final MemorySegment host = arena.allocate(TokenChoice.BYTES, 16);
+    final MemorySegment host = arena.allocate(DeviceSampler.BYTES, 16);
     final MemorySegment values;
-    final TokenChoice choice;
+    final DeviceSampler choice;
 
     Rows(int rows, int vocab, int parts) {
       this.rows = rows;
       this.vocab = vocab;
       this.parts = parts;
-      wishes = cuda.allocateZeroed(TokenChoice.BYTES, stream);
+      parameters = cuda.allocateZeroed(DeviceSampler.BYTES, stream);
       logits = cuda.allocateZeroed(4L * parts * rows * vocab, stream);
-      rest = cuda.allocateZeroed(4L * rows * (2 * TokenChoice.BLOCKS + 3), stream);
+      rest = cuda.allocateZeroed(4L * rows * (2 * DeviceSampler.BLOCKS + 3), stream);
       values = arena.allocate(4L * parts * rows * vocab, 16);
-      choice = new TokenChoice(host, wishes.address());
+      choice = new DeviceSampler(host);
     }
 
     /** Chooses from these logits, {@code (parts, rows, vocab)}. */
@@ -60,26 +60,28 @@ class SamplerGpuTest {
     }
 
     int[] chooseAgain() {
-      cuda.toDevice(wishes.address(), host, TokenChoice.BYTES, stream);
+      cuda.toDevice(parameters.address(), host, DeviceSampler.BYTES, stream);
       long best = rest.address();
-      long bestAt = best + 4L * rows * TokenChoice.BLOCKS;
-      long tokens = bestAt + 4L * rows * TokenChoice.BLOCKS;
+      long bestAt = best + 4L * rows * DeviceSampler.BLOCKS;
+      long tokens = bestAt + 4L * rows * DeviceSampler.BLOCKS;
       var kernels = Kernels.of(cuda, new Kernels.Constants(Dtype.BF16, 2, 32, 64, 1));
-      choice
-          .launches(
+      DeviceSampler.launches(
               kernels,
-              logits.address(),
-              parts,
-              rows,
-              vocab,
-              best,
-              bestAt,
-              tokens,
-              tokens + 4L * rows,
-              tokens + 8L * rows,
-              1 << 30,
-              0,
-              0,
+              new DeviceSampler.SampleTokens(
+                  logits.address(),
+                  best,
+                  bestAt,
+                  tokens,
+                  tokens + 4L * rows,
+                  tokens + 8L * rows,
+                  parameters.address(),
+                  0,
+                  vocab,
+                  parts,
+                  rows,
+                  DeviceSampler.BLOCKS,
+                  1 << 30,
+                  0),
               false)
           .forEach(launch -> launch.on(stream));
       var bytes =
@@ -94,7 +96,7 @@ class SamplerGpuTest {
     @Override
     public void close() {
       stream.synchronize();
-      wishes.close();
+      parameters.close();
       logits.close();
       rest.close();
       stream.close();
@@ -154,7 +156,7 @@ class SamplerGpuTest {
             }
             var banned =
                 random
-                    .ints(random.nextInt(3) == 0 ? TokenChoice.MAX_BANNED : 0, 0, vocab)
+                    .ints(random.nextInt(3) == 0 ? DeviceSampler.MAX_BANNED : 0, 0, vocab)
                     .toArray();
             if (banned.length > 0) {
               banned[0] = Sampler.argMax(own, 0, vocab);

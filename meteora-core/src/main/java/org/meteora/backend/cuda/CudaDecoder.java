@@ -15,7 +15,7 @@ import org.meteora.cuda.decode.DecodeModel;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
-import org.meteora.cuda.kernel.TokenChoice;
+import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
@@ -38,10 +38,10 @@ import org.meteora.tensor.Ops;
  */
 public final class CudaDecoder implements AutoCloseable {
   /** Sequences at most. */
-  public static final int MAX_ROWS = 16;
+  public static final int MAX_ROWS = DecodeEngine.MAX_ROWS;
 
   /** Tokens at most that {@link #step} keeps a row from choosing. */
-  public static final int MAX_BANNED = TokenChoice.MAX_BANNED;
+  public static final int MAX_BANNED = DeviceSampler.MAX_BANNED;
 
   /** Columns added to the cache at least, when it is full. */
   private static final int GROW = 128;
@@ -220,11 +220,11 @@ public final class CudaDecoder implements AutoCloseable {
     engine.temperature(model.routing().settings().temperature());
     if (config.sample()) {
       engine
-          .choice()
+          .sampler()
           .sampling(
               Sampler.scale(config.temperature()), config.topK(), Sampler.fixed(config.topP()));
     } else {
-      engine.choice().greedy();
+      engine.sampler().greedy();
     }
     announce();
   }
@@ -274,7 +274,7 @@ public final class CudaDecoder implements AutoCloseable {
     engine.fetchRouting(listener != null);
     for (int row = 0; row < tokens.length; row++) {
       engine
-          .choice()
+          .sampler()
           .row(row, uniform[row], banned[row].length > MAX_BANNED ? new int[0] : banned[row]);
     }
     var next = engine.step(tokens);

@@ -7,8 +7,8 @@ import java.util.List;
 import java.util.UUID;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.cuda.kernel.AdapterMemory;
-import org.meteora.cuda.kernel.FusedMoe;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.MoeLinear;
 import org.meteora.tensor.Ops;
@@ -21,7 +21,7 @@ import org.meteora.tensor.Ops;
  */
 public final class FusedForward implements AutoCloseable {
   /** Up to this many tokens the kernels for few are used. */
-  public static final int FEW = 16;
+  public static final int FEW = org.meteora.cuda.kernel.MatrixVector.MAX_ROWS;
 
   private static final Stream LIBTORCH = Stream.of(0);
 
@@ -29,7 +29,7 @@ public final class FusedForward implements AutoCloseable {
   private final NDArray stacked;
   private final long[] loraB;
   private final int topK;
-  private final FusedMoe kernels;
+  private final AdapterKernels kernels;
   private final String id = UUID.randomUUID().toString();
   private boolean closed;
 
@@ -45,7 +45,7 @@ public final class FusedForward implements AutoCloseable {
     this.loraB = addressesOfB();
     var cuda = Cuda.device(stacked.getDevice().getDeviceId());
     cuda.makeCurrent();
-    var targets = new ArrayList<FusedMoe.Target>();
+    var targets = new ArrayList<AdapterKernels.Target>();
     for (int i = 0; i < loraB.length; i++) {
       var bank = layouts.get(i).bank();
       var scales = new float[bank.size()];
@@ -53,7 +53,7 @@ public final class FusedForward implements AutoCloseable {
         scales[j] = (float) bank.scales()[j];
       }
       targets.add(
-          new FusedMoe.Target(
+          new AdapterKernels.Target(
               new AdapterMemory(
                   Ops.dataPointer(bank.gate()),
                   Ops.dataPointer(bank.loraA()),
@@ -63,7 +63,7 @@ public final class FusedForward implements AutoCloseable {
               (int) linears.get(i).weight().getShape().get(0)));
     }
     kernels =
-        new FusedMoe(
+        new AdapterKernels(
             cuda, Ops.dtype(stacked), topK, (int) stacked.getShape().get(1), targets, LIBTORCH);
     stacked.getManager().attachInternal(id, this);
   }
@@ -84,11 +84,11 @@ public final class FusedForward implements AutoCloseable {
    *
    * @param x {@code (tokens, in)}
    * @param y each linear's base product, {@code (tokens, out)} in memory; changed
-   * @param choices as {@link FusedMoe#addFew} takes them
+   * @param choices as {@link AdapterKernels#addForDecode} takes them
    */
   public void addFew(NDArray x, List<NDArray> y, double temperature, long[] choices) {
     try (var rows = Ops.contiguous(x)) {
-      kernels.addFew(
+      kernels.addForDecode(
           Ops.dataPointer(rows),
           y.stream().mapToLong(Ops::dataPointer).toArray(),
           (int) x.getShape().get(0),
@@ -103,11 +103,13 @@ public final class FusedForward implements AutoCloseable {
    *
    * @param x {@code (tokens, in)}
    * @param choices as for few
-   * @return as {@link FusedMoe#maskMany} leaves it; {@link #z} and {@link #logits} are views
+   * @return as {@link AdapterKernels#scaleForPrefill} leaves it; {@link #z} and {@link #logits} are
+   *     views
    */
   public NDArray masked(NDArray x, double temperature, long[] choices) {
     var rows = Ops.linear(x, stacked, null);
-    kernels.maskMany(Ops.dataPointer(rows), x.getShape().get(0), choices, temperature, LIBTORCH);
+    kernels.scaleForPrefill(
+        Ops.dataPointer(rows), x.getShape().get(0), choices, temperature, LIBTORCH);
     return rows;
   }
 

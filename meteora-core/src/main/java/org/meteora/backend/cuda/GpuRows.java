@@ -5,7 +5,7 @@ import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
-import org.meteora.cuda.kernel.RowKernels;
+import org.meteora.cuda.kernel.PrefillKernels;
 import org.meteora.model.Pass;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -14,16 +14,16 @@ import org.meteora.tensor.Ops;
 public final class GpuRows {
   private record Key(int device, Dtype dtype) {}
 
-  private static final Map<Key, RowKernels> KERNELS = new ConcurrentHashMap<>();
+  private static final Map<Key, PrefillKernels> KERNELS = new ConcurrentHashMap<>();
   private static final Stream LIBTORCH = Stream.of(0);
 
   private GpuRows() {}
 
-  private static RowKernels kernels(NDArray x) {
+  private static PrefillKernels kernels(NDArray x) {
     var cuda = Cuda.device(x.getDevice().getDeviceId());
     cuda.makeCurrent();
     return KERNELS.computeIfAbsent(
-        new Key(cuda.index(), Ops.dtype(x)), key -> new RowKernels(cuda, key.dtype()));
+        new Key(cuda.index(), Ops.dtype(x)), key -> new PrefillKernels(cuda, key.dtype()));
   }
 
   /**
@@ -96,7 +96,7 @@ public final class GpuRows {
     int seq = (int) queries.getShape().get(1);
     kernels(queries)
         .rope(
-            new RowKernels.Heads(
+            new PrefillKernels.Heads(
                 (int) queries.getShape().get(0),
                 seq,
                 (int) queries.getShape().get(2) / headDim,

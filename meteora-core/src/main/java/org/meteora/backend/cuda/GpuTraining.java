@@ -5,7 +5,7 @@ import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
-import org.meteora.cuda.kernel.GateChoice;
+import org.meteora.cuda.kernel.TopKMask;
 import org.meteora.moe.BankLayout;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -59,7 +59,7 @@ public final class GpuTraining {
     logits = Ops.contiguous(logits);
     var unchosen = Ops.empty(x.getManager(), Dtype.F32, tokens, adapters);
     var cuda = Cuda.device(x.getDevice().getDeviceId());
-    GateChoice.write(
+    TopKMask.write(
         cuda,
         Ops.dtype(logits),
         topK,

@@ -99,14 +99,13 @@ public record DecodeModel(
     return new Linear(linear.weight, linear.bias, linear.out, linear.in, Optional.empty());
   }
 
+  /** Adapters of a linear at most; 1 without adapters. */
   int maxAdapters() {
-    var most = 1;
-    for (var layer : layers) {
-      for (var linear :
-          List.of(layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)) {
-        most = Math.max(most, linear.adapters.map(AdapterMemory::count).orElse(1));
-      }
-    }
-    return most;
+    return layers.stream()
+        .flatMap(layer -> layer.linears().stream())
+        .flatMap(linear -> linear.adapters().stream())
+        .mapToInt(AdapterMemory::count)
+        .max()
+        .orElse(1);
   }
 }

@@ -30,28 +30,10 @@ public final class Kernel {
    * A launch made ready: shape and argument are laid out once, {@link Launch#on} only calls the
    * driver.
    *
-   * @param overlap lets the blocks start before the kernel in front has ended (programmatic
-   *     dependent launch); only for kernels that wait for it themselves
+   * @param argument mirrors the kernel's parameter, see {@link CStruct}
    */
-  public Launch launch(
-      int gridX, int gridY, int gridZ, int block, int shared, boolean overlap, Struct argument) {
-    return launch(gridX, gridY, gridZ, block, shared, overlap, 1, argument);
-  }
-
-  /**
-   * As {@link #launch}, in clusters: this many blocks beside each other in x run at the same time
-   * and read each other's shared memory. Compute capability 9.0 and newer; 1 anywhere.
-   */
-  public Launch launch(
-      int gridX,
-      int gridY,
-      int gridZ,
-      int block,
-      int shared,
-      boolean overlap,
-      int cluster,
-      Struct argument) {
-    return new Launch(this, gridX, gridY, gridZ, block, shared, overlap, cluster, argument);
+  public Launch launch(Shape shape, Record argument) {
+    return new Launch(this, shape, argument);
   }
 
   /** See {@link #launch}. Its memory lives as long as it is reachable. */
@@ -63,33 +45,26 @@ public final class Kernel {
     private final MemorySegment config;
     private final MemorySegment parameters;
 
-    private Launch(
-        Kernel kernel,
-        int x,
-        int y,
-        int z,
-        int block,
-        int shared,
-        boolean overlap,
-        int cluster,
-        Struct argument) {
+    private Launch(Kernel kernel, Shape shape, Record argument) {
       this.kernel = kernel;
       var arena = Arena.ofAuto();
-      var value = argument.copyTo(arena);
+      var struct = CStruct.of(argument.getClass());
+      var value = arena.allocate(struct.size(), Math.max(16, struct.alignment()));
+      struct.write(argument, value, 0);
       this.parameters = arena.allocate(8 + 8, 8);
       parameters.set(JAVA_LONG, 0, value.address());
       this.config = arena.allocate(56 + 2 * ATTRIBUTE, 16);
-      int[] shape = {x, y, z, block, 1, 1, shared};
-      for (var i = 0; i < shape.length; i++) {
-        config.set(JAVA_INT, 4L * i, shape[i]);
+      int[] numbers = {shape.x(), shape.y(), shape.z(), shape.threads(), 1, 1, shape.shared()};
+      for (var i = 0; i < numbers.length; i++) {
+        config.set(JAVA_INT, 4L * i, numbers[i]);
       }
       config.set(JAVA_LONG, 40, config.address() + 56);
       var attributes = 0;
-      if (overlap) {
+      if (shape.overlap()) {
         attribute(attributes++, PROGRAMMATIC_STREAM_SERIALIZATION, 1);
       }
-      if (cluster > 1) {
-        attribute(attributes++, CLUSTER_DIMENSION, cluster, 1, 1);
+      if (shape.cluster() > 1) {
+        attribute(attributes++, CLUSTER_DIMENSION, shape.cluster(), 1, 1);
       }
       config.set(JAVA_INT, 48, attributes);
     }

@@ -9,21 +9,22 @@ import java.lang.foreign.Arena;
  * What the GPU's copy engine needs to know of a matrix of 16-bit numbers {@code (rows, columns)},
  * so that it copies pieces of some rows and 1024 columns by one request. The columns are shown in
  * two dimensions, since a piece has at most 256 of each.
+ *
+ * @param opaque 128 bytes that only the driver reads
  */
-public final class TensorMap {
+@CStruct.Align(64)
+public record TensorMap(@CStruct.Count(16) long[] opaque) {
   private static final int UINT16 = 1;
   private static final int NO_L2_PROMOTION = 0; // with it a product took 1.5 µs longer
-
-  private TensorMap() {}
 
   /**
    * @param address 16-byte aligned
    * @param columns a multiple of 8
    * @param pieceRows rows of a piece; those beyond the matrix arrive as zeros, and so do columns
    * @param pieceColumns columns of a piece, a multiple of 256
-   * @return 128 bytes, for a kernel's parameter
+   * @return for a kernel's parameter
    */
-  public static Struct encode(
+  public static TensorMap encode(
       long address, int rows, int columns, int pieceRows, int pieceColumns) {
     long inner = Math.min(256, Integer.lowestOneBit(columns));
     try (var arena = Arena.ofConfined()) {
@@ -47,11 +48,7 @@ public final class TensorMap {
           0,
           NO_L2_PROMOTION,
           0);
-      var result = new Struct();
-      for (var i = 0; i < 16; i++) {
-        result.add(map.getAtIndex(JAVA_LONG, i));
-      }
-      return result;
+      return new TensorMap(map.toArray(JAVA_LONG));
     }
   }
 }

@@ -3,6 +3,7 @@ package org.meteora.cuda.kernel;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
+import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -17,6 +18,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Module;
 import org.meteora.cuda.driver.Nvrtc;
+import org.meteora.cuda.driver.Shape;
 import org.meteora.io.CacheFolders;
 import org.meteora.tensor.Dtype;
 
@@ -78,7 +80,7 @@ public final class Kernels {
   private final Cuda cuda;
   private final Constants constants;
   private final Module module;
-  private final Map<String, Kernel> kernels = new HashMap<>();
+  private final Map<KernelName, Kernel> kernels = new EnumMap<>(KernelName.class);
 
   private Kernels(Cuda cuda, Constants constants) {
     this.cuda = cuda;
@@ -100,7 +102,7 @@ public final class Kernels {
         "-DGROUP=" + constants.group(),
         "-DMAX_ROWS=" + MatrixVector.MAX_ROWS,
         "-DMAX_RANK=" + AdapterMemory.MAX_RANK,
-        "-DMAX_BANNED=" + TokenChoice.MAX_BANNED);
+        "-DMAX_BANNED=" + DeviceSampler.MAX_BANNED);
   }
 
   /** Compiles ahead, one after the other. */
@@ -195,8 +197,7 @@ public final class Kernels {
           "attention.cuh",
           "sampling.cuh",
           "gated.cuh",
-          "prefill.cuh",
-          "measure.cuh");
+          "prefill.cuh");
 
   static Nvrtc.Source source() {
     var headers = new HashMap<String, String>();
@@ -224,8 +225,20 @@ public final class Kernels {
     return constants;
   }
 
-  /** A kernel by its name in the source. */
-  public synchronized Kernel get(String name) {
-    return kernels.computeIfAbsent(name, module::kernel);
+  /** A kernel. */
+  public synchronized Kernel get(KernelName name) {
+    return kernels.computeIfAbsent(name, it -> module.kernel(it.inSource()));
+  }
+
+  /**
+   * A launch made ready.
+   *
+   * @param argument of the type that the kernel takes
+   */
+  public Kernel.Launch launch(KernelName name, Shape shape, Record argument) {
+    if (argument.getClass() != name.argument()) {
+      throw new IllegalArgumentException(name + " does not take " + argument.getClass());
+    }
+    return get(name).launch(shape, argument);
   }
 }

@@ -1,8 +1,10 @@
 package org.meteora.cuda.kernel;
 
+import java.util.ArrayList;
 import java.util.List;
+import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Kernel;
-import org.meteora.cuda.driver.Struct;
+import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.TensorMap;
 import org.meteora.tensor.Dtype;
 
@@ -18,7 +20,13 @@ import org.meteora.tensor.Dtype;
  * {@code (slots, rows, ld)}; the reader sums them.
  */
 public final class MatrixVector {
+  /**
+   * Rows at most, and so sequences of a decode step and of its graph: the one place that limits
+   * them. Every kernel of a step holds a sum for each row in registers, and is compiled for this
+   * number.
+   */
   public static final int MAX_ROWS = 16;
+
   private static final int MAX_SEGMENTS = 9; // weights, gates and A of q, k and v
   private static final int CHUNK = 1024;
   private static final int TILE = 16;
@@ -29,10 +37,10 @@ public final class MatrixVector {
   /**
    * {@code rows × k} weights at {@code address}.
    *
-   * @param early multiply them first and count what of them y has ({@link #earlyTiles}); such
-   *     segments follow each other
+   * @param first multiply them before the others and count what of them y has ({@link #gateTiles}):
+   *     gates, behind which adapters can then be chosen; such segments follow each other
    */
-  public record Segment(long address, int rows, boolean early) {
+  public record Segment(long address, int rows, boolean first) {
     public Segment(long address, int rows) {
       this(address, rows, false);
     }
@@ -46,19 +54,46 @@ public final class MatrixVector {
    * How the streaming kernel uses a multiprocessor.
    *
    * @param sharedBytes shared memory of a block at most; what is left lets the next kernels' blocks
-   *     start early
+   *     start before it ends
    * @param inputBytes how much of it may hold x
    * @param overlap programmatic dependent launch
    * @param gatesFirst whoever waits for the gates can choose adapters before the product ends
-   * @param rideBytes stacked A matrices up to this size are multiplied whole with the base weights;
-   *     of larger ones only the chosen adapters' rows are read, by a launch of its own
+   * @param maxStackedABytes stacked A matrices up to this size are multiplied whole with the base
+   *     weights; of larger ones only the chosen adapters' rows are read, by a launch of its own
    */
   public record Tuning(
-      int sharedBytes, int inputBytes, boolean overlap, boolean gatesFirst, long rideBytes) {
+      int sharedBytes, int inputBytes, boolean overlap, boolean gatesFirst, long maxStackedABytes) {
     public static Tuning standard() {
       return new Tuning(196 << 10, 68 << 10, true, true, 16 << 20);
     }
   }
+
+  /** Mirrors the struct of this name in {@code product.cuh}. */
+  record ProductSegment(long w, int end) {}
+
+  /** Mirrors the struct of this name in {@code product.cuh}. */
+  record Product(
+      long x,
+      long y,
+      long sumsq,
+      int rows,
+      int k,
+      int total,
+      int segments,
+      int ld,
+      int partials,
+      float eps,
+      int slices,
+      int stages,
+      boolean vectors,
+      int tiles,
+      int firstGateTile,
+      int gateTiles,
+      long gateTilesDone,
+      @Count(MAX_SEGMENTS) List<ProductSegment> segment) {}
+
+  /** Mirrors the struct of this name in {@code product.cuh}. */
+  record StreamedProduct(Product product, @Count(MAX_SEGMENTS) List<TensorMap> map) {}
 
   private final Kernels kernels;
   private final List<Segment> segments;
@@ -70,8 +105,8 @@ public final class MatrixVector {
   private final int stages;
   private final int shared;
   private final int total;
-  private final int earlyTiles;
-  private List<Struct> maps;
+  private final int gateTiles;
+  private List<TensorMap> maps;
 
   public MatrixVector(Kernels kernels, List<Segment> segments, int k, int rows, Tuning tuning) {
     if (segments.size() > MAX_SEGMENTS || rows < 1 || rows > MAX_ROWS) {
@@ -85,17 +120,17 @@ public final class MatrixVector {
     this.total = segments.stream().mapToInt(Segment::rows).sum();
     var chunks = (k + CHUNK - 1) / CHUNK;
     var stageBytes = TILE * CHUNK * 2;
-    var most = Math.min(tuning.sharedBytes(), kernels.cuda().sharedMemory());
+    var available = Math.min(tuning.sharedBytes(), kernels.cuda().sharedMemory());
     // more rows: fewer slices of x matter more than a longer ring, since every slice has its own y
-    var leastStages = rows > 8 ? 3 : 4;
-    var forInput = Math.min(tuning.inputBytes(), most - leastStages * stageBytes - 20000);
+    var minStages = rows > 8 ? 3 : 4;
+    var forInput = Math.min(tuning.inputBytes(), available - minStages * stageBytes - 20000);
     var cut = (chunks + CHUNKS - 1) / CHUNKS;
     while (cut < chunks && inputBytes(chunks, cut) > forInput) {
       cut++;
     }
     var fixed = 512 + (rows > 8 ? 2 : 1) * 8192 + inputBytes(chunks, cut) + 128;
     this.slices = cut;
-    this.stages = Math.min(12, (most - fixed) / stageBytes);
+    this.stages = Math.min(12, (available - fixed) / stageBytes);
     this.shared = fixed + Math.max(stages, 0) * stageBytes;
     this.stream =
         kernels.constants().dtype() != Dtype.F32
@@ -104,14 +139,14 @@ public final class MatrixVector {
             && stages >= 2
             && kernels.cuda().multiprocessors() >= cut
             && segments.stream().allMatch(s -> s.address() % 16 == 0);
-    var early = segments.stream().filter(Segment::early).mapToInt(Segment::tiles).sum();
-    var leastChunks = chunks / slices;
-    var mostChunks = (chunks + slices - 1) / slices;
-    // beside its early tiles a block's share must have room for another: else a tile might be in
+    var gates = segments.stream().filter(Segment::first).mapToInt(Segment::tiles).sum();
+    var minChunks = chunks / slices;
+    var maxChunks = (chunks + slices - 1) / slices;
+    // beside its tiles of gates a block's share must have room for another: else a tile might be in
     // three blocks' shares, and its sum depend on their order
-    var mostEarly = (early + members() - 1) / members();
-    var fits = (long) tiles() * leastChunks / members() >= (mostEarly + 1L) * mostChunks;
-    this.earlyTiles = stream && tuning.gatesFirst() && fits ? early : 0;
+    var maxGateTiles = (gates + members() - 1) / members();
+    var fits = (long) tiles() * minChunks / members() >= (maxGateTiles + 1L) * maxChunks;
+    this.gateTiles = stream && tuning.gatesFirst() && fits ? gates : 0;
   }
 
   private int tiles() {
@@ -124,9 +159,9 @@ public final class MatrixVector {
         1, Math.min(kernels.cuda().multiprocessors() / slices, (total + TILE - 1) / TILE));
   }
 
-  /** How many early tiles are counted until y has them all; 0: they do not come first. */
-  public int earlyTiles() {
-    return earlyTiles * slices;
+  /** How many tiles of gates are counted until y has them all; 0: they do not come first. */
+  public int gateTiles() {
+    return gateTiles * slices;
   }
 
   private int inputBytes(int chunks, int slices) {
@@ -146,39 +181,59 @@ public final class MatrixVector {
   /**
    * @param x (rows, k) in the kernels' dtype, 16-byte aligned
    * @param y (slots, rows, ld) float32, cleared before
-   * @param early uint32 that counts the early tiles, when there are any; or 0
+   * @param gateTilesDone uint32 that counts the tiles of gates, when they come first; or 0
    * @param sumsq float32 (rows, partials): x is an RMSNorm's input times its weight and these are
    *     its sums of squares; or 0
    */
   public Kernel.Launch launch(
-      long x, long y, int ld, long early, long sumsq, int partials, float eps) {
+      long x, long y, int ld, long gateTilesDone, long sumsq, int partials, float eps) {
     var vectors =
         k * kernels.constants().dtype().bytes() % 16 == 0
             && segments.stream().allMatch(s -> s.address() % 16 == 0);
-    var argument =
-        new Struct().add(x).add(y).add(sumsq).add(rows).add(k).add(total).add(segments.size());
-    argument.add(ld).add(partials).add(eps).add(slices).add(stages).add(vectors);
-    var firstEarly = segments.stream().takeWhile(s -> !s.early()).mapToInt(Segment::tiles).sum();
-    argument.add(tiles()).add(firstEarly).add(earlyTiles).add(earlyTiles == 0 ? 0 : early);
+    var list = new ArrayList<ProductSegment>();
     var end = 0;
     for (var segment : segments) {
       end += segment.rows();
-      argument.add(segment.address()).add(end).align();
+      list.add(new ProductSegment(segment.address(), end));
     }
+    var argument =
+        new Product(
+            x,
+            y,
+            sumsq,
+            rows,
+            k,
+            total,
+            segments.size(),
+            ld,
+            partials,
+            eps,
+            slices,
+            stages,
+            vectors,
+            tiles(),
+            segments.stream().takeWhile(s -> !s.first()).mapToInt(Segment::tiles).sum(),
+            gateTiles,
+            gateTiles == 0 ? 0 : gateTilesDone,
+            list);
     if (!stream) {
       var grid = Math.min((total + 7) / 8, kernels.cuda().multiprocessors() * 8);
-      return kernels.get("product_any").launch(grid, 1, 1, 256, 0, tuning.overlap(), argument);
+      return kernels.launch(
+          KernelName.PRODUCT_ANY,
+          Shape.of(grid, 1, 1, 256).withOverlap(tuning.overlap()),
+          argument);
     }
-    var kernel = kernels.get(rows > 8 ? "product_stream16" : "product_stream8");
-    kernel.allowShared(kernels.cuda().sharedMemory());
+    var name = rows > 8 ? KernelName.PRODUCT_STREAM16 : KernelName.PRODUCT_STREAM8;
+    kernels.get(name).allowShared(kernels.cuda().sharedMemory());
     if (maps == null) {
       maps =
           segments.stream()
               .map(s -> TensorMap.encode(s.address(), s.rows(), k, TILE, CHUNK))
               .toList();
     }
-    argument.skip(16 * (MAX_SEGMENTS - segments.size())).align(64);
-    maps.forEach(argument::add);
-    return kernel.launch(members() * slices, 1, 1, 288, shared, tuning.overlap(), argument);
+    return kernels.launch(
+        name,
+        Shape.of(members() * slices, 1, 1, 288).withShared(shared).withOverlap(tuning.overlap()),
+        new StreamedProduct(argument, maps));
   }
 }

@@ -121,7 +121,7 @@ struct DecodeRouteAddResidual {
   const T* normWeight;
   T* out;
   float* sumsq;
-  int hidden, pad;
+  int hidden;
 };
 template <bool GATES_FIRST>
 __device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
@@ -193,7 +193,7 @@ struct DecodeRouteSiluUp {
   ProductOutput product;
   RoutedLinear gate, up;
   T* out;
-  int inter, pad;
+  int inter;
 };
 template <int N, bool GATES_FIRST>
 __device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {

@@ -35,13 +35,12 @@ struct ScaledLinear {
   const float* scales;
   int* indices;
   float* weights;
-  int at, n, sumR, pad;
+  int at, n, sumR;
 };
 struct PrefillRouteScaleZ {
   T* rows;
   long long tokens, stride;
   float invTemperature;
-  int pad;
   ScaledLinear linear[3];
 };
 extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __grid_constant__ PrefillRouteScaleZ p) {
@@ -78,7 +77,7 @@ struct TrainingTopKMask {
   const T* logits;
   float* mask;
   long long tokens;
-  int n, pad;
+  int n;
 };
 extern "C" __global__ void __launch_bounds__(256) training_top_k_mask(const __grid_constant__ TrainingTopKMask p) {
   int lane = threadIdx.x & 31;

@@ -17,4 +17,3 @@
 #endif
 #include "gated.cuh"
 #include "prefill.cuh"
-#include "measure.cuh"

@@ -103,7 +103,7 @@ struct PrefillSiluUp {
   const T* up;
   T* out;
   long long count;
-  int vectors, pad;
+  int vectors;
 };
 extern "C" __global__ void __launch_bounds__(256) prefill_silu_up(const __grid_constant__ PrefillSiluUp p) {
   long long at = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;

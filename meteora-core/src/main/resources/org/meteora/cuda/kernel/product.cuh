@@ -1,9 +1,9 @@
 // Matrix-vector products.
 // y (rows, ld) = x (rows, k) · [W0; W1; …]ᵀ, rows ≤ 16. With sumsq, x is an RMSNorm's input times its weight, not yet
 // divided: the results are multiplied by rsqrt(mean(square) + eps), from `partials` sums of squares per row.
-struct Segment {
+struct ProductSegment {
   const T* w;
-  int end, pad;  // one past the segment's last row in the list
+  int end;  // one past the segment's last row in the list
 };
 #define MAX_SEGMENTS 9  // weights, gates and A of q, k and v
 struct Product {
@@ -16,7 +16,7 @@ struct Product {
   int slices, stages, vectors, tiles;
   int firstGateTile, gateTiles;  // tiles that are multiplied first
   unsigned* gateTilesDone;     // counts those that y has, of each slice
-  Segment segment[MAX_SEGMENTS];
+  ProductSegment segment[MAX_SEGMENTS];
 };
 
 __device__ __forceinline__ const T* weightRow(const Product& p, int row) {

@@ -23,7 +23,7 @@ class DecodeEngineGpuTest {
   static Stream<Arguments> models() {
     var standard = Tuning.standard();
     var chosenOnly = new Tuning(standard.sharedBytes(), standard.inputBytes(), true, true, 0);
-    var sliced = new Tuning(160 << 10, 16 << 10, true, true, standard.rideBytes());
+    var sliced = new Tuning(160 << 10, 16 << 10, true, true, standard.maxStackedABytes());
     var many = new int[70];
     Arrays.fill(many, 2);
     var ordinary = new int[28];

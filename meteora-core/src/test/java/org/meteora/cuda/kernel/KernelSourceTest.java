@@ -6,13 +6,19 @@ import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayDeque;
 import java.util.ArrayList;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Assumptions;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.CStruct;
+import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -22,6 +28,8 @@ import org.meteora.tensor.Dtype;
  */
 class KernelSourceTest {
   @TempDir Path folder;
+
+  private static final Kernels.Constants ALL = new Kernels.Constants(Dtype.BF16, 2, 32, 128, 4);
 
   private record Ran(int code, String output) {}
 
@@ -38,6 +46,15 @@ class KernelSourceTest {
       return new Ran(-1, command + " did not end");
     }
     return new Ran(process.exitValue(), Files.readString(output, StandardCharsets.UTF_8));
+  }
+
+  private void copySources() throws IOException {
+    for (var name : List.of("meteora.cu", "on_cpu.h")) {
+      copy(name);
+    }
+    for (var name : Kernels.HEADERS) {
+      copy(name);
+    }
   }
 
   private void copy(String name) throws IOException {
@@ -76,12 +93,8 @@ class KernelSourceTest {
     Files.writeString(folder.resolve("empty.cpp"), "int main() { return 0; }");
     var works = compile("empty.cpp", List.of()).code == 0 && run(List.of("./kernels")).code == 0;
     Assumptions.assumeTrue(works, "no g++ with AddressSanitizer on this machine");
-    for (var name : List.of("meteora.cu", "on_cpu.h", source)) {
-      copy(name);
-    }
-    for (var name : Kernels.HEADERS) {
-      copy(name);
-    }
+    copySources();
+    copy(source);
     var compiled =
         compile(
             source, Kernels.options(new Kernels.Constants(dtype, topK, adapters, headDim, group)));
@@ -89,5 +102,72 @@ class KernelSourceTest {
     var ran = run(List.of("./kernels", "1", rounds));
     assertThat(ran.code).as(ran.output).isZero();
     assertThat(ran.output).startsWith("largest error");
+  }
+
+  /** C++ that compiles only if kernels take their records' structs, laid out as the records say. */
+  private static String assertions() {
+    var text = new StringBuilder();
+    text.append("template <class A, class B> struct SameType { static const bool is = false; };\n");
+    text.append("template <class A> struct SameType<A, A> { static const bool is = true; };\n");
+    var structs = new LinkedHashSet<Class<?>>();
+    structs.add(DeviceSampler.SamplingParameters.class);
+    for (var kernel : KernelName.values()) {
+      var struct = kernel.argument().getSimpleName();
+      text.append(
+          "static_assert(SameType<decltype(%s), void(%s)>::is, \"%s\");\n"
+              .formatted(kernel.inSource(), struct, kernel));
+      structs.add(kernel.argument());
+    }
+    for (var left = new ArrayDeque<>(structs); !left.isEmpty(); ) {
+      var type = left.pop().asSubclass(Record.class);
+      var name = type.getSimpleName();
+      var struct = CStruct.of(type);
+      text.append(
+          "static_assert(sizeof(%s) == %d, \"size of %s\");\n"
+              .formatted(name, struct.size(), name));
+      for (var field : struct.fields()) {
+        text.append(
+            "static_assert(__builtin_offsetof(%s, %s) == %d, \"%s.%s\");\n"
+                .formatted(name, field.name(), field.offset(), name, field.name()));
+        if (field.type().isRecord() && structs.add(field.type())) {
+          left.add(field.type());
+        }
+      }
+    }
+    return text.toString();
+  }
+
+  @Test
+  void argumentsAreLaidOutAsTheKernelsReadThem() throws Exception {
+    Files.writeString(folder.resolve("empty.cpp"), "int main() { return 0; }");
+    Assumptions.assumeTrue(
+        compile("empty.cpp", List.of("-fsyntax-only")).code == 0, "no g++ on this machine");
+    copySources();
+    Files.writeString(
+        folder.resolve("arguments.cpp"),
+        "#include \"on_cpu.h\"\n" + assertions() + "int main() {}");
+    var options = new ArrayList<>(Kernels.options(ALL));
+    options.add("-fsyntax-only");
+    var compiled = compile("arguments.cpp", options);
+    assertThat(compiled.code).as(compiled.output).isZero();
+    // and the assertions do hold something
+    var wrong = assertions().replace("sizeof(DecodeEmbed) == 72", "sizeof(DecodeEmbed) == 80");
+    Files.writeString(
+        folder.resolve("arguments.cpp"), "#include \"on_cpu.h\"\n" + wrong + "int main() {}");
+    assertThat(compile("arguments.cpp", options).output).contains("size of DecodeEmbed");
+  }
+
+  /** The same by the kernels' own compiler, where there is one; it needs no GPU. */
+  @Test
+  void argumentsAreLaidOutAsTheKernelsCompilerSays() {
+    Nvrtc compiler = null;
+    try {
+      compiler = Nvrtc.get();
+    } catch (UserException e) {
+      Assumptions.abort(e.getMessage());
+    }
+    var source = Kernels.source();
+    var checked = new Nvrtc.Source(source.text() + assertions(), source.headers());
+    assertThat(compiler.compile(checked, Kernels.options(ALL), 90, folder)).isNotEmpty();
   }
 }

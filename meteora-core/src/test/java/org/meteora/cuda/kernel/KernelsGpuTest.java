@@ -38,7 +38,7 @@ class KernelsGpuTest {
       {16, 14336, 700, 28, 224}
     };
     try (var gpu = new Gpu(3)) {
-      var earlyProducts = 0;
+      var gatesFirst = 0;
       var kernels = Kernels.of(gpu.cuda, new Kernels.Constants(dtype, 2, 32, 64, 1));
       for (var tuning :
           List.of(Tuning.standard(), new Tuning(160 << 10, 20 << 10, false, true, 0))) {
@@ -56,10 +56,10 @@ class KernelsGpuTest {
           var product = new MatrixVector(kernels, segments, k, m, tuning);
           var ld = product.total() + 3;
           var y = gpu.zeros(4L * product.slots() * m * ld);
-          var early = gpu.zeros(4);
-          product.launch(x.address(), y, ld, early, 0, 0, 0).on(gpu.stream);
-          assertThat(gpu.get(early, 1, Dtype.I32)[0]).isEqualTo(product.earlyTiles());
-          earlyProducts += product.earlyTiles() > 0 ? 1 : 0;
+          var done = gpu.zeros(4);
+          product.launch(x.address(), y, ld, done, 0, 0, 0).on(gpu.stream);
+          assertThat(gpu.get(done, 1, Dtype.I32)[0]).isEqualTo(product.gateTiles());
+          gatesFirst += product.gateTiles() > 0 ? 1 : 0;
           var parts = gpu.get(y, product.slots() * m * ld, Dtype.F32);
           var got = new double[m * product.total()];
           var expected = new double[got.length];
@@ -84,12 +84,12 @@ class KernelsGpuTest {
         }
       }
       if (dtype != Dtype.F32 && gpu.cuda.capability() >= 90) {
-        assertThat(earlyProducts).isGreaterThan(4);
+        assertThat(gatesFirst).isGreaterThan(4);
       }
     }
   }
 
-  private record Bank(FusedMoe.Target target, double[] g, double[] a, double[] b) {}
+  private record Bank(AdapterKernels.Target target, double[] g, double[] a, double[] b) {}
 
   private static Bank bank(Gpu gpu, Dtype dtype, int in, int out, int[] ranks, boolean allOnOne) {
     var all = Arrays.stream(ranks).sum();
@@ -108,7 +108,7 @@ class KernelsGpuTest {
     var a = gpu.normal(all * in, 1 / Math.sqrt(in), 0, dtype);
     var b = gpu.normal(all * out, 0.3, 0, dtype);
     return new Bank(
-        new FusedMoe.Target(
+        new AdapterKernels.Target(
             new AdapterMemory(
                 g.address(),
                 a.address(),
@@ -123,7 +123,7 @@ class KernelsGpuTest {
 
   @ParameterizedTest
   @EnumSource(names = {"F32", "F16", "BF16"})
-  void adaptersOfFewTokens(Dtype dtype) {
+  void adaptersOfADecodeStep(Dtype dtype) {
     int[][] ranks = {{8, 8, 8, 8}, {1, 1}, {64, 3, 0, 17, 8}, {5}};
     try (var gpu = new Gpu(4)) {
       var round = 0;
@@ -145,7 +145,7 @@ class KernelsGpuTest {
             x = gpu.put(x.values(), dtype);
           }
           try (var moe =
-              new FusedMoe(
+              new AdapterKernels(
                   gpu.cuda,
                   dtype,
                   topK,
@@ -158,7 +158,7 @@ class KernelsGpuTest {
                     .toList();
             var chosenBy = new long[banks.size()];
             Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
-            moe.addFew(
+            moe.addForDecode(
                 x.address(),
                 bases.stream().mapToLong(Gpu.Array::address).toArray(),
                 tokens,
@@ -209,7 +209,7 @@ class KernelsGpuTest {
 
   @ParameterizedTest
   @EnumSource(names = {"F32", "F16", "BF16"})
-  void maskOfManyTokens(Dtype dtype) {
+  void scaledZOfAPrefill(Dtype dtype) {
     try (var gpu = new Gpu(5)) {
       for (var n : new int[] {1, 3, 28, 200}) {
         var topK = Math.min(2, n);
@@ -225,7 +225,7 @@ class KernelsGpuTest {
         var stride =
             banks.stream()
                 .map(bank -> bank.target().adapters())
-                .mapToInt(a -> FusedMoe.columns(a.count(), a.sumOfRanks()))
+                .mapToInt(a -> AdapterKernels.columns(a.count(), a.sumOfRanks()))
                 .sum();
         var values = gpu.random.doubles((long) tokens * stride).map(v -> 2 * v - 1).toArray();
         for (var t = 0; t < tokens; t++) {
@@ -237,15 +237,15 @@ class KernelsGpuTest {
             for (var e = 0; e < n; e++) {
               values[at + all + e] = order[e] / 8.0 - 2;
             }
-            at += FusedMoe.columns(n, all);
+            at += AdapterKernels.columns(n, all);
           }
         }
         var rows = gpu.put(values, dtype);
         var chosenBy = new long[banks.size()];
         Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
         var targets = banks.stream().map(Bank::target).toList();
-        try (var moe = new FusedMoe(gpu.cuda, dtype, topK, 8, targets, gpu.stream)) {
-          moe.maskMany(rows.address(), tokens, chosenBy, 2, gpu.stream);
+        try (var moe = new AdapterKernels(gpu.cuda, dtype, topK, 8, targets, gpu.stream)) {
+          moe.scaleForPrefill(rows.address(), tokens, chosenBy, 2, gpu.stream);
         }
         var expected = rows.values().clone();
         var from = 0;
@@ -268,7 +268,7 @@ class KernelsGpuTest {
                   .isLessThan(1e-5);
             }
           }
-          from += FusedMoe.columns(n, adapters.sumOfRanks());
+          from += AdapterKernels.columns(n, adapters.sumOfRanks());
         }
         var got = gpu.get(rows.address(), tokens * stride, dtype);
         assertThat(Gpu.error(got, expected))
@@ -280,9 +280,9 @@ class KernelsGpuTest {
 
   @ParameterizedTest
   @EnumSource(names = {"F32", "F16", "BF16"})
-  void rowsOfTheBaseModel(Dtype dtype) {
+  void normsAndActivationsOfAPrefill(Dtype dtype) {
     try (var gpu = new Gpu(6)) {
-      var kernels = new RowKernels(gpu.cuda, dtype);
+      var kernels = new PrefillKernels(gpu.cuda, dtype);
       for (var hidden : new int[] {1, 37, 4096, 5000}) {
         var rows = 5;
         var h = gpu.normal(rows * hidden, 2, 0, dtype);
@@ -335,7 +335,7 @@ class KernelsGpuTest {
 
   @ParameterizedTest
   @EnumSource(names = {"F32", "F16", "BF16"})
-  void queriesAndKeysOfManyTokens(Dtype dtype) {
+  void queriesAndKeysOfAPrefill(Dtype dtype) {
     // batch, seq, heads, kvHeads, headDim, capacity, past, rows of angles
     int[][] shapes = {
       {2, 37, 4, 2, 128, 64, 5, 1},
@@ -344,9 +344,9 @@ class KernelsGpuTest {
       {2, 1, 1, 1, 2, 3, 2, 2}
     };
     try (var gpu = new Gpu(8)) {
-      var kernels = new RowKernels(gpu.cuda, dtype);
+      var kernels = new PrefillKernels(gpu.cuda, dtype);
       for (var s : shapes) {
-        var shape = new RowKernels.Heads(s[0], s[1], s[2], s[3], s[4], s[5], s[6]);
+        var shape = new PrefillKernels.Heads(s[0], s[1], s[2], s[3], s[4], s[5], s[6]);
         var tokens = s[0] * s[1];
         var dim = s[4];
         var q = gpu.normal(tokens * s[2] * dim, 1, 0, dtype);

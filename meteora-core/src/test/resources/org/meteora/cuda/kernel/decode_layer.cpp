@@ -99,7 +99,7 @@ static void addResidual(int rows) {
   fill(h);
   fill(weight);
   std::vector<float> before(h.p, h.p + h.n);
-  launch<DecodeRouteAddResidual>(32, blocks, rows, 1, below(2) ? decode_route_add_residual : decode_route_add_residual_gates_first, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden, 0});
+  launch<DecodeRouteAddResidual>(32, blocks, rows, 1, below(2) ? decode_route_add_residual : decode_route_add_residual_gates_first, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden});
   left.isCleared();
   for (int m = 0; m < rows; m++) {
     double squares = 0, given = 0;
@@ -120,7 +120,7 @@ static void siluUpRows(int rows) {
   Left left({&gate, &up}, rows, true, true);
   Array<T> out(rows * inter);
   launch<DecodeRouteSiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? below(2) ? decode_route_silu_up2 : decode_route_silu_up2_gates_first : below(2) ? decode_route_silu_up4 : decode_route_silu_up4_gates_first,
-                 {left.chain, gate.linear, up.linear, out.p, inter, 0});
+                 {left.chain, gate.linear, up.linear, out.p, inter});
   left.isCleared();
   for (int m = 0; m < rows; m++)
     for (int o = 0; o < inter; o++) {

@@ -27,11 +27,11 @@ static void mask() {
   fill(rows);
   std::vector<T> before(rows.p, rows.p + rows.n);
   const float inverse = 0.5f;
-  PrefillRouteScaleZ p{rows.p, tokens, stride, inverse, 0, {}};
+  PrefillRouteScaleZ p{rows.p, tokens, stride, inverse, {}};
   const bool written = below(2);
   for (int l = 0; l < linears; l++) {
     One& one = *all[l];
-    p.linear[l] = {one.offsets.p, one.scales.p, written ? one.indices.p : 0, written ? one.weights.p : 0, one.at, one.n, one.sum, 0};
+    p.linear[l] = {one.offsets.p, one.scales.p, written ? one.indices.p : 0, written ? one.weights.p : 0, one.at, one.n, one.sum};
   }
   launch<PrefillRouteScaleZ>(256, (tokens + 7) / 8, linears, 1, prefill_route_scale_z, p);
   for (int l = 0; l < linears; l++)
@@ -87,7 +87,7 @@ static void silu() {
   fill(gate);
   fill(up);
   std::vector<T> before(gate.p, gate.p + count);
-  launch<PrefillSiluUp>(256, (count + 2047) / 2048, 1, 1, prefill_silu_up, {gate.p, up.p, gate.p, count, 1, 0});
+  launch<PrefillSiluUp>(256, (count + 2047) / 2048, 1, 1, prefill_silu_up, {gate.p, up.p, gate.p, count, 1});
   for (int i = 0; i < count; i++) {
     double g = toFloat(before[i]);
     check("silu", toFloat(gate[i]), g / (1 + std::exp(-g)) * toFloat(up[i]));

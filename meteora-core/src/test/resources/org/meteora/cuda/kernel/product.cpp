@@ -13,7 +13,7 @@ static void product() {
     weights.push_back(std::make_unique<Array<T>>((size_t)n * k));
     fill(*weights.back());
     it.total += n;
-    it.segment[i] = {weights.back()->p, it.total, 0};
+    it.segment[i] = {weights.back()->p, it.total};
     p.map[i] = {weights.back()->p, n, k};
     if (i < gate) it.firstGateTile += tiles;
     if (i == gate) it.gateTiles = tiles;

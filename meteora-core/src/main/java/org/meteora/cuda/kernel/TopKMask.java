@@ -1,13 +1,16 @@
 package org.meteora.cuda.kernel;
 
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
-import org.meteora.cuda.driver.Struct;
 import org.meteora.tensor.Dtype;
 
-/** Which adapters the gates choose, for many tokens (training), on somebody else's tensors. */
-public final class GateChoice {
-  private GateChoice() {}
+/** Training's choice of adapters, as a mask for the gates' softmax, on somebody else's tensors. */
+public final class TopKMask {
+  /** Mirrors the struct of this name in {@code gated.cuh}. */
+  record TrainingTopKMask(long logits, long mask, long tokens, int n) {}
+
+  private TopKMask() {}
 
   /**
    * Writes 0 for the {@code topK} adapters of a token with the largest logits, −∞ for the others;
@@ -31,10 +34,11 @@ public final class GateChoice {
     if (tokens == 0) {
       return;
     }
-    var argument = new Struct().add(logits).add(mask).add(tokens).add(adapters).add(0);
     kernels
-        .get("training_top_k_mask")
-        .launch(Math.toIntExact((tokens + 7) / 8), 1, 1, 256, 0, false, argument)
+        .launch(
+            KernelName.TRAINING_TOP_K_MASK,
+            Shape.of(Math.toIntExact((tokens + 7) / 8), 1, 1, 256),
+            new TrainingTopKMask(logits, mask, tokens, adapters))
         .on(stream);
   }
 }

@@ -9,10 +9,11 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
+import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
+import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
-import org.meteora.cuda.driver.Struct;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -20,17 +21,38 @@ import org.meteora.tensor.Dtype;
  * tensors and stream: {@code y += Σ weight · scale · (x Aᵀ) Bᵀ} over the top-k adapters of each
  * token (paper, section 3.1). The base product is done before, by cuBLAS.
  *
- * <p>{@link #addFew} is for few tokens (decode): one product with all gates and A, then one launch
- * that routes and adds. {@link #maskMany} is for many (prefill): behind one product with all A and
- * gates it turns z = x Aᵀ of all adapters into the weighted z, zero for those not chosen, so that
- * one matrix product with Bᵀ finishes each linear.
+ * <p>{@link #addForDecode} is for a decode step: one product with all gates and A, then one launch
+ * that routes and adds. {@link #scaleForPrefill} is for a prefill: behind one product with all A
+ * and gates it turns z = x Aᵀ of all adapters into the weighted z, zero for those not chosen, so
+ * that one matrix product with Bᵀ finishes each linear.
  *
  * <p>Any rank 1…64 and unequal ranks, 0 where an adapter does not target a linear; up to 256
  * adapters, top-k up to 8. Not thread-safe; owns a few hundred KiB of device memory.
  */
-public final class FusedMoe implements AutoCloseable {
+public final class AdapterKernels implements AutoCloseable {
   /** The adapters of one linear with {@code out} outputs. */
   public record Target(AdapterMemory adapters, int out) {}
+
+  /** Linears with one input at most. */
+  private static final int MAX_LINEARS = 3;
+
+  /** Mirrors the struct of this name in {@code gated.cuh}. */
+  record DecodeRouteAddAdapters(
+      ProductOutput product,
+      @Count(MAX_LINEARS) List<RoutedLinear> linear,
+      @Count(MAX_LINEARS) long[] y) {}
+
+  /** Mirrors the struct of this name in {@code gated.cuh}. */
+  record ScaledLinear(
+      long offsets, long scales, long indices, long weights, int at, int n, int sumR) {}
+
+  /** Mirrors the struct of this name in {@code gated.cuh}. */
+  record PrefillRouteScaleZ(
+      long rows,
+      long tokens,
+      long stride,
+      float invTemperature,
+      @Count(MAX_LINEARS) List<ScaledLinear> linear) {}
 
   private final Cuda cuda;
   private final Kernels kernels;
@@ -51,8 +73,9 @@ public final class FusedMoe implements AutoCloseable {
    * @param targets one to three linears sharing an input of {@code in} elements
    * @throws UserException for more adapters, larger ranks or a larger top-k than the kernels know
    */
-  public FusedMoe(Cuda cuda, Dtype dtype, int topK, int in, List<Target> targets, Stream stream) {
-    if (targets.isEmpty() || targets.size() > 3) {
+  public AdapterKernels(
+      Cuda cuda, Dtype dtype, int topK, int in, List<Target> targets, Stream stream) {
+    if (targets.isEmpty() || targets.size() > MAX_LINEARS) {
       throw new IllegalArgumentException(targets.size() + " linears");
     }
     try {
@@ -60,8 +83,8 @@ public final class FusedMoe implements AutoCloseable {
       this.targets = List.copyOf(targets);
       this.in = in;
       targets.forEach(t -> t.adapters().check(topK));
-      var most = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
-      this.kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, most));
+      var maxAdapters = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
+      this.kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, maxAdapters));
       for (var target : targets) {
         var offsets = cuda.upload(target.adapters().offsets(), stream);
         var scales = cuda.upload(target.adapters().scales(), stream);
@@ -112,7 +135,8 @@ public final class FusedMoe implements AutoCloseable {
   }
 
   /**
-   * Adds the adapters' part for few tokens; any number works, 16 at a time.
+   * Adds the adapters' part to a decode step's rows; any number works, {@link
+   * MatrixVector#MAX_ROWS} at a time.
    *
    * @param x (tokens, in), contiguous, in the dtype; 16-byte aligned for speed
    * @param y per linear, (tokens, out), contiguous, holding the base product
@@ -120,7 +144,7 @@ public final class FusedMoe implements AutoCloseable {
    *     float32 weights in the same layout; or null
    * @param temperature routing temperature T
    */
-  public void addFew(
+  public void addForDecode(
       long x, long[] y, int tokens, long[] choices, double temperature, Stream stream) {
     temperature(temperature, stream);
     var bytes = kernels.constants().dtype().bytes();
@@ -129,104 +153,96 @@ public final class FusedMoe implements AutoCloseable {
       var product = product(rows);
       cuda.fill(scratch, 0, 4L * product.slots() * rows * ld, stream);
       product.launch(x + (long) at * in * bytes, scratch, ld, 0, 0, 0, 0).on(stream);
-      var argument =
-          new Struct()
-              .add(scratch)
-              .add(0L)
-              .add(inverseTemperature)
-              .add(0L)
-              .add(0L)
-              .add(product.slots())
-              .add(ld)
-              .add(rows)
-              .add(0);
+      var output =
+          new ProductOutput(scratch, 0, inverseTemperature, 0, 0, product.slots(), ld, rows, 0);
+      var linears = new ArrayList<RoutedLinear>();
+      var addresses = new long[targets.size()];
+      var widest = 1;
       var gateAt = 0;
       var zAt = gates();
-      for (var i = 0; i < 3; i++) {
-        if (i >= targets.size()) {
-          argument.skip(72);
-          continue;
-        }
+      for (var i = 0; i < targets.size(); i++) {
         var adapters = targets.get(i).adapters();
-        var chosen = new Struct();
-        choice(chosen, choices, i, tokens, at);
-        argument.add(
-            new Struct()
-                .add(adapters.b())
-                .add(0L)
-                .add(arrays.get(i)[0])
-                .add(arrays.get(i)[1])
-                .add(chosen)
-                .add(0)
-                .add(gateAt)
-                .add(zAt)
-                .add(adapters.count())
-                .add(targets.get(i).out())
-                .add(targets.get(i).out() % 4 == 0 && adapters.b() % 16 == 0));
+        var out = targets.get(i).out();
+        linears.add(
+            new RoutedLinear(
+                adapters.b(),
+                0,
+                arrays.get(i)[0],
+                arrays.get(i)[1],
+                indices(choices, i, at),
+                weights(choices, i, tokens, at),
+                0,
+                gateAt,
+                zAt,
+                adapters.count(),
+                out,
+                out % 4 == 0 && adapters.b() % 16 == 0));
         gateAt += adapters.count();
         zAt += adapters.sumOfRanks();
-      }
-      var widest = 1;
-      for (var i = 0; i < 3; i++) {
-        argument.add(i < targets.size() ? y[i] + (long) at * targets.get(i).out() * bytes : 0L);
-        widest = i < targets.size() ? Math.max(widest, targets.get(i).out()) : widest;
+        addresses[i] = y[i] + (long) at * out * bytes;
+        widest = Math.max(widest, out);
       }
       kernels
-          .get("decode_route_add_adapters")
-          .launch((widest + 63) / 64, rows, targets.size(), 32, 0, tuning.overlap(), argument)
+          .launch(
+              KernelName.DECODE_ROUTE_ADD_ADAPTERS,
+              Shape.of((widest + 63) / 64, rows, targets.size(), 32).withOverlap(tuning.overlap()),
+              new DecodeRouteAddAdapters(output, linears, addresses))
           .on(stream);
     }
   }
 
-  private void choice(Struct argument, long[] choices, int linear, int tokens, int from) {
-    var values = (long) kernels.constants().topK();
-    argument
-        .add(choices == null ? 0 : choices[linear] + 4 * values * from)
-        .add(choices == null ? 0 : choices[linear] + 4 * values * (tokens + from));
+  /** Where the chosen indices go from token {@code from} on; 0: nowhere. */
+  private long indices(long[] choices, int linear, long from) {
+    return choices == null ? 0 : choices[linear] + 4 * kernels.constants().topK() * from;
+  }
+
+  /** Where their weights go, behind the indices of all tokens. */
+  private long weights(long[] choices, int linear, long tokens, long from) {
+    return choices == null ? 0 : indices(choices, linear, tokens + from);
   }
 
   /**
-   * Columns that a linear has in the matrix of {@link #maskMany}: z (Σr), the gate's logits (N),
-   * and so many unused ones that a row of each linear's is whole 16 bytes in every dtype.
+   * Columns that a linear has in the matrix of {@link #scaleForPrefill}: z (Σr), the gate's logits
+   * (N), and so many unused ones that a row of each linear's is whole 16 bytes in every dtype.
    */
   public static int columns(int adapters, int sumOfRanks) {
     return (adapters + sumOfRanks + 7) / 8 * 8;
   }
 
   /**
-   * For many tokens: scales z by weight · scale where its adapter is chosen, and clears it
-   * elsewhere, in place.
+   * For a prefill: scales z by weight · scale where its adapter is chosen, and clears it elsewhere,
+   * in place.
    *
    * @param rows (tokens, columns of all linears), contiguous, each linear's as {@link #columns}
    *     says
-   * @param choices as for few
+   * @param choices as for decode
    * @param temperature routing temperature T; 1 gives training's weights
    */
-  public void maskMany(long rows, long tokens, long[] choices, double temperature, Stream stream) {
+  public void scaleForPrefill(
+      long rows, long tokens, long[] choices, double temperature, Stream stream) {
     if (tokens == 0) {
       return;
     }
-    var linears = new Struct();
+    var linears = new ArrayList<ScaledLinear>();
     var at = 0;
     for (var i = 0; i < targets.size(); i++) {
       var adapters = targets.get(i).adapters();
-      linears.add(arrays.get(i)[0]).add(arrays.get(i)[1]);
-      choice(linears, choices, i, Math.toIntExact(tokens), 0);
-      linears.add(at).add(adapters.count()).add(adapters.sumOfRanks()).add(0);
+      linears.add(
+          new ScaledLinear(
+              arrays.get(i)[0],
+              arrays.get(i)[1],
+              indices(choices, i, 0),
+              weights(choices, i, tokens, 0),
+              at,
+              adapters.count(),
+              adapters.sumOfRanks()));
       at += columns(adapters.count(), adapters.sumOfRanks());
     }
-    var argument =
-        new Struct()
-            .add(rows)
-            .add(tokens)
-            .add((long) at)
-            .add((float) (1 / temperature))
-            .add(0)
-            .add(linears)
-            .skip(48 * (3 - targets.size()));
     kernels
-        .get("prefill_route_scale_z")
-        .launch(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256, 0, false, argument)
+        .launch(
+            KernelName.PREFILL_ROUTE_SCALE_Z,
+            Shape.of(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256),
+            new PrefillRouteScaleZ(rows, tokens, at, (float) (1 / temperature), linears))
         .on(stream);
   }
 

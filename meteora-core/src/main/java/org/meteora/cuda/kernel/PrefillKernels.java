@@ -1,19 +1,45 @@
 package org.meteora.cuda.kernel;
 
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
-import org.meteora.cuda.driver.Struct;
 import org.meteora.tensor.Dtype;
 
 /**
- * What a Llama does between its matrix products, for many tokens (prefill), on somebody else's
- * tensors and stream.
+ * What a Llama does between its matrix products in a prefill, on somebody else's tensors and
+ * stream.
  */
-public final class RowKernels {
+public final class PrefillKernels {
+  /** Mirrors the struct of this name in {@code prefill.cuh}. */
+  record PrefillRmsNorm(
+      long h, long delta, long sum, long weight, long out, long rows, int hidden, float eps) {}
+
+  /** Mirrors the struct of this name in {@code prefill.cuh}. */
+  record PrefillRopeAppend(
+      long q,
+      long k,
+      long v,
+      long cosines,
+      long sines,
+      long keys,
+      long values,
+      long tokens,
+      long capacity,
+      long past,
+      int seq,
+      int angleRows,
+      int heads,
+      int kvHeads,
+      int headDim,
+      boolean vectors) {}
+
+  /** Mirrors the struct of this name in {@code prefill.cuh}. */
+  record PrefillSiluUp(long gate, long up, long out, long count, boolean vectors) {}
+
   private final Kernels kernels;
 
   /** Kernels for f32, f16 or bf16. */
-  public RowKernels(Cuda cuda, Dtype dtype) {
+  public PrefillKernels(Cuda cuda, Dtype dtype) {
     this.kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, 1, 1));
   }
 
@@ -38,19 +64,11 @@ public final class RowKernels {
       float eps,
       Stream stream) {
     if (rows > 0) {
-      var argument =
-          new Struct()
-              .add(h)
-              .add(delta)
-              .add(sum)
-              .add(weight)
-              .add(out)
-              .add(rows)
-              .add(hidden)
-              .add(eps);
       kernels
-          .get("prefill_rms_norm")
-          .launch(Math.toIntExact(rows), 1, 1, 256, 0, false, argument)
+          .launch(
+              KernelName.PREFILL_RMS_NORM,
+              Shape.of(Math.toIntExact(rows), 1, 1, 256),
+              new PrefillRmsNorm(h, delta, sum, weight, out, rows, hidden, eps))
           .on(stream);
     }
   }
@@ -87,27 +105,27 @@ public final class RowKernels {
     var threads =
         tokens * (shape.heads() + 2 * shape.kvHeads()) * (shape.headDim() / (vectors ? 16 : 2));
     if (threads > 0) {
-      var argument =
-          new Struct()
-              .add(q)
-              .add(k)
-              .add(v)
-              .add(cosines)
-              .add(sines)
-              .add(keys)
-              .add(values)
-              .add(tokens)
-              .add((long) shape.capacity())
-              .add((long) shape.past())
-              .add(shape.seq())
-              .add(angleRows)
-              .add(shape.heads())
-              .add(shape.kvHeads())
-              .add(shape.headDim())
-              .add(vectors);
       kernels
-          .get("prefill_rope_append")
-          .launch(Math.toIntExact((threads + 255) / 256), 1, 1, 256, 0, false, argument)
+          .launch(
+              KernelName.PREFILL_ROPE_APPEND,
+              Shape.of(Math.toIntExact((threads + 255) / 256), 1, 1, 256),
+              new PrefillRopeAppend(
+                  q,
+                  k,
+                  v,
+                  cosines,
+                  sines,
+                  keys,
+                  values,
+                  tokens,
+                  shape.capacity(),
+                  shape.past(),
+                  shape.seq(),
+                  angleRows,
+                  shape.heads(),
+                  shape.kvHeads(),
+                  shape.headDim(),
+                  vectors))
           .on(stream);
     }
   }
@@ -118,10 +136,11 @@ public final class RowKernels {
   public void siluUp(long gate, long up, long out, long count, Stream stream) {
     if (count > 0) {
       var aligned = (gate | up | out) % 16 == 0;
-      var argument = new Struct().add(gate).add(up).add(out).add(count).add(aligned).add(0);
       kernels
-          .get("prefill_silu_up")
-          .launch(Math.toIntExact((count + 2047) / 2048), 1, 1, 256, 0, false, argument)
+          .launch(
+              KernelName.PREFILL_SILU_UP,
+              Shape.of(Math.toIntExact((count + 2047) / 2048), 1, 1, 256),
+              new PrefillSiluUp(gate, up, out, count, aligned))
           .on(stream);
     }
   }

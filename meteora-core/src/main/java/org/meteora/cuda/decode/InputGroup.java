@@ -1,0 +1,50 @@
+package org.meteora.cuda.decode;
+
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.cuda.decode.DecodeModel.Linear;
+import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.nn.Projection;
+
+/**
+ * The linears of a layer that read the same input, and so are multiplied together.
+ *
+ * @param first the first one's number in the layer
+ */
+record InputGroup(int layer, int first, List<Linear> linears) {
+  static InputGroup of(DecodeModel model, int layer, Projection.Input input) {
+    var first = -1;
+    var linears = new ArrayList<Linear>();
+    for (var projection : Projection.values()) {
+      if (projection.input() == input) {
+        first = first < 0 ? projection.ordinal() : first;
+        linears.add(model.layers().get(layer).linears().get(projection.ordinal()));
+      }
+    }
+    return new InputGroup(layer, first, List.copyOf(linears));
+  }
+
+  /** Elements of the input. */
+  int in() {
+    return linears.getFirst().in();
+  }
+
+  /** Outputs of the first {@code count} linears. */
+  int outputs(int count) {
+    return linears.subList(0, count).stream().mapToInt(Linear::out).sum();
+  }
+
+  /** Gates of the first {@code count} linears. */
+  int gates(int count) {
+    return linears.subList(0, count).stream()
+        .mapToInt(l -> l.adapters().map(AdapterMemory::count).orElse(0))
+        .sum();
+  }
+
+  /** Rows of A of the first {@code count} linears. */
+  int ranks(int count) {
+    return linears.subList(0, count).stream()
+        .mapToInt(l -> l.adapters().map(AdapterMemory::sumOfRanks).orElse(0))
+        .sum();
+  }
+}

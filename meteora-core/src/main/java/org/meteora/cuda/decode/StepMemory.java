@@ -1,0 +1,298 @@
+package org.meteora.cuda.decode;
+
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import org.meteora.cuda.decode.DecodeModel.Linear;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.DeviceMemory;
+import org.meteora.cuda.driver.HostMemory;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.cuda.kernel.DecodeAttentionKernel;
+import org.meteora.cuda.kernel.DecodeLayerKernels;
+import org.meteora.cuda.kernel.DeviceSampler;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.nn.Projection;
+
+/**
+ * The device memory of decode steps of up to {@code maxRows} rows, beside the model and the KV
+ * cache, and what of it the host writes and reads.
+ *
+ * <p>What goes to the device before a step and comes back after it is one piece: the parameters of
+ * sampling; the tokens, in and out; the routing, for each layer's linears in turn int32 indices
+ * {@code (rows, k)}, then float32 weights {@code (rows, k)}.
+ */
+final class StepMemory implements AutoCloseable {
+  /** Gated linears of a layer. */
+  static final int LINEARS = Projection.values().length;
+
+  private final Cuda cuda;
+  private final Stream stream;
+  private final int maxRows;
+  private final int layers;
+  private final int topK;
+  private final int routingAt;
+  private final List<DeviceMemory> owned = new ArrayList<>();
+  private final Map<Linear, long[]> adapterArrays = new HashMap<>();
+  private final Arena host = Arena.ofShared();
+  private final MemorySegment rowsOnHost;
+  private final MemorySegment temperatureOnHost = host.allocate(4, 16);
+  private final HostMemory locked;
+  private final MemorySegment onHost;
+  private final long exchanged;
+  private final long gateTilesDone;
+
+  /** The parameters of sampling, written before a step. */
+  final DeviceSampler sampler;
+
+  /** Where they are on the device. */
+  final long sampling;
+
+  /** int32 (rows). */
+  final long tokens;
+
+  /** int32 (rows), places in the KV cache; negative: no sequence. Likewise lengths and starts. */
+  final long slots;
+
+  final long lengths;
+  final long starts;
+
+  /** float32, 1 / T. */
+  final long inverseTemperature;
+
+  /** float32 (rows, hidden). */
+  final long residual;
+
+  /** (rows, hidden), an RMSNorm's input times its weight; {@code sumsq} are its sums of squares. */
+  final long normed;
+
+  final long sumsq;
+
+  /** float32 (rows, heads, headDim). */
+  final long query;
+
+  /** (rows, heads, headDim). */
+  final long attended;
+
+  /** (rows, intermediate). */
+  final long activated;
+
+  /** Scratch of attention. */
+  final long partial;
+
+  final long counters;
+
+  /** Scratch of sampling. */
+  final long best;
+
+  final long bestAt;
+
+  /** What products leave, in turn, for the kernels behind them; zero before each. */
+  final long yA;
+
+  final long yB;
+
+  /** float32 (slots, rows, vocab). */
+  final long logits;
+
+  /**
+   * @param yFloats floats of the largest product
+   * @param logitFloats floats of the head's product
+   * @throws org.meteora.UserException when there is too little device memory
+   */
+  StepMemory(
+      Kernels kernels,
+      DecodeModel model,
+      int maxRows,
+      long yFloats,
+      long logitFloats,
+      Stream stream) {
+    this.cuda = kernels.cuda();
+    this.stream = stream;
+    this.maxRows = maxRows;
+    this.layers = model.layers().size();
+    this.topK = kernels.constants().topK();
+    this.routingAt = DeviceSampler.BYTES + 4 * maxRows;
+    this.rowsOnHost = host.allocate(4L * maxRows * 3, 16);
+    HostMemory made = null;
+    try {
+      made = new HostMemory(cuda, routingAt + routingBytes(layers, maxRows));
+      this.locked = made;
+      this.onHost = locked.memory();
+      onHost.fill((byte) 0);
+      this.exchanged = zeros(onHost.byteSize());
+      this.sampling = exchanged;
+      this.tokens = exchanged + DeviceSampler.BYTES;
+      this.sampler = new DeviceSampler(onHost.asSlice(0, DeviceSampler.BYTES));
+      var size = model.dtype().bytes();
+      var group = kernels.constants().group();
+      var heads = (long) maxRows * model.heads() * model.headDim();
+      this.slots = zeros(4L * maxRows);
+      this.lengths = zeros(4L * maxRows);
+      this.starts = zeros(4L * maxRows);
+      this.inverseTemperature = zeros(4);
+      this.residual = zeros(4L * maxRows * model.hidden());
+      this.normed = zeros((long) size * maxRows * model.hidden());
+      // the embedding's are more than the others
+      this.sumsq = zeros(4L * maxRows * DecodeLayerKernels.partialsOfEmbedding(model.hidden()));
+      this.query = zeros(4 * heads);
+      this.attended = zeros(size * heads);
+      this.activated = zeros((long) size * maxRows * model.intermediate());
+      this.partial =
+          zeros(
+              4
+                  * DecodeAttentionKernel.partialFloats(
+                      maxRows, model.heads(), model.headDim(), group));
+      this.counters = zeros(4L * maxRows * model.heads() / group);
+      this.best = zeros(4L * maxRows * DeviceSampler.BLOCKS);
+      this.bestAt = zeros(4L * maxRows * DeviceSampler.BLOCKS);
+      for (var layer : model.layers()) {
+        for (var linear : layer.linears()) {
+          linear.adapters().ifPresent(adapters -> upload(linear, adapters));
+        }
+      }
+      this.yA = zeros(4 * yFloats);
+      this.yB = zeros(4 * yFloats);
+      this.logits = zeros(4 * logitFloats);
+      this.gateTilesDone = zeros(4L * gateCounters());
+      temperature(1);
+    } catch (RuntimeException | Error e) {
+      owned.forEach(DeviceMemory::close);
+      if (made != null) {
+        made.close();
+      }
+      host.close();
+      throw e;
+    }
+  }
+
+  private long zeros(long bytes) {
+    var memory = cuda.allocateZeroed(bytes, stream);
+    owned.add(memory);
+    return memory.address();
+  }
+
+  private void upload(Linear linear, AdapterMemory adapters) {
+    var offsets = cuda.upload(adapters.offsets(), stream);
+    owned.add(offsets);
+    var scales = cuda.upload(adapters.scales(), stream);
+    owned.add(scales);
+    adapterArrays.put(linear, new long[] {offsets.address(), scales.address()});
+  }
+
+  /** int32 (N + 1), where the adapters' rows begin in A and Bᵀ. */
+  long offsets(Linear linear) {
+    return adapterArrays.get(linear)[0];
+  }
+
+  /** float32 (N). */
+  long scales(Linear linear) {
+    return adapterArrays.get(linear)[1];
+  }
+
+  /** Device bytes. */
+  long bytes() {
+    return owned.stream().mapToLong(DeviceMemory::bytes).sum();
+  }
+
+  /** Counters of products' gate tiles, zero between steps. */
+  int gateCounters() {
+    return LINEARS * layers;
+  }
+
+  /** The first of the counters. */
+  long gateTilesDone() {
+    return gateTilesDone;
+  }
+
+  /** The counter of a product: of how many of its gates' tiles y has the logits. */
+  long gateTilesDone(InputGroup group) {
+    return gateTilesDone + 4L * (group.layer() * LINEARS + group.first());
+  }
+
+  /** Bytes of one linear's indices, and of its weights. */
+  long routingPart(int rows) {
+    return 4L * rows * topK;
+  }
+
+  private long routingBytes(int layers, int rows) {
+    return 2 * LINEARS * layers * routingPart(rows);
+  }
+
+  private long routingOffset(int layer, int linear, int rows) {
+    return routingAt + routingBytes(layer, rows) + 2 * linear * routingPart(rows);
+  }
+
+  /** Where a linear's indices go in a step of {@code rows}, its weights behind them. */
+  long routing(int layer, int linear, int rows) {
+    return exchanged + routingOffset(layer, linear, rows);
+  }
+
+  /** Reads a linear's routing in a step of {@code rows} that {@link #download} has fetched. */
+  void routing(int layer, int linear, int rows, int[] indices, float[] weights) {
+    var at = routingOffset(layer, linear, rows);
+    MemorySegment.copy(onHost, JAVA_INT, at, indices, 0, indices.length);
+    MemorySegment.copy(onHost, JAVA_FLOAT, at + routingPart(rows), weights, 0, weights.length);
+  }
+
+  /** Sets the routing temperature T; waits for the copy. */
+  void temperature(double value) {
+    stream.synchronize();
+    temperatureOnHost.set(JAVA_FLOAT, 0, (float) (1 / value));
+    cuda.toDevice(inverseTemperature, temperatureOnHost, 4, stream);
+    stream.synchronize();
+  }
+
+  /** Names the rows' sequences, none in rows beyond; waits for the copy. */
+  void rows(int[] slot, int[] length, int[] start) {
+    stream.synchronize();
+    for (var i = 0; i < maxRows; i++) {
+      var is = i < slot.length;
+      rowsOnHost.setAtIndex(JAVA_INT, i, is ? slot[i] : -1);
+      rowsOnHost.setAtIndex(JAVA_INT, maxRows + i, is ? length[i] : 0);
+      rowsOnHost.setAtIndex(JAVA_INT, 2 * maxRows + i, is ? start[i] : 0);
+    }
+    var bytes = 4L * maxRows;
+    cuda.toDevice(slots, rowsOnHost, bytes, stream);
+    cuda.toDevice(lengths, rowsOnHost.asSlice(bytes), bytes, stream);
+    cuda.toDevice(starts, rowsOnHost.asSlice(2 * bytes), bytes, stream);
+    stream.synchronize();
+  }
+
+  /** Queues the copy of the parameters of sampling and of the rows' newest tokens. */
+  void upload(int[] token) {
+    for (var i = 0; i < maxRows; i++) {
+      onHost.set(JAVA_INT, DeviceSampler.BYTES + 4L * i, i < token.length ? token[i] : 0);
+    }
+    cuda.toDevice(exchanged, onHost, routingAt, stream);
+  }
+
+  /**
+   * Waits for the step of {@code rows} and returns the tokens of the first {@code count}.
+   *
+   * @param withRouting fetches the routing too
+   */
+  int[] download(int count, int rows, boolean withRouting) {
+    var begin = DeviceSampler.BYTES;
+    var end = withRouting ? routingAt + routingBytes(layers, rows) : begin + 4L * count;
+    cuda.toHost(onHost.asSlice(begin), tokens, end - begin, stream);
+    stream.synchronize();
+    var result = new int[count];
+    MemorySegment.copy(onHost, JAVA_INT, begin, result, 0, count);
+    return result;
+  }
+
+  @Override
+  public void close() {
+    owned.forEach(DeviceMemory::close);
+    locked.close();
+    host.close();
+  }
+}

@@ -1,0 +1,88 @@
+package org.meteora.cuda.kernel;
+
+import org.meteora.cuda.driver.Kernel;
+import org.meteora.cuda.driver.Shape;
+import org.meteora.tensor.Dtype;
+
+/** Attention of one new token of each row over its KV cache, split over the sequence. */
+public final class DecodeAttentionKernel {
+  /** Columns that one block takes without help from a second cluster of blocks. */
+  private static final int LONG = 512;
+
+  /** Blocks at most that share a row and a group of heads. */
+  private static final int MAX_SPLITS = 64;
+
+  /**
+   * Mirrors the struct of this name in {@code attention.cuh}.
+   *
+   * @param q float32 (rows, heads, headDim), rotated and scaled
+   * @param kCache (slots, kvHeads, maxLength, headDim)
+   * @param vCache as {@code kCache}
+   * @param out (rows, heads, headDim)
+   * @param partial {@link #partialFloats}, scratch
+   * @param counters uint32 (rows, heads / group), zero between launches
+   * @param slots int32 (rows); negative: no sequence
+   * @param lengths int32 (rows), columns before the newest
+   * @param starts int32 (rows), the first column that is not padding
+   * @param splits blocks that share a row and a group of heads, or that are in a cluster
+   */
+  public record DecodeAttention(
+      long q,
+      long kCache,
+      long vCache,
+      long out,
+      long partial,
+      long counters,
+      long slots,
+      long lengths,
+      long starts,
+      int heads,
+      int kvHeads,
+      int maxLength,
+      int splits) {
+    private DecodeAttention withSplits(int splits) {
+      return new DecodeAttention(
+          q, kCache, vCache, out, partial, counters, slots, lengths, starts, heads, kvHeads,
+          maxLength, splits);
+    }
+  }
+
+  private DecodeAttentionKernel() {}
+
+  /** Floats of scratch memory. */
+  public static long partialFloats(int rows, int heads, int headDim, int group) {
+    var padded = (headDim + 7) / 8 * 8;
+    return (long) rows * heads / group * MAX_SPLITS * group * (padded + 2);
+  }
+
+  /** The launch; {@code argument.splits} is chosen here. */
+  public static Kernel.Launch launch(
+      Kernels kernels, int rows, boolean overlap, DecodeAttention argument) {
+    var cuda = kernels.cuda();
+    var constants = kernels.constants();
+    var groups = argument.heads() / constants.group();
+    var pairs = groups * rows;
+    var onTensorCores =
+        constants.dtype() != Dtype.F32
+            && cuda.capability() >= 90
+            && (constants.headDim() == 64 || constants.headDim() == 128);
+    var wanted = (2 * cuda.multiprocessors() + pairs - 1) / pairs;
+    var maxSplits = Math.clamp(wanted, 1, 32);
+    if (!onTensorCores) {
+      return kernels.launch(
+          KernelName.DECODE_ATTENTION,
+          Shape.of(maxSplits, groups, rows, 128).withOverlap(overlap),
+          argument.withSplits(maxSplits));
+    }
+    var cluster = Integer.highestOneBit(Math.clamp(cuda.multiprocessors() / pairs, 2, 8));
+    var splits = cluster;
+    if (argument.maxLength() > LONG * cluster && maxSplits >= 2 * cluster) {
+      cluster = 2;
+      splits = Integer.highestOneBit(maxSplits);
+    }
+    return kernels.launch(
+        KernelName.DECODE_ATTENTION_CLUSTER,
+        Shape.of(splits, groups, rows, 128).withOverlap(overlap).withCluster(cluster),
+        argument.withSplits(cluster));
+  }
+}

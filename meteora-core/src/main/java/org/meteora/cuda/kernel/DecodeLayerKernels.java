@@ -1,0 +1,180 @@
+package org.meteora.cuda.kernel;
+
+import java.util.List;
+import org.meteora.cuda.driver.CStruct.Count;
+import org.meteora.cuda.driver.Kernel;
+import org.meteora.cuda.driver.Shape;
+
+/**
+ * What stands before and behind the products of a decode step's layers. Those behind a product of
+ * gated linears take the gates' top k of each row themselves, and add the chosen adapters; where
+ * the gates come first in the product they do so while it is still at work.
+ */
+public final class DecodeLayerKernels {
+  /** Outputs, or pairs that are rotated, of a warp, which is a block, behind a product. */
+  private static final int WARP_OUTPUTS = 64;
+
+  /** The same of the embedding. */
+  private static final int EMBEDDED = 32;
+
+  /** Linears with one input at most. */
+  private static final int MAX_LINEARS = 3;
+
+  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
+  public record DecodeEmbed(
+      long table,
+      long tokens,
+      long normWeight,
+      long h,
+      long out,
+      long sumsq,
+      long clear,
+      long clearCount,
+      int hidden,
+      int vocab) {}
+
+  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
+  public record DecodeRouteRopeAppend(
+      ProductOutput product,
+      @Count(MAX_LINEARS) List<RoutedLinear> linear,
+      long q,
+      long kCache,
+      long vCache,
+      long slots,
+      long lengths,
+      long starts,
+      long invFreq,
+      int heads,
+      int kvHeads,
+      int headDim,
+      int maxLength,
+      float scale,
+      float ropeScale) {}
+
+  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
+  public record DecodeRouteAddResidual(
+      ProductOutput product,
+      RoutedLinear linear,
+      long h,
+      long normWeight,
+      long out,
+      long sumsq,
+      int hidden) {}
+
+  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
+  public record DecodeRouteSiluUp(
+      ProductOutput product, RoutedLinear gate, RoutedLinear up, long out, int inter) {}
+
+  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
+  public record DecodeRouteZ(
+      ProductOutput product,
+      @Count(MAX_LINEARS) List<RoutedLinear> linear,
+      @Count(MAX_LINEARS) long[] a,
+      long x,
+      long sumsq,
+      long y,
+      int k,
+      int partials,
+      float eps,
+      boolean vectors) {}
+
+  private final Kernels kernels;
+  private final boolean overlap;
+
+  /**
+   * @param overlap programmatic dependent launch
+   */
+  public DecodeLayerKernels(Kernels kernels, boolean overlap) {
+    this.kernels = kernels;
+    this.overlap = overlap;
+  }
+
+  /** Sums of squares that {@link #embed} leaves for each row. */
+  public static int partialsOfEmbedding(int hidden) {
+    return blocks(hidden, EMBEDDED);
+  }
+
+  /** Sums of squares that {@link #addResidual} leaves for each row. */
+  public static int partials(int hidden) {
+    return blocks(hidden, WARP_OUTPUTS);
+  }
+
+  private static int blocks(int n, int each) {
+    return (n + each - 1) / each;
+  }
+
+  private static boolean gatesFirst(ProductOutput product) {
+    return product.gateTiles() > 0;
+  }
+
+  private Kernel.Launch warps(KernelName name, int x, int y, int z, Record argument) {
+    return kernels.launch(name, Shape.of(x, y, z, 32).withOverlap(overlap), argument);
+  }
+
+  /** A step's first launch, which does not overlap what is before it. */
+  public Kernel.Launch embed(int rows, DecodeEmbed argument) {
+    return kernels.launch(
+        KernelName.DECODE_EMBED,
+        Shape.of(partialsOfEmbedding(argument.hidden()), rows, 1, 32),
+        argument);
+  }
+
+  /** Behind q, k and v. */
+  public Kernel.Launch ropeAppend(DecodeRouteRopeAppend argument) {
+    return warps(
+        gatesFirst(argument.product())
+            ? KernelName.DECODE_ROUTE_ROPE_APPEND_GATES_FIRST
+            : KernelName.DECODE_ROUTE_ROPE_APPEND,
+        argument.heads() + 2 * argument.kvHeads(),
+        blocks(argument.headDim() / 2, WARP_OUTPUTS),
+        argument.product().rows(),
+        argument);
+  }
+
+  /** Behind o and down. */
+  public Kernel.Launch addResidual(DecodeRouteAddResidual argument) {
+    return warps(
+        gatesFirst(argument.product())
+            ? KernelName.DECODE_ROUTE_ADD_RESIDUAL_GATES_FIRST
+            : KernelName.DECODE_ROUTE_ADD_RESIDUAL,
+        partials(argument.hidden()),
+        argument.product().rows(),
+        1,
+        argument);
+  }
+
+  /** Behind gate and up. */
+  public Kernel.Launch siluUp(DecodeRouteSiluUp argument) {
+    // to 8 rows: more warps, each of which is quicker; beyond: less repeated routing
+    var four = argument.product().rows() > 8;
+    var first = gatesFirst(argument.product());
+    var name =
+        four
+            ? first
+                ? KernelName.DECODE_ROUTE_SILU_UP4_GATES_FIRST
+                : KernelName.DECODE_ROUTE_SILU_UP4
+            : first
+                ? KernelName.DECODE_ROUTE_SILU_UP2_GATES_FIRST
+                : KernelName.DECODE_ROUTE_SILU_UP2;
+    return warps(
+        name, blocks(argument.inter(), four ? 128 : 64), argument.product().rows(), 1, argument);
+  }
+
+  /**
+   * Behind a product without A.
+   *
+   * @param linears whose A there are
+   * @param maxRank the largest rank
+   */
+  public Kernel.Launch routeZ(int linears, int maxRank, DecodeRouteZ argument) {
+    return kernels.launch(
+        KernelName.DECODE_ROUTE_Z,
+        Shape.of(
+                blocks(Math.max(1, maxRank * kernels.constants().topK()), 8),
+                linears,
+                argument.product().rows(),
+                256)
+            .withOverlap(overlap),
+        argument);
+  }
+}

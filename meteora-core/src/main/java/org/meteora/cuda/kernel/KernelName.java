@@ -1,0 +1,78 @@
+package org.meteora.cuda.kernel;
+
+import java.util.Locale;
+
+/**
+ * Every kernel, with the record that mirrors its parameter. A name says what a kernel serves,
+ * decode, prefill or training, and what it computes; those with <i>route</i> in it take the gates'
+ * top k ({@code gateTopK} in {@code routing.cuh}). In the source they are written in small letters.
+ */
+public enum KernelName {
+  /** A decode step's first: the tokens' embeddings, and the first RMSNorm's input. */
+  DECODE_EMBED(DecodeLayerKernels.DecodeEmbed.class),
+
+  /** {@code y = x Wᵀ} for up to 16 rows of any dtype, size and alignment. */
+  PRODUCT_ANY(MatrixVector.Product.class),
+  /** The same through the copy engine and tensor cores, for up to 8 rows. */
+  PRODUCT_STREAM8(MatrixVector.StreamedProduct.class),
+  /** The same for up to 16 rows. */
+  PRODUCT_STREAM16(MatrixVector.StreamedProduct.class),
+
+  /** Behind a product without A: routes, and multiplies the chosen adapters' rows of A alone. */
+  DECODE_ROUTE_Z(DecodeLayerKernels.DecodeRouteZ.class),
+  /** Behind q, k, v: routes, adds the adapters, rotates, and writes the KV cache's next column. */
+  DECODE_ROUTE_ROPE_APPEND(DecodeLayerKernels.DecodeRouteRopeAppend.class),
+  /** The same, routing while the product is still at work. */
+  DECODE_ROUTE_ROPE_APPEND_GATES_FIRST(DecodeLayerKernels.DecodeRouteRopeAppend.class),
+  /** Attention of one new token a row over its KV cache. */
+  DECODE_ATTENTION(DecodeAttentionKernel.DecodeAttention.class),
+  /** The same on tensor cores, in clusters of blocks. */
+  DECODE_ATTENTION_CLUSTER(DecodeAttentionKernel.DecodeAttention.class),
+  /** Behind o and down: routes, adds the adapters and the residual, makes the next norm's input. */
+  DECODE_ROUTE_ADD_RESIDUAL(DecodeLayerKernels.DecodeRouteAddResidual.class),
+  /** The same, routing while the product is still at work. */
+  DECODE_ROUTE_ADD_RESIDUAL_GATES_FIRST(DecodeLayerKernels.DecodeRouteAddResidual.class),
+  /** Behind gate and up: routes, adds the adapters, {@code silu(gate) · up}; 2 outputs a thread. */
+  DECODE_ROUTE_SILU_UP2(DecodeLayerKernels.DecodeRouteSiluUp.class),
+  /** The same with 4 outputs a thread. */
+  DECODE_ROUTE_SILU_UP4(DecodeLayerKernels.DecodeRouteSiluUp.class),
+  /** The same with 2, routing while the product is still at work. */
+  DECODE_ROUTE_SILU_UP2_GATES_FIRST(DecodeLayerKernels.DecodeRouteSiluUp.class),
+  /** The same with 4, routing while the product is still at work. */
+  DECODE_ROUTE_SILU_UP4_GATES_FIRST(DecodeLayerKernels.DecodeRouteSiluUp.class),
+
+  /** Sums the logits' slots, removes banned tokens, and finds each block's largest. */
+  SAMPLE_BLOCK_MAXIMA(DeviceSampler.SampleTokens.class),
+  /** A decode step's last: the largest logit, or a token drawn by temperature, top-k and top-p. */
+  SAMPLE_TOKENS(DeviceSampler.SampleTokens.class),
+
+  /** A gated linear by itself, behind its product: routes, adds the adapters to y. */
+  DECODE_ROUTE_ADD_ADAPTERS(AdapterKernels.DecodeRouteAddAdapters.class),
+  /** Routes, and scales z = A x by weight · scale, to zero for adapters not chosen. */
+  PREFILL_ROUTE_SCALE_Z(AdapterKernels.PrefillRouteScaleZ.class),
+  /** 0 for a token's top k, −∞ for other adapters, to be added to the logits. */
+  TRAINING_TOP_K_MASK(TopKMask.TrainingTopKMask.class),
+
+  /** {@code rmsnorm(h + delta) · weight}. */
+  PREFILL_RMS_NORM(PrefillKernels.PrefillRmsNorm.class),
+  /** Rotates queries and keys, and writes keys and values to the KV cache. */
+  PREFILL_ROPE_APPEND(PrefillKernels.PrefillRopeAppend.class),
+  /** {@code silu(gate) · up}. */
+  PREFILL_SILU_UP(PrefillKernels.PrefillSiluUp.class);
+
+  private final Class<? extends Record> argument;
+
+  KernelName(Class<? extends Record> argument) {
+    this.argument = argument;
+  }
+
+  /** The record that mirrors its parameter. */
+  Class<? extends Record> argument() {
+    return argument;
+  }
+
+  /** The name in the source. */
+  String inSource() {
+    return name().toLowerCase(Locale.ROOT);
+  }
+}

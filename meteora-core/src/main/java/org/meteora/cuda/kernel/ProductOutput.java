@@ -1,0 +1,23 @@
+package org.meteora.cuda.kernel;
+
+/**
+ * What a {@link MatrixVector} product left for the kernel behind it; mirrors the struct of this
+ * name in {@code routing.cuh}.
+ *
+ * @param y float32 (slots, rows, ld)
+ * @param clear float32, what a later product will add to; or 0
+ * @param invTemperature float32, 1 / T
+ * @param clearCount floats of {@code clear}
+ * @param gateTilesDone uint32, how many of the gates' tiles y has; or 0 when they do not come first
+ * @param gateTiles how many there are
+ */
+public record ProductOutput(
+    long y,
+    long clear,
+    long invTemperature,
+    long clearCount,
+    long gateTilesDone,
+    int slots,
+    int ld,
+    int rows,
+    int gateTiles) {}
