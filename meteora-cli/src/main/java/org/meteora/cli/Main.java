@@ -38,7 +38,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
     footer = {"", "meteora COMMAND --help shows a command's options and examples."})
 public final class Main {
   /** What a shell reports of a program that wrote into a closed pipe: 128 + SIGPIPE. */
-  private static final int PIPE_CLOSED = 141;
+  public static final int PIPE_CLOSED = 141;
 
   private Main() {}
 

@@ -309,7 +309,7 @@ public final class CacheFolders {
    * Removes what processes that were killed had unpacked by half. What others are unpacking at this
    * moment is told by the files they have open, or have just written.
    */
-  private static void removeUnfinished(Path folder) {
+  static void removeUnfinished(Path folder) {
     try (var all = Files.walk(folder, 3)) {
       for (var entry :
           all.filter(each -> UNFINISHED.matcher(each.getFileName().toString()).matches())

@@ -4,6 +4,7 @@ import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import ai.djl.engine.Engine;
+import java.io.File;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
@@ -22,6 +23,7 @@ import java.util.function.Supplier;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.meteora.UserException;
+import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -229,7 +231,10 @@ public final class LibTorch {
         () -> inVariable("VIRTUAL_ENV"),
         () -> inVariable("CONDA_PREFIX"),
         LibTorch::inPython,
-        () -> inPrefix(Path.of(System.getProperty("user.home"), ".local"), "user site-packages"));
+        () ->
+            CacheFolders.home()
+                .map(home -> inPrefix(home.resolve(".local"), "user site-packages"))
+                .orElse(List.of()));
   }
 
   private static List<Build> inVariable(String variable) {
@@ -258,8 +263,11 @@ public final class LibTorch {
           new ProcessBuilder(
                   "python3",
                   "-c",
-                  "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s else"
-                      + " '')")
+                  // without the working folder, from which no code is to be loaded
+                  "import sys; sys.path = [p for p in sys.path if p];"
+                      + " import importlib.util as u; s = u.find_spec('torch');"
+                      + " print(s.origin if s else '')")
+              .directory(new File("/"))
               .redirectError(ProcessBuilder.Redirect.DISCARD)
               .start();
       process.getOutputStream().close();
@@ -351,17 +359,9 @@ public final class LibTorch {
     System.setProperty("PYTORCH_FLAVOR", build.hasCuda() ? JNI_CUDA : "cpu");
   }
 
+  /** Libraries are loaded through it: nobody else may write there. */
   private static Path linksFolder(String name) throws IOException {
-    var base = System.getenv("XDG_CACHE_HOME");
-    var cache =
-        base == null || base.isBlank()
-            ? Path.of(System.getProperty("user.home"), ".cache")
-            : Path.of(base);
-    try {
-      return Files.createDirectories(cache.resolve("meteora").resolve("torch-" + name));
-    } catch (IOException e) {
-      return Files.createTempDirectory("meteora-torch"); // a home that cannot be written
-    }
+    return Files.createDirectories(CacheFolders.kernels().resolve("torch-" + name));
   }
 
   /** Asks the NVIDIA driver; nothing of CUDA is set up by it. */

@@ -49,4 +49,26 @@ class CacheFoldersTest {
     assertThat(CacheFolders.shown(home + "stead/x")).isEqualTo(home + "stead/x");
     assertThat(CacheFolders.shown("/data/models")).isEqualTo("/data/models");
   }
+
+  /** What a killed process had unpacked goes; what is whole, young or open stays. */
+  @Test
+  void whatWasUnpackedByHalfIsRemoved() throws IOException {
+    for (var name : new String[] {"tmp123", "tmp77", "2.7.1-cpu", "tmp99"}) {
+      Files.writeString(make("pytorch/" + name, "rwxr-xr-x").resolve("lib.so"), "x");
+    }
+    Files.writeString(folder.resolve("pytorch/2.7.1-cpu/jni456tmp"), "x");
+    try (var all = Files.walk(folder)) {
+      for (var each : all.toList()) {
+        Files.setLastModifiedTime(each, java.nio.file.attribute.FileTime.fromMillis(1_000));
+      }
+    }
+    Files.writeString(folder.resolve("pytorch/tmp77/lib2.so"), "being unpacked");
+    try (var open = Files.newInputStream(folder.resolve("pytorch/tmp99/lib.so"))) {
+      CacheFolders.removeUnfinished(folder);
+      assertThat(open.read()).isEqualTo('x');
+    }
+    assertThat(folder.resolve("pytorch").toFile().list())
+        .containsExactlyInAnyOrder("tmp77", "tmp99", "2.7.1-cpu");
+    assertThat(folder.resolve("pytorch/2.7.1-cpu").toFile().list()).containsExactly("lib.so");
+  }
 }

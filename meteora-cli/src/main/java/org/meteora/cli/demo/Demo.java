@@ -92,6 +92,20 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     summary(names, (System.nanoTime() - began) / 1e9);
   }
 
+  /** A command of the demo's ended with an exit code other than 0, and said why. */
+  static final class CommandFailed extends UserException {
+    private final int code;
+
+    private CommandFailed(int code) {
+      super("the demo ended: this command failed with exit code " + code);
+      this.code = code;
+    }
+
+    int code() {
+      return code;
+    }
+  }
+
   private String in(String name) {
     return folder.resolve(name).toString();
   }
@@ -109,7 +123,7 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     out.flush();
     int code = run.applyAsInt(arguments.toArray(String[]::new));
     if (code != 0) {
-      throw new UserException("the demo ended: this command failed with exit code " + code);
+      throw new CommandFailed(code);
     }
   }
 

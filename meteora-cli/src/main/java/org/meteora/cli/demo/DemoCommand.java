@@ -3,6 +3,7 @@ package org.meteora.cli.demo;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import java.util.function.ToIntFunction;
+import org.meteora.cli.Main;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
@@ -40,7 +41,14 @@ public final class DemoCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    new Demo(out, command.commandLine().getOut(), run, Demo.Size.WHOLE).start();
+    try {
+      new Demo(out, command.commandLine().getOut(), run, Demo.Size.WHOLE).start();
+    } catch (Demo.CommandFailed e) {
+      if (e.code() == Main.PIPE_CLOSED) {
+        return e.code(); // nobody reads on: nothing to say
+      }
+      throw e;
+    }
     return 0;
   }
 }
