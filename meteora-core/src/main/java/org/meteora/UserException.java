@@ -6,11 +6,19 @@ package org.meteora;
  * prints that line alone and exits with code 2.
  */
 public class UserException extends RuntimeException {
+  private static final int LONGEST = 1500;
+
   public UserException(String message) {
-    super(message);
+    super(oneLine(message));
   }
 
   public UserException(String message, Throwable cause) {
-    super(message, cause);
+    super(oneLine(message), cause);
+  }
+
+  /** What a file or a user wrote may hold line breaks, and be long. */
+  private static String oneLine(String message) {
+    var line = message.strip().replaceAll("\\s*\\R\\s*", " ");
+    return line.length() <= LONGEST ? line : line.substring(0, LONGEST) + "…";
   }
 }

@@ -245,8 +245,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
       long at = 0;
       for (int i = 0; i < ranks.length; i++) {
         if (ranks[i] > 0) {
-          var range = at + ":" + (at + ranks[i]);
-          parts.add(file.get(axis == 0 ? range : ":, " + range));
+          parts.add(Ops.narrow(file, axis, at, ranks[i]));
         }
         at += stacked[i];
       }

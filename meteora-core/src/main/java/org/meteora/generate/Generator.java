@@ -64,6 +64,24 @@ public final class Generator implements TokenGenerator, AutoCloseable {
       return sampler.choose(logits, offset, vocab, uniform);
     }
 
+    /**
+     * A weight that is no number, or a dtype too small for the model, would choose token 0 for
+     * ever.
+     */
+    void requireFinite(float[] logits, int offset, int vocab) {
+      for (int i = offset; i < offset + vocab; i++) {
+        if (!(Math.abs(logits[i]) <= Float.MAX_VALUE)) {
+          throw new UserException(
+              "the logits are not finite after "
+                  + promptLength
+                  + " tokens of the prompt and "
+                  + answer.size()
+                  + " of the answer (a value in the weights that is no number, or a dtype too small"
+                  + " for them); the answer is given up");
+        }
+      }
+    }
+
     void remember(int token) {
       if (ngrams != null) {
         ngrams.add(token);
@@ -175,6 +193,7 @@ public final class Generator implements TokenGenerator, AutoCloseable {
     var tokens = new int[rows.size()];
     for (int r = 0; r < tokens.length; r++) {
       var row = rows.get(r);
+      row.requireFinite(logits, r * vocab, vocab);
       tokens[r] = row.choose(logits, r * vocab, vocab, row.banned(), row.sampler.uniform());
     }
     return tokens;

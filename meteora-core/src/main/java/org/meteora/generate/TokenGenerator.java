@@ -12,7 +12,7 @@ public interface TokenGenerator {
    * @param listener is told every new token as it is chosen (EOS left out)
    * @return each prompt's new tokens, EOS and padding left out, in the order given
    * @throws org.meteora.UserException when a prompt is longer than {@code config.maxLength()} or
-   *     the model's positions
+   *     the model's positions, or the logits are not finite
    */
   List<int[]> generate(List<int[]> prompts, GenerationConfig config, TokenListener listener);
 

@@ -3,9 +3,11 @@ package org.meteora.generate;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Path;
 import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
+import org.meteora.io.Texts;
 
 /**
  * Checks a {@code tokenizer.json} before the native library parses it: where that meets what it
@@ -64,6 +66,9 @@ final class TokenizerFile {
     if (depth > DEEPEST) {
       throw new UserException(file + ": " + cut(path) + " is nested too deeply");
     }
+    if (node.isTextual() && !isWellFormed(node.textValue())) {
+      throw new UserException(file + ": " + cut(path) + " holds half a surrogate pair");
+    }
     if (node.isNumber()
         && (node.isIntegralNumber()
             ? !node.canConvertToLong()
@@ -71,16 +76,53 @@ final class TokenizerFile {
       throw new UserException(file + ": " + cut(path) + " is an impossible number");
     }
     if (node.isObject()) {
+      requireKnownPart(file, node, path);
       node.properties()
           .forEach(
-              entry ->
-                  requireSane(
-                      file,
-                      entry.getValue(),
-                      depth > 4 ? path : path + (path.isEmpty() ? "" : ".") + entry.getKey(),
-                      depth + 1));
+              entry -> {
+                if (!isWellFormed(entry.getKey())) {
+                  throw new UserException(
+                      file + ": " + cut(path) + " has a key with half a surrogate pair");
+                }
+                requireSane(
+                    file,
+                    entry.getValue(),
+                    depth > 4 ? path : path + (path.isEmpty() ? "" : ".") + entry.getKey(),
+                    depth + 1);
+              });
     } else if (node.isArray()) {
       node.forEach(each -> requireSane(file, each, path, depth + 1));
+    }
+  }
+
+  private static boolean isWellFormed(String text) {
+    return Texts.wellFormed(text).equals(text);
+  }
+
+  /** Parts whose own content the native library believes. */
+  private static void requireKnownPart(Path file, JsonNode node, String path) {
+    var type = node.path("type").asText("");
+    if (type.equals("Precompiled") || node.has("precompiled_charsmap")) {
+      throw new UserException(
+          file + ": " + cut(path) + ": a Precompiled normalizer is not supported");
+    }
+    if (type.equals("TemplateProcessing")) {
+      var known = node.path("special_tokens");
+      for (var list : List.of(node.path("single"), node.path("pair"))) {
+        for (var piece : list) {
+          var id = piece.path("SpecialToken").path("id");
+          if (!id.isMissingNode() && !known.has(id.asText())) {
+            throw new UserException(
+                file + ": " + cut(path) + ": no special token " + cut(id.toString()));
+          }
+        }
+      }
+      for (var token : known) {
+        if (token.path("ids").size() != token.path("tokens").size()) {
+          throw new UserException(
+              file + ": " + cut(path) + ": a special token with other ids than tokens");
+        }
+      }
     }
   }
 

@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -74,11 +75,7 @@ public final class SafetensorsFolder implements AutoCloseable {
     var names = new TreeSet<String>();
     for (var value : map) {
       var name = value.isTextual() ? value.textValue() : "";
-      if (name.isEmpty()
-          || name.contains("/")
-          || name.contains("\\")
-          || name.contains("\0")
-          || name.equals("..")) {
+      if (!isFileName(name)) {
         throw new UserException(index + ": \"" + name + "\" is not the name of a file beside it");
       }
       names.add(name);
@@ -101,6 +98,18 @@ public final class SafetensorsFolder implements AutoCloseable {
       var shard = shards.get(name);
       shard.tensors().keySet().forEach(tensor -> own(tensor, shard, map));
       shard.unread().keySet().forEach(tensor -> own(tensor, shard, map));
+    }
+  }
+
+  private static boolean isFileName(String name) {
+    try {
+      return !name.isEmpty()
+          && !name.contains("\\")
+          && !name.equals("..")
+          && Path.of(name).getNameCount() == 1
+          && !name.contains("/");
+    } catch (InvalidPathException e) {
+      return false;
     }
   }
 

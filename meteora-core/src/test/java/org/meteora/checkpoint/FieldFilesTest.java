@@ -324,6 +324,23 @@ class FieldFilesTest {
         .hasMessageContaining("no finite number");
   }
 
+  /** Finite weights whose products are not: found when the first token is chosen. */
+  @Test
+  void logitsThatAreNotFiniteEndTheSequenceWithALine() throws IOException {
+    var base = copiedBase();
+    rewrite(
+        base.resolve("model.safetensors"),
+        tensors -> {
+          tensors.put("model.norm.weight", tensors.get("model.norm.weight").mul(0).add(3e38));
+          tensors.put("lm_head.weight", tensors.get("lm_head.weight").mul(1e6));
+        });
+    try (var model = load(base, "base", folder)) {
+      assertThatThrownBy(() -> answers(model))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("logits are not finite");
+    }
+  }
+
   /** Rows of an adapter that does not act on a module: left out, or there and not used. */
   @Test
   void bothFormsOfUnequalTargetsAreRead() throws IOException {
@@ -344,10 +361,14 @@ class FieldFilesTest {
         tensors -> {
           var a = PREFIX + module + ".lora_A.weight";
           var b = PREFIX + module + ".lora_B.weight";
-          tensors.put(a, tensors.get(a).get("0:8").concat(tensors.get(a).get("16:32"), 0));
-          tensors.put(b, tensors.get(b).get(":, 0:8").concat(tensors.get(b).get(":, 16:32"), 1));
+          tensors.put(a, without(tensors.get(a), 0));
+          tensors.put(b, without(tensors.get(b), 1));
         });
     assertThat(meteora()).isEqualTo(full);
+  }
+
+  private static NDArray without(NDArray stacked, int axis) {
+    return Ops.narrow(stacked, axis, 0, 8).concat(Ops.narrow(stacked, axis, 16, 16), axis);
   }
 
   private List<List<Integer>> meteora() {

@@ -48,6 +48,11 @@ class TokenizerTest {
         "normalizer|-1e999",
         "truncation|99999999999999999999999",
         "version|DEEP",
+        "decoder|{\"type\": \"Fuse\", \"x\": \"\\ud800\"}",
+        "decoder|{\"type\": \"Fuse\", \"\\udc00\": 1}",
+        "normalizer|{\"type\": \"Precompiled\"}",
+        "post_processor|{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\":"
+            + " {\"id\": \"x\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {}}",
         "model|7",
         "model|null",
         "added_tokens|[{\"id\": -1, \"content\": \"x\"}]",
