@@ -123,9 +123,9 @@ final class KillTest {
             """
                 .formatted(tiny, work));
     var with = "--config=" + config;
-    var train = List.of("train", with, "--output-dir=OUT", "--device=cpu");
+    var train = List.of("train", with, "--output-dir=OUT");
     var lora =
-        List.of("train-lora", with, "--output-dir=OUT", "--task=reverse_word", "--device=cpu");
+        List.of("train-lora", with, "--output-dir=OUT", "--task=reverse_word");
     var eval =
         List.of(
             "eval", with, "--task=reverse_word", "--save", "--eval-result-save-dir=OUT",
@@ -154,7 +154,8 @@ final class KillTest {
     if (run(List.of("merge", "--help"), "", work.resolve("help.txt")).waitFor() == 0) {
       var merge =
           List.of(
-              "merge", with, "--adapter=reverse_word", "--output-dir=OUT");
+              "merge", with, "--method=cat", "--tasks=reverse_word,count_vowels",
+              "--output-dir=OUT");
       result.add(new Command("merge", merge, merge, List.of(".safetensors", ".json")));
     }
     Files.createDirectories(data);
@@ -230,7 +231,10 @@ final class KillTest {
   }
 
   /** Resuming needs something to resume; a training that has none begins. */
-  private List<String> goOn(Command command, Path out, boolean again) {
+  private List<String> goOn(Command command, Path out, boolean again) throws IOException {
+    if (command.name.equals("merge")) {
+      remove(out); // it wants a new folder, and says so
+    }
     boolean checkpoint = command.name.equals("train") && names(out, "checkpoint-").isEmpty();
     return again && !checkpoint ? command.again : command.first;
   }
@@ -244,7 +248,7 @@ final class KillTest {
       throws Exception {
     var log = work.resolve(command.name + "-end.log");
     var process = run(arguments, endpoint, out, log);
-    require(process.waitFor(5, TimeUnit.MINUTES), command, out, "it does not end");
+    require(process.waitFor(30, TimeUnit.MINUTES), command, out, "it does not end");
     require(process.exitValue() == 0, command, out, "exit code " + process.exitValue() + ": " + Files.readString(log));
   }
 

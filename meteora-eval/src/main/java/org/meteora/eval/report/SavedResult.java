@@ -263,7 +263,15 @@ public final class SavedResult implements AutoCloseable {
       Evaluator.Run run,
       Scores scores) {
     delete(file());
-    SavedAnswers.write(answersFile(), run.answers());
+    try {
+      SavedAnswers.write(answersFile(), run.answers());
+    } catch (UserException e) {
+      throw Files.exists(partialFile())
+          ? new UserException(
+              e.getMessage() + "; the answers are kept in " + partialFile() + ", --resume goes on",
+              e)
+          : e;
+    }
     var json = new LinkedHashMap<String, Object>();
     json.put("format", FORMAT);
     json.put("task", task);
