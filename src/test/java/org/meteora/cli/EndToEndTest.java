@@ -114,6 +114,32 @@ class EndToEndTest {
   }
 
   @Test
+  void severalTasksAreAnsweredByOneModel() {
+    var several = List.of("eval", "--limit", "2", "--max-length", "200", "--save", "--task");
+    var two = new ArrayList<>(several);
+    two.add("count_vowels,shift_letters");
+    var result = run(two.toArray(String[]::new));
+    assertThat(result.code()).as(result.err()).isZero();
+    assertThat(result.out()).containsSubsequence("count_vowels (meteora)", "shift_letters (meteora)");
+    assertThat(folder.resolve("results/meteora/shift_letters.json")).exists();
+    var all = new ArrayList<>(several);
+    all.addAll(List.of("all", "--resume"));
+    result = run(all.toArray(String[]::new));
+    assertThat(result.code()).as(result.err()).isZero();
+    assertThat(result.out())
+        .containsSubsequence("composite_4", "count_vowels", "reverse_word", "sort_letters");
+    assertThat(result.err()).contains("2 answers are there already");
+    // the temperature of each task is its own, and what is missing is said before any work
+    var saved = Jsonl.readFile(folder.resolve("results/meteora/composite_4.json"));
+    assertThat(saved.toString()).contains("\"routing_temperature\":20.0");
+    saved = Jsonl.readFile(folder.resolve("results/meteora/sort_letters.json"));
+    assertThat(saved.toString()).contains("\"routing_temperature\":1.0");
+    result = run("eval", "--task", "count_vowels,gsm8k", "--limit", "1");
+    assertThat(result.code()).isEqualTo(2);
+    assertThat(result.err()).contains("no test data for gsm8k").doesNotContain("answers in");
+  }
+
+  @Test
   void generatesInOrderAsJson() throws IOException {
     var prompts =
         Files.writeString(folder.resolve("p.jsonl"), "{\"prompt\":\"a\"}\n{\"prompt\":\"bé\"}\n");

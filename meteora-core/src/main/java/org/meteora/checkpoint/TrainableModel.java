@@ -297,13 +297,14 @@ public final class TrainableModel implements AutoCloseable {
   }
 
   /**
-   * What is trained, by {@code <projection>.{moe_gate,lora_A,lora_B}}, in the order of layers and
-   * projections.
+   * What is trained, by {@code <projection>.{moe_gate,lora_A,lora_B}}: all gates, then all A and B,
+   * both in the order of layers and projections.
    *
    * @param gatesOnly leave A and B out
    */
   public Map<String, NDArray> parameters(boolean gatesOnly) {
     var result = new LinkedHashMap<String, NDArray>();
+    var adapted = new LinkedHashMap<String, NDArray>();
     for (int layer = 0; layer < llama.layers().size(); layer++) {
       var projections = llama.layers().get(layer).projections();
       for (var module : Projection.values()) {
@@ -316,11 +317,12 @@ public final class TrainableModel implements AutoCloseable {
           result.put(path + ".moe_gate", bank.gate());
         }
         if (!gatesOnly && bank.loraA().getShape().size() > 0) {
-          result.put(path + ".lora_A", bank.loraA());
-          result.put(path + ".lora_B", bank.loraB());
+          adapted.put(path + ".lora_A", bank.loraA());
+          adapted.put(path + ".lora_B", bank.loraB());
         }
       }
     }
+    result.putAll(adapted);
     return result;
   }
 

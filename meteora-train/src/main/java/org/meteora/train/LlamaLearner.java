@@ -5,10 +5,14 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.util.ArrayList;
+import java.util.IdentityHashMap;
 import java.util.List;
+import java.util.Map;
+import java.util.OptionalInt;
 import org.meteora.backend.cpu.HostTape;
 import org.meteora.model.Llama;
 import org.meteora.model.Pass;
+import org.meteora.moe.forward.Flags;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -76,7 +80,7 @@ public final class LlamaLearner implements Learner {
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch)) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
-      double loss = learn(scope, batch, gates, languageModelWeight, gateWeightEach, seed);
+      var loss = learn(scope, batch, gates, languageModelWeight, gateWeightEach, seed);
       return sums(loss, gates, batch);
     }
   }
@@ -91,10 +95,26 @@ public final class LlamaLearner implements Learner {
     return Projection.values().length * llama.layers().size();
   }
 
-  private static Sums sums(double loss, GateLoss gates, Batch batch) {
-    return gates == null
-        ? new Sums(loss, 0, 0, new float[batch.rows()], new float[batch.rows()])
-        : new Sums(loss, gates.sum(), gates.gates(), gates.right(), gates.dominated());
+  private static Sums sums(LanguageModelLoss.Result loss, GateLoss gates, Batch batch) {
+    int rows = batch.rows();
+    int length = batch.length();
+    var prompt = new double[rows];
+    var answer = new double[rows];
+    for (int row = 0; row < rows; row++) {
+      int promptLabels = batch.promptLabels(row);
+      for (int t = 0; t < length; t++) {
+        (t < promptLabels ? prompt : answer)[row] += loss.losses()[row * length + t];
+      }
+    }
+    boolean gated = gates != null && gates.gates() > 0;
+    return new Sums(
+        loss.sum(),
+        prompt,
+        answer,
+        gated ? gates.sum() : 0,
+        gated ? gates.gates() : 0,
+        gated ? gates.right() : new float[rows],
+        gated ? gates.dominated() : new float[rows]);
   }
 
   private static NDArray ids(NDManager manager, Batch batch) {
@@ -114,7 +134,7 @@ public final class LlamaLearner implements Learner {
     }
   }
 
-  private double learn(
+  private LanguageModelLoss.Result learn(
       NDManager scope, Batch batch, GateLoss gates, double weight, double gateWeight, long seed) {
     var pass = llama.wholePass(scope, batch.length(), true);
     var layers = llama.layers();
@@ -138,17 +158,16 @@ public final class LlamaLearner implements Learner {
       }
       inputs.add(hidden);
     }
-    double loss;
+    LanguageModelLoss.Result loss;
     NDArray gradient;
     try (var on = Ops.recording();
         var inner = scope.newSubManager()) {
       var hidden = leaf(inner, inputs.removeLast());
       var normed = llama.norm().forward(hidden);
-      var result =
+      loss =
           LanguageModelLoss.compute(
               normed, llama.head(), batch.labels(), weight, true, chunkTokens);
-      loss = result.sum();
-      Ops.backward(normed, result.gradient());
+      Ops.backward(normed, loss.gradient());
       gradient = gradientOf(hidden, scope);
     }
     for (int i = layers.size() - 1; i >= first; i--) {
@@ -226,6 +245,49 @@ public final class LlamaLearner implements Learner {
   }
 
   @Override
+  public Sums reference(Batch batch, OptionalInt adapter) {
+    var control = llama.routing();
+    var flags = control.flags();
+    try (var kept = adapter.isEmpty() ? new WithoutB() : null) {
+      control.flags(new Flags(flags.mode(), OptionalInt.of(adapter.orElse(0)), flags.given()));
+      return evaluate(batch);
+    } finally {
+      control.flags(flags);
+    }
+  }
+
+  /** While it is open every adapter's B is zero, so that adapters add nothing. */
+  private final class WithoutB implements AutoCloseable {
+    private final NDManager scope = llama.manager().newSubManager();
+    private final Map<NDArray, NDArray> values = new IdentityHashMap<>();
+
+    WithoutB() {
+      try (var off = Ops.notRecording()) {
+        for (var layer : llama.layers()) {
+          for (var projection : layer.projections()) {
+            var bank = projection.bank();
+            if (bank != null && bank.loraB().getShape().size() > 0) {
+              var b = bank.loraB();
+              var copy = Ops.empty(scope, Ops.dtype(b), b.getShape().getShape());
+              Ops.copy(copy, b);
+              values.put(b, copy);
+              Ops.copy(b, Ops.zeros(scope, Ops.dtype(b), b.getShape().getShape()));
+            }
+          }
+        }
+      }
+    }
+
+    @Override
+    public void close() {
+      try (var off = Ops.notRecording()) {
+        values.forEach(Ops::copy);
+      }
+      scope.close();
+    }
+  }
+
+  @Override
   public Sums evaluate(Batch batch) {
     llama.routing().dropout(false);
     try (var scope = llama.manager().newSubManager();
@@ -247,9 +309,8 @@ public final class LlamaLearner implements Learner {
         }
       }
       var normed = llama.norm().forward(hidden);
-      double loss =
-          LanguageModelLoss.compute(normed, llama.head(), batch.labels(), 0, false, chunkTokens)
-              .sum();
+      var loss =
+          LanguageModelLoss.compute(normed, llama.head(), batch.labels(), 0, false, chunkTokens);
       return sums(loss, gates, batch);
     }
   }

@@ -69,7 +69,7 @@ public record LoraTraining(
     try (var model = TrainableModel.lora(spec, name, config.lora());
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false))) {
       var samples = samples(model.tokenizer(), Run.tokenization(config, model));
-      var steps =
+      var outcome =
           Run.train(
               name,
               config,
@@ -84,7 +84,7 @@ public record LoraTraining(
               from,
               target -> write(target, parameters),
               stop);
-      if (steps.isEmpty()) {
+      if (outcome.isEmpty()) {
         return Optional.empty();
       }
       write(output, parameters);
@@ -93,7 +93,7 @@ public record LoraTraining(
       inputs.put("base_model_path", CacheFolders.shown(basePath));
       inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
       inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
-      Run.record(output, config, model, inputs, steps.getAsLong());
+      Run.record(output, config, model, inputs, outcome.get());
       return Optional.of(output);
     }
   }

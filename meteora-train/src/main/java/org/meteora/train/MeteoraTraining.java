@@ -15,6 +15,7 @@ import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.FolderNames;
+import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.forward.Flags;
 import org.meteora.train.batch.TaskSamples;
@@ -104,8 +105,53 @@ public record MeteoraTraining(
               + " switches the gates off that are to be trained: unset it");
     }
     try (var lock = Checkpoints.lock(output)) {
-      return train(stop);
+      return asAdapters().train(stop);
     }
+  }
+
+  /**
+   * With what the settings leave open taken from the adapters' {@code training.json}, if all that
+   * have one agree. Adapters without one, of PEFT say, have most often learnt the answers alone.
+   */
+  private MeteoraTraining asAdapters() {
+    var folders = order(adapterDir, config.tasks()).stream().map(adapterDir::resolve).toList();
+    var decided =
+        config.as(
+            said(folders, "append_eos", config.appendEos()).orElse(false),
+            said(folders, "response_only", config.responseOnly()).orElse(true));
+    return new MeteoraTraining(
+        decided, basePath, adapterDir, datasets, output, withBase, resume, flags);
+  }
+
+  private static Optional<Boolean> said(
+      List<Path> folders, String setting, Optional<Boolean> given) {
+    if (given.isPresent()) {
+      return given;
+    }
+    Optional<Boolean> first = Optional.empty();
+    Path firstFolder = null;
+    for (var folder : folders) {
+      var file = folder.resolve("training.json");
+      if (!Files.isRegularFile(file)) {
+        continue;
+      }
+      var value = Jsonl.readFile(file).path(setting);
+      if (!value.isBoolean()) {
+        continue;
+      }
+      if (first.isEmpty()) {
+        first = Optional.of(value.booleanValue());
+        firstFolder = folder;
+      } else if (first.get() != value.booleanValue()) {
+        throw new UserException(
+            "the adapters were trained differently: %s is %s in %s and %s in %s; say which one to"
+                    .formatted(setting, first.get(), firstFolder, value, folder)
+                + " train with: --"
+                + (value.booleanValue() ? "" : "no-")
+                + setting.replace('_', '-'));
+      }
+    }
+    return first;
   }
 
   private Optional<Path> train(BooleanSupplier stop) {
@@ -146,7 +192,7 @@ public record MeteoraTraining(
         train.addAll(samples.train());
         eval.addAll(samples.eval());
       }
-      var steps =
+      var outcome =
           Run.train(
               "train",
               config,
@@ -161,7 +207,7 @@ public record MeteoraTraining(
               from,
               folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
               stop);
-      if (steps.isEmpty()) {
+      if (outcome.isEmpty()) {
         return Optional.empty();
       }
       var result = output.resolve("meteora");
@@ -174,7 +220,7 @@ public record MeteoraTraining(
       inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
       inputs.put("target_dir", CacheFolders.shown(datasets));
       inputs.put("tasks", tasks);
-      Run.record(result, config, model, inputs, steps.getAsLong());
+      Run.record(result, config, model, inputs, outcome.get());
       return Optional.of(result);
     }
   }

@@ -6,7 +6,6 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
-import java.util.OptionalLong;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import org.meteora.UserException;
@@ -17,6 +16,7 @@ import org.meteora.tensor.Devices;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.listener.AnswerWatch;
 import org.meteora.train.listener.Curves;
 import org.meteora.train.listener.MetricsFile;
 import org.meteora.train.listener.ProgressListener;
@@ -62,8 +62,8 @@ final class Run {
   /** Tokenises as the settings say. */
   static TaskSamples.Tokenization tokenization(TrainConfig config, TrainableModel model) {
     int most = Math.min(config.maxSeqLen(), model.llama().config().maxPositionEmbeddings());
-    if (!config.appendEos()) {
-      return new TaskSamples.Tokenization(most, -1, config.responseOnly());
+    if (!config.appendEos().orElseThrow()) {
+      return new TaskSamples.Tokenization(most, -1, config.answersOnly());
     }
     var eos = model.llama().config().raw().path("eos_token_id");
     if (eos.isArray()) {
@@ -72,7 +72,7 @@ final class Run {
     if (!eos.isInt()) {
       throw new UserException("append_eos: the model's config.json has no eos_token_id");
     }
-    return new TaskSamples.Tokenization(most, eos.intValue(), config.responseOnly());
+    return new TaskSamples.Tokenization(most, eos.intValue(), config.answersOnly());
   }
 
   /**
@@ -84,9 +84,9 @@ final class Run {
    * @param tasks names by index
    * @param folder gets checkpoints, metrics and curves
    * @param export writes the model into a checkpoint's folder, given the master values
-   * @return the steps made in all; empty when stopped before the last
+   * @return empty when stopped before the last step
    */
-  static OptionalLong train(
+  static Optional<Trainer.Outcome> train(
       String name,
       TrainConfig config,
       TrainableModel model,
@@ -100,12 +100,7 @@ final class Run {
       Optional<Path> resume,
       Consumer<Path> export,
       BooleanSupplier stop) {
-    var batches = new Batches(train, config.batchSize(), config.responseOnly(), config.seed());
-    Optional<Batches> held =
-        eval.isEmpty()
-            ? Optional.empty()
-            : Optional.of(
-                new Batches(eval, config.batchSize(), config.responseOnly(), config.seed()));
+    var batches = new Batches(train, config.batchSize(), config.answersOnly(), config.seed());
     var collective = Collective.single();
     long steps = config.steps(batches.perEpoch(), collective.size());
     LOG.info(
@@ -130,23 +125,24 @@ final class Run {
             learner,
             parameters,
             batches,
-            held,
+            new HeldOut(config, learner, eval, tasks, collective),
             tasks,
             RunIdentity.of(config, model, tasks, train, basePath, adapters),
-            new Checkpoints(folder, config.saveTotalLimit()),
+            folder,
             export,
             collective,
             List.of(
                 new ProgressListener(name),
                 new MetricsFile(metrics),
-                new Curves(metrics, folder, stop)),
+                new Curves(metrics, folder, stop),
+                new AnswerWatch()),
             stop);
-    long made = trainer.run(resume);
-    if (made < steps) {
-      LOG.info("{}", stopped(config, made, steps));
-      return OptionalLong.empty();
+    var outcome = trainer.run(resume);
+    if (outcome.steps() < steps) {
+      LOG.info("{}", stopped(config, outcome.steps(), steps));
+      return Optional.empty();
     }
-    return OptionalLong.of(made);
+    return Optional.of(outcome);
   }
 
   /** What to tell whoever stopped a run. */
@@ -164,20 +160,21 @@ final class Run {
    *
    * @param folder of the result
    * @param inputs paths and names, added to the settings
-   * @param steps made
+   * @param outcome steps made, and the step whose parameters the result has
    */
   static void record(
       Path folder,
       TrainConfig config,
       TrainableModel model,
       Map<String, Object> inputs,
-      long steps) {
+      Trainer.Outcome outcome) {
     var result = new LinkedHashMap<String, Object>(inputs);
     result.putAll(config.describe());
     result.putAll(model.llama().routing().flags().describe());
     result.put("device", Devices.name(model.llama().manager().getDevice()));
     result.put("dtype", model.llama().dtype().label());
-    result.put("steps", steps);
+    result.put("steps", outcome.steps());
+    result.put("kept_step", outcome.kept());
     AtomicFiles.writeString(
         folder.resolve("training.json"), Jsonl.JSON.valueToTree(result).toPrettyString() + "\n");
   }

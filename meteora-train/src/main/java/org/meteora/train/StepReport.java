@@ -41,6 +41,7 @@ public record StepReport(
    *     sum of routing weights over all gates, is the task's; NaN without gates
    * @param dominantAccuracyByTask the same for each task that occurred
    * @param tokens that were not padding
+   * @param texts the language-model loss of prompts and answers apart
    */
   public record Losses(
       double languageModel,
@@ -50,5 +51,6 @@ public record StepReport(
       Map<String, Double> gateAccuracyByTask,
       double dominantAccuracy,
       Map<String, Double> dominantAccuracyByTask,
-      long tokens) {}
+      long tokens,
+      TextLosses texts) {}
 }

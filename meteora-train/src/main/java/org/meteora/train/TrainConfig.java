@@ -11,16 +11,21 @@ import org.meteora.lora.LoraConfig;
 import org.meteora.nn.Projection;
 
 /**
- * Everything a training run depends on besides its data, with the defaults of the paper's training.
- * Read from the section {@code train:} of config.yaml and from options of the same names; options
- * win.
+ * Everything a training run depends on besides its data. Read from the section {@code train:} of
+ * config.yaml and from options of the same names; options win. What is not given comes from the
+ * recipe: {@code default} keeps what the adapters know (docs/training.md has the measurements),
+ * {@code paper} is the original's training.
  *
  * @param batchSize samples of a micro-batch on each device
  * @param accumulation micro-batches a step
- * @param learningRate the schedule's peak
+ * @param recipe {@code default} or {@code paper}
+ * @param learningRate the schedule's peak: the gates', or that of an adapter trained alone
+ * @param adapterLearningRate the peak of A and B under gates
  * @param warmupRatio share of the steps in which the rate rises
  * @param weightDecay AdamW's decoupled decay
  * @param maxGradNorm global L2 norm that gradients are clipped to; 0: no clipping
+ * @param adapterMaxGradNorm the same for A and B under gates, whose norm is then taken apart from
+ *     the gates'; empty: one norm over both
  * @param maxSteps optimiser steps; empty when {@code epochs} is given
  * @param epochs passes over the data; empty when {@code maxSteps} is given
  * @param maxSeqLen most tokens of a sample
@@ -29,11 +34,12 @@ import org.meteora.nn.Projection;
  * @param seed of splits, orders, first values and dropout
  * @param evalRatio share of the samples held out
  * @param evalSteps steps from one evaluation to the next
- * @param evalBatches most micro-batches of an evaluation
+ * @param evalSamples samples of an evaluation, as many of each task
+ * @param keepBest the result is the evaluation's with the lowest answer loss, not the last step's
  * @param saveSteps steps from one checkpoint to the next
  * @param saveTotalLimit how many checkpoints are kept
  * @param dropout on the adapters' input
- * @param appendEos end every sample with the model's end token
+ * @param appendEos end every sample with the model's end token; empty: as the adapters were trained
  * @param gatesOnly train the gates and leave A and B as they are
  * @param gateLossWeight factor of the gates' loss
  * @param topK adapters for each token in training
@@ -41,17 +47,21 @@ import org.meteora.nn.Projection;
  * @param dtype {@code f32} or {@code bf16}; empty: bf16 on a GPU, f32 elsewhere
  * @param tasks their names in the adapters' order; empty: all found
  * @param lora what an adapter looks like that {@code train-lora} makes
- * @param responseOnly the language-model loss counts the response's tokens alone
+ * @param responseOnly the language-model loss counts the response's tokens alone; empty: as the
+ *     adapters were trained
  * @param gated whether this is the training of gates ({@code train}) or of one adapter ({@code
  *     train-lora})
  */
 public record TrainConfig(
     int batchSize,
     int accumulation,
+    String recipe,
     double learningRate,
+    double adapterLearningRate,
     double warmupRatio,
     double weightDecay,
     double maxGradNorm,
+    Optional<Double> adapterMaxGradNorm,
     Optional<Long> maxSteps,
     Optional<Double> epochs,
     int maxSeqLen,
@@ -59,11 +69,12 @@ public record TrainConfig(
     long seed,
     double evalRatio,
     long evalSteps,
-    int evalBatches,
+    int evalSamples,
+    boolean keepBest,
     long saveSteps,
     int saveTotalLimit,
     double dropout,
-    boolean appendEos,
+    Optional<Boolean> appendEos,
     boolean gatesOnly,
     double gateLossWeight,
     int topK,
@@ -71,7 +82,7 @@ public record TrainConfig(
     Optional<String> dtype,
     List<String> tasks,
     LoraConfig lora,
-    boolean responseOnly,
+    Optional<Boolean> responseOnly,
     boolean gated) {
   private static final List<String> COMMON =
       List.of(
@@ -88,7 +99,7 @@ public record TrainConfig(
           "seed",
           "eval_ratio",
           "eval_steps",
-          "eval_batches",
+          "eval_samples",
           "save_steps",
           "save_total_limit",
           "dropout",
@@ -96,7 +107,16 @@ public record TrainConfig(
           "device",
           "dtype");
   private static final List<String> METEORA =
-      List.of("train", "gate_loss_weight", "routing_top_k", "tasks");
+      List.of(
+          "recipe",
+          "train",
+          "adapter_learning_rate",
+          "adapter_max_grad_norm",
+          "gate_loss_weight",
+          "routing_top_k",
+          "response_only",
+          "keep",
+          "tasks");
   private static final List<String> LORA =
       List.of("r", "alpha", "target_modules", "layers_to_transform", "use_rslora", "response_only");
 
@@ -107,17 +127,75 @@ public record TrainConfig(
           "epochs",
           "gradient_checkpointing",
           "eval_steps",
-          "eval_batches",
+          "eval_samples",
+          "keep",
           "save_steps",
           "save_total_limit");
 
-  /** Steps of MeteoRA's training when neither steps nor epochs are given. */
-  public static final long DEFAULT_MAX_STEPS = 15_000;
+  /**
+   * What a recipe gives where nothing else is said.
+   *
+   * @param adapterLearningRate empty: the gates' rate
+   */
+  private record Recipe(
+      int batchSize,
+      int accumulation,
+      double learningRate,
+      Optional<Double> adapterLearningRate,
+      double warmupRatio,
+      double weightDecay,
+      double maxGradNorm,
+      Optional<Double> adapterMaxGradNorm,
+      long maxSteps,
+      long evalSteps,
+      long saveSteps,
+      double gateLossWeight,
+      boolean gatesOnly,
+      boolean keepBest,
+      Optional<Boolean> asAdapters) {
+    /** The original's, and {@code train-lora}'s. */
+    static final Recipe PAPER =
+        new Recipe(
+            4,
+            2,
+            5e-4,
+            Optional.empty(),
+            0.005,
+            0.01,
+            0.3,
+            Optional.empty(),
+            15_000,
+            500,
+            3000,
+            50,
+            false,
+            false,
+            Optional.of(false));
+
+    /** What was found to keep the adapters' knowledge. */
+    static final Recipe DEFAULT =
+        new Recipe(
+            16,
+            1,
+            2e-2,
+            Optional.of(1e-4),
+            0.05,
+            0,
+            0,
+            Optional.of(1.0),
+            600,
+            100,
+            600,
+            10,
+            true,
+            true,
+            Optional.empty());
+  }
 
   /** Passes over the data of {@code train-lora} when neither steps nor epochs are given. */
   public static final double DEFAULT_LORA_EPOCHS = 3;
 
-  /** MeteoRA's training with the paper's defaults. */
+  /** MeteoRA's training with the default recipe. */
   public static TrainConfig meteora() {
     return meteora(Map.of(), Map.of());
   }
@@ -196,6 +274,9 @@ public record TrainConfig(
     if (s.has("max_steps") && s.has("epochs")) {
       throw new UserException("training settings: give max_steps or epochs, not both");
     }
+    var recipeName = s.choice("recipe", "default", "default", "paper");
+    var recipe = lora || recipeName.equals("paper") ? Recipe.PAPER : Recipe.DEFAULT;
+    double rate = s.number("learning_rate", recipe.learningRate(), 0, 1e3);
     Optional<Long> maxSteps =
         s.has("max_steps") ? Optional.of(s.whole("max_steps", 0, 1)) : Optional.empty();
     Optional<Double> epochs =
@@ -204,7 +285,7 @@ public record TrainConfig(
       if (lora) {
         epochs = Optional.of(DEFAULT_LORA_EPOCHS);
       } else {
-        maxSteps = Optional.of(DEFAULT_MAX_STEPS);
+        maxSteps = Optional.of(recipe.maxSteps());
       }
     }
     var targets = s.list("target_modules");
@@ -228,26 +309,32 @@ public record TrainConfig(
       s.choice("dtype", "", "f32", "float32", "bf16", "bfloat16");
     }
     return new TrainConfig(
-        s.integer("batch_size", 4, 1),
-        s.integer("gradient_accumulation_steps", 2, 1),
-        s.number("learning_rate", 5e-4, 0, 1e3),
-        s.number("warmup_ratio", 0.005, 0, 1),
-        s.number("weight_decay", 0.01, 0, 1),
-        s.number("max_grad_norm", 0.3, 0, 1e12),
+        s.integer("batch_size", recipe.batchSize(), 1),
+        s.integer("gradient_accumulation_steps", recipe.accumulation(), 1),
+        recipeName,
+        rate,
+        s.number("adapter_learning_rate", recipe.adapterLearningRate().orElse(rate), 0, 1e3),
+        s.number("warmup_ratio", recipe.warmupRatio(), 0, 1),
+        s.number("weight_decay", recipe.weightDecay(), 0, 1),
+        s.number("max_grad_norm", recipe.maxGradNorm(), 0, 1e12),
+        s.has("adapter_max_grad_norm")
+            ? Optional.of(s.number("adapter_max_grad_norm", 0, 0, 1e12))
+            : recipe.adapterMaxGradNorm(),
         maxSteps,
         epochs,
         s.integer("max_seq_len", 4096, 2),
         s.flag("gradient_checkpointing", true),
         s.whole("seed", 42, Long.MIN_VALUE),
         s.number("eval_ratio", 0.1, 0, 0.9),
-        s.whole("eval_steps", 500, 1),
-        s.integer("eval_batches", 50, 1),
-        s.whole("save_steps", 3000, 1),
+        s.whole("eval_steps", recipe.evalSteps(), 1),
+        s.integer("eval_samples", 256, 1),
+        s.choice("keep", recipe.keepBest() ? "best" : "last", "best", "last").equals("best"),
+        s.whole("save_steps", recipe.saveSteps(), 1),
         s.integer("save_total_limit", 3, 1),
         dropout,
-        s.flag("append_eos", false),
-        s.choice("train", "all", "all", "gates").equals("gates"),
-        s.number("gate_loss_weight", 50, 0, 1e9),
+        s.has("append_eos") ? Optional.of(s.flag("append_eos", false)) : recipe.asAdapters(),
+        s.choice("train", recipe.gatesOnly() ? "gates" : "all", "all", "gates").equals("gates"),
+        s.number("gate_loss_weight", recipe.gateLossWeight(), 0, 1e9),
         s.integer("routing_top_k", 2, 1),
         s.text("device"),
         dtype,
@@ -259,8 +346,51 @@ public record TrainConfig(
             Set.copyOf(targets),
             s.flag("use_rslora", false),
             s.integers("layers_to_transform")),
-        lora && s.flag("response_only", true),
+        s.has("response_only")
+            ? Optional.of(s.flag("response_only", true))
+            : lora ? Optional.of(true) : recipe.asAdapters(),
         !lora);
+  }
+
+  /** Whether the language-model loss counts answers alone; not before it has been decided. */
+  boolean answersOnly() {
+    return responseOnly.orElseThrow();
+  }
+
+  /** These settings, with what was left open decided as the adapters were trained. */
+  TrainConfig as(boolean adaptersAppendEos, boolean adaptersResponseOnly) {
+    return new TrainConfig(
+        batchSize,
+        accumulation,
+        recipe,
+        learningRate,
+        adapterLearningRate,
+        warmupRatio,
+        weightDecay,
+        maxGradNorm,
+        adapterMaxGradNorm,
+        maxSteps,
+        epochs,
+        maxSeqLen,
+        gradientCheckpointing,
+        seed,
+        evalRatio,
+        evalSteps,
+        evalSamples,
+        keepBest,
+        saveSteps,
+        saveTotalLimit,
+        dropout,
+        Optional.of(appendEos.orElse(adaptersAppendEos)),
+        gatesOnly,
+        gateLossWeight,
+        topK,
+        device,
+        dtype,
+        tasks,
+        lora,
+        Optional.of(responseOnly.orElse(adaptersResponseOnly)),
+        gated);
   }
 
   /** Steps of a run whose data make {@code batchesPerEpoch} micro-batches on each pass. */
@@ -300,12 +430,17 @@ public record TrainConfig(
     result.put("seed", seed);
     result.put("eval_ratio", evalRatio);
     result.put("eval_steps", evalSteps);
-    result.put("eval_batches", evalBatches);
+    result.put("eval_samples", evalSamples);
     result.put("save_steps", saveSteps);
     result.put("save_total_limit", saveTotalLimit);
     result.put("dropout", dropout);
-    result.put("append_eos", appendEos);
+    appendEos.ifPresent(value -> result.put("append_eos", value));
+    responseOnly.ifPresent(value -> result.put("response_only", value));
     if (gated) {
+      result.put("recipe", recipe);
+      result.put("adapter_learning_rate", adapterLearningRate);
+      adapterMaxGradNorm.ifPresent(value -> result.put("adapter_max_grad_norm", value));
+      result.put("keep", keepBest ? "best" : "last");
       result.put("train", gatesOnly ? "gates" : "all");
       result.put("gate_loss_weight", gateLossWeight);
       result.put("routing_top_k", topK);
@@ -317,7 +452,6 @@ public record TrainConfig(
           "target_modules",
           Projection.NAMES.stream().filter(lora.targetModules()::contains).toList());
       result.put("layers_to_transform", List.copyOf(new TreeSet<>(lora.layersToTransform())));
-      result.put("response_only", responseOnly);
     }
     return result;
   }

@@ -4,7 +4,6 @@ import ai.djl.Device;
 import java.nio.file.Path;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
@@ -13,7 +12,6 @@ import org.meteora.UserException;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.optim.AdamW;
-import org.meteora.train.optim.CosineSchedule;
 import org.meteora.train.optim.FlatParameters;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -35,9 +33,10 @@ public final class Trainer {
   private final Learner learner;
   private final FlatParameters parameters;
   private final Batches train;
-  private final Optional<Batches> eval;
+  private final HeldOut heldOut;
   private final List<String> tasks;
   private final RunIdentity identity;
+  private final Path folder;
   private final Checkpoints checkpoints;
   private final Consumer<Path> export;
   private final Collective collective;
@@ -49,10 +48,10 @@ public final class Trainer {
    * @param learner makes losses and gradients
    * @param parameters what is trained
    * @param train micro-batches to learn from
-   * @param eval micro-batches held out, if any
+   * @param heldOut samples to evaluate on
    * @param tasks names by adapter index
    * @param identity what a resumed run must share
-   * @param checkpoints where they are kept
+   * @param folder of the run: gets checkpoints, and the best model so far
    * @param export writes the model into a checkpoint's folder
    * @param collective the other processes
    * @param listeners watch; those of the first process are told
@@ -63,10 +62,10 @@ public final class Trainer {
       Learner learner,
       FlatParameters parameters,
       Batches train,
-      Optional<Batches> eval,
+      HeldOut heldOut,
       List<String> tasks,
       RunIdentity identity,
-      Checkpoints checkpoints,
+      Path folder,
       Consumer<Path> export,
       Collective collective,
       List<TrainingListener> listeners,
@@ -75,9 +74,10 @@ public final class Trainer {
     this.learner = learner;
     this.parameters = parameters;
     this.train = train;
-    this.eval = eval;
+    this.heldOut = heldOut;
     this.tasks = List.copyOf(tasks);
-    this.checkpoints = checkpoints;
+    this.folder = folder;
+    this.checkpoints = new Checkpoints(folder, config.saveTotalLimit());
     this.export = export;
     this.collective = collective;
     this.listeners = collective.rank() == 0 ? List.copyOf(listeners) : List.of();
@@ -86,26 +86,42 @@ public final class Trainer {
   }
 
   /**
-   * Trains to the last step.
+   * What a run came to.
+   *
+   * @param steps made in all; fewer than planned when it was stopped
+   * @param kept the step whose parameters the model has now
+   */
+  public record Outcome(long steps, long kept) {}
+
+  /**
+   * Trains to the last step. Then the model has the parameters of the best evaluation, or with
+   * {@code keep: last} those of the last step.
    *
    * @param resume a checkpoint to go on from
-   * @return the steps made in all; fewer than planned when {@code stop} said so
    * @throws UserException when a loss or the gradient is not finite, naming step, batch and
    *     samples; parameters and checkpoints stay as they were before that step; or when {@code
    *     resume} is another run's, or lies beyond the last step
    */
-  public long run(Optional<Path> resume) {
+  public Outcome run(Optional<Path> resume) {
     long steps = config.steps(train.perEpoch(), collective.size());
-    var schedule = CosineSchedule.of(config.learningRate(), config.warmupRatio(), steps);
+    var update = new Update(config, parameters, steps);
+    var best = new BestModel(folder);
+    if (config.gated() && !heldOut.isEmpty()) {
+      heldOut.measureReferences();
+    }
     try (var optimizer = new AdamW(parameters, config.weightDecay())) {
       long step = resume.map(c -> restore(c, steps, optimizer)).orElse(0L);
       if (collective.rank() == 0) {
         checkpoints.removeAfter(step);
+        best.resume(step);
       }
       collective.broadcast(parameters.values());
       parameters.publish();
       long start = step;
       listeners.forEach(listener -> listener.onStart(start, steps));
+      if (step == 0) {
+        evaluate(0, best);
+      }
       var speed = new Speed();
       boolean saved = true;
       boolean written = true;
@@ -118,8 +134,7 @@ public final class Trainer {
         if (!Double.isFinite(norm)) {
           throw notFinite(step, "the gradient's norm is " + norm, batches);
         }
-        double rate = schedule.rate(step);
-        optimizer.step(rate, AdamW.clipFactor(norm, config.maxGradNorm()));
+        update.apply(optimizer, step, norm);
         parameters.publish();
         step++;
         saved = false;
@@ -128,7 +143,7 @@ public final class Trainer {
             new StepReport(
                 step,
                 steps,
-                rate,
+                update.rate(step),
                 norm,
                 losses,
                 speed.lastSeconds(),
@@ -138,7 +153,7 @@ public final class Trainer {
                 speed.secondsPerStep() * (steps - step));
         listeners.forEach(listener -> listener.onStep(report));
         if (step % config.evalSteps() == 0 || step == steps) {
-          evaluate(step);
+          evaluate(step, best);
         }
         if (step % config.saveSteps() == 0 || step == steps) {
           written = save(step, steps, optimizer);
@@ -151,10 +166,27 @@ public final class Trainer {
       if (!written) {
         throw new UserException("training ended, but its last checkpoint could not be written");
       }
-      return step;
+      return new Outcome(step, step == steps ? keep(step, best) : step);
     } finally {
       listeners.forEach(TrainingListener::onEnd);
     }
+  }
+
+  /** Puts the best evaluation's parameters into the model, if they are to be kept. */
+  private long keep(long step, BestModel best) {
+    var kept = collective.sum(new double[] {config.keepBest() ? best.step() : 0});
+    if (kept[0] == 0 || kept[0] == step) {
+      return step;
+    }
+    if (collective.rank() == 0) {
+      best.restore(parameters);
+    }
+    collective.broadcast(parameters.values());
+    parameters.publish();
+    LOG.info(
+        "the result is step {}'s, whose answer loss was the lowest; --keep last takes the last",
+        (long) kept[0]);
+    return (long) kept[0];
   }
 
   private long restore(Path checkpoint, long steps, AdamW optimizer) {
@@ -195,7 +227,7 @@ public final class Trainer {
             });
     double weight = 1 / Math.max(1, counts[0]);
     double gateWeight = config.gateLossWeight() / Math.max(1, counts[1]);
-    var tally = new Tally();
+    var tally = new Tally(config, tasks, collective);
     parameters.clearGradients();
     for (int i = 0; i < batches.size(); i++) {
       var batch = batches.get(i);
@@ -235,18 +267,15 @@ public final class Trainer {
     return 1 - batches.stream().mapToLong(Batch::tokens).sum() / positions;
   }
 
-  private void evaluate(long step) {
-    if (eval.isEmpty()) {
+  private void evaluate(long step, BestModel best) {
+    if (heldOut.isEmpty()) {
       return;
     }
-    var tally = new Tally();
-    long count = Math.min(eval.get().perEpoch(), config.evalBatches());
-    for (long i = collective.rank(); i < count; i += collective.size()) {
-      var batch = eval.get().get(i);
-      tally.add(batch, learner.evaluate(batch));
+    var evaluation = heldOut.evaluate();
+    listeners.forEach(listener -> listener.onEvaluation(step, evaluation));
+    if (config.keepBest() && step > 0 && collective.rank() == 0) {
+      best.offer(step, evaluation.answerLoss(), parameters);
     }
-    var losses = tally.losses();
-    listeners.forEach(listener -> listener.onEvaluation(step, losses));
   }
 
   /** A full disk does not end a run of days: the earlier checkpoints stay, the next may succeed. */
@@ -268,62 +297,6 @@ public final class Trainer {
     }
     collective.barrier();
     return written;
-  }
-
-  /** Sums of several batches, and of all processes. */
-  private final class Tally {
-    private static final int FIXED = 5;
-
-    /** Then for each task: right, counted with each gate, dominated, counted once. */
-    private static final int EACH = 4;
-
-    /** lm, gate, gates, labels, tokens, then the tasks. */
-    private final double[] sums = new double[FIXED + EACH * tasks.size()];
-
-    void add(Batch batch, Learner.Sums s) {
-      sums[0] += s.languageModel();
-      sums[1] += s.gates() == 0 ? 0 : s.gate() / s.gates();
-      sums[2] += s.gates() == 0 ? 0 : batch.gateLabelCount();
-      sums[3] += batch.labelCount();
-      sums[4] += batch.tokens();
-      for (int row = 0; row < batch.rows() && s.gates() > 0; row++) {
-        var sample = batch.samples().get(row);
-        int at = FIXED + EACH * sample.task();
-        double counted = sample.length() - 1.0;
-        sums[at] += s.right()[row];
-        sums[at + 1] += s.gates() * counted;
-        sums[at + 2] += s.dominated()[row];
-        sums[at + 3] += counted;
-      }
-    }
-
-    StepReport.Losses losses() {
-      var all = collective.sum(sums);
-      double languageModel = all[0] / Math.max(1, all[3]);
-      double gate = all[2] == 0 ? Double.NaN : all[1] / all[2];
-      var total = new double[EACH];
-      var byTask = new LinkedHashMap<String, Double>();
-      var dominantByTask = new LinkedHashMap<String, Double>();
-      for (int task = 0; task < tasks.size(); task++) {
-        int at = FIXED + EACH * task;
-        if (all[at + 1] > 0) {
-          for (int i = 0; i < EACH; i++) {
-            total[i] += all[at + i];
-          }
-          byTask.put(tasks.get(task), all[at] / all[at + 1]);
-          dominantByTask.put(tasks.get(task), all[at + 2] / all[at + 3]);
-        }
-      }
-      return new StepReport.Losses(
-          languageModel,
-          gate,
-          Double.isNaN(gate) ? languageModel : languageModel + config.gateLossWeight() * gate,
-          total[0] / total[1], // NaN without gates
-          byTask,
-          total[2] / total[3],
-          dominantByTask,
-          (long) all[4]);
-    }
   }
 
   /** Tokens and seconds of the last steps. */

@@ -11,7 +11,7 @@ public interface TrainingListener {
   default void onStep(StepReport report) {}
 
   /** After an evaluation on the samples held out. */
-  default void onEvaluation(long step, StepReport.Losses losses) {}
+  default void onEvaluation(long step, Evaluation evaluation) {}
 
   /** After a checkpoint has been written. */
   default void onCheckpoint(long step, Path folder) {}

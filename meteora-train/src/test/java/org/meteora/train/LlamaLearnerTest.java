@@ -3,6 +3,9 @@ package org.meteora.train;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
+import ai.djl.ndarray.NDArray;
+import java.util.Arrays;
+import java.util.OptionalInt;
 import java.util.Random;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.junit.jupiter.api.Test;
@@ -13,7 +16,9 @@ import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.forward.Flags;
 import org.meteora.moe.forward.ForwardMode;
 import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
+import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.FlatParameters;
 
 /** Gradients without reference data: unequal ranks and scales, padding, dropout. */
@@ -103,6 +108,62 @@ class LlamaLearnerTest {
       }
       assertThat((losses[0] - losses[1]) / 2e-3).isCloseTo(norm, within(0.01 * norm));
     }
+  }
+
+  /** One adapter alone is the base model with B A in its weights; none is the base model. */
+  @Test
+  void referencesAreTheBaseWithAnAdapterInItsWeightsAndWithout() {
+    for (int adapter = 0; adapter < 3; adapter++) {
+      try (var tiny = new Tiny(Dtype.F32, 0, 3);
+          var merged = new Tiny(Dtype.F32, 0, 3)) {
+        int from = Tiny.RANKS[0] * (adapter > 0 ? 1 : 0) + Tiny.RANKS[1] * (adapter > 1 ? 1 : 0);
+        for (var layer : merged.llama.layers()) {
+          for (var linear : layer.projections()) {
+            var bank = linear.bank();
+            var a = Ops.narrow(bank.loraA(), 0, from, Tiny.RANKS[adapter]);
+            var b = Ops.narrow(bank.loraB(), 1, from, Tiny.RANKS[adapter]);
+            linear.weight().addi(b.matMul(a).mul(bank.scales()[adapter]));
+          }
+        }
+        var before = tiny.parameters.values().stream().map(NDArray::toFloatArray).toList();
+        var learner = new LlamaLearner(tiny.llama, true, 3);
+        var alone = learner.reference(BATCH, OptionalInt.of(adapter));
+        var expected =
+            new LlamaLearner(merged.llama, true, 3).reference(BATCH, OptionalInt.empty());
+        assertThat(alone.languageModel())
+            .isCloseTo(expected.languageModel(), within(1e-4 * expected.languageModel()));
+        assertThat(learner.reference(BATCH, OptionalInt.empty()).languageModel())
+            .isNotCloseTo(alone.languageModel(), within(0.1));
+        assertThat(alone.gates()).isZero();
+        var after = tiny.parameters.values().stream().map(NDArray::toFloatArray).toList();
+        assertThat(after).usingRecursiveComparison().isEqualTo(before);
+        assertThat(tiny.llama.routing().flags()).isEqualTo(Flags.AUTO);
+      }
+    }
+  }
+
+  @Test
+  void lossesOfPromptsAndAnswersAddUp() {
+    try (var tiny = new Tiny(Dtype.F32, 0, 3)) {
+      var samples = ResumeTest.samples().subList(0, 4).stream().map(LlamaLearnerTest::halved);
+      var whole = new Batch(samples.toList(), false);
+      var learner = new LlamaLearner(tiny.llama, true, 3);
+      var sums = learner.evaluate(whole);
+      double answers = Arrays.stream(sums.answer()).sum();
+      assertThat(Arrays.stream(sums.prompt()).sum() + answers)
+          .isCloseTo(sums.languageModel(), within(1e-6));
+      assertThat(learner.evaluate(new Batch(whole.samples(), true)).languageModel())
+          .isCloseTo(answers, within(1e-4));
+      for (int row = 0; row < whole.rows(); row++) {
+        var sample = whole.samples().get(row);
+        assertThat(whole.promptLabels(row)).isEqualTo(sample.promptTokens() - 1);
+        assertThat(whole.answerLabels(row)).isEqualTo(sample.length() - sample.promptTokens());
+      }
+    }
+  }
+
+  private static TrainingSample halved(TrainingSample sample) {
+    return new TrainingSample(sample.id(), sample.tokens(), sample.length() / 2 + 1, sample.task());
   }
 
   /** Dropout included: the second forward pass drops what the first did. */

@@ -3,6 +3,8 @@ package org.meteora.train;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -44,6 +46,10 @@ class ResumeTest {
     return TrainConfig.meteora(
         Map.of(),
         Map.of(
+            "recipe",
+            "paper",
+            "keep",
+            "best",
             "max_steps",
             steps,
             "save_steps",
@@ -57,7 +63,8 @@ class ResumeTest {
   }
 
   /** Every step's losses and the last parameters. */
-  record Outcome(Map<Long, Double> losses, float[] parameters) {}
+  record Outcome(
+      Map<Long, Double> losses, Map<Long, Double> answers, long kept, float[] parameters) {}
 
   static Outcome train(
       Path folder,
@@ -68,31 +75,42 @@ class ResumeTest {
     try (var tiny = new Tiny(Dtype.F32, 0.1, 1);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
       var losses = new HashMap<Long, Double>();
+      var answers = new HashMap<Long, Double>();
       TrainingListener listener =
           new TrainingListener() {
             @Override
             public void onStep(StepReport report) {
               losses.put(report.step(), report.losses().total());
             }
+
+            @Override
+            public void onEvaluation(long step, Evaluation evaluation) {
+              answers.put(step, evaluation.answerLoss());
+            }
           };
       var samples = samples();
-      new Trainer(
-              config,
-              new LlamaLearner(tiny.llama, true, 3),
-              parameters,
-              new Batches(samples.subList(0, 34), 4, false, 42),
-              Optional.of(new Batches(samples.subList(34, 40), 4, false, 42)),
-              TASKS,
-              new RunIdentity(
-                  config.identity(),
-                  Map.of("data", Long.toHexString(Batches.fingerprint(samples)))),
-              new Checkpoints(folder, config.saveTotalLimit()),
-              export,
-              Collective.single(),
-              List.of(listener),
-              stop)
-          .run(resume);
-      return new Outcome(losses, parameters.values().toFloatArray());
+      var decided = config.as(false, false);
+      var learner = new LlamaLearner(tiny.llama, true, 3);
+      var heldOut =
+          new HeldOut(decided, learner, samples.subList(34, 40), TASKS, Collective.single());
+      var outcome =
+          new Trainer(
+                  decided,
+                  learner,
+                  parameters,
+                  new Batches(samples.subList(0, 34), 4, false, 42),
+                  heldOut,
+                  TASKS,
+                  new RunIdentity(
+                      config.identity(),
+                      Map.of("data", Long.toHexString(Batches.fingerprint(samples)))),
+                  folder,
+                  export,
+                  Collective.single(),
+                  List.of(listener),
+                  stop)
+              .run(resume);
+      return new Outcome(losses, answers, outcome.kept(), parameters.values().toFloatArray());
     }
   }
 
@@ -119,11 +137,45 @@ class ResumeTest {
     assertThat(new Checkpoints(folder, 2).list())
         .extracting(path -> path.getFileName().toString())
         .containsExactly("checkpoint-00000008", "checkpoint-00000009");
-    assertThat(folder.toFile().list()).hasSize(2);
+    assertThat(folder.toFile().list()).hasSize(3).contains("best.safetensors");
+  }
+
+  /** At a rate that makes it worse: the best evaluation's parameters come back, or the last's. */
+  @Test
+  void theResultIsTheBestEvaluations(@TempDir Path folder) {
+    for (var keep : List.of("best", "last")) {
+      var options = new HashMap<String, Object>();
+      options.putAll(Map.of("recipe", "paper", "keep", keep, "max_steps", 12, "eval_steps", 2));
+      options.putAll(Map.of("save_steps", 2, "save_total_limit", 9, "learning_rate", 0.3));
+      options.put("max_grad_norm", 0);
+      var config = TrainConfig.meteora(Map.of(), options);
+      var into = folder.resolve(keep);
+      var whole = train(into, config, Optional.empty(), () -> false, p -> {});
+      var best =
+          whole.answers().entrySet().stream()
+              .filter(entry -> entry.getKey() > 0)
+              .min(Map.Entry.comparingByValue())
+              .orElseThrow()
+              .getKey();
+      assertThat(best).isLessThan(12);
+      long expected = keep.equals("best") ? best : 12;
+      assertThat(whole.kept()).isEqualTo(expected);
+      var checkpoint = into.resolve("checkpoint-%08d/trainer.safetensors".formatted(expected));
+      try (var file = SafetensorsFile.open(checkpoint);
+          var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+        assertThat(whole.parameters()).isEqualTo(file.read(manager, "parameters").toFloatArray());
+      }
+      // the same from a checkpoint before the best step, and from one after it
+      for (var at : List.of(2L, 10L)) {
+        var from = Optional.of(into.resolve("checkpoint-%08d".formatted(at)));
+        var rest = train(into, config, from, () -> false, p -> {});
+        assertThat(rest.parameters()).isEqualTo(whole.parameters());
+      }
+    }
   }
 
   private static TrainConfig config(int steps, String name, Object value) {
-    var options = new HashMap<String, Object>(Map.of("max_steps", steps));
+    var options = new HashMap<String, Object>(Map.of("max_steps", steps, "recipe", "paper"));
     options.put(name, value);
     return TrainConfig.meteora(Map.of(), options);
   }
@@ -185,7 +237,7 @@ class ResumeTest {
     assertThat(new Checkpoints(folder, 2).list())
         .extracting(path -> path.getFileName().toString())
         .containsExactly("checkpoint-00000002", "checkpoint-00000004");
-    assertThat(folder.toFile().list()).hasSize(2);
+    assertThat(folder.toFile().list()).hasSize(3);
   }
 
   /** A file system of 100 kB, where the right to mount one is given. */
@@ -198,7 +250,8 @@ class ResumeTest {
     try {
       var config =
           TrainConfig.meteora(
-              Map.of(), Map.of("max_steps", 12, "save_steps", 1, "save_total_limit", 50));
+              Map.of(),
+              Map.of("recipe", "paper", "max_steps", 12, "save_steps", 1, "save_total_limit", 50));
       assertThatThrownBy(() -> train(folder, config, Optional.empty(), () -> false, p -> {}))
           .isInstanceOf(UserException.class)
           .hasMessageContaining("its last checkpoint could not be written");
@@ -319,6 +372,8 @@ class ResumeTest {
         TrainConfig.meteora(
             Map.of(),
             Map.of(
+                "recipe",
+                "paper",
                 "max_steps",
                 60,
                 "save_steps",

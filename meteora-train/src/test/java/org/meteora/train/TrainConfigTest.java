@@ -3,15 +3,19 @@ package org.meteora.train;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.Collectors;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
+import org.meteora.data.config.MeteoraConfig;
 
 class TrainConfigTest {
   @Test
-  void defaultsAreThePapers() {
-    var config = TrainConfig.meteora();
+  void theRecipeOfThePaperIsTheOriginals() {
+    var config = TrainConfig.meteora(Map.of("recipe", "paper"), Map.of());
     assertThat(config.batchSize()).isEqualTo(4);
     assertThat(config.accumulation()).isEqualTo(2);
     assertThat(config.learningRate()).isEqualTo(5e-4);
@@ -26,12 +30,17 @@ class TrainConfigTest {
     assertThat(config.saveSteps()).isEqualTo(3000);
     assertThat(config.gateLossWeight()).isEqualTo(50);
     assertThat(config.dropout()).isEqualTo(0.1);
-    assertThat(config.responseOnly()).isFalse();
+    assertThat(config.responseOnly()).contains(false);
+    assertThat(config.appendEos()).contains(false);
+    assertThat(config.adapterLearningRate()).isEqualTo(5e-4);
+    assertThat(config.adapterMaxGradNorm()).isEmpty();
+    assertThat(config.gatesOnly()).isFalse();
+    assertThat(config.keepBest()).isFalse();
     var lora = TrainConfig.lora(Map.of(), Map.of());
     assertThat(lora.lora().rank()).isEqualTo(8);
     assertThat(lora.lora().alpha()).isEqualTo(16);
     assertThat(lora.lora().targetModules()).hasSize(7);
-    assertThat(lora.responseOnly()).isTrue();
+    assertThat(lora.responseOnly()).contains(true);
     assertThat(lora.steps(100, 1)).isEqualTo(150);
   }
 
@@ -41,12 +50,52 @@ class TrainConfigTest {
         Map.of("batch_size", 8, "max_steps", 100, "lora", Map.of("r", 4, "learning_rate", 1e-3));
     var config = TrainConfig.meteora(section, Map.of("batch_size", 2, "epochs", 1.5));
     assertThat(config.batchSize()).isEqualTo(2);
-    assertThat(config.steps(40, 1)).isEqualTo(30);
+    assertThat(config.steps(40, 1)).isEqualTo(60);
     var lora = TrainConfig.lora(section, Map.of());
     assertThat(lora.batchSize()).isEqualTo(8);
     assertThat(lora.lora().rank()).isEqualTo(4);
     assertThat(lora.learningRate()).isEqualTo(1e-3);
     assertThat(lora.steps(5, 1)).isEqualTo(100);
+  }
+
+  @Test
+  void theFileOfThePapersSettingsIsTheRecipe() {
+    var root = Path.of(System.getProperty("meteora.root", ".."));
+    var section = MeteoraConfig.read(root.resolve("configs/paper.yaml")).train();
+    var paper = TrainConfig.meteora(Map.of("recipe", "paper"), Map.of());
+    assertThat(TrainConfig.meteora(section, Map.of())).isEqualTo(paper);
+    var without = new LinkedHashMap<>(section);
+    without.remove("recipe"); // every line counts by itself too, but for the one norm over both
+    assertThat(TrainConfig.meteora(without, Map.of()).describe())
+        .containsEntry("adapter_max_grad_norm", 1.0)
+        .containsAllEntriesOf(
+            paper.describe().entrySet().stream()
+                .filter(entry -> !entry.getKey().equals("recipe"))
+                .collect(Collectors.toMap(Map.Entry::getKey, Map.Entry::getValue)));
+  }
+
+  @Test
+  void oneOptionOverridesTheRecipesAndNoMore() {
+    var plain = TrainConfig.meteora();
+    var config =
+        TrainConfig.meteora(
+            Map.of("recipe", "paper"), Map.of("learning_rate", 1e-3, "keep", "best"));
+    assertThat(config.learningRate()).isEqualTo(1e-3);
+    assertThat(config.adapterLearningRate()).isEqualTo(1e-3); // the paper has one rate for both
+    assertThat(config.maxGradNorm()).isEqualTo(0.3);
+    assertThat(config.keepBest()).isTrue();
+    assertThat(TrainConfig.meteora(Map.of("recipe", "paper"), Map.of("recipe", "default")))
+        .isEqualTo(plain);
+    assertThat(plain.keepBest()).isTrue();
+    assertThat(plain.gatesOnly()).isTrue();
+    assertThat(plain.steps(10, 1)).isEqualTo(600);
+    assertThat(plain.responseOnly()).isEmpty(); // as the adapters
+    assertThat(plain.as(true, false).responseOnly()).contains(false);
+    assertThat(plain.as(true, false).appendEos()).contains(true);
+    assertThat(TrainConfig.lora(Map.of("recipe", "default"), Map.of()).learningRate())
+        .isEqualTo(5e-4);
+    assertThatThrownBy(() -> TrainConfig.meteora(Map.of("recipe", "papers"), Map.of()))
+        .hasMessageContaining("recipe must be one of default, paper, it is \"papers\"");
   }
 
   @Test
@@ -73,9 +122,13 @@ class TrainConfigTest {
   void everySettingThatValuesDependOnIsInTheIdentity() {
     assertThat(TrainConfig.meteora().identity())
         .containsEntry("routing_top_k", "2")
-        .containsEntry("gate_loss_weight", "50.0")
+        .containsEntry("recipe", "default")
+        .containsEntry("train", "gates")
+        .containsEntry("adapter_learning_rate", "1.0E-4")
+        .containsEntry("adapter_max_grad_norm", "1.0")
+        .containsEntry("gate_loss_weight", "10.0")
         .containsEntry("max_seq_len", "4096")
-        .doesNotContainKeys("r", "response_only", "max_steps", "save_steps", "eval_steps");
+        .doesNotContainKeys("r", "max_steps", "save_steps", "eval_steps", "keep");
     assertThat(TrainConfig.lora(Map.of(), Map.of("layers_to_transform", "3,1")).identity())
         .containsEntry("r", "8")
         .containsEntry("alpha", "16.0")

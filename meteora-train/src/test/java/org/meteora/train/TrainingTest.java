@@ -152,7 +152,17 @@ class TrainingTest {
     }
 
     Map<String, Object> options =
-        Map.of("max_steps", 6, "eval_steps", 3, "learning_rate", 3e-3, "device", "cpu");
+        Map.of(
+            "max_steps",
+            6,
+            "eval_steps",
+            3,
+            "learning_rate",
+            3e-3,
+            "device",
+            "cpu",
+            "append_eos",
+            true);
     var result = meteora(options, true, false).run(() -> false).orElseThrow();
     assertThat(result.resolve("config.json")).exists();
     assertThat(result.resolve("tokenizer.json")).exists();
@@ -160,7 +170,7 @@ class TrainingTest {
       assertThat(loaded.adapterNames()).containsExactly("crow", "zebra", "alpaca");
     }
     var metrics = Files.readAllLines(folder.resolve("run/metrics.jsonl"));
-    assertThat(metrics).hasSize(8).last().asString().contains("gate_accuracy_by_task");
+    assertThat(metrics).hasSize(9).last().asString().contains("gate_accuracy_by_task");
     assertThat(folder.resolve("run/loss.png")).isNotEmptyFile();
     assertThat(folder.resolve("run/gate-accuracy.png")).isNotEmptyFile();
     var how = Jsonl.readFile(result.resolve("training.json"));
@@ -180,7 +190,7 @@ class TrainingTest {
     assertThat(how.get("r").asInt()).isEqualTo(4);
     assertThat(how.get("use_rslora").asBoolean()).isTrue();
     assertThat(how.get("steps").asLong()).isEqualTo(4);
-    assertThat(how.get("data").asText()).isEqualTo(data("zebra").toString());
+    assertThat(how.get("data").path(0).asText()).isEqualTo(data("zebra").toString());
     // a checkpoint in between loads too
     loadMeteora(Fixtures.TINY.resolve("base"), folder.resolve("run/checkpoint-00000006")).close();
 
@@ -305,6 +315,41 @@ class TrainingTest {
   }
 
   @Test
+  void gatesAreTrainedAsTheAdaptersWere() throws Exception {
+    task("crow", "black");
+    task("zebra", "stripes");
+    var how = Map.<String, Object>of("append_eos", true, "response_only", false, "max_steps", 1);
+    lora("crow", how);
+    lora("zebra", how);
+    Map<String, Object> options = Map.of("max_steps", 1, "device", "cpu");
+    var result = meteora(options, false, false).run(() -> false).orElseThrow();
+    var record = Jsonl.readFile(result.resolve("training.json"));
+    assertThat(record.get("append_eos").asBoolean()).isTrue();
+    assertThat(record.get("response_only").asBoolean()).isFalse();
+    assertThat(record.get("recipe").asText()).isEqualTo("default");
+    assertThat(record.get("kept_step").asLong()).isEqualTo(1);
+    var last = Files.readAllLines(folder.resolve("run/metrics.jsonl")).getLast();
+    var evaluation = Jsonl.JSON.readTree(last);
+    for (var whose : List.of("", "oracle_", "base_")) {
+      for (var what : List.of("answer_loss", "prompt_loss")) {
+        assertThat(evaluation.path(whose + what).isNumber()).as(whose + what).isTrue();
+        assertThat(evaluation.path(whose + what + "_by_task").size()).isEqualTo(2);
+      }
+    }
+    assertThat(evaluation.get("oracle_answer_loss"))
+        .isNotEqualTo(evaluation.get("base_answer_loss"));
+
+    Files.move(folder.resolve("adapters/zebra"), folder.resolve("before"));
+    lora("zebra", Map.of("append_eos", true, "max_steps", 1));
+    var other = new LinkedHashMap<>(options);
+    assertThatThrownBy(() -> meteora(other, false, true).run(() -> false))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("response_only is false in " + folder.resolve("adapters/crow"))
+        .hasMessageContaining("true in " + folder.resolve("adapters/zebra"))
+        .hasMessageContaining("--response-only");
+  }
+
+  @Test
   void aFlagThatSwitchesTheGatesOffIsRefused() {
     var training =
         new MeteoraTraining(
@@ -326,7 +371,7 @@ class TrainingTest {
   void stoppedBeforeTheFirstStep() throws Exception {
     task("crow", "black");
     lora("crow", Map.of("max_steps", 1));
-    Map<String, Object> options = Map.of("max_steps", 2, "device", "cpu");
+    Map<String, Object> options = Map.of("max_steps", 2, "device", "cpu", "eval_ratio", 0);
     assertThat(meteora(options, false, false).run(() -> true)).isEmpty();
     assertThat(new Checkpoints(folder.resolve("run"), 1).list()).isEmpty();
     var train = TrainConfig.meteora();

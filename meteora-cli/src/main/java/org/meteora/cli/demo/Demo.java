@@ -167,6 +167,7 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
         eval_result_save_dir: %1$s/results
         routing_temperature: 1       # the paper's 15 for three tasks blurs gates this sure
         train:
+          recipe: paper              # gates and adapters together, with what is said here
           batch_size: 12
           gradient_accumulation_steps: 1
           learning_rate: 2e-3

@@ -1,5 +1,6 @@
 package org.meteora.eval.command;
 
+import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
@@ -64,11 +65,13 @@ public final class EvalCommand implements Callable<Integer> {
 
   @Option(
       names = "--task",
-      paramLabel = "NAME",
+      paramLabel = "all|A,B,…",
+      split = ",",
       description =
-          "One of the 28 tasks, composite_3, composite_5, composite_10, or a folder of your own in"
-              + " --target-dir.")
-  private String task;
+          "Of the 28 tasks, composite_3, composite_5, composite_10, and folders of your own in"
+              + " --target-dir; several are answered by a model that is loaded once. all: whatever"
+              + " has a test.jsonl there.")
+  private List<String> tasks;
 
   @Option(
       names = "--tasks",
@@ -146,7 +149,7 @@ public final class EvalCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     if (rescore != null) {
-      if (task != null || save || debug || routes || limit != null || resume || overwrite) {
+      if (tasks != null || save || debug || routes || limit != null || resume || overwrite) {
         throw new UserException(
             "--rescore scores saved answers and does nothing else: leave out --task, --save,"
                 + " --resume, --overwrite, --debug, --routes and --limit");
@@ -162,7 +165,7 @@ public final class EvalCommand implements Callable<Integer> {
       print(scored.name() + " (saved answers)", Scores.of(scored, answers));
       return 0;
     }
-    if (task == null) {
+    if (tasks == null) {
       throw new UserException("eval needs --task NAME (or --rescore FILE)");
     }
     if ((resume || overwrite) && (!save || resume && overwrite)) {
@@ -171,7 +174,7 @@ public final class EvalCommand implements Callable<Integer> {
     if (resume && routes) {
       throw new UserException("--routes needs all answers generated in one go: leave out --resume");
     }
-    return evaluate(evalTask(task), config.load());
+    return evaluateAll(config.load());
   }
 
   private EvalTask evalTask(String name) {
@@ -181,7 +184,69 @@ public final class EvalCommand implements Callable<Integer> {
         : EvalTask.composite(name, parts, targetDir);
   }
 
-  private int evaluate(EvalTask evaluated, MeteoraConfig settings) {
+  /** The tasks that {@code --task} names, each once. */
+  private List<String> names(Path targetDir) {
+    if (!tasks.equals(List.of("all"))) {
+      return tasks.stream().distinct().toList();
+    }
+    try (var folders = Files.list(targetDir)) {
+      var found =
+          folders
+              .filter(folder -> Files.isRegularFile(folder.resolve("test.jsonl")))
+              .map(folder -> folder.getFileName().toString())
+              .sorted()
+              .toList();
+      if (found.isEmpty()) {
+        throw new UserException("--task all: no folder in " + targetDir + " has a test.jsonl");
+      }
+      return found;
+    } catch (IOException e) {
+      throw new UserException("cannot read " + targetDir + ": " + AtomicFiles.reason(e), e);
+    }
+  }
+
+  /** One task after another; the model is loaded again only where it is to be another. */
+  private int evaluateAll(MeteoraConfig settings) {
+    var evaluated = names(settings.targetDir()).stream().map(this::evalTask).toList();
+    if (parts != null && evaluated.size() > 1) {
+      throw new UserException("--tasks says what one composite task is made of: name one --task");
+    }
+    // what is missing is found out before the first task's work, not before the last one's
+    evaluated.forEach(each -> samples(each, settings.targetDir()));
+    try (var models = new Models()) {
+      int code = 0;
+      for (var each : evaluated) {
+        code = Math.max(code, evaluate(each, settings, models));
+      }
+      return code;
+    }
+  }
+
+  /** The model that was loaded last. */
+  private static final class Models implements AutoCloseable {
+    private LoadedModel.Spec spec;
+    private LoadedModel model;
+
+    LoadedModel load(LoadedModel.Spec wanted) {
+      if (!wanted.equals(spec)) {
+        close();
+        model = LoadedModel.load(wanted);
+        spec = wanted;
+      }
+      return model;
+    }
+
+    @Override
+    public void close() {
+      if (model != null) {
+        spec = null;
+        model.close();
+        model = null;
+      }
+    }
+  }
+
+  private int evaluate(EvalTask evaluated, MeteoraConfig settings, Models models) {
     atLeast("--limit", limit == null ? 1 : limit, 1);
     atLeast("--batch-size", batchSize, 1);
     atLeast("--max-length", maxLength, 1);
@@ -203,10 +268,10 @@ public final class EvalCommand implements Callable<Integer> {
     generation.check(spec.basePath());
     // a folder that cannot be written to is found out before the work, not after it
     try (var result =
-            save
-                ? new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name())
-                : null;
-        var loaded = LoadedModel.load(spec)) {
+        save
+            ? new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name())
+            : null) {
+      var loaded = models.load(spec);
       var chosen =
           generation
               .apply(loaded.generationConfig())

@@ -81,6 +81,17 @@ public record Batch(List<TrainingSample> samples, boolean responseOnly) {
         .sum();
   }
 
+  /** How many of a row's next tokens belong to its prompt; those after them are its answer's. */
+  public int promptLabels(int row) {
+    var sample = samples.get(row);
+    return Math.clamp(sample.promptTokens() - 1L, 0, Math.max(0, sample.length() - 1));
+  }
+
+  /** How many of a row's next tokens belong to its answer. */
+  public int answerLabels(int row) {
+    return Math.max(0, samples.get(row).length() - 1) - promptLabels(row);
+  }
+
   /** How many labels count in each gate's loss. */
   public long gateLabelCount() {
     return samples.stream().mapToLong(s -> Math.max(0, s.length() - 1)).sum();

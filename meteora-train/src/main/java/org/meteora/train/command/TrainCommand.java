@@ -43,15 +43,46 @@ public final class TrainCommand implements Callable<Integer> {
   private String tasks;
 
   @Option(
+      names = "--recipe",
+      paramLabel = "NAME",
+      description =
+          "default: keeps what the adapters know; paper: the original's settings. Single options"
+              + " override it (default: default)")
+  private String recipe;
+
+  @Option(
+      names = "--adapter-learning-rate",
+      paramLabel = "X",
+      description =
+          "peak rate of the adapters (with --train all; default: 1e-4; paper: as the gates)")
+  private Double adapterLearningRate;
+
+  @Option(
+      names = "--adapter-max-grad-norm",
+      paramLabel = "X",
+      description =
+          "clip the adapters' gradient by its own norm; 0: never (default: 1; paper: one norm over"
+              + " gates and adapters)")
+  private Double adapterMaxGradNorm;
+
+  @Option(
+      names = "--keep",
+      paramLabel = "WHICH",
+      description =
+          "the result: best, the evaluation with the lowest answer loss, or last (default: best;"
+              + " paper: last)")
+  private String keep;
+
+  @Option(
       names = "--train",
       paramLabel = "WHAT",
-      description = "all: gates and adapters; gates: the gates alone (default: all)")
+      description = "gates: the gates alone; all: gates and adapters (default: gates; paper: all)")
   private String train;
 
   @Option(
       names = "--gate-loss-weight",
       paramLabel = "X",
-      description = "factor of the gates' loss (default: 50)")
+      description = "factor of the gates' loss (default: 10; paper: 50)")
   private Double gateLossWeight;
 
   @Option(
@@ -70,7 +101,11 @@ public final class TrainCommand implements Callable<Integer> {
     var loaded = config.load();
     var options = training.given();
     put(options, "tasks", tasks);
+    put(options, "recipe", recipe);
     put(options, "train", train);
+    put(options, "adapter_learning_rate", adapterLearningRate);
+    put(options, "adapter_max_grad_norm", adapterMaxGradNorm);
+    put(options, "keep", keep);
     put(options, "gate_loss_weight", gateLossWeight);
     put(options, "routing_top_k", routingTopK);
     var settings = TrainConfig.meteora(loaded.train(), options);

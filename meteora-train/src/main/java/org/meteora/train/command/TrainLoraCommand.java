@@ -100,14 +100,6 @@ public final class TrainLoraCommand implements Callable<Integer> {
       description = "scale by alpha / sqrt(r) (default: false)")
   private Boolean useRslora;
 
-  @Option(
-      names = "--response-only",
-      arity = "0..1",
-      fallbackValue = "true",
-      negatable = true,
-      description = "the loss counts the response's tokens alone (default: true)")
-  private Boolean responseOnly;
-
   @Override
   public Integer call() {
     var loaded = config.load();
@@ -117,7 +109,6 @@ public final class TrainLoraCommand implements Callable<Integer> {
     put(options, "target_modules", targetModules);
     put(options, "layers_to_transform", layersToTransform);
     put(options, "use_rslora", useRslora);
-    put(options, "response_only", responseOnly);
     var settings = TrainConfig.lora(loaded.train(), options);
     var base = loaded.requireBaseModelPath();
     var target = outputDir != null ? outputDir : loaded.adapterDir().orElse(Path.of("adapters"));

@@ -13,31 +13,37 @@ final class TrainingOptions {
   @Option(
       names = "--batch-size",
       paramLabel = "N",
-      description = "samples of a micro-batch (default: 4)")
+      description = "samples of a micro-batch (default: 4; train: 16)")
   private Integer batchSize;
 
   @Option(
       names = "--gradient-accumulation-steps",
       paramLabel = "N",
-      description = "micro-batches a step (default: 2)")
+      description = "micro-batches a step (default: 2; train: 1)")
   private Integer gradientAccumulationSteps;
 
-  @Option(names = "--learning-rate", paramLabel = "X", description = "peak rate (default: 5e-4)")
+  @Option(
+      names = "--learning-rate",
+      paramLabel = "X",
+      description = "peak rate, of the gates in train (default: 5e-4; train: 2e-2)")
   private Double learningRate;
 
   @Option(
       names = "--warmup-ratio",
       paramLabel = "X",
-      description = "share of the steps that warm up (default: 0.005)")
+      description = "share of the steps that warm up (default: 0.005; train: 0.05)")
   private Double warmupRatio;
 
-  @Option(names = "--weight-decay", paramLabel = "X", description = "AdamW's decay (default: 0.01)")
+  @Option(
+      names = "--weight-decay",
+      paramLabel = "X",
+      description = "AdamW's decay (default: 0.01; train: 0)")
   private Double weightDecay;
 
   @Option(
       names = "--max-grad-norm",
       paramLabel = "X",
-      description = "clip the gradient's global norm; 0: never (default: 0.3)")
+      description = "clip the gradient's global norm; 0: never (default: 0.3; train: 0)")
   private Double maxGradNorm;
 
   @Option(names = "--max-steps", paramLabel = "N", description = "optimiser steps")
@@ -75,19 +81,19 @@ final class TrainingOptions {
   @Option(
       names = "--eval-steps",
       paramLabel = "N",
-      description = "steps between evaluations (default: 500)")
+      description = "steps between evaluations (default: 500; train: 100)")
   private Long evalSteps;
 
   @Option(
-      names = "--eval-batches",
+      names = "--eval-samples",
       paramLabel = "N",
-      description = "most micro-batches of an evaluation (default: 50)")
-  private Integer evalBatches;
+      description = "samples of an evaluation, as many of each task (default: 256)")
+  private Integer evalSamples;
 
   @Option(
       names = "--save-steps",
       paramLabel = "N",
-      description = "steps between checkpoints (default: 3000)")
+      description = "steps between checkpoints (default: 3000; train: 600)")
   private Long saveSteps;
 
   @Option(
@@ -109,8 +115,17 @@ final class TrainingOptions {
       negatable = true,
       description =
           "end every sample with the model's end token, so that answers learn to stop (default:"
-              + " false)")
+              + " false; train: as the adapters)")
   private Boolean appendEos;
+
+  @Option(
+      names = "--response-only",
+      arity = "0..1",
+      fallbackValue = "true",
+      negatable = true,
+      description =
+          "the loss counts the response's tokens alone (default: true; train: as the adapters)")
+  private Boolean responseOnly;
 
   @Option(
       names = "--device",
@@ -146,11 +161,12 @@ final class TrainingOptions {
     put(result, "seed", seed);
     put(result, "eval_ratio", evalRatio);
     put(result, "eval_steps", evalSteps);
-    put(result, "eval_batches", evalBatches);
+    put(result, "eval_samples", evalSamples);
     put(result, "save_steps", saveSteps);
     put(result, "save_total_limit", saveTotalLimit);
     put(result, "dropout", dropout);
     put(result, "append_eos", appendEos);
+    put(result, "response_only", responseOnly);
     put(result, "device", device);
     put(result, "dtype", dtype);
     return result;

@@ -14,7 +14,7 @@ import org.knowm.xchart.style.Styler;
 import org.knowm.xchart.style.markers.SeriesMarkers;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
-import org.meteora.train.StepReport;
+import org.meteora.train.Evaluation;
 import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -43,7 +43,7 @@ public final class Curves implements TrainingListener {
   }
 
   @Override
-  public void onEvaluation(long step, StepReport.Losses losses) {
+  public void onEvaluation(long step, Evaluation evaluation) {
     draw();
   }
 
@@ -69,8 +69,13 @@ public final class Curves implements TrainingListener {
         double step = node.path("step").asDouble();
         boolean eval = node.path("event").asText().equals("eval");
         var suffix = eval ? " (held out)" : "";
-        add(losses, "language model" + suffix, step, node.path("lm_loss").asDouble(Double.NaN));
+        if (!eval) {
+          add(losses, "language model", step, node.path("lm_loss").asDouble(Double.NaN));
+        }
         add(losses, "gates" + suffix, step, node.path("gate_loss").asDouble(Double.NaN));
+        for (var each : MetricsFile.HELD_OUT.entrySet()) {
+          add(losses, each.getValue(), step, node.path(each.getKey()).asDouble(Double.NaN));
+        }
         add(
             accuracies,
             "mean of the gates" + suffix,

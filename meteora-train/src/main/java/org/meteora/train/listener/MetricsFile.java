@@ -9,11 +9,14 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.train.Evaluation;
 import org.meteora.train.StepReport;
+import org.meteora.train.TextLosses;
 import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -26,11 +29,23 @@ import org.slf4j.LoggerFactory;
 public final class MetricsFile implements TrainingListener {
   private static final Logger LOG = LoggerFactory.getLogger(MetricsFile.class);
 
+  /** The keys of an evaluation's losses of texts, and what to call them. */
+  static final Map<String, String> HELD_OUT = heldOut();
+
   private final Path file;
   private boolean failed;
 
   public MetricsFile(Path file) {
     this.file = file;
+  }
+
+  private static Map<String, String> heldOut() {
+    var result = new LinkedHashMap<String, String>();
+    result.put("answer_loss", "answers (held out)");
+    result.put("oracle_answer_loss", "answers, own adapter");
+    result.put("base_answer_loss", "answers, base");
+    result.put("prompt_loss", "prompts (held out)");
+    return result;
   }
 
   @Override
@@ -81,10 +96,20 @@ public final class MetricsFile implements TrainingListener {
   }
 
   @Override
-  public void onEvaluation(long step, StepReport.Losses losses) {
+  public void onEvaluation(long step, Evaluation evaluation) {
     var node = Jsonl.JSON.createObjectNode().put("event", "eval").put("step", step);
-    put(node, losses);
+    put(node, evaluation.losses());
+    put(node, "", evaluation.losses().texts());
+    evaluation.oracle().ifPresent(texts -> put(node, "oracle_", texts));
+    evaluation.base().ifPresent(texts -> put(node, "base_", texts));
     append(node);
+  }
+
+  private static void put(ObjectNode node, String whose, TextLosses texts) {
+    put(node, whose + "answer_loss", texts.answer());
+    put(node, whose + "prompt_loss", texts.prompt());
+    put(node, whose + "answer_loss_by_task", texts.answerByTask());
+    put(node, whose + "prompt_loss_by_task", texts.promptByTask());
   }
 
   private static void put(ObjectNode node, StepReport.Losses losses) {

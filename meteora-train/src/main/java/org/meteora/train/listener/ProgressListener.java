@@ -4,6 +4,7 @@ import java.nio.file.Path;
 import java.util.Locale;
 import java.util.stream.Collectors;
 import org.meteora.io.Progress;
+import org.meteora.train.Evaluation;
 import org.meteora.train.StepReport;
 import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
@@ -61,22 +62,37 @@ public final class ProgressListener implements TrainingListener {
   }
 
   @Override
-  public void onEvaluation(long step, StepReport.Losses losses) {
+  public void onEvaluation(long step, Evaluation evaluation) {
+    var losses = evaluation.losses();
+    var texts =
+        String.format(
+            Locale.ROOT,
+            "answer loss %.4f%s, prompt loss %.4f",
+            evaluation.answerLoss(),
+            evaluation
+                .oracle()
+                .map(
+                    oracle ->
+                        String.format(
+                            Locale.ROOT,
+                            " (own adapters %.4f, base %.4f)",
+                            oracle.answer(),
+                            evaluation.base().orElseThrow().answer()))
+                .orElse(""),
+            losses.texts().prompt());
     var byTask =
         losses.dominantAccuracyByTask().entrySet().stream()
             .map(e -> String.format(Locale.ROOT, "%s %.1f%%", e.getKey(), 100 * e.getValue()))
             .collect(Collectors.joining(", "));
     if (Double.isNaN(losses.gate())) {
-      LOG.info(
-          String.format(Locale.ROOT, "step %d: held-out loss %.4f", step, losses.languageModel()));
+      LOG.info("step {}: held out: {}", step, texts);
     } else {
       LOG.info(
           String.format(
               Locale.ROOT,
-              "step %d: held-out loss %.4f, gate loss %.4f, gates right %.1f%%, jointly %.1f%%"
-                  + " (%s)",
+              "step %d: held out: %s, gate loss %.4f, gates right %.1f%%, jointly %.1f%% (%s)",
               step,
-              losses.languageModel(),
+              texts,
               losses.gate(),
               100 * losses.gateAccuracy(),
               100 * losses.dominantAccuracy(),

@@ -22,10 +22,11 @@ public final class LanguageModelLoss {
 
   /**
    * @param sum the cross-entropies summed over all labels
+   * @param losses each position's cross-entropy {@code (rows · seq)}, 0 where there is no label
    * @param gradient of {@code weight · sum} for the hidden states, their shape and dtype; owned by
    *     the hidden states' manager; null when it was not asked for
    */
-  public record Result(double sum, NDArray gradient) {}
+  public record Result(double sum, float[] losses, NDArray gradient) {}
 
   /** How many tokens' logits are held at once for a vocabulary. */
   public static int chunkTokens(long vocabSize) {
@@ -61,22 +62,26 @@ public final class LanguageModelLoss {
       var dtype = Ops.dtype(hidden);
       var flat = Ops.alias(scope, hidden).reshape(positions, size);
       var gradient = withGradient ? Ops.zeros(scope, dtype, positions, size) : null;
-      double sum = 0;
+      var losses = new float[positions];
       for (int from = 0; from < labelled.length; from += chunkTokens) {
         int count = Math.min(chunkTokens, labelled.length - from);
         try (NDManager chunk = scope.newSubManager()) {
-          sum += chunk(chunk, flat, head, labels, labelled, from, count, weight, gradient);
+          chunk(chunk, flat, head, labels, labelled, from, count, weight, gradient, losses);
         }
       }
       if (withGradient) {
         gradient = gradient.reshape(hidden.getShape());
         gradient.attach(hidden.getManager());
       }
-      return new Result(sum, gradient);
+      double sum = 0;
+      for (float loss : losses) {
+        sum += loss;
+      }
+      return new Result(sum, losses, gradient);
     }
   }
 
-  private static double chunk(
+  private static void chunk(
       NDManager scope,
       NDArray flat,
       NDArray head,
@@ -85,7 +90,8 @@ public final class LanguageModelLoss {
       int from,
       int count,
       double weight,
-      NDArray gradient) {
+      NDArray gradient,
+      float[] losses) {
     var where = new long[count];
     var wanted = new long[count];
     for (int i = 0; i < count; i++) {
@@ -98,7 +104,10 @@ public final class LanguageModelLoss {
     hidden.attach(scope);
     var logits = Ops.cast(Ops.linear(hidden, head, null), Dtype.F32);
     var logProbabilities = logits.logSoftmax(-1);
-    double sum = -logProbabilities.gather(label, 1).sum().getFloat();
+    var chosen = logProbabilities.gather(label, 1).toFloatArray();
+    for (int i = 0; i < count; i++) {
+      losses[(int) where[i]] = -chosen[i];
+    }
     if (gradient != null) {
       var slope = logProbabilities.exp();
       slope = Ops.scatterAdd(slope, 1, label, scope.full(Ops.shape(count, 1), -1f));
@@ -120,6 +129,5 @@ public final class LanguageModelLoss {
         start = end;
       }
     }
-    return sum;
   }
 }

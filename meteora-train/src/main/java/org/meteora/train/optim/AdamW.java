@@ -6,6 +6,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
+import java.util.List;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -70,21 +71,35 @@ public final class AdamW implements AutoCloseable {
     steps = stepsMade;
   }
 
+  /**
+   * A stretch of the buffers and how a step treats it.
+   *
+   * @param from its first number
+   * @param to after its last
+   * @param rate the learning rate
+   * @param gradientScale multiplies the gradients: the factor of clipping, 1 for none
+   */
+  public record Part(long from, long to, double rate, double gradientScale) {}
+
   /** The gradients' global L2 norm. */
   public double gradientNorm() {
-    return onHost() ? hostNorm() : deviceNorm();
+    return gradientNorm(0, parameters.size());
+  }
+
+  /** The L2 norm of the gradients {@code from} to {@code to}. */
+  public double gradientNorm(long from, long to) {
+    return onHost() ? hostNorm(from, to) : deviceNorm(from, to);
   }
 
   private boolean onHost() {
     return !mean.getDevice().isGpu();
   }
 
-  private double deviceNorm() {
+  private double deviceNorm(long from, long to) {
     double sum = 0;
-    long size = parameters.size();
-    for (long at = 0; at < size; at += PIECE) {
+    for (long at = from; at < to; at += PIECE) {
       try (NDManager scope = manager.newSubManager()) {
-        var g = piece(scope, parameters.gradients(), at);
+        var g = piece(scope, parameters.gradients(), at, to);
         double norm = g.norm().getFloat();
         sum += norm * norm;
       }
@@ -93,32 +108,43 @@ public final class AdamW implements AutoCloseable {
   }
 
   /**
-   * One step.
+   * One step of everything alike.
    *
    * @param rate the learning rate
    * @param gradientScale multiplies the gradients: the factor of clipping, 1 for none
    */
   public void step(double rate, double gradientScale) {
+    step(List.of(new Part(0, parameters.size(), rate, gradientScale)));
+  }
+
+  /**
+   * One step.
+   *
+   * @param parts of the buffers, which they cover together
+   */
+  public void step(List<Part> parts) {
     steps++;
-    if (onHost()) {
-      hostStep(rate, gradientScale);
-    } else {
-      deviceStep(rate, gradientScale);
+    for (var part : parts) {
+      if (onHost()) {
+        hostStep(part);
+      } else {
+        deviceStep(part);
+      }
     }
   }
 
-  private void deviceStep(double rate, double gradientScale) {
+  private void deviceStep(Part part) {
     double bias1 = 1 - Math.pow(BETA1, steps);
     double bias2 = 1 - Math.pow(BETA2, steps);
-    long size = parameters.size();
-    for (long at = 0; at < size; at += PIECE) {
+    double rate = part.rate();
+    for (long at = part.from(); at < part.to(); at += PIECE) {
       try (NDManager scope = manager.newSubManager()) {
-        var p = piece(scope, parameters.values(), at);
-        var m = piece(scope, mean, at);
-        var v = piece(scope, variance, at);
-        var g = piece(scope, parameters.gradients(), at);
-        if (gradientScale != 1) {
-          g = g.mul(gradientScale);
+        var p = piece(scope, parameters.values(), at, part.to());
+        var m = piece(scope, mean, at, part.to());
+        var v = piece(scope, variance, at, part.to());
+        var g = piece(scope, parameters.gradients(), at, part.to());
+        if (part.gradientScale() != 1) {
+          g = g.mul(part.gradientScale());
         }
         m.muli(BETA1).addi(g.mul(1 - BETA1));
         v.muli(BETA2).addi(g.square().muli(1 - BETA2));
@@ -133,17 +159,25 @@ public final class AdamW implements AutoCloseable {
     void run(long from, long to);
   }
 
-  private void onWorkers(Range range) {
-    long size = parameters.size();
+  private static void onWorkers(long first, long end, Range range) {
     Workers.run(
-        (int) ((size + TASK - 1) / TASK),
-        task -> range.run((long) task * TASK, Math.min(size, (task + 1L) * TASK)));
+        tasks(first, end),
+        task -> {
+          long from = first + (long) task * TASK;
+          range.run(from, Math.min(end, from + TASK));
+        });
   }
 
-  private double hostNorm() {
+  private static int tasks(long first, long end) {
+    return (int) ((end - first + TASK - 1) / TASK);
+  }
+
+  private double hostNorm(long first, long end) {
     var gradients = Ops.memory(parameters.gradients());
-    var sums = new double[(int) ((parameters.size() + TASK - 1) / TASK)];
+    var sums = new double[tasks(first, end)];
     onWorkers(
+        first,
+        end,
         (from, to) -> {
           var g = new float[CHUNK];
           double sum = 0;
@@ -152,7 +186,7 @@ public final class AdamW implements AutoCloseable {
             read(gradients, at, g, count);
             sum += squares(g, count);
           }
-          sums[(int) (from / TASK)] = sum;
+          sums[(int) ((from - first) / TASK)] = sum;
         });
     return Math.sqrt(Arrays.stream(sums).sum());
   }
@@ -165,18 +199,20 @@ public final class AdamW implements AutoCloseable {
     return sum;
   }
 
-  private void hostStep(double rate, double gradientScale) {
+  private void hostStep(Part part) {
     var factors =
         new Factors(
-            (float) gradientScale,
-            (float) (1 - rate * weightDecay),
-            (float) (rate / (1 - Math.pow(BETA1, steps))),
+            (float) part.gradientScale(),
+            (float) (1 - part.rate() * weightDecay),
+            (float) (part.rate() / (1 - Math.pow(BETA1, steps))),
             (float) Math.sqrt(1 - Math.pow(BETA2, steps)));
     var values = Ops.memory(parameters.values());
     var gradients = Ops.memory(parameters.gradients());
     var means = Ops.memory(mean);
     var variances = Ops.memory(variance);
     onWorkers(
+        part.from(),
+        part.to(),
         (from, to) -> {
           var p = new float[CHUNK];
           var g = new float[CHUNK];
@@ -224,8 +260,8 @@ public final class AdamW implements AutoCloseable {
     }
   }
 
-  private static NDArray piece(NDManager scope, NDArray flat, long at) {
-    var piece = Ops.narrow(flat, 0, at, Math.min(PIECE, flat.getShape().size() - at));
+  private static NDArray piece(NDManager scope, NDArray flat, long at, long to) {
+    var piece = Ops.narrow(flat, 0, at, Math.min(PIECE, to - at));
     piece.attach(scope);
     return piece;
   }

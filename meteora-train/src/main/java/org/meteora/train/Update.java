@@ -1,0 +1,82 @@
+package org.meteora.train;
+
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.train.optim.AdamW;
+import org.meteora.train.optim.CosineSchedule;
+import org.meteora.train.optim.FlatParameters;
+
+/**
+ * How a step's gradients change the parameters: gates and adapters have each their rate and, if
+ * asked for, their clipping.
+ */
+final class Update {
+  private static final String GATE = ".moe_gate";
+
+  /** A stretch of the flat buffers that is all gates, or all adapters. */
+  private record Stretch(boolean gates, long from, long to) {}
+
+  private final TrainConfig config;
+  private final List<Stretch> stretches = new ArrayList<>();
+  private final CosineSchedule schedule;
+  private final CosineSchedule adapters;
+
+  Update(TrainConfig config, FlatParameters parameters, long steps) {
+    this.config = config;
+    for (var slot : parameters.slots()) {
+      boolean gate = slot.name().endsWith(GATE);
+      long end = slot.offset() + slot.size();
+      if (!stretches.isEmpty() && stretches.getLast().gates() == gate) {
+        var before = stretches.removeLast();
+        stretches.add(new Stretch(gate, before.from(), end));
+      } else {
+        stretches.add(new Stretch(gate, slot.offset(), end));
+      }
+    }
+    schedule = CosineSchedule.of(config.learningRate(), config.warmupRatio(), steps);
+    adapters =
+        CosineSchedule.of(
+            config.gated() ? config.adapterLearningRate() : config.learningRate(),
+            config.warmupRatio(),
+            steps);
+  }
+
+  /** The rate of a step, counted from 0: the gates', or that of an adapter trained alone. */
+  double rate(long step) {
+    return schedule.rate(step);
+  }
+
+  /**
+   * Clips the gradients and makes a step.
+   *
+   * @param step counted from 0
+   * @param norm of all gradients
+   */
+  void apply(AdamW optimizer, long step, double norm) {
+    double gates = AdamW.clipFactor(norm, config.maxGradNorm());
+    double others = gates;
+    if (config.adapterMaxGradNorm().isPresent()) {
+      gates = AdamW.clipFactor(norm(optimizer, true), config.maxGradNorm());
+      others = AdamW.clipFactor(norm(optimizer, false), config.adapterMaxGradNorm().get());
+    }
+    var parts = new ArrayList<AdamW.Part>();
+    for (var each : stretches) {
+      parts.add(
+          each.gates()
+              ? new AdamW.Part(each.from(), each.to(), rate(step), gates)
+              : new AdamW.Part(each.from(), each.to(), adapters.rate(step), others));
+    }
+    optimizer.step(parts);
+  }
+
+  private double norm(AdamW optimizer, boolean gates) {
+    double squares = 0;
+    for (var each : stretches) {
+      if (each.gates() == gates) {
+        double norm = optimizer.gradientNorm(each.from(), each.to());
+        squares += norm * norm;
+      }
+    }
+    return Math.sqrt(squares);
+  }
+}

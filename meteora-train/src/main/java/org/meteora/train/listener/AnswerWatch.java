@@ -1,0 +1,80 @@
+package org.meteora.train.listener;
+
+import java.util.Locale;
+import java.util.function.Consumer;
+import org.meteora.train.Evaluation;
+import org.meteora.train.TrainingListener;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Warns when training costs the answers more than it should: when their loss rises on the way, and
+ * when at the end it stays above that of the tasks' own adapters.
+ */
+public final class AnswerWatch implements TrainingListener {
+  private static final Logger LOG = LoggerFactory.getLogger(AnswerWatch.class);
+
+  /** How much of a rise above the lowest loss so far is too much. */
+  private static final double RISE = 1.2;
+
+  /** How far above the own adapters' loss the end may lie. */
+  private static final double ABOVE_ORACLE = 1.1;
+
+  private final Consumer<String> log;
+  private long steps;
+  private double lowest = Double.POSITIVE_INFINITY;
+  private long lowestStep;
+  private boolean rose;
+
+  /** Warns in the log. */
+  public AnswerWatch() {
+    this(LOG::warn);
+  }
+
+  /**
+   * @param log gets each warning, one line
+   */
+  public AnswerWatch(Consumer<String> log) {
+    this.log = log;
+  }
+
+  @Override
+  public void onStart(long step, long all) {
+    steps = all;
+  }
+
+  @Override
+  public void onEvaluation(long step, Evaluation evaluation) {
+    if (evaluation.oracle().isEmpty() || !Double.isFinite(evaluation.answerLoss())) {
+      return;
+    }
+    double loss = evaluation.answerLoss();
+    if (loss < lowest) {
+      lowest = loss;
+      lowestStep = step;
+    } else if (loss > RISE * lowest && !rose) {
+      rose = true;
+      log.accept(
+          String.format(
+              Locale.ROOT,
+              "step %d: the answer loss rose from %.4f (step %d) to %.4f: the adapters lose what"
+                  + " they know; try a lower --adapter-learning-rate, or --train gates",
+              step,
+              lowest,
+              lowestStep,
+              loss));
+    }
+    double oracle = evaluation.oracle().get().answer();
+    if (step == steps && lowest > ABOVE_ORACLE * oracle) {
+      log.accept(
+          String.format(
+              Locale.ROOT,
+              "the answer loss, %.4f at best, stays %.0f%% above the %.4f of each task's own"
+                  + " adapter: try more --max-steps, or, with --train all, a lower"
+                  + " --adapter-learning-rate",
+              lowest,
+              100 * (lowest / oracle - 1),
+              oracle));
+    }
+  }
+}
