@@ -90,4 +90,24 @@ class MainTest {
                 "--model=../adapters/reverse_word"))
         .contains("../adapters/reverse_word", named);
   }
+
+  @Test
+  void mistakesInTheDataAreFoundBeforeAModelIsLoaded() throws IOException {
+    Files.createDirectories(folder.resolve("d/x"));
+    Files.createDirectories(folder.resolve("d/y"));
+    Files.writeString(
+        folder.resolve("d/x/train.jsonl"), "{\"prompt\":\"p\",\"response\":\"r\"}\n");
+    Files.writeString(
+        folder.resolve("d/y/train.jsonl"),
+        "{\"prompt\":\"p\",\"response\":\"r\"}\n{\"prompt\":\"p\"}\n");
+    assertThat(
+            error(
+                "train-lora",
+                "--base-model-path=" + folder.resolve("none"),
+                "--target-dir=" + folder.resolve("d"),
+                "--output-dir=" + folder.resolve("out"),
+                "--task=x,y"))
+        .contains("y/train.jsonl:2", "response");
+    assertThat(folder.resolve("out")).doesNotExist();
+  }
 }

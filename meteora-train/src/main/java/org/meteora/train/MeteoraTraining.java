@@ -12,6 +12,7 @@ import java.util.function.BooleanSupplier;
 import org.meteora.UserException;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
+import org.meteora.data.Sample;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.FolderNames;
@@ -163,6 +164,7 @@ public record MeteoraTraining(
         throw new UserException(
             "the adapter " + task + " has no training data: no such file " + data(task));
       }
+      Sample.read(data(task)); // mistakes in it are found before the model is loaded
     }
     var spec =
         new TrainableModel.Spec(

@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
+import org.meteora.data.Sample;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.io.FolderNames;
 import org.meteora.train.LoraTraining;
@@ -183,6 +184,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
                       + file
                       + (data == null ? "; \"meteora create-dataset\" makes it" : ""));
             }
+            Sample.read(file); // a mistake in the last file is not to be found after hours
           }
         });
     return result;
