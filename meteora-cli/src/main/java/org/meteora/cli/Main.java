@@ -47,6 +47,11 @@ public final class Main {
     // same work
     System.setProperty("RUST_FLAVOR", System.getProperty("RUST_FLAVOR", "cpu"));
     StandardStreams.install();
+    if (!"UTF-8".equals(System.getProperty("sun.jnu.encoding"))) {
+      System.err.println(
+          "the locale is not UTF-8: arguments and file names beyond ASCII are lost; start with"
+              + " bin/meteora, or set LC_ALL=C.UTF-8");
+    }
     var line = commandLine();
     line.setExecutionStrategy(
         parsed -> {
