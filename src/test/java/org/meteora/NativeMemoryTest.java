@@ -1,5 +1,7 @@
 package org.meteora;
 
+import org.meteora.moe.ForwardContext;
+
 import static org.assertj.core.api.Assertions.assertThat;
 
 import ai.djl.ndarray.NDArray;
@@ -27,8 +29,8 @@ import org.meteora.data.Sample;
 import org.meteora.eval.Evaluator;
 import org.meteora.eval.TextCodec;
 import org.meteora.model.Llama;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
@@ -94,29 +96,33 @@ class NativeMemoryTest {
     try (var model = tiny();
         var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var llama = model.llama();
-      llama.routing().flags(Flags.of(mode));
-      steps(llama, manager);
+      var context = model.generator().context().withMode(mode);
+      steps(llama, context, manager);
       long before = held();
       for (int i = 0; i < 3; i++) {
-        steps(llama, manager);
+        steps(llama, context, manager);
       }
       assertThat(held() - before).isLessThan(SLACK);
     }
   }
 
   /** A thousand steps with a cache of their own. */
-  private static void steps(Llama llama, NDManager manager) {
+  private static void steps(Llama llama, ForwardContext context, NDManager manager) {
     try (var cache = llama.newCache(manager, new int[] {0, 3}, 1000)) {
-      steps(llama, manager, cache, 1000);
+      steps(llama, context, manager, cache, 1000);
     }
   }
 
   private static void steps(
-      Llama llama, NDManager manager, org.meteora.model.KvCache cache, int count) {
+      Llama llama,
+      ForwardContext context,
+      NDManager manager,
+      org.meteora.model.KvCache cache,
+      int count) {
     for (int i = 0; i < count; i++) {
       try (var step = manager.newSubManager()) {
         llama
-            .next(step.create(new long[] {65 + i % 26, 97 + i % 26}, Ops.shape(2, 1)), cache)
+            .next(step.create(new long[] {65 + i % 26, 97 + i % 26}, Ops.shape(2, 1)), cache, context)
             .toFloatArray();
       }
     }
@@ -144,10 +150,11 @@ class NativeMemoryTest {
     try (var model = tiny();
         var parameters = new FlatParameters(model.llama().manager(), parameters(model.llama()));
         var optimizer = new AdamW(parameters, 0.01)) {
+      var training = model.generator().context().forTraining(true);
       var learners =
           List.of(
-              new LlamaLearner(model.llama(), true, model.adapterNames().size()),
-              new LlamaLearner(model.llama(), false, model.adapterNames().size()));
+              new LlamaLearner(model.llama(), training, true, model.adapterNames().size()),
+              new LlamaLearner(model.llama(), training, false, model.adapterNames().size()));
       train(learners, parameters, optimizer, 60);
       long before = held();
       train(learners, parameters, optimizer, 300);

@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
+import java.util.Optional;
 import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
@@ -11,8 +12,8 @@ import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
@@ -61,7 +62,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
       double rate = options.readRate();
       double bandwidth = rate > 0 ? rate : Double.POSITIVE_INFINITY; // unknown: no floor
       try (var own = manager.newSubManager()) {
-        var base = options.model(config, own, 0, options.control());
+        var base = options.model(config, own, 0);
+        var auto = options.context(ForwardMode.AUTO);
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
           if (gpu) {
@@ -70,7 +72,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
             baseline[i] = bare[i];
           }
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            baseline[i] = graph(base, batch);
+            baseline[i] = graph(base, batch, auto);
             options.report(
                 name(batch, "base model"),
                 baseline[i],
@@ -82,53 +84,51 @@ final class BenchDecodeCommand implements Callable<Integer> {
               gpu ? "base model, eager" : "base model",
               base,
               batch,
+              auto,
               baseline[i],
               bytes(config, batch, false) / bandwidth);
         }
       }
       try (var own = manager.newSubManager()) {
-        var control = options.control();
-        var model = options.model(config, own, options.adapters, control);
+        var model = options.model(config, own, options.adapters);
+        var auto = options.context(ForwardMode.AUTO);
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
           double floor = bytes(config, batch, true) / bandwidth;
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
             for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.FUSED}) {
-              control.flags(Flags.of(mode));
               options.report(
                   name(batch, "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT)),
-                  graph(model, batch),
+                  graph(model, batch, options.context(mode)),
                   baseline[i],
                   batch,
                   floor);
             }
-            control.flags(Flags.AUTO);
             options.report(
                 name(batch, "MeteoRA, auto, sampling"),
-                graph(model, batch, GREEDY.withSampling(0.6, 0.9, 50, 0)),
+                graph(model, batch, auto, GREEDY.withSampling(0.6, 0.9, 50, 0)),
                 baseline[i],
                 batch,
                 floor);
             options.reportMemory(name(batch, "memory that the steps take"), beyond);
           }
           for (var mode : BenchModel.MODES) {
-            control.flags(Flags.of(mode));
             step(
                 "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT) + (gpu ? ", eager" : ""),
                 model,
                 batch,
+                options.context(mode),
                 baseline[i],
                 floor);
           }
-          control.flags(Flags.AUTO);
-          control.listener(options.recorder(batch));
+          var listened = auto.withListener(Optional.of(options.recorder(batch)));
           var recorded = "MeteoRA, auto, routing recorded";
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            options.report(name(batch, recorded), graph(model, batch), baseline[i], batch, floor);
+            options.report(
+                name(batch, recorded), graph(model, batch, listened), baseline[i], batch, floor);
           } else {
-            step(recorded, model, batch, baseline[i], floor);
+            step(recorded, model, batch, listened, baseline[i], floor);
           }
-          control.listener(null);
         }
       }
     }
@@ -197,27 +197,28 @@ final class BenchDecodeCommand implements Callable<Integer> {
   }
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
-  private double graph(Llama model, int batch) {
-    return graph(model, batch, GREEDY);
+  private double graph(Llama model, int batch, ForwardContext context) {
+    return graph(model, batch, context, GREEDY);
   }
 
-  private double graph(Llama model, int batch, GenerationConfig config) {
+  private double graph(Llama model, int batch, ForwardContext context, GenerationConfig config) {
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
-                manager, new int[batch], context + 2 * options.repeat + BenchModel.WARM_UP);
-        var decoder = new CudaDecoder(model)) {
-      var ids = new long[batch * context];
+                manager, new int[batch], this.context + 2 * options.repeat + BenchModel.WARM_UP);
+        var decoder = new CudaDecoder(model, options.topK)) {
+      var ids = new long[batch * this.context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {
-        model.next(scope.create(ids, Ops.shape(batch, context)), cache);
+        model.next(scope.create(ids, Ops.shape(batch, this.context)), cache, context);
       }
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
       decoder.begin(
           cache,
           IntStream.range(0, batch).toArray(),
-          context + 2 * options.repeat + BenchModel.WARM_UP,
-          config);
+          this.context + 2 * options.repeat + BenchModel.WARM_UP,
+          config,
+          context);
       var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
       var uniform = new SplittableRandom(1).longs(batch).toArray();
       double result = options.median(() -> decoder.step(tokens, new int[batch][0], uniform));
@@ -227,21 +228,23 @@ final class BenchDecodeCommand implements Callable<Integer> {
   }
 
   /** Steps, operation by operation; without a baseline in turns with the bare matmuls. */
-  private void step(String what, Llama model, int batch, double baseline, double floor) {
+  private void step(
+      String what, Llama model, int batch, ForwardContext context, double baseline, double floor) {
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
-                manager, new int[batch], context + 2 * options.repeat + BenchModel.WARM_UP)) {
-      var ids = new long[batch * context];
+                manager, new int[batch], this.context + 2 * options.repeat + BenchModel.WARM_UP)) {
+      var ids = new long[batch * this.context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {
-        model.next(scope.create(ids, Ops.shape(batch, context)), cache);
+        model.next(scope.create(ids, Ops.shape(batch, this.context)), cache, context);
       }
       Runnable step =
           () -> {
             try (var scope = manager.newSubManager()) {
               model
-                  .next(scope.create(Arrays.copyOf(ids, batch), Ops.shape(batch, 1)), cache)
+                  .next(
+                      scope.create(Arrays.copyOf(ids, batch), Ops.shape(batch, 1)), cache, context)
                   .toFloatArray();
             }
           };

@@ -3,10 +3,11 @@ package org.meteora.cli;
 import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
+import org.meteora.backend.Backends;
 import org.meteora.model.RandomLlama;
-import org.meteora.moe.MoeLinear;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -44,13 +45,13 @@ final class BenchLinearCommand implements Callable<Integer> {
       for (int count : tokens) {
         try (var manager = options.manager();
             var recording = Ops.notRecording()) {
-          var control = options.control();
+          var backend = Backends.of(manager, options.dtype());
           var weight = RandomLlama.normal(manager, options.dtype(), 1 / Math.sqrt(shape[1]), shape);
           var x = RandomLlama.normal(manager, options.dtype(), 1, count, shape[1]);
           var bank =
               RandomLlama.bank(shape, manager, options.dtype(), options.adapters, options.rank);
-          var plain = new MoeLinear(weight, null, null, control, 0, 0, module.ordinal());
-          var gated = new MoeLinear(weight, null, bank, control, 0, 0, module.ordinal());
+          var plain = new GatedLinear(weight, null, null, 0, backend, 0, module);
+          var gated = new GatedLinear(weight, null, bank, 0, backend, 0, module);
           var name = shape[1] + " → " + shape[0] + ", " + count + " tokens, ";
           double size = options.dtype().bytes();
           double weights = (double) shape[0] * shape[1];
@@ -68,16 +69,15 @@ final class BenchLinearCommand implements Callable<Integer> {
                           + gates
                           + options.touched(count) * options.rank * both),
                   bandwidth);
-          double base = time(plain, x);
+          double base = time(plain, x, options.context(ForwardMode.AUTO));
           options.report(name + "base", base, base, count, floor);
           for (var mode : options.modes(ForwardMode.GATHER, ForwardMode.MASKED, ForwardMode.ALL)) {
             if (mode == ForwardMode.GATHER && count > 256) {
               continue; // gathering B for every token would need count · k · r · out numbers
             }
-            control.flags(Flags.of(mode));
             options.report(
                 name + mode.name().toLowerCase(Locale.ROOT),
-                time(gated, x),
+                time(gated, x, options.context(mode)),
                 base,
                 count,
                 gatedFloor);
@@ -92,11 +92,12 @@ final class BenchLinearCommand implements Callable<Integer> {
     return bandwidth == 0 ? arithmetic : Math.max(arithmetic, bytes / bandwidth);
   }
 
-  private double time(MoeLinear layer, ai.djl.ndarray.NDArray x) {
+  private double time(GatedLinear layer, ai.djl.ndarray.NDArray x, ForwardContext context) {
+    var withLogits = context.withGateLogits(true);
     return options.median(
         () -> {
           try (var scope = x.getManager().newSubManager()) {
-            var y = layer.forward(Ops.alias(scope, x), false).y();
+            var y = layer.forward(Ops.alias(scope, x), withLogits).y();
             Ops.cast(Ops.narrow(y, 0, 0, 1), Dtype.F32).toFloatArray(); // waits for a device
           }
         });

@@ -7,6 +7,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
+import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
@@ -14,11 +15,11 @@ import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -185,12 +186,14 @@ final class BenchModel {
     }
   }
 
-  RoutingControl control() {
-    return new RoutingControl(new RoutingSettings(topK, 1), Flags.AUTO);
+  /** k as asked for, in a mode. */
+  ForwardContext context(ForwardMode mode) {
+    return ForwardContext.inference(new RoutingSettings(topK, 1), Flags.of(mode));
   }
 
-  Llama model(Architecture config, NDManager manager, int adapters, RoutingControl control) {
-    return RandomLlama.create(config, manager, dtype(), adapters, rank, control, 0);
+  Llama model(Architecture config, NDManager manager, int adapters) {
+    return RandomLlama.create(
+        config, manager, dtype(), adapters, rank, Backends.of(manager, dtype()), 0);
   }
 
   /** What an evaluation records routing with, ready for batches of so many rows. */

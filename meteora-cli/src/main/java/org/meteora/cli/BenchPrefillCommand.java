@@ -2,10 +2,11 @@ package org.meteora.cli;
 
 import java.util.Arrays;
 import java.util.Locale;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.meteora.model.Llama;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
@@ -51,12 +52,11 @@ final class BenchPrefillCommand implements Callable<Integer> {
       }
       double floor = config.numHiddenLayers() * flops / rate;
       double gatedFloor = config.numHiddenLayers() * (flops + adapters) / rate;
-      var base = options.model(config, manager, 0, options.control());
-      var control = options.control();
-      var model = options.model(config, manager, options.adapters, control);
+      var base = options.model(config, manager, 0);
+      var model = options.model(config, manager, options.adapters);
       for (var mode : options.modes(ForwardMode.MASKED, ForwardMode.ALL)) {
-        control.flags(Flags.of(mode));
-        var times = options.medians(() -> prefill(base), () -> prefill(model));
+        var context = options.context(mode);
+        var times = options.medians(() -> prefill(base, context), () -> prefill(model, context));
         options.report("base model", times[0], times[0], count, floor);
         options.report(
             "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
@@ -65,20 +65,20 @@ final class BenchPrefillCommand implements Callable<Integer> {
             count,
             gatedFloor);
       }
-      control.flags(Flags.AUTO);
-      control.listener(options.recorder(batch));
-      var times = options.medians(() -> prefill(base), () -> prefill(model));
+      var auto = options.context(ForwardMode.AUTO);
+      var recorded = auto.withListener(Optional.of(options.recorder(batch)));
+      var times = options.medians(() -> prefill(base, auto), () -> prefill(model, recorded));
       options.report("MeteoRA, auto, routing recorded", times[1], times[0], count, gatedFloor);
     }
     return 0;
   }
 
-  private void prefill(Llama model) {
+  private void prefill(Llama model, ForwardContext context) {
     var ids = new long[batch * tokens];
     Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
     try (var manager = model.manager().newSubManager();
         var cache = model.newCache(manager, new int[batch], tokens)) {
-      model.next(manager.create(ids, Ops.shape(batch, tokens)), cache).toFloatArray();
+      model.next(manager.create(ids, Ops.shape(batch, tokens)), cache, context).toFloatArray();
     }
   }
 }

@@ -8,12 +8,13 @@ import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
+import org.meteora.backend.Backends;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
@@ -88,27 +89,26 @@ final class BenchTrainCommand implements Callable<Integer> {
       return 0;
     }
     try (var manager = options.manager()) {
-      var base = options.model(config, manager, 0, options.control());
-      var control = options.control();
+      var base = options.model(config, manager, 0);
+      var auto = options.context(ForwardMode.AUTO).forTraining(true);
+      var backend = Backends.of(manager, options.dtype());
       var model =
           RandomLlama.create(
-              config, manager, options.dtype(), options.adapters, options.rank, control, dropout);
+              config, manager, options.dtype(), options.adapters, options.rank, backend, dropout);
       try (var parameters = new FlatParameters(manager, parameters(model));
           var optimizer = new AdamW(parameters, 0)) {
         for (var mode : MODES) {
           if (mode == ForwardMode.GATHER && batch * tokens > 256) {
             continue; // A and B gathered for every token and kept: tokens · k · r · (in + out)
           }
-          control.flags(Flags.of(mode));
-          var learner = new LlamaLearner(model, false, options.adapters);
+          var learner = new LlamaLearner(model, auto.withMode(mode), false, options.adapters);
           compare(
               "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
               base,
               samples,
               () -> step(learner, samples, parameters, optimizer));
         }
-        control.flags(Flags.AUTO);
-        var recomputing = new LlamaLearner(model, true, options.adapters);
+        var recomputing = new LlamaLearner(model, auto, true, options.adapters);
         compare(
             "MeteoRA, auto, layers recomputed",
             base,
@@ -132,33 +132,31 @@ final class BenchTrainCommand implements Callable<Integer> {
       double rate = options.multiplicationRate(manager);
       double base;
       try (var own = manager.newSubManager()) {
-        var model = options.model(config, own, 0, options.control());
-        base = layerTime(model);
+        var model = options.model(config, own, 0);
+        base = layerTime(model, options.context(ForwardMode.AUTO).forTraining(false));
         options.report(
             "frozen layer, gradient to the input", base, base, tokenCount(), flops(config) / rate);
       }
       try (var own = manager.newSubManager()) {
-        var control = options.control();
+        var backend = Backends.of(own, options.dtype());
         double floor = (flops(config) + adapterFlops(config)) / rate;
         var model =
             RandomLlama.create(
-                config, own, options.dtype(), options.adapters, options.rank, control, dropout);
+                config, own, options.dtype(), options.adapters, options.rank, backend, dropout);
         try (var parameters = new FlatParameters(own, parameters(model))) {
           for (var mode : MODES) {
             if (mode == ForwardMode.GATHER && batch * tokens > 256) {
               continue;
             }
-            control.flags(Flags.of(mode));
             for (boolean drop : new boolean[] {false, true}) {
               if (drop && (dropout == 0 || mode != ForwardMode.AUTO)) {
                 continue;
               }
-              control.dropout(drop);
               options.report(
                   "MeteoRA, "
                       + mode.name().toLowerCase(Locale.ROOT)
                       + (drop ? ", dropout " + dropout : ""),
-                  layerTime(model),
+                  layerTime(model, options.context(mode).forTraining(drop)),
                   base,
                   tokenCount(),
                   floor);
@@ -196,7 +194,7 @@ final class BenchTrainCommand implements Callable<Integer> {
     return 3 * 2 * tokenCount() * sizes;
   }
 
-  private double layerTime(Llama model) {
+  private double layerTime(Llama model, ForwardContext context) {
     try (var manager = model.manager().newSubManager()) {
       long hidden = model.config().hiddenSize();
       var input = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
@@ -207,7 +205,7 @@ final class BenchTrainCommand implements Callable<Integer> {
                 var recording = Ops.recording()) {
               var x = Ops.alias(scope, input);
               x.setRequiresGradient(true);
-              var y = model.layers().getFirst().forward(x, model.wholePass(scope, tokens, true));
+              var y = model.layers().getFirst().forward(x, model.wholePass(scope, tokens, context));
               Ops.backward(y, gradient);
               var slope = x.getGradient();
               slope.attach(scope);
@@ -282,11 +280,12 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   /** The same passes where no layer has adapters: what any training through this model costs. */
-  private static void baseStep(Llama model, Batch samples) {
+  private void baseStep(Llama model, Batch samples) {
+    var context = options.context(ForwardMode.AUTO).forTraining(false);
     try (var scope = model.manager().newSubManager();
         var recording = Ops.recording()) {
       var ids = scope.create(samples.ids(), Ops.shape(samples.rows(), samples.length()));
-      var pass = model.wholePass(scope, samples.length(), true);
+      var pass = model.wholePass(scope, samples.length(), context);
       var hidden = model.embed(ids);
       hidden.setRequiresGradient(true);
       var x = hidden;

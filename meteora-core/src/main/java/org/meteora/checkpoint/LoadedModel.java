@@ -10,11 +10,12 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
-import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
@@ -25,9 +26,9 @@ import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.moe.forward.Flags;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -39,6 +40,7 @@ import org.meteora.tensor.Dtype;
 public final class LoadedModel implements AutoCloseable {
   private final Spec spec;
   private final Llama llama;
+  private final DecodeSession.Provider decoding;
   private final Generator generator;
   private final Tokenizer tokenizer;
   private final List<String> adapterNames;
@@ -74,6 +76,7 @@ public final class LoadedModel implements AutoCloseable {
   private LoadedModel(
       Spec spec,
       Llama llama,
+      ForwardContext context,
       Tokenizer tokenizer,
       List<String> adapterNames,
       GenerationConfig generation,
@@ -82,7 +85,8 @@ public final class LoadedModel implements AutoCloseable {
       List<Path> sources) {
     this.spec = spec;
     this.llama = llama;
-    this.generator = new Generator(llama);
+    this.decoding = Backends.decoding(llama);
+    this.generator = new Generator(llama, decoding, context);
     this.tokenizer = tokenizer;
     this.adapterNames = adapterNames;
     this.generation = generation;
@@ -105,7 +109,7 @@ public final class LoadedModel implements AutoCloseable {
         new RoutingSettings(
             spec.topK().orElse(RoutingSettings.DEFAULT.topK()),
             spec.temperature().orElse(RoutingSettings.DEFAULT.temperature()));
-    var control = new RoutingControl(settings, flags);
+    var context = ForwardContext.inference(settings, flags);
     var files = new ArrayList<AutoCloseable>();
     NDManager manager = null;
     try {
@@ -187,7 +191,7 @@ public final class LoadedModel implements AutoCloseable {
           banks = (layer, module) -> null;
           names = List.of();
         }
-        var llama = builder.build(config, banks, control, 0);
+        var llama = builder.build(config, banks, flags, 0);
         var sources = new ArrayList<Path>();
         base.files().forEach(file -> sources.add(file.path()));
         if (checkpoint != null && !baseFromCheckpoint) {
@@ -197,7 +201,8 @@ public final class LoadedModel implements AutoCloseable {
           sources.add(adapter.weights().path());
         }
         var generation = GenerationConfig.read(spec.basePath(), config);
-        return new LoadedModel(spec, llama, tokenizer, names, generation, manager, files, sources);
+        return new LoadedModel(
+            spec, llama, context, tokenizer, names, generation, manager, files, sources);
       }
     } catch (RuntimeException e) {
       if (manager != null) {
@@ -253,8 +258,8 @@ public final class LoadedModel implements AutoCloseable {
     return generation;
   }
 
-  /** Continues token sequences with this model. */
-  public TokenGenerator generator() {
+  /** Continues token sequences with this model, with the routing that it was loaded with. */
+  public Generator generator() {
     return generator;
   }
 
@@ -262,14 +267,9 @@ public final class LoadedModel implements AutoCloseable {
     return spec;
   }
 
-  /** Sets T for what follows. */
-  public void routingTemperature(double temperature) {
-    var control = llama.routing();
-    control.settings(new RoutingSettings(control.settings().topK(), temperature));
-  }
-
   /** All settings and the hashes of all weight files, for a saved result. Reads the files once. */
   public Map<String, Object> describe() {
+    var routing = generator.context().routing();
     var result = new LinkedHashMap<String, Object>();
     result.put("model", spec.model());
     result.put("base_model_path", CacheFolders.shown(spec.basePath()));
@@ -278,11 +278,9 @@ public final class LoadedModel implements AutoCloseable {
     result.put("adapters", adapterNames);
     result.put(
         "routing_top_k",
-        adapterNames.isEmpty()
-            ? llama.routing().settings().topK()
-            : Math.min(llama.routing().settings().topK(), adapterNames.size()));
-    result.put("routing_temperature", llama.routing().settings().temperature());
-    result.putAll(llama.routing().flags().describe());
+        adapterNames.isEmpty() ? routing.topK() : Math.min(routing.topK(), adapterNames.size()));
+    result.put("routing_temperature", routing.temperature());
+    result.putAll(spec.flags().describe());
     result.put("device", Devices.name(llama.manager().getDevice()));
     result.put("dtype", llama.dtype().label());
     var hashes = new LinkedHashMap<String, String>();
@@ -305,7 +303,7 @@ public final class LoadedModel implements AutoCloseable {
 
   @Override
   public void close() {
-    generator.close();
+    decoding.close();
     manager.close();
     closeAll(files);
   }

@@ -9,13 +9,14 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import org.meteora.UserException;
+import org.meteora.backend.Backends;
 import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.Flags;
 import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
@@ -65,9 +66,9 @@ final class ModelBuilder implements LlamaFactory.Weights {
   /**
    * @param banks the adapters of a layer's module; may return null
    */
-  Llama build(
-      Architecture config, LlamaFactory.Banks banks, RoutingControl control, double dropout) {
-    return LlamaFactory.build(config, manager, dtype, this, banks, control, dropout);
+  Llama build(Architecture config, LlamaFactory.Banks banks, Flags flags, double dropout) {
+    var backend = Backends.of(manager, dtype, flags);
+    return LlamaFactory.build(config, manager, dtype, this, banks, backend, dropout);
   }
 
   @Override

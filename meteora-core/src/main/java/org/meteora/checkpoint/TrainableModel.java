@@ -20,9 +20,9 @@ import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.moe.forward.Flags;
 import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
@@ -35,6 +35,8 @@ import org.meteora.tensor.Ops;
  */
 public final class TrainableModel implements AutoCloseable {
   private final Llama llama;
+  private final ForwardContext context;
+  private final Flags flags;
   private final Tokenizer tokenizer;
   private final List<MeteoraCheckpoint.Adapter> adapters;
   private final NDManager manager;
@@ -64,11 +66,15 @@ public final class TrainableModel implements AutoCloseable {
 
   private TrainableModel(
       Llama llama,
+      ForwardContext context,
+      Flags flags,
       Tokenizer tokenizer,
       List<MeteoraCheckpoint.Adapter> adapters,
       NDManager manager,
       List<AutoCloseable> files) {
     this.llama = llama;
+    this.context = context;
+    this.flags = flags;
     this.tokenizer = tokenizer;
     this.adapters = adapters;
     this.manager = manager;
@@ -229,7 +235,7 @@ public final class TrainableModel implements AutoCloseable {
     try {
       var device = Devices.parse(spec.device().orElse("auto"));
       var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
-      var control = new RoutingControl(new RoutingSettings(spec.topK(), 1), spec.flags());
+      var context = ForwardContext.training(new RoutingSettings(spec.topK(), 1), spec.flags());
       var tokenizer = Tokenizer.load(spec.basePath(), config.vocabSize());
       files.add(tokenizer);
       var base = SafetensorsFolder.open(spec.basePath());
@@ -245,8 +251,9 @@ public final class TrainableModel implements AutoCloseable {
             new ModelBuilder(manager, dtype, base, "", config.tieWordEmbeddings(), null, progress);
         var llama =
             builder.build(
-                config, banks.of(builder, config, manager, dtype), control, spec.dropout());
-        return new TrainableModel(llama, tokenizer, adapters, manager, files);
+                config, banks.of(builder, config, manager, dtype), spec.flags(), spec.dropout());
+        return new TrainableModel(
+            llama, context, spec.flags(), tokenizer, adapters, manager, files);
       }
     } catch (RuntimeException e) {
       if (manager != null) {
@@ -285,6 +292,16 @@ public final class TrainableModel implements AutoCloseable {
 
   public Llama llama() {
     return llama;
+  }
+
+  /** The flags that it was loaded with. */
+  public Flags flags() {
+    return flags;
+  }
+
+  /** What its training wants of the gated layers: k, dropout, and what the flags ask for. */
+  public ForwardContext context() {
+    return context;
   }
 
   public Tokenizer tokenizer() {

@@ -1,35 +1,55 @@
 package org.meteora.generate;
 
-import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.HashSet;
 import java.util.List;
 import java.util.Optional;
-import java.util.Set;
 import org.meteora.UserException;
-import org.meteora.backend.cuda.CudaDecoder;
-import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.RoutingListener;
+import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Ops;
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
 
 /**
  * Generates with a {@link Llama}: one prefill of the left-padded batch, then a step a token; rows
- * leave the batch as they finish. On a GPU the steps are {@link CudaDecoder}'s where it can take
- * them, and the model's own, with a line in the log that says why, where it cannot.
+ * leave the batch as they finish. Immutable, and so are its settings of the routing: any number of
+ * threads may generate with one model, each with a generator of its own settings.
  */
-public final class Generator implements TokenGenerator, AutoCloseable {
-  private static final Logger LOG = LoggerFactory.getLogger(Generator.class);
-
+public final class Generator implements TokenGenerator {
   private final Llama model;
-  private final Set<String> told = new HashSet<>();
-  private CudaDecoder decoder;
+  private final DecodeSession.Provider decoding;
+  private final ForwardContext context;
 
-  public Generator(Llama model) {
+  /**
+   * @param decoding runs the steps behind the prefill
+   * @param context what is wanted of the gated layers
+   */
+  public Generator(Llama model, DecodeSession.Provider decoding, ForwardContext context) {
     this.model = model;
+    this.decoding = decoding;
+    this.context = context;
+  }
+
+  /** What it wants of the gated layers. */
+  public ForwardContext context() {
+    return context;
+  }
+
+  /** A generator with another k, T or router. */
+  public Generator withRouting(RoutingSettings routing) {
+    return with(context.withRouting(routing));
+  }
+
+  /** A generator that tells this listener of every routing. */
+  public Generator listenedBy(RoutingListener listener) {
+    return with(context.withListener(Optional.of(listener)));
+  }
+
+  /** A generator that wants something else of the gated layers. */
+  public Generator with(ForwardContext other) {
+    return new Generator(model, decoding, other);
   }
 
   /** One sequence of the batch. */
@@ -54,32 +74,6 @@ public final class Generator implements TokenGenerator, AutoCloseable {
 
     int[] banned() {
       return ngrams == null ? new int[0] : ngrams.banned();
-    }
-
-    /** Bans and chooses, from the logits at {@code offset}, which are changed. */
-    int choose(float[] logits, int offset, int vocab, int[] banned, long uniform) {
-      for (int token : banned) {
-        logits[offset + token] = Float.NEGATIVE_INFINITY;
-      }
-      return sampler.choose(logits, offset, vocab, uniform);
-    }
-
-    /**
-     * A weight that is no number, or a dtype too small for the model, would choose token 0 for
-     * ever.
-     */
-    void requireFinite(float[] logits, int offset, int vocab) {
-      for (int i = offset; i < offset + vocab; i++) {
-        if (!(Math.abs(logits[i]) <= Float.MAX_VALUE)) {
-          throw new UserException(
-              "the logits are not finite after "
-                  + promptLength
-                  + " tokens of the prompt and "
-                  + answer.size()
-                  + " of the answer (a value in the weights that is no number, or a dtype too small"
-                  + " for them); the answer is given up");
-        }
-      }
     }
 
     void remember(int token) {
@@ -150,8 +144,9 @@ public final class Generator implements TokenGenerator, AutoCloseable {
       }
     }
     try (var cache = model.newCache(manager, padding, seq + 1)) {
-      var kept =
-          accept(rows, chosen(rows, pass(manager, cache, ids, seq, rows)), config, limit, listener);
+      var logits = ModelSession.logits(model, cache, ids, seq, context);
+      var first = new Sampler(config, 0).choose(logits, banned(rows), uniform(rows));
+      var kept = accept(rows, first, config, limit, listener);
       if (kept.length == 0) {
         return;
       }
@@ -163,40 +158,26 @@ public final class Generator implements TokenGenerator, AutoCloseable {
                 Math.min(
                     (long) seq + config.maxNewTokens(), (long) seq - row.promptLength + limit));
       }
-      if (onGpu(cache, kept, (int) most, config)) {
-        decode(rows, config, limit, listener);
-        return;
-      }
-      while (kept.length > 0) {
-        if (kept.length < cache.rows()) {
-          cache.keepRows(kept);
+      try (var session = decoding.begin(cache, kept, (int) most, config, context)) {
+        while (!rows.isEmpty()) {
+          int before = rows.size();
+          var tokens = rows.stream().mapToInt(row -> row.next).toArray();
+          var next = session.step(tokens, banned(rows), uniform(rows));
+          kept = accept(rows, next, config, limit, listener);
+          if (kept.length > 0 && kept.length < before) {
+            session.keepRows(kept);
+          }
         }
-        var next = rows.stream().mapToLong(row -> row.next).toArray();
-        kept =
-            accept(
-                rows, chosen(rows, pass(manager, cache, next, 1, rows)), config, limit, listener);
       }
     }
   }
 
-  /** Runs new tokens through the model; the last position's logits, one row after another. */
-  private float[] pass(NDManager manager, KvCache cache, long[] ids, int width, List<Row> rows) {
-    try (var scope = manager.newSubManager()) {
-      NDArray input = scope.create(ids, Ops.shape(rows.size(), width));
-      return model.next(input, cache).toFloatArray();
-    }
+  private static int[][] banned(List<Row> rows) {
+    return rows.stream().map(Row::banned).toArray(int[][]::new);
   }
 
-  /** Bans and chooses: one token a row. */
-  private int[] chosen(List<Row> rows, float[] logits) {
-    int vocab = model.config().vocabSize();
-    var tokens = new int[rows.size()];
-    for (int r = 0; r < tokens.length; r++) {
-      var row = rows.get(r);
-      row.requireFinite(logits, r * vocab, vocab);
-      tokens[r] = row.choose(logits, r * vocab, vocab, row.banned(), row.sampler.uniform());
-    }
-    return tokens;
+  private static long[] uniform(List<Row> rows) {
+    return rows.stream().mapToLong(row -> row.sampler.uniform()).toArray();
   }
 
   /** Takes a token a row; {@code rows} keeps those that go on, whose former places are returned. */
@@ -222,61 +203,5 @@ public final class Generator implements TokenGenerator, AutoCloseable {
     rows.clear();
     rows.addAll(staying);
     return kept.stream().mapToInt(Integer::intValue).toArray();
-  }
-
-  /** Hands the batch to the GPU's decode engine, if it can take it. */
-  private boolean onGpu(KvCache cache, int[] slots, int most, GenerationConfig config) {
-    if (!model.manager().getDevice().isGpu()) {
-      return false;
-    }
-    var refusal = CudaDecoder.refusal(model, slots.length);
-    if (refusal.isEmpty()) {
-      try {
-        if (decoder != null && !decoder.current()) {
-          close();
-        }
-        if (decoder == null) {
-          decoder = new CudaDecoder(model);
-        }
-        decoder.begin(cache, slots, most, config);
-        return true;
-      } catch (UserException e) {
-        close();
-        refusal = Optional.of(e.getMessage());
-      }
-    }
-    if (told.add(refusal.get())) {
-      LOG.info("decoding operation by operation, not as a CUDA graph: {}", refusal.get());
-    }
-    return false;
-  }
-
-  private void decode(List<Row> rows, GenerationConfig config, int limit, TokenListener listener) {
-    var logits = new float[model.config().vocabSize()];
-    while (!rows.isEmpty()) {
-      int before = rows.size();
-      var banned = rows.stream().map(Row::banned).toArray(int[][]::new);
-      var uniform = rows.stream().mapToLong(row -> row.sampler.uniform()).toArray();
-      var tokens = decoder.step(rows.stream().mapToInt(row -> row.next).toArray(), banned, uniform);
-      for (int r = 0; r < before; r++) {
-        if (banned[r].length > CudaDecoder.MAX_BANNED) {
-          decoder.logits(r, logits);
-          tokens[r] = rows.get(r).choose(logits, 0, logits.length, banned[r], uniform[r]);
-        }
-      }
-      var kept = accept(rows, tokens, config, limit, listener);
-      if (kept.length > 0 && kept.length < before) {
-        decoder.keepRows(kept);
-      }
-    }
-  }
-
-  /** Frees the GPU's decode engine; the next generation makes another. */
-  @Override
-  public void close() {
-    if (decoder != null) {
-      decoder.close();
-      decoder = null;
-    }
   }
 }

@@ -2,6 +2,7 @@ package org.meteora.generate;
 
 import java.util.Arrays;
 import java.util.SplittableRandom;
+import org.meteora.UserException;
 
 /**
  * Chooses one token from logits, with Hugging Face's order of warpers: temperature, top-k, top-p.
@@ -40,6 +41,40 @@ public final class Sampler {
    */
   public int choose(float[] logits, int offset, int vocab, long uniform) {
     return config.sample() ? sample(logits, offset, vocab, uniform) : argMax(logits, offset, vocab);
+  }
+
+  /** Bans and chooses; {@code logits} are changed. */
+  public int choose(float[] logits, int offset, int vocab, int[] banned, long uniform) {
+    for (int token : banned) {
+      logits[offset + token] = Float.NEGATIVE_INFINITY;
+    }
+    return choose(logits, offset, vocab, uniform);
+  }
+
+  /**
+   * A token a row.
+   *
+   * @param logits {@code (rows, vocab)}; changed
+   * @throws UserException when one is not finite: token 0 would be chosen for ever
+   */
+  int[] choose(float[] logits, int[][] banned, long[] uniform) {
+    requireFinite(logits);
+    int vocab = logits.length / banned.length;
+    var tokens = new int[banned.length];
+    for (int row = 0; row < tokens.length; row++) {
+      tokens[row] = choose(logits, row * vocab, vocab, banned[row], uniform[row]);
+    }
+    return tokens;
+  }
+
+  private static void requireFinite(float[] logits) {
+    for (float logit : logits) {
+      if (!(Math.abs(logit) <= Float.MAX_VALUE)) {
+        throw new UserException(
+            "the logits are not finite (a value in the weights that is no number, or a dtype too"
+                + " small for them); the answer is given up");
+      }
+    }
   }
 
   public static int argMax(float[] logits, int offset, int vocab) {

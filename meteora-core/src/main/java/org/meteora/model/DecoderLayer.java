@@ -1,12 +1,9 @@
 package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDList;
-import ai.djl.training.ParameterStore;
-import ai.djl.util.PairList;
 import java.util.List;
 import java.util.stream.Stream;
-import org.meteora.moe.MoeLinear;
+import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
 
 /** One decoder layer: {@code (batch, seq, hidden)} to the same. */
@@ -15,16 +12,9 @@ public final class DecoderLayer extends LlamaBlock {
   private final Attention attention;
   private final RmsNorm postAttentionNorm;
   private final Mlp mlp;
-  private final RotaryEmbedding rotary;
-  private final List<MoeLinear> projections;
+  private final List<GatedLinear> projections;
 
-  DecoderLayer(
-      RotaryEmbedding rotary,
-      RmsNorm inputNorm,
-      Attention attention,
-      RmsNorm postAttentionNorm,
-      Mlp mlp) {
-    this.rotary = rotary;
+  DecoderLayer(RmsNorm inputNorm, Attention attention, RmsNorm postAttentionNorm, Mlp mlp) {
     this.inputNorm = addChildBlock("input_layernorm", inputNorm);
     this.attention = addChildBlock("self_attn", attention);
     this.postAttentionNorm = addChildBlock("post_attention_layernorm", postAttentionNorm);
@@ -39,7 +29,7 @@ public final class DecoderLayer extends LlamaBlock {
    * @return owned by the manager of {@code hidden}
    */
   public NDArray forward(NDArray hidden, Pass pass) {
-    if (pass.training()) {
+    if (pass.context().training()) {
       return compute(hidden, pass);
     }
     var owner = hidden.getManager();
@@ -48,21 +38,15 @@ public final class DecoderLayer extends LlamaBlock {
       var result = compute(hidden, pass);
       hidden.attach(owner);
       result.attach(owner);
-      if (pass.gateLogits() != null) {
-        pass.gateLogits().forEach(logits -> logits.attach(owner));
-      }
+      pass.gateLogits().forEach(logits -> logits.attach(owner));
       return result;
     }
   }
 
   private NDArray compute(NDArray hidden, Pass pass) {
-    var attended = attention.forward(inputNorm.forward(hidden, pass.training()), pass);
-    if (!pass.training() && hidden.getDevice().isGpu()) {
-      var normed = postAttentionNorm.forwardOfSum(hidden, attended);
-      return attended.addi(mlp.forward(normed, pass));
-    }
-    attended = hidden.add(attended);
-    return attended.add(mlp.forward(postAttentionNorm.forward(attended, pass.training()), pass));
+    var attended = attention.forward(pass.ops().norm(hidden, inputNorm), pass);
+    var residual = pass.ops().addAndNorm(hidden, attended, postAttentionNorm);
+    return pass.ops().add(residual.sum(), mlp.forward(residual.normed(), pass));
   }
 
   public RmsNorm inputNorm() {
@@ -74,23 +58,12 @@ public final class DecoderLayer extends LlamaBlock {
   }
 
   /** All projections, in the order of {@link Projection}. */
-  public List<MoeLinear> projections() {
+  public List<GatedLinear> projections() {
     return projections;
   }
 
   /** One projection. */
-  public MoeLinear projection(Projection which) {
+  public GatedLinear projection(Projection which) {
     return projections.get(which.ordinal());
-  }
-
-  @Override
-  protected NDList forwardInternal(
-      ParameterStore parameterStore,
-      NDList inputs,
-      boolean training,
-      PairList<String, Object> params) {
-    var x = inputs.head();
-    return new NDList(
-        forward(x, Pass.whole(x.getManager(), rotary, (int) x.getShape().get(1), training)));
   }
 }

@@ -3,7 +3,6 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
-import org.meteora.cuda.decode.KvMemory;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -61,7 +60,8 @@ public final class KvCache implements AutoCloseable {
     return padding.length;
   }
 
-  private void reserve(int positions) {
+  /** Makes room for so many positions in all. */
+  public void reserve(int positions) {
     if (positions <= capacity) {
       return;
     }
@@ -155,19 +155,6 @@ public final class KvCache implements AutoCloseable {
   /** Positions there is room for. */
   public int capacity() {
     return capacity;
-  }
-
-  /**
-   * Addresses of a cache on a GPU, with room for {@code positions} in all; valid until it grows,
-   * loses rows or closes.
-   */
-  public KvMemory memory(int positions) {
-    reserve(positions);
-    return new KvMemory(
-        Arrays.stream(keys).mapToLong(Ops::dataPointer).toArray(),
-        Arrays.stream(values).mapToLong(Ops::dataPointer).toArray(),
-        padding.length,
-        capacity);
   }
 
   /** Counts the tokens of a finished pass. */

@@ -7,14 +7,16 @@ import ai.djl.ndarray.types.Shape;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import java.util.List;
-import org.meteora.moe.RoutingControl;
-import org.meteora.moe.RoutingListener;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
- * A Llama whose every projection is a {@link org.meteora.moe.MoeLinear}. As a DJL block: token ids
- * {@code (batch, seq)} int64 to logits {@code (batch, seq, vocab)}.
+ * A Llama whose every projection is a {@link org.meteora.moe.GatedLinear}; it keeps nothing of a
+ * request, so that one model serves many at once. As a DJL block: token ids {@code (batch, seq)}
+ * int64 to logits {@code (batch, seq, vocab)}.
  *
  * <p>It owns nothing: its parameters belong to the manager they were made in.
  */
@@ -27,7 +29,7 @@ public final class Llama extends LlamaBlock {
   private final RmsNorm norm;
   private final NDArray head;
   private final RotaryEmbedding rotary;
-  private final RoutingControl control;
+  private final Backend backend;
 
   /**
    * @param manager owns the parameters and the rotary tables
@@ -42,7 +44,7 @@ public final class Llama extends LlamaBlock {
       RmsNorm norm,
       NDArray head,
       RotaryEmbedding rotary,
-      RoutingControl control) {
+      Backend backend) {
     this.config = config;
     this.manager = manager;
     this.dtype = Ops.dtype(embedding);
@@ -50,7 +52,7 @@ public final class Llama extends LlamaBlock {
     this.layers = List.copyOf(layers);
     this.head = head;
     this.rotary = rotary;
-    this.control = control;
+    this.backend = backend;
     register("embed_tokens", embedding);
     for (int i = 0; i < layers.size(); i++) {
       addChildBlock("layers." + i, layers.get(i));
@@ -93,14 +95,9 @@ public final class Llama extends LlamaBlock {
     return head;
   }
 
-  /** k, T, implementation and listener of all gated layers. */
-  public RoutingControl routing() {
-    return control;
-  }
-
-  /** Who is told of every routing; null for nobody. */
-  public void setRoutingListener(RoutingListener listener) {
-    control.listener(listener);
+  /** What computes it. */
+  public Backend backend() {
+    return backend;
   }
 
   /** A cache for rows with these left paddings. */
@@ -112,18 +109,23 @@ public final class Llama extends LlamaBlock {
    * Runs new tokens behind those in the cache: prefill, or one step of decoding.
    *
    * @param ids {@code (batch, seq)} int64, on the model's device, left-padded as the cache says
+   * @param context what the request wants of the gated layers
    * @return logits of the last position, {@code (batch, vocab)} float32, owned by the manager of
    *     {@code ids}
    */
-  public NDArray next(NDArray ids, KvCache cache) {
+  public NDArray next(NDArray ids, KvCache cache, ForwardContext context) {
     int seq = (int) ids.getShape().get(1);
     var owner = ids.getManager();
     try (var scope = owner.newSubManager();
-        var routed = control.pass(manager)) {
-      var hidden = hidden(ids, Pass.cached(scope, rotary, cache, dtype, seq), scope);
+        var routed = backend.begin(context)) {
+      var hidden =
+          hidden(
+              ids,
+              Pass.cached(scope, rotary, cache, dtype, seq, backend.ops(), routed.context()),
+              scope);
       cache.advance(seq);
       var last = Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);
-      var logits = Ops.cast(Ops.linear(norm.forward(last, false), head, null), Dtype.F32);
+      var logits = Ops.cast(Ops.linear(backend.ops().norm(last, norm), head, null), Dtype.F32);
       logits.attach(owner);
       return logits;
     }
@@ -138,7 +140,7 @@ public final class Llama extends LlamaBlock {
     x.attach(scope);
     for (var layer : layers) {
       var y = layer.forward(x, pass);
-      if (!pass.training()) {
+      if (!pass.context().training()) {
         x.close();
       }
       x = y;
@@ -150,8 +152,8 @@ public final class Llama extends LlamaBlock {
    * A pass over whole right-padded rows of {@code seq} tokens, for training; {@code owner} must
    * outlive the backward pass.
    */
-  public Pass wholePass(NDManager owner, int seq, boolean training) {
-    return Pass.whole(owner, rotary, seq, training);
+  public Pass wholePass(NDManager owner, int seq, ForwardContext context) {
+    return Pass.whole(owner, rotary, seq, backend.ops(), context);
   }
 
   /** Embeds ids {@code (batch, seq)} int64: {@code (batch, seq, hidden)}. */
@@ -167,7 +169,7 @@ public final class Llama extends LlamaBlock {
    */
   public NDArray logits(NDArray ids, Pass pass) {
     var owner = ids.getManager();
-    return Ops.linear(norm.forward(hidden(ids, pass, owner)), head, null);
+    return Ops.linear(pass.ops().norm(hidden(ids, pass, owner), norm), head, null);
   }
 
   @Override
@@ -177,8 +179,10 @@ public final class Llama extends LlamaBlock {
       boolean training,
       PairList<String, Object> params) {
     var ids = inputs.head();
+    var inference = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
+    var context = training ? inference.forTraining(true) : inference;
     return new NDList(
-        logits(ids, wholePass(ids.getManager(), (int) ids.getShape().get(1), training)));
+        logits(ids, wholePass(ids.getManager(), (int) ids.getShape().get(1), context)));
   }
 
   @Override

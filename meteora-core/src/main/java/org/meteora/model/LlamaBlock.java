@@ -1,15 +1,20 @@
 package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import ai.djl.nn.AbstractBlock;
 import ai.djl.nn.Parameter;
+import ai.djl.training.ParameterStore;
+import ai.djl.util.PairList;
 import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
-import org.meteora.moe.LinearGroup;
-import org.meteora.moe.MoeLinear;
+import java.util.Objects;
+import org.meteora.moe.GatedForward;
+import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
 
 /**
@@ -29,14 +34,37 @@ abstract class LlamaBlock extends AbstractBlock {
   }
 
   /** The projections that read one input, as children of this block. */
-  final LinearGroup group(Projection.Input input, Map<Projection, MoeLinear> linears) {
-    var reading = new ArrayList<MoeLinear>();
+  final GatedForward group(
+      Projection.Input input, Map<Projection, GatedLinear> linears, Backend backend) {
+    var reading = new ArrayList<GatedLinear>();
     for (var projection : Projection.values()) {
       if (projection.input() == input) {
         reading.add(addChildBlock(projection.module(), linears.get(projection)));
       }
     }
-    return new LinearGroup(reading);
+    return backend.of(reading);
+  }
+
+  /** What linears with one input give; their logits go where the pass wants them. */
+  static List<NDArray> project(GatedForward group, NDArray x, Pass pass) {
+    var outputs = group.forward(x, pass.context());
+    if (pass.context().gateLogits()) {
+      outputs.stream()
+          .map(GatedLinear.Output::gateLogits)
+          .filter(Objects::nonNull)
+          .forEach(pass.gateLogits()::add);
+    }
+    return outputs.stream().map(GatedLinear.Output::y).toList();
+  }
+
+  /** The parts of a decoder run within it: they need a {@link Pass}. */
+  @Override
+  protected NDList forwardInternal(
+      ParameterStore parameterStore,
+      NDList inputs,
+      boolean training,
+      PairList<String, Object> params) {
+    throw new UnsupportedOperationException(getClass().getSimpleName() + " runs within a Llama");
   }
 
   @Override

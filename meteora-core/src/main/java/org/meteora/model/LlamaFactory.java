@@ -5,8 +5,7 @@ import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.EnumMap;
 import org.meteora.lora.AdapterBank;
-import org.meteora.moe.MoeLinear;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 
@@ -42,6 +41,7 @@ public final class LlamaFactory {
   /**
    * @param manager owns parameters and tables
    * @param banks the adapters of every projection
+   * @param backend what computes it
    * @param dropout on the adapters' input in training
    */
   public static Llama build(
@@ -50,45 +50,44 @@ public final class LlamaFactory {
       Dtype dtype,
       Weights weights,
       Banks banks,
-      RoutingControl control,
+      Backend backend,
       double dropout) {
     long hidden = config.hiddenSize();
     var rotary = new RotaryEmbedding(manager, config, dtype);
     var embedding = weights.get("model.embed_tokens.weight", config.vocabSize(), hidden);
     var layers = new ArrayList<DecoderLayer>();
     for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
-      var linears = new EnumMap<Projection, MoeLinear>(Projection.class);
+      var linears = new EnumMap<Projection, GatedLinear>(Projection.class);
       for (var module : Projection.values()) {
         var path = module.path(layer);
         var shape = config.shape(module);
         linears.put(
             module,
-            new MoeLinear(
+            new GatedLinear(
                 weights.get(path + ".weight", shape),
                 config.biased().contains(module) ? weights.get(path + ".bias", shape[0]) : null,
                 banks.get(layer, module),
-                control,
                 dropout,
+                backend,
                 layer,
-                module.ordinal()));
+                module));
       }
       var prefix = "model.layers." + layer + ".";
       layers.add(
           new DecoderLayer(
-              rotary,
               new RmsNorm(
                   weights.get(prefix + "input_layernorm.weight", hidden), config.rmsNormEps()),
-              new Attention(config, layer, rotary, linears),
+              new Attention(config, layer, linears, backend),
               new RmsNorm(
                   weights.get(prefix + "post_attention_layernorm.weight", hidden),
                   config.rmsNormEps()),
-              new Mlp(linears)));
+              new Mlp(linears, backend)));
     }
     var norm = new RmsNorm(weights.get("model.norm.weight", hidden), config.rmsNormEps());
     var head =
         config.tieWordEmbeddings() && !weights.hasOwnHead()
             ? embedding
             : weights.get("lm_head.weight", config.vocabSize(), hidden);
-    return new Llama(config, manager, embedding, layers, norm, head, rotary, control);
+    return new Llama(config, manager, embedding, layers, norm, head, rotary, backend);
   }
 }

@@ -4,46 +4,38 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.List;
-import org.meteora.backend.cpu.HostTape;
+import java.util.Optional;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedTape;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
- * What all layers need to know of one pass: positions, mask, cache, and whether it is training.
+ * One pass through the layers: positions, mask and cache, and what the request wants of the gated
+ * layers.
  *
  * @param angles of every position
  * @param mask added to the scores, {@code (batch, 1, seq, keys)} or broadcastable to it; null: none
  *     but {@code causal}
  * @param causal hide later keys
  * @param cache keys and values before this pass; null in training
- * @param training training's routing, dropout and gradients
+ * @param ops what lies between the products
+ * @param context of the gated layers
  * @param gateLogits filled with every gate's logits {@code (batch, seq, N)}, in the order of layers
- *     and modules; null: not kept
- * @param tape runs the gated layers of a training pass; null: they run themselves
+ *     and projections, where the context asks for them
  */
 public record Pass(
     RotaryEmbedding.Angles angles,
     NDArray mask,
     boolean causal,
     KvCache cache,
-    boolean training,
-    List<NDArray> gateLogits,
-    HostTape tape) {
-
-  /** A pass without a tape. */
-  public Pass(
-      RotaryEmbedding.Angles angles,
-      NDArray mask,
-      boolean causal,
-      KvCache cache,
-      boolean training,
-      List<NDArray> gateLogits) {
-    this(angles, mask, causal, cache, training, gateLogits, null);
-  }
+    LayerOps ops,
+    ForwardContext context,
+    List<NDArray> gateLogits) {
 
   /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
-  public Pass on(HostTape tape) {
-    return new Pass(angles, mask, causal, cache, training, new ArrayList<>(), tape);
+  public Pass on(Optional<GatedTape> tape) {
+    return new Pass(angles, mask, causal, cache, ops, context.withTape(tape), new ArrayList<>());
   }
 
   /**
@@ -52,7 +44,13 @@ public record Pass(
    * @param manager owns masks and angles; they must live as long as the pass
    */
   static Pass cached(
-      NDManager manager, RotaryEmbedding rotary, KvCache cache, Dtype dtype, int seq) {
+      NDManager manager,
+      RotaryEmbedding rotary,
+      KvCache cache,
+      Dtype dtype,
+      int seq,
+      LayerOps ops,
+      ForwardContext context) {
     int past = cache.length();
     var padding = cache.padding();
     boolean padded = false;
@@ -77,7 +75,14 @@ public record Pass(
         mask = mask == null ? later : mask.add(later);
       }
     }
-    return new Pass(rotary.angles(manager, position, rows), mask, causal, cache, false, null);
+    return new Pass(
+        rotary.angles(manager, position, rows),
+        mask,
+        causal,
+        cache,
+        ops,
+        context,
+        new ArrayList<>());
   }
 
   /**
@@ -86,7 +91,8 @@ public record Pass(
    *
    * @param manager owns the angles
    */
-  static Pass whole(NDManager manager, RotaryEmbedding rotary, int seq, boolean training) {
+  static Pass whole(
+      NDManager manager, RotaryEmbedding rotary, int seq, LayerOps ops, ForwardContext context) {
     var position = new long[seq];
     for (int i = 0; i < seq; i++) {
       position[i] = i;
@@ -96,8 +102,9 @@ public record Pass(
         null,
         true,
         null,
-        training,
-        training ? new ArrayList<>() : null);
+        context.training() ? TensorOps.INSTANCE : ops,
+        context,
+        new ArrayList<>());
   }
 
   private static NDArray later(NDManager manager, int past, int seq, Dtype dtype) {

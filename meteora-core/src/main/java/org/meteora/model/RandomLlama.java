@@ -5,7 +5,6 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import java.util.Arrays;
 import org.meteora.lora.AdapterBank;
-import org.meteora.moe.RoutingControl;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -27,7 +26,7 @@ public final class RandomLlama {
       Dtype dtype,
       int adapters,
       int rank,
-      RoutingControl control,
+      Backend backend,
       double dropout) {
     return LlamaFactory.build(
         config,
@@ -39,7 +38,7 @@ public final class RandomLlama {
                 : normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape),
         (layer, module) ->
             adapters == 0 ? null : bank(config.shape(module), manager, dtype, adapters, rank),
-        control,
+        backend,
         dropout);
   }
 

@@ -4,10 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
-import org.meteora.backend.cpu.HostRows;
-import org.meteora.backend.cuda.GpuRows;
-import org.meteora.tensor.Dtype;
-import org.meteora.tensor.Ops;
 
 /**
  * {@code x / sqrt(mean(x²) + eps) · weight} over the last dimension, the quotient in float32.
@@ -33,36 +29,19 @@ public final class RmsNorm extends LlamaBlock {
     return weight;
   }
 
-  /**
-   * One pass.
-   *
-   * @param training keeps to operations that can be recorded
-   */
-  NDArray forward(NDArray x, boolean training) {
-    if (training) {
-      return forward(x);
-    }
-    if (x.getDevice().isGpu()) {
-      return GpuRows.norm(x, weight, epsilon);
-    }
-    return HostRows.fits(x) ? HostRows.norm(x, weight, epsilon) : forward(x);
+  /** eps, float32. */
+  public float eps() {
+    return epsilon;
   }
 
-  /**
-   * {@code added += x} and the norm of the sum, at inference on a GPU.
-   *
-   * @param added as {@code x}; changed
-   */
-  NDArray forwardOfSum(NDArray x, NDArray added) {
-    try (var rows = Ops.contiguous(x)) {
-      return GpuRows.addAndNorm(rows, added, weight, epsilon);
-    }
+  /** eps as a float32 scalar on the weight's device. */
+  NDArray epsOnDevice() {
+    return eps;
   }
 
+  /** By tensor operations, recorded for backward. */
   public NDArray forward(NDArray x) {
-    var full = Ops.cast(x, Dtype.F32);
-    var scale = Ops.rsqrt(full.square().mean(new int[] {-1}, true).add(eps));
-    return Ops.cast(full.mul(scale), Ops.dtype(x)).mul(weight);
+    return TensorOps.INSTANCE.norm(x, this);
   }
 
   @Override

@@ -10,16 +10,17 @@ import org.meteora.tensor.Ops;
 /**
  * Rotary position embedding in Hugging Face's layout (the two halves of a head are the pair).
  * Cosines and sines are computed in double, kept as float32 tables for as many positions as were
- * asked for so far, and looked up by position.
+ * asked for so far, and looked up by position; from any thread.
  */
 public final class RotaryEmbedding {
   private final NDManager manager;
   private final double[] frequencies;
   private final int headDim;
   private final Dtype dtype;
-  private NDArray cos;
-  private NDArray sin;
-  private int positions;
+  private volatile Tables tables;
+
+  /** {@code (positions, headDim)} float32 each. Never closed before the model: others may read. */
+  private record Tables(NDArray cos, NDArray sin, int positions) {}
 
   /**
    * Cosine and sine of every position of a pass, {@code (batch or 1, seq, 1, headDim)} in the
@@ -85,18 +86,21 @@ public final class RotaryEmbedding {
     for (long p : position) {
       highest = Math.max(highest, p);
     }
-    grow((int) highest + 1);
+    var known = tables;
+    if (known == null || known.positions() <= highest) {
+      known = grow((int) highest + 1);
+    }
     var ids = manager.create(position, Ops.shape(rows, position.length / rows));
-    return new Angles(look(cos, ids), look(sin, ids));
+    return new Angles(look(known.cos(), ids), look(known.sin(), ids));
   }
 
   private NDArray look(NDArray table, NDArray ids) {
     return Ops.cast(Ops.embedding(table, ids), dtype).expandDims(2);
   }
 
-  private void grow(int needed) {
-    if (needed <= positions) {
-      return;
+  private synchronized Tables grow(int needed) {
+    if (tables != null && needed <= tables.positions()) {
+      return tables;
     }
     int count = Math.max(256, Integer.highestOneBit(needed - 1) << 1);
     var cosines = new float[count * headDim];
@@ -111,13 +115,12 @@ public final class RotaryEmbedding {
         sines[p * headDim + i] = -sines[p * headDim + half + i];
       }
     }
-    if (cos != null) {
-      cos.close();
-      sin.close();
-    }
-    cos = manager.create(cosines, Ops.shape(count, headDim));
-    sin = manager.create(sines, Ops.shape(count, headDim));
-    positions = count;
+    tables =
+        new Tables(
+            manager.create(cosines, Ops.shape(count, headDim)),
+            manager.create(sines, Ops.shape(count, headDim)),
+            count);
+    return tables;
   }
 
   /** Rotates {@code x (batch, seq, heads, headDim)}. */

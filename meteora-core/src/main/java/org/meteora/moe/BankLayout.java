@@ -3,7 +3,6 @@ package org.meteora.moe;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.List;
-import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.lora.AdapterBank;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -18,15 +17,17 @@ import org.meteora.tensor.Ops;
  * {@link #stack} puts A and gates of several banks into one matrix.
  */
 public final class BankLayout {
+  /** Products run at full speed where a row of the result is whole 16 bytes. */
+  private static final int COLUMNS = 8;
+
   private final AdapterBank bank;
   private final NDArray rows;
   private final NDArray rowScales;
-  private final NDArray scales;
   private final NDArray expansion;
   private final long[] offsets;
   private final NDManager manager;
   private final Dtype dtype;
-  private NDArray loraBTransposed;
+  private volatile NDArray loraBTransposed;
   private NDArray stacked;
 
   public BankLayout(NDManager manager, AdapterBank bank, Dtype dtype) {
@@ -52,7 +53,6 @@ public final class BankLayout {
     }
     rows = manager.create(rowTable, Ops.shape(n, most));
     rowScales = manager.create(scaleTable, Ops.shape(n, most));
-    scales = manager.create(scaleOf, Ops.shape(n, 1));
     expansion = manager.create(expand, Ops.shape(n, Math.max(1, bank.totalRank())));
   }
 
@@ -78,7 +78,7 @@ public final class BankLayout {
   }
 
   /** What was kept of the parameters is made anew at the next use. */
-  public void parametersMayChange() {
+  public synchronized void parametersMayChange() {
     if (loraBTransposed != null) {
       loraBTransposed.close();
       loraBTransposed = null;
@@ -90,6 +90,11 @@ public final class BankLayout {
     if (trainable) {
       return Ops.transpose(bank.loraB(), 0, 1);
     }
+    var kept = loraBTransposed;
+    return kept == null ? keepBTransposed() : kept;
+  }
+
+  private synchronized NDArray keepBTransposed() {
     if (loraBTransposed == null) {
       var view = Ops.transpose(bank.loraB(), 0, 1);
       if (Ops.dtype(view) == dtype && Ops.isRowMajor(view)) {
@@ -104,7 +109,7 @@ public final class BankLayout {
 
   /** Rows that A and gate take in a stack, unused ones included. */
   public int stackedRows() {
-    return AdapterKernels.columns(bank.size(), bank.totalRank());
+    return (bank.size() + bank.totalRank() + COLUMNS - 1) / COLUMNS * COLUMNS;
   }
 
   /**
@@ -141,9 +146,18 @@ public final class BankLayout {
     return all;
   }
 
-  /** Whether A and gate have the dtype that the layer computes in. */
-  public boolean hasLayersDtype() {
-    return Ops.dtype(bank.loraA()) == dtype && Ops.dtype(bank.gate()) == dtype;
+  /** Whether gate and A are what code that reads memory takes: the layer's dtype, row-major. */
+  public boolean isPlain() {
+    return isPlain(bank.gate()) && isPlain(bank.loraA());
+  }
+
+  /** As {@link #isPlain}, and B as well. */
+  public boolean isPlainInTraining() {
+    return isPlain() && isPlain(bank.loraB());
+  }
+
+  private boolean isPlain(NDArray array) {
+    return array == null || Ops.dtype(array) == dtype && Ops.isRowMajor(array);
   }
 
   /** {@code (N, r_max)} int64: the row of A of each adapter's each rank; 0 beyond its rank. */
@@ -154,11 +168,6 @@ public final class BankLayout {
   /** {@code (N, r_max)} float32: the adapter's scale, 0 beyond its rank. */
   public NDArray rowScales() {
     return rowScales;
-  }
-
-  /** {@code (N, 1)} float32. */
-  public NDArray scales() {
-    return scales;
   }
 
   /** {@code (N, Σr)} float32: the adapter's scale in its own columns, 0 elsewhere. */

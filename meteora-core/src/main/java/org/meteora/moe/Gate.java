@@ -1,10 +1,19 @@
 package org.meteora.moe;
 
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
-/** From gate logits to a {@link Routing}: MeteoRA's equations for inference and for training. */
+/**
+ * From the adapters' scores to their weights: MeteoRA's equations for inference and for training,
+ * on tensors (recorded for backward) and on host memory. No other place chooses, but for the CUDA
+ * kernels.
+ */
 public final class Gate {
   private Gate() {}
 
@@ -32,5 +41,69 @@ public final class Gate {
   public static Routing training(NDArray logits, int topK) {
     var top = Ops.topK(Ops.softmax(logits), topK);
     return new Routing(top[1], top[0].div(top[0].sum(new int[] {-1}, true)));
+  }
+
+  /**
+   * {@link #inference} in host memory; with T = 1 it is {@link #training} too, since a softmax over
+   * the chosen logits alone is the softmax over all, divided by their sum.
+   *
+   * @param logits {@code (tokens, N)} float32, row-major
+   * @param choice of tokens {@code from} to {@code to}, written here
+   */
+  public static void choose(
+      MemorySegment logits, int n, Choice choice, int from, int to, double temperature) {
+    int topK = choice.topK();
+    var indices = choice.indices();
+    var weights = choice.weights();
+    var values = new float[n];
+    for (int t = from; t < to; t++) {
+      MemorySegment.copy(logits, JAVA_FLOAT, (long) t * n * Float.BYTES, values, 0, n);
+      for (int j = 0; j < topK; j++) {
+        int best = -1;
+        for (int i = 0; i < n; i++) {
+          if ((best < 0 || values[i] > values[best]) && !contains(indices, t * topK, j, i)) {
+            best = i;
+          }
+        }
+        indices[t * topK + j] = best;
+      }
+      double sum = 0;
+      double top = values[indices[t * topK]];
+      for (int j = 0; j < topK; j++) {
+        double weight = Math.exp((values[indices[t * topK + j]] - top) / temperature);
+        weights[t * topK + j] = (float) weight;
+        sum += weight;
+      }
+      for (int j = 0; j < topK; j++) {
+        weights[t * topK + j] /= (float) sum;
+      }
+    }
+  }
+
+  private static boolean contains(int[] values, int from, int count, int wanted) {
+    for (int i = from; i < from + count; i++) {
+      if (values[i] == wanted) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /** Each batch row's adapter, with the weight 1, for its {@code tokens / rows} tokens. */
+  public static Choice fixed(int tokens, int rows, Router.Fixed router) {
+    var choice = new Choice(tokens, 1);
+    int each = tokens / rows;
+    for (int row = 0; row < rows; row++) {
+      Arrays.fill(choice.indices(), row * each, (row + 1) * each, router.of(row));
+    }
+    Arrays.fill(choice.weights(), 1);
+    return choice;
+  }
+
+  /** A choice as tensors. */
+  public static Routing upload(NDManager manager, Choice choice) {
+    var indices = Arrays.stream(choice.indices()).asLongStream().toArray();
+    var shape = Ops.shape(choice.tokens(), choice.topK());
+    return new Routing(manager.create(indices, shape), manager.create(choice.weights(), shape));
   }
 }

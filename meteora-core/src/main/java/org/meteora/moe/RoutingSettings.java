@@ -3,12 +3,13 @@ package org.meteora.moe;
 import org.meteora.UserException;
 
 /**
- * How many adapters act on a token and how their weights are spread.
+ * How many adapters act on a token, how their weights are spread, and who chooses them.
  *
  * @param topK adapters for each token, at least 1; cut to the number there is
  * @param temperature T of the inference equation, above 0
+ * @param router the gates, unless adapters are fixed
  */
-public record RoutingSettings(int topK, double temperature) {
+public record RoutingSettings(int topK, double temperature, Router router) {
   /** The paper's k = 2 and T = 1. */
   public static final RoutingSettings DEFAULT = new RoutingSettings(2, 1);
 
@@ -19,5 +20,15 @@ public record RoutingSettings(int topK, double temperature) {
     if (!(temperature > 0) || Double.isInfinite(temperature)) {
       throw new UserException("routing-temperature must be a number above 0, it is " + temperature);
     }
+  }
+
+  /** The gates choose. */
+  public RoutingSettings(int topK, double temperature) {
+    this(topK, temperature, Router.GATES);
+  }
+
+  /** The same with another router. */
+  public RoutingSettings withRouter(Router value) {
+    return new RoutingSettings(topK, temperature, value);
   }
 }

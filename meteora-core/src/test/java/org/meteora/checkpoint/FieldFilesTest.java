@@ -21,7 +21,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.Fixtures;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Devices;

@@ -11,7 +11,7 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.meteora.Fixtures;
 import org.meteora.io.Jsonl;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 
 /**
  * A real model and its real tokenizer, SmolLM2-135M-Instruct, against transformers 5.24 in float32:

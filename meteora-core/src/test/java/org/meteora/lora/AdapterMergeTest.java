@@ -26,7 +26,7 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.checkpoint.MergedModel;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterMerge.Method;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;

@@ -9,17 +9,21 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
+import org.meteora.backend.Backends;
 import org.meteora.io.Jsonl;
 import org.meteora.model.llama.LlamaConfig;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.moe.forward.Flags;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 class ArchitectureTest {
+  private static final ForwardContext CONTEXT =
+      ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
+
   private static Architecture tiny(Map<String, Boolean> biases) {
     var json =
         Jsonl.JSON
@@ -92,9 +96,9 @@ class ArchitectureTest {
                   "model.layers.0.self_attn.v_proj.bias"));
       var layer = llama.layers().getFirst();
       NDArray x = manager.ones(Ops.shape(1, 8));
-      assertThat(layer.projection(Projection.K).forward(x, false).y().toFloatArray())
+      assertThat(layer.projection(Projection.K).forward(x, CONTEXT).y().toFloatArray())
           .containsOnly(9);
-      assertThat(layer.projection(Projection.O).forward(x, false).y().toFloatArray())
+      assertThat(layer.projection(Projection.O).forward(x, CONTEXT).y().toFloatArray())
           .containsOnly(8);
     }
   }
@@ -107,7 +111,7 @@ class ArchitectureTest {
         Dtype.F32,
         weights,
         (layer, projection) -> null,
-        new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO),
+        Backends.of(manager, Dtype.F32),
         0);
   }
 }

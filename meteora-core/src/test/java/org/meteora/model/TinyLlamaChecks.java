@@ -18,8 +18,9 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.Fixtures;
 import org.meteora.checkpoint.LoadedModel;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Devices;
@@ -74,7 +75,12 @@ abstract class TinyLlamaChecks {
    * Runs prompts as one left-padded batch in pieces of at most {@code piece} tokens; the last
    * position's logits.
    */
-  static float[] logits(Llama llama, List<int[]> prompts, int piece) {
+  static float[] logits(LoadedModel model, List<int[]> prompts, int piece) {
+    return logits(model.llama(), model.generator().context(), prompts, piece);
+  }
+
+  private static float[] logits(
+      Llama llama, ForwardContext context, List<int[]> prompts, int piece) {
     int seq = prompts.stream().mapToInt(p -> p.length).max().orElseThrow();
     var padding = prompts.stream().mapToInt(p -> seq - p.length).toArray();
     try (var manager = llama.manager().newSubManager();
@@ -91,7 +97,7 @@ abstract class TinyLlamaChecks {
         }
         try (var step = manager.newSubManager()) {
           NDArray input = step.create(ids, Ops.shape(prompts.size(), width));
-          result = llama.next(input, cache).toFloatArray();
+          result = llama.next(input, cache, context).toFloatArray();
         }
       }
       return result;
@@ -125,16 +131,16 @@ abstract class TinyLlamaChecks {
     var expected = expectedLogits(name + ".logits_last");
     var generated = Fixtures.expected().get(name + ".generated");
     try (var model = load(name, Fixtures.tinyLlama().resolve("base"), Optional.empty())) {
-      assertClose(logits(model.llama(), prompts, 1000), expected, 1e-4);
-      assertClose(logits(model.llama(), prompts, 1), expected, 1e-4);
-      assertClose(logits(model.llama(), prompts, 50), expected, 1e-4);
+      assertClose(logits(model, prompts, 1000), expected, 1e-4);
+      assertClose(logits(model, prompts, 1), expected, 1e-4);
+      assertClose(logits(model, prompts, 50), expected, 1e-4);
       var config =
           model.generationConfig().withGreedy().withNoRepeatNgramSize(3).withMaxNewTokens(24);
       var together = model.generator().generate(prompts, config);
       for (int row = 0; row < prompts.size(); row++) {
         var alone = List.of(prompts.get(row));
         assertClose(
-            logits(model.llama(), alone, 1000),
+            logits(model, alone, 1000),
             Arrays.copyOfRange(expected, row * 512, row * 512 + 512),
             1e-4);
         var tokens = untilEos(Fixtures.ints(generated.get(row)));
@@ -157,9 +163,9 @@ abstract class TinyLlamaChecks {
   void everyForwardModeAgrees(ForwardMode mode) {
     for (var name : MODELS.subList(5, 9)) {
       try (var model = load(name, Fixtures.tinyLlama().resolve("base"), Optional.empty())) {
-        model.llama().routing().flags(Flags.of(mode));
+        var context = model.generator().context().withMode(mode);
         assertClose(
-            logits(model.llama(), Fixtures.prompts(), 1000),
+            logits(model.llama(), context, Fixtures.prompts(), 1000),
             expectedLogits(name + ".logits_last"),
             1e-4);
       }
@@ -180,11 +186,11 @@ abstract class TinyLlamaChecks {
               manager.create(
                   Arrays.stream(prompts.get(row)).asLongStream().toArray(), Ops.shape(1, length));
           // evaluation's routing while gate logits are collected
-          var pass = model.llama().wholePass(manager, length, false);
-          var collecting = new Pass(pass.angles(), null, true, null, false, new ArrayList<>());
+          var context = model.generator().context().withGateLogits(true);
+          var pass = model.llama().wholePass(manager, length, context);
           var gates = new ArrayList<float[]>();
-          model.llama().logits(ids, collecting);
-          collecting.gateLogits().forEach(each -> gates.add(each.toFloatArray()));
+          model.llama().logits(ids, pass);
+          pass.gateLogits().forEach(each -> gates.add(each.toFloatArray()));
           assertThat(gates).hasSize(14);
           assertClose(
               gates.get(entry.getValue()),
@@ -209,8 +215,8 @@ abstract class TinyLlamaChecks {
     for (var name : List.of("base", "peft.task_a", "meteora.k2.T1")) {
       try (var fromHalf = load(name, half, Optional.empty());
           var fromFull = load(name, full, Optional.empty())) {
-        assertThat(logits(fromHalf.llama(), Fixtures.prompts(), 1000))
-            .isEqualTo(logits(fromFull.llama(), Fixtures.prompts(), 1000));
+        assertThat(logits(fromHalf, Fixtures.prompts(), 1000))
+            .isEqualTo(logits(fromFull, Fixtures.prompts(), 1000));
       }
     }
     // computing in half precision: activations are rounded at every step; without gates no choice
@@ -221,8 +227,8 @@ abstract class TinyLlamaChecks {
         assertThat(model.llama().dtype()).isEqualTo(dtype);
         assertThat(
                 relativeError(
-                    logits(model.llama(), Fixtures.prompts(), 1000),
-                    logits(reference.llama(), Fixtures.prompts(), 1000)))
+                    logits(model, Fixtures.prompts(), 1000),
+                    logits(reference, Fixtures.prompts(), 1000)))
             .isLessThan(dtype == Dtype.F16 ? 5e-3 : 3e-2);
       }
     }

@@ -11,14 +11,16 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.meteora.Fixtures;
+import org.meteora.backend.Backends;
 import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.cuda.driver.Cuda;
-import org.meteora.moe.MoeLinear;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.GatedLinear;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -51,12 +53,13 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
               config.withNoRepeatNgramSize(1).withMaxNewTokens(60), // more bans than a step takes
               config.withNoRepeatNgramSize(2).withMaxNewTokens(60),
               config.withSampling(0.9, 0.95, 40, 3).withMaxNewTokens(60))) {
-        model.llama().routing().flags(Flags.AUTO);
-        assertThat(CudaDecoder.refusal(model.llama(), prompts.size())).isEmpty();
-        var engine = model.generator().generate(prompts, each);
-        model.llama().routing().flags(Flags.of(ForwardMode.GATHER));
-        assertThat(CudaDecoder.refusal(model.llama(), prompts.size())).isPresent();
-        var eager = model.generator().generate(prompts, each);
+        var auto = model.generator();
+        var gather = auto.with(auto.context().withMode(ForwardMode.GATHER));
+        assertThat(CudaDecoder.refusal(model.llama(), prompts.size(), auto.context())).isEmpty();
+        var engine = auto.generate(prompts, each);
+        assertThat(CudaDecoder.refusal(model.llama(), prompts.size(), gather.context()))
+            .isPresent();
+        var eager = gather.generate(prompts, each);
         for (int row = 0; row < prompts.size(); row++) {
           assertThat(engine.get(row)).as("row %d of %s", row, each).isEqualTo(eager.get(row));
         }
@@ -64,7 +67,6 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
         engine.forEach(tokens -> lengths.add(tokens.length));
         System.err.println("continuations of lengths " + lengths);
       }
-      model.llama().routing().flags(Flags.AUTO);
       var small = config.withMaxNewTokens(8);
       model.generator().generate(prompts, small);
       long free = Cuda.device(0).memory().free();
@@ -103,15 +105,12 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
             model.generationConfig().withGreedy().withMaxLength(longest + 20).withMaxNewTokens(60);
         var silent = model.generator().generate(prompts, config);
         var graph = new ArrayList<Heard>();
-        llama.setRoutingListener(into(graph));
-        assertThat(CudaDecoder.refusal(llama, prompts.size())).isEmpty();
-        var recorded = model.generator().generate(prompts, config);
-        llama.routing().flags(Flags.of(ForwardMode.GATHER));
+        var auto = model.generator();
+        assertThat(CudaDecoder.refusal(llama, prompts.size(), auto.context())).isEmpty();
+        var recorded = auto.listenedBy(into(graph)).generate(prompts, config);
         var eager = new ArrayList<Heard>();
-        llama.setRoutingListener(into(eager));
-        var expected = model.generator().generate(prompts, config);
-        llama.setRoutingListener(null);
-        llama.routing().flags(Flags.AUTO);
+        var gather = auto.with(auto.context().withMode(ForwardMode.GATHER));
+        var expected = gather.listenedBy(into(eager)).generate(prompts, config);
         for (int row = 0; row < prompts.size(); row++) {
           assertThat(recorded.get(row)).isEqualTo(silent.get(row)).isEqualTo(expected.get(row));
         }
@@ -153,23 +152,24 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
   void theFusedLayerAgrees(Dtype dtype) {
     try (var manager = Devices.newManager(ai.djl.Device.gpu());
         var recording = Ops.notRecording()) {
-      var control = new RoutingControl(new RoutingSettings(2, 3), Flags.AUTO);
+      var context = ForwardContext.inference(new RoutingSettings(2, 3), Flags.AUTO);
       for (var shape : List.of(new long[] {264, 136}, new long[] {1000, 512})) {
         var bank = RandomLlama.bank(shape, manager, dtype, 28, 8);
         var weight = RandomLlama.normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape);
-        var layer = new MoeLinear(weight, null, bank, control, 0, 0, 0);
+        var layer =
+            new GatedLinear(weight, null, bank, 0, Backends.of(manager, dtype), 0, Projection.Q);
         for (int tokens : new int[] {1, 2, 5, 16, 17, 300}) {
           for (int topK : new int[] {1, 2, 4}) {
-            control.settings(new RoutingSettings(topK, 3));
+            context = context.withRouting(new RoutingSettings(topK, 3));
             var x = RandomLlama.normal(manager, dtype, 1, tokens, shape[1]);
-            control.flags(Flags.of(ForwardMode.MASKED));
-            var masked = layer.forward(x, false);
+            context = context.withMode(ForwardMode.MASKED);
+            var masked = layer.forward(x, context.withGateLogits(true));
             var expected = floats(masked.y());
             var expectedLogits = floats(masked.gateLogits());
             for (var mode : List.of(ForwardMode.FUSED, ForwardMode.AUTO)) {
               for (boolean logits : new boolean[] {true, false}) {
-                control.flags(Flags.of(mode));
-                var output = layer.forward(x, false, logits);
+                context = context.withMode(mode);
+                var output = layer.forward(x, context.withGateLogits(logits));
                 assertThat(relativeError(floats(output.y()), expected))
                     .as("%s, %d tokens, k %d", mode, tokens, topK)
                     .isLessThan(tolerance(dtype, tokens));

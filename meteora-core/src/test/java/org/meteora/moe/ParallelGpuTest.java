@@ -11,11 +11,11 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
+import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.RandomLlama;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -63,9 +63,18 @@ class ParallelGpuTest {
       double worst = 0;
       try (var manager = Devices.newManager(Device.gpu());
           var recording = Ops.notRecording()) {
-        var control = new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.ALL));
+        var context =
+            ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.ALL));
         var weight = RandomLlama.normal(manager, dtype, 0.05, OUT, IN);
-        var layer = new MoeLinear(weight, null, bank(manager, dtype), control, 0, 0, 0);
+        var layer =
+            new GatedLinear(
+                weight,
+                null,
+                bank(manager, dtype),
+                0,
+                Backends.of(manager, dtype),
+                0,
+                Projection.Q);
         for (int round = 0; round < 100; round++) {
           int tokens = 1 + round * 37 % 700;
           try (var scope = manager.newSubManager()) {
@@ -73,11 +82,11 @@ class ParallelGpuTest {
             var x = RandomLlama.normal(scope, dtype, 1, tokens, IN);
             var results = new ArrayList<float[]>();
             for (var mode : List.of(ForwardMode.ALL, ForwardMode.PARALLEL)) {
-              control.flags(Flags.of(mode));
+              context = context.withMode(mode);
               NDArray sum = null;
               for (int step = 0; step < 4; step++) {
                 try (var own = scope.newSubManager()) {
-                  var y = layer.forward(Ops.alias(own, x).mul(1 + step), false).y();
+                  var y = layer.forward(Ops.alias(own, x).mul(1 + step), context).y();
                   var next = sum == null ? y.mul(1) : sum.add(y);
                   next.attach(scope);
                   sum = next;
@@ -99,26 +108,27 @@ class ParallelGpuTest {
     double worst = 0;
     try (var manager = Devices.newManager(Device.gpu());
         var recording = Ops.recording()) {
-      var control = new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.ALL));
+      var context = ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.ALL));
       var weight = RandomLlama.normal(manager, Dtype.F32, 0.05, OUT, IN);
       var bank = bank(manager, Dtype.F32);
       var parameters = List.of(bank.gate(), bank.loraA(), bank.loraB());
       parameters.forEach(each -> each.setRequiresGradient(true));
-      var layer = new MoeLinear(weight, null, bank, control, 0, 0, 0);
+      var layer =
+          new GatedLinear(weight, null, bank, 0, Backends.of(manager, Dtype.F32), 0, Projection.Q);
       var upstream = RandomLlama.normal(manager, Dtype.F32, 1, 900, OUT);
       for (int round = 0; round < 40; round++) {
         int tokens = 20 + round * 53 % 800;
         var inputs = RandomLlama.normal(manager, Dtype.F32, 1, tokens, IN);
         var results = new ArrayList<List<float[]>>();
         for (var mode : List.of(ForwardMode.ALL, ForwardMode.PARALLEL)) {
-          control.flags(Flags.of(mode));
+          context = context.withMode(mode);
           try (var scope = manager.newSubManager()) {
             var x = Ops.alias(scope, inputs).mul(1);
             var leaf = Ops.detach(scope, x);
             leaf.setRequiresGradient(true);
             // twice through the layer, so that side streams follow on side streams
-            var first = layer.forward(leaf, true).y();
-            var second = layer.forward(leaf.mul(2), true).y();
+            var first = layer.forward(leaf, context.forTraining(true)).y();
+            var second = layer.forward(leaf.mul(2), context.forTraining(true)).y();
             var y = first.add(second);
             var gradient = Ops.narrow(upstream, 0, 0, tokens);
             gradient.attach(scope);

@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
 import java.util.function.Consumer;
+import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.eval.clean.AnswerCleaner;
@@ -30,7 +31,7 @@ public final class Evaluator {
   private final GenerationConfig config;
   private final int batchSize;
   private final Optional<BatchObserver> observer;
-  private final Consumer<RoutingListener> routing;
+  private final Function<RoutingListener, TokenGenerator> routing;
 
   /**
    * What came of an evaluation.
@@ -54,7 +55,7 @@ public final class Evaluator {
    */
   public Evaluator(
       TokenGenerator generator, TextCodec codec, GenerationConfig config, int batchSize) {
-    this(generator, codec, config, batchSize, Optional.empty(), listener -> {});
+    this(generator, codec, config, batchSize, Optional.empty(), listener -> generator);
   }
 
   private Evaluator(
@@ -63,7 +64,7 @@ public final class Evaluator {
       GenerationConfig config,
       int batchSize,
       Optional<BatchObserver> observer,
-      Consumer<RoutingListener> routing) {
+      Function<RoutingListener, TokenGenerator> routing) {
     if (batchSize < 1) {
       throw new UserException("the batch size must be at least 1, not " + batchSize);
     }
@@ -78,10 +79,10 @@ public final class Evaluator {
   /**
    * The same evaluator, watched.
    *
-   * @param routing sets the model's routing listener ({@code llama::setRoutingListener}); gets null
-   *     after each batch
+   * @param routing a generator that tells this listener of every routing
    */
-  public Evaluator observedBy(BatchObserver observer, Consumer<RoutingListener> routing) {
+  public Evaluator observedBy(
+      BatchObserver observer, Function<RoutingListener, TokenGenerator> routing) {
     return new Evaluator(generator, codec, config, batchSize, Optional.of(observer), routing);
   }
 
@@ -194,13 +195,7 @@ public final class Evaluator {
       return generator.generate(ids, settings);
     }
     var indices = batch.stream().map(Prompt::index).toList();
-    routing.accept(observer.get().before(indices, ids));
-    List<int[]> result;
-    try {
-      result = generator.generate(ids, settings);
-    } finally {
-      routing.accept(null);
-    }
+    var result = routing.apply(observer.get().before(indices, ids)).generate(ids, settings);
     observer.get().after(indices, ids, result);
     return result;
   }

@@ -8,11 +8,13 @@ import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.OptionalInt;
-import org.meteora.backend.cpu.HostTape;
 import org.meteora.model.Llama;
 import org.meteora.model.Pass;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedTape;
+import org.meteora.moe.Router;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -32,7 +34,7 @@ import org.meteora.train.loss.LanguageModelLoss;
  * each layer, so that the second run drops what the first did.
  *
  * <p>Without it the layers' recordings are kept until the backward pass comes to them. On the CPU
- * in float32, unless a flag asks for another form, the gated layers are on a {@link HostTape}.
+ * in float32, unless a flag asks for another form, the gated layers are on a {@link GatedTape}.
  *
  * <p>The gates' loss is added where a layer is recorded: for a layer with output y and gradient g
  * the scalar {@code Σ y·g + weight · gateLoss(layer)} has the gradients wanted, in one backward
@@ -40,6 +42,7 @@ import org.meteora.train.loss.LanguageModelLoss;
  */
 public final class LlamaLearner implements Learner {
   private final Llama llama;
+  private final ForwardContext context;
   private final boolean checkpointing;
   private final int adapters;
   private final int chunkTokens;
@@ -47,15 +50,23 @@ public final class LlamaLearner implements Learner {
 
   /**
    * @param llama its adapters' tensors are trained
+   * @param context of a training pass: k, dropout, and which implementation
    * @param checkpointing whether layers are computed again in the backward pass
    * @param adapters N; 0 for a model without gates
    */
-  public LlamaLearner(Llama llama, boolean checkpointing, int adapters) {
-    this(llama, checkpointing, adapters, LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
+  public LlamaLearner(Llama llama, ForwardContext context, boolean checkpointing, int adapters) {
+    this(
+        llama,
+        context,
+        checkpointing,
+        adapters,
+        LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
   }
 
-  LlamaLearner(Llama llama, boolean checkpointing, int adapters, int chunkTokens) {
+  LlamaLearner(
+      Llama llama, ForwardContext context, boolean checkpointing, int adapters, int chunkTokens) {
     this.llama = llama;
+    this.context = context;
     this.checkpointing = checkpointing;
     this.adapters = adapters;
     this.chunkTokens = chunkTokens;
@@ -76,7 +87,6 @@ public final class LlamaLearner implements Learner {
 
   @Override
   public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
-    llama.routing().dropout(true);
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch)) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
@@ -87,7 +97,7 @@ public final class LlamaLearner implements Learner {
 
   /** Null without gates. */
   private GateLoss gateLoss(NDManager scope, Batch batch) {
-    int topK = llama.routing().settings().topK();
+    int topK = context.routing().topK();
     return adapters > 0 ? new GateLoss(scope, batch, adapters, topK) : null;
   }
 
@@ -123,20 +133,22 @@ public final class LlamaLearner implements Learner {
 
   /** A decoder layer's recorded pass: from a leaf to its output, with the gates' logits. */
   private record Recorded(
-      NDManager scope, NDArray input, NDArray output, List<NDArray> logits, HostTape tape)
+      NDManager scope,
+      NDArray input,
+      NDArray output,
+      List<NDArray> logits,
+      Optional<GatedTape> tape)
       implements AutoCloseable {
     @Override
     public void close() {
-      if (tape != null) {
-        tape.close();
-      }
+      tape.ifPresent(GatedTape::close);
       scope.close();
     }
   }
 
   private LanguageModelLoss.Result learn(
       NDManager scope, Batch batch, GateLoss gates, double weight, double gateWeight, long seed) {
-    var pass = llama.wholePass(scope, batch.length(), true);
+    var pass = llama.wholePass(scope, batch.length(), context);
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
     var recorded = new ArrayList<Recorded>();
@@ -176,9 +188,7 @@ public final class LlamaLearner implements Learner {
           var on = Ops.recording()) {
         var scalar = each.output().mul(gradient).sum();
         Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);
-        if (each.tape() != null) {
-          each.tape().backward();
-        }
+        each.tape().ifPresent(GatedTape::backward);
         gradient.close();
         if (i > first) {
           gradient = gradientOf(each.input(), scope);
@@ -191,28 +201,25 @@ public final class LlamaLearner implements Learner {
   /** One layer from a leaf on; the first one's needs a gradient only for the tape's sake. */
   private Recorded record(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
     var inner = scope.newSubManager();
-    var tape = onHost() ? new HostTape(inner) : null;
+    var tape = tape(inner, layer, context);
     try (var on = Ops.recording()) {
       var own = pass.on(tape);
-      var hidden = layer > first || tape != null ? leaf(inner, input) : Ops.alias(inner, input);
+      var hidden = layer > first || tape.isPresent() ? leaf(inner, input) : Ops.alias(inner, input);
       var output = run(hidden, layer, own, seed);
       return new Recorded(inner, hidden, output, own.gateLogits(), tape);
     }
   }
 
-  /** Whether all gated layers can be on a {@link HostTape}. */
-  private boolean onHost() {
-    return llama.layers().stream()
-        .flatMap(layer -> layer.projections().stream())
-        .allMatch(HostTape::fits);
+  /** A tape for a decoder layer's gated layers, if the backend runs them on one. */
+  private Optional<GatedTape> tape(NDManager scope, int layer, ForwardContext asks) {
+    return llama.backend().tape(scope, llama.layers().get(layer).projections(), asks);
   }
 
   /** One layer without recording; its intermediates are freed at once. */
   private NDArray forward(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
     try (var off = Ops.notRecording();
-        var inner = scope.newSubManager();
-        var tape = onHost() ? new HostTape(inner) : null) {
-      var output = run(Ops.alias(inner, input), layer, pass.on(tape), seed);
+        var inner = scope.newSubManager()) {
+      var output = run(Ops.alias(inner, input), layer, pass.on(tape(inner, layer, context)), seed);
       output.attach(scope);
       return output;
     }
@@ -246,13 +253,9 @@ public final class LlamaLearner implements Learner {
 
   @Override
   public Sums reference(Batch batch, OptionalInt adapter) {
-    var control = llama.routing();
-    var flags = control.flags();
+    var fixed = context.routing().withRouter(Router.fixed(adapter.orElse(0)));
     try (var kept = adapter.isEmpty() ? new WithoutB() : null) {
-      control.flags(new Flags(flags.mode(), OptionalInt.of(adapter.orElse(0)), flags.given()));
-      return evaluate(batch);
-    } finally {
-      control.flags(flags);
+      return evaluate(batch, context.withRouting(fixed));
     }
   }
 
@@ -289,16 +292,18 @@ public final class LlamaLearner implements Learner {
 
   @Override
   public Sums evaluate(Batch batch) {
-    llama.routing().dropout(false);
+    return evaluate(batch, context);
+  }
+
+  private Sums evaluate(Batch batch, ForwardContext asks) {
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch);
         var off = Ops.notRecording()) {
-      var pass = llama.wholePass(scope, batch.length(), true);
+      var pass = llama.wholePass(scope, batch.length(), asks.forTraining(false));
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < llama.layers().size(); i++) {
-        try (var inner = scope.newSubManager();
-            var tape = onHost() ? new HostTape(inner) : null) {
-          var own = pass.on(tape);
+        try (var inner = scope.newSubManager()) {
+          var own = pass.on(tape(inner, i, asks));
           var output = run(Ops.alias(inner, hidden), i, own, 0);
           if (gates != null && !own.gateLogits().isEmpty()) {
             gates.add(own.gateLogits());

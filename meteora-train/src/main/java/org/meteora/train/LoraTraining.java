@@ -12,7 +12,7 @@ import org.meteora.checkpoint.TrainableModel;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;

@@ -18,7 +18,7 @@ import org.meteora.io.CacheFolders;
 import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.FlatParameters;

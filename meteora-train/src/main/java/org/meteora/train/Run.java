@@ -114,10 +114,13 @@ final class Run {
         parameters.size(),
         model.llama().dtype().label(),
         model.llama().manager().getDevice(),
-        model.llama().routing().flags().mode().name().toLowerCase(Locale.ROOT));
+        model.context().mode().name().toLowerCase(Locale.ROOT));
     var learner =
         new LlamaLearner(
-            model.llama(), config.gradientCheckpointing(), config.gated() ? tasks.size() : 0);
+            model.llama(),
+            model.context(),
+            config.gradientCheckpointing(),
+            config.gated() ? tasks.size() : 0);
     var metrics = folder.resolve("metrics.jsonl");
     var trainer =
         new Trainer(
@@ -170,7 +173,7 @@ final class Run {
       Trainer.Outcome outcome) {
     var result = new LinkedHashMap<String, Object>(inputs);
     result.putAll(config.describe());
-    result.putAll(model.llama().routing().flags().describe());
+    result.putAll(model.flags().describe());
     result.put("device", Devices.name(model.llama().manager().getDevice()));
     result.put("dtype", model.llama().dtype().label());
     result.put("steps", outcome.steps());

@@ -9,7 +9,7 @@ import java.util.Optional;
 import org.junit.jupiter.api.Assumptions;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.Jsonl;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import org.meteora.train.batch.TrainingSample;
 
 /** The reference data that a fresh clone does not have. */

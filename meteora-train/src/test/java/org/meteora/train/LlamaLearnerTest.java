@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.within;
 
 import ai.djl.ndarray.NDArray;
 import java.util.Arrays;
+import java.util.List;
 import java.util.OptionalInt;
 import java.util.Random;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -12,9 +13,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.meteora.moe.RoutingSettings;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
@@ -45,8 +44,7 @@ class LlamaLearnerTest {
   void agreesWithFiniteDifferences(ForwardMode mode) {
     try (var tiny = new Tiny(Dtype.F64, 0, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-      tiny.llama.routing().flags(Flags.of(mode));
-      var learner = new LlamaLearner(tiny.llama, true, 3, 7);
+      var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), true, 3, 7);
       var gradient = gradients(learner, parameters, 1);
       var random = new Random(9);
       var start = parameters.values().toFloatArray();
@@ -88,8 +86,8 @@ class LlamaLearnerTest {
   void droppedInputsAgreeWithFiniteDifferences(boolean checkpointing) {
     try (var tiny = new Tiny(Dtype.F32, 0.3, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-      tiny.llama.routing().settings(new RoutingSettings(3, 1));
-      var learner = new LlamaLearner(tiny.llama, checkpointing, 3);
+      var learner =
+          new LlamaLearner(tiny.llama, Tiny.context(3, ForwardMode.AUTO), checkpointing, 3);
       var start = parameters.values().toFloatArray();
       var gradient = gradients(learner, parameters, 7);
       double norm = Math.sqrt(squares(new float[gradient.length], gradient));
@@ -126,10 +124,11 @@ class LlamaLearnerTest {
           }
         }
         var before = tiny.parameters.values().stream().map(NDArray::toFloatArray).toList();
-        var learner = new LlamaLearner(tiny.llama, true, 3);
+        var learner = new LlamaLearner(tiny.llama, Tiny.context(2, ForwardMode.AUTO), true, 3);
         var alone = learner.reference(BATCH, OptionalInt.of(adapter));
         var expected =
-            new LlamaLearner(merged.llama, true, 3).reference(BATCH, OptionalInt.empty());
+            new LlamaLearner(merged.llama, Tiny.context(2, ForwardMode.AUTO), true, 3)
+                .reference(BATCH, OptionalInt.empty());
         assertThat(alone.languageModel())
             .isCloseTo(expected.languageModel(), within(1e-4 * expected.languageModel()));
         assertThat(learner.reference(BATCH, OptionalInt.empty()).languageModel())
@@ -137,7 +136,6 @@ class LlamaLearnerTest {
         assertThat(alone.gates()).isZero();
         var after = tiny.parameters.values().stream().map(NDArray::toFloatArray).toList();
         assertThat(after).usingRecursiveComparison().isEqualTo(before);
-        assertThat(tiny.llama.routing().flags()).isEqualTo(Flags.AUTO);
       }
     }
   }
@@ -147,7 +145,7 @@ class LlamaLearnerTest {
     try (var tiny = new Tiny(Dtype.F32, 0, 3)) {
       var samples = ResumeTest.samples().subList(0, 4).stream().map(LlamaLearnerTest::halved);
       var whole = new Batch(samples.toList(), false);
-      var learner = new LlamaLearner(tiny.llama, true, 3);
+      var learner = new LlamaLearner(tiny.llama, Tiny.context(2, ForwardMode.AUTO), true, 3);
       var sums = learner.evaluate(whole);
       double answers = Arrays.stream(sums.answer()).sum();
       assertThat(Arrays.stream(sums.prompt()).sum() + answers)
@@ -171,9 +169,10 @@ class LlamaLearnerTest {
   void recomputingGivesTheSameGradients() {
     try (var tiny = new Tiny(Dtype.F32, 0.3, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-      var recorded = gradients(new LlamaLearner(tiny.llama, false, 3), parameters, 7);
-      var recomputed = gradients(new LlamaLearner(tiny.llama, true, 3), parameters, 7);
-      var other = gradients(new LlamaLearner(tiny.llama, true, 3), parameters, 8);
+      var context = Tiny.context(2, ForwardMode.AUTO);
+      var recorded = gradients(new LlamaLearner(tiny.llama, context, false, 3), parameters, 7);
+      var recomputed = gradients(new LlamaLearner(tiny.llama, context, true, 3), parameters, 7);
+      var other = gradients(new LlamaLearner(tiny.llama, context, true, 3), parameters, 8);
       assertThat(distance(recomputed, recorded)).isLessThan(1e-5);
       assertThat(distance(other, recorded)).isGreaterThan(1e-2);
     }
@@ -197,11 +196,13 @@ class LlamaLearnerTest {
   void javasBackwardAgreesWithAutograd(int topK) {
     try (var tiny = new Tiny(Dtype.F32, 0, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-      tiny.llama.routing().settings(new RoutingSettings(topK, 1));
-      var learner = new LlamaLearner(tiny.llama, false, 3);
-      var here = gradients(learner, parameters, 7);
-      tiny.llama.routing().flags(Flags.of(ForwardMode.REFERENCE));
-      assertThat(distance(here, gradients(learner, parameters, 7))).isLessThan(1e-5);
+      var contexts = List.of(ForwardMode.AUTO, ForwardMode.REFERENCE);
+      var both =
+          contexts.stream()
+              .map(mode -> new LlamaLearner(tiny.llama, Tiny.context(topK, mode), false, 3))
+              .map(learner -> gradients(learner, parameters, 7))
+              .toList();
+      assertThat(distance(both.get(0), both.get(1))).isLessThan(1e-5);
     }
   }
 
@@ -212,10 +213,9 @@ class LlamaLearnerTest {
         var fullParameters = new FlatParameters(full.manager, full.parameters);
         var halfParameters = new FlatParameters(half.manager, half.parameters)) {
       // all adapters on every token: else rounding may choose another one of two that are close
-      full.llama.routing().settings(new RoutingSettings(3, 1));
-      half.llama.routing().settings(new RoutingSettings(3, 1));
-      var a = gradients(new LlamaLearner(full.llama, true, 3), fullParameters, 7);
-      var b = gradients(new LlamaLearner(half.llama, true, 3), halfParameters, 7);
+      var all = Tiny.context(3, ForwardMode.AUTO);
+      var a = gradients(new LlamaLearner(full.llama, all, true, 3), fullParameters, 7);
+      var b = gradients(new LlamaLearner(half.llama, all, true, 3), halfParameters, 7);
       // 8 bits of mantissa through two layers of large random weights
       assertThat(distance(b, a)).isLessThan(0.2);
     }
@@ -239,9 +239,8 @@ class LlamaLearnerTest {
                 });
     try (var tiny = new Tiny(Dtype.F32, 0.1, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-      tiny.llama.routing().flags(Flags.of(mode));
       for (boolean checkpointing : new boolean[] {true, false}) {
-        var learner = new LlamaLearner(tiny.llama, checkpointing, 3);
+        var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), checkpointing, 3);
         var first = gradients(learner, parameters, 7);
         for (int i = 0; i < 3; i++) {
           assertThat(gradients(learner, parameters, 7)).isEqualTo(first);

@@ -10,7 +10,7 @@ import java.util.stream.IntStream;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.checkpoint.LoadedModel;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.tensor.Ops;
 
@@ -48,7 +48,8 @@ class PeftTest {
         try (var step = manager.newSubManager();
             var cache = model.llama().newCache(step, new int[1], length)) {
           var prefix = step.create(Arrays.copyOf(ids, length), Ops.shape(1, length));
-          var logits = model.llama().next(prefix, cache).toFloatArray();
+          var logits =
+              model.llama().next(prefix, cache, model.generator().context()).toFloatArray();
           for (int i = 0; i < vocab; i++) {
             assertThat(logits[i]).isCloseTo(expected[(length - 1) * vocab + i], offset(1e-4f));
           }

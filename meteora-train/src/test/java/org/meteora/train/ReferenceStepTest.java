@@ -9,8 +9,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.ForwardMode;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
@@ -44,8 +43,8 @@ class ReferenceStepTest {
     try (var model = Fixtures.meteora();
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
-      model.llama().routing().flags(Flags.of(mode));
-      var learner = new LlamaLearner(model.llama(), checkpointing, 4, chunk);
+      var context = model.context().withMode(mode);
+      var learner = new LlamaLearner(model.llama(), context, checkpointing, 4, chunk);
       var losses = accumulate(learner, parameters, samples, rows);
       assertThat(losses.languageModel())
           .isCloseTo(expected.get("lm_loss").asDouble(), relative(1e-5, 6.4));

@@ -90,7 +90,8 @@ class ResumeTest {
           };
       var samples = samples();
       var decided = config.as(false, false);
-      var learner = new LlamaLearner(tiny.llama, true, 3);
+      var learner =
+          new LlamaLearner(tiny.llama, Tiny.context(2, org.meteora.moe.ForwardMode.AUTO), true, 3);
       var heldOut =
           new HeldOut(decided, learner, samples.subList(34, 40), TASKS, Collective.single());
       var outcome =

@@ -5,15 +5,16 @@ import ai.djl.ndarray.NDManager;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Random;
+import org.meteora.backend.Backends;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
-import org.meteora.moe.RoutingControl;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingSettings;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -24,6 +25,11 @@ final class Tiny implements AutoCloseable {
   final NDManager manager = Devices.newManager(ai.djl.Device.cpu());
   final Map<String, NDArray> parameters = new LinkedHashMap<>();
   final Llama llama;
+
+  /** A training pass with k adapters a token. */
+  static ForwardContext context(int topK, ForwardMode mode) {
+    return ForwardContext.training(new RoutingSettings(topK, 1), Flags.of(mode));
+  }
 
   static {
     org.meteora.tensor.LibTorch.load();
@@ -62,7 +68,7 @@ final class Tiny implements AutoCloseable {
                 parameters.put(path + ".lora_B", bank.loraB());
                 return bank;
               },
-              new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO)),
+              Backends.of(manager, dtype),
               dropout);
     } catch (com.fasterxml.jackson.core.JsonProcessingException e) {
       throw new IllegalStateException(e);

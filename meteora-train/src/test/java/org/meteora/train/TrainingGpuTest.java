@@ -12,8 +12,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.moe.ForwardMode;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.AdamW;
@@ -45,8 +44,8 @@ class TrainingGpuTest {
     try (var model = Fixtures.meteoraOnGpu(dtype);
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
-      model.llama().routing().flags(Flags.of(mode));
-      var learner = new LlamaLearner(model.llama(), checkpointing, 4);
+      var context = model.context().withMode(mode);
+      var learner = new LlamaLearner(model.llama(), context, checkpointing, 4);
       var losses = learn(learner, parameters, samples);
       close(losses[0], expected.get("lm_loss").asDouble(), tolerance, "language model");
       close(losses[1], expected.get("gate_loss").asDouble(), tolerance, "gates");
@@ -92,7 +91,7 @@ class TrainingGpuTest {
     try (var model = Fixtures.meteoraOnGpu("bf16");
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
-      var learner = new LlamaLearner(model.llama(), true, 4);
+      var learner = new LlamaLearner(model.llama(), model.context(), true, 4);
       var losses = new ArrayList<Double>();
       for (int i = 0; i < 12; i++) {
         losses.add(step(learner, parameters, optimizer, samples));

@@ -21,7 +21,7 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.tensor.Devices;
 import org.meteora.train.batch.TaskSamples;

@@ -12,6 +12,7 @@ import java.util.function.Predicate;
 import org.meteora.UserException;
 import org.meteora.cuda.decode.DecodeEngine;
 import org.meteora.cuda.decode.DecodeModel;
+import org.meteora.cuda.decode.KvMemory;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
@@ -22,9 +23,10 @@ import org.meteora.lora.AdapterBank;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.RotaryEmbedding;
-import org.meteora.moe.MoeLinear;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
-import org.meteora.moe.forward.ForwardMode;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 
@@ -34,7 +36,7 @@ import org.meteora.tensor.Ops;
  * engine on its own; each waits for the other where they meet, at {@link #begin} and when the cache
  * grows.
  *
- * <p>Reads k, T and the listener from the model's routing control. Not thread-safe.
+ * <p>Not thread-safe.
  */
 public final class CudaDecoder implements AutoCloseable {
   /** Sequences at most. */
@@ -60,21 +62,21 @@ public final class CudaDecoder implements AutoCloseable {
   private KvCache cache;
   private int most;
   private int[] slots;
+  private Optional<RoutingListener> listener = Optional.empty();
 
   /**
    * Whether the settings that may change between calls leave the engine its work; the reason if
    * not.
    */
-  public static Optional<String> refusal(Llama model, int rows) {
-    var routing = model.routing();
+  public static Optional<String> refusal(Llama model, int rows, ForwardContext context) {
     if (rows > MAX_ROWS) {
       return Optional.of(rows + " sequences at once, more than " + MAX_ROWS);
     }
-    if (routing.flags().singleAdapter().isPresent() && any(model, bank -> bank.gate() != null)) {
-      return Optional.of("MOELINEAR_SINGLE_MOE_LORA is set");
+    boolean fixed = context.routing().router() instanceof Router.Fixed;
+    if (any(model, bank -> bank.gate() == null ? bank.size() > 1 : fixed)) {
+      return Optional.of("adapters are fixed (MOELINEAR_SINGLE_MOE_LORA)");
     }
-    var mode = routing.flags().mode();
-    if (mode != ForwardMode.AUTO && mode != ForwardMode.FUSED && any(model, bank -> true)) {
+    if (!context.backendChooses() && any(model, bank -> true)) {
       return Optional.of("the MOELINEAR flags ask for another implementation");
     }
     return Optional.empty();
@@ -93,11 +95,12 @@ public final class CudaDecoder implements AutoCloseable {
 
   /**
    * @param model on a CUDA device; stays the caller's
+   * @param topK adapters a token; cut to the number there is
    * @throws UserException when the kernels do not know its shapes or there is too little memory
    */
-  public CudaDecoder(Llama model) {
+  public CudaDecoder(Llama model, int topK) {
     this.model = model;
-    this.topK = model.routing().settings().topK();
+    this.topK = topK;
     this.cuda = Cuda.device(model.manager().getDevice().getDeviceId());
     cuda.makeCurrent();
     var config = model.config();
@@ -155,7 +158,7 @@ public final class CudaDecoder implements AutoCloseable {
             layers);
   }
 
-  private DecodeModel.Linear linear(MoeLinear linear) {
+  private DecodeModel.Linear linear(GatedLinear linear) {
     var shape = linear.weight().getShape();
     var bank = linear.bank();
     Optional<AdapterMemory> adapters = Optional.empty();
@@ -171,7 +174,7 @@ public final class CudaDecoder implements AutoCloseable {
                   // one adapter without a gate: the choice of one among one has the weight 1
                   Ops.dataPointer(bank.gate() == null ? noGate : bank.gate()),
                   Ops.dataPointer(bank.loraA()),
-                  Ops.dataPointer(linear.loraBTransposed()),
+                  Ops.dataPointer(linear.layout().loraBTransposed(false)),
                   bank.ranks(),
                   scales));
     }
@@ -183,9 +186,9 @@ public final class CudaDecoder implements AutoCloseable {
         adapters);
   }
 
-  /** Whether it was made for the k that is set now and for the adapters as they are now. */
-  public boolean current() {
-    if (topK != model.routing().settings().topK()) {
+  /** Whether it was made for this k and for the adapters as they are now. */
+  public boolean isFor(ForwardContext context) {
+    if (topK != context.routing().topK()) {
       return false;
     }
     for (int i = 0; i < addresses.layers().size(); i++) {
@@ -194,7 +197,8 @@ public final class CudaDecoder implements AutoCloseable {
       for (int j = 0; j < linears.size(); j++) {
         var adapters = linears.get(j).adapters();
         if (adapters.isPresent()
-            && adapters.get().b() != Ops.dataPointer(projections.get(j).loraBTransposed())) {
+            && adapters.get().b()
+                != Ops.dataPointer(projections.get(j).layout().loraBTransposed(false))) {
           return false;
         }
       }
@@ -209,15 +213,18 @@ public final class CudaDecoder implements AutoCloseable {
    * @param rows the cache's rows that go on, in order
    * @param most columns that the cache can need at most
    * @param config how the next tokens are chosen
+   * @param context T and the listener
    * @throws UserException as the constructor
    */
-  public void begin(KvCache filled, int[] rows, int most, GenerationConfig config) {
+  public void begin(
+      KvCache filled, int[] rows, int most, GenerationConfig config, ForwardContext context) {
+    this.listener = context.listener();
     this.cache = filled;
     this.slots = rows.clone();
     this.most = most;
     cuda.makeCurrent();
     bind(Math.min(most, filled.length() + GROW));
-    engine.temperature(model.routing().settings().temperature());
+    engine.temperature(context.routing().temperature());
     if (config.sample()) {
       engine
           .sampler()
@@ -230,7 +237,14 @@ public final class CudaDecoder implements AutoCloseable {
   }
 
   private void bind(int columns) {
-    var memory = cache.memory(columns);
+    cache.reserve(columns);
+    var keys = new long[model.layers().size()];
+    var values = new long[keys.length];
+    for (int layer = 0; layer < keys.length; layer++) {
+      keys[layer] = Ops.dataPointer(cache.layer(layer).keys());
+      values[layer] = Ops.dataPointer(cache.layer(layer).values());
+    }
+    var memory = new KvMemory(keys, values, cache.rows(), cache.capacity());
     LIBTORCH.synchronize();
     if (engine == null) {
       engine = new DecodeEngine(cuda, addresses, memory, MAX_ROWS);
@@ -252,6 +266,7 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Keeps these of the present rows alone, in this order. */
   public void keepRows(int[] rows) {
+    cuda.makeCurrent();
     slots = Arrays.stream(rows).map(row -> slots[row]).toArray();
     announce();
   }
@@ -270,8 +285,8 @@ public final class CudaDecoder implements AutoCloseable {
       bind(Math.min(most, cache.length() + GROW));
       announce();
     }
-    var listener = model.routing().listener();
-    engine.fetchRouting(listener != null);
+    cuda.makeCurrent();
+    engine.fetchRouting(listener.isPresent());
     for (int row = 0; row < tokens.length; row++) {
       engine
           .sampler()
@@ -279,13 +294,11 @@ public final class CudaDecoder implements AutoCloseable {
     }
     var next = engine.step(tokens);
     cache.advance(1);
-    if (listener != null) {
-      tell(listener);
-    }
+    listener.ifPresent(this::tell);
     return next;
   }
 
-  private void tell(RoutingListener listener) {
+  private void tell(RoutingListener to) {
     int layers = model.layers().size();
     for (int layer = 0; layer < layers; layer++) {
       var projections = model.layers().get(layer).projections();
@@ -295,7 +308,7 @@ public final class CudaDecoder implements AutoCloseable {
           var indices = new int[slots.length * addresses.topK()];
           var weights = new float[indices.length];
           engine.routing(layer, module.ordinal(), indices, weights);
-          listener.onRouting(
+          to.onRouting(
               layer, module.ordinal(), slots.length, 1, addresses.topK(), indices, weights);
         }
       }

@@ -2,6 +2,7 @@ package org.meteora.moe.forward;
 
 import ai.djl.ndarray.NDArray;
 import org.meteora.moe.BankLayout;
+import org.meteora.moe.ForwardStrategy;
 import org.meteora.moe.Routing;
 import org.meteora.tensor.Ops;
 
@@ -11,17 +12,8 @@ import org.meteora.tensor.Ops;
  * with rows whose coefficient is 0.
  */
 public final class GatherForward implements ForwardStrategy {
-  private final boolean trainable;
-
-  /**
-   * @param trainable whether gradients to B are wanted, so that Bᵀ must be a view of it
-   */
-  public GatherForward(boolean trainable) {
-    this.trainable = trainable;
-  }
-
   @Override
-  public NDArray contribution(NDArray x, BankLayout bank, Routing routing) {
+  public NDArray contribution(NDArray x, BankLayout bank, Routing routing, boolean training) {
     var dtype = Ops.dtype(x);
     int tokens = routing.tokens();
     var rows = Ops.embedding(bank.rows(), routing.indices()).reshape(tokens, -1); // (tokens, k·r)
@@ -32,7 +24,7 @@ public final class GatherForward implements ForwardStrategy {
     var a = Ops.embedding(bank.loraA(), rows); // (tokens, k·r, in)
     var z = a.matMul(x.expandDims(2)); // (tokens, k·r, 1)
     var weighted = z.mul(Ops.cast(coefficients, dtype)).reshape(tokens, 1, -1);
-    var b = Ops.embedding(bank.loraBTransposed(trainable), rows); // (tokens, k·r, out)
+    var b = Ops.embedding(bank.loraBTransposed(training), rows); // (tokens, k·r, out)
     return weighted.matMul(b).squeeze(1);
   }
 }

@@ -5,26 +5,43 @@ import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import java.util.Arrays;
 import java.util.Objects;
-import org.meteora.cuda.driver.Cuda;
-import org.meteora.cuda.driver.SideStreams;
-import org.meteora.cuda.driver.Stream;
+import java.util.function.IntConsumer;
+import java.util.stream.IntStream;
 import org.meteora.moe.BankLayout;
+import org.meteora.moe.ForwardStrategy;
 import org.meteora.moe.Routing;
 import org.meteora.tensor.Ops;
 
 /**
  * {@code all}: (token, adapter) pairs sorted by adapter, then two small matmuls for each adapter
  * that was chosen at all. The least arithmetic of all modes, and one wait for the device. {@code
- * parallel}: the same on a GPU with the adapters' matmuls on several streams, in the backward pass
- * too.
+ * parallel}: the same with the adapters' matmuls on several streams, in the backward pass too.
  */
 public final class LoopForward implements ForwardStrategy {
-  private static final Stream LIBTORCH = Stream.of(0);
+  private final Runner runner;
 
-  private final boolean parallel;
+  /** Runs the adapters' parts, which do not depend on each other. */
+  @FunctionalInterface
+  public interface Runner {
+    /**
+     * @param count of parts
+     * @param part runs the one with this index
+     */
+    void run(int count, IntConsumer part);
 
-  public LoopForward(boolean parallel) {
-    this.parallel = parallel;
+    /** One after the other. */
+    static void inOrder(int count, IntConsumer part) {
+      for (int i = 0; i < count; i++) {
+        part.accept(i);
+      }
+    }
+  }
+
+  /**
+   * @param runner {@link Runner#inOrder} for {@code all}
+   */
+  public LoopForward(Runner runner) {
+    this.runner = runner;
   }
 
   /** One adapter's part: {@code (pairs, out)} from its pairs' inputs and weights. */
@@ -36,7 +53,7 @@ public final class LoopForward implements ForwardStrategy {
   }
 
   @Override
-  public NDArray contribution(NDArray x, BankLayout bank, Routing routing) {
+  public NDArray contribution(NDArray x, BankLayout bank, Routing routing, boolean training) {
     var manager = x.getManager();
     int n = bank.bank().size();
     int k = routing.topK();
@@ -84,44 +101,12 @@ public final class LoopForward implements ForwardStrategy {
       var weight = Ops.narrow(weights, 0, starts[i], count);
       parts[i] = new Part(own, weight, a, b, bank.bank().scales()[i]);
     }
-    if (parallel && x.getDevice().isGpu()) {
-      computeOnStreams(parts, results, x.getDevice().getDeviceId());
-    } else {
-      for (int i = 0; i < n; i++) {
-        if (parts[i] != null) {
-          results[i] = parts[i].compute();
-        }
-      }
-    }
+    var present = IntStream.range(0, n).filter(i -> parts[i] != null).toArray();
+    runner.run(present.length, i -> results[present[i]] = parts[present[i]].compute());
     var chosenOnes =
         new NDList(Arrays.stream(results).filter(Objects::nonNull).toArray(NDArray[]::new));
     var all = chosenOnes.size() == 1 ? chosenOnes.head() : NDArrays.concat(chosenOnes, 0);
     var perPair = Ops.indexSelect(all, 0, manager.create(position));
     return k == 1 ? perPair : perPair.reshape(-1, k, out).sum(new int[] {1});
-  }
-
-  /**
-   * The parts on side streams. What they read was made on libtorch's stream, and what they make is
-   * read there: all streams wait for it first and it for them afterwards; no array is freed in
-   * between.
-   */
-  private static void computeOnStreams(Part[] parts, NDArray[] results, int device) {
-    var cuda = Cuda.device(device);
-    cuda.makeCurrent();
-    var side = SideStreams.of(cuda);
-    side.fork(LIBTORCH);
-    try {
-      int turn = 0;
-      for (int i = 0; i < parts.length; i++) {
-        if (parts[i] != null) {
-          var stream = side.streams().get(turn++ % side.streams().size());
-          try (var guard = Ops.onStream(stream.handle(), device)) {
-            results[i] = parts[i].compute();
-          }
-        }
-      }
-    } finally {
-      side.join(LIBTORCH);
-    }
   }
 }

@@ -2,6 +2,7 @@ package org.meteora.moe.forward;
 
 import ai.djl.ndarray.NDArray;
 import org.meteora.moe.BankLayout;
+import org.meteora.moe.ForwardStrategy;
 import org.meteora.moe.Routing;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -13,7 +14,7 @@ import org.meteora.tensor.Ops;
  */
 public final class MaskedForward implements ForwardStrategy {
   @Override
-  public NDArray contribution(NDArray x, BankLayout bank, Routing routing) {
+  public NDArray contribution(NDArray x, BankLayout bank, Routing routing, boolean training) {
     var dtype = Ops.dtype(x);
     var none = Ops.zeros(x.getManager(), Dtype.F32, routing.tokens(), bank.bank().size());
     var weights = Ops.scatterAdd(none, 1, routing.indices(), routing.weights()); // (tokens, N)

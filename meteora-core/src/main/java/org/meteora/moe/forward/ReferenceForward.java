@@ -2,6 +2,7 @@ package org.meteora.moe.forward;
 
 import ai.djl.ndarray.NDArray;
 import org.meteora.moe.BankLayout;
+import org.meteora.moe.ForwardStrategy;
 import org.meteora.moe.Routing;
 import org.meteora.tensor.Ops;
 
@@ -11,7 +12,7 @@ import org.meteora.tensor.Ops;
  */
 public final class ReferenceForward implements ForwardStrategy {
   @Override
-  public NDArray contribution(NDArray x, BankLayout bank, Routing routing) {
+  public NDArray contribution(NDArray x, BankLayout bank, Routing routing, boolean training) {
     var dtype = Ops.dtype(x);
     var manager = x.getManager();
     NDArray sum = Ops.zeros(manager, dtype, routing.tokens(), bank.loraB().getShape().get(0));
@@ -32,5 +33,10 @@ public final class ReferenceForward implements ForwardStrategy {
       sum = sum.add(y.mul(Ops.cast(weight, dtype)));
     }
     return sum;
+  }
+
+  @Override
+  public boolean routesAsTraining() {
+    return true;
   }
 }

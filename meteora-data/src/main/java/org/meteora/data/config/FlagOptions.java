@@ -2,7 +2,7 @@ package org.meteora.data.config;
 
 import java.util.HashMap;
 import java.util.Map;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 import picocli.CommandLine.Option;
 
 /**

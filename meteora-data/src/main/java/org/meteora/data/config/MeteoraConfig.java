@@ -12,7 +12,7 @@ import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Texts;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 
 /**
  * The settings of {@code config.yaml}, each of which is a command-line option too.

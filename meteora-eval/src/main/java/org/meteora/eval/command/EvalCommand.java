@@ -287,7 +287,7 @@ public final class EvalCommand implements Callable<Integer> {
                     evaluated.name(),
                     evaluated.parts(),
                     ids -> loaded.tokenizer().decode(ids, false)),
-                loaded.llama()::setRoutingListener);
+                loaded.generator()::listenedBy);
       }
       var described = describe(evaluated, settings, chosen);
       Evaluator.Run run;

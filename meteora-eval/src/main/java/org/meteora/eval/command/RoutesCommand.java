@@ -101,8 +101,7 @@ public final class RoutesCommand implements Callable<Integer> {
               .withNoRepeatNgramSize(noRepeatNgramSize);
       var trace =
           Routes.run(
-              loaded.generator(),
-              loaded.llama()::setRoutingListener,
+              loaded.generator()::listenedBy,
               loaded.tokenizer(),
               loaded.adapterNames(),
               text,

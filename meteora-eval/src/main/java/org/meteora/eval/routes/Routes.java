@@ -4,7 +4,6 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
-import java.util.function.Consumer;
 import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
@@ -27,14 +26,12 @@ public final class Routes {
   /**
    * Generates the answer to a prompt and records every gate.
    *
-   * @param generator the model
-   * @param listen sets the model's routing listener; is called with null at the end
+   * @param generator the model's, telling the given listener of every routing
    * @param parts finds the tasks' stretches once the tokens are known
    * @throws UserException when the prompt is empty, or the model has no gates
    */
   public static RoutingTrace run(
-      TokenGenerator generator,
-      Consumer<RoutingListener> listen,
+      Function<RoutingListener, TokenGenerator> generator,
       Tokenizer tokenizer,
       List<String> adapters,
       String prompt,
@@ -46,13 +43,7 @@ public final class Routes {
       throw new UserException("the prompt is empty: there is no token to route");
     }
     var recorder = new RoutingRecorder();
-    int[] answer;
-    listen.accept(recorder);
-    try {
-      answer = generator.generate(List.of(ids), config).getFirst();
-    } finally {
-      listen.accept(null);
-    }
+    var answer = generator.apply(recorder).generate(List.of(ids), config).getFirst();
     int[] all = Arrays.copyOf(ids, ids.length + answer.length);
     System.arraycopy(answer, 0, all, ids.length, answer.length);
     var tokens =

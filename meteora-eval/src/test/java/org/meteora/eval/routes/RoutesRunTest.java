@@ -16,7 +16,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
-import org.meteora.moe.forward.Flags;
+import org.meteora.moe.Flags;
 
 /** A real, tiny model, routed from its prompt to the reports. */
 class RoutesRunTest {
@@ -51,8 +51,7 @@ class RoutesRunTest {
       var config = model.generationConfig().withGreedy().withMaxNewTokens(8);
       var trace =
           Routes.run(
-              model.generator(),
-              model.llama()::setRoutingListener,
+              model.generator()::listenedBy,
               model.tokenizer(),
               names,
               prompt,
@@ -94,8 +93,7 @@ class RoutesRunTest {
       assertThatThrownBy(
               () ->
                   Routes.run(
-                      model.generator(),
-                      model.llama()::setRoutingListener,
+                      model.generator()::listenedBy,
                       model.tokenizer(),
                       List.of(),
                       "hello",

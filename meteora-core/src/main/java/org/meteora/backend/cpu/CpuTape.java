@@ -9,7 +9,10 @@ import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
-import org.meteora.moe.MoeLinear;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.GatedLinear.Output;
+import org.meteora.moe.GatedTape;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -24,14 +27,14 @@ import org.meteora.tensor.Ops;
  * their result, and sends the input's on into libtorch's graph, up to the results of the layers
  * before. All gated layers between the input and the result of a pass must be on one tape.
  */
-public final class HostTape implements AutoCloseable {
+final class CpuTape implements GatedTape {
   private record Entry(
-      MoeLinear layer,
+      GatedLinear layer,
       NDArray x,
       boolean firstOfInput,
       NDArray y,
       NDArray logits,
-      HostLayer work) {}
+      CpuTraining work) {}
 
   private final NDManager manager;
   private final List<Entry> entries = new ArrayList<>();
@@ -40,30 +43,17 @@ public final class HostTape implements AutoCloseable {
   /**
    * @param parent gives the device; what the tape keeps is freed when the tape is closed
    */
-  public HostTape(NDManager parent) {
+  CpuTape(NDManager parent) {
     manager = parent.newSubManager();
   }
 
-  /** Whether {@code layer} can be computed this way, with the flags it has now. */
-  public static boolean fits(MoeLinear layer) {
-    return layer.bank() != null
-        && layer.bank().gate() != null
-        && HostForward.fits(layer.weight())
-        && layer.onHostInTraining();
-  }
-
-  /**
-   * A training pass of a layer; kept for {@link #backward} if the calling thread records.
-   *
-   * @param x {@code (…, in)}; must depend on something that requires a gradient
-   */
-  public MoeLinear.Output forward(MoeLinear layer, NDArray x) {
-    layer.sayFallback(true);
+  @Override
+  public Output forward(GatedLinear layer, NDArray x, ForwardContext context) {
     boolean keep = Ops.isRecording();
     var owner = x.getManager();
     try (var off = Ops.notRecording();
         NDManager scope = keep ? null : manager.newSubManager()) {
-      var work = new HostLayer(layer, keep ? manager : scope, x);
+      var work = new CpuTraining(layer, keep ? manager : scope, x, context);
       var y = work.result();
       var logits = work.logits();
       y.attach(owner);
@@ -73,13 +63,11 @@ public final class HostTape implements AutoCloseable {
         logits.setRequiresGradient(true);
         entries.add(new Entry(layer, x, inputs.put(x, true) == null, y, logits, work));
       }
-      return new MoeLinear.Output(y, logits);
+      return new Output(y, logits);
     }
   }
 
-  /**
-   * Adds the gradients of all layers' parameters and of everything before them; empties the tape.
-   */
+  @Override
   public void backward() {
     var gradients = new IdentityHashMap<NDArray, NDArray>();
     for (int i = entries.size() - 1; i >= 0; i--) {
@@ -87,8 +75,11 @@ public final class HostTape implements AutoCloseable {
       try (NDManager scope = manager.newSubManager()) {
         var y = gradient(entry.y(), scope);
         var logits = gradient(entry.logits(), scope);
-        if (y != null) {
+        if (y != null || logits != null) {
           try (var off = Ops.notRecording()) {
+            if (y == null) { // the logits alone went on: a loss of the gates by themselves
+              y = Ops.zeros(scope, Dtype.F32, entry.y().getShape().getShape());
+            }
             var gx = gradients.get(entry.x());
             if (gx == null) {
               gx = Ops.zeros(manager, Ops.dtype(entry.x()), entry.work().inputShape());
@@ -110,7 +101,7 @@ public final class HostTape implements AutoCloseable {
   }
 
   /** Of a leaf; libtorch's binding says no for everything else. */
-  public static boolean requiresGradient(NDArray array) {
+  static boolean requiresGradient(NDArray array) {
     return JniUtils.requiresGrad((PtNDArray) array);
   }
 
@@ -120,7 +111,7 @@ public final class HostTape implements AutoCloseable {
    *
    * @param scope holds the tensor as long as the memory is used
    */
-  public static MemorySegment gradientMemory(NDArray leaf, NDManager scope) {
+  static MemorySegment gradientMemory(NDArray leaf, NDManager scope) {
     NDArray gradient = JniUtils.getGradient((PtNDArray) leaf);
     if (gradient == null) {
       Ops.backward(leaf, Ops.zeros(scope, Dtype.F32, leaf.getShape().getShape()));

@@ -13,7 +13,7 @@ import org.meteora.tensor.Ops;
  * with half of the seed added before each) is in the lowest share {@code p} of its values. What is
  * kept is not scaled: the adapters' scales take {@code 1 / (1 − p)} in.
  */
-public final class HostDropout {
+public final class CpuDropout {
   /** 0, 1, 2 …: a loop that adds it is turned into vector code, one that adds its index is not. */
   private static final int[] PLACES = new int[1024];
 
@@ -34,7 +34,7 @@ public final class HostDropout {
    * @param p the share that is dropped; 0 for none
    * @param seed the same seed drops the same places
    */
-  public HostDropout(double p, long seed) {
+  public CpuDropout(double p, long seed) {
     this.p = p;
     dropped = (int) Math.round(p * (1 << BITS));
     this.seed = (int) seed;
@@ -42,12 +42,12 @@ public final class HostDropout {
   }
 
   /** With the next seed of libtorch's generator; without drawing one when nothing is dropped. */
-  public static HostDropout next(NDManager manager, double p) {
+  public static CpuDropout next(NDManager manager, double p) {
     if (p == 0) {
-      return new HostDropout(0, 0);
+      return new CpuDropout(0, 0);
     }
     try (var drawn = manager.randomInteger(0, Long.MAX_VALUE, Ops.shape(1), DataType.INT64)) {
-      return new HostDropout(p, drawn.toLongArray()[0]);
+      return new CpuDropout(p, drawn.toLongArray()[0]);
     }
   }
 

@@ -23,25 +23,25 @@ import org.meteora.tensor.Ops;
  * choice, which has no gradient, is one launch of a kernel. Gates share A's product, so that x is
  * read, and its gradient written, once for both, unless dropout gives A an input of its own.
  */
-public final class GpuTraining {
+final class MaskedTraining {
   private static final Stream LIBTORCH = Stream.of(0);
 
   /** Products run at full speed where a row of the result is whole 16 bytes. */
   private static final int COLUMNS = 8;
 
-  private GpuTraining() {}
+  private MaskedTraining() {}
 
   /**
    * @param added {@code (tokens, out)}, to be added to the base product
    * @param logits {@code (tokens, N)}
    */
-  public record Result(NDArray added, NDArray logits) {}
+  record Result(NDArray added, NDArray logits) {}
 
   /**
    * @param x {@code (tokens, in)}
    * @param dropout on A's input; 0 for none
    */
-  public static Result forward(NDArray x, BankLayout layout, int topK, double dropout) {
+  static Result forward(NDArray x, BankLayout layout, int topK, double dropout) {
     var bank = layout.bank();
     long tokens = x.getShape().get(0);
     int ranks = bank.totalRank();
@@ -59,6 +59,7 @@ public final class GpuTraining {
     logits = Ops.contiguous(logits);
     var unchosen = Ops.empty(x.getManager(), Dtype.F32, tokens, adapters);
     var cuda = Cuda.device(x.getDevice().getDeviceId());
+    cuda.makeCurrent();
     TopKMask.write(
         cuda,
         Ops.dtype(logits),

@@ -16,15 +16,14 @@ import java.util.Random;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
-import org.meteora.backend.cpu.HostTape;
+import org.meteora.backend.Backends;
 import org.meteora.lora.AdapterBank;
-import org.meteora.moe.forward.Flags;
-import org.meteora.moe.forward.ForwardMode;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
-class MoeLinearTest {
+class GatedLinearTest {
   private static final int IN = 40;
   private static final int OUT = 24;
 
@@ -120,8 +119,8 @@ class MoeLinearTest {
     }
     try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       for (var mode : ForwardMode.values()) {
-        var control =
-            new RoutingControl(
+        var context =
+            ForwardContext.inference(
                 new RoutingSettings(k, mode == ForwardMode.REFERENCE ? 1 : temperature),
                 Flags.of(mode));
         var bank =
@@ -132,13 +131,25 @@ class MoeLinearTest {
                 ranks,
                 scales);
         var layer =
-            new MoeLinear(manager.create(w, Ops.shape(OUT, IN)), null, bank, control, 0, 0, 0);
+            new GatedLinear(
+                manager.create(w, Ops.shape(OUT, IN)),
+                null,
+                bank,
+                0,
+                Backends.of(manager, Dtype.F32),
+                0,
+                Projection.Q);
         var target =
             mode == ForwardMode.REFERENCE
                 ? reference(x, w, g, a, b, ranks, scales, tokens, k, 1, true)
                 : expected;
         var y =
-            layer.forward(manager.create(x, Ops.shape(tokens, IN)), training).y().toFloatArray();
+            layer
+                .forward(
+                    manager.create(x, Ops.shape(tokens, IN)),
+                    training ? context.forTraining(false) : context)
+                .y()
+                .toFloatArray();
         double difference = 0;
         for (int i = 0; i < y.length; i++) {
           difference += Math.pow(y[i] - target[i / OUT][i % OUT], 2);
@@ -194,15 +205,16 @@ class MoeLinearTest {
             new AdapterBank(
                 parameters[1], parameters[2], parameters[3], ranks, new double[] {2, 1, 0.5, 1});
         var layer =
-            new MoeLinear(
+            new GatedLinear(
                 manager.create(w, Ops.shape(OUT, IN)),
                 null,
                 bank,
-                new RoutingControl(new RoutingSettings(2, 1), Flags.of(mode)),
                 0,
+                Backends.of(manager, Dtype.F32),
                 0,
-                0);
-        var y = layer.forward(parameters[0], true).y();
+                Projection.Q);
+        var context = ForwardContext.training(new RoutingSettings(2, 1), Flags.of(mode));
+        var y = layer.forward(parameters[0], context).y();
         Ops.backward(y, manager.create(upstream, Ops.shape(tokens, OUT)));
         var gradients =
             Map.of(
@@ -262,12 +274,16 @@ class MoeLinearTest {
       var transposed = new float[2][];
       for (var bank : List.of(plain, kept)) {
         var which = bank == plain ? 0 : 1;
-        var control = new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO);
-        var layer = new MoeLinear(weight, null, bank, control, 0, 0, 0);
-        outputs[which] = layer.forward(x, false).y().toFloatArray();
-        transposed[which] = layer.loraBTransposed().toFloatArray();
-        assertThat(Ops.isRowMajor(layer.loraBTransposed())).isTrue();
-        assertThat(Ops.dataPointer(layer.loraBTransposed()) == Ops.dataPointer(bank.loraB()))
+        var context = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
+        var layer =
+            new GatedLinear(
+                weight, null, bank, 0, Backends.of(manager, Dtype.F32), 0, Projection.Q);
+        outputs[which] = layer.forward(x, context).y().toFloatArray();
+        transposed[which] = layer.layout().loraBTransposed(false).toFloatArray();
+        assertThat(Ops.isRowMajor(layer.layout().loraBTransposed(false))).isTrue();
+        assertThat(
+                Ops.dataPointer(layer.layout().loraBTransposed(false))
+                    == Ops.dataPointer(bank.loraB()))
             .isEqualTo(bank == kept);
       }
       assertThat(outputs[1]).containsExactly(outputs[0]);
@@ -310,14 +326,14 @@ class MoeLinearTest {
       var random = new Random(1);
       var bank = twoAdapters(manager, random);
       var layer =
-          new MoeLinear(
+          new GatedLinear(
               manager.create(random(random, OUT * IN), Ops.shape(OUT, IN)),
               null,
               bank,
-              new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO),
               0.1,
+              Backends.of(manager, Dtype.F32),
               0,
-              0);
+              Projection.Q);
       var x = manager.create(random(random, 6 * IN), Ops.shape(2, 3, IN));
       var store = new ParameterStore(manager, false);
       assertThat(layer.forward(store, new NDList(x), false).singletonOrThrow().getShape())
@@ -333,17 +349,18 @@ class MoeLinearTest {
     try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var random = new Random(2);
       var bank = twoAdapters(manager, random);
-      var control = new RoutingControl(RoutingSettings.DEFAULT, Flags.AUTO);
+      var context = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
       var weight = manager.create(random(random, OUT * IN), Ops.shape(OUT, IN));
-      var layer = new MoeLinear(weight, null, bank, control, 0, 0, 0);
+      var layer =
+          new GatedLinear(weight, null, bank, 0, Backends.of(manager, Dtype.F32), 0, Projection.Q);
       var x = manager.create(random(random, 6 * IN), Ops.shape(2, 3, IN));
       for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.GATHER}) {
-        control.flags(Flags.of(mode));
-        layer.forward(x, false);
-        layer.forward(x, true);
+        context = context.withMode(mode);
+        layer.forward(x, context);
+        layer.forward(x, context.forTraining(true));
         bank.loraB().muli(3); // what an optimiser does
-        var expected = layer.forward(x, true).y().toFloatArray();
-        var actual = layer.forward(x, false).y().toFloatArray();
+        var expected = layer.forward(x, context.forTraining(true)).y().toFloatArray();
+        var actual = layer.forward(x, context).y().toFloatArray();
         for (int i = 0; i < expected.length; i++) {
           assertThat(actual[i]).isCloseTo(expected[i], within(1e-3f));
         }
@@ -373,31 +390,5 @@ class MoeLinearTest {
         .hasMessage("MOELINEAR_FWD_INNER_LOOP_MODE=loop: choose one of batch, all, parallel, auto");
     assertThatThrownBy(() -> Flags.fromEnvironment(Map.of("MOELINEAR_SINGLE_MOE_LORA", "x")))
         .isInstanceOf(UserException.class);
-  }
-
-  @Test
-  void fusedOnTheCpuIsSaid() {
-    try (var manager = Devices.newManager(ai.djl.Device.cpu());
-        var tape = new HostTape(manager)) {
-      var random = new Random(1);
-      var layer =
-          new MoeLinear(
-              manager.create(random(random, OUT * IN), Ops.shape(OUT, IN)),
-              null,
-              new AdapterBank(
-                  manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
-                  manager.create(random(random, 2 * IN), Ops.shape(2, IN)),
-                  manager.create(random(random, OUT * 2), Ops.shape(OUT, 2)),
-                  new int[] {1, 1},
-                  new double[] {1, 1}),
-              new RoutingControl(new RoutingSettings(2, 1), Flags.of(ForwardMode.FUSED)),
-              0,
-              0,
-              0);
-      assertThat(HostTape.fits(layer)).isTrue();
-      Fallback.forget();
-      tape.forward(layer, manager.create(random(random, 3 * IN), Ops.shape(3, IN)));
-      assertThat(Fallback.said()).singleElement().asString().contains("need a CUDA device");
-    }
   }
 }

@@ -1,4 +1,4 @@
-package org.meteora.moe.forward;
+package org.meteora.moe;
 
 /** How the adapters' contribution is computed; all modes give the same result. */
 public enum ForwardMode {

@@ -20,7 +20,7 @@ import org.meteora.moe.RoutingListener;
  * the host for a gate. Memory of both sides grows to {@link #ROOM} at most, or to what gates with
  * one input choose when that is more; a longer pass is told of in several parts.
  */
-public final class GpuRouting implements AutoCloseable {
+final class RoutingGatherer implements RoutingListener, AutoCloseable {
   private static final long ROOM = 64 << 20;
   private static final long FIRST_ROOM = 1 << 20;
 
@@ -40,6 +40,7 @@ public final class GpuRouting implements AutoCloseable {
   private record Piece(List<Choice> choices, Event done) {}
 
   private final Cuda cuda;
+  private RoutingListener listener;
   private final List<Piece> pieces = new ArrayList<>();
   private List<Choice> fresh = new ArrayList<>();
   private DeviceMemory device;
@@ -49,8 +50,21 @@ public final class GpuRouting implements AutoCloseable {
   private long copied;
   private boolean closed;
 
-  public GpuRouting(Cuda cuda) {
+  RoutingGatherer(Cuda cuda) {
     this.cuda = cuda;
+  }
+
+  /** Gathers for this listener from now on. */
+  void begin(RoutingListener value) {
+    listener = value;
+  }
+
+  /** A gate that does not gather: those before it are told first. */
+  @Override
+  public void onRouting(
+      int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
+    tell();
+    listener.onRouting(layer, module, rows, tokens, topK, indices, weights);
   }
 
   /**
@@ -61,8 +75,7 @@ public final class GpuRouting implements AutoCloseable {
    * @return for each gate the device address of int32 indices {@code (rows, tokens, topK)}, behind
    *     which follow float32 weights in the same layout
    */
-  public long[] next(
-      RoutingListener listener, int layer, int[] modules, int rows, int tokens, int topK) {
+  long[] next(int layer, int[] modules, int rows, int tokens, int topK) {
     cuda.makeCurrent();
     if (used - copied >= PIECE) {
       copy();
@@ -70,7 +83,7 @@ public final class GpuRouting implements AutoCloseable {
     long each = 8L * rows * tokens * topK;
     long bytes = each * modules.length;
     if (used + bytes > room) {
-      tell(listener);
+      tell();
       grow(Math.max(bytes, Math.clamp(2 * room, FIRST_ROOM, ROOM)));
     }
     var addresses = new long[modules.length];
@@ -105,7 +118,7 @@ public final class GpuRouting implements AutoCloseable {
   }
 
   /** Tells the listener all that was chosen since the last time, in order; waits for the GPU. */
-  public void tell(RoutingListener listener) {
+  void tell() {
     cuda.makeCurrent();
     copy();
     try {
@@ -140,7 +153,7 @@ public final class GpuRouting implements AutoCloseable {
     }
   }
 
-  public boolean isClosed() {
+  boolean isClosed() {
     return closed;
   }
 

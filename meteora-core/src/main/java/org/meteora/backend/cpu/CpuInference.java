@@ -1,13 +1,14 @@
 package org.meteora.backend.cpu;
 
-import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
-
 import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.util.Arrays;
 import org.meteora.moe.BankLayout;
+import org.meteora.moe.Choice;
+import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Gate;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.GatedLinear.Output;
 import org.meteora.tensor.Blas;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -20,31 +21,54 @@ import org.meteora.tensor.Workers;
  * and for many tokens only the chosen adapters' arithmetic is done at all, k · r ranks a token and
  * not Σr.
  */
-public final class HostForward {
+final class CpuInference {
   /** From this many tokens on an adapter's tokens are gathered, so that its rows are read once. */
   private static final int GROUP_FROM = 24;
 
+  private CpuInference() {}
+
   /**
-   * Which adapters were chosen.
+   * One linear.
    *
-   * @param indices {@code (tokens, k)} row-major, best first
-   * @param weights as {@code indices}
+   * @param x {@code (…, in)} float32
    */
-  public record Chosen(int tokens, int topK, int[] indices, float[] weights) {}
-
-  private HostForward() {}
-
-  public static boolean fits(NDArray x) {
-    return !x.getDevice().isGpu() && Blas.isAvailable() && Ops.dtype(x) == Dtype.F32;
+  static Output forward(GatedLinear linear, NDArray x, ForwardContext context) {
+    var bank = linear.bank();
+    var shape = x.getShape();
+    var y = linear.base(x);
+    int in = (int) shape.get(shape.dimension() - 1);
+    int tokens = (int) (shape.size() / in);
+    NDArray logits = null;
+    try (var rows = Ops.contiguous(x)) {
+      Choice choice;
+      if (linear.gated(context)) {
+        logits =
+            Ops.empty(
+                x.getManager(), Dtype.F32, GatedLinear.withLast(shape, bank.size()).getShape());
+        choice =
+            route(rows, bank.gate(), logits, linear.topK(context), context.routing().temperature());
+        linear.tell(context, choice, shape);
+      } else {
+        choice = Gate.fixed(tokens, GatedLinear.batchRows(shape), linear.fixed(context));
+      }
+      if (bank.totalRank() > 0) {
+        add(rows, y, linear.layout(), choice);
+      }
+    }
+    if (logits != null && !context.gateLogits()) {
+      logits.close();
+      logits = null;
+    }
+    return new Output(y, logits);
   }
 
   /**
-   * {@link Gate#inference} of x {@code (…, in)}, row-major.
+   * {@link Gate#choose} of x {@code (…, in)}, row-major.
    *
    * @param gate {@code (N, in)}
    * @param logits {@code (…, N)}, written here
    */
-  public static Chosen route(
+  private static Choice route(
       NDArray x, NDArray gate, NDArray logits, int topK, double temperature) {
     int n = (int) gate.getShape().get(0);
     int in = (int) gate.getShape().get(1);
@@ -55,58 +79,9 @@ public final class HostForward {
     } else {
       Blas.productTransposed(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
     }
-    var chosen = new Chosen(tokens, topK, new int[tokens * topK], new float[tokens * topK]);
-    route(values, n, chosen, 0, tokens, temperature);
-    return chosen;
-  }
-
-  /** The routing of tokens {@code from} to {@code to} from logits {@code (tokens, N)}. */
-  public static void route(
-      MemorySegment logits, int n, Chosen chosen, int from, int to, double temperature) {
-    int topK = chosen.topK();
-    var indices = chosen.indices();
-    var weights = chosen.weights();
-    var values = new float[n];
-    for (int t = from; t < to; t++) {
-      MemorySegment.copy(logits, JAVA_FLOAT, (long) t * n * Float.BYTES, values, 0, n);
-      for (int j = 0; j < topK; j++) {
-        int best = -1;
-        for (int i = 0; i < n; i++) {
-          if ((best < 0 || values[i] > values[best]) && !contains(indices, t * topK, j, i)) {
-            best = i;
-          }
-        }
-        indices[t * topK + j] = best;
-      }
-      double sum = 0;
-      double top = values[indices[t * topK]];
-      for (int j = 0; j < topK; j++) {
-        double weight = Math.exp((values[indices[t * topK + j]] - top) / temperature);
-        weights[t * topK + j] = (float) weight;
-        sum += weight;
-      }
-      for (int j = 0; j < topK; j++) {
-        weights[t * topK + j] /= (float) sum;
-      }
-    }
-  }
-
-  private static boolean contains(int[] values, int from, int count, int wanted) {
-    for (int i = from; i < from + count; i++) {
-      if (values[i] == wanted) {
-        return true;
-      }
-    }
-    return false;
-  }
-
-  /** One adapter for every token. */
-  public static Chosen fixed(int tokens, int adapter) {
-    var indices = new int[tokens];
-    var weights = new float[tokens];
-    Arrays.fill(indices, adapter);
-    Arrays.fill(weights, 1);
-    return new Chosen(tokens, 1, indices, weights);
+    var choice = new Choice(tokens, topK);
+    Gate.choose(values, n, choice, 0, tokens, temperature);
+    return choice;
   }
 
   /**
@@ -115,7 +90,7 @@ public final class HostForward {
    * @param x {@code (…, in)} row-major
    * @param y {@code (…, out)} row-major
    */
-  public static void add(NDArray x, NDArray y, BankLayout bank, Chosen chosen) {
+  private static void add(NDArray x, NDArray y, BankLayout bank, Choice chosen) {
     int in = (int) (x.getShape().size() / chosen.tokens());
     int out = (int) (y.getShape().size() / chosen.tokens());
     var work =
@@ -150,7 +125,7 @@ public final class HostForward {
       int in,
       int out,
       BankLayout bank,
-      Chosen chosen) {
+      Choice chosen) {
 
     private MemorySegment rows(MemorySegment matrix, long first, int width) {
       return matrix.asSlice(first * width * Float.BYTES);

@@ -14,7 +14,7 @@ import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 
 /** Against the tensor operations that training records; few rows and many, of odd widths too. */
-class HostRowsTest {
+class CpuLayerOpsTest {
   private final Random random = new Random(5);
 
   private NDArray gaussian(NDManager manager, long... shape) {
@@ -35,11 +35,10 @@ class HostRowsTest {
     try (var manager = Devices.newManager(Device.cpu())) {
       for (int[] shape : new int[][] {{1, 1, 7}, {3, 1, 64}, {2, 90, 301}}) {
         var x = gaussian(manager, shape[0], shape[1], shape[2]);
-        var weight = gaussian(manager, shape[2]);
-        assertClose(HostRows.norm(x, weight, 1e-5f), new RmsNorm(weight, 1e-5).forward(x));
+        var norm = new RmsNorm(gaussian(manager, shape[2]), 1e-5);
+        assertClose(new CpuLayerOps().norm(x, norm), norm.forward(x));
         var turned = Ops.transpose(x, 0, 1); // not row-major
-        assertClose(
-            HostRows.norm(turned, weight, 1e-5f), new RmsNorm(weight, 1e-5).forward(turned));
+        assertClose(new CpuLayerOps().norm(turned, norm), norm.forward(turned));
       }
     }
   }
@@ -56,7 +55,7 @@ class HostRowsTest {
                   gaussian(manager, rowsOfAngles, seq, 1, dim));
           var x = gaussian(manager, 3, seq, 5 * dim);
           var expected = RotaryEmbedding.rotate(x.reshape(3, seq, 5, dim), angles);
-          HostRows.rotate(x, angles);
+          CpuLayerOps.rotate(x, angles);
           assertClose(x.reshape(3, seq, 5, dim), expected);
         }
       }

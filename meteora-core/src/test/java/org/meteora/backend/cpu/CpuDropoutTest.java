@@ -8,12 +8,12 @@ import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import org.junit.jupiter.api.Test;
 
-class HostDropoutTest {
+class CpuDropoutTest {
   private static final int COUNT = 1 << 18;
 
   /** Places {@code first} … of a constant, in rows of {@code width}. */
   private static float[] drop(double p, long seed, int first, int count, int width) {
-    var dropout = new HostDropout(p, seed);
+    var dropout = new CpuDropout(p, seed);
     var row = new int[width];
     try (var arena = Arena.ofConfined()) {
       var values = new float[count];
@@ -63,6 +63,6 @@ class HostDropoutTest {
     assertThat(drop(0.3, 99, 0, 5000, 100)).isEqualTo(whole);
     assertThat(drop(0.3, 99, 1234, 2000, 777)).isEqualTo(Arrays.copyOfRange(whole, 1234, 3234));
     assertThat(drop(0, 99, 0, 10, 10)).containsOnly(-1.5f);
-    assertThat(new HostDropout(0.2, 1).scale()).isCloseTo(1.25, within(1e-12));
+    assertThat(new CpuDropout(0.2, 1).scale()).isCloseTo(1.25, within(1e-12));
   }
 }

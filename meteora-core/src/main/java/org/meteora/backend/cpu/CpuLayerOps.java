@@ -4,7 +4,11 @@ import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 
 import ai.djl.ndarray.NDArray;
 import java.lang.foreign.MemorySegment;
+import org.meteora.model.LayerOps;
+import org.meteora.model.Pass;
+import org.meteora.model.RmsNorm;
 import org.meteora.model.RotaryEmbedding;
+import org.meteora.model.TensorOps;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -13,15 +17,9 @@ import org.meteora.tensor.Workers;
  * What lies between a Llama's products at inference on the CPU in float32, in Java on the tensors'
  * memory: for one token each tensor operation costs more than the arithmetic of all of them.
  */
-public final class HostRows {
+public final class CpuLayerOps implements LayerOps {
   /** So many numbers are worth another thread. */
   private static final int SHARE = 1 << 14;
-
-  private HostRows() {}
-
-  public static boolean fits(NDArray x) {
-    return !x.getDevice().isGpu() && Ops.dtype(x) == Dtype.F32;
-  }
 
   private interface Rows {
     void run(int from, int to);
@@ -35,19 +33,15 @@ public final class HostRows {
         i -> work.run((int) ((long) rows * i / workers), (int) ((long) rows * (i + 1) / workers)));
   }
 
-  /**
-   * {@code rmsnorm(x) · weight}.
-   *
-   * @param x {@code (…, hidden)}
-   */
-  public static NDArray norm(NDArray x, NDArray weight, float eps) {
+  @Override
+  public NDArray norm(NDArray x, RmsNorm norm) {
     var shape = x.getShape();
     int hidden = (int) shape.get(shape.dimension() - 1);
     var out = Ops.empty(x.getManager(), Dtype.F32, shape.getShape());
     try (var rowMajor = Ops.contiguous(x)) {
       var from = Ops.memory(rowMajor);
       var to = Ops.memory(out);
-      var factors = Ops.memory(weight).toArray(JAVA_FLOAT);
+      var factors = Ops.memory(norm.weight()).toArray(JAVA_FLOAT);
       onWorkers(
           (int) (shape.size() / hidden),
           hidden,
@@ -56,12 +50,41 @@ public final class HostRows {
             for (int i = first; i < end; i++) {
               long offset = (long) i * hidden * Float.BYTES;
               MemorySegment.copy(from, JAVA_FLOAT, offset, row, 0, hidden);
-              norm(row, factors, eps);
+              norm(row, factors, norm.eps());
               MemorySegment.copy(row, 0, to, JAVA_FLOAT, offset, hidden);
             }
           });
     }
     return out;
+  }
+
+  @Override
+  public Normed addAndNorm(NDArray h, NDArray added, RmsNorm norm) {
+    var sum = h.add(added);
+    return new Normed(sum, norm(sum, norm));
+  }
+
+  @Override
+  public NDArray add(NDArray sum, NDArray x) {
+    return sum.addi(x);
+  }
+
+  @Override
+  public Heads rotate(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    rotate(queries, pass.angles());
+    rotate(keys, pass.angles());
+    int headDim = (int) pass.angles().cos().getShape().get(3);
+    return TensorOps.behindTheCache(
+        TensorOps.heads(queries, headDim),
+        TensorOps.heads(keys, headDim),
+        TensorOps.heads(values, headDim),
+        pass,
+        layer);
+  }
+
+  @Override
+  public NDArray siluUp(NDArray gate, NDArray up) {
+    return TensorOps.INSTANCE.siluUp(gate, up);
   }
 
   private static void norm(float[] row, float[] weight, float eps) {
@@ -85,7 +108,7 @@ public final class HostRows {
    *
    * @param x {@code (batch, seq, heads · headDim)} row-major
    */
-  public static void rotate(NDArray x, RotaryEmbedding.Angles angles) {
+  static void rotate(NDArray x, RotaryEmbedding.Angles angles) {
     var shape = x.getShape();
     int width = (int) shape.get(2);
     int rows = (int) (shape.size() / width);

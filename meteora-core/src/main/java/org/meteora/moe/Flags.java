@@ -1,4 +1,4 @@
-package org.meteora.moe.forward;
+package org.meteora.moe;
 
 import java.util.Arrays;
 import java.util.Collections;

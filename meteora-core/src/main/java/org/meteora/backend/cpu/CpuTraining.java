@@ -9,14 +9,17 @@ import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.function.IntUnaryOperator;
 import org.meteora.moe.BankLayout;
-import org.meteora.moe.MoeLinear;
+import org.meteora.moe.Choice;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Gate;
+import org.meteora.moe.GatedLinear;
 import org.meteora.tensor.Blas;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
 
 /**
- * One gated layer in one training pass on {@link HostTape}: forward, what backward needs of it, and
+ * One gated layer in one training pass on {@link CpuTape}: forward, what backward needs of it, and
  * backward. The (token, adapter) pairs are sorted by adapter; rows of the pairs of one adapter are
  * gathered, a few dozen at a time, and go to the BLAS.
  *
@@ -29,28 +32,28 @@ import org.meteora.tensor.Workers;
  * gradients are: no two write the same number, and the sums' order depends on the number of threads
  * alone.
  */
-public final class HostLayer {
+final class CpuTraining {
   /** Rows gathered at once: as many as stay in the second-level cache. */
   private static final int ROWS = 64;
 
-  private final MoeLinear layer;
+  private final GatedLinear layer;
   private final BankLayout bank;
   private final int tokens;
   private final int in;
   private final int out;
   private final int topK;
   private final int most;
-  private final HostDropout dropout;
+  private final CpuDropout dropout;
   private final NDArray x;
   private final NDArray logits;
   private final NDArray y;
-  private final HostForward.Chosen chosen;
+  private final Choice chosen;
   private final int[] starts;
   private final int[] order;
   private final MemorySegment z;
 
   /** Forward. */
-  public HostLayer(MoeLinear layer, NDManager manager, NDArray array) {
+  CpuTraining(GatedLinear layer, NDManager manager, NDArray array, ForwardContext context) {
     this.layer = layer;
     bank = layer.layout();
     bank.parametersMayChange();
@@ -65,14 +68,14 @@ public final class HostLayer {
     y = Ops.linear(x, layer.weight(), layer.bias()).reshape(Ops.shape(outer));
     outer[outer.length - 1] = bank.bank().size();
     logits = Ops.empty(manager, Dtype.F32, outer);
-    topK = layer.topK();
-    chosen = new HostForward.Chosen(tokens, topK, new int[tokens * topK], new float[tokens * topK]);
+    topK = layer.topK(context);
+    chosen = new Choice(tokens, topK);
     var memoryX = Ops.memory(x);
     var memoryG = Ops.memory(bank.bank().gate());
     var memoryL = Ops.memory(logits);
     byTokens((from, to) -> route(from, to, memoryX, memoryG, memoryL));
-    layer.tell(chosen, shape);
-    dropout = HostDropout.next(manager, layer.dropoutInTraining());
+    layer.tell(context, chosen, shape);
+    dropout = CpuDropout.next(manager, layer.dropout(context));
     most = Math.max(1, bank.bank().maxRank());
     int n = bank.bank().size();
     starts = new int[n + 1];
@@ -211,7 +214,7 @@ public final class HostLayer {
     int n = bank.bank().size();
     var own = at(logits, (long) from * n);
     Blas.product(false, true, to - from, n, in, at(x, (long) from * in), in, gate, in, 0, own, n);
-    HostForward.route(logits, n, chosen, from, to, 1);
+    Gate.choose(logits, n, chosen, from, to, 1);
   }
 
   private void forward(int from, int to, MemorySegment x, MemorySegment y) {
@@ -385,10 +388,9 @@ public final class HostLayer {
     var gate = bank.bank().gate();
     int n = bank.bank().size();
     var memoryX = Ops.memory(x);
-    var gateGradient =
-        HostTape.requiresGradient(gate) ? HostTape.gradientMemory(gate, scope) : null;
-    boolean wantsA = bank.bank().totalRank() > 0 && HostTape.requiresGradient(bank.loraA());
-    var gradient = wantsA ? HostTape.gradientMemory(bank.loraA(), scope) : null;
+    var gateGradient = CpuTape.requiresGradient(gate) ? CpuTape.gradientMemory(gate, scope) : null;
+    boolean wantsA = bank.bank().totalRank() > 0 && CpuTape.requiresGradient(bank.loraA());
+    var gradient = wantsA ? CpuTape.gradientMemory(bank.loraA(), scope) : null;
     byColumns(
         in,
         (from, to) -> {
@@ -432,10 +434,10 @@ public final class HostLayer {
 
   private void toB(NDManager scope, MemorySegment gy) {
     int all = bank.bank().totalRank();
-    if (all == 0 || !HostTape.requiresGradient(bank.loraB())) {
+    if (all == 0 || !CpuTape.requiresGradient(bank.loraB())) {
       return;
     }
-    var gradient = HostTape.gradientMemory(bank.loraB(), scope);
+    var gradient = CpuTape.gradientMemory(bank.loraB(), scope);
     byColumns(
         out,
         (from, to) -> {

@@ -10,26 +10,27 @@ import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.moe.BankLayout;
-import org.meteora.moe.MoeLinear;
+import org.meteora.moe.GatedLinear;
 import org.meteora.tensor.Ops;
 
 /**
  * The adapters of gated linears with one input by CUDA kernels of our own, at inference, on
  * libtorch's stream: for few tokens one product with all gates and A and one launch that routes and
  * adds; for many, a launch that masks z = x Aᵀ between two of libtorch's products. Its device
- * memory goes with the manager of the adapters.
+ * memory goes with the manager of the adapters. Its scratch serves one pass at a time: what a pass
+ * queues is queued under its lock, on one stream.
  */
-public final class FusedForward implements AutoCloseable {
+final class FusedInference implements AutoCloseable {
   /** Up to this many tokens the kernels for few are used. */
-  public static final int FEW = org.meteora.cuda.kernel.MatrixVector.MAX_ROWS;
+  static final int FEW = org.meteora.cuda.kernel.MatrixVector.MAX_ROWS;
 
   private static final Stream LIBTORCH = Stream.of(0);
 
   private final List<BankLayout> layouts;
   private final NDArray stacked;
   private final long[] loraB;
-  private final int topK;
   private final AdapterKernels kernels;
+  private final Cuda cuda;
   private final String id = UUID.randomUUID().toString();
   private boolean closed;
 
@@ -38,12 +39,11 @@ public final class FusedForward implements AutoCloseable {
    * @param stacked their A and gates, as {@link BankLayout#stack} laid them
    * @throws org.meteora.UserException for what the kernels do not know
    */
-  public FusedForward(List<MoeLinear> linears, NDArray stacked, int topK) {
-    this.layouts = linears.stream().map(MoeLinear::layout).toList();
+  FusedInference(List<GatedLinear> linears, NDArray stacked, int topK) {
+    this.layouts = linears.stream().map(GatedLinear::layout).toList();
     this.stacked = stacked;
-    this.topK = topK;
     this.loraB = addressesOfB();
-    var cuda = Cuda.device(stacked.getDevice().getDeviceId());
+    cuda = Cuda.device(stacked.getDevice().getDeviceId());
     cuda.makeCurrent();
     var targets = new ArrayList<AdapterKernels.Target>();
     for (int i = 0; i < loraB.length; i++) {
@@ -74,9 +74,9 @@ public final class FusedForward implements AutoCloseable {
         .toArray();
   }
 
-  /** Whether this is for k adapters a token and for B as it is now. */
-  public boolean fits(int k) {
-    return topK == k && Arrays.equals(loraB, addressesOfB());
+  /** Whether this is for B as it is now. */
+  boolean isCurrent() {
+    return Arrays.equals(loraB, addressesOfB());
   }
 
   /**
@@ -86,7 +86,8 @@ public final class FusedForward implements AutoCloseable {
    * @param y each linear's base product, {@code (tokens, out)} in memory; changed
    * @param choices as {@link AdapterKernels#addForDecode} takes them
    */
-  public void addFew(NDArray x, List<NDArray> y, double temperature, long[] choices) {
+  synchronized void addFew(NDArray x, List<NDArray> y, double temperature, long[] choices) {
+    cuda.makeCurrent();
     try (var rows = Ops.contiguous(x)) {
       kernels.addForDecode(
           Ops.dataPointer(rows),
@@ -106,7 +107,8 @@ public final class FusedForward implements AutoCloseable {
    * @return as {@link AdapterKernels#scaleForPrefill} leaves it; {@link #z} and {@link #logits} are
    *     views
    */
-  public NDArray masked(NDArray x, double temperature, long[] choices) {
+  synchronized NDArray masked(NDArray x, double temperature, long[] choices) {
+    cuda.makeCurrent();
     var rows = Ops.linear(x, stacked, null);
     kernels.scaleForPrefill(
         Ops.dataPointer(rows), x.getShape().get(0), choices, temperature, LIBTORCH);
@@ -114,12 +116,12 @@ public final class FusedForward implements AutoCloseable {
   }
 
   /** A linear's masked z {@code (tokens, Σr)}. */
-  public NDArray z(NDArray masked, int linear) {
+  NDArray z(NDArray masked, int linear) {
     return Ops.narrow(masked, 1, column(linear), layouts.get(linear).bank().totalRank());
   }
 
   /** A linear's logits {@code (tokens, N)}. */
-  public NDArray logits(NDArray masked, int linear) {
+  NDArray logits(NDArray masked, int linear) {
     var bank = layouts.get(linear).bank();
     return Ops.narrow(masked, 1, column(linear) + bank.totalRank(), bank.size());
   }

@@ -1,0 +1,94 @@
+package org.meteora.backend.cpu;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.util.List;
+import java.util.Optional;
+import org.meteora.model.Backend;
+import org.meteora.model.LayerOps;
+import org.meteora.model.TensorOps;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedForward;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.GatedLinear.Output;
+import org.meteora.moe.GatedTape;
+import org.meteora.moe.forward.PortableForward;
+import org.meteora.tensor.Blas;
+import org.meteora.tensor.Dtype;
+
+/**
+ * The CPU. In float32 gated layers and what lies between products run in Java on the tensors'
+ * memory, {@link CpuInference} for inference and {@link CpuTape} for training; in other dtypes, and
+ * where libtorch's BLAS cannot be called, by tensor operations.
+ */
+public final class CpuBackend implements Backend {
+  /**
+   * From this many tokens on, looping over adapters beats gathering their rows (rank 8, k 2; see
+   * docs/performance.md).
+   */
+  private static final int LOOP_FROM_TOKENS = 16;
+
+  private final boolean inJava;
+  private final LayerOps ops;
+
+  /**
+   * @param dtype of weights and activations
+   */
+  public CpuBackend(Dtype dtype) {
+    inJava = dtype == Dtype.F32 && Blas.isAvailable();
+    ops = dtype == Dtype.F32 ? new CpuLayerOps() : TensorOps.INSTANCE;
+  }
+
+  @Override
+  public GatedForward of(List<GatedLinear> linears) {
+    return new CpuForward(linears);
+  }
+
+  @Override
+  public Optional<GatedTape> tape(
+      NDManager parent, List<GatedLinear> linears, ForwardContext context) {
+    boolean fits =
+        context.backendChooses()
+            && linears.stream().allMatch(each -> each.bank() != null && each.bank().gate() != null)
+            && inJava
+            && linears.stream().allMatch(each -> each.layout().isPlainInTraining())
+            && linears.stream().allMatch(each -> each.gated(context));
+    return fits ? Optional.of(new CpuTape(parent)) : Optional.empty();
+  }
+
+  @Override
+  public LayerOps ops() {
+    return ops;
+  }
+
+  @Override
+  public String toString() {
+    return inJava
+        ? "the CPU: gated layers in Java on the BLAS of libtorch"
+        : "the CPU: gated layers by tensor operations";
+  }
+
+  private final class CpuForward extends PortableForward {
+    private final boolean plain;
+
+    CpuForward(List<GatedLinear> linears) {
+      super(linears, LOOP);
+      plain =
+          inJava
+              && linears.stream().allMatch(each -> each.bank() == null || each.layout().isPlain());
+    }
+
+    @Override
+    protected Output best(GatedLinear linear, NDArray x, ForwardContext context) {
+      if (context.tape().isPresent()) {
+        return context.tape().get().forward(linear, x, context);
+      }
+      if (!context.training() && plain) {
+        return CpuInference.forward(linear, x, context);
+      }
+      long tokens = x.getShape().size() / linear.weight().getShape().get(1);
+      return linear.formula(
+          x, context, context.training() || tokens >= LOOP_FROM_TOKENS ? LOOP : GATHER);
+    }
+  }
+}

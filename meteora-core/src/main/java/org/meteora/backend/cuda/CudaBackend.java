@@ -1,0 +1,121 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDManager;
+import java.util.List;
+import java.util.Optional;
+import java.util.UUID;
+import java.util.concurrent.ConcurrentLinkedDeque;
+import java.util.function.IntConsumer;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Nvrtc;
+import org.meteora.cuda.driver.SideStreams;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.model.Backend;
+import org.meteora.model.LayerOps;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedForward;
+import org.meteora.moe.GatedLinear;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * A CUDA device: at inference gated layers by kernels of our own ({@link FusedInference}), and what
+ * lies between products one launch each; in training the masked form ({@link MaskedTraining}).
+ */
+public final class CudaBackend implements Backend {
+  private static final Stream LIBTORCH = Stream.of(0);
+
+  private final NDManager manager;
+  private final Cuda cuda;
+  private final LayerOps ops;
+  private Boolean compiles;
+  private final ConcurrentLinkedDeque<RoutingGatherer> gatherers = new ConcurrentLinkedDeque<>();
+
+  /**
+   * @param manager of the model's parameters, on a CUDA device: memory for gathered routings goes
+   *     with it
+   * @param dtype of weights and activations
+   */
+  public CudaBackend(NDManager manager, Dtype dtype) {
+    this.manager = manager;
+    this.cuda = Cuda.device(manager.getDevice().getDeviceId());
+    this.ops = new CudaLayerOps(cuda, dtype);
+  }
+
+  private synchronized boolean compiles() {
+    if (compiles == null) {
+      try {
+        Nvrtc.get();
+        compiles = true;
+      } catch (UserException e) {
+        CudaForward.LOG.info("training on the GPU has no kernels of its own: {}", e.getMessage());
+        compiles = false;
+      }
+    }
+    return compiles;
+  }
+
+  @Override
+  public LayerOps ops() {
+    return ops;
+  }
+
+  @Override
+  public GatedForward of(List<GatedLinear> linears) {
+    return new CudaForward(linears, this::compiles, this::onStreams);
+  }
+
+  @Override
+  public GatedForward.RoutedPass begin(ForwardContext context) {
+    if (context.listener().isEmpty()) {
+      return new GatedForward.RoutedPass(context, () -> {});
+    }
+    var gatherer = gatherer();
+    gatherer.begin(context.listener().get());
+    return new GatedForward.RoutedPass(
+        context.withListener(Optional.of(gatherer)),
+        () -> {
+          try {
+            gatherer.tell();
+          } finally {
+            gatherers.push(gatherer);
+          }
+        });
+  }
+
+  private RoutingGatherer gatherer() {
+    var idle = gatherers.poll();
+    if (idle != null && !idle.isClosed()) {
+      return idle;
+    }
+    var made = new RoutingGatherer(cuda);
+    manager.attachInternal(UUID.randomUUID().toString(), made);
+    return made;
+  }
+
+  /**
+   * Parts on side streams. What they read was made on libtorch's stream, and what they make is read
+   * there: all streams wait for it first and it for them afterwards; no array is freed in between.
+   */
+  private void onStreams(int count, IntConsumer part) {
+    cuda.makeCurrent();
+    var side = SideStreams.of(cuda);
+    side.fork(LIBTORCH);
+    try {
+      for (int i = 0; i < count; i++) {
+        var stream = side.streams().get(i % side.streams().size());
+        try (var guard = Ops.onStream(stream.handle(), cuda.index())) {
+          part.accept(i);
+        }
+      }
+    } finally {
+      side.join(LIBTORCH);
+    }
+  }
+
+  @Override
+  public String toString() {
+    return "GPU " + cuda.index() + ": gated layers by CUDA kernels";
+  }
+}

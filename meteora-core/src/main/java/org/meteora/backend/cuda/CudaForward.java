@@ -1,0 +1,212 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.types.Shape;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.function.BooleanSupplier;
+import org.meteora.UserException;
+import org.meteora.moe.BankLayout;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.GatedLinear.Output;
+import org.meteora.moe.forward.LoopForward;
+import org.meteora.moe.forward.PortableForward;
+import org.meteora.tensor.Ops;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Gated linears with one input on a GPU. At inference one product finds the logits of all their
+ * gates and z = x Aᵀ of all their adapters; for that their A and gates are moved into one matrix
+ * when the group is made. In training each is {@link MaskedTraining}.
+ */
+final class CudaForward extends PortableForward {
+  static final Logger LOG = LoggerFactory.getLogger(CudaForward.class);
+
+  /** What the kernels take: adapters a token, and adapters. */
+  private static final int MAX_TOP_K = 8;
+
+  private static final int MAX_ADAPTERS = 256;
+
+  private final BooleanSupplier compiles;
+  private final List<GatedLinear> fusible;
+  private final NDArray stacked;
+  private final Map<Integer, FusedInference> fused = new HashMap<>();
+  private final Set<Integer> refused = new HashSet<>();
+
+  /**
+   * @param compiles whether kernels can be compiled here
+   * @param streams runs parts on several streams
+   */
+  CudaForward(List<GatedLinear> linears, BooleanSupplier compiles, LoopForward.Runner streams) {
+    super(linears, new LoopForward(streams));
+    this.compiles = compiles;
+    this.fusible = linears.stream().filter(CudaForward::canBeFused).toList();
+    if (fusible.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
+      throw new IllegalArgumentException("linears of one input with different adapters");
+    }
+    this.stacked =
+        fusible.isEmpty()
+            ? null
+            : BankLayout.stack(fusible.stream().map(GatedLinear::layout).toList());
+  }
+
+  private static boolean canBeFused(GatedLinear linear) {
+    var bank = linear.bank();
+    return bank != null
+        && bank.gate() != null
+        && bank.totalRank() > 0
+        && Ops.dtype(bank.gate()) == Ops.dtype(linear.weight())
+        && Ops.dtype(bank.loraA()) == Ops.dtype(linear.weight());
+  }
+
+  @Override
+  public List<Output> forward(NDArray x, ForwardContext context) {
+    var kernels = kernels(context);
+    if (kernels == null) {
+      return super.forward(x, context);
+    }
+    var shape = x.getShape();
+    var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
+    double temperature = context.routing().temperature();
+    var choices = choices(shape, context);
+    if (rows.getShape().get(0) <= FusedInference.FEW && !context.gateLogits()) {
+      var outputs = new ArrayList<Output>();
+      var bases = new ArrayList<NDArray>();
+      for (var linear : linears()) {
+        if (fusible.contains(linear)) {
+          bases.add(linear.base(x));
+          outputs.add(new Output(bases.getLast(), null));
+        } else {
+          outputs.add(forward(linear, x, context));
+        }
+      }
+      kernels.addFew(rows, bases, temperature, choices);
+      return outputs;
+    }
+    try (var masked = kernels.masked(rows, temperature, choices)) {
+      return linears().stream()
+          .map(
+              linear ->
+                  fusible.contains(linear)
+                      ? add(kernels, masked, linear, x, context)
+                      : forward(linear, x, context))
+          .toList();
+    }
+  }
+
+  private Output add(
+      FusedInference kernels,
+      NDArray masked,
+      GatedLinear linear,
+      NDArray x,
+      ForwardContext context) {
+    int at = fusible.indexOf(linear);
+    var y = linear.base(x);
+    try (var flat = y.reshape(-1, linear.weight().getShape().get(0));
+        var z = kernels.z(masked, at)) {
+      Ops.addLinear(flat, z, linear.bank().loraB());
+    }
+    NDArray logits = null;
+    if (context.gateLogits()) {
+      try (var view = kernels.logits(masked, at)) {
+        var rowMajor = Ops.contiguous(view);
+        logits = rowMajor.reshape(GatedLinear.withLast(x.getShape(), linear.bank().size()));
+      }
+    }
+    return new Output(y, logits);
+  }
+
+  /** Where kernels write their choices for an input of this shape; null when nobody listens. */
+  private long[] choices(Shape shape, ForwardContext context) {
+    if (context.listener().isEmpty()) {
+      return null;
+    }
+    int rows = GatedLinear.batchRows(shape);
+    int tokens = (int) (shape.size() / shape.get(shape.dimension() - 1)) / rows;
+    return ((RoutingGatherer) context.listener().get())
+        .next(
+            fusible.getFirst().layer(),
+            fusible.stream().mapToInt(linear -> linear.projection().ordinal()).toArray(),
+            rows,
+            tokens,
+            fusible.getFirst().topK(context));
+  }
+
+  /** The kernels for this pass; null where they are not to be used. */
+  private FusedInference kernels(ForwardContext context) {
+    if (fusible.isEmpty()
+        || context.training()
+        || !context.backendChooses()
+        || !fusible.getFirst().gated(context)
+        || context.listener().isPresent()
+            && !(context.listener().get() instanceof RoutingGatherer)) {
+      return null;
+    }
+    return kernels(fusible.getFirst().topK(context));
+  }
+
+  private synchronized FusedInference kernels(int topK) {
+    var kept = fused.get(topK);
+    if (kept != null && kept.isCurrent()) {
+      return kept;
+    }
+    if (refused.contains(topK)) {
+      return null;
+    }
+    if (kept != null) {
+      kept.close();
+      fused.remove(topK);
+    }
+    try {
+      var made = new FusedInference(fusible, stacked, topK);
+      fused.put(topK, made);
+      return made;
+    } catch (UserException e) {
+      refused.add(topK);
+      LOG.info("gated layers without the fused kernels, k {}: {}", topK, e.getMessage());
+      return null;
+    }
+  }
+
+  @Override
+  protected Output masked(GatedLinear linear, NDArray x, ForwardContext context) {
+    var bank = linear.bank();
+    int topK = linear.topK(context);
+    boolean kernels =
+        context.training()
+            && context.listener().isEmpty()
+            && linear.gated(context)
+            && bank.totalRank() > 0
+            && topK <= MAX_TOP_K
+            && bank.size() <= MAX_ADAPTERS
+            && compiles.getAsBoolean();
+    if (!kernels) {
+      return linear.formula(x, context, MASKED);
+    }
+    linear.layout().parametersMayChange();
+    var shape = x.getShape();
+    var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
+    var y = linear.base(x);
+    var result = MaskedTraining.forward(rows, linear.layout(), topK, linear.dropout(context));
+    return shape.dimension() == 2
+        ? new Output(y.add(result.added()), result.logits())
+        : new Output(
+            y.add(result.added().reshape(y.getShape())),
+            result.logits().reshape(GatedLinear.withLast(shape, bank.size())));
+  }
+
+  @Override
+  protected Output best(GatedLinear linear, NDArray x, ForwardContext context) {
+    if (context.training()) {
+      return masked(linear, x, context);
+    }
+    long tokens = x.getShape().size() / linear.weight().getShape().get(1);
+    return linear.formula(x, context, tokens > FusedInference.FEW ? MASKED : GATHER);
+  }
+}

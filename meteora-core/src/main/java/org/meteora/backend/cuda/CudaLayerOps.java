@@ -1,0 +1,129 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDArray;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.PrefillKernels;
+import org.meteora.model.LayerOps;
+import org.meteora.model.Pass;
+import org.meteora.model.RmsNorm;
+import org.meteora.model.TensorOps;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/** What lies between a Llama's products at inference on a GPU, one launch each. */
+public final class CudaLayerOps implements LayerOps {
+  private static final Stream LIBTORCH = Stream.of(0);
+
+  private final Cuda cuda;
+  private final Dtype dtype;
+  private PrefillKernels kernels;
+
+  /**
+   * @param dtype of activations
+   */
+  CudaLayerOps(Cuda cuda, Dtype dtype) {
+    this.cuda = cuda;
+    this.dtype = dtype;
+  }
+
+  /** Compiled at first use: training does without. */
+  private synchronized PrefillKernels kernels() {
+    cuda.makeCurrent();
+    if (kernels == null) {
+      kernels = new PrefillKernels(cuda, dtype);
+    }
+    return kernels;
+  }
+
+  @Override
+  public NDArray norm(NDArray x, RmsNorm norm) {
+    var shape = x.getShape();
+    int hidden = (int) shape.get(shape.dimension() - 1);
+    var out = Ops.empty(x.getManager(), Ops.dtype(x), shape.getShape());
+    try (var rows = Ops.contiguous(x)) {
+      kernels()
+          .norm(
+              Ops.dataPointer(rows),
+              0,
+              0,
+              Ops.dataPointer(norm.weight()),
+              Ops.dataPointer(out),
+              shape.size() / hidden,
+              hidden,
+              norm.eps(),
+              LIBTORCH);
+    }
+    return out;
+  }
+
+  @Override
+  public Normed addAndNorm(NDArray h, NDArray added, RmsNorm norm) {
+    var shape = h.getShape();
+    int hidden = (int) shape.get(shape.dimension() - 1);
+    var out = Ops.empty(h.getManager(), Ops.dtype(h), shape.getShape());
+    long sum = Ops.dataPointer(added);
+    try (var rows = Ops.contiguous(h)) {
+      kernels()
+          .norm(
+              Ops.dataPointer(rows),
+              sum,
+              sum,
+              Ops.dataPointer(norm.weight()),
+              Ops.dataPointer(out),
+              shape.size() / hidden,
+              hidden,
+              norm.eps(),
+              LIBTORCH);
+    }
+    return new Normed(added, out);
+  }
+
+  @Override
+  public NDArray add(NDArray sum, NDArray x) {
+    return sum.addi(x);
+  }
+
+  @Override
+  public Heads rotate(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    if (pass.cache() == null) {
+      return TensorOps.INSTANCE.rotate(queries, keys, values, pass, layer);
+    }
+    var cache = pass.cache();
+    var store = cache.layer(layer);
+    var cos = pass.angles().cos();
+    int headDim = (int) cos.getShape().get(3);
+    int seq = (int) queries.getShape().get(1);
+    kernels()
+        .rope(
+            new PrefillKernels.Heads(
+                (int) queries.getShape().get(0),
+                seq,
+                (int) queries.getShape().get(2) / headDim,
+                (int) keys.getShape().get(2) / headDim,
+                headDim,
+                cache.capacity(),
+                cache.length()),
+            Ops.dataPointer(queries),
+            Ops.dataPointer(keys),
+            Ops.dataPointer(values),
+            Ops.dataPointer(cos),
+            Ops.dataPointer(pass.angles().sin()),
+            (int) cos.getShape().get(0),
+            Ops.dataPointer(store.keys()),
+            Ops.dataPointer(store.values()),
+            LIBTORCH);
+    var manager = queries.getManager();
+    return new Heads(
+        TensorOps.heads(queries, headDim),
+        cache.firstWith(store.keys(), seq, manager),
+        cache.firstWith(store.values(), seq, manager));
+  }
+
+  @Override
+  public NDArray siluUp(NDArray gate, NDArray up) {
+    long pointer = Ops.dataPointer(gate);
+    kernels().siluUp(pointer, Ops.dataPointer(up), pointer, gate.size(), LIBTORCH);
+    return gate;
+  }
+}

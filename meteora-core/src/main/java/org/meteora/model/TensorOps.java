@@ -1,0 +1,74 @@
+package org.meteora.model;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDArrays;
+import ai.djl.ndarray.NDList;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/** {@link LayerOps} by tensor operations: any device and dtype, recorded for backward. */
+public final class TensorOps implements LayerOps {
+  public static final TensorOps INSTANCE = new TensorOps();
+
+  private TensorOps() {}
+
+  @Override
+  public NDArray norm(NDArray x, RmsNorm norm) {
+    var full = Ops.cast(x, Dtype.F32);
+    var scale = Ops.rsqrt(full.square().mean(new int[] {-1}, true).add(norm.epsOnDevice()));
+    return Ops.cast(full.mul(scale), Ops.dtype(x)).mul(norm.weight());
+  }
+
+  @Override
+  public Normed addAndNorm(NDArray h, NDArray added, RmsNorm norm) {
+    var sum = h.add(added);
+    return new Normed(sum, norm(sum, norm));
+  }
+
+  @Override
+  public NDArray add(NDArray sum, NDArray x) {
+    return sum.add(x);
+  }
+
+  @Override
+  public Heads rotate(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    int headDim = (int) pass.angles().cos().getShape().get(3);
+    var shape = queries.getShape();
+    long heads = shape.get(2) / headDim;
+    long keyHeads = keys.getShape().get(2) / headDim;
+    var rotated =
+        RotaryEmbedding.rotate(
+            NDArrays.concat(new NDList(queries, keys), 2)
+                .reshape(shape.get(0), shape.get(1), heads + keyHeads, headDim),
+            pass.angles());
+    return behindTheCache(
+        Ops.transpose(Ops.narrow(rotated, 2, 0, heads), 1, 2),
+        Ops.transpose(Ops.narrow(rotated, 2, heads, keyHeads), 1, 2),
+        heads(values, headDim),
+        pass,
+        layer);
+  }
+
+  /** {@code (batch, seq, heads · headDim)} as {@code (batch, heads, seq, headDim)}. */
+  public static NDArray heads(NDArray x, int headDim) {
+    var shape = x.getShape();
+    return Ops.transpose(
+        x.reshape(shape.get(0), shape.get(1), shape.get(2) / headDim, headDim), 1, 2);
+  }
+
+  /** Keys and values of this pass, behind those in its cache when it has one. */
+  public static Heads behindTheCache(
+      NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    return pass.cache() == null
+        ? new Heads(queries, keys, values)
+        : new Heads(
+            queries,
+            pass.cache().appendKeys(layer, keys),
+            pass.cache().appendValues(layer, values));
+  }
+
+  @Override
+  public NDArray siluUp(NDArray gate, NDArray up) {
+    return Ops.silu(gate).mul(up);
+  }
+}
