@@ -41,7 +41,7 @@ class EndToEndTest {
 
   private Result run(String... arguments) {
     var all = new ArrayList<>(List.of(arguments));
-    if (!List.of("--help", "bench", "evla").contains(arguments[0]) && !all.contains("--config")) {
+    if (!List.of("--help", "bench", "evla", "compare").contains(arguments[0]) && !all.contains("--config")) {
       all.addAll(
           List.of(
               "--base-model-path=" + folder.resolve("base"),
@@ -111,6 +111,48 @@ class EndToEndTest {
             folder.resolve("results/meteora/composite_4.answers.jsonl").toString());
     assertThat(again.code()).as(again.err()).isZero();
     assertThat(again.out()).contains("Avg correct nums");
+  }
+
+  /** One result a point, the model loaded once; started again, what is there is kept. */
+  @Test
+  void sweepsRoutingAndGoesOn() throws IOException {
+    var arguments =
+        new String[] {
+          "eval", "--task", "count_vowels", "--limit", "3", "--max-length", "64", "--sweep",
+          "routing_top_k=1,2", "--sweep", "routing-temperature=1,9"
+        };
+    var first = run(arguments);
+    assertThat(first.code()).as(first.err()).isZero();
+    assertThat(first.out()).contains("routing_top_k  routing_temperature  Accuracy", "sweep.html");
+    var sweep = folder.resolve("results/sweep/count_vowels");
+    assertThat(Files.readString(sweep.resolve("sweep.html"))).contains("<svg");
+    var point = sweep.resolve("routing_top_k=2,routing_temperature=9/meteora/count_vowels.json");
+    var saved = Jsonl.readFile(point);
+    assertThat(saved.at("/model/routing_top_k").asInt()).isEqualTo(2);
+    assertThat(saved.at("/model/routing_temperature").asDouble()).isEqualTo(9);
+    // each point's answers are those of an evaluation of its own
+    var alone =
+        run(
+            "eval", "--task", "count_vowels", "--limit", "3", "--max-length", "64", "--save",
+            "--routing-top-k", "1", "--routing-temperature", "9");
+    assertThat(alone.code()).as(alone.err()).isZero();
+    assertThat(folder.resolve("results/meteora/count_vowels.answers.jsonl"))
+        .hasSameTextualContentAs(
+            sweep.resolve(
+                "routing_top_k=1,routing_temperature=9/meteora/count_vowels.answers.jsonl"));
+    // one point is gone, the others stay as they are
+    Files.delete(point);
+    Files.delete(point.resolveSibling("count_vowels.answers.jsonl"));
+    var kept = sweep.resolve("routing_top_k=1,routing_temperature=1/meteora/count_vowels.json");
+    var before = Files.getLastModifiedTime(kept);
+    for (int again = 0; again < 2; again++) {
+      var result = run(arguments);
+      assertThat(result.out()).isEqualTo(first.out());
+      assertThat(Files.getLastModifiedTime(kept)).isEqualTo(before);
+      assertThat(point).exists();
+    }
+    var compared = run("compare", sweep.toString());
+    assertThat(compared.out()).contains("routing_top_k=1,routing_temperature=9");
   }
 
   @Test

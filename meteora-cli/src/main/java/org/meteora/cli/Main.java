@@ -21,7 +21,9 @@ import org.meteora.train.command.TrainCommand;
 import org.meteora.train.command.TrainLoraCommand;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.Spec;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /**
@@ -36,11 +38,19 @@ import picocli.CommandLine.UnmatchedArgumentException;
         "Many LoRA adapters in one Llama, chosen token by token (MeteoRA, arXiv 2405.13053).",
     synopsisSubcommandLabel = "COMMAND",
     footer = {"", "meteora COMMAND --help shows a command's options and examples."})
-public final class Main {
+public final class Main implements Runnable {
   /** What a shell reports of a program that wrote into a closed pipe: 128 + SIGPIPE. */
   public static final int PIPE_CLOSED = 141;
 
+  @Spec private CommandSpec command;
+
   private Main() {}
+
+  /** Without a command: what there is. */
+  @Override
+  public void run() {
+    command.commandLine().usage(command.commandLine().getOut());
+  }
 
   public static void main(String[] arguments) {
     // the tokenizers' native library asks for a CUDA build where it sees a GPU; the CPU's does the
@@ -98,6 +108,7 @@ public final class Main {
     var root = new CommandLine(new Main());
     for (var command :
         new Object[] {
+          new InitCommand(),
           new CreateDatasetCommand(HubSourceFetcher::fromEnvironment),
           new CreateCompositeCommand(),
           new DownloadCommand(),
@@ -109,7 +120,8 @@ public final class Main {
           new GenerateCommand(),
           new RoutesCommand(),
           new DemoCommand(Main::run),
-          new BenchCommand()
+          new BenchCommand(),
+          new CompletionCommand()
         }) {
       root.addSubcommand(command);
     }

@@ -70,7 +70,10 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    */
   public static MeteoraCheckpoint open(Path path, Optional<Path> adapterDir, Architecture config) {
     if (!Files.exists(path)) {
-      throw new UserException("no such MeteoRA checkpoint: " + path);
+      throw new UserException(
+          "no such MeteoRA checkpoint: "
+              + path
+              + "; \"meteora train\" makes one, \"meteora download\" fetches one");
     }
     var weights = SafetensorsFolder.open(path);
     try {

@@ -25,6 +25,7 @@ public final class Progress implements AutoCloseable {
   private String extra = "";
   private long lastLine = System.nanoTime();
   private final long start = lastLine;
+  private long before;
 
   /**
    * @param total how many units there are; −1 when unknown
@@ -56,6 +57,15 @@ public final class Progress implements AutoCloseable {
                 .build();
   }
 
+  /** Counts units that were there before the start, such as steps before a checkpoint. */
+  public void begin(long units) {
+    before = units;
+    done = units;
+    if (bar != null) {
+      bar.stepTo(units);
+    }
+  }
+
   public void step(long units) {
     done += units;
     if (bar != null) {
@@ -65,11 +75,18 @@ public final class Progress implements AutoCloseable {
       lastLine = System.nanoTime();
       double seconds = (lastLine - start) / 1e9;
       var left =
-          total > 0 && done > 0
-              ? ", " + Math.round(seconds / done * (total - done)) + " s left"
+          total > 0 && done > before
+              ? ", " + duration(seconds / (done - before) * (total - done)) + " left"
               : "";
       LOG.info("{}: {}{}{}{} {}", task, done, total > 0 ? "/" + total : "", unit, left, extra);
     }
+  }
+
+  private static String duration(double seconds) {
+    long s = Math.round(seconds);
+    return s >= 3600
+        ? "%d h %02d min".formatted(s / 3600, s / 60 % 60)
+        : s >= 60 ? "%d min %02d s".formatted(s / 60, s % 60) : s + " s";
   }
 
   /** A short text behind the bar: a loss, a file's name. */

@@ -46,7 +46,8 @@ public record LoraAdapter(
    */
   public static LoraAdapter open(Path folder) {
     if (!Files.isDirectory(folder)) {
-      throw new UserException("no such adapter: " + folder);
+      throw new UserException(
+          "no such adapter: " + folder + "; \"meteora train-lora\" makes adapters");
     }
     var config = LoraConfig.read(folder);
     var file = folder.resolve("adapter_model.safetensors");
@@ -130,7 +131,8 @@ public record LoraAdapter(
    */
   public static List<Path> list(Path adapterDir) {
     if (!Files.isDirectory(adapterDir)) {
-      throw new UserException("no such folder of adapters: " + adapterDir);
+      throw new UserException(
+          "no such folder of adapters: " + adapterDir + "; \"meteora train-lora\" makes adapters");
     }
     var found = new TreeSet<Path>();
     try (var entries = Files.newDirectoryStream(adapterDir)) {
@@ -146,7 +148,8 @@ public record LoraAdapter(
       throw new UserException(
           "no adapters in "
               + adapterDir
-              + ": a folder with adapter_config.json for each was expected");
+              + ": a folder with adapter_config.json for each was expected, as \"meteora"
+              + " train-lora\" makes them");
     }
     return new ArrayList<>(found);
   }

@@ -162,7 +162,11 @@ public record MeteoraTraining(
     for (var task : tasks) {
       if (!Files.isRegularFile(data(task))) {
         throw new UserException(
-            "the adapter " + task + " has no training data: no such file " + data(task));
+            "the adapter "
+                + task
+                + " has no training data: no such file "
+                + data(task)
+                + "; \"meteora create-dataset\" makes it, --tasks leaves adapters out");
       }
       Sample.read(data(task)); // mistakes in it are found before the model is loaded
     }

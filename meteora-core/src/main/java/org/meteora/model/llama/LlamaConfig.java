@@ -36,7 +36,8 @@ public final class LlamaConfig {
                       + " model.safetensors was expected"));
     }
     if (!Files.isDirectory(folder)) {
-      throw new UserException("no such model folder: " + folder);
+      throw new UserException(
+          "no such model folder: " + folder + "; \"meteora download\" fetches models");
     }
     var file = folder.resolve("config.json");
     if (!Files.isRegularFile(file)) {

@@ -1,5 +1,6 @@
 package org.meteora.data.command;
 
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -75,7 +76,7 @@ public final class CreateCompositeCommand implements Callable<Integer> {
     }
     var samples = new ArrayList<List<Sample>>();
     for (var task : composite.tasks()) {
-      samples.add(Sample.read(settings.targetDir().resolve(task).resolve("test.jsonl")));
+      samples.add(read(settings.targetDir(), task, "test.jsonl"));
     }
     String header;
     if (headerFrom != null) {
@@ -84,7 +85,7 @@ public final class CreateCompositeCommand implements Callable<Integer> {
       var examples = List.of(new ArrayList<Sample>(), new ArrayList<Sample>());
       var random = new Random(seed);
       for (var task : composite.tasks()) {
-        var train = Sample.read(settings.targetDir().resolve(task).resolve("train.jsonl"));
+        var train = read(settings.targetDir(), task, "train.jsonl");
         examples.forEach(example -> example.add(train.get(random.nextInt(train.size()))));
       }
       header = CompositeMaker.header(List.copyOf(examples));
@@ -104,6 +105,19 @@ public final class CreateCompositeCommand implements Callable<Integer> {
             + " in "
             + folder.resolve("test.jsonl"));
     return 0;
+  }
+
+  private static List<Sample> read(Path targetDir, String task, String name) {
+    var file = targetDir.resolve(task).resolve(name);
+    if (!Files.isRegularFile(file)) {
+      throw new UserException(
+          "no data for "
+              + task
+              + ": there is no "
+              + file
+              + "; \"meteora create-dataset\" makes it");
+    }
+    return Sample.read(file);
   }
 
   private CompositeTask composite() {

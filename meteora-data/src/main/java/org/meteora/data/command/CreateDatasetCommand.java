@@ -26,7 +26,7 @@ import picocli.CommandLine.Option;
     footer = {
       "",
       "Examples:",
-      "  meteora create-dataset --task all --bigbench-dataset-dir data",
+      "  meteora create-dataset --task all",
       "  meteora create-dataset --task gsm8k --bigbench-dataset-dir data --offline",
       "  meteora create-dataset --list --bigbench-dataset-dir data",
       "  meteora create-dataset --task date_understanding --bigbench-dataset-dir data"
@@ -68,7 +68,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     var settings = config.load();
-    var root = settings.requireBigbenchDatasetDir();
+    var root = settings.bigbenchDatasetDir();
     var locator = new SourceLocator(root);
     if (list == (task != null)) {
       throw new UserException("create-dataset needs either --task NAME or --list");

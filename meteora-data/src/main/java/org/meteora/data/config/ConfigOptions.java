@@ -38,7 +38,7 @@ public final class ConfigOptions {
   @Option(
       names = "--bigbench-dataset-dir",
       paramLabel = "DIR",
-      description = "Sources of the BIG-bench tasks.")
+      description = "Sources of the tasks (default: data).")
   private String bigbenchDatasetDir;
 
   @Option(names = "--target-dir", paramLabel = "DIR", description = "Datasets (default: datasets).")
@@ -67,7 +67,7 @@ public final class ConfigOptions {
         over(baseModelPath, file.baseModelPath()),
         over(meteoraCkptPath, file.meteoraCkptPath()),
         over(adapterDir, file.adapterDir()),
-        over(bigbenchDatasetDir, file.bigbenchDatasetDir()),
+        over(bigbenchDatasetDir, Optional.of(file.bigbenchDatasetDir())).orElseThrow(),
         over(targetDir, Optional.of(file.targetDir())).orElseThrow(),
         over(evalResultSaveDir, Optional.of(file.evalResultSaveDir())).orElseThrow(),
         file.routingTopK(),

@@ -32,7 +32,7 @@ public record MeteoraConfig(
     Optional<Path> baseModelPath,
     Optional<Path> meteoraCkptPath,
     Optional<Path> adapterDir,
-    Optional<Path> bigbenchDatasetDir,
+    Path bigbenchDatasetDir,
     Path targetDir,
     Path evalResultSaveDir,
     Optional<Integer> routingTopK,
@@ -105,7 +105,7 @@ public record MeteoraConfig(
         path(values, "base_model_path", where),
         path(values, "meteora_ckpt_path", where),
         path(values, "adapter_dir", where),
-        path(values, "bigbench_dataset_dir", where),
+        path(values, "bigbench_dataset_dir", where).orElse(Path.of("data")),
         path(values, "target_dir", where).orElse(Path.of("datasets")),
         path(values, "eval_result_save_dir", where).orElse(Path.of("eval", "results")),
         topK(values.get("routing_top_k"), where),
@@ -188,24 +188,29 @@ public record MeteoraConfig(
    */
   public Path requireBaseModelPath() {
     return HubCache.resolve(
-        require(baseModelPath, "base model", "base_model_path"),
+        require(
+            baseModelPath,
+            "base model",
+            "base_model_path",
+            "a Hugging Face Llama folder; \"meteora download llama3-8b\" fetches one"),
         System.getenv(),
         CacheFolders.home().orElse(Path.of("/")));
   }
 
   public Path requireMeteoraCkptPath() {
-    return require(meteoraCkptPath, "MeteoRA checkpoint", "meteora_ckpt_path");
+    return require(
+        meteoraCkptPath,
+        "MeteoRA checkpoint",
+        "meteora_ckpt_path",
+        "\"meteora train\" makes one, \"meteora download meteora-llama3-8b\" fetches one");
   }
 
   public Path requireAdapterDir() {
-    return require(adapterDir, "folder of adapters", "adapter_dir");
+    return require(
+        adapterDir, "folder of adapters", "adapter_dir", "\"meteora train-lora\" makes adapters");
   }
 
-  public Path requireBigbenchDatasetDir() {
-    return require(bigbenchDatasetDir, "folder of BIG-bench sources", "bigbench_dataset_dir");
-  }
-
-  private static Path require(Optional<Path> value, String what, String key) {
+  private static Path require(Optional<Path> value, String what, String key, String hint) {
     return value.orElseThrow(
         () ->
             new UserException(
@@ -214,6 +219,9 @@ public record MeteoraConfig(
                     + " given: set "
                     + key
                     + " in config.yaml, or --"
-                    + key.replace('_', '-')));
+                    + key.replace('_', '-')
+                    + " ("
+                    + hint
+                    + ")"));
   }
 }

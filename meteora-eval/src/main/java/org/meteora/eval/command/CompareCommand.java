@@ -24,7 +24,7 @@ import picocli.CommandLine.Spec;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description = {
-      "Puts saved evaluations side by side: scores by task and their means with 95 % intervals,"
+      "Puts saved evaluations side by side: scores by task and their means with 95 %% intervals,"
           + " differences from the first on the same samples (paired bootstrap; McNemar's exact"
           + " test for accuracies), the samples where they differ, and a warning for whatever makes"
           + " the comparison unfair.",

@@ -22,6 +22,8 @@ import org.meteora.eval.report.SavedAnswers;
 import org.meteora.eval.report.SavedResult;
 import org.meteora.eval.report.ScoreTable;
 import org.meteora.eval.routes.RoutingMatrix;
+import org.meteora.eval.sweep.Sweep;
+import org.meteora.eval.sweep.SweepReport;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
@@ -51,6 +53,8 @@ import picocli.CommandLine.Spec;
       "  meteora eval --task composite_10 --batch-size 4 --save",
       "  meteora eval --task strategyqa --model strategyqa --limit 20 --greedy --debug",
       "  meteora eval --task gsm8k --temperature 0.6 --top-p 0.9 --seed 1",
+      "  meteora eval --task composite_3 --sweep routing_top_k=1,2,3 --sweep"
+          + " routing_temperature=1,4,15",
       "  meteora eval --rescore eval/results/meteora/composite_10.answers.jsonl"
     })
 public final class EvalCommand implements Callable<Integer> {
@@ -132,6 +136,16 @@ public final class EvalCommand implements Callable<Integer> {
   private boolean overwrite;
 
   @Option(
+      names = "--sweep",
+      paramLabel = "KEY=V1,V2,…",
+      description =
+          "Evaluate with each value of routing_top_k or routing_temperature, the model loaded once;"
+              + " may be repeated for all combinations. Saves a result each and heat maps in"
+              + " <eval_result_save_dir>/sweep/<task>/; started again, it goes on where it"
+              + " stopped.")
+  private List<String> sweep = List.of();
+
+  @Option(
       names = "--routes",
       description =
           "Gather which adapters the gates choose, tasks x adapters:"
@@ -149,10 +163,17 @@ public final class EvalCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     if (rescore != null) {
-      if (tasks != null || save || debug || routes || limit != null || resume || overwrite) {
+      if (tasks != null
+          || save
+          || debug
+          || routes
+          || limit != null
+          || resume
+          || overwrite
+          || !sweep.isEmpty()) {
         throw new UserException(
             "--rescore scores saved answers and does nothing else: leave out --task, --save,"
-                + " --resume, --overwrite, --debug, --routes and --limit");
+                + " --resume, --overwrite, --sweep, --debug, --routes and --limit");
       }
       var answers = SavedAnswers.read(rescore);
       var name = answers.getFirst().task();
@@ -167,6 +188,14 @@ public final class EvalCommand implements Callable<Integer> {
     }
     if (tasks == null) {
       throw new UserException("eval needs --task NAME (or --rescore FILE)");
+    }
+    if (!sweep.isEmpty()) {
+      if (save || resume || debug || routes) {
+        throw new UserException(
+            "--sweep saves and goes on by itself: leave out --save, --resume, --debug and"
+                + " --routes");
+      }
+      Sweep.of(sweep); // what is wrong with it is said before anything is read
     }
     if ((resume || overwrite) && (!save || resume && overwrite)) {
       throw new UserException("--resume or --overwrite, one of them, goes with --save");
@@ -216,7 +245,12 @@ public final class EvalCommand implements Callable<Integer> {
     try (var models = new Models()) {
       int code = 0;
       for (var each : evaluated) {
-        code = Math.max(code, evaluate(each, settings, models));
+        code =
+            Math.max(
+                code,
+                sweep.isEmpty()
+                    ? evaluate(each, settings, models)
+                    : sweep(Sweep.of(sweep), each, settings));
       }
       return code;
     }
@@ -247,11 +281,7 @@ public final class EvalCommand implements Callable<Integer> {
   }
 
   private int evaluate(EvalTask evaluated, MeteoraConfig settings, Models models) {
-    atLeast("--limit", limit == null ? 1 : limit, 1);
-    atLeast("--batch-size", batchSize, 1);
-    atLeast("--max-length", maxLength, 1);
-    atLeast("--no-repeat-ngram-size", noRepeatNgramSize, 0);
-    generation.check();
+    check();
     var spec = model.spec(settings, evaluated.routingTemperature());
     var samples = samples(evaluated, settings.targetDir());
     var routesFolder =
@@ -272,11 +302,7 @@ public final class EvalCommand implements Callable<Integer> {
             ? new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name())
             : null) {
       var loaded = models.load(spec);
-      var chosen =
-          generation
-              .apply(loaded.generationConfig())
-              .withNoRepeatNgramSize(noRepeatNgramSize)
-              .withMaxLength(maxLength(loaded.llama().config().maxPositionEmbeddings()));
+      var chosen = chosen(loaded);
       var evaluator =
           new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize);
       var matrix = new RoutingMatrix(loaded.adapterNames());
@@ -329,6 +355,79 @@ public final class EvalCommand implements Callable<Integer> {
       print(evaluated.name() + " (" + model.model() + ")", scores);
       return report(run.problems(), testFile(evaluated, settings.targetDir()));
     }
+  }
+
+  private void check() {
+    atLeast("--limit", limit == null ? 1 : limit, 1);
+    atLeast("--batch-size", batchSize, 1);
+    atLeast("--max-length", maxLength, 1);
+    atLeast("--no-repeat-ngram-size", noRepeatNgramSize, 0);
+    generation.check();
+  }
+
+  private GenerationConfig chosen(LoadedModel loaded) {
+    return generation
+        .apply(loaded.generationConfig())
+        .withNoRepeatNgramSize(noRepeatNgramSize)
+        .withMaxLength(maxLength(loaded.llama().config().maxPositionEmbeddings()));
+  }
+
+  /** One evaluation a point, all with the model loaded once; those that are there are kept. */
+  private int sweep(Sweep points, EvalTask evaluated, MeteoraConfig settings) {
+    check();
+    if (!model.model().equals("meteora")) {
+      throw new UserException("--sweep varies the routing, which needs --model meteora");
+    }
+    var spec = model.spec(settings, evaluated.routingTemperature());
+    var samples = samples(evaluated, settings.targetDir());
+    var folder = settings.evalResultSaveDir().resolve("sweep").resolve(evaluated.name());
+    AtomicFiles.requireWritableFolder(folder);
+    generation.check(spec.basePath());
+    var report = new SweepReport(evaluated.name(), points);
+    int code = 0;
+    try (var loaded = LoadedModel.load(spec)) {
+      var chosen = chosen(loaded);
+      var described = describe(evaluated, settings, chosen);
+      var unvaried = loaded.describe(); // reads the weights, for their hashes
+      var given = loaded.llama().routing().settings();
+      var evaluator =
+          new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize);
+      for (var point : points.points()) {
+        var routing = point.routing(given);
+        loaded.llama().routing().settings(routing);
+        var modelDescribed = new LinkedHashMap<>(unvaried);
+        modelDescribed.put("routing_top_k", Math.min(routing.topK(), loaded.adapterNames().size()));
+        modelDescribed.put("routing_temperature", routing.temperature());
+        try (var result =
+            new SavedResult(folder.resolve(point.name()), "meteora", evaluated.name())) {
+          var there =
+              result.begin(
+                  described,
+                  modelDescribed,
+                  overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.RESUME);
+          LOG.info("{}: {} of {} answers are there", point.name(), there.size(), samples.size());
+          var run = evaluator.run(evaluated.name(), samples, there, result::add);
+          var scores = Scores.of(evaluated, run.answers());
+          if (run.throughput().samples() > 0 || !Files.exists(result.file())) {
+            result.write(
+                command.commandLine().getParseResult().originalArgs(),
+                described,
+                () -> modelDescribed,
+                run,
+                scores);
+          }
+          report.add(point, evaluated, run.answers(), scores);
+          code = Math.max(code, report(run.problems(), testFile(evaluated, settings.targetDir())));
+        }
+      }
+    }
+    var page = folder.resolve("sweep.html");
+    AtomicFiles.writeString(page, report.html());
+    var out = command.commandLine().getOut();
+    out.print(report.table());
+    out.println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
+    out.flush();
+    return code;
   }
 
   private SavedResult.Existing existing() {

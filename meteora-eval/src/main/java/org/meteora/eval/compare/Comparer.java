@@ -30,6 +30,7 @@ public final class Comparer {
           "arguments",
           "samples",
           "skipped",
+          "problems",
           "metrics",
           "intervals",
           "warnings",

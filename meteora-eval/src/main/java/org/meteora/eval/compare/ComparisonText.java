@@ -3,6 +3,7 @@ package org.meteora.eval.compare;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
+import org.meteora.io.Printable;
 
 /** A comparison as text for the terminal, or as Markdown. */
 public final class ComparisonText {
@@ -133,7 +134,7 @@ public final class ComparisonText {
 
   /** On one line, the middle left out of long ones: a prompt's question often stands at its end. */
   private static String oneLine(String text) {
-    var line = text.strip().replaceAll("\\s*\\R\\s*", " ⏎ ");
+    var line = Printable.text(text.strip().replaceAll("\\s*\\R\\s*", " ⏎ "));
     return line.length() <= LONGEST
         ? line
         : line.substring(0, LONGEST / 3)

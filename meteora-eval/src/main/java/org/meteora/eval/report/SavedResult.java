@@ -311,7 +311,11 @@ public final class SavedResult implements AutoCloseable {
   public void close() {
     try {
       if (partial != null) {
+        boolean nothing = partial.size() == 0;
         partial.close();
+        if (nothing) { // all answers were there: what is left behind would hide them
+          delete(partialSettings(), partialFile());
+        }
       }
     } catch (IOException e) {
       throw new UserException("cannot write " + partialFile() + ": " + AtomicFiles.reason(e), e);

@@ -27,7 +27,7 @@ public final class ProgressListener implements TrainingListener {
   @Override
   public void onStart(long step, long steps) {
     progress = new Progress(name, steps, " steps");
-    progress.step(step);
+    progress.begin(step);
   }
 
   @Override
@@ -45,20 +45,12 @@ public final class ProgressListener implements TrainingListener {
     progress.note(
         String.format(
             Locale.ROOT,
-            "loss %.4f%s, %.0f tokens/s, %.1f GiB, %s left",
+            "loss %.4f%s, %.0f tokens/s, %.1f GiB",
             losses.languageModel(),
             gates,
             report.tokensPerSecond(),
-            report.memoryBytes() / (double) (1L << 30),
-            duration(report.secondsLeft())));
+            report.memoryBytes() / (double) (1L << 30)));
     progress.step(1);
-  }
-
-  private static String duration(double seconds) {
-    long s = Math.round(seconds);
-    return s >= 3600
-        ? "%d h %02d min".formatted(s / 3600, s / 60 % 60)
-        : s >= 60 ? "%d min %02d s".formatted(s / 60, s % 60) : s + " s";
   }
 
   @Override
