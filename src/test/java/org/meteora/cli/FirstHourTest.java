@@ -53,6 +53,36 @@ class FirstHourTest {
     assertThat(err.toString()).contains("is there already");
   }
 
+  /** What a command needs stands in its first line, its options under headings. */
+  @Test
+  void helpIsShortAndGrouped() {
+    assertThat(run("merge", "--help")).isZero();
+    assertThat(out.toString())
+        .startsWith("Usage: meteora merge --method NAME --output-dir DIR [OPTIONS]");
+    assertThat(run("eval", "--help")).isZero();
+    var help = out.toString();
+    assertThat(help.lines().findFirst()).contains("Usage: meteora eval [OPTIONS]");
+    int at = 0;
+    for (var heading :
+        new String[] {
+          "Options:", "--task=NAME", "Model and device:", "--device", "Routing:", "--routing-top-k",
+          "Sampling:", "--temperature", "Output:", "--save", "Settings and folders", "--config",
+          "Which implementation runs", "--moelinear", "Examples:"
+        }) {
+      assertThat(help.indexOf(heading, at)).as(heading).isNotNegative();
+      at = help.indexOf(heading, at);
+    }
+    // every command has a help text, and every option stands in it once
+    for (var command : Main.commandLine().getSubcommands().values()) {
+      var text = command.getUsageMessage();
+      for (var option : command.getCommandSpec().options()) {
+        assertThat(text.lines().filter(line -> line.matches(".*\\\\s" + option.longestName() + "\\\\b(?!-).*") && line.matches("\\\\s+(-\\\\w, +)?--.*")))
+            .as(command.getCommandName() + " " + option.longestName())
+            .isNotEmpty();
+      }
+    }
+  }
+
   /** A file that is missing is named, and the command that makes it. */
   @Test
   void whatIsMissingNamesTheCommandThatMakesIt() {

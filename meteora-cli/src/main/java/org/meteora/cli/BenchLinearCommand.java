@@ -59,7 +59,7 @@ final class BenchLinearCommand implements Callable<Integer> {
           double floor =
               floor(2 * count * weights / rate, size * (weights + count * both), bandwidth);
           double gates = (double) options.adapters * shape[1];
-          double ranks = Math.min(options.topK, options.adapters) * (double) options.rank;
+          double ranks = Math.min(options.topK(), options.adapters) * (double) options.rank;
           double gatedFloor =
               floor(
                   2 * count * (weights + gates + ranks * both) / rate,

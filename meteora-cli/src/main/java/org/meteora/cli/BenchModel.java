@@ -1,5 +1,6 @@
 package org.meteora.cli;
 
+import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Path;
@@ -9,6 +10,8 @@ import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.data.config.DeviceOptions;
+import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
@@ -23,6 +26,7 @@ import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /** The options of all benchmarks, and the random model they describe. */
@@ -49,24 +53,8 @@ final class BenchModel {
       description = "r of each adapter (default: ${DEFAULT-VALUE}).")
   int rank;
 
-  @Option(
-      names = "--routing-top-k",
-      defaultValue = "2",
-      description = "k (default: ${DEFAULT-VALUE}).")
-  int topK;
-
-  @Option(
-      names = "--device",
-      defaultValue = "auto",
-      description =
-          "auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:i (default:"
-              + " ${DEFAULT-VALUE}).")
-  private String device;
-
-  @Option(
-      names = "--dtype",
-      description = "f32, f16 or bf16 (default: f32 on the CPU, bf16 on CUDA).")
-  private String dtype;
+  @Mixin private RoutingTopKOption routingTopK;
+  @Mixin private DeviceOptions where;
 
   @Option(
       names = "--repeat",
@@ -96,9 +84,8 @@ final class BenchModel {
   static final int WARM_UP = 100;
 
   Architecture config() {
-    if (adapters < 1 || rank < 1 || repeat < 1 || topK < 1) {
-      throw new UserException(
-          "--adapters, --rank, --routing-top-k and --repeat must be at least 1");
+    if (adapters < 1 || rank < 1 || repeat < 1) {
+      throw new UserException("--adapters, --rank and --repeat must be at least 1");
     }
     if (configFile != null) {
       return LlamaConfig.parse(Jsonl.readFile(configFile), configFile.toString());
@@ -115,19 +102,28 @@ final class BenchModel {
     }
   }
 
+  private Device device() {
+    return Devices.parse(where.device().orElse("auto"));
+  }
+
+  /** Adapters that act on a token. */
+  int topK() {
+    return routingTopK.value().orElse(RoutingSettings.DEFAULT.topK());
+  }
+
   NDManager manager() {
-    return Devices.newManager(Devices.parse(device));
+    return Devices.newManager(device());
   }
 
   Dtype dtype() {
-    if (dtype != null) {
-      return Dtype.ofOption(dtype);
-    }
-    return Devices.parse(device).isGpu() ? Dtype.BF16 : Dtype.F32;
+    return where
+        .dtype()
+        .map(Dtype::ofOption)
+        .orElseGet(() -> device().isGpu() ? Dtype.BF16 : Dtype.F32);
   }
 
   boolean onGpu() {
-    return Devices.parse(device).isGpu();
+    return device().isGpu();
   }
 
   /** Bytes a millisecond that the GPU reads, measured now; 0 on a CPU. */
@@ -142,7 +138,7 @@ final class BenchModel {
   }
 
   private Cuda cuda() {
-    return Cuda.device(Devices.parse(device).getDeviceId());
+    return Cuda.device(device().getDeviceId());
   }
 
   /** Bytes in use on the GPU; 0 on a CPU. */
@@ -161,7 +157,7 @@ final class BenchModel {
 
   /** How many different adapters some tokens choose, if they choose at random. */
   double touched(double tokens) {
-    double share = Math.min(1, (double) topK / adapters);
+    double share = Math.min(1, (double) topK() / adapters);
     return adapters * (1 - Math.pow(1 - share, tokens));
   }
 
@@ -188,7 +184,7 @@ final class BenchModel {
 
   /** k as asked for, in a mode. */
   ForwardContext context(ForwardMode mode) {
-    return ForwardContext.inference(new RoutingSettings(topK, 1), Flags.of(mode));
+    return ForwardContext.inference(new RoutingSettings(topK(), 1), Flags.of(mode));
   }
 
   Llama model(Architecture config, NDManager manager, int adapters) {

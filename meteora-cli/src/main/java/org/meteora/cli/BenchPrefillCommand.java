@@ -43,7 +43,7 @@ final class BenchPrefillCommand implements Callable<Integer> {
       double count = (double) batch * tokens;
       double flops = 2.0 * tokens * count * config.numAttentionHeads() * config.headDim();
       double adapters = 0;
-      int ranks = Math.min(options.topK, options.adapters) * options.rank;
+      int ranks = Math.min(options.topK(), options.adapters) * options.rank;
       for (var module : Projection.values()) {
         var shape = config.shape(module);
         flops += 2.0 * count * shape[0] * shape[1];

@@ -186,7 +186,7 @@ final class BenchTrainCommand implements Callable<Integer> {
   /** Forward and both gradients of the gates and of the chosen adapters. */
   private double adapterFlops(Architecture config) {
     double sizes = 0;
-    int chosen = Math.min(options.topK, options.adapters) * options.rank;
+    int chosen = Math.min(options.topK(), options.adapters) * options.rank;
     for (var module : Projection.values()) {
       var shape = config.shape(module);
       sizes += (double) chosen * (shape[0] + shape[1]) + (double) options.adapters * shape[1];

@@ -46,14 +46,6 @@ final class GenerateCommand implements Callable<Integer> {
       description = "Most tokens of an answer (default: ${DEFAULT-VALUE}).")
   private int maxNewTokens;
 
-  @Option(
-      names = "--no-repeat-ngram-size",
-      paramLabel = "N",
-      defaultValue = "30",
-      description =
-          "No N tokens in a row occur twice; 0: no such rule (default: ${DEFAULT-VALUE}).")
-  private int noRepeatNgramSize;
-
   @Option(names = "--json", description = "One line of JSON a prompt: prompt, text, token_ids.")
   private boolean json;
 
@@ -75,10 +67,6 @@ final class GenerateCommand implements Callable<Integer> {
     if (maxNewTokens < 1) {
       throw new UserException("--max-new-tokens must be at least 1, not " + maxNewTokens);
     }
-    if (noRepeatNgramSize < 0) {
-      throw new UserException(
-          "--no-repeat-ngram-size must be at least 0, not " + noRepeatNgramSize);
-    }
     generation.check();
     var prompts =
         input.prompt != null
@@ -92,11 +80,7 @@ final class GenerateCommand implements Callable<Integer> {
     var spec = model.spec(config.load(), 1);
     generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
-      var settings =
-          generation
-              .apply(loaded.generationConfig())
-              .withMaxNewTokens(maxNewTokens)
-              .withNoRepeatNgramSize(noRepeatNgramSize);
+      var settings = generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens);
       int skipped = 0;
       for (var prompt : prompts) {
         try {

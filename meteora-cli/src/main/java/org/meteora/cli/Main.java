@@ -126,6 +126,7 @@ public final class Main implements Runnable {
       root.addSubcommand(command);
     }
     addHelp(root);
+    HelpLayout.apply(root);
     root.setUsageHelpAutoWidth(true);
     root.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
     root.setExpandAtFiles(false); // a prompt that begins with @ is a prompt

@@ -1,6 +1,5 @@
 package org.meteora.train;
 
-import java.util.Arrays;
 import java.util.Collection;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -9,6 +8,7 @@ import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
 import org.meteora.UserException;
+import org.meteora.data.config.Nearest;
 
 /** Reads typed settings out of a map of names to YAML values; mistakes name the key. */
 final class Settings {
@@ -39,27 +39,7 @@ final class Settings {
 
   /** The known name with the fewest edits, when there is a close one. */
   static Optional<String> nearest(String word, Collection<String> known) {
-    return known.stream()
-        .min(java.util.Comparator.comparingInt(k -> distance(word, k)))
-        .filter(k -> distance(word, k) <= Math.max(2, k.length() / 3));
-  }
-
-  private static int distance(String a, String b) {
-    var row = new int[b.length() + 1];
-    Arrays.setAll(row, i -> i);
-    for (int i = 1; i <= a.length(); i++) {
-      int diagonal = row[0];
-      row[0] = i;
-      for (int j = 1; j <= b.length(); j++) {
-        int above = row[j];
-        row[j] =
-            Math.min(
-                Math.min(above, row[j - 1]) + 1,
-                diagonal + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1));
-        diagonal = above;
-      }
-    }
-    return row[b.length()];
+    return Nearest.to(word, known);
   }
 
   boolean has(String key) {

@@ -106,13 +106,6 @@ public final class EvalCommand implements Callable<Integer> {
               + " 4096, or what the model takes).")
   private int maxLength;
 
-  @Option(
-      names = "--no-repeat-ngram-size",
-      paramLabel = "N",
-      defaultValue = "30",
-      description = "No N tokens in a row occur twice; 0: no such rule (default: 30).")
-  private int noRepeatNgramSize;
-
   @Option(names = "--save", description = "Write scores and answers to the result folder.")
   private boolean save;
 
@@ -361,14 +354,12 @@ public final class EvalCommand implements Callable<Integer> {
     atLeast("--limit", limit == null ? 1 : limit, 1);
     atLeast("--batch-size", batchSize, 1);
     atLeast("--max-length", maxLength, 1);
-    atLeast("--no-repeat-ngram-size", noRepeatNgramSize, 0);
     generation.check();
   }
 
   private GenerationConfig chosen(LoadedModel loaded) {
     return generation
         .apply(loaded.generationConfig())
-        .withNoRepeatNgramSize(noRepeatNgramSize)
         .withMaxLength(maxLength(loaded.llama().config().maxPositionEmbeddings()));
   }
 

@@ -34,6 +34,13 @@ public final class GenerationOptions {
       description = "Sample from the K most likely tokens; 0: from all.")
   private Integer topK;
 
+  @Option(
+      names = "--no-repeat-ngram-size",
+      paramLabel = "N",
+      defaultValue = "30",
+      description = "No N tokens in a row occur twice; 0: no such rule (default: 30).")
+  private int noRepeatNgramSize;
+
   @Option(names = "--seed", paramLabel = "N", description = "Of sampling.")
   private Long seed;
 
@@ -44,6 +51,10 @@ public final class GenerationOptions {
    *     is asked for without a seed
    */
   public void check() {
+    if (noRepeatNgramSize < 0) {
+      throw new UserException(
+          "--no-repeat-ngram-size must be at least 0, not " + noRepeatNgramSize);
+    }
     if (temperature != null && !(temperature > 0 && temperature < Double.POSITIVE_INFINITY)) {
       throw new UserException("--temperature must be above 0, not " + temperature);
     }
@@ -96,6 +107,10 @@ public final class GenerationOptions {
    */
   public GenerationConfig apply(GenerationConfig model) {
     check();
+    return choose(model).withNoRepeatNgramSize(noRepeatNgramSize);
+  }
+
+  private GenerationConfig choose(GenerationConfig model) {
     if (greedy || !model.sample() && !sampling()) {
       return model.withGreedy();
     }

@@ -1,11 +1,12 @@
 package org.meteora.eval.command;
 
-import java.util.Locale;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
 import org.meteora.data.config.MeteoraConfig;
+import org.meteora.data.config.RoutingTopKOption;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
@@ -23,12 +24,6 @@ public final class ModelOptions {
   private String model;
 
   @Option(
-      names = "--routing-top-k",
-      paramLabel = "K",
-      description = "Adapters that act on a token (default: 2).")
-  private Integer routingTopK;
-
-  @Option(
       names = "--routing-temperature",
       paramLabel = "auto|T",
       description =
@@ -36,20 +31,8 @@ public final class ModelOptions {
               + " tasks in one prompt, else 1).")
   private String routingTemperature;
 
-  @Option(
-      names = "--device",
-      paramLabel = "DEVICE",
-      defaultValue = "auto",
-      description =
-          "auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:i (default: auto).")
-  private String device;
-
-  @Option(
-      names = "--dtype",
-      paramLabel = "TYPE",
-      description = "f32, f16 or bf16 (default: f32 on the CPU, bf16 on CUDA).")
-  private String dtype;
-
+  @Mixin private RoutingTopKOption topK;
+  @Mixin private DeviceOptions device;
   @Mixin private FlagOptions flags;
 
   /** {@code meteora}, {@code base} or an adapter's name. */
@@ -64,9 +47,7 @@ public final class ModelOptions {
    * @throws UserException when a value is out of range or a path is not set
    */
   public LoadedModel.Spec spec(MeteoraConfig config, double autoTemperature) {
-    if (routingTopK != null && routingTopK < 1) {
-      throw new UserException("--routing-top-k must be at least 1, not " + routingTopK);
-    }
+    var chosenTopK = topK.value().or(config::routingTopK);
     var base = config.requireBaseModelPath();
     if (model.equals("meteora")) {
       config.requireMeteoraCkptPath();
@@ -78,10 +59,10 @@ public final class ModelOptions {
         model,
         config.meteoraCkptPath(),
         config.adapterDir(),
-        Optional.ofNullable(routingTopK).or(config::routingTopK),
+        chosenTopK,
         Optional.of(temperature(config, autoTemperature)),
-        device,
-        Optional.ofNullable(dtype).map(name -> name.toLowerCase(Locale.ROOT)),
+        device.device().orElse(AUTO),
+        device.dtype(),
         flags.over(config));
   }
 

@@ -65,13 +65,6 @@ public final class RoutesCommand implements Callable<Integer> {
   private int maxNewTokens;
 
   @Option(
-      names = "--no-repeat-ngram-size",
-      paramLabel = "N",
-      defaultValue = "30",
-      description = "No N tokens in a row occur twice; 0: no such rule (default: 30).")
-  private int noRepeatNgramSize;
-
-  @Option(
       names = "--out",
       paramLabel = "DIR",
       defaultValue = "routes",
@@ -94,11 +87,7 @@ public final class RoutesCommand implements Callable<Integer> {
     AtomicFiles.requireWritableFolder(out);
     generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
-      var chosen =
-          generation
-              .apply(loaded.generationConfig())
-              .withMaxNewTokens(maxNewTokens)
-              .withNoRepeatNgramSize(noRepeatNgramSize);
+      var chosen = generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens);
       var trace =
           Routes.run(
               loaded.generator()::listenedBy,
@@ -128,10 +117,6 @@ public final class RoutesCommand implements Callable<Integer> {
     }
     if (maxNewTokens < 1) {
       throw new UserException("--max-new-tokens must be at least 1, not " + maxNewTokens);
-    }
-    if (noRepeatNgramSize < 0) {
-      throw new UserException(
-          "--no-repeat-ngram-size must be at least 0, not " + noRepeatNgramSize);
     }
     generation.check();
   }

@@ -6,6 +6,7 @@ import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.train.MeteoraTraining;
 import org.meteora.train.TrainConfig;
 import picocli.CommandLine.Command;
@@ -28,6 +29,7 @@ import picocli.CommandLine.Option;
 public final class TrainCommand implements Callable<Integer> {
   @Mixin private ConfigOptions config;
   @Mixin private TrainingOptions training;
+  @Mixin private RoutingTopKOption topK;
 
   @Option(
       names = "--output-dir",
@@ -86,12 +88,6 @@ public final class TrainCommand implements Callable<Integer> {
   private Double gateLossWeight;
 
   @Option(
-      names = "--routing-top-k",
-      paramLabel = "K",
-      description = "adapters for each token (default: 2)")
-  private Integer routingTopK;
-
-  @Option(
       names = "--with-base",
       description = "write the base weights too, as published checkpoints have them")
   private boolean withBase;
@@ -107,7 +103,7 @@ public final class TrainCommand implements Callable<Integer> {
     put(options, "adapter_max_grad_norm", adapterMaxGradNorm);
     put(options, "keep", keep);
     put(options, "gate_loss_weight", gateLossWeight);
-    put(options, "routing_top_k", routingTopK);
+    put(options, "routing_top_k", topK.value().orElse(null));
     var settings = TrainConfig.meteora(loaded.train(), options);
     var adapterDir =
         loaded

@@ -2,6 +2,7 @@ package org.meteora.train.command;
 
 import java.util.LinkedHashMap;
 import java.util.Map;
+import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -9,7 +10,7 @@ import picocli.CommandLine.Option;
 /**
  * Options of both training commands. Each has the name of its key in the section {@code train:}.
  */
-final class TrainingOptions {
+public final class TrainingOptions {
   @Option(
       names = "--batch-size",
       paramLabel = "N",
@@ -127,19 +128,7 @@ final class TrainingOptions {
           "the loss counts the response's tokens alone (default: true; train: as the adapters)")
   private Boolean responseOnly;
 
-  @Option(
-      names = "--device",
-      paramLabel = "DEVICE",
-      description =
-          "auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:i (default: auto)")
-  private String device;
-
-  @Option(
-      names = "--dtype",
-      paramLabel = "TYPE",
-      description = "f32 or bf16 (default: bf16 on a GPU, f32 on the CPU)")
-  private String dtype;
-
+  @Mixin private DeviceOptions device;
   @Mixin FlagOptions flags;
 
   @Option(names = "--resume", description = "go on from the last checkpoint")
@@ -167,8 +156,8 @@ final class TrainingOptions {
     put(result, "dropout", dropout);
     put(result, "append_eos", appendEos);
     put(result, "response_only", responseOnly);
-    put(result, "device", device);
-    put(result, "dtype", dtype);
+    put(result, "device", device.device().orElse(null));
+    put(result, "dtype", device.dtype().orElse(null));
     return result;
   }
 

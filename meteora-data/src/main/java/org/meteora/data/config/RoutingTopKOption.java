@@ -1,0 +1,26 @@
+package org.meteora.data.config;
+
+import java.util.Optional;
+import org.meteora.UserException;
+import picocli.CommandLine.Option;
+
+/** How many adapters act on a token. */
+public final class RoutingTopKOption {
+  @Option(
+      names = "--routing-top-k",
+      paramLabel = "K",
+      description = "Adapters that act on a token (default: 2).")
+  private Integer routingTopK;
+
+  /**
+   * As it was given.
+   *
+   * @throws UserException when it is below 1
+   */
+  public Optional<Integer> value() {
+    if (routingTopK != null && routingTopK < 1) {
+      throw new UserException("--routing-top-k must be at least 1, not " + routingTopK);
+    }
+    return Optional.ofNullable(routingTopK);
+  }
+}
