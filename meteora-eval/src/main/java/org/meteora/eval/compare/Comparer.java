@@ -358,7 +358,7 @@ public final class Comparer {
                 answer.index(), answer.prompt(), answer.truth(), given, right));
       }
     }
-    return new Comparison.Samples(evaluation, first.size(), different);
+    return new Comparison.Samples(evaluation, first.size(), judged, different);
   }
 
   /** Means over single tasks, and over the parts of each composite task. */

@@ -93,9 +93,11 @@ public record Comparison(
    *
    * @param evaluation the task
    * @param compared samples that all have
+   * @param judged whether answers are right or wrong, rather than more or less alike
    * @param different those in which they differ
    */
-  public record Samples(String evaluation, int compared, List<Difference> different) {}
+  public record Samples(
+      String evaluation, int compared, boolean judged, List<Difference> different) {}
 
   /**
    * One sample.

@@ -67,9 +67,11 @@ public final class ComparisonHtml {
     for (var score : scores(comparison)) {
       plot(html, comparison, score, false);
     }
-    tables.stream().skip(1).forEach(each -> table(html, each));
-    for (var score : scores(comparison)) {
-      plot(html, comparison, score, true);
+    for (var table : tables.subList(1, tables.size())) {
+      table(html, table);
+      if (table.title().startsWith(Tables.CHANGES)) {
+        scores(comparison).forEach(score -> plot(html, comparison, score, true));
+      }
     }
     html.append("<h2>Samples where they differ</h2>\n");
     comparison.samples().forEach(each -> samples(html, comparison, each));

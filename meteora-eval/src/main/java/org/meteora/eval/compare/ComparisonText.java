@@ -82,8 +82,7 @@ public final class ComparisonText {
   }
 
   static String summary(Comparison.Samples samples) {
-    boolean judged = samples.different().stream().anyMatch(each -> !each.right().isEmpty());
-    return (judged
+    return (samples.judged()
             ? "%s: %d of %d samples are right in some columns and wrong in others"
             : "%s: the answers to %d of %d samples differ")
         .formatted(samples.evaluation(), samples.different().size(), samples.compared());

@@ -8,6 +8,9 @@ import java.util.stream.Stream;
 
 /** A comparison as tables of text, for the terminal, for Markdown and for a page. */
 final class Tables {
+  /** How the title of the table of differences begins. */
+  static final String CHANGES = "Differences from ";
+
   private static final String NONE = "–";
 
   private Tables() {}
@@ -60,7 +63,7 @@ final class Tables {
       }
     }
     return new Table(
-        "Differences from "
+        CHANGES
             + comparison.columns().getFirst()
             + ", on the same samples (*: the 95 % interval leaves 0 out)",
         header,
