@@ -18,7 +18,8 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 
 class OptionsTest {
-  private static final GenerationConfig GREEDY = GenerationConfig.greedy(List.of(2), 100);
+  private static final GenerationConfig GREEDY =
+      GenerationConfig.greedy(List.of(2), 100).withNoRepeatNgramSize(30);
   private static final MeteoraConfig CONFIG =
       MeteoraConfig.parse(
           "base_model_path: base\nmeteora_ckpt_path: ckpt\nadapter_dir: adapters\n", "test");
@@ -69,6 +70,8 @@ class OptionsTest {
     refused("--temperature", () -> generation(GREEDY, "--temperature", "NaN", "--seed", "1"));
     refused("--top-p", () -> generation(GREEDY, "--top-p", "1.5", "--seed", "1"));
     refused("--top-k", () -> generation(GREEDY, "--top-k", "-1", "--seed", "1"));
+    refused("--no-repeat-ngram-size", () -> generation(GREEDY, "--no-repeat-ngram-size", "-1"));
+    assertThat(generation(GREEDY, "--no-repeat-ngram-size", "0").noRepeatNgramSize()).isZero();
   }
 
   @Test
