@@ -41,7 +41,8 @@ class EndToEndTest {
 
   private Result run(String... arguments) {
     var all = new ArrayList<>(List.of(arguments));
-    if (!List.of("--help", "bench", "evla", "compare").contains(arguments[0]) && !all.contains("--config")) {
+    if (!List.of("--help", "bench", "evla", "compare").contains(arguments[0])
+        && !all.contains("--config")) {
       all.addAll(
           List.of(
               "--base-model-path=" + folder.resolve("base"),
@@ -118,8 +119,17 @@ class EndToEndTest {
   void sweepsRoutingAndGoesOn() throws IOException {
     var arguments =
         new String[] {
-          "eval", "--task", "count_vowels", "--limit", "3", "--max-length", "64", "--sweep",
-          "routing_top_k=1,2", "--sweep", "routing-temperature=1,9"
+          "eval",
+          "--task",
+          "count_vowels",
+          "--limit",
+          "3",
+          "--max-length",
+          "64",
+          "--sweep",
+          "routing_top_k=1,2",
+          "--sweep",
+          "routing-temperature=1,9"
         };
     var first = run(arguments);
     assertThat(first.code()).as(first.err()).isZero();
@@ -133,8 +143,18 @@ class EndToEndTest {
     // each point's answers are those of an evaluation of its own
     var alone =
         run(
-            "eval", "--task", "count_vowels", "--limit", "3", "--max-length", "64", "--save",
-            "--routing-top-k", "1", "--routing-temperature", "9");
+            "eval",
+            "--task",
+            "count_vowels",
+            "--limit",
+            "3",
+            "--max-length",
+            "64",
+            "--save",
+            "--routing-top-k",
+            "1",
+            "--routing-temperature",
+            "9");
     assertThat(alone.code()).as(alone.err()).isZero();
     assertThat(folder.resolve("results/meteora/count_vowels.answers.jsonl"))
         .hasSameTextualContentAs(
@@ -246,8 +266,8 @@ class EndToEndTest {
     var saved = Jsonl.readFile(folder.resolve("results/base/mine.json"));
     assertThat(saved.at("/problems/1").asText()).isEqualTo("the prompt is empty");
     assertThat(saved.at("/samples").asInt()).isEqualTo(1);
-    assertThat(saved.at("/model/base_model_path").asText()).doesNotContain(
-        System.getProperty("user.home") + "/");
+    assertThat(saved.at("/model/base_model_path").asText())
+        .doesNotContain(System.getProperty("user.home") + "/");
   }
 
   @Test
