@@ -81,7 +81,8 @@ class FirstHourTest {
             .as(command.getCommandName() + " " + name)
             .anyMatch(
                 line ->
-                    line.matches("-.*--(\\[no-])?" + name + "\\b.*|--(\\[no-])?" + name + "\\b.*"));
+                    line.matches(
+                        "-.*--(\\[no-]|no-)?" + name + "\\b.*|--(\\[no-]|no-)?" + name + "\\b.*"));
       }
     }
   }
