@@ -190,7 +190,7 @@ public final class EvalCommand implements Callable<Integer> {
       }
       Sweep.of(sweep); // what is wrong with it is said before anything is read
     }
-    if ((resume || overwrite) && (!save || resume && overwrite)) {
+    if (sweep.isEmpty() && (resume || overwrite) && (!save || resume && overwrite)) {
       throw new UserException("--resume or --overwrite, one of them, goes with --save");
     }
     if (resume && routes) {
