@@ -65,7 +65,7 @@ class FirstHourTest {
     int at = 0;
     for (var heading :
         new String[] {
-          "Options:", "--task=NAME", "Model and device:", "--device", "Routing:", "--routing-top-k",
+          "Options:", "--task=", "Model and device:", "--device", "Routing:", "--routing-top-k",
           "Sampling:", "--temperature", "Output:", "--save", "Settings and folders", "--config",
           "Which implementation runs", "--moelinear", "Examples:"
         }) {
