@@ -206,7 +206,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
         var cache =
             model.newCache(
                 manager, new int[batch], this.context + 2 * options.repeat + BenchModel.WARM_UP);
-        var decoder = new CudaDecoder(model, options.topK)) {
+        var decoder = new CudaDecoder(model, options.topK())) {
       var ids = new long[batch * this.context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {

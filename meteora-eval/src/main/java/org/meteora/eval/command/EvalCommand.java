@@ -380,12 +380,15 @@ public final class EvalCommand implements Callable<Integer> {
       var chosen = chosen(loaded);
       var described = describe(evaluated, settings, chosen);
       var unvaried = loaded.describe(); // reads the weights, for their hashes
-      var given = loaded.llama().routing().settings();
-      var evaluator =
-          new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize);
+      var given = loaded.generator().context().routing();
       for (var point : points.points()) {
         var routing = point.routing(given);
-        loaded.llama().routing().settings(routing);
+        var evaluator =
+            new Evaluator(
+                loaded.generator().withRouting(routing),
+                TextCodec.of(loaded.tokenizer()),
+                chosen,
+                batchSize);
         var modelDescribed = new LinkedHashMap<>(unvaried);
         modelDescribed.put("routing_top_k", Math.min(routing.topK(), loaded.adapterNames().size()));
         modelDescribed.put("routing_temperature", routing.temperature());
