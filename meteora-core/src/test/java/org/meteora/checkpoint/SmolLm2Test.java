@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.junit.jupiter.api.Assumptions;
@@ -68,9 +69,14 @@ class SmolLm2Test {
             assertThat(ids)
                 .as("prompt of line %d", line)
                 .isEqualTo(Fixtures.ints(node.get("prompt_ids")));
+            // transformers gives the end token too
+            var tokens =
+                Arrays.stream(Fixtures.ints(node.get("token_ids")))
+                    .takeWhile(token -> !settings.eosTokenIds().contains(token))
+                    .toArray();
             assertThat(model.generator().generate(List.of(ids), settings).getFirst())
                 .as("answer of line %d", line)
-                .isEqualTo(Fixtures.ints(node.get("token_ids")));
+                .isEqualTo(tokens);
           });
     }
   }
