@@ -1,5 +1,8 @@
 package org.meteora.cli;
 
+import java.io.OutputStream;
+import java.io.PrintStream;
+import java.io.PrintWriter;
 import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
@@ -17,6 +20,7 @@ import org.meteora.eval.command.EvalCommand;
 import org.meteora.eval.command.RoutesCommand;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Printable;
+import org.meteora.parallel.Launch;
 import org.meteora.train.command.TrainCommand;
 import org.meteora.train.command.TrainLoraCommand;
 import picocli.CommandLine;
@@ -42,6 +46,8 @@ public final class Main implements Runnable {
   /** What a shell reports of a program that wrote into a closed pipe: 128 + SIGPIPE. */
   public static final int PIPE_CLOSED = 141;
 
+  private static final long SAID_BY_FIRST_MILLIS = 3_000;
+
   @Spec private CommandSpec command;
 
   private Main() {}
@@ -63,6 +69,7 @@ public final class Main implements Runnable {
               + " bin/meteora, or set LC_ALL=C.UTF-8");
     }
     var line = commandLine();
+    muteAllButFirst(line);
     line.setExecutionStrategy(
         parsed -> {
           try {
@@ -70,6 +77,7 @@ public final class Main implements Runnable {
             if (help != null) {
               return help;
             }
+            requireAlone(parsed);
             CacheFolders.prepare();
           } catch (UserException | OutputLost e) {
             return failure(e, line);
@@ -84,6 +92,50 @@ public final class Main implements Runnable {
       code = failure(e, line);
     }
     System.exit(code);
+  }
+
+  /** Of several processes the first one speaks; a mistake that another one has alone is said. */
+  private static void muteAllButFirst(CommandLine line) {
+    int rank;
+    try {
+      rank = Launch.of(System.getenv()).rank();
+    } catch (UserException e) {
+      return; // said where the processes join
+    }
+    if (rank > 0) {
+      var error = System.err;
+      System.setOut(new PrintStream(OutputStream.nullOutputStream()));
+      System.setErr(new PrintStream(OutputStream.nullOutputStream()));
+      line.setErr(
+          new PrintWriter(error, true) {
+            @Override
+            public void println(String text) {
+              try {
+                // the first one says it too, most often, and whoever started them ends all then
+                Thread.sleep(SAID_BY_FIRST_MILLIS);
+              } catch (InterruptedException e) {
+                Thread.currentThread().interrupt();
+              }
+              super.println("rank " + rank + ": " + text);
+            }
+          });
+    }
+  }
+
+  /** Refuses several processes for the work of one. */
+  private static void requireAlone(CommandLine.ParseResult parsed) {
+    while (parsed.hasSubcommand()) {
+      parsed = parsed.subcommand();
+    }
+    int size = Launch.of(System.getenv()).size();
+    if (size > 1 && parsed.commandSpec().findOption("--processes") == null) {
+      throw new UserException(
+          "meteora "
+              + parsed.commandSpec().name()
+              + " is the work of one process, and this is one of "
+              + size
+              + ": start it alone");
+    }
   }
 
   /** Runs one command and returns its exit code. */

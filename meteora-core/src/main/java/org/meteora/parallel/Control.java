@@ -385,6 +385,22 @@ public final class Control implements AutoCloseable {
       closing = true;
     }
     tellOthers("rank " + rank + ": " + message, null);
+    if (rank > 0) {
+      // until the first process has said it: whoever started them may end all when this one ends
+      awaitGone(Duration.ofSeconds(5));
+    }
+  }
+
+  private void awaitGone(Duration atMost) {
+    var deadline = System.nanoTime() + atMost.toNanos();
+    while (peers.stream().anyMatch(peer -> !peer.gone) && System.nanoTime() < deadline) {
+      try {
+        Thread.sleep(5);
+      } catch (InterruptedException e) {
+        Thread.currentThread().interrupt();
+        return;
+      }
+    }
   }
 
   private static byte[] take(Peer peer) {
@@ -459,14 +475,8 @@ public final class Control implements AutoCloseable {
         peer.gone = true;
       }
     }
-    var deadline = System.nanoTime() + (rank == 0 ? SILENCE.toNanos() : 0);
-    while (peers.stream().anyMatch(peer -> !peer.gone) && System.nanoTime() < deadline) {
-      try {
-        Thread.sleep(5);
-      } catch (InterruptedException e) {
-        Thread.currentThread().interrupt();
-        break;
-      }
+    if (rank == 0) {
+      awaitGone(SILENCE);
     }
     peers.forEach(Control::close);
   }

@@ -5,6 +5,8 @@ import java.io.IOException;
 import java.net.Inet4Address;
 import java.net.NetworkInterface;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.security.SecureRandom;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -12,8 +14,12 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Consumer;
+import java.util.function.Function;
+import java.util.function.UnaryOperator;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.LibTorch;
 
 /**
  * Brings the processes of a run together: by MPI on CPUs, by NCCL on GPUs, one process a GPU. Where
@@ -48,7 +54,12 @@ public final class Processes {
         launch.starter() == Launch.Starter.OPEN_MPI || launch.starter() == Launch.Starter.PMI;
     var mpi = byMpi || !device.isGpu() ? Optional.of(Mpi.start(launch)) : Optional.<Mpi>empty();
     var control = mpi.map(m -> meet(launch, m, onLost)).orElseGet(() -> meet(launch, onLost));
-    requireSame(control, settings);
+    try {
+      requireSame(control::gather, control::broadcast, settings);
+    } catch (UserException e) {
+      control.close();
+      throw e;
+    }
     if (!device.isGpu()) {
       return new MpiCollective(mpi.orElseThrow(), control);
     }
@@ -59,6 +70,51 @@ public final class Processes {
         launch.rank(),
         launch.size());
     return new NcclCollective(library, control);
+  }
+
+  /**
+   * The device of one of several processes: a GPU each, or the CPU.
+   *
+   * @param name what {@code --device} says: {@code auto}, {@code cpu} or {@code cuda}
+   * @throws UserException when there are too few GPUs, or {@code name} is one of them
+   */
+  public static String device(Launch launch, String name) {
+    if (launch.size() == 1 || name.equals("cpu")) {
+      return name;
+    }
+    if (!name.equals("auto") && !name.equals("cuda")) {
+      throw new UserException(
+          "--device " + name + " is one device; several processes take cuda, a GPU each, or cpu");
+    }
+    int gpus = Devices.gpus();
+    if (gpus == 0 && name.equals("auto")) {
+      return "cpu";
+    }
+    // SLURM may show every process its own GPU only
+    int own = launch.starter() == Launch.Starter.SLURM && gpus == 1 ? 0 : launch.localRank();
+    requireGpus(own + 1, gpus);
+    return "cuda:" + own;
+  }
+
+  /** Says it when there are too few GPUs on this machine. */
+  static void requireGpus(int processes, int gpus) {
+    if (processes > gpus) {
+      throw new UserException(
+          "more processes than GPUs: this machine has "
+              + gpus
+              + (gpus == 1 ? " GPU" : " GPUs")
+              + ", and every process takes one; --device cpu computes on the CPU");
+    }
+  }
+
+  /** NCCL: that of the PyTorch in use, or whatever the system has. */
+  public static String nccl() {
+    return LibTorch.load().cudaFolders().stream()
+        .map(folder -> folder.resolve("libnccl.so.2"))
+        .filter(Files::exists)
+        .findFirst()
+        .map(Path::toString)
+        .orElse("libnccl.so.2");
   }
 
   private static Control meet(Launch launch, Consumer<Control.Lost> onLost) {
@@ -122,10 +178,19 @@ public final class Processes {
         .toList();
   }
 
-  /** Compares line by line at the first process; all learn the outcome. */
-  private static void requireSame(Control control, List<String> settings) {
-    var mine = String.join("\n", settings);
-    var all = control.gather(mine.getBytes(StandardCharsets.UTF_8));
+  /**
+   * Compares what must be the same in all processes, line by line.
+   *
+   * @throws UserException in all of them, naming the first difference
+   */
+  public static void requireSame(Collective all, List<String> lines) {
+    requireSame(all::gather, all::broadcast, lines);
+  }
+
+  private static void requireSame(
+      Function<byte[], List<byte[]>> gather, UnaryOperator<byte[]> broadcast, List<String> lines) {
+    var mine = String.join("\n", lines);
+    var all = gather.apply(mine.getBytes(StandardCharsets.UTF_8));
     var verdict = "";
     for (int rank = 1; rank < all.size() && verdict.isEmpty(); rank++) {
       var other = new String(all.get(rank), StandardCharsets.UTF_8);
@@ -135,9 +200,8 @@ public final class Processes {
     }
     var shared =
         new String(
-            control.broadcast(verdict.getBytes(StandardCharsets.UTF_8)), StandardCharsets.UTF_8);
+            broadcast.apply(verdict.getBytes(StandardCharsets.UTF_8)), StandardCharsets.UTF_8);
     if (!shared.isEmpty()) {
-      control.close();
       throw new UserException(shared);
     }
   }

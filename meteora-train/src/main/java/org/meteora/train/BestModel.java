@@ -1,6 +1,7 @@
 package org.meteora.train;
 
 import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -57,15 +58,21 @@ final class BestModel {
     }
   }
 
-  /** Keeps the parameters if no evaluation before was as good. */
-  void offer(long now, double answerLoss, FlatParameters parameters) {
-    if (!(answerLoss < loss)) {
-      return;
-    }
+  /** Whether no evaluation before was as good. */
+  boolean isBetter(double answerLoss) {
+    return answerLoss < loss;
+  }
+
+  /**
+   * Keeps a model.
+   *
+   * @param parameters all master values
+   */
+  void keep(long now, double answerLoss, NDArray parameters) {
     try {
       SafetensorsWriter.write(
           file,
-          Map.of("parameters", parameters.values()),
+          Map.of("parameters", parameters),
           Map.of("step", String.valueOf(now), "answer_loss", String.valueOf(answerLoss)));
       step = now;
       loss = answerLoss;

@@ -103,12 +103,43 @@ public final class Checkpoints {
   }
 
   /**
+   * What an optimiser steps with, gathered from all processes.
+   *
+   * @param step optimiser steps made
+   * @param tensors the master values and both moments, {@code (size)} each
+   * @param slots where each parameter lies in them
+   */
+  public record Trained(long step, Map<String, NDArray> tensors, List<FlatParameters.Slot> slots) {
+    /**
+     * Gathers it; all processes call this.
+     *
+     * @param scope of copies
+     * @return at the first process; empty at the others
+     */
+    public static Optional<Trained> of(
+        NDManager scope, FlatParameters parameters, AdamW optimizer) {
+      var variance = parameters.gather(scope, optimizer.variance());
+      var mean = parameters.gather(scope, optimizer.mean());
+      // the last: an export may look at the master values in the buffer where they are gathered
+      var values = parameters.gather(scope, parameters.masters());
+      if (values.isEmpty()) {
+        return Optional.empty();
+      }
+      var tensors = new LinkedHashMap<String, NDArray>();
+      tensors.put("parameters", values.get());
+      tensors.put("adam.mean", mean.orElseThrow());
+      tensors.put("adam.variance", variance.orElseThrow());
+      return Optional.of(new Trained(optimizer.steps(), tensors, parameters.slots()));
+    }
+  }
+
+  /**
    * Writes a checkpoint and removes the oldest beyond those kept.
    *
    * @param export writes the model into the folder it is given
    * @throws UserException when the file system refuses (disk full); earlier checkpoints stay
    */
-  public Path save(State state, FlatParameters parameters, AdamW optimizer, Consumer<Path> export) {
+  public Path save(State state, Trained trained, Consumer<Path> export) {
     var target = folder.resolve("checkpoint-%08d".formatted(state.step()));
     var unfinished = folder.resolve(UNFINISHED + state.step() + ".tmp");
     try {
@@ -116,12 +147,8 @@ public final class Checkpoints {
       removeUnfinished();
       Files.createDirectory(unfinished);
       export.accept(unfinished);
-      var tensors = new LinkedHashMap<String, NDArray>();
-      tensors.put("parameters", parameters.values());
-      tensors.put("adam.mean", optimizer.mean());
-      tensors.put("adam.variance", optimizer.variance());
       SafetensorsWriter.write(
-          unfinished.resolve(FILE), tensors, metadata(state, parameters, optimizer));
+          unfinished.resolve(FILE), trained.tensors(), metadata(state, trained));
       sync(unfinished);
       if (Files.exists(target)) {
         retire(target);
@@ -143,16 +170,15 @@ public final class Checkpoints {
     return target;
   }
 
-  private static Map<String, String> metadata(
-      State state, FlatParameters parameters, AdamW optimizer) {
+  private static Map<String, String> metadata(State state, Trained trained) {
     var result = new LinkedHashMap<String, String>();
     result.put("format", String.valueOf(FORMAT));
     result.put("step", String.valueOf(state.step()));
     result.put("planned_steps", String.valueOf(state.steps()));
-    result.put("optimizer_steps", String.valueOf(optimizer.steps()));
+    result.put("optimizer_steps", String.valueOf(trained.step()));
     result.put("identity", Jsonl.JSON.valueToTree(state.identity()).toString());
     result.put("settings", Jsonl.JSON.valueToTree(state.settings()).toString());
-    result.put("slots", Jsonl.JSON.valueToTree(parameters.slots()).toString());
+    result.put("slots", Jsonl.JSON.valueToTree(trained.slots()).toString());
     return result;
   }
 
@@ -199,9 +225,9 @@ public final class Checkpoints {
         var values = tensor(file, scope, "parameters", parameters.size(), false);
         var mean = tensor(file, scope, "adam.mean", parameters.size(), false);
         var variance = tensor(file, scope, "adam.variance", parameters.size(), true);
-        Ops.copy(parameters.values(), values);
-        Ops.copy(optimizer.mean(), mean);
-        Ops.copy(optimizer.variance(), variance);
+        parameters.takeSlice(parameters.masters(), values);
+        parameters.takeSlice(optimizer.mean(), mean);
+        parameters.takeSlice(optimizer.variance(), variance);
       }
       optimizer.restore(optimizerSteps);
       parameters.publish();

@@ -13,6 +13,7 @@ import org.meteora.generate.Tokenizer;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
@@ -49,25 +50,29 @@ public record LoraTraining(
   /**
    * Trains and writes the adapter.
    *
-   * @param stop asked after every step; true: write a checkpoint and return
+   * @param collective the processes that train it together; the first one writes
+   * @param stop asked after every step; true, in any process: write a checkpoint and return
    * @return the PEFT folder; empty when stopped early
    * @throws org.meteora.UserException when data or model are missing, or the loss diverges
    */
-  public Optional<Path> run(BooleanSupplier stop) {
+  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
     var folder = output.resolve("training");
-    try (var lock = Checkpoints.lock(folder)) {
-      return run(folder, stop);
+    try (var lock = collective.rank() == 0 ? Checkpoints.lock(folder) : null) {
+      return run(folder, collective, stop);
     }
   }
 
-  private Optional<Path> run(Path folder, BooleanSupplier stop) {
-    AtomicFiles.removeLeftovers(output);
-    var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW);
+  private Optional<Path> run(Path folder, Collective collective, BooleanSupplier stop) {
+    if (collective.rank() == 0) {
+      AtomicFiles.removeLeftovers(output);
+    }
+    var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW, collective);
     var spec =
         new TrainableModel.Spec(
             basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
     try (var model = TrainableModel.lora(spec, name, config.lora());
-        var parameters = new FlatParameters(model.llama().manager(), model.parameters(false))) {
+        var parameters =
+            new FlatParameters(model.llama().manager(), model.parameters(false), collective)) {
       var samples = samples(model.tokenizer(), Run.tokenization(config, model));
       var outcome =
           Run.train(
@@ -83,9 +88,13 @@ public record LoraTraining(
               folder,
               from,
               target -> write(target, parameters),
+              collective,
               stop);
       if (outcome.isEmpty()) {
         return Optional.empty();
+      }
+      if (collective.rank() > 0) {
+        return Optional.of(output);
       }
       write(output, parameters);
       var inputs = new LinkedHashMap<String, Object>();

@@ -19,6 +19,7 @@ import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.optim.FlatParameters;
@@ -93,20 +94,21 @@ public record MeteoraTraining(
   /**
    * Trains and writes the MeteoRA checkpoint.
    *
-   * @param stop asked after every step; true: write a checkpoint and return
+   * @param collective the processes that train it together; the first one writes
+   * @param stop asked after every step; true, in any process: write a checkpoint and return
    * @return the folder of the MeteoRA checkpoint; empty when stopped early
    * @throws UserException when adapters, data or model are missing or do not fit, the flags switch
    *     the gates off, or the loss diverges
    */
-  public Optional<Path> run(BooleanSupplier stop) {
+  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
     if (flags.singleAdapter().isPresent()) {
       throw new UserException(
           "MOELINEAR_SINGLE_MOE_LORA="
               + flags.singleAdapter().getAsInt()
               + " switches the gates off that are to be trained: unset it");
     }
-    try (var lock = Checkpoints.lock(output)) {
-      return asAdapters().train(stop);
+    try (var lock = collective.rank() == 0 ? Checkpoints.lock(output) : null) {
+      return asAdapters().train(collective, stop);
     }
   }
 
@@ -155,9 +157,11 @@ public record MeteoraTraining(
     return first;
   }
 
-  private Optional<Path> train(BooleanSupplier stop) {
-    AtomicFiles.removeLeftovers(output.resolve("meteora"));
-    var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW);
+  private Optional<Path> train(Collective collective, BooleanSupplier stop) {
+    if (collective.rank() == 0) {
+      AtomicFiles.removeLeftovers(output.resolve("meteora"));
+    }
+    var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW, collective);
     var tasks = order(adapterDir, config.tasks());
     for (var task : tasks) {
       if (!Files.isRegularFile(data(task))) {
@@ -182,7 +186,8 @@ public record MeteoraTraining(
     var folders = tasks.stream().map(adapterDir::resolve).toList();
     try (var model = TrainableModel.meteora(spec, folders);
         var parameters =
-            new FlatParameters(model.llama().manager(), model.parameters(config.gatesOnly()))) {
+            new FlatParameters(
+                model.llama().manager(), model.parameters(config.gatesOnly()), collective)) {
       var train = new ArrayList<TrainingSample>();
       var eval = new ArrayList<TrainingSample>();
       for (int i = 0; i < tasks.size(); i++) {
@@ -212,11 +217,15 @@ public record MeteoraTraining(
               output,
               from,
               folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
+              collective,
               stop);
       if (outcome.isEmpty()) {
         return Optional.empty();
       }
       var result = output.resolve("meteora");
+      if (collective.rank() > 0) {
+        return Optional.of(result);
+      }
       MeteoraCheckpoint.write(result, model.llama(), model.adapters(), withBase);
       if (withBase) {
         copyModelFiles(result);

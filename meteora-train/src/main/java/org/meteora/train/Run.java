@@ -1,5 +1,6 @@
 package org.meteora.train;
 
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -12,6 +13,8 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.parallel.Collective;
+import org.meteora.parallel.Processes;
 import org.meteora.tensor.Devices;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TaskSamples;
@@ -43,7 +46,17 @@ final class Run {
   private Run() {}
 
   /** Finds the checkpoint to go on from, before anything is loaded. */
-  static Optional<Path> resume(Path folder, Start start) {
+  static Optional<Path> resume(Path folder, Start start, Collective collective) {
+    // the first process looks: what others see of a shared file system may be older
+    var found = collective.rank() == 0 ? latest(folder, start) : Optional.<Path>empty();
+    var name =
+        collective.broadcast(found.map(Path::toString).orElse("").getBytes(StandardCharsets.UTF_8));
+    return name.length == 0
+        ? Optional.empty()
+        : Optional.of(Path.of(new String(name, StandardCharsets.UTF_8)));
+  }
+
+  private static Optional<Path> latest(Path folder, Start start) {
     AtomicFiles.requireWritableFolder(folder);
     var latest = new Checkpoints(folder, 1).latest();
     if (start == Start.RESUME && latest.isEmpty()) {
@@ -84,6 +97,7 @@ final class Run {
    * @param tasks names by index
    * @param folder gets checkpoints, metrics and curves
    * @param export writes the model into a checkpoint's folder, given the master values
+   * @param collective the processes that train it together
    * @return empty when stopped before the last step
    */
   static Optional<Trainer.Outcome> train(
@@ -99,22 +113,25 @@ final class Run {
       Path folder,
       Optional<Path> resume,
       Consumer<Path> export,
+      Collective collective,
       BooleanSupplier stop) {
     var batches = new Batches(train, config.batchSize(), config.answersOnly(), config.seed());
-    var collective = Collective.single();
     long steps = config.steps(batches.perEpoch(), collective.size());
     LOG.info(
-        "{}: {} samples ({} held out), {} steps of {} samples, {} trained parameters, {} on {},"
+        "{}: {} samples ({} held out), {} steps of {} samples, {} trained parameters, {} on {}{},"
             + " forward mode {}",
         name,
         train.size(),
         eval.size(),
         steps,
-        (long) config.batchSize() * config.accumulation(),
+        (long) config.batchSize() * config.accumulation() * collective.size(),
         parameters.size(),
         model.llama().dtype().label(),
+        collective.size() == 1 ? "" : collective.size() + " × ",
         model.llama().manager().getDevice(),
         model.context().mode().name().toLowerCase(Locale.ROOT));
+    var identity = RunIdentity.of(config, model, tasks, train, basePath, adapters);
+    Processes.requireSame(collective, identity.lines());
     var learner =
         new LlamaLearner(
             model.llama(),
@@ -130,7 +147,7 @@ final class Run {
             batches,
             new HeldOut(config, learner, eval, tasks, collective),
             tasks,
-            RunIdentity.of(config, model, tasks, train, basePath, adapters),
+            identity,
             folder,
             export,
             collective,

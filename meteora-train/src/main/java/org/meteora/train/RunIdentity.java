@@ -7,6 +7,7 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -54,6 +55,21 @@ public record RunIdentity(Map<String, String> settings, Map<String, String> file
     }
     files.put("data", Long.toHexString(Batches.fingerprint(samples)));
     return new RunIdentity(settings, files);
+  }
+
+  /** All of it as lines of text. */
+  List<String> lines() {
+    var result = new ArrayList<String>();
+    settings.forEach((name, value) -> result.add(name + " " + value));
+    files.forEach((name, fingerprint) -> result.add(name + " of checksum " + fingerprint));
+    return result;
+  }
+
+  /** This less a setting. */
+  RunIdentity without(String name) {
+    var fewer = new LinkedHashMap<>(settings);
+    fewer.remove(name);
+    return new RunIdentity(fewer, files);
   }
 
   /** This and one more setting. */

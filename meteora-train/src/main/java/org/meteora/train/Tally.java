@@ -3,6 +3,7 @@ package org.meteora.train;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
 
 /** Sums of several batches, and of all processes. */

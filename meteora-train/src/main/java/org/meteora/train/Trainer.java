@@ -9,6 +9,7 @@ import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import org.meteora.UserException;
+import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.optim.AdamW;
@@ -21,6 +22,10 @@ import org.slf4j.LoggerFactory;
  * losses are means over the labels of all of them, so that a step's gradient does not depend on how
  * its samples are cut into micro-batches.
  *
+ * <p>Among several processes each learns from its micro-batches of the same stream and steps its
+ * slice of the parameters. N processes with accumulation 1 make the steps of one with accumulation
+ * N, within rounding; checkpoints know nothing of processes.
+ *
  * <p>Everything a step does follows from the parameters, the optimiser's state, the step's number
  * and the seed. So a run resumed from a checkpoint goes on exactly as if it had never stopped: bit
  * for bit on a CPU with the same number of threads.
@@ -28,6 +33,9 @@ import org.slf4j.LoggerFactory;
 public final class Trainer {
   private static final Logger LOG = LoggerFactory.getLogger(Trainer.class);
   private static final int SPEED_STEPS = 20;
+
+  /** What makes a step the same on any number of processes. */
+  private static final String MICRO_BATCHES = "gradient_accumulation_steps × processes";
 
   private final TrainConfig config;
   private final Learner learner;
@@ -55,7 +63,7 @@ public final class Trainer {
    * @param export writes the model into a checkpoint's folder
    * @param collective the other processes
    * @param listeners watch; those of the first process are told
-   * @param stop asked after every step; true: write a checkpoint and return
+   * @param stop asked after every step; true, in any process: write a checkpoint and return
    */
   public Trainer(
       TrainConfig config,
@@ -82,7 +90,10 @@ public final class Trainer {
     this.collective = collective;
     this.listeners = collective.rank() == 0 ? List.copyOf(listeners) : List.of();
     this.stop = stop;
-    this.identity = identity.with("processes", String.valueOf(collective.size()));
+    this.identity =
+        identity
+            .without("gradient_accumulation_steps")
+            .with(MICRO_BATCHES, String.valueOf((long) config.accumulation() * collective.size()));
   }
 
   /**
@@ -115,8 +126,7 @@ public final class Trainer {
         checkpoints.removeAfter(step);
         best.resume(step);
       }
-      collective.broadcast(parameters.values());
-      parameters.publish();
+      parameters.broadcast();
       long start = step;
       listeners.forEach(listener -> listener.onStart(start, steps));
       if (step == 0) {
@@ -125,12 +135,16 @@ public final class Trainer {
       var speed = new Speed();
       boolean saved = true;
       boolean written = true;
-      while (step < steps && !stop.getAsBoolean()) {
+      while (step < steps) {
         long began = System.nanoTime();
         var batches = batchesOf(step);
-        var losses = accumulateGradients(step, batches);
-        collective.sum(parameters.gradients());
-        double norm = optimizer.gradientNorm();
+        var counts = counts(batches);
+        if (counts.stop()) {
+          break;
+        }
+        var losses = accumulateGradients(step, batches, counts);
+        parameters.reduce();
+        double norm = update.norm(optimizer);
         if (!Double.isFinite(norm)) {
           throw notFinite(step, "the gradient's norm is " + norm, batches);
         }
@@ -181,8 +195,7 @@ public final class Trainer {
     if (collective.rank() == 0) {
       best.restore(parameters);
     }
-    collective.broadcast(parameters.values());
-    parameters.publish();
+    parameters.broadcast();
     LOG.info(
         "the result is step {}'s, whose answer loss was the lowest; --keep last takes the last",
         (long) kept[0]);
@@ -218,20 +231,30 @@ public final class Trainer {
     return result;
   }
 
-  private StepReport.Losses accumulateGradients(long step, List<Batch> batches) {
-    var counts =
+  /** What all processes must know before a step: its labels, and whether one is to stop. */
+  private record Counts(double labels, double gateLabels, boolean stop) {}
+
+  private Counts counts(List<Batch> batches) {
+    var sums =
         collective.sum(
             new double[] {
               batches.stream().mapToLong(Batch::labelCount).sum(),
-              batches.stream().mapToLong(Batch::gateLabelCount).sum()
+              batches.stream().mapToLong(Batch::gateLabelCount).sum(),
+              stop.getAsBoolean() ? 1 : 0
             });
-    double weight = 1 / Math.max(1, counts[0]);
-    double gateWeight = config.gateLossWeight() / Math.max(1, counts[1]);
+    return new Counts(sums[0], sums[1], sums[2] > 0);
+  }
+
+  private StepReport.Losses accumulateGradients(long step, List<Batch> batches, Counts counts) {
+    double weight = 1 / Math.max(1, counts.labels());
+    double gateWeight = config.gateLossWeight() / Math.max(1, counts.gateLabels());
     var tally = new Tally(config, tasks, collective);
     parameters.clearGradients();
     for (int i = 0; i < batches.size(); i++) {
       var batch = batches.get(i);
-      long seed = Batches.mix(config.seed(), step, i, collective.rank());
+      // the micro-batch's number in the step, whichever process has it
+      long number = (long) i * collective.size() + collective.rank();
+      long seed = Batches.mix(config.seed(), step, number);
       var sums = learner.learn(batch, weight, gateWeight, seed);
       if (!Double.isFinite(sums.languageModel()) || !Double.isFinite(sums.gate())) {
         throw notFinite(
@@ -273,30 +296,35 @@ public final class Trainer {
     }
     var evaluation = heldOut.evaluate();
     listeners.forEach(listener -> listener.onEvaluation(step, evaluation));
-    if (config.keepBest() && step > 0 && collective.rank() == 0) {
-      best.offer(step, evaluation.answerLoss(), parameters);
+    if (config.keepBest() && step > 0 && firstSays(best.isBetter(evaluation.answerLoss()))) {
+      try (var scope = parameters.manager().newSubManager()) {
+        parameters
+            .gather(scope, parameters.masters())
+            .ifPresent(values -> best.keep(step, evaluation.answerLoss(), values));
+      }
     }
+  }
+
+  /** What the first process says, at all. */
+  private boolean firstSays(boolean mine) {
+    return collective.sum(new double[] {collective.rank() == 0 && mine ? 1 : 0})[0] > 0;
   }
 
   /** A full disk does not end a run of days: the earlier checkpoints stay, the next may succeed. */
   private boolean save(long step, long steps, AdamW optimizer) {
     boolean written = true;
-    if (collective.rank() == 0) {
-      try {
-        var path =
-            checkpoints.save(
-                new Checkpoints.State(step, steps, identity, config.describe()),
-                parameters,
-                optimizer,
-                export);
+    try (var scope = parameters.manager().newSubManager()) {
+      var trained = Checkpoints.Trained.of(scope, parameters, optimizer);
+      if (trained.isPresent()) {
+        var state = new Checkpoints.State(step, steps, identity, config.describe());
+        var path = checkpoints.save(state, trained.get(), export);
         listeners.forEach(listener -> listener.onCheckpoint(step, path));
-      } catch (UserException e) {
-        LOG.error("{}", e.getMessage());
-        written = false;
       }
+    } catch (UserException e) {
+      LOG.error("{}", e.getMessage());
+      written = false;
     }
-    collective.barrier();
-    return written;
+    return firstSays(written);
   }
 
   /** Tokens and seconds of the last steps. */

@@ -13,24 +13,31 @@ import org.meteora.train.optim.FlatParameters;
 final class Update {
   private static final String GATE = ".moe_gate";
 
-  /** A stretch of the flat buffers that is all gates, or all adapters. */
+  /** A stretch of this process's slice that is all gates, or all adapters. */
   private record Stretch(boolean gates, long from, long to) {}
 
   private final TrainConfig config;
+  private final FlatParameters parameters;
   private final List<Stretch> stretches = new ArrayList<>();
   private final CosineSchedule schedule;
   private final CosineSchedule adapters;
 
   Update(TrainConfig config, FlatParameters parameters, long steps) {
     this.config = config;
+    this.parameters = parameters;
     for (var slot : parameters.slots()) {
       boolean gate = slot.name().endsWith(GATE);
-      long end = slot.offset() + slot.size();
+      long start = Math.max(slot.offset(), parameters.sliceStart()) - parameters.sliceStart();
+      long end =
+          Math.min(slot.offset() + slot.size(), parameters.sliceEnd()) - parameters.sliceStart();
+      if (start >= end) {
+        continue; // another process's
+      }
       if (!stretches.isEmpty() && stretches.getLast().gates() == gate) {
         var before = stretches.removeLast();
         stretches.add(new Stretch(gate, before.from(), end));
       } else {
-        stretches.add(new Stretch(gate, slot.offset(), end));
+        stretches.add(new Stretch(gate, start, end));
       }
     }
     schedule = CosineSchedule.of(config.learningRate(), config.warmupRatio(), steps);
@@ -44,6 +51,12 @@ final class Update {
   /** The rate of a step, counted from 0: the gates', or that of an adapter trained alone. */
   double rate(long step) {
     return schedule.rate(step);
+  }
+
+  /** The norm of all gradients, over all processes. */
+  double norm(AdamW optimizer) {
+    double norm = optimizer.gradientNorm();
+    return Math.sqrt(parameters.sum(norm * norm));
   }
 
   /**
@@ -77,6 +90,6 @@ final class Update {
         squares += norm * norm;
       }
     }
-    return Math.sqrt(squares);
+    return Math.sqrt(parameters.sum(squares));
   }
 }

@@ -102,8 +102,8 @@ class TrainingGpuTest {
           new Checkpoints(folder, 1)
               .save(
                   new Checkpoints.State(12, 12, identity, Map.of()),
-                  parameters,
-                  optimizer,
+                  Checkpoints.Trained.of(model.llama().manager(), parameters, optimizer)
+                      .orElseThrow(),
                   path -> {});
       double next = step(learner, parameters, optimizer, samples);
       double afterNext = step(learner, parameters, optimizer, samples);

@@ -22,6 +22,7 @@ import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.tensor.Devices;
 import org.meteora.train.batch.TaskSamples;
@@ -68,7 +69,7 @@ class TrainingTest {
             folder.resolve("adapters").resolve(name),
             resume,
             Flags.AUTO)
-        .run(() -> false)
+        .run(Collective.single(), () -> false)
         .orElseThrow();
   }
 
@@ -112,7 +113,7 @@ class TrainingTest {
           assertThat(samples.eval()).filteredOn(sample -> sample.id().startsWith(task)).hasSize(2);
         }
       }
-      var written = training.run(() -> false).orElseThrow();
+      var written = training.run(Collective.single(), () -> false).orElseThrow();
       var how = Jsonl.readFile(written.resolve("training.json"));
       assertThat(how.get("data").toString()).contains("crow", "zebra");
       assertThat(how.get("samples_per_task").asInt(0)).isEqualTo(perTask);
@@ -163,7 +164,7 @@ class TrainingTest {
             "cpu",
             "append_eos",
             true);
-    var result = meteora(options, true, false).run(() -> false).orElseThrow();
+    var result = meteora(options, true, false).run(Collective.single(), () -> false).orElseThrow();
     assertThat(result.resolve("config.json")).exists();
     assertThat(result.resolve("tokenizer.json")).exists();
     try (var loaded = loadMeteora(Fixtures.TINY.resolve("base"), result)) {
@@ -194,10 +195,11 @@ class TrainingTest {
     // a checkpoint in between loads too
     loadMeteora(Fixtures.TINY.resolve("base"), folder.resolve("run/checkpoint-00000006")).close();
 
-    assertThatThrownBy(() -> meteora(options, false, false).run(() -> false))
+    assertThatThrownBy(() -> meteora(options, false, false).run(Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("--resume");
-    assertThat(meteora(options, false, true).run(() -> false)).contains(result);
+    assertThat(meteora(options, false, true).run(Collective.single(), () -> false))
+        .contains(result);
     assertThat(Files.readAllLines(folder.resolve("run/metrics.jsonl"))).isEqualTo(metrics);
     assertThatThrownBy(
             () -> MeteoraTraining.order(folder.resolve("adapters"), List.of("zebra", "crw")))
@@ -270,14 +272,14 @@ class TrainingTest {
     lora("zebra", Map.of("max_steps", 1));
     Map<String, Object> options =
         Map.of("max_steps", 2, "train", "gates", "eval_steps", 9, "device", "cpu");
-    meteora(options, false, false).run(() -> false);
+    meteora(options, false, false).run(Collective.single(), () -> false);
     var config = folder.resolve("adapters/crow/adapter_config.json");
     var written = Files.readString(config);
     Files.writeString(config, written.replace("\"lora_alpha\" : 16.0", "\"lora_alpha\" : 32.0"));
     assertThat(Files.readString(config)).isNotEqualTo(written);
     othersThanThen(options);
     Files.writeString(config, written);
-    assertThat(meteora(options, false, true).run(() -> false)).isPresent();
+    assertThat(meteora(options, false, true).run(Collective.single(), () -> false)).isPresent();
     var weights = "adapter_model.safetensors";
     Files.delete(folder.resolve("adapters/crow").resolve(weights));
     Files.copy(
@@ -287,7 +289,7 @@ class TrainingTest {
   }
 
   private void othersThanThen(Map<String, Object> options) {
-    assertThatThrownBy(() -> meteora(options, false, true).run(() -> false))
+    assertThatThrownBy(() -> meteora(options, false, true).run(Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageStartingWith("cannot resume from ")
         .hasMessageEndingWith(": the adapters are others than then");
@@ -322,7 +324,7 @@ class TrainingTest {
     lora("crow", how);
     lora("zebra", how);
     Map<String, Object> options = Map.of("max_steps", 1, "device", "cpu");
-    var result = meteora(options, false, false).run(() -> false).orElseThrow();
+    var result = meteora(options, false, false).run(Collective.single(), () -> false).orElseThrow();
     var record = Jsonl.readFile(result.resolve("training.json"));
     assertThat(record.get("append_eos").asBoolean()).isTrue();
     assertThat(record.get("response_only").asBoolean()).isFalse();
@@ -342,7 +344,7 @@ class TrainingTest {
     Files.move(folder.resolve("adapters/zebra"), folder.resolve("before"));
     lora("zebra", Map.of("append_eos", true, "max_steps", 1));
     var other = new LinkedHashMap<>(options);
-    assertThatThrownBy(() -> meteora(other, false, true).run(() -> false))
+    assertThatThrownBy(() -> meteora(other, false, true).run(Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("response_only is false in " + folder.resolve("adapters/crow"))
         .hasMessageContaining("true in " + folder.resolve("adapters/zebra"))
@@ -361,7 +363,7 @@ class TrainingTest {
             false,
             false,
             Flags.fromEnvironment(Map.of("MOELINEAR_SINGLE_MOE_LORA", "0")));
-    assertThatThrownBy(() -> training.run(() -> false))
+    assertThatThrownBy(() -> training.run(Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageStartingWith("MOELINEAR_SINGLE_MOE_LORA=0 ")
         .hasMessageEndingWith(": unset it");
@@ -372,7 +374,7 @@ class TrainingTest {
     task("crow", "black");
     lora("crow", Map.of("max_steps", 1));
     Map<String, Object> options = Map.of("max_steps", 2, "device", "cpu", "eval_ratio", 0);
-    assertThat(meteora(options, false, false).run(() -> true)).isEmpty();
+    assertThat(meteora(options, false, false).run(Collective.single(), () -> true)).isEmpty();
     assertThat(new Checkpoints(folder.resolve("run"), 1).list()).isEmpty();
     var train = TrainConfig.meteora();
     assertThat(Run.stopped(train, 0, 2)).contains("nothing was done").contains("without --resume");
@@ -382,7 +384,7 @@ class TrainingTest {
     assertThat(Run.stopped(TrainConfig.lora(Map.of(), Map.of()), 0, 2))
         .isEqualTo("stopped before the first step of this adapter; go on with --resume");
     var asked = new int[1];
-    meteora(options, false, false).run(() -> asked[0]++ >= 1);
+    meteora(options, false, false).run(Collective.single(), () -> asked[0]++ >= 1);
     assertThat(new Checkpoints(folder.resolve("run"), 1).list()).hasSize(1);
     assertThat(folder.resolve("run/metrics.jsonl")).isNotEmptyFile();
     assertThat(folder.resolve("run/loss.png")).doesNotExist();

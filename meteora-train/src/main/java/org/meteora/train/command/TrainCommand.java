@@ -6,6 +6,7 @@ import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.train.MeteoraTraining;
 import org.meteora.train.TrainConfig;
@@ -24,12 +25,15 @@ import picocli.CommandLine.Option;
     footer = {
       "  meteora train --config config.yaml --output-dir runs/28-tasks",
       "  meteora train --tasks alpaca,gsm8k --train gates --max-steps 2000",
-      "  meteora train --config config.yaml --output-dir runs/28-tasks --resume"
+      "  meteora train --config config.yaml --output-dir runs/28-tasks --resume",
+      "  meteora train --config config.yaml --processes 4",
+      "  torchrun --no-python --nproc-per-node 4 meteora train --config config.yaml"
     })
 public final class TrainCommand implements Callable<Integer> {
   @Mixin private ConfigOptions config;
   @Mixin private TrainingOptions training;
   @Mixin private RoutingTopKOption topK;
+  @Mixin private ProcessOptions processes;
 
   @Option(
       names = "--output-dir",
@@ -112,20 +116,26 @@ public final class TrainCommand implements Callable<Integer> {
                 () ->
                     new UserException(
                         "no folder of adapters: set adapter_dir in config.yaml, or --adapter-dir"));
-    try (var stop = new StopSignal()) {
-      var result =
-          new MeteoraTraining(
-                  settings,
-                  loaded.requireBaseModelPath(),
-                  adapterDir,
-                  loaded.targetDir(),
-                  outputDir,
-                  withBase,
-                  training.resume,
-                  training.flags.over(loaded))
-              .run(stop);
-      result.ifPresent(System.out::println);
-      return 0;
-    }
+    var base = loaded.requireBaseModelPath();
+    return processes.run(
+        settings.device().orElse("auto"),
+        training.lines(settings),
+        (all, device) -> {
+          put(options, "device", device);
+          try (var stop = new StopSignal()) {
+            new MeteoraTraining(
+                    TrainConfig.meteora(loaded.train(), options),
+                    base,
+                    adapterDir,
+                    loaded.targetDir(),
+                    outputDir,
+                    withBase,
+                    training.resume,
+                    training.flags.over(loaded))
+                .run(all, stop)
+                .ifPresent(System.out::println);
+            return 0;
+          }
+        });
   }
 }

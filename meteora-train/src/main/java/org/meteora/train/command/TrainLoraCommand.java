@@ -3,18 +3,27 @@ package org.meteora.train.command;
 import static org.meteora.train.command.TrainingOptions.put;
 
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.Callable;
+import java.util.function.BiFunction;
+import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.ProcessOptions;
 import org.meteora.io.FolderNames;
+import org.meteora.parallel.Collective;
 import org.meteora.train.LoraTraining;
 import org.meteora.train.TrainConfig;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -29,12 +38,16 @@ import picocli.CommandLine.Option;
     footer = {
       "  meteora train-lora --task strategyqa --adapter-dir adapters",
       "  meteora train-lora --task gsm8k,disfl_qa --r 16 --alpha 32 --epochs 2",
+      "  meteora train-lora --task all --processes 8",
       "  meteora train-lora --task all --mixed --balanced 1000 --name lora_b",
       "  meteora train-lora --data my.jsonl --name mine --target-modules q_proj,v_proj"
     })
 public final class TrainLoraCommand implements Callable<Integer> {
+  private static final Logger LOG = LoggerFactory.getLogger(TrainLoraCommand.class);
+
   @Mixin private ConfigOptions config;
   @Mixin private TrainingOptions training;
+  @Mixin private ProcessOptions processes;
 
   @Option(
       names = {"--task", "--tasks"},
@@ -114,25 +127,69 @@ public final class TrainLoraCommand implements Callable<Integer> {
     var base = loaded.requireBaseModelPath();
     var target = outputDir != null ? outputDir : loaded.adapterDir().orElse(Path.of("adapters"));
     var files = files(loaded.targetDir());
-    try (var stop = new StopSignal()) {
-      for (var entry : files.entrySet()) {
-        var result =
-            new LoraTraining(
-                    settings,
-                    base,
-                    entry.getKey(),
-                    entry.getValue(),
-                    balanced == null ? 0 : balanced,
-                    target.resolve(entry.getKey()),
-                    training.resume,
-                    training.flags.over(loaded))
-                .run(stop);
-        if (result.isEmpty()) {
-          break;
-        }
+    var lines = training.lines(settings);
+    lines.add("adapters " + String.join(",", files.keySet()));
+    return processes.run(
+        settings.device().orElse("auto"),
+        lines,
+        (all, device) -> {
+          put(options, "device", device);
+          var own = TrainConfig.lora(loaded.train(), options);
+          try (var stop = new StopSignal()) {
+            train(
+                all,
+                List.copyOf(files.keySet()),
+                target,
+                (adapter, collective) ->
+                    new LoraTraining(
+                            own,
+                            base,
+                            adapter,
+                            files.get(adapter),
+                            balanced == null ? 0 : balanced,
+                            target.resolve(adapter),
+                            training.resume,
+                            training.flags.over(loaded))
+                        .run(collective, stop));
+            return 0;
+          }
+        });
+  }
+
+  /**
+   * One adapter is trained by all processes together; of several each process takes whole ones, so
+   * that nothing passes between them.
+   */
+  private static void train(
+      Collective all,
+      List<String> names,
+      Path target,
+      BiFunction<String, Collective, Optional<Path>> training) {
+    boolean dealt = all.size() > 1 && names.size() > 1;
+    if (dealt) {
+      LOG.info(
+          "{} adapters are dealt to {} processes; what follows is of the first",
+          names.size(),
+          all.size());
+    }
+    var written = new ArrayList<String>();
+    int step = dealt ? all.size() : 1;
+    for (int i = dealt ? all.rank() : 0; i < names.size(); i += step) {
+      var result = training.apply(names.get(i), dealt ? Collective.single() : all);
+      if (result.isEmpty()) {
+        break;
+      }
+      written.add(names.get(i));
+      if (!dealt) {
         System.out.println(result.get());
       }
-      return 0;
+    }
+    if (dealt) {
+      var ofAll =
+          all.gather(String.join("\n", written).getBytes(StandardCharsets.UTF_8)).stream()
+              .flatMap(bytes -> new String(bytes, StandardCharsets.UTF_8).lines())
+              .collect(Collectors.toSet());
+      names.stream().filter(ofAll::contains).map(target::resolve).forEach(System.out::println);
     }
   }
 

@@ -1,9 +1,12 @@
 package org.meteora.train.command;
 
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
+import org.meteora.train.TrainConfig;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
@@ -158,6 +161,14 @@ public final class TrainingOptions {
     put(result, "response_only", responseOnly);
     put(result, "device", device.device().orElse(null));
     put(result, "dtype", device.dtype().orElse(null));
+    return result;
+  }
+
+  /** What must be the same in all processes that train together. */
+  List<String> lines(TrainConfig config) {
+    var result = new ArrayList<String>();
+    config.describe().forEach((name, value) -> result.add(name + " " + value));
+    result.add("--resume " + resume);
     return result;
   }
 

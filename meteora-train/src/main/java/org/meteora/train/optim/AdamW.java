@@ -20,9 +20,9 @@ import org.meteora.tensor.Workers;
  * p ← p − lr / (1 − β1ᵗ) · m / (√v / √(1 − β2ᵗ) + ε)
  * </pre>
  *
- * with β1 = 0.9, β2 = 0.999, ε = 1e-8. On the CPU a step is one pass in Java over the buffers'
- * memory, on libtorch's threads. On a GPU it works through them in pieces, so that its temporaries
- * stay small.
+ * on this process's slice of it, with β1 = 0.9, β2 = 0.999, ε = 1e-8. On the CPU a step is one pass
+ * in Java over the buffers' memory, on libtorch's threads. On a GPU it works through them in
+ * pieces, so that its temporaries stay small.
  */
 public final class AdamW implements AutoCloseable {
   private static final double BETA1 = 0.9;
@@ -41,22 +41,24 @@ public final class AdamW implements AutoCloseable {
   private final NDManager manager;
   private final NDArray mean;
   private final NDArray variance;
+  private final long size;
   private long steps;
 
   public AdamW(FlatParameters parameters, double weightDecay) {
     this.parameters = parameters;
     this.weightDecay = weightDecay;
     manager = parameters.manager().newSubManager();
-    mean = Ops.zeros(manager, Dtype.F32, parameters.size());
-    variance = Ops.zeros(manager, Dtype.F32, parameters.size());
+    size = parameters.masters().getShape().size();
+    mean = Ops.zeros(manager, Dtype.F32, size);
+    variance = Ops.zeros(manager, Dtype.F32, size);
   }
 
-  /** Running means of the gradients {@code (size)}: a part of the state. */
+  /** Running means of the gradients {@code (slice)}: a part of the state. */
   public NDArray mean() {
     return mean;
   }
 
-  /** Running means of the squared gradients {@code (size)}: a part of the state. */
+  /** Running means of the squared gradients {@code (slice)}: a part of the state. */
   public NDArray variance() {
     return variance;
   }
@@ -72,7 +74,7 @@ public final class AdamW implements AutoCloseable {
   }
 
   /**
-   * A stretch of the buffers and how a step treats it.
+   * A stretch of the slice and how a step treats it.
    *
    * @param from its first number
    * @param to after its last
@@ -81,12 +83,12 @@ public final class AdamW implements AutoCloseable {
    */
   public record Part(long from, long to, double rate, double gradientScale) {}
 
-  /** The gradients' global L2 norm. */
+  /** The L2 norm of the slice's gradients: of all, with one process. */
   public double gradientNorm() {
-    return gradientNorm(0, parameters.size());
+    return gradientNorm(0, size);
   }
 
-  /** The L2 norm of the gradients {@code from} to {@code to}. */
+  /** The L2 norm of the slice's gradients {@code from} to {@code to}. */
   public double gradientNorm(long from, long to) {
     return onHost() ? hostNorm(from, to) : deviceNorm(from, to);
   }
@@ -99,7 +101,7 @@ public final class AdamW implements AutoCloseable {
     double sum = 0;
     for (long at = from; at < to; at += PIECE) {
       try (NDManager scope = manager.newSubManager()) {
-        var g = piece(scope, parameters.gradients(), at, to);
+        var g = piece(scope, parameters.gradientSlice(), at, to);
         double norm = g.norm().getFloat();
         sum += norm * norm;
       }
@@ -114,13 +116,13 @@ public final class AdamW implements AutoCloseable {
    * @param gradientScale multiplies the gradients: the factor of clipping, 1 for none
    */
   public void step(double rate, double gradientScale) {
-    step(List.of(new Part(0, parameters.size(), rate, gradientScale)));
+    step(List.of(new Part(0, size, rate, gradientScale)));
   }
 
   /**
    * One step.
    *
-   * @param parts of the buffers, which they cover together
+   * @param parts of the slice, which they cover together
    */
   public void step(List<Part> parts) {
     steps++;
@@ -139,10 +141,10 @@ public final class AdamW implements AutoCloseable {
     double rate = part.rate();
     for (long at = part.from(); at < part.to(); at += PIECE) {
       try (NDManager scope = manager.newSubManager()) {
-        var p = piece(scope, parameters.values(), at, part.to());
+        var p = piece(scope, parameters.masters(), at, part.to());
         var m = piece(scope, mean, at, part.to());
         var v = piece(scope, variance, at, part.to());
-        var g = piece(scope, parameters.gradients(), at, part.to());
+        var g = piece(scope, parameters.gradientSlice(), at, part.to());
         if (part.gradientScale() != 1) {
           g = g.mul(part.gradientScale());
         }
@@ -173,7 +175,7 @@ public final class AdamW implements AutoCloseable {
   }
 
   private double hostNorm(long first, long end) {
-    var gradients = Ops.memory(parameters.gradients());
+    var gradients = Ops.memory(parameters.gradientSlice());
     var sums = new double[tasks(first, end)];
     onWorkers(
         first,
@@ -206,8 +208,8 @@ public final class AdamW implements AutoCloseable {
             (float) (1 - part.rate() * weightDecay),
             (float) (part.rate() / (1 - Math.pow(BETA1, steps))),
             (float) Math.sqrt(1 - Math.pow(BETA2, steps)));
-    var values = Ops.memory(parameters.values());
-    var gradients = Ops.memory(parameters.gradients());
+    var values = Ops.memory(parameters.masters());
+    var gradients = Ops.memory(parameters.gradientSlice());
     var means = Ops.memory(mean);
     var variances = Ops.memory(variance);
     onWorkers(

@@ -7,6 +7,8 @@ import ai.djl.pytorch.jni.JniUtils;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
+import org.meteora.parallel.Collective;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -19,6 +21,12 @@ import org.meteora.tensor.Ops;
  * gradient buffer, {@link #publish} copies the master values into the model's tensors. On the CPU
  * in float32 there is nothing to move: the model's tensors and their gradients are made views of
  * the buffers, and backward passes add straight into them.
+ *
+ * <p>Among several processes each has the whole gradients of its micro-batches, and steps one slice
+ * of the buffers, which are padded to as many equal slices: {@link #reduce} sums the slice's
+ * gradients, {@link #publish} gathers everybody's slice. On a GPU a process keeps the master values
+ * of its slice alone; whole they exist in the gradient buffer, from {@link #publish} until {@link
+ * #clearGradients}.
  */
 public final class FlatParameters implements AutoCloseable {
   /** A parameter's place in the buffers. */
@@ -29,8 +37,18 @@ public final class FlatParameters implements AutoCloseable {
 
   private final NDManager manager;
   private final Map<String, Entry> entries = new LinkedHashMap<>();
-  private final NDArray values;
+  private final Collective collective;
+  private final long size;
+  private final long part;
+
+  /** {@code (processes · part)}: all master values, perhaps the same buffer as the gradients. */
+  private final NDArray whole;
+
+  /** {@code (processes · part)}. */
   private final NDArray gradients;
+
+  private final NDArray masters;
+  private final NDArray gradientSlice;
 
   /**
    * @param parent gives the device; closing it closes the buffers
@@ -38,27 +56,36 @@ public final class FlatParameters implements AutoCloseable {
    *     taken over, and they are marked to require gradients
    */
   public FlatParameters(NDManager parent, Map<String, NDArray> parameters) {
+    this(parent, parameters, Collective.single());
+  }
+
+  /** As above, one of several processes that have the same parameters. */
+  public FlatParameters(NDManager parent, Map<String, NDArray> parameters, Collective collective) {
     if (parameters.isEmpty()) {
       throw new IllegalArgumentException("nothing to train");
     }
     manager = parent.newSubManager();
-    long total = parameters.values().stream().mapToLong(a -> a.getShape().size()).sum();
-    values = Ops.zeros(manager, Dtype.F32, total);
-    gradients = Ops.zeros(manager, Dtype.F32, total);
+    this.collective = collective;
+    int processes = collective.size();
+    size = parameters.values().stream().mapToLong(a -> a.getShape().size()).sum();
+    part = (size + processes - 1) / processes;
+    gradients = Ops.zeros(manager, Dtype.F32, part * processes);
+    boolean sliced = processes > 1 && parent.getDevice().isGpu();
+    whole = sliced ? gradients : Ops.zeros(manager, Dtype.F32, part * processes);
     long offset = 0;
     for (var parameter : parameters.entrySet()) {
       var tensor = parameter.getValue();
       var shape = tensor.getShape();
-      long size = shape.size();
+      long count = shape.size();
       var slot =
           new Slot(
               parameter.getKey(),
               java.util.Arrays.stream(shape.getShape()).boxed().toList(),
               offset,
-              size);
-      var value = view(values, offset, size).reshape(shape);
+              count);
+      var value = view(whole, offset, count).reshape(shape);
       Ops.copy(value, tensor);
-      var gradient = view(gradients, offset, size).reshape(shape);
+      var gradient = view(gradients, offset, count).reshape(shape);
       // on a GPU kernels keep the addresses of the model's tensors
       boolean shared = !tensor.getDevice().isGpu() && Ops.dtype(tensor) == Dtype.F32;
       if (shared) {
@@ -69,7 +96,13 @@ public final class FlatParameters implements AutoCloseable {
         shareGradient((PtNDArray) tensor, gradient);
       }
       entries.put(slot.name(), new Entry(slot, tensor, value, gradient, shared));
-      offset += size;
+      offset += count;
+    }
+    gradientSlice = view(gradients, collective.rank() * part, part);
+    var slice = view(whole, collective.rank() * part, part);
+    masters = sliced ? Ops.empty(manager, Dtype.F32, part) : slice;
+    if (sliced) {
+      Ops.copy(masters, slice);
     }
   }
 
@@ -87,18 +120,92 @@ public final class FlatParameters implements AutoCloseable {
     return Ops.narrow(flat, 0, offset, size);
   }
 
-  /** The master values {@code (size)}, float32. */
+  /** All master values {@code (size)}, float32; see the class for when they are whole. */
   public NDArray values() {
-    return values;
+    return view(whole, 0, size);
   }
 
-  /** The summed gradients {@code (size)}, float32. */
+  /** This process's gradients {@code (size)}, float32. */
   public NDArray gradients() {
-    return gradients;
+    return view(gradients, 0, size);
   }
 
   public long size() {
-    return values.getShape().size();
+    return size;
+  }
+
+  /** The master values of this process's slice, {@code (slice)} with the padding, float32. */
+  public NDArray masters() {
+    return masters;
+  }
+
+  /** The gradients of this process's slice, after {@link #reduce} those of all processes. */
+  public NDArray gradientSlice() {
+    return gradientSlice;
+  }
+
+  /** Where this process's slice begins in the whole. */
+  public long sliceStart() {
+    return Math.min(size, collective.rank() * part);
+  }
+
+  /** Where this process's slice ends in the whole, without padding. */
+  public long sliceEnd() {
+    return Math.min(size, (collective.rank() + 1L) * part);
+  }
+
+  /** The sum of somethings over all processes' slices. */
+  public double sum(double ofSlice) {
+    return collective.size() == 1 ? ofSlice : collective.sum(new double[] {ofSlice})[0];
+  }
+
+  /** Sums every slice's gradients over all processes; the other slices' are undefined then. */
+  public void reduce() {
+    if (collective.size() > 1) {
+      collective.reduceScatter(gradients, gradientSlice);
+    }
+  }
+
+  /** Replaces the master values by those of the first process, which are in {@link #values}. */
+  public void broadcast() {
+    if (collective.size() > 1) {
+      collective.broadcast(whole);
+      if (masters != whole) {
+        Ops.copy(masters, view(whole, collective.rank() * part, part));
+      }
+    }
+    copyToModel();
+  }
+
+  /** Takes this process's slice out of a whole {@code (size)} in host memory. */
+  public void takeSlice(NDArray slice, NDArray ofWhole) {
+    long count = sliceEnd() - sliceStart();
+    if (count > 0) {
+      Ops.copy(view(slice, 0, count), view(ofWhole, sliceStart(), count));
+    }
+  }
+
+  /**
+   * Gathers everybody's slice; the gradients are undefined then.
+   *
+   * @param scope of the result
+   * @return {@code (size)} at the first process, in host memory if there are several; empty at the
+   *     others
+   */
+  public Optional<NDArray> gather(NDManager scope, NDArray slice) {
+    if (collective.size() == 1) {
+      return Optional.of(slice);
+    }
+    collective.allGather(slice, gradients);
+    if (collective.rank() > 0) {
+      return Optional.empty();
+    }
+    try (var host = scope.newSubManager(ai.djl.Device.cpu())) {
+      var copy = Ops.empty(host, Dtype.F32, size);
+      Ops.copy(copy, gradients());
+      copy.attach(scope);
+      return Optional.of(copy);
+    }
   }
 
   public NDManager manager() {
@@ -109,7 +216,7 @@ public final class FlatParameters implements AutoCloseable {
     return entries.values().stream().map(Entry::slot).toList();
   }
 
-  /** A parameter's master value in its own shape, a view of {@link #values}. */
+  /** A parameter's master value in its own shape, a view of {@link #values}: whole when that is. */
   public NDArray value(String name) {
     return entries.get(name).value();
   }
@@ -143,8 +250,18 @@ public final class FlatParameters implements AutoCloseable {
     Ops.clear(gradients);
   }
 
-  /** Copies the master values into the model's tensors, rounding to their dtype. */
+  /**
+   * Copies all processes' master values into the model's tensors, rounding to their dtype; the
+   * gradients are undefined then.
+   */
   public void publish() {
+    if (collective.size() > 1) {
+      collective.allGather(masters, whole);
+    }
+    copyToModel();
+  }
+
+  private void copyToModel() {
     for (var entry : entries.values()) {
       if (!entry.shared()) {
         Ops.copy(entry.tensor(), entry.value());
