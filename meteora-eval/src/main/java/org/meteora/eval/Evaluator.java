@@ -1,5 +1,7 @@
 package org.meteora.eval;
 
+import com.fasterxml.jackson.core.JsonProcessingException;
+import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -15,8 +17,10 @@ import org.meteora.data.Sample;
 import org.meteora.eval.clean.AnswerCleaner;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.TokenGenerator;
+import org.meteora.io.Jsonl;
 import org.meteora.io.Progress;
 import org.meteora.moe.RoutingListener;
+import org.meteora.parallel.Collective;
 
 /**
  * Has a model answer a task's prompts. Batches are made of prompts of about the same length, sorted
@@ -32,6 +36,7 @@ public final class Evaluator {
   private final int batchSize;
   private final Optional<BatchObserver> observer;
   private final Function<RoutingListener, TokenGenerator> routing;
+  private final Collective collective;
 
   /**
    * What came of an evaluation.
@@ -48,6 +53,9 @@ public final class Evaluator {
 
   private record Prompt(int index, int[] ids) {}
 
+  /** What another process tells the first one. */
+  private record Found(List<Answer> answers, Map<Integer, String> problems) {}
+
   /**
    * @param config its {@code maxLength} is the limit of prompt and answer together; longer prompts
    *     are skipped
@@ -55,7 +63,14 @@ public final class Evaluator {
    */
   public Evaluator(
       TokenGenerator generator, TextCodec codec, GenerationConfig config, int batchSize) {
-    this(generator, codec, config, batchSize, Optional.empty(), listener -> generator);
+    this(
+        generator,
+        codec,
+        config,
+        batchSize,
+        Optional.empty(),
+        listener -> generator,
+        Collective.single());
   }
 
   private Evaluator(
@@ -64,7 +79,8 @@ public final class Evaluator {
       GenerationConfig config,
       int batchSize,
       Optional<BatchObserver> observer,
-      Function<RoutingListener, TokenGenerator> routing) {
+      Function<RoutingListener, TokenGenerator> routing,
+      Collective collective) {
     if (batchSize < 1) {
       throw new UserException("the batch size must be at least 1, not " + batchSize);
     }
@@ -74,6 +90,7 @@ public final class Evaluator {
     this.batchSize = batchSize;
     this.observer = observer;
     this.routing = routing;
+    this.collective = collective;
   }
 
   /**
@@ -83,7 +100,17 @@ public final class Evaluator {
    */
   public Evaluator observedBy(
       BatchObserver observer, Function<RoutingListener, TokenGenerator> routing) {
-    return new Evaluator(generator, codec, config, batchSize, Optional.of(observer), routing);
+    return new Evaluator(
+        generator, codec, config, batchSize, Optional.of(observer), routing, collective);
+  }
+
+  /**
+   * The same evaluator, one of several processes with the same samples: batches are dealt out among
+   * them, the same batches as of one process, and the first process gets all answers. What {@link
+   * #run} returns at the others holds nothing.
+   */
+  public Evaluator dealtTo(Collective processes) {
+    return new Evaluator(generator, codec, config, batchSize, observer, routing, processes);
   }
 
   /** Answers every sample's prompt and cleans the answers. */
@@ -95,19 +122,22 @@ public final class Evaluator {
    * Answers the prompts of those samples that are not answered yet. Batches are the same whatever
    * is there already, so that an evaluation gone on with gives what it would have given in one go.
    *
-   * @param there answers of an earlier run
-   * @param sink is given answers as they come
+   * @param there answers of an earlier run; of several processes the first one's count
+   * @param sink is given answers as they come, in the first process
    */
   public Run run(
       String task, List<Sample> samples, List<Answer> there, Consumer<List<Answer>> sink) {
     var answers = new Answer[samples.size()];
-    there.stream()
+    read(collective.broadcast(bytes(new Found(there, Map.of())))).answers().stream()
         .filter(answer -> !answer.skipped() && answer.index() < answers.length)
         .forEach(answer -> answers[answer.index()] = answer);
     var problems = new TreeMap<Integer, String>();
     long promptTokens = 0;
     long newTokens = 0;
     int answered = 0;
+    int dealt = 0;
+    int collected = 0;
+    var untold = new ArrayList<Answer>();
     long start = System.nanoTime();
     try (var progress = new Progress(task, samples.size(), " samples")) {
       int window = (int) Math.min(Integer.MAX_VALUE, (long) batchSize * BATCHES_IN_WINDOW);
@@ -130,6 +160,9 @@ public final class Evaluator {
             progress.step(batch.size());
             continue;
           }
+          if (dealt++ % collective.size() != collective.rank()) {
+            continue; // another process's
+          }
           var continuations = generate(batch, problems);
           var fresh = new ArrayList<Answer>();
           for (int row = 0; row < batch.size(); row++) {
@@ -138,6 +171,7 @@ public final class Evaluator {
             var continuation = continuations.get(row);
             if (continuation == null) {
               answers[prompt.index] = skipped(task, prompt.index, sample, prompt.ids.length);
+              untold.add(answers[prompt.index]);
             } else if (answers[prompt.index] == null) {
               answers[prompt.index] = answer(task, prompt, sample, continuation);
               fresh.add(answers[prompt.index]);
@@ -145,17 +179,62 @@ public final class Evaluator {
               newTokens += continuation.length;
             }
           }
-          sink.accept(fresh);
+          if (collective.rank() == 0) {
+            sink.accept(fresh);
+          }
+          untold.addAll(fresh);
           answered += fresh.size();
           progress.step(batch.size());
           double seconds = (System.nanoTime() - start) / 1e9;
           progress.note(Math.round(newTokens / seconds) + " tokens/s");
         }
+        if (collective.rank() > 0) {
+          collective.gather(bytes(new Found(untold, problems)));
+          untold.clear();
+        } else if (collective.size() > 1) {
+          // those of the window before, most often: nobody is waited for until the end
+          boolean last = from + window >= samples.size();
+          for (int times = (from > 0 ? 1 : 0) + (last ? 1 : 0); times > 0; times--) {
+            for (var found : others()) {
+              problems.putAll(found.problems());
+              found.answers().forEach(answer -> answers[answer.index()] = answer);
+              var fresh = found.answers().stream().filter(answer -> !answer.skipped()).toList();
+              sink.accept(fresh);
+              answered += fresh.size();
+              promptTokens += fresh.stream().mapToLong(Answer::promptTokens).sum();
+              newTokens += fresh.stream().mapToLong(Answer::newTokens).sum();
+              progress.step(found.answers().size());
+            }
+          }
+        }
       }
     }
     double seconds = (System.nanoTime() - start) / 1e9;
     return new Run(
-        List.of(answers), new Throughput(seconds, answered, promptTokens, newTokens), problems);
+        collective.rank() > 0 ? List.of() : List.of(answers),
+        new Throughput(seconds, answered, promptTokens, newTokens),
+        problems);
+  }
+
+  /** What each other process sent at the end of its next window. */
+  private List<Found> others() {
+    return collective.gather(new byte[0]).stream().skip(1).map(Evaluator::read).toList();
+  }
+
+  private static byte[] bytes(Found found) {
+    try {
+      return Jsonl.JSON.writeValueAsBytes(found);
+    } catch (JsonProcessingException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  private static Found read(byte[] bytes) {
+    try {
+      return Jsonl.JSON.readValue(bytes, Found.class);
+    } catch (IOException e) {
+      throw new IllegalStateException(e);
+    }
   }
 
   /** A prompt's ids; none when it cannot be answered, which is noted. */

@@ -3,6 +3,7 @@ package org.meteora.eval.command;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -12,6 +13,7 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.MeteoraConfig;
+import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
@@ -29,6 +31,7 @@ import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.meteora.io.Printable;
+import org.meteora.parallel.Collective;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 import picocli.CommandLine.Command;
@@ -55,6 +58,7 @@ import picocli.CommandLine.Spec;
       "  meteora eval --task gsm8k --temperature 0.6 --top-p 0.9 --seed 1",
       "  meteora eval --task composite_3 --sweep routing_top_k=1,2,3 --sweep"
           + " routing_temperature=1,4,15",
+      "  meteora eval --task all --batch-size 16 --save --processes 8",
       "  meteora eval --rescore eval/results/meteora/composite_10.answers.jsonl"
     })
 public final class EvalCommand implements Callable<Integer> {
@@ -66,6 +70,7 @@ public final class EvalCommand implements Callable<Integer> {
   @Mixin private ConfigOptions config;
   @Mixin private ModelOptions model;
   @Mixin private GenerationOptions generation;
+  @Mixin private ProcessOptions processes;
 
   @Option(
       names = "--task",
@@ -196,7 +201,18 @@ public final class EvalCommand implements Callable<Integer> {
     if (resume && routes) {
       throw new UserException("--routes needs all answers generated in one go: leave out --resume");
     }
-    return evaluateAll(config.load());
+    var settings = config.load();
+    var evaluated = evaluated(settings);
+    var same = new ArrayList<>(command.commandLine().getParseResult().originalArgs());
+    evaluated.forEach(
+        each -> {
+          // what is missing is found out before the first task's work, not before the last one's
+          samples(each, settings.targetDir());
+          var file = testFile(each, settings.targetDir());
+          same.add(file + " of checksum " + Digests.ofFile(file));
+        });
+    return processes.run(
+        model.device(), same, (all, device) -> evaluateAll(evaluated, settings, all, device));
   }
 
   private EvalTask evalTask(String name) {
@@ -227,14 +243,20 @@ public final class EvalCommand implements Callable<Integer> {
     }
   }
 
-  /** One task after another; the model is loaded again only where it is to be another. */
-  private int evaluateAll(MeteoraConfig settings) {
+  private List<EvalTask> evaluated(MeteoraConfig settings) {
     var evaluated = names(settings.targetDir()).stream().map(this::evalTask).toList();
     if (parts != null && evaluated.size() > 1) {
       throw new UserException("--tasks says what one composite task is made of: name one --task");
     }
-    // what is missing is found out before the first task's work, not before the last one's
-    evaluated.forEach(each -> samples(each, settings.targetDir()));
+    return evaluated;
+  }
+
+  /** One task after another; the model is loaded again only where it is to be another. */
+  private int evaluateAll(
+      List<EvalTask> evaluated, MeteoraConfig settings, Collective all, String device) {
+    if (!sweep.isEmpty() && all.size() > 1) {
+      throw new UserException("--sweep is the work of one process: leave out --processes");
+    }
     try (var models = new Models()) {
       int code = 0;
       for (var each : evaluated) {
@@ -242,7 +264,7 @@ public final class EvalCommand implements Callable<Integer> {
             Math.max(
                 code,
                 sweep.isEmpty()
-                    ? evaluate(each, settings, models)
+                    ? evaluate(each, settings, models, all, device)
                     : sweep(Sweep.of(sweep), each, settings));
       }
       return code;
@@ -273,9 +295,11 @@ public final class EvalCommand implements Callable<Integer> {
     }
   }
 
-  private int evaluate(EvalTask evaluated, MeteoraConfig settings, Models models) {
+  private int evaluate(
+      EvalTask evaluated, MeteoraConfig settings, Models models, Collective all, String device) {
     check();
-    var spec = model.spec(settings, evaluated.routingTemperature());
+    boolean first = all.rank() == 0;
+    var spec = model.spec(settings, evaluated.routingTemperature(), device);
     var samples = samples(evaluated, settings.targetDir());
     var routesFolder =
         settings.evalResultSaveDir().resolve("meteora").resolve(evaluated.name() + ".routes");
@@ -286,18 +310,21 @@ public final class EvalCommand implements Callable<Integer> {
       if (spec.flags().singleAdapter().isPresent()) {
         throw new UserException("--routes needs gates, and MOELINEAR_SINGLE_MOE_LORA is set");
       }
-      AtomicFiles.requireWritableFolder(routesFolder);
+      if (first) {
+        AtomicFiles.requireWritableFolder(routesFolder);
+      }
     }
     generation.check(spec.basePath());
     // a folder that cannot be written to is found out before the work, not after it
     try (var result =
-        save
+        save && first
             ? new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name())
             : null) {
       var loaded = models.load(spec);
       var chosen = chosen(loaded);
       var evaluator =
-          new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize);
+          new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize)
+              .dealtTo(all);
       var matrix = new RoutingMatrix(loaded.adapterNames());
       if (routes) {
         evaluator =
@@ -310,8 +337,8 @@ public final class EvalCommand implements Callable<Integer> {
       }
       var described = describe(evaluated, settings, chosen);
       Evaluator.Run run;
-      Map<String, Object> modelDescribed = save ? loaded.describe() : Map.of();
-      if (save) {
+      Map<String, Object> modelDescribed = save && first ? loaded.describe() : Map.of();
+      if (save && first) {
         var there = result.begin(described, modelDescribed, existing());
         if (!there.isEmpty()) {
           LOG.info("{} answers are there already", there.size());
@@ -319,6 +346,12 @@ public final class EvalCommand implements Callable<Integer> {
         run = evaluator.run(evaluated.name(), samples, there, result::add);
       } else {
         run = evaluator.run(evaluated.name(), samples);
+      }
+      if (routes) {
+        matrix.addOthers(all);
+      }
+      if (!first) {
+        return 0;
       }
       if (debug) {
         run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(EvalCommand::show);
@@ -340,9 +373,9 @@ public final class EvalCommand implements Callable<Integer> {
         LOG.info("saved {} and {}", result.file(), result.answersFile());
       }
       if (routes) {
-        var all = new LinkedHashMap<>(described);
-        all.put("model", loaded.describe());
-        matrix.write("Routing of " + evaluated.name(), all, routesFolder);
+        var how = new LinkedHashMap<>(described);
+        how.put("model", loaded.describe());
+        matrix.write("Routing of " + evaluated.name(), how, routesFolder);
         LOG.info("wrote the routing to {}", routesFolder);
       }
       print(evaluated.name() + " (" + model.model() + ")", scores);

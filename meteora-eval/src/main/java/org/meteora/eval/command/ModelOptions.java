@@ -35,6 +35,11 @@ public final class ModelOptions {
   @Mixin private DeviceOptions device;
   @Mixin private FlagOptions flags;
 
+  /** What {@code --device} says. */
+  public String device() {
+    return device.device().orElse(AUTO);
+  }
+
   /** {@code meteora}, {@code base} or an adapter's name. */
   public String model() {
     return model;
@@ -47,6 +52,11 @@ public final class ModelOptions {
    * @throws UserException when a value is out of range or a path is not set
    */
   public LoadedModel.Spec spec(MeteoraConfig config, double autoTemperature) {
+    return spec(config, autoTemperature, device());
+  }
+
+  /** As above, onto a device of its own. */
+  LoadedModel.Spec spec(MeteoraConfig config, double autoTemperature, String onto) {
     var chosenTopK = topK.value().or(config::routingTopK);
     var base = config.requireBaseModelPath();
     if (model.equals("meteora")) {
@@ -61,7 +71,7 @@ public final class ModelOptions {
         config.adapterDir(),
         chosenTopK,
         Optional.of(temperature(config, autoTemperature)),
-        device.device().orElse(AUTO),
+        onto,
         device.dtype(),
         flags.over(config));
   }

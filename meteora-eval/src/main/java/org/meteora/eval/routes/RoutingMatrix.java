@@ -14,6 +14,7 @@ import org.meteora.eval.BatchObserver;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.RoutingListener;
+import org.meteora.parallel.Collective;
 
 /**
  * Routing of a whole evaluation: for every task and gate, how much weight each adapter got and how
@@ -156,6 +157,46 @@ public final class RoutingMatrix implements RoutingListener {
       }
     }
     gate.columns += tokens;
+  }
+
+  /** What a process counted. */
+  private record Counted(List<String> tasks, List<Sums> gates) {}
+
+  private record Sums(double[][] weight, long[][] first, long[] tokens) {}
+
+  /** Adds, at the first process, what all others counted. */
+  public void addOthers(Collective processes) {
+    try {
+      var mine =
+          new Counted(
+              tasks, gates.stream().map(g -> new Sums(g.weight, g.first, g.tokens)).toList());
+      var all = processes.gather(Jsonl.JSON.writeValueAsBytes(mine));
+      for (int rank = 1; rank < all.size(); rank++) {
+        add(Jsonl.JSON.readValue(all.get(rank), Counted.class));
+      }
+    } catch (IOException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  private void add(Counted other) {
+    var rows = other.tasks().stream().mapToInt(this::row).toArray();
+    for (int i = 0; i < other.gates().size(); i++) {
+      if (gates.size() <= i) {
+        gates.add(new Gate());
+      }
+      var gate = gates.get(i);
+      gate.grow(tasks.size(), adapters.size());
+      var sums = other.gates().get(i);
+      for (int row = 0; row < sums.tokens().length; row++) {
+        int to = rows[row];
+        gate.tokens[to] += sums.tokens()[row];
+        for (int a = 0; a < adapters.size(); a++) {
+          gate.weight[to][a] += sums.weight()[row][a];
+          gate.first[to][a] += sums.first()[row][a];
+        }
+      }
+    }
   }
 
   /** Tasks in the order met. */
