@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.stream.Stream;
+import org.meteora.tensor.Devices;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.data.Sample;
 import org.meteora.data.config.MeteoraConfig;
@@ -168,7 +169,7 @@ enum Kind {
       }
       case ADAPTER -> {
         try (var adapter = LoraAdapter.open(folder);
-            var manager = NDManager.newBaseManager("PyTorch")) {
+            var manager = Devices.newManager(ai.djl.Device.cpu())) {
           adapter.requireFits(Q, 64, 64);
           if (adapter.rankOn(Q).isPresent()) {
             adapter.readA(manager, Q);
@@ -224,7 +225,7 @@ enum Kind {
 
   private static void readAll(Path path) {
     try (var files = SafetensorsFolder.open(path);
-        var manager = NDManager.newBaseManager("PyTorch")) {
+        var manager = Devices.newManager(ai.djl.Device.cpu())) {
       for (var name : files.names()) {
         var info = files.info(name).orElseThrow();
         files.read(manager, name, info.shape().stream().mapToLong(Long::longValue).toArray());
@@ -249,7 +250,7 @@ enum Kind {
 
     FlatParameters parameters() {
       if (parameters == null) {
-        manager = NDManager.newBaseManager("PyTorch");
+        manager = Devices.newManager(ai.djl.Device.cpu());
         parameters = Seeds.parameters(manager);
         optimizer = new AdamW(parameters, 0);
       }

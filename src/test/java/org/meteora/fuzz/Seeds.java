@@ -11,6 +11,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import org.meteora.tensor.Devices;
 import org.meteora.io.Jsonl;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -201,7 +202,7 @@ final class Seeds {
   }
 
   static byte[] trainer() {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var slots = Jsonl.JSON.valueToTree(parameters(manager).slots()).toString();
       var header = Jsonl.JSON.createObjectNode();
       header

@@ -59,9 +59,6 @@ public final class Main implements Runnable {
   }
 
   public static void main(String[] arguments) {
-    // the tokenizers' native library asks for a CUDA build where it sees a GPU; the CPU's does the
-    // same work
-    System.setProperty("RUST_FLAVOR", System.getProperty("RUST_FLAVOR", "cpu"));
     StandardStreams.install();
     if (!"UTF-8".equals(System.getProperty("sun.jnu.encoding"))) {
       System.err.println(
@@ -172,6 +169,7 @@ public final class Main implements Runnable {
           new GenerateCommand(),
           new RoutesCommand(),
           new DemoCommand(Main::run),
+          new DoctorCommand(),
           new BenchCommand(),
           new CompletionCommand()
         }) {
@@ -248,7 +246,7 @@ public final class Main implements Runnable {
     var mistake =
         exception instanceof UserException mine
             ? Optional.of(mine)
-            : CacheFolders.explain(exception);
+            : CacheFolders.explain(exception).or(() -> TooLittleMemory.explain(exception, line));
     if (mistake.isPresent()) {
       line.getErr().println(Printable.line(mistake.get().getMessage()));
       return CommandLine.ExitCode.USAGE;

@@ -1,7 +1,6 @@
 package org.meteora.cli;
 
 import ai.djl.Device;
-import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -19,6 +18,7 @@ import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterMerge;
 import org.meteora.lora.LoraAdapter;
+import org.meteora.tensor.Devices;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -134,7 +134,7 @@ final class MergeCommand implements Callable<Integer> {
             rank == null ? OptionalInt.empty() : OptionalInt.of(rank),
             seed == null ? 42 : seed);
     var opened = new ArrayList<LoraAdapter>();
-    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+    try (var manager = Devices.newManager(Device.cpu())) {
       folders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
       var merged = merge.run(opened, manager);
       if (intoBase) {

@@ -15,6 +15,7 @@ import org.meteora.lora.AdapterMerge;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -90,7 +91,7 @@ public final class MergedModel {
 
   private static void write(
       SafetensorsFile file, AdapterMerge.Merged adapter, Path target, Progress progress) {
-    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+    try (var manager = Devices.newManager(Device.cpu())) {
       var tensors = new LinkedHashMap<String, NDArray>();
       for (var info : file.tensors().values()) {
         var weight = file.read(manager, info.name());

@@ -47,6 +47,8 @@ public final class Tokenizer implements AutoCloseable {
     }
     // the native parser must not see what it would end the process over
     var pieces = TokenizerFile.check(file);
+    // the native library asks for a CUDA build where it sees a GPU; the CPU's does the same work
+    System.setProperty("RUST_FLAVOR", System.getProperty("RUST_FLAVOR", "cpu"));
     CacheFolders.unpacking(LibUtils::checkStatus);
     HuggingFaceTokenizer tokenizer;
     try {

@@ -128,7 +128,11 @@ public final class LibTorch {
       throw new IllegalStateException("DJL was used before " + build + " was chosen");
     }
     Engine.getEngine("PyTorch");
-    LOG.debug("{}", build);
+    if (build.hasCuda() && gpu) {
+      LOG.info("{}, CUDA {}, {} GPU(s)", build, build.cuda(), driver().gpus());
+    } else {
+      LOG.debug("{}", build);
+    }
     return build;
   }
 
@@ -334,14 +338,17 @@ public final class LibTorch {
 
   /**
    * Hands DJL a folder of links to the libraries that it needs, and to no others: it loads all that
-   * it finds, and a wheel's folder holds some that only Python can load.
+   * it finds, and a wheel's folder holds some that only Python can load. Nobody else may write
+   * there.
    */
   private static void pointDjlTo(Build build, Path folder) {
     Path links;
     try {
       var real = folder.toRealPath();
       var digest = Digests.sha256().digest(real.toString().getBytes(StandardCharsets.UTF_8));
-      links = linksFolder(HexFormat.of().formatHex(digest, 0, 8));
+      links =
+          Files.createDirectories(
+              CacheFolders.kernels().resolve("torch-" + HexFormat.of().formatHex(digest, 0, 8)));
       for (var library : LIBRARIES) {
         if (Files.exists(real.resolve(library))) {
           try {
@@ -357,11 +364,6 @@ public final class LibTorch {
     System.setProperty("PYTORCH_LIBRARY_PATH", links.toString());
     System.setProperty("PYTORCH_VERSION", JNI_VERSION);
     System.setProperty("PYTORCH_FLAVOR", build.hasCuda() ? JNI_CUDA : "cpu");
-  }
-
-  /** Libraries are loaded through it: nobody else may write there. */
-  private static Path linksFolder(String name) throws IOException {
-    return Files.createDirectories(CacheFolders.kernels().resolve("torch-" + name));
   }
 
   /** Asks the NVIDIA driver; nothing of CUDA is set up by it. */

@@ -35,6 +35,7 @@ final class StableAbi {
 
   static {
     LibTorch.load();
+    NativeErrors.keep();
     LIBRARY = SymbolLookup.libraryLookup("libtorch_cpu.so", Arena.global());
   }
 
@@ -98,7 +99,31 @@ final class StableAbi {
 
   private static void check(int status, String what) {
     if (status != 0) {
-      throw new IllegalStateException("libtorch failed in " + what + " (its message is on stderr)");
+      var reason = NativeErrors.reason(Errors.WHAT == null ? NativeErrors.take() : Errors.what());
+      throw new IllegalStateException(
+          "libtorch failed in "
+              + what
+              + (reason.isEmpty() ? " (its message is on stderr)" : ": " + reason));
+    }
+  }
+
+  /** The reason of the calling thread's last failure, where this version can be asked (2.12). */
+  private static final class Errors {
+    static final MethodHandle WHAT =
+        LIBRARY
+            .find("torch_exception_get_what_without_backtrace")
+            .map(symbol -> LINKER.downcallHandle(symbol, FunctionDescriptor.of(ADDRESS)))
+            .orElse(null);
+
+    private Errors() {}
+
+    static String what() {
+      try {
+        var text = (MemorySegment) WHAT.invokeExact();
+        return text.address() == 0 ? "" : text.reinterpret(1 << 16).getString(0);
+      } catch (Throwable e) {
+        return "";
+      }
     }
   }
 

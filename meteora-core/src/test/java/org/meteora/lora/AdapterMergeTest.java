@@ -30,6 +30,7 @@ import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Devices;
 
 /** Against PEFT's add_weighted_adapter. */
 class AdapterMergeTest {
@@ -67,7 +68,7 @@ class AdapterMergeTest {
   void updatesArePefts(Method method) throws Exception {
     var merge = new AdapterMerge(method, List.of(0.4, 0.3, 0.2, -0.1), 0.6, OptionalInt.of(3), 7);
     var file = Path.of(AdapterMergeTest.class.getResource("/merge/peft.safetensors").toURI());
-    try (var manager = NDManager.newBaseManager("PyTorch");
+    try (var manager = Devices.newManager(ai.djl.Device.cpu());
         var reference = SafetensorsFile.open(file)) {
       var merged = merge(merge, TINY.resolve("adapters"), manager);
       var expected =
@@ -85,7 +86,7 @@ class AdapterMergeTest {
     var tiny = Fixtures.tinyLlama();
     var method = Method.valueOf(name.toUpperCase(java.util.Locale.ROOT));
     var merge = new AdapterMerge(method, List.of(0.4, 0.3, 0.2, 0.1), 0.4, OptionalInt.of(8), 0);
-    try (var manager = NDManager.newBaseManager("PyTorch");
+    try (var manager = Devices.newManager(ai.djl.Device.cpu());
         var reference = SafetensorsFile.open(tiny.resolve("routers.safetensors"))) {
       var merged = merge(merge, tiny.resolve("adapters"), manager);
       close(
@@ -154,7 +155,7 @@ class AdapterMergeTest {
 
   @Test
   void ranksMayDifferWhereTheMethodAllowsIt() {
-    try (var manager = NDManager.newBaseManager("PyTorch")) {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var adapters = unequal(manager);
       var weights = List.of(0.7, 0.3);
       var q = "model.layers.0.self_attn.q_proj";
@@ -194,7 +195,7 @@ class AdapterMergeTest {
   @Test
   void theBaseKeepsItsShardsAndDtype() throws Exception {
     var base = folder.resolve("base");
-    try (var manager = NDManager.newBaseManager("PyTorch");
+    try (var manager = Devices.newManager(ai.djl.Device.cpu());
         var weights = SafetensorsFolder.open(TINY.resolve("base"))) {
       var shards =
           List.of(new LinkedHashMap<String, NDArray>(), new LinkedHashMap<String, NDArray>());

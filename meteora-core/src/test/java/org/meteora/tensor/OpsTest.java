@@ -42,4 +42,24 @@ class OpsTest {
       assertThat(w.getGradient().toFloatArray()).hasSize(4).doesNotContain(0f);
     }
   }
+
+  /** The reason is in the exception; before, it was on standard error, with libtorch's stack. */
+  @Test
+  void saysWhyAnOperationFailed() {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
+      var a = Ops.zeros(manager, Dtype.F32, 2, 3);
+      var b = Ops.zeros(manager, Dtype.F32, 4, 5);
+      for (int i = 0; i < 2; i++) {
+        org.assertj.core.api.Assertions.assertThatThrownBy(() -> Ops.linear(a, b, null))
+            .hasMessageContaining("libtorch failed in aten::linear: ")
+            .hasMessageContaining("shapes cannot be multiplied (2x3 and 5x4)")
+            .hasMessageNotContaining("frame #")
+            .message()
+            .doesNotContain("\n");
+      }
+      org.assertj.core.api.Assertions.assertThatThrownBy(
+              () -> Ops.empty(manager, Dtype.F32, 1L << 50))
+          .hasMessageContaining("memory");
+    }
+  }
 }

@@ -4,7 +4,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
-import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -164,7 +163,7 @@ class ResumeTest {
       assertThat(whole.kept()).isEqualTo(expected);
       var checkpoint = into.resolve("checkpoint-%08d/trainer.safetensors".formatted(expected));
       try (var file = SafetensorsFile.open(checkpoint);
-          var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch")) {
+          var manager = Devices.newManager(Device.cpu())) {
         assertThat(whole.parameters()).isEqualTo(file.read(manager, "parameters").toFloatArray());
       }
       // the same from a checkpoint before the best step, and from one after it

@@ -9,6 +9,7 @@ import ai.djl.ndarray.NDManager;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
@@ -29,7 +30,7 @@ class UpdateTest {
     var options = new LinkedHashMap<String, Object>(settings);
     options.putAll(Map.of("max_steps", 10, "warmup_ratio", 0, "weight_decay", 0));
     var config = TrainConfig.meteora(Map.of(), options);
-    try (var manager = NDManager.newBaseManager(Device.cpu(), "PyTorch");
+    try (var manager = Devices.newManager(Device.cpu());
         var parameters = new FlatParameters(manager, tensors(manager));
         var optimizer = new AdamW(parameters, 0)) {
       var gradients = new float[] {3, 3, 3, 3, 4, 4, 4, 4, 3, 3, 3, 3, 4, 4, 4, 4};

@@ -17,9 +17,14 @@ import java.util.function.Consumer;
 import javax.imageio.ImageIO;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Fonts;
 
 /** What the PNG figures share: a canvas of twice the stated size, colours, patterns. */
 final class Figures {
+  static {
+    Fonts.prepare();
+  }
+
   static final int SCALE = 2;
   static final Color INK = new Color(0x1B1E23);
   static final Color DIM = new Color(0x5A6270);

@@ -10,9 +10,14 @@ import java.nio.file.Path;
 import java.util.Comparator;
 import java.util.List;
 import java.util.stream.IntStream;
+import org.meteora.io.Fonts;
 
 /** Draws a trace for a paper: timeline, the coloured text, the legend of what occurs in it. */
 public final class RoutesPng {
+  static {
+    Fonts.prepare();
+  }
+
   private static final int WIDTH = 1100;
   private static final int MARGIN = 28;
   private static final int LINE_HEIGHT = 22;

@@ -7,9 +7,14 @@ import java.awt.Graphics2D;
 import java.awt.font.FontRenderContext;
 import java.nio.file.Path;
 import java.util.List;
+import org.meteora.io.Fonts;
 
 /** The heat map of a {@link RoutingMatrix} as a PNG. */
 final class RoutingMatrixPng {
+  static {
+    Fonts.prepare();
+  }
+
   private static final int CELL = 26;
   private static final int MARGIN = 24;
 

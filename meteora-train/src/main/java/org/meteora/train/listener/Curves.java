@@ -14,6 +14,7 @@ import org.knowm.xchart.style.Styler;
 import org.knowm.xchart.style.markers.SeriesMarkers;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Fonts;
 import org.meteora.train.Evaluation;
 import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
@@ -24,6 +25,10 @@ import org.slf4j.LoggerFactory;
  * evaluation and at the end of a run that was not stopped: a JVM that shuts down cannot draw.
  */
 public final class Curves implements TrainingListener {
+  static {
+    Fonts.prepare();
+  }
+
   private static final Logger LOG = LoggerFactory.getLogger(Curves.class);
   private static final int POINTS = 500;
 

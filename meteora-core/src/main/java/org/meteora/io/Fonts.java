@@ -1,0 +1,102 @@
+package org.meteora.io;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+
+/**
+ * Fonts for charts where the machine has none. Java asks fontconfig for them, and draws no text
+ * without it, or without a single font; then a font that comes with this software (DejaVu Sans)
+ * stands for all of Java's logical fonts. To be called before anything is drawn.
+ */
+public final class Fonts {
+  private static final String PROPERTY = "sun.awt.fontconfig";
+
+  /** Whose fonts are used; decided once. */
+  private static final String SOURCE = choose();
+
+  private Fonts() {}
+
+  /**
+   * Makes sure that text can be drawn.
+   *
+   * @return where fonts come from, for people
+   */
+  public static String prepare() {
+    return SOURCE;
+  }
+
+  private static String choose() {
+    if (System.getProperty(PROPERTY) != null) {
+      return System.getProperty(PROPERTY);
+    }
+    int fonts = systemFonts();
+    if (fonts > 0) {
+      return "fontconfig, " + fonts + " fonts";
+    }
+    try {
+      System.setProperty(PROPERTY, unpack(Files.createTempDirectory("meteora-fonts")).toString());
+      return "DejaVu Sans, which comes with meteora";
+    } catch (IOException e) {
+      throw new UncheckedIOException("cannot unpack a font: " + e.getMessage(), e);
+    }
+  }
+
+  /**
+   * Unpacks the font, and Java's description of it, into a folder that goes when the process ends.
+   */
+  static Path unpack(Path folder) throws IOException {
+    var font = folder.resolve("DejaVuSans.ttf");
+    var settings = folder.resolve("fontconfig.properties");
+    try (var in = Fonts.class.getResourceAsStream("/fonts/DejaVuSans.ttf")) {
+      Files.copy(in, font);
+    }
+    Files.writeString(settings, settings(font));
+    for (var file : List.of(folder, font, settings)) {
+      file.toFile().deleteOnExit();
+    }
+    return settings;
+  }
+
+  /** Java's description of fonts: every logical font in every style is the one file. */
+  private static String settings(Path font) {
+    var name = "-misc-dejavu sans-medium-r-normal--*-%d-*-*-p-*-iso10646-1";
+    var text = new StringBuilder("version=1\nsequence.allfonts=all\n");
+    for (var family : List.of("serif", "sansserif", "monospaced", "dialog", "dialoginput")) {
+      for (var style : List.of("plain", "bold", "italic", "bolditalic")) {
+        text.append(family).append('.').append(style).append(".all=").append(name).append('\n');
+      }
+    }
+    return text.append("filename.").append(name.replace(' ', '_')).append('=').append(font) + "\n";
+  }
+
+  /** How many fonts fontconfig knows; 0 without it. */
+  private static int systemFonts() {
+    try {
+      var library = SymbolLookup.libraryLookup("libfontconfig.so.1", Arena.global());
+      var linker = Linker.nativeLinker();
+      var set =
+          (MemorySegment)
+              linker
+                  .downcallHandle(
+                      library.find("FcConfigGetFonts").orElseThrow(),
+                      FunctionDescriptor.of(ADDRESS, ADDRESS, JAVA_INT))
+                  .invokeExact(MemorySegment.NULL, 0);
+      return set.address() == 0 ? 0 : set.reinterpret(4).get(JAVA_INT, 0);
+    } catch (IllegalArgumentException | java.util.NoSuchElementException e) {
+      return 0;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+}
