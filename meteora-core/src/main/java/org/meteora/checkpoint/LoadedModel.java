@@ -71,7 +71,55 @@ public final class LoadedModel implements AutoCloseable {
       Optional<Double> temperature,
       String device,
       Optional<String> dtype,
-      Flags flags) {}
+      Flags flags) {
+
+    private static Spec of(
+        Path basePath, String model, Optional<Path> checkpoint, Optional<Path> adapterDir) {
+      return new Spec(
+          basePath,
+          model,
+          checkpoint,
+          adapterDir,
+          Optional.empty(),
+          Optional.empty(),
+          "cpu",
+          Optional.empty(),
+          Flags.AUTO);
+    }
+
+    /** A base model alone, on the CPU. */
+    public static Spec base(Path basePath) {
+      return of(basePath, "base", Optional.empty(), Optional.empty());
+    }
+
+    /**
+     * A MeteoRA model on the CPU.
+     *
+     * @param checkpoint one that names its adapters
+     */
+    public static Spec meteora(Path basePath, Path checkpoint) {
+      return of(basePath, "meteora", Optional.of(checkpoint), Optional.empty());
+    }
+
+    /** A base model with the PEFT adapter {@code name} in {@code adapterDir}, on the CPU. */
+    public static Spec adapter(Path basePath, Path adapterDir, String name) {
+      return of(basePath, name, Optional.empty(), Optional.of(adapterDir));
+    }
+
+    /** The same on another device, in its usual dtype. */
+    public Spec on(String otherDevice) {
+      return new Spec(
+          basePath,
+          model,
+          checkpointPath,
+          adapterDir,
+          topK,
+          temperature,
+          otherDevice,
+          dtype,
+          flags);
+    }
+  }
 
   private LoadedModel(
       Spec spec,
@@ -261,6 +309,17 @@ public final class LoadedModel implements AutoCloseable {
   /** Continues token sequences with this model, with the routing that it was loaded with. */
   public Generator generator() {
     return generator;
+  }
+
+  /**
+   * Answers one prompt.
+   *
+   * @param prompt taken as it is
+   * @param config such as {@code generationConfig().withGreedy().withMaxNewTokens(100)}
+   */
+  public String answer(String prompt, GenerationConfig config) {
+    var ids = tokenizer.encode(prompt, true);
+    return tokenizer.decode(generator.generate(List.of(ids), config).getFirst(), true);
   }
 
   public Spec spec() {

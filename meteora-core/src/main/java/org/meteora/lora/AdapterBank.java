@@ -40,11 +40,6 @@ public record AdapterBank(
     return Arrays.stream(ranks).max().orElse(0);
   }
 
-  /** Whether all adapters have the same rank. */
-  public boolean equalRanks() {
-    return Arrays.stream(ranks).allMatch(rank -> rank == ranks[0]);
-  }
-
   /** Where adapter i's rows of A (columns of B) begin. */
   public int[] offsets() {
     var offsets = new int[ranks.length];

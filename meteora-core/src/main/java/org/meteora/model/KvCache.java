@@ -3,6 +3,7 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
+import org.meteora.UserException;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -75,9 +76,7 @@ public final class KvCache implements AutoCloseable {
   }
 
   private NDArray grown(NDArray old, int positions) {
-    var larger =
-        Ops.empty(
-            manager, dtype, padding.length, config.numKeyValueHeads(), positions, config.headDim());
+    var larger = room(positions);
     if (old != null) {
       if (length > 0) {
         try (var target = Ops.narrow(larger, 2, 0, length);
@@ -88,6 +87,19 @@ public final class KvCache implements AutoCloseable {
       old.close();
     }
     return larger;
+  }
+
+  private NDArray room(int positions) {
+    int heads = config.numKeyValueHeads();
+    try {
+      return Ops.empty(manager, dtype, padding.length, heads, positions, config.headDim());
+    } catch (RuntimeException e) {
+      double bytes = 2.0 * keys.length * padding.length * heads * config.headDim() * dtype.bytes();
+      throw new UserException(
+          "too little memory for the keys and values of %d sequences of %,d tokens: %,.0f MiB are"
+                  .formatted(padding.length, positions, bytes * positions / (1 << 20))
+              + " needed; take fewer sequences at once (--batch-size), or shorter ones");
+    }
   }
 
   private void maskPadding() {
