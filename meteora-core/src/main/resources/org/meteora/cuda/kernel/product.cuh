@@ -132,6 +132,7 @@ struct Units {
 #define TILE 16
 #define STAGE_BYTES (TILE * CHUNK * 2)
 
+struct __align__(64) TensorMap { u64 opaque[16]; };
 #ifndef ON_CPU
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 __device__ __forceinline__ unsigned shared32(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
@@ -150,7 +151,6 @@ __device__ __forceinline__ void barrierWait(unsigned b, unsigned parity) {
       "{\n .reg .pred done;\nagain:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n @done bra out;\n"
       " bra again;\nout:\n}\n" ::"r"(b), "r"(parity) : "memory");
 }
-struct __align__(64) TensorMap { u64 opaque[16]; };
 __device__ __forceinline__ void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, u64 policy) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}],"

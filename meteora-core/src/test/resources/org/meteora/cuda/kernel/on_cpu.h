@@ -171,23 +171,34 @@ static void barrierWait(unsigned b, unsigned parity) {
 static std::unique_ptr<std::barrier<>> consumers;
 static void syncConsumers() { consumers->arrive_and_wait(); }
 static unsigned long long readOnce() { return 0; }
-struct alignas(64) TensorMap {  // of a matrix of 16-bit numbers
+struct TensorMap;
+static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long);
+
+#include "meteora.cu"
+
+#if DTYPE != 0
+struct Matrix {  // what a TensorMap holds here: a matrix of 16-bit numbers
   const unsigned short* at;
   int rows, k;
-  char unused[112];
 };
+static TensorMap tensorMap(const Matrix& matrix) {
+  TensorMap map = {};
+  std::memcpy(map.opaque, &matrix, sizeof matrix);
+  return map;
+}
 static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long) {
-  const int columns = 1024, rows = 16, d = std::min(256, map->k & -map->k);
+  Matrix matrix;
+  std::memcpy(&matrix, map->opaque, sizeof matrix);
+  const int columns = 1024, rows = 16, d = std::min(256, matrix.k & -matrix.k);
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < columns; c++) {
       const int row = c2 + r, column = c1 * d + c;
-      const bool inside = row < map->rows && column < map->k;
-      ((unsigned short*)(dynamicShared + to))[r * columns + c] = inside ? map->at[(size_t)row * map->k + column] : 0;
+      const bool inside = row < matrix.rows && column < matrix.k;
+      ((unsigned short*)(dynamicShared + to))[r * columns + c] = inside ? matrix.at[(size_t)row * matrix.k + column] : 0;
     }
   moveBarrier(barrier, 0, -rows * columns * 2);
 }
-
-#include "meteora.cu"
+#endif
 
 // ------------------------------------------------------------------------------------------------------------- for the tests
 template <typename P>

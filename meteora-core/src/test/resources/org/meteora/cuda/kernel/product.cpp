@@ -14,7 +14,7 @@ static void product() {
     fill(*weights.back());
     it.total += n;
     it.segment[i] = {weights.back()->p, it.total};
-    p.map[i] = {weights.back()->p, n, k};
+    p.map[i] = tensorMap({weights.back()->p, n, k});
     if (i < gate) it.firstGateTile += tiles;
     if (i == gate) it.gateTiles = tiles;
     it.tiles += tiles;
