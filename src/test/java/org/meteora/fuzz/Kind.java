@@ -130,7 +130,7 @@ enum Kind {
           case JSON_ARRAY -> "alpaca/train.json";
           case TASK_JSON -> "winowhy/task.json";
           case PARQUET -> "winowhy/train.parquet";
-          case TRAINER -> "checkpoint-1/trainer.safetensors";
+          case TRAINER -> "checkpoint-00000001/trainer.safetensors";
           case SAVED_RESULT -> "meteora/x.json";
           case SAVED_ANSWERS -> "meteora/x.answers.jsonl";
         });

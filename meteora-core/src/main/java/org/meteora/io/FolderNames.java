@@ -1,5 +1,7 @@
 package org.meteora.io;
 
+import java.nio.file.InvalidPathException;
+import java.nio.file.Path;
 import org.meteora.UserException;
 
 /** Names that become folders: of tasks, of adapters. A name is never a path. */
@@ -10,7 +12,17 @@ public final class FolderNames {
   public static boolean isOne(String name) {
     return !name.isBlank()
         && !name.matches("\\.\\.?")
-        && name.chars().noneMatch(c -> c == '/' || c == '\\' || Character.isISOControl(c));
+        && name.chars().noneMatch(c -> c == '/' || c == '\\' || Character.isISOControl(c))
+        && isPath(name);
+  }
+
+  /** Half a surrogate pair is none, nor is what the locale's encoding cannot write. */
+  private static boolean isPath(String name) {
+    try {
+      return Path.of(name).getNameCount() == 1;
+    } catch (InvalidPathException e) {
+      return false;
+    }
   }
 
   /**

@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
-import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -14,6 +13,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.TreeSet;
 import org.meteora.UserException;
+import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 
 /**
@@ -75,7 +75,7 @@ public final class SafetensorsFolder implements AutoCloseable {
     var names = new TreeSet<String>();
     for (var value : map) {
       var name = value.isTextual() ? value.textValue() : "";
-      if (!isFileName(name)) {
+      if (!FolderNames.isOne(name)) {
         throw new UserException(index + ": \"" + name + "\" is not the name of a file beside it");
       }
       names.add(name);
@@ -98,18 +98,6 @@ public final class SafetensorsFolder implements AutoCloseable {
       var shard = shards.get(name);
       shard.tensors().keySet().forEach(tensor -> own(tensor, shard, map));
       shard.unread().keySet().forEach(tensor -> own(tensor, shard, map));
-    }
-  }
-
-  private static boolean isFileName(String name) {
-    try {
-      return !name.isEmpty()
-          && !name.contains("\\")
-          && !name.equals("..")
-          && Path.of(name).getNameCount() == 1
-          && !name.contains("/");
-    } catch (InvalidPathException e) {
-      return false;
     }
   }
 
