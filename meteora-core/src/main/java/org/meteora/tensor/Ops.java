@@ -293,17 +293,31 @@ public final class Ops {
    * @param causal mask later keys (only without {@code mask})
    */
   public static NDArray attention(NDArray q, NDArray k, NDArray v, NDArray mask, boolean causal) {
-    boolean grouped = q.getShape().get(1) != k.getShape().get(1);
+    long heads = q.getShape().get(1);
+    boolean grouped = heads != k.getShape().get(1);
+    // libtorch 2.7.1 fuses grouped heads on a GPU in 16 bits alone: elsewhere it writes all scores
+    boolean repeated = grouped && (!q.getDevice().isGpu() || dtype(q) == Dtype.F32);
+    if (repeated) {
+      grouped = false;
+    }
     return new StableAbi.Call("aten::scaled_dot_product_attention", "")
         .tensor(q)
-        .tensor(k)
-        .tensor(v)
+        .tensor(repeated ? repeatHeads(k, heads) : k)
+        .tensor(repeated ? repeatHeads(v, heads) : v)
         .optionalTensor(mask)
         .real(0)
         .bool(causal)
         .none()
         .bool(grouped)
         .run(q.getManager());
+  }
+
+  /** {@code (batch, kvHeads, keys, dim)} as {@code (batch, heads, keys, dim)}. */
+  private static NDArray repeatHeads(NDArray x, long heads) {
+    var of = x.getShape();
+    return x.expandDims(2)
+        .broadcast(of.get(0), of.get(1), heads / of.get(1), of.get(2), of.get(3))
+        .reshape(of.get(0), heads, of.get(2), of.get(3));
   }
 
   /** Rows of {@code weight (n, dim)} by {@code ids (…)} int64: {@code (…, dim)}. */
