@@ -106,22 +106,34 @@ final class TokenizerFile {
       throw new UserException(
           file + ": " + cut(path) + ": a Precompiled normalizer is not supported");
     }
-    if (type.equals("TemplateProcessing")) {
-      var known = node.path("special_tokens");
-      for (var list : List.of(node.path("single"), node.path("pair"))) {
-        for (var piece : list) {
-          var id = piece.path("SpecialToken").path("id");
-          if (!id.isMissingNode() && !known.has(id.asText())) {
-            throw new UserException(
-                file + ": " + cut(path) + ": no special token " + cut(id.toString()));
-          }
-        }
+    // the library does not ask whether it is called a template
+    if (node.has("single") || node.has("pair") || node.has("special_tokens")) {
+      requireTemplate(file, node, path);
+    }
+  }
+
+  private static void requireTemplate(Path file, JsonNode node, String path) {
+    var known = node.path("special_tokens");
+    for (var list : List.of(node.path("single"), node.path("pair"))) {
+      boolean whole = list.isArray() && known.isObject();
+      for (var piece : list) {
+        var special = piece.path("SpecialToken");
+        whole &= piece.isObject();
+        whole &= special.isMissingNode() || known.has(special.path("id").asText(""));
       }
-      for (var token : known) {
-        if (token.path("ids").size() != token.path("tokens").size()) {
-          throw new UserException(
-              file + ": " + cut(path) + ": a special token with other ids than tokens");
-        }
+      if (!whole) {
+        throw new UserException(
+            file
+                + ": "
+                + cut(path)
+                + ": a template is made of pieces, and its special tokens are among"
+                + " special_tokens");
+      }
+    }
+    for (var token : known) {
+      if (!token.path("ids").isArray() || token.path("ids").size() != token.path("tokens").size()) {
+        throw new UserException(
+            file + ": " + cut(path) + ": a special token with other ids than tokens");
       }
     }
   }

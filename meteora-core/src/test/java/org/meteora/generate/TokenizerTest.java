@@ -53,6 +53,9 @@ class TokenizerTest {
         "normalizer|{\"type\": \"Precompiled\"}",
         "post_processor|{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\":"
             + " {\"id\": \"x\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {}}",
+        "post_processor|{\"type\": 0.5, \"single\": [{\"SpecialToken\": {\"id\": \"x\","
+            + " \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {}}",
+        "post_processor|{\"single\": \"<x> $A\", \"pair\": \"$A $B\", \"special_tokens\": {}}",
         "model|7",
         "model|null",
         "added_tokens|[{\"id\": -1, \"content\": \"x\"}]",
