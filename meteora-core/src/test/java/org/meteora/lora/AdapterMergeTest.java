@@ -163,8 +163,8 @@ class AdapterMergeTest {
       var cat =
           merge(
               new AdapterMerge(Method.CAT, weights, 1, OptionalInt.empty(), 0), adapters, manager);
-      assertThat(cat.config().rankOf(q)).isEqualTo(5);
-      assertThat(cat.config().rankOf(v)).isEqualTo(3);
+      assertThat(cat.config().rankOf(q)).hasValue(5);
+      assertThat(cat.config().rankOf(v)).hasValue(3);
       assertThat(cat.config().scaleOf(v, 3)).isEqualTo(1);
       // rank 5 holds the sum exactly; what the svd leaves out at rank 3 is the smallest part
       var whole =
