@@ -193,7 +193,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
   }
 
   private ai.djl.ndarray.NDArray input(NDManager scope, Llama model, int batch, long size) {
-    return org.meteora.model.RandomLlama.normal(scope, model.dtype(), 1, batch, size);
+    return RandomLlama.normal(scope, model.dtype(), 1, batch, size);
   }
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */

@@ -11,7 +11,6 @@ import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
-import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;

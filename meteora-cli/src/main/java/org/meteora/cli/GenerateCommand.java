@@ -1,7 +1,6 @@
 package org.meteora.cli;
 
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
@@ -10,7 +9,7 @@ import org.meteora.data.config.ConfigOptions;
 import org.meteora.eval.command.GenerationOptions;
 import org.meteora.eval.command.ModelOptions;
 import org.meteora.generate.GenerationConfig;
-import org.meteora.generate.Tokenizer;
+import org.meteora.generate.TextStream;
 import org.meteora.io.Jsonl;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -132,46 +131,6 @@ final class GenerateCommand implements Callable<Integer> {
       System.out.println(node);
     } else {
       System.out.println(stream.rest());
-    }
-  }
-
-  /**
-   * Text that grows token by token; a character split over several tokens appears when it is whole.
-   */
-  static final class TextStream {
-    private static final char INCOMPLETE = '\uFFFD';
-
-    private final Tokenizer tokenizer;
-    private final List<Integer> tokens = new ArrayList<>();
-    private int shown;
-
-    TextStream(Tokenizer tokenizer) {
-      this.tokenizer = tokenizer;
-    }
-
-    /** What can be shown now. */
-    String add(int token) {
-      tokens.add(token);
-      var text = text();
-      if (text.isEmpty() || text.charAt(text.length() - 1) == INCOMPLETE) {
-        return "";
-      }
-      return from(text);
-    }
-
-    /** What is left at the end. */
-    String rest() {
-      return from(text());
-    }
-
-    private String text() {
-      return tokenizer.decode(tokens.stream().mapToInt(Integer::intValue).toArray(), true);
-    }
-
-    private String from(String text) {
-      var fresh = text.substring(Math.min(shown, text.length()));
-      shown = text.length();
-      return fresh;
     }
   }
 }

@@ -44,7 +44,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
     footer = {"", "meteora COMMAND --help shows a command's options and examples."})
 public final class Main implements Runnable {
   /** What a shell reports of a program that wrote into a closed pipe: 128 + SIGPIPE. */
-  public static final int PIPE_CLOSED = 141;
+  static final int PIPE_CLOSED = 141;
 
   private static final long SAID_BY_FIRST_MILLIS = 3_000;
 
@@ -168,7 +168,7 @@ public final class Main implements Runnable {
           new CompareCommand(),
           new GenerateCommand(),
           new RoutesCommand(),
-          new DemoCommand(Main::run),
+          new DemoCommand(Main::run, PIPE_CLOSED),
           new DoctorCommand(),
           new BenchCommand(),
           new CompletionCommand()

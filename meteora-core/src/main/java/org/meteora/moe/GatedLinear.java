@@ -56,6 +56,19 @@ public final class GatedLinear extends AbstractBlock {
   public record Output(NDArray y, NDArray gateLogits) {}
 
   /**
+   * A layer by itself, in a block that is no Llama, without dropout.
+   *
+   * @param weight W {@code (out, in)}
+   * @param bias {@code (out)} or null
+   * @param bank the adapters, or null for a plain linear layer
+   * @param provider of implementations, such as {@code Backends.of(manager, dtype)}
+   */
+  public GatedLinear(
+      NDArray weight, NDArray bias, AdapterBank bank, GatedForward.Provider provider) {
+    this(weight, bias, bank, 0, provider, 0, Projection.Q);
+  }
+
+  /**
    * @param weight W {@code (out, in)}
    * @param bias {@code (out)} or null
    * @param bank the adapters, or null for a plain linear layer

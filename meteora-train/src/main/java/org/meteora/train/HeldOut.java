@@ -12,6 +12,9 @@ import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.listener.Evaluation;
+import org.meteora.train.listener.StepReport;
+import org.meteora.train.listener.TextLosses;
 
 /**
  * Samples held out, as many of each task, and what a learner makes of them. They are the same at

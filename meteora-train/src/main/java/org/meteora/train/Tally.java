@@ -5,6 +5,8 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
+import org.meteora.train.listener.StepReport;
+import org.meteora.train.listener.TextLosses;
 
 /** Sums of several batches, and of all processes. */
 final class Tally {

@@ -12,6 +12,8 @@ import org.meteora.UserException;
 import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
+import org.meteora.train.listener.StepReport;
+import org.meteora.train.listener.TrainingListener;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
 import org.slf4j.Logger;

@@ -6,6 +6,9 @@ import java.util.Map;
 import java.util.Optional;
 import org.junit.jupiter.api.Test;
 import org.meteora.train.listener.AnswerWatch;
+import org.meteora.train.listener.Evaluation;
+import org.meteora.train.listener.StepReport;
+import org.meteora.train.listener.TextLosses;
 
 /** When a run is told that it costs the answers too much. */
 class AnswerWatchTest {

@@ -26,6 +26,9 @@ import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.listener.Evaluation;
+import org.meteora.train.listener.StepReport;
+import org.meteora.train.listener.TrainingListener;
 import org.meteora.train.optim.FlatParameters;
 
 /** Stopping, dying, full disks and diverging losses. */

@@ -3,7 +3,6 @@ package org.meteora.cli.demo;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import java.util.function.ToIntFunction;
-import org.meteora.cli.Main;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
@@ -22,6 +21,7 @@ import picocli.CommandLine.Spec;
     footer = {"", "Examples:", "  meteora demo", "  meteora demo --out /tmp/meteora-demo"})
 public final class DemoCommand implements Callable<Integer> {
   private final ToIntFunction<String[]> run;
+  private final int pipeClosed;
 
   @Spec private CommandSpec command;
 
@@ -34,9 +34,11 @@ public final class DemoCommand implements Callable<Integer> {
 
   /**
    * @param run a command line of {@code meteora} to its exit code
+   * @param pipeClosed the exit code of a command whose reader has gone
    */
-  public DemoCommand(ToIntFunction<String[]> run) {
+  public DemoCommand(ToIntFunction<String[]> run, int pipeClosed) {
     this.run = run;
+    this.pipeClosed = pipeClosed;
   }
 
   @Override
@@ -44,7 +46,7 @@ public final class DemoCommand implements Callable<Integer> {
     try {
       new Demo(out, command.commandLine().getOut(), run, Demo.Size.WHOLE).start();
     } catch (Demo.CommandFailed e) {
-      if (e.code() == Main.PIPE_CLOSED) {
+      if (e.code() == pipeClosed) {
         return e.code(); // nobody reads on: nothing to say
       }
       throw e;

@@ -2,8 +2,6 @@ package org.meteora.train.listener;
 
 import java.util.Locale;
 import java.util.function.Consumer;
-import org.meteora.train.Evaluation;
-import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

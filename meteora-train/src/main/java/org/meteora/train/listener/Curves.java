@@ -15,8 +15,6 @@ import org.knowm.xchart.style.markers.SeriesMarkers;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Fonts;
-import org.meteora.train.Evaluation;
-import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

@@ -14,10 +14,6 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
-import org.meteora.train.Evaluation;
-import org.meteora.train.StepReport;
-import org.meteora.train.TextLosses;
-import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

@@ -4,9 +4,6 @@ import java.nio.file.Path;
 import java.util.Locale;
 import java.util.stream.Collectors;
 import org.meteora.io.Progress;
-import org.meteora.train.Evaluation;
-import org.meteora.train.StepReport;
-import org.meteora.train.TrainingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 

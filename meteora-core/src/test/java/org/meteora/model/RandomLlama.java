@@ -9,8 +9,8 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
- * A Llama of random numbers, made on its device, for benchmarks: never zeros, and gates that spread
- * the tokens over all adapters.
+ * A Llama of random numbers, made on its device, for tests: never zeros, and gates that spread the
+ * tokens over all adapters.
  */
 public final class RandomLlama {
   private RandomLlama() {}

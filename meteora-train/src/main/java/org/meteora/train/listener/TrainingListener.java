@@ -1,4 +1,4 @@
-package org.meteora.train;
+package org.meteora.train.listener;
 
 import java.nio.file.Path;
 

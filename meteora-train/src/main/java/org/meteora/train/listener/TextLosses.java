@@ -1,4 +1,4 @@
-package org.meteora.train;
+package org.meteora.train.listener;
 
 import java.util.Map;
 
@@ -16,7 +16,8 @@ public record TextLosses(
     double prompt,
     Map<String, Double> answerByTask,
     Map<String, Double> promptByTask) {
-  static TextLosses of(Map<String, Double> answerByTask, Map<String, Double> promptByTask) {
+  /** With the means over the tasks. */
+  public static TextLosses of(Map<String, Double> answerByTask, Map<String, Double> promptByTask) {
     return new TextLosses(mean(answerByTask), mean(promptByTask), answerByTask, promptByTask);
   }
 

@@ -1,0 +1,79 @@
+package org.meteora.cli;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.DataType;
+import java.util.Arrays;
+import org.meteora.lora.AdapterBank;
+import org.meteora.model.Architecture;
+import org.meteora.model.Backend;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * A Llama of random numbers, made on its device, for benchmarks: never zeros, and gates that spread
+ * the tokens over all adapters.
+ */
+final class RandomLlama {
+  private RandomLlama() {}
+
+  /**
+   * @param adapters N; 0 for the base model alone
+   * @param rank of each adapter
+   * @param dropout on the adapters' input in training
+   */
+  static Llama create(
+      Architecture config,
+      NDManager manager,
+      Dtype dtype,
+      int adapters,
+      int rank,
+      Backend backend,
+      double dropout) {
+    return LlamaFactory.build(
+        config,
+        manager,
+        dtype,
+        (name, shape) ->
+            shape.length == 1
+                ? norm(manager, dtype, shape)
+                : normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape),
+        (layer, module) ->
+            adapters == 0 ? null : bank(config.shape(module), manager, dtype, adapters, rank),
+        backend,
+        dropout);
+  }
+
+  /** A random bank of equal ranks for a projection {@code (out, in)}. */
+  static AdapterBank bank(long[] shape, NDManager manager, Dtype dtype, int adapters, int rank) {
+    var ranks = new int[adapters];
+    Arrays.fill(ranks, rank);
+    var scales = new double[adapters];
+    Arrays.fill(scales, 2);
+    long total = (long) adapters * rank;
+    var bank =
+        new AdapterBank(
+            normal(manager, dtype, 1 / Math.sqrt(shape[1]), adapters, shape[1]),
+            normal(manager, dtype, 1 / Math.sqrt(shape[1]), total, shape[1]),
+            normal(manager, dtype, 0.1, shape[0], total),
+            ranks,
+            scales);
+    return manager.getDevice().isGpu() ? bank.withTransposedB() : bank;
+  }
+
+  private static NDArray norm(NDManager manager, Dtype dtype, long... shape) {
+    return Ops.zeros(manager, dtype, shape).add(1);
+  }
+
+  /** Normally distributed numbers with this deviation. */
+  static NDArray normal(NDManager manager, Dtype dtype, double deviation, long... shape) {
+    try (var scope = manager.newSubManager()) {
+      var values = scope.randomNormal(0, (float) deviation, Ops.shape(shape), DataType.FLOAT32);
+      var result = dtype == Dtype.F32 ? values : Ops.convert(values, dtype);
+      result.attach(manager);
+      return result;
+    }
+  }
+}

@@ -1,0 +1,2 @@
+/** The {@code meteora} command, and the benchmarks. */
+package org.meteora.cli;

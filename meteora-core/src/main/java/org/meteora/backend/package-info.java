@@ -1,0 +1,2 @@
+/** Where it is decided, once for each model, what computes it. */
+package org.meteora.backend;

@@ -1,0 +1,2 @@
+/** The gated linear layer: its formula, its gate, and what a request wants of it. */
+package org.meteora.moe;

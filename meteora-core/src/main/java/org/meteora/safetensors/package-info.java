@@ -1,0 +1,2 @@
+/** Reads and writes safetensors files, mapped and never trusted. */
+package org.meteora.safetensors;

@@ -1,0 +1,2 @@
+/** Operations on libtorch's tensors, dtypes, devices, the BLAS, threads. */
+package org.meteora.tensor;

@@ -1,0 +1,197 @@
+package org.meteora.backend.cpu;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Random;
+import org.junit.jupiter.api.Test;
+import org.meteora.lora.AdapterBank;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.nn.Projection;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/** What the code that works on tensors' memory does with arrays that it cannot read so. */
+class CpuBackendTest {
+  private static final int IN = 12;
+  private static final int OUT = 10;
+  private static final int TOKENS = 5;
+  private static final int[] RANKS = {3, 1, 2};
+  private static final int TOTAL = 6;
+  private static final double[] SCALES = {2, 0.5, 1};
+  private static final RoutingSettings ROUTING = new RoutingSettings(2, 1);
+
+  private final Random random = new Random(11);
+  private final float[] x = random(TOKENS * IN);
+  private final float[] weight = random(OUT * IN);
+  private final float[] gate = random(3 * IN);
+  private final float[] a = random(TOTAL * IN);
+  private final float[] b = random(OUT * TOTAL);
+
+  private float[] random(int size) {
+    var result = new float[size];
+    for (int i = 0; i < size; i++) {
+      result[i] = (float) random.nextGaussian();
+    }
+    return result;
+  }
+
+  private GatedLinear layer(NDManager manager, NDArray gate, NDArray a, NDArray b) {
+    return new GatedLinear(
+        manager.create(weight, Ops.shape(OUT, IN)),
+        null,
+        new AdapterBank(gate, a, b, RANKS, SCALES),
+        0,
+        new CpuBackend(Dtype.F32),
+        0,
+        Projection.Q);
+  }
+
+  /** The same values, column after column. */
+  private static NDArray columnMajor(NDArray array) {
+    var result = Ops.transpose(Ops.contiguous(Ops.transpose(array, 0, 1)), 0, 1);
+    assertThat(Ops.isRowMajor(result)).isFalse();
+    return result;
+  }
+
+  @Test
+  void gateAAndBInAnotherLayoutGiveTheSame() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var input = manager.create(x, Ops.shape(TOKENS, IN));
+      var inference = ForwardContext.inference(ROUTING, Flags.AUTO);
+      float[] expected = null;
+      for (int odd = -1; odd < 3; odd++) {
+        var arrays =
+            new NDArray[] {
+              manager.create(gate, Ops.shape(3, IN)),
+              manager.create(a, Ops.shape(TOTAL, IN)),
+              manager.create(b, Ops.shape(OUT, TOTAL))
+            };
+        if (odd >= 0) {
+          arrays[odd] = columnMajor(arrays[odd]);
+        }
+        var layer = layer(manager, arrays[0], arrays[1], arrays[2]);
+        var training = inference.forTraining(false);
+        var backend = new CpuBackend(Dtype.F32);
+        var tape = backend.tape(manager, List.of(layer), training);
+        assertThat(tape.isPresent()).as("array %d on a tape", odd).isEqualTo(odd < 0);
+        tape.ifPresent(each -> each.close());
+        for (var context : List.of(inference, training)) {
+          var y = layer.forward(input, context).y().toFloatArray();
+          if (expected == null) {
+            expected = y;
+          }
+          assertThat(y).as("array %d", odd).containsExactly(expected, within(1e-5f));
+        }
+      }
+    }
+  }
+
+  @Test
+  void anotherDtypeOfGateOrAIsSaidAndOfBConverted() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var input = manager.create(x, Ops.shape(TOKENS, IN));
+      var context = ForwardContext.inference(ROUTING, Flags.AUTO);
+      var g = manager.create(gate, Ops.shape(3, IN));
+      var lora = manager.create(a, Ops.shape(TOTAL, IN));
+      var half = Ops.convert(manager.create(b, Ops.shape(OUT, TOTAL)), Dtype.BF16);
+      assertThatThrownBy(
+              () -> layer(manager, Ops.convert(g, Dtype.BF16), lora, half).forward(input, context))
+          .isInstanceOf(RuntimeException.class);
+      assertThatThrownBy(
+              () -> layer(manager, g, Ops.convert(lora, Dtype.BF16), half).forward(input, context))
+          .isInstanceOf(RuntimeException.class);
+      var y = layer(manager, g, lora, half).forward(input, context).y().toFloatArray();
+      var same = layer(manager, g, lora, Ops.convert(half, Dtype.F32));
+      assertThat(y).containsExactly(same.forward(input, context).y().toFloatArray(), within(1e-5f));
+    }
+  }
+
+  /** The gate's loss alone: ∂G = ∂logitsᵀ x, ∂x = ∂logits G; nothing reaches A and B. */
+  @Test
+  void aGradientOfTheLogitsAloneReachesGateAndInput() {
+    var upstream = random(TOKENS * 3);
+    var parameters = gradients(upstream, null);
+    for (int i = 0; i < 3; i++) {
+      for (int c = 0; c < IN; c++) {
+        double expected = 0;
+        for (int t = 0; t < TOKENS; t++) {
+          expected += upstream[t * 3 + i] * x[t * IN + c];
+        }
+        assertThat(parameters.get("gate")[i * IN + c]).isCloseTo((float) expected, within(1e-4f));
+      }
+    }
+    for (int t = 0; t < TOKENS; t++) {
+      for (int c = 0; c < IN; c++) {
+        double expected = 0;
+        for (int i = 0; i < 3; i++) {
+          expected += upstream[t * 3 + i] * gate[i * IN + c];
+        }
+        assertThat(parameters.get("x")[t * IN + c]).isCloseTo((float) expected, within(1e-4f));
+      }
+    }
+    assertThat(parameters.get("A")).containsOnly(0);
+    assertThat(parameters.get("B")).containsOnly(0);
+  }
+
+  /** Gradients are linear: those of y and logits together are the sum of each alone. */
+  @Test
+  void aGradientOfTheLogitsIsAddedToThatOfTheResult() {
+    var ofLogits = random(TOKENS * 3);
+    var ofResult = random(TOKENS * OUT);
+    var one = gradients(ofLogits, null);
+    var other = gradients(null, ofResult);
+    for (var entry : gradients(ofLogits, ofResult).entrySet()) {
+      var first = one.get(entry.getKey());
+      var second = other.get(entry.getKey());
+      for (int i = 0; i < first.length; i++) {
+        assertThat(entry.getValue()[i])
+            .as("%s %d", entry.getKey(), i)
+            .isCloseTo(first[i] + second[i], within(1e-3f));
+      }
+    }
+  }
+
+  private Map<String, float[]> gradients(float[] ofLogits, float[] ofResult) {
+    try (var manager = Devices.newManager(Device.cpu());
+        var recording = Ops.recording();
+        var tape = new CpuTape(manager)) {
+      var arrays =
+          new NDArray[] {
+            manager.create(x, Ops.shape(TOKENS, IN)),
+            manager.create(gate, Ops.shape(3, IN)),
+            manager.create(a, Ops.shape(TOTAL, IN)),
+            manager.create(b, Ops.shape(OUT, TOTAL))
+          };
+      for (var array : arrays) {
+        array.setRequiresGradient(true);
+      }
+      var layer = layer(manager, arrays[1], arrays[2], arrays[3]);
+      var context = ForwardContext.training(ROUTING, Flags.AUTO).withTape(Optional.of(tape));
+      var output = layer.forward(arrays[0], context);
+      if (ofLogits != null) {
+        Ops.backward(output.gateLogits(), manager.create(ofLogits, Ops.shape(TOKENS, 3)));
+      }
+      if (ofResult != null) {
+        Ops.backward(output.y(), manager.create(ofResult, Ops.shape(TOKENS, OUT)));
+      }
+      tape.backward();
+      return Map.of(
+          "x", arrays[0].getGradient().toFloatArray(),
+          "gate", arrays[1].getGradient().toFloatArray(),
+          "A", arrays[2].getGradient().toFloatArray(),
+          "B", arrays[3].getGradient().toFloatArray());
+    }
+  }
+}

@@ -1,0 +1,2 @@
+/** Tasks made of other tasks' questions. */
+package org.meteora.data.composite;

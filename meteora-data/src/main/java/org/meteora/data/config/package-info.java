@@ -1,0 +1,2 @@
+/** The configuration file, and options that several commands share. */
+package org.meteora.data.config;

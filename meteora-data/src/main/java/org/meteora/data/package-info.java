@@ -1,0 +1,2 @@
+/** A sample, and the texts around it. */
+package org.meteora.data;

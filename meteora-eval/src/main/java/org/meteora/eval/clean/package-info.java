@@ -1,0 +1,2 @@
+/** From what a model wrote to the answer that is scored. */
+package org.meteora.eval.clean;

@@ -1,0 +1,2 @@
+/** The metrics, a class each. */
+package org.meteora.eval.metric;

@@ -1,0 +1,2 @@
+/** Lets a model answer a task's questions, and scores the answers. */
+package org.meteora.eval;

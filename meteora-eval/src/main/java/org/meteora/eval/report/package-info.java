@@ -1,0 +1,2 @@
+/** Saved answers and results, and tables of scores. */
+package org.meteora.eval.report;

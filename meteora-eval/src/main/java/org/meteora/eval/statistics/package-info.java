@@ -1,0 +1,2 @@
+/** Confidence intervals and tests of differences. */
+package org.meteora.eval.statistics;

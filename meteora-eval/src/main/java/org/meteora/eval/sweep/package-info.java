@@ -1,0 +1,2 @@
+/** One evaluation at several settings. */
+package org.meteora.eval.sweep;

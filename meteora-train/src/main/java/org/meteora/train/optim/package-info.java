@@ -1,0 +1,2 @@
+/** The optimiser and its schedule. */
+package org.meteora.train.optim;

@@ -1,0 +1,140 @@
+package org.meteora;
+
+import static com.tngtech.archunit.lang.syntax.ArchRuleDefinition.noClasses;
+import static com.tngtech.archunit.library.Architectures.layeredArchitecture;
+import static com.tngtech.archunit.library.dependencies.SlicesRuleDefinition.slices;
+import static org.assertj.core.api.Assertions.assertThat;
+
+import ai.djl.Device;
+import com.tngtech.archunit.core.domain.JavaClasses;
+import com.tngtech.archunit.core.importer.ClassFileImporter;
+import com.tngtech.archunit.core.importer.ImportOption;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+
+/** The code is laid out as docs/architecture.md draws it. */
+class ArchitectureTest {
+  private static JavaClasses classes;
+
+  @BeforeAll
+  static void read() {
+    classes =
+        new ClassFileImporter()
+            .withImportOption(ImportOption.Predefined.DO_NOT_INCLUDE_TESTS)
+            .importPackages("org.meteora");
+    assertThat(classes.contain(UserException.class)).isTrue();
+    assertThat(classes.size()).isGreaterThan(300);
+  }
+
+  @Test
+  void noPackageDependsOnItselfByWayOfOthers() {
+    slices().matching("org.meteora.(**)").should().beFreeOfCycles().check(classes);
+  }
+
+  @Test
+  void layersOfCoreAreAsDrawn() {
+    layeredArchitecture()
+        .consideringOnlyDependenciesInLayers()
+        .layer("files")
+        .definedBy("org.meteora.io..", "org.meteora.safetensors..", "org.meteora.lora..")
+        .layer("layer")
+        .definedBy("org.meteora.moe..")
+        .layer("model")
+        .definedBy("org.meteora.model..")
+        .layer("generate")
+        .definedBy("org.meteora.generate..")
+        .layer("driver")
+        .definedBy("org.meteora.cuda.driver..")
+        .layer("kernel")
+        .definedBy("org.meteora.cuda.kernel..")
+        .layer("decode")
+        .definedBy("org.meteora.cuda.decode..")
+        .layer("backend")
+        .definedBy("org.meteora.backend..")
+        .layer("checkpoint")
+        .definedBy("org.meteora.checkpoint..")
+        .whereLayer("layer")
+        .mayOnlyBeAccessedByLayers("model", "generate", "backend", "checkpoint")
+        .whereLayer("model")
+        .mayOnlyBeAccessedByLayers("generate", "backend", "checkpoint")
+        .whereLayer("generate")
+        .mayOnlyBeAccessedByLayers("backend", "checkpoint")
+        .whereLayer("kernel")
+        .mayOnlyBeAccessedByLayers("decode", "backend", "checkpoint")
+        .whereLayer("decode")
+        .mayOnlyBeAccessedByLayers("backend")
+        .whereLayer("backend")
+        .mayOnlyBeAccessedByLayers("checkpoint")
+        .whereLayer("checkpoint")
+        .mayNotBeAccessedByAnyLayer()
+        .check(classes);
+  }
+
+  @Test
+  void theModelKnowsNoDevice() {
+    noClasses()
+        .that()
+        .resideInAnyPackage("org.meteora.model..", "org.meteora.moe..", "org.meteora.generate..")
+        .should()
+        .callMethod(Device.class, "isGpu")
+        .orShould()
+        .dependOnClassesThat()
+        .resideInAnyPackage("org.meteora.cuda..", "org.meteora.backend..")
+        .check(classes);
+  }
+
+  @Test
+  void kernelsAndDecodeStepsKnowNothingOfTheModelsBlocks() {
+    noClasses()
+        .that()
+        .resideInAPackage("org.meteora.cuda..")
+        .should()
+        .dependOnClassesThat()
+        .resideInAnyPackage(
+            "org.meteora.model..",
+            "org.meteora.moe..",
+            "org.meteora.generate..",
+            "org.meteora.backend..",
+            "org.meteora.checkpoint..")
+        .check(classes);
+  }
+
+  @Test
+  void coreKnowsNothingOfTasksAndCommands() {
+    noClasses()
+        .that()
+        .resideOutsideOfPackages(
+            "org.meteora.data..", "org.meteora.train..", "org.meteora.eval..", "org.meteora.cli..")
+        .should()
+        .dependOnClassesThat()
+        .resideInAnyPackage(
+            "org.meteora.data..",
+            "org.meteora.train..",
+            "org.meteora.eval..",
+            "org.meteora.cli..",
+            "picocli..",
+            "org.yaml..",
+            "ch.qos.logback..")
+        .check(classes);
+  }
+
+  @Test
+  void trainingAndEvaluationDoNotKnowEachOther() {
+    slices().matching("org.meteora.(train|eval)..").should().notDependOnEachOther().check(classes);
+  }
+
+  @Test
+  void everyPackageSaysWhatItHolds() {
+    var root = Path.of(System.getProperty("meteora.root", ".."));
+    var packages = classes.stream().map(each -> each.getPackageName()).distinct().toList();
+    for (var name : packages) {
+      var file = "src/main/java/" + name.replace('.', '/') + "/package-info.java";
+      assertThat(Stream.of("core", "data", "train", "eval", "cli"))
+          .as(file)
+          .anyMatch(module -> Files.exists(root.resolve("meteora-" + module).resolve(file)));
+    }
+  }
+}
