@@ -5,6 +5,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -174,11 +175,12 @@ public final class TrainableModel implements AutoCloseable {
   }
 
   /**
-   * One new adapter without a gate, as PEFT begins: A uniform in ±1/√in, B zero.
+   * New adapters without gates, as PEFT begins: A uniform in ±1/√in, the same for all, B zero.
    *
+   * @param names of the adapters; several are one stack, and a router must say which acts
    * @throws org.meteora.UserException when the base model is missing or broken
    */
-  public static TrainableModel lora(Spec spec, String name, LoraConfig lora) {
+  public static TrainableModel lora(Spec spec, List<String> names, LoraConfig lora) {
     var config = LlamaConfig.read(spec.basePath());
     for (int layer : lora.layersToTransform()) {
       if (layer < 0 || layer >= config.numHiddenLayers()) {
@@ -203,7 +205,7 @@ public final class TrainableModel implements AutoCloseable {
     return build(
         spec,
         config,
-        List.of(new MeteoraCheckpoint.Adapter(name, ranks, scales)),
+        names.stream().map(name -> new MeteoraCheckpoint.Adapter(name, ranks, scales)).toList(),
         (builder, c, manager, dtype) ->
             (layer, module) -> {
               var path = module.path(layer);
@@ -213,18 +215,25 @@ public final class TrainableModel implements AutoCloseable {
               }
               var shape = c.shape(module);
               double bound = 1 / Math.sqrt(shape[1]);
-              return new AdapterBank(
-                  null,
+              int n = names.size();
+              var all = new int[n];
+              Arrays.fill(all, rank);
+              var factors = new double[n];
+              Arrays.fill(factors, scales.get(path));
+              var first =
                   uniform(
                       manager,
                       dtype,
                       bound,
                       seed(spec, layer, module.ordinal(), 1),
                       rank,
-                      shape[1]),
-                  Ops.zeros(manager, dtype, shape[0], rank),
-                  new int[] {rank},
-                  new double[] {scales.get(path)});
+                      shape[1]);
+              return new AdapterBank(
+                  null,
+                  n == 1 ? first : repeated(first, n),
+                  Ops.zeros(manager, dtype, shape[0], (long) n * rank),
+                  all,
+                  factors);
             });
   }
 
@@ -262,6 +271,20 @@ public final class TrainableModel implements AutoCloseable {
       closeAll(files);
       throw e;
     }
+  }
+
+  /** {@code (rows, columns)} as {@code (n · rows, columns)}, in its place. */
+  private static NDArray repeated(NDArray first, int n) {
+    long rows = first.getShape().get(0);
+    var manager = first.getManager();
+    var result = Ops.empty(manager, Ops.dtype(first), n * rows, first.getShape().get(1));
+    for (int i = 0; i < n; i++) {
+      try (var part = Ops.narrow(result, 0, i * rows, rows)) {
+        Ops.copy(part, first);
+      }
+    }
+    first.close();
+    return result;
   }
 
   private static long seed(Spec spec, int layer, int module, int kind) {

@@ -87,10 +87,19 @@ public final class LlamaLearner implements Learner {
 
   @Override
   public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
+    return learn(batch, new double[] {languageModelWeight}, gateWeight, seed);
+  }
+
+  /**
+   * As {@link Learner#learn}.
+   *
+   * @param languageModelWeights of each row, or one for all
+   */
+  Sums learn(Batch batch, double[] languageModelWeights, double gateWeight, long seed) {
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch)) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
-      var loss = learn(scope, batch, gates, languageModelWeight, gateWeightEach, seed);
+      var loss = learn(scope, batch, gates, languageModelWeights, gateWeightEach, seed);
       return sums(loss, gates, batch);
     }
   }
@@ -147,7 +156,12 @@ public final class LlamaLearner implements Learner {
   }
 
   private LanguageModelLoss.Result learn(
-      NDManager scope, Batch batch, GateLoss gates, double weight, double gateWeight, long seed) {
+      NDManager scope,
+      Batch batch,
+      GateLoss gates,
+      double[] weights,
+      double gateWeight,
+      long seed) {
     var pass = llama.wholePass(scope, batch.length(), context);
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
@@ -178,7 +192,7 @@ public final class LlamaLearner implements Learner {
       var normed = llama.norm().forward(hidden);
       loss =
           LanguageModelLoss.compute(
-              normed, llama.head(), batch.labels(), weight, true, chunkTokens);
+              normed, llama.head(), batch.labels(), weights, true, chunkTokens);
       Ops.backward(normed, loss.gradient());
       gradient = gradientOf(hidden, scope);
     }

@@ -12,6 +12,7 @@ import org.meteora.checkpoint.TrainableModel;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
+import org.meteora.io.FolderLock;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsWriter;
@@ -67,44 +68,132 @@ public record LoraTraining(
       AtomicFiles.removeLeftovers(output);
     }
     var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW, collective);
-    var spec =
-        new TrainableModel.Spec(
-            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
-    try (var model = TrainableModel.lora(spec, name, config.lora());
+    try (var model = TrainableModel.lora(spec(), List.of(name), config.lora());
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(false), collective)) {
-      var samples = samples(model.tokenizer(), Run.tokenization(config, model));
-      var outcome =
-          Run.train(
-              name,
-              config,
-              model,
-              parameters,
-              basePath,
-              List.of(),
-              samples.train(),
-              samples.eval(),
-              List.of(name),
-              folder,
-              from,
-              target -> write(target, parameters),
-              collective,
-              stop);
-      if (outcome.isEmpty()) {
-        return Optional.empty();
-      }
-      if (collective.rank() > 0) {
-        return Optional.of(output);
-      }
-      write(output, parameters);
-      var inputs = new LinkedHashMap<String, Object>();
-      inputs.put("name", name);
-      inputs.put("base_model_path", CacheFolders.shown(basePath));
-      inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
-      inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
-      Run.record(output, config, model, inputs, outcome.get());
+      var learner =
+          new LlamaLearner(model.llama(), model.context(), config.gradientCheckpointing(), 0);
+      return run(model, parameters, learner, folder, from, collective, stop);
+    }
+  }
+
+  private TrainableModel.Spec spec() {
+    return new TrainableModel.Spec(
+        basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
+  }
+
+  private Optional<Path> run(
+      TrainableModel model,
+      FlatParameters parameters,
+      Learner learner,
+      Path folder,
+      Optional<Path> from,
+      Collective collective,
+      BooleanSupplier stop) {
+    var samples = samples(model.tokenizer(), Run.tokenization(config, model));
+    var outcome =
+        Run.train(
+            name,
+            config,
+            model,
+            parameters,
+            learner,
+            basePath,
+            List.of(),
+            samples.train(),
+            samples.eval(),
+            List.of(name),
+            folder,
+            from,
+            target -> write(target, parameters),
+            collective,
+            stop);
+    if (outcome.isEmpty()) {
+      return Optional.empty();
+    }
+    if (collective.rank() > 0) {
       return Optional.of(output);
     }
+    write(output, parameters);
+    var inputs = new LinkedHashMap<String, Object>();
+    inputs.put("name", name);
+    inputs.put("base_model_path", CacheFolders.shown(basePath));
+    inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
+    inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
+    Run.record(output, config, model, inputs, outcome.get());
+    return Optional.of(output);
+  }
+
+  /**
+   * Trains adapters of the same settings, flags and base model at the same time, each sample
+   * through its own adapter. Each has its own order of data, schedule, clipping, state of the
+   * optimiser, checkpoints and end, as if it were trained alone: weights are the same within
+   * rounding, but for what dropout drops.
+   *
+   * @param trainings different in name, data and output
+   * @param stop asked after every step; true: write checkpoints and return
+   * @return the PEFT folders of those that came to their end
+   * @throws org.meteora.UserException as {@link #run}; the others write a checkpoint
+   */
+  public static List<Path> together(List<LoraTraining> trainings, BooleanSupplier stop) {
+    var first = trainings.getFirst();
+    var locks = new ArrayList<FolderLock>();
+    var parameters = new ArrayList<FlatParameters>();
+    try {
+      var from = new ArrayList<Optional<Path>>();
+      for (var each : trainings) {
+        var folder = each.output().resolve("training");
+        locks.add(Checkpoints.lock(folder));
+        AtomicFiles.removeLeftovers(each.output());
+        var start = each.resume() ? Run.Start.RESUME_OR_NEW : Run.Start.NEW;
+        from.add(Run.resume(folder, start, Collective.single()));
+      }
+      var names = trainings.stream().map(LoraTraining::name).toList();
+      try (var model = TrainableModel.lora(first.spec(), names, first.config().lora())) {
+        for (int i = 0; i < names.size(); i++) {
+          parameters.add(
+              new FlatParameters(
+                  model.llama().manager(), Collective.single(), own(model, i, names.size())));
+        }
+        var together =
+            new Together(
+                model.llama(),
+                model.context(),
+                first.config().gradientCheckpointing(),
+                names.size());
+        var results =
+            together.run(
+                (i, learner, failed) ->
+                    trainings
+                        .get(i)
+                        .run(
+                            model,
+                            parameters.get(i),
+                            learner,
+                            trainings.get(i).output().resolve("training"),
+                            from.get(i),
+                            Collective.single(),
+                            () -> failed.getAsBoolean() || stop.getAsBoolean()));
+        parameters.forEach(FlatParameters::close);
+        return results.stream().flatMap(Optional::stream).toList();
+      }
+    } finally {
+      locks.forEach(FolderLock::close);
+    }
+  }
+
+  /** One adapter's rows of every A and columns of every B. */
+  private static Map<String, FlatParameters.Part> own(TrainableModel model, int adapter, int of) {
+    var result = new LinkedHashMap<String, FlatParameters.Part>();
+    model
+        .parameters(false)
+        .forEach(
+            (key, tensor) -> {
+              int dim = key.endsWith(".lora_A") ? 0 : 1;
+              long rank = tensor.getShape().get(dim) / of;
+              result.put(key, new FlatParameters.Part(tensor, dim, adapter * rank, rank));
+            });
+    return result;
   }
 
   /** All tasks' samples, or the same number of each. */

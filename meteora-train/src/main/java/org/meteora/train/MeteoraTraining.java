@@ -209,6 +209,8 @@ public record MeteoraTraining(
               config,
               model,
               parameters,
+              new LlamaLearner(
+                  model.llama(), model.context(), config.gradientCheckpointing(), tasks.size()),
               basePath,
               folders,
               train,

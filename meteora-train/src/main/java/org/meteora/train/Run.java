@@ -92,6 +92,7 @@ final class Run {
    * Trains.
    *
    * @param name shown with the progress
+   * @param learner of the model
    * @param basePath the base model's folder
    * @param adapters PEFT folders embedded, in the order of their indices
    * @param tasks names by index
@@ -105,6 +106,7 @@ final class Run {
       TrainConfig config,
       TrainableModel model,
       FlatParameters parameters,
+      Learner learner,
       Path basePath,
       List<Path> adapters,
       List<TrainingSample> train,
@@ -132,12 +134,6 @@ final class Run {
         model.context().mode().name().toLowerCase(Locale.ROOT));
     var identity = RunIdentity.of(config, model, tasks, train, basePath, adapters);
     Processes.requireSame(collective, identity.lines());
-    var learner =
-        new LlamaLearner(
-            model.llama(),
-            model.context(),
-            config.gradientCheckpointing(),
-            config.gated() ? tasks.size() : 0);
     var metrics = folder.resolve("metrics.jsonl");
     var trainer =
         new Trainer(

@@ -85,6 +85,87 @@ class TrainingTest {
         Flags.AUTO);
   }
 
+  /**
+   * Adapters that are trained together are those that are trained alone, within rounding (1e-4 of
+   * weights near 0.1 after steps of 5e-4), each to its own end; and a run alone goes on from the
+   * checkpoint of one together.
+   */
+  @Test
+  void adaptersTrainedTogetherAreThoseTrainedAlone() throws Exception {
+    task("zebra", "stripes");
+    task("alpaca", "wool");
+    task("crow", "black");
+    var lines = Files.readAllLines(data("crow"));
+    Files.write(data("crow"), lines.subList(0, 10)); // fewer: its epochs end earlier
+    Map<String, Object> settings = Map.of("epochs", 1, "dropout", 0, "batch_size", 3, "r", 2);
+    var names = List.of("zebra", "alpaca", "crow");
+    var options = new LinkedHashMap<String, Object>(settings);
+    options.put("device", "cpu");
+    var trainings =
+        names.stream()
+            .map(
+                name ->
+                    new LoraTraining(
+                        TrainConfig.lora(Map.of(), options),
+                        Fixtures.TINY.resolve("base"),
+                        name,
+                        Map.of(name, data(name)),
+                        0,
+                        folder.resolve("together").resolve(name),
+                        false,
+                        Flags.AUTO))
+            .toList();
+    var written = LoraTraining.together(trainings, () -> false);
+    assertThat(written).extracting(path -> path.getFileName().toString()).isEqualTo(names);
+    for (var name : names) {
+      var alone =
+          new LoraTraining(
+                  TrainConfig.lora(Map.of(), options),
+                  Fixtures.TINY.resolve("base"),
+                  name,
+                  Map.of(name, data(name)),
+                  0,
+                  folder.resolve("alone").resolve(name),
+                  false,
+                  Flags.AUTO)
+              .run(Collective.single(), () -> false)
+              .orElseThrow();
+      var same = folder.resolve("together").resolve(name);
+      assertThat(Jsonl.readFile(same.resolve("training.json")).get("steps"))
+          .isEqualTo(Jsonl.readFile(alone.resolve("training.json")).get("steps"));
+      try (var expected =
+              org.meteora.safetensors.SafetensorsFile.open(
+                  alone.resolve("adapter_model.safetensors"));
+          var actual =
+              org.meteora.safetensors.SafetensorsFile.open(
+                  same.resolve("adapter_model.safetensors"));
+          var manager = org.meteora.tensor.Devices.newManager(ai.djl.Device.cpu())) {
+        assertThat(actual.tensors().keySet()).isEqualTo(expected.tensors().keySet());
+        for (var key : expected.tensors().keySet()) {
+          assertThat(actual.read(manager, key).toFloatArray())
+              .as("%s of %s", key, name)
+              .containsExactly(
+                  expected.read(manager, key).toFloatArray(),
+                  org.assertj.core.api.Assertions.within(1e-4f));
+        }
+      }
+    }
+    options.put("epochs", 2);
+    var longer =
+        new LoraTraining(
+                TrainConfig.lora(Map.of(), options),
+                Fixtures.TINY.resolve("base"),
+                "crow",
+                Map.of("crow", data("crow")),
+                0,
+                folder.resolve("together").resolve("crow"),
+                true,
+                Flags.AUTO)
+            .run(Collective.single(), () -> false)
+            .orElseThrow();
+    assertThat(Jsonl.readFile(longer.resolve("training.json")).get("steps").asInt()).isEqualTo(4);
+  }
+
   /** One adapter over several tasks: all of their samples, or as many of each. */
   @Test
   void aMixtureTakesEveryTask() throws Exception {

@@ -48,6 +48,21 @@ public final class LanguageModelLoss {
       double weight,
       boolean withGradient,
       int chunkTokens) {
+    return compute(hidden, head, labels, new double[] {weight}, withGradient, chunkTokens);
+  }
+
+  /**
+   * The same with a weight for each row.
+   *
+   * @param weights {@code (rows)}, or one for all
+   */
+  public static Result compute(
+      NDArray hidden,
+      NDArray head,
+      long[] labels,
+      double[] weights,
+      boolean withGradient,
+      int chunkTokens) {
     long size = hidden.getShape().get(hidden.getShape().dimension() - 1);
     int positions = (int) (hidden.getShape().size() / size);
     if (labels.length != positions) {
@@ -66,7 +81,7 @@ public final class LanguageModelLoss {
       for (int from = 0; from < labelled.length; from += chunkTokens) {
         int count = Math.min(chunkTokens, labelled.length - from);
         try (NDManager chunk = scope.newSubManager()) {
-          chunk(chunk, flat, head, labels, labelled, from, count, weight, gradient, losses);
+          chunk(chunk, flat, head, labels, labelled, from, count, weights, gradient, losses);
         }
       }
       if (withGradient) {
@@ -89,7 +104,7 @@ public final class LanguageModelLoss {
       int[] labelled,
       int from,
       int count,
-      double weight,
+      double[] weights,
       NDArray gradient,
       float[] losses) {
     var where = new long[count];
@@ -111,7 +126,16 @@ public final class LanguageModelLoss {
     if (gradient != null) {
       var slope = logProbabilities.exp();
       slope = Ops.scatterAdd(slope, 1, label, scope.full(Ops.shape(count, 1), -1f));
-      slope = Ops.cast(slope.muli(weight), Ops.dtype(head));
+      if (weights.length == 1) {
+        slope = slope.muli(weights[0]);
+      } else {
+        var each = new float[count];
+        for (int i = 0; i < count; i++) {
+          each[i] = (float) weights[(int) (where[i] * weights.length / labels.length)];
+        }
+        slope = slope.muli(scope.create(each, Ops.shape(count, 1)));
+      }
+      slope = Ops.cast(slope, Ops.dtype(head));
       var back = slope.matMul(head);
       // every position is written once: rows of the chunk go to their places
       for (int start = 0; start < count; ) {

@@ -32,8 +32,30 @@ public final class FlatParameters implements AutoCloseable {
   /** A parameter's place in the buffers. */
   public record Slot(String name, List<Long> shape, long offset, long size) {}
 
+  /**
+   * What is trained of one of the model's tensors: all of it, or some rows or columns.
+   *
+   * @param tensor the model's
+   * @param dim which dimension is cut; −1: all is trained
+   * @param from where the part begins in it
+   * @param length how long it is there
+   */
+  public record Part(NDArray tensor, int dim, long from, long length) {
+    boolean isWhole() {
+      return dim < 0;
+    }
+
+    /** The part of the tensor, or of its gradient. */
+    private NDArray of(NDArray whole) {
+      return isWhole() ? whole : Ops.narrow(whole, dim, from, length);
+    }
+  }
+
+  /**
+   * @param target the part of the model's tensor, outside of any graph
+   */
   private record Entry(
-      Slot slot, NDArray tensor, NDArray value, NDArray gradient, boolean shared) {}
+      Slot slot, Part part, NDArray target, NDArray value, NDArray gradient, boolean shared) {}
 
   private final NDManager manager;
   private final Map<String, Entry> entries = new LinkedHashMap<>();
@@ -61,21 +83,37 @@ public final class FlatParameters implements AutoCloseable {
 
   /** As above, one of several processes that have the same parameters. */
   public FlatParameters(NDManager parent, Map<String, NDArray> parameters, Collective collective) {
+    this(parent, collective, whole(parameters));
+  }
+
+  private static Map<String, Part> whole(Map<String, NDArray> parameters) {
+    var result = new LinkedHashMap<String, Part>();
+    parameters.forEach((name, tensor) -> result.put(name, new Part(tensor, -1, 0, 0)));
+    return result;
+  }
+
+  /** Parts of the model's tensors, of which others may train the other parts. */
+  public FlatParameters(NDManager parent, Collective collective, Map<String, Part> parameters) {
     if (parameters.isEmpty()) {
       throw new IllegalArgumentException("nothing to train");
     }
     manager = parent.newSubManager();
     this.collective = collective;
     int processes = collective.size();
-    size = parameters.values().stream().mapToLong(a -> a.getShape().size()).sum();
+    var targets = new LinkedHashMap<String, NDArray>();
+    try (var off = Ops.notRecording()) {
+      parameters.forEach((name, part) -> targets.put(name, target(part)));
+    }
+    size = targets.values().stream().mapToLong(a -> a.getShape().size()).sum();
     part = (size + processes - 1) / processes;
     gradients = Ops.zeros(manager, Dtype.F32, part * processes);
     boolean sliced = processes > 1 && parent.getDevice().isGpu();
     whole = sliced ? gradients : Ops.zeros(manager, Dtype.F32, part * processes);
     long offset = 0;
     for (var parameter : parameters.entrySet()) {
-      var tensor = parameter.getValue();
-      var shape = tensor.getShape();
+      var tensor = parameter.getValue().tensor();
+      var target = targets.get(parameter.getKey());
+      var shape = target.getShape();
       long count = shape.size();
       var slot =
           new Slot(
@@ -84,10 +122,13 @@ public final class FlatParameters implements AutoCloseable {
               offset,
               count);
       var value = view(whole, offset, count).reshape(shape);
-      Ops.copy(value, tensor);
+      Ops.copy(value, target);
       var gradient = view(gradients, offset, count).reshape(shape);
       // on a GPU kernels keep the addresses of the model's tensors
-      boolean shared = !tensor.getDevice().isGpu() && Ops.dtype(tensor) == Dtype.F32;
+      boolean shared =
+          parameter.getValue().isWhole()
+              && !tensor.getDevice().isGpu()
+              && Ops.dtype(tensor) == Dtype.F32;
       if (shared) {
         Ops.share(tensor, value);
       }
@@ -95,7 +136,8 @@ public final class FlatParameters implements AutoCloseable {
       if (shared) {
         shareGradient((PtNDArray) tensor, gradient);
       }
-      entries.put(slot.name(), new Entry(slot, tensor, value, gradient, shared));
+      entries.put(
+          slot.name(), new Entry(slot, parameter.getValue(), target, value, gradient, shared));
       offset += count;
     }
     gradientSlice = view(gradients, collective.rank() * part, part);
@@ -104,6 +146,15 @@ public final class FlatParameters implements AutoCloseable {
     if (sliced) {
       Ops.copy(masters, slice);
     }
+  }
+
+  private NDArray target(Part part) {
+    if (part.isWhole()) {
+      return part.tensor();
+    }
+    var target = part.of(Ops.detach(manager, part.tensor()));
+    target.attach(manager);
+    return target;
   }
 
   /** libtorch adds to the tensor it has for a leaf's gradient; from now on that is {@code view}. */
@@ -232,15 +283,16 @@ public final class FlatParameters implements AutoCloseable {
       if (entry.shared()) {
         continue;
       }
-      var tensor = (PtNDArray) entry.tensor();
+      var tensor = (PtNDArray) entry.part().tensor();
       try (NDManager scope = manager.newSubManager()) {
         var gradient = JniUtils.getGradient(tensor);
         if (gradient == null) {
           continue; // no token came by this parameter since the start
         }
         gradient.attach(scope);
-        entry.gradient().addi(Ops.cast(gradient, Dtype.F32));
-        JniUtils.zeroGrad(tensor);
+        var part = entry.part().of(gradient);
+        entry.gradient().addi(Ops.cast(part, Dtype.F32));
+        Ops.clear(part);
       }
     }
   }
@@ -264,7 +316,7 @@ public final class FlatParameters implements AutoCloseable {
   private void copyToModel() {
     for (var entry : entries.values()) {
       if (!entry.shared()) {
-        Ops.copy(entry.tensor(), entry.value());
+        Ops.copy(entry.target(), entry.value());
       }
     }
   }
@@ -272,7 +324,7 @@ public final class FlatParameters implements AutoCloseable {
   /** Ends training: the model's tensors no longer require gradients; the buffers are freed. */
   @Override
   public void close() {
-    entries.values().forEach(entry -> entry.tensor().setRequiresGradient(false));
+    entries.values().forEach(entry -> entry.part().tensor().setRequiresGradient(false));
     manager.close();
   }
 }

@@ -1,0 +1,240 @@
+package org.meteora.train;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.OptionalInt;
+import java.util.function.BooleanSupplier;
+import org.meteora.model.Llama;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
+import org.meteora.train.batch.Batch;
+import org.meteora.train.batch.Batches;
+import org.meteora.train.batch.TrainingSample;
+
+/**
+ * Adapters of one base model in training at the same time. Each has a run of its own on a thread of
+ * its own, of which one at a time is awake; when all that have not ended wait for the losses of
+ * their next batches, the last one computes them in one pass over the rows of all, each row through
+ * its own adapter. So the base model's products, and what a pass costs whatever its size, are
+ * shared, and everything else is as if each were alone.
+ */
+final class Together {
+  /** Rows of several runs are put into one pass up to so many positions. */
+  private static final long POSITIONS = 1 << 15;
+
+  private final Llama llama;
+  private final ForwardContext context;
+  private final boolean checkpointing;
+  private final Request[] waiting;
+  private int running;
+  private Throwable failure;
+
+  /** What a run waits for. */
+  private static final class Request {
+    final Batch batch;
+    final double weight;
+    final long seed;
+    Learner.Sums sums;
+
+    Request(Batch batch, double weight, long seed) {
+      this.batch = batch;
+      this.weight = weight;
+      this.seed = seed;
+    }
+  }
+
+  /**
+   * @param llama with as many adapters in every bank, and without gates
+   * @param adapters how many
+   */
+  Together(Llama llama, ForwardContext context, boolean checkpointing, int adapters) {
+    this.llama = llama;
+    this.context = context;
+    this.checkpointing = checkpointing;
+    this.waiting = new Request[adapters];
+    this.running = adapters;
+  }
+
+  /** One adapter's run. */
+  interface Training<T> {
+    /**
+     * @param learner the adapter's
+     * @param failed whether another run has failed, and this one is to stop
+     */
+    T run(int adapter, Learner learner, BooleanSupplier failed);
+  }
+
+  /**
+   * Runs all to their ends.
+   *
+   * @return their results, in order
+   * @throws RuntimeException what the first to fail threw
+   */
+  <T> List<T> run(Training<T> training) {
+    var results = new ArrayList<T>(java.util.Collections.nCopies(waiting.length, null));
+    var threads = new ArrayList<Thread>();
+    for (int i = 0; i < waiting.length; i++) {
+      int adapter = i;
+      threads.add(
+          Thread.ofPlatform()
+              .name("adapter-" + i)
+              .start(
+                  () -> {
+                    synchronized (this) {
+                      try {
+                        var own = new Own(adapter);
+                        results.set(adapter, training.run(adapter, own, () -> failure != null));
+                      } catch (Throwable e) { // the others are told, and run's caller
+                        failure = failure == null ? e : failure;
+                      } finally {
+                        running--;
+                        computeIfAllWait();
+                      }
+                    }
+                  }));
+    }
+    boolean interrupted = false;
+    for (var thread : threads) {
+      while (thread.isAlive()) {
+        try {
+          thread.join();
+        } catch (InterruptedException e) {
+          interrupted = true; // a step must end
+        }
+      }
+    }
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
+    switch (failure) {
+      case null -> {
+        return results;
+      }
+      case RuntimeException e -> throw e;
+      case Error e -> throw e;
+      case Throwable e -> throw new IllegalStateException(e);
+    }
+  }
+
+  private final class Own implements Learner {
+    private final int adapter;
+    private final LlamaLearner alone;
+
+    Own(int adapter) {
+      this.adapter = adapter;
+      this.alone = learner(List.of(adapter));
+    }
+
+    @Override
+    public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
+      var request = new Request(batch, languageModelWeight, seed);
+      synchronized (Together.this) {
+        waiting[adapter] = request;
+        computeIfAllWait();
+        while (request.sums == null) {
+          if (waiting[adapter] == null) {
+            throw new IllegalStateException("the pass over all adapters' rows failed", failure);
+          }
+          try {
+            Together.this.wait();
+          } catch (InterruptedException e) {
+            throw new IllegalStateException(e);
+          }
+        }
+        return request.sums;
+      }
+    }
+
+    @Override
+    public Sums evaluate(Batch batch) {
+      return alone.evaluate(batch);
+    }
+
+    @Override
+    public Sums reference(Batch batch, OptionalInt which) {
+      return alone.reference(batch, which);
+    }
+  }
+
+  /**
+   * @param adapters of the rows of a batch, or one for all
+   */
+  private LlamaLearner learner(List<Integer> adapters) {
+    var routing = context.routing().withRouter(new Router.Fixed(adapters));
+    return new LlamaLearner(llama, context.withRouting(routing), checkpointing, 0);
+  }
+
+  private synchronized void computeIfAllWait() {
+    var ready = new ArrayList<Integer>();
+    for (int i = 0; i < waiting.length; i++) {
+      if (waiting[i] != null) {
+        ready.add(i);
+      }
+    }
+    if (ready.isEmpty() || ready.size() < running) {
+      return;
+    }
+    try {
+      for (int from = 0; from < ready.size(); ) {
+        int to = from + 1;
+        while (to < ready.size() && positions(ready.subList(from, to + 1)) <= POSITIONS) {
+          to++;
+        }
+        compute(ready.subList(from, to));
+        from = to;
+      }
+    } catch (RuntimeException | Error e) {
+      failure = failure == null ? e : failure;
+    } finally {
+      Arrays.fill(waiting, null);
+      notifyAll();
+    }
+  }
+
+  private long positions(List<Integer> adapters) {
+    long rows = adapters.stream().mapToLong(i -> waiting[i].batch.rows()).sum();
+    return rows * adapters.stream().mapToLong(i -> waiting[i].batch.length()).max().orElse(0);
+  }
+
+  /** One pass; every run gets the sums over its rows. */
+  private void compute(List<Integer> adapters) {
+    var samples = new ArrayList<TrainingSample>();
+    var adapterOfRow = new ArrayList<Integer>();
+    var weights = new ArrayList<Double>();
+    var seeds = new ArrayList<Long>();
+    for (int i : adapters) {
+      var request = waiting[i];
+      for (var sample : request.batch.samples()) {
+        samples.add(sample);
+        adapterOfRow.add(i);
+        weights.add(request.weight);
+      }
+      seeds.add(request.seed);
+    }
+    var batch = new Batch(samples, waiting[adapters.getFirst()].batch.responseOnly());
+    var sums =
+        learner(adapterOfRow)
+            .learn(
+                batch,
+                weights.stream().mapToDouble(Double::doubleValue).toArray(),
+                0,
+                Batches.mix(seeds.stream().mapToLong(Long::longValue).toArray()));
+    int from = 0;
+    for (int i : adapters) {
+      int to = from + waiting[i].batch.rows();
+      var prompt = Arrays.copyOfRange(sums.prompt(), from, to);
+      var answer = Arrays.copyOfRange(sums.answer(), from, to);
+      waiting[i].sums =
+          new Learner.Sums(
+              Arrays.stream(prompt).sum() + Arrays.stream(answer).sum(),
+              prompt,
+              answer,
+              0,
+              0,
+              new float[to - from],
+              new float[to - from]);
+      from = to;
+    }
+  }
+}
