@@ -10,6 +10,7 @@ import picocli.CommandLine.Spec;
     name = "bench",
     description = "Measures what MeteoRA costs over its base model, with random weights.",
     subcommands = {
+      BenchCollectiveCommand.class,
       BenchDecodeCommand.class,
       BenchLinearCommand.class,
       BenchPrefillCommand.class,
@@ -29,6 +30,6 @@ final class BenchCommand implements Runnable {
   @Override
   public void run() {
     throw new CommandLine.ParameterException(
-        spec.commandLine(), "name what to measure: decode, linear, prefill or train");
+        spec.commandLine(), "name what to measure: collective, decode, linear, prefill or train");
   }
 }

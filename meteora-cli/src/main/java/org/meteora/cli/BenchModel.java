@@ -101,8 +101,13 @@ final class BenchModel {
     }
   }
 
+  /** What {@code --device} says. */
+  String deviceName() {
+    return where.device().orElse("auto");
+  }
+
   private Device device() {
-    return Devices.parse(where.device().orElse("auto"));
+    return Devices.parse(deviceName());
   }
 
   /** Adapters that act on a token. */

@@ -9,12 +9,15 @@ import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.data.config.ProcessOptions;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
+import org.meteora.parallel.Collective;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
@@ -38,20 +41,22 @@ import picocli.CommandLine.Option;
             + " over the base model's steps of its own turns. With --layer, the default on a GPU:"
             + " one decoder layer, forward and backward, over the frozen layer alone (gradient to"
             + " its input only), and how near each comes to its multiplications at the rate of a"
-            + " large product.",
+            + " large product. With --processes, or started by torchrun, mpirun or srun: a step of"
+            + " one process and of all, layers recomputed, each process with a batch of its own.",
     footer = {
       "",
       "Examples:",
       "  meteora bench train --preset 100m --tokens 512 --repeat 5",
-      "  meteora bench train --device cuda --preset llama3-8b --batch 4 --tokens 4096"
+      "  meteora bench train --device cuda --preset llama3-8b --batch 4 --tokens 4096",
+      "  meteora bench train --preset llama3-8b --batch 4 --tokens 2048 --processes 2"
     })
 final class BenchTrainCommand implements Callable<Integer> {
   private static final List<ForwardMode> MODES =
       List.of(ForwardMode.AUTO, ForwardMode.MASKED, ForwardMode.GATHER, ForwardMode.ALL);
-  private static final double GATE_LOSS_WEIGHT = 50;
+  static final double GATE_LOSS_WEIGHT = 50;
 
   /** So small that the weights stay what they are, however many steps are measured. */
-  private static final double RATE = 1e-12;
+  static final double RATE = 1e-12;
 
   @Mixin private BenchModel options;
 
@@ -79,10 +84,38 @@ final class BenchTrainCommand implements Callable<Integer> {
       description = "One decoder layer only, without losses and optimiser (default: on a GPU).")
   private Boolean layer;
 
+  @Mixin private ProcessOptions processes;
+
   @Override
   public Integer call() {
     var config = options.config();
     var samples = batch(config);
+    return processes.run(
+        options.deviceName(),
+        List.of("%s %d × %d".formatted(config.raw(), batch, tokens)),
+        (all, device) -> all.size() == 1 ? alone(config, samples) : together(all, device, samples));
+  }
+
+  private int together(Collective all, String device, Batch samples) {
+    try (var manager = Devices.newManager(Devices.parse(device))) {
+      var backend = Backends.of(manager, options.dtype());
+      var model =
+          RandomLlama.create(
+              options.config(),
+              manager,
+              options.dtype(),
+              options.adapters,
+              options.rank,
+              backend,
+              dropout);
+      var context = options.context(ForwardMode.AUTO).forTraining(true);
+      var learner = new LlamaLearner(model, context, true, options.adapters);
+      new BenchProcesses(options, all, manager, learner, parameters(model), samples).run();
+    }
+    return 0;
+  }
+
+  private int alone(Architecture config, Batch samples) {
     if (layer == null ? options.onGpu() : layer) {
       oneLayer(config);
       return 0;

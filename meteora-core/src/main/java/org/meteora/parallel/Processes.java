@@ -69,6 +69,7 @@ public final class Processes {
         control.broadcast(launch.rank() == 0 ? library.uniqueId() : new byte[0]),
         launch.rank(),
         launch.size());
+    mpi.ifPresent(Mpi::finish); // it was needed to meet; NCCL moves the tensors
     return new NcclCollective(library, control);
   }
 

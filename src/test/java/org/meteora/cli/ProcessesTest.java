@@ -1,0 +1,278 @@
+package org.meteora.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.TimeUnit;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.io.Jsonl;
+
+/**
+ * Several processes under mpirun, on the CPU, with the embedded tiny model; skipped where there is
+ * no MPI.
+ */
+class ProcessesTest {
+  private static final Path TINY =
+      Path.of(System.getProperty("meteora.root", ".."), "configs/tiny").toAbsolutePath();
+
+  @TempDir Path folder;
+  private final List<Process> started = new ArrayList<>();
+
+  private record Result(int code, String out, String err) {}
+
+  @AfterEach
+  void endWhatIsLeft() {
+    started.forEach(
+        process -> {
+          process.descendants().forEach(ProcessHandle::destroyForcibly);
+          process.destroyForcibly();
+        });
+  }
+
+  private static List<String> models() {
+    return List.of(
+        "--base-model-path=" + TINY.resolve("base"),
+        "--meteora-ckpt-path=" + TINY.resolve("meteora"),
+        "--adapter-dir=" + TINY.resolve("adapters"),
+        "--target-dir=" + TINY.resolve("datasets"),
+        "--device=cpu");
+  }
+
+  private List<String> training(String output, int accumulation, int steps) {
+    var result = new ArrayList<>(List.of("train"));
+    result.addAll(models());
+    result.addAll(
+        List.of(
+            "--tasks=reverse_word,sort_letters",
+            "--train=all",
+            "--learning-rate=1e-2",
+            "--batch-size=2",
+            "--eval-samples=4",
+            "--eval-steps=1000000",
+            "--save-steps=2",
+            "--max-steps=" + steps,
+            "--gradient-accumulation-steps=" + accumulation,
+            "--output-dir=" + folder.resolve(output)));
+    return result;
+  }
+
+  private static Path mpirun(String name) {
+    var found =
+        Arrays.stream(System.getenv("PATH").split(":"))
+            .map(bin -> Path.of(bin, name))
+            .filter(Files::isExecutable)
+            .findFirst();
+    assumeTrue(found.isPresent(), "skipped: there is no " + name + " here");
+    return found.get();
+  }
+
+  private static List<String> java() {
+    return List.of(
+        Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+        "-Xmx512m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "--enable-native-access=ALL-UNNAMED",
+        "--sun-misc-unsafe-memory-access=allow",
+        "-Djava.awt.headless=true",
+        "-cp",
+        System.getProperty("java.class.path"),
+        Main.class.getName());
+  }
+
+  private Process start(String mpirun, int processes, List<String> arguments) throws IOException {
+    var command = new ArrayList<String>();
+    if (processes > 1) {
+      command.add(mpirun(mpirun).toString());
+      if (mpirun.endsWith("openmpi")) {
+        command.addAll(List.of("--allow-run-as-root", "--oversubscribe", "--bind-to", "none"));
+        command.addAll(List.of("--mca", "odls_base_sigkill_timeout", "60"));
+      }
+      command.addAll(List.of("-n", String.valueOf(processes)));
+    }
+    command.addAll(java());
+    command.addAll(arguments);
+    var builder = new ProcessBuilder(command);
+    builder.environment().put("OMP_NUM_THREADS", "1");
+    builder.redirectOutput(folder.resolve("out").toFile());
+    builder.redirectError(folder.resolve("err").toFile());
+    var process = builder.start();
+    started.add(process);
+    return process;
+  }
+
+  private Result end(Process process) throws Exception {
+    assertThat(process.waitFor(120, TimeUnit.SECONDS)).isTrue();
+    return new Result(
+        process.exitValue(),
+        Files.readString(folder.resolve("out"), StandardCharsets.UTF_8),
+        Files.readString(folder.resolve("err"), StandardCharsets.UTF_8));
+  }
+
+  private Result run(String mpirun, int processes, List<String> arguments) throws Exception {
+    return end(start(mpirun, processes, arguments));
+  }
+
+  private Map<Long, Double> losses(String run) {
+    var result = new HashMap<Long, Double>();
+    Jsonl.forEach(
+        folder.resolve(run).resolve("metrics.jsonl"),
+        (node, line) -> {
+          if (node.get("event").asText().equals("step")) {
+            result.put(node.get("step").asLong(), node.get("loss").asDouble());
+          }
+        });
+    return result;
+  }
+
+  private void same(String run, String other) {
+    var expected = losses(run);
+    var actual = losses(other);
+    assertThat(actual).hasSameSizeAs(expected).hasSize(4);
+    expected.forEach(
+        (step, loss) -> assertThat(actual.get(step)).isCloseTo(loss, within(1e-6 * loss)));
+  }
+
+  /** The same steps on 1, 2 and 4 processes, and from a checkpoint of 4 on 2. */
+  @Test
+  void stepsDoNotDependOnTheNumberOfProcesses() throws Exception {
+    mpirun("mpirun.openmpi");
+    assertThat(run("", 1, training("one", 4, 4)).code()).isZero();
+    var two = run("mpirun.openmpi", 2, training("two", 2, 4));
+    assertThat(two.code()).as(two.err()).isZero();
+    assertThat(two.out().strip().lines()).containsExactly(folder.resolve("two/meteora").toString());
+    assertThat(two.err()).containsOnlyOnce("wrote ".concat(checkpoint("two", 2).toString()));
+    same("one", "two");
+    var mpich = Files.isExecutable(Path.of("/usr/bin/mpirun.mpich"));
+    var four = run(mpich ? "mpirun.mpich" : "mpirun.openmpi", 4, training("four", 1, 4));
+    assertThat(four.code()).as(four.err()).isZero();
+    same("one", "four");
+
+    delete(checkpoint("four", 4));
+    var resume = new ArrayList<>(training("four", 2, 4));
+    resume.add("--resume");
+    var rest = run("mpirun.openmpi", 2, resume);
+    assertThat(rest.code()).as(rest.err()).isZero();
+    same("one", "four");
+  }
+
+  private Path checkpoint(String run, int step) {
+    return folder.resolve(run).resolve("checkpoint-%08d".formatted(step));
+  }
+
+  private static void delete(Path tree) throws IOException {
+    try (var all = Files.walk(tree)) {
+      for (var path : all.sorted(java.util.Comparator.reverseOrder()).toList()) {
+        Files.delete(path);
+      }
+    }
+  }
+
+  private ProcessHandle process(Process mpirun, int rank) throws Exception {
+    for (int i = 0; i < 600 && !Files.exists(checkpoint("run", 2)); i++) {
+      Thread.sleep(100);
+    }
+    assertThat(checkpoint("run", 2)).exists();
+    return mpirun
+        .descendants()
+        .filter(each -> environment(each).contains("OMPI_COMM_WORLD_RANK=" + rank))
+        .findFirst()
+        .orElseThrow();
+  }
+
+  private static Set<String> environment(ProcessHandle process) {
+    try {
+      var all = Files.readString(Path.of("/proc", String.valueOf(process.pid()), "environ"));
+      return Set.of(all.split("\0"));
+    } catch (IOException | IllegalArgumentException e) {
+      return Set.of();
+    }
+  }
+
+  @Test
+  void aLostProcessEndsAllAndIsNamed() throws Exception {
+    var all = start("mpirun.openmpi", 2, training("run", 1, 100_000));
+    process(all, 1).destroyForcibly();
+    var result = end(all);
+    assertThat(result.code()).isNotZero();
+    assertThat(result.err()).containsOnlyOnce("rank 1 was lost");
+    // what it left can be gone on with: here from the last checkpoint to itself
+    var resume = new ArrayList<>(training("run", 2, lastStep()));
+    resume.add("--resume");
+    var rest = run("", 1, resume);
+    assertThat(rest.code()).as(rest.err()).isZero();
+  }
+
+  private int lastStep() throws IOException {
+    try (var left = Files.list(folder.resolve("run"))) {
+      return left.map(path -> path.getFileName().toString())
+          .filter(name -> name.startsWith("checkpoint-"))
+          .mapToInt(name -> Integer.parseInt(name.substring("checkpoint-".length())))
+          .max()
+          .orElseThrow();
+    }
+  }
+
+  @Test
+  void sigtermInOneProcessIsACheckpointOfAll() throws Exception {
+    var all = start("mpirun.openmpi", 2, training("run", 1, 100_000));
+    process(all, 1).destroy();
+    var result = end(all);
+    assertThat(result.err())
+        .containsOnlyOnce("stopped after step " + lastStep() + " of 100000; go on with --resume");
+  }
+
+  @Test
+  void answersAreThoseOfOneProcess() throws Exception {
+    mpirun("mpirun.openmpi");
+    var arguments = new ArrayList<>(List.of("eval", "--task=reverse_word", "--greedy", "--save"));
+    arguments.addAll(models());
+    // several windows of batches
+    var data = Files.createDirectories(folder.resolve("datasets/reverse_word"));
+    var lines = Files.readAllLines(TINY.resolve("datasets/reverse_word/test.jsonl"));
+    Files.write(
+        data.resolve("test.jsonl"),
+        java.util.stream.Stream.of(lines, lines, lines, lines).flatMap(List::stream).toList());
+    arguments.add("--target-dir=" + data.getParent());
+    arguments.remove("--target-dir=" + TINY.resolve("datasets"));
+    arguments.addAll(List.of("--batch-size=1", "--max-length=40", "--routes"));
+    var files =
+        List.of(
+            "meteora/reverse_word.answers.jsonl",
+            "meteora/reverse_word.routes/routing.json",
+            "meteora/reverse_word.routes/routing.html");
+    for (int processes : new int[] {1, 2}) {
+      var own = new ArrayList<>(arguments);
+      own.add("--eval-result-save-dir=" + folder.resolve("results" + processes));
+      var result = run("mpirun.openmpi", processes, own);
+      assertThat(result.code()).as(result.err()).isZero();
+    }
+    for (var file : files) {
+      assertThat(folder.resolve("results2").resolve(file))
+          .hasSameBinaryContentAs(folder.resolve("results1").resolve(file));
+    }
+  }
+
+  @Test
+  void whatOneProcessDoesIsRefusedByAll() throws Exception {
+    var arguments = new ArrayList<>(List.of("generate", "--prompt=x"));
+    arguments.addAll(models());
+    var result = run("mpirun.openmpi", 2, arguments);
+    assertThat(result.code()).isEqualTo(2);
+    assertThat(result.err())
+        .contains("meteora generate is the work of one process, and this is one of 2");
+  }
+}
