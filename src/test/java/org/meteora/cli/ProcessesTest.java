@@ -99,7 +99,6 @@ class ProcessesTest {
       command.add(mpirun(mpirun).toString());
       if (mpirun.endsWith("openmpi")) {
         command.addAll(List.of("--allow-run-as-root", "--oversubscribe", "--bind-to", "none"));
-        command.addAll(List.of("--mca", "odls_base_sigkill_timeout", "60"));
       }
       command.addAll(List.of("-n", String.valueOf(processes)));
     }

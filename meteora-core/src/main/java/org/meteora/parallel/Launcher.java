@@ -9,6 +9,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
@@ -132,7 +133,7 @@ public final class Launcher {
     synchronized (this) {
       all = List.copyOf(started);
     }
-    all.forEach(Process::destroy);
+    all.forEach(Launcher::terminate);
     try {
       for (var process : all) {
         if (!process.waitFor(STOP_SECONDS, TimeUnit.SECONDS)) {
@@ -142,6 +143,20 @@ public final class Launcher {
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
     }
+  }
+
+  /** Those that mpirun has started, if it is one. */
+  private static void terminate(Process process) {
+    var java = ProcessHandle.current().info().command();
+    var ours =
+        process
+            .descendants()
+            .filter(each -> java.isPresent() && each.info().command().equals(java))
+            .toList();
+    if (ours.isEmpty()) {
+      process.destroy();
+    }
+    ours.forEach(ProcessHandle::destroy);
   }
 
   private static int freePort() {
@@ -154,20 +169,18 @@ public final class Launcher {
 
   private static List<String> mpirun(int processes, List<String> own) {
     var program =
-        Arrays.stream(System.getenv().getOrDefault("PATH", "").split(File.pathSeparator))
-            .map(folder -> Path.of(folder, "mpirun"))
-            .filter(Files::isExecutable)
-            .findFirst()
+        find("mpirun")
             .orElseThrow(
                 () ->
                     new UserException(
                         "several processes on the CPU are started by mpirun, and there is none:"
                             + " install Open MPI or MPICH (Debian: apt-get install openmpi-bin)"));
-    var command = new ArrayList<>(List.of(program.toString()));
+    var command = new ArrayList<String>();
+    // away from the terminal's Ctrl-C, after which mpirun leaves a second for the checkpoint
+    find("setsid").map(Path::toString).ifPresent(command::add);
+    command.add(program.toString());
     if (version(program).contains("Open MPI")) {
       command.addAll(List.of("--oversubscribe", "--bind-to", "none"));
-      // a stopped training writes a checkpoint before it ends
-      command.addAll(List.of("--mca", "odls_base_sigkill_timeout", String.valueOf(STOP_SECONDS)));
       if ("root".equals(System.getProperty("user.name"))) {
         command.add("--allow-run-as-root");
       }
@@ -175,6 +188,13 @@ public final class Launcher {
     command.addAll(List.of("-n", String.valueOf(processes)));
     command.addAll(own);
     return command;
+  }
+
+  private static Optional<Path> find(String program) {
+    return Arrays.stream(System.getenv().getOrDefault("PATH", "").split(File.pathSeparator))
+        .map(folder -> Path.of(folder, program))
+        .filter(Files::isExecutable)
+        .findFirst();
   }
 
   private static String version(Path mpirun) {

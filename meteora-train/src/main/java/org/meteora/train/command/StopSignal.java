@@ -18,8 +18,12 @@ final class StopSignal implements BooleanSupplier, AutoCloseable {
   private final Thread hook = new Thread(this::request, "stop-training");
   private volatile boolean requested;
 
-  StopSignal() {
+  private volatile boolean listening;
+
+  /** From now on signals are requests. */
+  void listen() {
     Runtime.getRuntime().addShutdownHook(hook);
+    listening = true;
   }
 
   private void request() {
@@ -40,7 +44,7 @@ final class StopSignal implements BooleanSupplier, AutoCloseable {
   @Override
   public void close() {
     finished.countDown();
-    if (!requested) {
+    if (listening && !requested) {
       Runtime.getRuntime().removeShutdownHook(hook);
     }
   }

@@ -117,12 +117,14 @@ public final class TrainCommand implements Callable<Integer> {
                     new UserException(
                         "no folder of adapters: set adapter_dir in config.yaml, or --adapter-dir"));
     var base = loaded.requireBaseModelPath();
-    return processes.run(
-        settings.device().orElse("auto"),
-        training.lines(settings),
-        (all, device) -> {
-          put(options, "device", device);
-          try (var stop = new StopSignal()) {
+    // open until the processes have parted: one that ends before leaves the others waiting
+    try (var stop = new StopSignal()) {
+      return processes.run(
+          settings.device().orElse("auto"),
+          training.lines(settings),
+          (all, device) -> {
+            put(options, "device", device);
+            stop.listen();
             new MeteoraTraining(
                     TrainConfig.meteora(loaded.train(), options),
                     base,
@@ -135,7 +137,7 @@ public final class TrainCommand implements Callable<Integer> {
                 .run(all, stop)
                 .ifPresent(System.out::println);
             return 0;
-          }
-        });
+          });
+    }
   }
 }

@@ -139,24 +139,25 @@ public final class TrainLoraCommand implements Callable<Integer> {
     var files = files(loaded.targetDir());
     var lines = training.lines(settings);
     lines.add("adapters " + String.join(",", files.keySet()));
-    return processes.run(
-        settings.device().orElse("auto"),
-        lines,
-        (all, device) -> {
-          put(options, "device", device);
-          var own = TrainConfig.lora(loaded.train(), options);
-          Function<String, LoraTraining> trainings =
-              adapter ->
-                  new LoraTraining(
-                      own,
-                      base,
-                      adapter,
-                      files.get(adapter),
-                      balanced == null ? 0 : balanced,
-                      target.resolve(adapter),
-                      training.resume,
-                      training.flags.over(loaded));
-          try (var stop = new StopSignal()) {
+    try (var stop = new StopSignal()) {
+      return processes.run(
+          settings.device().orElse("auto"),
+          lines,
+          (all, device) -> {
+            put(options, "device", device);
+            var own = TrainConfig.lora(loaded.train(), options);
+            Function<String, LoraTraining> trainings =
+                adapter ->
+                    new LoraTraining(
+                        own,
+                        base,
+                        adapter,
+                        files.get(adapter),
+                        balanced == null ? 0 : balanced,
+                        target.resolve(adapter),
+                        training.resume,
+                        training.flags.over(loaded));
+            stop.listen();
             if (files.size() > 1 && all.size() == 1 && !Boolean.FALSE.equals(together)) {
               LoraTraining.together(files.keySet().stream().map(trainings).toList(), stop)
                   .forEach(System.out::println);
@@ -168,8 +169,8 @@ public final class TrainLoraCommand implements Callable<Integer> {
                 target,
                 (adapter, collective) -> trainings.apply(adapter).run(collective, stop));
             return 0;
-          }
-        });
+          });
+    }
   }
 
   /**
