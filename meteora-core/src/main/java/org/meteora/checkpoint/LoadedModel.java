@@ -5,6 +5,7 @@ import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -28,7 +29,9 @@ import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -48,6 +51,7 @@ public final class LoadedModel implements AutoCloseable {
   private final NDManager manager;
   private final List<AutoCloseable> files;
   private final List<Path> sources;
+  private final Map<String, Router> routers = new HashMap<>();
 
   /**
    * What to load.
@@ -61,6 +65,8 @@ public final class LoadedModel implements AutoCloseable {
    * @param device {@code cpu} or {@code cuda[:i]}
    * @param dtype f32, f16 or bf16; by default f32 on CPU, bf16 on CUDA
    * @param flags which implementation runs
+   * @param router who chooses among the adapters of {@code meteora}, one of {@link Routers#NAMES};
+   *     all but the gate do without a checkpoint, and take what is in {@code adapterDir} then
    */
   public record Spec(
       Path basePath,
@@ -71,7 +77,38 @@ public final class LoadedModel implements AutoCloseable {
       Optional<Double> temperature,
       String device,
       Optional<String> dtype,
-      Flags flags) {
+      Flags flags,
+      String router) {
+    /** The gates choose. */
+    public Spec(
+        Path basePath,
+        String model,
+        Optional<Path> checkpointPath,
+        Optional<Path> adapterDir,
+        Optional<Integer> topK,
+        Optional<Double> temperature,
+        String device,
+        Optional<String> dtype,
+        Flags flags) {
+      this(
+          basePath,
+          model,
+          checkpointPath,
+          adapterDir,
+          topK,
+          temperature,
+          device,
+          dtype,
+          flags,
+          Routers.GATE);
+    }
+
+    /** Whether the adapters' own folders are read, without a checkpoint. */
+    boolean fromAdapters() {
+      return model.equals("meteora")
+          && !router.equals(Routers.GATE)
+          && checkpointPath.filter(Files::exists).isEmpty();
+    }
 
     private static Spec of(
         Path basePath, String model, Optional<Path> checkpoint, Optional<Path> adapterDir) {
@@ -117,7 +154,8 @@ public final class LoadedModel implements AutoCloseable {
           temperature,
           otherDevice,
           dtype,
-          flags);
+          flags,
+          router);
     }
   }
 
@@ -134,9 +172,9 @@ public final class LoadedModel implements AutoCloseable {
     this.spec = spec;
     this.llama = llama;
     this.decoding = Backends.decoding(llama);
-    this.generator = new Generator(llama, decoding, context);
     this.tokenizer = tokenizer;
     this.adapterNames = adapterNames;
+    this.generator = new Generator(llama, decoding, routed(context));
     this.generation = generation;
     this.manager = manager;
     this.files = files;
@@ -150,6 +188,20 @@ public final class LoadedModel implements AutoCloseable {
    */
   public static LoadedModel load(Spec spec) {
     var flags = spec.flags();
+    Routers.require(spec.router());
+    if (!spec.router().equals(Routers.GATE)) {
+      if (!spec.model().equals("meteora")) {
+        throw new UserException(
+            "--router "
+                + spec.router()
+                + " chooses among adapters: it goes with --model meteora, not with "
+                + spec.model());
+      }
+      if (flags.singleAdapter().isPresent()) {
+        throw new UserException(
+            "--router " + spec.router() + " and MOELINEAR_SINGLE_MOE_LORA: set one of them");
+      }
+    }
     var config = LlamaConfig.read(spec.basePath());
     var device = Devices.parse(spec.device());
     var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
@@ -165,7 +217,15 @@ public final class LoadedModel implements AutoCloseable {
       files.add(tokenizer);
       MeteoraCheckpoint checkpoint = null;
       LoraAdapter adapter = null;
-      if (spec.model().equals("meteora")) {
+      var adapters = new ArrayList<LoraAdapter>();
+      if (spec.fromAdapters()) {
+        for (var folder : LoraAdapter.list(adapterDir(spec))) {
+          adapters.add(LoraAdapter.open(folder));
+          files.add(adapters.getLast());
+          MeteoraCheckpoint.describe(adapters.getLast(), config);
+        }
+        TrainableModel.requireNoOwnWeights(spec.basePath(), adapters, config);
+      } else if (spec.model().equals("meteora")) {
         var path =
             spec.checkpointPath()
                 .orElseThrow(
@@ -231,6 +291,9 @@ public final class LoadedModel implements AutoCloseable {
           var opened = checkpoint;
           banks = (layer, module) -> placed(builder.bank(opened, config, layer, module), device);
           names = checkpoint.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
+        } else if (!adapters.isEmpty()) {
+          banks = (layer, module) -> placed(builder.bank(adapters, config, layer, module), device);
+          names = adapters.stream().map(LoraAdapter::name).toList();
         } else if (adapter != null) {
           var opened = List.of(adapter);
           banks = (layer, module) -> placed(builder.bank(opened, config, layer, module), device);
@@ -248,6 +311,7 @@ public final class LoadedModel implements AutoCloseable {
         if (adapter != null) {
           sources.add(adapter.weights().path());
         }
+        adapters.forEach(each -> sources.add(each.weights().path()));
         var generation = GenerationConfig.read(spec.basePath(), config);
         return new LoadedModel(
             spec, llama, context, tokenizer, names, generation, manager, files, sources);
@@ -265,13 +329,15 @@ public final class LoadedModel implements AutoCloseable {
     return bank != null && device.isGpu() ? bank.withTransposedB() : bank;
   }
 
+  private static Path adapterDir(Spec spec) {
+    return spec.adapterDir()
+        .orElseThrow(
+            () ->
+                new UserException("no folder of adapters given: set adapter_dir (--adapter-dir)"));
+  }
+
   private static Path adapterFolder(Spec spec) {
-    var dir =
-        spec.adapterDir()
-            .orElseThrow(
-                () ->
-                    new UserException(
-                        "no folder of adapters given: set adapter_dir (--adapter-dir)"));
+    var dir = adapterDir(spec);
     var folder = dir.resolve(FolderNames.require("the adapter", spec.model()));
     if (!Files.isDirectory(folder)) {
       var names =
@@ -286,6 +352,30 @@ public final class LoadedModel implements AutoCloseable {
               + " (or meteora, base)");
     }
     return folder;
+  }
+
+  /** The context with the router of the specification; the flags' single adapter stays. */
+  private ForwardContext routed(ForwardContext context) {
+    return spec.router().equals(Routers.GATE)
+        ? context
+        : context.withRouting(context.routing().withRouter(router(spec.router())));
+  }
+
+  /**
+   * A router over this model's adapters, made at its first use and kept.
+   *
+   * @param name of {@link Routers#NAMES}
+   * @throws UserException for the gate of a model without gates, or an unknown name
+   */
+  public Router router(String name) {
+    if (name.equals(Routers.GATE) && spec.fromAdapters()) {
+      throw new UserException(
+          "the router gate needs a MeteoRA checkpoint: set meteora_ckpt_path"
+              + " (--meteora-ckpt-path)");
+    }
+    synchronized (routers) {
+      return routers.computeIfAbsent(name, each -> Routers.of(each, llama, adapterNames));
+    }
   }
 
   public Llama llama() {
@@ -332,9 +422,12 @@ public final class LoadedModel implements AutoCloseable {
     var result = new LinkedHashMap<String, Object>();
     result.put("model", spec.model());
     result.put("base_model_path", CacheFolders.shown(spec.basePath()));
-    result.put("meteora_ckpt_path", spec.checkpointPath().map(CacheFolders::shown).orElse(null));
+    result.put(
+        "meteora_ckpt_path",
+        spec.fromAdapters() ? null : spec.checkpointPath().map(CacheFolders::shown).orElse(null));
     result.put("adapter_dir", spec.adapterDir().map(CacheFolders::shown).orElse(null));
     result.put("adapters", adapterNames);
+    result.put("router", spec.model().equals("meteora") ? routing.router().name() : null);
     result.put(
         "routing_top_k",
         adapterNames.isEmpty() ? routing.topK() : Math.min(routing.topK(), adapterNames.size()));

@@ -127,8 +127,7 @@ public final class TrainableModel implements AutoCloseable {
   }
 
   /** One base serves all adapters: none of them may have an embedding, head or norm of its own. */
-  private static void requireNoOwnWeights(
-      Path basePath, List<LoraAdapter> adapters, Architecture config) {
+  static void requireNoOwnWeights(Path basePath, List<LoraAdapter> adapters, Architecture config) {
     for (var adapter : adapters) {
       if (adapter.wholeKeys().isEmpty()) {
         continue;

@@ -8,6 +8,7 @@ import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Ops;
@@ -143,8 +144,9 @@ public final class Generator implements TokenGenerator {
         ids[r * seq + padding[r] + i] = prompt[i];
       }
     }
+    var served = probed(manager, padding, ids, seq);
     try (var cache = model.newCache(manager, padding, seq + 1)) {
-      var logits = ModelSession.logits(model, cache, ids, seq, context);
+      var logits = ModelSession.logits(model, cache, ids, seq, served);
       var first = new Sampler(config, 0).choose(logits, banned(rows), uniform(rows));
       var kept = accept(rows, first, config, limit, listener);
       if (kept.length == 0) {
@@ -158,7 +160,7 @@ public final class Generator implements TokenGenerator {
                 Math.min(
                     (long) seq + config.maxNewTokens(), (long) seq - row.promptLength + limit));
       }
-      try (var session = decoding.begin(cache, kept, (int) most, config, context)) {
+      try (var session = decoding.begin(cache, kept, (int) most, config, served)) {
         while (!rows.isEmpty()) {
           int before = rows.size();
           var tokens = rows.stream().mapToInt(row -> row.next).toArray();
@@ -170,6 +172,20 @@ public final class Generator implements TokenGenerator {
         }
       }
     }
+  }
+
+  /** With a router that looks at the prompts first: what it chose for these. */
+  private ForwardContext probed(NDManager manager, int[] padding, long[] ids, int seq) {
+    var routing = context.routing();
+    if (!(routing.router() instanceof Router.Probing probing)) {
+      return context;
+    }
+    var probe = probing.probe();
+    var along = context.withRouting(routing.withRouter(probe)).withListener(Optional.empty());
+    try (var cache = model.newCache(manager, padding, seq)) {
+      ModelSession.logits(model, cache, ids, seq, along);
+    }
+    return context.withRouting(routing.withRouter(probe.chosen(routing.topK())));
   }
 
   private static int[][] banned(List<Row> rows) {

@@ -10,7 +10,7 @@ public final class ModelSession implements DecodeSession {
   private final Llama model;
   private final KvCache cache;
   private final Sampler sampler;
-  private final ForwardContext context;
+  private ForwardContext context;
 
   /** See {@link DecodeSession.Provider#begin}. */
   public ModelSession(
@@ -64,6 +64,8 @@ public final class ModelSession implements DecodeSession {
   public void keepRows(int[] rows) {
     if (rows.length < cache.rows()) {
       cache.keepRows(rows);
+      var routing = context.routing();
+      context = context.withRouting(routing.withRouter(routing.router().keepRows(rows)));
     }
   }
 

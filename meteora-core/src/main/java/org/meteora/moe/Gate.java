@@ -89,17 +89,6 @@ public final class Gate {
     return false;
   }
 
-  /** Each batch row's adapter, with the weight 1, for its {@code tokens / rows} tokens. */
-  public static Choice fixed(int tokens, int rows, Router.Fixed router) {
-    var choice = new Choice(tokens, 1);
-    int each = tokens / rows;
-    for (int row = 0; row < rows; row++) {
-      Arrays.fill(choice.indices(), row * each, (row + 1) * each, router.of(row));
-    }
-    Arrays.fill(choice.weights(), 1);
-    return choice;
-  }
-
   /** A choice as tensors. */
   public static Routing upload(NDManager manager, Choice choice) {
     var indices = Arrays.stream(choice.indices()).asLongStream().toArray();

@@ -35,7 +35,7 @@ import org.meteora.tensor.Ops;
  */
 public final class GatedLinear extends AbstractBlock {
   private static final byte VERSION = 1;
-  private static final Router.Fixed ONLY = new Router.Fixed(List.of(0));
+  private static final Router ONLY = Router.fixed(0);
 
   private final NDArray weight;
   private final NDArray bias;
@@ -147,18 +147,25 @@ public final class GatedLinear extends AbstractBlock {
     var settings = context.routing();
     NDArray logits = null;
     Routing routing;
-    if (!gated(context)) {
-      var choice = Gate.fixed((int) rows.getShape().get(0), batchRows(shape), fixed(context));
-      routing = Gate.upload(rows.getManager(), choice);
-    } else {
-      logits = Ops.linear(rows, bank.gate(), null); // x Gᵀ
-      routing =
-          context.training() || sum.routesAsTraining()
-              ? Gate.training(logits, topK(context))
-              : Gate.inference(logits, topK(context), settings.temperature());
-      if (context.listener().isPresent()) {
-        tell(context, routing.download(), shape);
+    switch (router(context)) {
+      case Router.Scoring scoring -> {
+        logits = scoring.scores(this, rows);
+        boolean training =
+            scoring instanceof Router.Gates && (context.training() || sum.routesAsTraining());
+        routing =
+            training
+                ? Gate.training(logits, topK(context))
+                : Gate.inference(logits, topK(context), settings.temperature());
+        if (context.listener().isPresent()) {
+          tell(context, routing.download(), shape);
+        }
       }
+      case Router.Choosing choosing -> {
+        var choice = choosing.choose(this, rows, batchRows(shape));
+        routing = Gate.upload(rows.getManager(), choice);
+        tell(context, choice, shape);
+      }
+      case Router.Probing probing -> throw unprobed(probing);
     }
     if (bank.totalRank() > 0) { // Σ weight_i · s_i · (dropout(x) A_iᵀ) B_iᵀ
       double p = dropout(context);
@@ -206,24 +213,27 @@ public final class GatedLinear extends AbstractBlock {
     return projection;
   }
 
-  /** Whether a gate chooses; otherwise the adapters are {@link #fixed}. */
+  /** Whether the gate chooses. */
   public boolean gated(ForwardContext context) {
-    return bank.gate() != null && context.routing().router() instanceof Router.Gates;
+    return router(context) instanceof Router.Gates;
   }
 
-  /**
-   * The adapters that act where no gate chooses: the only one there is, or the router's.
-   *
-   * @throws org.meteora.UserException when there is no such adapter
-   */
-  public Router.Fixed fixed(ForwardContext context) {
+  /** Who chooses here: the context's router, unless there is nothing to choose. */
+  public Router router(ForwardContext context) {
     if (bank.gate() == null && bank.size() == 1) {
       return ONLY;
     }
-    if (context.routing().router() instanceof Router.Fixed router) {
-      return router.requireBelow(bank.size());
+    var router = context.routing().router();
+    if (router instanceof Router.Gates && bank.gate() == null) {
+      throw new IllegalStateException(bank.size() + " adapters, no gate, and no other router");
     }
-    throw new IllegalStateException(bank.size() + " adapters, and neither a gate nor a fixed one");
+    return router;
+  }
+
+  /** What a router that must see the prompts first is without having seen them. */
+  public static IllegalStateException unprobed(Router.Probing router) {
+    return new IllegalStateException(
+        router.name() + " must see the prompts first: use a Generator");
   }
 
   /** k, cut to the adapters there are. */
@@ -236,9 +246,12 @@ public final class GatedLinear extends AbstractBlock {
     return context.training() && context.dropout() ? dropout : 0;
   }
 
-  /** Tells the listener, if there is one, of the routing of an input of this shape. */
+  /**
+   * Tells the listener, if there is one, of the routing of an input of this shape; not of the only
+   * adapter there is.
+   */
   public void tell(ForwardContext context, Choice choice, Shape shape) {
-    if (context.listener().isPresent()) {
+    if (context.listener().isPresent() && router(context) != ONLY) {
       int rows = batchRows(shape);
       context
           .listener()

@@ -7,7 +7,7 @@ import org.meteora.UserException;
  *
  * @param topK adapters for each token, at least 1; cut to the number there is
  * @param temperature T of the inference equation, above 0
- * @param router the gates, unless adapters are fixed
+ * @param router who chooses: the gates, unless said otherwise
  */
 public record RoutingSettings(int topK, double temperature, Router router) {
   /** The paper's k = 2 and T = 1. */

@@ -20,6 +20,7 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 
@@ -51,7 +52,7 @@ class RequestsTest {
         0);
   }
 
-  private static List<ForwardContext> requests() {
+  private static List<ForwardContext> requests(Llama llama) {
     var result = new ArrayList<ForwardContext>();
     for (var mode : List.of(ForwardMode.AUTO, ForwardMode.MASKED, ForwardMode.ALL)) {
       for (int k : new int[] {1, 5}) {
@@ -61,6 +62,10 @@ class RequestsTest {
     for (int adapter : new int[] {0, 3}) {
       var settings = RoutingSettings.DEFAULT.withRouter(Router.fixed(adapter));
       result.add(ForwardContext.inference(settings, Flags.AUTO));
+    }
+    for (var name : List.of("arrow", "spectr", "logo", "uniform")) {
+      var router = Routers.of(name, llama, List.of("a", "b", "c", "d", "e"));
+      result.add(ForwardContext.inference(RoutingSettings.DEFAULT.withRouter(router), Flags.AUTO));
     }
     return result;
   }
@@ -84,10 +89,11 @@ class RequestsTest {
         var threads = Executors.newFixedThreadPool(2)) {
       var llama = model(manager);
       var decoding = Backends.decoding(llama);
-      var requests = requests();
+      var requests = requests(llama);
       var alone = requests.stream().map(asks -> answer(llama, decoding, asks)).toList();
       assertThat(alone.subList(0, 2)).doesNotHaveDuplicates();
       assertThat(alone.get(6)).isNotEqualTo(alone.get(7));
+      assertThat(alone.subList(8, 12)).doesNotHaveDuplicates();
       var together = new CyclicBarrier(2);
       for (int i = 0; i < requests.size(); i++) {
         int first = i;

@@ -9,6 +9,7 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Gate;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.GatedLinear.Output;
+import org.meteora.moe.Router;
 import org.meteora.tensor.Blas;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -41,16 +42,31 @@ final class CpuInference {
     NDArray logits = null;
     try (var rows = Ops.contiguous(x)) {
       Choice choice;
-      if (linear.gated(context)) {
-        logits =
-            Ops.empty(
-                x.getManager(), Dtype.F32, GatedLinear.withLast(shape, bank.size()).getShape());
-        choice =
-            route(rows, bank.gate(), logits, linear.topK(context), context.routing().temperature());
-        linear.tell(context, choice, shape);
-      } else {
-        choice = Gate.fixed(tokens, GatedLinear.batchRows(shape), linear.fixed(context));
+      switch (linear.router(context)) {
+        case Router.Gates gates -> {
+          logits =
+              Ops.empty(
+                  x.getManager(), Dtype.F32, GatedLinear.withLast(shape, bank.size()).getShape());
+          choice =
+              route(
+                  rows, bank.gate(), logits, linear.topK(context), context.routing().temperature());
+        }
+        case Router.Scoring scoring -> {
+          choice = new Choice(tokens, linear.topK(context));
+          try (var flat = rows.reshape(tokens, in);
+              var scores = Ops.contiguous(scoring.scores(linear, flat))) {
+            double temperature = context.routing().temperature();
+            Gate.choose(Ops.memory(scores), bank.size(), choice, 0, tokens, temperature);
+          }
+        }
+        case Router.Choosing choosing -> {
+          try (var flat = rows.reshape(tokens, in)) {
+            choice = choosing.choose(linear, flat, GatedLinear.batchRows(shape));
+          }
+        }
+        case Router.Probing probing -> throw GatedLinear.unprobed(probing);
       }
+      linear.tell(context, choice, shape);
       if (bank.totalRank() > 0) {
         add(rows, y, linear.layout(), choice);
       }

@@ -72,9 +72,10 @@ public final class CudaDecoder implements AutoCloseable {
     if (rows > MAX_ROWS) {
       return Optional.of(rows + " sequences at once, more than " + MAX_ROWS);
     }
-    boolean fixed = context.routing().router() instanceof Router.Fixed;
-    if (any(model, bank -> bank.gate() == null ? bank.size() > 1 : fixed)) {
-      return Optional.of("adapters are fixed (MOELINEAR_SINGLE_MOE_LORA)");
+    var router = context.routing().router();
+    boolean gates = router instanceof Router.Gates;
+    if (any(model, bank -> bank.gate() == null ? bank.size() > 1 : !gates)) {
+      return Optional.of("the router " + router.name() + " runs by tensor operations");
     }
     if (!context.backendChooses() && any(model, bank -> true)) {
       return Optional.of("the MOELINEAR flags ask for another implementation");

@@ -31,7 +31,9 @@ import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.meteora.io.Printable;
+import org.meteora.moe.RoutingSettings;
 import org.meteora.parallel.Collective;
+import org.meteora.router.Oracle;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 import picocli.CommandLine.Command;
@@ -137,7 +139,8 @@ public final class EvalCommand implements Callable<Integer> {
       names = "--sweep",
       paramLabel = "KEY=V1,V2,…",
       description =
-          "Evaluate with each value of routing_top_k or routing_temperature, the model loaded once;"
+          "Evaluate with each value of routing_top_k, routing_temperature or router, the model"
+              + " loaded once;"
               + " may be repeated for all combinations. Saves a result each and heat maps in"
               + " <eval_result_save_dir>/sweep/<task>/; started again, it goes on where it"
               + " stopped.")
@@ -322,8 +325,10 @@ public final class EvalCommand implements Callable<Integer> {
             : null) {
       var loaded = models.load(spec);
       var chosen = chosen(loaded);
+      var generator =
+          loaded.generator().withRouting(of(evaluated, loaded.generator().context().routing()));
       var evaluator =
-          new Evaluator(loaded.generator(), TextCodec.of(loaded.tokenizer()), chosen, batchSize)
+          new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, batchSize)
               .dealtTo(all);
       var matrix = new RoutingMatrix(loaded.adapterNames());
       if (routes) {
@@ -333,7 +338,7 @@ public final class EvalCommand implements Callable<Integer> {
                     evaluated.name(),
                     evaluated.parts(),
                     ids -> loaded.tokenizer().decode(ids, false)),
-                loaded.generator()::listenedBy);
+                generator::listenedBy);
       }
       var described = describe(evaluated, settings, chosen);
       Evaluator.Run run;
@@ -390,6 +395,20 @@ public final class EvalCommand implements Callable<Integer> {
     generation.check();
   }
 
+  /** A task's routing: the oracle is told which task it is. */
+  private static RoutingSettings of(EvalTask evaluated, RoutingSettings routing) {
+    if (!(routing.router() instanceof Oracle oracle)) {
+      return routing;
+    }
+    if (!evaluated.parts().isEmpty()) {
+      throw new UserException(
+          "--router oracle knows one task's adapter, and "
+              + evaluated.name()
+              + " is made of several tasks");
+    }
+    return routing.withRouter(oracle.of(evaluated.name()));
+  }
+
   private GenerationConfig chosen(LoadedModel loaded) {
     return generation
         .apply(loaded.generationConfig())
@@ -414,8 +433,10 @@ public final class EvalCommand implements Callable<Integer> {
       var described = describe(evaluated, settings, chosen);
       var unvaried = loaded.describe(); // reads the weights, for their hashes
       var given = loaded.generator().context().routing();
+      // what a router refuses is said before the first point's work
+      points.points().forEach(each -> of(evaluated, each.routing(given, loaded::router)));
       for (var point : points.points()) {
-        var routing = point.routing(given);
+        var routing = of(evaluated, point.routing(given, loaded::router));
         var evaluator =
             new Evaluator(
                 loaded.generator().withRouting(routing),
@@ -425,6 +446,7 @@ public final class EvalCommand implements Callable<Integer> {
         var modelDescribed = new LinkedHashMap<>(unvaried);
         modelDescribed.put("routing_top_k", Math.min(routing.topK(), loaded.adapterNames().size()));
         modelDescribed.put("routing_temperature", routing.temperature());
+        modelDescribed.put("router", routing.router().name());
         try (var result =
             new SavedResult(folder.resolve(point.name()), "meteora", evaluated.name())) {
           var there =

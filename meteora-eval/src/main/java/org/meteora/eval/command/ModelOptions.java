@@ -7,6 +7,7 @@ import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
 import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.config.RoutingTopKOption;
+import org.meteora.router.Routers;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
@@ -30,6 +31,16 @@ public final class ModelOptions {
           "Divides the gates' logits (default: auto, which is 15, 20, 30 for --task with 3, 5, 10"
               + " tasks in one prompt, else 1).")
   private String routingTemperature;
+
+  @Option(
+      names = "--router",
+      paramLabel = "NAME",
+      defaultValue = "gate",
+      description =
+          "Who chooses among the adapters of --model meteora: gate (MeteoRA's), arrow, spectr,"
+              + " logo, uniform (all alike), oracle (eval: the task's own). All but gate do without"
+              + " a MeteoRA checkpoint and then take all of --adapter-dir (default: gate).")
+  private String router;
 
   @Mixin private RoutingTopKOption topK;
   @Mixin private DeviceOptions device;
@@ -59,7 +70,8 @@ public final class ModelOptions {
   LoadedModel.Spec spec(MeteoraConfig config, double autoTemperature, String onto) {
     var chosenTopK = topK.value().or(config::routingTopK);
     var base = config.requireBaseModelPath();
-    if (model.equals("meteora")) {
+    boolean gate = Routers.require(router).equals(Routers.GATE);
+    if (model.equals("meteora") && (gate || config.adapterDir().isEmpty())) {
       config.requireMeteoraCkptPath();
     } else if (!model.equals("base")) {
       config.requireAdapterDir();
@@ -73,7 +85,8 @@ public final class ModelOptions {
         Optional.of(temperature(config, autoTemperature)),
         onto,
         device.dtype(),
-        flags.over(config));
+        flags.over(config),
+        router);
   }
 
   private double temperature(MeteoraConfig config, double auto) {

@@ -4,9 +4,12 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.data.config.Nearest;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.router.Routers;
 
 /**
  * Settings to try in all combinations.
@@ -16,9 +19,10 @@ import org.meteora.moe.RoutingSettings;
 public record Sweep(Map<String, List<String>> keys) {
   private static final String TOP_K = "routing_top_k";
   private static final String TEMPERATURE = "routing_temperature";
+  private static final String ROUTER = "router";
 
   /** What can be varied without loading the model again: the one place to add a key. */
-  private static final List<String> KNOWN = List.of(TOP_K, TEMPERATURE);
+  private static final List<String> KNOWN = List.of(TOP_K, TEMPERATURE, ROUTER);
 
   /**
    * One combination.
@@ -32,13 +36,18 @@ public record Sweep(Map<String, List<String>> keys) {
           ",", values.entrySet().stream().map(e -> e.getKey() + "=" + e.getValue()).toList());
     }
 
-    /** The routing of this point; what does not vary is as given. */
-    public RoutingSettings routing(RoutingSettings others) {
+    /**
+     * The routing of this point; what does not vary is as given.
+     *
+     * @param routers by name
+     */
+    public RoutingSettings routing(RoutingSettings others, Function<String, Router> routers) {
       return new RoutingSettings(
           values.containsKey(TOP_K) ? Integer.parseInt(values.get(TOP_K)) : others.topK(),
           values.containsKey(TEMPERATURE)
               ? Double.parseDouble(values.get(TEMPERATURE))
-              : others.temperature());
+              : others.temperature(),
+          values.containsKey(ROUTER) ? routers.apply(values.get(ROUTER)) : others.router());
     }
   }
 
@@ -77,6 +86,10 @@ public record Sweep(Map<String, List<String>> keys) {
   }
 
   private static void check(String key, String value) {
+    if (key.equals(ROUTER)) {
+      Routers.require(value);
+      return;
+    }
     try {
       double number = key.equals(TOP_K) ? Integer.parseInt(value) : Double.parseDouble(value);
       if (number > 0 && Double.isFinite(number)) {

@@ -9,6 +9,7 @@ import org.meteora.UserException;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Scores;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 
 class SweepTest {
@@ -17,14 +18,23 @@ class SweepTest {
     var points = Sweep.of(List.of("routing-top-k=1,3", "routing_temperature=1,4.5,15")).points();
     assertThat(points).hasSize(6);
     assertThat(points.get(1).name()).isEqualTo("routing_top_k=1,routing_temperature=4.5");
-    assertThat(points.get(1).routing(new RoutingSettings(2, 1)))
+    assertThat(points.get(1).routing(new RoutingSettings(2, 1), name -> Router.uniform(3)))
         .isEqualTo(new RoutingSettings(1, 4.5));
     assertThat(
             Sweep.of(List.of("routing_top_k=3"))
                 .points()
                 .getFirst()
-                .routing(new RoutingSettings(2, 7)))
+                .routing(new RoutingSettings(2, 7), name -> Router.uniform(3)))
         .isEqualTo(new RoutingSettings(3, 7));
+    var routers = Sweep.of(List.of("router=gate,uniform")).points();
+    var single = new RoutingSettings(2, 7, Router.fixed(1));
+    assertThat(routers.get(1).name()).isEqualTo("router=uniform");
+    assertThat(
+            routers
+                .get(1)
+                .routing(single, name -> name.equals("uniform") ? Router.uniform(3) : null))
+        .isEqualTo(new RoutingSettings(2, 7, Router.uniform(3)));
+    assertThat(points.get(1).routing(single, name -> null).router()).isEqualTo(Router.fixed(1));
   }
 
   @Test
@@ -37,7 +47,8 @@ class SweepTest {
             "routing_top_k=1.5",
             "routing_top_k=1,",
             "routing_top_k=1,1",
-            "routing_temperature=x")) {
+            "routing_temperature=x",
+            "router=gate,arow")) {
       assertThatThrownBy(() -> Sweep.of(List.of(wrong))).isInstanceOf(UserException.class);
     }
     assertThatThrownBy(() -> Sweep.of(List.of("routing_topk=1")))

@@ -1,0 +1,44 @@
+package org.meteora.router;
+
+import java.util.List;
+import org.meteora.UserException;
+import org.meteora.moe.Router;
+
+/**
+ * The task's own adapter on all its tokens: what a router that is never wrong would choose. It must
+ * be told the task, see {@link #of}.
+ *
+ * @param adapters names by index
+ */
+public record Oracle(List<String> adapters) implements Router.Probing {
+  @Override
+  public String name() {
+    return "oracle";
+  }
+
+  /**
+   * @param task whose adapter has its name
+   * @throws UserException when there is none
+   */
+  public Router of(String task) {
+    int adapter = adapters.indexOf(task);
+    if (adapter < 0) {
+      throw new UserException(
+          "--router oracle: no adapter is called "
+              + task
+              + " like the task; there are "
+              + String.join(", ", adapters));
+    }
+    return Router.fixed(name(), adapter);
+  }
+
+  /**
+   * @throws UserException always: prompts alone do not say which task they belong to
+   */
+  @Override
+  public Probe probe() {
+    throw new UserException(
+        "--router oracle must know whose task a prompt is: only meteora eval on a single task"
+            + " does");
+  }
+}

@@ -1,0 +1,59 @@
+package org.meteora.router;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import org.meteora.lora.AdapterBank;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * An adapter's update B A {@code (out, in)} without its left factor: with BᵀB = E Λ Eᵀ the matrix M
+ * = Λ^½ Eᵀ A {@code (r, in)} has the update's singular values and right singular vectors, and ‖M x‖
+ * = ‖B A x‖. Computed in float64 from the adapters as they act; nothing of {@code (out, in)} is
+ * ever made.
+ */
+final class UpdateForm {
+  private UpdateForm() {}
+
+  /** A manager for what is computed here: on the CPU, whatever device the model is on. */
+  static NDManager host() {
+    return Devices.newManager(Device.cpu());
+  }
+
+  /** M of adapter {@code i}, {@code (r, in)} float64; its rank must not be 0. */
+  static NDArray of(NDManager host, AdapterBank bank, int i) {
+    int from = bank.offsets()[i];
+    int rank = bank.ranks()[i];
+    var a = part(host, bank.loraA(), 0, from, rank);
+    var b = part(host, bank.loraB(), 1, from, rank);
+    var usv = Ops.svd(Ops.transpose(b, 0, 1).matMul(b)); // of a symmetric matrix: U = V = E
+    return Ops.transpose(usv[0].mul(usv[1].sqrt()), 0, 1).matMul(a);
+  }
+
+  /** The update's first right singular vector, {@code (in, 1)} float64; zeros where B A = 0. */
+  static NDArray firstRightSingularVector(NDManager host, AdapterBank bank, int i) {
+    var m = of(host, bank, i);
+    var mTransposed = Ops.transpose(m, 0, 1);
+    var left = Ops.svd(m.matMul(mTransposed))[0]; // M Mᵀ = U Σ² Uᵀ, and Mᵀ u_1 = σ_1 v_1
+    var v = mTransposed.matMul(Ops.narrow(left, 1, 0, 1));
+    double norm = v.norm().getDouble();
+    return norm > 0 ? v.div(norm) : v;
+  }
+
+  private static NDArray part(NDManager host, NDArray x, int dim, int from, int length) {
+    try (var view = Ops.narrow(x, dim, from, length)) {
+      var copy = Ops.empty(host, Dtype.F64, view.getShape().getShape());
+      Ops.copy(copy, view);
+      return copy;
+    }
+  }
+
+  /** A copy on the owner's device. */
+  static NDArray place(NDManager owner, NDArray x, Dtype dtype) {
+    var copy = Ops.empty(owner, dtype, x.getShape().getShape());
+    Ops.copy(copy, x);
+    return copy;
+  }
+}

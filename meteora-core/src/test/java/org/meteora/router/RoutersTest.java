@@ -1,0 +1,487 @@
+package org.meteora.router;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import java.util.Random;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
+import org.meteora.Fixtures;
+import org.meteora.UserException;
+import org.meteora.backend.Backends;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Generator;
+import org.meteora.io.Jsonl;
+import org.meteora.lora.AdapterBank;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
+import org.meteora.model.RandomLlama;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.Choice;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.nn.Projection;
+import org.meteora.safetensors.SafetensorsFile;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/** Each router against PEFT, or against its formula in plain Java doubles. */
+class RoutersTest {
+  private static final List<String> NAMES = List.of("a", "b", "c", "d", "e");
+  private static final int N = NAMES.size();
+  private static final List<int[]> PROMPTS =
+      List.of(new int[] {3, 17, 5, 60, 2, 9}, new int[] {8, 1}, new int[] {44, 6, 6, 31});
+
+  static LoadedModel tiny(String device, String router, int k, double t) {
+    var tiny = Fixtures.tinyLlama();
+    return LoadedModel.load(
+        new LoadedModel.Spec(
+            tiny.resolve("base"),
+            "meteora",
+            Optional.empty(),
+            Optional.of(tiny.resolve("adapters")),
+            Optional.of(k),
+            Optional.of(t),
+            device,
+            Optional.of("f32"),
+            Flags.AUTO,
+            router));
+  }
+
+  /**
+   * Last-position logits of a left-padded batch, run in pieces of this many tokens.
+   *
+   * @return {@code (rows, vocab)}
+   */
+  static float[] logits(Llama llama, ForwardContext context, List<int[]> prompts, int piece) {
+    int seq = prompts.stream().mapToInt(p -> p.length).max().orElseThrow();
+    var padding = prompts.stream().mapToInt(p -> seq - p.length).toArray();
+    try (var manager = llama.manager().newSubManager();
+        var cache = llama.newCache(manager, padding, 1)) {
+      float[] result = null;
+      for (int from = 0; from < seq; from += piece) {
+        int width = Math.min(piece, seq - from);
+        var ids = new long[prompts.size() * width];
+        for (int row = 0; row < prompts.size(); row++) {
+          for (int i = 0; i < width; i++) {
+            int at = from + i - padding[row];
+            ids[row * width + i] = at < 0 ? 1 : prompts.get(row)[at];
+          }
+        }
+        var input = manager.create(ids, Ops.shape(prompts.size(), width));
+        result = llama.next(input, cache, context).toFloatArray();
+      }
+      return result;
+    }
+  }
+
+  static double worst(float[] actual, float[] expected) {
+    assertThat(actual).hasSameSizeAs(expected);
+    return IntStream.range(0, actual.length)
+        .mapToDouble(i -> Math.abs(actual[i] - expected[i]))
+        .max()
+        .orElse(0);
+  }
+
+  /** Against PEFT's Arrow, with its adapters' folders alone. */
+  static void arrowAgreesWithPeft(String device, int k, double t) {
+    var name = "arrow.k" + k + ".T" + (int) t;
+    var prompts = Fixtures.prompts();
+    var expected =
+        Jsonl.readFile(Fixtures.tinyLlama().resolve("routers.json")).get(name + ".generated");
+    float[] logits;
+    try (var file = SafetensorsFile.open(Fixtures.tinyLlama().resolve("routers.safetensors"));
+        var manager = Devices.newManager(Device.cpu())) {
+      logits = file.read(manager, name).toFloatArray();
+    }
+    try (var model = tiny(device, "arrow", k, t)) {
+      var context = model.generator().context();
+      for (int piece : new int[] {1000, 1, 50}) {
+        assertThat(worst(logits(model.llama(), context, prompts, piece), logits)).isLessThan(1e-4);
+      }
+      var config =
+          model.generationConfig().withGreedy().withNoRepeatNgramSize(3).withMaxNewTokens(24);
+      var together = model.generator().generate(prompts, config);
+      for (int row = 0; row < prompts.size(); row++) {
+        assertThat(together.get(row)).isEqualTo(Fixtures.ints(expected.get(row)));
+        assertThat(model.generator().generate(List.of(prompts.get(row)), config).getFirst())
+            .isEqualTo(together.get(row));
+      }
+      assertThat(model.describe())
+          .containsEntry("router", "arrow")
+          .containsEntry("meteora_ckpt_path", null)
+          .containsEntry("routing_top_k", k);
+    }
+  }
+
+  @ParameterizedTest
+  @CsvSource({"1, 1", "2, 1", "2, 4", "3, 1"})
+  void arrowIsPefts(int k, double t) {
+    arrowAgreesWithPeft("cpu", k, t);
+  }
+
+  /** Unequal ranks and scales; adapter b acts on no o, adapter e on q and v alone. */
+  static Llama model(NDManager manager, boolean gates) {
+    manager.getEngine().setRandomSeed(8);
+    var json =
+        Jsonl.JSON
+            .createObjectNode()
+            .put("vocab_size", 70)
+            .put("hidden_size", 32)
+            .put("intermediate_size", 48)
+            .put("num_hidden_layers", 2)
+            .put("num_attention_heads", 4)
+            .put("num_key_value_heads", 2);
+    var config = LlamaConfig.parse(json, "test");
+    return LlamaFactory.build(
+        config,
+        manager,
+        Dtype.F32,
+        (name, shape) ->
+            shape.length == 1
+                ? manager.ones(Ops.shape(shape))
+                : RandomLlama.normal(manager, Dtype.F32, 1 / Math.sqrt(shape[1]), shape),
+        (layer, module) -> {
+          boolean attention = module == Projection.Q || module == Projection.V;
+          var ranks = new int[] {3, module == Projection.O ? 0 : 1, 5, 2, attention ? 4 : 0};
+          var shape = config.shape(module);
+          int total = Arrays.stream(ranks).sum();
+          var bank =
+              new AdapterBank(
+                  gates
+                      ? RandomLlama.normal(manager, Dtype.F32, 1 / Math.sqrt(shape[1]), N, shape[1])
+                      : null,
+                  RandomLlama.normal(manager, Dtype.F32, 1 / Math.sqrt(shape[1]), total, shape[1]),
+                  RandomLlama.normal(manager, Dtype.F32, 0.2, shape[0], total),
+                  ranks,
+                  new double[] {2, 0.5, 1, 1.5, 3});
+          return manager.getDevice().isGpu() ? bank.withTransposedB() : bank;
+        },
+        Backends.of(manager, Dtype.F32),
+        0);
+  }
+
+  /** s_i B_i A_i in full, {@code (out, in)}. */
+  private static double[][] update(GatedLinear linear, int i) {
+    var bank = linear.bank();
+    int in = (int) linear.weight().getShape().get(1);
+    int out = (int) linear.weight().getShape().get(0);
+    int total = bank.totalRank();
+    var a = bank.loraA().toFloatArray();
+    var b = Ops.contiguous(bank.loraB()).toFloatArray();
+    var result = new double[out][in];
+    for (int r = bank.offsets()[i]; r < bank.offsets()[i] + bank.ranks()[i]; r++) {
+      for (int o = 0; o < out; o++) {
+        for (int c = 0; c < in; c++) {
+          result[o][c] += bank.scales()[i] * b[o * total + r] * a[r * in + c];
+        }
+      }
+    }
+    return result;
+  }
+
+  private static double[] times(double[][] matrix, double[] x) {
+    var y = new double[matrix.length];
+    for (int row = 0; row < y.length; row++) {
+      for (int c = 0; c < x.length; c++) {
+        y[row] += matrix[row][c] * x[c];
+      }
+    }
+    return y;
+  }
+
+  private static double norm(double[] x) {
+    return Math.sqrt(Arrays.stream(x).map(each -> each * each).sum());
+  }
+
+  /** By a thousand power iterations on the whole update. */
+  private static double[] firstRightSingularVector(double[][] update) {
+    var transposed = new double[update[0].length][update.length];
+    for (int o = 0; o < update.length; o++) {
+      for (int c = 0; c < update[0].length; c++) {
+        transposed[c][o] = update[o][c];
+      }
+    }
+    var v = new Random(1).doubles(update[0].length, -1, 1).toArray();
+    for (int step = 0; step < 1000; step++) {
+      v = times(transposed, times(update, v));
+      double norm = norm(v);
+      v = Arrays.stream(v).map(each -> each / norm).toArray();
+    }
+    return v;
+  }
+
+  /** A linear's whole updates, and arrow's prototypes of those that are not 0. */
+  private record Whole(List<double[][]> updates, double[][] prototypes) {
+    static Whole of(GatedLinear linear) {
+      var updates = IntStream.range(0, N).mapToObj(i -> update(linear, i)).toList();
+      var prototypes = new double[N][];
+      for (int i = 0; i < N; i++) {
+        if (linear.bank().ranks()[i] > 0) {
+          prototypes[i] = firstRightSingularVector(updates.get(i));
+        }
+      }
+      return new Whole(updates, prototypes);
+    }
+  }
+
+  /** What a router must give a token: a weight for each adapter. */
+  private static double[] weights(String router, Whole linear, double[] x, int k, double t) {
+    if (router.equals("uniform")) {
+      return IntStream.range(0, N).mapToDouble(i -> 1.0 / N).toArray();
+    }
+    var scores = new double[N];
+    for (int i = 0; i < N; i++) {
+      scores[i] =
+          linear.prototypes()[i] == null
+              ? Double.NEGATIVE_INFINITY
+              : router.equals("spectr")
+                  ? norm(times(linear.updates().get(i), x))
+                  : Math.abs(times(new double[][] {linear.prototypes()[i]}, x)[0]);
+    }
+    var best =
+        IntStream.range(0, N)
+            .boxed()
+            .sorted((p, q) -> Double.compare(scores[q], scores[p]))
+            .limit(k)
+            .toList();
+    var result = new double[N];
+    best.forEach(i -> result[i] = Math.exp(scores[i] / t));
+    double sum = Arrays.stream(result).sum();
+    return Arrays.stream(result).map(each -> each / sum).toArray();
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"arrow", "spectr", "uniform"})
+  void aLinearGivesWhatTheFormulaSays(String name) {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = model(manager, false);
+      var router = Routers.of(name, llama, NAMES);
+      for (var projection : List.of(Projection.Q, Projection.O, Projection.DOWN)) {
+        var linear = llama.layers().get(1).projection(projection);
+        var whole = Whole.of(linear);
+        int in = (int) linear.weight().getShape().get(1);
+        int tokens = 30;
+        var x = RandomLlama.normal(manager, Dtype.F32, 1, 2, tokens / 2, in);
+        var values = x.toFloatArray();
+        for (int k : new int[] {1, 3, 5}) {
+          double t = 0.5 + k;
+          var settings = new RoutingSettings(k, t, router);
+          var expected = new float[tokens * (int) linear.weight().getShape().get(0)];
+          var base = linear.base(x).toFloatArray();
+          int out = expected.length / tokens;
+          for (int token = 0; token < tokens; token++) {
+            var row = new double[in];
+            for (int c = 0; c < in; c++) {
+              row[c] = values[token * in + c];
+            }
+            var weights = weights(name, whole, row, k, t);
+            for (int i = 0; i < N; i++) {
+              var added = times(whole.updates().get(i), row);
+              for (int o = 0; o < out; o++) {
+                expected[token * out + o] += (float) (weights[i] * added[o]);
+              }
+            }
+          }
+          for (int i = 0; i < expected.length; i++) {
+            expected[i] += base[i];
+          }
+          for (var mode : ForwardMode.values()) {
+            var context = ForwardContext.inference(settings, Flags.of(mode));
+            assertThat(worst(linear.forward(x, context).y().toFloatArray(), expected))
+                .as("%s %s k %d %s", name, projection, k, mode)
+                .isLessThan(1e-4);
+          }
+        }
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"gate", "arrow", "spectr", "uniform"})
+  void paddingAndPiecesChangeNothing(String name) {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = model(manager, name.equals("gate"));
+      var settings = new RoutingSettings(2, 0.7, Routers.of(name, llama, NAMES));
+      for (var mode : List.of(ForwardMode.AUTO, ForwardMode.MASKED)) {
+        var context = ForwardContext.inference(settings, Flags.of(mode));
+        var together = logits(llama, context, PROMPTS, 1000);
+        assertThat(worst(logits(llama, context, PROMPTS, 1), together)).isLessThan(1e-4);
+        for (int row = 0; row < PROMPTS.size(); row++) {
+          var alone = logits(llama, context, List.of(PROMPTS.get(row)), 2);
+          var own = Arrays.copyOfRange(together, row * alone.length, (row + 1) * alone.length);
+          assertThat(worst(alone, own)).isLessThan(1e-4);
+        }
+      }
+    }
+  }
+
+  /** Adds nothing and keeps the input of one linear. */
+  private static final class Spy implements Router.Choosing {
+    private final GatedLinear at;
+    private float[] seen;
+
+    Spy(GatedLinear at) {
+      this.at = at;
+    }
+
+    @Override
+    public String name() {
+      return "spy";
+    }
+
+    @Override
+    public Choice choose(GatedLinear linear, ai.djl.ndarray.NDArray x, int rows) {
+      if (linear == at) {
+        seen = x.toFloatArray();
+      }
+      return new Choice((int) x.getShape().get(0), 1);
+    }
+  }
+
+  @Test
+  void logoChoosesForAWholeSequenceWhatItsLastPromptTokenSays() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = model(manager, false);
+      var decoding = Backends.decoding(llama);
+      var probed = llama.layers().getLast().projection(Projection.Q);
+      int k = 3;
+      var greedy = GenerationConfig.greedy(List.of(), 1000).withMaxNewTokens(6);
+      // the first row's answer ends at once: the others must keep their own adapters
+      var expected = new ArrayList<int[]>();
+      for (var prompt : PROMPTS) {
+        var spy = new Spy(probed);
+        logits(
+            llama,
+            ForwardContext.inference(new RoutingSettings(k, 1, spy), Flags.AUTO),
+            List.of(prompt),
+            1000);
+        var h = new double[32];
+        for (int c = 0; c < h.length; c++) {
+          h[c] = spy.seen[spy.seen.length - h.length + c];
+        }
+        var scores =
+            IntStream.range(0, N).mapToDouble(i -> norm(times(update(probed, i), h))).toArray();
+        var best =
+            IntStream.range(0, N)
+                .boxed()
+                .sorted((p, q) -> Double.compare(scores[q], scores[p]))
+                .limit(k)
+                .toList();
+        double sum = best.stream().mapToDouble(i -> scores[i]).sum();
+        var fixed =
+            new Router.Fixed(
+                "by hand", k, best, best.stream().map(i -> (float) (scores[i] / sum)).toList());
+        expected.add(
+            new Generator(
+                    llama,
+                    decoding,
+                    ForwardContext.inference(new RoutingSettings(k, 1, fixed), Flags.AUTO))
+                .generate(List.of(prompt), greedy)
+                .getFirst());
+      }
+      var context =
+          ForwardContext.inference(
+              new RoutingSettings(k, 1, Routers.of("logo", llama, NAMES)), Flags.AUTO);
+      var heard = new ArrayList<String>();
+      var together =
+          new Generator(llama, decoding, context)
+              .listenedBy(
+                  (layer, module, rows, tokens, topK, indices, weights) -> {
+                    if (tokens > 1) {
+                      heard.add(Arrays.toString(Arrays.copyOf(indices, topK)));
+                    }
+                  })
+              .generate(PROMPTS, greedy);
+      for (int row = 0; row < PROMPTS.size(); row++) {
+        assertThat(together.get(row)).isEqualTo(expected.get(row));
+      }
+      assertThat(heard).hasSize(2 * 7); // not of the pass that looks at the prompts
+      assertThat(heard.stream().distinct()).hasSize(1);
+      int stop = expected.getFirst()[1]; // rows that meet it leave, and the others go on
+      var config = GenerationConfig.greedy(List.of(stop), 1000).withMaxNewTokens(6);
+      var left = new Generator(llama, decoding, context).generate(PROMPTS, config);
+      for (int row = 0; row < PROMPTS.size(); row++) {
+        var whole = Arrays.stream(expected.get(row)).takeWhile(token -> token != stop).toArray();
+        assertThat(left.get(row)).isEqualTo(whole);
+      }
+      assertThat(left.getFirst()).hasSize(1);
+      assertThat(left.get(1).length + left.get(2).length).isGreaterThan(2);
+    }
+  }
+
+  @Test
+  void theOracleTakesTheTasksOwnAdapter() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = model(manager, false);
+      var oracle = (Oracle) Routers.of("oracle", llama, NAMES);
+      var config = GenerationConfig.greedy(List.of(), 1000).withMaxNewTokens(6);
+      var generator =
+          new Generator(
+              llama,
+              Backends.decoding(llama),
+              ForwardContext.inference(RoutingSettings.DEFAULT.withRouter(oracle), Flags.AUTO));
+      assertThat(
+              generator
+                  .withRouting(RoutingSettings.DEFAULT.withRouter(oracle.of("c")))
+                  .generate(PROMPTS, config))
+          .usingRecursiveComparison()
+          .isEqualTo(
+              generator
+                  .withRouting(RoutingSettings.DEFAULT.withRouter(Router.fixed(2)))
+                  .generate(PROMPTS, config));
+      assertThatThrownBy(() -> oracle.of("f"))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("no adapter is called f");
+      assertThatThrownBy(() -> generator.generate(PROMPTS, config))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("meteora eval");
+    }
+  }
+
+  @Test
+  void whatCannotBeIsSaid() {
+    assertThatThrownBy(() -> tiny("cpu", "gates", 2, 1))
+        .isInstanceOf(UserException.class)
+        .hasMessage("no router gates: choose one of gate, arrow, spectr, logo, uniform, oracle");
+    try (var model = tiny("cpu", "uniform", 2, 1)) {
+      assertThat(model.router("uniform")).isEqualTo(model.generator().context().routing().router());
+      assertThat(model.router("arrow")).isSameAs(model.router("arrow"));
+      assertThatThrownBy(() -> model.router("gate"))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("needs a MeteoRA checkpoint");
+    }
+    var tiny = Fixtures.tinyLlama();
+    assertThatThrownBy(
+            () ->
+                LoadedModel.load(
+                    new LoadedModel.Spec(
+                        tiny.resolve("base"),
+                        "task_a",
+                        Optional.empty(),
+                        Optional.of(tiny.resolve("adapters")),
+                        Optional.empty(),
+                        Optional.empty(),
+                        "cpu",
+                        Optional.empty(),
+                        Flags.AUTO,
+                        "arrow")))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("goes with --model meteora, not with task_a");
+  }
+}
