@@ -204,12 +204,14 @@ public final class EvalCommand implements Callable<Integer> {
     if (resume && routes) {
       throw new UserException("--routes needs all answers generated in one go: leave out --resume");
     }
+    check();
     var settings = config.load();
     var evaluated = evaluated(settings);
     var same = new ArrayList<>(command.commandLine().getParseResult().originalArgs());
     evaluated.forEach(
         each -> {
           // what is missing is found out before the first task's work, not before the last one's
+          model.spec(settings, each.routingTemperature());
           samples(each, settings.targetDir());
           var file = testFile(each, settings.targetDir());
           same.add(file + " of checksum " + Digests.ofFile(file));
@@ -300,7 +302,6 @@ public final class EvalCommand implements Callable<Integer> {
 
   private int evaluate(
       EvalTask evaluated, MeteoraConfig settings, Models models, Collective all, String device) {
-    check();
     boolean first = all.rank() == 0;
     var spec = model.spec(settings, evaluated.routingTemperature(), device);
     var samples = samples(evaluated, settings.targetDir());
@@ -417,7 +418,6 @@ public final class EvalCommand implements Callable<Integer> {
 
   /** One evaluation a point, all with the model loaded once; those that are there are kept. */
   private int sweep(Sweep points, EvalTask evaluated, MeteoraConfig settings) {
-    check();
     if (!model.model().equals("meteora")) {
       throw new UserException("--sweep varies the routing, which needs --model meteora");
     }
