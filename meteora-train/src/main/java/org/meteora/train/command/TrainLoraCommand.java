@@ -21,6 +21,7 @@ import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.io.FolderNames;
 import org.meteora.parallel.Collective;
+import org.meteora.tensor.Devices;
 import org.meteora.train.LoraTraining;
 import org.meteora.train.TrainConfig;
 import org.slf4j.Logger;
@@ -120,8 +121,8 @@ public final class TrainLoraCommand implements Callable<Integer> {
       fallbackValue = "true",
       negatable = true,
       description =
-          "train the adapters of several tasks at the same time, each sample through its own, which"
-              + " is several times as fast as one after another (default: true with one process)")
+          "train the adapters of several tasks at the same time, each sample through its own"
+              + " (default: true on a GPU with one process; on a CPU it is no faster)")
   private Boolean together;
 
   @Override
@@ -158,7 +159,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
                         training.resume,
                         training.flags.over(loaded));
             stop.listen();
-            if (files.size() > 1 && all.size() == 1 && !Boolean.FALSE.equals(together)) {
+            if (files.size() > 1 && all.size() == 1 && atOnce(own)) {
               LoraTraining.together(files.keySet().stream().map(trainings).toList(), stop)
                   .forEach(System.out::println);
               return 0;
@@ -171,6 +172,11 @@ public final class TrainLoraCommand implements Callable<Integer> {
             return 0;
           });
     }
+  }
+
+  /** Unless asked, on a GPU alone: there a small pass costs its launches, and they are shared. */
+  private boolean atOnce(TrainConfig settings) {
+    return together != null ? together : Devices.parse(settings.device().orElse("auto")).isGpu();
   }
 
   /**
