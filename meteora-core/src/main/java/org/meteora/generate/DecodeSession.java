@@ -31,12 +31,12 @@ public interface DecodeSession extends AutoCloseable {
      *
      * @param filled the cache after the prefill; the session's until it is closed
      * @param rows the cache's rows that go on, in order
-     * @param most columns that the cache can need at most
+     * @param maxLength columns that the cache can need at most
      * @param config how the next tokens are chosen
      * @param context what the request wants of the gated layers
      */
     DecodeSession begin(
-        KvCache filled, int[] rows, int most, GenerationConfig config, ForwardContext context);
+        KvCache filled, int[] rows, int maxLength, GenerationConfig config, ForwardContext context);
 
     /** Frees what was kept for later sessions. */
     @Override

@@ -152,15 +152,15 @@ public final class Generator implements TokenGenerator {
       if (kept.length == 0) {
         return;
       }
-      long most = seq;
+      long maxLength = seq;
       for (var row : rows) {
-        most =
+        maxLength =
             Math.max(
-                most,
+                maxLength,
                 Math.min(
                     (long) seq + config.maxNewTokens(), (long) seq - row.promptLength + limit));
       }
-      try (var session = decoding.begin(cache, kept, (int) most, config, served)) {
+      try (var session = decoding.begin(cache, kept, (int) maxLength, config, served)) {
         while (!rows.isEmpty()) {
           int before = rows.size();
           var tokens = rows.stream().mapToInt(row -> row.next).toArray();

@@ -27,7 +27,11 @@ public final class ModelSession implements DecodeSession {
     return new DecodeSession.Provider() {
       @Override
       public DecodeSession begin(
-          KvCache filled, int[] rows, int most, GenerationConfig config, ForwardContext context) {
+          KvCache filled,
+          int[] rows,
+          int maxLength,
+          GenerationConfig config,
+          ForwardContext context) {
         return new ModelSession(model, filled, rows, config, context);
       }
 

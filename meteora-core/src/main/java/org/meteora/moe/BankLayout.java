@@ -35,24 +35,24 @@ public final class BankLayout {
     this.manager = manager;
     this.dtype = dtype;
     int n = bank.size();
-    int most = Math.max(1, bank.maxRank());
+    int maxRank = Math.max(1, bank.maxRank());
     var starts = bank.offsets();
     offsets = new long[n];
-    var rowTable = new long[n * most];
-    var scaleTable = new float[n * most];
+    var rowTable = new long[n * maxRank];
+    var scaleTable = new float[n * maxRank];
     var scaleOf = new float[n];
     var expand = new float[n * Math.max(1, bank.totalRank())];
     for (int i = 0; i < n; i++) {
       offsets[i] = starts[i];
       scaleOf[i] = (float) bank.scales()[i];
       for (int r = 0; r < bank.ranks()[i]; r++) {
-        rowTable[i * most + r] = starts[i] + r;
-        scaleTable[i * most + r] = scaleOf[i];
+        rowTable[i * maxRank + r] = starts[i] + r;
+        scaleTable[i * maxRank + r] = scaleOf[i];
         expand[i * bank.totalRank() + starts[i] + r] = scaleOf[i];
       }
     }
-    rows = manager.create(rowTable, Ops.shape(n, most));
-    rowScales = manager.create(scaleTable, Ops.shape(n, most));
+    rows = manager.create(rowTable, Ops.shape(n, maxRank));
+    rowScales = manager.create(scaleTable, Ops.shape(n, maxRank));
     expansion = manager.create(expand, Ops.shape(n, Math.max(1, bank.totalRank())));
   }
 

@@ -157,13 +157,13 @@ public final class GatedLinear extends AbstractBlock {
                 ? Gate.training(logits, topK(context))
                 : Gate.inference(logits, topK(context), settings.temperature());
         if (context.listener().isPresent()) {
-          tell(context, routing.download(), shape);
+          report(context, routing.download(), shape);
         }
       }
       case Router.Choosing choosing -> {
         var choice = choosing.choose(this, rows, batchRows(shape));
         routing = Gate.upload(rows.getManager(), choice);
-        tell(context, choice, shape);
+        report(context, choice, shape);
       }
       case Router.Probing probing -> throw unprobed(probing);
     }
@@ -250,7 +250,7 @@ public final class GatedLinear extends AbstractBlock {
    * Tells the listener, if there is one, of the routing of an input of this shape; not of the only
    * adapter there is.
    */
-  public void tell(ForwardContext context, Choice choice, Shape shape) {
+  public void report(ForwardContext context, Choice choice, Shape shape) {
     if (context.listener().isPresent() && router(context) != ONLY) {
       int rows = batchRows(shape);
       context

@@ -66,7 +66,7 @@ final class CpuInference {
         }
         case Router.Probing probing -> throw GatedLinear.unprobed(probing);
       }
-      linear.tell(context, choice, shape);
+      linear.report(context, choice, shape);
       if (bank.totalRank() > 0) {
         add(rows, y, linear.layout(), choice);
       }
@@ -180,9 +180,9 @@ final class CpuInference {
       for (int pair = from * k; pair < to * k; pair++) {
         starts[chosen.indices()[pair] + 1]++;
       }
-      int most = 0;
+      int largest = 0;
       for (int i = 0; i < n; i++) {
-        most = Math.max(most, starts[i + 1]);
+        largest = Math.max(largest, starts[i + 1]);
         starts[i + 1] += starts[i];
       }
       var next = starts.clone();
@@ -192,9 +192,10 @@ final class CpuInference {
       }
       Blas.threads(1);
       try (var arena = Arena.ofConfined()) {
-        var inputs = arena.allocate((long) most * in * Float.BYTES, 64);
-        var z = arena.allocate((long) most * Math.max(1, bank.bank().maxRank()) * Float.BYTES, 64);
-        var results = arena.allocate((long) most * out * Float.BYTES, 64);
+        var inputs = arena.allocate((long) largest * in * Float.BYTES, 64);
+        var z =
+            arena.allocate((long) largest * Math.max(1, bank.bank().maxRank()) * Float.BYTES, 64);
+        var results = arena.allocate((long) largest * out * Float.BYTES, 64);
         for (int adapter = 0; adapter < n; adapter++) {
           int count = starts[adapter + 1] - starts[adapter];
           int rank = bank.rank(adapter);

@@ -42,7 +42,7 @@ final class CpuTraining {
   private final int in;
   private final int out;
   private final int topK;
-  private final int most;
+  private final int maxRank;
   private final CpuDropout dropout;
   private final NDArray x;
   private final NDArray logits;
@@ -74,9 +74,9 @@ final class CpuTraining {
     var memoryG = Ops.memory(bank.bank().gate());
     var memoryL = Ops.memory(logits);
     byTokens((from, to) -> route(from, to, memoryX, memoryG, memoryL));
-    layer.tell(context, chosen, shape);
+    layer.report(context, chosen, shape);
     dropout = CpuDropout.next(manager, layer.dropout(context));
-    most = Math.max(1, bank.bank().maxRank());
+    maxRank = Math.max(1, bank.bank().maxRank());
     int n = bank.bank().size();
     starts = new int[n + 1];
     for (int adapter : chosen.indices()) {
@@ -90,7 +90,7 @@ final class CpuTraining {
     for (int pair = 0; pair < order.length; pair++) {
       order[next[chosen.indices()[pair]]++] = pair;
     }
-    z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, most));
+    z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(y);
     byTokens((from, to) -> forward(from, to, memoryX, memoryY));
   }
@@ -231,7 +231,7 @@ final class CpuTraining {
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
             gatherInput(x, 0, in, at, count, rows, row);
-            var own = at(z, (long) at * most);
+            var own = at(z, (long) at * maxRank);
             Blas.product(
                 false,
                 true,
@@ -244,9 +244,9 @@ final class CpuTraining {
                 in,
                 0,
                 own,
-                most);
+                maxRank);
             Blas.product(
-                false, true, count, out, rank, own, most, at(b, offset), all, 0, results, out);
+                false, true, count, out, rank, own, maxRank, at(b, offset), all, 0, results, out);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
               Blas.add(
@@ -284,7 +284,7 @@ final class CpuTraining {
           in);
     }
     var weightGradients = new float[order.length];
-    var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, most));
+    var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(gy);
     var memoryX = gx == null ? null : Ops.memory(gx);
     int n = bank.bank().size();
@@ -318,16 +318,16 @@ final class CpuTraining {
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
             gather(gy, out, 0, out, at, count, rows);
-            var own = at(gz, (long) at * most);
+            var own = at(gz, (long) at * maxRank);
             Blas.product(
-                false, false, count, rank, out, rows, out, at(b, offset), all, 0, own, most);
+                false, false, count, rank, out, rows, out, at(b, offset), all, 0, own, maxRank);
             float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
               float factor = factor(pair, adapter);
               float dot = 0;
               for (int r = 0; r < rank; r++) {
-                long index = (long) (at + i) * most + r;
+                long index = (long) (at + i) * maxRank + r;
                 float gradient = gz.getAtIndex(JAVA_FLOAT, index);
                 float value = z.getAtIndex(JAVA_FLOAT, index);
                 dot += gradient * value;
@@ -344,7 +344,7 @@ final class CpuTraining {
                   in,
                   rank,
                   own,
-                  most,
+                  maxRank,
                   at(a, (long) offset * in),
                   in,
                   0,
@@ -421,8 +421,8 @@ final class CpuTraining {
                 rank,
                 width,
                 count,
-                at(gz, (long) at * most),
-                most,
+                at(gz, (long) at * maxRank),
+                maxRank,
                 rows,
                 width,
                 1,
@@ -457,8 +457,8 @@ final class CpuTraining {
                       count,
                       rows,
                       width,
-                      at(z, (long) at * most),
-                      most,
+                      at(z, (long) at * maxRank),
+                      maxRank,
                       1,
                       at(gradient, (long) from * all + bank.offset(adapter)),
                       all);

@@ -77,7 +77,7 @@ public final class CudaBackend implements Backend {
         context.withListener(Optional.of(gatherer)),
         () -> {
           try {
-            gatherer.tell();
+            gatherer.deliver();
           } finally {
             gatherers.push(gatherer);
           }

@@ -60,7 +60,7 @@ public final class CudaDecoder implements AutoCloseable {
   private final MemorySegment logits;
   private DecodeEngine engine;
   private KvCache cache;
-  private int most;
+  private int maxLength;
   private int[] slots;
   private Optional<RoutingListener> listener = Optional.empty();
 
@@ -212,19 +212,19 @@ public final class CudaDecoder implements AutoCloseable {
    *
    * @param filled the cache after the prefill
    * @param rows the cache's rows that go on, in order
-   * @param most columns that the cache can need at most
+   * @param maxLength columns that the cache can need at most
    * @param config how the next tokens are chosen
    * @param context T and the listener
    * @throws UserException as the constructor
    */
   public void begin(
-      KvCache filled, int[] rows, int most, GenerationConfig config, ForwardContext context) {
+      KvCache filled, int[] rows, int maxLength, GenerationConfig config, ForwardContext context) {
     this.listener = context.listener();
     this.cache = filled;
     this.slots = rows.clone();
-    this.most = most;
+    this.maxLength = maxLength;
     cuda.makeCurrent();
-    bind(Math.min(most, filled.length() + GROW));
+    bind(Math.min(maxLength, filled.length() + GROW));
     engine.temperature(context.routing().temperature());
     if (config.sample()) {
       engine
@@ -283,7 +283,7 @@ public final class CudaDecoder implements AutoCloseable {
    */
   public int[] step(int[] tokens, int[][] banned, long[] uniform) {
     if (cache.length() == cache.capacity()) {
-      bind(Math.min(most, cache.length() + GROW));
+      bind(Math.min(maxLength, cache.length() + GROW));
       announce();
     }
     cuda.makeCurrent();
@@ -295,11 +295,11 @@ public final class CudaDecoder implements AutoCloseable {
     }
     var next = engine.step(tokens);
     cache.advance(1);
-    listener.ifPresent(this::tell);
+    listener.ifPresent(this::report);
     return next;
   }
 
-  private void tell(RoutingListener to) {
+  private void report(RoutingListener to) {
     int layers = model.layers().size();
     for (int layer = 0; layer < layers; layer++) {
       var projections = model.layers().get(layer).projections();

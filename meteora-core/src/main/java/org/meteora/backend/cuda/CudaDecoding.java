@@ -36,13 +36,13 @@ public final class CudaDecoding implements DecodeSession.Provider {
 
   @Override
   public DecodeSession begin(
-      KvCache filled, int[] rows, int most, GenerationConfig config, ForwardContext context) {
+      KvCache filled, int[] rows, int maxLength, GenerationConfig config, ForwardContext context) {
     var refusal = CudaDecoder.refusal(model, rows.length, context);
     if (refusal.isEmpty()) {
       CudaDecoder decoder = null;
       try {
         decoder = decoder(context);
-        decoder.begin(filled, rows, most, config, context);
+        decoder.begin(filled, rows, maxLength, config, context);
         return new Session(decoder, config, model.config().vocabSize());
       } catch (UserException e) {
         if (decoder != null) {

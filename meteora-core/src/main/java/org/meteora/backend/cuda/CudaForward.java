@@ -75,7 +75,7 @@ final class CudaForward extends PortableForward {
     var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
     double temperature = context.routing().temperature();
     var choices = choices(shape, context);
-    if (rows.getShape().get(0) <= FusedInference.FEW && !context.gateLogits()) {
+    if (rows.getShape().get(0) <= FusedInference.MAX_VECTORS && !context.gateLogits()) {
       var outputs = new ArrayList<Output>();
       var bases = new ArrayList<NDArray>();
       for (var linear : linears()) {
@@ -207,6 +207,6 @@ final class CudaForward extends PortableForward {
       return masked(linear, x, context);
     }
     long tokens = x.getShape().size() / linear.weight().getShape().get(1);
-    return linear.formula(x, context, tokens > FusedInference.FEW ? MASKED : GATHER);
+    return linear.formula(x, context, tokens > FusedInference.MAX_VECTORS ? MASKED : GATHER);
   }
 }

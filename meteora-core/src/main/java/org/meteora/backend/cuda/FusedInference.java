@@ -9,6 +9,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.GatedLinear;
 import org.meteora.tensor.Ops;
@@ -21,8 +22,8 @@ import org.meteora.tensor.Ops;
  * queues is queued under its lock, on one stream.
  */
 final class FusedInference implements AutoCloseable {
-  /** Up to this many tokens the kernels for few are used. */
-  static final int FEW = org.meteora.cuda.kernel.MatrixVector.MAX_ROWS;
+  /** Up to this many tokens the matrix-vector kernels are used. */
+  static final int MAX_VECTORS = MatrixVector.MAX_ROWS;
 
   private static final Stream LIBTORCH = Stream.of(0);
 

@@ -63,7 +63,7 @@ final class RoutingGatherer implements RoutingListener, AutoCloseable {
   @Override
   public void onRouting(
       int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
-    tell();
+    deliver();
     listener.onRouting(layer, module, rows, tokens, topK, indices, weights);
   }
 
@@ -83,7 +83,7 @@ final class RoutingGatherer implements RoutingListener, AutoCloseable {
     long each = 8L * rows * tokens * topK;
     long bytes = each * modules.length;
     if (used + bytes > room) {
-      tell();
+      deliver();
       grow(Math.max(bytes, Math.clamp(2 * room, FIRST_ROOM, ROOM)));
     }
     var addresses = new long[modules.length];
@@ -117,8 +117,10 @@ final class RoutingGatherer implements RoutingListener, AutoCloseable {
     }
   }
 
-  /** Tells the listener all that was chosen since the last time, in order; waits for the GPU. */
-  void tell() {
+  /**
+   * Delivers to the listener all that was chosen since the last time, in order; waits for the GPU.
+   */
+  void deliver() {
     cuda.makeCurrent();
     copy();
     try {
