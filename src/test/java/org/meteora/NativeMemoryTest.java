@@ -1,7 +1,5 @@
 package org.meteora;
 
-import org.meteora.moe.ForwardContext;
-
 import static org.assertj.core.api.Assertions.assertThat;
 
 import ai.djl.ndarray.NDArray;
@@ -23,14 +21,15 @@ import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
-import org.meteora.tensor.Devices;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
 import org.meteora.eval.Evaluator;
 import org.meteora.eval.TextCodec;
 import org.meteora.model.Llama;
 import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
@@ -122,7 +121,8 @@ class NativeMemoryTest {
     for (int i = 0; i < count; i++) {
       try (var step = manager.newSubManager()) {
         llama
-            .next(step.create(new long[] {65 + i % 26, 97 + i % 26}, Ops.shape(2, 1)), cache, context)
+            .next(
+                step.create(new long[] {65 + i % 26, 97 + i % 26}, Ops.shape(2, 1)), cache, context)
             .toFloatArray();
       }
     }

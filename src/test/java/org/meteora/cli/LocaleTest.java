@@ -28,7 +28,10 @@ class LocaleTest {
     }
     for (var locale : new String[] {"C", "POSIX", "xx_YY.UTF-8", "en_US.ISO-8859-1", "C.UTF-8"}) {
       var builder = new ProcessBuilder(launcher.toString(), "generate", "--prompt", "Größe 😀");
-      builder.environment().keySet().removeIf(name -> name.startsWith("LC_") || name.equals("LANG"));
+      builder
+          .environment()
+          .keySet()
+          .removeIf(name -> name.startsWith("LC_") || name.equals("LANG"));
       builder.environment().put("LC_ALL", locale);
       builder.environment().put("JAVA_HOME", jdk.toString());
       // bash itself complains of a locale that is not installed

@@ -45,7 +45,9 @@ class MainTest {
 
   @Test
   void messagesHoldNoControlCharacters() {
-    assertThat(error("generate", "--no-such\u001b]52;c;x\u0007")).contains("\\u001b").doesNotContain("\u001b");
+    assertThat(error("generate", "--no-such\u001b]52;c;x\u0007"))
+        .contains("\\u001b")
+        .doesNotContain("\u001b");
     assertThat(error("eval", "--task", "x\u001b[2J")).contains("\\u001b").doesNotContain("\u001b");
   }
 
@@ -95,8 +97,7 @@ class MainTest {
   void mistakesInTheDataAreFoundBeforeAModelIsLoaded() throws IOException {
     Files.createDirectories(folder.resolve("d/x"));
     Files.createDirectories(folder.resolve("d/y"));
-    Files.writeString(
-        folder.resolve("d/x/train.jsonl"), "{\"prompt\":\"p\",\"response\":\"r\"}\n");
+    Files.writeString(folder.resolve("d/x/train.jsonl"), "{\"prompt\":\"p\",\"response\":\"r\"}\n");
     Files.writeString(
         folder.resolve("d/y/train.jsonl"),
         "{\"prompt\":\"p\",\"response\":\"r\"}\n{\"prompt\":\"p\"}\n");

@@ -21,8 +21,9 @@ import org.meteora.UserException;
 
 /**
  * Gives every reader of files inputs that are nearly right. Each must be read, or refused with a
- * {@link UserException} of one line, within {@link #SECONDS} of processor time; anything else is a finding. The
- * readers run in a process of their own, which is started again behind the input that ended it.
+ * {@link UserException} of one line, within {@link #SECONDS} of processor time; anything else is a
+ * finding. The readers run in a process of their own, which is started again behind the input that
+ * ended it.
  *
  * <p>An input follows from kind, seed and number: {@code --kind K --seed S --only N} makes it again
  * and shows what it does.
@@ -44,7 +45,8 @@ public final class Fuzz {
     }
     var root = Path.of(options.getOrDefault("--root", ".")).toAbsolutePath().normalize();
     long seed =
-        Long.parseLong(options.getOrDefault("--seed", String.valueOf(System.nanoTime() & 0xffffff)));
+        Long.parseLong(
+            options.getOrDefault("--seed", String.valueOf(System.nanoTime() & 0xffffff)));
     if (options.containsKey("--worker")) {
       work(
           root,
@@ -57,7 +59,8 @@ public final class Fuzz {
     }
     var kinds =
         options.containsKey("--kind")
-            ? List.of(Kind.valueOf(options.get("--kind").toUpperCase(Locale.ROOT).replace('-', '_')))
+            ? List.of(
+                Kind.valueOf(options.get("--kind").toUpperCase(Locale.ROOT).replace('-', '_')))
             : List.of(Kind.values());
     if (options.containsKey("--seeds")) {
       for (var kind : kinds) {

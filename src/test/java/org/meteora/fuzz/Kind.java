@@ -9,7 +9,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.stream.Stream;
-import org.meteora.tensor.Devices;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.data.Sample;
 import org.meteora.data.config.MeteoraConfig;
@@ -19,12 +18,12 @@ import org.meteora.eval.compare.Comparer;
 import org.meteora.eval.report.SavedAnswers;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Tokenizer;
-import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.lora.LoraConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.tensor.Devices;
 import org.meteora.train.Checkpoints;
 import org.meteora.train.RunIdentity;
 import org.meteora.train.TrainConfig;
@@ -86,9 +85,7 @@ enum Kind {
       case JSONL ->
           List.of(Seeds.head(tiny.resolve("datasets/sort_letters/test.jsonl")), Seeds.SAMPLES);
       case JSON_ARRAY -> List.of(Seeds.ALPACA);
-      case TASK_JSON ->
-          List.of(
-              Files.readAllBytes(sources.resolve("bigbench/flat/task.json")));
+      case TASK_JSON -> List.of(Files.readAllBytes(sources.resolve("bigbench/flat/task.json")));
       case PARQUET -> {
         var result = new ArrayList<byte[]>();
         try (Stream<Path> files = Files.list(sources)) {
@@ -145,7 +142,8 @@ enum Kind {
           Files.copy(
               tiny.resolve("adapters/sort_letters/adapter_config.json"),
               folder.resolve("adapter_config.json"));
-      case INDEX -> Files.write(folder.resolve("model-00001-of-00002.safetensors"), Seeds.SAFETENSORS);
+      case INDEX ->
+          Files.write(folder.resolve("model-00001-of-00002.safetensors"), Seeds.SAFETENSORS);
       case SAVED_RESULT, SAVED_ANSWERS -> {
         for (var name : List.of("meteora", "good")) {
           Files.createDirectories(folder.resolve(name));

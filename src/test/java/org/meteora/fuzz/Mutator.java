@@ -17,22 +17,114 @@ import org.meteora.io.Jsonl;
 /** Makes inputs out of good ones: bytes, words and parts of JSON changed, moved, doubled, lost. */
 final class Mutator {
   private static final String[] VALUES = {
-    "null", "true", "false", "0", "-1", "1", "2", "1e999", "-1e999", "1e400", "1e-400", "0.5",
-    "9223372036854775807", "9223372036854775808", "-9223372036854775808", "2147483648", "1e9",
-    "99999999999999999999999999", "\"\"", "\"x\"", "\"\\u0000\"", "\"\\ud800\"", "\"../../x\"",
-    "\"/etc/passwd\"", "\"0\"", "\"true\"", "\"NaN\"", "[]", "{}", "[[]]", "[null]", "{\"\":null}",
-    "[1,2,3]", "{\"type\":\"x\"}", "\"\\n\\r\\t\\u001b[31m\"", "\"😀\"", "\".*.*.*.*.*.*.*.*.*X\"",
-    "\"(((\"", "\"(?P<a>x)\"", "[0,1e18]", "[1e18,0]", "[-1,4]", "\"F64\"", "\"F8_E4M3\"",
-    "\"BPE\"", "\"Unigram\"", "\"WordPiece\"", "\"WordLevel\"", "\"Sequence\"", "\"ByteLevel\"",
-    "\"Precompiled\"", "\"Replace\"", "\"Metaspace\"", "\"TemplateProcessing\"", "\"Split\"",
-    "\"Strip\"", "\"Fuse\"", "\"NFKC\"", "\"Prepend\"", "\"ByteFallback\"", "\"CTC\"", "\"Digits\""
+    "null",
+    "true",
+    "false",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "1e999",
+    "-1e999",
+    "1e400",
+    "1e-400",
+    "0.5",
+    "9223372036854775807",
+    "9223372036854775808",
+    "-9223372036854775808",
+    "2147483648",
+    "1e9",
+    "99999999999999999999999999",
+    "\"\"",
+    "\"x\"",
+    "\"\\u0000\"",
+    "\"\\ud800\"",
+    "\"../../x\"",
+    "\"/etc/passwd\"",
+    "\"0\"",
+    "\"true\"",
+    "\"NaN\"",
+    "[]",
+    "{}",
+    "[[]]",
+    "[null]",
+    "{\"\":null}",
+    "[1,2,3]",
+    "{\"type\":\"x\"}",
+    "\"\\n\\r\\t\\u001b[31m\"",
+    "\"😀\"",
+    "\".*.*.*.*.*.*.*.*.*X\"",
+    "\"(((\"",
+    "\"(?P<a>x)\"",
+    "[0,1e18]",
+    "[1e18,0]",
+    "[-1,4]",
+    "\"F64\"",
+    "\"F8_E4M3\"",
+    "\"BPE\"",
+    "\"Unigram\"",
+    "\"WordPiece\"",
+    "\"WordLevel\"",
+    "\"Sequence\"",
+    "\"ByteLevel\"",
+    "\"Precompiled\"",
+    "\"Replace\"",
+    "\"Metaspace\"",
+    "\"TemplateProcessing\"",
+    "\"Split\"",
+    "\"Strip\"",
+    "\"Fuse\"",
+    "\"NFKC\"",
+    "\"Prepend\"",
+    "\"ByteFallback\"",
+    "\"CTC\"",
+    "\"Digits\""
   };
   private static final String[] WORDS = {
-    "\r\n", "\n", "\0", "\ufeff", ":", ": ", ", ", "- ", "? ", "&a ", "*a", "!!int ", "!!binary ",
-    "|", ">", "#", "'", "\"", "{", "}", "[", "]", "---", "...", "%", "@", "`", "<<: ", "\t", "~",
-    "0x", "1e999", "é", "😀", "\\ud800", "Link: <file:///x>; rel=\"next\"", "Content-Length: -1",
-    "Content-Length: 99999999999999999999", "Transfer-Encoding: chunked", "Content-Range: bytes 5-1/2",
-    "Location: http://127.0.0.1:99999/", "HTTP/1.1 301 X", "HTTP/1.1 429 X", "Retry-After: 1e9"
+    "\r\n",
+    "\n",
+    "\0",
+    "\ufeff",
+    ":",
+    ": ",
+    ", ",
+    "- ",
+    "? ",
+    "&a ",
+    "*a",
+    "!!int ",
+    "!!binary ",
+    "|",
+    ">",
+    "#",
+    "'",
+    "\"",
+    "{",
+    "}",
+    "[",
+    "]",
+    "---",
+    "...",
+    "%",
+    "@",
+    "`",
+    "<<: ",
+    "\t",
+    "~",
+    "0x",
+    "1e999",
+    "é",
+    "😀",
+    "\\ud800",
+    "Link: <file:///x>; rel=\"next\"",
+    "Content-Length: -1",
+    "Content-Length: 99999999999999999999",
+    "Transfer-Encoding: chunked",
+    "Content-Range: bytes 5-1/2",
+    "Location: http://127.0.0.1:99999/",
+    "HTTP/1.1 301 X",
+    "HTTP/1.1 429 X",
+    "Retry-After: 1e9"
   };
 
   private final SplittableRandom random;
@@ -96,8 +188,7 @@ final class Mutator {
         header = byteChange(header);
       }
       int data = seed.length - 8 - length;
-      var result =
-          ByteBuffer.allocate(8 + header.length + data).order(ByteOrder.LITTLE_ENDIAN);
+      var result = ByteBuffer.allocate(8 + header.length + data).order(ByteOrder.LITTLE_ENDIAN);
       result.putLong(random.nextInt(20) == 0 ? random.nextLong() : header.length);
       result.put(header).put(seed, 8 + length, data);
       return result.array();
@@ -129,7 +220,9 @@ final class Mutator {
     var at = root;
     JsonNode parent = null;
     Object key = null;
-    for (int depth = random.nextInt(8); depth >= 0 && at.isContainerNode() && !at.isEmpty(); depth--) {
+    for (int depth = random.nextInt(8);
+        depth >= 0 && at.isContainerNode() && !at.isEmpty();
+        depth--) {
       parent = at;
       if (at.isObject()) {
         var names = new ArrayList<String>();

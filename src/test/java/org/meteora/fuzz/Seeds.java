@@ -11,8 +11,8 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
-import org.meteora.tensor.Devices;
 import org.meteora.io.Jsonl;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.optim.FlatParameters;
@@ -91,7 +91,8 @@ final class Seeds {
           """
           {"__metadata__":{"format":"pt"},\
           "a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},\
-          "b":{"dtype":"BF16","shape":[4],"data_offsets":[16,24]}}""",
+          "b":{"dtype":"BF16","shape":[4],"data_offsets":[16,24]}}\
+          """,
           24);
   static final byte[] ANSWERS =
       utf8(
@@ -124,7 +125,8 @@ final class Seeds {
             """
             {"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},
              {"type":"Replace","pattern":{"String":" "},"content":"▁"},{"type":"NFKC"},
-             {"type":"Strip","strip_left":true,"strip_right":false},{"type":"Lowercase"}]}"""));
+             {"type":"Strip","strip_left":true,"strip_right":false},{"type":"Lowercase"}]}\
+            """));
     llama2.putNull("pre_tokenizer");
     llama2.set(
         "decoder",
@@ -132,7 +134,8 @@ final class Seeds {
             """
             {"type":"Sequence","decoders":[
              {"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},
-             {"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]}"""));
+             {"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]}\
+            """));
     var llama3 = (ObjectNode) Jsonl.JSON.readTree(plain);
     llama3.set(
         "pre_tokenizer",
@@ -141,7 +144,8 @@ final class Seeds {
             {"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":
              "(?i:'s|'t)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}|\\\\s+(?!\\\\S)|\\\\s+"},
              "behavior":"Isolated","invert":false},{"type":"Digits","individual_digits":true},
-             {"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}]}"""));
+             {"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}]}\
+            """));
     llama3.set(
         "post_processor",
         json(
@@ -149,32 +153,40 @@ final class Seeds {
             {"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},
              {"Sequence":{"id":"A","type_id":0}}],"pair":[{"Sequence":{"id":"A","type_id":0}},
              {"Sequence":{"id":"B","type_id":1}}],
-             "special_tokens":{"<s>":{"id":"<s>","ids":[256],"tokens":["<s>"]}}}"""));
+             "special_tokens":{"<s>":{"id":"<s>","ids":[256],"tokens":["<s>"]}}}\
+            """));
     var metaspace = (ObjectNode) Jsonl.JSON.readTree(plain);
     metaspace.set(
         "pre_tokenizer",
-        json("{\"type\":\"Metaspace\",\"replacement\":\"▁\",\"prepend_scheme\":\"first\",\"split\":false}"));
+        json(
+            "{\"type\":\"Metaspace\",\"replacement\":\"▁\",\"prepend_scheme\":\"first\",\"split\":false}"));
     metaspace.set(
         "decoder",
-        json("{\"type\":\"Metaspace\",\"replacement\":\"▁\",\"prepend_scheme\":\"first\",\"split\":false}"));
+        json(
+            "{\"type\":\"Metaspace\",\"replacement\":\"▁\",\"prepend_scheme\":\"first\",\"split\":false}"));
     metaspace.set(
         "model",
         json(
             """
             {"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["▁",-2.0],["a",-3.5],["x",-4.0]],
-             "byte_fallback":false}"""));
+             "byte_fallback":false}\
+            """));
     metaspace.set("added_tokens", json("[]"));
     metaspace.putNull("post_processor");
     var word = (ObjectNode) metaspace.deepCopy();
     word.set("pre_tokenizer", json("{\"type\":\"BertPreTokenizer\"}"));
-    word.set("normalizer", json("{\"type\":\"BertNormalizer\",\"clean_text\":true,\"handle_chinese_chars\":true,\"strip_accents\":null,\"lowercase\":true}"));
+    word.set(
+        "normalizer",
+        json(
+            "{\"type\":\"BertNormalizer\",\"clean_text\":true,\"handle_chinese_chars\":true,\"strip_accents\":null,\"lowercase\":true}"));
     word.set("decoder", json("{\"type\":\"WordPiece\",\"prefix\":\"##\",\"cleanup\":true}"));
     word.set(
         "model",
         json(
             """
             {"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##",
-             "max_input_chars_per_word":100,"vocab":{"[UNK]":0,"a":1,"##b":2}}"""));
+             "max_input_chars_per_word":100,"vocab":{"[UNK]":0,"a":1,"##b":2}}\
+            """));
     return List.of(
         utf8(plain),
         utf8(llama2.toString()),

@@ -11,7 +11,7 @@ import picocli.CommandLine.Spec;
     description = "Prints the script with which bash or zsh completes commands and options.",
     footer = {
       "",
-      "Put this line into ~/.bashrc or ~/.zshrc:",
+      "Example, a line for ~/.bashrc or ~/.zshrc:",
       "  source <(meteora completion)",
       "or, for a shell that starts at once, write the script to a file and source that."
     })
