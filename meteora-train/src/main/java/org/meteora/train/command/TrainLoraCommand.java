@@ -21,7 +21,6 @@ import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.io.FolderNames;
 import org.meteora.parallel.Collective;
-import org.meteora.tensor.Devices;
 import org.meteora.train.LoraTraining;
 import org.meteora.train.TrainConfig;
 import org.slf4j.Logger;
@@ -117,13 +116,10 @@ public final class TrainLoraCommand implements Callable<Integer> {
 
   @Option(
       names = "--together",
-      arity = "0..1",
-      fallbackValue = "true",
-      negatable = true,
       description =
-          "train the adapters of several tasks at the same time, each sample through its own"
-              + " (default: true on a GPU with one process; on a CPU it is no faster)")
-  private Boolean together;
+          "train the adapters of several tasks at the same time, each sample through its own;"
+              + " with one process (on a CPU it is no faster)")
+  private boolean together;
 
   @Override
   public Integer call() {
@@ -159,7 +155,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
                         training.resume,
                         training.flags.over(loaded));
             stop.listen();
-            if (files.size() > 1 && all.size() == 1 && atOnce(own)) {
+            if (files.size() > 1 && all.size() == 1 && together) {
               LoraTraining.together(files.keySet().stream().map(trainings).toList(), stop)
                   .forEach(System.out::println);
               return 0;
@@ -172,11 +168,6 @@ public final class TrainLoraCommand implements Callable<Integer> {
             return 0;
           });
     }
-  }
-
-  /** Unless asked, on a GPU alone: there a small pass costs its launches, and they are shared. */
-  private boolean atOnce(TrainConfig settings) {
-    return together != null ? together : Devices.parse(settings.device().orElse("auto")).isGpu();
   }
 
   /**
