@@ -169,7 +169,7 @@ public final class Fuzz {
     var builder =
         new ProcessBuilder(
             Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-            "-Xmx512m",
+            "-Xmx1g",
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             "-XX:-CreateCoredumpOnCrash",
@@ -298,7 +298,11 @@ public final class Fuzz {
         return place + " " + (i + 1 < all.size() ? cut(all.get(i + 1)) : "");
       }
     }
-    return "";
+    return all.stream()
+        .filter(line -> line.contains("Error") || line.contains("Exception"))
+        .findFirst()
+        .map(Fuzz::cut)
+        .orElse(all.isEmpty() ? "" : cut(all.getLast()));
   }
 
   private static void clear(Path folder) throws IOException {

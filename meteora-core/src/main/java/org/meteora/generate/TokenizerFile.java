@@ -5,6 +5,8 @@ import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Pattern;
+import java.util.regex.PatternSyntaxException;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.io.Texts;
@@ -106,9 +108,26 @@ final class TokenizerFile {
       throw new UserException(
           file + ": " + cut(path) + ": a Precompiled normalizer is not supported");
     }
+    // the library loses its place in a text where nothing is to be replaced or put before it
+    var pattern = node.path("pattern");
+    if (path.startsWith("normalizer")
+        && (node.path("prepend").asText("x").isEmpty()
+            || pattern.path("String").asText("x").isEmpty()
+            || matchesNothing(pattern.path("Regex").asText("x")))) {
+      throw new UserException(
+          file + ": " + cut(path) + ": an empty text, or a pattern that matches one");
+    }
     // the library does not ask whether it is called a template
     if (node.has("single") || node.has("pair") || node.has("special_tokens")) {
       requireTemplate(file, node, path);
+    }
+  }
+
+  private static boolean matchesNothing(String regex) {
+    try {
+      return Pattern.compile(regex).matcher("").find();
+    } catch (PatternSyntaxException | StackOverflowError e) {
+      return false; // the library has a syntax of its own, and says what it does not understand
     }
   }
 

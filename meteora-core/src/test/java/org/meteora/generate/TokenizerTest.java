@@ -56,6 +56,10 @@ class TokenizerTest {
         "post_processor|{\"type\": 0.5, \"single\": [{\"SpecialToken\": {\"id\": \"x\","
             + " \"type_id\": 0}}], \"pair\": [], \"special_tokens\": {}}",
         "post_processor|{\"single\": \"<x> $A\", \"pair\": \"$A $B\", \"special_tokens\": {}}",
+        "normalizer|{\"type\": \"Prepend\", \"prepend\": \"\"}",
+        "normalizer|{\"normalizers\": [{\"type\": \"Replace\", \"pattern\": {\"String\": \"\"},"
+            + " \"content\": \"x\"}]}",
+        "normalizer|{\"type\": \"Replace\", \"pattern\": {\"Regex\": \"a*\"}, \"content\": \"x\"}",
         "model|7",
         "model|null",
         "added_tokens|[{\"id\": -1, \"content\": \"x\"}]",

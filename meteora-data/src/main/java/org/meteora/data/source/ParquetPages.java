@@ -4,6 +4,7 @@ import dev.hardwood.internal.metadata.PageHeader;
 import dev.hardwood.internal.thrift.PageHeaderReader;
 import dev.hardwood.internal.thrift.ThriftCompactReader;
 import dev.hardwood.metadata.ColumnChunk;
+import dev.hardwood.metadata.CompressionCodec;
 import dev.hardwood.metadata.FileMetaData;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -106,6 +107,9 @@ final class ParquetPages {
       if (count < 0 || count > MAXIMUM_VALUES) {
         throw new IOException(name + ": a page of " + count + " values");
       }
+      if (data.codec() == CompressionCodec.SNAPPY) {
+        requireSnappyLength(channel, name, header, at + length);
+      }
       values += count;
       at += length + packed;
     }
@@ -120,6 +124,47 @@ final class ParquetPages {
               + " are said of "
               + rows
               + " rows");
+    }
+  }
+
+  /**
+   * Snappy's native library writes as much as the packed bytes begin by saying, not as much as
+   * there is room for.
+   */
+  private static void requireSnappyLength(
+      FileChannel channel, String name, PageHeader header, long at) throws IOException {
+    int levels = 0;
+    var second = header.dataPageHeaderV2();
+    if (second != null) {
+      if (!second.isCompressed()) {
+        return;
+      }
+      levels =
+          Math.addExact(second.repetitionLevelsByteLength(), second.definitionLevelsByteLength());
+      if (second.repetitionLevelsByteLength() < 0
+          || second.definitionLevelsByteLength() < 0
+          || levels > header.uncompressedPageSize()
+          || levels > header.compressedPageSize()) {
+        throw new IOException(name + ": levels larger than their page");
+      }
+    }
+    int packed = header.compressedPageSize() - levels;
+    int expected = header.uncompressedPageSize() - levels;
+    if (packed == 0 && expected == 0) {
+      return;
+    }
+    var bytes = ByteBuffer.allocate(Math.min(packed, 5));
+    read(channel, bytes, at + levels);
+    long said = 0;
+    boolean whole = false;
+    for (int shift = 0; bytes.hasRemaining() && !whole; shift += 7) {
+      int part = bytes.get();
+      said |= (part & 0x7fL) << shift;
+      whole = part >= 0;
+    }
+    if (!whole || said != expected) {
+      throw new IOException(
+          name + ": a page that is said to unpack to " + expected + " bytes unpacks to " + said);
     }
   }
 

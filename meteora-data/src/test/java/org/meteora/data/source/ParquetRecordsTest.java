@@ -286,6 +286,20 @@ class ParquetRecordsTest {
         .hasMessageContaining(message);
   }
 
+  /** Snappy's library would write beyond the room that the page's header asks for. */
+  @Test
+  void aPageThatUnpacksToMoreThanItsHeaderSaysIsRefused() throws IOException {
+    var file = put("gsm8k.parquet", "wrong.parquet");
+    var bytes = Files.readAllBytes(file);
+    assertThat(bytes).startsWith('P', 'A', 'R', '1', 0x15, 0x04, 0x15, 0x9c, 0x04); // 270 bytes
+    bytes[7] = (byte) 0x84;
+    bytes[8] = 0x03; // 194
+    Files.write(file, bytes);
+    assertThatThrownBy(() -> new ParquetRecords(file).forEach((node, where) -> {}))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("said to unpack to 194 bytes unpacks to 270");
+  }
+
   @Test
   void whatTheReaderOfRowsThrowsReachesTheCaller() throws IOException {
     var file = put("bigbench-none.parquet", "stop.parquet");
