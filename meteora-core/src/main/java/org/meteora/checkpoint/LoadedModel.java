@@ -1,7 +1,6 @@
 package org.meteora.checkpoint;
 
 import ai.djl.Device;
-import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -21,12 +20,9 @@ import org.meteora.generate.Tokenizer;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.meteora.io.FolderNames;
-import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Llama;
-import org.meteora.model.LlamaFactory;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
@@ -34,7 +30,6 @@ import org.meteora.moe.RoutingSettings;
 import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
-import org.meteora.tensor.Dtype;
 
 /**
  * A model ready to run: base, adapters, tokenizer and settings. Closing it frees its memory and its
@@ -45,11 +40,9 @@ public final class LoadedModel implements AutoCloseable {
   private final Llama llama;
   private final DecodeSession.Provider decoding;
   private final Generator generator;
-  private final Tokenizer tokenizer;
   private final List<String> adapterNames;
   private final GenerationConfig generation;
-  private final NDManager manager;
-  private final List<AutoCloseable> files;
+  private final ModelLoader loader;
   private final List<Path> sources;
   private final Map<String, Router> routers = new HashMap<>();
 
@@ -163,21 +156,17 @@ public final class LoadedModel implements AutoCloseable {
       Spec spec,
       Llama llama,
       ForwardContext context,
-      Tokenizer tokenizer,
       List<String> adapterNames,
       GenerationConfig generation,
-      NDManager manager,
-      List<AutoCloseable> files,
+      ModelLoader loader,
       List<Path> sources) {
     this.spec = spec;
     this.llama = llama;
     this.decoding = Backends.decoding(llama);
-    this.tokenizer = tokenizer;
     this.adapterNames = adapterNames;
     this.generator = new Generator(llama, decoding, routed(context));
     this.generation = generation;
-    this.manager = manager;
-    this.files = files;
+    this.loader = loader;
     this.sources = sources;
   }
 
@@ -187,142 +176,122 @@ public final class LoadedModel implements AutoCloseable {
    * @throws UserException when anything is missing, broken or does not fit
    */
   public static LoadedModel load(Spec spec) {
-    var flags = spec.flags();
+    requireRouter(spec);
+    return ModelLoader.load(
+        spec.basePath(), spec.device(), spec.dtype(), loader -> load(spec, loader));
+  }
+
+  private static void requireRouter(Spec spec) {
     Routers.require(spec.router());
-    if (!spec.router().equals(Routers.GATE)) {
-      if (!spec.model().equals("meteora")) {
-        throw new UserException(
-            "--router "
-                + spec.router()
-                + " chooses among adapters: it goes with --model meteora, not with "
-                + spec.model());
-      }
-      if (flags.singleAdapter().isPresent()) {
-        throw new UserException(
-            "--router " + spec.router() + " and MOELINEAR_SINGLE_MOE_LORA: set one of them");
-      }
+    if (spec.router().equals(Routers.GATE)) {
+      return;
     }
-    var config = LlamaConfig.read(spec.basePath());
-    var device = Devices.parse(spec.device());
-    var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
+    if (!spec.model().equals("meteora")) {
+      throw new UserException(
+          "--router "
+              + spec.router()
+              + " chooses among adapters: it goes with --model meteora, not with "
+              + spec.model());
+    }
+    if (spec.flags().singleAdapter().isPresent()) {
+      throw new UserException(
+          "--router " + spec.router() + " and MOELINEAR_SINGLE_MOE_LORA: set one of them");
+    }
+  }
+
+  private static LoadedModel load(Spec spec, ModelLoader loader) {
+    var flags = spec.flags();
+    var config = loader.config();
+    var device = loader.device();
     var settings =
         new RoutingSettings(
             spec.topK().orElse(RoutingSettings.DEFAULT.topK()),
             spec.temperature().orElse(RoutingSettings.DEFAULT.temperature()));
-    var context = ForwardContext.inference(settings, flags);
-    var files = new ArrayList<AutoCloseable>();
-    NDManager manager = null;
-    try {
-      var tokenizer = Tokenizer.load(spec.basePath(), config.vocabSize());
-      files.add(tokenizer);
-      MeteoraCheckpoint checkpoint = null;
-      LoraAdapter adapter = null;
-      var adapters = new ArrayList<LoraAdapter>();
-      if (spec.fromAdapters()) {
-        for (var folder : LoraAdapter.list(adapterDir(spec))) {
-          adapters.add(LoraAdapter.open(folder));
-          files.add(adapters.getLast());
-          MeteoraCheckpoint.describe(adapters.getLast(), config);
-        }
-        TrainableModel.requireNoOwnWeights(spec.basePath(), adapters, config);
-      } else if (spec.model().equals("meteora")) {
-        var path =
-            spec.checkpointPath()
-                .orElseThrow(
-                    () ->
-                        new UserException(
-                            "no MeteoRA checkpoint given: set meteora_ckpt_path"
-                                + " (--meteora-ckpt-path), or choose --model base or an adapter"));
-        checkpoint = MeteoraCheckpoint.open(path, spec.adapterDir(), config);
-        files.add(checkpoint);
-        if (flags.singleAdapter().isPresent()
-            && flags.singleAdapter().getAsInt() >= checkpoint.adapters().size()) {
-          throw new UserException(
-              "MOELINEAR_SINGLE_MOE_LORA="
-                  + flags.singleAdapter().getAsInt()
-                  + ": there are "
-                  + checkpoint.adapters().size()
-                  + " adapters, counted from 0");
-        }
-      } else if (!spec.model().equals("base")) {
-        adapter = LoraAdapter.open(adapterFolder(spec));
-        files.add(adapter);
-        MeteoraCheckpoint.describe(adapter, config); // checks every shape before anything is loaded
-      }
-      boolean baseFromCheckpoint =
-          !SafetensorsFolder.hasWeights(spec.basePath()) && checkpoint != null;
-      var base =
-          baseFromCheckpoint ? checkpoint.weights() : SafetensorsFolder.open(spec.basePath());
-      if (!baseFromCheckpoint) {
-        files.add(base);
-      }
-      if (adapter != null) {
-        adapter = ModelBuilder.withOwnWeights(adapter, base, config);
-      }
-      long bytes = 0;
-      for (var name : base.names()) {
-        bytes += base.info(name).orElseThrow().bytes();
-      }
-      Memory.require(device, Memory.bytes(base, dtype));
-      if (device.isGpu()) {
-        Kernels.prepare(
-            Cuda.device(device.getDeviceId()),
-            dtype,
-            settings.topK(),
-            checkpoint == null ? 0 : checkpoint.adapters().size(),
-            config.numAttentionHeads(),
-            config.numKeyValueHeads(),
-            config.headDim());
-      }
-      manager = Devices.newManager(device);
-      try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
-        var builder =
-            new ModelBuilder(
-                manager,
-                dtype,
-                base,
-                baseFromCheckpoint ? "base_model.model." : "",
-                config.tieWordEmbeddings(),
-                adapter,
-                progress);
-        LlamaFactory.Banks banks;
-        List<String> names;
-        if (checkpoint != null) {
-          var opened = checkpoint;
-          banks = (layer, module) -> placed(builder.bank(opened, config, layer, module), device);
-          names = checkpoint.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
-        } else if (!adapters.isEmpty()) {
-          banks = (layer, module) -> placed(builder.bank(adapters, config, layer, module), device);
-          names = adapters.stream().map(LoraAdapter::name).toList();
-        } else if (adapter != null) {
-          var opened = List.of(adapter);
-          banks = (layer, module) -> placed(builder.bank(opened, config, layer, module), device);
-          names = List.of(adapter.name());
-        } else {
-          banks = (layer, module) -> null;
-          names = List.of();
-        }
-        var llama = builder.build(config, banks, flags, 0);
-        var sources = new ArrayList<Path>();
-        base.files().forEach(file -> sources.add(file.path()));
-        if (checkpoint != null && !baseFromCheckpoint) {
-          checkpoint.weights().files().forEach(file -> sources.add(file.path()));
-        }
-        if (adapter != null) {
-          sources.add(adapter.weights().path());
-        }
-        adapters.forEach(each -> sources.add(each.weights().path()));
-        var generation = GenerationConfig.read(spec.basePath(), config);
-        return new LoadedModel(
-            spec, llama, context, tokenizer, names, generation, manager, files, sources);
-      }
-    } catch (RuntimeException e) {
-      if (manager != null) {
-        manager.close();
-      }
-      closeAll(files);
-      throw e;
+    boolean meteora = spec.model().equals("meteora");
+    boolean plain = !meteora && !spec.model().equals("base");
+    var checkpoint = meteora && !spec.fromAdapters() ? checkpoint(spec, loader) : null;
+    var opened = new ArrayList<LoraAdapter>();
+    var folders =
+        spec.fromAdapters()
+            ? LoraAdapter.list(adapterDir(spec))
+            : plain ? List.of(adapterFolder(spec)) : List.<Path>of();
+    for (var folder : folders) {
+      opened.add(loader.own(LoraAdapter.open(folder)));
+      // checks every shape before anything is loaded
+      MeteoraCheckpoint.describe(opened.getLast(), config);
     }
+    if (spec.fromAdapters()) {
+      TrainableModel.requireNoOwnWeights(spec.basePath(), opened, config);
+    }
+    boolean baseFromCheckpoint =
+        !SafetensorsFolder.hasWeights(spec.basePath()) && checkpoint != null;
+    var files =
+        baseFromCheckpoint
+            ? checkpoint.weights()
+            : loader.own(SafetensorsFolder.open(spec.basePath()));
+    var adapters =
+        plain
+            ? List.of(ModelBuilder.withOwnWeights(opened.getFirst(), files, config))
+            : List.copyOf(opened);
+    var names =
+        checkpoint == null
+            ? adapters.stream().map(LoraAdapter::name).toList()
+            : checkpoint.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
+    var base =
+        new ModelLoader.Base(
+            files,
+            baseFromCheckpoint ? "base_model.model." : "",
+            plain ? adapters.getFirst() : null);
+    ModelLoader.Banks banks =
+        (builder, manager) -> {
+          if (device.isGpu()) { // compiles while weights are read
+            Kernels.prepare(
+                Cuda.device(device.getDeviceId()),
+                loader.dtype(),
+                settings.topK(),
+                checkpoint == null ? 0 : names.size(),
+                config.numAttentionHeads(),
+                config.numKeyValueHeads(),
+                config.headDim());
+          }
+          return (layer, module) ->
+              checkpoint != null
+                  ? placed(builder.bank(checkpoint, config, layer, module), device)
+                  : adapters.isEmpty()
+                      ? null
+                      : placed(builder.bank(adapters, config, layer, module), device);
+        };
+    var llama = loader.build(base, banks, flags, 0);
+    var sources = new ArrayList<Path>();
+    files.files().forEach(file -> sources.add(file.path()));
+    if (checkpoint != null && !baseFromCheckpoint) {
+      checkpoint.weights().files().forEach(file -> sources.add(file.path()));
+    }
+    adapters.forEach(each -> sources.add(each.weights().path()));
+    var generation = GenerationConfig.read(spec.basePath(), config);
+    var context = ForwardContext.inference(settings, flags);
+    return new LoadedModel(spec, llama, context, names, generation, loader, sources);
+  }
+
+  private static MeteoraCheckpoint checkpoint(Spec spec, ModelLoader loader) {
+    var path =
+        spec.checkpointPath()
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "no MeteoRA checkpoint given: set meteora_ckpt_path"
+                            + " (--meteora-ckpt-path), or choose --model base or an adapter"));
+    var checkpoint = loader.own(MeteoraCheckpoint.open(path, spec.adapterDir(), loader.config()));
+    var single = spec.flags().singleAdapter();
+    if (single.isPresent() && single.getAsInt() >= checkpoint.adapters().size()) {
+      throw new UserException(
+          "MOELINEAR_SINGLE_MOE_LORA="
+              + single.getAsInt()
+              + ": there are "
+              + checkpoint.adapters().size()
+              + " adapters, counted from 0");
+    }
+    return checkpoint;
   }
 
   private static AdapterBank placed(AdapterBank bank, Device device) {
@@ -383,7 +352,7 @@ public final class LoadedModel implements AutoCloseable {
   }
 
   public Tokenizer tokenizer() {
-    return tokenizer;
+    return loader.tokenizer();
   }
 
   /** The adapters in the order of their indices; one for a plain PEFT model, none for the base. */
@@ -408,8 +377,8 @@ public final class LoadedModel implements AutoCloseable {
    * @param config such as {@code generationConfig().withGreedy().withMaxNewTokens(100)}
    */
   public String answer(String prompt, GenerationConfig config) {
-    var ids = tokenizer.encode(prompt, true);
-    return tokenizer.decode(generator.generate(List.of(ids), config).getFirst(), true);
+    var ids = tokenizer().encode(prompt, true);
+    return tokenizer().decode(generator.generate(List.of(ids), config).getFirst(), true);
   }
 
   public Spec spec() {
@@ -443,57 +412,10 @@ public final class LoadedModel implements AutoCloseable {
     return result;
   }
 
-  private static void closeAll(List<AutoCloseable> files) {
-    for (var file : files.reversed()) {
-      try {
-        file.close();
-      } catch (Exception e) {
-        throw new IllegalStateException(e);
-      }
-    }
-  }
-
   @Override
   public void close() {
-    decoding.close();
-    manager.close();
-    closeAll(files);
-  }
-
-  /** Whether a model fits. */
-  static final class Memory {
-    private Memory() {}
-
-    /** What all tensors of these files take in a dtype. */
-    static long bytes(SafetensorsFolder files, Dtype dtype) {
-      long bytes = 0;
-      for (var name : files.names()) {
-        var info = files.info(name).orElseThrow();
-        bytes += info.bytes() / info.dtype().bytes() * dtype.bytes();
-      }
-      return bytes;
-    }
-
-    /**
-     * Says before anything is loaded that a model does not fit.
-     *
-     * @throws UserException when the GPU has less memory free than that, naming both
-     */
-    static void require(Device device, long bytes) {
-      if (device.isGpu()) {
-        var cuda = Cuda.device(device.getDeviceId());
-        cuda.makeCurrent();
-        require(device.getDeviceId(), bytes, cuda.memory().free());
-      }
-    }
-
-    static void require(int gpu, long bytes, long free) {
-      if (bytes > free) {
-        throw new UserException(
-            "GPU %d has too little memory for this model: %,d MiB are needed for its weights, %,d"
-                    .formatted(gpu, (bytes >> 20) + 1, free >> 20)
-                + " MiB are free");
-      }
+    try (loader) {
+      decoding.close();
     }
   }
 }

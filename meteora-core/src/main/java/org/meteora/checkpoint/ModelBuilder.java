@@ -261,21 +261,10 @@ final class ModelBuilder implements LlamaFactory.Weights {
   }
 
   /**
-   * The bank of a projection from adapters' folders, without a gate; null when none of them acts
-   * there.
+   * The bank of a projection from adapters' folders, without a gate; its ranks are 0 when none of
+   * them acts there.
    */
   AdapterBank bank(List<LoraAdapter> adapters, Architecture config, int layer, Projection module) {
-    return stack(manager, dtype, adapters, config, layer, module);
-  }
-
-  /** Stacks adapters' A and B of one projection, gate left out. */
-  static AdapterBank stack(
-      NDManager manager,
-      Dtype dtype,
-      List<LoraAdapter> adapters,
-      Architecture config,
-      int layer,
-      Projection module) {
     var path = module.path(layer);
     var shape = config.shape(module);
     var ranks = new int[adapters.size()];

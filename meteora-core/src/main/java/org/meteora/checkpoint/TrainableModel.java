@@ -11,16 +11,14 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Random;
+import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.generate.Tokenizer;
-import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.lora.LoraConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
-import org.meteora.model.LlamaFactory;
-import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
@@ -38,10 +36,8 @@ public final class TrainableModel implements AutoCloseable {
   private final Llama llama;
   private final ForwardContext context;
   private final Flags flags;
-  private final Tokenizer tokenizer;
   private final List<MeteoraCheckpoint.Adapter> adapters;
-  private final NDManager manager;
-  private final List<AutoCloseable> files;
+  private final ModelLoader loader;
 
   /**
    * What every model in training needs.
@@ -69,22 +65,13 @@ public final class TrainableModel implements AutoCloseable {
       Llama llama,
       ForwardContext context,
       Flags flags,
-      Tokenizer tokenizer,
       List<MeteoraCheckpoint.Adapter> adapters,
-      NDManager manager,
-      List<AutoCloseable> files) {
+      ModelLoader loader) {
     this.llama = llama;
     this.context = context;
     this.flags = flags;
-    this.tokenizer = tokenizer;
     this.adapters = adapters;
-    this.manager = manager;
-    this.files = files;
-  }
-
-  private interface Banks {
-    LlamaFactory.Banks of(
-        ModelBuilder builder, Architecture config, NDManager manager, Dtype dtype);
+    this.loader = loader;
   }
 
   /**
@@ -94,36 +81,44 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
   public static TrainableModel meteora(Spec spec, List<Path> adapterFolders) {
-    var opened = new ArrayList<LoraAdapter>();
-    try {
-      var config = LlamaConfig.read(spec.basePath());
-      adapterFolders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
-      var adapters =
-          opened.stream().map(adapter -> MeteoraCheckpoint.describe(adapter, config)).toList();
-      requireNoOwnWeights(spec.basePath(), opened, config);
-      return build(
-          spec,
-          config,
-          adapters,
-          (builder, c, manager, dtype) ->
-              (layer, module) -> {
-                var bank = ModelBuilder.stack(manager, dtype, opened, c, layer, module);
-                long in = c.shape(module)[1];
-                double bound = 1 / Math.sqrt(in);
-                var gate =
-                    uniform(
-                        manager,
-                        dtype,
-                        bound,
-                        seed(spec, layer, module.ordinal(), 0),
-                        adapters.size(),
-                        in);
-                return new AdapterBank(
-                    gate, bank.loraA(), bank.loraB(), bank.ranks(), bank.scales());
-              });
-    } finally {
-      opened.forEach(LoraAdapter::close);
-    }
+    return load(
+        spec,
+        loader -> {
+          var opened = new ArrayList<LoraAdapter>();
+          try {
+            adapterFolders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
+            return meteora(spec, loader, opened);
+          } finally {
+            opened.forEach(LoraAdapter::close);
+          }
+        });
+  }
+
+  private static TrainableModel meteora(Spec spec, ModelLoader loader, List<LoraAdapter> opened) {
+    var config = loader.config();
+    var dtype = loader.dtype();
+    var adapters =
+        opened.stream().map(adapter -> MeteoraCheckpoint.describe(adapter, config)).toList();
+    requireNoOwnWeights(spec.basePath(), opened, config);
+    return build(
+        spec,
+        loader,
+        adapters,
+        (builder, manager) ->
+            (layer, module) -> {
+              var bank = builder.bank(opened, config, layer, module);
+              long in = config.shape(module)[1];
+              double bound = 1 / Math.sqrt(in);
+              var gate =
+                  uniform(
+                      manager,
+                      dtype,
+                      bound,
+                      seed(spec, layer, module.ordinal(), 0),
+                      adapters.size(),
+                      in);
+              return new AdapterBank(gate, bank.loraA(), bank.loraB(), bank.ranks(), bank.scales());
+            });
   }
 
   /** One base serves all adapters: none of them may have an embedding, head or norm of its own. */
@@ -154,23 +149,27 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
   public static TrainableModel meteora(Spec spec, Path checkpointPath, Optional<Path> adapterDir) {
-    var config = LlamaConfig.read(spec.basePath());
-    try (var checkpoint = MeteoraCheckpoint.open(checkpointPath, adapterDir, config)) {
-      return build(
-          spec,
-          config,
-          checkpoint.adapters(),
-          (builder, c, manager, dtype) ->
-              (layer, module) -> {
-                var bank = builder.bank(checkpoint, c, layer, module);
-                return new AdapterBank(
-                    writable(manager, bank.gate()),
-                    writable(manager, bank.loraA()),
-                    writable(manager, bank.loraB()),
-                    bank.ranks(),
-                    bank.scales());
-              });
-    }
+    return load(
+        spec,
+        loader -> {
+          var config = loader.config();
+          try (var checkpoint = MeteoraCheckpoint.open(checkpointPath, adapterDir, config)) {
+            return build(
+                spec,
+                loader,
+                checkpoint.adapters(),
+                (builder, manager) ->
+                    (layer, module) -> {
+                      var bank = builder.bank(checkpoint, config, layer, module);
+                      return new AdapterBank(
+                          writable(manager, bank.gate()),
+                          writable(manager, bank.loraA()),
+                          writable(manager, bank.loraB()),
+                          bank.ranks(),
+                          bank.scales());
+                    });
+          }
+        });
   }
 
   /**
@@ -180,7 +179,12 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when the base model is missing or broken
    */
   public static TrainableModel lora(Spec spec, List<String> names, LoraConfig lora) {
-    var config = LlamaConfig.read(spec.basePath());
+    return load(spec, loader -> lora(spec, loader, names, lora));
+  }
+
+  private static TrainableModel lora(
+      Spec spec, ModelLoader loader, List<String> names, LoraConfig lora) {
+    var config = loader.config();
     for (int layer : lora.layersToTransform()) {
       if (layer < 0 || layer >= config.numHiddenLayers()) {
         throw new UserException(
@@ -203,16 +207,16 @@ public final class TrainableModel implements AutoCloseable {
     }
     return build(
         spec,
-        config,
+        loader,
         names.stream().map(name -> new MeteoraCheckpoint.Adapter(name, ranks, scales)).toList(),
-        (builder, c, manager, dtype) ->
+        (builder, manager) ->
             (layer, module) -> {
               var path = module.path(layer);
               int rank = ranks.get(path);
               if (rank == 0) {
                 return null;
               }
-              var shape = c.shape(module);
+              var shape = config.shape(module);
               double bound = 1 / Math.sqrt(shape[1]);
               int n = names.size();
               var all = new int[n];
@@ -222,7 +226,7 @@ public final class TrainableModel implements AutoCloseable {
               var first =
                   uniform(
                       manager,
-                      dtype,
+                      loader.dtype(),
                       bound,
                       seed(spec, layer, module.ordinal(), 1),
                       rank,
@@ -230,46 +234,26 @@ public final class TrainableModel implements AutoCloseable {
               return new AdapterBank(
                   null,
                   n == 1 ? first : repeated(first, n),
-                  Ops.zeros(manager, dtype, shape[0], (long) n * rank),
+                  Ops.zeros(manager, loader.dtype(), shape[0], (long) n * rank),
                   all,
                   factors);
             });
   }
 
   private static TrainableModel build(
-      Spec spec, Architecture config, List<MeteoraCheckpoint.Adapter> adapters, Banks banks) {
-    var files = new ArrayList<AutoCloseable>();
-    NDManager manager = null;
-    try {
-      var device = Devices.parse(spec.device().orElse("auto"));
-      var dtype = spec.dtype().map(Dtype::ofOption).orElse(device.isGpu() ? Dtype.BF16 : Dtype.F32);
-      var context = ForwardContext.training(new RoutingSettings(spec.topK(), 1), spec.flags());
-      var tokenizer = Tokenizer.load(spec.basePath(), config.vocabSize());
-      files.add(tokenizer);
-      var base = SafetensorsFolder.open(spec.basePath());
-      files.add(base);
-      long bytes = 0;
-      for (var name : base.names()) {
-        bytes += base.info(name).orElseThrow().bytes();
-      }
-      LoadedModel.Memory.require(device, LoadedModel.Memory.bytes(base, dtype));
-      manager = Devices.newManager(device);
-      try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
-        var builder =
-            new ModelBuilder(manager, dtype, base, "", config.tieWordEmbeddings(), null, progress);
-        var llama =
-            builder.build(
-                config, banks.of(builder, config, manager, dtype), spec.flags(), spec.dropout());
-        return new TrainableModel(
-            llama, context, spec.flags(), tokenizer, adapters, manager, files);
-      }
-    } catch (RuntimeException e) {
-      if (manager != null) {
-        manager.close();
-      }
-      closeAll(files);
-      throw e;
-    }
+      Spec spec,
+      ModelLoader loader,
+      List<MeteoraCheckpoint.Adapter> adapters,
+      ModelLoader.Banks banks) {
+    var context = ForwardContext.training(new RoutingSettings(spec.topK(), 1), spec.flags());
+    var base = loader.own(SafetensorsFolder.open(spec.basePath()));
+    var llama =
+        loader.build(new ModelLoader.Base(base, "", null), banks, spec.flags(), spec.dropout());
+    return new TrainableModel(llama, context, spec.flags(), adapters, loader);
+  }
+
+  private static TrainableModel load(Spec spec, Function<ModelLoader, TrainableModel> steps) {
+    return ModelLoader.load(spec.basePath(), spec.device().orElse("auto"), spec.dtype(), steps);
   }
 
   /** {@code (rows, columns)} as {@code (n · rows, columns)}, in its place. */
@@ -327,7 +311,7 @@ public final class TrainableModel implements AutoCloseable {
   }
 
   public Tokenizer tokenizer() {
-    return tokenizer;
+    return loader.tokenizer();
   }
 
   /** The adapters in the order of their indices, with their ranks and scales. */
@@ -365,19 +349,8 @@ public final class TrainableModel implements AutoCloseable {
     return result;
   }
 
-  private static void closeAll(List<AutoCloseable> files) {
-    for (var file : files.reversed()) {
-      try {
-        file.close();
-      } catch (Exception e) {
-        throw new IllegalStateException(e);
-      }
-    }
-  }
-
   @Override
   public void close() {
-    manager.close();
-    closeAll(files);
+    loader.close();
   }
 }

@@ -1,0 +1,176 @@
+package org.meteora.checkpoint;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
+import java.nio.file.Path;
+import java.util.ArrayDeque;
+import java.util.Deque;
+import java.util.Optional;
+import java.util.function.Function;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.generate.Tokenizer;
+import org.meteora.io.Progress;
+import org.meteora.lora.LoraAdapter;
+import org.meteora.model.Architecture;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.Flags;
+import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
+
+/**
+ * Loads models, for inference and for training: it opens their files, makes their memory and owns
+ * both. A model keeps its loader and closes it; where loading fails, {@link #load} closes it.
+ */
+final class ModelLoader implements AutoCloseable {
+  private final Deque<AutoCloseable> owned = new ArrayDeque<>();
+  private final Architecture config;
+  private final Device device;
+  private final Dtype dtype;
+  private final Tokenizer tokenizer;
+
+  /**
+   * Where a model's own weights come from.
+   *
+   * @param files all of them
+   * @param prefix of every key: empty, or {@code base_model.model.} for a full MeteoRA checkpoint
+   * @param adapter whose own embedding, head and norms take the place of the base's; null for none
+   */
+  record Base(SafetensorsFolder files, String prefix, LoraAdapter adapter) {}
+
+  /** The adapters of each projection, from what builds the model. */
+  interface Banks {
+    LlamaFactory.Banks of(ModelBuilder builder, NDManager manager);
+  }
+
+  private ModelLoader(Path basePath, String device, Optional<String> dtype) {
+    config = LlamaConfig.read(basePath);
+    this.device = Devices.parse(device);
+    this.dtype = dtype.map(Dtype::ofOption).orElse(this.device.isGpu() ? Dtype.BF16 : Dtype.F32);
+    tokenizer = own(Tokenizer.load(basePath, config.vocabSize()));
+  }
+
+  /**
+   * Loads a model.
+   *
+   * @param device {@code cpu} or {@code cuda[:i]}
+   * @param dtype by default f32 on the CPU, bf16 on a GPU
+   * @param steps what is to be done with the loader, which belongs to their result
+   * @throws UserException when the folder lacks {@code config.json} or the tokenizer
+   */
+  static <T> T load(
+      Path basePath, String device, Optional<String> dtype, Function<ModelLoader, T> steps) {
+    return closedOnFailure(new ModelLoader(basePath, device, dtype), steps);
+  }
+
+  /** The result of these steps; closes what they were given if they fail. */
+  static <C extends AutoCloseable, T> T closedOnFailure(C resource, Function<C, T> steps) {
+    try {
+      return steps.apply(resource);
+    } catch (Throwable e) {
+      try {
+        resource.close();
+      } catch (Exception other) {
+        e.addSuppressed(other);
+      }
+      throw e;
+    }
+  }
+
+  /** Closes this together with the model. */
+  <C extends AutoCloseable> C own(C resource) {
+    owned.push(resource);
+    return resource;
+  }
+
+  /**
+   * Builds the model, in memory that this owns.
+   *
+   * @param dropout on the adapters' input in training
+   * @throws UserException when something is missing or broken or does not fit
+   */
+  Llama build(Base base, Banks banks, Flags flags, double dropout) {
+    requireMemory(base.files());
+    var manager = own(Devices.newManager(device));
+    long bytes = 0;
+    for (var name : base.files().names()) {
+      bytes += base.files().info(name).orElseThrow().bytes();
+    }
+    try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
+      var builder =
+          new ModelBuilder(
+              manager,
+              dtype,
+              base.files(),
+              base.prefix(),
+              config.tieWordEmbeddings(),
+              base.adapter(),
+              progress);
+      return builder.build(config, banks.of(builder, manager), flags, dropout);
+    }
+  }
+
+  /**
+   * Says before anything is loaded that a model does not fit.
+   *
+   * @throws UserException when the GPU has less memory free than the weights take, naming both
+   */
+  private void requireMemory(SafetensorsFolder files) {
+    if (!device.isGpu()) {
+      return;
+    }
+    long bytes = 0;
+    for (var name : files.names()) {
+      var info = files.info(name).orElseThrow();
+      bytes += info.bytes() / info.dtype().bytes() * dtype.bytes();
+    }
+    var cuda = Cuda.device(device.getDeviceId());
+    cuda.makeCurrent();
+    long free = cuda.memory().free();
+    if (bytes > free) {
+      throw new UserException(
+          "GPU %d has too little memory for this model: %,d MiB are needed for its weights, %,d"
+                  .formatted(device.getDeviceId(), (bytes >> 20) + 1, free >> 20)
+              + " MiB are free");
+    }
+  }
+
+  Architecture config() {
+    return config;
+  }
+
+  Device device() {
+    return device;
+  }
+
+  Dtype dtype() {
+    return dtype;
+  }
+
+  Tokenizer tokenizer() {
+    return tokenizer;
+  }
+
+  /** Closes everything, the last opened first, whatever fails. */
+  @Override
+  public void close() {
+    RuntimeException failure = null;
+    while (!owned.isEmpty()) {
+      try {
+        owned.pop().close();
+      } catch (Exception e) {
+        if (failure == null) {
+          failure = new IllegalStateException(e);
+        } else {
+          failure.addSuppressed(e);
+        }
+      }
+    }
+    if (failure != null) {
+      throw failure;
+    }
+  }
+}
