@@ -1,7 +1,6 @@
 package org.meteora.tensor;
 
 import java.util.Arrays;
-import java.util.stream.Collectors;
 import org.meteora.UserException;
 
 /** Element types: their names here, in safetensors, and libtorch's number for them. */
@@ -64,10 +63,5 @@ public enum Dtype {
         .findFirst()
         .orElseThrow(
             () -> new IllegalStateException("libtorch dtype " + scalarType + " is not used here"));
-  }
-
-  /** All names in safetensors headers that are read. */
-  public static String safetensorsNames() {
-    return Arrays.stream(values()).map(Dtype::safetensorsName).collect(Collectors.joining(", "));
   }
 }

@@ -83,17 +83,6 @@ public final class Ops {
     StableAbi.copy(target, source);
   }
 
-  /** {@code x} moved to a device, in the given manager; always a copy. */
-  public static NDArray toDevice(NDManager manager, NDArray x, Device device) {
-    var result = StableAbi.empty(manager, x.getShape().getShape(), dtype(x));
-    if (!result.getDevice().equals(device)) {
-      throw new IllegalArgumentException(
-          "the manager is on " + result.getDevice() + ", not on " + device);
-    }
-    copy(result, x);
-    return result;
-  }
-
   /**
    * Makes {@code x} a second handle on the memory of {@code source}, of the same shape, dtype and
    * device; its own is let go, and what it held is not copied. Not to be recorded.

@@ -189,10 +189,6 @@ final class StableAbi {
     };
   }
 
-  static long numel(NDArray array) {
-    return query(GET_NUMEL, handleOf(array), "get_numel");
-  }
-
   static boolean isRowMajor(long tensor) {
     var sizes = sizes(tensor);
     var strides = strides(tensor);
@@ -485,14 +481,6 @@ final class StableAbi {
 
     Call optionalTensor(NDArray array) {
       return array == null ? none() : filled(newHandle(handleOf(array)));
-    }
-
-    Call optionalReal(double value) {
-      return filled(Double.doubleToRawLongBits(value));
-    }
-
-    Call optionalBool(boolean value) {
-      return filled(value ? 1 : 0);
     }
 
     Call optionalInteger(long value) {

@@ -198,10 +198,6 @@ public final class Cuda {
     }
   }
 
-  public void onDevice(long to, long from, long bytes, Stream stream) {
-    CudaDriver.call("copying on the GPU", CudaDriver.ON_DEVICE, to, from, bytes, stream.handle());
-  }
-
   /** A new device array with these values; waits for the copy. */
   public DeviceMemory upload(int[] values, Stream stream) {
     try (var arena = Arena.ofConfined()) {

@@ -41,7 +41,6 @@ final class CudaDriver {
   static final MethodHandle FREE = bind("cuMemFree_v2", "P");
   static final MethodHandle TO_DEVICE = bind("cuMemcpyHtoDAsync_v2", "PPPP");
   static final MethodHandle TO_HOST = bind("cuMemcpyDtoHAsync_v2", "PPPP");
-  static final MethodHandle ON_DEVICE = bind("cuMemcpyDtoDAsync_v2", "PPPP");
   static final MethodHandle FILL = bind("cuMemsetD8Async", "PBPP");
   static final MethodHandle STREAM_CREATE = bind("cuStreamCreate", "PI");
   static final MethodHandle STREAM_DESTROY = bind("cuStreamDestroy_v2", "P");

@@ -40,10 +40,6 @@ public final class Batches {
     return (samples.size() + batchSize - 1L) / batchSize;
   }
 
-  public int sampleCount() {
-    return samples.size();
-  }
-
   /** The batch at a position of the endless stream. */
   public Batch get(long position) {
     long wanted = position / perEpoch();
