@@ -215,6 +215,8 @@ public final class Fuzz {
       for (long i = from; i < to; i++) {
         at.seek(0);
         at.write("%019d\n%019d\n".formatted(read, i).getBytes(StandardCharsets.US_ASCII));
+        // a new file each time: the one before may still be mapped
+        Files.deleteIfExists(kind.file(inputs));
         Files.write(kind.file(inputs), input(kind, seeds, seed, i));
         try {
           kind.read(root, inputs, state);
