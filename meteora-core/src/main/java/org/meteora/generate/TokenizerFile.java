@@ -31,6 +31,9 @@ final class TokenizerFile {
       throw new UserException(file + ": not a tokenizer: there is no \"model\"");
     }
     requireSane(file, json, "", 0);
+    for (var part : List.of("normalizer", "pre_tokenizer", "post_processor", "decoder")) {
+      requirePart(file, json.path(part), part);
+    }
     var pieces = new HashMap<Integer, String>();
     var vocab = json.path("model").path("vocab");
     if (vocab.isArray()) {
@@ -94,6 +97,27 @@ final class TokenizerFile {
               });
     } else if (node.isArray()) {
       node.forEach(each -> requireSane(file, each, path, depth + 1));
+    }
+  }
+
+  /** A part is an object that says its type; the library takes a list for an object's values. */
+  private static void requirePart(Path file, JsonNode part, String path) {
+    if (part.isMissingNode() || part.isNull()) {
+      return;
+    }
+    if (!part.path("type").isTextual()) {
+      throw new UserException(file + ": " + path + " is not an object with a type");
+    }
+    if (part.has("pattern") && !part.path("pattern").isObject()) {
+      throw new UserException(file + ": " + path + " has a pattern that is not an object");
+    }
+    for (var list : List.of("normalizers", "pretokenizers", "processors", "decoders")) {
+      for (var each : part.path(list)) {
+        if (each.isNull()) {
+          throw new UserException(file + ": " + path + "." + list + " has a part that is null");
+        }
+        requirePart(file, each, path + "." + list);
+      }
     }
   }
 

@@ -60,6 +60,8 @@ class TokenizerTest {
         "normalizer|{\"normalizers\": [{\"type\": \"Replace\", \"pattern\": {\"String\": \"\"},"
             + " \"content\": \"x\"}]}",
         "normalizer|{\"type\": \"Replace\", \"pattern\": {\"Regex\": \"a*\"}, \"content\": \"x\"}",
+        "normalizer|[[[\"\"]]]",
+        "normalizer|{\"type\": \"Sequence\", \"normalizers\": [[\"\"]]}",
         "model|7",
         "model|null",
         "added_tokens|[{\"id\": -1, \"content\": \"x\"}]",
