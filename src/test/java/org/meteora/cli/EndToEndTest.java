@@ -373,7 +373,7 @@ class EndToEndTest {
         "reverse_word",
         "another base model");
     Files.writeString(config, text.replaceAll("\"vocab_size\" : 258", "\"vocab_size\" : 200"));
-    refused(run("eval", "--task", "composite_4"), "tokenizer", "258", "200");
+    refused(run("eval", "--task", "composite_4"), "embed_tokens", "258", "200");
     Files.writeString(
         config,
         text.replaceAll("\"max_position_embeddings\" : 2048", "\"max_position_embeddings\" : 4"));

@@ -102,8 +102,9 @@ class ControlTest {
           assertThat(new DataInputStream(stranger.getInputStream()).readInt()).isZero();
         }
         // the store's port takes connections and never answers
-        try (var second = Control.connect(launch(1, 2, port, "mine"), lost -> {});
-            var joined = first.get(30, TimeUnit.SECONDS)) {
+        var second = Control.connect(launch(1, 2, port, "mine"), lost -> {});
+        try (var joined = first.get(30, TimeUnit.SECONDS);
+            second) { // leaves before the first, which waits for it
           second.gather(bytes("here"));
           assertThat(joined.gather(bytes("first")).get(1)).isEqualTo(bytes("here"));
         }
