@@ -76,6 +76,7 @@ public final class GatedLinear extends AbstractBlock {
    * @param provider of implementations, such as {@code Backends.of(manager, dtype)}
    * @param layer decoder layer, told to the routing listener
    * @param projection told to the routing listener
+   * @throws IllegalArgumentException when the gate or A is of another dtype than W; B is converted
    */
   public GatedLinear(
       NDArray weight,
@@ -98,9 +99,19 @@ public final class GatedLinear extends AbstractBlock {
     register("weight", weight);
     register("bias", bias);
     if (bank != null) {
+      requireDtype("gate", bank.gate());
+      requireDtype("A", bank.loraA());
       register("moe_gate", bank.gate());
       register("lora_A", bank.loraA());
       register("lora_B", bank.loraB());
+    }
+  }
+
+  private void requireDtype(String name, NDArray array) {
+    if (array != null && Ops.dtype(array) != Ops.dtype(weight)) {
+      throw new IllegalArgumentException(
+          "%s is %s and the weight %s: both must be of one dtype"
+              .formatted(name, Ops.dtype(array).label(), Ops.dtype(weight).label()));
     }
   }
 
