@@ -6,6 +6,7 @@ import static com.tngtech.archunit.library.dependencies.SlicesRuleDefinition.sli
 import static org.assertj.core.api.Assertions.assertThat;
 
 import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
 import com.tngtech.archunit.core.domain.JavaClasses;
 import com.tngtech.archunit.core.importer.ClassFileImporter;
 import com.tngtech.archunit.core.importer.ImportOption;
@@ -32,6 +33,21 @@ class ArchitectureTest {
   @Test
   void noPackageDependsOnItselfByWayOfOthers() {
     slices().matching("org.meteora.(**)").should().beFreeOfCycles().check(classes);
+  }
+
+  /** DJL's natives are replaced where its engine is first asked for, in {@code Devices}. */
+  @Test
+  void theEngineIsReachedByWayOfDevices() {
+    noClasses()
+        .that()
+        .doNotHaveFullyQualifiedName("org.meteora.tensor.Devices")
+        .should()
+        .callMethod(NDManager.class, "newBaseManager", Device.class, String.class)
+        .orShould()
+        .callMethod(NDManager.class, "newBaseManager", Device.class)
+        .orShould()
+        .callMethod(NDManager.class, "newBaseManager")
+        .check(classes);
   }
 
   @Test
