@@ -66,7 +66,8 @@ public final class HubCache {
             + name
             + ", and the Hub's cache "
             + cache
-            + " holds no model of that name; fetch it with: meteora download "
+            + " holds no model of that name; if it is a model of the Hub, fetch it with: meteora"
+            + " download "
             + name
             + " --to models/"
             + name.substring(name.indexOf('/') + 1));

@@ -174,7 +174,7 @@ public final class Comparer {
               .formatted(evaluation, String.join(", ", sizes), withoutSkipped));
     } else if (withoutSkipped < common) {
       warnings.add(
-          "%s: %d samples left out that one of the runs skipped (prompt too long)"
+          "%s: %d samples left out that one of the runs skipped"
               .formatted(evaluation, common - withoutSkipped));
     }
   }

@@ -16,7 +16,7 @@ public final class ScoreTable {
     var text = new StringBuilder();
     text.append(title).append(": ").append(scores.samples()).append(" samples");
     if (scores.skipped() > 0) {
-      text.append(", ").append(scores.skipped()).append(" skipped (prompt too long)");
+      text.append(", ").append(scores.skipped()).append(" skipped");
     }
     text.append('\n');
     lines(text, "  ", scores.metrics());
