@@ -4,8 +4,8 @@ import java.util.ArrayList;
 import java.util.List;
 
 /** Text rules of the original's language, so that scores agree to the last digit. */
-public final class Texts {
-  private Texts() {}
+public final class PythonText {
+  private PythonText() {}
 
   /** White space as the original sees it: Java's, and no-break spaces and U+0085. */
   public static boolean isSpace(int c) {
@@ -39,17 +39,5 @@ public final class Texts {
       }
     }
     return words;
-  }
-
-  /** The text with U+FFFD in place of each half of a surrogate pair that lacks the other. */
-  public static String wellFormed(String text) {
-    if (text.chars().noneMatch(c -> Character.isSurrogate((char) c))) {
-      return text;
-    }
-    var result = new StringBuilder(text.length());
-    text.codePoints()
-        .map(c -> c >= Character.MIN_SURROGATE && c <= Character.MAX_SURROGATE ? 0xfffd : c)
-        .forEach(result::appendCodePoint);
-    return result.toString();
   }
 }

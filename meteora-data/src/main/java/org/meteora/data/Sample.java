@@ -6,6 +6,7 @@ import java.util.List;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.io.Texts;
 
 /** One example of a task: a prompt {@code [INST] … [/INST]\n} and its bare answer. */
 public record Sample(String prompt, String response) {

@@ -23,7 +23,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.BiConsumer;
 import org.meteora.UserException;
-import org.meteora.data.Texts;
+import org.meteora.data.PythonText;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Digests;
 import org.meteora.io.Jsonl;
@@ -357,14 +357,14 @@ final class TaskJson {
       text.append(prefix("example_output_prefix", "\nA: "));
       var record = JSON.createObjectNode();
       record.put("idx", index);
-      record.put("inputs", Texts.strip(text.toString()));
+      record.put("inputs", PythonText.strip(text.toString()));
       var targets = record.putArray("targets");
-      targets(example, where).forEach(target -> targets.add(Texts.strip(target)));
+      targets(example, where).forEach(target -> targets.add(PythonText.strip(target)));
       var texts = record.putArray("multiple_choice_targets");
       var scores = record.putArray("multiple_choice_scores");
       if (choices != null) {
         for (var choice : choices.properties()) {
-          texts.add(Texts.strip(choice.getKey()));
+          texts.add(PythonText.strip(choice.getKey()));
           scores.add((int) score(choice, where));
         }
       }

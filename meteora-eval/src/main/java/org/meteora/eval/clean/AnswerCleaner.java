@@ -1,7 +1,7 @@
 package org.meteora.eval.clean;
 
 import java.util.Locale;
-import org.meteora.data.Texts;
+import org.meteora.data.PythonText;
 import org.meteora.data.tasks.Tasks;
 
 /**
@@ -31,9 +31,10 @@ public final class AnswerCleaner {
     boolean lost = !decoded.contains(prompt);
     String text;
     if (!lost) {
-      var bare = Texts.strip(prompt);
-      var rest = Texts.strip(decoded);
-      text = Texts.strip(bare.isEmpty() ? rest : rest.replace(bare, "")).toLowerCase(Locale.ROOT);
+      var bare = PythonText.strip(prompt);
+      var rest = PythonText.strip(decoded);
+      text =
+          PythonText.strip(bare.isEmpty() ? rest : rest.replace(bare, "")).toLowerCase(Locale.ROOT);
     } else {
       int end = decoded.lastIndexOf(END_OF_PROMPT);
       text =

@@ -6,7 +6,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.regex.Pattern;
-import org.meteora.data.Texts;
+import org.meteora.data.PythonText;
 import org.meteora.eval.statistics.Figure;
 
 /**
@@ -144,6 +144,6 @@ public final class Bleu implements Metric {
     line = POINT_AFTER_OTHER.matcher(line).replaceAll("$1 $2 ");
     line = POINT_BEFORE_OTHER.matcher(line).replaceAll(" $1 $2");
     line = HYPHEN_AFTER_DIGIT.matcher(line).replaceAll("$1 $2 ");
-    return Texts.words(line);
+    return PythonText.words(line);
   }
 }

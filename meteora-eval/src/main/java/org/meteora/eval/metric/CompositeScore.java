@@ -5,7 +5,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
-import org.meteora.data.Texts;
+import org.meteora.data.PythonText;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.eval.statistics.Figure;
 
@@ -113,6 +113,6 @@ public final class CompositeScore {
       return "";
     }
     int end = text.indexOf('\n', at);
-    return Texts.strip(text.substring(at + mark.length(), end < 0 ? text.length() : end));
+    return PythonText.strip(text.substring(at + mark.length(), end < 0 ? text.length() : end));
   }
 }

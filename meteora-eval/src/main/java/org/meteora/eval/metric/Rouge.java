@@ -7,7 +7,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import org.meteora.data.Texts;
+import org.meteora.data.PythonText;
 import org.meteora.eval.statistics.Figure;
 
 /**
@@ -78,7 +78,7 @@ public final class Rouge implements Metric {
     var result = new ArrayList<List<String>>();
     for (var piece : text.split("\\.", -1)) {
       if (!piece.isEmpty()) {
-        var words = Texts.words(piece);
+        var words = PythonText.words(piece);
         result.add(words.isEmpty() ? List.of("") : words);
       }
     }

@@ -2,7 +2,7 @@ package org.meteora.eval.metric;
 
 import com.fasterxml.jackson.annotation.JsonProperty;
 import java.util.List;
-import org.meteora.data.Texts;
+import org.meteora.data.PythonText;
 
 /**
  * Signs that a score may not mean what it seems to.
@@ -20,7 +20,8 @@ public record Warnings(
     int tooLong = 0;
     for (int i = 0; i < answers.size(); i++) {
       empty += answers.get(i).isEmpty() ? 1 : 0;
-      boolean longer = Texts.words(answers.get(i)).size() > 2 * Texts.words(truths.get(i)).size();
+      boolean longer =
+          PythonText.words(answers.get(i)).size() > 2 * PythonText.words(truths.get(i)).size();
       tooLong += longer ? 1 : 0;
     }
     return new Warnings(empty, tooLong, promptsLost);
