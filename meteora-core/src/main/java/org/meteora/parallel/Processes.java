@@ -120,16 +120,16 @@ public final class Processes {
 
   private static Control meet(Launch launch, Consumer<Control.Lost> onLost) {
     if (launch.rank() > 0) {
-      return Control.connect(launch, onLost);
+      return Rendezvous.connect(launch, onLost);
     }
-    try (var meeting = Control.listen(launch.port())) {
+    try (var meeting = Rendezvous.listen(launch.port())) {
       return meeting.await(launch, onLost);
     }
   }
 
   private static Control meet(Launch launch, Mpi mpi, Consumer<Control.Lost> onLost) {
     if (launch.rank() == 0) {
-      try (var meeting = Control.listen(0)) {
+      try (var meeting = Rendezvous.listen(0)) {
         var token = new byte[8];
         new SecureRandom().nextBytes(token);
         var job = HexFormat.of().formatHex(token);
@@ -138,7 +138,7 @@ public final class Processes {
       }
     }
     var parts = mpi.broadcast("").split(" ");
-    return Control.connect(
+    return Rendezvous.connect(
         named(launch, parts[0]),
         Arrays.asList(parts).subList(2, parts.length),
         Integer.parseInt(parts[1]),

@@ -33,7 +33,7 @@ class ControlTest {
 
   private static <T> List<T> together(int size, Work<T> work) throws Exception {
     try (var threads = Executors.newCachedThreadPool();
-        var meeting = Control.listen(0)) {
+        var meeting = Rendezvous.listen(0)) {
       var results = new ArrayList<Future<T>>();
       for (int i = 0; i < size; i++) {
         int rank = i;
@@ -43,7 +43,7 @@ class ControlTest {
               try (var control =
                   rank == 0
                       ? meeting.await(launch, lost -> {})
-                      : Control.connect(launch, lost -> {})) {
+                      : Rendezvous.connect(launch, lost -> {})) {
                 return work.run(control);
               }
             };
@@ -92,9 +92,9 @@ class ControlTest {
   /** The second takes the next port, as beside torchrun's store; strangers are sent away. */
   @Test
   void findsTheFirstProcessBesideOthers() throws Exception {
-    try (var store = Control.listen(0)) {
+    try (var store = Rendezvous.listen(0)) {
       int port = store.port();
-      try (var meeting = Control.listen(port)) {
+      try (var meeting = Rendezvous.listen(port)) {
         assertThat(meeting.port()).isGreaterThan(port).isLessThan(port + 16);
         var first = background(() -> meeting.await(launch(0, 2, port, "mine"), lost -> {}));
         try (var stranger = new Socket("127.0.0.1", meeting.port())) {
@@ -102,7 +102,7 @@ class ControlTest {
           assertThat(new DataInputStream(stranger.getInputStream()).readInt()).isZero();
         }
         // the store's port takes connections and never answers
-        var second = Control.connect(launch(1, 2, port, "mine"), lost -> {});
+        var second = Rendezvous.connect(launch(1, 2, port, "mine"), lost -> {});
         try (var joined = first.get(30, TimeUnit.SECONDS);
             second) { // leaves before the first, which waits for it
           second.gather(bytes("here"));
@@ -112,15 +112,37 @@ class ControlTest {
     }
   }
 
+  /** Else one that came early would take the first for lost while that waits for a late one. */
+  @Test
+  void signsOfLifeComeBeforeAllHaveCome() throws Exception {
+    try (var meeting = Rendezvous.listen(0)) {
+      var first = launch(0, 3, meeting.port(), "job");
+      var joined = background(() -> meeting.await(first, lost -> {}));
+      try (var early = new Socket("127.0.0.1", meeting.port())) {
+        var out = new DataOutputStream(early.getOutputStream());
+        out.writeInt(0x4d455445);
+        out.write(MessageDigest.getInstance("SHA-256").digest(bytes("job/3")));
+        out.writeInt(1);
+        var in = new DataInputStream(early.getInputStream());
+        assertThat(in.readInt()).isEqualTo(0x4d455445);
+        early.setSoTimeout(10_000);
+        assertThat(in.readByte()).as("a heartbeat").isEqualTo((byte) 1);
+        assertThat(in.readInt()).isZero();
+        assertThat(joined).isNotDone();
+      }
+    }
+  }
+
   @Test
   void oneThatEndsWithoutAWordIsLostAndAllAreTold() throws Exception {
-    try (var meeting = Control.listen(0)) {
+    try (var meeting = Rendezvous.listen(0)) {
       var first = launch(0, 3, meeting.port(), "job");
       var atFirst = new CompletableFuture<Control.Lost>();
       var atThird = new CompletableFuture<Control.Lost>();
       var joined = background(() -> meeting.await(first, atFirst::complete));
       var third =
-          background(() -> Control.connect(launch(2, 3, meeting.port(), "job"), atThird::complete));
+          background(
+              () -> Rendezvous.connect(launch(2, 3, meeting.port(), "job"), atThird::complete));
       try (var dying = new Socket("127.0.0.1", meeting.port())) {
         var out = new DataOutputStream(dying.getOutputStream());
         out.writeInt(0x4d455445);
@@ -140,7 +162,7 @@ class ControlTest {
 
   @Test
   void aFailureIsToldWithItsRank() throws Exception {
-    try (var meeting = Control.listen(0)) {
+    try (var meeting = Rendezvous.listen(0)) {
       var port = meeting.port();
       var told = new ArrayList<CompletableFuture<Control.Lost>>();
       for (int i = 0; i < 3; i++) {
@@ -148,9 +170,9 @@ class ControlTest {
       }
       var first = background(() -> meeting.await(launch(0, 3, port, "job"), told.get(0)::complete));
       var second =
-          background(() -> Control.connect(launch(1, 3, port, "job"), told.get(1)::complete));
+          background(() -> Rendezvous.connect(launch(1, 3, port, "job"), told.get(1)::complete));
       var third =
-          background(() -> Control.connect(launch(2, 3, port, "job"), told.get(2)::complete));
+          background(() -> Rendezvous.connect(launch(2, 3, port, "job"), told.get(2)::complete));
       first.get();
       second.get();
       third.get().fail("no space left on device");
