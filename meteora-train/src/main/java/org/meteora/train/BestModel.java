@@ -6,6 +6,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
+import java.util.function.Consumer;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.safetensors.SafetensorsFile;
@@ -23,11 +24,13 @@ final class BestModel {
   private static final Logger LOG = LoggerFactory.getLogger(BestModel.class);
 
   private final Path file;
+  private final FlatParameters parameters;
   private long step;
   private double loss = Double.POSITIVE_INFINITY;
 
-  BestModel(Path folder) {
+  BestModel(Path folder, FlatParameters parameters) {
     file = folder.resolve("best.safetensors");
+    this.parameters = parameters;
   }
 
   /** The step it is from; 0 when there is none. */
@@ -38,24 +41,47 @@ final class BestModel {
   /**
    * Takes up what an earlier part of the run left; forgets what lies after {@code from}, which will
    * be made again.
+   *
+   * @throws UserException when the file is damaged, before any work is done
    */
   void resume(long from) {
+    if (!Files.exists(file)) {
+      return;
+    }
     try {
-      if (!Files.exists(file)) {
-        return;
-      }
       try (var saved = SafetensorsFile.open(file)) {
         step = Long.parseLong(saved.metadata().getOrDefault("step", "0"));
         loss = Double.parseDouble(saved.metadata().getOrDefault("answer_loss", "Infinity"));
       }
-      if (step > from || step < 1 || Double.isNaN(loss)) {
+      if (step > from || step < 1 || !Double.isFinite(loss)) {
         step = 0;
         loss = Double.POSITIVE_INFINITY;
         Files.delete(file);
+      } else {
+        read(saved -> {});
       }
     } catch (IOException | IllegalArgumentException e) {
-      throw new UserException("cannot use " + file + ": " + AtomicFiles.reason(e), e);
+      throw damaged(AtomicFiles.reason(e), e);
     }
+  }
+
+  private void read(Consumer<NDArray> values) {
+    try (var saved = SafetensorsFile.open(file);
+        var scope = parameters.manager().newSubManager(Device.cpu())) {
+      values.accept(Checkpoints.tensor(saved, scope, "parameters", parameters.size(), false));
+    } catch (Checkpoints.Damaged e) {
+      throw damaged(e.getMessage(), e);
+    }
+  }
+
+  private UserException damaged(String why, Exception cause) {
+    return new UserException(
+        "cannot use "
+            + file
+            + ", the best model so far ("
+            + why
+            + "): remove it to go on without it, or resume from an earlier checkpoint",
+        cause);
   }
 
   /** Whether no evaluation before was as good. */
@@ -66,13 +92,13 @@ final class BestModel {
   /**
    * Keeps a model.
    *
-   * @param parameters all master values
+   * @param values all master values
    */
-  void keep(long now, double answerLoss, NDArray parameters) {
+  void keep(long now, double answerLoss, NDArray values) {
     try {
       SafetensorsWriter.write(
           file,
-          Map.of("parameters", parameters),
+          Map.of("parameters", values),
           Map.of("step", String.valueOf(now), "answer_loss", String.valueOf(answerLoss)));
       step = now;
       loss = answerLoss;
@@ -82,10 +108,7 @@ final class BestModel {
   }
 
   /** Fills the master values from the file. */
-  void restore(FlatParameters parameters) {
-    try (var saved = SafetensorsFile.open(file);
-        var scope = parameters.manager().newSubManager(Device.cpu())) {
-      Ops.copy(parameters.values(), saved.read(scope, "parameters"));
-    }
+  void restore() {
+    read(values -> Ops.copy(parameters.values(), values));
   }
 }

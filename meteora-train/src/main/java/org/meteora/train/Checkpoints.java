@@ -237,7 +237,7 @@ public final class Checkpoints {
   }
 
   /** What a file says that no training wrote. */
-  private static final class Damaged extends RuntimeException {
+  static final class Damaged extends RuntimeException {
     Damaged(String what) {
       super(what);
     }
@@ -286,8 +286,12 @@ public final class Checkpoints {
     return Long.parseLong(text);
   }
 
-  /** A tensor of the state: float32, one dimension, as many finite numbers as are trained. */
-  private static NDArray tensor(
+  /**
+   * A tensor of the state: float32, one dimension, as many finite numbers as are trained.
+   *
+   * @throws Damaged when it is something else
+   */
+  static NDArray tensor(
       SafetensorsFile file, NDManager scope, String name, long size, boolean positive) {
     var info = file.tensors().get(name);
     if (info == null || info.dtype() != Dtype.F32 || !info.hasShape(size)) {

@@ -118,7 +118,7 @@ public final class Trainer {
   public Outcome run(Optional<Path> resume) {
     long steps = config.steps(train.perEpoch(), collective.size());
     var update = new Update(config, parameters, steps);
-    var best = new BestModel(folder);
+    var best = new BestModel(folder, parameters);
     if (config.gated() && !heldOut.isEmpty()) {
       heldOut.measureReferences();
     }
@@ -195,7 +195,7 @@ public final class Trainer {
       return step;
     }
     if (collective.rank() == 0) {
-      best.restore(parameters);
+      best.restore();
     }
     parameters.broadcast();
     LOG.info(

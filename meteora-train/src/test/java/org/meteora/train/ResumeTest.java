@@ -13,6 +13,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Random;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import org.junit.jupiter.api.Assumptions;
@@ -142,6 +143,35 @@ class ResumeTest {
         .extracting(path -> path.getFileName().toString())
         .containsExactly("checkpoint-00000008", "checkpoint-00000009");
     assertThat(folder.toFile().list()).hasSize(3).contains("best.safetensors");
+  }
+
+  /** One number would otherwise fill all parameters without a word. */
+  @Test
+  void aBestModelOfAnotherShapeIsRefusedBeforeTheWork(@TempDir Path folder) {
+    train(folder, config(4, 2), Optional.empty(), () -> false, p -> {});
+    var from = Optional.of(folder.resolve("checkpoint-%08d".formatted(2)));
+    try (var manager = Devices.newManager(Device.cpu())) {
+      SafetensorsWriter.write(
+          folder.resolve("best.safetensors"),
+          Map.of("parameters", manager.create(new float[] {1})),
+          Map.of("step", "2", "answer_loss", "0.5"));
+    }
+    var steps = new AtomicInteger();
+    assertThatThrownBy(
+            () ->
+                train(
+                    folder,
+                    config(4, 2),
+                    from,
+                    () -> {
+                      steps.incrementAndGet();
+                      return false;
+                    },
+                    p -> {}))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("best.safetensors")
+        .hasMessageContaining("[1]");
+    assertThat(steps).hasValue(0);
   }
 
   /** At a rate that makes it worse: the best evaluation's parameters come back, or the last's. */
