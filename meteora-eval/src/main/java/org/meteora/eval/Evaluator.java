@@ -21,6 +21,8 @@ import org.meteora.io.Jsonl;
 import org.meteora.io.Progress;
 import org.meteora.moe.RoutingListener;
 import org.meteora.parallel.Collective;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Has a model answer a task's prompts. Batches are made of prompts of about the same length, sorted
@@ -28,6 +30,8 @@ import org.meteora.parallel.Collective;
  * back in the data's order. Greedy answers do not depend on the batching; sampled ones do.
  */
 public final class Evaluator {
+  private static final Logger LOG = LoggerFactory.getLogger(Evaluator.class);
+
   private static final int BATCHES_IN_WINDOW = 32;
 
   private final TokenGenerator generator;
@@ -260,6 +264,10 @@ public final class Evaluator {
         problems.put(batch.getFirst().index, e.getMessage());
         return Collections.singletonList(null);
       }
+      LOG.warn(
+          "a batch of {} failed, and its prompts are answered one by one: {}",
+          batch.size(),
+          e.getMessage());
       var result = new ArrayList<int[]>();
       batch.forEach(prompt -> result.addAll(generate(List.of(prompt), problems)));
       return result;
