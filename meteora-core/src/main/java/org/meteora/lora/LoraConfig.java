@@ -3,10 +3,6 @@ package org.meteora.lora;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
-import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
@@ -16,7 +12,6 @@ import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
-import org.meteora.nn.Projection;
 
 /**
  * The settings of a LoRA adapter, as PEFT keeps them in {@code adapter_config.json}. Every key of
@@ -45,53 +40,7 @@ public record LoraConfig(
     Map<String, Double> alphaPattern,
     Set<Integer> layersToTransform,
     Set<String> modulesToSave) {
-  private static final int HIGHEST_RANK = 1 << 16;
   private static final Pattern LAYER = Pattern.compile("(?:^|\\.)layers\\.(\\d{1,9})\\.");
-
-  /** Keys that are read below. */
-  private static final Set<String> HONOURED =
-      Set.of(
-          "peft_type",
-          "r",
-          "lora_alpha",
-          "lora_dropout",
-          "target_modules",
-          "exclude_modules",
-          "layers_to_transform",
-          "layers_pattern",
-          "rank_pattern",
-          "alpha_pattern",
-          "use_rslora",
-          "bias",
-          "modules_to_save",
-          "init_lora_weights");
-
-  /**
-   * Keys that change nothing of what the adapter computes: where it comes from, how its first
-   * values were found, how its gradient was stored, what holds for other layers than linear ones.
-   */
-  private static final Set<String> WITHOUT_EFFECT =
-      Set.of(
-          "task_type",
-          "auto_mapping",
-          "peft_version",
-          "base_model_name_or_path",
-          "revision",
-          "inference_mode",
-          "fan_in_fan_out",
-          "megatron_core",
-          "loftq_config",
-          "eva_config",
-          "corda_config",
-          "lora_ga_config",
-          "velora_config",
-          "qalora_group_size",
-          "runtime_config",
-          "ensure_weight_tying");
-
-  /** Ways to begin that leave the base as it is; the others take their start out of the base. */
-  private static final Set<String> PLAIN_STARTS =
-      Set.of("true", "false", "gaussian", "eva", "orthogonal", "mica");
 
   /**
    * Modules by their names, or ends of their paths, or by one pattern for the whole path.
@@ -143,217 +92,7 @@ public record LoraConfig(
     if (!Files.isRegularFile(file)) {
       throw new UserException("no adapter_config.json in " + folder + ": it is not a PEFT adapter");
     }
-    return new Reader(file, Jsonl.readFile(file)).read();
-  }
-
-  /** Reads the keys of one file. */
-  private record Reader(Path file, JsonNode node) {
-    LoraConfig read() {
-      if (!node.isObject()) {
-        throw new UserException(file + ": a JSON object was expected");
-      }
-      if (node.has("lora_parameters") || node.has("fine_tune_type")) {
-        throw new UserException(
-            file
-                + ": an adapter of mlx-lm; convert it to PEFT first: r = rank, lora_alpha = scale"
-                + " · rank, lora_A.weight = lora_a transposed, lora_B.weight = lora_b transposed");
-      }
-      if (node.hasNonNull("peft_type") && !node.get("peft_type").asText().equals("LORA")) {
-        throw new UserException(
-            file + ": peft_type is " + shown("peft_type") + ", only LORA can be embedded");
-      }
-      for (var entry : node.properties()) {
-        var key = entry.getKey();
-        if (!HONOURED.contains(key)
-            && !WITHOUT_EFFECT.contains(key)
-            && !saysNothing(entry.getValue())) {
-          throw new UserException(
-              file
-                  + ": "
-                  + key
-                  + " is not supported, it may change what the adapter computes; here it is "
-                  + shown(key));
-        }
-      }
-      requireBaseAsItIs();
-      if (node.hasNonNull("bias") && !node.get("bias").asText().equals("none")) {
-        throw new UserException(
-            file + ": bias " + shown("bias") + " is not supported, only \"none\"");
-      }
-      var layersPattern = names("layers_pattern");
-      if (!layersPattern.isEmpty() && !layersPattern.contains("layers")) {
-        throw new UserException(
-            file + ": layers_pattern " + shown("layers_pattern") + " is not supported");
-      }
-      int rank = rank(node.path("r"), "r");
-      return new LoraConfig(
-          rank,
-          alpha(node.path("lora_alpha"), "lora_alpha"),
-          dropout(),
-          targets(),
-          modules("exclude_modules"),
-          flag("use_rslora"),
-          rankPattern(),
-          alphaPattern(),
-          layers(),
-          names("modules_to_save"));
-    }
-
-    /**
-     * PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take the adapter's first values out of the base's
-     * weights. An adapter that was converted when it was saved says {@code true} here.
-     */
-    private void requireBaseAsItIs() {
-      var start = node.path("init_lora_weights");
-      if (!start.isMissingNode()
-          && !start.isNull()
-          && !PLAIN_STARTS.contains(start.asText().toLowerCase(Locale.ROOT))) {
-        throw new UserException(
-            file
-                + ": init_lora_weights "
-                + shown("init_lora_weights")
-                + " is not supported: such a start changes the base model's weights; save the"
-                + " adapter with path_initial_model_for_weight_conversion, which makes it a plain"
-                + " LoRA");
-      }
-    }
-
-    private double dropout() {
-      var value = node.path("lora_dropout");
-      if (value.isMissingNode() || value.isNull()) {
-        return 0;
-      }
-      if (!value.isNumber() || !(value.doubleValue() >= 0 && value.doubleValue() <= 1)) {
-        throw new UserException(
-            file + ": lora_dropout must be in 0…1, it is " + shown("lora_dropout"));
-      }
-      return value.doubleValue();
-    }
-
-    private boolean flag(String key) {
-      if (node.hasNonNull(key) && !node.get(key).isBoolean()) {
-        throw new UserException(file + ": " + key + " must be true or false, it is " + shown(key));
-      }
-      return node.path(key).asBoolean(false);
-    }
-
-    private int rank(JsonNode value, String what) {
-      if (!value.isInt() || value.intValue() < 1 || value.intValue() > HIGHEST_RANK) {
-        throw new UserException(
-            file + ": " + what + " must be a number in 1…" + HIGHEST_RANK + given(value));
-      }
-      return value.intValue();
-    }
-
-    private double alpha(JsonNode value, String what) {
-      // a scale is used in float32
-      if (!value.isNumber()
-          || !(value.doubleValue() >= Float.MIN_NORMAL && value.doubleValue() < Float.MAX_VALUE)) {
-        throw new UserException(file + ": " + what + " must be a number above 0" + given(value));
-      }
-      return value.doubleValue();
-    }
-
-    private Modules targets() {
-      var value = node.path("target_modules");
-      if (value.isTextual() && value.asText().equals("all-linear")) {
-        return new Modules(Set.copyOf(Projection.NAMES), null);
-      }
-      // without it PEFT chooses by the model's type; the tensors tell
-      return value.isMissingNode() || value.isNull()
-          ? new Modules(Set.copyOf(Projection.NAMES), null)
-          : modules("target_modules");
-    }
-
-    private Modules modules(String key) {
-      return node.path(key).isTextual() && !node.path(key).asText().isEmpty()
-          ? new Modules(Set.of(), node.path(key).asText())
-          : new Modules(names(key), null);
-    }
-
-    /** A text, or a list of them. */
-    private Set<String> names(String key) {
-      var value = node.path(key);
-      var result = new LinkedHashSet<String>();
-      if (value.isTextual() && !value.asText().isEmpty()) {
-        result.add(value.asText());
-      } else if (!saysNothing(value)) {
-        for (var each : value) {
-          if (!value.isArray() || !each.isTextual()) {
-            throw new UserException(file + ": " + key + " must be a list of names" + given(value));
-          }
-          result.add(each.asText());
-        }
-        if (result.isEmpty()) {
-          throw new UserException(file + ": " + key + " must be a list of names" + given(value));
-        }
-      }
-      return result;
-    }
-
-    private Map<String, Integer> rankPattern() {
-      var result = new LinkedHashMap<String, Integer>();
-      for (var entry : patterns("rank_pattern").properties()) {
-        result.put(entry.getKey(), rank(entry.getValue(), "rank_pattern: " + entry.getKey()));
-      }
-      return result;
-    }
-
-    private Map<String, Double> alphaPattern() {
-      var result = new LinkedHashMap<String, Double>();
-      for (var entry : patterns("alpha_pattern").properties()) {
-        if (ModulePattern.compile(entry.getKey()).isEmpty()) {
-          throw new UserException(
-              file
-                  + ": alpha_pattern has a pattern that is not understood: "
-                  + cut(entry.getKey()));
-        }
-        result.put(entry.getKey(), alpha(entry.getValue(), "alpha_pattern: " + entry.getKey()));
-      }
-      return result;
-    }
-
-    private JsonNode patterns(String key) {
-      if (node.hasNonNull(key) && !node.get(key).isObject()) {
-        throw new UserException(file + ": " + key + " must be a map" + given(node.get(key)));
-      }
-      return node.path(key);
-    }
-
-    private Set<Integer> layers() {
-      var value = node.path("layers_to_transform");
-      var result = new TreeSet<Integer>();
-      if (!value.isMissingNode() && !value.isNull()) {
-        for (var each : value.isArray() ? value : List.of(value)) {
-          if (!each.isInt() || each.intValue() < 0) {
-            throw new UserException(
-                file + ": layers_to_transform must be a list of layers" + given(value));
-          }
-          result.add(each.intValue());
-        }
-      }
-      return result;
-    }
-
-    private String given(JsonNode value) {
-      return value.isMissingNode() ? ", it is missing" : ", it is " + cut(value.toString());
-    }
-
-    private String shown(String key) {
-      return cut(node.get(key).toString());
-    }
-  }
-
-  private static String cut(String text) {
-    return text.length() <= 200 ? text : text.substring(0, 200) + "…";
-  }
-
-  private static boolean saysNothing(JsonNode value) {
-    return value.isMissingNode()
-        || value.isNull()
-        || value.isBoolean() && !value.booleanValue()
-        || value.isTextual() && value.textValue().isEmpty()
-        || value.isContainerNode() && value.isEmpty();
+    return new LoraConfigReader(file, Jsonl.readFile(file)).read();
   }
 
   /** Names of modules, where names and no pattern say what is adapted. */

@@ -1,6 +1,5 @@
 package org.meteora.eval.compare;
 
-import com.fasterxml.jackson.databind.JsonNode;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -9,9 +8,6 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
-import java.util.Set;
-import java.util.TreeMap;
-import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.eval.Answer;
 import org.meteora.eval.metric.BleuScore;
@@ -22,35 +18,6 @@ import org.meteora.eval.statistics.McNemar;
 
 /** Compares saved evaluations, sample by sample. */
 public final class Comparer {
-  /** Fields of a result that are outcomes or differ in every run. */
-  private static final Set<String> OUTCOMES =
-      Set.of(
-          "task",
-          "created",
-          "arguments",
-          "samples",
-          "skipped",
-          "problems",
-          "metrics",
-          "intervals",
-          "warnings",
-          "throughput",
-          "answers");
-
-  /**
-   * What columns are called after, and where things lie, which says nothing of what they are:
-   * samples and weights themselves are compared.
-   */
-  private static final Set<String> PLACES =
-      Set.of(
-          "model.model",
-          "settings.test_file",
-          "model.base_model_path",
-          "model.meteora_ckpt_path",
-          "model.adapter_dir");
-
-  private static final String BASE_WEIGHTS = "base weights (sha256)";
-
   private final List<Columns.Column> columns;
   private final int resamples;
   private final long seed;
@@ -91,13 +58,13 @@ public final class Comparer {
   private Comparison compare() {
     var evaluations = new LinkedHashSet<String>();
     columns.forEach(column -> evaluations.addAll(column.runs().keySet()));
-    var settings = new Settings();
+    var settings = new SettingsDifferences(columns);
     for (var evaluation : evaluations) {
       var runs = columns.stream().map(column -> column.runs().get(evaluation)).toList();
       evaluate(evaluation, runs);
       settings.add(evaluation, runs);
     }
-    settings.warn();
+    warnings.addAll(settings.warnings());
     if (published && !evaluations.contains(Published.TASK)) {
       warnings.add(
           "--published has scores of " + Published.TASK + " alone, and there is no result of it");
@@ -457,108 +424,5 @@ public final class Comparer {
               : values.stream().mapToDouble(Double::doubleValue).average().orElseThrow());
     }
     return result;
-  }
-
-  /** Collects in what the runs' settings differ. */
-  private final class Settings {
-    /** By name, then by values: the tasks. */
-    private final Map<String, Map<List<String>, List<String>>> found = new TreeMap<>();
-
-    void add(String evaluation, List<SavedRun> runs) {
-      var flat = runs.stream().map(run -> run == null ? null : flat(run.json())).toList();
-      var names = new TreeSet<String>();
-      flat.stream().filter(Objects::nonNull).forEach(each -> names.addAll(each.keySet()));
-      for (var name : names) {
-        var values = new ArrayList<String>();
-        flat.forEach(each -> values.add(each == null ? null : each.getOrDefault(name, "none")));
-        if (values.stream().filter(Objects::nonNull).distinct().count() > 1) {
-          found
-              .computeIfAbsent(name, k -> new LinkedHashMap<>())
-              .computeIfAbsent(values, k -> new ArrayList<>())
-              .add(evaluation);
-        }
-      }
-    }
-
-    private Map<String, String> flat(JsonNode json) {
-      var result = new TreeMap<String, String>();
-      json.properties()
-          .forEach(
-              field -> {
-                if (!OUTCOMES.contains(field.getKey())) {
-                  flatten(field.getKey(), field.getValue(), result);
-                }
-              });
-      result.keySet().removeIf(name -> PLACES.contains(name) || name.startsWith("model.sha256."));
-      var base = json.path("model").path("base_model_path").asText("");
-      var weights = new StringBuilder();
-      var others = new StringBuilder();
-      json.path("model")
-          .path("sha256")
-          .properties()
-          .forEach(
-              file ->
-                  (!base.isEmpty() && file.getKey().startsWith(base) ? weights : others)
-                      .append(' ')
-                      .append(
-                          file.getValue().asText(),
-                          0,
-                          Math.min(8, file.getValue().asText().length())));
-      result.put(BASE_WEIGHTS, weights.isEmpty() ? "none" : weights.toString().strip());
-      result.put(
-          "adapters and gates (sha256)", others.isEmpty() ? "none" : others.toString().strip());
-      return result;
-    }
-
-    private static void flatten(String name, JsonNode node, Map<String, String> result) {
-      if (node.isObject()) {
-        node.properties().forEach(e -> flatten(name + "." + e.getKey(), e.getValue(), result));
-      } else if (!node.isNull()) {
-        result.put(name, node.isTextual() ? node.asText() : node.toString());
-      }
-    }
-
-    /** What a comparison of models or of routing means to change. */
-    private static boolean meant(String name) {
-      return name.startsWith("model.") && !name.equals("model.dtype")
-          || name.startsWith("adapters and gates")
-          || name.equals("settings.batch_size");
-    }
-
-    void warn() {
-      found.forEach(
-          (name, byValues) -> {
-            if (!meant(name)) {
-              byValues.forEach(
-                  (values, tasks) ->
-                      warnings.add(name + " differs in " + some(tasks) + ": " + described(values)));
-            }
-          });
-    }
-
-    private String described(List<String> values) {
-      var text = new ArrayList<String>();
-      for (int c = 0; c < values.size(); c++) {
-        if (values.get(c) != null) {
-          text.add(columns.get(c).label() + " " + values.get(c));
-        }
-      }
-      return String.join(", ", text);
-    }
-
-    private static String some(List<String> tasks) {
-      return tasks.size() <= 3
-          ? String.join(", ", tasks)
-          : String.join(", ", tasks.subList(0, 2)) + " and " + (tasks.size() - 2) + " others";
-    }
-
-    List<Comparison.Setting> different() {
-      var result = new ArrayList<Comparison.Setting>();
-      found.forEach(
-          (name, byValues) ->
-              byValues.forEach(
-                  (values, tasks) -> result.add(new Comparison.Setting(name, tasks, values))));
-      return result;
-    }
   }
 }

@@ -1,0 +1,265 @@
+package org.meteora.safetensors;
+
+import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.databind.DeserializationFeature;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.tensor.Dtype;
+
+/**
+ * The header of a safetensors file. Nothing in it is believed before it is checked: its length,
+ * every dtype, shape and offset, and that the tensors fill the file without overlap.
+ *
+ * @param tensors those of a dtype that is used here, by name, in the header's order
+ * @param unread the dtypes of the others, by name
+ * @param metadata what it holds under {@code __metadata__}
+ * @param dataStart where in the file the tensors' bytes begin
+ */
+record SafetensorsHeader(
+    Map<String, TensorInfo> tensors,
+    Map<String, String> unread,
+    Map<String, String> metadata,
+    long dataStart) {
+  private static final long MAX_HEADER = 100L << 20;
+  private static final ObjectMapper STRICT =
+      new ObjectMapper()
+          .enable(JsonParser.Feature.STRICT_DUPLICATE_DETECTION)
+          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
+
+  /** Bits of the dtypes that are passed over: what the format knows and this model never uses. */
+  private static final Map<String, Integer> OTHER_DTYPES =
+      Map.ofEntries(
+          Map.entry("I8", 8),
+          Map.entry("I16", 16),
+          Map.entry("U16", 16),
+          Map.entry("U32", 32),
+          Map.entry("U64", 64),
+          Map.entry("C64", 64),
+          Map.entry("F8_E4M3", 8),
+          Map.entry("F8_E5M2", 8),
+          Map.entry("F8_E8M0", 8),
+          Map.entry("F8_E4M3FNUZ", 8),
+          Map.entry("F8_E5M2FNUZ", 8),
+          Map.entry("F6_E2M3", 6),
+          Map.entry("F6_E3M2", 6),
+          Map.entry("F4", 4));
+
+  /**
+   * Reads the header.
+   *
+   * @param size of the file, bytes
+   * @throws UserException naming the file, the tensor, what was found and what was expected
+   */
+  static SafetensorsHeader read(Path path, FileChannel channel, long size) throws IOException {
+    var lengthBytes = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
+    if (size < 8 || !readFully(channel, lengthBytes, 0)) {
+      throw broken(
+          path,
+          "the file has "
+              + size
+              + " bytes, a safetensors file begins with 8 bytes of header length");
+    }
+    long length = lengthBytes.getLong(0);
+    if (length < 2 || length > size - 8) {
+      throw broken(
+          path,
+          "the header is said to have "
+              + Long.toUnsignedString(length)
+              + " bytes, the file has "
+              + size);
+    }
+    if (length > MAX_HEADER) {
+      throw broken(path, "a header of " + length + " bytes is longer than any real one (100 MB)");
+    }
+    var bytes = ByteBuffer.allocate((int) length);
+    readFully(channel, bytes, 8);
+    JsonNode json;
+    try {
+      var text = StandardCharsets.UTF_8.newDecoder().decode(bytes.flip()).toString();
+      json = text.startsWith("{") ? STRICT.readTree(text) : null;
+    } catch (CharacterCodingException e) {
+      throw broken(path, "the header is not UTF-8 text");
+    } catch (JsonProcessingException e) {
+      throw broken(
+          path, "the header is not JSON: " + e.getOriginalMessage().replaceAll("\\s+", " "));
+    }
+    if (json == null || !json.isObject()) {
+      throw broken(path, "the header is not a JSON object");
+    }
+    long dataSize = size - 8 - length;
+    var tensors = new LinkedHashMap<String, TensorInfo>();
+    var unread = new LinkedHashMap<String, String>();
+    var extents = new ArrayList<Extent>();
+    Map<String, String> metadata = Map.of();
+    for (var entry : json.properties()) {
+      if (entry.getKey().equals("__metadata__")) {
+        metadata = metadata(path, entry.getValue());
+      } else {
+        var name = entry.getKey();
+        var extent = extent(path, name, entry.getValue(), dataSize);
+        extents.add(extent);
+        var dtype = dtype(path, name, entry.getValue());
+        if (dtype.isPresent()) {
+          tensors.put(name, tensor(path, extent, dtype.get(), entry.getValue()));
+        } else {
+          unread.put(name, entry.getValue().path("dtype").textValue());
+        }
+      }
+    }
+    checkLayout(path, extents, dataSize);
+    return new SafetensorsHeader(
+        Collections.unmodifiableMap(tensors),
+        Collections.unmodifiableMap(unread),
+        Collections.unmodifiableMap(metadata),
+        8 + length);
+  }
+
+  private static boolean readFully(FileChannel channel, ByteBuffer buffer, long position)
+      throws IOException {
+    while (buffer.hasRemaining()) {
+      int read = channel.read(buffer, position + buffer.position());
+      if (read < 0) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  private static UserException broken(Path path, String why) {
+    return new UserException(path + ": not a whole safetensors file: " + why);
+  }
+
+  private static Map<String, String> metadata(Path path, JsonNode node) {
+    if (!node.isObject()) {
+      throw broken(path, "__metadata__ is not an object");
+    }
+    var result = new LinkedHashMap<String, String>();
+    for (var entry : node.properties()) {
+      if (!entry.getValue().isTextual()) {
+        throw broken(path, "__metadata__." + entry.getKey() + " is not a string");
+      }
+      result.put(entry.getKey(), entry.getValue().textValue());
+    }
+    return result;
+  }
+
+  /** Where a tensor lies. */
+  private record Extent(String name, long begin, long end) {}
+
+  /** Empty for a dtype that is not used here: such a tensor is passed over. */
+  private static Optional<Dtype> dtype(Path path, String name, JsonNode node) {
+    var text = node.path("dtype").asText("");
+    if (!node.path("dtype").isTextual() || text.isEmpty()) {
+      throw broken(path, "tensor " + name + " has no dtype");
+    }
+    return Arrays.stream(Dtype.values())
+        .filter(each -> each.safetensorsName().equals(text))
+        .findFirst();
+  }
+
+  private static List<Long> shape(Path path, String name, JsonNode node, long bits, long bytes) {
+    var shape = new ArrayList<Long>();
+    long count = 1;
+    if (!node.path("shape").isArray()) {
+      throw broken(path, "tensor " + name + " has no shape");
+    }
+    for (var dimension : node.path("shape")) {
+      if (!dimension.isIntegralNumber()
+          || !dimension.canConvertToLong()
+          || dimension.longValue() < 0) {
+        throw broken(path, "tensor " + name + " has the dimension " + dimension);
+      }
+      shape.add(dimension.longValue());
+      try {
+        count = Math.multiplyExact(count, dimension.longValue());
+      } catch (ArithmeticException e) {
+        throw broken(path, "tensor " + name + " has an impossible shape " + node.path("shape"));
+      }
+    }
+    if (count > Long.MAX_VALUE / 64 || bits > 0 && (count * bits + 7) / 8 != bytes) {
+      throw broken(
+          path,
+          "tensor "
+              + name
+              + " "
+              + node.path("dtype").asText()
+              + " "
+              + shape
+              + " does not fill its "
+              + bytes
+              + " bytes");
+    }
+    return List.copyOf(shape);
+  }
+
+  private static Extent extent(Path path, String name, JsonNode node, long dataSize) {
+    var offsets = node.path("data_offsets");
+    if (!offsets.isArray()
+        || offsets.size() != 2
+        || !offsets.get(0).canConvertToLong()
+        || !offsets.get(1).canConvertToLong()
+        || !offsets.get(0).isIntegralNumber()
+        || !offsets.get(1).isIntegralNumber()) {
+      throw broken(path, "tensor " + name + " has no data_offsets [begin, end]");
+    }
+    long begin = offsets.get(0).longValue();
+    long end = offsets.get(1).longValue();
+    if (begin < 0 || end < begin || end > dataSize) {
+      throw broken(
+          path,
+          "tensor "
+              + name
+              + " lies at bytes "
+              + begin
+              + " to "
+              + end
+              + ", the file holds "
+              + dataSize
+              + " (is it truncated?)");
+    }
+    int bits = OTHER_DTYPES.getOrDefault(node.path("dtype").asText(""), 0);
+    shape(path, name, node, bits, end - begin);
+    return new Extent(name, begin, end);
+  }
+
+  private static TensorInfo tensor(Path path, Extent extent, Dtype dtype, JsonNode node) {
+    var shape = shape(path, extent.name(), node, 8L * dtype.bytes(), extent.end() - extent.begin());
+    return new TensorInfo(extent.name(), dtype, shape, extent.begin(), extent.end());
+  }
+
+  private static void checkLayout(Path path, List<Extent> tensors, long dataSize) {
+    var sorted = new ArrayList<>(tensors);
+    sorted.sort(Comparator.comparingLong(Extent::begin).thenComparingLong(Extent::end));
+    long at = 0;
+    for (var tensor : sorted) {
+      if (tensor.begin() < at) {
+        throw broken(
+            path, "tensor " + tensor.name() + " overlaps another at byte " + tensor.begin());
+      }
+      if (tensor.begin() > at) {
+        throw broken(path, "bytes " + at + " to " + tensor.begin() + " belong to no tensor");
+      }
+      at = tensor.end();
+    }
+    if (at != dataSize) {
+      throw broken(path, "bytes " + at + " to " + dataSize + " belong to no tensor");
+    }
+  }
+}
