@@ -13,6 +13,7 @@ import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.Router;

@@ -4,6 +4,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
 import org.meteora.backend.Backends;
+import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.GatedLinear;
@@ -48,7 +49,9 @@ final class BenchLinearCommand implements Callable<Integer> {
           var weight = RandomLlama.normal(manager, options.dtype(), 1 / Math.sqrt(shape[1]), shape);
           var x = RandomLlama.normal(manager, options.dtype(), 1, count, shape[1]);
           var bank =
-              RandomLlama.bank(shape, manager, options.dtype(), options.adapters, options.rank);
+              backend.forInference(
+                  RandomLlama.bank(
+                      shape, manager, options.dtype(), options.adapters, options.rank));
           var plain = new GatedLinear(weight, null, null, 0, backend, 0, module);
           var gated = new GatedLinear(weight, null, bank, 0, backend, 0, module);
           var name = shape[1] + " → " + shape[0] + ", " + count + " tokens, ";

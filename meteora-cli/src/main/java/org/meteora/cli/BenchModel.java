@@ -16,6 +16,7 @@ import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -120,10 +121,7 @@ final class BenchModel {
   }
 
   Dtype dtype() {
-    return where
-        .dtype()
-        .map(Dtype::ofOption)
-        .orElseGet(() -> device().isGpu() ? Dtype.BF16 : Dtype.F32);
+    return where.dtype().map(Dtype::ofOption).orElseGet(() -> Backends.usualDtype(device()));
   }
 
   boolean onGpu() {

@@ -12,6 +12,7 @@ import org.meteora.backend.Backends;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;

@@ -29,6 +29,7 @@ import org.meteora.io.Fonts;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;

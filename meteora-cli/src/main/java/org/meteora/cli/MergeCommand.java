@@ -1,6 +1,5 @@
 package org.meteora.cli;
 
-import ai.djl.Device;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -134,7 +133,7 @@ final class MergeCommand implements Callable<Integer> {
             rank == null ? OptionalInt.empty() : OptionalInt.of(rank),
             seed == null ? 42 : seed);
     var opened = new ArrayList<LoraAdapter>();
-    try (var manager = Devices.newManager(Device.cpu())) {
+    try (var manager = Devices.newHostManager()) {
       folders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
       var merged = merge.run(opened, manager);
       if (intoBase) {

@@ -1,9 +1,14 @@
 package org.meteora.backend;
 
+import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import org.meteora.backend.cpu.CpuBackend;
 import org.meteora.backend.cuda.CudaBackend;
 import org.meteora.backend.cuda.CudaDecoding;
+import org.meteora.cuda.driver.Cuda;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.ModelSession;
 import org.meteora.model.Backend;
@@ -18,6 +23,11 @@ public final class Backends {
   private static final Logger LOG = LoggerFactory.getLogger(Backends.class);
 
   private Backends() {}
+
+  /** The dtype that a model has on a device where none is asked for. */
+  public static Dtype usualDtype(Device device) {
+    return device.isGpu() ? Dtype.BF16 : Dtype.F32;
+  }
 
   /**
    * The backend for parameters of this dtype in this manager's device memory; a line in the log
@@ -48,6 +58,27 @@ public final class Backends {
         };
     LOG.info("{}, {}{}", backend, dtype.label(), asked);
     return backend;
+  }
+
+  /**
+   * Bytes in use on a GPU, by all of its processes, or resident ones of this process; 0 when they
+   * cannot be told.
+   */
+  public static long memoryInUse(Device device) {
+    try {
+      if (device.isGpu()) {
+        var memory = Cuda.device(device.getDeviceId()).memory();
+        return memory.total() - memory.free();
+      }
+      for (var line : Files.readAllLines(Path.of("/proc/self/status"))) {
+        if (line.startsWith("VmRSS:")) {
+          return Long.parseLong(line.replaceAll("\\D", "")) << 10;
+        }
+      }
+    } catch (IOException | RuntimeException | LinkageError e) {
+      // not Linux, or no driver to ask
+    }
+    return 0;
   }
 
   /** What runs a model's decode steps. */

@@ -1,6 +1,5 @@
 package org.meteora.checkpoint;
 
-import ai.djl.Device;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -9,10 +8,9 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
-import org.meteora.cuda.driver.Cuda;
-import org.meteora.cuda.kernel.Kernels;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
@@ -20,9 +18,9 @@ import org.meteora.generate.Tokenizer;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.meteora.io.FolderNames;
-import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
@@ -202,7 +200,6 @@ public final class LoadedModel implements AutoCloseable {
   private static LoadedModel load(Spec spec, ModelLoader loader) {
     var flags = spec.flags();
     var config = loader.config();
-    var device = loader.device();
     var settings =
         new RoutingSettings(
             spec.topK().orElse(RoutingSettings.DEFAULT.topK()),
@@ -242,24 +239,16 @@ public final class LoadedModel implements AutoCloseable {
             files,
             baseFromCheckpoint ? "base_model.model." : "",
             plain ? adapters.getFirst() : null);
-    ModelLoader.Banks banks =
-        (builder, manager) -> {
-          if (device.isGpu()) { // compiles while weights are read
-            Kernels.prepare(
-                Cuda.device(device.getDeviceId()),
-                loader.dtype(),
-                settings.topK(),
-                checkpoint == null ? 0 : names.size(),
-                config.numAttentionHeads(),
-                config.numKeyValueHeads(),
-                config.headDim());
-          }
+    Function<ModelBuilder, LlamaFactory.Banks> banks =
+        builder -> {
+          var backend = builder.backend();
+          backend.prepare(config, settings.topK(), checkpoint == null ? 0 : names.size());
           return (layer, module) ->
               checkpoint != null
-                  ? placed(builder.bank(checkpoint, config, layer, module), device)
+                  ? backend.forInference(builder.bank(checkpoint, config, layer, module))
                   : adapters.isEmpty()
                       ? null
-                      : placed(builder.bank(adapters, config, layer, module), device);
+                      : backend.forInference(builder.bank(adapters, config, layer, module));
         };
     var llama = loader.build(base, banks, flags, 0);
     var sources = new ArrayList<Path>();
@@ -292,10 +281,6 @@ public final class LoadedModel implements AutoCloseable {
               + " adapters, counted from 0");
     }
     return checkpoint;
-  }
-
-  private static AdapterBank placed(AdapterBank bank, Device device) {
-    return bank != null && device.isGpu() ? bank.withTransposedB() : bank;
   }
 
   private static Path adapterDir(Spec spec) {

@@ -1,6 +1,5 @@
 package org.meteora.checkpoint;
 
-import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
@@ -91,7 +90,7 @@ public final class MergedModel {
 
   private static void write(
       SafetensorsFile file, AdapterMerge.Merged adapter, Path target, Progress progress) {
-    try (var manager = Devices.newManager(Device.cpu())) {
+    try (var manager = Devices.newHostManager()) {
       var tensors = new LinkedHashMap<String, NDArray>();
       for (var info : file.tensors().values()) {
         var weight = file.read(manager, info.name());

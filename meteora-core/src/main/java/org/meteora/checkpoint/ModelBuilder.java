@@ -9,14 +9,13 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import org.meteora.UserException;
-import org.meteora.backend.Backends;
 import org.meteora.io.Progress;
 import org.meteora.lora.AdapterBank;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Architecture;
+import org.meteora.model.Backend;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
-import org.meteora.moe.Flags;
 import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
@@ -32,6 +31,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
   private static final String HEAD = "lm_head.weight";
 
   private final NDManager manager;
+  private final Backend backend;
   private final Dtype dtype;
   private final SafetensorsFolder base;
   private final String prefix;
@@ -48,6 +48,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
    */
   ModelBuilder(
       NDManager manager,
+      Backend backend,
       Dtype dtype,
       SafetensorsFolder base,
       String prefix,
@@ -55,6 +56,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
       LoraAdapter adapter,
       Progress progress) {
     this.manager = manager;
+    this.backend = backend;
     this.dtype = dtype;
     this.base = base;
     this.prefix = prefix;
@@ -66,17 +68,25 @@ final class ModelBuilder implements LlamaFactory.Weights {
   /**
    * @param banks the adapters of a layer's module; may return null
    */
-  Llama build(Architecture config, LlamaFactory.Banks banks, Flags flags, double dropout) {
-    var backend = Backends.of(manager, dtype, flags);
+  Llama build(Architecture config, LlamaFactory.Banks banks, double dropout) {
     return LlamaFactory.build(config, manager, dtype, this, banks, backend, dropout);
+  }
+
+  /** Owns the parameters. */
+  NDManager manager() {
+    return manager;
+  }
+
+  Backend backend() {
+    return backend;
   }
 
   @Override
   public NDArray get(String name, long... shape) {
     var own = adapter == null ? null : adapter.wholeKeys().get(name);
     if (own != null) {
-      try (var host = Devices.newManager(ai.djl.Device.cpu())) {
-        return move(adapter.readWhole(host, name, shape), manager, dtype);
+      try (var host = Devices.newHostManager()) {
+        return Ops.placed(adapter.readWhole(host, name, shape), manager, dtype);
       }
     }
     // tied weights may be kept under either name
@@ -151,25 +161,11 @@ final class ModelBuilder implements LlamaFactory.Weights {
 
   private NDArray place(SafetensorsFolder files, String key, long... shape) {
     NDArray mapped;
-    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
+    try (var host = Devices.newHostManager()) {
       mapped = files.read(host, key, shape);
       progress.step(files.info(key).orElseThrow().bytes());
-      return move(mapped, manager, dtype);
+      return Ops.placed(mapped, manager, dtype);
     }
-  }
-
-  /**
-   * {@code mapped} itself, attached to the manager, when nothing has to change; else a converted
-   * copy there.
-   */
-  static NDArray move(NDArray mapped, NDManager manager, Dtype dtype) {
-    if (!manager.getDevice().isGpu() && Ops.dtype(mapped) == dtype) {
-      mapped.attach(manager);
-      return mapped;
-    }
-    var copy = Ops.empty(manager, dtype, mapped.getShape().getShape());
-    Ops.copy(copy, mapped);
-    return copy;
   }
 
   /** The bank of a projection from a MeteoRA checkpoint. */
@@ -239,7 +235,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
       int[] ranks,
       int[] stacked,
       long... shape) {
-    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
+    try (var host = Devices.newHostManager()) {
       var file = Ops.cast(checkpoint.weights().read(host, key, shape), Dtype.F32);
       progress.step(checkpoint.weights().info(key).orElseThrow().bytes());
       var parts = new NDList();
@@ -271,7 +267,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
     var scales = new double[adapters.size()];
     var a = new ArrayList<NDArray>();
     var b = new ArrayList<NDArray>();
-    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
+    try (var host = Devices.newHostManager()) {
       for (int i = 0; i < adapters.size(); i++) {
         var adapter = adapters.get(i);
         adapter.requireFits(path, shape[1], shape[0]);

@@ -1,14 +1,13 @@
 package org.meteora.checkpoint;
 
 import ai.djl.Device;
-import ai.djl.ndarray.NDManager;
 import java.nio.file.Path;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Optional;
 import java.util.function.Function;
 import org.meteora.UserException;
-import org.meteora.cuda.driver.Cuda;
+import org.meteora.backend.Backends;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Progress;
 import org.meteora.lora.LoraAdapter;
@@ -41,15 +40,10 @@ final class ModelLoader implements AutoCloseable {
    */
   record Base(SafetensorsFolder files, String prefix, LoraAdapter adapter) {}
 
-  /** The adapters of each projection, from what builds the model. */
-  interface Banks {
-    LlamaFactory.Banks of(ModelBuilder builder, NDManager manager);
-  }
-
   private ModelLoader(Path basePath, String device, Optional<String> dtype) {
     config = LlamaConfig.read(basePath);
     this.device = Devices.parse(device);
-    this.dtype = dtype.map(Dtype::ofOption).orElse(this.device.isGpu() ? Dtype.BF16 : Dtype.F32);
+    this.dtype = dtype.map(Dtype::ofOption).orElseGet(() -> Backends.usualDtype(this.device));
     tokenizer = own(Tokenizer.load(basePath, config.vocabSize()));
   }
 
@@ -89,61 +83,39 @@ final class ModelLoader implements AutoCloseable {
   /**
    * Builds the model, in memory that this owns.
    *
+   * @param banks the adapters of each projection, from what builds the model
    * @param dropout on the adapters' input in training
    * @throws UserException when something is missing or broken or does not fit
    */
-  Llama build(Base base, Banks banks, Flags flags, double dropout) {
-    requireMemory(base.files());
+  Llama build(
+      Base base, Function<ModelBuilder, LlamaFactory.Banks> banks, Flags flags, double dropout) {
     var manager = own(Devices.newManager(device));
+    var backend = Backends.of(manager, dtype, flags);
     long bytes = 0;
+    long bytesInMemory = 0;
     for (var name : base.files().names()) {
-      bytes += base.files().info(name).orElseThrow().bytes();
+      var info = base.files().info(name).orElseThrow();
+      bytes += info.bytes();
+      bytesInMemory += info.bytes() / info.dtype().bytes() * dtype.bytes();
     }
+    backend.requireMemory(bytesInMemory);
     try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
       var builder =
           new ModelBuilder(
               manager,
+              backend,
               dtype,
               base.files(),
               base.prefix(),
               config.tieWordEmbeddings(),
               base.adapter(),
               progress);
-      return builder.build(config, banks.of(builder, manager), flags, dropout);
-    }
-  }
-
-  /**
-   * Says before anything is loaded that a model does not fit.
-   *
-   * @throws UserException when the GPU has less memory free than the weights take, naming both
-   */
-  private void requireMemory(SafetensorsFolder files) {
-    if (!device.isGpu()) {
-      return;
-    }
-    long bytes = 0;
-    for (var name : files.names()) {
-      var info = files.info(name).orElseThrow();
-      bytes += info.bytes() / info.dtype().bytes() * dtype.bytes();
-    }
-    var cuda = Cuda.device(device.getDeviceId());
-    cuda.makeCurrent();
-    long free = cuda.memory().free();
-    if (bytes > free) {
-      throw new UserException(
-          "GPU %d has too little memory for this model: %,d MiB are needed for its weights, %,d"
-                  .formatted(device.getDeviceId(), (bytes >> 20) + 1, free >> 20)
-              + " MiB are free");
+      return builder.build(config, banks.apply(builder), dropout);
     }
   }
 
   Architecture config() {
     return config;
-  }
-
-  Device device() {
-    return device;
   }
 
   Dtype dtype() {

@@ -1,6 +1,5 @@
 package org.meteora.checkpoint;
 
-import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.nio.file.Path;
@@ -19,6 +18,7 @@ import org.meteora.lora.LoraAdapter;
 import org.meteora.lora.LoraConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
@@ -104,14 +104,14 @@ public final class TrainableModel implements AutoCloseable {
         spec,
         loader,
         adapters,
-        (builder, manager) ->
+        builder ->
             (layer, module) -> {
               var bank = builder.bank(opened, config, layer, module);
               long in = config.shape(module)[1];
               double bound = 1 / Math.sqrt(in);
               var gate =
                   uniform(
-                      manager,
+                      builder.manager(),
                       dtype,
                       bound,
                       seed(spec, layer, module.ordinal(), 0),
@@ -158,13 +158,13 @@ public final class TrainableModel implements AutoCloseable {
                 spec,
                 loader,
                 checkpoint.adapters(),
-                (builder, manager) ->
+                builder ->
                     (layer, module) -> {
                       var bank = builder.bank(checkpoint, config, layer, module);
                       return new AdapterBank(
-                          writable(manager, bank.gate()),
-                          writable(manager, bank.loraA()),
-                          writable(manager, bank.loraB()),
+                          writable(builder.manager(), bank.gate()),
+                          writable(builder.manager(), bank.loraA()),
+                          writable(builder.manager(), bank.loraB()),
                           bank.ranks(),
                           bank.scales());
                     });
@@ -209,7 +209,7 @@ public final class TrainableModel implements AutoCloseable {
         spec,
         loader,
         names.stream().map(name -> new MeteoraCheckpoint.Adapter(name, ranks, scales)).toList(),
-        (builder, manager) ->
+        builder ->
             (layer, module) -> {
               var path = module.path(layer);
               int rank = ranks.get(path);
@@ -225,7 +225,7 @@ public final class TrainableModel implements AutoCloseable {
               Arrays.fill(factors, scales.get(path));
               var first =
                   uniform(
-                      manager,
+                      builder.manager(),
                       loader.dtype(),
                       bound,
                       seed(spec, layer, module.ordinal(), 1),
@@ -234,7 +234,7 @@ public final class TrainableModel implements AutoCloseable {
               return new AdapterBank(
                   null,
                   n == 1 ? first : repeated(first, n),
-                  Ops.zeros(manager, loader.dtype(), shape[0], (long) n * rank),
+                  Ops.zeros(builder.manager(), loader.dtype(), shape[0], (long) n * rank),
                   all,
                   factors);
             });
@@ -244,7 +244,7 @@ public final class TrainableModel implements AutoCloseable {
       Spec spec,
       ModelLoader loader,
       List<MeteoraCheckpoint.Adapter> adapters,
-      ModelLoader.Banks banks) {
+      Function<ModelBuilder, LlamaFactory.Banks> banks) {
     var context = ForwardContext.training(new RoutingSettings(spec.topK(), 1), spec.flags());
     var base = loader.own(SafetensorsFolder.open(spec.basePath()));
     var llama =
@@ -282,7 +282,7 @@ public final class TrainableModel implements AutoCloseable {
       values[i] = (float) ((2 * random.nextDouble() - 1) * bound);
     }
     var result = Ops.empty(manager, dtype, rows, columns);
-    try (var host = Devices.newManager(Device.cpu())) {
+    try (var host = Devices.newHostManager()) {
       Ops.copy(result, host.create(values, Ops.shape(rows, columns)));
     }
     return result;

@@ -1,6 +1,5 @@
 package org.meteora.router;
 
-import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import org.meteora.lora.AdapterBank;
@@ -19,7 +18,7 @@ final class UpdateForm {
 
   /** A manager for what is computed here: on the CPU, whatever device the model is on. */
   static NDManager host() {
-    return Devices.newManager(Device.cpu());
+    return Devices.newHostManager();
   }
 
   /** M of adapter {@code i}, {@code (r, in)} float64; its rank must not be 0. */

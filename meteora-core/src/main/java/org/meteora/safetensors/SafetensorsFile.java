@@ -195,7 +195,7 @@ public final class SafetensorsFile implements AutoCloseable {
     if (here.dtype() == there.dtype()) {
       return bytes(here).mismatch(other.bytes(there)) == -1;
     }
-    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
+    try (var host = Devices.newHostManager()) {
       var rounded = Ops.cast(other.read(host, otherName), here.dtype());
       var memory = MemorySegment.ofAddress(Ops.dataPointer(rounded)).reinterpret(here.bytes());
       return bytes(here).mismatch(memory) == -1;

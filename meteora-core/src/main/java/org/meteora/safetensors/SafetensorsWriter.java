@@ -71,7 +71,7 @@ public final class SafetensorsWriter {
       return;
     }
     // a row-major copy in host memory, whatever the tensor's device and strides
-    try (var host = Devices.newManager(ai.djl.Device.cpu())) {
+    try (var host = Devices.newHostManager()) {
       var plain = Ops.empty(host, dtype, tensor.getShape().getShape());
       Ops.copy(plain, tensor);
       var segment = MemorySegment.ofAddress(Ops.dataPointer(plain)).reinterpret(bytes);

@@ -53,6 +53,11 @@ public final class Devices {
     return NDManager.newBaseManager(device, "PyTorch");
   }
 
+  /** A manager of tensors in the host's memory, as {@link #newManager}. */
+  public static NDManager newHostManager() {
+    return newManager(Device.cpu());
+  }
+
   /** The name of a device: {@code cpu} or {@code cuda:i}. */
   public static String name(Device device) {
     return device.isGpu() ? "cuda:" + device.getDeviceId() : "cpu";

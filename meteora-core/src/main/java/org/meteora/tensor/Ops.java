@@ -1,6 +1,5 @@
 package org.meteora.tensor;
 
-import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
@@ -150,11 +149,30 @@ public final class Ops {
    * collector may have freed since.
    */
   public static NDArray scale(NDArray x, double factor) {
-    try (var host = Devices.newManager(Device.cpu())) {
+    try (var host = Devices.newHostManager()) {
       var constant = empty(x.getManager(), dtype(x)); // libtorch's own memory
       copy(constant, host.create((float) factor));
       return x.mul(constant);
     }
+  }
+
+  /**
+   * {@code x} itself, attached to the manager, when it lies on its device and has this dtype; else
+   * a copy there.
+   */
+  public static NDArray placed(NDArray x, NDManager manager, Dtype dtype) {
+    if (x.getDevice().equals(manager.getDevice()) && dtype(x) == dtype) {
+      x.attach(manager);
+      return x;
+    }
+    var copy = empty(manager, dtype, x.getShape().getShape());
+    copy(copy, x);
+    return copy;
+  }
+
+  /** Whether the values of {@code x} lie where Java can read and write them. */
+  public static boolean isInHostMemory(NDArray x) {
+    return !x.getDevice().isGpu();
   }
 
   /** {@code x · sigmoid(x)}. */

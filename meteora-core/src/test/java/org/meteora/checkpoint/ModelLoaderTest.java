@@ -139,7 +139,7 @@ class ModelLoaderTest {
                       var files = loader.own(SafetensorsFolder.open(folder.resolve("base")));
                       var base = new ModelLoader.Base(files, "", null);
                       var llama =
-                          loader.build(base, (b, m) -> (layer, module) -> null, Flags.AUTO, 0);
+                          loader.build(base, builder -> (layer, module) -> null, Flags.AUTO, 0);
                       managers.add(llama.manager());
                       throw new IllegalStateException("after building");
                     }))

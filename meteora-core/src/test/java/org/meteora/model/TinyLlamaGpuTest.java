@@ -154,7 +154,7 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
         var recording = Ops.notRecording()) {
       var context = ForwardContext.inference(new RoutingSettings(2, 3), Flags.AUTO);
       for (var shape : List.of(new long[] {264, 136}, new long[] {1000, 512})) {
-        var bank = RandomLlama.bank(shape, manager, dtype, 28, 8);
+        var bank = RandomLlama.bank(shape, manager, dtype, 28, 8).withTransposedB();
         var weight = RandomLlama.normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape);
         var layer =
             new GatedLinear(weight, null, bank, 0, Backends.of(manager, dtype), 0, Projection.Q);

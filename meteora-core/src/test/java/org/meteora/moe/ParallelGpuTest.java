@@ -35,7 +35,7 @@ class ParallelGpuTest {
   }
 
   private static AdapterBank bank(NDManager manager, Dtype dtype) {
-    var bank = RandomLlama.bank(new long[] {OUT, IN}, manager, dtype, 12, 8);
+    var bank = RandomLlama.bank(new long[] {OUT, IN}, manager, dtype, 12, 8).withTransposedB();
     var ranks = bank.ranks().clone();
     ranks[3] = 0; // one that does not target this layer
     ranks[5] = 16;

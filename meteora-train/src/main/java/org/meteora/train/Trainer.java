@@ -1,6 +1,5 @@
 package org.meteora.train;
 
-import ai.djl.Device;
 import java.nio.file.Path;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
@@ -9,6 +8,7 @@ import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import org.meteora.UserException;
+import org.meteora.backend.Backends;
 import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
@@ -165,7 +165,7 @@ public final class Trainer {
                 speed.lastSeconds(),
                 speed.tokensPerSecond(),
                 padding(batches),
-                MemoryUse.bytes(parameters.values().getDevice()),
+                Backends.memoryInUse(parameters.values().getDevice()),
                 speed.secondsPerStep() * (steps - step));
         listeners.forEach(listener -> listener.onStep(report));
         if (step % config.evalSteps() == 0 || step == steps) {
@@ -354,29 +354,6 @@ public final class Trainer {
 
     private double sum(int column) {
       return last.stream().mapToDouble(entry -> entry[column]).sum();
-    }
-  }
-
-  /** Memory in use, for people. */
-  static final class MemoryUse {
-    private MemoryUse() {}
-
-    /** Of the GPU, or the process's resident memory; 0 when it cannot be told. */
-    static long bytes(Device device) {
-      try {
-        if (device.isGpu()) {
-          var memory = org.meteora.cuda.driver.Cuda.device(device.getDeviceId()).memory();
-          return memory.total() - memory.free();
-        }
-        for (var line : java.nio.file.Files.readAllLines(Path.of("/proc/self/status"))) {
-          if (line.startsWith("VmRSS:")) {
-            return Long.parseLong(line.replaceAll("\\D", "")) << 10;
-          }
-        }
-      } catch (java.io.IOException | RuntimeException | LinkageError e) {
-        // not Linux, or no driver to ask
-      }
-      return 0;
     }
   }
 }

@@ -4,6 +4,8 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.List;
 import java.util.Optional;
+import org.meteora.lora.AdapterBank;
+import org.meteora.model.Architecture;
 import org.meteora.model.Backend;
 import org.meteora.model.LayerOps;
 import org.meteora.model.TensorOps;
@@ -59,6 +61,18 @@ public final class CpuBackend implements Backend {
   @Override
   public LayerOps ops() {
     return ops;
+  }
+
+  /** Weights are read where their files are mapped: the operating system sees to it. */
+  @Override
+  public void requireMemory(long bytes) {}
+
+  @Override
+  public void prepare(Architecture architecture, int topK, int adapters) {}
+
+  @Override
+  public AdapterBank forInference(AdapterBank bank) {
+    return bank;
   }
 
   @Override

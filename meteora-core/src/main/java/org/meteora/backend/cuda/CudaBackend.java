@@ -11,6 +11,9 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.driver.SideStreams;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.lora.AdapterBank;
+import org.meteora.model.Architecture;
 import org.meteora.model.Backend;
 import org.meteora.model.LayerOps;
 import org.meteora.moe.ForwardContext;
@@ -28,6 +31,7 @@ public final class CudaBackend implements Backend {
 
   private final NDManager manager;
   private final Cuda cuda;
+  private final Dtype dtype;
   private final LayerOps ops;
   private Boolean compiles;
   private final ConcurrentLinkedDeque<RoutingGatherer> gatherers = new ConcurrentLinkedDeque<>();
@@ -40,6 +44,7 @@ public final class CudaBackend implements Backend {
   public CudaBackend(NDManager manager, Dtype dtype) {
     this.manager = manager;
     this.cuda = Cuda.device(manager.getDevice().getDeviceId());
+    this.dtype = dtype;
     this.ops = new CudaLayerOps(cuda, dtype);
   }
 
@@ -59,6 +64,37 @@ public final class CudaBackend implements Backend {
   @Override
   public LayerOps ops() {
     return ops;
+  }
+
+  @Override
+  public void requireMemory(long bytes) {
+    cuda.makeCurrent();
+    long free = cuda.memory().free();
+    if (bytes > free) {
+      throw new UserException(
+          "GPU %d has too little memory for this model: %,d MiB are needed for its weights, %,d"
+                  .formatted(cuda.index(), (bytes >> 20) + 1, free >> 20)
+              + " MiB are free");
+    }
+  }
+
+  /** Compiles the kernels. */
+  @Override
+  public void prepare(Architecture architecture, int topK, int adapters) {
+    Kernels.prepare(
+        cuda,
+        dtype,
+        topK,
+        adapters,
+        architecture.numAttentionHeads(),
+        architecture.numKeyValueHeads(),
+        architecture.headDim());
+  }
+
+  /** The kernels for few tokens read a rank of B, which they choose, as one row. */
+  @Override
+  public AdapterBank forInference(AdapterBank bank) {
+    return bank.withTransposedB();
   }
 
   @Override

@@ -94,7 +94,7 @@ public final class AdamW implements AutoCloseable {
   }
 
   private boolean onHost() {
-    return !mean.getDevice().isGpu();
+    return Ops.isInHostMemory(mean);
   }
 
   private double deviceNorm(long from, long to) {

@@ -107,7 +107,7 @@ public final class FlatParameters implements AutoCloseable {
     size = targets.values().stream().mapToLong(a -> a.getShape().size()).sum();
     part = (size + processes - 1) / processes;
     gradients = Ops.zeros(manager, Dtype.F32, part * processes);
-    boolean sliced = processes > 1 && parent.getDevice().isGpu();
+    boolean sliced = processes > 1 && !Ops.isInHostMemory(gradients);
     whole = sliced ? gradients : Ops.zeros(manager, Dtype.F32, part * processes);
     long offset = 0;
     for (var parameter : parameters.entrySet()) {
@@ -127,7 +127,7 @@ public final class FlatParameters implements AutoCloseable {
       // on a GPU kernels keep the addresses of the model's tensors
       boolean shared =
           parameter.getValue().isWhole()
-              && !tensor.getDevice().isGpu()
+              && Ops.isInHostMemory(tensor)
               && Ops.dtype(tensor) == Dtype.F32;
       if (shared) {
         Ops.share(tensor, value);

@@ -9,8 +9,8 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
- * A Llama of random numbers, made on its device, for tests: never zeros, and gates that spread the
- * tokens over all adapters.
+ * A Llama of random numbers, made on its device, to try a device with, and to test and measure:
+ * never zeros, and gates that spread the tokens over all adapters.
  */
 public final class RandomLlama {
   private RandomLlama() {}
@@ -37,7 +37,9 @@ public final class RandomLlama {
                 ? norm(manager, dtype, shape)
                 : normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape),
         (layer, module) ->
-            adapters == 0 ? null : bank(config.shape(module), manager, dtype, adapters, rank),
+            adapters == 0
+                ? null
+                : backend.forInference(bank(config.shape(module), manager, dtype, adapters, rank)),
         backend,
         dropout);
   }
@@ -50,14 +52,12 @@ public final class RandomLlama {
     var scales = new double[adapters];
     Arrays.fill(scales, 2);
     long total = (long) adapters * rank;
-    var bank =
-        new AdapterBank(
-            normal(manager, dtype, 1 / Math.sqrt(shape[1]), adapters, shape[1]),
-            normal(manager, dtype, 1 / Math.sqrt(shape[1]), total, shape[1]),
-            normal(manager, dtype, 0.1, shape[0], total),
-            ranks,
-            scales);
-    return manager.getDevice().isGpu() ? bank.withTransposedB() : bank;
+    return new AdapterBank(
+        normal(manager, dtype, 1 / Math.sqrt(shape[1]), adapters, shape[1]),
+        normal(manager, dtype, 1 / Math.sqrt(shape[1]), total, shape[1]),
+        normal(manager, dtype, 0.1, shape[0], total),
+        ranks,
+        scales);
   }
 
   private static NDArray norm(NDManager manager, Dtype dtype, long... shape) {
