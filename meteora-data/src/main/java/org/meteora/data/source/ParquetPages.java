@@ -1,5 +1,6 @@
 package org.meteora.data.source;
 
+import dev.hardwood.InputFile;
 import dev.hardwood.internal.metadata.PageHeader;
 import dev.hardwood.internal.thrift.PageHeaderReader;
 import dev.hardwood.internal.thrift.ThriftCompactReader;
@@ -7,9 +8,6 @@ import dev.hardwood.metadata.ColumnChunk;
 import dev.hardwood.metadata.CompressionCodec;
 import dev.hardwood.metadata.FileMetaData;
 import java.io.IOException;
-import java.nio.ByteBuffer;
-import java.nio.channels.FileChannel;
-import java.nio.file.Path;
 
 /**
  * Looks at the header of every page of a Parquet file before the library reads it: the library
@@ -35,9 +33,9 @@ final class ParquetPages {
    *
    * @throws IOException saying what is wrong
    */
-  static void check(Path file, FileMetaData footer) throws IOException {
+  static void check(InputFile file, FileMetaData footer) throws IOException {
     long rows = 0;
-    try (var channel = FileChannel.open(file)) {
+    try {
       for (var group : footer.rowGroups()) {
         if (group.numRows() < 0) {
           throw new IOException("a row group of " + group.numRows() + " rows");
@@ -47,7 +45,7 @@ final class ParquetPages {
         }
         rows = Math.addExact(rows, group.numRows());
         for (var column : group.columns()) {
-          check(channel, column, group.numRows());
+          check(file, column, group.numRows());
         }
       }
     } catch (ArithmeticException e) {
@@ -59,31 +57,30 @@ final class ParquetPages {
     }
   }
 
-  private static void check(FileChannel channel, ColumnChunk column, long rows) throws IOException {
+  private static void check(InputFile file, ColumnChunk column, long rows) throws IOException {
     var data = column.metaData();
     var name = "the column " + data.pathInSchema();
     long at = column.chunkStartOffset();
     long end = Math.addExact(at, data.totalCompressedSize());
-    if (at < MARK || end <= at && data.numValues() > 0 || end > channel.size() - 2 * MARK) {
+    if (at < MARK || end <= at && data.numValues() > 0 || end > file.length() - 2 * MARK) {
       throw new IOException(name + " does not lie in the file");
     }
     long values = 0;
     while (at < end) {
-      var bytes = ByteBuffer.allocate((int) Math.min(end - at, 1 << 10));
+      int bytes = (int) Math.min(end - at, 1 << 10);
       PageHeader header = null;
       int length = 0;
       while (header == null) {
-        read(channel, bytes, at);
-        var reader = new ThriftCompactReader(bytes);
+        var reader = new ThriftCompactReader(file.readRange(at, bytes));
         try {
           header = PageHeaderReader.read(reader);
           length = reader.getBytesRead();
         } catch (IOException | RuntimeException e) {
           // perhaps it is longer
-          if (bytes.capacity() == end - at || bytes.capacity() >= MAXIMUM_HEADER) {
+          if (bytes == end - at || bytes >= MAXIMUM_HEADER) {
             throw new IOException(name + ": a broken page header at " + at, e);
           }
-          bytes = ByteBuffer.allocate((int) Math.min(end - at, 16L * bytes.capacity()));
+          bytes = (int) Math.min(end - at, 16L * bytes);
         }
       }
       int packed = header.compressedPageSize();
@@ -108,7 +105,7 @@ final class ParquetPages {
         throw new IOException(name + ": a page of " + count + " values");
       }
       if (data.codec() == CompressionCodec.SNAPPY) {
-        requireSnappyLength(channel, name, header, at + length);
+        requireSnappyLength(file, name, header, at + length);
       }
       values += count;
       at += length + packed;
@@ -131,8 +128,8 @@ final class ParquetPages {
    * Snappy's native library writes as much as the packed bytes begin by saying, not as much as
    * there is room for.
    */
-  private static void requireSnappyLength(
-      FileChannel channel, String name, PageHeader header, long at) throws IOException {
+  private static void requireSnappyLength(InputFile file, String name, PageHeader header, long at)
+      throws IOException {
     int levels = 0;
     var second = header.dataPageHeaderV2();
     if (second != null) {
@@ -153,8 +150,7 @@ final class ParquetPages {
     if (packed == 0 && expected == 0) {
       return;
     }
-    var bytes = ByteBuffer.allocate(Math.min(packed, 5));
-    read(channel, bytes, at + levels);
+    var bytes = file.readRange(at + levels, Math.min(packed, 5));
     long said = 0;
     boolean whole = false;
     for (int shift = 0; bytes.hasRemaining() && !whole; shift += 7) {
@@ -166,10 +162,5 @@ final class ParquetPages {
       throw new IOException(
           name + ": a page that is said to unpack to " + expected + " bytes unpacks to " + said);
     }
-  }
-
-  private static void read(FileChannel channel, ByteBuffer bytes, long at) throws IOException {
-    while (bytes.hasRemaining() && channel.read(bytes, at + bytes.position()) >= 0) {}
-    bytes.flip();
   }
 }

@@ -3,6 +3,7 @@ package org.meteora.data.source;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import dev.hardwood.InputFile;
+import dev.hardwood.metadata.FileMetaData;
 import dev.hardwood.reader.ParquetFileReader;
 import dev.hardwood.reader.RowGroupPredicate;
 import dev.hardwood.row.PqList;
@@ -24,8 +25,8 @@ import org.meteora.UserException;
 
 /**
  * A Parquet file, row by row as JSON objects; lists and structs nested. Memory holds a row group at
- * a time, whatever the size of the file. The file is mapped: it must not be cut short meanwhile.
- * What its footer and pages say of sizes is checked first ({@link ParquetPages}).
+ * a time, whatever the size of the file. What its footer and pages say of sizes is checked first
+ * ({@link ParquetPages}).
  */
 record ParquetRecords(Path file) implements Records {
   private static final JsonNodeFactory JSON = JsonNodeFactory.instance;
@@ -37,8 +38,16 @@ record ParquetRecords(Path file) implements Records {
     LIBRARY.setLevel(Level.WARNING);
   }
 
-  /** No row for so long, and the file is given up. */
-  private static final Duration DEADLINE = Duration.ofSeconds(30);
+  /** Work, or nothing at all, that may go by without a row until the file is given up. */
+  private static final Duration LIMIT = Duration.ofSeconds(4);
+
+  /** Bytes that the slowest codec unpacks in a second, and less. */
+  private static final long BYTES_A_SECOND = 16 << 20;
+
+  private static final Duration LOOK = Duration.ofMillis(250);
+
+  /** A share of the processor that a thread which works gets even where much else runs: 1 %. */
+  private static final int IDLE = 100;
 
   /** Rows that are handed over together. */
   private static final int BATCH = 64;
@@ -52,19 +61,30 @@ record ParquetRecords(Path file) implements Records {
     record End(Optional<Throwable> failure) implements Step {}
   }
 
+  @Override
+  public void forEach(BiConsumer<JsonNode, String> each) {
+    forEach(new ParquetInput(file), ParquetPages::check, LIMIT, each);
+  }
+
+  /** What is looked at before rows are read. */
+  @FunctionalInterface
+  interface Check {
+    void accept(InputFile input, FileMetaData footer) throws IOException;
+  }
+
   /**
    * A thread of its own reads, so that one that hangs in a broken file does not take the program
    * with it.
    */
-  @Override
-  public void forEach(BiConsumer<JsonNode, String> each) {
+  void forEach(ParquetInput input, Check check, Duration limit, BiConsumer<JsonNode, String> each) {
     var steps = new ArrayBlockingQueue<Step>(BATCHES_AHEAD);
-    var thread = Thread.ofPlatform().daemon().name("parquet").unstarted(() -> read(steps));
+    var thread =
+        Thread.ofPlatform().daemon().name("parquet").unstarted(() -> read(input, check, steps));
     thread.start();
     long row = 0;
     try {
       while (true) {
-        switch (steps.poll(DEADLINE.toMillis(), TimeUnit.MILLISECONDS)) {
+        switch (next(steps, input, limit)) {
           case Step.Rows(var nodes) -> {
             for (var node : nodes) {
               each.accept(node, file + ": row " + ++row);
@@ -78,12 +98,7 @@ record ParquetRecords(Path file) implements Records {
           }
           case null ->
               throw new UserException(
-                  file
-                      + ": not a readable Parquet file: nothing came after row "
-                      + row
-                      + " for "
-                      + DEADLINE.toSeconds()
-                      + " s");
+                  file + ": not a readable Parquet file: its reader hangs after row " + row);
         }
       }
     } catch (InterruptedException e) {
@@ -94,11 +109,47 @@ record ParquetRecords(Path file) implements Records {
     }
   }
 
-  private void read(BlockingQueue<Step> steps) {
+  /**
+   * The next step; null when the reader hangs. A disk may take its time, and so may a machine with
+   * other work: what counts is processor time beyond what bytes of the file are worth, or that
+   * nothing is read and nothing computed.
+   */
+  private static Step next(BlockingQueue<Step> steps, ParquetInput input, Duration limit)
+      throws InterruptedException {
+    long bytes = input.bytes();
+    var start = computed();
+    var before = start;
+    long since = System.nanoTime();
+    while (true) {
+      var step = steps.poll(LOOK.toMillis(), TimeUnit.MILLISECONDS);
+      if (step != null) {
+        return step;
+      }
+      var now = computed();
+      long read = Math.min(input.bytes() - bytes, input.size()); // round and round is worth nothing
+      if (now.minus(start).minus(limit).toNanos() > read * 1e9 / BYTES_A_SECOND) {
+        return null;
+      }
+      var waited = Duration.ofNanos(System.nanoTime() - since);
+      if (input.isReading() || waited.compareTo(limit) > 0) {
+        if (!input.isReading() && now.minus(before).multipliedBy(IDLE).compareTo(waited) < 0) {
+          return null;
+        }
+        since = System.nanoTime();
+        before = now;
+      }
+    }
+  }
+
+  private static Duration computed() {
+    return ProcessHandle.current().info().totalCpuDuration().orElse(Duration.ZERO);
+  }
+
+  private static void read(ParquetInput input, Check check, BlockingQueue<Step> steps) {
     try {
       Step end;
       try {
-        rows(steps);
+        rows(input, check, steps);
         end = new Step.End(Optional.empty());
       } catch (IOException
           | RuntimeException
@@ -113,9 +164,11 @@ record ParquetRecords(Path file) implements Records {
     }
   }
 
-  private void rows(BlockingQueue<Step> steps) throws IOException, InterruptedException {
-    try (var reader = ParquetFileReader.open(InputFile.of(file))) {
-      ParquetPages.check(file, reader.getFileMetaData());
+  private static void rows(ParquetInput input, Check check, BlockingQueue<Step> steps)
+      throws IOException, InterruptedException {
+    try (input;
+        var reader = ParquetFileReader.open(input)) {
+      check.accept(input, reader.getFileMetaData());
       // one reader for each row group: a single one decodes many of them ahead
       for (var group : reader.getFileMetaData().rowGroups()) {
         long start = group.columns().getFirst().chunkStartOffset();

@@ -15,9 +15,12 @@ import dev.hardwood.reader.ParquetFileReader;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -215,6 +218,98 @@ class ParquetRecordsTest {
         .hasMessageContaining("hangs.parquet: not a readable Parquet file (row 0): the column ");
   }
 
+  private static void readWithin(Duration limit, ParquetInput input, Path file) {
+    new ParquetRecords(file).forEach(input, (read, footer) -> {}, limit, (node, where) -> {});
+  }
+
+  /** The process of the test below: the library's thread goes on for ever. */
+  static final class Hanging {
+    public static void main(String[] args) {
+      var file = Path.of(args[0]);
+      try {
+        readWithin(Duration.ofSeconds(1), new ParquetInput(file), file);
+      } catch (UserException e) {
+        System.out.println(e.getMessage());
+        System.exit(2);
+      }
+    }
+  }
+
+  /** The same where nothing has looked at the pages before: the library goes round and round. */
+  @Test
+  void aHangThatNoCheckKnowsEndsSoon() throws Exception {
+    var hangs =
+        Path.of(System.getProperty("meteora.root", ".."))
+            .resolve("../shared/fixtures/field/hostile/hangs.parquet");
+    assumeTrue(Files.exists(hangs), "no file at " + hangs);
+    var child =
+        new ProcessBuilder(
+                ProcessHandle.current().info().command().orElse("java"),
+                "-XX:+UseSerialGC",
+                "--enable-native-access=ALL-UNNAMED",
+                "-cp",
+                System.getProperty("java.class.path"),
+                Hanging.class.getName(),
+                hangs.toString())
+            .redirectErrorStream(true)
+            .start();
+    var output = new String(child.getInputStream().readAllBytes(), UTF_8);
+    assertThat(child.waitFor()).as(output).isEqualTo(2);
+    assertThat(output.strip())
+        .endsWith("hangs.parquet: not a readable Parquet file: its reader hangs after row 0");
+  }
+
+  @Test
+  void aReaderThatWaitsForEverIsGivenUpAndASlowDiskIsNot() throws IOException {
+    var file = put("bigbench-none.parquet", "waits.parquet");
+    var waits =
+        new ParquetInput(file) {
+          @Override
+          public long length() {
+            LockSupport.parkNanos(TimeUnit.SECONDS.toNanos(20));
+            throw new IllegalStateException("nobody waits for this any more");
+          }
+        };
+    assertThatThrownBy(() -> readWithin(Duration.ofSeconds(1), waits, file))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("hangs after row 0");
+    var slow =
+        new ParquetInput(file) {
+          private int pieces;
+
+          @Override
+          void arrived(int n) throws IOException {
+            super.arrived(n);
+            if (++pieces <= 2) {
+              LockSupport.parkNanos(TimeUnit.MILLISECONDS.toNanos(1500));
+            }
+          }
+        };
+    readWithin(Duration.ofSeconds(1), slow, file);
+    assertThat(slow.bytes()).isGreaterThan(Files.size(file) / 2);
+  }
+
+  @Test
+  void aFileThatIsCutShortWhileItIsReadIsRefused() throws IOException {
+    var file = put("bigbench-2000.parquet", "shrinks.parquet");
+    assertThatThrownBy(
+            () ->
+                readWithin(
+                    Duration.ofSeconds(4),
+                    new ParquetInput(file) {
+                      @Override
+                      void arrived(int n) throws IOException {
+                        super.arrived(n);
+                        if (bytes() > 1000) {
+                          Files.write(file, new byte[10]);
+                        }
+                      }
+                    },
+                    file))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("shrinks.parquet: not a readable Parquet file");
+  }
+
   /** 20 KB of zstd that unpack to 300 MB. */
   @Test
   void aPageThatUnpacksToMuchMoreThanAPageIsRefused() throws IOException {
@@ -232,7 +327,7 @@ class ParquetRecordsTest {
     try (var reader = ParquetFileReader.open(InputFile.of(file))) {
       footer = reader.getFileMetaData();
     }
-    ParquetPages.check(file, footer);
+    check(file, footer);
     var group = footer.rowGroups().getFirst();
     long rows = group.numRows();
     refused(file, withRows(footer, footer.numRows() + 1, group), "its footer says 51");
@@ -267,6 +362,13 @@ class ParquetRecordsTest {
     }
   }
 
+  private static void check(Path file, FileMetaData footer) throws IOException {
+    try (var input = InputFile.of(file)) {
+      input.open();
+      ParquetPages.check(input, footer);
+    }
+  }
+
   private static FileMetaData withRows(FileMetaData footer, long rows, RowGroup first) {
     var groups = new ArrayList<>(footer.rowGroups());
     groups.set(0, first);
@@ -281,7 +383,7 @@ class ParquetRecordsTest {
   }
 
   private static void refused(Path file, FileMetaData footer, String message) {
-    assertThatThrownBy(() -> ParquetPages.check(file, footer))
+    assertThatThrownBy(() -> check(file, footer))
         .isInstanceOf(IOException.class)
         .hasMessageContaining(message);
   }
