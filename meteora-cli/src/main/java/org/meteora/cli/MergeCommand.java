@@ -14,6 +14,8 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.MergedModel;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.FolderLock;
+import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterMerge;
 import org.meteora.lora.LoraAdapter;
@@ -114,7 +116,9 @@ final class MergeCommand implements Callable<Integer> {
     var folders =
         tasks == null
             ? LoraAdapter.list(adapterDir)
-            : tasks.stream().map(adapterDir::resolve).toList();
+            : tasks.stream()
+                .map(task -> adapterDir.resolve(FolderNames.require("the adapter", task)))
+                .toList();
     if (new HashSet<>(folders).size() < folders.size()) {
       throw new UserException("--tasks names an adapter twice: " + String.join(",", tasks));
     }
@@ -124,7 +128,17 @@ final class MergeCommand implements Callable<Integer> {
             : List.copyOf(weights);
     check(folders, factors);
     var base = intoBase ? settings.requireBaseModelPath() : null;
-    requireNew(output);
+    try (var lock = FolderLock.takeOutput(output)) {
+      requireNew(output);
+      write(folders, factors, base);
+    }
+    var out = command.commandLine().getOut();
+    out.println(output);
+    out.flush();
+    return 0;
+  }
+
+  private void write(List<Path> folders, List<Double> factors, Path base) {
     var merge =
         new AdapterMerge(
             method,
@@ -144,10 +158,6 @@ final class MergeCommand implements Callable<Integer> {
     } finally {
       opened.forEach(LoraAdapter::close);
     }
-    var out = command.commandLine().getOut();
-    out.println(output);
-    out.flush();
-    return 0;
   }
 
   private void check(List<Path> folders, List<Double> factors) {
@@ -183,18 +193,15 @@ final class MergeCommand implements Callable<Integer> {
   }
 
   private static void requireNew(Path folder) {
-    if (Files.exists(folder)) {
-      try (var entries = Files.list(folder)) {
-        if (entries.findAny().isPresent()) {
-          throw new UserException(
-              "--output-dir " + folder + " is not empty: remove it, or name a new folder");
-        }
-      } catch (IOException e) {
+    AtomicFiles.removeLeftovers(folder);
+    try (var entries = Files.list(folder)) {
+      if (entries.anyMatch(entry -> !entry.endsWith(FolderLock.NAME))) {
         throw new UserException(
-            "--output-dir " + folder + " is no folder: " + AtomicFiles.reason(e), e);
+            "--output-dir " + folder + " is not empty: remove it, or name a new folder");
       }
+    } catch (IOException e) {
+      throw new UserException("cannot read " + folder + ": " + AtomicFiles.reason(e), e);
     }
-    AtomicFiles.requireWritableFolder(folder);
   }
 
   /** As the first adapter calls it. */

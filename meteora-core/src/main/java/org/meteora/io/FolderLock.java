@@ -20,6 +20,9 @@ import org.slf4j.LoggerFactory;
 public final class FolderLock implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(FolderLock.class);
 
+  /** The file that a folder of results is locked by. */
+  public static final String NAME = ".lock";
+
   private final FileChannel channel;
 
   private FolderLock(FileChannel channel) {
@@ -65,6 +68,20 @@ public final class FolderLock implements AutoCloseable {
       close(channel);
       throw new UserException("cannot write " + file + ": " + AtomicFiles.reason(e), e);
     }
+  }
+
+  /**
+   * {@link #take(Path, String, String)} of a folder that a command writes a result into.
+   *
+   * @throws UserException when another run is writing there
+   */
+  public static FolderLock takeOutput(Path folder) {
+    return take(
+        folder,
+        NAME,
+        "another run is writing into "
+            + folder
+            + "; wait until it is done, or choose another folder");
   }
 
   /** Whether this process has the lock now. A file system without locks is said and believed. */

@@ -87,7 +87,7 @@ public final class Checkpoints {
     var lock =
         FolderLock.take(
             folder,
-            ".lock",
+            FolderLock.NAME,
             "another run is training into "
                 + folder
                 + "; wait until it is done, or choose another --output-dir");

@@ -12,6 +12,7 @@ import org.meteora.data.composite.CompositeMaker;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.FolderLock;
 import org.meteora.io.Jsonl;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -92,10 +93,12 @@ public final class CreateCompositeCommand implements Callable<Integer> {
     }
     var made = CompositeMaker.make(header, samples, nums, !noShuffle, seed);
     var folder = settings.targetDir().resolve(composite.name());
-    Sample.write(folder.resolve("test.jsonl"), made);
     var parts = Jsonl.JSON.createObjectNode();
     parts.set("tasks", Jsonl.JSON.valueToTree(composite.tasks()));
-    AtomicFiles.writeString(folder.resolve("composite.json"), parts.toPrettyString() + "\n");
+    try (var lock = FolderLock.takeOutput(folder)) {
+      Sample.write(folder.resolve("test.jsonl"), made);
+      AtomicFiles.writeString(folder.resolve("composite.json"), parts.toPrettyString() + "\n");
+    }
     System.out.println(
         composite.name()
             + ": "

@@ -10,7 +10,6 @@ import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.source.DatasetMaker;
 import org.meteora.data.source.SourceFetcher;
 import org.meteora.data.source.SourceLocator;
-import org.meteora.data.tasks.MetricsFile;
 import org.meteora.data.tasks.Tasks;
 import org.meteora.io.AtomicFiles;
 import picocli.CommandLine.Command;
@@ -112,9 +111,6 @@ public final class CreateDatasetCommand implements Callable<Integer> {
       DatasetMaker.Written written;
       try {
         written = maker.make(each, source.get());
-        if (Tasks.find(each.name()).isEmpty()) {
-          MetricsFile.write(settings.targetDir().resolve(each.name()), each.metrics());
-        }
       } catch (UserException e) {
         if (tasks.size() == 1) {
           throw e;

@@ -11,9 +11,12 @@ import java.util.HexFormat;
 import java.util.Random;
 import java.util.Set;
 import org.meteora.UserException;
+import org.meteora.data.tasks.MetricsFile;
 import org.meteora.data.tasks.Task;
+import org.meteora.data.tasks.Tasks;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Digests;
+import org.meteora.io.FolderLock;
 
 /**
  * Turns a task's source into {@code <target>/<task>/{train,test}.jsonl}. The same source and seed
@@ -39,14 +42,20 @@ public final class DatasetMaker {
   public record Written(int train, int test, String sha256) {}
 
   /**
-   * Writes both files, or neither when a record of either is wrong.
+   * Writes both files, or neither when a record of either is wrong; of a task that is not one of
+   * the 28 also what its metrics are.
    *
-   * @throws UserException when a record lacks what the task needs (naming file and line), or a file
-   *     cannot be written
+   * @throws UserException when a record lacks what the task needs (naming file and line), a file
+   *     cannot be written, or another run is writing them
    */
   public Written make(Task task, SourceLocator.Source source) {
-    try {
-      return write(task, source);
+    var folder = targetDir.resolve(task.name());
+    try (var lock = FolderLock.takeOutput(folder)) {
+      var written = write(task, source);
+      if (Tasks.find(task.name()).isEmpty()) {
+        MetricsFile.write(folder, task.metrics());
+      }
+      return written;
     } catch (OutOfMemoryError e) {
       throw new UserException(
           "out of memory in the source of " + task.name() + ": it needs a larger heap (java -Xmx)",

@@ -1,0 +1,91 @@
+package org.meteora.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.io.PrintWriter;
+import java.io.StringWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.meteora.io.FolderLock;
+
+/** A folder that one run writes its result into is refused to another, which leaves it as it is. */
+class OneRunAtATimeTest {
+  private static final Path ROOT =
+      Path.of(System.getProperty("meteora.root", "..")).toAbsolutePath().normalize();
+  private static final Path TINY = ROOT.resolve("configs/tiny");
+
+  @TempDir Path folder;
+
+  private void oneAtATime(Path output, String... arguments) throws Exception {
+    var error = new StringWriter();
+    var command =
+        Main.commandLine()
+            .setOut(new PrintWriter(new StringWriter()))
+            .setErr(new PrintWriter(error, true));
+    try (var other = FolderLock.takeOutput(output)) {
+      assertThat(command.execute(arguments)).isEqualTo(2);
+    }
+    assertThat(error.toString().strip())
+        .endsWith(
+            "another run is writing into "
+                + output
+                + "; wait until it is done, or choose another folder (process "
+                + ProcessHandle.current().pid()
+                + ")")
+        .doesNotContain("\n");
+    try (Stream<Path> left = Files.list(output)) {
+      assertThat(left.toList()).containsExactly(output.resolve(FolderLock.NAME));
+    }
+    error.getBuffer().setLength(0);
+    assertThat(command.execute(arguments)).as(error::toString).isZero();
+    try (Stream<Path> made = Files.list(output)) {
+      assertThat(made.toList()).hasSizeGreaterThan(2);
+    }
+  }
+
+  @Test
+  void createDataset() throws Exception {
+    var sources = ROOT.resolve("meteora-data/src/test/resources/org/meteora/data/source");
+    var winowhy = Files.createDirectories(folder.resolve("sources/winowhy"));
+    Files.copy(sources.resolve("bigbench/flat/task.json"), winowhy.resolve("task.json"));
+    oneAtATime(
+        folder.resolve("data/winowhy"),
+        "create-dataset",
+        "--offline",
+        "--task=winowhy",
+        "--bigbench-dataset-dir=" + folder.resolve("sources"),
+        "--target-dir=" + folder.resolve("data"));
+  }
+
+  @Test
+  void createComposite() throws Exception {
+    var data = folder.resolve("data");
+    for (var task : new String[] {"sort_letters", "count_vowels"}) {
+      for (var file : new String[] {"train.jsonl", "test.jsonl"}) {
+        Files.createDirectories(data.resolve(task));
+        Files.copy(
+            TINY.resolve("datasets").resolve(task).resolve(file), data.resolve(task).resolve(file));
+      }
+    }
+    oneAtATime(
+        data.resolve("composite_2"),
+        "create-composite",
+        "--tasks=sort_letters,count_vowels",
+        "--nums=3",
+        "--target-dir=" + data);
+  }
+
+  @Test
+  void merge() throws Exception {
+    oneAtATime(
+        folder.resolve("merged"),
+        "merge",
+        "--method=cat",
+        "--adapter-dir=" + TINY.resolve("adapters"),
+        "--tasks=sort_letters,count_vowels",
+        "--output-dir=" + folder.resolve("merged"));
+  }
+}
