@@ -70,11 +70,16 @@ public final class Sampler {
   private static void requireFinite(float[] logits) {
     for (float logit : logits) {
       if (!(Math.abs(logit) <= Float.MAX_VALUE)) {
-        throw new UserException(
-            "the logits are not finite (a value in the weights that is no number, or a dtype too"
-                + " small for them); the answer is given up");
+        throw notFinite();
       }
     }
+  }
+
+  /** What ends an answer whose logits are not finite. */
+  public static UserException notFinite() {
+    return new UserException(
+        "the logits are not finite (a value in the weights that is no number, or a dtype too small"
+            + " for them); the answer is given up");
   }
 
   public static int argMax(float[] logits, int offset, int vocab) {

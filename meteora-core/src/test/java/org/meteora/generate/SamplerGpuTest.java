@@ -59,6 +59,20 @@ class SamplerGpuTest {
       return chooseAgain();
     }
 
+    /** Gives every row this place in the cache; 0 at first. */
+    void slots(int slot) {
+      var all = arena.allocate(4L * rows, 4);
+      all.asByteBuffer().order(ByteOrder.nativeOrder()).asIntBuffer().put(filled(slot));
+      cuda.toDevice(
+          rest.address() + 4L * rows * (2 * DeviceSampler.BLOCKS + 2), all, 4L * rows, stream);
+    }
+
+    private int[] filled(int value) {
+      var values = new int[rows];
+      Arrays.fill(values, value);
+      return values;
+    }
+
     int[] chooseAgain() {
       cuda.toDevice(parameters.address(), host, DeviceSampler.BYTES, stream);
       long best = rest.address();
@@ -208,6 +222,45 @@ class SamplerGpuTest {
               .as("p %s, k %d", topP, topK)
               .isLessThan(5);
         }
+      }
+    }
+  }
+
+  /** Rows with a logit that is no number or infinite, beside others, which they do not change. */
+  @ParameterizedTest
+  @ValueSource(ints = {7, 4097, 128256})
+  void findsLogitsThatAreNotFinite(int vocab) {
+    Assumptions.assumeTrue(Cuda.isAvailable(), "no CUDA GPU on this machine");
+    var random = new Random(5);
+    for (boolean sample : new boolean[] {false, true}) {
+      try (var gpu = new Rows(6, vocab, 2)) {
+        var all = new float[2 * 6 * vocab];
+        for (int i = 0; i < all.length; i++) {
+          all[i] = (float) random.nextGaussian();
+        }
+        if (sample) {
+          gpu.choice.sampling(Sampler.scale(0.8), 3, Sampler.fixed(0.9));
+        } else {
+          gpu.choice.greedy();
+        }
+        for (int row = 0; row < 6; row++) {
+          gpu.choice.row(row, random.nextLong(), new int[] {vocab - 1});
+        }
+        var expected = gpu.choose(all);
+        assertThat(expected).doesNotContain(DeviceSampler.NOT_FINITE);
+        all[1 * vocab + vocab / 2] = Float.NaN; // one logit, in the first part
+        all[(6 + 2) * vocab] = -Float.NaN; // in the second
+        all[3 * vocab + vocab - 2] = Float.POSITIVE_INFINITY;
+        Arrays.fill(all, 4 * vocab, 5 * vocab, Float.NaN);
+        all[5 * vocab + 1 + expected[5] % (vocab - 2)] = Float.NEGATIVE_INFINITY;
+        for (int row = 1; row < 5; row++) {
+          expected[row] = DeviceSampler.NOT_FINITE;
+        }
+        assertThat(gpu.choose(all)).as("sampling %s", sample).isEqualTo(expected);
+        gpu.slots(-1);
+        assertThat(gpu.chooseAgain())
+            .as("rows that are not there")
+            .doesNotContain(DeviceSampler.NOT_FINITE);
       }
     }
   }

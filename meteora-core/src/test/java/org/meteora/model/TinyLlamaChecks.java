@@ -1,6 +1,7 @@
 package org.meteora.model;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.ndarray.NDArray;
 import java.nio.file.Files;
@@ -17,6 +18,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.Fixtures;
+import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -260,5 +262,44 @@ abstract class TinyLlamaChecks {
       SafetensorsWriter.write(folder.resolve("model.safetensors"), tensors, Map.of());
     }
     return folder;
+  }
+
+  /** A token whose embedding is no number, chosen by the prefill: the step behind it finds it. */
+  @Test
+  void aStepWhoseLogitsAreNotFiniteEndsTheAnswer() {
+    var prompts = new ArrayList<>(Fixtures.prompts());
+    // in bfloat16, so that the weights are no mapped file
+    try (var model =
+        load("meteora.k2.T15", Fixtures.tinyLlama().resolve("base"), Optional.of("bf16"))) {
+      var config = model.generationConfig().withGreedy().withMaxNewTokens(3);
+      var auto = model.generator();
+      var gather = auto.with(auto.context().withMode(ForwardMode.GATHER));
+      var expected = auto.generate(prompts, config);
+      int first =
+          expected.stream()
+              .mapToInt(answer -> answer[0])
+              .filter(t -> t != config.padTokenId())
+              .filter(t -> prompts.stream().flatMapToInt(Arrays::stream).noneMatch(o -> o == t))
+              .findFirst()
+              .orElseThrow();
+      try (var scope = model.llama().manager().newSubManager();
+          var row = Ops.narrow(model.llama().embedding(), 0, first, 1)) {
+        row.attach(scope);
+        var kept = row.duplicate();
+        Ops.copy(row, row.mul(Float.NaN));
+        for (var each : List.of(config, config.withSampling(0.01, 1, 0, 3))) {
+          for (var generator : List.of(auto, gather)) {
+            assertThatThrownBy(() -> generator.generate(prompts, each))
+                .isInstanceOf(UserException.class)
+                .hasMessageContaining("logits are not finite");
+          }
+        }
+        assertThat(auto.generate(prompts, config.withMaxNewTokens(1)))
+            .as("the prefill does not meet it")
+            .contains(new int[] {first});
+        Ops.copy(row, kept);
+      }
+      assertThat(auto.generate(prompts, config)).containsExactlyElementsOf(expected);
+    }
   }
 }

@@ -279,7 +279,7 @@ public final class CudaDecoder implements AutoCloseable {
    * @param banned tokens that each row must not choose; of more than {@link #MAX_BANNED} none is
    *     banned, and the caller must choose from {@link #logits}
    * @param uniform each row's random number in [0, 1), in units of 2^−64; unused without sampling
-   * @return the rows' next tokens
+   * @return the rows' next tokens; {@link DeviceSampler#NOT_FINITE} where logits are not finite
    */
   public int[] step(int[] tokens, int[][] banned, long[] uniform) {
     if (cache.length() == cache.capacity()) {

@@ -5,6 +5,7 @@ import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicReference;
 import org.meteora.UserException;
+import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.ModelSession;
@@ -83,6 +84,9 @@ public final class CudaDecoding implements DecodeSession.Provider {
     public int[] step(int[] tokens, int[][] banned, long[] uniform) {
       var next = decoder.step(tokens, banned, uniform);
       for (int row = 0; row < next.length; row++) {
+        if (next[row] == DeviceSampler.NOT_FINITE) {
+          throw Sampler.notFinite();
+        }
         if (banned[row].length > CudaDecoder.MAX_BANNED) {
           decoder.logits(row, logits);
           next[row] = sampler.choose(logits, 0, logits.length, banned[row], uniform[row]);

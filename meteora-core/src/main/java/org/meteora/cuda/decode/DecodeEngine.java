@@ -195,8 +195,8 @@ public final class DecodeEngine implements AutoCloseable {
    * One step.
    *
    * @param token the rows' newest tokens
-   * @return the rows' next tokens, as {@link #sampler} chooses; the logits stay at {@link #logits}
-   *     until the next step
+   * @return the rows' next tokens, as {@link #sampler} chooses, {@link DeviceSampler#NOT_FINITE}
+   *     where logits are not finite; the logits stay at {@link #logits} until the next step
    */
   public int[] step(int[] token) {
     if (token.length != active) {

@@ -21,6 +21,9 @@ public final class DeviceSampler {
   /** Banned tokens of a row at most. */
   public static final int MAX_BANNED = 32;
 
+  /** The token of a row whose largest logit is infinite, or which has one that is no number. */
+  public static final int NOT_FINITE = -1;
+
   /** Floats, and as many ints, of scratch memory for each row. */
   public static final int BLOCKS = 64;
 
@@ -49,7 +52,7 @@ public final class DeviceSampler {
    *     the first, and banned tokens are −∞
    * @param best float32 (rows, {@link #BLOCKS}), scratch
    * @param bestAt int32, as {@code best}
-   * @param tokens int32 (rows), receives the choice
+   * @param tokens int32 (rows), receives the choice, or {@link #NOT_FINITE} where a row has a slot
    * @param lengths int32 (rows), up to {@code maxLength}; raised by 1 where a row has a slot
    * @param slots int32 (rows), negative for a row that is not there
    * @param sampling the parameters on the device

@@ -1,6 +1,7 @@
 // The next token of each row: the largest logit, the lowest index of equals, or one drawn from the distribution. Banned
-// tokens' logits become -infinity. Logits (slots, rows, vocab) are summed over slots into the first on the way.
-// Grid (blocks, rows), then (1, rows).
+// tokens' logits become -infinity. Logits (slots, rows, vocab) are summed over slots into the first on the way. A logit that
+// is no number counts as infinite; where the largest is, the row's token is NOT_FINITE. Grid (blocks, rows), then (1, rows).
+#define NOT_FINITE -1
 struct SamplingParameters {
   u64 uniform[MAX_ROWS];  // of each row, in units of 2^-64
   u64 topP;               // in units of 2^-64; 0: 1
@@ -53,6 +54,7 @@ extern "C" __global__ void __launch_bounds__(256) sample_block_maxima(const __gr
     float w = *first;
     for (int s = 1; s < p.logitSlots; s++) w += first[(u64)s * p.rows * p.vocab];
     if (p.logitSlots > 1) *first = w;
+    if (w != w) w = -negInf();
     better(v, at, w, i);
   }
   blockBest<8>(v, at);
@@ -246,14 +248,16 @@ extern "C" __global__ void __launch_bounds__(PICK) sample_tokens(const __grid_co
   int at = 0x7fffffff;
   for (int i = threadIdx.x; i < p.blocks; i += PICK) better(v, at, p.best[row * p.blocks + i], p.bestAt[row * p.blocks + i]);
   blockBest<PICK / 32>(v, at);
-  if (p.sampling->scale > 0) {
-    if (threadIdx.x == 0) largest = v;
-    __syncthreads();
+  if (threadIdx.x == 0) largest = v;
+  __syncthreads();
+  const bool finite = largest < -negInf();
+  if (finite && p.sampling->scale > 0) {
     int drawn = sample(*p.sampling, p.logits + (u64)row * p.vocab, row, p.vocab, largest, picking);
     if (drawn >= 0) at = drawn;
   }
   if (threadIdx.x == 0) {
-    p.tokens[row] = at == 0x7fffffff ? 0 : at;
-    if (p.slots[row] >= 0 && p.lengths[row] < p.maxLength) p.lengths[row]++;
+    const bool live = p.slots[row] >= 0;
+    p.tokens[row] = live && !finite ? NOT_FINITE : at == 0x7fffffff ? 0 : at;
+    if (live && p.lengths[row] < p.maxLength) p.lengths[row]++;
   }
 }

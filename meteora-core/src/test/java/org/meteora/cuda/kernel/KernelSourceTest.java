@@ -109,6 +109,9 @@ class KernelSourceTest {
     var text = new StringBuilder();
     text.append("template <class A, class B> struct SameType { static const bool is = false; };\n");
     text.append("template <class A> struct SameType<A, A> { static const bool is = true; };\n");
+    // NVRTC 12 has no word for it
+    text.append(
+        "#if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ < 13\n#define SKIPS_OFFSETS\n#endif\n");
     var structs = new LinkedHashSet<Class<?>>();
     structs.add(DeviceSampler.SamplingParameters.class);
     for (var kernel : KernelName.values()) {
@@ -127,7 +130,7 @@ class KernelSourceTest {
               .formatted(name, struct.size(), name));
       for (var field : struct.fields()) {
         text.append(
-            "static_assert(__builtin_offsetof(%s, %s) == %d, \"%s.%s\");\n"
+            "#ifndef SKIPS_OFFSETS\nstatic_assert(__builtin_offsetof(%s, %s) == %d, \"%s.%s\");\n#endif\n"
                 .formatted(name, field.name(), field.offset(), name, field.name()));
         if (field.type().isRecord() && structs.add(field.type())) {
           left.add(field.type());
