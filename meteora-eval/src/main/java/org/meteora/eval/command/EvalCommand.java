@@ -4,38 +4,22 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
-import org.meteora.checkpoint.LoadedModel;
-import org.meteora.data.Sample;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.config.ProcessOptions;
-import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
-import org.meteora.eval.Evaluator;
 import org.meteora.eval.Scores;
-import org.meteora.eval.TextCodec;
 import org.meteora.eval.report.SavedAnswers;
 import org.meteora.eval.report.SavedResult;
 import org.meteora.eval.report.ScoreTable;
-import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.eval.sweep.Sweep;
-import org.meteora.eval.sweep.SweepReport;
-import org.meteora.generate.GenerationConfig;
 import org.meteora.io.AtomicFiles;
-import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
-import org.meteora.io.Printable;
-import org.meteora.moe.RoutingSettings;
 import org.meteora.parallel.Collective;
-import org.meteora.router.Oracle;
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -64,9 +48,6 @@ import picocli.CommandLine.Spec;
       "  meteora eval --rescore eval/results/meteora/composite_10.answers.jsonl"
     })
 public final class EvalCommand implements Callable<Integer> {
-  private static final Logger LOG = LoggerFactory.getLogger(EvalCommand.class);
-  private static final int SHOWN_BY_DEBUG = 10;
-
   @Spec private CommandSpec command;
 
   @Mixin private ConfigOptions config;
@@ -184,7 +165,9 @@ public final class EvalCommand implements Callable<Integer> {
               .map(saved -> EvalTask.saved(name, saved, SavedAnswers.metrics(rescore)))
               .orElseGet(() -> evalTask(name));
       scored.requireParts(answers.stream().map(Answer::truth).toList());
-      print(scored.name() + " (saved answers)", Scores.of(scored, answers));
+      var out = command.commandLine().getOut();
+      out.print(ScoreTable.of(scored.name() + " (saved answers)", Scores.of(scored, answers)));
+      out.flush();
       return 0;
     }
     if (tasks == null) {
@@ -212,8 +195,7 @@ public final class EvalCommand implements Callable<Integer> {
         each -> {
           // what is missing is found out before the first task's work, not before the last one's
           model.spec(settings, each.routingTemperature());
-          samples(each, settings.targetDir());
-          var file = testFile(each, settings.targetDir());
+          var file = TestSet.read(each, settings.targetDir(), limit).file();
           same.add(file + " of checksum " + Digests.ofFile(file));
         });
     return processes.run(
@@ -262,130 +244,31 @@ public final class EvalCommand implements Callable<Integer> {
     if (!sweep.isEmpty() && all.size() > 1) {
       throw new UserException("--sweep is the work of one process: leave out --processes");
     }
-    try (var models = new Models()) {
+    var asked =
+        new Evaluation.Settings(
+            settings,
+            batchSize,
+            limit,
+            maxLength,
+            save,
+            resume
+                ? SavedResult.Existing.RESUME
+                : overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.KEEP_OTHERS,
+            routes,
+            debug,
+            command.commandLine().getParseResult().originalArgs());
+    var out = command.commandLine().getOut();
+    try (var evaluation = new Evaluation(asked, model, generation, all, device, out)) {
       int code = 0;
       for (var each : evaluated) {
         code =
             Math.max(
                 code,
                 sweep.isEmpty()
-                    ? evaluate(each, settings, models, all, device)
-                    : sweep(Sweep.of(sweep), each, settings));
+                    ? evaluation.evaluate(each)
+                    : evaluation.sweep(Sweep.of(sweep), each));
       }
       return code;
-    }
-  }
-
-  /** The model that was loaded last. */
-  private static final class Models implements AutoCloseable {
-    private LoadedModel.Spec spec;
-    private LoadedModel model;
-
-    LoadedModel load(LoadedModel.Spec wanted) {
-      if (!wanted.equals(spec)) {
-        close();
-        model = LoadedModel.load(wanted);
-        spec = wanted;
-      }
-      return model;
-    }
-
-    @Override
-    public void close() {
-      if (model != null) {
-        spec = null;
-        model.close();
-        model = null;
-      }
-    }
-  }
-
-  private int evaluate(
-      EvalTask evaluated, MeteoraConfig settings, Models models, Collective all, String device) {
-    boolean first = all.rank() == 0;
-    var spec = model.spec(settings, evaluated.routingTemperature(), device);
-    var samples = samples(evaluated, settings.targetDir());
-    var routesFolder =
-        settings.evalResultSaveDir().resolve("meteora").resolve(evaluated.name() + ".routes");
-    if (routes) {
-      if (!model.model().equals("meteora")) {
-        throw new UserException("--routes needs a model with gates: --model meteora");
-      }
-      if (spec.flags().singleAdapter().isPresent()) {
-        throw new UserException("--routes needs gates, and MOELINEAR_SINGLE_MOE_LORA is set");
-      }
-      if (first) {
-        AtomicFiles.requireWritableFolder(routesFolder);
-      }
-    }
-    generation.check(spec.basePath());
-    // a folder that cannot be written to is found out before the work, not after it
-    try (var result =
-        save && first
-            ? new SavedResult(settings.evalResultSaveDir(), model.model(), evaluated.name())
-            : null) {
-      var loaded = models.load(spec);
-      var chosen = chosen(loaded);
-      var generator =
-          loaded.generator().withRouting(of(evaluated, loaded.generator().context().routing()));
-      var evaluator =
-          new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, batchSize)
-              .dealtTo(all);
-      var matrix = new RoutingMatrix(loaded.adapterNames());
-      if (routes) {
-        evaluator =
-            evaluator.observedBy(
-                matrix.observer(
-                    evaluated.name(),
-                    evaluated.parts(),
-                    ids -> loaded.tokenizer().decode(ids, false)),
-                generator::listenedBy);
-      }
-      var described = describe(evaluated, settings, chosen);
-      Evaluator.Run run;
-      Map<String, Object> modelDescribed = save && first ? loaded.describe() : Map.of();
-      if (save && first) {
-        var there = result.begin(described, modelDescribed, existing());
-        if (!there.isEmpty()) {
-          LOG.info("{} answers are there already", there.size());
-        }
-        run = evaluator.run(evaluated.name(), samples, there, result::add);
-      } else {
-        run = evaluator.run(evaluated.name(), samples);
-      }
-      if (routes) {
-        matrix.addOthers(all);
-      }
-      if (!first) {
-        return 0;
-      }
-      if (debug) {
-        run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(EvalCommand::show);
-      }
-      var scores = Scores.of(evaluated, run.answers());
-      LOG.info(
-          "{} answers in {} s: {} tokens/s",
-          run.throughput().samples(),
-          Math.round(run.throughput().seconds()),
-          Math.round(run.throughput().newTokensPerSecond()));
-      boolean complete = run.throughput().samples() == 0 && resume && Files.exists(result.file());
-      if (save && !complete) { // before printing: what was worked for is safe, read or not
-        result.write(
-            command.commandLine().getParseResult().originalArgs(),
-            described,
-            () -> modelDescribed,
-            run,
-            scores);
-        LOG.info("saved {} and {}", result.file(), result.answersFile());
-      }
-      if (routes) {
-        var how = new LinkedHashMap<>(described);
-        how.put("model", loaded.describe());
-        matrix.write("Routing of " + evaluated.name(), how, routesFolder);
-        LOG.info("wrote the routing to {}", routesFolder);
-      }
-      print(evaluated.name() + " (" + model.model() + ")", scores);
-      return report(run.problems(), testFile(evaluated, settings.targetDir()));
     }
   }
 
@@ -396,182 +279,9 @@ public final class EvalCommand implements Callable<Integer> {
     generation.check();
   }
 
-  /** A task's routing: the oracle is told which task it is. */
-  private static RoutingSettings of(EvalTask evaluated, RoutingSettings routing) {
-    if (!(routing.router() instanceof Oracle oracle)) {
-      return routing;
-    }
-    if (!evaluated.parts().isEmpty()) {
-      throw new UserException(
-          "--router oracle knows one task's adapter, and "
-              + evaluated.name()
-              + " is made of several tasks");
-    }
-    return routing.withRouter(oracle.of(evaluated.name()));
-  }
-
-  private GenerationConfig chosen(LoadedModel loaded) {
-    return generation
-        .apply(loaded.generationConfig())
-        .withMaxLength(maxLength(loaded.llama().config().maxPositionEmbeddings()));
-  }
-
-  /** One evaluation a point, all with the model loaded once; those that are there are kept. */
-  private int sweep(Sweep points, EvalTask evaluated, MeteoraConfig settings) {
-    if (!model.model().equals("meteora")) {
-      throw new UserException("--sweep varies the routing, which needs --model meteora");
-    }
-    var spec = model.spec(settings, evaluated.routingTemperature());
-    var samples = samples(evaluated, settings.targetDir());
-    var folder = settings.evalResultSaveDir().resolve("sweep").resolve(evaluated.name());
-    AtomicFiles.requireWritableFolder(folder);
-    generation.check(spec.basePath());
-    var report = new SweepReport(evaluated.name(), points);
-    int code = 0;
-    try (var loaded = LoadedModel.load(spec)) {
-      var chosen = chosen(loaded);
-      var described = describe(evaluated, settings, chosen);
-      var unvaried = loaded.describe(); // reads the weights, for their hashes
-      var given = loaded.generator().context().routing();
-      // what a router refuses is said before the first point's work
-      points.points().forEach(each -> of(evaluated, each.routing(given, loaded::router)));
-      for (var point : points.points()) {
-        var routing = of(evaluated, point.routing(given, loaded::router));
-        var evaluator =
-            new Evaluator(
-                loaded.generator().withRouting(routing),
-                TextCodec.of(loaded.tokenizer()),
-                chosen,
-                batchSize);
-        var modelDescribed = new LinkedHashMap<>(unvaried);
-        modelDescribed.put("routing_top_k", Math.min(routing.topK(), loaded.adapterNames().size()));
-        modelDescribed.put("routing_temperature", routing.temperature());
-        modelDescribed.put("router", routing.router().name());
-        try (var result =
-            new SavedResult(folder.resolve(point.name()), "meteora", evaluated.name())) {
-          var there =
-              result.begin(
-                  described,
-                  modelDescribed,
-                  overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.RESUME);
-          LOG.info("{}: {} of {} answers are there", point.name(), there.size(), samples.size());
-          var run = evaluator.run(evaluated.name(), samples, there, result::add);
-          var scores = Scores.of(evaluated, run.answers());
-          if (run.throughput().samples() > 0 || !Files.exists(result.file())) {
-            result.write(
-                command.commandLine().getParseResult().originalArgs(),
-                described,
-                () -> modelDescribed,
-                run,
-                scores);
-          }
-          report.add(point, evaluated, run.answers(), scores);
-          code = Math.max(code, report(run.problems(), testFile(evaluated, settings.targetDir())));
-        }
-      }
-    }
-    var page = folder.resolve("sweep.html");
-    AtomicFiles.writeString(page, report.html());
-    var out = command.commandLine().getOut();
-    out.print(report.table());
-    out.println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
-    out.flush();
-    return code;
-  }
-
-  private SavedResult.Existing existing() {
-    return resume
-        ? SavedResult.Existing.RESUME
-        : overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.KEEP_OTHERS;
-  }
-
-  /** Names the samples that could not be answered; 1 when there are any. */
-  private static int report(Map<Integer, String> problems, Path file) {
-    if (problems.isEmpty()) {
-      return 0;
-    }
-    problems.forEach(
-        (index, problem) -> LOG.error("{}: {}: skipped", Sample.where(file, index), problem));
-    LOG.error(
-        "{} of the samples could not be answered; the scores are those of the others",
-        problems.size());
-    return 1;
-  }
-
   private static void atLeast(String option, int value, int least) {
     if (value < least) {
       throw new UserException(option + " must be at least " + least + ", not " + value);
     }
-  }
-
-  private List<Sample> samples(EvalTask evaluated, Path targetDir) {
-    var file = testFile(evaluated, targetDir);
-    if (!Files.isRegularFile(file)) {
-      throw new UserException(
-          "no test data for "
-              + evaluated.name()
-              + ": there is no "
-              + file
-              + "; make it with \"meteora "
-              + (evaluated.parts().isEmpty() ? "create-dataset" : "create-composite")
-              + "\", or name the folder of datasets by --target-dir");
-    }
-    var samples = Sample.read(file);
-    evaluated.requireParts(samples.stream().map(Sample::response).toList());
-    int most = Math.min(limit == null ? samples.size() : limit, samples.size());
-    most = Math.min(most, evaluated.limit().orElse(most));
-    return samples.subList(0, most);
-  }
-
-  private static Path testFile(EvalTask evaluated, Path targetDir) {
-    return targetDir.resolve(evaluated.name()).resolve("test.jsonl");
-  }
-
-  private int maxLength(int positions) {
-    if (maxLength > positions) {
-      LOG.info("the model takes {} tokens: that is the limit, not {}", positions, maxLength);
-    }
-    return Math.min(maxLength, positions);
-  }
-
-  private static void show(Answer answer) {
-    System.err.printf(
-        "--- sample %d%nprompt: %s%noutput: %s%ntruth:  %s%n",
-        answer.index(),
-        Printable.text(answer.prompt()),
-        answer.skipped() ? "(skipped)" : Printable.text(answer.answer()),
-        Printable.text(answer.truth()));
-  }
-
-  private void print(String title, Scores scores) {
-    var out = command.commandLine().getOut();
-    out.print(ScoreTable.of(title, scores));
-    out.flush();
-  }
-
-  private Map<String, Object> describe(
-      EvalTask evaluated, MeteoraConfig settings, GenerationConfig chosen) {
-    var all = new LinkedHashMap<String, Object>();
-    var file = testFile(evaluated, settings.targetDir());
-    all.put("test_file", CacheFolders.shown(file));
-    all.put("test_sha256", Digests.ofFile(file));
-    all.put("tasks", evaluated.parts());
-    var own = new LinkedHashMap<>(evaluated.metrics());
-    own.keySet().removeAll(Tasks.names());
-    if (!own.isEmpty()) {
-      all.put("metrics", own);
-    }
-    all.put("batch_size", batchSize);
-    all.put("limit", limit);
-    all.put("max_length", chosen.maxLength());
-    all.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
-    all.put("do_sample", chosen.sample());
-    all.put("temperature", chosen.sample() ? chosen.temperature() : null);
-    all.put("top_p", chosen.sample() ? chosen.topP() : null);
-    all.put("top_k", chosen.sample() ? chosen.topK() : null);
-    all.put("seed", chosen.sample() ? chosen.seed() : null);
-    all.put("eos_token_ids", chosen.eosTokenIds());
-    all.put("pad_token_id", chosen.padTokenId());
-    return all;
   }
 }

@@ -1,0 +1,334 @@
+package org.meteora.eval.command;
+
+import java.io.PrintWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.meteora.UserException;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.data.Sample;
+import org.meteora.data.config.MeteoraConfig;
+import org.meteora.data.tasks.Tasks;
+import org.meteora.eval.Answer;
+import org.meteora.eval.EvalTask;
+import org.meteora.eval.Evaluator;
+import org.meteora.eval.Scores;
+import org.meteora.eval.TextCodec;
+import org.meteora.eval.report.SavedResult;
+import org.meteora.eval.report.ScoreTable;
+import org.meteora.eval.routes.RoutingMatrix;
+import org.meteora.eval.sweep.Sweep;
+import org.meteora.eval.sweep.SweepReport;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.CacheFolders;
+import org.meteora.io.Digests;
+import org.meteora.io.Printable;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.parallel.Collective;
+import org.meteora.router.Oracle;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Evaluates tasks one after another, prints their scores and keeps what is asked for. The model is
+ * loaded again only where a task wants another.
+ */
+final class Evaluation implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(Evaluation.class);
+  private static final int SHOWN_BY_DEBUG = 10;
+
+  private final Settings settings;
+  private final ModelOptions model;
+  private final GenerationOptions generation;
+  private final Collective all;
+  private final String device;
+  private final PrintWriter out;
+  private LoadedModel.Spec spec;
+  private LoadedModel loaded;
+
+  /**
+   * What is evaluated, and what is kept of it.
+   *
+   * @param limit samples at most; null for no limit but the task's
+   * @param maxLength tokens of prompt and answer at most
+   * @param save scores and answers are written
+   * @param existing what becomes of answers that are there already
+   * @param routes the gates' choices are gathered and written
+   * @param debug the first samples are shown
+   * @param arguments of the command line, for the saved result
+   */
+  record Settings(
+      MeteoraConfig config,
+      int batchSize,
+      Integer limit,
+      int maxLength,
+      boolean save,
+      SavedResult.Existing existing,
+      boolean routes,
+      boolean debug,
+      List<String> arguments) {}
+
+  /**
+   * @param all the processes that share the work; the first prints and writes
+   * @param device of this one
+   * @param out for scores
+   */
+  Evaluation(
+      Settings settings,
+      ModelOptions model,
+      GenerationOptions generation,
+      Collective all,
+      String device,
+      PrintWriter out) {
+    this.settings = settings;
+    this.model = model;
+    this.generation = generation;
+    this.all = all;
+    this.device = device;
+    this.out = out;
+  }
+
+  /**
+   * Has the model answer a task's test samples.
+   *
+   * @return the exit code: 1 when samples could not be answered
+   * @throws UserException when something is missing or does not fit, before the work where possible
+   */
+  int evaluate(EvalTask task) {
+    boolean first = all.rank() == 0;
+    boolean save = settings.save() && first;
+    var wanted = model.spec(settings.config(), task.routingTemperature(), device);
+    var test = TestSet.read(task, settings.config().targetDir(), settings.limit());
+    var results = settings.config().evalResultSaveDir();
+    var routesFolder = results.resolve("meteora").resolve(task.name() + ".routes");
+    if (settings.routes()) {
+      requireGates(wanted);
+      if (first) {
+        AtomicFiles.requireWritableFolder(routesFolder);
+      }
+    }
+    generation.check(wanted.basePath());
+    // a folder that cannot be written to is found out before the work, not after it
+    try (var result = save ? new SavedResult(results, model.model(), task.name()) : null) {
+      load(wanted);
+      var chosen = chosen();
+      var context = loaded.generator().context();
+      var generator = loaded.generator().withRouting(routing(task, context.routing()));
+      var evaluator =
+          new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, settings.batchSize())
+              .dealtTo(all);
+      var matrix = new RoutingMatrix(loaded.adapterNames());
+      if (settings.routes()) {
+        evaluator =
+            evaluator.observedBy(
+                matrix.observer(
+                    task.name(), task.parts(), ids -> loaded.tokenizer().decode(ids, false)),
+                generator::listenedBy);
+      }
+      var described = describe(test, chosen);
+      Map<String, Object> modelDescribed = save ? loaded.describe() : Map.of();
+      var there =
+          save ? result.begin(described, modelDescribed, settings.existing()) : List.<Answer>of();
+      if (!there.isEmpty()) {
+        LOG.info("{} answers are there already", there.size());
+      }
+      var run =
+          evaluator.run(task.name(), test.samples(), there, save ? result::add : answers -> {});
+      if (settings.routes()) {
+        matrix.addOthers(all);
+      }
+      if (!first) {
+        return 0;
+      }
+      if (settings.debug()) {
+        run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(Evaluation::show);
+      }
+      var scores = Scores.of(task, run.answers());
+      var throughput = run.throughput();
+      LOG.info(
+          "{} answers in {} s: {} tokens/s",
+          throughput.samples(),
+          Math.round(throughput.seconds()),
+          Math.round(throughput.newTokensPerSecond()));
+      boolean complete =
+          throughput.samples() == 0
+              && settings.existing() == SavedResult.Existing.RESUME
+              && Files.exists(result.file());
+      if (save && !complete) { // before printing: what was worked for is safe, read or not
+        result.write(settings.arguments(), described, () -> modelDescribed, run, scores);
+        LOG.info("saved {} and {}", result.file(), result.answersFile());
+      }
+      if (settings.routes()) {
+        var how = new LinkedHashMap<>(described);
+        how.put("model", loaded.describe());
+        matrix.write("Routing of " + task.name(), how, routesFolder);
+        LOG.info("wrote the routing to {}", routesFolder);
+      }
+      out.print(ScoreTable.of(task.name() + " (" + model.model() + ")", scores));
+      out.flush();
+      return exitCode(run.problems(), test.file());
+    }
+  }
+
+  /**
+   * One evaluation a point, all with the model loaded once; those that are there are kept.
+   *
+   * @return as {@link #evaluate}
+   */
+  int sweep(Sweep points, EvalTask task) {
+    if (!model.model().equals("meteora")) {
+      throw new UserException("--sweep varies the routing, which needs --model meteora");
+    }
+    var wanted = model.spec(settings.config(), task.routingTemperature(), device);
+    var test = TestSet.read(task, settings.config().targetDir(), settings.limit());
+    var folder = settings.config().evalResultSaveDir().resolve("sweep").resolve(task.name());
+    AtomicFiles.requireWritableFolder(folder);
+    generation.check(wanted.basePath());
+    load(wanted);
+    var chosen = chosen();
+    var described = describe(test, chosen);
+    var unvaried = loaded.describe(); // reads the weights, for their hashes
+    var given = loaded.generator().context().routing();
+    // what a router refuses is said before the first point's work
+    points.points().forEach(each -> routing(task, each.routing(given, loaded::router)));
+    var report = new SweepReport(task.name(), points);
+    int code = 0;
+    for (var point : points.points()) {
+      var routing = routing(task, point.routing(given, loaded::router));
+      var evaluator =
+          new Evaluator(
+              loaded.generator().withRouting(routing),
+              TextCodec.of(loaded.tokenizer()),
+              chosen,
+              settings.batchSize());
+      var modelDescribed = new LinkedHashMap<>(unvaried);
+      modelDescribed.put("routing_top_k", Math.min(routing.topK(), loaded.adapterNames().size()));
+      modelDescribed.put("routing_temperature", routing.temperature());
+      modelDescribed.put("router", routing.router().name());
+      try (var result = new SavedResult(folder.resolve(point.name()), "meteora", task.name())) {
+        var there =
+            result.begin(
+                described,
+                modelDescribed,
+                settings.existing() == SavedResult.Existing.OVERWRITE
+                    ? SavedResult.Existing.OVERWRITE
+                    : SavedResult.Existing.RESUME);
+        LOG.info(
+            "{}: {} of {} answers are there", point.name(), there.size(), test.samples().size());
+        var run = evaluator.run(task.name(), test.samples(), there, result::add);
+        var scores = Scores.of(task, run.answers());
+        if (run.throughput().samples() > 0 || !Files.exists(result.file())) {
+          result.write(settings.arguments(), described, () -> modelDescribed, run, scores);
+        }
+        report.add(point, task, run.answers(), scores);
+        code = Math.max(code, exitCode(run.problems(), test.file()));
+      }
+    }
+    var page = folder.resolve("sweep.html");
+    AtomicFiles.writeString(page, report.html());
+    out.print(report.table());
+    out.println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
+    out.flush();
+    return code;
+  }
+
+  private void load(LoadedModel.Spec wanted) {
+    if (!wanted.equals(spec)) {
+      close();
+      loaded = LoadedModel.load(wanted);
+      spec = wanted;
+    }
+  }
+
+  private void requireGates(LoadedModel.Spec wanted) {
+    if (!model.model().equals("meteora")) {
+      throw new UserException("--routes needs a model with gates: --model meteora");
+    }
+    if (wanted.flags().singleAdapter().isPresent()) {
+      throw new UserException("--routes needs gates, and MOELINEAR_SINGLE_MOE_LORA is set");
+    }
+  }
+
+  /** A task's routing: the oracle is told which task it is. */
+  private static RoutingSettings routing(EvalTask task, RoutingSettings routing) {
+    if (!(routing.router() instanceof Oracle oracle)) {
+      return routing;
+    }
+    if (!task.parts().isEmpty()) {
+      throw new UserException(
+          "--router oracle knows one task's adapter, and "
+              + task.name()
+              + " is made of several tasks");
+    }
+    return routing.withRouter(oracle.of(task.name()));
+  }
+
+  private GenerationConfig chosen() {
+    int positions = loaded.llama().config().maxPositionEmbeddings();
+    int maxLength = settings.maxLength();
+    if (maxLength > positions) {
+      LOG.info("the model takes {} tokens: that is the limit, not {}", positions, maxLength);
+    }
+    return generation
+        .apply(loaded.generationConfig())
+        .withMaxLength(Math.min(maxLength, positions));
+  }
+
+  private Map<String, Object> describe(TestSet test, GenerationConfig chosen) {
+    var result = new LinkedHashMap<String, Object>();
+    result.put("test_file", CacheFolders.shown(test.file()));
+    result.put("test_sha256", Digests.ofFile(test.file()));
+    result.put("tasks", test.task().parts());
+    var own = new LinkedHashMap<>(test.task().metrics());
+    own.keySet().removeAll(Tasks.names());
+    if (!own.isEmpty()) {
+      result.put("metrics", own);
+    }
+    result.put("batch_size", settings.batchSize());
+    result.put("limit", settings.limit());
+    result.put("max_length", chosen.maxLength());
+    result.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
+    result.put("do_sample", chosen.sample());
+    result.put("temperature", chosen.sample() ? chosen.temperature() : null);
+    result.put("top_p", chosen.sample() ? chosen.topP() : null);
+    result.put("top_k", chosen.sample() ? chosen.topK() : null);
+    result.put("seed", chosen.sample() ? chosen.seed() : null);
+    result.put("eos_token_ids", chosen.eosTokenIds());
+    result.put("pad_token_id", chosen.padTokenId());
+    return result;
+  }
+
+  /** Names the samples that could not be answered; 1 when there are any. */
+  private static int exitCode(Map<Integer, String> problems, Path file) {
+    if (problems.isEmpty()) {
+      return 0;
+    }
+    problems.forEach(
+        (index, problem) -> LOG.error("{}: {}: skipped", Sample.where(file, index), problem));
+    LOG.error(
+        "{} of the samples could not be answered; the scores are those of the others",
+        problems.size());
+    return 1;
+  }
+
+  private static void show(Answer answer) {
+    System.err.printf(
+        "--- sample %d%nprompt: %s%noutput: %s%ntruth:  %s%n",
+        answer.index(),
+        Printable.text(answer.prompt()),
+        answer.skipped() ? "(skipped)" : Printable.text(answer.answer()),
+        Printable.text(answer.truth()));
+  }
+
+  @Override
+  public void close() {
+    if (loaded != null) {
+      spec = null;
+      loaded.close();
+      loaded = null;
+    }
+  }
+}
