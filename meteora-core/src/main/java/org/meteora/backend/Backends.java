@@ -83,6 +83,10 @@ public final class Backends {
 
   /** What runs a model's decode steps. */
   public static DecodeSession.Provider decoding(Llama model) {
-    return model.manager().getDevice().isGpu() ? new CudaDecoding(model) : ModelSession.of(model);
+    // CUDA graphs replay what they captured: weights that are gathered pass by pass cannot be in
+    // them
+    return model.manager().getDevice().isGpu() && model.frozen().isResident()
+        ? new CudaDecoding(model)
+        : ModelSession.of(model);
   }
 }

@@ -25,6 +25,7 @@ import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.parallel.Collective;
 import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
@@ -174,9 +175,18 @@ public final class LoadedModel implements AutoCloseable {
    * @throws UserException when anything is missing, broken or does not fit
    */
   public static LoadedModel load(Spec spec) {
+    return load(spec, Collective.single());
+  }
+
+  /**
+   * Loads a model whose base several processes share, which each load it.
+   *
+   * @param sharers one process has it whole
+   */
+  public static LoadedModel load(Spec spec, Collective sharers) {
     requireRouter(spec);
     return ModelLoader.load(
-        spec.basePath(), spec.device(), spec.dtype(), loader -> load(spec, loader));
+        spec.basePath(), spec.device(), spec.dtype(), sharers, loader -> load(spec, loader));
   }
 
   private static void requireRouter(Spec spec) {

@@ -17,6 +17,8 @@ import org.meteora.model.Backend;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.nn.Projection;
+import org.meteora.parallel.Collective;
+import org.meteora.parallel.ShardedWeights;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -67,9 +69,13 @@ final class ModelBuilder implements LlamaFactory.Weights {
 
   /**
    * @param banks the adapters of a layer's module; may return null
+   * @param sharers the processes that share the frozen weights; one process has them whole
    */
-  Llama build(Architecture config, LlamaFactory.Banks banks, double dropout) {
-    return LlamaFactory.build(config, manager, dtype, this, banks, backend, dropout);
+  Llama build(
+      Architecture config, LlamaFactory.Banks banks, double dropout, Collective sharers) {
+    var weights =
+        sharers.size() == 1 ? this : new ShardedWeights(this, config, manager, dtype, sharers);
+    return LlamaFactory.build(config, manager, dtype, weights, banks, backend, dropout);
   }
 
   /** Owns the parameters. */
@@ -89,12 +95,29 @@ final class ModelBuilder implements LlamaFactory.Weights {
         return Ops.placed(adapter.readWhole(host, name, shape), manager, dtype);
       }
     }
-    // tied weights may be kept under either name
-    var key = key(name);
-    if (tied && !has(key) && (name.equals(EMBEDDING) || name.equals(HEAD))) {
-      key = key(name.equals(HEAD) ? EMBEDDING : HEAD);
+    return place(base, keyInFile(name), shape);
+  }
+
+  /** Only the part's pages of a mapped file are touched. */
+  @Override
+  public void read(NDArray target, String name, long from, long... shape) {
+    try (var host = Devices.newHostManager()) {
+      var key = keyInFile(name);
+      boolean own = adapter != null && adapter.wholeKeys().containsKey(name);
+      var whole = own ? adapter.readWhole(host, name, shape) : base.read(host, key, shape);
+      Ops.copy(target, Ops.narrow(whole.reshape(-1), 0, from, target.getShape().size()));
+      if (!own && from + target.getShape().size() == whole.getShape().size()) {
+        progress.step(base.info(key).orElseThrow().bytes());
+      }
     }
-    return place(base, key, shape);
+  }
+
+  /** Tied weights may be kept under either name. */
+  private String keyInFile(String name) {
+    var key = key(name);
+    return tied && !has(key) && (name.equals(EMBEDDING) || name.equals(HEAD))
+        ? key(name.equals(HEAD) ? EMBEDDING : HEAD)
+        : key;
   }
 
   private boolean has(String key) {

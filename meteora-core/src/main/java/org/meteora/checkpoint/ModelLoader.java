@@ -16,6 +16,7 @@ import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -30,6 +31,7 @@ final class ModelLoader implements AutoCloseable {
   private final Device device;
   private final Dtype dtype;
   private final Tokenizer tokenizer;
+  private final Collective sharers;
 
   /**
    * Where a model's own weights come from.
@@ -40,10 +42,11 @@ final class ModelLoader implements AutoCloseable {
    */
   record Base(SafetensorsFolder files, String prefix, LoraAdapter adapter) {}
 
-  private ModelLoader(Path basePath, String device, Optional<String> dtype) {
+  private ModelLoader(Path basePath, String device, Optional<String> dtype, Collective sharers) {
     config = LlamaConfig.read(basePath);
     this.device = Devices.parse(device);
     this.dtype = dtype.map(Dtype::ofOption).orElseGet(() -> Backends.usualDtype(this.device));
+    this.sharers = sharers;
     tokenizer = own(Tokenizer.load(basePath, config.vocabSize()));
   }
 
@@ -52,12 +55,17 @@ final class ModelLoader implements AutoCloseable {
    *
    * @param device {@code cpu} or {@code cuda[:i]}
    * @param dtype by default f32 on the CPU, bf16 on a GPU
+   * @param sharers the processes that share the base model's weights; one process has them whole
    * @param steps what is to be done with the loader, which belongs to their result
    * @throws UserException when the folder lacks {@code config.json} or the tokenizer
    */
   static <T> T load(
-      Path basePath, String device, Optional<String> dtype, Function<ModelLoader, T> steps) {
-    return closedOnFailure(new ModelLoader(basePath, device, dtype), steps);
+      Path basePath,
+      String device,
+      Optional<String> dtype,
+      Collective sharers,
+      Function<ModelLoader, T> steps) {
+    return closedOnFailure(new ModelLoader(basePath, device, dtype, sharers), steps);
   }
 
   /** The result of these steps; closes what they were given if they fail. */
@@ -98,6 +106,10 @@ final class ModelLoader implements AutoCloseable {
       bytes += info.bytes();
       bytesInMemory += info.bytes() / info.dtype().bytes() * dtype.bytes();
     }
+    if (sharers.size() > 1) { // two layers are whole beside a process's part, now and then the head
+      bytesInMemory =
+          bytesInMemory / sharers.size() + 2 * bytesInMemory / (config.numHiddenLayers() + 2);
+    }
     backend.requireMemory(bytesInMemory);
     try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
       var builder =
@@ -110,7 +122,7 @@ final class ModelLoader implements AutoCloseable {
               config.tieWordEmbeddings(),
               base.adapter(),
               progress);
-      return builder.build(config, banks.apply(builder), dropout);
+      return builder.build(config, banks.apply(builder), dropout, sharers);
     }
   }
 

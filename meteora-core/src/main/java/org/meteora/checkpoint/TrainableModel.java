@@ -23,6 +23,7 @@ import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
+import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -81,8 +82,18 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
   public static TrainableModel meteora(Spec spec, List<Path> adapterFolders) {
+    return meteora(spec, adapterFolders, Collective.single());
+  }
+
+  /**
+   * As above, with a base model that several processes share, which each load it.
+   *
+   * @param sharers one process has it whole
+   */
+  public static TrainableModel meteora(Spec spec, List<Path> adapterFolders, Collective sharers) {
     return load(
         spec,
+        sharers,
         loader -> {
           var opened = new ArrayList<LoraAdapter>();
           try {
@@ -151,6 +162,7 @@ public final class TrainableModel implements AutoCloseable {
   public static TrainableModel meteora(Spec spec, Path checkpointPath, Optional<Path> adapterDir) {
     return load(
         spec,
+        Collective.single(),
         loader -> {
           var config = loader.config();
           try (var checkpoint = MeteoraCheckpoint.open(checkpointPath, adapterDir, config)) {
@@ -179,7 +191,17 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when the base model is missing or broken
    */
   public static TrainableModel lora(Spec spec, List<String> names, LoraConfig lora) {
-    return load(spec, loader -> lora(spec, loader, names, lora));
+    return lora(spec, names, lora, Collective.single());
+  }
+
+  /**
+   * As above, with a base model that several processes share, which each load it.
+   *
+   * @param sharers one process has it whole
+   */
+  public static TrainableModel lora(
+      Spec spec, List<String> names, LoraConfig lora, Collective sharers) {
+    return load(spec, sharers, loader -> lora(spec, loader, names, lora));
   }
 
   private static TrainableModel lora(
@@ -252,8 +274,10 @@ public final class TrainableModel implements AutoCloseable {
     return new TrainableModel(llama, context, spec.flags(), adapters, loader);
   }
 
-  private static TrainableModel load(Spec spec, Function<ModelLoader, TrainableModel> steps) {
-    return ModelLoader.load(spec.basePath(), spec.device().orElse("auto"), spec.dtype(), steps);
+  private static TrainableModel load(
+      Spec spec, Collective sharers, Function<ModelLoader, TrainableModel> steps) {
+    return ModelLoader.load(
+        spec.basePath(), spec.device().orElse("auto"), spec.dtype(), sharers, steps);
   }
 
   /** {@code (rows, columns)} as {@code (n · rows, columns)}, in its place. */

@@ -30,11 +30,13 @@ public final class Llama extends LlamaBlock {
   private final NDArray head;
   private final RotaryEmbedding rotary;
   private final Backend backend;
+  private final FrozenWeights frozen;
 
   /**
    * @param manager owns the parameters and the rotary tables
    * @param embedding {@code (vocab, hidden)}
    * @param head {@code (vocab, hidden)}; the embedding itself when they are tied
+   * @param frozen where all weights are that are not trained
    */
   public Llama(
       Architecture config,
@@ -44,7 +46,8 @@ public final class Llama extends LlamaBlock {
       RmsNorm norm,
       NDArray head,
       RotaryEmbedding rotary,
-      Backend backend) {
+      Backend backend,
+      FrozenWeights frozen) {
     this.config = config;
     this.manager = manager;
     this.dtype = Ops.dtype(embedding);
@@ -53,6 +56,7 @@ public final class Llama extends LlamaBlock {
     this.head = head;
     this.rotary = rotary;
     this.backend = backend;
+    this.frozen = frozen;
     register("embed_tokens", embedding);
     for (int i = 0; i < layers.size(); i++) {
       addChildBlock("layers." + i, layers.get(i));
@@ -79,6 +83,13 @@ public final class Llama extends LlamaBlock {
 
   public List<DecoderLayer> layers() {
     return layers;
+  }
+
+  /**
+   * Where the weights are; to be asked before computing with a layer, the embedding or the head.
+   */
+  public FrozenWeights frozen() {
+    return frozen;
   }
 
   /** {@code (vocab, hidden)}. */
@@ -117,7 +128,8 @@ public final class Llama extends LlamaBlock {
     int seq = (int) ids.getShape().get(1);
     var owner = ids.getManager();
     try (var scope = owner.newSubManager();
-        var routed = backend.begin(context)) {
+        var routed = backend.begin(context);
+        var whole = frozen.begin()) {
       var hidden =
           hidden(
               ids,
@@ -125,6 +137,7 @@ public final class Llama extends LlamaBlock {
               scope);
       cache.advance(seq);
       var last = Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);
+      frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
       var logits = Ops.cast(Ops.linear(backend.ops().norm(last, norm), head, null), Dtype.F32);
       logits.attach(owner);
       return logits;
@@ -136,16 +149,27 @@ public final class Llama extends LlamaBlock {
    * scope}.
    */
   private NDArray hidden(NDArray ids, Pass pass, NDManager scope) {
-    var x = Ops.embedding(embedding, ids);
+    var x = embed(ids);
     x.attach(scope);
-    for (var layer : layers) {
-      var y = layer.forward(x, pass);
+    for (int i = 0; i < layers.size(); i++) {
+      var y = forward(i, x, pass);
       if (!pass.context().training()) {
         x.close();
       }
       x = y;
     }
     return x;
+  }
+
+  /**
+   * One decoder layer of a pass that goes forward.
+   *
+   * @param x {@code (batch, seq, hidden)}
+   * @return as {@link DecoderLayer#forward} does
+   */
+  public NDArray forward(int layer, NDArray x, Pass pass) {
+    frozen.use(layer, layer + 1 < layers.size() ? layer + 1 : FrozenWeights.HEAD);
+    return layers.get(layer).forward(x, pass);
   }
 
   /**
@@ -158,6 +182,7 @@ public final class Llama extends LlamaBlock {
 
   /** Embeds ids {@code (batch, seq)} int64: {@code (batch, seq, hidden)}. */
   public NDArray embed(NDArray ids) {
+    frozen.use(FrozenWeights.EMBEDDING, 0);
     return Ops.embedding(embedding, ids);
   }
 
@@ -169,7 +194,11 @@ public final class Llama extends LlamaBlock {
    */
   public NDArray logits(NDArray ids, Pass pass) {
     var owner = ids.getManager();
-    return Ops.linear(pass.ops().norm(hidden(ids, pass, owner), norm), head, null);
+    try (var whole = frozen.begin()) {
+      var normed = pass.ops().norm(hidden(ids, pass, owner), norm);
+      frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
+      return Ops.linear(normed, head, null);
+    }
   }
 
   @Override

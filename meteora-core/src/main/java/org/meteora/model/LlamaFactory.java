@@ -8,6 +8,7 @@ import org.meteora.lora.AdapterBank;
 import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /** Puts a {@link Llama} together from named weights. */
 public final class LlamaFactory {
@@ -28,6 +29,26 @@ public final class LlamaFactory {
      */
     default boolean hasOwnHead() {
       return false;
+    }
+
+    /**
+     * Copies a stretch of a weight's numbers, row-major.
+     *
+     * @param target {@code (n)}, on any device
+     * @param from the first number
+     * @param shape of the whole weight
+     */
+    default void read(NDArray target, String name, long from, long... shape) {
+      try (var whole = get(name, shape);
+          var flat = whole.reshape(-1);
+          var part = Ops.narrow(flat, 0, from, target.getShape().size())) {
+        Ops.copy(target, part);
+      }
+    }
+
+    /** Where what {@link #get} gave is while the model runs. */
+    default FrozenWeights frozen() {
+      return FrozenWeights.RESIDENT;
     }
   }
 
@@ -88,6 +109,7 @@ public final class LlamaFactory {
         config.tieWordEmbeddings() && !weights.hasOwnHead()
             ? embedding
             : weights.get("lm_head.weight", config.vocabSize(), hidden);
-    return new Llama(config, manager, embedding, layers, norm, head, rotary, backend);
+    return new Llama(
+        config, manager, embedding, layers, norm, head, rotary, backend, weights.frozen());
   }
 }

@@ -38,6 +38,22 @@ public interface Collective extends AutoCloseable {
    */
   void allGather(NDArray part, NDArray buffer);
 
+  /**
+   * As {@link #allGather}, beside what is queued from now on, on a stream of its own where there
+   * are streams; it begins when what was queued before has ended.
+   */
+  default Queued allGatherAside(NDArray part, NDArray buffer) {
+    allGather(part, buffer);
+    return () -> {};
+  }
+
+  /** Work beside libtorch's stream. */
+  @FunctionalInterface
+  interface Queued {
+    /** Lets what is queued from now on wait for it. */
+    void await();
+  }
+
   /** Replaces a buffer of any dtype by the first process's, in place. */
   void broadcast(NDArray buffer);
 

@@ -1,6 +1,10 @@
 package org.meteora.parallel;
 
 import ai.djl.ndarray.NDArray;
+import java.util.function.LongConsumer;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Event;
+import org.meteora.cuda.driver.Stream;
 import org.meteora.tensor.Ops;
 
 /** Tensors on one GPU a process, moved by NCCL on libtorch's stream. */
@@ -8,14 +12,19 @@ final class NcclCollective extends ControlledCollective {
   /** Where libtorch queues its work. */
   private static final long LIBTORCH = 0;
 
+  private static final Stream LIBTORCH_STREAM = Stream.of(LIBTORCH);
+
   private final Nccl nccl;
+  private final Cuda cuda;
+  private Stream aside;
 
   /**
    * @param nccl its communicator has all processes
    */
-  NcclCollective(Nccl nccl, Control control) {
+  NcclCollective(Nccl nccl, Cuda cuda, Control control) {
     super(control);
     this.nccl = nccl;
+    this.cuda = cuda;
   }
 
   @Override
@@ -41,6 +50,41 @@ final class NcclCollective extends ControlledCollective {
   }
 
   @Override
+  public Queued allGatherAside(NDArray part, NDArray buffer) {
+    requireParts(buffer, part);
+    return aside(
+        stream ->
+            nccl.allGather(Ops.dataPointer(part), Ops.dataPointer(buffer), bytes(part), stream));
+  }
+
+  /** Queues work on the stream beside libtorch's, behind what libtorch has been given so far. */
+  private Queued aside(LongConsumer work) {
+    cuda.makeCurrent();
+    if (aside == null) {
+      aside = Stream.create(cuda);
+    }
+    try (var given = new Event()) {
+      given.record(LIBTORCH_STREAM);
+      aside.await(given);
+    }
+    work.accept(aside.handle());
+    var done = new Event();
+    done.record(aside);
+    return new Queued() {
+      private boolean awaited;
+
+      @Override
+      public void await() {
+        if (!awaited) {
+          awaited = true;
+          LIBTORCH_STREAM.await(done);
+          done.close();
+        }
+      }
+    };
+  }
+
+  @Override
   public void broadcast(NDArray buffer) {
     nccl.broadcast(Ops.dataPointer(buffer), bytes(buffer), 0, LIBTORCH);
   }
@@ -49,5 +93,8 @@ final class NcclCollective extends ControlledCollective {
   public void close() {
     super.close();
     nccl.close();
+    if (aside != null) {
+      aside.close();
+    }
   }
 }

@@ -63,14 +63,15 @@ public final class Processes {
     if (!device.isGpu()) {
       return new MpiCollective(mpi.orElseThrow(), control);
     }
-    Cuda.device(device.getDeviceId()).makeCurrent();
+    var cuda = Cuda.device(device.getDeviceId());
+    cuda.makeCurrent();
     var library = new Nccl(nccl);
     library.join(
         control.broadcast(launch.rank() == 0 ? library.uniqueId() : new byte[0]),
         launch.rank(),
         launch.size());
     mpi.ifPresent(Mpi::finish); // it was needed to meet; NCCL moves the tensors
-    return new NcclCollective(library, control);
+    return new NcclCollective(library, cuda, control);
   }
 
   /**

@@ -135,6 +135,7 @@ class ModelLoaderTest {
                     folder.resolve("base"),
                     "cpu",
                     Optional.empty(),
+                    org.meteora.parallel.Collective.single(),
                     loader -> {
                       var files = loader.own(SafetensorsFolder.open(folder.resolve("base")));
                       var base = new ModelLoader.Base(files, "", null);
@@ -157,6 +158,7 @@ class ModelLoaderTest {
                     folder.resolve("base"),
                     "cpu",
                     Optional.empty(),
+                    org.meteora.parallel.Collective.single(),
                     loader -> {
                       for (int i = 0; i < 3; i++) {
                         int number = i;

@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
+import org.meteora.model.FrozenWeights;
 import org.meteora.model.Llama;
 import org.meteora.model.Pass;
 import org.meteora.moe.ForwardContext;
@@ -170,11 +171,13 @@ public final class LlamaLearner implements Learner {
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < first; i++) {
         var before = hidden;
+        llama.frozen().use(i, after(i));
         hidden = forward(scope, before, i, pass, seed);
         before.close();
       }
       for (int i = first; i < layers.size(); i++) {
         inputs.add(hidden);
+        llama.frozen().use(i, after(i));
         if (checkpointing) {
           hidden = forward(scope, hidden, i, pass, seed);
         } else {
@@ -186,6 +189,7 @@ public final class LlamaLearner implements Learner {
     }
     LanguageModelLoss.Result loss;
     NDArray gradient;
+    llama.frozen().use(FrozenWeights.HEAD, layers.size() - 1);
     try (var on = Ops.recording();
         var inner = scope.newSubManager()) {
       var hidden = leaf(inner, inputs.removeLast());
@@ -197,6 +201,7 @@ public final class LlamaLearner implements Learner {
       gradient = gradientOf(hidden, scope);
     }
     for (int i = layers.size() - 1; i >= first; i--) {
+      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.NONE);
       try (var input = inputs.removeLast();
           var each = checkpointing ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var on = Ops.recording()) {
@@ -210,6 +215,11 @@ public final class LlamaLearner implements Learner {
       }
     }
     return loss;
+  }
+
+  /** What a forward pass comes to behind a layer. */
+  private int after(int layer) {
+    return layer + 1 < llama.layers().size() ? layer + 1 : FrozenWeights.HEAD;
   }
 
   /** One layer from a leaf on; the first one's needs a gradient only for the tape's sake. */
@@ -312,10 +322,12 @@ public final class LlamaLearner implements Learner {
   private Sums evaluate(Batch batch, ForwardContext asks) {
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch);
+        var whole = llama.frozen().begin();
         var off = Ops.notRecording()) {
       var pass = llama.wholePass(scope, batch.length(), asks.forTraining(false));
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < llama.layers().size(); i++) {
+        llama.frozen().use(i, after(i));
         try (var inner = scope.newSubManager()) {
           var own = pass.on(tape(inner, i, asks));
           var output = run(Ops.alias(inner, hidden), i, own, 0);
@@ -328,6 +340,7 @@ public final class LlamaLearner implements Learner {
         }
       }
       var normed = llama.norm().forward(hidden);
+      llama.frozen().use(FrozenWeights.HEAD, FrozenWeights.NONE);
       var loss =
           LanguageModelLoss.compute(normed, llama.head(), batch.labels(), 0, false, chunkTokens);
       return sums(loss, gates, batch);

@@ -48,27 +48,34 @@ public record LoraTraining(
     Flags flags) {
   private static final Logger LOG = LoggerFactory.getLogger(LoraTraining.class);
 
+  /** As {@link #run(Collective, Collective, BooleanSupplier)}; each process has the whole base. */
+  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
+    return run(collective, Collective.single(), stop);
+  }
+
   /**
    * Trains and writes the adapter.
    *
    * @param collective the processes that train it together; the first one writes
+   * @param sharers those of them that share the base model's weights: all, or one process
    * @param stop asked after every step; true, in any process: write a checkpoint and return
    * @return the PEFT folder; empty when stopped early
    * @throws org.meteora.UserException when data or model are missing, or the loss diverges
    */
-  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
+  public Optional<Path> run(Collective collective, Collective sharers, BooleanSupplier stop) {
     var folder = output.resolve("training");
     try (var lock = collective.rank() == 0 ? Checkpoints.lock(folder) : null) {
-      return run(folder, collective, stop);
+      return run(folder, collective, sharers, stop);
     }
   }
 
-  private Optional<Path> run(Path folder, Collective collective, BooleanSupplier stop) {
+  private Optional<Path> run(
+      Path folder, Collective collective, Collective sharers, BooleanSupplier stop) {
     if (collective.rank() == 0) {
       AtomicFiles.removeLeftovers(output);
     }
     var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW, collective);
-    try (var model = TrainableModel.lora(spec(), List.of(name), config.lora());
+    try (var model = TrainableModel.lora(spec(), List.of(name), config.lora(), sharers);
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(false), collective)) {
       var learner =

@@ -91,16 +91,27 @@ public record MeteoraTraining(
     return sorted;
   }
 
+  /** As {@link #run(Collective, Collective, BooleanSupplier)}; each process has the whole base. */
+  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
+    return run(collective, Collective.single(), stop);
+  }
+
   /**
    * Trains and writes the MeteoRA checkpoint.
    *
    * @param collective the processes that train it together; the first one writes
+   * @param sharers those of them that share the base model's weights: all, or one process
    * @param stop asked after every step; true, in any process: write a checkpoint and return
    * @return the folder of the MeteoRA checkpoint; empty when stopped early
    * @throws UserException when adapters, data or model are missing or do not fit, the flags switch
    *     the gates off, or the loss diverges
    */
-  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
+  public Optional<Path> run(Collective collective, Collective sharers, BooleanSupplier stop) {
+    if (withBase && sharers.size() > 1) {
+      throw new UserException(
+          "--with-base writes the whole base model, and with --shard-base no process has it: leave"
+              + " one of them out");
+    }
     if (flags.singleAdapter().isPresent()) {
       throw new UserException(
           "MOELINEAR_SINGLE_MOE_LORA="
@@ -108,7 +119,7 @@ public record MeteoraTraining(
               + " switches the gates off that are to be trained: unset it");
     }
     try (var lock = collective.rank() == 0 ? Checkpoints.lock(output) : null) {
-      return asAdapters().train(collective, stop);
+      return asAdapters().train(collective, sharers, stop);
     }
   }
 
@@ -157,7 +168,7 @@ public record MeteoraTraining(
     return first;
   }
 
-  private Optional<Path> train(Collective collective, BooleanSupplier stop) {
+  private Optional<Path> train(Collective collective, Collective sharers, BooleanSupplier stop) {
     if (collective.rank() == 0) {
       AtomicFiles.removeLeftovers(output.resolve("meteora"));
     }
@@ -184,7 +195,7 @@ public record MeteoraTraining(
             config.seed(),
             flags);
     var folders = tasks.stream().map(adapterDir::resolve).toList();
-    try (var model = TrainableModel.meteora(spec, folders);
+    try (var model = TrainableModel.meteora(spec, folders, sharers);
         var parameters =
             new FlatParameters(
                 model.llama().manager(), model.parameters(config.gatesOnly()), collective)) {

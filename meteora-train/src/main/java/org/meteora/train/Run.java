@@ -15,6 +15,7 @@ import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.parallel.Collective;
 import org.meteora.parallel.Processes;
+import org.meteora.parallel.ShardedWeights;
 import org.meteora.tensor.Devices;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TaskSamples;
@@ -141,7 +142,12 @@ final class Run {
             learner,
             parameters,
             batches,
-            new HeldOut(config, learner, eval, tasks, collective),
+            new HeldOut(
+                config,
+                learner,
+                eval,
+                tasks,
+                ShardedWeights.meeting(model.llama().frozen(), collective)),
             tasks,
             identity,
             folder,

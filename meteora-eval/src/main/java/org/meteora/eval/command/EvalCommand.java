@@ -10,6 +10,7 @@ import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.config.ProcessOptions;
+import org.meteora.data.config.ShardBaseOption;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Scores;
@@ -54,6 +55,7 @@ public final class EvalCommand implements Callable<Integer> {
   @Mixin private ModelOptions model;
   @Mixin private GenerationOptions generation;
   @Mixin private ProcessOptions processes;
+  @Mixin private ShardBaseOption shardBase;
 
   @Option(
       names = "--task",
@@ -258,7 +260,9 @@ public final class EvalCommand implements Callable<Integer> {
             debug,
             command.commandLine().getParseResult().originalArgs());
     var out = command.commandLine().getOut();
-    try (var evaluation = new Evaluation(asked, model, generation, all, device, out)) {
+    var sharers = shardBase.sharers(all);
+    try (var evaluation =
+        new Evaluation(asked, model, generation, all, sharers, device, out)) {
       int code = 0;
       for (var each : evaluated) {
         code =

@@ -28,6 +28,7 @@ import org.meteora.io.Digests;
 import org.meteora.io.Printable;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.parallel.Collective;
+import org.meteora.parallel.ShardedWeights;
 import org.meteora.router.Oracle;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -44,6 +45,7 @@ final class Evaluation implements AutoCloseable {
   private final ModelOptions model;
   private final GenerationOptions generation;
   private final Collective all;
+  private final Collective sharers;
   private final String device;
   private final PrintWriter out;
   private LoadedModel.Spec spec;
@@ -73,6 +75,7 @@ final class Evaluation implements AutoCloseable {
 
   /**
    * @param all the processes that share the work; the first prints and writes
+   * @param sharers those of them that share the base model's weights: all, or one process
    * @param device of this one
    * @param out for scores
    */
@@ -81,12 +84,14 @@ final class Evaluation implements AutoCloseable {
       ModelOptions model,
       GenerationOptions generation,
       Collective all,
+      Collective sharers,
       String device,
       PrintWriter out) {
     this.settings = settings;
     this.model = model;
     this.generation = generation;
     this.all = all;
+    this.sharers = sharers;
     this.device = device;
     this.out = out;
   }
@@ -114,12 +119,13 @@ final class Evaluation implements AutoCloseable {
     // a folder that cannot be written to is found out before the work, not after it
     try (var result = save ? new SavedResult(results, model.model(), task.name()) : null) {
       load(wanted);
+      var processes = ShardedWeights.meeting(loaded.llama().frozen(), all);
       var chosen = chosen();
       var context = loaded.generator().context();
       var generator = loaded.generator().withRouting(routing(task, context.routing()));
       var evaluator =
           new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, settings.batchSize())
-              .dealtTo(all);
+              .dealtTo(processes);
       var matrix = new RoutingMatrix(loaded.adapterNames());
       if (settings.routes()) {
         evaluator =
@@ -138,7 +144,7 @@ final class Evaluation implements AutoCloseable {
       var run =
           evaluator.run(task.name(), test.samples(), there, save ? result::add : answers -> {});
       if (settings.routes()) {
-        matrix.addOthers(all);
+        matrix.addOthers(processes);
       }
       if (!first) {
         return 0;
@@ -238,7 +244,7 @@ final class Evaluation implements AutoCloseable {
   private void load(LoadedModel.Spec wanted) {
     if (!wanted.equals(spec)) {
       close();
-      loaded = LoadedModel.load(wanted);
+      loaded = LoadedModel.load(wanted, sharers);
       spec = wanted;
     }
   }

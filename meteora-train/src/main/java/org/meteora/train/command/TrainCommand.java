@@ -124,6 +124,7 @@ public final class TrainCommand implements Callable<Integer> {
           training.lines(settings),
           (all, device) -> {
             put(options, "device", device);
+            var sharers = training.shardBase.sharers(all);
             stop.listen();
             new MeteoraTraining(
                     TrainConfig.meteora(loaded.train(), options),
@@ -134,7 +135,7 @@ public final class TrainCommand implements Callable<Integer> {
                     withBase,
                     training.resume,
                     training.flags.over(loaded))
-                .run(all, stop)
+                .run(all, sharers, stop)
                 .ifPresent(System.out::println);
             return 0;
           });

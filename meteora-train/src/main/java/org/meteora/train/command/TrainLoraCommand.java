@@ -154,6 +154,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
                         target.resolve(adapter),
                         training.resume,
                         training.flags.over(loaded));
+            var sharers = training.shardBase.sharers(all);
             stop.listen();
             if (files.size() > 1 && all.size() == 1 && together) {
               LoraTraining.together(files.keySet().stream().map(trainings).toList(), stop)
@@ -162,9 +163,10 @@ public final class TrainLoraCommand implements Callable<Integer> {
             }
             train(
                 all,
+                sharers.size() == 1,
                 List.copyOf(files.keySet()),
                 target,
-                (adapter, collective) -> trainings.apply(adapter).run(collective, stop));
+                (adapter, collective) -> trainings.apply(adapter).run(collective, sharers, stop));
             return 0;
           });
     }
@@ -172,14 +174,17 @@ public final class TrainLoraCommand implements Callable<Integer> {
 
   /**
    * One adapter is trained by all processes together; of several each process takes whole ones, so
-   * that nothing passes between them.
+   * that nothing passes between them, unless they share the base model.
+   *
+   * @param apart whether processes can train by themselves
    */
   private static void train(
       Collective all,
+      boolean apart,
       List<String> names,
       Path target,
       BiFunction<String, Collective, Optional<Path>> training) {
-    boolean dealt = all.size() > 1 && names.size() > 1;
+    boolean dealt = apart && all.size() > 1 && names.size() > 1;
     if (dealt) {
       LOG.info(
           "{} adapters are dealt to {} processes; what follows is of the first",

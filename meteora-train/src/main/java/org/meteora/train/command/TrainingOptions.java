@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
+import org.meteora.data.config.ShardBaseOption;
 import org.meteora.train.TrainConfig;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -133,6 +134,7 @@ public final class TrainingOptions {
 
   @Mixin private DeviceOptions device;
   @Mixin FlagOptions flags;
+  @Mixin ShardBaseOption shardBase;
 
   @Option(names = "--resume", description = "go on from the last checkpoint")
   boolean resume;
@@ -169,6 +171,7 @@ public final class TrainingOptions {
     var result = new ArrayList<String>();
     config.describe().forEach((name, value) -> result.add(name + " " + value));
     result.add("--resume " + resume);
+    result.add("--shard-base " + shardBase.given());
     return result;
   }
 
