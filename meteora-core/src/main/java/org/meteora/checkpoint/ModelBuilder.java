@@ -71,8 +71,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
    * @param banks the adapters of a layer's module; may return null
    * @param sharers the processes that share the frozen weights; one process has them whole
    */
-  Llama build(
-      Architecture config, LlamaFactory.Banks banks, double dropout, Collective sharers) {
+  Llama build(Architecture config, LlamaFactory.Banks banks, double dropout, Collective sharers) {
     var weights =
         sharers.size() == 1 ? this : new ShardedWeights(this, config, manager, dtype, sharers);
     return LlamaFactory.build(config, manager, dtype, weights, banks, backend, dropout);

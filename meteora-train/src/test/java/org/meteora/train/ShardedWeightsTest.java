@@ -152,7 +152,7 @@ class ShardedWeightsTest {
 
   /** A model whose every tensor follows from its name, and how many numbers were read for it. */
   private static final class Model implements AutoCloseable {
-    final NDManager manager = Devices.newManager(ai.djl.Device.cpu());
+    final NDManager manager = Devices.newHostManager();
     final Map<String, NDArray> parameters = new LinkedHashMap<>();
     final Map<String, Long> read = new LinkedHashMap<>();
     final Dtype dtype;
@@ -225,7 +225,7 @@ class ShardedWeightsTest {
         values[i] = (float) (random.nextGaussian() * 0.4 + (name.contains("norm") ? 1 : 0));
       }
       var result = Ops.empty(manager, dtype, shape);
-      try (var host = Devices.newManager(ai.djl.Device.cpu())) {
+      try (var host = Devices.newHostManager()) {
         Ops.copy(result, host.create(values, Ops.shape(shape)));
       }
       return result;

@@ -261,8 +261,7 @@ public final class EvalCommand implements Callable<Integer> {
             command.commandLine().getParseResult().originalArgs());
     var out = command.commandLine().getOut();
     var sharers = shardBase.sharers(all);
-    try (var evaluation =
-        new Evaluation(asked, model, generation, all, sharers, device, out)) {
+    try (var evaluation = new Evaluation(asked, model, generation, all, sharers, device, out)) {
       int code = 0;
       for (var each : evaluated) {
         code =
