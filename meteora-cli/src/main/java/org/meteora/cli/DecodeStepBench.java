@@ -11,7 +11,7 @@ import org.meteora.cuda.decode.DecodeModel;
 import org.meteora.cuda.decode.KvMemory;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
-import org.meteora.cuda.driver.Kernel;
+import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.MatrixVector;
 
 /**
@@ -132,7 +132,7 @@ final class DecodeStepBench {
       engine.step(new int[batch]);
       var all = engine.launches();
       for (var phase = 0; phase < micros.length; phase++) {
-        var some = new ArrayList<Kernel.Launch>();
+        var some = new ArrayList<Work>();
         if (phase == PHASES.size()) {
           some.add(all.get(all.size() - 3));
         } else {
@@ -169,8 +169,8 @@ final class DecodeStepBench {
             standard.gatesFirst(),
             standard.maxStackedABytes());
     System.out.println("us a launch                " + String.join(" | ", PHASES) + " | head");
-    for (var batch : new int[] {1, 4, 16}) {
-      for (var overlap : new boolean[] {true, false}) {
+    for (var batch : new int[] {1, 4, 16, 32, 64, 256}) {
+      for (var overlap : batch > 16 ? new boolean[] {true} : new boolean[] {true, false}) {
         for (var m : List.of(model.base(), model)) {
           var line = new StringBuilder();
           for (var v : profile(m, batch, 512, overlap ? standard : apart)) {
@@ -218,7 +218,7 @@ final class DecodeStepBench {
       }
       System.out.println(
           "batch  base ms  MeteoRA ms  ratio  floor base  floor MeteoRA  of floor  scratch MiB");
-      for (var batch : new int[] {1, 2, 4, 8, 16}) {
+      for (var batch : new int[] {1, 4, 16, 17, 32, 64, 128, 256}) {
         var r = bench.measure(batch, 512, 40, bandwidth);
         System.out.printf(
             Locale.ROOT,

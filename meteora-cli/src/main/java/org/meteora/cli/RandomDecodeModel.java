@@ -53,17 +53,19 @@ final class RandomDecodeModel implements AutoCloseable {
     var inter = sizes.intermediate();
     var layers = new ArrayList<Layer>();
     for (var i = 0; i < sizes.layers(); i++) {
+      var attention = linears(h, q, kv, kv);
+      var mlp = linears(h, inter, inter);
       layers.add(
           new Layer(
               norm(),
               norm(),
-              linear(q, h),
-              linear(kv, h),
-              linear(kv, h),
-              linear(h, q),
-              linear(inter, h),
-              linear(inter, h),
-              linear(h, inter)));
+              attention.get(0),
+              attention.get(1),
+              attention.get(2),
+              linears(q, h).getFirst(),
+              mlp.get(0),
+              mlp.get(1),
+              linears(inter, h).getFirst()));
     }
     var frequencies = new float[sizes.headDim() / 2];
     for (var i = 0; i < frequencies.length; i++) {
@@ -95,26 +97,30 @@ final class RandomDecodeModel implements AutoCloseable {
     return random(sizes.hidden(), 0.1f, 1);
   }
 
-  private Linear linear(int out, int in) {
+  /** Linears with one input; their A and gates lie in one matrix, as a backend stacks them. */
+  private List<Linear> linears(int in, int... outs) {
     var scale = (float) Math.sqrt(3.0 / in);
-    Optional<AdapterMemory> adapters = Optional.empty();
-    if (sizes.adapters() > 0) {
-      var n = sizes.adapters();
-      var ranks = new int[n];
-      Arrays.fill(ranks, sizes.rank());
-      var scales = new float[n];
-      Arrays.fill(scales, 2);
-      var all = (long) n * sizes.rank();
-      adapters =
-          Optional.of(
-              new AdapterMemory(
-                  random((long) n * in, scale, 0),
-                  random(all * in, scale, 0),
-                  random(all * out, 0.05f, 0),
-                  ranks,
-                  scales));
+    var n = sizes.adapters();
+    var all = n * sizes.rank();
+    var rows = (n + all + 7) / 8 * 8;
+    var stack = n == 0 ? 0 : random((long) outs.length * rows * in, scale, 0);
+    var ranks = new int[n];
+    Arrays.fill(ranks, sizes.rank());
+    var scales = new float[n];
+    Arrays.fill(scales, 2);
+    var linears = new ArrayList<Linear>();
+    for (var out : outs) {
+      Optional<AdapterMemory> adapters = Optional.empty();
+      if (n > 0) {
+        var a = stack + 2L * linears.size() * rows * in;
+        var gate = a + 2L * all * in;
+        adapters =
+            Optional.of(
+                new AdapterMemory(gate, a, random((long) all * out, 0.05f, 0), ranks, scales));
+      }
+      linears.add(new Linear(random((long) out * in, scale, 0), 0, out, in, adapters));
     }
-    return new Linear(random((long) out * in, scale, 0), 0, out, in, adapters);
+    return linears;
   }
 
   private long random(long count, float scale, float shift) {

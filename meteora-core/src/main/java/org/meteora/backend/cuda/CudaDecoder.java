@@ -13,6 +13,7 @@ import org.meteora.UserException;
 import org.meteora.cuda.decode.DecodeEngine;
 import org.meteora.cuda.decode.DecodeModel;
 import org.meteora.cuda.decode.KvMemory;
+import org.meteora.cuda.driver.Cublas;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
@@ -72,6 +73,9 @@ public final class CudaDecoder implements AutoCloseable {
     if (rows > MAX_ROWS) {
       return Optional.of(rows + " sequences at once, more than " + MAX_ROWS);
     }
+    if (rows > DecodeEngine.MAX_STREAMED_ROWS && !Cublas.isAvailable()) {
+      return Optional.of(rows + " sequences at once need cuBLAS, which is not found");
+    }
     var router = context.routing().router();
     boolean gates = router instanceof Router.Gates;
     if (any(model, bank -> bank.gate() == null ? bank.size() > 1 : !gates)) {
@@ -119,7 +123,7 @@ public final class CudaDecoder implements AutoCloseable {
             Math.max(
                 config.intermediateSize(),
                 Math.max(config.hiddenSize(), config.numAttentionHeads() * config.headDim())));
-    logits = host.allocate(4L * MAX_ROWS * config.vocabSize(), 16);
+    logits = host.allocate(4L * config.vocabSize(), 16);
     int k = 1;
     var layers = new ArrayList<DecodeModel.Layer>();
     for (var layer : model.layers()) {
@@ -247,8 +251,13 @@ public final class CudaDecoder implements AutoCloseable {
     }
     var memory = new KvMemory(keys, values, cache.rows(), cache.capacity());
     LIBTORCH.synchronize();
+    if (engine != null && engine.maxRows() < slots.length) {
+      engine.close();
+      engine = null;
+    }
     if (engine == null) {
-      engine = new DecodeEngine(cuda, addresses, memory, MAX_ROWS);
+      int rows = Math.max(slots.length, DecodeEngine.MAX_STREAMED_ROWS);
+      engine = new DecodeEngine(cuda, addresses, memory, rows);
     } else {
       engine.cache(memory);
     }

@@ -1,21 +1,23 @@
 package org.meteora.cuda.decode;
 
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
-import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector;
 
 /**
  * Decode steps of a whole Llama with MeteoRA: for up to {@link #MAX_ROWS} sequences, one token each
- * in, one token each out. A step's launches ({@link StepPlan}) are captured once for each power of
- * two of rows as a CUDA graph and replayed ({@link StepGraphs}); lengths, positions and tokens are
- * read from device memory ({@link StepMemory}), and the next tokens are chosen on the device
+ * in, one token each out. What a step queues ({@link StepPlan}) is captured once for each of a few
+ * numbers of rows as a CUDA graph and replayed ({@link StepGraphs}); lengths, positions and tokens
+ * are read from device memory ({@link StepMemory}), and the next tokens are chosen on the device
  * ({@link DeviceSampler}). Which adapters every gate chose is left on the device too, beside the
  * tokens, so that it can be fetched with them.
  *
@@ -28,7 +30,15 @@ import org.meteora.cuda.kernel.MatrixVector;
  */
 public final class DecodeEngine implements AutoCloseable {
   /** Sequences of a step at most. */
-  public static final int MAX_ROWS = MatrixVector.MAX_ROWS;
+  public static final int MAX_ROWS = DeviceSampler.MAX_ROWS;
+
+  /** Sequences of a step at most that products of our own serve; beyond, cuBLAS does. */
+  public static final int MAX_STREAMED_ROWS = MatrixVector.MAX_ROWS;
+
+  /** The numbers of rows that steps are run with, by way of rows without a sequence. */
+  private static final int[] BUCKETS = {
+    1, 2, 4, 8, MAX_STREAMED_ROWS, 24, 32, 48, 64, 96, 128, 160, 192, 224, MAX_ROWS
+  };
 
   private final Cuda cuda;
   private final DecodeModel model;
@@ -39,6 +49,7 @@ public final class DecodeEngine implements AutoCloseable {
   private final StepGraphs graphs;
   private final int maxRows;
   private final Map<Integer, StepPlan> plans = new HashMap<>();
+  private final LibraryProducts library;
 
   private KvMemory cache;
   private int[] lengthOfRow = {};
@@ -76,19 +87,33 @@ public final class DecodeEngine implements AutoCloseable {
                 model.headDim()));
     this.stream = Stream.create(cuda);
     this.graphs = new StepGraphs(stream);
+    LibraryProducts products = null;
     try {
+      if (this.maxRows > MAX_STREAMED_ROWS) {
+        products = new LibraryProducts(cuda, stream);
+      }
+      this.library = products;
       this.memory =
-          new StepMemory(
-              kernels,
-              model,
-              this.maxRows,
-              StepPlan.productFloats(kernels, model, tuning, this.maxRows),
-              StepPlan.logitFloats(kernels, model, tuning, this.maxRows),
-              stream);
+          new StepMemory(kernels, model, this.maxRows, productFloats(), logitFloats(), stream);
     } catch (RuntimeException | Error e) {
+      if (products != null) {
+        products.close();
+      }
       stream.close();
       throw e;
     }
+  }
+
+  private long productFloats() {
+    var few = Math.min(maxRows, MAX_STREAMED_ROWS);
+    var floats = StreamedPlan.productFloats(kernels, model, tuning, few);
+    return maxRows == few ? floats : Math.max(floats, LibraryPlan.productFloats(model, maxRows));
+  }
+
+  private long logitFloats() {
+    var few = Math.min(maxRows, MAX_STREAMED_ROWS);
+    return Math.max(
+        StreamedPlan.logitFloats(kernels, model, tuning, few), (long) maxRows * model.vocab());
   }
 
   private static void check(DecodeModel model, int maxRows) {
@@ -106,9 +131,19 @@ public final class DecodeEngine implements AutoCloseable {
     }
   }
 
-  /** The number of rows that a step of {@code rows} is run with: the next power of two. */
+  /** The number of rows that a step of {@code rows} is run with. */
   private static int bucket(int rows) {
-    return rows <= 1 ? 1 : Integer.highestOneBit(rows - 1) * 2;
+    return Arrays.stream(BUCKETS).filter(each -> each >= rows).findFirst().orElseThrow();
+  }
+
+  /** The numbers of rows of steps of up to {@code maxRows}. */
+  static IntStream buckets(int maxRows) {
+    return Arrays.stream(BUCKETS).filter(each -> each <= maxRows);
+  }
+
+  /** Sequences that it takes at once. */
+  public int maxRows() {
+    return maxRows;
   }
 
   /** Device bytes beyond weights, adapters and KV cache. */
@@ -243,12 +278,15 @@ public final class DecodeEngine implements AutoCloseable {
     return stream;
   }
 
-  /** The launches of a step, in order. */
-  public List<Kernel.Launch> launches() {
-    return plans
-        .computeIfAbsent(
-            bucket(active), rows -> new StepPlan(kernels, model, cache, memory, tuning, rows))
-        .launches();
+  /** What a step queues, in order. */
+  public List<Work> launches() {
+    return plans.computeIfAbsent(bucket(active), this::plan).works();
+  }
+
+  private StepPlan plan(int rows) {
+    return rows > MAX_STREAMED_ROWS
+        ? new LibraryPlan(kernels, model, cache, memory, library, rows)
+        : new StreamedPlan(kernels, model, cache, memory, tuning, rows);
   }
 
   @Override
@@ -257,6 +295,9 @@ public final class DecodeEngine implements AutoCloseable {
     stream.synchronize();
     graphs.close();
     memory.close();
+    if (library != null) {
+      library.close();
+    }
     stream.close();
   }
 }

@@ -5,8 +5,8 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Graph;
-import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.driver.Work;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -31,7 +31,7 @@ final class StepGraphs implements AutoCloseable {
   }
 
   /** Queues a step of {@code rows}. */
-  void launch(int rows, List<Kernel.Launch> launches) {
+  void launch(int rows, List<? extends Work> launches) {
     if (enabled && !graphs.containsKey(rows)) {
       try {
         graphs.put(rows, stream.capture(() -> launches.forEach(launch -> launch.on(stream))));

@@ -148,8 +148,11 @@ final class StepMemory implements AutoCloseable {
       this.partial =
           zeros(
               4
-                  * DecodeAttentionKernel.partialFloats(
-                      maxRows, model.heads(), model.headDim(), group));
+                  * DecodeEngine.buckets(maxRows)
+                      .mapToLong(
+                          rows -> DecodeAttentionKernel.partialFloats(kernels, rows, model.heads()))
+                      .max()
+                      .orElseThrow());
       this.counters = zeros(4L * maxRows * model.heads() / group);
       this.best = zeros(4L * maxRows * DeviceSampler.BLOCKS);
       this.bestAt = zeros(4L * maxRows * DeviceSampler.BLOCKS);

@@ -37,7 +37,7 @@ public final class Kernel {
   }
 
   /** See {@link #launch}. Its memory lives as long as it is reachable. */
-  public static final class Launch {
+  public static final class Launch implements Work {
     /** Bytes of a CUlaunchAttribute. */
     private static final int ATTRIBUTE = 72;
 
@@ -78,6 +78,7 @@ public final class Kernel {
     }
 
     /** Queues the launch. */
+    @Override
     public void on(Stream stream) {
       config.set(JAVA_LONG, 32, stream.handle());
       try {

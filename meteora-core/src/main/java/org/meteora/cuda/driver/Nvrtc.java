@@ -4,7 +4,6 @@ import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
-import java.io.File;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
@@ -27,9 +26,7 @@ import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
-import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
-import org.meteora.tensor.LibTorch;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -39,9 +36,7 @@ import org.slf4j.LoggerFactory;
  * architecture and compiler version. An entry that is damaged is made again; a folder that cannot
  * be written costs a compilation each start.
  *
- * <p>The compiler is {@code libnvrtc.so} (13, 12 or 11), looked for on the library path, beside
- * libtorch, in the CUDA libraries of its Python wheel, in DJL's folder and in {@code
- * /usr/local/cuda}.
+ * <p>The compiler is {@code libnvrtc.so} (13, 12 or 11), as {@link CudaLibraries} finds it.
  */
 public final class Nvrtc {
   private static final Logger LOG = LoggerFactory.getLogger(Nvrtc.class);
@@ -90,69 +85,12 @@ public final class Nvrtc {
   }
 
   private static SymbolLookup find() {
-    for (var name : NAMES) {
-      try {
-        return SymbolLookup.libraryLookup(name, Arena.global());
-      } catch (IllegalArgumentException e) {
-        // not on the library path
-      }
-    }
-    var folders = folders();
-    for (var folder : folders) {
-      try (var files = Files.list(folder)) {
-        var found =
-            files
-                .filter(
-                    file -> file.getFileName().toString().matches("libnvrtc(-[0-9a-f]+)?\\.so.*"))
-                .sorted(java.util.Comparator.reverseOrder())
-                .toList();
-        for (var file : found) {
-          try {
-            return SymbolLookup.libraryLookup(file, Arena.global());
-          } catch (IllegalArgumentException e) {
-            LOG.debug("{} does not load", file);
-          }
-        }
-      } catch (IOException e) {
-        // no such folder
-      }
-    }
-    throw new UserException(
-        "no CUDA compiler: libnvrtc.so.13 or .12 is neither on LD_LIBRARY_PATH nor in "
-            + String.join(", ", folders.stream().map(Path::toString).toList()));
-  }
-
-  private static List<Path> folders() {
-    var folders = new ArrayList<Path>(LibTorch.load().cudaFolders());
-    for (var variable : List.of("LD_LIBRARY_PATH", "PYTORCH_LIBRARY_PATH")) {
-      var value = System.getenv(variable);
-      if (value != null) {
-        Arrays.stream(value.split(File.pathSeparator))
-            .filter(s -> !s.isBlank())
-            .map(Path::of)
-            .forEach(folders::add);
-      }
-    }
-    for (var folder : List.copyOf(folders)) {
-      var wheels = folder.resolve("../../nvidia").normalize();
-      try (var parts = Files.list(wheels)) {
-        parts.map(part -> part.resolve("lib")).filter(Files::isDirectory).forEach(folders::add);
-      } catch (IOException e) {
-        // no wheels there
-      }
-    }
-    var djl = CacheFolders.engine().resolve("pytorch");
-    try (var versions = Files.list(djl)) {
-      versions.filter(Files::isDirectory).forEach(folders::add);
-    } catch (IOException e) {
-      // DJL has fetched nothing
-    }
-    var home = System.getenv("CUDA_HOME");
-    if (home != null) {
-      folders.add(Path.of(home, "lib64"));
-    }
-    folders.add(Path.of("/usr/local/cuda/lib64"));
-    return folders.stream().distinct().filter(Files::isDirectory).toList();
+    return CudaLibraries.find(NAMES, "libnvrtc(-[0-9a-f]+)?\\.so.*")
+        .orElseThrow(
+            () ->
+                new UserException(
+                    "no CUDA compiler: libnvrtc.so.13 or .12 is neither on LD_LIBRARY_PATH nor in "
+                        + CudaLibraries.places()));
   }
 
   /**

@@ -9,9 +9,6 @@ public final class DecodeAttentionKernel {
   /** Columns that one block takes without help from a second cluster of blocks. */
   private static final int LONG = 512;
 
-  /** Blocks at most that share a row and a group of heads. */
-  private static final int MAX_SPLITS = 64;
-
   /**
    * Mirrors the struct of this name in {@code attention.cuh}.
    *
@@ -49,10 +46,18 @@ public final class DecodeAttentionKernel {
 
   private DecodeAttentionKernel() {}
 
-  /** Floats of scratch memory. */
-  public static long partialFloats(int rows, int heads, int headDim, int group) {
-    var padded = (headDim + 7) / 8 * 8;
-    return (long) rows * heads / group * MAX_SPLITS * group * (padded + 2);
+  /** Floats of scratch memory of a launch with {@code rows}. */
+  public static long partialFloats(Kernels kernels, int rows, int heads) {
+    var constants = kernels.constants();
+    var padded = (constants.headDim() + 7) / 8 * 8;
+    var pairs = (long) rows * heads / constants.group();
+    return pairs * Math.max(maxSplits(kernels, pairs), 8) * constants.group() * (padded + 2);
+  }
+
+  /** Blocks at most that share a row and a group of heads, of so many pairs. */
+  private static int maxSplits(Kernels kernels, long pairs) {
+    var wanted = (2L * kernels.cuda().multiprocessors() + pairs - 1) / pairs;
+    return (int) Math.clamp(wanted, 1, 32);
   }
 
   /** The launch; {@code argument.splits} is chosen here. */
@@ -66,8 +71,7 @@ public final class DecodeAttentionKernel {
         constants.dtype() != Dtype.F32
             && cuda.capability() >= 90
             && (constants.headDim() == 64 || constants.headDim() == 128);
-    var wanted = (2 * cuda.multiprocessors() + pairs - 1) / pairs;
-    var maxSplits = Math.clamp(wanted, 1, 32);
+    var maxSplits = maxSplits(kernels, pairs);
     if (!onTensorCores) {
       return kernels.launch(
           KernelName.DECODE_ATTENTION,

@@ -78,6 +78,27 @@ public final class DecodeLayerKernels {
       float eps,
       boolean vectors) {}
 
+  /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
+  public record DecodeEmbedNorm(
+      long table,
+      long tokens,
+      long normWeight,
+      long h,
+      long out,
+      int hidden,
+      int vocab,
+      float eps) {}
+
+  /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
+  public record DecodeRouteAddResidualNorm(
+      ProductOutput product,
+      RoutedLinear linear,
+      long h,
+      long normWeight,
+      long out,
+      int hidden,
+      float eps) {}
+
   private final Kernels kernels;
   private final boolean overlap;
 
@@ -158,6 +179,31 @@ public final class DecodeLayerKernels {
                 : KernelName.DECODE_ROUTE_SILU_UP2;
     return warps(
         name, blocks(argument.inter(), four ? 128 : 64), argument.product().rows(), 1, argument);
+  }
+
+  /** A step's first launch where many rows are normalised before products. */
+  public Kernel.Launch embedNorm(int rows, DecodeEmbedNorm argument) {
+    return kernels.launch(KernelName.DECODE_EMBED_NORM, Shape.of(rows, 1, 1, 256), argument);
+  }
+
+  /** Behind o and down of many rows. */
+  public Kernel.Launch addResidualNorm(DecodeRouteAddResidualNorm argument) {
+    return kernels.launch(
+        KernelName.DECODE_ROUTE_ADD_RESIDUAL_NORM,
+        Shape.of(argument.product().rows(), 1, 1, 512).withOverlap(overlap),
+        argument);
+  }
+
+  /** Behind gate and up of many rows. */
+  public Kernel.Launch siluUpWide(DecodeRouteSiluUp argument) {
+    var rows = argument.product().rows();
+    var warps = blocks(argument.inter(), 128);
+    // the more rows there are, the more of its outputs a warp that has chosen adapters takes
+    var each = Math.clamp(rows / 64, 1, 4);
+    return kernels.launch(
+        KernelName.DECODE_ROUTE_SILU_UP_WIDE,
+        Shape.of(blocks(warps, 4 * each), rows, 1, 128).withOverlap(overlap),
+        argument);
   }
 
   /**

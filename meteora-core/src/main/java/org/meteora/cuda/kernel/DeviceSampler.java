@@ -12,12 +12,15 @@ import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Shape;
 
 /**
- * The next token of up to 16 rows from their logits, on the device: banned tokens out, then the
- * largest logit, or one token drawn after temperature, top-k and top-p. The parameters are read
- * from device memory, so that the launches can be replayed; the owner of this copies {@link #BYTES}
- * bytes there before each step.
+ * The next token of up to {@link #MAX_ROWS} rows from their logits, on the device: banned tokens
+ * out, then the largest logit, or one token drawn after temperature, top-k and top-p. The
+ * parameters are read from device memory, so that the launches can be replayed; the owner of this
+ * copies {@link #BYTES} bytes there before each step.
  */
 public final class DeviceSampler {
+  /** Rows at most, and so sequences of a decode step. */
+  public static final int MAX_ROWS = 256;
+
   /** Banned tokens of a row at most. */
   public static final int MAX_BANNED = 32;
 
@@ -38,12 +41,12 @@ public final class DeviceSampler {
    * @param bannedTokens (rows, {@link #MAX_BANNED})
    */
   record SamplingParameters(
-      @Count(MatrixVector.MAX_ROWS) long[] uniform,
+      @Count(MAX_ROWS) long[] uniform,
       long topP,
       float scale,
       int topK,
-      @Count(MatrixVector.MAX_ROWS) int[] bannedCount,
-      @Count(MatrixVector.MAX_ROWS * MAX_BANNED) int[] bannedTokens) {}
+      @Count(MAX_ROWS) int[] bannedCount,
+      @Count(MAX_ROWS * MAX_BANNED) int[] bannedTokens) {}
 
   /**
    * Mirrors the struct of this name in {@code sampling.cuh}.

@@ -41,6 +41,15 @@ public enum KernelName {
   /** The same with 4, routing while the product is still at work. */
   DECODE_ROUTE_SILU_UP4_GATES_FIRST(DecodeLayerKernels.DecodeRouteSiluUp.class),
 
+  /** A decode step's first, of many rows: the tokens' embeddings, and their RMSNorm. */
+  DECODE_EMBED_NORM(DecodeLayerKernels.DecodeEmbedNorm.class),
+  /**
+   * Behind o and down of many rows: routes, adds the adapters and the residual, and the RMSNorm.
+   */
+  DECODE_ROUTE_ADD_RESIDUAL_NORM(DecodeLayerKernels.DecodeRouteAddResidualNorm.class),
+  /** Behind gate and up of many rows: routes, adds the adapters, {@code silu(gate) · up}. */
+  DECODE_ROUTE_SILU_UP_WIDE(DecodeLayerKernels.DecodeRouteSiluUp.class),
+
   /** Sums the logits' slots, removes banned tokens, and finds each block's largest. */
   SAMPLE_BLOCK_MAXIMA(DeviceSampler.SampleTokens.class),
   /** A decode step's last: the largest logit, or a token drawn by temperature, top-k and top-p. */

@@ -101,6 +101,7 @@ public final class Kernels {
         "-DHEAD_DIM=" + constants.headDim(),
         "-DGROUP=" + constants.group(),
         "-DMAX_ROWS=" + MatrixVector.MAX_ROWS,
+        "-DMAX_SEQUENCES=" + DeviceSampler.MAX_ROWS,
         "-DMAX_RANK=" + AdapterMemory.MAX_RANK,
         "-DMAX_BANNED=" + DeviceSampler.MAX_BANNED);
   }
@@ -194,6 +195,7 @@ public final class Kernels {
           "routing.cuh",
           "product.cuh",
           "decode_layer.cuh",
+          "decode_wide.cuh",
           "attention.cuh",
           "sampling.cuh",
           "gated.cuh",

@@ -20,11 +20,7 @@ import org.meteora.tensor.Dtype;
  * {@code (slots, rows, ld)}; the reader sums them.
  */
 public final class MatrixVector {
-  /**
-   * Rows at most, and so sequences of a decode step and of its graph: the one place that limits
-   * them. Every kernel of a step holds a sum for each row in registers, and is compiled for this
-   * number.
-   */
+  /** Rows at most: a thread holds a sum for each in registers. Products of more are a library's. */
   public static final int MAX_ROWS = 16;
 
   private static final int MAX_SEGMENTS = 9; // weights, gates and A of q, k and v

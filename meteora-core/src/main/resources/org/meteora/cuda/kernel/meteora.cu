@@ -2,8 +2,9 @@
 //
 // Options: DTYPE 0 float32, 1 float16, 2 bfloat16 (weights, KV cache, activations between kernels; all sums are float32),
 // TOPK adapters per token, MAXN adapters at most, HEAD_DIM, GROUP query heads that one attention block serves. With HEAD_DIM 0
-// the kernels that only a whole decode step needs are left out, which compiles in a third of the time. MAX_ROWS sequences of a
-// step, MAX_RANK of an adapter, MAX_BANNED tokens of a row: the limits, which only the Java classes know.
+// the kernels that only a whole decode step needs are left out, which compiles in a third of the time. MAX_ROWS of a
+// product of our own, MAX_SEQUENCES of a step, MAX_RANK of an adapter, MAX_BANNED tokens of a row: the limits, which only the
+// Java classes know.
 //
 // A decode step is a sequence of launches. Every kernel begins with waitForPrevious(): under programmatic dependent launch
 // its blocks may start, and fetch what does not depend on it (weights), while the previous kernel still runs.
@@ -12,6 +13,7 @@
 #include "product.cuh"
 #if HEAD_DIM > 0
 #include "decode_layer.cuh"
+#include "decode_wide.cuh"
 #include "attention.cuh"
 #include "sampling.cuh"
 #endif

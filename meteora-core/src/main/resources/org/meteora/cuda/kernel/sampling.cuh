@@ -3,13 +3,13 @@
 // is no number counts as infinite; where the largest is, the row's token is NOT_FINITE. Grid (blocks, rows), then (1, rows).
 #define NOT_FINITE -1
 struct SamplingParameters {
-  u64 uniform[MAX_ROWS];  // of each row, in units of 2^-64
+  u64 uniform[MAX_SEQUENCES];  // of each row, in units of 2^-64
   u64 topP;               // in units of 2^-64; 0: 1
   float scale;            // 2^25 · log2(e) / temperature; 0: the largest logit
   int topK;               // 0: all
-  int bannedCount[MAX_ROWS];
+  int bannedCount[MAX_SEQUENCES];
   // of each row, the first bannedCount are tokens that must not be chosen
-  int bannedTokens[MAX_ROWS][MAX_BANNED];
+  int bannedTokens[MAX_SEQUENCES][MAX_BANNED];
 };
 struct SampleTokens {
   float* logits;

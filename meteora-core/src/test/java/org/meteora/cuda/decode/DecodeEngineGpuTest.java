@@ -109,7 +109,37 @@ class DecodeEngineGpuTest {
             "bf16 odd",
             new Config(Dtype.BF16, 333, 3, 3, 18, 259, 77, 2, UNEQUAL, 2, true),
             standard,
-            9));
+            9),
+        Arguments.of(
+            "17 rows, odd sizes",
+            new Config(Dtype.F32, 37, 3, 1, 10, 53, 61, 2, UNEQUAL, 2, true),
+            standard,
+            17),
+        Arguments.of(
+            "bf16 40 rows",
+            new Config(Dtype.BF16, 1024, 8, 2, 128, 2064, 333, 2, EIGHTS, 2, true),
+            standard,
+            40),
+        Arguments.of(
+            "bf16 odd, 100 rows",
+            new Config(Dtype.BF16, 333, 3, 3, 18, 259, 77, 1, UNEQUAL, 2, true),
+            standard,
+            100),
+        Arguments.of(
+            "f16 256 rows",
+            new Config(Dtype.F16, 576, 6, 2, 96, 700, 77, 1, ordinary, 4, false),
+            standard,
+            256),
+        Arguments.of(
+            "base, 64 rows",
+            new Config(Dtype.F32, 64, 4, 2, 16, 64, 64, 2, new int[0], 2, false),
+            standard,
+            64),
+        Arguments.of(
+            "one adapter for some linears alone, 33 rows",
+            new Config(Dtype.F32, 64, 4, 2, 16, 64, 64, 2, new int[] {4}, 1, false),
+            standard,
+            33));
   }
 
   @ParameterizedTest(name = "{0}")
@@ -136,7 +166,7 @@ class DecodeEngineGpuTest {
         var decided = new boolean[rows];
         Arrays.fill(decided, true);
         var compared = 0;
-        var steps = config.hidden() > 512 ? 4 : 90;
+        var steps = config.hidden() > 512 ? 4 : rows > 16 ? 12 : 90;
         for (var step = 0; step < steps; step++) {
           var tokens = random.ints(rows, 0, config.vocab()).toArray();
           var next = engine.step(tokens);
@@ -176,7 +206,9 @@ class DecodeEngineGpuTest {
         Arguments.of(Dtype.F16, 4, 2, 128, 4, 5000),
         Arguments.of(Dtype.BF16, 16, 2, 128, 5, 6000),
         Arguments.of(Dtype.BF16, 4, 2, 80, 5, 1600),
-        Arguments.of(Dtype.F32, 8, 2, 128, 6, 1600));
+        Arguments.of(Dtype.F32, 8, 2, 128, 6, 1600),
+        Arguments.of(Dtype.BF16, 8, 2, 128, 24, 3000),
+        Arguments.of(Dtype.F32, 4, 2, 32, 20, 700));
   }
 
   /** Attention from one column to more than one cluster of blocks takes, and at their edges. */
@@ -211,7 +243,7 @@ class DecodeEngineGpuTest {
               worst = Math.max(worst, error);
               assertThat(error)
                   .as("%d columns, step %d", lengths[i], step)
-                  .isLessThan(dtype == Dtype.F32 ? 1e-5 : dtype == Dtype.F16 ? 3e-3 : 2e-2);
+                  .isLessThan(dtype == Dtype.F32 ? 2e-5 : dtype == Dtype.F16 ? 3e-3 : 2e-2);
             }
           }
         }
@@ -231,16 +263,18 @@ class DecodeEngineGpuTest {
   @MethodSource("replayed")
   void graphEqualsEagerWhileRowsComeAndGo(Config config) {
     try (var gpu = new Gpu(1)) {
-      var reference = new ReferenceLlama(gpu, config, 16, 700);
-      var again = new KvMemory(copies(gpu, config, 16, 700), copies(gpu, config, 16, 700), 16, 700);
-      try (var graph = new DecodeEngine(gpu.cuda, reference.model, reference.cache, 16);
-          var eager = new DecodeEngine(gpu.cuda, reference.model, again, 16)) {
+      var most = 70; // steps by products of our own and by cuBLAS take turns
+      var reference = new ReferenceLlama(gpu, config, most, 700);
+      var again =
+          new KvMemory(copies(gpu, config, most, 700), copies(gpu, config, most, 700), most, 700);
+      try (var graph = new DecodeEngine(gpu.cuda, reference.model, reference.cache, most);
+          var eager = new DecodeEngine(gpu.cuda, reference.model, again, most)) {
         eager.useGraphs(false);
-        var lengths = new int[16];
+        var lengths = new int[most];
         var random = new Random(2);
         for (var round = 0; round < 12; round++) {
-          var rows = 1 + random.nextInt(16);
-          var slots = random.ints(0, 16).distinct().limit(rows).toArray();
+          var rows = 1 + random.nextInt(round % 2 == 0 ? 16 : most);
+          var slots = random.ints(0, most).distinct().limit(rows).toArray();
           var length = Arrays.stream(slots).map(s -> lengths[s]).toArray();
           graph.rows(slots, length, new int[rows]);
           eager.rows(slots, length, new int[rows]);

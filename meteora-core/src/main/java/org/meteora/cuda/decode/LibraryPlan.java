@@ -1,0 +1,120 @@
+package org.meteora.cuda.decode;
+
+import java.util.List;
+import org.meteora.cuda.driver.Work;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeEmbedNorm;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteAddResidualNorm;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteSiluUp;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.nn.Projection.Input;
+
+/**
+ * A step of many rows, whose products are cuBLAS's. A layer: q, k, v and [gates, A] beside each
+ * other; routing, adapters, rotary embedding and the cache's next column; attention; o; routing,
+ * adapters, residual, norm; gate and up; routing, adapters, SiLU; down; routing, adapters,
+ * residual, norm.
+ */
+final class LibraryPlan extends StepPlan {
+  private final LibraryProducts library;
+
+  LibraryPlan(
+      Kernels kernels,
+      DecodeModel model,
+      KvMemory cache,
+      StepMemory memory,
+      LibraryProducts library,
+      int rows) {
+    super(kernels, model, cache, memory, false, rows);
+    this.library = library;
+    build();
+  }
+
+  /** Floats of the largest product of the layers. */
+  static long productFloats(DecodeModel model, int rows) {
+    var floats = 0L;
+    for (var i = 0; i < model.layers().size(); i++) {
+      for (var input : Input.values()) {
+        floats =
+            Math.max(
+                floats, new LibraryProduct(model, InputGroup.of(model, i, input), rows).floats());
+      }
+    }
+    return floats;
+  }
+
+  private LibraryProduct product(int layer, Input input) {
+    return new LibraryProduct(model, InputGroup.of(model, layer, input), rows);
+  }
+
+  private void build() {
+    var layers = model.layers();
+    works.add(
+        layer.embedNorm(
+            rows,
+            new DecodeEmbedNorm(
+                model.embedding(),
+                memory.tokens,
+                layers.getFirst().inputNorm(),
+                memory.residual,
+                memory.normed,
+                model.hidden(),
+                model.vocab(),
+                model.eps())));
+    for (var i = 0; i < layers.size(); i++) {
+      var qkv = product(i, Input.ATTENTION);
+      works.add(qkv.work(library, memory.normed, memory.yA));
+      works.add(ropeAppend(qkv, 0, i));
+      works.add(attention(i));
+      var o = product(i, Input.ATTENTION_HEADS);
+      works.add(o.work(library, memory.attended, memory.yB));
+      works.add(addResidualNorm(o, layers.get(i).postAttentionNorm()));
+      var gateUp = product(i, Input.MLP);
+      works.add(gateUp.work(library, memory.normed, memory.yA));
+      works.add(siluUp(gateUp));
+      var down = product(i, Input.MLP_INNER);
+      works.add(down.work(library, memory.activated, memory.yB));
+      works.add(
+          addResidualNorm(
+              down, i + 1 < layers.size() ? layers.get(i + 1).inputNorm() : model.finalNorm()));
+    }
+    works.add(head());
+    works.addAll(sampling(1));
+  }
+
+  private Work head() {
+    return library.together(
+        List.of(
+            new LibraryProducts.Product(
+                model.dtype(),
+                memory.normed,
+                model.head(),
+                memory.logits,
+                rows,
+                model.hidden(),
+                model.vocab(),
+                model.vocab())));
+  }
+
+  private Work siluUp(LibraryProduct gateUp) {
+    var linears = gateUp.linears(memory);
+    return layer.siluUpWide(
+        new DecodeRouteSiluUp(
+            gateUp.output(memory, memory.yA, 0, 0),
+            linears.get(0),
+            linears.get(1),
+            memory.activated,
+            model.intermediate()));
+  }
+
+  private Work addResidualNorm(LibraryProduct product, long normWeight) {
+    return layer.addResidualNorm(
+        new DecodeRouteAddResidualNorm(
+            product.output(memory, memory.yB, 0, 0),
+            product.linears(memory).getFirst(),
+            memory.residual,
+            normWeight,
+            memory.normed,
+            model.hidden(),
+            model.eps()));
+  }
+}

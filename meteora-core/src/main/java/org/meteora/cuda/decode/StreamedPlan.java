@@ -1,0 +1,143 @@
+package org.meteora.cuda.decode;
+
+import java.util.List;
+import org.meteora.cuda.driver.Kernel;
+import org.meteora.cuda.kernel.DecodeLayerKernels;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeEmbed;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteAddResidual;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteSiluUp;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.MatrixVector;
+import org.meteora.nn.Projection.Input;
+
+/**
+ * A step of few rows, whose products are our own. A layer has nine launches: [q k v, their gates
+ * and A] · x; routing, adapters, rotary embedding and the cache's next column; attention; [o, gate,
+ * A]; routing, adapters, residual, norm input; [gate up, gates, A]; routing, adapters, SiLU; [down,
+ * gate, A]; routing, adapters, residual, norm input. Products leave their results in two buffers in
+ * turn; the kernel behind one clears the buffer of the next.
+ */
+final class StreamedPlan extends StepPlan {
+  private final MatrixVector.Tuning tuning;
+
+  StreamedPlan(
+      Kernels kernels,
+      DecodeModel model,
+      KvMemory cache,
+      StepMemory memory,
+      MatrixVector.Tuning tuning,
+      int rows) {
+    super(kernels, model, cache, memory, tuning.overlap(), rows);
+    this.tuning = tuning;
+    build();
+  }
+
+  /** Floats of the largest product of the layers, for any number of rows up to {@code maxRows}. */
+  static long productFloats(
+      Kernels kernels, DecodeModel model, MatrixVector.Tuning tuning, int maxRows) {
+    var floats = 0L;
+    for (var rows = 1; rows <= maxRows; rows *= 2) {
+      for (var i = 0; i < model.layers().size(); i++) {
+        for (var input : Input.values()) {
+          var group = InputGroup.of(model, i, input);
+          floats =
+              Math.max(floats, new StreamedProduct(model, kernels, tuning, group, rows).floats());
+        }
+      }
+    }
+    return floats;
+  }
+
+  /** Floats of the head's product, likewise. */
+  static long logitFloats(
+      Kernels kernels, DecodeModel model, MatrixVector.Tuning tuning, int maxRows) {
+    var floats = 0L;
+    for (var rows = 1; rows <= maxRows; rows *= 2) {
+      var head = head(kernels, model, tuning, rows);
+      floats = Math.max(floats, (long) head.slots() * rows * model.vocab());
+    }
+    return floats;
+  }
+
+  private static MatrixVector head(
+      Kernels kernels, DecodeModel model, MatrixVector.Tuning tuning, int rows) {
+    var segment = new MatrixVector.Segment(model.head(), model.vocab());
+    return new MatrixVector(kernels, List.of(segment), model.hidden(), rows, tuning);
+  }
+
+  private StreamedProduct product(int layer, Input input) {
+    return new StreamedProduct(model, kernels, tuning, InputGroup.of(model, layer, input), rows);
+  }
+
+  private void build() {
+    var layers = model.layers();
+    var hidden = model.hidden();
+    var partials = DecodeLayerKernels.partials(hidden);
+    var head = head(kernels, model, tuning, rows);
+    var headFloats = (long) head.slots() * rows * model.vocab();
+    var next = product(0, Input.ATTENTION);
+    works.add(
+        layer.embed(
+            rows,
+            new DecodeEmbed(
+                model.embedding(),
+                memory.tokens,
+                layers.getFirst().inputNorm(),
+                memory.residual,
+                memory.normed,
+                memory.sumsq,
+                memory.yA,
+                next.floats(),
+                hidden,
+                model.vocab())));
+    for (var i = 0; i < layers.size(); i++) {
+      var qkv = next;
+      var o = product(i, Input.ATTENTION_HEADS);
+      var gateUp = product(i, Input.MLP);
+      var down = product(i, Input.MLP_INNER);
+      var inputPartials = i == 0 ? DecodeLayerKernels.partialsOfEmbedding(hidden) : partials;
+      works.addAll(qkv.launches(memory, layer, memory.normed, memory.yA, inputPartials));
+      works.add(ropeAppend(qkv, o.floats(), i));
+      works.add(attention(i));
+      works.addAll(o.launches(memory, layer, memory.attended, memory.yB, 0));
+      works.add(addResidual(o, memory.yA, gateUp.floats(), layers.get(i).postAttentionNorm()));
+      works.addAll(gateUp.launches(memory, layer, memory.normed, memory.yA, partials));
+      works.add(siluUp(gateUp, down.floats()));
+      works.addAll(down.launches(memory, layer, memory.activated, memory.yB, 0));
+      if (i + 1 < layers.size()) {
+        next = product(i + 1, Input.ATTENTION);
+        works.add(addResidual(down, memory.yA, next.floats(), layers.get(i + 1).inputNorm()));
+      } else {
+        works.add(addResidual(down, memory.logits, headFloats, model.finalNorm()));
+      }
+    }
+    works.add(
+        head.launch(
+            memory.normed, memory.logits, model.vocab(), 0, memory.sumsq, partials, model.eps()));
+    works.addAll(sampling(head.slots()));
+  }
+
+  private Kernel.Launch siluUp(StepProduct gateUp, long clearCount) {
+    var linears = gateUp.linears(memory);
+    return layer.siluUp(
+        new DecodeRouteSiluUp(
+            gateUp.output(memory, memory.yA, memory.yB, clearCount),
+            linears.get(0),
+            linears.get(1),
+            memory.activated,
+            model.intermediate()));
+  }
+
+  private Kernel.Launch addResidual(
+      StepProduct product, long clear, long clearCount, long normWeight) {
+    return layer.addResidual(
+        new DecodeRouteAddResidual(
+            product.output(memory, memory.yB, clear, clearCount),
+            product.linears(memory).getFirst(),
+            memory.residual,
+            normWeight,
+            memory.normed,
+            memory.sumsq,
+            model.hidden()));
+  }
+}

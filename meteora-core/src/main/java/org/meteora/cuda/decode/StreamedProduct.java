@@ -1,0 +1,113 @@
+package org.meteora.cuda.decode;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import org.meteora.cuda.driver.Kernel;
+import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.cuda.kernel.DecodeLayerKernels;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteZ;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.MatrixVector;
+import org.meteora.cuda.kernel.MatrixVector.Segment;
+
+/**
+ * A {@link StepProduct} of few rows by {@link MatrixVector}: first the outputs of all W, then all
+ * gates' logits, then all z.
+ *
+ * <p>Gates and A are multiplied together with W, since reading a bank of ordinary size costs less
+ * than a launch; of large banks only the chosen adapters' rows of A are read, by a launch more.
+ */
+final class StreamedProduct extends StepProduct {
+  private final DecodeModel model;
+  private final int ld;
+  private final boolean allOfA;
+  private final MatrixVector product;
+
+  StreamedProduct(
+      DecodeModel model, Kernels kernels, MatrixVector.Tuning tuning, InputGroup group, int rows) {
+    super(group, rows);
+    this.model = model;
+    var all = group.linears().size();
+    this.ld = (group.outputs(all) + group.gates(all) + group.ranks(all) + 3) / 4 * 4;
+    this.allOfA =
+        (long) group.ranks(all) * group.in() * model.dtype().bytes() <= tuning.maxStackedABytes();
+    var adapters = group.linears().stream().flatMap(l -> l.adapters().stream()).toList();
+    var segments = new ArrayList<Segment>();
+    group.linears().forEach(l -> segments.add(new Segment(l.weight(), l.out())));
+    adapters.forEach(a -> segments.add(new Segment(a.gate(), a.count(), true)));
+    if (allOfA) {
+      adapters.forEach(a -> segments.add(new Segment(a.a(), a.sumOfRanks())));
+    }
+    segments.removeIf(s -> s.rows() == 0);
+    this.product = new MatrixVector(kernels, segments, group.in(), rows, tuning);
+  }
+
+  @Override
+  int ld() {
+    return ld;
+  }
+
+  @Override
+  int slots() {
+    return product.slots();
+  }
+
+  @Override
+  int gateTiles() {
+    return product.gateTiles();
+  }
+
+  @Override
+  int gateAt(int which) {
+    return group.outputs(group.linears().size()) + group.gates(which);
+  }
+
+  @Override
+  int zAt(int which) {
+    var all = group.linears().size();
+    return group.outputs(all) + group.gates(all) + group.ranks(which);
+  }
+
+  /**
+   * The product's launches.
+   *
+   * @param y cleared before
+   * @param partials sums of squares of a row, when x is an RMSNorm's input; or 0
+   */
+  List<Kernel.Launch> launches(
+      StepMemory memory, DecodeLayerKernels layer, long x, long y, int partials) {
+    var sumsq = partials > 0 ? memory.sumsq : 0;
+    var first = product.launch(x, y, ld, memory.gateTilesDone(group), sumsq, partials, model.eps());
+    if (allOfA) {
+      return List.of(first);
+    }
+    var linears = group.linears();
+    var maxRank =
+        linears.stream()
+            .flatMap(l -> l.adapters().stream())
+            .flatMapToInt(a -> Arrays.stream(a.ranks()))
+            .max()
+            .orElse(0);
+    var aligned =
+        group.in() * model.dtype().bytes() % 16 == 0
+            && linears.stream().allMatch(l -> l.adapters().map(a -> a.a() % 16 == 0).orElse(true));
+    var a = linears.stream().mapToLong(l -> l.adapters().map(AdapterMemory::a).orElse(0L));
+    return List.of(
+        first,
+        layer.routeZ(
+            linears.size(),
+            maxRank,
+            new DecodeRouteZ(
+                output(memory, y, 0, 0),
+                linears(memory),
+                a.toArray(),
+                x,
+                sumsq,
+                y,
+                group.in(),
+                partials,
+                model.eps(),
+                aligned)));
+  }
+}

@@ -1,0 +1,166 @@
+package org.meteora.cuda.driver;
+
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemoryLayout;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
+import java.lang.invoke.MethodHandle;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.tensor.Dtype;
+
+/**
+ * Matrix products by cuBLAS, the library that libtorch itself multiplies with, on one stream; its
+ * workspace is its own, so that products can be captured in a graph. Not thread-safe.
+ */
+public final class Cublas implements AutoCloseable {
+  private static final List<String> NAMES =
+      List.of("libcublas.so.13", "libcublas.so.12", "libcublas.so.11");
+
+  /** What cuBLAS advises for compute capability 9.0. */
+  private static final long WORKSPACE = 32L << 20;
+
+  private static final int TRANSPOSED = 1;
+  private static final int AS_IT_IS = 0;
+  private static final int COMPUTE_32F = 68;
+  private static final int DEFAULT_ALGORITHM = -1;
+
+  private final Stream stream;
+  private final long handle;
+  private final DeviceMemory workspace;
+  private final Arena arena = Arena.ofShared();
+  private final MemorySegment one = arena.allocateFrom(JAVA_FLOAT, 1);
+  private final MemorySegment zero = arena.allocateFrom(JAVA_FLOAT, 0);
+
+  /** The library's functions, where it is found. */
+  private static final class Library {
+    static final Optional<SymbolLookup> FOUND =
+        CudaLibraries.find(NAMES, "libcublas(-[0-9a-f]+)?\\.so.*");
+    static final MethodHandle CREATE = bind("cublasCreate_v2", "P");
+    static final MethodHandle DESTROY = bind("cublasDestroy_v2", "P");
+    static final MethodHandle SET_STREAM = bind("cublasSetStream_v2", "PP");
+    static final MethodHandle SET_WORKSPACE = bind("cublasSetWorkspace_v2", "PPP");
+    static final MethodHandle PRODUCT = bind("cublasGemmEx", "PIIIIIPPIIPIIPPIIII");
+
+    private Library() {}
+
+    private static MethodHandle bind(String name, String signature) {
+      var arguments =
+          signature
+              .chars()
+              .mapToObj(c -> (MemoryLayout) (c == 'I' ? JAVA_INT : JAVA_LONG))
+              .toArray(MemoryLayout[]::new);
+      return FOUND
+          .flatMap(library -> library.find(name))
+          .map(
+              symbol ->
+                  Linker.nativeLinker()
+                      .downcallHandle(symbol, FunctionDescriptor.of(JAVA_INT, arguments)))
+          .orElse(null);
+    }
+  }
+
+  /** Whether cuBLAS is found, as libtorch brings it along. */
+  public static boolean isAvailable() {
+    return Library.PRODUCT != null;
+  }
+
+  /**
+   * @param stream the one that all products run on
+   * @throws UserException without cuBLAS, or without memory for its workspace
+   */
+  public Cublas(Cuda cuda, Stream stream) {
+    if (!isAvailable()) {
+      arena.close();
+      throw new UserException("no cuBLAS here: none of " + String.join(", ", NAMES) + " is found");
+    }
+    this.stream = stream;
+    cuda.makeCurrent();
+    try (var scratch = Arena.ofConfined()) {
+      var out = scratch.allocate(JAVA_LONG);
+      call("starting", Library.CREATE, out.address());
+      handle = out.get(JAVA_LONG, 0);
+    }
+    workspace = cuda.allocate(WORKSPACE);
+    call("choosing a stream", Library.SET_STREAM, handle, stream.handle());
+    call("giving a workspace", Library.SET_WORKSPACE, handle, workspace.address(), WORKSPACE);
+  }
+
+  private static void call(String what, MethodHandle function, Object... arguments) {
+    try {
+      check(what, (int) function.invokeWithArguments(Arrays.asList(arguments)));
+    } catch (RuntimeException e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  private static void check(String what, int code) {
+    if (code != 0) {
+      throw new UserException("cuBLAS: " + what + " failed with status " + code);
+    }
+  }
+
+  /**
+   * {@code y = x · wᵀ}, summed in float32.
+   *
+   * @param x (rows, in), row-major, in {@code dtype}
+   * @param w (out, in), likewise
+   * @param y float32 (rows, ld), of which the first {@code out} columns are written
+   */
+  public Work product(Dtype dtype, long x, long w, long y, int rows, int in, int out, int ld) {
+    int type = dtype == Dtype.F32 ? 0 : dtype == Dtype.F16 ? 2 : 14;
+    return on -> {
+      if (on.handle() != stream.handle()) {
+        throw new IllegalArgumentException("products run on the stream they were made for");
+      }
+      try {
+        // column by column, as cuBLAS sees matrices, yᵀ = w · xᵀ
+        check(
+            "a product",
+            (int)
+                Library.PRODUCT.invokeExact(
+                    handle,
+                    TRANSPOSED,
+                    AS_IT_IS,
+                    out,
+                    rows,
+                    in,
+                    one.address(),
+                    w,
+                    type,
+                    in,
+                    x,
+                    type,
+                    in,
+                    zero.address(),
+                    y,
+                    0,
+                    ld,
+                    COMPUTE_32F,
+                    DEFAULT_ALGORITHM));
+      } catch (RuntimeException e) {
+        throw e;
+      } catch (Throwable e) {
+        throw new IllegalStateException(e);
+      }
+    };
+  }
+
+  /** Call once the stream has come to an end. */
+  @Override
+  public void close() {
+    call("ending", Library.DESTROY, handle);
+    workspace.close();
+    arena.close();
+  }
+}

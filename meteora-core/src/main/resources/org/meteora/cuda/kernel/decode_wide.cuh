@@ -1,0 +1,142 @@
+// What follows a product in a layer of a decode step of many rows, whose products are a library's: y has one slot, inputs of
+// products are whole, and a warp that has chosen a row's adapters goes on with more of its outputs.
+#define WIDE 4                       // outputs of a lane at a time
+#define WIDE_WARP (32 * WIDE)        // and of a warp
+
+// The sum over a block of WARPS warps, for all its threads.
+template <int WARPS>
+__device__ __forceinline__ float blockSum(float v) {
+  __shared__ float parts[WARPS];
+  v = warpSum(v);
+  if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = v;
+  __syncthreads();
+  v = 0;
+#pragma unroll
+  for (int i = 0; i < WARPS; i++) v += parts[i];
+  return v;
+}
+
+// h (rows, hidden) float32 = the tokens' embeddings, and the first RMSNorm of it. Grid (rows), 256 threads.
+struct DecodeEmbedNorm {
+  const T* table;
+  const int* tokens;
+  const T* normWeight;
+  float* h;
+  T* out;
+  int hidden, vocab;
+  float eps;
+};
+extern "C" __global__ void __launch_bounds__(256) decode_embed_norm(const __grid_constant__ DecodeEmbedNorm p) {
+  releaseNext();
+  waitForPrevious();
+  const int row = blockIdx.x, token = p.tokens[row];
+  const bool is = token >= 0 && token < p.vocab;
+  float* const h = p.h + (u64)row * p.hidden;
+  float sum = 0;
+  for (int o = threadIdx.x; o < p.hidden; o += 256) {
+    const float v = is ? toFloat(p.table[(u64)token * p.hidden + o]) : 0.f;
+    h[o] = v;
+    sum += v * v;
+  }
+  const float factor = rsqrtf(blockSum<8>(sum) / p.hidden + p.eps);
+  for (int o = threadIdx.x; o < p.hidden; o += 256)  // what this thread has written
+    p.out[(u64)row * p.hidden + o] = fromFloat(h[o] * factor * toFloat(p.normWeight[o]));
+}
+
+// A row's adapters of L linears behind gates, for a warp: which, and weight · scale · z.
+template <int L>
+__device__ __forceinline__ void routeRow(const ProductOutput& c, int row, const RoutedLinear* const (&l)[L],
+                                         const AdapterInfo (&known)[L], bool writes, Route (&chosen)[L],
+                                         float (&z)[L][TOPK][MAX_RANK / 32]) {
+  float logits[L][NREG];
+  gather<0, L, 1>(c, row, nullptr, false, 0, l, nullptr, logits);
+#pragma unroll
+  for (int i = 0; i < L; i++) chosen[i] = route(*l[i], known[i], logits[i], row, writes);
+  coefficients<L>(c, row, l, chosen, z);
+}
+
+// h (rows, hidden) float32 += a linear with its adapters; out = the next RMSNorm of h. Grid (rows), 512 threads.
+struct DecodeRouteAddResidualNorm {
+  ProductOutput product;
+  RoutedLinear linear;
+  float* h;
+  const T* normWeight;
+  T* out;
+  int hidden;
+  float eps;
+};
+extern "C" __global__ void __launch_bounds__(512) decode_route_add_residual_norm(const __grid_constant__ DecodeRouteAddResidualNorm p) {
+  releaseNext();
+  const int row = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const RoutedLinear& l = p.linear;
+  const RoutedLinear* const linears[] = {&l};
+  const bool whole = l.vectors;
+  const AdapterInfo known[] = {loadAdapterInfo(p.product, l)};
+  waitForPrevious();
+  Route chosen[1];
+  float z[1][TOPK][MAX_RANK / 32];
+  if (l.n) routeRow<1>(p.product, row, linears, known, warp == 0, chosen, z);
+  float* const residual = p.h + (u64)row * p.hidden;
+  float squares = 0;
+  for (int begin = warp * WIDE_WARP; begin < p.hidden; begin += 16 * WIDE_WARP) {
+    const int o = begin + lane * WIDE, left = p.hidden - o;
+    float sum[WIDE], h[WIDE];
+    PrefetchedB<WIDE> b;
+    if (l.n) b = prefetchB<WIDE>(l, chosen[0], o, whole, left);
+    loadFloats<WIDE>(p.product.y + (u64)row * p.product.ld + l.outAt + o, whole, left, sum);
+    loadFloats<WIDE>(residual + o, whole, left, h);
+    addBias<WIDE>(l, o, left, sum);
+    if (l.n) addRouted<WIDE>(l, chosen[0], z[0], b, o, whole, left, sum);
+#pragma unroll
+    for (int i = 0; i < WIDE; i++) {
+      h[i] += sum[i];
+      squares += i < left ? h[i] * h[i] : 0.f;
+    }
+    storeFloats<WIDE>(residual + o, whole, left, h);
+  }
+  const float factor = rsqrtf(blockSum<16>(squares) / p.hidden + p.eps);
+  for (int begin = warp * WIDE_WARP; begin < p.hidden; begin += 16 * WIDE_WARP) {  // what this thread has written
+    const int o = begin + lane * WIDE, left = p.hidden - o;
+    float h[WIDE];
+    loadFloats<WIDE>(residual + o, whole, left, h);
+    const Packed<WIDE> weight = loadPacked<WIDE>(p.normWeight + o, whole, left);
+#pragma unroll
+    for (int i = 0; i < WIDE; i++) h[i] *= factor * unpacked<WIDE>(weight, i);
+    storePacked<WIDE>(p.out + (u64)row * p.hidden + o, whole, left, h);
+  }
+}
+
+// act (rows, inter) = silu(gate) · up, both with their adapters. Grid (any, rows), 128 threads.
+extern "C" __global__ void __launch_bounds__(128) decode_route_silu_up_wide(const __grid_constant__ DecodeRouteSiluUp p) {
+  releaseNext();
+  const int row = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const RoutedLinear* const linears[] = {&p.gate, &p.up};
+  const bool whole = p.gate.vectors && p.up.vectors;
+  const bool adapted = p.gate.n | p.up.n;  // one of them without adapters chooses nothing
+  const AdapterInfo known[] = {loadAdapterInfo(p.product, p.gate), loadAdapterInfo(p.product, p.up)};
+  waitForPrevious();
+  Route chosen[2];
+  float z[2][TOPK][MAX_RANK / 32];
+  if (adapted) routeRow<2>(p.product, row, linears, known, blockIdx.x == 0 && warp == 0, chosen, z);
+  const float* const y = p.product.y + (u64)row * p.product.ld;
+  for (int begin = (blockIdx.x * 4 + warp) * WIDE_WARP; begin < p.inter; begin += gridDim.x * 4 * WIDE_WARP) {
+    const int o = begin + lane * WIDE, left = p.inter - o;
+    PrefetchedB<WIDE> a, b;
+    float gate[WIDE], up[WIDE];
+    if (adapted) {
+      a = prefetchB<WIDE>(p.gate, chosen[0], o, whole, left);
+      b = prefetchB<WIDE>(p.up, chosen[1], o, whole, left);
+    }
+    loadFloats<WIDE>(y + p.gate.outAt + o, whole, left, gate);
+    loadFloats<WIDE>(y + p.up.outAt + o, whole, left, up);
+    addBias<WIDE>(p.gate, o, left, gate);
+    addBias<WIDE>(p.up, o, left, up);
+    if (adapted) {
+      addRouted<WIDE>(p.gate, chosen[0], z[0], a, o, whole, left, gate);
+      addRouted<WIDE>(p.up, chosen[1], z[1], b, o, whole, left, up);
+    }
+#pragma unroll
+    for (int i = 0; i < WIDE; i++) gate[i] = gate[i] / (1.f + __expf(-gate[i])) * up[i];
+    storePacked<WIDE>(p.out + (u64)row * p.inter + o, whole, left, gate);
+  }
+}
