@@ -8,11 +8,16 @@ import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.StringWriter;
+import java.lang.reflect.Field;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.HashSet;
+import java.util.Map;
 import java.util.Set;
+import java.util.TreeMap;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import picocli.CommandLine;
 
 class MainTest {
   @TempDir Path folder;
@@ -110,5 +115,41 @@ class MainTest {
                 "--task=x,y"))
         .contains("y/train.jsonl:2", "response");
     assertThat(folder.resolve("out")).doesNotExist();
+  }
+
+  /** What several commands have is defined once, unless it means something else in each. */
+  @Test
+  void sharedOptionsAreDefinedOnce() {
+    var definitions = new TreeMap<String, Set<Object>>();
+    collect(Main.commandLine(), definitions);
+    assertThat(definitions).hasSizeGreaterThan(80);
+    definitions.values().removeIf(all -> all.size() == 1);
+    assertThat(definitions.keySet())
+        .containsExactly(
+            "--batch", // bench: one size, or several in turn
+            "--batch-size", // prompts at a time; a micro-batch, which config.yaml may set
+            "--config", // settings to read; download writes them
+            "--dropout",
+            "--out", // a file; a folder
+            "--output-dir",
+            "--prompt", // or --prompts; or --task
+            "--rank", // of a merged adapter; of bench's
+            "--resume", // a run; an evaluation
+            "--router", // one; bench takes several
+            "--task",
+            "--tasks",
+            "--tokens");
+  }
+
+  private static void collect(CommandLine line, Map<String, Set<Object>> definitions) {
+    for (var option : line.getCommandSpec().options()) {
+      if (option.userObject() instanceof Field) {
+        definitions
+            .computeIfAbsent(option.longestName(), name -> new HashSet<>())
+            .add(option.userObject());
+        assertThat(option.arity().min() == 0 ? "" : option.paramLabel()).as(option.longestName()).doesNotStartWith("<");
+      }
+    }
+    line.getSubcommands().values().forEach(sub -> collect(sub, definitions));
   }
 }

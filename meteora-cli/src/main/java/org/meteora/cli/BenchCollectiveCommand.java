@@ -38,20 +38,16 @@ final class BenchCollectiveCommand implements Callable<Integer> {
       description = "MiB of the buffer; several times for several (default: ${DEFAULT-VALUE}).")
   private List<Integer> mebibytes;
 
-  @Option(
-      names = "--repeat",
-      defaultValue = "15",
-      description = "Runs; the median counts (default: ${DEFAULT-VALUE}).")
-  private int repeat;
+  @Mixin private RepeatOption repeat;
 
   @Override
   public Integer call() {
-    if (repeat < 1 || mebibytes.stream().anyMatch(n -> n < 1)) {
-      throw new UserException("--repeat and --mib must be at least 1");
+    if (mebibytes.stream().anyMatch(n -> n < 1)) {
+      throw new UserException("--mib must be at least 1");
     }
     return processes.run(
         where.device().orElse("auto"),
-        List.of("--mib " + mebibytes, "--repeat " + repeat),
+        List.of("--mib " + mebibytes, "--repeat " + repeat.value()),
         (all, device) -> {
           try (var manager = Devices.newManager(Devices.parse(device))) {
             mebibytes.forEach(size -> measure(all, manager, size));
@@ -79,8 +75,8 @@ final class BenchCollectiveCommand implements Callable<Integer> {
   }
 
   private double time(Runnable run, ai.djl.ndarray.NDArray buffer) {
-    var times = new double[repeat];
-    for (int i = -3; i < repeat; i++) {
+    var times = new double[repeat.value()];
+    for (int i = -3; i < repeat.value(); i++) {
       BenchProcesses.await(buffer);
       long start = System.nanoTime();
       run.run();
@@ -90,7 +86,7 @@ final class BenchCollectiveCommand implements Callable<Integer> {
       }
     }
     Arrays.sort(times);
-    return times[repeat / 2];
+    return times[repeat.value() / 2];
   }
 
   private static void report(int mebibytes, String what, double ms, double bytes) {

@@ -39,6 +39,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   @Option(
       names = "--batch",
+      paramLabel = "N,N,…",
       defaultValue = "1",
       split = ",",
       description =
@@ -47,6 +48,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   @Option(
       names = "--context",
+      paramLabel = "N",
       defaultValue = "512",
       description = "Tokens before the step (default: ${DEFAULT-VALUE}).")
   private int context;
@@ -249,7 +251,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
-                manager, new int[batch], this.context + 2 * options.repeat + BenchModel.WARM_UP);
+                manager,
+                new int[batch],
+                this.context + 2 * options.repeat.value() + BenchModel.WARM_UP);
         var decoder = new CudaDecoder(model, options.topK())) {
       var ids = new long[batch * this.context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
@@ -260,7 +264,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
       decoder.begin(
           cache,
           IntStream.range(0, batch).toArray(),
-          this.context + 2 * options.repeat + BenchModel.WARM_UP,
+          this.context + 2 * options.repeat.value() + BenchModel.WARM_UP,
           config,
           context);
       var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
@@ -277,7 +281,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
     try (var manager = model.manager().newSubManager();
         var cache =
             model.newCache(
-                manager, new int[batch], this.context + 2 * options.repeat + BenchModel.WARM_UP)) {
+                manager,
+                new int[batch],
+                this.context + 2 * options.repeat.value() + BenchModel.WARM_UP)) {
       var ids = new long[batch * this.context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {

@@ -24,6 +24,7 @@ final class BenchLinearCommand implements Callable<Integer> {
 
   @Option(
       names = "--tokens",
+      paramLabel = "N,N,…",
       defaultValue = "1",
       split = ",",
       description =

@@ -11,6 +11,7 @@ import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.data.config.DeviceOptions;
+import org.meteora.data.config.JsonOption;
 import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
@@ -44,26 +45,26 @@ final class BenchModel {
       description = "Shapes from a config.json instead.")
   private Path configFile;
 
-  @Option(names = "--adapters", defaultValue = "28", description = "N (default: ${DEFAULT-VALUE}).")
+  @Option(
+      names = "--adapters",
+      paramLabel = "N",
+      defaultValue = "28",
+      description = "Of each layer (default: ${DEFAULT-VALUE}).")
   int adapters;
 
   @Option(
       names = "--rank",
+      paramLabel = "R",
       defaultValue = "8",
-      description = "r of each adapter (default: ${DEFAULT-VALUE}).")
+      description = "Of each adapter (default: ${DEFAULT-VALUE}).")
   int rank;
 
   @Mixin private RoutingTopKOption routingTopK;
   @Mixin private DeviceOptions where;
 
-  @Option(
-      names = "--repeat",
-      defaultValue = "15",
-      description = "Runs; the median counts (default: ${DEFAULT-VALUE}).")
-  int repeat;
+  @Mixin RepeatOption repeat;
 
-  @Option(names = "--json", description = "One line of JSON a measurement.")
-  boolean json;
+  @Mixin private JsonOption json;
 
   /** Modes measured against each other. */
   static final List<ForwardMode> MODES =
@@ -84,8 +85,8 @@ final class BenchModel {
   static final int WARM_UP = 100;
 
   Architecture config() {
-    if (adapters < 1 || rank < 1 || repeat < 1) {
-      throw new UserException("--adapters, --rank and --repeat must be at least 1");
+    if (adapters < 1 || rank < 1) {
+      throw new UserException("--adapters and --rank must be at least 1");
     }
     if (configFile != null) {
       return LlamaConfig.parse(Jsonl.readFile(configFile), configFile.toString());
@@ -150,7 +151,7 @@ final class BenchModel {
 
   /** Says how much of the GPU's memory is in use beyond what is named. */
   void reportMemory(String what, long bytes) {
-    if (json) {
+    if (json.isGiven()) {
       System.out.println(Jsonl.JSON.createObjectNode().put("what", what).put("bytes", bytes));
     } else {
       System.out.printf("%-34s %10d MiB%n", what, bytes >> 20);
@@ -216,13 +217,15 @@ final class BenchModel {
    */
   double[] medians(Runnable... runs) {
     long warm = System.nanoTime() + runs.length * 1_000_000_000L;
-    for (int i = 0; i < Math.max(2, repeat / 3) || System.nanoTime() < warm && i < WARM_UP; i++) {
+    for (int i = 0;
+        i < Math.max(2, repeat.value() / 3) || System.nanoTime() < warm && i < WARM_UP;
+        i++) {
       for (var run : runs) {
         run.run();
       }
     }
-    var times = new double[runs.length][repeat];
-    for (int i = 0; i < repeat; i++) {
+    var times = new double[runs.length][repeat.value()];
+    for (int i = 0; i < repeat.value(); i++) {
       for (int which = 0; which < runs.length; which++) {
         long start = System.nanoTime();
         runs[which].run();
@@ -230,7 +233,7 @@ final class BenchModel {
       }
     }
     return Arrays.stream(times)
-        .mapToDouble(own -> Arrays.stream(own).sorted().toArray()[repeat / 2])
+        .mapToDouble(own -> Arrays.stream(own).sorted().toArray()[repeat.value() / 2])
         .toArray();
   }
 
@@ -242,7 +245,7 @@ final class BenchModel {
    * @param floor milliseconds that the device needs at least, 0 for not known
    */
   void report(String what, double milliseconds, double baseline, double tokens, double floor) {
-    if (json) {
+    if (json.isGiven()) {
       var line =
           Jsonl.JSON
               .createObjectNode()

@@ -24,12 +24,14 @@ final class BenchPrefillCommand implements Callable<Integer> {
 
   @Option(
       names = "--batch",
+      paramLabel = "N",
       defaultValue = "1",
       description = "Sequences (default: ${DEFAULT-VALUE}).")
   private int batch;
 
   @Option(
       names = "--tokens",
+      paramLabel = "N",
       defaultValue = "512",
       description = "Tokens of each prompt (default: ${DEFAULT-VALUE}).")
   private int tokens;

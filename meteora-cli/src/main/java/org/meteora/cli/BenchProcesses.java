@@ -101,7 +101,7 @@ final class BenchProcesses {
 
   /** Of as many runs in every process. */
   private double median(Runnable run) {
-    var times = new double[options.repeat];
+    var times = new double[options.repeat.value()];
     for (int i = -WARM_UP; i < times.length; i++) {
       awaitDevice();
       long start = System.nanoTime();

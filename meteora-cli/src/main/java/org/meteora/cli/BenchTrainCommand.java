@@ -63,18 +63,21 @@ final class BenchTrainCommand implements Callable<Integer> {
 
   @Option(
       names = "--batch",
+      paramLabel = "N",
       defaultValue = "1",
       description = "Sequences (default: ${DEFAULT-VALUE}).")
   private int batch;
 
   @Option(
       names = "--tokens",
+      paramLabel = "N",
       defaultValue = "512",
       description = "Tokens of each sequence (default: ${DEFAULT-VALUE}).")
   private int tokens;
 
   @Option(
       names = "--dropout",
+      paramLabel = "X",
       defaultValue = "0.1",
       description = "On the adapters' input (default: ${DEFAULT-VALUE}).")
   private double dropout;

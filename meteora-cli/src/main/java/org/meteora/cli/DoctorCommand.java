@@ -18,6 +18,7 @@ import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Nvrtc;
+import org.meteora.data.config.JsonOption;
 import org.meteora.data.hub.HubSettings;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
@@ -40,8 +41,8 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.LibTorch;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
-import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
 
 /**
@@ -63,8 +64,7 @@ public final class DoctorCommand implements Callable<Integer> {
 
   @Spec private CommandSpec command;
 
-  @Option(names = "--json", description = "One JSON object instead of a table.")
-  private boolean json;
+  @Mixin private JsonOption json;
 
   /**
    * @param state ok, note (something optional is missing) or fails
@@ -82,7 +82,7 @@ public final class DoctorCommand implements Callable<Integer> {
   public Integer call() {
     boolean runs = examine();
     var out = command.commandLine().getOut();
-    if (json) {
+    if (json.isGiven()) {
       out.println(toJson(runs).toPrettyString());
     } else {
       print(out);

@@ -6,7 +6,9 @@ import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.JsonOption;
 import org.meteora.eval.command.GenerationOptions;
+import org.meteora.eval.command.MaxNewTokensOption;
 import org.meteora.eval.command.ModelOptions;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.TextStream;
@@ -21,7 +23,8 @@ import picocli.CommandLine.Option;
 /** {@code meteora generate}: tries a model on prompts. */
 @Command(
     name = "generate",
-    description = "Answers prompts, streaming to the terminal.",
+    description =
+        "Answers prompts, streaming to the terminal; with --json as prompt, text and token_ids.",
     footer = {
       "",
       "Examples:",
@@ -34,19 +37,11 @@ final class GenerateCommand implements Callable<Integer> {
   @Mixin private ConfigOptions config;
   @Mixin private ModelOptions model;
   @Mixin private GenerationOptions generation;
+  @Mixin private MaxNewTokensOption maxNewTokens;
+  @Mixin private JsonOption json;
 
   @ArgGroup(exclusive = true, multiplicity = "1")
   private Input input;
-
-  @Option(
-      names = "--max-new-tokens",
-      paramLabel = "N",
-      defaultValue = "512",
-      description = "Most tokens of an answer (default: ${DEFAULT-VALUE}).")
-  private int maxNewTokens;
-
-  @Option(names = "--json", description = "One line of JSON a prompt: prompt, text, token_ids.")
-  private boolean json;
 
   private static final class Input {
     @Option(names = "--prompt", paramLabel = "TEXT", description = "The prompt, taken as it is.")
@@ -63,9 +58,7 @@ final class GenerateCommand implements Callable<Integer> {
 
   @Override
   public Integer call() throws Exception {
-    if (maxNewTokens < 1) {
-      throw new UserException("--max-new-tokens must be at least 1, not " + maxNewTokens);
-    }
+    maxNewTokens.value();
     generation.check();
     var prompts =
         input.prompt != null
@@ -79,7 +72,8 @@ final class GenerateCommand implements Callable<Integer> {
     var spec = model.spec(config.load(), 1);
     generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
-      var settings = generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens);
+      var settings =
+          generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.value());
       int skipped = 0;
       for (var prompt : prompts) {
         try {
@@ -112,13 +106,13 @@ final class GenerateCommand implements Callable<Integer> {
                 List.of(ids),
                 settings,
                 (row, token) -> {
-                  if (!json) {
+                  if (!json.isGiven()) {
                     System.out.print(stream.add(token));
                     System.out.flush();
                   }
                 })
             .getFirst();
-    if (json) {
+    if (json.isGiven()) {
       var node =
           Jsonl.JSON
               .createObjectNode()

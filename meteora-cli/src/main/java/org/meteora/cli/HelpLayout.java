@@ -1,14 +1,16 @@
 package org.meteora.cli;
 
-import java.lang.reflect.Field;
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
+import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.eval.command.GenerationOptions;
 import org.meteora.eval.command.ModelOptions;
@@ -16,6 +18,7 @@ import org.meteora.train.command.TrainingOptions;
 import picocli.CommandLine;
 import picocli.CommandLine.Help;
 import picocli.CommandLine.Model.ArgSpec;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Model.UsageMessageSpec;
 
@@ -28,20 +31,24 @@ final class HelpLayout {
   private static final String OUTPUT = "Output";
   private static final String RARE = "Which implementation runs (rarely needed)";
 
-  /** The headings, in their order, of options that commands share, by the class that has them. */
+  /** The headings, in their order, of options that commands share, by the mixin that has them. */
   private static final Map<Class<?>, String> SHARED = new LinkedHashMap<>();
 
   static {
     SHARED.put(TrainingOptions.class, "Training (keys of train: in config.yaml)");
     SHARED.put(ModelOptions.class, "Model and device");
     SHARED.put(DeviceOptions.class, "Model and device");
+    SHARED.put(ProcessOptions.class, "Model and device");
     SHARED.put(RoutingTopKOption.class, "Routing");
     SHARED.put(GenerationOptions.class, "Sampling");
     SHARED.put(ConfigOptions.class, "Settings and folders (keys of config.yaml)");
     SHARED.put(FlagOptions.class, RARE);
   }
 
-  /** Own options of any command that say what is kept or shown. */
+  private static final Set<String> ROUTING =
+      Set.of("--router", "--routing-temperature", "--routing-top-k");
+
+  /** Options of any command that say what is kept or shown. */
   private static final Set<String> OUTPUTS =
       Set.of(
           "--save",
@@ -101,10 +108,11 @@ final class HelpLayout {
     var output = new ArrayList<OptionSpec>();
     for (var option : help.commandSpec().options()) {
       if (!option.hidden()) {
-        var heading = heading(option);
+        var heading = heading(help.commandSpec(), option.longestName());
         (heading.equals(OUTPUT) ? output : groups.get(heading)).add(option);
       }
     }
+    groups.get(OWN).sort(Comparator.comparing(option -> isMixedIn(help.commandSpec(), option)));
     var text = new StringBuilder();
     groups.forEach(
         (heading, options) -> {
@@ -141,16 +149,25 @@ final class HelpLayout {
     }
   }
 
-  private static String heading(OptionSpec option) {
-    if (option.longestName().startsWith("--routing-")) {
-      return SHARED.get(RoutingTopKOption.class);
-    }
-    var owner =
-        switch (option.userObject()) {
-          case Field field -> field.getDeclaringClass();
-          case java.lang.reflect.Method method -> method.getDeclaringClass();
-          case null, default -> Object.class;
-        };
-    return SHARED.getOrDefault(owner, OUTPUTS.contains(option.longestName()) ? OUTPUT : OWN);
+  private static String heading(CommandSpec command, String option) {
+    return ROUTING.contains(option)
+        ? SHARED.get(RoutingTopKOption.class)
+        : OUTPUTS.contains(option) ? OUTPUT : shared(command, option).orElse(OWN);
+  }
+
+  private static boolean isMixedIn(CommandSpec command, OptionSpec option) {
+    return command.mixins().values().stream()
+        .anyMatch(mixin -> mixin.findOption(option.longestName()) != null);
+  }
+
+  /** The heading of the mixin that has the option; of one within another, its own goes first. */
+  private static Optional<String> shared(CommandSpec command, String option) {
+    return command.mixins().values().stream()
+        .filter(mixin -> mixin.findOption(option) != null)
+        .findFirst()
+        .flatMap(
+            mixin ->
+                shared(mixin, option)
+                    .or(() -> Optional.ofNullable(SHARED.get(mixin.userObject().getClass()))));
   }
 }

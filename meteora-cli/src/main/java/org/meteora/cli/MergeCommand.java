@@ -13,6 +13,7 @@ import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.checkpoint.MergedModel;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.SeedOption;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderLock;
 import org.meteora.io.FolderNames;
@@ -94,11 +95,7 @@ final class MergeCommand implements Callable<Integer> {
       description = "Of the result, for svd and ties_svd (default: the adapters' largest).")
   private Integer rank;
 
-  @Option(
-      names = "--seed",
-      paramLabel = "N",
-      description = "Of what dare_linear and dare_ties drop (default: 42).")
-  private Integer seed;
+  @Mixin private SeedOption seed;
 
   @Option(
       names = "--into-base",
@@ -145,7 +142,7 @@ final class MergeCommand implements Callable<Integer> {
             factors,
             density == null ? DENSITY : density,
             rank == null ? OptionalInt.empty() : OptionalInt.of(rank),
-            seed == null ? 42 : seed);
+            seed.orDefault());
     var opened = new ArrayList<LoraAdapter>();
     try (var manager = Devices.newHostManager()) {
       folders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
@@ -187,7 +184,7 @@ final class MergeCommand implements Callable<Integer> {
     if (rank != null && rank < 1) {
       throw new UserException("--rank must be at least 1, not " + rank);
     }
-    if (seed != null && !method.drops()) {
+    if (seed.value().isPresent() && !method.drops()) {
       throw new UserException("--seed goes with --method dare_linear and dare_ties, not " + name);
     }
   }

@@ -11,6 +11,7 @@ import org.meteora.data.Sample;
 import org.meteora.data.composite.CompositeMaker;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.SeedOption;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderLock;
 import org.meteora.io.Jsonl;
@@ -49,15 +50,12 @@ public final class CreateCompositeCommand implements Callable<Integer> {
 
   @Option(
       names = "--nums",
+      paramLabel = "N",
       defaultValue = "200",
       description = "Samples (default: ${DEFAULT-VALUE}).")
   private int nums;
 
-  @Option(
-      names = "--seed",
-      defaultValue = "42",
-      description = "Of the draw (default: ${DEFAULT-VALUE}).")
-  private long seed;
+  @Mixin private SeedOption seed;
 
   @Option(
       names = "--header-from",
@@ -84,14 +82,14 @@ public final class CreateCompositeCommand implements Callable<Integer> {
       header = CompositeMaker.headerOf(Sample.read(headerFrom));
     } else {
       var examples = List.of(new ArrayList<Sample>(), new ArrayList<Sample>());
-      var random = new Random(seed);
+      var random = new Random(seed.orDefault());
       for (var task : composite.tasks()) {
         var train = read(settings.targetDir(), task, "train.jsonl");
         examples.forEach(example -> example.add(train.get(random.nextInt(train.size()))));
       }
       header = CompositeMaker.header(List.copyOf(examples));
     }
-    var made = CompositeMaker.make(header, samples, nums, !noShuffle, seed);
+    var made = CompositeMaker.make(header, samples, nums, !noShuffle, seed.orDefault());
     var folder = settings.targetDir().resolve(composite.name());
     var parts = Jsonl.JSON.createObjectNode();
     parts.set("tasks", Jsonl.JSON.valueToTree(composite.tasks()));

@@ -7,6 +7,7 @@ import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.SeedOption;
 import org.meteora.data.source.DatasetMaker;
 import org.meteora.data.source.SourceFetcher;
 import org.meteora.data.source.SourceLocator;
@@ -46,11 +47,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
       description = "Print the 28 tasks and what else the folder of sources holds, and no more.")
   private boolean list;
 
-  @Option(
-      names = "--seed",
-      defaultValue = "42",
-      description = "Of splits that a source lacks (default: ${DEFAULT-VALUE}).")
-  private long seed;
+  @Mixin private SeedOption seed;
 
   @Option(names = "--offline", description = "Download nothing: use what is on disk.")
   private boolean offline;
@@ -79,7 +76,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
     }
     var tasks = task.equals("all") ? List.copyOf(Tasks.all()) : List.of(locator.task(task));
     AtomicFiles.requireWritableFolder(settings.targetDir());
-    var maker = new DatasetMaker(settings.targetDir(), seed);
+    var maker = new DatasetMaker(settings.targetDir(), seed.orDefault());
     var download = offline ? SourceFetcher.NONE : fetcher.get();
     var rows = new ArrayList<String>();
     boolean incomplete = false;

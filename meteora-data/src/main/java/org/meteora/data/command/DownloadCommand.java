@@ -58,6 +58,7 @@ public final class DownloadCommand implements Callable<Integer> {
 
   @Option(
       names = "--revision",
+      paramLabel = "NAME",
       defaultValue = "main",
       description = "Branch, tag or commit (default: ${DEFAULT-VALUE}).")
   private String revision;
@@ -89,6 +90,7 @@ public final class DownloadCommand implements Callable<Integer> {
 
   @Option(
       names = "--config",
+      paramLabel = "FILE",
       defaultValue = "config.yaml",
       description = "The config file that --write-config sets (default: ${DEFAULT-VALUE}).")
   private Path config;

@@ -5,6 +5,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
+import org.meteora.data.config.SeedOption;
 import org.meteora.eval.compare.Comparer;
 import org.meteora.eval.compare.Comparison;
 import org.meteora.eval.compare.ComparisonHtml;
@@ -13,6 +14,7 @@ import org.meteora.eval.statistics.Bootstrap;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Parameters;
@@ -78,12 +80,7 @@ public final class CompareCommand implements Callable<Integer> {
       description = "Of the bootstrap (default: ${DEFAULT-VALUE}).")
   private int resamples;
 
-  @Option(
-      names = "--seed",
-      paramLabel = "N",
-      defaultValue = "" + Bootstrap.SEED,
-      description = "Of the bootstrap (default: ${DEFAULT-VALUE}).")
-  private long seed;
+  @Mixin private SeedOption seed;
 
   @Override
   public Integer call() {
@@ -97,7 +94,7 @@ public final class CompareCommand implements Callable<Integer> {
       ending(file);
       AtomicFiles.requireWritableFolder(file.toAbsolutePath().getParent());
     }
-    var comparison = Comparer.compare(results, resamples, seed, published);
+    var comparison = Comparer.compare(results, resamples, seed.orDefault(), published);
     for (var file : files) {
       AtomicFiles.writeString(
           file,

@@ -92,7 +92,7 @@ public final class EvalCommand implements Callable<Integer> {
       paramLabel = "N",
       defaultValue = "4096",
       description =
-          "Most tokens of prompt and answer; longer prompts are skipped and counted (default:"
+          "Tokens of prompt and answer at most; longer prompts are skipped and counted (default:"
               + " 4096, or what the model takes).")
   private int maxLength;
 

@@ -4,8 +4,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.data.config.SeedOption;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.io.Jsonl;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /** How tokens are chosen: the model's own settings, unless an option says otherwise. */
@@ -41,8 +43,7 @@ public final class GenerationOptions {
       description = "No N tokens in a row occur twice; 0: no such rule (default: 30).")
   private int noRepeatNgramSize;
 
-  @Option(names = "--seed", paramLabel = "N", description = "Of sampling.")
-  private Long seed;
+  @Mixin private SeedOption seed;
 
   /**
    * Checks what can be checked before a model is loaded.
@@ -68,7 +69,7 @@ public final class GenerationOptions {
       throw new UserException(
           "--greedy excludes the sampling options --temperature, --top-p and --top-k");
     }
-    if (sampling() && seed == null) {
+    if (sampling() && seed.value().isEmpty()) {
       throw new UserException("sampling needs --seed, so that it can be repeated");
     }
   }
@@ -88,7 +89,7 @@ public final class GenerationOptions {
   }
 
   private void requireSeedOrGreedy() {
-    if (seed == null && !greedy) {
+    if (seed.value().isEmpty() && !greedy) {
       throw new UserException(
           "the model's generation_config.json asks for sampling, which needs --seed; or choose"
               + " --greedy");
@@ -119,6 +120,6 @@ public final class GenerationOptions {
         Optional.ofNullable(temperature).orElse(model.temperature()),
         Optional.ofNullable(topP).orElse(model.topP()),
         Optional.ofNullable(topK).orElse(model.sample() ? model.topK() : DEFAULT_TOP_K),
-        seed);
+        seed.value().orElseThrow());
   }
 }

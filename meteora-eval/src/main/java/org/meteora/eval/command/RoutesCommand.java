@@ -41,6 +41,7 @@ public final class RoutesCommand implements Callable<Integer> {
   @Mixin private ConfigOptions config;
   @Mixin private ModelOptions model;
   @Mixin private GenerationOptions generation;
+  @Mixin private MaxNewTokensOption maxNewTokens;
 
   @Option(names = "--prompt", paramLabel = "TEXT", description = "The prompt, taken as it is.")
   private String prompt;
@@ -56,13 +57,6 @@ public final class RoutesCommand implements Callable<Integer> {
       paramLabel = "I",
       description = "Which sample of the task, from 0 (default: 0).")
   private Integer sample;
-
-  @Option(
-      names = "--max-new-tokens",
-      paramLabel = "N",
-      defaultValue = "256",
-      description = "Most tokens of the answer (default: 256).")
-  private int maxNewTokens;
 
   @Option(
       names = "--out",
@@ -87,7 +81,8 @@ public final class RoutesCommand implements Callable<Integer> {
     AtomicFiles.requireWritableFolder(out);
     generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
-      var chosen = generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens);
+      var chosen =
+          generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.value());
       var trace =
           Routes.run(
               loaded.generator()::listenedBy,
@@ -115,9 +110,7 @@ public final class RoutesCommand implements Callable<Integer> {
       throw new UserException(
           "only a MeteoRA model has gates: --model must be meteora, not " + model.model());
     }
-    if (maxNewTokens < 1) {
-      throw new UserException("--max-new-tokens must be at least 1, not " + maxNewTokens);
-    }
+    maxNewTokens.value();
     generation.check();
   }
 

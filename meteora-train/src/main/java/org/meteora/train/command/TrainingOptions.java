@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.Map;
 import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
+import org.meteora.data.config.SeedOption;
 import org.meteora.data.config.ShardBaseOption;
 import org.meteora.train.TrainConfig;
 import picocli.CommandLine.Mixin;
@@ -74,8 +75,7 @@ public final class TrainingOptions {
       description = "compute layers again in the backward pass to save memory (default: true)")
   private Boolean gradientCheckpointing;
 
-  @Option(names = "--seed", paramLabel = "N", description = "of everything random (default: 42)")
-  private Long seed;
+  @Mixin private SeedOption seed;
 
   @Option(
       names = "--eval-ratio",
@@ -152,7 +152,7 @@ public final class TrainingOptions {
     put(result, "epochs", epochs);
     put(result, "max_seq_len", maxSeqLen);
     put(result, "gradient_checkpointing", gradientCheckpointing);
-    put(result, "seed", seed);
+    put(result, "seed", seed.value().orElse(null));
     put(result, "eval_ratio", evalRatio);
     put(result, "eval_steps", evalSteps);
     put(result, "eval_samples", evalSamples);
