@@ -312,7 +312,7 @@ public final class Fuzz {
     Files.createDirectories(folder);
   }
 
-  private static void delete(Path folder) throws IOException {
+  static void delete(Path folder) throws IOException {
     if (Files.exists(folder)) {
       try (Stream<Path> all = Files.walk(folder)) {
         for (var each : all.sorted(Comparator.reverseOrder()).toList()) {

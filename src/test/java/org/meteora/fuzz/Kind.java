@@ -1,9 +1,12 @@
 package org.meteora.fuzz;
 
+import static java.nio.charset.StandardCharsets.US_ASCII;
+
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -14,8 +17,18 @@ import org.meteora.data.Sample;
 import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.source.SourceLocator;
 import org.meteora.data.tasks.Tasks;
+import org.meteora.data.config.HubCache;
+import org.meteora.data.hub.HubSettings;
+import org.meteora.data.tasks.MetricsFile;
+import org.meteora.eval.EvalTask;
 import org.meteora.eval.compare.Comparer;
+import org.meteora.eval.metric.Metric;
 import org.meteora.eval.report.SavedAnswers;
+import org.meteora.eval.report.SavedResult;
+import org.meteora.moe.Flags;
+import org.meteora.parallel.Launch;
+import org.meteora.parallel.MeetingDoor;
+import org.meteora.train.TrainDoor;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Tokenizer;
 import org.meteora.lora.LoraAdapter;
@@ -47,7 +60,17 @@ enum Kind {
   CHECKPOINT,
   TRAINER,
   SAVED_RESULT,
-  SAVED_ANSWERS;
+  SAVED_ANSWERS,
+  HTTP,
+  JOURNAL,
+  HUB_CACHE,
+  ENVIRONMENT,
+  TASK_FOLDER,
+  TRAINING_JSON,
+  TRAINING_METRICS,
+  BEST_MODEL,
+  PARTIAL_ANSWERS,
+  PROCESSES;
 
   private static final String Q = "model.layers.0.self_attn.q_proj";
 
@@ -57,6 +80,17 @@ enum Kind {
       case TOKENIZER -> 60_000;
       case PARQUET -> 40_000;
       case TRAINER -> 30_000;
+      case HTTP -> 60_000;
+      case JOURNAL,
+          HUB_CACHE,
+          ENVIRONMENT,
+          TASK_FOLDER,
+          TRAINING_JSON,
+          TRAINING_METRICS,
+          BEST_MODEL,
+          PARTIAL_ANSWERS,
+          PROCESSES ->
+          20_000;
       case TASK_JSON, SAVED_RESULT, SAVED_ANSWERS, CHECKPOINT -> 50_000;
       default -> 75_000;
     };
@@ -99,14 +133,25 @@ enum Kind {
       case TRAINER -> List.of(Seeds.trainer());
       case SAVED_RESULT -> List.of(Seeds.RESULT);
       case SAVED_ANSWERS -> List.of(Seeds.ANSWERS);
+      case HTTP -> HttpScript.SEEDS;
+      case JOURNAL -> List.of(HttpScript.journal());
+      case HUB_CACHE -> List.of("0123456789abcdef0123456789abcdef01234567\n".getBytes(US_ASCII));
+      case ENVIRONMENT -> Seeds.ENVIRONMENTS;
+      case TASK_FOLDER -> List.of(Seeds.TASK_FOLDER);
+      case TRAINING_JSON -> List.of(Seeds.TRAINING);
+      case TRAINING_METRICS -> List.of(Seeds.TRAINING_METRICS);
+      case BEST_MODEL -> List.of(Seeds.best());
+      case PARTIAL_ANSWERS -> List.of(Seeds.ANSWERS);
+      case PROCESSES -> List.of(MeetingDoor.message());
     };
   }
 
   byte[] mutate(Mutator mutator) {
     return switch (this) {
-      case SAFETENSORS, ADAPTER, CHECKPOINT, TRAINER -> mutator.safetensors();
-      case PARQUET, YAML -> mutator.bytes();
-      case JSONL, SAVED_ANSWERS -> mutator.jsonl();
+      case SAFETENSORS, ADAPTER, CHECKPOINT, TRAINER, BEST_MODEL -> mutator.safetensors();
+      case PARQUET, YAML, JOURNAL, HUB_CACHE, ENVIRONMENT, PROCESSES -> mutator.bytes();
+      case HTTP -> mutator.http();
+      case JSONL, SAVED_ANSWERS, PARTIAL_ANSWERS, TRAINING_METRICS -> mutator.jsonl();
       default -> mutator.json();
     };
   }
@@ -130,6 +175,16 @@ enum Kind {
           case TRAINER -> "checkpoint-00000001/trainer.safetensors";
           case SAVED_RESULT -> "meteora/x.json";
           case SAVED_ANSWERS -> "meteora/x.answers.jsonl";
+          case HTTP -> "replies";
+          case JOURNAL -> "journal";
+          case HUB_CACHE -> "models--o--n/refs/main";
+          case ENVIRONMENT -> "environment";
+          case TASK_FOLDER -> "mine/composite.json";
+          case TRAINING_JSON -> "training.json";
+          case TRAINING_METRICS -> "metrics.jsonl";
+          case BEST_MODEL -> "best.safetensors";
+          case PARTIAL_ANSWERS -> "meteora/winowhy.partial.answers.jsonl";
+          case PROCESSES -> "message";
         });
   }
 
@@ -142,6 +197,10 @@ enum Kind {
           Files.copy(
               tiny.resolve("adapters/sort_letters/adapter_config.json"),
               folder.resolve("adapter_config.json"));
+      case HUB_CACHE -> {
+        var snapshot = folder.resolve("models--o--n/snapshots/" + HttpScript.COMMIT);
+        Files.writeString(Files.createDirectories(snapshot).resolve("config.json"), "{}");
+      }
       case INDEX ->
           Files.write(folder.resolve("model-00001-of-00002.safetensors"), Seeds.SAFETENSORS);
       case SAVED_RESULT, SAVED_ANSWERS -> {
@@ -208,6 +267,38 @@ enum Kind {
               new RunIdentity(Map.of(), Map.of()),
               state.parameters(),
               state.optimizer());
+      case HTTP -> HttpScript.download(Files.readAllBytes(file), folder);
+      case JOURNAL -> HttpScript.goOn(file, folder);
+      case HUB_CACHE ->
+          HubCache.resolve(Path.of("o/n"), Map.of("HF_HUB_CACHE", folder.toString()), folder);
+      case ENVIRONMENT -> {
+        var variables = Seeds.variables(file);
+        HubSettings.fromEnvironment(variables, folder);
+        HubCache.resolve(Path.of("base"), variables, folder);
+        Launch.of(variables);
+        Launch.unusedSlurm(variables);
+        Flags.fromEnvironment(variables);
+      }
+      case TASK_FOLDER -> {
+        Files.copy(
+            file, file.resolveSibling("metrics.json"), StandardCopyOption.REPLACE_EXISTING);
+        var task = EvalTask.of("mine", folder);
+        task.score(List.of("1. a"), List.of("a@@@@\nb"));
+        MetricsFile.read(file.getParent()).ifPresent(keys -> keys.forEach(Metric::of));
+      }
+      case TRAINING_JSON -> TrainDoor.said(folder);
+      case TRAINING_METRICS ->
+          new org.meteora.train.listener.MetricsFile(file).onStart(3, 10);
+      case BEST_MODEL -> TrainDoor.best(folder, state.parameters());
+      case PARTIAL_ANSWERS -> {
+        Files.writeString(
+            file.resolveSibling("winowhy.partial.settings.json"),
+            "{\"settings\":{},\"model\":{}}");
+        try (var saved = new SavedResult(folder, "meteora", "winowhy")) {
+          saved.begin(Map.of(), Map.of(), SavedResult.Existing.RESUME);
+        }
+      }
+      case PROCESSES -> MeetingDoor.hear(Files.readAllBytes(file));
       case SAVED_RESULT, SAVED_ANSWERS -> {
         var answers = folder.resolve("meteora/x.answers.jsonl");
         SavedAnswers.read(this == SAVED_ANSWERS ? answers : file);

@@ -115,16 +115,84 @@ final class Mutator {
     "1e999",
     "é",
     "😀",
-    "\\ud800",
+    "\\ud800"
+  };
+  private static final String[] HEADERS = {
     "Link: <file:///x>; rel=\"next\"",
+    "Link: </api/models/o/n/tree/x?cursor={N}>; rel=\"next\"",
+    "Link: <http://[>; rel=next",
+    "Link: ; rel=\"next\", <a>; rel=\"prev\"",
     "Content-Length: -1",
+    "Content-Length: 0",
+    "Content-Length: 7",
+    "Content-Length: {LEN}, {LEN}",
+    "Content-Length: 0x5",
     "Content-Length: 99999999999999999999",
+    "Content-Length: 9223372036854775807",
     "Transfer-Encoding: chunked",
+    "Transfer-Encoding: gzip, chunked",
+    "Transfer-Encoding: identity",
+    "Content-Encoding: gzip",
     "Content-Range: bytes 5-1/2",
+    "Content-Range: bytes */360",
+    "Content-Range: bytes 0-359/360",
+    "Content-Range: bytes {FROM}-{TO}/*",
+    "Content-Range: bytes 99999999999999999999-1/1",
+    "Content-Type: multipart/byteranges; boundary=x",
     "Location: http://127.0.0.1:99999/",
+    "Location: https://cdn.invalid/blob/b",
+    "Location: //cdn.invalid/blob/b",
+    "Location: http://hub.invalid/blob/{N}",
+    "Location: file:///etc/passwd",
+    "Location: http:///x",
+    "Location: ?",
+    "Location: \u001b]52;c;eA==\u0007",
+    "Retry-After: 1e9",
+    "Retry-After: -5",
+    "Retry-After: 99999999999999999999",
+    "Retry-After: Wed, 21 Oct 9999 07:28:00 GMT",
+    "RateLimit: \"api\";r=0;t=99999999999",
+    "X-Error-Code: GatedRepo",
+    "X-Error-Message: a\u001b[31m\u009bb",
+    "ETag: \"x",
+    "Set-Cookie: a=b; Max-Age=99999999999999999999",
+    "WWW-Authenticate: Negotiate",
+    "WWW-Authenticate: NTLM",
+    "Proxy-Authenticate: Basic realm=\"x\"",
+    "Proxy-Authenticate: Digest realm=\"x\", nonce=\"y\", algorithm=MD5-sess",
+    "Connection: close",
+    "Upgrade: h2c",
+    ": x",
+    "x",
+    " folded: x",
+    "A: \u0000"
+  };
+  private static final String[] STATUS = {
+    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK",
+    "HTTP/1.1 101 X",
+    "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK",
+    "HTTP/1.1 200",
+    "HTTP/1.0 200 OK",
+    "HTTP/2 200",
+    "HTTP/1.1 204 X",
+    "HTTP/1.1 206 X",
     "HTTP/1.1 301 X",
+    "HTTP/1.1 304 X",
+    "HTTP/1.1 308 X",
+    "HTTP/1.1 401 X",
+    "HTTP/1.1 403 X",
+    "HTTP/1.1 407 X",
+    "HTTP/1.1 416 X",
     "HTTP/1.1 429 X",
-    "Retry-After: 1e9"
+    "HTTP/1.1 451 X",
+    "HTTP/1.1 503 X",
+    "HTTP/1.1 999 X",
+    "HTTP/1.1 -1 X",
+    "HTTP/1.1 2000 X",
+    "HTTP/1.1 99999999999 X",
+    "ICY 200 OK",
+    "<html>",
+    ""
   };
 
   private final SplittableRandom random;
@@ -195,6 +263,56 @@ final class Mutator {
     } catch (RuntimeException | IOException e) {
       return bytes();
     }
+  }
+
+  /** Replies of servers ({@link HttpScript}): a header, a status or a body changed, or bytes. */
+  byte[] http() {
+    var script = new String(pick(), StandardCharsets.ISO_8859_1);
+    for (int n = 1 + random.nextInt(3); n > 0; n--) {
+      script = httpChange(script);
+    }
+    return script.getBytes(StandardCharsets.ISO_8859_1);
+  }
+
+  private String httpChange(String script) {
+    var parts = new ArrayList<>(List.of(script.split("(?<=\r\n)(?=@@ )")));
+    int at = random.nextInt(parts.size());
+    var part = parts.get(at);
+    int line = part.indexOf("\r\n") + 2;
+    int body = part.indexOf("\r\n\r\n", line) + 4;
+    if (line < 2 || body < 4 || random.nextInt(5) == 0) {
+      var bytes = byteChange(script.getBytes(StandardCharsets.ISO_8859_1));
+      return new String(bytes, StandardCharsets.ISO_8859_1);
+    }
+    var headers = new ArrayList<>(List.of(part.substring(line, body - 4).split("\r\n")));
+    var content = part.substring(body);
+    int header = random.nextInt(headers.size());
+    switch (random.nextInt(6)) {
+      case 0 -> headers.set(0, STATUS[random.nextInt(STATUS.length)]);
+      case 1 -> headers.add(header, HEADERS[random.nextInt(HEADERS.length)]);
+      case 2 -> headers.set(header, HEADERS[random.nextInt(HEADERS.length)]);
+      case 3 -> headers.remove(header);
+      case 4 ->
+          headers.set(
+              header,
+              new String(
+                  byteChange(headers.get(header).getBytes(StandardCharsets.ISO_8859_1)),
+                  StandardCharsets.ISO_8859_1));
+      default -> content = bodyChange(content);
+    }
+    parts.set(at, part.substring(0, line) + String.join("\r\n", headers) + "\r\n\r\n" + content);
+    return String.join("", parts);
+  }
+
+  private String bodyChange(String body) {
+    var end = body.endsWith("\r\n") ? "\r\n" : "";
+    var bytes = body.substring(0, body.length() - end.length()).getBytes(StandardCharsets.UTF_8);
+    try {
+      bytes = body.startsWith("[") || body.startsWith("{\"") ? tree(bytes) : byteChange(bytes);
+    } catch (IOException e) {
+      bytes = byteChange(bytes);
+    }
+    return new String(bytes, StandardCharsets.ISO_8859_1) + end;
   }
 
   private byte[] pick() {

@@ -9,6 +9,7 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.meteora.io.Jsonl;
@@ -114,6 +115,66 @@ final class Seeds {
            "samples": 2, "skipped": 0, "warnings": {"empty_answers": 0}, "throughput": {},
            "answers": "x.answers.jsonl"}
           """);
+
+  static final byte[] TASK_FOLDER =
+      utf8("{\"tasks\": [\"winowhy\", \"own\"], \"metrics\": [\"exact_accuracy\", \"bleu\"]}");
+  static final byte[] TRAINING =
+      utf8("{\"append_eos\": true, \"response_only\": false, \"steps\": 10}");
+  static final byte[] TRAINING_METRICS =
+      utf8(
+          """
+          {"event":"step","step":1,"loss":3.5,"seconds":0.1}
+          {"event":"eval","step":2,"answer_loss":2.5,"answer_loss_by_task":{"a":1.0}}
+          {"event":"step","step":4,"loss":3.25}
+          """);
+
+  /** Variables of Hub and proxies, and of each starter of processes. */
+  static final List<byte[]> ENVIRONMENTS =
+      List.of(
+          utf8(
+              """
+              HF_ENDPOINT=https://hub.example/mirror
+              HF_TOKEN=hf_x
+              HF_HOME=~/hf
+              HF_HUB_CACHE=/x/hub
+              http_proxy=http://me:s%40crt@[::1]:3128/
+              HTTPS_PROXY=proxy:8080
+              all_proxy=socks5h://s
+              no_proxy=localhost, .example.org,10.0.0.0/8,fd00::/8,[::1]:80,*.net
+              MOELINEAR_FWD_INNER_LOOP_MODE=batch
+              MOELINEAR_SINGLE_MOE_LORA=1
+              RANK=0
+              WORLD_SIZE=2
+              LOCAL_RANK=0
+              MASTER_ADDR=localhost
+              MASTER_PORT=29500
+              """),
+          utf8("OMPI_COMM_WORLD_RANK=0\nOMPI_COMM_WORLD_SIZE=2\nOMPI_COMM_WORLD_LOCAL_RANK=0\n"),
+          utf8("PMI_RANK=1\nPMI_SIZE=2\nMPI_LOCALRANKID=1\n"),
+          utf8(
+              """
+              SLURM_STEP_ID=0
+              SLURM_PROCID=1
+              SLURM_NTASKS=4
+              SLURM_STEP_NUM_TASKS=4
+              SLURM_LOCALID=0
+              SLURM_JOB_ID=77
+              SLURM_STEP_NODELIST=n[01-03,7]-x
+              SLURM_JOB_NODELIST=n[01-03,7]-x
+              SLURM_NODELIST=n1
+              """));
+
+  static Map<String, String> variables(Path file) throws IOException {
+    var result = new HashMap<String, String>();
+    for (var line : new String(Files.readAllBytes(file), StandardCharsets.UTF_8).split("\n")) {
+      int equals = line.indexOf('=');
+      // a variable holds no byte 0
+      if (equals > 0 && line.indexOf('\0') < 0) {
+        result.put(line.substring(0, equals), line.substring(equals + 1));
+      }
+    }
+    return result;
+  }
 
   /** Tokenizers with the parts that tokenizers of Llamas have, and others that the format has. */
   static List<byte[]> tokenizers(Path tiny) throws IOException {
@@ -235,6 +296,15 @@ final class Seeds {
       }
       return safetensors(header.toString(), 96);
     }
+  }
+
+  static byte[] best() {
+    return safetensors(
+        """
+        {"__metadata__":{"step":"3","answer_loss":"1.5"},\
+        "parameters":{"dtype":"F32","shape":[8],"data_offsets":[0,32]}}\
+        """,
+        32);
   }
 
   private static byte[] safetensors(String header, int data) {

@@ -137,8 +137,7 @@ public record MeteoraTraining(
         decided, basePath, adapterDir, datasets, output, withBase, resume, flags);
   }
 
-  private static Optional<Boolean> said(
-      List<Path> folders, String setting, Optional<Boolean> given) {
+  static Optional<Boolean> said(List<Path> folders, String setting, Optional<Boolean> given) {
     if (given.isPresent()) {
       return given;
     }
@@ -150,8 +149,12 @@ public record MeteoraTraining(
         continue;
       }
       var value = Jsonl.readFile(file).path(setting);
-      if (!value.isBoolean()) {
+      if (value.isMissingNode()) {
         continue;
+      }
+      if (!value.isBoolean()) {
+        throw new UserException(
+            file + ": \"" + setting + "\" must be true or false, it is " + value);
       }
       if (first.isEmpty()) {
         first = Optional.of(value.booleanValue());

@@ -80,7 +80,13 @@ public record CompositeTask(String name, List<String> tasks) {
       return find(name);
     }
     var tasks = new ArrayList<String>();
-    Jsonl.readFile(file).path("tasks").forEach(task -> tasks.add(task.asText()));
+    var named = Jsonl.readFile(file).path("tasks");
+    for (var task : named) {
+      if (!named.isArray() || !task.isTextual()) {
+        throw new UserException(file + ": \"tasks\" must be a list of names, it is " + named);
+      }
+      tasks.add(task.textValue());
+    }
     if (tasks.isEmpty()) {
       throw new UserException(file + ": no \"tasks\"");
     }

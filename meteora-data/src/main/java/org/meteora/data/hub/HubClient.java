@@ -19,6 +19,8 @@ import org.meteora.UserException;
 /** The Hub's protocol: what a repository holds, and where its files are. */
 public final class HubClient {
   private static final int LARGEST_PAGE = 64 << 20;
+  private static final long LARGEST_FILE = 1L << 45; // 32 TiB
+  private static final int MOST_PAGES = 10_000;
   private static final JsonFactory FACTORY = new JsonFactory();
   private static final Pattern NEXT = Pattern.compile("<([^>]*)>\\s*;[^,]*\\brel=\"?next\"?");
 
@@ -53,6 +55,9 @@ public final class HubClient {
     while (next.isPresent()) {
       if (!pages.add(next.get())) {
         throw broken(repository, "pages in a circle");
+      }
+      if (pages.size() > MOST_PAGES) {
+        throw broken(repository, "more than " + MOST_PAGES + " pages");
       }
       var page = json(repository, next.get());
       if (!(page.content instanceof List<?> entries)) {
@@ -96,7 +101,7 @@ public final class HubClient {
     var number = (lfs != null && lfs.containsKey("size") ? lfs : entry).get("size");
     long size =
         number instanceof Integer || number instanceof Long ? ((Number) number).longValue() : -1;
-    if (size < 0) {
+    if (size < 0 || size > LARGEST_FILE) {
       throw broken(repository, "no size of \"" + path + "\"");
     }
     if (!hash.matches(lfs != null ? "[0-9a-f]{64}" : "[0-9a-f]{40}")) {

@@ -36,8 +36,9 @@ public final class MetricsFile {
       return Optional.empty();
     }
     var metrics = new ArrayList<String>();
-    for (var key : Jsonl.readFile(file).path("metrics")) {
-      if (!key.isTextual()) {
+    var named = Jsonl.readFile(file).path("metrics");
+    for (var key : named) {
+      if (!named.isArray() || !key.isTextual()) {
         throw new UserException(file + ": \"metrics\" must be a list of texts, it holds " + key);
       }
       metrics.add(key.textValue());
