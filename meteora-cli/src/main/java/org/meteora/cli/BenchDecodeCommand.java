@@ -162,7 +162,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
   /** With a router that has seen what it must see of the prompts. */
   private ForwardContext routed(String name, Llama model, int batch, ForwardContext context) {
     var names = IntStream.range(0, options.adapters).mapToObj(i -> "adapter " + i).toList();
-    var router = Routers.of(name, model, names);
+    var router = RandomRouters.of(name, model, names);
     var routing = context.routing();
     if (router instanceof Oracle oracle) {
       router = oracle.of(names.getFirst());

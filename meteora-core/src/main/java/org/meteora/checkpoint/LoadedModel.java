@@ -26,6 +26,8 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.parallel.Collective;
+import org.meteora.router.LoraFlow;
+import org.meteora.router.LoraFlowFile;
 import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
@@ -44,6 +46,7 @@ public final class LoadedModel implements AutoCloseable {
   private final ModelLoader loader;
   private final List<Path> sources;
   private final Map<String, Router> routers = new HashMap<>();
+  private final Map<Path, String> hashes = new HashMap<>();
 
   /**
    * What to load.
@@ -99,7 +102,22 @@ public final class LoadedModel implements AutoCloseable {
     boolean fromAdapters() {
       return model.equals("meteora")
           && !router.equals(Routers.GATE)
-          && checkpointPath.filter(Files::exists).isEmpty();
+          && (checkpointPath.filter(Files::exists).isEmpty() || namesLoraFlow());
+    }
+
+    /** Whether the checkpoint's path names what {@code train --router lora-flow} wrote. */
+    private boolean namesLoraFlow() {
+      return router.equals(LoraFlow.NAME) && loraFlow().isPresent();
+    }
+
+    private Optional<Path> loraFlow() {
+      return checkpointPath
+          .map(LoraFlowFile::of)
+          .filter(file -> file.endsWith(LoraFlowFile.NAME) && Files.isRegularFile(file));
+    }
+
+    private Routers.Sources routerSources() {
+      return new Routers.Sources(adapterDir, loraFlow());
     }
 
     private static Spec of(
@@ -208,6 +226,9 @@ public final class LoadedModel implements AutoCloseable {
   }
 
   private static LoadedModel load(Spec spec, ModelLoader loader) {
+    if (spec.model().equals("meteora")) {
+      spec.routerSources().require(spec.router());
+    }
     var flags = spec.flags();
     var config = loader.config();
     var settings =
@@ -338,7 +359,8 @@ public final class LoadedModel implements AutoCloseable {
               + " (--meteora-ckpt-path)");
     }
     synchronized (routers) {
-      return routers.computeIfAbsent(name, each -> Routers.of(each, llama, adapterNames));
+      return routers.computeIfAbsent(
+          name, each -> Routers.of(each, llama, adapterNames, spec.routerSources()));
     }
   }
 
@@ -382,7 +404,11 @@ public final class LoadedModel implements AutoCloseable {
 
   /** All settings and the hashes of all weight files, for a saved result. Reads the files once. */
   public Map<String, Object> describe() {
-    var routing = generator.context().routing();
+    return describe(generator.context().routing());
+  }
+
+  /** The same with another routing. */
+  public Map<String, Object> describe(RoutingSettings routing) {
     var result = new LinkedHashMap<String, Object>();
     result.put("model", spec.model());
     result.put("base_model_path", CacheFolders.shown(spec.basePath()));
@@ -399,11 +425,15 @@ public final class LoadedModel implements AutoCloseable {
     result.putAll(spec.flags().describe());
     result.put("device", Devices.name(llama.manager().getDevice()));
     result.put("dtype", llama.dtype().label());
-    var hashes = new LinkedHashMap<String, String>();
-    for (var source : sources) {
-      hashes.put(CacheFolders.shown(source), Digests.ofFile(source));
+    var read = new ArrayList<>(sources);
+    if (spec.model().equals("meteora")) {
+      read.addAll(spec.routerSources().files(routing.router().name(), adapterNames));
     }
-    result.put("sha256", hashes);
+    var shown = new LinkedHashMap<String, String>();
+    for (var source : read) {
+      shown.put(CacheFolders.shown(source), hashes.computeIfAbsent(source, Digests::ofFile));
+    }
+    result.put("sha256", shown);
     return result;
   }
 

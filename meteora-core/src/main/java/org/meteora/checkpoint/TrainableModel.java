@@ -21,9 +21,13 @@ import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
 import org.meteora.parallel.Collective;
+import org.meteora.router.LoraFlow;
+import org.meteora.router.LoraFlowFile;
+import org.meteora.router.Phatgoose;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -262,12 +266,110 @@ public final class TrainableModel implements AutoCloseable {
             });
   }
 
+  /**
+   * One adapter, frozen, with a vector v for each linear that it acts on, zero, in the place of a
+   * gate {@code (1, in)}: what {@link org.meteora.router.Phatgoose#ALONE} weighs it by.
+   *
+   * @param folder the adapter's, a PEFT folder
+   * @param sharers the processes that share the base model's weights
+   * @throws org.meteora.UserException when anything is missing, broken or does not fit
+   */
+  public static TrainableModel phatgoose(Spec spec, Path folder, Collective sharers) {
+    return frozen(
+        spec,
+        sharers,
+        List.of(folder),
+        Phatgoose.ALONE,
+        (bank, manager, dtype) -> {
+          var v = Ops.zeros(manager, dtype, 1, bank.loraA().getShape().get(1));
+          return new AdapterBank(v, bank.loraA(), bank.loraB(), bank.ranks(), bank.scales());
+        });
+  }
+
+  /**
+   * Adapters, frozen and without gates, and what {@link LoraFlow} weighs them by: W and b of each
+   * layer, all zero.
+   *
+   * @param folders PEFT folders, in the order of the adapters' indices
+   * @param sharers the processes that share the base model's weights
+   * @throws org.meteora.UserException when anything is missing, broken or does not fit
+   */
+  public static TrainableModel loraFlow(Spec spec, List<Path> folders, Collective sharers) {
+    var model = frozen(spec, sharers, folders, Router.GATES, (bank, manager, dtype) -> bank);
+    var llama = model.llama();
+    var gates = new ArrayList<LoraFlow.LayerGate>();
+    for (var layer : llama.layers()) {
+      boolean acts = layer.projections().stream().anyMatch(each -> each.bank() != null);
+      gates.add(
+          acts
+              ? new LoraFlow.LayerGate(
+                  Ops.zeros(
+                      llama.manager(), llama.dtype(), folders.size(), llama.config().hiddenSize()),
+                  Ops.zeros(llama.manager(), Dtype.F32, folders.size()))
+              : null);
+    }
+    var router = new LoraFlow(gates);
+    return new TrainableModel(
+        llama,
+        model.context.withRouting(model.context.routing().withRouter(router)),
+        model.flags,
+        model.adapters,
+        model.loader);
+  }
+
+  /** What is made of an adapter's bank. */
+  private interface BankMaker {
+    AdapterBank of(AdapterBank bank, NDManager manager, Dtype dtype);
+  }
+
+  /** Linears on which no adapter acts have no bank. */
+  private static TrainableModel frozen(
+      Spec spec, Collective sharers, List<Path> folders, Router router, BankMaker banks) {
+    return load(
+        spec,
+        sharers,
+        loader -> {
+          var opened = new ArrayList<LoraAdapter>();
+          try {
+            folders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
+            var config = loader.config();
+            var adapters =
+                opened.stream().map(each -> MeteoraCheckpoint.describe(each, config)).toList();
+            requireNoOwnWeights(spec.basePath(), opened, config);
+            return build(
+                spec,
+                loader,
+                adapters,
+                router,
+                builder ->
+                    (layer, module) -> {
+                      var bank = builder.bank(opened, config, layer, module);
+                      return bank.totalRank() == 0
+                          ? null
+                          : banks.of(bank, builder.manager(), loader.dtype());
+                    });
+          } finally {
+            opened.forEach(LoraAdapter::close);
+          }
+        });
+  }
+
   private static TrainableModel build(
       Spec spec,
       ModelLoader loader,
       List<MeteoraCheckpoint.Adapter> adapters,
       Function<ModelBuilder, LlamaFactory.Banks> banks) {
-    var context = ForwardContext.training(new RoutingSettings(spec.topK(), 1), spec.flags());
+    return build(spec, loader, adapters, Router.GATES, banks);
+  }
+
+  private static TrainableModel build(
+      Spec spec,
+      ModelLoader loader,
+      List<MeteoraCheckpoint.Adapter> adapters,
+      Router router,
+      Function<ModelBuilder, LlamaFactory.Banks> banks) {
+    var settings = new RoutingSettings(spec.topK(), 1, router);
+    var context = ForwardContext.training(settings, spec.flags());
     var base = loader.own(SafetensorsFolder.open(spec.basePath()));
     var llama =
         loader.build(new ModelLoader.Base(base, "", null), banks, spec.flags(), spec.dropout());
@@ -341,6 +443,21 @@ public final class TrainableModel implements AutoCloseable {
   /** The adapters in the order of their indices, with their ranks and scales. */
   public List<MeteoraCheckpoint.Adapter> adapters() {
     return adapters;
+  }
+
+  /** What {@link LoraFlow} learns, by {@code layers.<l>.lora_flow.{weight,bias}}. */
+  public Map<String, NDArray> loraFlowParameters() {
+    var result = new LinkedHashMap<String, NDArray>();
+    if (context.routing().router() instanceof LoraFlow flow) {
+      for (int layer = 0; layer < flow.gates().size(); layer++) {
+        var gate = flow.gates().get(layer);
+        if (gate != null) {
+          result.put(LoraFlowFile.key(layer, "weight"), gate.weight());
+          result.put(LoraFlowFile.key(layer, "bias"), gate.bias());
+        }
+      }
+    }
+    return result;
   }
 
   /**

@@ -44,9 +44,11 @@ public final class DecoderLayer extends LlamaBlock {
   }
 
   private NDArray compute(NDArray hidden, Pass pass) {
-    var attended = attention.forward(pass.ops().norm(hidden, inputNorm), pass);
+    var input = pass.ops().norm(hidden, inputNorm);
+    var inside = pass.inside(input);
+    var attended = attention.forward(input, inside);
     var residual = pass.ops().addAndNorm(hidden, attended, postAttentionNorm);
-    return pass.ops().add(residual.sum(), mlp.forward(residual.normed(), pass));
+    return pass.ops().add(residual.sum(), mlp.forward(residual.normed(), inside));
   }
 
   public RmsNorm inputNorm() {

@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Optional;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedTape;
+import org.meteora.moe.Router;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -36,6 +37,13 @@ public record Pass(
   /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
   public Pass on(Optional<GatedTape> tape) {
     return new Pass(angles, mask, causal, cache, ops, context.withTape(tape), new ArrayList<>());
+  }
+
+  /** This pass inside a decoder layer whose q, k and v read this, for routers that look at it. */
+  Pass inside(NDArray layerInput) {
+    return context.routing().router() instanceof Router.Weighing
+        ? new Pass(angles, mask, causal, cache, ops, context.withLayerInput(layerInput), gateLogits)
+        : this;
   }
 
   /**

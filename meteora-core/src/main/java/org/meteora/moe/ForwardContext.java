@@ -1,5 +1,6 @@
 package org.meteora.moe;
 
+import ai.djl.ndarray.NDArray;
 import java.util.Optional;
 
 /**
@@ -14,6 +15,8 @@ import java.util.Optional;
  *     need fewer launches
  * @param listener sees every routing
  * @param tape runs the gated layers of a recorded training pass; without one they run themselves
+ * @param layerInput what q, k and v of the present decoder layer read, {@code (…, hidden)}; for
+ *     routers that weigh the adapters of a whole layer by it
  */
 public record ForwardContext(
     RoutingSettings routing,
@@ -22,7 +25,8 @@ public record ForwardContext(
     boolean dropout,
     boolean gateLogits,
     Optional<RoutingListener> listener,
-    Optional<GatedTape> tape) {
+    Optional<GatedTape> tape,
+    Optional<NDArray> layerInput) {
 
   /** Inference with these settings, as the flags have it; nobody listens. */
   public static ForwardContext inference(RoutingSettings routing, Flags flags) {
@@ -34,6 +38,7 @@ public record ForwardContext(
         false,
         false,
         Optional.empty(),
+        Optional.empty(),
         Optional.empty());
   }
 
@@ -44,32 +49,42 @@ public record ForwardContext(
 
   /** The same in training. */
   public ForwardContext forTraining(boolean withDropout) {
-    return new ForwardContext(routing, mode, true, withDropout, true, listener, tape);
+    return new ForwardContext(routing, mode, true, withDropout, true, listener, tape, layerInput);
   }
 
   /** The same with other settings. */
   public ForwardContext withRouting(RoutingSettings value) {
-    return new ForwardContext(value, mode, training, dropout, gateLogits, listener, tape);
+    return new ForwardContext(
+        value, mode, training, dropout, gateLogits, listener, tape, layerInput);
   }
 
   /** The same by another implementation. */
   public ForwardContext withMode(ForwardMode value) {
-    return new ForwardContext(routing, value, training, dropout, gateLogits, listener, tape);
+    return new ForwardContext(
+        routing, value, training, dropout, gateLogits, listener, tape, layerInput);
   }
 
   /** The same with or without gate logits in the outputs. */
   public ForwardContext withGateLogits(boolean value) {
-    return new ForwardContext(routing, mode, training, dropout, value, listener, tape);
+    return new ForwardContext(routing, mode, training, dropout, value, listener, tape, layerInput);
   }
 
   /** The same with another listener. */
   public ForwardContext withListener(Optional<RoutingListener> value) {
-    return new ForwardContext(routing, mode, training, dropout, gateLogits, value, tape);
+    return new ForwardContext(
+        routing, mode, training, dropout, gateLogits, value, tape, layerInput);
   }
 
   /** The same on a tape. */
   public ForwardContext withTape(Optional<GatedTape> value) {
-    return new ForwardContext(routing, mode, training, dropout, gateLogits, listener, value);
+    return new ForwardContext(
+        routing, mode, training, dropout, gateLogits, listener, value, layerInput);
+  }
+
+  /** The same inside a decoder layer. */
+  public ForwardContext withLayerInput(NDArray x) {
+    return new ForwardContext(
+        routing, mode, training, dropout, gateLogits, listener, tape, Optional.of(x));
   }
 
   /** Whether the flags leave the implementation to the backend. */

@@ -44,6 +44,16 @@ public final class Gate {
   }
 
   /**
+   * All adapters, the heaviest first.
+   *
+   * @param weights {@code (tokens, N)} float32
+   */
+  public static Routing all(NDArray weights) {
+    var sorted = Ops.topK(weights, (int) weights.getShape().get(1));
+    return new Routing(sorted[1], sorted[0]);
+  }
+
+  /**
    * {@link #inference} in host memory; with T = 1 it is {@link #training} too, since a softmax over
    * the chosen logits alone is the softmax over all, divided by their sum.
    *

@@ -176,6 +176,12 @@ public final class GatedLinear extends AbstractBlock {
         routing = Gate.upload(rows.getManager(), choice);
         report(context, choice, shape);
       }
+      case Router.Weighing weighing -> {
+        routing = Gate.all(weighing.weights(this, rows, context));
+        if (context.listener().isPresent()) {
+          report(context, routing.download(), shape);
+        }
+      }
       case Router.Probing probing -> throw unprobed(probing);
     }
     if (bank.totalRank() > 0) { // Σ weight_i · s_i · (dropout(x) A_iᵀ) B_iᵀ
@@ -231,10 +237,10 @@ public final class GatedLinear extends AbstractBlock {
 
   /** Who chooses here: the context's router, unless there is nothing to choose. */
   public Router router(ForwardContext context) {
-    if (bank.gate() == null && bank.size() == 1) {
+    var router = context.routing().router();
+    if (bank.gate() == null && bank.size() == 1 && !(router instanceof Router.Weighing)) {
       return ONLY;
     }
-    var router = context.routing().router();
     if (router instanceof Router.Gates && bank.gate() == null) {
       throw new IllegalStateException(bank.size() + " adapters, no gate, and no other router");
     }

@@ -8,8 +8,8 @@ import org.meteora.UserException;
 import org.meteora.tensor.Ops;
 
 /**
- * Who decides which adapters act on a token. Each is one of three kinds, by what it looks at;
- * {@link Gate} turns scores into weights for all of them. Immutable, but for a {@link Probe}.
+ * Who decides which adapters act on a token. Each is one of four kinds, by what it gives or looks
+ * at; {@link Gate} turns scores into weights. Immutable, but for a {@link Probe}.
  */
 public sealed interface Router {
   /** The gate of each linear, as in the paper. */
@@ -39,6 +39,16 @@ public sealed interface Router {
      * @param rows of the batch
      */
     Choice choose(GatedLinear linear, NDArray x, int rows);
+  }
+
+  /** Gives every adapter a weight of its own, by operations that are recorded; k is not used. */
+  non-sealed interface Weighing extends Router {
+    /**
+     * @param x the linear's input {@code (tokens, in)}
+     * @param context with the layer's input ({@link ForwardContext#layerInput})
+     * @return {@code (tokens, N)} float32, of any sum
+     */
+    NDArray weights(GatedLinear linear, NDArray x, ForwardContext context);
   }
 
   /** Looks at whole prompts first; what it then chooses holds for their answers. */

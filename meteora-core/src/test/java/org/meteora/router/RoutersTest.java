@@ -227,17 +227,58 @@ class RoutersTest {
   }
 
   /** A linear's whole updates, and arrow's prototypes of those that are not 0. */
-  private record Whole(List<double[][]> updates, double[][] prototypes) {
+  private record Whole(List<double[][]> updates, double[][] prototypes, double[][] vectors) {
     static Whole of(GatedLinear linear) {
+      int in = (int) linear.weight().getShape().get(1);
+      var vectors = new double[N][];
       var updates = IntStream.range(0, N).mapToObj(i -> update(linear, i)).toList();
       var prototypes = new double[N][];
       for (int i = 0; i < N; i++) {
+        int adapter = i;
         if (linear.bank().ranks()[i] > 0) {
           prototypes[i] = firstRightSingularVector(updates.get(i));
+          vectors[i] =
+              IntStream.range(0, in).mapToDouble(c -> VECTORS.of(adapter, linear)[c]).toArray();
         }
       }
-      return new Whole(updates, prototypes);
+      return new Whole(updates, prototypes, vectors);
     }
+  }
+
+  /** Phatgoose's vectors of random numbers. */
+  static final Phatgoose.Vectors VECTORS =
+      (adapter, linear) -> {
+        var random =
+            new Random(100 * adapter + 10 * linear.layer() + linear.projection().ordinal());
+        var v = new float[(int) linear.weight().getShape().get(1)];
+        for (int i = 0; i < v.length; i++) {
+          v[i] = (float) (0.3 + random.nextGaussian());
+        }
+        return v;
+      };
+
+  /** A router over a model's adapters; those that are trained have random values. */
+  static Router router(String name, Llama llama) {
+    return switch (name) {
+      case "phatgoose" -> new Phatgoose(llama, VECTORS);
+      case LoraFlow.NAME ->
+          new LoraFlow(
+              llama.layers().stream()
+                  .map(
+                      layer ->
+                          new LoraFlow.LayerGate(
+                              RandomLlama.normal(
+                                  llama.manager(), Dtype.F32, 0.3, N, llama.config().hiddenSize()),
+                              RandomLlama.normal(llama.manager(), Dtype.F32, 0.2, N)))
+                  .toList());
+      default -> Routers.of(name, llama, NAMES);
+    };
+  }
+
+  private static double[] standardized(double[] x) {
+    double mean = Arrays.stream(x).average().orElseThrow();
+    double variance = Arrays.stream(x).map(each -> (each - mean) * (each - mean)).sum() / x.length;
+    return Arrays.stream(x).map(each -> (each - mean) / Math.sqrt(variance)).toArray();
   }
 
   /** What a router must give a token: a weight for each adapter. */
@@ -250,9 +291,13 @@ class RoutersTest {
       scores[i] =
           linear.prototypes()[i] == null
               ? Double.NEGATIVE_INFINITY
-              : router.equals("spectr")
-                  ? norm(times(linear.updates().get(i), x))
-                  : Math.abs(times(new double[][] {linear.prototypes()[i]}, x)[0]);
+              : switch (router) {
+                case "spectr" -> norm(times(linear.updates().get(i), x));
+                case "phatgoose" ->
+                    times(new double[][] {standardized(linear.vectors()[i])}, standardized(x))[0]
+                        / Math.sqrt(x.length);
+                default -> Math.abs(times(new double[][] {linear.prototypes()[i]}, x)[0]);
+              };
     }
     var best =
         IntStream.range(0, N)
@@ -267,11 +312,11 @@ class RoutersTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"arrow", "spectr", "uniform"})
+  @ValueSource(strings = {"arrow", "spectr", "phatgoose", "uniform"})
   void aLinearGivesWhatTheFormulaSays(String name) {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = model(manager, false);
-      var router = Routers.of(name, llama, NAMES);
+      var router = router(name, llama);
       for (var projection : List.of(Projection.Q, Projection.O, Projection.DOWN)) {
         var linear = llama.layers().get(1).projection(projection);
         var whole = Whole.of(linear);
@@ -313,11 +358,11 @@ class RoutersTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"gate", "arrow", "spectr", "uniform"})
+  @ValueSource(strings = {"gate", "arrow", "spectr", "phatgoose", "lora-flow", "uniform"})
   void paddingAndPiecesChangeNothing(String name) {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = model(manager, name.equals("gate"));
-      var settings = new RoutingSettings(2, 0.7, Routers.of(name, llama, NAMES));
+      var settings = new RoutingSettings(2, 0.7, router(name, llama));
       for (var mode : List.of(ForwardMode.AUTO, ForwardMode.MASKED)) {
         var context = ForwardContext.inference(settings, Flags.of(mode));
         var together = logits(llama, context, PROMPTS, 1000);
@@ -328,6 +373,139 @@ class RoutersTest {
           assertThat(worst(alone, own)).isLessThan(1e-4);
         }
       }
+    }
+  }
+
+  /** LoRA-Flow's weights in plain doubles: from the input of q for all linears of a layer. */
+  private static final class SlowFlow implements Router.Choosing {
+    private final LoraFlow flow;
+    private final double temperature;
+    private double[][] weights;
+
+    SlowFlow(LoraFlow flow, double temperature) {
+      this.flow = flow;
+      this.temperature = temperature;
+    }
+
+    @Override
+    public String name() {
+      return "slow";
+    }
+
+    @Override
+    public Choice choose(GatedLinear linear, ai.djl.ndarray.NDArray x, int rows) {
+      int tokens = (int) x.getShape().get(0);
+      if (linear.projection() == Projection.Q) {
+        var h = x.toFloatArray();
+        var w = flow.gates().get(linear.layer()).weight().toFloatArray();
+        var b = flow.gates().get(linear.layer()).bias().toFloatArray();
+        int d = h.length / tokens;
+        weights = new double[tokens][N];
+        for (int token = 0; token < tokens; token++) {
+          double sum = 0;
+          for (int i = 0; i < N; i++) {
+            double logit = 0;
+            for (int c = 0; c < d; c++) {
+              logit += (double) w[i * d + c] * h[token * d + c];
+            }
+            weights[token][i] = Math.exp(logit / temperature);
+            sum += weights[token][i];
+          }
+          for (int i = 0; i < N; i++) {
+            weights[token][i] = weights[token][i] / sum + b[i];
+          }
+        }
+      }
+      var choice = new Choice(tokens, N);
+      for (int at = 0; at < tokens * N; at++) {
+        choice.indices()[at] = at % N;
+        choice.weights()[at] = (float) weights[at / N][at % N];
+      }
+      return choice;
+    }
+  }
+
+  @Test
+  void loraFlowWeighsAllAdaptersOfALayerByItsInput() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = model(manager, false);
+      double t = 0.7;
+      var flow = (LoraFlow) router(LoraFlow.NAME, llama);
+      for (var mode : ForwardMode.values()) {
+        var settings = new RoutingSettings(2, t, flow);
+        var context = ForwardContext.inference(settings, Flags.of(mode));
+        var slow = context.withRouting(settings.withRouter(new SlowFlow(flow, t)));
+        for (int piece : new int[] {1000, 2}) {
+          assertThat(
+                  worst(
+                      logits(llama, context, PROMPTS, piece), logits(llama, slow, PROMPTS, piece)))
+              .isLessThan(1e-4);
+        }
+      }
+      var heard = new ArrayList<float[]>();
+      var context =
+          ForwardContext.inference(new RoutingSettings(2, t, flow), Flags.AUTO)
+              .withListener(
+                  Optional.of(
+                      (layer, module, rows, tokens, topK, indices, weights) -> {
+                        assertThat(topK).isEqualTo(N);
+                        heard.add(Arrays.copyOf(weights, N));
+                      }));
+      logits(llama, context, PROMPTS, 1000);
+      assertThat(heard).hasSize(2 * 7);
+      assertThat(heard.get(1)).isEqualTo(heard.get(6)); // one choice for a layer
+      for (int i = 1; i < N; i++) {
+        assertThat(heard.getFirst()[i]).isLessThanOrEqualTo(heard.getFirst()[i - 1]);
+      }
+    }
+  }
+
+  /** x Wᵀ + σ(vᵀx) · update, of the only adapter. */
+  @Test
+  void aPhatgooseVectorLearnsWithItsAdapterAlone() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      int in = 12;
+      int out = 7;
+      var weight = RandomLlama.normal(manager, Dtype.F32, 0.3, out, in);
+      var v = RandomLlama.normal(manager, Dtype.F32, 0.5, 1, in);
+      var bank =
+          new AdapterBank(
+              v,
+              RandomLlama.normal(manager, Dtype.F32, 0.3, 3, in),
+              RandomLlama.normal(manager, Dtype.F32, 0.3, out, 3),
+              new int[] {3},
+              new double[] {1.5});
+      var linear = new GatedLinear(weight, null, bank, Backends.of(manager, Dtype.F32));
+      var whole = update(linear, 0);
+      var x = RandomLlama.normal(manager, Dtype.F32, 1, 1, 9, in);
+      var values = x.toFloatArray();
+      var base = linear.base(x).toFloatArray();
+      var expected = new float[base.length];
+      for (int token = 0; token < 9; token++) {
+        var row = IntStream.range(0, in).mapToDouble(new Row(values, token * in)::at).toArray();
+        double logit = 0;
+        for (int c = 0; c < in; c++) {
+          logit += v.toFloatArray()[c] * row[c];
+        }
+        var added = times(whole, row);
+        for (int o = 0; o < out; o++) {
+          expected[token * out + o] =
+              base[token * out + o] + (float) (added[o] / (1 + Math.exp(-logit)));
+        }
+      }
+      for (var mode : ForwardMode.values()) {
+        var settings = RoutingSettings.DEFAULT.withRouter(Phatgoose.ALONE);
+        var context = ForwardContext.inference(settings, Flags.of(mode));
+        for (var each : List.of(context, context.forTraining(false))) {
+          assertThat(worst(linear.forward(x, each).y().toFloatArray(), expected)).isLessThan(1e-5);
+        }
+      }
+    }
+  }
+
+  private record Row(float[] values, int from) {
+    double at(int i) {
+      return values[from + i];
     }
   }
 
@@ -458,7 +636,9 @@ class RoutersTest {
   void whatCannotBeIsSaid() {
     assertThatThrownBy(() -> tiny("cpu", "gates", 2, 1))
         .isInstanceOf(UserException.class)
-        .hasMessage("no router gates: choose one of gate, arrow, spectr, logo, uniform, oracle");
+        .hasMessage(
+            "no router gates: choose one of gate, arrow, spectr, logo, phatgoose, lora-flow,"
+                + " uniform, oracle");
     try (var model = tiny("cpu", "uniform", 2, 1)) {
       assertThat(model.router("uniform")).isEqualTo(model.generator().context().routing().router());
       assertThat(model.router("arrow")).isSameAs(model.router("arrow"));

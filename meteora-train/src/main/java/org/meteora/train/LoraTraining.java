@@ -97,7 +97,8 @@ public record LoraTraining(
       Optional<Path> from,
       Collective collective,
       BooleanSupplier stop) {
-    var samples = samples(model.tokenizer(), Run.tokenization(config, model));
+    var samples =
+        samples(config, data, samplesPerTask, model.tokenizer(), Run.tokenization(config, model));
     var outcome =
         Run.train(
             name,
@@ -127,7 +128,7 @@ public record LoraTraining(
     inputs.put("base_model_path", CacheFolders.shown(basePath));
     inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
     inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
-    Run.record(output, config, model, inputs, outcome.get());
+    Run.record(output, config.describe(), model, inputs, outcome.get());
     return Optional.of(output);
   }
 
@@ -203,8 +204,18 @@ public record LoraTraining(
     return result;
   }
 
-  /** All tasks' samples, or the same number of each. */
-  TaskSamples samples(Tokenizer tokenizer, TaskSamples.Tokenization tokenization) {
+  /**
+   * All tasks' samples, or the same number of each.
+   *
+   * @param data JSONL by task
+   * @param perTask training samples of each at most, drawn with the seed; 0: all
+   */
+  static TaskSamples samples(
+      TrainConfig config,
+      Map<String, Path> data,
+      int perTask,
+      Tokenizer tokenizer,
+      TaskSamples.Tokenization tokenization) {
     var train = new ArrayList<TrainingSample>();
     var eval = new ArrayList<TrainingSample>();
     data.forEach(
@@ -212,21 +223,21 @@ public record LoraTraining(
           var samples =
               TaskSamples.read(
                   file, task, 0, tokenizer, tokenization, config.evalRatio(), config.seed());
-          train.addAll(most(samples.train(), task));
+          train.addAll(most(samples.train(), perTask, task));
           eval.addAll(samples.eval());
         });
     return new TaskSamples(List.copyOf(train), List.copyOf(eval));
   }
 
   /** They have been shuffled with the seed: the first are a draw. */
-  private List<TrainingSample> most(List<TrainingSample> samples, String task) {
-    if (samplesPerTask == 0) {
+  private static List<TrainingSample> most(List<TrainingSample> samples, int perTask, String task) {
+    if (perTask == 0) {
       return samples;
     }
-    if (samples.size() < samplesPerTask) {
-      LOG.warn("{} has only {} samples to train on, not {}", task, samples.size(), samplesPerTask);
+    if (samples.size() < perTask) {
+      LOG.warn("{} has only {} samples to train on, not {}", task, samples.size(), perTask);
     }
-    return samples.subList(0, Math.min(samplesPerTask, samples.size()));
+    return samples.subList(0, Math.min(perTask, samples.size()));
   }
 
   /** The adapter in float32 under PEFT's keys, then its configuration. */

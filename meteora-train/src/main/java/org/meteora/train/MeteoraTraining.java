@@ -251,7 +251,7 @@ public record MeteoraTraining(
       inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
       inputs.put("target_dir", CacheFolders.shown(datasets));
       inputs.put("tasks", tasks);
-      Run.record(result, config, model, inputs, outcome.get());
+      Run.record(result, config.describe(), model, inputs, outcome.get());
       return Optional.of(result);
     }
   }

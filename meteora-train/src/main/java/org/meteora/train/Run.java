@@ -181,17 +181,18 @@ final class Run {
    * Writes {@code training.json}: how a result was made.
    *
    * @param folder of the result
+   * @param settings the run's
    * @param inputs paths and names, added to the settings
    * @param outcome steps made, and the step whose parameters the result has
    */
   static void record(
       Path folder,
-      TrainConfig config,
+      Map<String, Object> settings,
       TrainableModel model,
       Map<String, Object> inputs,
       Trainer.Outcome outcome) {
     var result = new LinkedHashMap<String, Object>(inputs);
-    result.putAll(config.describe());
+    result.putAll(settings);
     result.putAll(model.flags().describe());
     result.put("device", Devices.name(model.llama().manager().getDevice()));
     result.put("dtype", model.llama().dtype().label());

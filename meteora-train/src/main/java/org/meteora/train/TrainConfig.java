@@ -229,6 +229,41 @@ public record TrainConfig(
     return read(merge(merge(common, checkLora(section)), options), LORA, true);
   }
 
+  /**
+   * The training of an adapter's vectors for phatgoose: {@link #lora(Map, Map)}, with these steps
+   * and the paper's rate.
+   *
+   * @throws UserException as {@link #lora(Map, Map)}
+   */
+  public static TrainConfig phatgoose(
+      Map<String, Object> section, Map<String, Object> options, long steps) {
+    var over = new LinkedHashMap<>(options);
+    over.remove("epochs");
+    over.put("max_steps", steps);
+    over.put("learning_rate", 5e-3);
+    return lora(section, over);
+  }
+
+  /**
+   * LoRA-Flow's training: the section's common keys, then options. Where neither says otherwise, 5
+   * passes over the samples at a rate of 1e-3, the paper's.
+   *
+   * @throws UserException as {@link #meteora(Map, Map)}
+   */
+  public static TrainConfig loraFlow(Map<String, Object> section, Map<String, Object> options) {
+    checkLora(section);
+    var common = new LinkedHashMap<>(section);
+    common.remove("lora");
+    known(common, "config section train", METEORA);
+    METEORA.forEach(common::remove);
+    var merged = merge(common, options);
+    merged.putIfAbsent("learning_rate", 1e-3);
+    if (!merged.containsKey("max_steps")) {
+      merged.putIfAbsent("epochs", 5);
+    }
+    return read(merged, List.of(), true);
+  }
+
   private static Map<String, Object> checkLora(Map<String, Object> section) {
     var lora = section.get("lora");
     if (lora == null) {
@@ -411,6 +446,14 @@ public record TrainConfig(
     var result = new LinkedHashMap<String, String>();
     describe().forEach((name, value) -> result.put(name, String.valueOf(value)));
     result.keySet().removeAll(MAY_CHANGE);
+    return result;
+  }
+
+  /** {@link #describe} without what an adapter looks like. */
+  Map<String, Object> describeWithoutAdapter() {
+    var result = describe();
+    result.keySet().removeAll(List.of("r", "alpha", "use_rslora"));
+    result.keySet().removeAll(List.of("target_modules", "layers_to_transform"));
     return result;
   }
 

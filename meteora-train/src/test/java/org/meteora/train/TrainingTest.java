@@ -186,8 +186,12 @@ class TrainingTest {
               Flags.AUTO);
       try (var tokenizer = org.meteora.generate.Tokenizer.load(Fixtures.TINY.resolve("base"))) {
         var samples =
-            training.samples(
-                tokenizer, new org.meteora.train.batch.TaskSamples.Tokenization(512, -1, true));
+            LoraTraining.samples(
+                training.config(),
+                files,
+                perTask,
+                tokenizer,
+                new org.meteora.train.batch.TaskSamples.Tokenization(512, -1, true));
         for (var task : List.of("zebra", "crow")) {
           assertThat(samples.train())
               .filteredOn(sample -> sample.id().startsWith(task))

@@ -64,6 +64,11 @@ final class CpuInference {
             choice = choosing.choose(linear, flat, GatedLinear.batchRows(shape));
           }
         }
+        case Router.Weighing weighing -> {
+          try (var flat = rows.reshape(tokens, in)) {
+            choice = Gate.all(weighing.weights(linear, flat, context)).download();
+          }
+        }
         case Router.Probing probing -> throw GatedLinear.unprobed(probing);
       }
       linear.report(context, choice, shape);

@@ -196,7 +196,6 @@ final class Evaluation implements AutoCloseable {
     load(wanted);
     var chosen = chosen();
     var described = describe(test, chosen);
-    var unvaried = loaded.describe(); // reads the weights, for their hashes
     var given = loaded.generator().context().routing();
     // what a router refuses is said before the first point's work
     points.points().forEach(each -> routing(task, each.routing(given, loaded::router)));
@@ -210,10 +209,7 @@ final class Evaluation implements AutoCloseable {
               TextCodec.of(loaded.tokenizer()),
               chosen,
               settings.batchSize());
-      var modelDescribed = new LinkedHashMap<>(unvaried);
-      modelDescribed.put("routing_top_k", Math.min(routing.topK(), loaded.adapterNames().size()));
-      modelDescribed.put("routing_temperature", routing.temperature());
-      modelDescribed.put("router", routing.router().name());
+      var modelDescribed = loaded.describe(routing);
       try (var result = new SavedResult(folder.resolve(point.name()), "meteora", task.name())) {
         var there =
             result.begin(

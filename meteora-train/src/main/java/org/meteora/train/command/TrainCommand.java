@@ -3,11 +3,18 @@ package org.meteora.train.command;
 import static org.meteora.train.command.TrainingOptions.put;
 
 import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.RoutingTopKOption;
+import org.meteora.io.FolderNames;
+import org.meteora.router.LoraFlow;
+import org.meteora.router.Routers;
+import org.meteora.train.LoraFlowTraining;
 import org.meteora.train.MeteoraTraining;
 import org.meteora.train.TrainConfig;
 import picocli.CommandLine.Command;
@@ -26,10 +33,13 @@ import picocli.CommandLine.Option;
       "  meteora train --config config.yaml --output-dir runs/28-tasks",
       "  meteora train --tasks alpaca,gsm8k --train gates --max-steps 2000",
       "  meteora train --config config.yaml --output-dir runs/28-tasks --resume",
+      "  meteora train --router lora-flow --task strategyqa --output-dir runs/flow",
       "  meteora train --config config.yaml --processes 4",
       "  torchrun --no-python --nproc-per-node 4 meteora train --config config.yaml"
     })
 public final class TrainCommand implements Callable<Integer> {
+  private static final int DEFAULT_SAMPLES = 200;
+
   @Mixin private ConfigOptions config;
   @Mixin private TrainingOptions training;
   @Mixin private RoutingTopKOption topK;
@@ -92,9 +102,56 @@ public final class TrainCommand implements Callable<Integer> {
   private Double gateLossWeight;
 
   @Option(
+      names = "--router",
+      paramLabel = "NAME",
+      defaultValue = "gate",
+      description =
+          "gate: MeteoRA's gates; lora-flow: weights for each layer, learnt on --task alone, for"
+              + " eval --router lora-flow (default: gate)")
+  private String router;
+
+  @Option(
+      names = "--task",
+      paramLabel = "NAME",
+      description = "with --router lora-flow: the task of target_dir that it is for")
+  private String task;
+
+  @Option(
+      names = "--samples",
+      paramLabel = "N",
+      description = "with --router lora-flow: training samples of the task (default: 200)")
+  private Integer samples;
+
+  @Option(
       names = "--with-base",
       description = "write the base weights too, as published checkpoints have them")
   private boolean withBase;
+
+  private static TrainConfig config(
+      boolean flow, MeteoraConfig loaded, Map<String, Object> options) {
+    return flow
+        ? TrainConfig.loraFlow(loaded.train(), options)
+        : TrainConfig.meteora(loaded.train(), options);
+  }
+
+  private void checkRouter(boolean flow) {
+    if (!flow && !router.equals(Routers.GATE)) {
+      throw new UserException(
+          "train --router trains gate or lora-flow, not "
+              + router
+              + "; \"meteora train-lora --phatgoose\" trains phatgoose's vectors");
+    }
+    if (flow != (task != null) || !flow && samples != null) {
+      throw new UserException(
+          "--router lora-flow needs --task NAME, and it goes with nothing else");
+    }
+    if (flow) {
+      if (samples != null && samples < 1) {
+        throw new UserException("--samples must be at least 1, not " + samples);
+      }
+      FolderNames.require("the task", task);
+    }
+  }
 
   @Override
   public Integer call() {
@@ -108,7 +165,12 @@ public final class TrainCommand implements Callable<Integer> {
     put(options, "keep", keep);
     put(options, "gate_loss_weight", gateLossWeight);
     put(options, "routing_top_k", topK.value().orElse(null));
-    var settings = TrainConfig.meteora(loaded.train(), options);
+    boolean flow = router.equals(LoraFlow.NAME);
+    checkRouter(flow);
+    if (flow) {
+      options.remove("tasks");
+    }
+    var settings = config(flow, loaded, options);
     var adapterDir =
         loaded
             .adapterDir()
@@ -126,6 +188,21 @@ public final class TrainCommand implements Callable<Integer> {
             put(options, "device", device);
             var sharers = training.shardBase.sharers(all);
             stop.listen();
+            if (flow) {
+              new LoraFlowTraining(
+                      config(true, loaded, options),
+                      base,
+                      adapterDir,
+                      tasks == null ? List.of() : List.of(tasks.split(",")),
+                      Map.of(task, loaded.targetDir().resolve(task).resolve("train.jsonl")),
+                      samples == null ? DEFAULT_SAMPLES : samples,
+                      outputDir,
+                      training.resume,
+                      training.flags.over(loaded))
+                  .run(all, sharers, stop)
+                  .ifPresent(System.out::println);
+              return 0;
+            }
             new MeteoraTraining(
                     TrainConfig.meteora(loaded.train(), options),
                     base,

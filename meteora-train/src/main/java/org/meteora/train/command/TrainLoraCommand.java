@@ -14,7 +14,6 @@ import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.function.BiFunction;
 import java.util.function.Function;
-import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.data.config.ConfigOptions;
@@ -22,6 +21,7 @@ import org.meteora.data.config.ProcessOptions;
 import org.meteora.io.FolderNames;
 import org.meteora.parallel.Collective;
 import org.meteora.train.LoraTraining;
+import org.meteora.train.PhatgooseTraining;
 import org.meteora.train.TrainConfig;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -40,6 +40,7 @@ import picocli.CommandLine.Option;
       "  meteora train-lora --task gsm8k,disfl_qa --r 16 --alpha 32 --epochs 2",
       "  meteora train-lora --task all --processes 8",
       "  meteora train-lora --task all --mixed --balanced 1000 --name lora_b",
+      "  meteora train-lora --task all --phatgoose",
       "  meteora train-lora --data my.jsonl --name mine --target-modules q_proj,v_proj"
     })
 public final class TrainLoraCommand implements Callable<Integer> {
@@ -115,6 +116,16 @@ public final class TrainLoraCommand implements Callable<Integer> {
   private Boolean useRslora;
 
   @Option(
+      names = "--phatgoose",
+      arity = "0..1",
+      fallbackValue = "100",
+      paramLabel = "STEPS",
+      description =
+          "train the adapters' vectors for --router phatgoose too, in so many steps (default:"
+              + " 100); adapters that are there already stay as they are")
+  private Long phatgoose;
+
+  @Option(
       names = "--together",
       description =
           "train the adapters of several tasks at the same time, each sample through its own;"
@@ -134,7 +145,11 @@ public final class TrainLoraCommand implements Callable<Integer> {
     var base = loaded.requireBaseModelPath();
     var target = outputDir != null ? outputDir : loaded.adapterDir().orElse(Path.of("adapters"));
     var files = files(loaded.targetDir());
+    if (phatgoose != null) {
+      TrainConfig.phatgoose(loaded.train(), options, phatgoose); // mistakes are said now
+    }
     var lines = training.lines(settings);
+    lines.add("--phatgoose " + phatgoose);
     lines.add("adapters " + String.join(",", files.keySet()));
     try (var stop = new StopSignal()) {
       return processes.run(
@@ -156,17 +171,38 @@ public final class TrainLoraCommand implements Callable<Integer> {
                         training.flags.over(loaded));
             var sharers = training.shardBase.sharers(all);
             stop.listen();
-            if (files.size() > 1 && all.size() == 1 && together) {
-              LoraTraining.together(files.keySet().stream().map(trainings).toList(), stop)
+            var missing =
+                files.keySet().stream()
+                    .filter(name -> phatgoose == null || !isAdapter(target.resolve(name)))
+                    .toList();
+            all.barrier(); // nobody writes an adapter before all have looked
+            if (missing.size() > 1 && all.size() == 1 && together) {
+              LoraTraining.together(missing.stream().map(trainings).toList(), stop)
                   .forEach(System.out::println);
-              return 0;
+            } else {
+              train(
+                  all,
+                  sharers.size() == 1,
+                  missing,
+                  (adapter, collective) -> trainings.apply(adapter).run(collective, sharers, stop));
             }
-            train(
-                all,
-                sharers.size() == 1,
-                List.copyOf(files.keySet()),
-                target,
-                (adapter, collective) -> trainings.apply(adapter).run(collective, sharers, stop));
+            if (phatgoose != null && !stop.getAsBoolean()) {
+              Function<String, PhatgooseTraining> vectors =
+                  adapter ->
+                      new PhatgooseTraining(
+                          TrainConfig.phatgoose(loaded.train(), options, phatgoose),
+                          base,
+                          target.resolve(adapter),
+                          files.get(adapter),
+                          balanced == null ? 0 : balanced,
+                          training.resume,
+                          training.flags.over(loaded));
+              train(
+                  all,
+                  sharers.size() == 1,
+                  List.copyOf(files.keySet()),
+                  (adapter, collective) -> vectors.apply(adapter).run(collective, sharers, stop));
+            }
             return 0;
           });
     }
@@ -182,7 +218,6 @@ public final class TrainLoraCommand implements Callable<Integer> {
       Collective all,
       boolean apart,
       List<String> names,
-      Path target,
       BiFunction<String, Collective, Optional<Path>> training) {
     boolean dealt = apart && all.size() > 1 && names.size() > 1;
     if (dealt) {
@@ -198,18 +233,23 @@ public final class TrainLoraCommand implements Callable<Integer> {
       if (result.isEmpty()) {
         break;
       }
-      written.add(names.get(i));
+      written.add(result.get().toString());
       if (!dealt) {
         System.out.println(result.get());
       }
     }
     if (dealt) {
-      var ofAll =
-          all.gather(String.join("\n", written).getBytes(StandardCharsets.UTF_8)).stream()
-              .flatMap(bytes -> new String(bytes, StandardCharsets.UTF_8).lines())
-              .collect(Collectors.toSet());
-      names.stream().filter(ofAll::contains).map(target::resolve).forEach(System.out::println);
+      all.gather(String.join("\n", written).getBytes(StandardCharsets.UTF_8)).stream()
+          .flatMap(bytes -> new String(bytes, StandardCharsets.UTF_8).lines())
+          .filter(line -> !line.isEmpty())
+          .sorted()
+          .forEach(System.out::println);
     }
+  }
+
+  private static boolean isAdapter(Path folder) {
+    return Files.isRegularFile(folder.resolve("adapter_config.json"))
+        && Files.isRegularFile(folder.resolve("adapter_model.safetensors"));
   }
 
   /**

@@ -1,0 +1,116 @@
+package org.meteora.train;
+
+import ai.djl.ndarray.NDArray;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import org.meteora.checkpoint.MeteoraCheckpoint;
+import org.meteora.checkpoint.TrainableModel;
+import org.meteora.io.CacheFolders;
+import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
+import org.meteora.router.LoraFlowFile;
+import org.meteora.train.optim.FlatParameters;
+
+/**
+ * Trains the layers' gates of the router {@code lora-flow} (arXiv 2402.11455) on some samples of
+ * one target task; adapters and base stay frozen.
+ *
+ * @param config settings
+ * @param basePath the base model's folder
+ * @param adapterDir PEFT folders by name
+ * @param adapters their names in the order of their indices; empty: all of the folder, as MeteoRA's
+ *     training orders them
+ * @param data the target task's JSONL, by its name
+ * @param samples training samples, drawn with the seed; 0: all
+ * @param output gets checkpoints, metrics, curves, and at the end {@code lora-flow/}
+ * @param resume go on from the folder's last checkpoint
+ * @param flags which implementation runs
+ */
+public record LoraFlowTraining(
+    TrainConfig config,
+    Path basePath,
+    Path adapterDir,
+    List<String> adapters,
+    Map<String, Path> data,
+    int samples,
+    Path output,
+    boolean resume,
+    Flags flags) {
+
+  /**
+   * Trains and writes the gates.
+   *
+   * @param collective the processes that train them together; the first one writes
+   * @param sharers those of them that share the base model's weights: all, or one process
+   * @param stop asked after every step; true, in any process: write a checkpoint and return
+   * @return the folder with {@code lora_flow.safetensors}; empty when stopped early
+   * @throws org.meteora.UserException when data, adapters or model are missing, or the loss
+   *     diverges
+   */
+  public Optional<Path> run(Collective collective, Collective sharers, BooleanSupplier stop) {
+    try (var lock = collective.rank() == 0 ? Checkpoints.lock(output) : null) {
+      var start = resume ? Run.Start.RESUME : Run.Start.NEW;
+      return run(Run.resume(output, start, collective), collective, sharers, stop);
+    }
+  }
+
+  private Optional<Path> run(
+      Optional<Path> from, Collective collective, Collective sharers, BooleanSupplier stop) {
+    var folders =
+        MeteoraTraining.order(adapterDir, adapters).stream().map(adapterDir::resolve).toList();
+    var spec =
+        new TrainableModel.Spec(
+            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
+    try (var model = TrainableModel.loraFlow(spec, folders, sharers);
+        var parameters =
+            new FlatParameters(model.llama().manager(), model.loraFlowParameters(), collective)) {
+      var names = model.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
+      var learnt =
+          LoraTraining.samples(
+              config, data, samples, model.tokenizer(), Run.tokenization(config, model));
+      var target = String.join(",", data.keySet());
+      var outcome =
+          Run.train(
+              "lora-flow for " + target,
+              config,
+              model,
+              parameters,
+              new LlamaLearner(model.llama(), model.context(), config.gradientCheckpointing(), 0),
+              basePath,
+              folders,
+              learnt.train(),
+              learnt.eval(),
+              List.of(target),
+              output,
+              from,
+              folder -> LoraFlowFile.write(folder, values(parameters), names),
+              collective,
+              stop);
+      if (outcome.isEmpty()) {
+        return Optional.empty();
+      }
+      var result = output.resolve("lora-flow");
+      if (collective.rank() == 0) {
+        LoraFlowFile.write(result, values(parameters), names);
+        var inputs = new LinkedHashMap<String, Object>();
+        inputs.put("base_model_path", CacheFolders.shown(basePath));
+        inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
+        inputs.put("adapters", names);
+        inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
+        inputs.put("samples", samples == 0 ? null : samples);
+        Run.record(result, config.describeWithoutAdapter(), model, inputs, outcome.get());
+      }
+      return Optional.of(result);
+    }
+  }
+
+  private static Map<String, NDArray> values(FlatParameters parameters) {
+    var result = new LinkedHashMap<String, NDArray>();
+    parameters.slots().forEach(slot -> result.put(slot.name(), parameters.value(slot.name())));
+    return result;
+  }
+}

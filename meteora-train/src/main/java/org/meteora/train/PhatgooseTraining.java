@@ -1,0 +1,114 @@
+package org.meteora.train;
+
+import ai.djl.ndarray.NDArray;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import org.meteora.checkpoint.TrainableModel;
+import org.meteora.io.CacheFolders;
+import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
+import org.meteora.router.PhatgooseFile;
+import org.meteora.train.optim.FlatParameters;
+
+/**
+ * Trains an adapter's vectors for the router {@code phatgoose}, with that adapter alone and
+ * everything but the vectors frozen, and writes them beside it (arXiv 2402.05859, section 3).
+ *
+ * @param config settings
+ * @param basePath the base model's folder
+ * @param adapter its PEFT folder; checkpoints, metrics and curves go into its {@code
+ *     training/phatgoose/}
+ * @param data JSONL of prompts and responses, by task: what the adapter was trained on
+ * @param samplesPerTask at most so many training samples of each task; 0: all
+ * @param resume go on from the last checkpoint, if there is one
+ * @param flags which implementation runs
+ */
+public record PhatgooseTraining(
+    TrainConfig config,
+    Path basePath,
+    Path adapter,
+    Map<String, Path> data,
+    int samplesPerTask,
+    boolean resume,
+    Flags flags) {
+
+  /**
+   * Trains and writes the vectors.
+   *
+   * @param collective the processes that train them together; the first one writes
+   * @param sharers those of them that share the base model's weights: all, or one process
+   * @param stop asked after every step; true, in any process: write a checkpoint and return
+   * @return the file written; empty when stopped early
+   * @throws org.meteora.UserException when data, adapter or model are missing, or the loss diverges
+   */
+  public Optional<Path> run(Collective collective, Collective sharers, BooleanSupplier stop) {
+    var folder = adapter.resolve("training").resolve("phatgoose");
+    try (var lock = collective.rank() == 0 ? Checkpoints.lock(folder) : null) {
+      var start = resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW;
+      return run(folder, Run.resume(folder, start, collective), collective, sharers, stop);
+    }
+  }
+
+  private Optional<Path> run(
+      Path folder,
+      Optional<Path> from,
+      Collective collective,
+      Collective sharers,
+      BooleanSupplier stop) {
+    var spec =
+        new TrainableModel.Spec(
+            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
+    try (var model = TrainableModel.phatgoose(spec, adapter, sharers);
+        var parameters =
+            new FlatParameters(model.llama().manager(), model.parameters(true), collective)) {
+      var name = adapter.getFileName().toString();
+      var samples =
+          LoraTraining.samples(
+              config, data, samplesPerTask, model.tokenizer(), Run.tokenization(config, model));
+      var outcome =
+          Run.train(
+              name + ", phatgoose",
+              config,
+              model,
+              parameters,
+              new LlamaLearner(model.llama(), model.context(), config.gradientCheckpointing(), 0),
+              basePath,
+              List.of(adapter),
+              samples.train(),
+              samples.eval(),
+              List.of(name),
+              folder,
+              from,
+              target -> PhatgooseFile.write(target, adapter, vectors(parameters)),
+              collective,
+              stop);
+      if (outcome.isEmpty()) {
+        return Optional.empty();
+      }
+      var result = adapter.resolve(PhatgooseFile.NAME);
+      if (collective.rank() == 0) {
+        PhatgooseFile.write(adapter, adapter, vectors(parameters));
+        var inputs = new LinkedHashMap<String, Object>();
+        inputs.put("adapter", CacheFolders.shown(adapter));
+        inputs.put("base_model_path", CacheFolders.shown(basePath));
+        inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
+        inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
+        Run.record(folder, config.describeWithoutAdapter(), model, inputs, outcome.get());
+      }
+      return Optional.of(result);
+    }
+  }
+
+  private static Map<String, NDArray> vectors(FlatParameters parameters) {
+    var result = new LinkedHashMap<String, NDArray>();
+    for (var slot : parameters.slots()) {
+      var module = slot.name().substring(0, slot.name().lastIndexOf('.'));
+      result.put(module, parameters.value(slot.name()));
+    }
+    return result;
+  }
+}
