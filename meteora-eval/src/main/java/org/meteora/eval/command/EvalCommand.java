@@ -133,7 +133,8 @@ public final class EvalCommand implements Callable<Integer> {
       names = "--routes",
       description =
           "Gather which adapters the gates choose, tasks x adapters:"
-              + " <eval_result_save_dir>/meteora/<task>.routes/routing.{html,png,json}.")
+              + " <eval_result_save_dir>/meteora/<task>.routes/routing.{html,png,json}; of several"
+              + " tasks in tasks.routes too.")
   private boolean routes;
 
   @Option(
@@ -271,6 +272,7 @@ public final class EvalCommand implements Callable<Integer> {
                     ? evaluation.evaluate(each)
                     : evaluation.sweep(Sweep.of(sweep), each));
       }
+      evaluation.writeRoutesOfAll();
       return code;
     }
   }

@@ -50,6 +50,7 @@ final class Evaluation implements AutoCloseable {
   private final PrintWriter out;
   private LoadedModel.Spec spec;
   private LoadedModel loaded;
+  private RoutingMatrix routesOfAll;
 
   /**
    * What is evaluated, and what is kept of it.
@@ -172,11 +173,30 @@ final class Evaluation implements AutoCloseable {
         how.put("model", loaded.describe());
         matrix.write("Routing of " + task.name(), how, routesFolder);
         LOG.info("wrote the routing to {}", routesFolder);
+        if (routesOfAll == null) {
+          routesOfAll = new RoutingMatrix(matrix.adapters());
+        }
+        routesOfAll.add(matrix);
       }
       out.print(ScoreTable.of(task.name() + " (" + model.model() + ")", scores));
       out.flush();
       return exitCode(run.problems(), test.file());
     }
+  }
+
+  /** Writes one routing matrix of all tasks evaluated, if they were several. */
+  void writeRoutesOfAll() {
+    if (routesOfAll != null && routesOfAll.tasks().size() > 1) {
+      var folder =
+          settings.config().evalResultSaveDir().resolve("meteora").resolve("tasks.routes");
+      routesOfAll.write(
+          "Routing by task", Map.of("model", loaded.describe(), "limit", samples()), folder);
+      LOG.info("wrote the routing of all tasks to {}", folder);
+    }
+  }
+
+  private String samples() {
+    return settings.limit() == null ? "all" : settings.limit().toString();
   }
 
   /**

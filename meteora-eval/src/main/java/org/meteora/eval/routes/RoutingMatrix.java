@@ -167,16 +167,27 @@ public final class RoutingMatrix implements RoutingListener {
   /** Adds, at the first process, what all others counted. */
   public void addOthers(Collective processes) {
     try {
-      var mine =
-          new Counted(
-              tasks, gates.stream().map(g -> new Sums(g.weight, g.first, g.tokens)).toList());
-      var all = processes.gather(Jsonl.JSON.writeValueAsBytes(mine));
+      var all = processes.gather(Jsonl.JSON.writeValueAsBytes(counted()));
       for (int rank = 1; rank < all.size(); rank++) {
         add(Jsonl.JSON.readValue(all.get(rank), Counted.class));
       }
     } catch (IOException e) {
       throw new IllegalStateException(e);
     }
+  }
+
+  /**
+   * Adds what another matrix counted.
+   *
+   * @param other of the same adapters
+   */
+  public void add(RoutingMatrix other) {
+    add(other.counted());
+  }
+
+  private Counted counted() {
+    return new Counted(
+        tasks, gates.stream().map(g -> new Sums(g.weight, g.first, g.tokens)).toList());
   }
 
   private void add(Counted other) {

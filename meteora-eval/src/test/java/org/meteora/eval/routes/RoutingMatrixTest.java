@@ -48,6 +48,23 @@ class RoutingMatrixTest {
   }
 
   @Test
+  void theMatrixOfSeveralTasksIsTheSumOfTheirs() {
+    var sum = new RoutingMatrix(List.of("a", "b", "c"));
+    sum.add(matrix());
+    var other = new RoutingMatrix(List.of("a", "b", "c"));
+    other.begin("c", new int[] {1});
+    other.onRouting(0, 0, 1, 1, 2, new int[] {2, 0}, new float[] {0.75f, 0.25f});
+    other.begin("b", new int[] {1});
+    other.onRouting(0, 0, 1, 1, 2, new int[] {2, 0}, new float[] {1, 0});
+    sum.add(other);
+    assertThat(sum.tasks()).containsExactly("b", "unknown", "c");
+    assertThat(sum.count("b", 0, 0)).isEqualTo(5);
+    assertThat(sum.first("b", 0, 0)).containsExactly(new double[] {0.2, 0.6, 0.2}, within(1e-12));
+    assertThat(sum.shares("c", 0, 0)).containsExactly(0.25, 0, 0.75);
+    assertThat(sum.shares("unknown", 0, 3)).containsExactly(0.5, 0, 0.5);
+  }
+
+  @Test
   void questionsOfACompositeCountForTheirTasks() {
     var matrix = new RoutingMatrix(List.of("a", "b"));
     var long2 = "[INST] x [/INST]\n[INST] y [/INST]\n";
