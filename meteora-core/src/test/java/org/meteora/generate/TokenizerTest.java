@@ -40,6 +40,32 @@ class TokenizerTest {
     }
   }
 
+  /** Every one of these is a token of some real vocabulary; none is a part of the file. */
+  @Test
+  void wordsOfTheVocabularyAreNoPartsOfTheFile() throws IOException {
+    var json = org.meteora.io.Jsonl.readFile(TINY.resolve("tokenizer.json"));
+    var vocab = (com.fasterxml.jackson.databind.node.ObjectNode) json.at("/model/vocab");
+    int id = 1000;
+    for (var word :
+        java.util.List.of(
+            "single",
+            "pair",
+            "special_tokens",
+            "type",
+            "pattern",
+            "prepend",
+            "normalizers",
+            "precompiled_charsmap")) {
+      vocab.put(word, id++);
+    }
+    Files.writeString(folder.resolve("tokenizer.json"), json.toString());
+    try (var tokenizer = Tokenizer.load(folder);
+        var tiny = Tokenizer.load(TINY)) {
+      var text = "a single pair of words";
+      assertThat(tokenizer.encode(text, true)).isEqualTo(tiny.encode(text, true));
+    }
+  }
+
   @ParameterizedTest
   @CsvSource(
       delimiter = '|',

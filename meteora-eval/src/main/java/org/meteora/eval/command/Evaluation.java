@@ -187,8 +187,7 @@ final class Evaluation implements AutoCloseable {
   /** Writes one routing matrix of all tasks evaluated, if they were several. */
   void writeRoutesOfAll() {
     if (routesOfAll != null && routesOfAll.tasks().size() > 1) {
-      var folder =
-          settings.config().evalResultSaveDir().resolve("meteora").resolve("tasks.routes");
+      var folder = settings.config().evalResultSaveDir().resolve("meteora").resolve("tasks.routes");
       routesOfAll.write(
           "Routing by task", Map.of("model", loaded.describe(), "limit", samples()), folder);
       LOG.info("wrote the routing of all tasks to {}", folder);
