@@ -12,13 +12,20 @@ import java.net.Proxy;
 import java.net.ServerSocket;
 import java.net.Socket;
 import java.net.URI;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.KeyStore;
 import java.util.ArrayList;
 import java.util.Base64;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import javax.net.ssl.HttpsURLConnection;
+import javax.net.ssl.KeyManagerFactory;
+import javax.net.ssl.SSLContext;
+import javax.net.ssl.SSLSocket;
+import javax.net.ssl.TrustManagerFactory;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
@@ -263,6 +270,97 @@ class ProxiesTest {
           .hasMessageContaining("403")
           .hasMessageContaining("through the proxy localhost:" + proxy.port());
       assertThat(proxy.heard).contains("CONNECT hub.invalid:443 HTTP/1.1");
+    }
+  }
+
+  private SSLContext certified(String name) throws Exception {
+    var store = folder.resolve(name + ".p12");
+    var keytool =
+        new ProcessBuilder(
+                Path.of(System.getProperty("java.home"), "bin", "keytool").toString(),
+                "-genkeypair",
+                "-alias",
+                "x",
+                "-keyalg",
+                "EC",
+                "-dname",
+                "CN=" + name,
+                "-ext",
+                "san=dns:" + name,
+                "-storetype",
+                "PKCS12",
+                "-storepass",
+                "secret",
+                "-keystore",
+                store.toString())
+            .redirectErrorStream(true)
+            .start();
+    var said = new String(keytool.getInputStream().readAllBytes(), ISO_8859_1);
+    assertThat(keytool.waitFor()).as(said).isZero();
+    var keys = KeyStore.getInstance("PKCS12");
+    try (var in = Files.newInputStream(store)) {
+      keys.load(in, "secret".toCharArray());
+    }
+    var own = KeyManagerFactory.getInstance(KeyManagerFactory.getDefaultAlgorithm());
+    own.init(keys, "secret".toCharArray());
+    var trusted = KeyStore.getInstance("PKCS12");
+    trusted.load(null, null);
+    trusted.setCertificateEntry("x", keys.getCertificate("x"));
+    var trust = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
+    trust.init(trusted);
+    var context = SSLContext.getInstance("TLS");
+    context.init(own.getKeyManagers(), trust.getTrustManagers(), null);
+    return context;
+  }
+
+  /** A tunnel that the proxy opens: what goes through it is the server's alone to read. */
+  @Test
+  void httpsGoesThroughTheTunnel() throws Exception {
+    var context = certified("hub.invalid");
+    var before = HttpsURLConnection.getDefaultSSLSocketFactory();
+    try (var hub = new FakeHub();
+        var tls =
+            new Server(
+                (client, heard) -> {
+                  try (var secret =
+                          (SSLSocket)
+                              context
+                                  .getSocketFactory()
+                                  .createSocket(client, null, client.getPort(), true);
+                      var plain = new Socket("localhost", hub.endpoint().getPort())) {
+                    secret.setUseClientMode(false);
+                    join(secret, plain);
+                  }
+                });
+        var proxy =
+            new Server(
+                (client, heard) -> {
+                  heard.add(head(client.getInputStream()));
+                  say(client, "HTTP/1.1 200 Connection established\r\n\r\n");
+                  try (var server = new Socket("localhost", tls.port())) {
+                    join(client, server);
+                  }
+                })) {
+      hub.add("a.txt", "hello".getBytes(ISO_8859_1), false);
+      hub.redirects = false;
+      hub.requiredToken = "hf_secret";
+      var hubClient =
+          client(URI.create("https://hub.invalid"), "https_proxy", "localhost:" + proxy.port());
+      assertThatThrownBy(() -> hubClient.list(REPOSITORY))
+          .as("a certificate that nobody here has signed")
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("hub.invalid")
+          .hasMessageContaining("certif")
+          .hasMessageNotContaining("\n");
+      HttpsURLConnection.setDefaultSSLSocketFactory(context.getSocketFactory());
+      var to = folder.resolve("to");
+      new HubDownloader(hubClient).download(REPOSITORY, List.of(), to);
+      assertThat(to.resolve("a.txt")).hasContent("hello");
+      assertThat(proxy.heard)
+          .allMatch(head -> head.startsWith("CONNECT hub.invalid:443 HTTP/1.1\r\n"))
+          .noneMatch(head -> head.contains("hf_secret"));
+    } finally {
+      HttpsURLConnection.setDefaultSSLSocketFactory(before);
     }
   }
 
