@@ -2,6 +2,7 @@ package org.meteora.io;
 
 import com.sun.security.auth.module.UnixSystem;
 import java.io.IOException;
+import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
@@ -37,6 +38,9 @@ public final class CacheFolders {
 
   /** Nobody that still unpacks leaves its files alone for so long. */
   private static final long SETTLED_MILLIS = 2_000;
+
+  /** Bytes of the library of tokenizers, and more. */
+  private static final int LIBRARY = 32 << 20;
 
   private static Path fresh;
 
@@ -346,6 +350,9 @@ public final class CacheFolders {
       unpacking |= each.getStackTrace().length > 0 && isUnpacker(each);
       cause = each instanceof IOException io ? io : null;
     }
+    if (unpacking && cause == null) {
+      cause = noRoom(engine());
+    }
     return unpacking && cause != null
         ? Optional.of(
             new UserException(
@@ -356,6 +363,26 @@ public final class CacheFolders {
                     + "; make room there, or name another folder by ENGINE_CACHE_DIR",
                 failure))
         : Optional.empty();
+  }
+
+  /** What a library's file would meet: the unpacker does not always say it. */
+  private static IOException noRoom(Path folder) {
+    Path probe = null;
+    try {
+      probe = Files.createTempFile(folder, "room", "");
+      try (var channel = FileChannel.open(probe, StandardOpenOption.WRITE)) {
+        for (var bytes = ByteBuffer.allocate(LIBRARY); bytes.hasRemaining(); ) {
+          channel.write(bytes);
+        }
+      }
+      return null;
+    } catch (IOException e) {
+      return e;
+    } finally {
+      if (probe != null) {
+        remove(probe);
+      }
+    }
   }
 
   private static boolean isUnpacker(Throwable failure) {
