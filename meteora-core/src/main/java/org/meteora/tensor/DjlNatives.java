@@ -181,7 +181,7 @@ public final class DjlNatives {
   }
 
   public static long torchToContiguous(long tensor) {
-    return new StableAbi.Call("aten::contiguous", "").tensor(tensor).integer(0).run();
+    return new OperatorCall("aten::contiguous", "").tensor(tensor).integer(0).run();
   }
 
   // Its values
@@ -236,7 +236,7 @@ public final class DjlNatives {
   public static long torchZeros(
       long[] shape, int dtype, int layout, int[] device, boolean gradient) {
     return inPlace(
-        new StableAbi.Call("aten::zero_", ""), torchEmpty(shape, dtype, layout, device, gradient));
+        new OperatorCall("aten::zero_", ""), torchEmpty(shape, dtype, layout, device, gradient));
   }
 
   public static long torchOnes(
@@ -281,7 +281,7 @@ public final class DjlNatives {
   public static long tensorUniform(
       double from, double to, long[] shape, int dtype, int layout, int[] device, boolean gradient) {
     return inPlace(
-        new StableAbi.Call("aten::uniform_", ""),
+        new OperatorCall("aten::uniform_", ""),
         torchEmpty(shape, dtype, layout, device, gradient),
         call -> call.real(from).real(to).none());
   }
@@ -295,7 +295,7 @@ public final class DjlNatives {
       int[] device,
       boolean gradient) {
     return inPlace(
-        new StableAbi.Call("aten::normal_", ""),
+        new OperatorCall("aten::normal_", ""),
         torchEmpty(shape, dtype, layout, device, gradient),
         call -> call.real(mean).real(deviation).none());
   }
@@ -303,7 +303,7 @@ public final class DjlNatives {
   public static long torchRandint(
       long low, long high, long[] shape, int dtype, int layout, int[] device, boolean gradient) {
     return inPlace(
-        new StableAbi.Call("aten::random_", "from"),
+        new OperatorCall("aten::random_", "from"),
         torchEmpty(shape, dtype, layout, device, gradient),
         call -> call.integer(low).optionalInteger(high).none());
   }
@@ -322,12 +322,12 @@ public final class DjlNatives {
     }
   }
 
-  private static long inPlace(StableAbi.Call call, long tensor) {
+  private static long inPlace(OperatorCall call, long tensor) {
     return inPlace(call, tensor, arguments -> {});
   }
 
   private static long inPlace(
-      StableAbi.Call call, long tensor, java.util.function.Consumer<StableAbi.Call> arguments) {
+      OperatorCall call, long tensor, java.util.function.Consumer<OperatorCall> arguments) {
     call.tensor(tensor);
     arguments.accept(call);
     StableAbi.delete(call.run());
@@ -345,7 +345,7 @@ public final class DjlNatives {
   }
 
   public static void torchCudaEmptyCache() {
-    StableAbi.emptyCudaCache();
+    CudaAbi.emptyCudaCache();
   }
 
   /**

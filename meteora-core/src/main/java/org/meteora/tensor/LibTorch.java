@@ -4,7 +4,6 @@ import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import ai.djl.engine.Engine;
-import java.io.File;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
@@ -18,10 +17,7 @@ import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Optional;
-import java.util.concurrent.TimeUnit;
-import java.util.function.Supplier;
 import java.util.regex.Pattern;
-import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
@@ -42,14 +38,12 @@ public final class LibTorch {
   private static final Logger LOG = LoggerFactory.getLogger(LibTorch.class);
 
   /** The version that DJL's JNI library was compiled for: its label there, not a condition. */
-  private static final String JNI_VERSION = "2.7.1";
+  static final String JNI_VERSION = "2.7.1";
 
-  private static final String JNI_CUDA = "cu128";
+  static final String JNI_CUDA = "cu128";
   private static final List<String> LIBRARIES =
       List.of("libc10.so", "libtorch_cpu.so", "libc10_cuda.so", "libtorch_cuda.so", "libtorch.so");
   private static final Pattern VERSION = Pattern.compile("(\\d+)\\.(\\d+).*");
-  private static final Pattern SAID =
-      Pattern.compile("(?m)^(__version__|cuda)\\b[^=]*=\\s*['\"]([^'\"]*)['\"]");
 
   /** A process has one libtorch. */
   private static Build loaded;
@@ -77,7 +71,7 @@ public final class LibTorch {
       var result = new ArrayList<Path>(List.of(folder.get()));
       // a wheel: site-packages/torch/lib beside site-packages/nvidia/*/lib
       var site = folder.get().getParent().getParent();
-      for (var lib : list(site == null ? null : site.resolve("nvidia"))) {
+      for (var lib : TorchSearch.list(site == null ? null : site.resolve("nvidia"))) {
         result.add(lib.resolve("lib"));
       }
       return result.stream().filter(Files::isDirectory).toList();
@@ -139,13 +133,13 @@ public final class LibTorch {
   /** What {@link #load(boolean)} would choose. */
   static Build choose(boolean gpu) {
     var problems = new ArrayList<String>();
-    var explicit = explicit();
+    var explicit = TorchSearch.explicit();
     if (explicit.isPresent()) {
       return explicit.get();
     }
     var driver = gpu ? driver() : Driver.NONE;
     if (driver.gpus() > 0) {
-      for (var place : places()) {
+      for (var place : TorchSearch.places()) {
         for (var build : place.get()) {
           var problem = problem(build, driver);
           if (problem.isEmpty()) {
@@ -167,7 +161,7 @@ public final class LibTorch {
       return bundled;
     }
     // a distribution without the CPU build: any PyTorch will do
-    return places().stream()
+    return TorchSearch.places().stream()
         .flatMap(place -> place.get().stream())
         .findFirst()
         .orElseThrow(
@@ -192,148 +186,6 @@ public final class LibTorch {
           "needs CUDA " + build.cuda() + ", the driver runs " + driver.cuda() + " at most");
     }
     return Optional.empty();
-  }
-
-  private static Optional<Build> explicit() {
-    for (var variable : List.of("METEORA_TORCH", "PYTORCH_LIBRARY_PATH")) {
-      var value = System.getenv(variable);
-      if (value == null || value.isBlank()) {
-        continue;
-      }
-      if (variable.equals("METEORA_TORCH") && value.equals("download")) {
-        System.setProperty("PYTORCH_FLAVOR", JNI_CUDA);
-        System.setProperty("PYTORCH_VERSION", JNI_VERSION);
-        return Optional.of(
-            new Build(
-                Optional.empty(),
-                JNI_VERSION,
-                JNI_CUDA,
-                "fetched by DJL, as " + variable + " asks"));
-      }
-      var root = Path.of(value).toAbsolutePath().normalize();
-      return Optional.of(
-          Stream.of(root, root.resolve("lib"), root.resolve("torch/lib"))
-              .map(folder -> at(folder, variable))
-              .flatMap(Optional::stream)
-              .findFirst()
-              .or(() -> inPrefix(root, variable).stream().findFirst())
-              .orElseThrow(
-                  () ->
-                      new UserException(
-                          variable
-                              + "="
-                              + value
-                              + ": no libtorch_cpu.so there; name a folder such as"
-                              + " …/site-packages/torch, or the root of a virtual environment")));
-    }
-    return Optional.empty();
-  }
-
-  /** Where to look, in order, each only when those before have nothing. */
-  private static List<Supplier<List<Build>>> places() {
-    return List.of(
-        () -> inVariable("VIRTUAL_ENV"),
-        () -> inVariable("CONDA_PREFIX"),
-        LibTorch::inPython,
-        () ->
-            CacheFolders.home()
-                .map(home -> inPrefix(home.resolve(".local"), "user site-packages"))
-                .orElse(List.of()));
-  }
-
-  private static List<Build> inVariable(String variable) {
-    var value = System.getenv(variable);
-    return value == null || value.isBlank() ? List.of() : inPrefix(Path.of(value), variable);
-  }
-
-  /** Those of an environment, or of an installation of Python. */
-  static List<Build> inPrefix(Path prefix, String foundBy) {
-    var folders = new ArrayList<Path>();
-    for (var lib : List.of("lib", "lib64")) {
-      for (var python : list(prefix.resolve(lib))) {
-        if (python.getFileName().toString().startsWith("python3")) {
-          folders.add(python.resolve("site-packages/torch/lib"));
-        }
-      }
-    }
-    folders.add(prefix.resolve("lib"));
-    return folders.stream().map(folder -> at(folder, foundBy)).flatMap(Optional::stream).toList();
-  }
-
-  /** That which {@code import torch} would find; asked without importing it. */
-  private static List<Build> inPython() {
-    try {
-      var process =
-          new ProcessBuilder(
-                  "python3",
-                  "-c",
-                  // without the working folder, from which no code is to be loaded
-                  "import sys; sys.path = [p for p in sys.path if p];"
-                      + " import importlib.util as u; s = u.find_spec('torch');"
-                      + " print(s.origin if s else '')")
-              .directory(new File("/"))
-              .redirectError(ProcessBuilder.Redirect.DISCARD)
-              .start();
-      process.getOutputStream().close();
-      if (!process.waitFor(20, TimeUnit.SECONDS)) {
-        process.destroyForcibly();
-        return List.of();
-      }
-      var origin =
-          new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
-      return origin.isEmpty()
-          ? List.of()
-          : at(Path.of(origin).resolveSibling("lib"), "python3").stream().toList();
-    } catch (IOException e) {
-      return List.of(); // no python3
-    } catch (InterruptedException e) {
-      Thread.currentThread().interrupt();
-      return List.of();
-    }
-  }
-
-  private static Optional<Build> at(Path folder, String foundBy) {
-    if (!Files.exists(folder.resolve("libtorch_cpu.so"))
-        || !Files.exists(folder.resolve("libtorch.so"))) {
-      return Optional.empty();
-    }
-    boolean cuda =
-        Files.exists(folder.resolve("libtorch_cuda.so"))
-            && Files.exists(folder.resolve("libc10_cuda.so"));
-    var version = "unknown";
-    var builtFor = cuda ? "unknown" : "";
-    for (var file :
-        List.of(folder.resolveSibling("version.py"), folder.resolveSibling("build-version"))) {
-      try {
-        var text = Files.readString(file);
-        var matcher = SAID.matcher(text);
-        if (file.endsWith("build-version")) {
-          version = text.strip();
-        }
-        while (matcher.find()) {
-          if (matcher.group(1).equals("cuda")) {
-            builtFor = cuda ? matcher.group(2) : "";
-          } else {
-            version = matcher.group(2);
-          }
-        }
-        break;
-      } catch (IOException e) {
-        // not a wheel, or not an archive
-      }
-    }
-    return Optional.of(new Build(Optional.of(folder), version, builtFor, foundBy));
-  }
-
-  private static List<Path> list(Path folder) {
-    if (folder == null || !Files.isDirectory(folder)) {
-      return List.of();
-    }
-    try (var files = Files.list(folder)) {
-      return files.sorted().toList();
-    } catch (IOException e) {
-      return List.of();
-    }
   }
 
   /**

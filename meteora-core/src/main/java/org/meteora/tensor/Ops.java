@@ -40,7 +40,7 @@ public final class Ops {
 
   /** A new tensor with the values of {@code x} in {@code dtype}. */
   public static NDArray convert(NDArray x, Dtype dtype) {
-    return new StableAbi.Call("aten::to", "dtype")
+    return new OperatorCall("aten::to", "dtype")
         .tensor(x)
         .integer(dtype.scalarType())
         .bool(false)
@@ -63,7 +63,7 @@ public final class Ops {
 
   /** Sets all values of {@code x} to zero; not to be recorded. */
   public static void clear(NDArray x) {
-    new StableAbi.Call("aten::zero_", "").tensor(x).run(x.getManager()).close();
+    new OperatorCall("aten::zero_", "").tensor(x).run(x.getManager()).close();
   }
 
   /**
@@ -89,7 +89,7 @@ public final class Ops {
   public static void share(NDArray x, NDArray source) {
     try (var off = notRecording();
         var alias =
-            new StableAbi.Call("aten::set_", "source_Tensor")
+            new OperatorCall("aten::set_", "source_Tensor")
                 .tensor(x)
                 .tensor(source)
                 .run(x.getManager())) {
@@ -99,12 +99,12 @@ public final class Ops {
 
   /** A second handle on the same tensor (same memory), owned by {@code manager}. */
   public static NDArray alias(NDManager manager, NDArray x) {
-    return new StableAbi.Call("aten::alias", "").tensor(x).run(manager);
+    return new OperatorCall("aten::alias", "").tensor(x).run(manager);
   }
 
   /** The same memory outside of the graph that {@code x} belongs to, owned by {@code manager}. */
   public static NDArray detach(NDManager manager, NDArray x) {
-    return new StableAbi.Call("aten::detach", "").tensor(x).run(manager);
+    return new OperatorCall("aten::detach", "").tensor(x).run(manager);
   }
 
   /**
@@ -112,7 +112,7 @@ public final class Ops {
    * or null.
    */
   public static NDArray linear(NDArray x, NDArray weight, NDArray bias) {
-    return new StableAbi.Call("aten::linear", "")
+    return new OperatorCall("aten::linear", "")
         .tensor(x)
         .tensor(weight)
         .optionalTensor(bias)
@@ -127,9 +127,9 @@ public final class Ops {
    * @param weight {@code (out, in)}
    */
   public static void addLinear(NDArray y, NDArray x, NDArray weight) {
-    if (StableAbi.canAddProduct(y)) {
+    if (CudaAbi.canAddProduct(y)) {
       try (var transposed = transpose(weight, 0, 1)) {
-        StableAbi.addProduct(y, x, transposed);
+        CudaAbi.addProduct(y, x, transposed);
       }
       return;
     }
@@ -177,12 +177,12 @@ public final class Ops {
 
   /** {@code x · sigmoid(x)}. */
   public static NDArray silu(NDArray x) {
-    return new StableAbi.Call("aten::silu", "").tensor(x).run(x.getManager());
+    return new OperatorCall("aten::silu", "").tensor(x).run(x.getManager());
   }
 
   /** {@code x} row-major; {@code x} itself, under another handle, when it is already. */
   public static NDArray contiguous(NDArray x) {
-    return new StableAbi.Call("aten::contiguous", "").tensor(x).integer(0).run(x.getManager());
+    return new OperatorCall("aten::contiguous", "").tensor(x).integer(0).run(x.getManager());
   }
 
   /** Whether the values of {@code x} lie one after another, the last dimension's first. */
@@ -200,12 +200,12 @@ public final class Ops {
 
   /** {@code 1 / sqrt(x)}. */
   public static NDArray rsqrt(NDArray x) {
-    return new StableAbi.Call("aten::rsqrt", "").tensor(x).run(x.getManager());
+    return new OperatorCall("aten::rsqrt", "").tensor(x).run(x.getManager());
   }
 
   /** A view of {@code length} entries of dimension {@code dim} from {@code start}. */
   public static NDArray narrow(NDArray x, int dim, long start, long length) {
-    return new StableAbi.Call("aten::narrow", "")
+    return new OperatorCall("aten::narrow", "")
         .tensor(x)
         .integer(dim)
         .integer(start)
@@ -215,7 +215,7 @@ public final class Ops {
 
   /** A view with two dimensions exchanged. */
   public static NDArray transpose(NDArray x, int dim0, int dim1) {
-    return new StableAbi.Call("aten::transpose", "int")
+    return new OperatorCall("aten::transpose", "int")
         .tensor(x)
         .integer(dim0)
         .integer(dim1)
@@ -224,7 +224,7 @@ public final class Ops {
 
   /** Rows of {@code x} along {@code dim} by {@code index (n)} int64. */
   public static NDArray indexSelect(NDArray x, int dim, NDArray index) {
-    return new StableAbi.Call("aten::index_select", "")
+    return new OperatorCall("aten::index_select", "")
         .tensor(x)
         .integer(dim)
         .tensor(index)
@@ -236,7 +236,7 @@ public final class Ops {
    * along {@code dim}.
    */
   public static NDArray scatterAdd(NDArray x, int dim, NDArray index, NDArray source) {
-    return new StableAbi.Call("aten::scatter_add", "")
+    return new OperatorCall("aten::scatter_add", "")
         .tensor(x)
         .integer(dim)
         .tensor(index)
@@ -246,7 +246,7 @@ public final class Ops {
 
   /** The k largest along the last dimension, best first: values, indices (int64). */
   public static NDArray[] topK(NDArray x, int k) {
-    return new StableAbi.Call("aten::topk", "")
+    return new OperatorCall("aten::topk", "")
         .tensor(x)
         .integer(k)
         .integer(-1)
@@ -260,16 +260,12 @@ public final class Ops {
    * (m, k)}, S {@code (k)} in descending order, V {@code (n, k)}, k = min(m, n).
    */
   public static NDArray[] svd(NDArray x) {
-    return new StableAbi.Call("aten::svd", "")
-        .tensor(x)
-        .bool(true)
-        .bool(true)
-        .run(x.getManager(), 3);
+    return new OperatorCall("aten::svd", "").tensor(x).bool(true).bool(true).run(x.getManager(), 3);
   }
 
   /** Ones and zeros: a one at each place with the probability there, from libtorch's generator. */
   public static NDArray bernoulli(NDArray probabilities) {
-    return new StableAbi.Call("aten::bernoulli", "")
+    return new OperatorCall("aten::bernoulli", "")
         .tensor(probabilities)
         .none()
         .run(probabilities.getManager());
@@ -277,7 +273,7 @@ public final class Ops {
 
   /** Softmax over the last dimension, computed and returned in float32. */
   public static NDArray softmax(NDArray x) {
-    return new StableAbi.Call("aten::softmax", "int")
+    return new OperatorCall("aten::softmax", "int")
         .tensor(x)
         .integer(-1)
         .optionalInteger(Dtype.F32.scalarType())
@@ -286,7 +282,7 @@ public final class Ops {
 
   /** Zeroes entries with probability {@code p} and scales the rest by {@code 1 / (1 − p)}. */
   public static NDArray dropout(NDArray x, double p) {
-    return new StableAbi.Call("aten::dropout", "").tensor(x).real(p).bool(true).run(x.getManager());
+    return new OperatorCall("aten::dropout", "").tensor(x).real(p).bool(true).run(x.getManager());
   }
 
   /**
@@ -307,7 +303,7 @@ public final class Ops {
     if (repeated) {
       grouped = false;
     }
-    return new StableAbi.Call("aten::scaled_dot_product_attention", "")
+    return new OperatorCall("aten::scaled_dot_product_attention", "")
         .tensor(q)
         .tensor(repeated ? repeatHeads(k, heads) : k)
         .tensor(repeated ? repeatHeads(v, heads) : v)
@@ -329,7 +325,7 @@ public final class Ops {
 
   /** Rows of {@code weight (n, dim)} by {@code ids (…)} int64: {@code (…, dim)}. */
   public static NDArray embedding(NDArray weight, NDArray ids) {
-    return new StableAbi.Call("aten::embedding", "")
+    return new OperatorCall("aten::embedding", "")
         .tensor(weight)
         .tensor(ids)
         .integer(-1)
@@ -393,12 +389,12 @@ public final class Ops {
     private final long guard;
 
     private OnStream(long stream, int device) {
-      guard = StableAbi.enterStream(stream, device);
+      guard = CudaAbi.enterStream(stream, device);
     }
 
     @Override
     public void close() {
-      StableAbi.leaveStream(guard);
+      CudaAbi.leaveStream(guard);
     }
   }
 

@@ -1,7 +1,6 @@
 package org.meteora.tensor;
 
 import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
@@ -15,18 +14,15 @@ import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
-import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
-import java.util.Arrays;
-import java.util.Map;
-import java.util.concurrent.ConcurrentHashMap;
 
 /**
  * libtorch's stable C ABI ({@code aoti_torch_*}) through the foreign-function interface: what DJL's
- * own binding cannot name, first of all bfloat16, and any ATen operator by its name. A {@link
- * PtNDArray}'s handle is the ABI's {@code AtenTensorHandle}.
+ * own binding cannot name, first of all bfloat16, and any ATen operator by its name ({@link
+ * OperatorCall}). A {@link PtNDArray}'s handle is the ABI's {@code AtenTensorHandle}.
  *
- * <p>The only class that holds method handles to libtorch; everything else calls {@link Ops}.
+ * <p>With {@link OperatorCall} and {@link CudaAbi} the only class that holds method handles to
+ * libtorch; everything else calls {@link Ops}.
  */
 final class StableAbi {
   private static final Linker LINKER = Linker.nativeLinker();
@@ -50,9 +46,6 @@ final class StableAbi {
       handle("aoti_torch_delete_tensor_object", FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
   private static final MethodHandle GET_NUMEL = out("aoti_torch_get_numel");
   private static final MethodHandle NEW_HANDLE = out("aoti_torch_new_tensor_handle");
-  private static final MethodHandle DISPATCH =
-      handle(
-          "aoti_torch_call_dispatcher", FunctionDescriptor.of(JAVA_INT, ADDRESS, ADDRESS, ADDRESS));
   private static final MethodHandle COPY =
       handle("aoti_torch_copy_", FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_LONG, JAVA_INT));
   private static final MethodHandle FROM_BLOB =
@@ -66,12 +59,6 @@ final class StableAbi {
           "aoti_torch_empty_strided",
           FunctionDescriptor.of(
               JAVA_INT, JAVA_LONG, ADDRESS, ADDRESS, JAVA_INT, JAVA_INT, JAVA_INT, ADDRESS));
-  private static final MethodHandle MALLOC =
-      LINKER.downcallHandle(
-          LINKER.defaultLookup().find("malloc").orElseThrow(),
-          FunctionDescriptor.of(ADDRESS, JAVA_LONG));
-
-  private static final Map<String, MemorySegment> NAMES = new ConcurrentHashMap<>();
   private static final int STACK_SLOTS = 16;
 
   /** Scratch of the calling thread: the dispatcher's stack, and one slot for a returned value. */
@@ -80,7 +67,17 @@ final class StableAbi {
 
   private StableAbi() {}
 
-  private static MethodHandle handle(String symbol, FunctionDescriptor descriptor) {
+  /** Room for an operator's arguments and results. */
+  static MemorySegment scratch() {
+    return SCRATCH.get();
+  }
+
+  /** Room for one returned value. */
+  static MemorySegment slot() {
+    return SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
+  }
+
+  static MethodHandle handle(String symbol, FunctionDescriptor descriptor) {
     return LINKER.downcallHandle(LIBRARY.find(symbol).orElseThrow(), descriptor);
   }
 
@@ -93,11 +90,7 @@ final class StableAbi {
     return handle(symbol, FunctionDescriptor.of(JAVA_INT, JAVA_LONG, ADDRESS));
   }
 
-  private static MemorySegment name(String text) {
-    return NAMES.computeIfAbsent(text, Arena.global()::allocateFrom);
-  }
-
-  private static void check(int status, String what) {
+  static void check(int status, String what) {
     if (status != 0) {
       var reason = NativeErrors.reason(Errors.WHAT == null ? NativeErrors.take() : Errors.what());
       throw new IllegalStateException(
@@ -129,7 +122,7 @@ final class StableAbi {
 
   private static long query(MethodHandle function, long handle, String what) {
     try {
-      var slot = SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
+      var slot = slot();
       slot.set(JAVA_LONG, 0, 0);
       check((int) function.invokeExact(handle, slot), what);
       return slot.get(JAVA_LONG, 0);
@@ -272,100 +265,6 @@ final class StableAbi {
     }
   }
 
-  /** libtorch's in-place {@code out = beta · self + alpha · a b} on CUDA, where it has one. */
-  private static final class CudaProduct {
-    static final MethodHandle ADDMM;
-
-    static {
-      MethodHandle found = null;
-      try {
-        found =
-            SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global())
-                .find("aoti_torch_cuda_addmm_out")
-                .map(
-                    symbol ->
-                        LINKER.downcallHandle(
-                            symbol,
-                            FunctionDescriptor.of(
-                                JAVA_INT,
-                                JAVA_LONG,
-                                JAVA_LONG,
-                                JAVA_LONG,
-                                JAVA_LONG,
-                                JAVA_DOUBLE,
-                                JAVA_DOUBLE)))
-                .orElse(null);
-      } catch (IllegalArgumentException e) {
-        // a libtorch without CUDA: the caller has another way
-      }
-      ADDMM = found;
-    }
-
-    private CudaProduct() {}
-  }
-
-  /** Which CUDA stream the calling thread's operations run on. */
-  private static final class CudaStream {
-    static final MethodHandle CREATE_GUARD;
-    static final MethodHandle DELETE_GUARD;
-
-    static {
-      var library = SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global());
-      CREATE_GUARD =
-          LINKER.downcallHandle(
-              library.find("aoti_torch_create_cuda_stream_guard").orElseThrow(),
-              FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_INT, ADDRESS));
-      DELETE_GUARD =
-          LINKER.downcallHandle(
-              library.find("aoti_torch_delete_cuda_stream_guard").orElseThrow(),
-              FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
-    }
-
-    private CudaStream() {}
-  }
-
-  /** Makes a stream current on this thread; the result undoes it. */
-  static long enterStream(long stream, int device) {
-    try {
-      var slot = SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
-      check((int) CudaStream.CREATE_GUARD.invokeExact(stream, device, slot), "cuda_stream_guard");
-      return slot.get(JAVA_LONG, 0);
-    } catch (RuntimeException | Error e) {
-      throw e;
-    } catch (Throwable e) {
-      throw new IllegalStateException(e);
-    }
-  }
-
-  static void leaveStream(long guard) {
-    try {
-      check((int) CudaStream.DELETE_GUARD.invokeExact(guard), "cuda_stream_guard");
-    } catch (RuntimeException | Error e) {
-      throw e;
-    } catch (Throwable e) {
-      throw new IllegalStateException(e);
-    }
-  }
-
-  static boolean canAddProduct(NDArray y) {
-    return y.getDevice().isGpu() && CudaProduct.ADDMM != null;
-  }
-
-  /** {@code y += a · b} on CUDA, all matrices. */
-  static void addProduct(NDArray y, NDArray a, NDArray b) {
-    try {
-      check(
-          (int)
-              CudaProduct.ADDMM.invokeExact(
-                  handleOf(y), handleOf(y), handleOf(a), handleOf(b), 1.0, 1.0),
-          "addmm_out");
-    } catch (RuntimeException | Error e) {
-      throw e;
-    } catch (Throwable e) {
-      throw new IllegalStateException(e);
-    }
-  }
-
   /** A row-major tensor over memory of someone else's, which must outlive it. */
   static NDArray fromBlob(NDManager manager, MemorySegment data, long[] shape, Dtype dtype) {
     return adopt(manager, fromBlob(data, shape, dtype.scalarType()));
@@ -418,18 +317,6 @@ final class StableAbi {
     }
   }
 
-  /**
-   * Gives back the device memory that libtorch keeps for its next tensors. The C ABI has no name
-   * for it; an allocation that no GPU can serve makes libtorch do it before it fails.
-   */
-  static void emptyCudaCache() {
-    try {
-      delete(empty(new long[] {1L << 50}, Dtype.U8.scalarType(), 1, 0));
-    } catch (IllegalStateException e) {
-      // as meant
-    }
-  }
-
   static long[] rowMajor(long[] shape) {
     var strides = new long[shape.length];
     long stride = 1;
@@ -438,109 +325,5 @@ final class StableAbi {
       stride *= Math.max(1, shape[i]);
     }
     return strides;
-  }
-
-  /** The arguments of one operator call, in order. */
-  static final class Call {
-    private final String operator;
-    private final String overload;
-    private final MemorySegment stack = SCRATCH.get();
-    private int slots;
-
-    Call(String operator, String overload) {
-      this.operator = operator;
-      this.overload = overload;
-    }
-
-    /** A tensor; the operator consumes a handle of its own. */
-    Call tensor(NDArray array) {
-      return tensor(handleOf(array));
-    }
-
-    Call tensor(long handle) {
-      return integer(newHandle(handle));
-    }
-
-    Call integer(long value) {
-      stack.setAtIndex(JAVA_LONG, slots++, value);
-      return this;
-    }
-
-    Call bool(boolean value) {
-      return integer(value ? 1 : 0);
-    }
-
-    Call real(double value) {
-      return integer(Double.doubleToRawLongBits(value));
-    }
-
-    /** An optional argument left empty. */
-    Call none() {
-      return integer(0);
-    }
-
-    Call optionalTensor(NDArray array) {
-      return array == null ? none() : filled(newHandle(handleOf(array)));
-    }
-
-    Call optionalInteger(long value) {
-      return filled(value);
-    }
-
-    private Call filled(long value) {
-      try {
-        var slot = ((MemorySegment) MALLOC.invokeExact(8L)).reinterpret(8); // freed by the operator
-        slot.set(ValueLayout.JAVA_LONG, 0, value);
-        return integer(slot.address());
-      } catch (RuntimeException | Error e) {
-        throw e;
-      } catch (Throwable e) {
-        throw new IllegalStateException(e);
-      }
-    }
-
-    /** Runs the operator; its one result is attached to {@code manager}. */
-    NDArray run(NDManager manager) {
-      return adopt(manager, run());
-    }
-
-    /** Runs the operator; its one result is the caller's. */
-    long run() {
-      invoke();
-      return stack.getAtIndex(JAVA_LONG, 0);
-    }
-
-    /** Runs an operator with two results. */
-    NDArray[] runPair(NDManager manager) {
-      return run(manager, 2);
-    }
-
-    /** Runs an operator with several results. */
-    NDArray[] run(NDManager manager, int results) {
-      invoke();
-      var all = new NDArray[results];
-      Arrays.setAll(all, i -> adopt(manager, stack.getAtIndex(JAVA_LONG, i)));
-      return all;
-    }
-
-    private void invoke() {
-      try {
-        check(
-            (int) DISPATCH.invokeExact(name(operator), name(overload), stack),
-            operator + (overload.isEmpty() ? "" : "." + overload));
-      } catch (RuntimeException | Error e) {
-        throw e;
-      } catch (Throwable e) {
-        throw new IllegalStateException(e);
-      }
-    }
-
-    @Override
-    public String toString() {
-      return operator
-          + "("
-          + Arrays.toString(stack.asSlice(0, 8L * slots).toArray(JAVA_LONG))
-          + ")";
-    }
   }
 }

@@ -35,7 +35,7 @@ class LibTorchTest {
   void readsAWheel() throws IOException {
     var torch = wheel("venv", "2.11.0+cu130", "13.0");
     Files.createDirectories(torch.resolve("../nvidia/nccl/lib"));
-    var found = LibTorch.inPrefix(home.resolve("venv"), "VIRTUAL_ENV");
+    var found = TorchSearch.inPrefix(home.resolve("venv"), "VIRTUAL_ENV");
     assertThat(found)
         .containsExactly(
             new LibTorch.Build(
@@ -61,11 +61,11 @@ class LibTorchTest {
   }
 
   private Optional<String> problem(String prefix, LibTorch.Driver driver) {
-    return LibTorch.problem(LibTorch.inPrefix(home.resolve(prefix), "").getFirst(), driver);
+    return LibTorch.problem(TorchSearch.inPrefix(home.resolve(prefix), "").getFirst(), driver);
   }
 
   @Test
   void thereIsNoneInAnEmptyFolder() {
-    assertThat(LibTorch.inPrefix(home, "VIRTUAL_ENV")).isEmpty();
+    assertThat(TorchSearch.inPrefix(home, "VIRTUAL_ENV")).isEmpty();
   }
 }

@@ -5,34 +5,27 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.ClosedChannelException;
 import java.nio.channels.FileChannel;
-import java.nio.channels.OverlappingFileLockException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
 import java.security.MessageDigest;
 import java.util.ArrayDeque;
 import java.util.HashMap;
-import java.util.HexFormat;
 import java.util.Map;
 import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
-import java.util.zip.CRC32C;
 import org.meteora.UserException;
 
 /**
  * A file on its way: {@code NAME.part} of the final size, and {@code NAME.part.journal} beside it,
- * which says which blocks are there.
+ * which says which blocks are there ({@link BlockJournal}).
  *
- * <p>The journal is text: a line that names size, block size and hash, then a line for each block
- * written: its number, the CRC-32C of its content, and the CRC-32C of the line itself. A line is
- * appended only after its block was written, and a block that an earlier process wrote counts only
- * once it was read back and has its CRC. So a killed process costs the blocks it was in the midst
- * of, and a power cut costs what had not reached the disk, noticed block by block: no block is
- * trusted because a journal says so.
+ * <p>The journal's line is appended only after its block was written, and a block that an earlier
+ * process wrote counts only once it was read back and has its CRC. So a killed process costs the
+ * blocks it was in the midst of, and a power cut costs what had not reached the disk, noticed block
+ * by block: no block is trusted because a journal says so.
  *
  * <p>Blocks that arrive about when they are to be hashed are hashed from the memory they arrived
  * in, whole: what was hashed is what was written. The others are read back.
@@ -47,10 +40,9 @@ final class PartFile implements Closeable {
   private static final byte MISSING = 0;
   private static final byte CLAIMED = 1;
   private static final byte DONE = 2;
-  private static final int LINE = 27;
 
   /** Files of no more blocks are written by the threads that receive them. */
-  private static final int FEW_BLOCKS = 8;
+  private static final int SMALL_FILE_BLOCKS = 8;
 
   private static final long SYNC_EVERY = 64 << 20;
 
@@ -62,7 +54,7 @@ final class PartFile implements Closeable {
   private final byte[] states;
   private final int[] checksums;
   private final FileChannel data;
-  private final FileChannel journal;
+  private final BlockJournal journal;
 
   /** Blocks' buffers, to be used again. */
   private final ArrayDeque<byte[]> spare = new ArrayDeque<>();
@@ -115,97 +107,40 @@ final class PartFile implements Closeable {
     this.journalFile = target.resolveSibling(target.getFileName() + JOURNAL);
     this.size = file.size();
     this.blockBytes = blockBytes;
-    int blocks = Math.toIntExact((size + blockBytes - 1) / blockBytes);
+    int blocks = BlockJournal.blocks(size, blockBytes);
     states = new byte[blocks];
     checksums = new int[blocks];
-    journal = open(journalFile);
+    journal = new BlockJournal(journalFile, target, file, blockBytes);
     try {
-      lock();
-      data = open(part);
+      data = BlockJournal.open(part);
     } catch (IOException | RuntimeException e) {
       journal.close();
       throw e;
     }
     try {
-      restore(file);
+      restore();
     } catch (IOException | RuntimeException e) {
       close();
       throw e;
     }
   }
 
-  private static FileChannel open(Path path) throws IOException {
-    // a link in its place would lead the bytes elsewhere
-    return FileChannel.open(
-        path,
-        StandardOpenOption.READ,
-        StandardOpenOption.WRITE,
-        StandardOpenOption.CREATE,
-        LinkOption.NOFOLLOW_LINKS);
-  }
-
-  private void lock() throws IOException {
-    boolean locked;
-    try {
-      locked = journal.tryLock() != null;
-    } catch (OverlappingFileLockException e) {
-      locked = false;
-    }
-    if (!locked) {
-      throw new UserException("another download is writing " + target + "; wait until it is done");
-    }
-  }
-
-  private void restore(HubFile file) throws IOException {
-    var head = head(file, blockBytes);
-    long valid = data.size() == size ? read(journal, head, states, checksums) : 0;
-    if (valid == 0) {
-      java.util.Arrays.fill(states, MISSING);
+  private void restore() throws IOException {
+    var written = data.size() == size ? journal.restore() : Map.<Integer, Integer>of();
+    written.forEach(
+        (block, checksum) -> {
+          states[block] = DONE;
+          checksums[block] = checksum;
+        });
+    if (written.isEmpty()) {
       // shortened first: a new size with the old journal must never be seen together
-      journal.truncate(0);
+      journal.clear();
       data.truncate(0);
       if (size > 0) {
         data.write(ByteBuffer.allocate(1), size - 1);
       }
-      journal.write(ByteBuffer.wrap(head), 0);
-      valid = head.length;
+      journal.begin();
     }
-    journal.truncate(valid);
-    journal.position(valid);
-  }
-
-  private static byte[] head(HubFile file, int blockBytes) {
-    return ("meteora-download 1 " + file.size() + " " + blockBytes + " " + file.hash() + "\n")
-        .getBytes(StandardCharsets.US_ASCII);
-  }
-
-  /** Marks the blocks of a journal; returns how much of it is valid, 0 for another file's. */
-  private static long read(FileChannel journal, byte[] head, byte[] states, int[] checksums)
-      throws IOException {
-    var all = new byte[Math.toIntExact(Math.min(journal.size(), Integer.MAX_VALUE - 8))];
-    var buffer = ByteBuffer.wrap(all);
-    while (buffer.hasRemaining() && journal.read(buffer, buffer.position()) >= 0) {
-      // until it is whole
-    }
-    if (all.length < head.length
-        || !java.util.Arrays.equals(all, 0, head.length, head, 0, head.length)) {
-      return 0;
-    }
-    int at = head.length;
-    for (; at + LINE <= all.length; at += LINE) {
-      var line = new String(all, at, LINE, StandardCharsets.ISO_8859_1);
-      if (!line.matches("[0-9a-f]{8} [0-9a-f]{8} [0-9a-f]{8}\n")
-          || Integer.parseUnsignedInt(line.substring(18, 26), 16) != crc(all, at, 17)) {
-        break;
-      }
-      int block = Integer.parseUnsignedInt(line.substring(0, 8), 16);
-      if (block < 0 || block >= states.length) {
-        break;
-      }
-      states[block] = DONE;
-      checksums[block] = Integer.parseUnsignedInt(line.substring(9, 17), 16);
-    }
-    return at;
   }
 
   /** How many bytes of {@code file} an earlier try has left, by its journal alone. */
@@ -218,27 +153,14 @@ final class PartFile implements Closeable {
           || Files.size(part) != file.size()) {
         return 0;
       }
-      int blocks = Math.toIntExact((file.size() + blockBytes - 1) / blockBytes);
-      var states = new byte[blocks];
-      try (var journal = FileChannel.open(journalFile, StandardOpenOption.READ)) {
-        read(journal, head(file, blockBytes), states, new int[blocks]);
-      }
       long there = 0;
-      for (int block = 0; block < blocks; block++) {
-        if (states[block] == DONE) {
-          there += Math.min(blockBytes, file.size() - (long) block * blockBytes);
-        }
+      for (int block : BlockJournal.peek(journalFile, file, blockBytes).keySet()) {
+        there += Math.min(blockBytes, file.size() - (long) block * blockBytes);
       }
       return there;
     } catch (IOException e) {
       return 0;
     }
-  }
-
-  private static int crc(byte[] bytes, int from, int length) {
-    var crc = new CRC32C();
-    crc.update(bytes, from, length);
-    return (int) crc.getValue();
   }
 
   int blocks() {
@@ -334,7 +256,7 @@ final class PartFile implements Closeable {
    * @param content begins with the block; one of {@link #buffer}'s, not the caller's any more
    */
   void put(int block, byte[] content) {
-    if (states.length <= FEW_BLOCKS) {
+    if (states.length <= SMALL_FILE_BLOCKS) {
       write(block, content);
     } else {
       writer.execute(() -> write(block, content));
@@ -349,7 +271,7 @@ final class PartFile implements Closeable {
   private void write(int block, byte[] content) {
     try {
       int length = (int) (end(block) - start(block));
-      int checksum = crc(content, 0, length);
+      int checksum = BlockJournal.crc(content, 0, length);
       long position = start(block);
       for (var bytes = ByteBuffer.wrap(content, 0, length); bytes.hasRemaining(); ) {
         position += data.write(bytes, position);
@@ -364,13 +286,7 @@ final class PartFile implements Closeable {
 
   /** Returns whether it is time to sync. */
   private synchronized boolean done(int block, int checksum, byte[] content) throws IOException {
-    var hex = HexFormat.of(); // String.format takes long in a fresh process
-    var text = hex.toHexDigits(block) + " " + hex.toHexDigits(checksum);
-    int own = crc(text.getBytes(StandardCharsets.US_ASCII), 0, text.length());
-    var line = (text + " " + hex.toHexDigits(own) + "\n").getBytes(StandardCharsets.US_ASCII);
-    for (var buffer = ByteBuffer.wrap(line); buffer.hasRemaining(); ) {
-      journal.write(buffer);
-    }
+    journal.add(block, checksum);
     states[block] = DONE;
     checksums[block] = checksum;
     unsynced += end(block) - start(block);
@@ -433,7 +349,7 @@ final class PartFile implements Closeable {
         while (bytes.hasRemaining() && data.read(bytes, start(block) + bytes.position()) >= 0) {
           // until it is whole
         }
-        right = !bytes.hasRemaining() && crc(content, 0, length) == expected;
+        right = !bytes.hasRemaining() && BlockJournal.crc(content, 0, length) == expected;
       }
       if (right) {
         digest.update(content, 0, length);

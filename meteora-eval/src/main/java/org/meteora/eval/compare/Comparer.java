@@ -2,7 +2,6 @@ package org.meteora.eval.compare;
 
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -23,15 +22,8 @@ public final class Comparer {
   private final long seed;
   private final boolean published;
   private final List<String> warnings = new ArrayList<>();
-  private final List<Scored> rows = new ArrayList<>();
+  private final List<Means.Scored> rows = new ArrayList<>();
   private final List<Comparison.Samples> samples = new ArrayList<>();
-
-  /**
-   * A row and its resampled scores.
-   *
-   * @param resampled one array a column; null where there is no score
-   */
-  private record Scored(Comparison.Row row, boolean composite, double[][] resampled) {}
 
   private Comparer(List<Columns.Column> columns, int resamples, long seed, boolean published) {
     this.columns = columns;
@@ -76,8 +68,8 @@ public final class Comparer {
         seed,
         List.copyOf(warnings),
         settings.different(),
-        rows.stream().map(Scored::row).toList(),
-        means(),
+        rows.stream().map(Means.Scored::row).toList(),
+        Means.of(rows, columns.size(), resamples),
         List.copyOf(samples));
   }
 
@@ -188,7 +180,7 @@ public final class Comparer {
     return answers.stream().map(Answer::truth).toList();
   }
 
-  private Scored row(SavedRun any, String part, Figure[] figures, double[][] resampled) {
+  private Means.Scored row(SavedRun any, String part, Figure[] figures, double[][] resampled) {
     var name = Arrays.stream(figures).filter(Objects::nonNull).findFirst().orElseThrow().name();
     int count =
         Arrays.stream(figures).filter(Objects::nonNull).findFirst().orElseThrow().rows().length;
@@ -209,7 +201,7 @@ public final class Comparer {
       }
       cells.add(new Comparison.Cell(score, Interval.percentile(resampled[c]), change));
     }
-    return new Scored(
+    return new Means.Scored(
         new Comparison.Row(
             any.task().name(), part, name, count, cells, publishedScores(any, part, name)),
         !any.task().parts().isEmpty(),
@@ -240,7 +232,7 @@ public final class Comparer {
         onlyThis);
   }
 
-  private static double[] minus(double[] a, double[] b) {
+  static double[] minus(double[] a, double[] b) {
     var result = new double[a.length];
     Arrays.setAll(result, i -> a[i] - b[i]);
     return result;
@@ -274,7 +266,7 @@ public final class Comparer {
     }
     if (found) {
       rows.add(
-          new Scored(
+          new Means.Scored(
               new Comparison.Row(
                   any.task().name(),
                   part,
@@ -326,103 +318,5 @@ public final class Comparer {
       }
     }
     return new Comparison.Samples(evaluation, first.size(), judged, different);
-  }
-
-  /** Means over single tasks, and over the parts of each composite task. */
-  private List<Comparison.Row> means() {
-    var groups = new LinkedHashMap<String, Map<String, List<Scored>>>();
-    for (var scored : rows) {
-      var row = scored.row();
-      boolean count = scored.composite() && row.task().equals(row.evaluation());
-      if (!count && !row.score().equals(Published.BLEU)) {
-        groups
-            .computeIfAbsent(
-                scored.composite() ? row.evaluation() : "single tasks", k -> new LinkedHashMap<>())
-            .computeIfAbsent(row.score(), k -> new ArrayList<>())
-            .add(scored);
-      }
-    }
-    var result = new ArrayList<Comparison.Row>();
-    groups.forEach(
-        (group, scores) ->
-            scores.forEach(
-                (score, all) -> {
-                  var mean = mean(group, score, all);
-                  if (mean != null) {
-                    result.add(mean);
-                  }
-                }));
-    return result;
-  }
-
-  private Comparison.Row mean(String group, String score, List<Scored> all) {
-    // over the tasks that all have; a system that leaves fewer than two of them has no mean
-    var taking = new ArrayList<Integer>();
-    for (int c = 0; c < columns.size(); c++) {
-      taking.add(c);
-    }
-    taking.removeIf(c -> all.stream().noneMatch(scored -> has(scored, c)));
-    var shared = shared(all, taking);
-    while (shared.size() < 2 && taking.size() > 1) {
-      taking.remove(
-          taking.stream()
-              .min(Comparator.comparingLong(c -> all.stream().filter(s -> has(s, c)).count()))
-              .orElseThrow());
-      shared = shared(all, taking);
-    }
-    if (shared.size() < 2) {
-      return null;
-    }
-    var cells = new ArrayList<Comparison.Cell>();
-    double[] first = null;
-    double firstMean = 0;
-    for (int c = 0; c < columns.size(); c++) {
-      if (!taking.contains(c)) {
-        cells.add(null);
-        continue;
-      }
-      double mean = 0;
-      var resampled = new double[resamples];
-      for (var scored : shared) {
-        mean += scored.row().cells().get(c).score() / shared.size();
-        for (int i = 0; i < resamples; i++) {
-          resampled[i] += scored.resampled()[c][i] / shared.size();
-        }
-      }
-      Comparison.Change change = null;
-      if (c == 0) {
-        first = resampled;
-        firstMean = mean;
-      } else if (first != null) {
-        change =
-            new Comparison.Change(
-                mean - firstMean, Interval.percentile(minus(resampled, first)), null, null, null);
-      }
-      cells.add(new Comparison.Cell(mean, Interval.percentile(resampled), change));
-    }
-    return new Comparison.Row(group, "mean", score, shared.size(), cells, publishedMeans(shared));
-  }
-
-  private static List<Scored> shared(List<Scored> rows, List<Integer> columns) {
-    return rows.stream().filter(row -> columns.stream().allMatch(c -> has(row, c))).toList();
-  }
-
-  private static boolean has(Scored scored, int column) {
-    var cell = scored.row().cells().get(column);
-    return cell != null && cell.score() != null;
-  }
-
-  private static List<Double> publishedMeans(List<Scored> rows) {
-    var result = new ArrayList<Double>();
-    int papers = rows.getFirst().row().published().size();
-    for (int p = 0; p < papers; p++) {
-      int paper = p;
-      var values = rows.stream().map(scored -> scored.row().published().get(paper)).toList();
-      result.add(
-          values.contains(null)
-              ? null
-              : values.stream().mapToDouble(Double::doubleValue).average().orElseThrow());
-    }
-    return result;
   }
 }

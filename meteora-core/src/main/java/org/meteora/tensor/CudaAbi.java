@@ -1,0 +1,132 @@
+package org.meteora.tensor;
+
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import ai.djl.ndarray.NDArray;
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.SymbolLookup;
+import java.lang.invoke.MethodHandle;
+
+/** What {@link StableAbi} has beyond that in a libtorch with CUDA. */
+final class CudaAbi {
+  private static final Linker LINKER = Linker.nativeLinker();
+
+  private CudaAbi() {}
+
+  /** libtorch's in-place {@code out = beta · self + alpha · a b} on CUDA, where it has one. */
+  private static final class Product {
+    static final MethodHandle ADDMM;
+
+    static {
+      MethodHandle found = null;
+      try {
+        found =
+            SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global())
+                .find("aoti_torch_cuda_addmm_out")
+                .map(
+                    symbol ->
+                        LINKER.downcallHandle(
+                            symbol,
+                            FunctionDescriptor.of(
+                                JAVA_INT,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_LONG,
+                                JAVA_DOUBLE,
+                                JAVA_DOUBLE)))
+                .orElse(null);
+      } catch (IllegalArgumentException e) {
+        // a libtorch without CUDA: the caller has another way
+      }
+      ADDMM = found;
+    }
+
+    private Product() {}
+  }
+
+  /** Which CUDA stream the calling thread's operations run on. */
+  private static final class StreamGuard {
+    static final MethodHandle CREATE_GUARD;
+    static final MethodHandle DELETE_GUARD;
+
+    static {
+      var library = SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global());
+      CREATE_GUARD =
+          LINKER.downcallHandle(
+              library.find("aoti_torch_create_cuda_stream_guard").orElseThrow(),
+              FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_INT, ADDRESS));
+      DELETE_GUARD =
+          LINKER.downcallHandle(
+              library.find("aoti_torch_delete_cuda_stream_guard").orElseThrow(),
+              FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
+    }
+
+    private StreamGuard() {}
+  }
+
+  /** Makes a stream current on this thread; the result undoes it. */
+  static long enterStream(long stream, int device) {
+    try {
+      var slot = StableAbi.slot();
+      StableAbi.check(
+          (int) StreamGuard.CREATE_GUARD.invokeExact(stream, device, slot), "cuda_stream_guard");
+      return slot.get(JAVA_LONG, 0);
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static void leaveStream(long guard) {
+    try {
+      StableAbi.check((int) StreamGuard.DELETE_GUARD.invokeExact(guard), "cuda_stream_guard");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  static boolean canAddProduct(NDArray y) {
+    return y.getDevice().isGpu() && Product.ADDMM != null;
+  }
+
+  /** {@code y += a · b} on CUDA, all matrices. */
+  static void addProduct(NDArray y, NDArray a, NDArray b) {
+    try {
+      StableAbi.check(
+          (int)
+              Product.ADDMM.invokeExact(
+                  StableAbi.handleOf(y),
+                  StableAbi.handleOf(y),
+                  StableAbi.handleOf(a),
+                  StableAbi.handleOf(b),
+                  1.0,
+                  1.0),
+          "addmm_out");
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /**
+   * Gives back the device memory that libtorch keeps for its next tensors. The C ABI has no name
+   * for it; an allocation that no GPU can serve makes libtorch do it before it fails.
+   */
+  static void emptyCudaCache() {
+    try {
+      StableAbi.delete(StableAbi.empty(new long[] {1L << 50}, Dtype.U8.scalarType(), 1, 0));
+    } catch (IllegalStateException e) {
+      // as meant
+    }
+  }
+}

@@ -1,0 +1,170 @@
+package org.meteora.tensor;
+
+import java.io.File;
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.TimeUnit;
+import java.util.function.Supplier;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import org.meteora.UserException;
+import org.meteora.io.CacheFolders;
+import org.meteora.tensor.LibTorch.Build;
+
+/**
+ * Finds builds of libtorch on this machine: one that a variable names, those of Python environments
+ * and those of the user's site-packages.
+ */
+final class TorchSearch {
+  private static final Pattern SAID =
+      Pattern.compile("(?m)^(__version__|cuda)\\b[^=]*=\\s*['\"]([^'\"]*)['\"]");
+
+  private TorchSearch() {}
+
+  static Optional<Build> explicit() {
+    for (var variable : List.of("METEORA_TORCH", "PYTORCH_LIBRARY_PATH")) {
+      var value = System.getenv(variable);
+      if (value == null || value.isBlank()) {
+        continue;
+      }
+      if (variable.equals("METEORA_TORCH") && value.equals("download")) {
+        System.setProperty("PYTORCH_FLAVOR", LibTorch.JNI_CUDA);
+        System.setProperty("PYTORCH_VERSION", LibTorch.JNI_VERSION);
+        return Optional.of(
+            new Build(
+                Optional.empty(),
+                LibTorch.JNI_VERSION,
+                LibTorch.JNI_CUDA,
+                "fetched by DJL, as " + variable + " asks"));
+      }
+      var root = Path.of(value).toAbsolutePath().normalize();
+      return Optional.of(
+          Stream.of(root, root.resolve("lib"), root.resolve("torch/lib"))
+              .map(folder -> at(folder, variable))
+              .flatMap(Optional::stream)
+              .findFirst()
+              .or(() -> inPrefix(root, variable).stream().findFirst())
+              .orElseThrow(
+                  () ->
+                      new UserException(
+                          variable
+                              + "="
+                              + value
+                              + ": no libtorch_cpu.so there; name a folder such as"
+                              + " …/site-packages/torch, or the root of a virtual environment")));
+    }
+    return Optional.empty();
+  }
+
+  /** Where to look, in order, each only when those before have nothing. */
+  static List<Supplier<List<Build>>> places() {
+    return List.of(
+        () -> inVariable("VIRTUAL_ENV"),
+        () -> inVariable("CONDA_PREFIX"),
+        TorchSearch::inPython,
+        () ->
+            CacheFolders.home()
+                .map(home -> inPrefix(home.resolve(".local"), "user site-packages"))
+                .orElse(List.of()));
+  }
+
+  private static List<Build> inVariable(String variable) {
+    var value = System.getenv(variable);
+    return value == null || value.isBlank() ? List.of() : inPrefix(Path.of(value), variable);
+  }
+
+  /** Those of an environment, or of an installation of Python. */
+  static List<Build> inPrefix(Path prefix, String foundBy) {
+    var folders = new ArrayList<Path>();
+    for (var lib : List.of("lib", "lib64")) {
+      for (var python : list(prefix.resolve(lib))) {
+        if (python.getFileName().toString().startsWith("python3")) {
+          folders.add(python.resolve("site-packages/torch/lib"));
+        }
+      }
+    }
+    folders.add(prefix.resolve("lib"));
+    return folders.stream().map(folder -> at(folder, foundBy)).flatMap(Optional::stream).toList();
+  }
+
+  /** That which {@code import torch} would find; asked without importing it. */
+  private static List<Build> inPython() {
+    try {
+      var process =
+          new ProcessBuilder(
+                  "python3",
+                  "-c",
+                  // without the working folder, from which no code is to be loaded
+                  "import sys; sys.path = [p for p in sys.path if p];"
+                      + " import importlib.util as u; s = u.find_spec('torch');"
+                      + " print(s.origin if s else '')")
+              .directory(new File("/"))
+              .redirectError(ProcessBuilder.Redirect.DISCARD)
+              .start();
+      process.getOutputStream().close();
+      if (!process.waitFor(20, TimeUnit.SECONDS)) {
+        process.destroyForcibly();
+        return List.of();
+      }
+      var origin =
+          new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
+      return origin.isEmpty()
+          ? List.of()
+          : at(Path.of(origin).resolveSibling("lib"), "python3").stream().toList();
+    } catch (IOException e) {
+      return List.of(); // no python3
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      return List.of();
+    }
+  }
+
+  private static Optional<Build> at(Path folder, String foundBy) {
+    if (!Files.exists(folder.resolve("libtorch_cpu.so"))
+        || !Files.exists(folder.resolve("libtorch.so"))) {
+      return Optional.empty();
+    }
+    boolean cuda =
+        Files.exists(folder.resolve("libtorch_cuda.so"))
+            && Files.exists(folder.resolve("libc10_cuda.so"));
+    var version = "unknown";
+    var builtFor = cuda ? "unknown" : "";
+    for (var file :
+        List.of(folder.resolveSibling("version.py"), folder.resolveSibling("build-version"))) {
+      try {
+        var text = Files.readString(file);
+        var matcher = SAID.matcher(text);
+        if (file.endsWith("build-version")) {
+          version = text.strip();
+        }
+        while (matcher.find()) {
+          if (matcher.group(1).equals("cuda")) {
+            builtFor = cuda ? matcher.group(2) : "";
+          } else {
+            version = matcher.group(2);
+          }
+        }
+        break;
+      } catch (IOException e) {
+        // not a wheel, or not an archive
+      }
+    }
+    return Optional.of(new Build(Optional.of(folder), version, builtFor, foundBy));
+  }
+
+  static List<Path> list(Path folder) {
+    if (folder == null || !Files.isDirectory(folder)) {
+      return List.of();
+    }
+    try (var files = Files.list(folder)) {
+      return files.sorted().toList();
+    } catch (IOException e) {
+      return List.of();
+    }
+  }
+}

@@ -1,0 +1,128 @@
+package org.meteora.eval.compare;
+
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.meteora.eval.statistics.Interval;
+
+/** Means over scores of a comparison. */
+final class Means {
+  /**
+   * A row and its resampled scores.
+   *
+   * @param resampled one array a column; null where there is no score
+   */
+  record Scored(Comparison.Row row, boolean composite, double[][] resampled) {}
+
+  private Means() {}
+
+  /**
+   * Means over single tasks, and over the parts of each composite task.
+   *
+   * @param columns systems that are compared
+   * @param resamples of the bootstrap
+   */
+  static List<Comparison.Row> of(List<Scored> rows, int columns, int resamples) {
+    var groups = new LinkedHashMap<String, Map<String, List<Scored>>>();
+    for (var scored : rows) {
+      var row = scored.row();
+      boolean count = scored.composite() && row.task().equals(row.evaluation());
+      if (!count && !row.score().equals(Published.BLEU)) {
+        groups
+            .computeIfAbsent(
+                scored.composite() ? row.evaluation() : "single tasks", k -> new LinkedHashMap<>())
+            .computeIfAbsent(row.score(), k -> new ArrayList<>())
+            .add(scored);
+      }
+    }
+    var result = new ArrayList<Comparison.Row>();
+    groups.forEach(
+        (group, scores) ->
+            scores.forEach(
+                (score, all) -> {
+                  var mean = mean(group, score, all, columns, resamples);
+                  if (mean != null) {
+                    result.add(mean);
+                  }
+                }));
+    return result;
+  }
+
+  private static Comparison.Row mean(
+      String group, String score, List<Scored> all, int columns, int resamples) {
+    // over the tasks that all have; a system that leaves fewer than two of them has no mean
+    var taking = new ArrayList<Integer>();
+    for (int c = 0; c < columns; c++) {
+      taking.add(c);
+    }
+    taking.removeIf(c -> all.stream().noneMatch(scored -> has(scored, c)));
+    var shared = shared(all, taking);
+    while (shared.size() < 2 && taking.size() > 1) {
+      taking.remove(
+          taking.stream()
+              .min(Comparator.comparingLong(c -> all.stream().filter(s -> has(s, c)).count()))
+              .orElseThrow());
+      shared = shared(all, taking);
+    }
+    if (shared.size() < 2) {
+      return null;
+    }
+    var cells = new ArrayList<Comparison.Cell>();
+    double[] first = null;
+    double firstMean = 0;
+    for (int c = 0; c < columns; c++) {
+      if (!taking.contains(c)) {
+        cells.add(null);
+        continue;
+      }
+      double mean = 0;
+      var resampled = new double[resamples];
+      for (var scored : shared) {
+        mean += scored.row().cells().get(c).score() / shared.size();
+        for (int i = 0; i < resamples; i++) {
+          resampled[i] += scored.resampled()[c][i] / shared.size();
+        }
+      }
+      Comparison.Change change = null;
+      if (c == 0) {
+        first = resampled;
+        firstMean = mean;
+      } else if (first != null) {
+        change =
+            new Comparison.Change(
+                mean - firstMean,
+                Interval.percentile(Comparer.minus(resampled, first)),
+                null,
+                null,
+                null);
+      }
+      cells.add(new Comparison.Cell(mean, Interval.percentile(resampled), change));
+    }
+    return new Comparison.Row(group, "mean", score, shared.size(), cells, publishedMeans(shared));
+  }
+
+  private static List<Scored> shared(List<Scored> rows, List<Integer> columns) {
+    return rows.stream().filter(row -> columns.stream().allMatch(c -> has(row, c))).toList();
+  }
+
+  private static boolean has(Scored scored, int column) {
+    var cell = scored.row().cells().get(column);
+    return cell != null && cell.score() != null;
+  }
+
+  private static List<Double> publishedMeans(List<Scored> rows) {
+    var result = new ArrayList<Double>();
+    int papers = rows.getFirst().row().published().size();
+    for (int p = 0; p < papers; p++) {
+      int paper = p;
+      var values = rows.stream().map(scored -> scored.row().published().get(paper)).toList();
+      result.add(
+          values.contains(null)
+              ? null
+              : values.stream().mapToDouble(Double::doubleValue).average().orElseThrow());
+    }
+    return result;
+  }
+}
