@@ -144,7 +144,14 @@ public final class Generator implements TokenGenerator {
         ids[r * seq + padding[r] + i] = prompt[i];
       }
     }
-    var served = probed(manager, padding, ids, seq);
+    var served =
+        context.routing().router() instanceof Router.Reading reading
+            ? context.withRouting(
+                context
+                    .routing()
+                    .withRouter(
+                        reading.of(rows.stream().map(row -> prompts.get(row.index)).toList())))
+            : probed(manager, padding, ids, seq);
     try (var cache = model.newCache(manager, padding, seq + 1)) {
       var logits = ModelSession.logits(model, cache, ids, seq, served);
       var first = new Sampler(config, 0).choose(logits, banned(rows), uniform(rows));

@@ -44,6 +44,8 @@ public final class ModelSession implements DecodeSession {
 
   @Override
   public int[] step(int[] tokens, int[][] banned, long[] uniform) {
+    var routing = context.routing();
+    context = context.withRouting(routing.withRouter(routing.router().next(tokens)));
     var ids = new long[tokens.length];
     for (int row = 0; row < ids.length; row++) {
       ids[row] = tokens[row];

@@ -183,6 +183,7 @@ public final class GatedLinear extends AbstractBlock {
         }
       }
       case Router.Probing probing -> throw unprobed(probing);
+      case Router.Reading reading -> throw unprobed(reading);
     }
     if (bank.totalRank() > 0) { // Σ weight_i · s_i · (dropout(x) A_iᵀ) B_iᵀ
       double p = dropout(context);
@@ -248,7 +249,7 @@ public final class GatedLinear extends AbstractBlock {
   }
 
   /** What a router that must see the prompts first is without having seen them. */
-  public static IllegalStateException unprobed(Router.Probing router) {
+  public static IllegalStateException unprobed(Router router) {
     return new IllegalStateException(
         router.name() + " must see the prompts first: use a Generator");
   }

@@ -8,7 +8,7 @@ import org.meteora.UserException;
 import org.meteora.tensor.Ops;
 
 /**
- * Who decides which adapters act on a token. Each is one of four kinds, by what it gives or looks
+ * Who decides which adapters act on a token. Each is one of five kinds, by what it gives or looks
  * at; {@link Gate} turns scores into weights. Immutable, but for a {@link Probe}.
  */
 public sealed interface Router {
@@ -20,6 +20,15 @@ public sealed interface Router {
 
   /** The router for these of the present batch rows, in this order, as rows leave a batch. */
   default Router keepRows(int[] rows) {
+    return this;
+  }
+
+  /**
+   * The router for the step that runs these newest tokens of the batch's rows.
+   *
+   * @param tokens one of each row
+   */
+  default Router next(int[] tokens) {
     return this;
   }
 
@@ -55,6 +64,16 @@ public sealed interface Router {
   non-sealed interface Probing extends Router {
     /** Runs along a pass over the prompts of one batch. */
     Probe probe();
+  }
+
+  /** Reads the tokens of prompts, and then of their answers. */
+  non-sealed interface Reading extends Router {
+    /**
+     * What serves these prompts, from their prefill on.
+     *
+     * @param prompts of the batch's rows
+     */
+    Router of(List<int[]> prompts);
   }
 
   /** Sees the prompts; for one pass of one thread. */

@@ -21,6 +21,15 @@ public record Oracle(List<String> adapters) implements Router.Probing {
    * @throws UserException when there is none
    */
   public Router of(String task) {
+    return Router.fixed(name(), adapter(task));
+  }
+
+  /**
+   * The index of the adapter with a task's name.
+   *
+   * @throws UserException when there is none
+   */
+  public int adapter(String task) {
     int adapter = adapters.indexOf(task);
     if (adapter < 0) {
       throw new UserException(
@@ -29,7 +38,7 @@ public record Oracle(List<String> adapters) implements Router.Probing {
               + " like the task; there are "
               + String.join(", ", adapters));
     }
-    return Router.fixed(name(), adapter);
+    return adapter;
   }
 
   /**
@@ -38,7 +47,6 @@ public record Oracle(List<String> adapters) implements Router.Probing {
   @Override
   public Probe probe() {
     throw new UserException(
-        "--router oracle must know whose task a prompt is: only meteora eval on a single task"
-            + " does");
+        "--router oracle must know whose task a prompt is: only meteora eval does");
   }
 }

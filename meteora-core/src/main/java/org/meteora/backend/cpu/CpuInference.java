@@ -70,6 +70,7 @@ final class CpuInference {
           }
         }
         case Router.Probing probing -> throw GatedLinear.unprobed(probing);
+        case Router.Reading reading -> throw GatedLinear.unprobed(reading);
       }
       linear.report(context, choice, shape);
       if (bank.totalRank() > 0) {

@@ -18,6 +18,7 @@ import org.meteora.eval.Scores;
 import org.meteora.eval.TextCodec;
 import org.meteora.eval.report.SavedResult;
 import org.meteora.eval.report.ScoreTable;
+import org.meteora.eval.routes.CompositeOracle;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.eval.sweep.Sweep;
 import org.meteora.eval.sweep.SweepReport;
@@ -273,18 +274,16 @@ final class Evaluation implements AutoCloseable {
     }
   }
 
-  /** A task's routing: the oracle is told which task it is. */
-  private static RoutingSettings routing(EvalTask task, RoutingSettings routing) {
+  /** A task's routing: the oracle is told which task it is, or which are its parts. */
+  private RoutingSettings routing(EvalTask task, RoutingSettings routing) {
     if (!(routing.router() instanceof Oracle oracle)) {
       return routing;
     }
-    if (!task.parts().isEmpty()) {
-      throw new UserException(
-          "--router oracle knows one task's adapter, and "
-              + task.name()
-              + " is made of several tasks");
-    }
-    return routing.withRouter(oracle.of(task.name()));
+    return routing.withRouter(
+        task.parts().isEmpty()
+            ? oracle.of(task.name())
+            : new CompositeOracle(
+                oracle, task.parts(), ids -> loaded.tokenizer().decode(ids, false)));
   }
 
   private GenerationConfig chosen() {
