@@ -5,10 +5,13 @@ import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Optional;
+import java.util.function.IntFunction;
 import org.meteora.backend.cpu.CpuBackend;
 import org.meteora.backend.cuda.CudaBackend;
 import org.meteora.backend.cuda.CudaDecoding;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.kernel.KernelSupport;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.ModelSession;
 import org.meteora.model.Backend;
@@ -45,13 +48,30 @@ public final class Backends {
    * @param flags what they ask for instead is said in the log
    */
   public static Backend of(NDManager manager, Dtype dtype, Flags flags) {
-    var backend =
-        manager.getDevice().isGpu() ? new CudaBackend(manager, dtype) : new CpuBackend(dtype);
+    return of(manager, dtype, flags, KernelSupport::refusal);
+  }
+
+  /**
+   * As {@link #of(NDManager, Dtype, Flags)}.
+   *
+   * @param refusal why kernels of our own do not run on a GPU; empty where they do
+   */
+  static Backend of(
+      NDManager manager, Dtype dtype, Flags flags, IntFunction<Optional<String>> refusal) {
+    var device = manager.getDevice();
+    Optional<String> refused =
+        device.isGpu() ? refusal.apply(device.getDeviceId()) : Optional.empty();
+    Backend backend =
+        !device.isGpu()
+            ? new CpuBackend(dtype)
+            : refused.isEmpty()
+                ? new CudaBackend(manager, dtype)
+                : new TensorBackend(device, refused.get());
     var asked =
         switch (flags.mode()) {
           case AUTO -> "";
           case FUSED ->
-              manager.getDevice().isGpu()
+              backend instanceof CudaBackend
                   ? ""
                   : "; the fused kernels, which the flags ask for, need a CUDA device";
           default -> "; the flags ask for the form " + flags.mode();
@@ -85,7 +105,7 @@ public final class Backends {
   public static DecodeSession.Provider decoding(Llama model) {
     // CUDA graphs replay what they captured: weights that are gathered pass by pass cannot be in
     // them
-    return model.manager().getDevice().isGpu() && model.frozen().isResident()
+    return model.backend() instanceof CudaBackend && model.frozen().isResident()
         ? new CudaDecoding(model)
         : ModelSession.of(model);
   }

@@ -8,7 +8,6 @@ import java.util.concurrent.ConcurrentLinkedDeque;
 import java.util.function.IntConsumer;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
-import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.driver.SideStreams;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.Kernels;
@@ -33,7 +32,6 @@ public final class CudaBackend implements Backend {
   private final Cuda cuda;
   private final Dtype dtype;
   private final LayerOps ops;
-  private Boolean compiles;
   private final ConcurrentLinkedDeque<RoutingGatherer> gatherers = new ConcurrentLinkedDeque<>();
 
   /**
@@ -48,19 +46,6 @@ public final class CudaBackend implements Backend {
     this.ops = new CudaLayerOps(cuda, dtype);
   }
 
-  private synchronized boolean compiles() {
-    if (compiles == null) {
-      try {
-        Nvrtc.get();
-        compiles = true;
-      } catch (UserException e) {
-        CudaForward.LOG.info("training on the GPU has no kernels of its own: {}", e.getMessage());
-        compiles = false;
-      }
-    }
-    return compiles;
-  }
-
   @Override
   public LayerOps ops() {
     return ops;
@@ -68,6 +53,16 @@ public final class CudaBackend implements Backend {
 
   @Override
   public void requireMemory(long bytes) {
+    requireMemory(cuda.index(), bytes);
+  }
+
+  /**
+   * Says before a model is loaded that a GPU has too little memory for it.
+   *
+   * @throws UserException naming what is needed and what is free
+   */
+  public static void requireMemory(int device, long bytes) {
+    var cuda = Cuda.device(device);
     cuda.makeCurrent();
     long free = cuda.memory().free();
     if (bytes > free) {
@@ -99,7 +94,7 @@ public final class CudaBackend implements Backend {
 
   @Override
   public GatedForward of(List<GatedLinear> linears) {
-    return new CudaForward(linears, this::compiles, this::onStreams);
+    return new CudaForward(linears, this::onStreams);
   }
 
   @Override

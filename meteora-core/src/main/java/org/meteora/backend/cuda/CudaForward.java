@@ -8,7 +8,6 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.function.BooleanSupplier;
 import org.meteora.UserException;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.ForwardContext;
@@ -33,19 +32,16 @@ final class CudaForward extends PortableForward {
 
   private static final int MAX_ADAPTERS = 256;
 
-  private final BooleanSupplier compiles;
   private final List<GatedLinear> fusible;
   private final NDArray stacked;
   private final Map<Integer, FusedInference> fused = new HashMap<>();
   private final Set<Integer> refused = new HashSet<>();
 
   /**
-   * @param compiles whether kernels can be compiled here
    * @param streams runs parts on several streams
    */
-  CudaForward(List<GatedLinear> linears, BooleanSupplier compiles, LoopForward.Runner streams) {
+  CudaForward(List<GatedLinear> linears, LoopForward.Runner streams) {
     super(linears, new LoopForward(streams));
-    this.compiles = compiles;
     this.fusible = linears.stream().filter(CudaForward::canBeFused).toList();
     if (fusible.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
       throw new IllegalArgumentException("linears of one input with different adapters");
@@ -184,8 +180,7 @@ final class CudaForward extends PortableForward {
             && linear.gated(context)
             && bank.totalRank() > 0
             && topK <= MAX_TOP_K
-            && bank.size() <= MAX_ADAPTERS
-            && compiles.getAsBoolean();
+            && bank.size() <= MAX_ADAPTERS;
     if (!kernels) {
       return linear.formula(x, context, MASKED);
     }

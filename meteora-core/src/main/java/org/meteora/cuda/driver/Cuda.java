@@ -85,6 +85,14 @@ public final class Cuda {
     }
   }
 
+  /**
+   * @throws UserException when the driver lacks what kernels of our own need; memory can be asked
+   *     for without it
+   */
+  public void requireKernels() {
+    CudaDriver.requireAll();
+  }
+
   private static int attribute(int device, int which) {
     return CudaDriver.integer(
         "reading a GPU's properties", CudaDriver.DEVICE_ATTRIBUTE, which, device);

@@ -13,7 +13,11 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import java.lang.invoke.MethodHandles;
+import java.lang.invoke.MethodType;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import org.meteora.UserException;
 
 /**
@@ -91,16 +95,38 @@ final class CudaDriver {
             .chars()
             .mapToObj(c -> (MemoryLayout) (c == 'I' ? JAVA_INT : c == 'B' ? JAVA_BYTE : JAVA_LONG))
             .toArray(MemoryLayout[]::new);
-    var symbol =
-        LIBRARY
-            .find(name)
-            .orElseThrow(
-                () ->
-                    new UserException(
-                        "the CUDA driver is too old: it has no "
-                            + name
-                            + "; 12.0 or newer is needed"));
-    return LINKER.downcallHandle(symbol, FunctionDescriptor.of(JAVA_INT, arguments));
+    var type = FunctionDescriptor.of(JAVA_INT, arguments);
+    return LIBRARY
+        .find(name)
+        .map(symbol -> LINKER.downcallHandle(symbol, type))
+        .orElseGet(() -> Missing.function(name, type.toMethodType()));
+  }
+
+  /** What an old driver lacks: it fails when it is called, and others do without it. */
+  static final class Missing {
+    private static final List<UserException> ALL = new ArrayList<>();
+
+    private Missing() {}
+
+    static MethodHandle function(String name, MethodType type) {
+      var tooOld =
+          new UserException(
+              "the CUDA driver is too old: it has no " + name + "; 12.0 or newer is needed");
+      ALL.add(tooOld);
+      return MethodHandles.dropArguments(
+          MethodHandles.throwException(type.returnType(), UserException.class).bindTo(tooOld),
+          0,
+          type.parameterList());
+    }
+  }
+
+  /**
+   * @throws UserException when the driver lacks a function that kernels of our own need
+   */
+  static void requireAll() {
+    if (!Missing.ALL.isEmpty()) {
+      throw Missing.ALL.getFirst();
+    }
   }
 
   /** Loads and starts the driver, if that has not happened yet. */
@@ -109,6 +135,8 @@ final class CudaDriver {
   private static Object invoke(MethodHandle handle, Object... arguments) {
     try {
       return handle.invokeWithArguments(Arrays.asList(arguments));
+    } catch (UserException e) {
+      throw e; // a function that this driver lacks
     } catch (Throwable e) {
       throw new IllegalStateException("a native call failed", e);
     }

@@ -5,7 +5,6 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.lang.ref.Reference;
 
 /** A function of a loaded module that takes one struct by value. */
 public final class Kernel {
@@ -27,7 +26,7 @@ public final class Kernel {
   }
 
   /**
-   * A launch made ready: shape and argument are laid out once, {@link Launch#on} only calls the
+   * A launch made ready: the argument is laid out once, {@link Launch#on} copies it and calls the
    * driver.
    *
    * @param argument mirrors the kernel's parameter, see {@link CStruct}
@@ -36,56 +35,63 @@ public final class Kernel {
     return new Launch(this, shape, argument);
   }
 
-  /** See {@link #launch}. Its memory lives as long as it is reachable. */
+  /** See {@link #launch}. */
   public static final class Launch implements Work {
-    /** Bytes of a CUlaunchAttribute. */
+    /** Bytes of a CUlaunchConfig, and of a CUlaunchAttribute behind it. */
+    private static final int CONFIG = 56;
+
     private static final int ATTRIBUTE = 72;
 
     private final Kernel kernel;
-    private final MemorySegment config;
-    private final MemorySegment parameters;
+    private final Shape shape;
+    private final long alignment;
+
+    // on the heap: native memory is taken for the call alone, and nobody has to free it
+    private final MemorySegment argument;
 
     private Launch(Kernel kernel, Shape shape, Record argument) {
       this.kernel = kernel;
-      var arena = Arena.ofAuto();
+      this.shape = shape;
       var struct = CStruct.of(argument.getClass());
-      var value = arena.allocate(struct.size(), Math.max(16, struct.alignment()));
-      struct.write(argument, value, 0);
-      this.parameters = arena.allocate(8 + 8, 8);
-      parameters.set(JAVA_LONG, 0, value.address());
-      this.config = arena.allocate(56 + 2 * ATTRIBUTE, 16);
+      this.alignment = Math.max(16, struct.alignment());
+      this.argument = MemorySegment.ofArray(new long[(struct.size() + 7) / 8]);
+      struct.write(argument, this.argument, 0);
+    }
+
+    private MemorySegment config(Arena arena, Stream stream) {
+      var config = arena.allocate(CONFIG + 2 * ATTRIBUTE, 16);
       int[] numbers = {shape.x(), shape.y(), shape.z(), shape.threads(), 1, 1, shape.shared()};
-      for (var i = 0; i < numbers.length; i++) {
-        config.set(JAVA_INT, 4L * i, numbers[i]);
-      }
-      config.set(JAVA_LONG, 40, config.address() + 56);
+      MemorySegment.copy(numbers, 0, config, JAVA_INT, 0, numbers.length);
+      config.set(JAVA_LONG, 32, stream.handle());
+      config.set(JAVA_LONG, 40, config.address() + CONFIG);
       var attributes = 0;
       if (shape.overlap()) {
-        attribute(attributes++, PROGRAMMATIC_STREAM_SERIALIZATION, 1);
+        attribute(config, attributes++, PROGRAMMATIC_STREAM_SERIALIZATION, 1);
       }
       if (shape.cluster() > 1) {
-        attribute(attributes++, CLUSTER_DIMENSION, shape.cluster(), 1, 1);
+        attribute(config, attributes++, CLUSTER_DIMENSION, shape.cluster(), 1, 1);
       }
       config.set(JAVA_INT, 48, attributes);
+      return config;
     }
 
-    private void attribute(int number, int id, int... value) {
-      var at = 56L + number * ATTRIBUTE;
+    private static void attribute(MemorySegment config, int number, int id, int... value) {
+      var at = CONFIG + number * ATTRIBUTE;
       config.set(JAVA_INT, at, id);
-      for (var i = 0; i < value.length; i++) {
-        config.set(JAVA_INT, at + 8 + 4L * i, value[i]);
-      }
+      MemorySegment.copy(value, 0, config, JAVA_INT, at + 8, value.length);
     }
 
-    /** Queues the launch. */
+    /** Queues the launch; the driver has copied the argument when this returns. */
     @Override
     public void on(Stream stream) {
-      config.set(JAVA_LONG, 32, stream.handle());
-      try {
+      try (var arena = Arena.ofConfined()) {
+        var value = arena.allocate(argument.byteSize(), alignment);
+        value.copyFrom(argument);
+        var parameters = arena.allocateFrom(JAVA_LONG, value.address());
         var code =
             (int)
                 CudaDriver.LAUNCH.invokeExact(
-                    config.address(), kernel.function, parameters.address(), 0L);
+                    config(arena, stream).address(), kernel.function, parameters.address(), 0L);
         if (code != 0) {
           CudaDriver.check("launching " + kernel.name, code);
         }
@@ -93,8 +99,6 @@ public final class Kernel {
         throw e;
       } catch (Throwable e) {
         throw new IllegalStateException(e);
-      } finally {
-        Reference.reachabilityFence(this); // the driver gets addresses of its memory alone
       }
     }
   }
