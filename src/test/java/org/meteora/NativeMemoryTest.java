@@ -45,7 +45,7 @@ class NativeMemoryTest {
    */
   private static final long SLACK = 32L << 20;
 
-  private static LoadedModel tiny() {
+  static LoadedModel tiny(String device) {
     var root = Path.of(System.getProperty("meteora.root", "..")).resolve("configs/tiny");
     return LoadedModel.load(
         new LoadedModel.Spec(
@@ -55,7 +55,7 @@ class NativeMemoryTest {
             Optional.of(root.resolve("adapters")),
             Optional.empty(),
             Optional.empty(),
-            "cpu",
+            device,
             Optional.empty(),
             Flags.AUTO));
   }
@@ -64,7 +64,7 @@ class NativeMemoryTest {
    * Bytes that native code holds from the C library's allocator, libtorch's tensors among them, as
    * glibc counts them itself (mallinfo2: in arenas, and mapped for large blocks).
    */
-  private static long once() throws Throwable {
+  static long once() throws Throwable {
     var layout = MemoryLayout.structLayout(MemoryLayout.sequenceLayout(10, ValueLayout.JAVA_LONG));
     var linker = Linker.nativeLinker();
     var mallinfo =
@@ -77,7 +77,7 @@ class NativeMemoryTest {
   }
 
   /** The least of several readings: compilations under way hold a dozen megabytes for a moment. */
-  private static long held() throws Throwable {
+  static long held() throws Throwable {
     long least = Long.MAX_VALUE;
     for (int i = 0; i < 4; i++) {
       System.gc();
@@ -92,7 +92,7 @@ class NativeMemoryTest {
       value = ForwardMode.class,
       names = {"AUTO", "GATHER", "MASKED", "ALL"})
   void thousandsOfSteps(ForwardMode mode) throws Throwable {
-    try (var model = tiny();
+    try (var model = tiny("cpu");
         var manager = Devices.newManager(ai.djl.Device.cpu())) {
       var llama = model.llama();
       var context = model.generator().context().withMode(mode);
@@ -130,7 +130,7 @@ class NativeMemoryTest {
 
   @Test
   void fiftyBatches() throws Throwable {
-    try (var model = tiny()) {
+    try (var model = tiny("cpu")) {
       var evaluator =
           new Evaluator(
               model.generator(),
@@ -147,7 +147,7 @@ class NativeMemoryTest {
   /** Both with layers computed again and with all activations kept. */
   @Test
   void threeHundredTrainingSteps() throws Throwable {
-    try (var model = tiny();
+    try (var model = tiny("cpu");
         var parameters = new FlatParameters(model.llama().manager(), parameters(model.llama()));
         var optimizer = new AdamW(parameters, 0.01)) {
       var training = model.generator().context().forTraining(true);
@@ -162,7 +162,7 @@ class NativeMemoryTest {
     }
   }
 
-  private static void train(
+  static void train(
       List<LlamaLearner> learners, FlatParameters parameters, AdamW optimizer, int steps) {
     for (int i = 0; i < steps; i++) {
       var tokens = IntStream.range(0, 6 + i % 8).map(t -> 65 + t).toArray();
@@ -175,7 +175,7 @@ class NativeMemoryTest {
     }
   }
 
-  private static Map<String, NDArray> parameters(Llama llama) {
+  static Map<String, NDArray> parameters(Llama llama) {
     var result = new LinkedHashMap<String, NDArray>();
     for (int layer = 0; layer < llama.layers().size(); layer++) {
       for (var projection : llama.layers().get(layer).projections()) {

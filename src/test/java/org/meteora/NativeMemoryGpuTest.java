@@ -1,0 +1,120 @@
+package org.meteora;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import ai.djl.Device;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.meteora.backend.Backends;
+import org.meteora.checkpoint.LoadedModel;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.train.LlamaLearner;
+import org.meteora.train.optim.AdamW;
+import org.meteora.train.optim.FlatParameters;
+
+/**
+ * Native memory on the way through a GPU, the host's and the device's, stays where it is. A large
+ * heap would keep a collector from freeing it by the way: to see that nothing waits for it, run
+ * this with {@code -Xms16g -Xmn15g -XX:+AlwaysPreTouch -Dmeteora.memory.rounds=10} and read the
+ * resident memory that each test prints.
+ */
+@Tag("gpu")
+class NativeMemoryGpuTest {
+  /** 1 in the ordinary run; 10 are the numbers that docs/operation.md has. */
+  private static final int ROUNDS = Integer.getInteger("meteora.memory.rounds", 1);
+
+  /** The JVM's own: compiled code and its compilers' memory. */
+  private static final long SLACK = 16L << 20;
+
+  private static final long DEVICE_SLACK = 4L << 20;
+
+  private record Held(long nativeBytes, long resident, long device) {
+    static Held now() throws Throwable {
+      long device = Backends.memoryInUse(Device.gpu(0));
+      long bytes = ROUNDS > 1 ? NativeMemoryTest.once() : NativeMemoryTest.held();
+      return new Held(bytes, Backends.memoryInUse(Device.cpu()), device);
+    }
+  }
+
+  private static void check(String what, Held before) throws Throwable {
+    var after = Held.now();
+    System.err.printf(
+        "%s: %,d KiB held by native code, %,d KiB resident, %,d KiB on the device more%n",
+        what,
+        after.nativeBytes - before.nativeBytes >> 10,
+        after.resident - before.resident >> 10,
+        after.device - before.device >> 10);
+    assertThat(after.nativeBytes - before.nativeBytes).as(what).isLessThan(SLACK);
+    assertThat(after.device - before.device).as(what).isLessThan(DEVICE_SLACK);
+  }
+
+  /** Batches of 1 to 20 prompts, so that rows leave, graphs of all sizes come, and some do without. */
+  private static void generate(LoadedModel model, int calls) {
+    var config = model.generationConfig().withGreedy().withMaxNewTokens(6);
+    for (int call = 0; call < calls; call++) {
+      var prompts = new ArrayList<int[]>();
+      for (int row = 0; row <= call * 7 % 20; row++) {
+        prompts.add(IntStream.range(0, 3 + (row + call) % 9).map(t -> 65 + t).toArray());
+      }
+      model.generator().generate(prompts, config);
+    }
+  }
+
+  @Test
+  void generationsOfChangingBatchSizes() throws Throwable {
+    try (var model = NativeMemoryTest.tiny("cuda")) {
+      generate(model, 40 + 30 * ROUNDS);
+      var before = Held.now();
+      generate(model, 100 * ROUNDS);
+      check(100 * ROUNDS + " generations", before);
+    }
+  }
+
+  @Test
+  void decodeSteps() throws Throwable {
+    try (var model = NativeMemoryTest.tiny("cuda")) {
+      int each = model.llama().config().maxPositionEmbeddings() - 10;
+      var config = GenerationConfig.greedy(List.of(), each + 5).withMaxNewTokens(each);
+      var prompts = List.of(new int[] {65, 66, 67}, new int[] {68, 69});
+      steps(model, prompts, config, 500);
+      var before = Held.now();
+      int steps = steps(model, prompts, config, 1000 * ROUNDS);
+      check(steps + " decode steps", before);
+    }
+  }
+
+  private static int steps(
+      LoadedModel model,
+      List<int[]> prompts,
+      GenerationConfig config,
+      int wanted) {
+    int steps = 0;
+    while (steps < wanted) {
+      steps += model.generator().generate(prompts, config).getFirst().length;
+    }
+    return steps;
+  }
+
+  @Test
+  void trainingSteps() throws Throwable {
+    try (var model = NativeMemoryTest.tiny("cuda");
+        var parameters =
+            new FlatParameters(
+                model.llama().manager(), NativeMemoryTest.parameters(model.llama()));
+        var optimizer = new AdamW(parameters, 0.01)) {
+      var training = model.generator().context().forTraining(true);
+      int adapters = model.adapterNames().size();
+      var learners =
+          List.of(
+              new LlamaLearner(model.llama(), training, true, adapters),
+              new LlamaLearner(model.llama(), training, false, adapters));
+      NativeMemoryTest.train(learners, parameters, optimizer, 40);
+      var before = Held.now();
+      NativeMemoryTest.train(learners, parameters, optimizer, 20 * ROUNDS);
+      check(20 * ROUNDS + " training steps", before);
+    }
+  }
+}
