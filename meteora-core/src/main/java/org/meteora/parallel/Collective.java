@@ -47,6 +47,15 @@ public interface Collective extends AutoCloseable {
     return () -> {};
   }
 
+  /**
+   * One process gets the sum of a buffer over all processes, beside what is queued from now on, as
+   * {@link #allGatherAside} does its work.
+   *
+   * @param buffer float32; replaced by the sum in process {@code to}, undefined afterwards in
+   *     others
+   */
+  Queued reduceAside(NDArray buffer, int to);
+
   /** Work beside libtorch's stream. */
   @FunctionalInterface
   interface Queued {

@@ -38,6 +38,7 @@ final class Mpi {
   private final MethodHandle allReduce;
   private final MethodHandle reduceScatter;
   private final MethodHandle allGather;
+  private final MethodHandle reduce;
   private final MethodHandle broadcast;
 
   private Mpi(SymbolLookup library) {
@@ -52,6 +53,7 @@ final class Mpi {
     allReduce = bind("MPI_Allreduce", "PPIHHH");
     reduceScatter = bind("MPI_Reduce_scatter_block", "PPIHHH");
     allGather = bind("MPI_Allgather", "PIHPIHH");
+    reduce = bind("MPI_Reduce", "PPIHHIH");
     broadcast = bind("MPI_Bcast", "PIHIH");
   }
 
@@ -156,6 +158,26 @@ final class Mpi {
           (int) Math.min(PIECE, count - at),
           floats,
           sum,
+          world);
+    }
+  }
+
+  /**
+   * Process {@code to} gets the sum of {@code count} float32 numbers.
+   *
+   * @param result not a part of {@code data}: MPICH 4.0 crashes where it is to be in place; used in
+   *     process {@code to} alone
+   */
+  void reduce(MemorySegment data, MemorySegment result, long count, int to) {
+    for (long at = 0; at < count; at += PIECE) {
+      call(
+          reduce,
+          data.asSlice(at * Float.BYTES),
+          result.equals(MemorySegment.NULL) ? result : result.asSlice(at * Float.BYTES),
+          (int) Math.min(PIECE, count - at),
+          floats,
+          sum,
+          to,
           world);
     }
   }

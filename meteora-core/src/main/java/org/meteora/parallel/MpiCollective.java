@@ -45,6 +45,20 @@ final class MpiCollective extends ControlledCollective {
   }
 
   @Override
+  public Queued reduceAside(NDArray buffer, int to) {
+    requireFloats(buffer);
+    long count = buffer.getShape().size();
+    try (var arena = Arena.ofConfined()) {
+      var result = rank() == to ? arena.allocate(bytes(buffer), 64) : MemorySegment.NULL;
+      mpi.reduce(memory(buffer), result, count, to);
+      if (rank() == to) {
+        memory(buffer).copyFrom(result);
+      }
+    }
+    return () -> {};
+  }
+
+  @Override
   public void allGather(NDArray part, NDArray buffer) {
     requireParts(buffer, part);
     mpi.allGather(memory(part), memory(buffer), bytes(part), rank());

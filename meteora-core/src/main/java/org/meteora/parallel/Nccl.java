@@ -40,6 +40,7 @@ final class Nccl {
   private final MethodHandle reduceScatter;
   private final MethodHandle allGather;
   private final MethodHandle broadcast;
+  private final MethodHandle reduce;
   private final MethodHandle asyncError;
   private final MethodHandle abort;
   private final MethodHandle destroy;
@@ -87,6 +88,17 @@ final class Nccl {
             JAVA_LONG,
             JAVA_LONG,
             JAVA_LONG,
+            JAVA_INT,
+            JAVA_INT,
+            JAVA_LONG,
+            JAVA_LONG);
+    reduce =
+        bind(
+            "ncclReduce",
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_LONG,
+            JAVA_INT,
             JAVA_INT,
             JAVA_INT,
             JAVA_LONG,
@@ -157,6 +169,17 @@ final class Nccl {
           "ncclReduceScatter",
           (int)
               reduceScatter.invokeExact(data, part, count, type(dtype), SUM, communicator, stream));
+    } catch (Throwable e) {
+      throw rethrown(e);
+    }
+  }
+
+  /** The sum of all processes' numbers, in place in process {@code to}. */
+  void reduce(long data, long count, Dtype dtype, int to, long stream) {
+    try {
+      check(
+          "ncclReduce",
+          (int) reduce.invokeExact(data, data, count, type(dtype), SUM, to, communicator, stream));
     } catch (Throwable e) {
       throw rethrown(e);
     }

@@ -57,6 +57,14 @@ final class NcclCollective extends ControlledCollective {
             nccl.allGather(Ops.dataPointer(part), Ops.dataPointer(buffer), bytes(part), stream));
   }
 
+  @Override
+  public Queued reduceAside(NDArray buffer, int to) {
+    return aside(
+        stream ->
+            nccl.reduce(
+                Ops.dataPointer(buffer), buffer.getShape().size(), Ops.dtype(buffer), to, stream));
+  }
+
   /** Queues work on the stream beside libtorch's, behind what libtorch has been given so far. */
   private Queued aside(LongConsumer work) {
     cuda.makeCurrent();

@@ -338,6 +338,12 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     }
 
     @Override
+    public Queued reduceAside(NDArray buffer, int to) {
+      takePartUntilAllAreHere();
+      return collective.reduceAside(buffer, to);
+    }
+
+    @Override
     public void broadcast(NDArray buffer) {
       takePartUntilAllAreHere();
       collective.broadcast(buffer);

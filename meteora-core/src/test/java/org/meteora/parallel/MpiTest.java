@@ -119,6 +119,12 @@ class MpiTest {
       all.sum(buffer);
       same(expected, buffer.toFloatArray(), "sum");
 
+      var reduced = manager.create(values);
+      all.reduceAside(reduced, 1).await();
+      if (rank == 1) {
+        same(expected, reduced.toFloatArray(), "reduce");
+      }
+
       int part = 1_001;
       var parts = Arrays.copyOf(values, part * n);
       var whole = manager.create(parts);

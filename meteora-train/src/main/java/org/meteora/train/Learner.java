@@ -1,6 +1,7 @@
 package org.meteora.train;
 
 import java.util.OptionalInt;
+import java.util.function.IntConsumer;
 import org.meteora.train.batch.Batch;
 
 /** What is trained: turns batches into losses and gradients. */
@@ -33,6 +34,16 @@ public interface Learner {
    * @param seed of dropout
    */
   Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed);
+
+  /**
+   * The same, told while it goes on whose gradients have got all that this batch adds to them.
+   *
+   * @param done may be given the decoder layers, from the last to the first
+   */
+  default Sums learn(
+      Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done) {
+    return learn(batch, languageModelWeight, gateWeight, seed);
+  }
 
   /** The sums alone, without dropout. */
   Sums evaluate(Batch batch);

@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
+import java.util.function.IntConsumer;
 import org.meteora.model.FrozenWeights;
 import org.meteora.model.Llama;
 import org.meteora.model.Pass;
@@ -88,7 +89,13 @@ public final class LlamaLearner implements Learner {
 
   @Override
   public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
-    return learn(batch, new double[] {languageModelWeight}, gateWeight, seed);
+    return learn(batch, languageModelWeight, gateWeight, seed, layer -> {});
+  }
+
+  @Override
+  public Sums learn(
+      Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done) {
+    return learn(batch, new double[] {languageModelWeight}, gateWeight, seed, done);
   }
 
   /**
@@ -97,10 +104,15 @@ public final class LlamaLearner implements Learner {
    * @param languageModelWeights of each row, or one for all
    */
   Sums learn(Batch batch, double[] languageModelWeights, double gateWeight, long seed) {
+    return learn(batch, languageModelWeights, gateWeight, seed, layer -> {});
+  }
+
+  private Sums learn(
+      Batch batch, double[] languageModelWeights, double gateWeight, long seed, IntConsumer done) {
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch)) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
-      var loss = learn(scope, batch, gates, languageModelWeights, gateWeightEach, seed);
+      var loss = learn(scope, batch, gates, languageModelWeights, gateWeightEach, seed, done);
       return sums(loss, gates, batch);
     }
   }
@@ -162,7 +174,8 @@ public final class LlamaLearner implements Learner {
       GateLoss gates,
       double[] weights,
       double gateWeight,
-      long seed) {
+      long seed,
+      IntConsumer done) {
     var pass = llama.wholePass(scope, batch.length(), context);
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
@@ -213,6 +226,7 @@ public final class LlamaLearner implements Learner {
           gradient = gradientOf(each.input(), scope);
         }
       }
+      done.accept(i);
     }
     return loss;
   }

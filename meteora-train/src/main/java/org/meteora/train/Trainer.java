@@ -257,7 +257,11 @@ public final class Trainer {
       // the micro-batch's number in the step, whichever process has it
       long number = (long) i * collective.size() + collective.rank();
       long seed = Batches.mix(config.seed(), step, number);
-      var sums = learner.learn(batch, weight, gateWeight, seed);
+      boolean last = i == batches.size() - 1;
+      var sums =
+          last
+              ? learner.learn(batch, weight, gateWeight, seed, parameters::reduceLayer)
+              : learner.learn(batch, weight, gateWeight, seed);
       if (!Double.isFinite(sums.languageModel()) || !Double.isFinite(sums.gate())) {
         throw notFinite(
             step,

@@ -80,6 +80,11 @@ class ShardedWeightsTest {
     }
 
     @Override
+    public Queued reduceAside(NDArray buffer, int to) {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
     public void allGather(NDArray part, NDArray buffer) {
       long bytes = part.getShape().size() * Ops.dtype(part).bytes();
       var parts = exchange(part);

@@ -4,10 +4,14 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.IdentityHashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
 import org.meteora.parallel.Collective;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -24,8 +28,9 @@ import org.meteora.tensor.Ops;
  *
  * <p>Among several processes each has the whole gradients of its micro-batches, and steps one slice
  * of the buffers, which are padded to as many equal slices: {@link #reduce} sums the slice's
- * gradients, {@link #publish} gathers everybody's slice. On a GPU a process keeps the master values
- * of its slice alone; whole they exist in the gradient buffer, from {@link #publish} until {@link
+ * gradients, those of layers that are done ({@link #reduceLayer}) while others are still computed;
+ * {@link #publish} gathers everybody's slice. On a GPU a process keeps the master values of its
+ * slice alone; whole they exist in the gradient buffer, from {@link #publish} until {@link
  * #clearGradients}.
  */
 public final class FlatParameters implements AutoCloseable {
@@ -71,6 +76,11 @@ public final class FlatParameters implements AutoCloseable {
 
   private final NDArray masters;
   private final NDArray gradientSlice;
+
+  /** Those whose sums over all processes have been begun since the gradients were cleared. */
+  private final Set<Entry> reducing = Collections.newSetFromMap(new IdentityHashMap<>());
+
+  private final List<Collective.Queued> reductions = new ArrayList<>();
 
   /**
    * @param parent gives the device; closing it closes the buffers
@@ -212,9 +222,55 @@ public final class FlatParameters implements AutoCloseable {
 
   /** Sums every slice's gradients over all processes; the other slices' are undefined then. */
   public void reduce() {
-    if (collective.size() > 1) {
-      collective.reduceScatter(gradients, gradientSlice);
+    if (collective.size() == 1) {
+      return;
     }
+    if (reducing.isEmpty()) {
+      collective.reduceScatter(gradients, gradientSlice);
+      return;
+    }
+    reduce(entries.values().stream().filter(entry -> !reducing.contains(entry)).toList());
+    reductions.forEach(Collective.Queued::await);
+    reductions.clear();
+  }
+
+  /**
+   * Begins to sum a decoder layer's gradients over all processes, while other layers' are still
+   * computed. Nothing may be added to them before {@link #clearGradients}.
+   */
+  public void reduceLayer(int layer) {
+    if (collective.size() == 1) {
+      return;
+    }
+    var own =
+        entries.values().stream()
+            .filter(entry -> entry.slot().name().startsWith("model.layers." + layer + "."))
+            .toList();
+    own.forEach(this::collectGradient);
+    reduce(own);
+  }
+
+  /** Begins to sum these, in stretches that belong to one process each. */
+  private void reduce(List<Entry> some) {
+    for (int i = 0; i < some.size(); i++) {
+      long from = some.get(i).slot().offset();
+      while (i + 1 < some.size() && some.get(i + 1).slot().offset() == end(some.get(i))) {
+        i++;
+      }
+      long to = end(some.get(i));
+      for (long next; from < to; from = next) {
+        int owner = (int) (from / part);
+        next = Math.min(to, (owner + 1) * part);
+        try (var stretch = view(gradients, from, next - from)) {
+          reductions.add(collective.reduceAside(stretch, owner));
+        }
+      }
+    }
+    reducing.addAll(some);
+  }
+
+  private static long end(Entry entry) {
+    return entry.slot().offset() + entry.slot().size();
   }
 
   /** Replaces the master values by those of the first process, which are in {@link #values}. */
@@ -280,25 +336,32 @@ public final class FlatParameters implements AutoCloseable {
   /** Adds the gradients that backward passes left in the model's tensors, and clears those. */
   public void collectGradients() {
     for (var entry : entries.values()) {
-      if (entry.shared()) {
-        continue;
+      if (!reducing.contains(entry)) {
+        collectGradient(entry);
       }
-      var tensor = (PtNDArray) entry.part().tensor();
-      try (NDManager scope = manager.newSubManager()) {
-        var gradient = JniUtils.getGradient(tensor);
-        if (gradient == null) {
-          continue; // no token came by this parameter since the start
-        }
-        gradient.attach(scope);
-        var part = entry.part().of(gradient);
-        entry.gradient().addi(Ops.cast(part, Dtype.F32));
-        Ops.clear(part);
+    }
+  }
+
+  private void collectGradient(Entry entry) {
+    if (entry.shared()) {
+      return;
+    }
+    var tensor = (PtNDArray) entry.part().tensor();
+    try (NDManager scope = manager.newSubManager()) {
+      var gradient = JniUtils.getGradient(tensor);
+      if (gradient == null) {
+        return; // no token came by this parameter since the start
       }
+      gradient.attach(scope);
+      var part = entry.part().of(gradient);
+      entry.gradient().addi(Ops.cast(part, Dtype.F32));
+      Ops.clear(part);
     }
   }
 
   /** Sets the gradient buffer to zero. */
   public void clearGradients() {
+    reducing.clear();
     Ops.clear(gradients);
   }
 
