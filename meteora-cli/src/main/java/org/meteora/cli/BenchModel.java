@@ -36,7 +36,9 @@ final class BenchModel {
       names = "--preset",
       defaultValue = "100m",
       paramLabel = "NAME",
-      description = "Shapes of the model: 100m, llama3-8b, llama2-13b (default: ${DEFAULT-VALUE}).")
+      description =
+          "Shapes of the model: 100m, llama3-8b, llama2-13b, llama3-70b (default:"
+              + " ${DEFAULT-VALUE}).")
   private String preset;
 
   @Option(
@@ -95,7 +97,7 @@ final class BenchModel {
     try (var in = BenchModel.class.getResourceAsStream(resource)) {
       if (!preset.matches("[a-z0-9-]+") || in == null) {
         throw new UserException(
-            "unknown preset \"" + preset + "\": choose 100m, llama3-8b or llama2-13b");
+            "unknown preset \"" + preset + "\": choose 100m, llama3-8b, llama2-13b or llama3-70b");
       }
       return LlamaConfig.parse(Jsonl.JSON.readTree(in), resource);
     } catch (IOException e) {

@@ -4,8 +4,18 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.Map;
+import java.util.function.IntConsumer;
+import org.meteora.UserException;
+import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.model.FrozenWeights;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
+import org.meteora.model.RandomLlama;
+import org.meteora.moe.ForwardMode;
 import org.meteora.parallel.Collective;
+import org.meteora.parallel.ShardedWeights;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
@@ -22,101 +32,184 @@ final class BenchProcesses {
 
   private final BenchModel options;
   private final Collective all;
-  private final NDManager manager;
-  private final LlamaLearner learner;
-  private final Map<String, NDArray> tensors;
+  private final String device;
+  private final double dropout;
   private final Batch batch;
 
-  BenchProcesses(
-      BenchModel options,
-      Collective all,
-      NDManager manager,
-      LlamaLearner learner,
-      Map<String, NDArray> tensors,
-      Batch batch) {
+  /**
+   * @param device of this process
+   * @param dropout on the adapters' input
+   * @param batch of each process
+   */
+  BenchProcesses(BenchModel options, Collective all, String device, double dropout, Batch batch) {
     this.options = options;
     this.all = all;
-    this.manager = manager;
-    this.learner = learner;
-    this.tensors = tensors;
+    this.device = device;
+    this.dropout = dropout;
     this.batch = batch;
   }
 
-  void run() {
+  /** A random model and what trains it. */
+  private final class Model implements AutoCloseable {
+    final NDManager manager = Devices.newManager(Devices.parse(device));
+    final Llama llama;
+    final LlamaLearner learner;
+    final Map<String, NDArray> tensors;
+
+    /**
+     * @param sharers the processes that share its frozen weights
+     */
+    Model(Collective sharers) {
+      var backend = Backends.of(manager, options.dtype());
+      var random = RandomLlama.weights(manager, options.dtype());
+      LlamaFactory.Weights weights =
+          sharers.size() == 1
+              ? random
+              : new ShardedWeights(random, options.config(), manager, options.dtype(), sharers);
+      llama =
+          RandomLlama.create(
+              options.config(),
+              manager,
+              options.dtype(),
+              options.adapters,
+              options.rank,
+              backend,
+              dropout,
+              weights);
+      var context = options.context(ForwardMode.AUTO).forTraining(true);
+      learner = new LlamaLearner(llama, context, true, options.adapters);
+      tensors = BenchTrainCommand.parameters(llama);
+    }
+
+    /** Median milliseconds of a step of so many processes. */
+    double steps(FlatParameters parameters, Collective collective) {
+      try (var optimizer = new AdamW(parameters, 0)) {
+        IntConsumer done = collective.size() > 1 ? parameters::reduceLayer : layer -> {};
+        return median(
+            () -> {
+              parameters.clearGradients();
+              learner.learn(
+                  batch,
+                  1.0 / batch.labelCount(),
+                  BenchTrainCommand.GATE_LOSS_WEIGHT / batch.gateLabelCount(),
+                  1,
+                  done);
+              parameters.collectGradients();
+              parameters.reduce();
+              double norm = optimizer.gradientNorm();
+              norm = Math.sqrt(parameters.sum(norm * norm));
+              optimizer.step(BenchTrainCommand.RATE, AdamW.clipFactor(norm, 1));
+              parameters.publish();
+            });
+      }
+    }
+
+    /** Gathers what a step gathers, and computes nothing. */
+    void gather() {
+      int layers = llama.layers().size();
+      var frozen = llama.frozen();
+      frozen.use(FrozenWeights.EMBEDDING, 0);
+      for (int i = 0; i < layers; i++) {
+        frozen.use(i, i + 1 < layers ? i + 1 : FrozenWeights.HEAD);
+      }
+      frozen.use(FrozenWeights.HEAD, layers - 1);
+      for (int i = layers - 1; i >= 0; i--) {
+        frozen.use(i, i > 0 ? i - 1 : FrozenWeights.NONE);
+      }
+    }
+
+    /** Of as many runs in every process. */
+    double median(Runnable run) {
+      var times = new double[options.repeat.value()];
+      for (int i = -WARM_UP; i < times.length; i++) {
+        awaitDevice();
+        long start = System.nanoTime();
+        run.run();
+        awaitDevice();
+        if (i >= 0) {
+          times[i] = (System.nanoTime() - start) / 1e6;
+        }
+      }
+      Arrays.sort(times);
+      return times[times.length / 2];
+    }
+
+    private void awaitDevice() {
+      await(tensors.values().iterator().next());
+    }
+
+    @Override
+    public void close() {
+      manager.close();
+      usedBytes(true); // what libtorch keeps goes back as well
+    }
+  }
+
+  /**
+   * @param shardBase the processes share the base model; a process by itself has it whole
+   */
+  void run(boolean shardBase) {
     // the first process by itself; the others wait
-    double alone = all.rank() == 0 ? steps(Collective.single()) : 0;
+    double alone = all.rank() == 0 ? alone() : 0;
     alone = all.sum(new double[] {alone})[0];
     double tokens = batch.tokens();
-    options.report("one process", alone, alone, tokens);
-    try (var parameters = new FlatParameters(manager, tensors, all);
-        var optimizer = new AdamW(parameters, 0)) {
-      double step = median(() -> step(parameters, optimizer));
-      options.report(all.size() + " processes", step, alone, tokens * all.size());
+    if (alone > 0) {
+      options.report("one process", alone, alone, tokens);
+    }
+    try (var model = new Model(shardBase ? all : Collective.single());
+        var parameters = new FlatParameters(model.manager, model.tensors, all)) {
+      double step = model.steps(parameters, all);
+      double scale = alone > 0 ? alone : step;
+      var name = all.size() + " processes" + (shardBase ? ", base shared" : "");
+      options.report(name, step, scale, tokens * all.size());
+      reportMemory("memory, the fullest process", false);
       double moving =
-          median(
+          model.median(
               () -> {
                 parameters.reduce();
                 parameters.publish();
               });
       options.report(
-          "of it reduce and gather, %d MiB".formatted(parameters.size() * Float.BYTES >> 20),
+          "reduce and gather alone, %d MiB".formatted(parameters.size() * Float.BYTES >> 20),
           moving,
           step,
           tokens * all.size());
-      System.out.printf("weak scaling %.1f %%%n", 100 * alone / step);
-      var device = manager.getDevice();
-      long used = device.isGpu() ? GpuMeasure.usedBytes(Cuda.device(device.getDeviceId())) : 0;
-      used = (long) Arrays.stream(all.sum(own(used))).max().orElse(0);
-      options.reportMemory("memory, the fullest process", used);
-    }
-  }
-
-  private double[] own(double value) {
-    var result = new double[all.size()];
-    result[all.rank()] = value;
-    return result;
-  }
-
-  private double steps(Collective collective) {
-    try (var parameters = new FlatParameters(manager, tensors, collective);
-        var optimizer = new AdamW(parameters, 0)) {
-      return median(() -> step(parameters, optimizer));
-    }
-  }
-
-  private void step(FlatParameters parameters, AdamW optimizer) {
-    parameters.clearGradients();
-    learner.learn(
-        batch,
-        1.0 / batch.labelCount(),
-        BenchTrainCommand.GATE_LOSS_WEIGHT / batch.gateLabelCount(),
-        1);
-    parameters.collectGradients();
-    parameters.reduce();
-    double norm = optimizer.gradientNorm();
-    norm = Math.sqrt(parameters.sum(norm * norm));
-    optimizer.step(BenchTrainCommand.RATE, AdamW.clipFactor(norm, 1));
-    parameters.publish();
-  }
-
-  /** Of as many runs in every process. */
-  private double median(Runnable run) {
-    var times = new double[options.repeat.value()];
-    for (int i = -WARM_UP; i < times.length; i++) {
-      awaitDevice();
-      long start = System.nanoTime();
-      run.run();
-      awaitDevice();
-      if (i >= 0) {
-        times[i] = (System.nanoTime() - start) / 1e6;
+      if (shardBase) {
+        double gathering = model.median(model::gather);
+        options.report("gathering layers alone", gathering, step, tokens * all.size());
       }
+      if (alone > 0) {
+        System.out.printf("weak scaling %.1f %%%n", 100 * alone / step);
+      }
+      reportMemory("of it not libtorch's reserve", true);
     }
-    Arrays.sort(times);
-    return times[times.length / 2];
   }
 
-  private void awaitDevice() {
-    await(tensors.values().iterator().next());
+  /** Milliseconds of a step of one process; 0 where the model does not fit into it. */
+  private double alone() {
+    try (var model = new Model(Collective.single());
+        var parameters = new FlatParameters(model.manager, model.tensors)) {
+      return model.steps(parameters, Collective.single());
+    } catch (UserException e) {
+      System.out.println("one process: " + e.getMessage());
+      return 0;
+    }
+  }
+
+  private void reportMemory(String what, boolean withoutReserve) {
+    var used = new double[all.size()];
+    used[all.rank()] = usedBytes(withoutReserve);
+    options.reportMemory(what, (long) Arrays.stream(all.sum(used)).max().orElse(0));
+  }
+
+  private long usedBytes(boolean withoutReserve) {
+    var own = Devices.parse(device);
+    if (!own.isGpu()) {
+      return Backends.memoryInUse(own);
+    }
+    return withoutReserve
+        ? GpuMeasure.usedBytes(Cuda.device(own.getDeviceId()))
+        : Backends.memoryInUse(own);
   }
 
   /** Reads a number, and so waits for all that was queued before. */

@@ -10,6 +10,7 @@ import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.data.config.ProcessOptions;
+import org.meteora.data.config.ShardBaseOption;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
@@ -17,8 +18,6 @@ import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
-import org.meteora.parallel.Collective;
-import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
@@ -49,7 +48,8 @@ import picocli.CommandLine.Option;
       "Examples:",
       "  meteora bench train --preset 100m --tokens 512 --repeat 5",
       "  meteora bench train --device cuda --preset llama3-8b --batch 4 --tokens 4096",
-      "  meteora bench train --preset llama3-8b --batch 4 --tokens 2048 --processes 2"
+      "  meteora bench train --preset llama3-8b --batch 4 --tokens 2048 --processes 2",
+      "  meteora bench train --preset llama3-70b --batch 4 --tokens 2048 --processes 8 --shard-base"
     })
 final class BenchTrainCommand implements Callable<Integer> {
   private static final List<ForwardMode> MODES =
@@ -89,6 +89,7 @@ final class BenchTrainCommand implements Callable<Integer> {
   private Boolean layer;
 
   @Mixin private ProcessOptions processes;
+  @Mixin private ShardBaseOption shardBase;
 
   @Override
   public Integer call() {
@@ -97,26 +98,14 @@ final class BenchTrainCommand implements Callable<Integer> {
     return processes.run(
         options.deviceName(),
         List.of("%s %d × %d".formatted(config.raw(), batch, tokens)),
-        (all, device) -> all.size() == 1 ? alone(config, samples) : together(all, device, samples));
-  }
-
-  private int together(Collective all, String device, Batch samples) {
-    try (var manager = Devices.newManager(Devices.parse(device))) {
-      var backend = Backends.of(manager, options.dtype());
-      var model =
-          RandomLlama.create(
-              options.config(),
-              manager,
-              options.dtype(),
-              options.adapters,
-              options.rank,
-              backend,
-              dropout);
-      var context = options.context(ForwardMode.AUTO).forTraining(true);
-      var learner = new LlamaLearner(model, context, true, options.adapters);
-      new BenchProcesses(options, all, manager, learner, parameters(model), samples).run();
-    }
-    return 0;
+        (all, device) -> {
+          boolean shared = shardBase.sharers(all).size() > 1;
+          if (all.size() == 1) {
+            return alone(config, samples);
+          }
+          new BenchProcesses(options, all, device, dropout, samples).run(shared);
+          return 0;
+        });
   }
 
   private int alone(Architecture config, Batch samples) {
@@ -283,7 +272,7 @@ final class BenchTrainCommand implements Callable<Integer> {
         false);
   }
 
-  private static Map<String, NDArray> parameters(Llama model) {
+  static Map<String, NDArray> parameters(Llama model) {
     var result = new LinkedHashMap<String, NDArray>();
     for (int layer = 0; layer < model.layers().size(); layer++) {
       var projections = model.layers().get(layer).projections();

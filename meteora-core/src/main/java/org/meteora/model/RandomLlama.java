@@ -28,14 +28,33 @@ public final class RandomLlama {
       int rank,
       Backend backend,
       double dropout) {
+    return create(
+        config, manager, dtype, adapters, rank, backend, dropout, weights(manager, dtype));
+  }
+
+  /** Random weights. */
+  public static LlamaFactory.Weights weights(NDManager manager, Dtype dtype) {
+    return (name, shape) ->
+        shape.length == 1
+            ? norm(manager, dtype, shape)
+            : normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape);
+  }
+
+  /** As above, with these weights for the base model. */
+  public static Llama create(
+      Architecture config,
+      NDManager manager,
+      Dtype dtype,
+      int adapters,
+      int rank,
+      Backend backend,
+      double dropout,
+      LlamaFactory.Weights weights) {
     return LlamaFactory.build(
         config,
         manager,
         dtype,
-        (name, shape) ->
-            shape.length == 1
-                ? norm(manager, dtype, shape)
-                : normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape),
+        weights,
         (layer, module) ->
             adapters == 0
                 ? null

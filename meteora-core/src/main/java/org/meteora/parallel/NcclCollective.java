@@ -69,7 +69,7 @@ final class NcclCollective extends ControlledCollective {
   private Queued aside(LongConsumer work) {
     cuda.makeCurrent();
     if (aside == null) {
-      aside = Stream.create(cuda);
+      aside = Stream.createUrgent(cuda);
     }
     try (var given = new Event()) {
       given.record(LIBTORCH_STREAM);

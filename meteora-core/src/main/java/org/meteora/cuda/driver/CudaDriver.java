@@ -47,6 +47,7 @@ final class CudaDriver {
   static final MethodHandle TO_HOST = bind("cuMemcpyDtoHAsync_v2", "PPPP");
   static final MethodHandle FILL = bind("cuMemsetD8Async", "PBPP");
   static final MethodHandle STREAM_CREATE = bind("cuStreamCreate", "PI");
+  static final MethodHandle STREAM_CREATE_WITH_PRIORITY = bind("cuStreamCreateWithPriority", "PII");
   static final MethodHandle STREAM_DESTROY = bind("cuStreamDestroy_v2", "P");
   static final MethodHandle STREAM_SYNCHRONIZE = bind("cuStreamSynchronize", "P");
   static final MethodHandle STREAM_WAIT = bind("cuStreamWaitEvent", "PPI");

@@ -2,6 +2,8 @@ package org.meteora.cuda.driver;
 
 /** A queue of device work: one of its own, or somebody else's (libtorch's current one). */
 public final class Stream implements AutoCloseable {
+  private static final int NON_BLOCKING = 1;
+
   private final long handle;
   private final boolean owned;
 
@@ -13,7 +15,21 @@ public final class Stream implements AutoCloseable {
   /** A new stream that does not wait for the default one. */
   public static Stream create(Cuda cuda) {
     cuda.makeCurrent();
-    return new Stream(CudaDriver.pointer("creating a stream", CudaDriver.STREAM_CREATE, 1), true);
+    return new Stream(
+        CudaDriver.pointer("creating a stream", CudaDriver.STREAM_CREATE, NON_BLOCKING), true);
+  }
+
+  /**
+   * As {@link #create}, and what it is given goes before what waits on others: for little work that
+   * another device waits for.
+   */
+  public static Stream createUrgent(Cuda cuda) {
+    cuda.makeCurrent();
+    int most = -5; // the driver takes the highest it has
+    return new Stream(
+        CudaDriver.pointer(
+            "creating a stream", CudaDriver.STREAM_CREATE_WITH_PRIORITY, NON_BLOCKING, most),
+        true);
   }
 
   /** A stream that others own; 0 is the default stream. */
