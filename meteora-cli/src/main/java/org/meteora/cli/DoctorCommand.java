@@ -192,7 +192,6 @@ public final class DoctorCommand implements Callable<Integer> {
 
   private static String gpu(int index) {
     var cuda = Cuda.device(index);
-    cuda.makeCurrent();
     var memory = cuda.memory();
     return "%s, compute capability %d.%d, %,d MiB, %,d MiB free"
         .formatted(

@@ -119,12 +119,13 @@ final class CudaAbi {
   }
 
   /**
-   * Gives back the device memory that libtorch keeps for its next tensors. The C ABI has no name
-   * for it; an allocation that no GPU can serve makes libtorch do it before it fails.
+   * Gives back the memory of the calling thread's device that libtorch keeps for its next tensors.
+   * The C ABI has no name for it; an allocation that no GPU can serve makes libtorch do it before
+   * it fails.
    */
   static void emptyCudaCache() {
     try {
-      StableAbi.delete(StableAbi.empty(new long[] {1L << 50}, Dtype.U8.scalarType(), 1, 0));
+      StableAbi.delete(StableAbi.empty(new long[] {1L << 50}, Dtype.U8.scalarType(), 1, -1));
     } catch (IllegalStateException e) {
       // as meant
     }

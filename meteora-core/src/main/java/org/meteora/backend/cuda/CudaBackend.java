@@ -63,7 +63,6 @@ public final class CudaBackend implements Backend {
    */
   public static void requireMemory(int device, long bytes) {
     var cuda = Cuda.device(device);
-    cuda.makeCurrent();
     long free = cuda.memory().free();
     if (bytes > free) {
       throw new UserException(

@@ -291,11 +291,11 @@ public final class CudaDecoder implements AutoCloseable {
    * @return the rows' next tokens; {@link DeviceSampler#NOT_FINITE} where logits are not finite
    */
   public int[] step(int[] tokens, int[][] banned, long[] uniform) {
+    cuda.makeCurrent();
     if (cache.length() == cache.capacity()) {
       bind(Math.min(maxLength, cache.length() + GROW));
       announce();
     }
-    cuda.makeCurrent();
     engine.fetchRouting(listener.isPresent());
     for (int row = 0; row < tokens.length; row++) {
       engine

@@ -135,6 +135,7 @@ public final class Cuda {
   public record Memory(long free, long total) {}
 
   public Memory memory() {
+    makeCurrent();
     try (var arena = Arena.ofConfined()) {
       var both = arena.allocate(16, 8);
       CudaDriver.call(
@@ -144,7 +145,7 @@ public final class Cuda {
   }
 
   /**
-   * Device memory, not cleared.
+   * Device memory, not cleared. Makes this the calling thread's device, as {@link #memory} does.
    *
    * @throws UserException when there is not enough, naming what is needed and what is free
    */
