@@ -32,13 +32,18 @@ public final class Control implements AutoCloseable {
   public static final Duration SILENCE = Duration.ofSeconds(20);
 
   private static final Duration HEARTBEAT = Duration.ofSeconds(2);
+
+  /** Signs of life that are so late mean that this process, or its machine, was stopped. */
+  private static final Duration LATE = Duration.ofSeconds(8);
+
   private static final int LARGEST = 1 << 30;
 
   private enum Kind {
     DATA,
     HEARTBEAT,
     FAILED,
-    BYE
+    BYE,
+    GIVEN_UP
   }
 
   private final int rank;
@@ -50,10 +55,16 @@ public final class Control implements AutoCloseable {
 
   private volatile boolean closing;
 
+  /** When the last signs of life were sent, and since when that has not been late. */
+  private volatile long beaten = System.nanoTime();
+
+  private volatile long awake = System.nanoTime();
+
   /**
    * The run has lost a process.
    *
-   * @param rank which; −1 when this process cannot know
+   * @param rank which; −1 when this process cannot know; its own when the others have given it up
+   *     and have said so
    * @param message what happened, one line
    */
   public record Lost(int rank, String message) {}
@@ -110,7 +121,7 @@ public final class Control implements AutoCloseable {
   private void read(Peer peer) {
     try {
       while (true) {
-        int kind = peer.in.readByte();
+        int kind = kind(peer);
         int length = peer.in.readInt();
         if (length < 0 || length > LARGEST || kind < 0 || kind >= Kind.values().length) {
           throw new IOException("it sent something else than expected");
@@ -131,13 +142,47 @@ public final class Control implements AutoCloseable {
             peer.gone = true;
             return;
           }
+          case GIVEN_UP -> {
+            peer.gone = true;
+            lost(new Lost(rank, new String(bytes, StandardCharsets.UTF_8)), peer);
+            return;
+          }
         }
       }
     } catch (SocketTimeoutException e) {
-      silent(peer, "has not answered for " + SILENCE.toSeconds() + " s");
+      giveUp(peer);
     } catch (IOException e) {
       silent(peer, "ended without a word");
     }
+  }
+
+  /** The next message's kind. The others are given time when this process was itself stopped. */
+  private int kind(Peer peer) throws IOException {
+    while (true) {
+      try {
+        return peer.in.readByte();
+      } catch (SocketTimeoutException e) {
+        long now = System.nanoTime();
+        if (now - beaten < LATE.toNanos() && now - awake > SILENCE.toNanos()) {
+          throw e;
+        }
+      }
+    }
+  }
+
+  /**
+   * One that wakes up later learns that the others have ended because of it, and need not say so.
+   */
+  private void giveUp(Peer peer) {
+    if (!closing) {
+      try {
+        var message = "this process had not answered for " + SILENCE.toSeconds() + " s";
+        peer.send(Kind.GIVEN_UP, message.getBytes(StandardCharsets.UTF_8));
+      } catch (IOException e) {
+        // it has ended
+      }
+    }
+    silent(peer, "has not answered for " + SILENCE.toSeconds() + " s");
   }
 
   private void silent(Peer peer, String how) {
@@ -173,6 +218,11 @@ public final class Control implements AutoCloseable {
 
   private void beat() {
     while (!closing) {
+      long now = System.nanoTime();
+      if (now - beaten > LATE.toNanos()) {
+        awake = now;
+      }
+      beaten = now;
       for (var peer : peers) {
         if (!peer.gone) {
           try {

@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
+import java.net.ServerSocket;
 import java.net.Socket;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
@@ -157,6 +158,31 @@ class ControlTest {
       assertThat(atThird.get().message()).isEqualTo("rank 1 was lost: it ended without a word");
       assertThatThrownBy(() -> joined.get().gather(bytes("on")))
           .hasMessageContaining("rank 1 is gone");
+    }
+  }
+
+  /**
+   * One that was stopped for long finds out when it wakes up, and does not take others for lost.
+   */
+  @Test
+  void oneThatTheOthersHaveGivenUpIsToldSo() throws Exception {
+    try (var meeting = new ServerSocket(0)) {
+      var told = new CompletableFuture<Control.Lost>();
+      var launch = launch(1, 2, meeting.getLocalPort(), "job");
+      var joined = background(() -> Rendezvous.connect(launch, told::complete));
+      try (var first = meeting.accept()) {
+        var in = new DataInputStream(first.getInputStream());
+        in.readNBytes(4 + 32 + 4);
+        var out = new DataOutputStream(first.getOutputStream());
+        out.writeInt(0x4d455445);
+        joined.get();
+        out.writeByte(1); // a heartbeat that came before
+        out.writeInt(0);
+        out.writeByte(4);
+        out.writeInt(4);
+        out.write(bytes("late"));
+      }
+      assertThat(told.get()).isEqualTo(new Control.Lost(1, "late"));
     }
   }
 

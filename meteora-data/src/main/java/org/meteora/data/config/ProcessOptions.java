@@ -113,7 +113,8 @@ public final class ProcessOptions {
   /** Another process has failed or is lost: whatever this one does cannot end well. */
   private void lost(int rank, Control.Lost lost) {
     if (ending.compareAndSet(false, true)) {
-      if (rank == 0 || lost.rank() == 0 && rank == 1) {
+      // one that the others have given up comes late: they have said so
+      if (lost.rank() != rank && (rank == 0 || lost.rank() == 0 && rank == 1)) {
         error().println(Printable.line(lost.message()));
       }
       // without the hooks: they would wait for work that waits for the lost process
