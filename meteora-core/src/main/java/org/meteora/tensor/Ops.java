@@ -282,6 +282,10 @@ public final class Ops {
 
   /** Zeroes entries with probability {@code p} and scales the rest by {@code 1 / (1 − p)}. */
   public static NDArray dropout(NDArray x, double p) {
+    if (!x.getDevice().isGpu() && dtype(x) == Dtype.F32) {
+      var manager = x.getManager();
+      return x.mul(CpuDropout.next(manager, p).factors(manager, x.getShape()));
+    }
     return new OperatorCall("aten::dropout", "").tensor(x).real(p).bool(true).run(x.getManager());
   }
 

@@ -14,6 +14,7 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Gate;
 import org.meteora.moe.GatedLinear;
 import org.meteora.tensor.Blas;
+import org.meteora.tensor.CpuDropout;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;

@@ -1,8 +1,12 @@
-package org.meteora.backend.cpu;
+package org.meteora.tensor;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
+import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
+import ai.djl.pytorch.engine.PtNDArray;
+import ai.djl.pytorch.jni.JniUtils;
 import java.lang.foreign.Arena;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
@@ -64,5 +68,31 @@ class CpuDropoutTest {
     assertThat(drop(0.3, 99, 1234, 2000, 777)).isEqualTo(Arrays.copyOfRange(whole, 1234, 3234));
     assertThat(drop(0, 99, 0, 10, 10)).containsOnly(-1.5f);
     assertThat(new CpuDropout(0.2, 1).scale()).isCloseTo(1.25, within(1e-12));
+  }
+
+  /** The same places as a copy drops, each gradient as its number; a seed says which. */
+  @Test
+  void ofATensorItDropsNumbersAndTheirGradientsAlike() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      JniUtils.setSeed(5);
+      var x = manager.ones(Ops.shape(3, 1000));
+      x.setRequiresGradient(true);
+      NDArray y;
+      try (var on = Ops.recording()) {
+        y = Ops.dropout(x, 0.25);
+        Ops.backward(y.sum(), null);
+      }
+      var values = y.toFloatArray();
+      int dropped = 0;
+      for (float value : values) {
+        assertThat(value == 0 || value == (float) (1 / 0.75)).isTrue();
+        dropped += value == 0 ? 1 : 0;
+      }
+      assertThat(dropped / 3000.0).isCloseTo(0.25, within(5 * Math.sqrt(0.25 * 0.75 / 3000)));
+      assertThat(JniUtils.getGradient((PtNDArray) x).toFloatArray()).isEqualTo(values);
+      assertThat(Ops.dropout(x, 0.25).toFloatArray()).isNotEqualTo(values);
+      JniUtils.setSeed(5);
+      assertThat(Ops.dropout(x, 0.25).toFloatArray()).isEqualTo(values);
+    }
   }
 }

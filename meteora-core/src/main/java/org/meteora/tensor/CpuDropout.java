@@ -1,17 +1,19 @@
-package org.meteora.backend.cpu;
+package org.meteora.tensor;
 
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
+import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
+import ai.djl.ndarray.types.Shape;
 import java.lang.foreign.MemorySegment;
-import org.meteora.tensor.Ops;
+import java.util.Arrays;
 
 /**
  * Dropout whose choice is a function of a number's place, so that backward needs no mask kept, and
  * threads no order: number i is dropped when a hash of seed and i (MurmurHash3's finalizer twice,
  * with half of the seed added before each) is in the lowest share {@code p} of its values. What is
- * kept is not scaled: the adapters' scales take {@code 1 / (1 − p)} in.
+ * kept is not scaled by {@link #copy}: the adapters' scales take {@code 1 / (1 − p)} in.
  */
 public final class CpuDropout {
   /** 0, 1, 2 …: a loop that adds it is turned into vector code, one that adds its index is not. */
@@ -54,6 +56,24 @@ public final class CpuDropout {
   /** What kept numbers must still be multiplied by. */
   public double scale() {
     return 1 / (1 - p);
+  }
+
+  /**
+   * What to multiply a tensor of this shape by, 0 or {@code 1 / (1 − p)}, in float32. On one
+   * thread; libtorch draws from a generator for each number, which took a tenth of a training step.
+   */
+  NDArray factors(NDManager manager, Shape shape) {
+    var factors = Ops.empty(manager, Dtype.F32, shape.getShape());
+    var memory = Ops.memory(factors);
+    var row = new int[PLACES.length];
+    int kept = Float.floatToRawIntBits((float) scale());
+    for (long at = 0; at < shape.size(); at += row.length) {
+      int count = (int) Math.min(row.length, shape.size() - at);
+      Arrays.fill(row, kept);
+      clear(row, 0, count, (int) at + seed);
+      MemorySegment.copy(row, 0, memory, JAVA_INT, at * Float.BYTES, count);
+    }
+    return factors;
   }
 
   /**
