@@ -240,7 +240,7 @@ enum Kind {
       case GENERATION_CONFIG -> GenerationConfig.read(folder, state.config(root));
       case TOKENIZER -> {
         try (var tokenizer = Tokenizer.load(folder)) {
-          var ids = tokenizer.encode("Größe 😀 <s>[INST] a  b\n\t</s> 日本語 x1234", true);
+          var ids = tokenizer.encode("Größe 😀 <s>[INST] a  b\n\t</s> 日本語 x1234 " + "ax".repeat(40) + "x".repeat(80), true);
           tokenizer.decode(ids, true);
           tokenizer.decode(new int[] {0, 1, 5, 300, 1 << 20}, false);
         }

@@ -1,6 +1,7 @@
 package org.meteora.generate;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
@@ -18,6 +19,7 @@ import org.meteora.io.Texts;
 final class TokenizerFile {
   private static final int DEEPEST = 60;
   private static final int HIGHEST_ID = 1 << 24;
+  private static final int LARGEST_GROWTH = 256;
 
   private TokenizerFile() {}
 
@@ -33,6 +35,10 @@ final class TokenizerFile {
     requireSane(file, json, "", 0);
     for (var part : List.of("normalizer", "pre_tokenizer", "post_processor", "decoder")) {
       requirePart(file, json.path(part), part);
+      if (growth(json.path(part)) > LARGEST_GROWTH) {
+        throw new UserException(
+            file + ": " + part + " makes a text more than " + LARGEST_GROWTH + " times as long");
+      }
     }
     var pieces = new HashMap<Integer, String>();
     var vocab = json.path("model").path("vocab");
@@ -124,6 +130,28 @@ final class TokenizerFile {
     }
   }
 
+  /** How much longer replacements, one after the other, may make a text. */
+  private static double growth(JsonNode part) {
+    double result = 1;
+    for (var each : part) {
+      result *= each.isContainerNode() ? growth(each) : 1;
+    }
+    return part.path("type").asText("").equals("Replace")
+        ? result * Math.max(1, bytes(part.path("content")))
+        : result;
+  }
+
+  private static int bytes(JsonNode text) {
+    return text.asText("").getBytes(StandardCharsets.UTF_8).length;
+  }
+
+  /** A text that is put at every token. */
+  private static void requireShort(Path file, JsonNode text, String path) {
+    if (bytes(text) > LARGEST_GROWTH) {
+      throw new UserException(file + ": " + cut(path) + " is longer than any token");
+    }
+  }
+
   private static boolean isWellFormed(String text) {
     return Texts.wellFormed(text).equals(text);
   }
@@ -143,6 +171,19 @@ final class TokenizerFile {
             || matchesNothing(pattern.path("Regex").asText("x")))) {
       throw new UserException(
           file + ": " + cut(path) + ": an empty text, or a pattern that matches one");
+    }
+    var regex = pattern.path("Regex");
+    if (regex.isTextual() && !PatternCost.isBounded(regex.textValue())) {
+      throw new UserException(
+          file
+              + ": "
+              + cut(path)
+              + ": a pattern whose matching may take for ever: "
+              + cut(regex.textValue()));
+    }
+    for (var text :
+        List.of("prefix", "suffix", "continuing_subword_prefix", "end_of_word_suffix")) {
+      requireShort(file, node.path(text), path + "." + text);
     }
     // the library does not ask whether it is called a template
     if (node.has("single") || node.has("pair") || node.has("special_tokens")) {

@@ -122,7 +122,13 @@ public final class Jsonl {
     }
   }
 
+  /** A parser's message, without advice to programmers. */
   private static String oneLine(String message) {
-    return message == null ? "" : message.replaceAll("\\s*\\R\\s*", " ");
+    return message == null
+        ? ""
+        : message
+            .replaceAll("\\s*\\R\\s*", " ")
+            .replaceFirst("^Trailing token.*", "something follows its end")
+            .replaceFirst(": enable `.*", "");
   }
 }

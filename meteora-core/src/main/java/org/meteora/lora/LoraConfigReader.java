@@ -172,7 +172,7 @@ record LoraConfigReader(Path file, JsonNode node) {
 
   private LoraConfig.Modules targets() {
     var value = node.path("target_modules");
-    if (value.isTextual() && value.asText().equals("all-linear")) {
+    if (value.isTextual() && value.asText().equalsIgnoreCase("all-linear")) {
       return new LoraConfig.Modules(Set.copyOf(Projection.NAMES), null);
     }
     // without it PEFT chooses by the model's type; the tensors tell

@@ -1,0 +1,265 @@
+package org.meteora.generate;
+
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * Tells from a pattern of a tokenizer, in the syntax of Oniguruma, whether the steps of a match
+ * grow with the text's length alone. Oniguruma tries one way after the other, gives up after ten
+ * million, and the library around it then ends the process.
+ *
+ * <p>Counted are the ways in which what stands before something that can fail may match: one
+ * unbounded repetition is a way for each character, two of them are the square of that, and a
+ * repeated group whose content may match in several ways is an exponential. The patterns of known
+ * tokenizers have one at most; what is not understood is taken for the worst.
+ */
+final class PatternCost {
+  /** Ways that do not depend on the text: choices and bounded repetitions. */
+  private static final double MOST_WAYS = 1 << 12;
+
+  private static final int DEEPEST = 30;
+  private static final Cost HOPELESS = new Cost(1, 1, 1, 99, true);
+
+  private final String pattern;
+  private int at;
+  private int depth;
+
+  private PatternCost(String pattern) {
+    this.pattern = pattern;
+  }
+
+  /**
+   * Of a part of a pattern.
+   *
+   * @param ways in which it can match at a place, times the text's length for each of {@code loops}
+   * @param vain ways that are tried before it fails, times the length for each of {@code vainLoops}
+   * @param canFail whether there are texts that it does not match
+   */
+  private record Cost(double ways, int loops, double vain, int vainLoops, boolean canFail) {}
+
+  /** Whether the number of steps is at most the text's length, times a constant. */
+  static boolean isBounded(String pattern) {
+    var parser = new PatternCost(pattern);
+    try {
+      var cost = parser.choice();
+      return parser.at == pattern.length() && cost.vainLoops <= 1 && cost.vain <= MOST_WAYS;
+    } catch (StringIndexOutOfBoundsException | IllegalArgumentException e) {
+      return false; // ends in the midst of something
+    }
+  }
+
+  private Cost choice() {
+    if (++depth > DEEPEST) {
+      throw new IllegalArgumentException("nested too deeply");
+    }
+    var choices = new ArrayList<Cost>();
+    do {
+      choices.add(sequence());
+    } while (take("|"));
+    depth--;
+    return new Cost(
+        choices.stream().mapToDouble(Cost::ways).sum(),
+        choices.stream().mapToInt(Cost::loops).max().orElse(0),
+        choices.stream().mapToDouble(Cost::vain).sum(),
+        choices.stream().mapToInt(Cost::vainLoops).max().orElse(0),
+        choices.stream().allMatch(Cost::canFail));
+  }
+
+  private Cost sequence() {
+    var parts = new ArrayList<Cost>();
+    while (at < pattern.length() && peek() != '|' && peek() != ')') {
+      parts.add(repeated(atom()));
+    }
+    double ways = 1;
+    int loops = 0;
+    double vain = 1;
+    int vainLoops = 0;
+    boolean canFail = false;
+    for (var part : parts) {
+      if (part.canFail) {
+        vain = Math.max(vain, ways * part.vain);
+        vainLoops = Math.max(vainLoops, loops + part.vainLoops);
+        canFail = true;
+      }
+      ways *= part.ways;
+      loops += part.loops;
+    }
+    return new Cost(ways, loops, vain, vainLoops, canFail);
+  }
+
+  private Cost repeated(Cost part) {
+    if (at == pattern.length()) {
+      return part;
+    }
+    int least;
+    double most;
+    switch (peek()) {
+      case '*' -> {
+        least = 0;
+        most = Double.POSITIVE_INFINITY;
+        at++;
+      }
+      case '+' -> {
+        least = 1;
+        most = Double.POSITIVE_INFINITY;
+        at++;
+      }
+      case '?' -> {
+        least = 0;
+        most = 1;
+        at++;
+      }
+      case '{' -> {
+        int end = pattern.indexOf('}', at);
+        var inside = end < 0 ? "" : pattern.substring(at + 1, end);
+        if (!inside.matches("\\d{1,6}(,\\d{0,6})?|,\\d{1,6}")) {
+          return part; // a brace that stands for itself comes next
+        }
+        var numbers = inside.split(",", -1);
+        least = numbers[0].isEmpty() ? 0 : Integer.parseInt(numbers[0]);
+        var last = numbers[numbers.length - 1];
+        most = last.isEmpty() ? Double.POSITIVE_INFINITY : Integer.parseInt(last);
+        at = end + 1;
+        if (at < pattern.length() && (peek() == '+' || peek() == '*')) {
+          return HOPELESS; // repeats the repetition
+        }
+      }
+      default -> {
+        return part;
+      }
+    }
+    if (at < pattern.length() && (peek() == '?' || peek() == '+')) {
+      at++; // as few as will do; as many as there are
+    }
+    if (at < pattern.length() && (peek() == '*' || peek() == '+' || peek() == '?')) {
+      return HOPELESS;
+    }
+    boolean canFail = least > 0 && part.canFail;
+    if (most <= 1) {
+      double none = least == 0 ? 1 : 0;
+      return new Cost(part.ways + none, part.loops, part.vain, part.vainLoops, canFail);
+    }
+    if (part.ways > 1 || part.loops > 0 || part.vainLoops > 0) {
+      return HOPELESS;
+    }
+    return most == Double.POSITIVE_INFINITY
+        ? new Cost(1, 1, part.vain, 0, canFail)
+        : new Cost(Math.max(1, most - least + 1), 0, part.vain, 0, canFail);
+  }
+
+  private Cost atom() {
+    char c = pattern.charAt(at++);
+    switch (c) {
+      case '\\' -> {
+        char what = pattern.charAt(at++);
+        if (what == 'g') {
+          return HOPELESS; // calls a group
+        }
+        if (List.of('p', 'P', 'x', 'k', 'u', 'o').contains(what) && at < pattern.length()) {
+          if (peek() == '{' || what == 'k') {
+            at = indexOf(what == 'k' ? '>' : '}') + 1;
+          } else if (what == 'u' || what == 'x') {
+            int digits = what == 'u' ? 4 : 2;
+            for (int i = 0; i < digits && at < pattern.length() && isHex(peek()); i++) {
+              at++;
+            }
+          }
+        }
+        // a line's or a letter's end may be seen in two places
+        return what == 'R' || what == 'X' ? new Cost(2, 0, 1, 0, true) : one();
+      }
+      case '[' -> {
+        set();
+        return one();
+      }
+      case '(' -> {
+        return group();
+      }
+      default -> {
+        return one();
+      }
+    }
+  }
+
+  private Cost group() {
+    if (take("?#")) {
+      at = indexOf(')') + 1;
+      return new Cost(1, 0, 1, 0, false);
+    }
+    boolean looks = take("?=") || take("?!") || take("?<=") || take("?<!");
+    if (!looks && !take("?:") && !take("?>") && take("?")) {
+      if (take("<") || take("'")) {
+        int name = at;
+        while (Character.isLetterOrDigit(peek()) || peek() == '_') {
+          at++;
+        }
+        if (at == name || !(take(">") || take("'"))) {
+          return HOPELESS;
+        }
+      } else {
+        while (Character.isLetter(peek()) || peek() == '-') {
+          at++;
+        }
+        if (take(")")) {
+          return new Cost(1, 0, 1, 0, false); // changes how the rest is read
+        }
+        if (!take(":")) {
+          return HOPELESS; // absence, conditions and what else there is
+        }
+      }
+    }
+    var inside = choice();
+    if (!take(")")) {
+      throw new IllegalArgumentException("no end");
+    }
+    return looks ? new Cost(1, 0, inside.ways * inside.vain, inside.vainLoops, true) : inside;
+  }
+
+  private void set() {
+    if (++depth > DEEPEST) {
+      throw new IllegalArgumentException("nested too deeply");
+    }
+    take("^");
+    for (boolean first = true; first || peek() != ']'; first = false) {
+      char c = pattern.charAt(at++);
+      if (c == '\\') {
+        at++;
+      } else if (c == '[' && peek() == ':') {
+        int end = pattern.indexOf(":]", at);
+        if (end > 0) {
+          at = end + 2;
+        }
+      } else if (c == '[') {
+        set();
+      }
+    }
+    at++;
+    depth--;
+  }
+
+  private static Cost one() {
+    return new Cost(1, 0, 1, 0, true);
+  }
+
+  private static boolean isHex(char c) {
+    return Character.digit(c, 16) >= 0;
+  }
+
+  private int indexOf(char end) {
+    int found = pattern.indexOf(end, at);
+    if (found < 0) {
+      throw new IllegalArgumentException("no end");
+    }
+    return found;
+  }
+
+  private char peek() {
+    return pattern.charAt(at);
+  }
+
+  private boolean take(String text) {
+    boolean there = pattern.startsWith(text, at);
+    at += there ? text.length() : 0;
+    return there;
+  }
+}
