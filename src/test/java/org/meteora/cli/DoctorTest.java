@@ -33,7 +33,7 @@ class DoctorTest {
             "libtorch failed in aten::linear: CUDA out of memory. Tried to allocate 1.53 GiB. GPU 0"
                 + " has a total capacity of 79.18 GiB of which 1.14 GiB is free. Including"
                 + " non-PyTorch memory, this process has 78.03 GiB memory in use.");
-    assertThat(TooLittleMemory.explain(new IllegalStateException(device), line).orElseThrow())
+    assertThat(MemoryAdvice.explain(new IllegalStateException(device), line).orElseThrow())
         .hasMessage(
             "GPU 0 has too little memory: 1.53 GiB more are needed, 1.14 GiB of its 79.18 GiB are"
                 + " free; lower --batch or --tokens or --adapters");
@@ -41,10 +41,10 @@ class DoctorTest {
         new RuntimeException(
             "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate"
                 + " memory: you tried to allocate 1073741824 bytes. Error code 12");
-    assertThat(TooLittleMemory.explain(host, line).orElseThrow())
+    assertThat(MemoryAdvice.explain(host, line).orElseThrow())
         .hasMessageStartingWith("too little memory: 1,025 MiB more are needed, ");
-    assertThat(TooLittleMemory.explain(new OutOfMemoryError("Java heap space"), line).orElseThrow())
+    assertThat(MemoryAdvice.explain(new OutOfMemoryError("Java heap space"), line).orElseThrow())
         .hasMessageContaining("METEORA_JAVA_OPTS=-Xmx8g; lower --batch or --tokens or --adapters");
-    assertThat(TooLittleMemory.explain(new IllegalStateException("else"), line)).isEmpty();
+    assertThat(MemoryAdvice.explain(new IllegalStateException("else"), line)).isEmpty();
   }
 }

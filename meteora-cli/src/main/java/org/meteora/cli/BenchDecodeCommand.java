@@ -2,6 +2,7 @@ package org.meteora.cli;
 
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
 import java.util.Optional;
@@ -76,8 +77,11 @@ final class BenchDecodeCommand implements Callable<Integer> {
       var baseline = new double[batches.size()];
       double rate = options.readRate();
       double bandwidth = rate > 0 ? rate : Double.POSITIVE_INFINITY; // unknown: no floor
+      var cache = options.cache(config, Collections.max(batches), context);
       try (var own = manager.newSubManager()) {
-        var base = options.model(config, own, 0);
+        // of the model that follows: it is the larger one
+        var adapters = options.need(config, options.adapters).parts().get("adapters");
+        var base = options.model(config, own, 0, cache.and("adapters", adapters));
         var auto = options.context(ForwardMode.AUTO);
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
@@ -105,7 +109,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
         }
       }
       try (var own = manager.newSubManager()) {
-        var model = options.model(config, own, options.adapters);
+        var model = options.model(config, own, options.adapters, cache);
         var auto = options.context(ForwardMode.AUTO);
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);

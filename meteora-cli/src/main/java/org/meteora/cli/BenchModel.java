@@ -17,6 +17,7 @@ import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
@@ -193,8 +194,33 @@ final class BenchModel {
   }
 
   Llama model(Architecture config, NDManager manager, int adapters) {
-    return RandomLlama.create(
-        config, manager, dtype(), adapters, rank, Backends.of(manager, dtype()), 0);
+    return model(config, manager, adapters, MemoryNeed.NONE);
+  }
+
+  /**
+   * A random model.
+   *
+   * @param more what will be needed beside it; said before it is made if there is no room
+   */
+  Llama model(Architecture config, NDManager manager, int adapters, MemoryNeed more) {
+    var backend = Backends.of(manager, dtype());
+    need(config, adapters).and(more).require(backend);
+    return RandomLlama.create(config, manager, dtype(), adapters, rank, backend, 0);
+  }
+
+  /** Memory of a random model. */
+  MemoryNeed need(Architecture config, int adapters) {
+    long bytes = dtype().bytes();
+    return MemoryNeed.NONE
+        .and("weights", bytes * MemoryNeed.parameters(config))
+        .and("adapters", bytes * MemoryNeed.adapterParameters(config, adapters, rank));
+  }
+
+  /** Memory of the keys and values of some sequences. */
+  MemoryNeed cache(Architecture config, long sequences, long tokens) {
+    return MemoryNeed.NONE.and(
+        "a cache of %,d x %,d tokens".formatted(sequences, tokens),
+        MemoryNeed.cacheBytes(config, dtype(), sequences, tokens));
   }
 
   /** What an evaluation records routing with, ready for batches of so many rows. */

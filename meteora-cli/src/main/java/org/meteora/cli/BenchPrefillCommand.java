@@ -54,7 +54,9 @@ final class BenchPrefillCommand implements Callable<Integer> {
       }
       double floor = config.numHiddenLayers() * flops / rate;
       double gatedFloor = config.numHiddenLayers() * (flops + adapters) / rate;
-      var base = options.model(config, manager, 0);
+      var cache = options.cache(config, batch, tokens);
+      var more = options.need(config, options.adapters).and(cache);
+      var base = options.model(config, manager, 0, more);
       var model = options.model(config, manager, options.adapters);
       for (var mode : options.modes(ForwardMode.MASKED, ForwardMode.ALL)) {
         var context = options.context(mode);

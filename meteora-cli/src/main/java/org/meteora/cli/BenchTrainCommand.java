@@ -13,6 +13,7 @@ import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
@@ -114,7 +115,16 @@ final class BenchTrainCommand implements Callable<Integer> {
       return 0;
     }
     try (var manager = options.manager()) {
-      var base = options.model(config, manager, 0);
+      long trained = MemoryNeed.adapterParameters(config, options.adapters, options.rank);
+      var more =
+          options
+              .need(config, options.adapters)
+              .and("gradients and the optimizer", 4L * Float.BYTES * trained)
+              .and(
+                  "activations of %,d x %,d tokens".formatted(batch, tokens),
+                  MemoryNeed.activationBytes(
+                      config, options.dtype(), (long) batch * tokens, false));
+      var base = options.model(config, manager, 0, more);
       var auto = options.context(ForwardMode.AUTO).forTraining(true);
       var backend = Backends.of(manager, options.dtype());
       var model =

@@ -13,6 +13,7 @@ import org.meteora.eval.command.ModelOptions;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.TextStream;
 import org.meteora.io.Jsonl;
+import org.meteora.parallel.Collective;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 import picocli.CommandLine.ArgGroup;
@@ -71,7 +72,9 @@ final class GenerateCommand implements Callable<Integer> {
     }
     var spec = model.spec(config.load(), 1);
     generation.check(spec.basePath());
-    try (var loaded = LoadedModel.load(spec)) {
+    try (var loaded =
+        LoadedModel.load(
+            spec, Collective.single(), new LoadedModel.Room(1, maxNewTokens.value()))) {
       var settings =
           generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.value());
       int skipped = 0;

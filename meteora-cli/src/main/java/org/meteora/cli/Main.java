@@ -8,6 +8,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Optional;
 import java.util.Set;
+import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.cli.StandardStreams.OutputLost;
 import org.meteora.cli.demo.DemoCommand;
@@ -244,9 +245,9 @@ public final class Main implements Runnable {
       return CommandLine.ExitCode.SOFTWARE;
     }
     var mistake =
-        exception instanceof UserException mine
+        exception instanceof UserException mine && !(mine instanceof TooLittleMemory)
             ? Optional.of(mine)
-            : CacheFolders.explain(exception).or(() -> TooLittleMemory.explain(exception, line));
+            : CacheFolders.explain(exception).or(() -> MemoryAdvice.explain(exception, line));
     if (mistake.isPresent()) {
       line.getErr().println(Printable.line(mistake.get().getMessage()));
       return CommandLine.ExitCode.USAGE;

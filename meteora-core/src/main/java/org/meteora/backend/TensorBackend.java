@@ -43,8 +43,13 @@ final class TensorBackend implements Backend {
   }
 
   @Override
-  public void requireMemory(long bytes) {
-    CudaBackend.requireMemory(device.getDeviceId(), bytes);
+  public Memory memory(long wanted) {
+    return CudaBackend.memory(device.getDeviceId(), wanted);
+  }
+
+  @Override
+  public boolean readsMappedFiles() {
+    return false;
   }
 
   @Override

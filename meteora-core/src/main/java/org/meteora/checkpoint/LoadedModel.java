@@ -21,6 +21,7 @@ import org.meteora.io.FolderNames;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
+import org.meteora.model.MemoryNeed;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
@@ -29,8 +30,10 @@ import org.meteora.parallel.Collective;
 import org.meteora.router.LoraFlow;
 import org.meteora.router.LoraFlowFile;
 import org.meteora.router.Routers;
+import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
 
 /**
  * A model ready to run: base, adapters, tokenizer and settings. Closing it frees its memory and its
@@ -193,18 +196,33 @@ public final class LoadedModel implements AutoCloseable {
    * @throws UserException when anything is missing, broken or does not fit
    */
   public static LoadedModel load(Spec spec) {
-    return load(spec, Collective.single());
+    return load(spec, Collective.single(), new Room(0, 0));
   }
 
   /**
    * Loads a model whose base several processes share, which each load it.
    *
    * @param sharers one process has it whole
+   * @param room a line in the log says if there is no memory for it
    */
-  public static LoadedModel load(Spec spec, Collective sharers) {
+  public static LoadedModel load(Spec spec, Collective sharers, Room room) {
     requireRouter(spec);
     return ModelLoader.load(
-        spec.basePath(), spec.device(), spec.dtype(), sharers, loader -> load(spec, loader));
+        spec.basePath(), spec.device(), spec.dtype(), sharers, loader -> load(spec, loader, room));
+  }
+
+  /**
+   * What the caller may ask for at once.
+   *
+   * @param sequences of a batch
+   * @param tokens of each, prompt and answer
+   */
+  public record Room(int sequences, int tokens) {}
+
+  private static long bytes(SafetensorsFile file, Dtype dtype) {
+    return file.tensors().values().stream()
+        .mapToLong(info -> info.bytes() / info.dtype().bytes() * dtype.bytes())
+        .sum();
   }
 
   private static void requireRouter(Spec spec) {
@@ -225,7 +243,7 @@ public final class LoadedModel implements AutoCloseable {
     }
   }
 
-  private static LoadedModel load(Spec spec, ModelLoader loader) {
+  private static LoadedModel load(Spec spec, ModelLoader loader, Room room) {
     if (spec.model().equals("meteora")) {
       spec.routerSources().require(spec.router());
     }
@@ -281,7 +299,21 @@ public final class LoadedModel implements AutoCloseable {
                       ? null
                       : backend.forInference(builder.bank(adapters, config, layer, module));
         };
-    var llama = loader.build(base, banks, flags, 0);
+    var need = MemoryNeed.NONE;
+    if (checkpoint != null && !baseFromCheckpoint) {
+      for (var file : checkpoint.weights().files()) {
+        need = need.and("adapters", bytes(file, loader.dtype()));
+      }
+    }
+    for (var adapter : adapters) {
+      need = need.and("adapters", bytes(adapter.weights(), loader.dtype()));
+    }
+    long tokens = Math.min(room.tokens(), config.maxPositionEmbeddings());
+    var cache =
+        MemoryNeed.NONE.and(
+            "a cache of %,d x %,d tokens".formatted(room.sequences(), tokens),
+            MemoryNeed.cacheBytes(config, loader.dtype(), room.sequences(), tokens));
+    var llama = loader.build(base, banks, need, cache, flags, 0);
     var sources = new ArrayList<Path>();
     files.files().forEach(file -> sources.add(file.path()));
     if (checkpoint != null && !baseFromCheckpoint) {

@@ -14,18 +14,23 @@ import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Loads models, for inference and for training: it opens their files, makes their memory and owns
  * both. A model keeps its loader and closes it; where loading fails, {@link #load} closes it.
  */
 final class ModelLoader implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(ModelLoader.class);
+
   private final Deque<AutoCloseable> owned = new ArrayDeque<>();
   private final Architecture config;
   private final Device device;
@@ -92,11 +97,18 @@ final class ModelLoader implements AutoCloseable {
    * Builds the model, in memory that this owns.
    *
    * @param banks the adapters of each projection, from what builds the model
+   * @param more memory that is needed beside the weights
+   * @param wanted what will be asked for later, perhaps; a line in the log says if it is not there
    * @param dropout on the adapters' input in training
    * @throws UserException when something is missing or broken or does not fit
    */
   Llama build(
-      Base base, Function<ModelBuilder, LlamaFactory.Banks> banks, Flags flags, double dropout) {
+      Base base,
+      Function<ModelBuilder, LlamaFactory.Banks> banks,
+      MemoryNeed more,
+      MemoryNeed wanted,
+      Flags flags,
+      double dropout) {
     var manager = own(Devices.newManager(device));
     var backend = Backends.of(manager, dtype, flags);
     long bytes = 0;
@@ -104,13 +116,20 @@ final class ModelLoader implements AutoCloseable {
     for (var name : base.files().names()) {
       var info = base.files().info(name).orElseThrow();
       bytes += info.bytes();
-      bytesInMemory += info.bytes() / info.dtype().bytes() * dtype.bytes();
+      if (!backend.readsMappedFiles() || info.dtype() != dtype) {
+        bytesInMemory += info.bytes() / info.dtype().bytes() * dtype.bytes();
+      }
     }
     if (sharers.size() > 1) { // two layers are whole beside a process's part, now and then the head
       bytesInMemory =
           bytesInMemory / sharers.size() + 2 * bytesInMemory / (config.numHiddenLayers() + 2);
     }
-    backend.requireMemory(bytesInMemory);
+    var need = MemoryNeed.NONE.and("weights", bytesInMemory).and(more);
+    need.require(backend);
+    need.and(wanted)
+        .lacking(backend)
+        .ifPresent(
+            lack -> LOG.warn("{}: shorter answers, and smaller batches of them, will fit", lack));
     try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
       var builder =
           new ModelBuilder(

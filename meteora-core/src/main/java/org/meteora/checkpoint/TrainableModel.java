@@ -19,6 +19,7 @@ import org.meteora.lora.LoraConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
+import org.meteora.model.MemoryNeed;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
@@ -371,9 +372,34 @@ public final class TrainableModel implements AutoCloseable {
     var settings = new RoutingSettings(spec.topK(), 1, router);
     var context = ForwardContext.training(settings, spec.flags());
     var base = loader.own(SafetensorsFolder.open(spec.basePath()));
+    var need = MemoryNeed.NONE.and("adapters", adapterBytes(loader, adapters, router));
     var llama =
-        loader.build(new ModelLoader.Base(base, "", null), banks, spec.flags(), spec.dropout());
+        loader.build(
+            new ModelLoader.Base(base, "", null),
+            banks,
+            need,
+            MemoryNeed.NONE,
+            spec.flags(),
+            spec.dropout());
     return new TrainableModel(llama, context, spec.flags(), adapters, loader);
+  }
+
+  /** Of gates, A and B, in the model's dtype. */
+  private static long adapterBytes(
+      ModelLoader loader, List<MeteoraCheckpoint.Adapter> adapters, Router router) {
+    var config = loader.config();
+    long numbers = 0;
+    for (int layer = 0; layer < config.numHiddenLayers(); layer++) {
+      for (var module : Projection.values()) {
+        var shape = config.shape(module);
+        for (var adapter : adapters) {
+          numbers +=
+              adapter.ranks().getOrDefault(module.path(layer), 0) * (shape[0] + shape[1])
+                  + (router instanceof Router.Gates ? shape[1] : 0);
+        }
+      }
+    }
+    return numbers * loader.dtype().bytes();
   }
 
   private static TrainableModel load(

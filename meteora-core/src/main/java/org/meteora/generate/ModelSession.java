@@ -61,7 +61,7 @@ public final class ModelSession implements DecodeSession {
    */
   static float[] logits(Llama model, KvCache cache, long[] ids, int width, ForwardContext context) {
     try (var scope = model.manager().newSubManager()) {
-      var input = scope.create(ids, Ops.shape(ids.length / width, width));
+      var input = Ops.of(scope, ids, ids.length / width, width);
       return model.next(input, cache, context).toFloatArray();
     }
   }

@@ -12,12 +12,22 @@ public interface Backend extends GatedForward.Provider {
   LayerOps ops();
 
   /**
-   * Says before a model is loaded that it does not fit.
+   * The memory that a model's tensors are taken from.
    *
-   * @param bytes of its weights, in its dtype
-   * @throws org.meteora.UserException naming what is needed and what is free
+   * @param wanted when less is free, what libtorch keeps for its next tensors is given back first
    */
-  void requireMemory(long bytes);
+  Memory memory(long wanted);
+
+  /**
+   * Memory of a device.
+   *
+   * @param owner such as {@code GPU 0}
+   * @param free bytes
+   */
+  record Memory(String owner, long free) {}
+
+  /** Whether weights in the model's dtype stay where their files are mapped. */
+  boolean readsMappedFiles();
 
   /**
    * Makes ready what inference will ask for, while the caller loads the model; returns at once.

@@ -3,7 +3,7 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
-import org.meteora.UserException;
+import org.meteora.TooLittleMemory;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -95,7 +95,7 @@ public final class KvCache implements AutoCloseable {
       return Ops.empty(manager, dtype, padding.length, heads, positions, config.headDim());
     } catch (RuntimeException e) {
       double bytes = 2.0 * keys.length * padding.length * heads * config.headDim() * dtype.bytes();
-      throw new UserException(
+      throw new TooLittleMemory(
           "too little memory for the keys and values of %d sequences of %,d tokens: %,.0f MiB are"
                   .formatted(padding.length, positions, bytes * positions / (1 << 20))
               + " needed; take fewer sequences at once (--batch-size), or shorter ones");
@@ -114,7 +114,7 @@ public final class KvCache implements AutoCloseable {
     for (int row = 0; row < padding.length; row++) {
       Arrays.fill(mask, row * capacity, row * capacity + padding[row], MASKED);
     }
-    try (var full = manager.create(mask, Ops.shape(padding.length, 1, 1, capacity))) {
+    try (var full = Ops.of(manager, mask, padding.length, 1, 1, capacity)) {
       paddingMask = Ops.convert(full, dtype);
       paddingMask.attach(manager);
     }
@@ -195,7 +195,7 @@ public final class KvCache implements AutoCloseable {
       index[i] = rows[i];
       kept[i] = padding[rows[i]];
     }
-    try (var ids = manager.create(index)) {
+    try (var ids = Ops.of(manager, index, index.length)) {
       for (int layer = 0; layer < keys.length; layer++) {
         keys[layer] = replaced(keys[layer], ids);
         values[layer] = replaced(values[layer], ids);

@@ -90,7 +90,7 @@ public final class RotaryEmbedding {
     if (known == null || known.positions() <= highest) {
       known = grow((int) highest + 1);
     }
-    var ids = manager.create(position, Ops.shape(rows, position.length / rows));
+    var ids = Ops.of(manager, position, rows, position.length / rows);
     return new Angles(look(known.cos(), ids), look(known.sin(), ids));
   }
 
@@ -117,8 +117,8 @@ public final class RotaryEmbedding {
     }
     tables =
         new Tables(
-            manager.create(cosines, Ops.shape(count, headDim)),
-            manager.create(sines, Ops.shape(count, headDim)),
+            Ops.of(manager, cosines, count, headDim),
+            Ops.of(manager, sines, count, headDim),
             count);
     return tables;
   }

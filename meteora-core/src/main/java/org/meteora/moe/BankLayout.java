@@ -51,9 +51,9 @@ public final class BankLayout {
         expand[i * bank.totalRank() + starts[i] + r] = scaleOf[i];
       }
     }
-    rows = manager.create(rowTable, Ops.shape(n, maxRank));
-    rowScales = manager.create(scaleTable, Ops.shape(n, maxRank));
-    expansion = manager.create(expand, Ops.shape(n, Math.max(1, bank.totalRank())));
+    rows = Ops.of(manager, rowTable, n, maxRank);
+    rowScales = Ops.of(manager, scaleTable, n, maxRank);
+    expansion = Ops.of(manager, expand, n, Math.max(1, bank.totalRank()));
   }
 
   private static NDArray transposedCopy(NDManager manager, NDArray b, Dtype dtype) {

@@ -102,7 +102,8 @@ public final class Gate {
   /** A choice as tensors. */
   public static Routing upload(NDManager manager, Choice choice) {
     var indices = Arrays.stream(choice.indices()).asLongStream().toArray();
-    var shape = Ops.shape(choice.tokens(), choice.topK());
-    return new Routing(manager.create(indices, shape), manager.create(choice.weights(), shape));
+    return new Routing(
+        Ops.of(manager, indices, choice.tokens(), choice.topK()),
+        Ops.of(manager, choice.weights(), choice.tokens(), choice.topK()));
   }
 }

@@ -66,7 +66,7 @@ public final class Logo implements Router.Probing {
         for (int row = 0; row < rows; row++) {
           lasts[row] = (long) (row + 1) * (tokens / rows) - 1;
         }
-        try (var index = x.getManager().create(lasts);
+        try (var index = Ops.of(x.getManager(), lasts, rows);
             var h = Ops.indexSelect(x, 0, index);
             var all = norms.norms(linear, h)) {
           var values = all.toFloatArray();

@@ -58,7 +58,7 @@ public final class Spectr implements Router.Scoring {
           UpdateForm.place(model.manager(), forms, model.dtype()),
           bank.totalRank() == 0
               ? null
-              : model.manager().create(owners, Ops.shape(bank.totalRank(), bank.size())),
+              : Ops.of(model.manager(), owners, bank.totalRank(), bank.size()),
           absent(model.manager(), bank));
     }
   }
@@ -69,7 +69,7 @@ public final class Spectr implements Router.Scoring {
     for (int i = 0; i < values.length; i++) {
       values[i] = bank.ranks()[i] == 0 && bank.totalRank() > 0 ? Float.NEGATIVE_INFINITY : 0;
     }
-    return owner.create(values, Ops.shape(1, values.length));
+    return Ops.of(owner, values, 1, values.length);
   }
 
   @Override

@@ -262,14 +262,12 @@ public final class DjlNatives {
   public static long torchArange(
       float start, float end, float step, int dtype, int layout, int[] device, boolean gradient) {
     int count = (int) Math.max(0, Math.ceil(((double) end - start) / step));
-    var values =
-        ByteBuffer.allocateDirect(Double.BYTES * count).order(java.nio.ByteOrder.nativeOrder());
-    for (int i = 0; i < count; i++) {
-      values.putDouble(start + (double) step * i);
-    }
     long[] shape = {count};
-    long doubles = torchFromBlob(values, shape, DataType.FLOAT64.ordinal(), layout, HOST, false);
+    long doubles = StableAbi.empty(shape, Dtype.F64.scalarType(), CPU, 0);
     try {
+      for (int i = 0; i < count; i++) {
+        StableAbi.bytes(doubles).setAtIndex(ValueLayout.JAVA_DOUBLE, i, start + (double) step * i);
+      }
       long result = torchEmpty(shape, dtype, layout, device, gradient);
       StableAbi.copy(result, doubles);
       return result;
@@ -311,10 +309,9 @@ public final class DjlNatives {
   private static final int[] HOST = {CPU, -1};
 
   private static long fill(long tensor, double value) {
-    var one = ByteBuffer.allocateDirect(Double.BYTES).order(java.nio.ByteOrder.nativeOrder());
-    one.putDouble(value);
-    long scalar = torchFromBlob(one, new long[0], DataType.FLOAT64.ordinal(), 0, HOST, false);
+    long scalar = StableAbi.empty(new long[0], Dtype.F64.scalarType(), CPU, 0);
     try {
+      StableAbi.bytes(scalar).set(ValueLayout.JAVA_DOUBLE, 0, value);
       StableAbi.copy(tensor, scalar);
       return tensor;
     } finally {

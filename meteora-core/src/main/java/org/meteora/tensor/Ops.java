@@ -54,6 +54,19 @@ public final class Ops {
     return StableAbi.empty(manager, shape, dtype);
   }
 
+  /**
+   * A tensor of these numbers on the manager's device, int64. DJL's own {@code create} keeps a copy
+   * of them in native memory until the garbage collector comes by.
+   */
+  public static NDArray of(NDManager manager, long[] values, long... shape) {
+    return StableAbi.of(manager, MemorySegment.ofArray(values), shape, Dtype.I64);
+  }
+
+  /** A tensor of these numbers on the manager's device, float32; see {@link #of}. */
+  public static NDArray of(NDManager manager, float[] values, long... shape) {
+    return StableAbi.of(manager, MemorySegment.ofArray(values), shape, Dtype.F32);
+  }
+
   /** A tensor of zeros on the manager's device. */
   public static NDArray zeros(NDManager manager, Dtype dtype, long... shape) {
     var result = empty(manager, dtype, shape);
@@ -151,7 +164,7 @@ public final class Ops {
   public static NDArray scale(NDArray x, double factor) {
     try (var host = Devices.newHostManager()) {
       var constant = empty(x.getManager(), dtype(x)); // libtorch's own memory
-      copy(constant, host.create((float) factor));
+      copy(constant, of(host, new float[] {(float) factor}));
       return x.mul(constant);
     }
   }

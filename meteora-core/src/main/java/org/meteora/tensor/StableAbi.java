@@ -288,6 +288,27 @@ final class StableAbi {
     }
   }
 
+  /** A row-major tensor with these values on the manager's device. */
+  static NDArray of(NDManager manager, MemorySegment values, long[] shape, Dtype dtype) {
+    long host = empty(shape, dtype.scalarType(), 0, 0);
+    try {
+      bytes(host).copyFrom(values); // must be as many: else one of both is too long
+    } catch (RuntimeException e) {
+      delete(host);
+      throw e;
+    }
+    if (!manager.getDevice().isGpu()) {
+      return adopt(manager, host);
+    }
+    try {
+      var result = empty(manager, shape, dtype);
+      copy(handleOf(result), host);
+      return result;
+    } finally {
+      delete(host);
+    }
+  }
+
   /** A row-major tensor with undefined contents on the manager's device. */
   static NDArray empty(NDManager manager, long[] shape, Dtype dtype) {
     var device = manager.getDevice();

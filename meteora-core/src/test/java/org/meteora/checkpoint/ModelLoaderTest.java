@@ -17,6 +17,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.UserException;
+import org.meteora.model.MemoryNeed;
 import org.meteora.moe.Flags;
 import org.meteora.safetensors.SafetensorsFolder;
 
@@ -140,7 +141,13 @@ class ModelLoaderTest {
                       var files = loader.own(SafetensorsFolder.open(folder.resolve("base")));
                       var base = new ModelLoader.Base(files, "", null);
                       var llama =
-                          loader.build(base, builder -> (layer, module) -> null, Flags.AUTO, 0);
+                          loader.build(
+                              base,
+                              builder -> (layer, module) -> null,
+                              MemoryNeed.NONE,
+                              MemoryNeed.NONE,
+                              Flags.AUTO,
+                              0);
                       managers.add(llama.manager());
                       throw new IllegalStateException("after building");
                     }))

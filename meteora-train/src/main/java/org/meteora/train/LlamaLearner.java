@@ -150,7 +150,7 @@ public final class LlamaLearner implements Learner {
   }
 
   private static NDArray ids(NDManager manager, Batch batch) {
-    return manager.create(batch.ids(), Ops.shape(batch.rows(), batch.length()));
+    return Ops.of(manager, batch.ids(), batch.rows(), batch.length());
   }
 
   /** A decoder layer's recorded pass: from a leaf to its output, with the gates' logits. */

@@ -13,6 +13,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.model.MemoryNeed;
 import org.meteora.parallel.Collective;
 import org.meteora.parallel.Processes;
 import org.meteora.parallel.ShardedWeights;
@@ -90,6 +91,29 @@ final class Run {
   }
 
   /**
+   * Says before the first step that the longest batch does not fit.
+   *
+   * @throws org.meteora.TooLittleMemory naming what is needed and what is free
+   */
+  private static void requireMemory(
+      TrainConfig config,
+      TrainableModel model,
+      FlatParameters parameters,
+      List<TrainingSample> train) {
+    var llama = model.llama();
+    long tokens =
+        (long) Math.min(config.batchSize(), train.size())
+            * train.stream().mapToInt(TrainingSample::length).max().orElse(0);
+    MemoryNeed.NONE
+        .and("the optimizer", 2L * Float.BYTES * (parameters.sliceEnd() - parameters.sliceStart()))
+        .and(
+            "activations of %,d tokens".formatted(tokens),
+            MemoryNeed.activationBytes(
+                llama.config(), llama.dtype(), tokens, config.gradientCheckpointing()))
+        .require(llama.backend());
+  }
+
+  /**
    * Trains.
    *
    * @param name shown with the progress
@@ -133,6 +157,7 @@ final class Run {
         collective.size() == 1 ? "" : collective.size() + " × ",
         model.llama().manager().getDevice(),
         model.context().mode().name().toLowerCase(Locale.ROOT));
+    requireMemory(config, model, parameters, train);
     var identity = RunIdentity.of(config, model, tasks, train, basePath, adapters);
     Processes.requireSame(collective, identity.lines());
     var metrics = folder.resolve("metrics.jsonl");

@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.List;
 import java.util.Optional;
+import org.meteora.io.HostMemory;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Architecture;
 import org.meteora.model.Backend;
@@ -63,9 +64,15 @@ public final class CpuBackend implements Backend {
     return ops;
   }
 
-  /** Weights are read where their files are mapped: the operating system sees to it. */
   @Override
-  public void requireMemory(long bytes) {}
+  public Memory memory(long wanted) {
+    return new Memory("this machine", HostMemory.available());
+  }
+
+  @Override
+  public boolean readsMappedFiles() {
+    return true;
+  }
 
   @Override
   public void prepare(Architecture architecture, int topK, int adapters) {}

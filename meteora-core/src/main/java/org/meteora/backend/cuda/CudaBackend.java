@@ -6,7 +6,6 @@ import java.util.Optional;
 import java.util.UUID;
 import java.util.concurrent.ConcurrentLinkedDeque;
 import java.util.function.IntConsumer;
-import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.SideStreams;
 import org.meteora.cuda.driver.Stream;
@@ -52,24 +51,19 @@ public final class CudaBackend implements Backend {
   }
 
   @Override
-  public void requireMemory(long bytes) {
-    requireMemory(cuda.index(), bytes);
+  public Memory memory(long wanted) {
+    return memory(cuda.index(), wanted);
   }
 
-  /**
-   * Says before a model is loaded that a GPU has too little memory for it.
-   *
-   * @throws UserException naming what is needed and what is free
-   */
-  public static void requireMemory(int device, long bytes) {
+  /** The memory of a GPU, as {@link Backend#memory} says. */
+  public static Memory memory(int device, long wanted) {
     var cuda = Cuda.device(device);
-    long free = cuda.memory().free();
-    if (bytes > free) {
-      throw new UserException(
-          "GPU %d has too little memory for this model: %,d MiB are needed for its weights, %,d"
-                  .formatted(cuda.index(), (bytes >> 20) + 1, free >> 20)
-              + " MiB are free");
-    }
+    return new Memory("GPU " + device, cuda.free(wanted));
+  }
+
+  @Override
+  public boolean readsMappedFiles() {
+    return false;
   }
 
   /** Compiles the kernels. */

@@ -114,7 +114,7 @@ public final class CudaDecoder implements AutoCloseable {
     for (int i = 0; i < single.length; i++) {
       single[i] = (float) rotary[i];
     }
-    frequencies = model.manager().create(single);
+    frequencies = Ops.of(model.manager(), single, single.length);
     noGate =
         Ops.zeros(
             model.manager(),

@@ -8,6 +8,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
+import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 
 /**
@@ -144,19 +145,25 @@ public final class Cuda {
     }
   }
 
+  /** Free bytes; when they are less than what is wanted, libtorch gives back what it keeps. */
+  public long free(long wanted) {
+    var free = memory().free();
+    if (wanted <= free) {
+      return free;
+    }
+    JniUtils.emptyCudaCache();
+    return memory().free();
+  }
+
   /**
    * Device memory, not cleared. Makes this the calling thread's device, as {@link #memory} does.
    *
    * @throws UserException when there is not enough, naming what is needed and what is free
    */
   public DeviceMemory allocate(long bytes) {
-    var free = memory().free();
+    var free = free(bytes);
     if (bytes > free) {
-      JniUtils.emptyCudaCache(); // what libtorch keeps for its next tensors
-      free = memory().free();
-    }
-    if (bytes > free) {
-      throw new UserException(
+      throw new TooLittleMemory(
           "GPU %d has too little memory: %,d MiB are needed, %,d MiB are free"
               .formatted(index, (bytes >> 20) + 1, free >> 20));
     }

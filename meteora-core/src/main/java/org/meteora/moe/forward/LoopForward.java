@@ -76,10 +76,10 @@ public final class LoopForward implements ForwardStrategy {
       pairOf[at] = pair;
       position[pair] = at;
     }
-    var inputs = Ops.indexSelect(x, 0, manager.create(tokenOf));
+    var inputs = Ops.indexSelect(x, 0, Ops.of(manager, tokenOf, pairs));
     var weights =
         Ops.cast(
-            Ops.indexSelect(routing.weights().reshape(-1, 1), 0, manager.create(pairOf)),
+            Ops.indexSelect(routing.weights().reshape(-1, 1), 0, Ops.of(manager, pairOf, pairs)),
             Ops.dtype(x));
     long out = bank.loraB().getShape().get(0);
     var results = new NDArray[n];
@@ -106,7 +106,7 @@ public final class LoopForward implements ForwardStrategy {
     var chosenOnes =
         new NDList(Arrays.stream(results).filter(Objects::nonNull).toArray(NDArray[]::new));
     var all = chosenOnes.size() == 1 ? chosenOnes.head() : NDArrays.concat(chosenOnes, 0);
-    var perPair = Ops.indexSelect(all, 0, manager.create(position));
+    var perPair = Ops.indexSelect(all, 0, Ops.of(manager, position, pairs));
     return k == 1 ? perPair : perPair.reshape(-1, k, out).sum(new int[] {1});
   }
 }

@@ -260,7 +260,9 @@ final class Evaluation implements AutoCloseable {
   private void load(LoadedModel.Spec wanted) {
     if (!wanted.equals(spec)) {
       close();
-      loaded = LoadedModel.load(wanted, sharers);
+      loaded =
+          LoadedModel.load(
+              wanted, sharers, new LoadedModel.Room(settings.batchSize(), settings.maxLength()));
       spec = wanted;
     }
   }

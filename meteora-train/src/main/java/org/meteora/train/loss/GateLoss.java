@@ -52,9 +52,9 @@ public final class GateLoss implements AutoCloseable {
         mask[i] = 1;
       }
     }
-    target = manager.create(oneHot, Ops.shape(1, rows, length, adapters));
-    labels = manager.create(label, Ops.shape(1, rows, length));
-    counted = manager.create(mask, Ops.shape(1, rows, length));
+    target = Ops.of(manager, oneHot, 1, rows, length, adapters);
+    labels = Ops.of(manager, label, 1, rows, length);
+    counted = Ops.of(manager, mask, 1, rows, length);
     sum = Ops.zeros(manager, Dtype.F32);
     right = Ops.zeros(manager, Dtype.F32, rows);
     weights = Ops.zeros(manager, Dtype.F32, rows, length, adapters);

@@ -113,8 +113,8 @@ public final class LanguageModelLoss {
       where[i] = labelled[from + i];
       wanted[i] = labels[labelled[from + i]];
     }
-    var index = scope.create(where);
-    var label = scope.create(wanted).reshape(count, 1);
+    var index = Ops.of(scope, where, count);
+    var label = Ops.of(scope, wanted, count, 1);
     var hidden = Ops.indexSelect(flat, 0, index);
     hidden.attach(scope);
     var logits = Ops.cast(Ops.linear(hidden, head, null), Dtype.F32);
@@ -133,7 +133,7 @@ public final class LanguageModelLoss {
         for (int i = 0; i < count; i++) {
           each[i] = (float) weights[(int) (where[i] * weights.length / labels.length)];
         }
-        slope = slope.muli(scope.create(each, Ops.shape(count, 1)));
+        slope = slope.muli(Ops.of(scope, each, count, 1));
       }
       slope = Ops.cast(slope, Ops.dtype(head));
       var back = slope.matMul(head);

@@ -4,13 +4,15 @@ import java.util.List;
 import java.util.Optional;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
+import org.meteora.io.HostMemory;
 import picocli.CommandLine;
 
 /**
  * Says in one line that memory ran out: what was asked for, what is free, which option to lower.
  */
-final class TooLittleMemory {
+final class MemoryAdvice {
   private static final Pattern DEVICE =
       Pattern.compile(
           "CUDA out of memory\\. Tried to allocate ([\\d.]+ \\wi?B)\\.(?: GPU (\\d+) has a total"
@@ -31,10 +33,13 @@ final class TooLittleMemory {
           "--max-new-tokens",
           "--adapters");
 
-  private TooLittleMemory() {}
+  private MemoryAdvice() {}
 
   static Optional<UserException> explain(Throwable exception, CommandLine line) {
     for (var e = exception; e != null; e = e.getCause()) {
+      if (e instanceof TooLittleMemory) {
+        return Optional.of(new UserException(e.getMessage() + lower(line), exception));
+      }
       if (e instanceof OutOfMemoryError) {
         return Optional.of(
             new UserException(
@@ -60,7 +65,8 @@ final class TooLittleMemory {
         return Optional.of(
             new UserException(
                 "too little memory: %,d MiB more are needed, %,d MiB are free"
-                        .formatted((Long.parseLong(host.group(1)) >> 20) + 1, free() >> 20)
+                        .formatted(
+                            (Long.parseLong(host.group(1)) >> 20) + 1, HostMemory.available() >> 20)
                     + lower(line),
                 exception));
       }
@@ -76,12 +82,5 @@ final class TooLittleMemory {
             .limit(3)
             .collect(Collectors.joining(" or "));
     return there.isEmpty() ? "" : "; lower " + there;
-  }
-
-  private static long free() {
-    return java.lang.management.ManagementFactory.getOperatingSystemMXBean()
-            instanceof com.sun.management.OperatingSystemMXBean system
-        ? system.getFreeMemorySize()
-        : 0;
   }
 }

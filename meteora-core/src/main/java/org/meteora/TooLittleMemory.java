@@ -1,0 +1,11 @@
+package org.meteora;
+
+/**
+ * Memory that is not there, of the host or of a GPU; the message says what is needed and what is
+ * free. A command adds which of its options to lower.
+ */
+public final class TooLittleMemory extends UserException {
+  public TooLittleMemory(String message) {
+    super(message);
+  }
+}
