@@ -136,6 +136,7 @@ class MainTest {
             "--rank", // of a merged adapter; of bench's
             "--resume", // a run; an evaluation
             "--router", // one; bench takes several
+            "--samples",
             "--task",
             "--tasks",
             "--tokens");
