@@ -93,8 +93,8 @@ public record GenerationConfig(
     boolean sample = node.path("do_sample").asBoolean(false);
     warnOfUnsupported(node, file);
     // 0 stands for "greedy" in some folders that do not sample
-    double least = sample ? Double.MIN_NORMAL : 0;
-    double temperature = number(node, "temperature", 1, least, Double.MAX_VALUE, file);
+    double minimum = sample ? Double.MIN_NORMAL : 0;
+    double temperature = number(node, "temperature", 1, minimum, Double.MAX_VALUE, file);
     return new GenerationConfig(
         sample,
         temperature == 0 ? 1 : temperature,
@@ -128,12 +128,12 @@ public record GenerationConfig(
   }
 
   private static double number(
-      JsonNode node, String key, double otherwise, double least, double most, Path file) {
+      JsonNode node, String key, double otherwise, double minimum, double maximum, Path file) {
     if (!node.hasNonNull(key)) {
       return otherwise;
     }
     double value = node.get(key).isNumber() ? node.get(key).doubleValue() : Double.NaN;
-    if (!(value >= least && value <= most)) {
+    if (!(value >= minimum && value <= maximum)) {
       throw new UserException(file + ": " + key + " is impossible: " + node.get(key));
     }
     return value;

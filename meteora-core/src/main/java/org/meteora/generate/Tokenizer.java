@@ -113,11 +113,6 @@ public final class Tokenizer implements AutoCloseable {
     return id >= 0 && id < pieces.length && pieces[id] != null ? pieces[id] : "";
   }
 
-  /** The highest token id there is, plus one. */
-  public int vocabSize() {
-    return pieces.length;
-  }
-
   @Override
   public void close() {
     tokenizer.close();

@@ -49,10 +49,10 @@ public final class Digests {
    * @param most how many at most
    * @throws UserException when it cannot be read
    */
-  public static void update(MessageDigest digest, Path file, long most) {
+  public static void update(MessageDigest digest, Path file, long maximum) {
     try (var in = Files.newInputStream(file)) {
       var buffer = new byte[BUFFER];
-      long left = most;
+      long left = maximum;
       for (int n;
           left > 0 && (n = in.read(buffer, 0, (int) Math.min(left, BUFFER))) >= 0;
           left -= n) {

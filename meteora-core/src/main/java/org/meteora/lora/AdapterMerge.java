@@ -344,8 +344,8 @@ public record AdapterMerge(
       List<LoraAdapter> adapters, List<Module> modules, Map<String, NDArray> a) {
     var ranks = new LinkedHashMap<String, Integer>();
     modules.forEach(m -> ranks.put(m.path(), (int) a.get(m.path()).getShape().get(0)));
-    int most = ranks.values().stream().mapToInt(Integer::intValue).max().orElseThrow();
-    ranks.values().removeIf(rank -> rank == most);
+    int largest = ranks.values().stream().mapToInt(Integer::intValue).max().orElseThrow();
+    ranks.values().removeIf(rank -> rank == largest);
     var alphas = new LinkedHashMap<String, Double>();
     ranks.forEach((module, rank) -> alphas.put(module, (double) rank));
     Set<Integer> layers = new TreeSet<>();
@@ -353,8 +353,8 @@ public record AdapterMerge(
       modules.forEach(each -> layers.add(each.layer()));
     }
     return new LoraConfig(
-        most,
-        most,
+        largest,
+        largest,
         adapters.getFirst().config().dropout(),
         new LoraConfig.Modules(
             modules.stream().map(Module::projection).collect(Collectors.toCollection(TreeSet::new)),

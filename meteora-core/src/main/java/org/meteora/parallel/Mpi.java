@@ -111,11 +111,6 @@ final class Mpi {
     return Optional.empty();
   }
 
-  /** Whether an MPI library can be found. */
-  static boolean available() {
-    return open(OPEN_MPI).or(() -> open(MPICH)).isPresent();
-  }
-
   /** {@code I} is an int, {@code P} a pointer, {@code H} one of MPI's handles. */
   private MethodHandle bind(String name, String signature) {
     var arguments =

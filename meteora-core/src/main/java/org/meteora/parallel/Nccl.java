@@ -41,8 +41,6 @@ final class Nccl {
   private final MethodHandle allGather;
   private final MethodHandle broadcast;
   private final MethodHandle reduce;
-  private final MethodHandle asyncError;
-  private final MethodHandle abort;
   private final MethodHandle destroy;
   private final MethodHandle errorString;
   private long communicator;
@@ -103,8 +101,6 @@ final class Nccl {
             JAVA_INT,
             JAVA_LONG,
             JAVA_LONG);
-    asyncError = bind("ncclCommGetAsyncError", JAVA_LONG, ADDRESS);
-    abort = bind("ncclCommAbort", JAVA_LONG);
     destroy = bind("ncclCommDestroy", JAVA_LONG);
     errorString =
         LINKER.downcallHandle(find("ncclGetErrorString"), FunctionDescriptor.of(ADDRESS, JAVA_INT));
@@ -207,36 +203,13 @@ final class Nccl {
     }
   }
 
-  /** Whether something failed behind the calls' backs: its message. */
-  java.util.Optional<String> failure() {
-    try (var arena = Arena.ofConfined()) {
-      var out = arena.allocate(JAVA_INT);
-      int code = (int) asyncError.invokeExact(communicator, out);
-      int state = code != SUCCESS ? code : out.get(JAVA_INT, 0);
-      return state == SUCCESS || state == IN_PROGRESS
-          ? java.util.Optional.empty()
-          : java.util.Optional.of(message(state));
-    } catch (Throwable e) {
-      throw rethrown(e);
-    }
-  }
-
-  /** Ends what is queued and waits for nobody. */
-  void abort() {
-    end(abort);
-  }
-
   /** Leaves, when all that was queued has ended. */
-  void close() {
-    end(destroy);
-  }
-
-  private synchronized void end(MethodHandle how) {
+  synchronized void close() {
     if (communicator != 0) {
       long ending = communicator;
       communicator = 0;
       try {
-        int ignored = (int) how.invokeExact(ending);
+        int ignored = (int) destroy.invokeExact(ending);
       } catch (Throwable e) {
         throw rethrown(e);
       }

@@ -45,7 +45,7 @@ final class HeldOut {
     this.learner = learner;
     this.tasks = tasks;
     this.collective = collective;
-    int most = Math.max(1, config.evalSamples() / tasks.size());
+    int maximum = Math.max(1, config.evalSamples() / tasks.size());
     var drawn = new ArrayList<>(samples);
     Collections.shuffle(drawn, new Random(Batches.mix(config.seed(), samples.size())));
     for (int i = 0; i < tasks.size(); i++) {
@@ -53,7 +53,7 @@ final class HeldOut {
       var own =
           drawn.stream()
               .filter(sample -> sample.task() == task)
-              .limit(most)
+              .limit(maximum)
               .sorted(Comparator.comparingInt(TrainingSample::length))
               .toList();
       for (int from = 0; from < own.size(); from += config.batchSize()) {

@@ -51,15 +51,15 @@ final class Settings {
         where + ": " + key + " must be " + wanted + ", it is \"" + values.get(key) + "\"");
   }
 
-  int integer(String key, int otherwise, int least) {
-    long value = whole(key, otherwise, least);
+  int integer(String key, int otherwise, int minimum) {
+    long value = whole(key, otherwise, minimum);
     if (value > Integer.MAX_VALUE) {
       throw wrong(key, "at most " + Integer.MAX_VALUE);
     }
     return (int) value;
   }
 
-  long whole(String key, long otherwise, long least) {
+  long whole(String key, long otherwise, long minimum) {
     var value = values.get(key);
     if (value == null) {
       return otherwise;
@@ -70,13 +70,13 @@ final class Settings {
     } catch (NumberFormatException e) {
       throw wrong(key, "a whole number");
     }
-    if (number < least) {
-      throw wrong(key, "at least " + least);
+    if (number < minimum) {
+      throw wrong(key, "at least " + minimum);
     }
     return number;
   }
 
-  double number(String key, double otherwise, double least, double most) {
+  double number(String key, double otherwise, double minimum, double maximum) {
     var value = values.get(key);
     if (value == null) {
       return otherwise;
@@ -87,8 +87,8 @@ final class Settings {
     } catch (NumberFormatException e) {
       throw wrong(key, "a number");
     }
-    if (!(number >= least && number <= most)) {
-      throw wrong(key, "between " + least + " and " + most);
+    if (!(number >= minimum && number <= maximum)) {
+      throw wrong(key, "between " + minimum + " and " + maximum);
     }
     return number;
   }

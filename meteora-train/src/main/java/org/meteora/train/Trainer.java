@@ -158,15 +158,13 @@ public final class Trainer {
         var report =
             new StepReport(
                 step,
-                steps,
                 update.rate(step),
                 norm,
                 losses,
                 speed.lastSeconds(),
                 speed.tokensPerSecond(),
                 padding(batches),
-                Backends.memoryInUse(parameters.values().getDevice()),
-                speed.secondsPerStep() * (steps - step));
+                Backends.memoryInUse(parameters.values().getDevice()));
         listeners.forEach(listener -> listener.onStep(report));
         if (step % config.evalSteps() == 0 || step == steps) {
           evaluate(step, best);
@@ -302,7 +300,7 @@ public final class Trainer {
     }
     var evaluation = heldOut.evaluate();
     listeners.forEach(listener -> listener.onEvaluation(step, evaluation));
-    if (config.keepBest() && step > 0 && firstSays(best.isBetter(evaluation.answerLoss()))) {
+    if (config.keepBest() && step > 0 && ofFirst(best.isBetter(evaluation.answerLoss()))) {
       try (var scope = parameters.manager().newSubManager()) {
         parameters
             .gather(scope, parameters.masters())
@@ -312,7 +310,7 @@ public final class Trainer {
   }
 
   /** What the first process says, at all. */
-  private boolean firstSays(boolean mine) {
+  private boolean ofFirst(boolean mine) {
     return collective.sum(new double[] {collective.rank() == 0 && mine ? 1 : 0})[0] > 0;
   }
 
@@ -330,7 +328,7 @@ public final class Trainer {
       LOG.error("{}", e.getMessage());
       written = false;
     }
-    return firstSays(written);
+    return ofFirst(written);
   }
 
   /** Tokens and seconds of the last steps. */
@@ -350,10 +348,6 @@ public final class Trainer {
 
     double tokensPerSecond() {
       return sum(0) / Math.max(1e-9, sum(1));
-    }
-
-    double secondsPerStep() {
-      return sum(1) / last.size();
     }
 
     private double sum(int column) {

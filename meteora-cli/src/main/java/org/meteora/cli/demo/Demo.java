@@ -312,10 +312,10 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
 
   private static String heaviest(JsonNode shares) {
     var best = "";
-    double most = 0;
+    double largest = 0;
     for (var share : shares.properties()) {
-      if (share.getValue().asDouble() > most) {
-        most = share.getValue().asDouble();
+      if (share.getValue().asDouble() > largest) {
+        largest = share.getValue().asDouble();
         best = share.getKey();
       }
     }

@@ -105,13 +105,13 @@ record DemoTask(
     return of.charAt(random.nextInt(of.length()));
   }
 
-  private static int length(Random random, int least, int most) {
-    return least + random.nextInt(most - least + 1);
+  private static int length(Random random, int minimum, int maximum) {
+    return minimum + random.nextInt(maximum - minimum + 1);
   }
 
   /** Letters: half of the words can be pronounced, half are random. */
-  private static String word(Random random, int least, int most) {
-    int length = length(random, least, most);
+  private static String word(Random random, int minimum, int maximum) {
+    int length = length(random, minimum, maximum);
     var word = new StringBuilder();
     boolean pronounceable = random.nextBoolean();
     int vowelsAt = random.nextInt(2);
@@ -124,17 +124,17 @@ record DemoTask(
     return word.toString();
   }
 
-  private static String wordWithConsonant(Random random, int least, int most) {
+  private static String wordWithConsonant(Random random, int minimum, int maximum) {
     String word;
     do {
-      word = word(random, least, most);
+      word = word(random, minimum, maximum);
     } while (word.matches("[" + VOWELS + "]*"));
     return word;
   }
 
-  private static String digits(Random random, int least, int most) {
+  private static String digits(Random random, int minimum, int maximum) {
     return random
-        .ints(length(random, least, most), 0, 10)
+        .ints(length(random, minimum, maximum), 0, 10)
         .collect(StringBuilder::new, StringBuilder::append, StringBuilder::append)
         .toString();
   }

@@ -64,7 +64,6 @@ final class CudaDriver {
   static final MethodHandle EVENT_ELAPSED = bind("cuEventElapsedTime", "PPP");
   static final MethodHandle TENSOR_MAP = bind("cuTensorMapEncodeTiled", "PIIPPPPPIIII");
   static final MethodHandle MODULE_LOAD = bind("cuModuleLoadData", "PP");
-  static final MethodHandle MODULE_UNLOAD = bind("cuModuleUnload", "P");
   static final MethodHandle MODULE_FUNCTION = bind("cuModuleGetFunction", "PPP");
   static final MethodHandle FUNCTION_ATTRIBUTE = bind("cuFuncSetAttribute", "PII");
   static final MethodHandle LAUNCH = bind("cuLaunchKernelEx", "PPPP");

@@ -25,10 +25,10 @@ public final class Stream implements AutoCloseable {
    */
   public static Stream createUrgent(Cuda cuda) {
     cuda.makeCurrent();
-    int most = -5; // the driver takes the highest it has
+    int highest = -5; // the driver takes the highest it has
     return new Stream(
         CudaDriver.pointer(
-            "creating a stream", CudaDriver.STREAM_CREATE_WITH_PRIORITY, NON_BLOCKING, most),
+            "creating a stream", CudaDriver.STREAM_CREATE_WITH_PRIORITY, NON_BLOCKING, highest),
         true);
   }
 

@@ -130,13 +130,13 @@ public final class DownloadCommand implements Callable<Integer> {
         "%d files in %s (%s at %s; %d fetched now)%n",
         result.files().size(), folder, repository, result.commit(), result.fetched());
     if (kind == Repository.Type.MODEL) {
-      tellConfig(entry, result);
+      writeConfig(entry, result);
     }
     out.flush();
     return 0;
   }
 
-  private void tellConfig(Optional<KnownRepository> entry, HubDownloader.Result result) {
+  private void writeConfig(Optional<KnownRepository> entry, HubDownloader.Result result) {
     var out = spec.commandLine().getOut();
     var base = entry.map(KnownRepository::baseModel).flatMap(KnownRepository::find);
     var baseFolder = base.map(known -> Path.of(known.folder()).toAbsolutePath().normalize());

@@ -21,8 +21,8 @@ public final class CompositeMaker {
     var shared = samples.getFirst().prompt();
     for (var sample : samples) {
       int length = 0;
-      int most = Math.min(shared.length(), sample.prompt().length());
-      while (length < most && shared.charAt(length) == sample.prompt().charAt(length)) {
+      int maximum = Math.min(shared.length(), sample.prompt().length());
+      while (length < maximum && shared.charAt(length) == sample.prompt().charAt(length)) {
         length++;
       }
       shared = shared.substring(0, length);

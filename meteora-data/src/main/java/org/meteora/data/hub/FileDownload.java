@@ -130,11 +130,11 @@ final class FileDownload {
   }
 
   /** Starts one more connection after the other, as long as those there are bring too little. */
-  private Void addWorkers(PartFile part, ExecutorService workers, int most)
+  private Void addWorkers(PartFile part, ExecutorService workers, int maximum)
       throws InterruptedException {
     var pause = hub.settings().timing().ramp();
     Thread.sleep(pause.multipliedBy(3)); // connecting, and code that is not compiled yet
-    for (int running = 1; running < most; ) {
+    for (int running = 1; running < maximum; ) {
       long before = received.sum();
       Thread.sleep(pause);
       if (received.sum() - before <= ENOUGH * pause.toNanos() / 1e9 && !part.isBehind()) {
@@ -151,11 +151,11 @@ final class FileDownload {
     var retry = new Retry(hub.settings().timing(), file.path());
     var layout = hub.settings().layout();
     // all connections get something, and the ranges advance together, close to the hashing
-    int most =
+    int maximum =
         Math.clamp(
             part.blocks() / (2 * layout.connections()), 1, layout.rangeBytes() / part.blockBytes());
     try {
-      for (PartFile.Range range; (range = part.claim(most, owner)) != null; ) {
+      for (PartFile.Range range; (range = part.claim(maximum, owner)) != null; ) {
         var sink = new BlockSink(part, range);
         try {
           get(part, range, sink, owner);
@@ -278,8 +278,8 @@ final class FileDownload {
           n = body.read(content, at, (int) (part.end(block) - position));
         } else {
           aside = aside != null ? aside : new byte[ASIDE];
-          long most = position < part.size() ? part.end(block) - position : 1;
-          n = body.read(aside, 0, (int) Math.min(most, ASIDE));
+          long wanted = position < part.size() ? part.end(block) - position : 1;
+          n = body.read(aside, 0, (int) Math.min(wanted, ASIDE));
         }
         if (n < 0) {
           return;

@@ -187,20 +187,20 @@ final class PartFile implements Closeable {
   record Range(int first, int last) {}
 
   /**
-   * Claims the first run of missing blocks, at most {@code most} long; waits while there is none
+   * Claims the first run of missing blocks, at most {@code maximum} long; waits while there is none
    * but may be again.
    *
    * @return null when the file is finished or has failed, or is left to another connection that
    *     fetches it in one go
    */
-  synchronized Range claim(int most, Object owner) throws InterruptedException {
+  synchronized Range claim(int maximum, Object owner) throws InterruptedException {
     while (!finished && failure == null && (sequentialOwner == null || sequentialOwner == owner)) {
       for (int first = 0; first < states.length; first++) {
         if (states[first] == MISSING) {
           int last = first;
           states[first] = CLAIMED;
           while (last + 1 < states.length
-              && last + 1 - first < most
+              && last + 1 - first < maximum
               && states[last + 1] == MISSING) {
             states[++last] = CLAIMED;
           }

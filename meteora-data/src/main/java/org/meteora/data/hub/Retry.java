@@ -42,11 +42,11 @@ final class Retry {
               + "; run the same command again to go on",
           failure);
     }
-    long most =
+    long longest =
         Math.min(
             timing.longestPause().toMillis(),
             timing.firstPause().toMillis() << Math.min(20, failures - 1));
-    long pause = (long) (most * (0.5 + 0.5 * ThreadLocalRandom.current().nextDouble()));
+    long pause = (long) (longest * (0.5 + 0.5 * ThreadLocalRandom.current().nextDouble()));
     if (failure instanceof StatusException status) {
       var asked = status.retryAfter(Instant.now()).orElse(Duration.ZERO);
       if (asked.compareTo(timing.longestRetryAfter()) > 0) {

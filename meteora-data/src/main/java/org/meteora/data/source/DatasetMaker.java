@@ -111,12 +111,17 @@ public final class DatasetMaker {
   }
 
   private static int write(
-      OutputStream out, Task task, String split, Records records, int most, MessageDigest digest) {
+      OutputStream out,
+      Task task,
+      String split,
+      Records records,
+      int maximum,
+      MessageDigest digest) {
     int[] count = new int[1];
     var hashed = new DigestOutputStream(out, digest);
     records.forEach(
         (node, where) -> {
-          if (count[0] == most) {
+          if (count[0] == maximum) {
             return;
           }
           count[0]++;

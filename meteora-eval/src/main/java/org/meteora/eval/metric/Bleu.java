@@ -95,11 +95,11 @@ public final class Bleu implements Metric {
   private static double[] statistics(String hypothesis, List<String> references) {
     var result = new double[BleuScore.STATISTICS];
     var tokens = tokens(hypothesis);
-    var most = new HashMap<List<String>, Integer>();
+    var largest = new HashMap<List<String>, Integer>();
     int closest = -1;
     for (var reference : references) {
       var expected = tokens(reference);
-      counts(expected).forEach((gram, count) -> most.merge(gram, count, Math::max));
+      counts(expected).forEach((gram, count) -> largest.merge(gram, count, Math::max));
       int length = expected.size();
       int difference = Math.abs(length - tokens.size());
       int best = closest < 0 ? Integer.MAX_VALUE : Math.abs(closest - tokens.size());
@@ -111,7 +111,7 @@ public final class Bleu implements Metric {
         .forEach(
             (gram, count) -> {
               result[BleuScore.MATCHES + gram.size() - 1] +=
-                  Math.min(count, most.getOrDefault(gram, 0));
+                  Math.min(count, largest.getOrDefault(gram, 0));
               result[BleuScore.TOTALS + gram.size() - 1] += count;
             });
     result[BleuScore.HYPOTHESIS_LENGTH] = tokens.size();

@@ -13,18 +13,18 @@ public final class McNemar {
    */
   public static double exact(int onlyFirst, int onlySecond) {
     int n = onlyFirst + onlySecond;
-    int few = Math.min(onlyFirst, onlySecond);
-    if (2 * few == n) {
+    int smaller = Math.min(onlyFirst, onlySecond);
+    if (2 * smaller == n) {
       return 1; // both tails meet in the middle
     }
-    // the largest term of the tail, C(n, few) / 2^n, by its logarithm
+    // the largest term of the tail, C(n, smaller) / 2^n, by its logarithm
     double logarithm = -n * Math.log(2);
-    for (int i = 1; i <= few; i++) {
-      logarithm += Math.log((double) (n - few + i) / i);
+    for (int i = 1; i <= smaller; i++) {
+      logarithm += Math.log((double) (n - smaller + i) / i);
     }
     double term = 1;
     double tail = 1;
-    for (int k = few; k > 0 && term > 0; k--) {
+    for (int k = smaller; k > 0 && term > 0; k--) {
       term *= (double) k / (n - k + 1);
       tail += term;
     }

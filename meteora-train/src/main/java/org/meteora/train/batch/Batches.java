@@ -67,17 +67,6 @@ public final class Batches {
     return batches;
   }
 
-  /** The share of an epoch's positions that are padding. */
-  public double padding() {
-    long positions = 0;
-    long tokens = 0;
-    for (long i = 0; i < perEpoch(); i++) {
-      positions += (long) get(i).rows() * get(i).length();
-      tokens += get(i).tokens();
-    }
-    return positions == 0 ? 0 : 1 - (double) tokens / positions;
-  }
-
   /** A checksum of all samples, to notice on resume that the data are others. */
   public static long fingerprint(List<TrainingSample> samples) {
     var crc = new CRC32C();

@@ -6,7 +6,6 @@ import java.util.Map;
  * What one optimiser step did, over all processes.
  *
  * @param step its number, from 1
- * @param steps all steps of the run
  * @param learningRate the rate it used
  * @param gradientNorm the global norm before clipping
  * @param losses of the step's batches, before the update
@@ -15,19 +14,16 @@ import java.util.Map;
  *     steps
  * @param padding share of the step's positions that were padding
  * @param memoryBytes in use: of the GPU, or resident on the CPU
- * @param secondsLeft until the last step, at the present speed
  */
 public record StepReport(
     long step,
-    long steps,
     double learningRate,
     double gradientNorm,
     Losses losses,
     double seconds,
     double tokensPerSecond,
     double padding,
-    long memoryBytes,
-    double secondsLeft) {
+    long memoryBytes) {
 
   /**
    * Means over batches.

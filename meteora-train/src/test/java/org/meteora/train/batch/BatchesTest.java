@@ -62,8 +62,19 @@ class BatchesTest {
 
   @Test
   void littlePaddingOnMixedTasks() {
-    assertThat(new Batches(mixed(3000, 2), 4, false, 42).padding()).isLessThan(0.15);
-    assertThat(new Batches(mixed(1000, 3), 8, false, 42).padding()).isLessThan(0.15);
+    assertThat(padding(new Batches(mixed(3000, 2), 4, false, 42))).isLessThan(0.15);
+    assertThat(padding(new Batches(mixed(1000, 3), 8, false, 42))).isLessThan(0.15);
+  }
+
+  /** The share of an epoch's positions that are padding. */
+  private static double padding(Batches batches) {
+    double positions = 0;
+    double tokens = 0;
+    for (long i = 0; i < batches.perEpoch(); i++) {
+      positions += batches.get(i).rows() * batches.get(i).length();
+      tokens += batches.get(i).tokens();
+    }
+    return 1 - tokens / positions;
   }
 
   @Test
