@@ -2,6 +2,7 @@ package org.meteora.data;
 
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
@@ -33,17 +34,11 @@ public record Sample(String prompt, String response) {
     return samples;
   }
 
-  /** {@code file:line} of a sample by its position; for messages. */
-  public static String where(Path file, int index) {
-    var line = new int[] {-1, 0};
-    Jsonl.forEach(
-        file,
-        (node, number) -> {
-          if (++line[0] == index) {
-            line[1] = number;
-          }
-        });
-    return file + ":" + line[1];
+  /** The lines, from 1, that the samples of a file are on; for messages. */
+  public static List<Integer> lines(Path file) {
+    var result = new ArrayList<Integer>();
+    Jsonl.forEach(file, (node, number) -> result.add(number));
+    return result;
   }
 
   /** The sample as one line of JSON, with the newline. */

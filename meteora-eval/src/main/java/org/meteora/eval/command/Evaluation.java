@@ -40,6 +40,10 @@ import org.slf4j.LoggerFactory;
  */
 final class Evaluation implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluation.class);
+
+  /** Prompts that are too long may be most of a task: so many are named one by one. */
+  private static final int MOST_NAMED = 10;
+
   private static final int SHOWN_BY_DEBUG = 10;
 
   private final Settings settings;
@@ -181,7 +185,7 @@ final class Evaluation implements AutoCloseable {
       }
       out.print(ScoreTable.of(task.name() + " (" + model.model() + ")", scores));
       out.flush();
-      return exitCode(run.problems(), test.file());
+      return exitCode(run, test.file());
     }
   }
 
@@ -246,7 +250,7 @@ final class Evaluation implements AutoCloseable {
           result.write(settings.arguments(), described, () -> modelDescribed, run, scores);
         }
         report.add(point, task, run.answers(), scores);
-        code = Math.max(code, exitCode(run.problems(), test.file()));
+        code = Math.max(code, exitCode(run, test.file()));
       }
     }
     var page = folder.resolve("sweep.html");
@@ -323,17 +327,35 @@ final class Evaluation implements AutoCloseable {
     return result;
   }
 
-  /** Names the samples that could not be answered; 1 when there are any. */
-  private static int exitCode(Map<Integer, String> problems, Path file) {
-    if (problems.isEmpty()) {
+  /** Names the samples that were skipped; 1 when some could not be answered. */
+  private static int exitCode(Evaluator.Run run, Path file) {
+    var problems = run.problems();
+    var tooLong =
+        run.answers().stream()
+            .filter(answer -> answer.skipped() && !problems.containsKey(answer.index()))
+            .toList();
+    if (problems.isEmpty() && tooLong.isEmpty()) {
       return 0;
     }
+    var lines = Sample.lines(file);
+    for (var answer : tooLong.subList(0, Math.min(MOST_NAMED, tooLong.size()))) {
+      LOG.info(
+          "{}:{}: the prompt has {} tokens, too many: skipped",
+          file,
+          lines.get(answer.index()),
+          answer.promptTokens());
+    }
+    if (tooLong.size() > MOST_NAMED) {
+      LOG.info("and {} more prompts are too long", tooLong.size() - MOST_NAMED);
+    }
     problems.forEach(
-        (index, problem) -> LOG.error("{}: {}: skipped", Sample.where(file, index), problem));
-    LOG.error(
-        "{} of the samples could not be answered; the scores are those of the others",
-        problems.size());
-    return 1;
+        (index, problem) -> LOG.error("{}:{}: {}: skipped", file, lines.get(index), problem));
+    if (!problems.isEmpty()) {
+      LOG.error(
+          "{} of the samples could not be answered; the scores are those of the others",
+          problems.size());
+    }
+    return problems.isEmpty() ? 0 : 1;
   }
 
   private static void show(Answer answer) {
