@@ -4,6 +4,8 @@
     bench_hf.py prefill   Hugging Face's Llama without adapters: prefill
     bench_hf.py decode    the same: one decode step behind a prompt
     bench_hf.py layer     one of its decoder layers, 4 x 4096 tokens, forward and backward: frozen, and masked MeteoRA trained in it
+    bench_hf.py train     its whole training step, 4 x 2048 tokens, masked MeteoRA with 28 adapters, dropout, every layer recomputed, AdamW;
+                          no loss of the gates. Several GPUs, the gradients summed: torchrun --nproc-per-node 2 bench_hf.py train
     bench_hf.py linear    one linear layer with 28 adapters in plain PyTorch: gathered, and masked over all ranks
 
 Random weights of Llama-3-8B's shapes in bfloat16; needs a GPU, torch and transformers. One line of JSON a measurement.
@@ -84,9 +86,9 @@ def linear(args):
 
 class Masked(torch.nn.Module):
     """A frozen linear with 28 adapters and a gate, all trained: one product over all ranks, masked by the routing weights."""
-    def __init__(self, base, n=28, r=8, k=2):
+    def __init__(self, base, n=28, r=8, k=2, dropout=0.0):
         super().__init__()
-        self.base, self.n, self.r, self.k = base, n, r, k
+        self.base, self.n, self.r, self.k, self.dropout = base, n, r, k, dropout
         size_out, size_in = base.weight.shape
         normal = lambda *shape: torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=torch.bfloat16) / shape[-1] ** 0.5)
         self.gate, self.a, self.b = normal(n, size_in), normal(n * r, size_in), normal(size_out, n * r)
@@ -95,7 +97,7 @@ class Masked(torch.nn.Module):
         top = torch.softmax(F.linear(x, self.gate).float(), -1).topk(self.k)
         weights = torch.zeros(*x.shape[:-1], self.n, device="cuda", dtype=torch.float32).scatter(-1, top.indices,
                                                                             top.values / top.values.sum(-1, keepdim=True))
-        z = F.linear(x, self.a) * (2 * weights).repeat_interleave(self.r, -1).to(x.dtype)
+        z = F.linear(F.dropout(x, self.dropout, self.training), self.a) * (2 * weights).repeat_interleave(self.r, -1).to(x.dtype)
         return self.base(x) + F.linear(z, self.b)
 
 
@@ -127,13 +129,55 @@ def layer(args):
     report("layer 4 x 4096, forward and backward, PyTorch masked", median(step, args.repeat))
 
 
+def train(args):
+    import os
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    torch.cuda.set_device(rank)
+    torch.manual_seed(rank)
+    if ranks > 1:
+        torch.distributed.init_process_group("nccl")
+    model = llama().requires_grad_(False).train()
+    for block in model.model.layers:
+        for parent in (block.self_attn, block.mlp):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, torch.nn.Linear):
+                    setattr(parent, name, Masked(child, n=args.adapters, dropout=0.1))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
+    batch, tokens = 4, 2048
+    ids = torch.randint(0, 128256, (batch, tokens), device="cuda")
+
+    def step():
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        if ranks > 1:
+            for p in trained:
+                torch.distributed.all_reduce(p.grad)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    ms = median(step, args.repeat)
+    if rank == 0:
+        report(f"training step {batch} x {tokens} on each of {ranks} GPUs, PyTorch masked, {args.adapters} adapters", ms)
+        print(json.dumps({"what": "memory, MiB", "reserved": torch.cuda.max_memory_reserved() >> 20,
+                          "allocated": torch.cuda.max_memory_allocated() >> 20}), flush=True)
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prefill", "decode", "linear", "layer", "all"))
+    parser.add_argument("what", choices=("prefill", "decode", "linear", "layer", "train", "all"))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--adapters", type=int, default=28, help="of train")
     args = parser.parse_args()
+    if args.what == "train":
+        train(args)
+        raise SystemExit
     if args.what in ("layer", "all"):
         layer(args)
         torch.cuda.empty_cache()

@@ -11,7 +11,9 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.model.FrozenWeights;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.RandomLlama;
+import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.parallel.Collective;
 import org.meteora.parallel.ShardedWeights;
@@ -53,7 +55,7 @@ final class BenchProcesses {
   private final class Model implements AutoCloseable {
     final NDManager manager = Devices.newManager(Devices.parse(device));
     final Llama llama;
-    final LlamaLearner learner;
+    final ForwardContext context;
     final Map<String, NDArray> tensors;
 
     /**
@@ -76,13 +78,14 @@ final class BenchProcesses {
               backend,
               dropout,
               weights);
-      var context = options.context(ForwardMode.AUTO).forTraining(true);
-      learner = new LlamaLearner(llama, context, true, options.adapters);
+      context = options.context(ForwardMode.AUTO).forTraining(true);
       tensors = BenchTrainCommand.parameters(llama);
     }
 
     /** Median milliseconds of a step of so many processes. */
     double steps(FlatParameters parameters, Collective collective) {
+      var learner =
+          LlamaLearner.of(llama, context, Recompute.ALL, options.adapters, parameters);
       try (var optimizer = new AdamW(parameters, 0)) {
         IntConsumer done = collective.size() > 1 ? parameters::reduceLayer : layer -> {};
         return median(

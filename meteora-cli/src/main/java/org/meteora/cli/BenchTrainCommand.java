@@ -1,6 +1,7 @@
 package org.meteora.cli;
 
 import ai.djl.ndarray.NDArray;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -9,16 +10,21 @@ import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.cuda.driver.Cuda;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
 import org.meteora.model.Architecture;
+import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining.Part;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
@@ -39,7 +45,9 @@ import picocli.CommandLine.Option;
             + " losses, gradients of all gates, A and B, AdamW), and AdamW by itself. The first"
             + " lines keep all activations, the last one recomputes layers, as training does unless"
             + " told otherwise. Steps of the base model and of each mode take turns, and a ratio is"
-            + " over the base model's steps of its own turns. With --layer, the default on a GPU:"
+            + " over the base model's steps of its own turns. On a GPU: MeteoRA's whole step, with"
+            + " every layer recomputed and with as many as must be, part by part beside what each"
+            + " part needs at least, and the same step recorded by libtorch. With --layer:"
             + " one decoder layer, forward and backward, over the frozen layer alone (gradient to"
             + " its input only), and how near each comes to its multiplications at the rate of a"
             + " large product. With --processes, or started by torchrun, mpirun or srun: a step of"
@@ -86,7 +94,7 @@ final class BenchTrainCommand implements Callable<Integer> {
   @Option(
       names = "--layer",
       negatable = true,
-      description = "One decoder layer only, without losses and optimiser (default: on a GPU).")
+      description = "One decoder layer only, without losses and optimiser.")
   private Boolean layer;
 
   @Mixin private ProcessOptions processes;
@@ -110,8 +118,12 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   private int alone(Architecture config, Batch samples) {
-    if (layer == null ? options.onGpu() : layer) {
+    if (layer != null && layer) {
       oneLayer(config);
+      return 0;
+    }
+    if (options.onGpu()) {
+      whole(config, samples);
       return 0;
     }
     try (var manager = options.manager()) {
@@ -159,6 +171,79 @@ final class BenchTrainCommand implements Callable<Integer> {
     return 0;
   }
 
+  /** On a GPU: whole steps, with layers recomputed and as memory allows, and their parts. */
+  private void whole(Architecture config, Batch samples) {
+    double rate;
+    double bandwidth;
+    try (var manager = options.manager()) {
+      rate = options.multiplicationRate(manager);
+      bandwidth = options.readRate();
+    }
+    var cuda = Cuda.device(Devices.parse(options.deviceName()).getDeviceId());
+    var parts =
+        new BenchTrainParts(options, config, batch, tokens, dropout > 0, rate, bandwidth);
+    try (var manager = options.manager()) {
+      var model =
+          RandomLlama.create(
+              config,
+              manager,
+              options.dtype(),
+              options.adapters,
+              options.rank,
+              Backends.of(manager, options.dtype()),
+              dropout);
+      var context = options.context(ForwardMode.AUTO).forTraining(dropout > 0);
+      try (var parameters = new FlatParameters(manager, parameters(model));
+          var optimizer = new AdamW(parameters, 0)) {
+        double first = 0;
+        for (var recompute : List.of(Recompute.ALL, Recompute.AUTO)) {
+          var learner =
+              LlamaLearner.of(model, context, recompute, options.adapters, parameters);
+          var name = recompute == Recompute.ALL ? "every layer recomputed" : "recomputed as needed";
+          double ms = options.median(() -> step(learner, samples, parameters, optimizer));
+          first = first == 0 ? ms : first;
+          options.report("step, " + name, ms, first, tokenCount());
+          options.reportMemory("memory, " + name, options.usedBytes());
+          var own = learner.ownPasses();
+          if (own.isPresent()) {
+            try (var marks = new BenchTrainParts.Marks(cuda)) {
+              own.get().watch(marks);
+              var steps = new ArrayList<Map<Part, Double>>();
+              for (int i = 0; i < 5; i++) {
+                learn(learner, samples, parameters);
+                steps.add(marks.take());
+              }
+              own.get().watch(null);
+              int again = own.get().recomputedLayers();
+              System.out.printf("  %d of %d layers recomputed%n", again, config.numHiddenLayers());
+              parts.print(BenchTrainParts.medians(steps), again, ms);
+            }
+            own.get().close();
+          }
+        }
+        double size = parameters.size();
+        options.report(
+            "  gradients cleared, norm, AdamW",
+            options.median(
+                () -> {
+                  parameters.clearGradients();
+                  update(parameters, optimizer);
+                  optimizer.gradientNorm(); // waits for a device
+                }),
+            first,
+            tokenCount(),
+            (4 + 2 * 4 + 16 + 12 + 4 + options.dtype().bytes()) * size / bandwidth);
+        var recorded = new LlamaLearner(model, context, true, options.adapters);
+        options.report(
+            "step, recorded by libtorch",
+            options.median(() -> step(recorded, samples, parameters, optimizer)),
+            first,
+            tokenCount());
+        options.reportMemory("memory, recorded by libtorch", options.usedBytes());
+      }
+    }
+  }
+
   private void oneLayer(Architecture whole) {
     var raw = (com.fasterxml.jackson.databind.node.ObjectNode) whole.raw().deepCopy();
     raw.put("num_hidden_layers", 1).put("vocab_size", 1024);
@@ -168,7 +253,11 @@ final class BenchTrainCommand implements Callable<Integer> {
       double base;
       try (var own = manager.newSubManager()) {
         var model = options.model(config, own, 0);
-        base = layerTime(model, options.context(ForwardMode.AUTO).forTraining(false));
+        base =
+            layerTime(
+                model,
+                options.context(ForwardMode.AUTO).forTraining(false),
+                parameter -> List.of());
         options.report(
             "frozen layer, gradient to the input", base, base, tokenCount(), flops(config) / rate);
       }
@@ -191,7 +280,7 @@ final class BenchTrainCommand implements Callable<Integer> {
                   "MeteoRA, "
                       + mode.name().toLowerCase(Locale.ROOT)
                       + (drop ? ", dropout " + dropout : ""),
-                  layerTime(model, options.context(mode).forTraining(drop)),
+                  layerTime(model, options.context(mode).forTraining(drop), parameters),
                   base,
                   tokenCount(),
                   floor);
@@ -229,13 +318,22 @@ final class BenchTrainCommand implements Callable<Integer> {
     return 3 * 2 * tokenCount() * sizes;
   }
 
-  private double layerTime(Llama model, ForwardContext context) {
-    try (var manager = model.manager().newSubManager()) {
+  private double layerTime(Llama model, ForwardContext context, Gradients gradients) {
+    var own = model.backend().training(model, gradients, Recompute.ALL);
+    try (var passes = own.filter(it -> it.accepts(context)).orElse(null);
+        var manager = model.manager().newSubManager()) {
       long hidden = model.config().hiddenSize();
       var input = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
       var gradient = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
       return options.median(
           () -> {
+            if (passes != null) {
+              try (var scope = manager.newSubManager();
+                  var off = Ops.notRecording()) {
+                wait(passes.layer(0, Ops.alias(scope, input), gradient, context));
+              }
+              return;
+            }
             try (var scope = manager.newSubManager();
                 var recording = Ops.recording()) {
               var x = Ops.alias(scope, input);
@@ -244,12 +342,16 @@ final class BenchTrainCommand implements Callable<Integer> {
               Ops.backward(y, gradient);
               var slope = x.getGradient();
               slope.attach(scope);
-              var first = Ops.narrow(slope.reshape(-1), 0, 0, 1); // waits for a device
-              if (Float.isNaN(Ops.cast(first, org.meteora.tensor.Dtype.F32).toFloatArray()[0])) {
-                throw new IllegalStateException("random weights gave NaN");
-              }
+              wait(slope);
             }
           });
+    }
+  }
+
+  private static void wait(NDArray slope) {
+    var first = Ops.narrow(slope.reshape(-1), 0, 0, 1); // waits for a device
+    if (Float.isNaN(Ops.cast(first, org.meteora.tensor.Dtype.F32).toFloatArray()[0])) {
+      throw new IllegalStateException("random weights gave NaN");
     }
   }
 
@@ -299,10 +401,14 @@ final class BenchTrainCommand implements Callable<Integer> {
 
   private static void step(
       LlamaLearner learner, Batch samples, FlatParameters parameters, AdamW optimizer) {
+    learn(learner, samples, parameters);
+    update(parameters, optimizer);
+  }
+
+  private static void learn(LlamaLearner learner, Batch samples, FlatParameters parameters) {
     parameters.clearGradients();
     learner.learn(samples, 1.0 / samples.labelCount(), weight(samples), 1);
     parameters.collectGradients();
-    update(parameters, optimizer);
   }
 
   private static double weight(Batch samples) {

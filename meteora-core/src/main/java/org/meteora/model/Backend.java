@@ -1,5 +1,6 @@
 package org.meteora.model;
 
+import java.util.Optional;
 import org.meteora.lora.AdapterBank;
 import org.meteora.moe.GatedForward;
 
@@ -43,4 +44,14 @@ public interface Backend extends GatedForward.Provider {
    * @param bank given away: its tensors may be closed
    */
   AdapterBank forInference(AdapterBank bank);
+
+  /**
+   * Whole training passes by the backend's own code; empty where it has none for this model.
+   *
+   * @param gradients where the gradients of trained parameters go
+   */
+  default Optional<LlamaTraining> training(
+      Llama llama, Gradients gradients, LlamaTraining.Recompute recompute) {
+    return Optional.empty();
+  }
 }

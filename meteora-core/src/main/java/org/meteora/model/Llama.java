@@ -180,6 +180,11 @@ public final class Llama extends LlamaBlock {
     return Pass.whole(owner, rotary, seq, backend.ops(), context);
   }
 
+  /** The angles of positions 0 to {@code seq}, {@code (1, seq, 1, headDim)}. */
+  public RotaryEmbedding.Angles angles(NDManager owner, int seq) {
+    return rotary.angles(owner, java.util.stream.LongStream.range(0, seq).toArray(), 1);
+  }
+
   /** Embeds ids {@code (batch, seq)} int64: {@code (batch, seq, hidden)}. */
   public NDArray embed(NDArray ids) {
     frozen.use(FrozenWeights.EMBEDDING, 0);

@@ -2,7 +2,9 @@ package org.meteora.moe;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
 import java.util.List;
+import java.util.Objects;
 import org.meteora.lora.AdapterBank;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -29,6 +31,7 @@ public final class BankLayout {
   private final Dtype dtype;
   private volatile NDArray loraBTransposed;
   private NDArray stacked;
+  private List<BankLayout> stackedWith;
 
   public BankLayout(NDManager manager, AdapterBank bank, Dtype dtype) {
     this.bank = bank;
@@ -107,41 +110,48 @@ public final class BankLayout {
     return loraBTransposed;
   }
 
-  /** Rows that A and gate take in a stack, unused ones included. */
-  public int stackedRows() {
-    return (bank.size() + bank.totalRank() + COLUMNS - 1) / COLUMNS * COLUMNS;
+  /** Whether {@link #stack} takes these: none is in a stack with others. */
+  public static boolean canStack(List<BankLayout> layouts) {
+    return layouts.stream()
+        .allMatch(layout -> layout.stacked == null || layout.stackedWith.equals(layouts));
   }
 
   /**
    * Puts A and gates of banks into one matrix, of which the banks' arrays become views; their own
-   * memory is given back. A bank that is in a stack already can only be alone here.
+   * memory is given back. A bank that is in a stack already can only be in the same again.
    *
-   * @return {@code (Σ stackedRows, in)}: of each bank A, the gate, and zeros up to whole rows of
-   *     the product's result
+   * @param layouts with gates, all or none
+   * @return {@code (rows, in)}: all A, then all gates, and zeros up to whole rows of the product's
+   *     result
    */
   public static NDArray stack(List<BankLayout> layouts) {
     var first = layouts.getFirst();
-    if (layouts.size() == 1 && first.stacked != null) {
+    if (first.stacked != null && first.stackedWith.equals(layouts)) {
       return first.stacked;
     }
-    if (layouts.stream().anyMatch(layout -> layout.stacked != null)) {
+    if (!canStack(layouts)) {
       throw new IllegalStateException("a linear can share its input with one group alone");
     }
+    var parts = new ArrayList<NDArray>();
+    layouts.forEach(layout -> parts.add(layout.loraA()));
+    layouts.stream().map(layout -> layout.bank.gate()).filter(Objects::nonNull).forEach(parts::add);
     long in = first.loraA().getShape().get(1);
-    int rows = layouts.stream().mapToInt(BankLayout::stackedRows).sum();
-    var all = Ops.zeros(first.manager, first.dtype, rows, in);
-    int at = 0;
-    for (var layout : layouts) {
-      layout.stacked = Ops.narrow(all, 0, at, layout.stackedRows());
-      int from = at;
-      for (var part : List.of(layout.loraA(), layout.bank.gate())) {
-        try (var view = Ops.narrow(all, 0, from, part.getShape().get(0))) {
+    long rows = parts.stream().mapToLong(part -> part.getShape().get(0)).sum();
+    var all = Ops.zeros(first.manager, first.dtype, (rows + COLUMNS - 1) / COLUMNS * COLUMNS, in);
+    long from = 0;
+    for (var part : parts) {
+      long count = part.getShape().get(0);
+      if (count > 0) {
+        try (var view = Ops.narrow(all, 0, from, count)) {
           Ops.copy(view, part);
           Ops.share(part, view);
         }
-        from += (int) part.getShape().get(0);
       }
-      at += layout.stackedRows();
+      from += count;
+    }
+    for (var layout : layouts) {
+      layout.stacked = all;
+      layout.stackedWith = List.copyOf(layouts);
     }
     return all;
   }

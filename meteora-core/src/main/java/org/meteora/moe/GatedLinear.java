@@ -259,6 +259,11 @@ public final class GatedLinear extends AbstractBlock {
     return Math.min(context.routing().topK(), bank.size());
   }
 
+  /** How much of the adapters' input training drops. */
+  public double dropout() {
+    return dropout;
+  }
+
   /** How much of the adapters' input this pass drops. */
   public double dropout(ForwardContext context) {
     return context.training() && context.dropout() ? dropout : 0;

@@ -88,6 +88,21 @@ public final class Ops {
   }
 
   /**
+   * A tensor over memory on the manager's device, which must stay valid as long as the tensor.
+   *
+   * @param strides in elements
+   */
+  public static NDArray view(
+      NDManager manager, long address, Dtype dtype, long[] shape, long[] strides) {
+    return StableAbi.view(manager, address, shape, strides, dtype);
+  }
+
+  /** How many elements lie between neighbours of each dimension. */
+  public static long[] strides(NDArray x) {
+    return StableAbi.strides(x);
+  }
+
+  /**
    * Copies the values of {@code source} into {@code target}, converting dtype and device; shapes
    * must broadcast. Not differentiable.
    */

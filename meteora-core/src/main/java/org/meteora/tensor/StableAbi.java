@@ -271,14 +271,37 @@ final class StableAbi {
   }
 
   static long fromBlob(MemorySegment data, long[] shape, int scalarType) {
+    return fromBlob(data, shape, rowMajor(shape), scalarType, 0, 0);
+  }
+
+  /** A tensor over memory of the manager's device that is someone else's. */
+  static NDArray view(
+      NDManager manager, long address, long[] shape, long[] strides, Dtype dtype) {
+    var device = manager.getDevice();
+    int type = device.isGpu() ? 1 : 0;
+    int index = device.isGpu() ? device.getDeviceId() : 0;
+    var data = MemorySegment.ofAddress(address);
+    return adopt(manager, fromBlob(data, shape, strides, dtype.scalarType(), type, index));
+  }
+
+  private static long fromBlob(
+      MemorySegment data, long[] shape, long[] stride, int scalarType, int device, int index) {
     try (var arena = Arena.ofConfined()) {
       var sizes = arena.allocateFrom(JAVA_LONG, shape);
-      var strides = arena.allocateFrom(JAVA_LONG, rowMajor(shape));
+      var strides = arena.allocateFrom(JAVA_LONG, stride);
       var result = arena.allocate(JAVA_LONG);
       check(
           (int)
               FROM_BLOB.invokeExact(
-                  data, (long) shape.length, sizes, strides, 0L, scalarType, 0, 0, result),
+                  data,
+                  (long) shape.length,
+                  sizes,
+                  strides,
+                  0L,
+                  scalarType,
+                  device,
+                  index,
+                  result),
           "create_tensor_from_blob");
       return result.get(JAVA_LONG, 0);
     } catch (RuntimeException | Error e) {

@@ -12,7 +12,10 @@ import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.function.IntConsumer;
 import org.meteora.model.FrozenWeights;
+import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.Pass;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedTape;
@@ -22,6 +25,7 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
+import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.loss.GateLoss;
 import org.meteora.train.loss.LanguageModelLoss;
 
@@ -46,6 +50,7 @@ public final class LlamaLearner implements Learner {
   private final Llama llama;
   private final ForwardContext context;
   private final boolean checkpointing;
+  private final Optional<LlamaTraining> own;
   private final int adapters;
   private final int chunkTokens;
   private final int first;
@@ -67,12 +72,55 @@ public final class LlamaLearner implements Learner {
 
   LlamaLearner(
       Llama llama, ForwardContext context, boolean checkpointing, int adapters, int chunkTokens) {
+    this(llama, context, checkpointing, Optional.empty(), adapters, chunkTokens);
+  }
+
+  private LlamaLearner(
+      Llama llama,
+      ForwardContext context,
+      boolean checkpointing,
+      Optional<LlamaTraining> own,
+      int adapters,
+      int chunkTokens) {
     this.llama = llama;
     this.context = context;
     this.checkpointing = checkpointing;
+    this.own = own;
     this.adapters = adapters;
     this.chunkTokens = chunkTokens;
     this.first = firstTrained();
+  }
+
+  /**
+   * By the backend's own code for whole passes where it has such; elsewhere layers are recorded.
+   *
+   * @param recompute which layers are computed again in the backward pass; where layers are
+   *     recorded {@code AUTO} is all of them
+   * @param gradients where the gradients go, unless they are left in the tensors
+   */
+  public static LlamaLearner of(
+      Llama llama,
+      ForwardContext context,
+      Recompute recompute,
+      int adapters,
+      Gradients gradients) {
+    return new LlamaLearner(
+        llama,
+        context,
+        recompute != Recompute.NONE,
+        llama.backend().training(llama, gradients, recompute),
+        adapters,
+        LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
+  }
+
+  /** The same for another request of the gated layers. */
+  LlamaLearner with(ForwardContext other) {
+    return new LlamaLearner(llama, other, checkpointing, own, adapters, chunkTokens);
+  }
+
+  /** The backend's own passes, if it makes them. */
+  public Optional<LlamaTraining> ownPasses() {
+    return own.filter(passes -> passes.accepts(context));
   }
 
   /** The first layer with an adapter, before which no gradient is needed; 0 when there is none. */
@@ -109,6 +157,11 @@ public final class LlamaLearner implements Learner {
 
   private Sums learn(
       Batch batch, double[] languageModelWeights, double gateWeight, long seed, IntConsumer done) {
+    if (ownPasses().isPresent()) {
+      double each = gateWeight / Math.max(1, gateCount());
+      var input = input(batch, languageModelWeights, each, seed);
+      return sums(own.get().run(input, context, true, done), batch);
+    }
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch)) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
@@ -147,6 +200,44 @@ public final class LlamaLearner implements Learner {
         gated ? gates.gates() : 0,
         gated ? gates.right() : new float[rows],
         gated ? gates.dominated() : new float[rows]);
+  }
+
+  private LlamaTraining.Input input(
+      Batch batch, double[] weights, double gateWeight, long seed) {
+    return new LlamaTraining.Input(
+        batch.ids(),
+        batch.samples().stream().mapToInt(TrainingSample::length).toArray(),
+        batch.length(),
+        batch.labels(),
+        adapters > 0 ? batch.gateLabels() : null,
+        weights,
+        gateWeight,
+        seed);
+  }
+
+  private static Sums sums(LlamaTraining.Result result, Batch batch) {
+    int rows = batch.rows();
+    int length = batch.length();
+    var prompt = new double[rows];
+    var answer = new double[rows];
+    var right = new float[rows];
+    var dominated = new float[rows];
+    double languageModel = 0;
+    double gate = 0;
+    for (int row = 0; row < rows; row++) {
+      int promptLabels = batch.promptLabels(row);
+      for (int t = 0; t < length; t++) {
+        int at = row * length + t;
+        (t < promptLabels ? prompt : answer)[row] += result.losses()[at];
+        languageModel += result.losses()[at];
+        if (result.gates() > 0) {
+          gate += result.gateLosses()[at];
+          right[row] += result.right()[at];
+          dominated[row] += result.dominating()[at] == batch.samples().get(row).task() ? 1 : 0;
+        }
+      }
+    }
+    return new Sums(languageModel, prompt, answer, gate, result.gates(), right, dominated);
   }
 
   private static NDArray ids(NDManager manager, Batch batch) {
@@ -334,6 +425,13 @@ public final class LlamaLearner implements Learner {
   }
 
   private Sums evaluate(Batch batch, ForwardContext asks) {
+    var without = asks.forTraining(false);
+    if (own.isPresent() && own.get().accepts(without)) {
+      try (var whole = llama.frozen().begin()) {
+        var input = input(batch, new double[] {0}, 0, 0);
+        return sums(own.get().run(input, without, false, layer -> {}), batch);
+      }
+    }
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch);
         var whole = llama.frozen().begin();

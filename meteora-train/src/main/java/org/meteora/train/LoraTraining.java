@@ -79,7 +79,7 @@ public record LoraTraining(
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(false), collective)) {
       var learner =
-          new LlamaLearner(model.llama(), model.context(), config.gradientCheckpointing(), 0);
+          LlamaLearner.of(model.llama(), model.context(), config.recompute(), 0, parameters);
       return run(model, parameters, learner, folder, from, collective, stop);
     }
   }
@@ -165,9 +165,14 @@ public record LoraTraining(
         }
         var together =
             new Together(
-                model.llama(),
+                LlamaLearner.of(
+                    model.llama(),
+                    model.context(),
+                    first.config().recompute(),
+                    0,
+                    parameter ->
+                        parameters.stream().flatMap(each -> each.of(parameter).stream()).toList()),
                 model.context(),
-                first.config().gradientCheckpointing(),
                 names.size());
         var results =
             together.run(

@@ -223,8 +223,8 @@ public record MeteoraTraining(
               config,
               model,
               parameters,
-              new LlamaLearner(
-                  model.llama(), model.context(), config.gradientCheckpointing(), tasks.size()),
+              LlamaLearner.of(
+                  model.llama(), model.context(), config.recompute(), tasks.size(), parameters),
               basePath,
               folders,
               train,

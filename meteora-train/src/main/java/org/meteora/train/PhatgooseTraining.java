@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.CacheFolders;
 import org.meteora.moe.Flags;
@@ -75,7 +76,7 @@ public record PhatgooseTraining(
               config,
               model,
               parameters,
-              new LlamaLearner(model.llama(), model.context(), config.gradientCheckpointing(), 0),
+              new LlamaLearner(model.llama(), model.context(), config.recompute() != Recompute.NONE, 0),
               basePath,
               List.of(adapter),
               samples.train(),

@@ -5,7 +5,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.OptionalInt;
 import java.util.function.BooleanSupplier;
-import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.train.batch.Batch;
@@ -23,9 +22,8 @@ final class Together {
   /** Rows of several runs are put into one pass up to so many positions. */
   private static final long POSITIONS = 1 << 15;
 
-  private final Llama llama;
+  private final LlamaLearner learner;
   private final ForwardContext context;
-  private final boolean checkpointing;
   private final Request[] waiting;
   private int running;
   private Throwable failure;
@@ -45,13 +43,13 @@ final class Together {
   }
 
   /**
-   * @param llama with as many adapters in every bank, and without gates
+   * @param learner of a model with as many adapters in every bank, and without gates
+   * @param context of its passes
    * @param adapters how many
    */
-  Together(Llama llama, ForwardContext context, boolean checkpointing, int adapters) {
-    this.llama = llama;
+  Together(LlamaLearner learner, ForwardContext context, int adapters) {
+    this.learner = learner;
     this.context = context;
-    this.checkpointing = checkpointing;
     this.waiting = new Request[adapters];
     this.running = adapters;
   }
@@ -162,7 +160,7 @@ final class Together {
    */
   private LlamaLearner learner(List<Integer> adapters) {
     var routing = context.routing().withRouter(new Router.Fixed(adapters));
-    return new LlamaLearner(llama, context.withRouting(routing), checkpointing, 0);
+    return learner.with(context.withRouting(routing));
   }
 
   private synchronized void computeIfAllWait() {

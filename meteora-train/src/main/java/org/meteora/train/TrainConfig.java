@@ -8,6 +8,7 @@ import java.util.Set;
 import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.lora.LoraConfig;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.nn.Projection;
 
 /**
@@ -29,8 +30,8 @@ import org.meteora.nn.Projection;
  * @param maxSteps optimiser steps; empty when {@code epochs} is given
  * @param epochs passes over the data; empty when {@code maxSteps} is given
  * @param maxSeqLen most tokens of a sample
- * @param gradientCheckpointing keep only the layers' inputs and compute each layer again in
- *     backward
+ * @param recompute which layers keep only their input and are computed again in the backward pass:
+ *     as many as memory asks for, all, or none
  * @param seed of splits, orders, first values and dropout
  * @param evalRatio share of the samples held out
  * @param evalSteps steps from one evaluation to the next
@@ -65,7 +66,7 @@ public record TrainConfig(
     Optional<Long> maxSteps,
     Optional<Double> epochs,
     int maxSeqLen,
-    boolean gradientCheckpointing,
+    Recompute recompute,
     long seed,
     double evalRatio,
     long evalSteps,
@@ -358,7 +359,7 @@ public record TrainConfig(
         maxSteps,
         epochs,
         s.integer("max_seq_len", 4096, 2),
-        s.flag("gradient_checkpointing", true),
+        recompute(s),
         s.whole("seed", 42, Long.MIN_VALUE),
         s.number("eval_ratio", 0.1, 0, 0.9),
         s.whole("eval_steps", recipe.evalSteps(), 1),
@@ -387,6 +388,14 @@ public record TrainConfig(
         !lora);
   }
 
+  private static Recompute recompute(Settings s) {
+    return switch (s.choice("gradient_checkpointing", "auto", "auto", "true", "false")) {
+      case "true" -> Recompute.ALL;
+      case "false" -> Recompute.NONE;
+      default -> Recompute.AUTO;
+    };
+  }
+
   /** Whether the language-model loss counts answers alone; not before it has been decided. */
   boolean answersOnly() {
     return responseOnly.orElseThrow();
@@ -407,7 +416,7 @@ public record TrainConfig(
         maxSteps,
         epochs,
         maxSeqLen,
-        gradientCheckpointing,
+        recompute,
         seed,
         evalRatio,
         evalSteps,
@@ -469,7 +478,13 @@ public record TrainConfig(
     maxSteps.ifPresent(value -> result.put("max_steps", value));
     epochs.ifPresent(value -> result.put("epochs", value));
     result.put("max_seq_len", maxSeqLen);
-    result.put("gradient_checkpointing", gradientCheckpointing);
+    result.put(
+        "gradient_checkpointing",
+        switch (recompute) {
+          case AUTO -> "auto";
+          case ALL -> true;
+          case NONE -> false;
+        });
     result.put("seed", seed);
     result.put("eval_ratio", evalRatio);
     result.put("eval_steps", evalSteps);

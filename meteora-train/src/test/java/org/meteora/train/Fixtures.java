@@ -46,9 +46,19 @@ final class Fixtures {
 
   /** The same in the memory of a GPU. */
   static TrainableModel meteoraOnGpu(String dtype) {
+    return meteoraOnGpu(dtype, 0);
+  }
+
+  static TrainableModel meteoraOnGpu(String dtype, double dropout) {
     return TrainableModel.meteora(
         new TrainableModel.Spec(
-            TINY.resolve("base"), Optional.of("cuda"), Optional.of(dtype), 2, 0, 42, Flags.AUTO),
+            TINY.resolve("base"),
+            Optional.of("cuda"),
+            Optional.of(dtype),
+            2,
+            dropout,
+            42,
+            Flags.AUTO),
         TINY.resolve("meteora"),
         Optional.of(TINY.resolve("adapters")));
   }

@@ -53,7 +53,8 @@ class TogetherTest {
   }
 
   private static Together together(Tiny tiny, int adapters) {
-    return new Together(tiny.llama, Tiny.context(1, ForwardMode.AUTO), true, adapters);
+    var context = Tiny.context(1, ForwardMode.AUTO);
+    return new Together(new LlamaLearner(tiny.llama, context, true, 0), context, adapters);
   }
 
   @Test

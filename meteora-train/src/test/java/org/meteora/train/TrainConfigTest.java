@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Collectors;
 import org.junit.jupiter.api.Test;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.UserException;
 import org.meteora.data.config.MeteoraConfig;
 
@@ -24,7 +25,7 @@ class TrainConfigTest {
     assertThat(config.maxGradNorm()).isEqualTo(0.3);
     assertThat(config.steps(10, 1)).isEqualTo(15_000);
     assertThat(config.maxSeqLen()).isEqualTo(4096);
-    assertThat(config.gradientCheckpointing()).isTrue();
+    assertThat(config.recompute()).isEqualTo(Recompute.AUTO);
     assertThat(config.seed()).isEqualTo(42);
     assertThat(config.evalRatio()).isEqualTo(0.1);
     assertThat(config.saveSteps()).isEqualTo(3000);

@@ -12,6 +12,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.ForwardMode;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
@@ -26,26 +27,31 @@ class TrainingGpuTest {
     Fixtures.require();
   }
 
-  @ParameterizedTest(name = "{0} {1}, checkpointing {2}")
+  /** In AUTO by the backend's own passes, in the others recorded by libtorch. */
+  @ParameterizedTest(name = "{0} {1}, recomputed {2}")
   @CsvSource({
-    "AUTO, f32, true, 1e-4",
-    "AUTO, f32, false, 1e-4",
-    "MASKED, f32, true, 1e-4",
-    "GATHER, f32, true, 1e-4",
-    "ALL, f32, true, 1e-4",
-    "REFERENCE, f32, true, 1e-4",
-    "AUTO, bf16, true, 0.05",
-    "REFERENCE, bf16, true, 0.05"
+    "AUTO, f32, ALL, 1e-4",
+    "AUTO, f32, NONE, 1e-4",
+    "AUTO, f32, AUTO, 1e-4",
+    "MASKED, f32, ALL, 1e-4",
+    "MASKED, f32, NONE, 1e-4",
+    "GATHER, f32, ALL, 1e-4",
+    "ALL, f32, ALL, 1e-4",
+    "REFERENCE, f32, ALL, 1e-4",
+    "AUTO, bf16, ALL, 0.05",
+    "AUTO, bf16, NONE, 0.05",
+    "REFERENCE, bf16, ALL, 0.05"
   })
   void agreesWithTheReference(
-      ForwardMode mode, String dtype, boolean checkpointing, double tolerance) {
+      ForwardMode mode, String dtype, Recompute recompute, double tolerance) {
     var expected = Fixtures.expected();
     var samples = Fixtures.samples(expected);
     try (var model = Fixtures.meteoraOnGpu(dtype);
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
       var context = model.context().withMode(mode);
-      var learner = new LlamaLearner(model.llama(), context, checkpointing, 4);
+      var learner = LlamaLearner.of(model.llama(), context, recompute, 4, parameters);
+      assertThat(learner.ownPasses().isPresent()).isEqualTo(mode == ForwardMode.AUTO);
       var losses = learn(learner, parameters, samples);
       close(losses[0], expected.get("lm_loss").asDouble(), tolerance, "language model");
       close(losses[1], expected.get("gate_loss").asDouble(), tolerance, "gates");
@@ -91,7 +97,8 @@ class TrainingGpuTest {
     try (var model = Fixtures.meteoraOnGpu("bf16");
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
-      var learner = new LlamaLearner(model.llama(), model.context(), true, 4);
+      var learner =
+          LlamaLearner.of(model.llama(), model.context(), Recompute.AUTO, 4, parameters);
       var losses = new ArrayList<Double>();
       for (int i = 0; i < 12; i++) {
         losses.add(step(learner, parameters, optimizer, samples));
@@ -113,6 +120,52 @@ class TrainingGpuTest {
       close(step(learner, parameters, optimizer, samples), afterNext, 1e-3, "resumed, next");
       System.err.println("losses in bf16: " + losses);
     }
+  }
+
+  /** Batches of all sizes, over and over: what is in use after 200 steps was in use after 50. */
+  @Test
+  void memoryStaysFlat() {
+    var samples = Fixtures.samples(Fixtures.expected());
+    var cuda = org.meteora.cuda.driver.Cuda.device(0);
+    try (var model = Fixtures.meteoraOnGpu("bf16");
+        var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
+        var optimizer = new AdamW(parameters, 0.01)) {
+      var learner =
+          LlamaLearner.of(model.llama(), model.context(), Recompute.AUTO, 4, parameters);
+      long used = 0;
+      for (int i = 0; i < 200; i++) {
+        step(learner, parameters, optimizer, samples.subList(0, 1 + i % samples.size()));
+        learner.evaluate(new Batch(samples, false));
+        if (i == 50) {
+          used = cuda.memory().total() - cuda.memory().free();
+        }
+      }
+      long more = cuda.memory().total() - cuda.memory().free() - used;
+      assertThat(more).as("bytes more").isLessThanOrEqualTo(4L << 20);
+    }
+  }
+
+  /** Dropout of the same seed drops the same, in both passes over a layer. */
+  @Test
+  void recomputationDropsWhatTheForwardPassDid() {
+    var samples = Fixtures.samples(Fixtures.expected());
+    var all = new ArrayList<float[]>();
+    for (var recompute : List.of(Recompute.ALL, Recompute.NONE)) {
+      try (var model = Fixtures.meteoraOnGpu("f32", 0.3);
+          var parameters = new FlatParameters(model.llama().manager(), model.parameters(false))) {
+        var learner =
+            LlamaLearner.of(model.llama(), model.context(), recompute, 4, parameters);
+        learn(learner, parameters, samples);
+        all.add(parameters.gradients().toFloatArray());
+      }
+    }
+    double difference = 0;
+    double size = 0;
+    for (int i = 0; i < all.get(0).length; i++) {
+      difference += Math.pow(all.get(0)[i] - all.get(1)[i], 2);
+      size += Math.pow(all.get(0)[i], 2);
+    }
+    assertThat(Math.sqrt(difference / size)).isLessThan(1e-5);
   }
 
   private static double step(

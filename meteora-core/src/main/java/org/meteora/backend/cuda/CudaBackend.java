@@ -13,7 +13,10 @@ import org.meteora.cuda.kernel.Kernels;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Architecture;
 import org.meteora.model.Backend;
+import org.meteora.model.Gradients;
 import org.meteora.model.LayerOps;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedForward;
 import org.meteora.moe.GatedLinear;
@@ -83,6 +86,17 @@ public final class CudaBackend implements Backend {
   @Override
   public AdapterBank forInference(AdapterBank bank) {
     return bank.withTransposedB();
+  }
+
+  @Override
+  public Optional<LlamaTraining> training(
+      Llama llama, Gradients gradients, LlamaTraining.Recompute recompute) {
+    try {
+      return CudaTraining.of(llama, gradients, recompute, TrainingDevice.of(cuda, dtype, llama.manager()));
+    } catch (UserException e) {
+      CudaForward.LOG.info("training by libtorch's operations alone: {}", e.getMessage());
+      return Optional.empty();
+    }
   }
 
   @Override

@@ -42,23 +42,22 @@ final class CudaForward extends PortableForward {
    */
   CudaForward(List<GatedLinear> linears, LoopForward.Runner streams) {
     super(linears, new LoopForward(streams));
-    this.fusible = linears.stream().filter(CudaForward::canBeFused).toList();
-    if (fusible.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
+    var adapted = linears.stream().filter(CudaForward::hasAdapters).toList();
+    if (adapted.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
       throw new IllegalArgumentException("linears of one input with different adapters");
     }
-    this.stacked =
-        fusible.isEmpty()
-            ? null
-            : BankLayout.stack(fusible.stream().map(GatedLinear::layout).toList());
+    var layouts = adapted.stream().map(GatedLinear::layout).toList();
+    boolean gated = adapted.stream().allMatch(linear -> linear.bank().gate() != null);
+    boolean gateless = adapted.stream().allMatch(linear -> linear.bank().gate() == null);
+    // a linear by itself that is one of a group has its parameters in the group's stack
+    boolean stacks = !adapted.isEmpty() && BankLayout.canStack(layouts) && (gated || gateless);
+    var all = stacks ? BankLayout.stack(layouts) : null;
+    this.fusible = stacks && gated ? adapted : List.of();
+    this.stacked = fusible.isEmpty() ? null : all;
   }
 
-  private static boolean canBeFused(GatedLinear linear) {
-    var bank = linear.bank();
-    return bank != null
-        && bank.gate() != null
-        && bank.totalRank() > 0
-        && Ops.dtype(bank.gate()) == Ops.dtype(linear.weight())
-        && Ops.dtype(bank.loraA()) == Ops.dtype(linear.weight());
+  private static boolean hasAdapters(GatedLinear linear) {
+    return linear.bank() != null && linear.bank().totalRank() > 0;
   }
 
   @Override

@@ -118,21 +118,15 @@ final class FusedInference implements AutoCloseable {
 
   /** A linear's masked z {@code (tokens, Σr)}. */
   NDArray z(NDArray masked, int linear) {
-    return Ops.narrow(masked, 1, column(linear), layouts.get(linear).bank().totalRank());
+    int at = layouts.subList(0, linear).stream().mapToInt(each -> each.bank().totalRank()).sum();
+    return Ops.narrow(masked, 1, at, layouts.get(linear).bank().totalRank());
   }
 
   /** A linear's logits {@code (tokens, N)}. */
   NDArray logits(NDArray masked, int linear) {
-    var bank = layouts.get(linear).bank();
-    return Ops.narrow(masked, 1, column(linear) + bank.totalRank(), bank.size());
-  }
-
-  private int column(int linear) {
-    int at = 0;
-    for (var layout : layouts.subList(0, linear)) {
-      at += layout.stackedRows();
-    }
-    return at;
+    int ranks = layouts.stream().mapToInt(each -> each.bank().totalRank()).sum();
+    int before = layouts.subList(0, linear).stream().mapToInt(each -> each.bank().size()).sum();
+    return Ops.narrow(masked, 1, ranks + before, layouts.get(linear).bank().size());
   }
 
   @Override

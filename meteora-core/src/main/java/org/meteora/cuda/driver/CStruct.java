@@ -130,7 +130,7 @@ public final class CStruct {
   }
 
   /** Writes a record to memory of zeros. */
-  void write(Object value, MemorySegment to, long at) {
+  public void write(Object value, MemorySegment to, long at) {
     for (var i = 0; i < accessors.size(); i++) {
       var field = fields.get(i);
       try {

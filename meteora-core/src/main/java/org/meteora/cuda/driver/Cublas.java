@@ -104,9 +104,10 @@ public final class Cublas implements AutoCloseable {
     }
   }
 
-  private static void check(String what, int code) {
+  private static void check(String what, int code, Object... numbers) {
     if (code != 0) {
-      throw new UserException("cuBLAS: " + what + " failed with status " + code);
+      throw new UserException(
+          "cuBLAS: " + what.formatted(numbers) + " failed with status " + code);
     }
   }
 
@@ -118,7 +119,7 @@ public final class Cublas implements AutoCloseable {
    * @param y float32 (rows, ld), of which the first {@code out} columns are written
    */
   public Work product(Dtype dtype, long x, long w, long y, int rows, int in, int out, int ld) {
-    int type = dtype == Dtype.F32 ? 0 : dtype == Dtype.F16 ? 2 : 14;
+    int type = type(dtype);
     return on -> {
       if (on.handle() != stream.handle()) {
         throw new IllegalArgumentException("products run on the stream they were made for");
@@ -154,6 +155,75 @@ public final class Cublas implements AutoCloseable {
         throw new IllegalStateException(e);
       }
     };
+  }
+
+  /**
+   * A row-major matrix, perhaps a part of a wider one.
+   *
+   * @param address of its first element
+   * @param stride elements from one row to the next
+   */
+  public record Matrix(long address, int stride) {}
+
+  private static int type(Dtype dtype) {
+    return dtype == Dtype.F32 ? 0 : dtype == Dtype.F16 ? 2 : 14;
+  }
+
+  /**
+   * Queues {@code c = op(a) · op(b)}, or with {@code add} c += it, summed in float32.
+   *
+   * @param c {@code (m, n)} in {@code result}, which is {@code dtype} or float32
+   * @param a {@code (m, k)} in {@code dtype}; {@code (k, m)} when transposed
+   * @param b {@code (k, n)} in {@code dtype}; {@code (n, k)} when transposed
+   */
+  public void multiply(
+      int m,
+      int n,
+      int k,
+      Matrix c,
+      Dtype result,
+      Matrix a,
+      boolean transposeA,
+      Matrix b,
+      boolean transposeB,
+      Dtype dtype,
+      boolean add) {
+    if (m == 0 || n == 0) {
+      return;
+    }
+    try {
+      // column by column, as cuBLAS sees matrices, cᵀ = op(b)ᵀ · op(a)ᵀ
+      check(
+          "a product of %d × %d × %d",
+          (int)
+              Library.PRODUCT.invokeExact(
+                  handle,
+                  transposeB ? TRANSPOSED : AS_IT_IS,
+                  transposeA ? TRANSPOSED : AS_IT_IS,
+                  n,
+                  m,
+                  k,
+                  one.address(),
+                  b.address(),
+                  type(dtype),
+                  b.stride(),
+                  a.address(),
+                  type(dtype),
+                  a.stride(),
+                  add ? one.address() : zero.address(),
+                  c.address(),
+                  type(result),
+                  c.stride(),
+                  COMPUTE_32F,
+                  DEFAULT_ALGORITHM),
+          m,
+          n,
+          k);
+    } catch (RuntimeException e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException(e);
+    }
   }
 
   /** Call once the stream has come to an end. */

@@ -44,7 +44,14 @@ public final class AdapterKernels implements AutoCloseable {
 
   /** Mirrors the struct of this name in {@code gated.cuh}. */
   record ScaledLinear(
-      long offsets, long scales, long indices, long weights, int at, int n, int sumR) {}
+      long offsets,
+      long scales,
+      long indices,
+      long weights,
+      int at,
+      int logitsAt,
+      int n,
+      int sumR) {}
 
   /** Mirrors the struct of this name in {@code gated.cuh}. */
   record PrefillRouteScaleZ(
@@ -202,19 +209,20 @@ public final class AdapterKernels implements AutoCloseable {
   }
 
   /**
-   * Columns that a linear has in the matrix of {@link #scaleForPrefill}: z (Σr), the gate's logits
-   * (N), and so many unused ones that a row of each linear's is whole 16 bytes in every dtype.
+   * Columns of the matrix of {@link #scaleForPrefill}: all linears' z, all their gates' logits, and
+   * so many unused ones that a row is whole 16 bytes in every dtype.
+   *
+   * @param adaptersAndRanks N + Σr of all linears
    */
-  public static int columns(int adapters, int sumOfRanks) {
-    return (adapters + sumOfRanks + 7) / 8 * 8;
+  public static int columns(int adaptersAndRanks) {
+    return (adaptersAndRanks + 7) / 8 * 8;
   }
 
   /**
    * For a prefill: scales z by weight · scale where its adapter is chosen, and clears it elsewhere,
    * in place.
    *
-   * @param rows (tokens, columns of all linears), contiguous, each linear's as {@link #columns}
-   *     says
+   * @param rows (tokens, {@link #columns}), contiguous: z of each linear, then the logits of each
    * @param choices as for decode
    * @param temperature routing temperature T; 1 gives training's weights
    */
@@ -225,6 +233,7 @@ public final class AdapterKernels implements AutoCloseable {
     }
     var linears = new ArrayList<ScaledLinear>();
     var at = 0;
+    var logitsAt = targets.stream().mapToInt(it -> it.adapters().sumOfRanks()).sum();
     for (var i = 0; i < targets.size(); i++) {
       var adapters = targets.get(i).adapters();
       linears.add(
@@ -234,15 +243,18 @@ public final class AdapterKernels implements AutoCloseable {
               indices(choices, i, 0),
               weights(choices, i, tokens, 0),
               at,
+              logitsAt,
               adapters.count(),
               adapters.sumOfRanks()));
-      at += columns(adapters.count(), adapters.sumOfRanks());
+      at += adapters.sumOfRanks();
+      logitsAt += adapters.count();
     }
     kernels
         .launch(
             KernelName.PREFILL_ROUTE_SCALE_Z,
             Shape.of(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256),
-            new PrefillRouteScaleZ(rows, tokens, at, (float) (1 / temperature), linears))
+            new PrefillRouteScaleZ(
+                rows, tokens, columns(logitsAt), (float) (1 / temperature), linears))
         .on(stream);
   }
 

@@ -67,7 +67,40 @@ public enum KernelName {
   /** Rotates queries and keys, and writes keys and values to the KV cache. */
   PREFILL_ROPE_APPEND(PrefillKernels.PrefillRopeAppend.class),
   /** {@code silu(gate) · up}. */
-  PREFILL_SILU_UP(PrefillKernels.PrefillSiluUp.class);
+  PREFILL_SILU_UP(PrefillKernels.PrefillSiluUp.class),
+
+  /** RMSNorm, and its dropped form. */
+  TRAINING_NORM(TrainingKernels.TrainingNorm.class),
+  /** The gradient of a norm's input. */
+  TRAINING_NORM_BACKWARD(TrainingKernels.TrainingNormBackward.class),
+  /** {@code a + b}. */
+  TRAINING_ADD(TrainingKernels.TrainingAdd.class),
+  /** Dropout. */
+  TRAINING_DROP(TrainingKernels.TrainingDrop.class),
+  /** A bias in every row. */
+  TRAINING_BIAS(TrainingKernels.TrainingBias.class),
+  /** {@code silu(gate) · up}, and its dropped form. */
+  TRAINING_SILU(TrainingKernels.TrainingSilu.class),
+  /** The gradients of gate and up. */
+  TRAINING_SILU_BACKWARD(TrainingKernels.TrainingSiluBackward.class),
+  /** Heads between tokens and attention's rows, rotated. */
+  TRAINING_HEADS(TrainingKernels.TrainingHeads.class),
+  /** Routes, scales z, and counts the gates' losses. */
+  TRAINING_ROUTE(TrainingKernels.TrainingRoute.class),
+  /** The gradients of z and of the gates' logits. */
+  TRAINING_ROUTE_BACKWARD(TrainingKernels.TrainingRouteBackward.class),
+  /** Rows by index. */
+  TRAINING_ROWS(TrainingKernels.TrainingRows.class),
+  /** Cross-entropies over the vocabulary, and their gradient. */
+  TRAINING_VOCABULARY_LOSS(TrainingKernels.TrainingVocabularyLoss.class),
+  /** Adds gradients to their places in the flat buffer. */
+  TRAINING_ADD_GRADIENTS(TrainingKernels.TrainingAddGradients.class),
+  /** Rounds master values into the model's tensors. */
+  TRAINING_PUBLISH(TrainingKernels.TrainingPublish.class),
+  /** A step of AdamW. */
+  TRAINING_ADAM_W(TrainingKernels.TrainingAdamW.class),
+  /** Sums of squares. */
+  TRAINING_SQUARES(TrainingKernels.TrainingSquares.class);
 
   private final Class<? extends Record> argument;
 

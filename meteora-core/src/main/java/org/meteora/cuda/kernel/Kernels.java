@@ -19,6 +19,7 @@ import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Module;
 import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.driver.Shape;
+import org.meteora.cuda.driver.Stream;
 import org.meteora.io.CacheFolders;
 import org.meteora.tensor.Dtype;
 
@@ -93,7 +94,7 @@ public final class Kernels {
   }
 
   /** The compiler's options for these constants. */
-  static List<String> options(Constants constants) {
+  public static List<String> options(Constants constants) {
     return List.of(
         "-DDTYPE=" + (constants.dtype() == Dtype.F32 ? 0 : constants.dtype() == Dtype.F16 ? 1 : 2),
         "-DTOPK=" + constants.topK(),
@@ -189,7 +190,7 @@ public final class Kernels {
   }
 
   /** What {@code meteora.cu} includes. */
-  static final List<String> HEADERS =
+  public static final List<String> HEADERS =
       List.of(
           "common.cuh",
           "routing.cuh",
@@ -199,7 +200,8 @@ public final class Kernels {
           "attention.cuh",
           "sampling.cuh",
           "gated.cuh",
-          "prefill.cuh");
+          "prefill.cuh",
+          "training.cuh");
 
   static Nvrtc.Source source() {
     var headers = new HashMap<String, String>();
@@ -230,6 +232,11 @@ public final class Kernels {
   /** A kernel. */
   public synchronized Kernel get(KernelName name) {
     return kernels.computeIfAbsent(name, it -> module.kernel(it.inSource()));
+  }
+
+  /** Queues a launch that is not kept. */
+  public void run(KernelName name, Shape shape, Record argument, Stream stream) {
+    launch(name, shape, argument).on(stream);
   }
 
   /**

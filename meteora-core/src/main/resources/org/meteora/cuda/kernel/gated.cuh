@@ -28,14 +28,14 @@ extern "C" __global__ void __launch_bounds__(32) decode_route_add_adapters(const
 }
 
 // Prefill: z (tokens, sumR) becomes weight · scale · z, zero for adapters not chosen, in place; so that
-// y = base + z Bᵀ is one matrix product. A row of the matrix has z and behind it the gate's logits of up to three linears.
+// y = base + z Bᵀ is one matrix product. A row of the matrix has z of up to three linears and then the logits of their gates.
 // Optionally writes the choice (tokens, TOPK). Grid (tokens / 8, linears).
 struct ScaledLinear {
   const int* offsets;
   const float* scales;
   int* indices;
   float* weights;
-  int at, n, sumR;
+  int at, logitsAt, n, sumR;
 };
 struct PrefillRouteScaleZ {
   T* rows;
@@ -49,9 +49,10 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __
   long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
   if (token >= p.tokens) return;
   T* z = p.rows + token * p.stride + l.at;
+  const T* ofGate = p.rows + token * p.stride + l.logitsAt;
   float logits[NREG];
 #pragma unroll
-  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? toFloat(z[l.sumR + lane + 32 * i]) : 0.f;
+  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? toFloat(ofGate[lane + 32 * i]) : 0.f;
   int index[TOPK], begin[TOPK], end[TOPK];
   float weight[TOPK], factor[TOPK];
   gateTopK(logits, l.n, p.invTemperature, index, weight);

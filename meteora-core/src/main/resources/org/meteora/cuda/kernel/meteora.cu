@@ -19,3 +19,4 @@
 #endif
 #include "gated.cuh"
 #include "prefill.cuh"
+#include "training.cuh"

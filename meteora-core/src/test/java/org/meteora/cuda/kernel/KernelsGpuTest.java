@@ -223,21 +223,20 @@ class KernelsGpuTest {
           banks.add(bank(gpu, dtype, 8, 8, ranks, false));
         }
         var stride =
-            banks.stream()
-                .map(bank -> bank.target().adapters())
-                .mapToInt(a -> AdapterKernels.columns(a.count(), a.sumOfRanks()))
-                .sum();
+            AdapterKernels.columns(
+                banks.stream()
+                    .map(bank -> bank.target().adapters())
+                    .mapToInt(a -> a.count() + a.sumOfRanks())
+                    .sum());
+        var ranks = banks.stream().mapToInt(bank -> bank.target().adapters().sumOfRanks()).sum();
         var values = gpu.random.doubles((long) tokens * stride).map(v -> 2 * v - 1).toArray();
         for (var t = 0; t < tokens; t++) {
-          var at = t * stride;
-          for (var bank : banks) {
+          for (var bank = 0; bank < banks.size(); bank++) {
             // distinct logits: ties may fall either way
-            var all = bank.target().adapters().sumOfRanks();
             var order = gpu.random.ints(0, 2 * n + 1).distinct().limit(n).toArray();
             for (var e = 0; e < n; e++) {
-              values[at + all + e] = order[e] / 8.0 - 2;
+              values[t * stride + ranks + bank * n + e] = order[e] / 8.0 - 2;
             }
-            at += AdapterKernels.columns(n, all);
           }
         }
         var rows = gpu.put(values, dtype);
@@ -255,7 +254,7 @@ class KernelsGpuTest {
           var given = gpu.get(chosenBy[i] + 4L * tokens * topK, tokens * topK, Dtype.F32);
           for (var t = 0; t < tokens; t++) {
             var at = t * stride + from;
-            var gate = at + adapters.sumOfRanks();
+            var gate = t * stride + ranks + i * n;
             var w =
                 ReferenceLlama.weights(Arrays.copyOfRange(rows.values(), gate, gate + n), topK, 2);
             for (var e = 0; e < n; e++) {
@@ -268,7 +267,7 @@ class KernelsGpuTest {
                   .isLessThan(1e-5);
             }
           }
-          from += AdapterKernels.columns(n, adapters.sumOfRanks());
+          from += adapters.sumOfRanks();
         }
         var got = gpu.get(rows.address(), tokens * stride, dtype);
         assertThat(Gpu.error(got, expected))

@@ -4,7 +4,7 @@
 static void mask() {
   const int linears = 1 + below(3), tokens = 1 + below(20);
   struct One {
-    int n, at, sum = 0;
+    int n, at, logitsAt = 0, sum = 0;
     Array<int> offsets, indices;
     Array<float> scales, weights;
     One(int n, int at, int tokens) : n(n), at(at), offsets(n + 1), indices(tokens * TOPK), scales(n), weights(tokens * TOPK) {}
@@ -21,8 +21,13 @@ static void mask() {
       one.sum += below(9);
     }
     one.offsets[n] = one.sum;
-    stride += (one.sum + n + 7) / 8 * 8;
+    stride += one.sum;
   }
+  for (auto& one : all) {
+    one->logitsAt = stride;
+    stride += one->n;
+  }
+  stride = (stride + 7) / 8 * 8;
   Array<T> rows((size_t)tokens * stride);
   fill(rows);
   std::vector<T> before(rows.p, rows.p + rows.n);
@@ -31,15 +36,15 @@ static void mask() {
   const bool written = below(2);
   for (int l = 0; l < linears; l++) {
     One& one = *all[l];
-    p.linear[l] = {one.offsets.p, one.scales.p, written ? one.indices.p : 0, written ? one.weights.p : 0, one.at, one.n, one.sum};
+    p.linear[l] = {one.offsets.p, one.scales.p, written ? one.indices.p : 0, written ? one.weights.p : 0, one.at, one.logitsAt, one.n, one.sum};
   }
   launch<PrefillRouteScaleZ>(256, (tokens + 7) / 8, linears, 1, prefill_route_scale_z, p);
   for (int l = 0; l < linears; l++)
     for (int t = 0; t < tokens; t++) {
       One& one = *all[l];
-      const size_t from = (size_t)t * stride + one.at;
+      const size_t from = (size_t)t * stride + one.at, gate = (size_t)t * stride + one.logitsAt;
       std::vector<std::pair<double, int>> order;
-      for (int e = 0; e < one.n; e++) order.push_back({-toFloat(before[from + one.sum + e]), e});
+      for (int e = 0; e < one.n; e++) order.push_back({-toFloat(before[gate + e]), e});
       std::stable_sort(order.begin(), order.end());
       std::vector<double> weight(one.n);
       double sum = 0;
@@ -52,7 +57,7 @@ static void mask() {
       for (int e = 0; e < one.n; e++) {
         for (int r = one.offsets[e]; r < one.offsets[e + 1]; r++)
           check("z", toFloat(rows[from + r]), weight[e] / sum * one.scales[e] * toFloat(before[from + r]));
-        check("logit", rows[from + one.sum + e], before[from + one.sum + e]);
+        check("logit", rows[gate + e], before[gate + e]);
       }
     }
 }

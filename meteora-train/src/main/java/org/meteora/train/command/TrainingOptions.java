@@ -71,9 +71,16 @@ public final class TrainingOptions {
       names = "--gradient-checkpointing",
       arity = "0..1",
       fallbackValue = "true",
-      negatable = true,
-      description = "compute layers again in the backward pass to save memory (default: true)")
-  private Boolean gradientCheckpointing;
+      paramLabel = "true|false|auto",
+      description =
+          "compute layers again in the backward pass to save memory; auto: on a GPU those alone"
+              + " whose activations do not fit, else all (default: auto)")
+  private String gradientCheckpointing;
+
+  @Option(
+      names = "--no-gradient-checkpointing",
+      description = "compute no layer again: --gradient-checkpointing false")
+  private boolean noGradientCheckpointing;
 
   @Mixin private SeedOption seed;
 
@@ -151,7 +158,10 @@ public final class TrainingOptions {
     put(result, "max_steps", maxSteps);
     put(result, "epochs", epochs);
     put(result, "max_seq_len", maxSeqLen);
-    put(result, "gradient_checkpointing", gradientCheckpointing);
+    put(
+        result,
+        "gradient_checkpointing",
+        noGradientCheckpointing ? Boolean.FALSE : gradientCheckpointing);
     put(result, "seed", seed.value().orElse(null));
     put(result, "eval_ratio", evalRatio);
     put(result, "eval_steps", evalSteps);

@@ -21,8 +21,8 @@ import org.meteora.tensor.Workers;
  * </pre>
  *
  * on this process's slice of it, with β1 = 0.9, β2 = 0.999, ε = 1e-8. On the CPU a step is one pass
- * in Java over the buffers' memory, on libtorch's threads. On a GPU it works through them in
- * pieces, so that its temporaries stay small.
+ * in Java over the buffers' memory, on libtorch's threads. On a GPU it is one launch; where kernels
+ * cannot be compiled it works through the buffers in pieces, so that its temporaries stay small.
  */
 public final class AdamW implements AutoCloseable {
   private static final double BETA1 = 0.9;
@@ -98,6 +98,9 @@ public final class AdamW implements AutoCloseable {
   }
 
   private double deviceNorm(long from, long to) {
+    if (parameters.kernels().isPresent()) {
+      return parameters.kernels().get().norm(parameters.gradientSlice(), from, to);
+    }
     double sum = 0;
     for (long at = from; at < to; at += PIECE) {
       try (NDManager scope = manager.newSubManager()) {
@@ -139,6 +142,27 @@ public final class AdamW implements AutoCloseable {
     double bias1 = 1 - Math.pow(BETA1, steps);
     double bias2 = 1 - Math.pow(BETA2, steps);
     double rate = part.rate();
+    if (parameters.kernels().isPresent()) {
+      long at = part.from() * Float.BYTES;
+      parameters
+          .kernels()
+          .get()
+          .kernels()
+          .adamW(
+              Ops.dataPointer(parameters.masters()) + at,
+              Ops.dataPointer(parameters.gradientSlice()) + at,
+              Ops.dataPointer(mean) + at,
+              Ops.dataPointer(variance) + at,
+              part.to() - part.from(),
+              part.gradientScale(),
+              1 - rate * weightDecay,
+              rate / bias1,
+              Math.sqrt(bias2),
+              BETA1,
+              BETA2,
+              EPSILON);
+      return;
+    }
     for (long at = part.from(); at < part.to(); at += PIECE) {
       try (NDManager scope = manager.newSubManager()) {
         var p = piece(scope, parameters.masters(), at, part.to());

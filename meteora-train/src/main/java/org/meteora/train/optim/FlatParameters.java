@@ -12,6 +12,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import org.meteora.model.Gradients;
 import org.meteora.parallel.Collective;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -33,7 +34,7 @@ import org.meteora.tensor.Ops;
  * slice alone; whole they exist in the gradient buffer, from {@link #publish} until {@link
  * #clearGradients}.
  */
-public final class FlatParameters implements AutoCloseable {
+public final class FlatParameters implements AutoCloseable, Gradients {
   /** A parameter's place in the buffers. */
   public record Slot(String name, List<Long> shape, long offset, long size) {}
 
@@ -76,6 +77,8 @@ public final class FlatParameters implements AutoCloseable {
 
   private final NDArray masters;
   private final NDArray gradientSlice;
+  private final Optional<DeviceKernels> kernels;
+  private DeviceKernels.Copies copies;
 
   /** Those whose sums over all processes have been begun since the gradients were cleared. */
   private final Set<Entry> reducing = Collections.newSetFromMap(new IdentityHashMap<>());
@@ -150,6 +153,12 @@ public final class FlatParameters implements AutoCloseable {
           slot.name(), new Entry(slot, parameter.getValue(), target, value, gradient, shared));
       offset += count;
     }
+    var dtypes = targets.values().stream().map(Ops::dtype).distinct().toList();
+    kernels =
+        dtypes.size() == 1
+                && targets.values().stream().allMatch(it -> it.getShape().dimension() <= 2)
+            ? DeviceKernels.of(dtypes.getFirst(), manager)
+            : Optional.empty();
     gradientSlice = view(gradients, collective.rank() * part, part);
     var slice = view(whole, collective.rank() * part, part);
     masters = sliced ? Ops.empty(manager, Dtype.F32, part) : slice;
@@ -333,6 +342,20 @@ public final class FlatParameters implements AutoCloseable {
     return entries.get(name).gradient();
   }
 
+  @Override
+  public List<Gradients.Part> of(NDArray parameter) {
+    return entries.values().stream()
+        .filter(entry -> entry.part().tensor() == parameter)
+        .map(
+            entry ->
+                new Gradients.Part(
+                    entry.gradient(),
+                    entry.part().dim(),
+                    entry.part().from(),
+                    entry.part().length()))
+        .toList();
+  }
+
   /** Adds the gradients that backward passes left in the model's tensors, and clears those. */
   public void collectGradients() {
     for (var entry : entries.values()) {
@@ -347,11 +370,11 @@ public final class FlatParameters implements AutoCloseable {
       return;
     }
     var tensor = (PtNDArray) entry.part().tensor();
+    var gradient = JniUtils.getGradient(tensor);
+    if (gradient == null) {
+      return; // no token came by this parameter since the start, or its gradient is summed here
+    }
     try (NDManager scope = manager.newSubManager()) {
-      var gradient = JniUtils.getGradient(tensor);
-      if (gradient == null) {
-        return; // no token came by this parameter since the start
-      }
       gradient.attach(scope);
       var part = entry.part().of(gradient);
       entry.gradient().addi(Ops.cast(part, Dtype.F32));
@@ -377,11 +400,30 @@ public final class FlatParameters implements AutoCloseable {
   }
 
   private void copyToModel() {
+    if (kernels.isPresent()) {
+      if (copies == null) {
+        copies =
+            kernels
+                .get()
+                .prepare(
+                    entries.values().stream()
+                        .map(entry -> new DeviceKernels.Copy(entry.value(), entry.target()))
+                        .toList(),
+                    manager);
+      }
+      kernels.get().run(copies);
+      return;
+    }
     for (var entry : entries.values()) {
       if (!entry.shared()) {
         Ops.copy(entry.target(), entry.value());
       }
     }
+  }
+
+  /** The optimiser's kernels, on a GPU. */
+  Optional<DeviceKernels> kernels() {
+    return kernels;
   }
 
   /** Ends training: the model's tensors no longer require gradients; the buffers are freed. */

@@ -1,0 +1,730 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import java.util.function.IntConsumer;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.cuda.kernel.TrainingKernels.Norm;
+import org.meteora.model.FrozenWeights;
+import org.meteora.model.Gradients;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Training passes on a GPU: matrix products by cuBLAS, attention by libtorch, everything between by
+ * kernels of our own, and nothing recorded but attention. Tokens lie one after another without
+ * padding. Parameters' gradients are added to their sums where they are computed.
+ *
+ * <p>A pass keeps the activations of as many layers as memory allows, the last ones, and computes
+ * those of the others again from their inputs. One that runs out of memory in its forward part is
+ * begun again with fewer.
+ */
+final class CudaTraining implements LlamaTraining {
+  private static final Logger LOG = LoggerFactory.getLogger(CudaTraining.class);
+
+  /** Of logits held at once: elements. */
+  private static final long LOGITS_AT_ONCE = 1L << 27;
+
+  /** Device memory that is left to libtorch and others. */
+  private static final long RESERVE = 1L << 30;
+
+  private static final int MAX_TOP_K = 8;
+  private static final int MAX_ADAPTERS = 256;
+
+  private final Llama llama;
+  private final Recompute recompute;
+  private final TrainingDevice device;
+  private final Dtype dtype;
+  private final List<TrainingLayer> layers = new ArrayList<>();
+  private final Norm norm;
+  private final int first;
+  private final int adapters;
+  private final long gates;
+  private final double dropout;
+  private final TrainingMemory workspace;
+  private final TrainingMemory activations;
+  private final Watching watching = new Watching();
+  private final NDManager manager;
+  private boolean toldOfMemory;
+  private int recomputed;
+
+  private CudaTraining(
+      Llama llama, Gradients gradients, Recompute recompute, TrainingDevice device) {
+    this.llama = llama;
+    this.recompute = recompute;
+    this.device = device;
+    this.dtype = llama.dtype();
+    this.manager = llama.manager().newSubManager();
+    device.makeCurrent();
+    for (var layer : llama.layers()) {
+      layers.add(new TrainingLayer(llama.config(), dtype, layer, gradients, device, manager));
+    }
+    norm = TrainingLayer.norm(llama.norm());
+    int firstAdapted = 0;
+    while (firstAdapted < layers.size()
+        && layers.get(firstAdapted).groups().stream().noneMatch(TrainingGroup::hasAdapters)) {
+      firstAdapted++;
+    }
+    first = firstAdapted == layers.size() ? 0 : firstAdapted;
+    var groups = layers.stream().flatMap(layer -> layer.groups().stream()).toList();
+    adapters = groups.stream().mapToInt(TrainingGroup::adapters).max().orElse(0);
+    gates = groups.stream().mapToLong(TrainingGroup::gates).sum();
+    dropout =
+        llama.layers().stream()
+            .flatMap(layer -> layer.projections().stream())
+            .filter(linear -> linear.bank() != null)
+            .mapToDouble(GatedLinear::dropout)
+            .max()
+            .orElse(0);
+    workspace = new TrainingMemory(manager);
+    activations = new TrainingMemory(manager);
+  }
+
+  /** Empty for a model that it cannot train. */
+  static Optional<LlamaTraining> of(
+      Llama llama, Gradients gradients, Recompute recompute, TrainingDevice device) {
+    var linears = llama.layers().stream().flatMap(layer -> layer.projections().stream()).toList();
+    boolean fits =
+        linears.stream().allMatch(linear -> Ops.dtype(linear.weight()) == llama.dtype())
+            && llama.layers().stream()
+                .allMatch(
+                    layer ->
+                        Arrays.stream(org.meteora.nn.Projection.Input.values())
+                            .allMatch(
+                                input ->
+                                    TrainingGroup.fits(
+                                        layer.projections().stream()
+                                            .filter(it -> it.projection().input() == input)
+                                            .toList())))
+            && linears.stream()
+                    .filter(linear -> linear.bank() != null)
+                    .map(linear -> linear.bank().size())
+                    .distinct()
+                    .count()
+                <= 1
+            && linears.stream()
+                    .filter(linear -> linear.bank() != null)
+                    .map(GatedLinear::dropout)
+                    .distinct()
+                    .count()
+                <= 1;
+    if (!fits) {
+      return Optional.empty();
+    }
+    try {
+      var made = new CudaTraining(llama, gradients, recompute, device);
+      return made.adapters <= MAX_ADAPTERS ? Optional.of(made) : Optional.empty();
+    } catch (UserException e) {
+      LOG.info("training by libtorch's operations alone: {}", e.getMessage());
+      return Optional.empty();
+    }
+  }
+
+  @Override
+  public boolean accepts(ForwardContext context) {
+    return context.training()
+        && context.backendChooses()
+        && context.listener().isEmpty()
+        && context.tape().isEmpty()
+        && switch (context.routing().router()) {
+          case Router.Gates gated -> adapters <= 1 && gates == 0 || gates > 0 && topK(context) <= MAX_TOP_K;
+          case Router.Fixed fixed ->
+              fixed.topK() == 1
+                  && fixed.weights().stream().allMatch(weight -> weight == 1)
+                  && fixed.adapters().stream().allMatch(each -> each >= 0 && each < adapters);
+          default -> false;
+        };
+  }
+
+  private int topK(ForwardContext context) {
+    return Math.min(context.routing().topK(), Math.max(1, adapters));
+  }
+
+  /** Addresses and sizes of a pass. */
+  private final class Plan {
+    final int rows;
+    final int length;
+    final int tokens;
+    final int labelled;
+    final boolean gradients;
+    final boolean drops;
+    final int chunk;
+    final MemorySegment host;
+    long ids;
+    long slots;
+    long targets;
+    long fixed;
+    long labelAt;
+    long labels;
+    long weights;
+    long counted;
+    long gateLosses;
+    long right;
+    long votes;
+    long losses;
+    long countedBytes;
+    TrainingMemory.Scratch scratch;
+    long[] inputs;
+    long slope;
+    long logits;
+    long compact;
+    long slopeOfCompact;
+    long again;
+
+    /** Where things go in the workspace that begins at {@code region}. */
+    Plan(
+        TrainingMemory.Region region,
+        Numbers numbers,
+        boolean gradients,
+        boolean drops) {
+      this.rows = numbers.rows;
+      this.length = numbers.length;
+      this.tokens = numbers.tokens;
+      this.labelled = numbers.labelled;
+      this.gradients = gradients;
+      this.drops = drops;
+      this.host = numbers.memory;
+      long start = region.take(host.byteSize());
+      ids = start;
+      slots = start + numbers.slots;
+      targets = start + numbers.targets;
+      fixed = start + numbers.fixed;
+      labelAt = start + numbers.labelAt;
+      labels = start + numbers.labels;
+      weights = start + numbers.weights;
+      countedBytes = 4L * (2L * tokens + (long) tokens * adapters + labelled);
+      counted = region.take(countedBytes);
+      gateLosses = counted;
+      right = counted + 4L * tokens;
+      votes = counted + 8L * tokens;
+      losses = counted + 8L * tokens + 4L * tokens * adapters;
+      int bytes = dtype.bytes();
+      int hidden = llama.config().hiddenSize();
+      long wide = (long) tokens * hidden * bytes;
+      scratch =
+          TrainingMemory.Scratch.of(
+              region,
+              device,
+              llama.config(),
+              dtype,
+              layers,
+              tokens,
+              (long) rows * length,
+              drops);
+      inputs = new long[layers.size() + 1];
+      if (gradients) {
+        long before = region.take(wide);
+        for (int i = 0; i < inputs.length; i++) {
+          inputs[i] = i < first ? before : region.take(wide);
+        }
+      } else {
+        long[] both = {region.take(wide), region.take(wide)};
+        for (int i = 0; i < inputs.length; i++) {
+          inputs[i] = both[i % 2];
+        }
+      }
+      slope = gradients ? region.take(wide) : 0;
+      int vocab = llama.config().vocabSize();
+      int most = (int) Math.clamp(LOGITS_AT_ONCE / vocab / 128 * 128, 128, 8192);
+      chunk = Math.min(labelled, most);
+      logits = region.take((long) chunk * vocab * bytes);
+      compact = region.take((long) labelled * hidden * bytes);
+      slopeOfCompact = region.take(gradients ? (long) labelled * hidden * bytes : 0);
+      again = region.take(bytesOfLayer(this));
+    }
+  }
+
+  /** What a pass takes from the host, as it lies in memory there and on the device. */
+  private static final class Numbers {
+    final int rows;
+    final int length;
+    final int tokens;
+    final int labelled;
+    final int[] slotOfToken;
+    final int[] positionOfLabel;
+    final MemorySegment memory;
+    final long slots;
+    final long targets;
+    final long fixed;
+    final long labelAt;
+    final long labels;
+    final long weights;
+
+    Numbers(Input input, Router router, Arena arena) {
+      rows = input.lengths().length;
+      length = input.length();
+      tokens = Arrays.stream(input.lengths()).sum();
+      int positions = rows * length;
+      slotOfToken = new int[tokens];
+      var tokenOfSlot = new int[positions];
+      int token = 0;
+      for (int row = 0; row < rows; row++) {
+        for (int t = 0; t < input.lengths()[row]; t++) {
+          tokenOfSlot[row * length + t] = token;
+          slotOfToken[token++] = row * length + t;
+        }
+      }
+      positionOfLabel =
+          java.util.stream.IntStream.range(0, positions)
+              .filter(i -> input.labels()[i] != IGNORED)
+              .toArray();
+      labelled = positionOfLabel.length;
+      slots = 4L * tokens;
+      targets = slots + 4L * tokens;
+      fixed = targets + 4L * tokens;
+      labelAt = fixed + 4L * tokens;
+      labels = labelAt + 4L * labelled;
+      weights = labels + 4L * labelled;
+      memory = arena.allocate(weights + 4L * labelled, 16);
+      for (int i = 0; i < tokens; i++) {
+        int slot = slotOfToken[i];
+        set(0, i, (int) input.ids()[slot]);
+        set(slots, i, slot);
+        long task = input.tasks() == null ? IGNORED : input.tasks()[slot];
+        set(targets, i, task == IGNORED ? -1 : (int) task);
+        set(fixed, i, router instanceof Router.Fixed it ? adapterOf(it, slot / length) : 0);
+      }
+      for (int i = 0; i < labelled; i++) {
+        int slot = positionOfLabel[i];
+        set(labelAt, i, tokenOfSlot[slot]);
+        set(labels, i, (int) input.labels()[slot]);
+        var each = input.weights();
+        double weight = each.length == 1 ? each[0] : each[slot / length];
+        memory.set(ValueLayout.JAVA_FLOAT, weights + 4L * i, (float) weight);
+      }
+    }
+
+    private static int adapterOf(Router.Fixed fixed, int row) {
+      return fixed.adapters().get(fixed.adapters().size() == 1 ? 0 : row);
+    }
+
+    private void set(long at, int index, int value) {
+      memory.set(ValueLayout.JAVA_INT, at + 4L * index, value);
+    }
+  }
+
+  @Override
+  public Result run(
+      Input input, ForwardContext context, boolean gradients, IntConsumer done) {
+    device.makeCurrent();
+    try (var arena = Arena.ofConfined();
+        var scope = manager.newSubManager()) {
+      var numbers = new Numbers(input, context.routing().router(), arena);
+      double p = context.dropout() ? dropout : 0;
+      var sized = new TrainingMemory.Region(0);
+      new Plan(sized, numbers, gradients, p > 0);
+      if (sized.taken() > workspace.size()) {
+        activations.release();
+        workspace.reserve(sized.taken());
+      }
+      var plan = new Plan(workspace.region(), numbers, gradients, p > 0);
+      int kept = gradients ? keptLayers(plan) : 0;
+      for (; ; kept /= 2) {
+        try {
+          return run(input, context, plan, numbers, kept, p, scope, done);
+        } catch (OutOfDeviceMemory e) {
+          if (kept == 0) {
+            throw e.reason;
+          }
+          LOG.warn(
+              "the GPU's memory ran out with the activations of {} layers kept: fewer are", kept);
+          activations.release();
+        }
+      }
+    }
+  }
+
+  /** In the forward part of a pass, which can be begun again. */
+  private static final class OutOfDeviceMemory extends RuntimeException {
+    private static final long serialVersionUID = 1;
+    private final transient RuntimeException reason;
+
+    OutOfDeviceMemory(RuntimeException reason) {
+      this.reason = reason;
+    }
+  }
+
+  private long bytesOfLayer(Plan plan) {
+    long largest = 0;
+    for (var layer : layers) {
+      var region = new TrainingMemory.Region(0);
+      layer.kept(region, plan.tokens, (long) plan.rows * plan.length);
+      largest = Math.max(largest, region.taken());
+    }
+    return largest;
+  }
+
+  /** What libtorch keeps of a layer's attention: its result, and a float32 a head and position. */
+  private long bytesOfAttention(Plan plan) {
+    long heads = llama.config().numAttentionHeads();
+    long positions = (long) plan.rows * plan.length;
+    long perHead = (long) llama.config().headDim() * dtype.bytes() + 4;
+    long repeated = dtype == Dtype.F32 ? 3 : 1; // keys and values repeated to all heads
+    return positions * heads * perHead * repeated;
+  }
+
+  /** How many layers' activations this pass keeps; there is room for them. */
+  private int keptLayers(Plan plan) {
+    int count = layers.size() - first;
+    if (recompute == Recompute.ALL) {
+      return 0;
+    }
+    long each = bytesOfLayer(plan);
+    long wanted = each * count;
+    if (activations.size() < wanted) {
+      if (recompute == Recompute.NONE) {
+        activations.reserve(wanted);
+      } else {
+        activations.release();
+        long attention = bytesOfAttention(plan);
+        long free = device.freeBytes() - RESERVE - 12 * attention;
+        long possible = Math.max(0, Math.min(count, free / (each + attention)));
+        if (possible > 0) {
+          activations.reserve(possible * each);
+        }
+        if (!toldOfMemory) {
+          toldOfMemory = true;
+          LOG.info(
+              "activations of {} of {} layers are kept, those of the others computed again",
+              possible,
+              count);
+        }
+      }
+    }
+    return (int) Math.min(count, activations.size() / each);
+  }
+
+  private Result run(
+      Input input,
+      ForwardContext context,
+      Plan plan,
+      Numbers numbers,
+      int kept,
+      double p,
+      NDManager scope,
+      IntConsumer done) {
+    boolean gated = gates > 0 && context.routing().router() instanceof Router.Gates;
+    watching.phase(Watching.Phase.FORWARD);
+    device.upload(plan.ids, numbers.memory);
+    device.clear(plan.counted, plan.countedBytes);
+    int topK = gated ? topK(context) : 1;
+    var kernels = device.kernels(topK, Math.max(1, adapters));
+    boolean counts = gated && input.tasks() != null;
+    boolean padded = plan.tokens != plan.rows * plan.length;
+    var pass =
+        new TrainingLayer.Pass(
+            new TrainingGroup.Pass(
+                plan.tokens,
+                kernels,
+                gated,
+                new TrainingKernels.Tasks(counts ? plan.targets : 0, gated ? 0 : plan.fixed),
+                watching),
+            plan.rows,
+            plan.length,
+            padded ? plan.slots : 0,
+            llama.angles(scope, plan.length),
+            new Dropout(input.seed(), p),
+            input.gateWeight(),
+            counts
+                ? new TrainingKernels.Counts(plan.votes, plan.gateLosses, plan.right)
+                : TrainingKernels.Counts.NONE,
+            scope);
+    recomputed = plan.gradients ? layers.size() - first - kept : recomputed;
+    var attended = new TrainingLayer.Attended[layers.size()];
+    var keptOf = new TrainingLayer.Kept[layers.size()];
+    try {
+      var region = activations.region();
+      for (int i = layers.size() - kept; i < layers.size(); i++) {
+        keptOf[i] = layers.get(i).kept(region, plan.tokens, (long) plan.rows * plan.length);
+      }
+      forward(pass, plan, keptOf, attended);
+    } catch (RuntimeException e) {
+      close(attended);
+      throw outOfMemory(e) ? new OutOfDeviceMemory(e) : e;
+    }
+    try {
+      loss(pass, plan);
+      if (plan.gradients) {
+        watching.phase(Watching.Phase.BACKWARD);
+        backward(pass, plan, keptOf, attended, done);
+      }
+    } finally {
+      close(attended);
+    }
+    watching.begin(Part.RESULTS);
+    var result = results(plan, numbers, counts);
+    watching.begin(Part.FORWARD);
+    return result;
+  }
+
+  private static boolean outOfMemory(RuntimeException e) {
+    return e.getMessage() != null && e.getMessage().contains("out of memory");
+  }
+
+  private static void close(TrainingLayer.Attended[] attended) {
+    for (var each : attended) {
+      if (each != null) {
+        each.close();
+      }
+    }
+  }
+
+  private void forward(
+      TrainingLayer.Pass pass,
+      Plan plan,
+      TrainingLayer.Kept[] kept,
+      TrainingLayer.Attended[] attended) {
+    llama.frozen().use(FrozenWeights.EMBEDDING, 0);
+    pass.kernels()
+        .rows(
+            plan.tokens,
+            llama.config().hiddenSize(),
+            Ops.dataPointer(llama.embedding()),
+            plan.inputs[0],
+            plan.ids,
+            false);
+    for (int i = 0; i < layers.size(); i++) {
+      // what lies before the first adapter needs no gradient, and its input is not kept
+      long output = plan.inputs[i + 1];
+      llama.frozen().use(i, i + 1 < layers.size() ? i + 1 : FrozenWeights.HEAD);
+      var each =
+          layers
+              .get(i)
+              .forward(
+                  pass,
+                  i,
+                  plan.inputs[i],
+                  kept[i] == null ? again(plan, i) : kept[i],
+                  plan.scratch,
+                  output,
+                  kept[i] != null);
+      if (kept[i] != null) {
+        attended[i] = each;
+      } else {
+        each.close();
+      }
+    }
+  }
+
+  /** Where a layer's activations are that are computed again, or not kept. */
+  private TrainingLayer.Kept again(Plan plan, int layer) {
+    var region = new TrainingMemory.Region(plan.again);
+    return layers.get(layer).kept(region, plan.tokens, (long) plan.rows * plan.length);
+  }
+
+  /** The vocabulary's loss; with gradients, that of the last layer's output. */
+  private void loss(TrainingLayer.Pass pass, Plan plan) {
+    watching.begin(Part.LOSS);
+    llama
+        .frozen()
+        .use(FrozenWeights.HEAD, plan.gradients ? layers.size() - 1 : FrozenWeights.NONE);
+    var kernels = pass.kernels();
+    int hidden = llama.config().hiddenSize();
+    int vocab = llama.config().vocabSize();
+    int bytes = dtype.bytes();
+    long last = plan.inputs[layers.size()];
+    kernels.norm(plan.tokens, norm, last, 0, 0, plan.scratch.normed(), 0, Dropout.NONE);
+    kernels.rows(
+        plan.labelled, hidden, plan.scratch.normed(), plan.compact, plan.labelAt, false);
+    var head = new Matrix(Ops.dataPointer(llama.head()), hidden);
+    for (int from = 0; from < plan.labelled; from += plan.chunk) {
+      int count = Math.min(plan.chunk, plan.labelled - from);
+      long at = (long) from * hidden * bytes;
+      var logits = new Matrix(plan.logits, vocab);
+      device.multiply(
+          count,
+          vocab,
+          hidden,
+          logits,
+          dtype,
+          new Matrix(plan.compact + at, hidden),
+          false,
+          head,
+          true,
+          false);
+      kernels.vocabularyLoss(
+          count,
+          vocab,
+          plan.logits,
+          plan.labels + 4L * from,
+          plan.gradients ? plan.weights + 4L * from : 0,
+          plan.losses + 4L * from);
+      if (plan.gradients) {
+        device.multiply(
+            count,
+            hidden,
+            vocab,
+            new Matrix(plan.slopeOfCompact + at, hidden),
+            dtype,
+            logits,
+            false,
+            head,
+            false,
+            false);
+      }
+    }
+    if (plan.gradients) {
+      device.clear(plan.scratch.normed(), (long) plan.tokens * hidden * bytes);
+      kernels.rows(
+          plan.labelled, hidden, plan.slopeOfCompact, plan.scratch.normed(), plan.labelAt, true);
+      kernels.normBackward(
+          plan.tokens, norm, last, plan.scratch.normed(), 0, 0, plan.slope, Dropout.NONE);
+    }
+  }
+
+  private void backward(
+      TrainingLayer.Pass pass,
+      Plan plan,
+      TrainingLayer.Kept[] kept,
+      TrainingLayer.Attended[] attended,
+      IntConsumer done) {
+    var silent = pass.withoutCounts();
+    for (int i = layers.size() - 1; i >= first; i--) {
+      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.NONE);
+      var layer = layers.get(i);
+      var here = kept[i];
+      if (here == null) {
+        watching.phase(Watching.Phase.AGAIN);
+        here = again(plan, i);
+        attended[i] = layer.forward(silent, i, plan.inputs[i], here, plan.scratch, 0, true);
+        watching.phase(Watching.Phase.BACKWARD);
+      }
+      var each = attended[i];
+      attended[i] = null;
+      layer.backward(
+          silent, i, plan.inputs[i], here, each, plan.scratch, plan.slope, i > first);
+      done.accept(i);
+    }
+  }
+
+  private Result results(Plan plan, Numbers numbers, boolean counts) {
+    int positions = plan.rows * plan.length;
+    try (var arena = Arena.ofConfined()) {
+      var host = arena.allocate(plan.countedBytes, 16);
+      device.download(host, plan.counted);
+      var losses = new float[positions];
+      long from = plan.losses - plan.counted;
+      for (int i = 0; i < plan.labelled; i++) {
+        losses[numbers.positionOfLabel[i]] = host.get(ValueLayout.JAVA_FLOAT, from + 4L * i);
+      }
+      if (!counts) {
+        return new Result(losses, new float[0], new float[0], new int[0], 0);
+      }
+      var gateLosses = new float[positions];
+      var right = new float[positions];
+      var dominating = new int[positions];
+      Arrays.fill(dominating, -1);
+      for (int i = 0; i < plan.tokens; i++) {
+        int slot = numbers.slotOfToken[i];
+        gateLosses[slot] = host.get(ValueLayout.JAVA_FLOAT, 4L * i);
+        right[slot] = host.get(ValueLayout.JAVA_FLOAT, 4L * (plan.tokens + i));
+        if (numbers.memory.get(ValueLayout.JAVA_INT, numbers.targets + 4L * i) >= 0) {
+          dominating[slot] = largest(host, 8L * plan.tokens + 4L * adapters * i);
+        }
+      }
+      return new Result(losses, gateLosses, right, dominating, gates);
+    }
+  }
+
+  private int largest(MemorySegment votes, long at) {
+    int best = 0;
+    float most = votes.get(ValueLayout.JAVA_FLOAT, at);
+    for (int i = 1; i < adapters; i++) {
+      float each = votes.get(ValueLayout.JAVA_FLOAT, at + 4L * i);
+      if (each > most) {
+        most = each;
+        best = i;
+      }
+    }
+    return best;
+  }
+
+  @Override
+  public NDArray layer(int layer, NDArray hidden, NDArray gradient, ForwardContext context) {
+    device.makeCurrent();
+    var shape = hidden.getShape();
+    int rows = (int) shape.get(0);
+    int length = (int) shape.get(1);
+    var lengths = new int[rows];
+    Arrays.fill(lengths, length);
+    var labels = new long[rows * length];
+    Arrays.fill(labels, IGNORED);
+    var input =
+        new Input(
+            new long[rows * length], lengths, length, labels, null, new double[] {1}, 0, 1);
+    try (var arena = Arena.ofConfined();
+        var scope = manager.newSubManager()) {
+      var numbers = new Numbers(input, context.routing().router(), arena);
+      double p = context.dropout() ? dropout : 0;
+      var sized = new TrainingMemory.Region(0);
+      new Plan(sized, numbers, true, p > 0);
+      workspace.reserve(sized.taken());
+      var plan = new Plan(workspace.region(), numbers, true, p > 0);
+      boolean gated = gates > 0 && context.routing().router() instanceof Router.Gates;
+      device.upload(plan.ids, numbers.memory);
+      var kernels = device.kernels(gated ? topK(context) : 1, Math.max(1, adapters));
+      var pass =
+          new TrainingLayer.Pass(
+              new TrainingGroup.Pass(
+                  plan.tokens,
+                  kernels,
+                  gated,
+                  new TrainingKernels.Tasks(0, gated ? 0 : plan.fixed),
+                  watching),
+              rows,
+              length,
+              0,
+              llama.angles(scope, length),
+              new Dropout(1, p),
+              0,
+              TrainingKernels.Counts.NONE,
+              scope);
+      var result =
+          Ops.empty(hidden.getManager(), dtype, shape.getShape());
+      Ops.copy(result, gradient);
+      long x = Ops.dataPointer(hidden);
+      var each = layers.get(layer);
+      var again = again(plan, layer);
+      watching.phase(Watching.Phase.FORWARD);
+      var attended =
+          each.forward(pass, layer, x, again, plan.scratch, plan.inputs[0], true);
+      watching.phase(Watching.Phase.BACKWARD);
+      each.backward(
+          pass, layer, x, again, attended, plan.scratch, Ops.dataPointer(result), true);
+      return result;
+    }
+  }
+
+  @Override
+  public int recomputedLayers() {
+    return recomputed;
+  }
+
+  @Override
+  public void close() {
+    workspace.release();
+    activations.release();
+  }
+
+  @Override
+  public void watch(Watch watch) {
+    watching.set(watch);
+  }
+}

@@ -1,0 +1,104 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDManager;
+import java.lang.foreign.MemorySegment;
+import java.util.UUID;
+import org.meteora.cuda.driver.Cublas;
+import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.tensor.Dtype;
+
+/** What {@link CudaTraining} queues work on; a test computes the same on a CPU. */
+interface TrainingDevice {
+  /** The kernels for so many adapters a token, of so many. */
+  TrainingKernels kernels(int topK, int adapters);
+
+  /** As {@link Cublas#multiply}. */
+  void multiply(
+      int m,
+      int n,
+      int k,
+      Matrix c,
+      Dtype result,
+      Matrix a,
+      boolean transposeA,
+      Matrix b,
+      boolean transposeB,
+      boolean add);
+
+  /** Sets memory to zero. */
+  void clear(long address, long bytes);
+
+  /** Copies to the device; {@code from} may be changed afterwards. */
+  void upload(long to, MemorySegment from);
+
+  /** Copies to the host, and waits for it. */
+  void download(MemorySegment to, long from);
+
+  /** Makes the device the calling thread's. */
+  void makeCurrent();
+
+  /** Bytes that could be had, those that libtorch keeps for its next tensors included. */
+  long freeBytes();
+
+  /**
+   * A GPU, on libtorch's stream.
+   *
+   * @param manager closes what is opened here
+   */
+  static TrainingDevice of(Cuda cuda, Dtype dtype, NDManager manager) {
+    var stream = Stream.of(0);
+    var blas = new Cublas(cuda, stream);
+    manager.attachInternal(UUID.randomUUID().toString(), blas);
+    return new TrainingDevice() {
+      @Override
+      public TrainingKernels kernels(int topK, int adapters) {
+        return TrainingKernels.of(cuda, dtype, topK, adapters, stream);
+      }
+
+      @Override
+      public void multiply(
+          int m,
+          int n,
+          int k,
+          Matrix c,
+          Dtype result,
+          Matrix a,
+          boolean transposeA,
+          Matrix b,
+          boolean transposeB,
+          boolean add) {
+        blas.multiply(m, n, k, c, result, a, transposeA, b, transposeB, dtype, add);
+      }
+
+      @Override
+      public void clear(long address, long bytes) {
+        cuda.fill(address, 0, bytes, stream);
+      }
+
+      @Override
+      public void upload(long to, MemorySegment from) {
+        cuda.toDevice(to, from, from.byteSize(), stream); // pageable memory is copied at once
+      }
+
+      @Override
+      public void download(MemorySegment to, long from) {
+        cuda.toHost(to, from, to.byteSize(), stream);
+        stream.synchronize();
+      }
+
+      @Override
+      public void makeCurrent() {
+        cuda.makeCurrent();
+      }
+
+      @Override
+      public long freeBytes() {
+        ai.djl.pytorch.jni.JniUtils.emptyCudaCache();
+        return cuda.memory().free();
+      }
+    };
+  }
+}

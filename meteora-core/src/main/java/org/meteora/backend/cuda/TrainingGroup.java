@@ -1,0 +1,549 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.GradientPart;
+import org.meteora.model.Gradients;
+import org.meteora.moe.BankLayout;
+import org.meteora.moe.GatedLinear;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * Gated linears with one input x in training, forward and backward, on addresses. S is their stack
+ * (see {@link BankLayout#stack}), x̃ what dropout leaves of x for the adapters:
+ *
+ * <pre>
+ * [z | l] = [x̃ Aᵀ | x Gᵀ]      c = weight(l) · scale · z      y = x Wᵀ + c Bᵀ
+ * ∂c = ∂y B   ∂B = ∂yᵀ c   [∂z | ∂l] from ∂c   ∂A = ∂zᵀ x̃   ∂G = ∂lᵀ x   ∂x = ∂y W + ∂l G,  ∂x̃ = ∂z A
+ * </pre>
+ */
+final class TrainingGroup {
+  /**
+   * One linear.
+   *
+   * @param weight {@code (out, in)}
+   * @param bias {@code (out)}, or 0
+   * @param adapted its number among those with adapters; −1 without
+   * @param b B {@code (out, ranks)}
+   * @param transposed whether it lies in memory as Bᵀ
+   * @param rankAt its first column of c
+   */
+  private record Member(
+      long weight,
+      long bias,
+      int out,
+      int adapted,
+      long b,
+      boolean transposed,
+      int rankAt,
+      int ranks) {
+    Matrix matrixB() {
+      return new Matrix(b, transposed ? out : ranks);
+    }
+
+    boolean hasAdapters() {
+      return adapted >= 0;
+    }
+  }
+
+  /**
+   * Where a gradient is added up.
+   *
+   * @param direct the parameter's whole sum, or 0
+   * @param parts in device memory, or 0
+   * @param count of them
+   * @param largest elements of the largest
+   */
+  private record Sink(long direct, long parts, int count, long largest) {
+    boolean isTrained() {
+      return direct != 0 || count > 0;
+    }
+  }
+
+  private final TrainingDevice device;
+  private final Dtype dtype;
+  private final int bytes;
+  private final int in;
+  private final List<Member> members = new ArrayList<>();
+  private final List<TrainingKernels.Linear> linears = new ArrayList<>();
+  private final int ranks;
+  private final int gates;
+  private final int adapters;
+  private final long stack;
+  private final int stride;
+  private final Sink ofStack;
+  private final boolean trainsA;
+  private final boolean trainsGates;
+  private final List<Sink> ofB = new ArrayList<>();
+  private final List<NDArray> kept = new ArrayList<>();
+
+  /**
+   * @param linears of one input, their adapters as {@link #fits} asks
+   * @param manager owns tables in device memory
+   */
+  TrainingGroup(
+      List<GatedLinear> linears, Gradients gradients, TrainingDevice device, NDManager manager) {
+    this.device = device;
+    var first = linears.getFirst();
+    dtype = Ops.dtype(first.weight());
+    bytes = dtype.bytes();
+    in = (int) first.weight().getShape().get(1);
+    var adapted = linears.stream().filter(TrainingGroup::hasAdapters).toList();
+    int at = 0;
+    for (var linear : linears) {
+      int number = adapted.indexOf(linear);
+      var bank = linear.bank();
+      members.add(
+          new Member(
+              Ops.dataPointer(linear.weight()),
+              linear.bias() == null ? 0 : Ops.dataPointer(linear.bias()),
+              (int) linear.weight().getShape().get(0),
+              number,
+              number < 0 ? 0 : Ops.dataPointer(bank.loraB()),
+              number >= 0 && !Ops.isRowMajor(bank.loraB()),
+              at,
+              number < 0 ? 0 : bank.totalRank()));
+      at += members.getLast().ranks();
+    }
+    ranks = at;
+    if (adapted.isEmpty()) {
+      gates = 0;
+      adapters = 0;
+      stack = 0;
+      stride = 0;
+      ofStack = new Sink(0, 0, 0, 0);
+      trainsA = false;
+      trainsGates = false;
+      return;
+    }
+    adapters = adapted.getFirst().bank().size();
+    gates = (int) adapted.stream().filter(linear -> linear.bank().gate() != null).count();
+    var all = BankLayout.stack(adapted.stream().map(GatedLinear::layout).toList());
+    stack = Ops.dataPointer(all);
+    stride = (int) all.getShape().get(0);
+    var parts = new ArrayList<GradientPart>();
+    int row = 0;
+    for (var linear : adapted) {
+      parts(parts, gradients.of(linear.bank().loraA()), row, linear.bank().totalRank(), in);
+      row += linear.bank().totalRank();
+    }
+    trainsA = !parts.isEmpty();
+    int ofA = parts.size();
+    if (gates > 0) {
+      for (var linear : adapted) {
+        parts(parts, gradients.of(linear.bank().gate()), row, adapters, in);
+        row += adapters;
+      }
+    }
+    trainsGates = parts.size() > ofA;
+    ofStack = sink(parts, manager);
+    for (var linear : adapted) {
+      var bank = linear.bank();
+      this.linears.add(linear(bank.offsets(), bank.scales(), bank.totalRank(), manager));
+      var sums = gradients.of(bank.loraB());
+      if (sums.size() == 1 && sums.getFirst().dim() < 0) {
+        ofB.add(new Sink(Ops.dataPointer(sums.getFirst().sum()), 0, 0, 0));
+      } else {
+        var pieces = new ArrayList<GradientPart>();
+        parts(pieces, sums, 0, (int) bank.loraB().getShape().get(0), bank.totalRank());
+        ofB.add(sink(pieces, manager));
+      }
+    }
+  }
+
+  private static boolean hasAdapters(GatedLinear linear) {
+    return linear.bank() != null && linear.bank().totalRank() > 0;
+  }
+
+  /** Whether this class can train these: one dtype, row-major, gates for all or for none. */
+  static boolean fits(List<GatedLinear> linears) {
+    var adapted = linears.stream().filter(TrainingGroup::hasAdapters).toList();
+    return linears.stream()
+            .allMatch(linear -> linear.bank() == null || hasAdapters(linear))
+        && linears.stream().allMatch(linear -> Ops.isRowMajor(linear.weight()))
+        && adapted.stream().allMatch(linear -> isPlain(linear, Ops.dtype(linear.weight())))
+        && adapted.stream().map(linear -> linear.bank().size()).distinct().count() <= 1
+        && adapted.stream().map(linear -> linear.bank().gate() == null).distinct().count() <= 1
+        && BankLayout.canStack(adapted.stream().map(GatedLinear::layout).toList());
+  }
+
+  private static boolean isPlain(GatedLinear linear, Dtype dtype) {
+    var b = linear.bank().loraB();
+    try (var transposed = Ops.transpose(b, 0, 1)) {
+      return linear.layout().isPlain()
+          && Ops.dtype(b) == dtype
+          && (Ops.isRowMajor(b) || Ops.isRowMajor(transposed));
+    }
+  }
+
+  /** A matrix {@code (rows, columns)} of a launch's source from {@code row} on, and its sums. */
+  private static void parts(
+      List<GradientPart> result, List<Gradients.Part> sums, int row, int rows, int columns) {
+    for (var part : sums) {
+      long to = Ops.dataPointer(part.sum());
+      int from = (int) part.from();
+      int length = (int) part.length();
+      result.add(
+          switch (part.dim()) {
+            case 0 ->
+                new GradientPart(
+                    to, (long) (row + from) * columns, length, columns, columns, columns);
+            case 1 ->
+                new GradientPart(to, (long) row * columns + from, rows, length, columns, length);
+            default -> new GradientPart(to, (long) row * columns, rows, columns, columns, columns);
+          });
+    }
+  }
+
+  private Sink sink(List<GradientPart> parts, NDManager manager) {
+    if (parts.isEmpty()) {
+      return new Sink(0, 0, 0, 0);
+    }
+    try (var arena = Arena.ofConfined()) {
+      var table = arena.allocate(32L * parts.size(), 16);
+      long largest = 0;
+      for (int i = 0; i < parts.size(); i++) {
+        var part = parts.get(i);
+        table.set(ValueLayout.JAVA_LONG, 32L * i, part.to());
+        table.set(ValueLayout.JAVA_LONG, 32L * i + 8, part.from());
+        int[] numbers = {part.rows(), part.columns(), part.fromStride(), part.toStride()};
+        MemorySegment.copy(numbers, 0, table, ValueLayout.JAVA_INT, 32L * i + 16, 4);
+        largest = Math.max(largest, (long) part.rows() * part.columns());
+      }
+      return new Sink(0, upload(table, manager), parts.size(), largest);
+    }
+  }
+
+  private long upload(MemorySegment table, NDManager manager) {
+    var memory = Ops.empty(manager, Dtype.U8, table.byteSize());
+    kept.add(memory);
+    long address = Ops.dataPointer(memory);
+    device.upload(address, table);
+    return address;
+  }
+
+  private TrainingKernels.Linear linear(
+      int[] starts, double[] scales, int total, NDManager manager) {
+    try (var arena = Arena.ofConfined()) {
+      var offsets = arena.allocate(4L * (adapters + 1), 16);
+      var factors = arena.allocate(4L * adapters, 16);
+      for (int i = 0; i < adapters; i++) {
+        offsets.setAtIndex(ValueLayout.JAVA_INT, i, starts[i]);
+        factors.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) scales[i]);
+      }
+      offsets.setAtIndex(ValueLayout.JAVA_INT, adapters, total);
+      return new TrainingKernels.Linear(
+          upload(offsets, manager), upload(factors, manager), adapters, total);
+    }
+  }
+
+  boolean hasAdapters() {
+    return stride > 0;
+  }
+
+  /** Gates, one of each linear, or none. */
+  int gates() {
+    return gates;
+  }
+
+  int adapters() {
+    return adapters;
+  }
+
+  /** Bytes of z and logits of a token. */
+  long bytesOfRows() {
+    return (long) stride * bytes;
+  }
+
+  /** Bytes of c of a token. */
+  long bytesOfC() {
+    return (long) ranks * bytes;
+  }
+
+  /** Bytes of gradients that are not summed in place. */
+  long bytesOfGradients() {
+    long largest = ofStack.isTrained() ? 4L * stride * in : 0;
+    for (var member : members) {
+      if (member.hasAdapters() && ofB.get(member.adapted()).count() > 0) {
+        largest = Math.max(largest, 4L * member.out() * member.ranks());
+      }
+    }
+    return largest;
+  }
+
+  /** Where z of the first linear is the first column of S's product, and the first logit. */
+  private Matrix gateRows(long rows) {
+    return new Matrix(rows + (long) ranks * bytes, stride);
+  }
+
+  private TrainingKernels.Routed routed(boolean gated) {
+    return new TrainingKernels.Routed(stride, gated, linears);
+  }
+
+  /**
+   * What a pass is: how many tokens, what chooses, and who watches.
+   *
+   * @param gated whether gates choose
+   */
+  record Pass(
+      int tokens, TrainingKernels kernels, boolean gated, TrainingKernels.Tasks tasks, Watching watch) {}
+
+  /**
+   * z and logits.
+   *
+   * @param x {@code (tokens, in)}
+   * @param dropped as x, the adapters' input; 0: x
+   * @param rows {@code (tokens, stride)}; written
+   */
+  void rows(Pass pass, long x, long dropped, long rows) {
+    if (stride == 0) {
+      return;
+    }
+    if (dropped == 0) {
+      times(pass.tokens(), stride, rows, x, 0);
+      return;
+    }
+    times(pass.tokens(), ranks, rows, dropped, 0);
+    if (gates > 0) {
+      times(pass.tokens(), stride - ranks, rows + (long) ranks * bytes, x, ranks);
+    }
+  }
+
+  /** Some columns of S's product: those of its rows from {@code row} on. */
+  private void times(int tokens, int columns, long to, long x, int row) {
+    device.multiply(
+        tokens,
+        columns,
+        in,
+        new Matrix(to, stride),
+        dtype,
+        new Matrix(x, in),
+        false,
+        new Matrix(stack + (long) row * in * bytes, in),
+        true,
+        false);
+  }
+
+  /**
+   * All linears' results.
+   *
+   * @param rows from {@link #rows}
+   * @param c scratch {@code (tokens, ranks)}
+   * @param outputs {@code (tokens, out)} each; written
+   */
+  void products(Pass pass, long x, long rows, long c, long[] outputs, TrainingKernels.Counts counts) {
+    int tokens = pass.tokens();
+    if (stride > 0) {
+      pass.watch().adapters(true);
+      pass.kernels().route(tokens, routed(pass.gated()), rows, c, pass.tasks(), counts);
+    }
+    for (int i = 0; i < outputs.length; i++) {
+      var member = members.get(i);
+      pass.watch().adapters(false);
+      if (member.bias() != 0) {
+        pass.kernels().bias(tokens, member.out(), member.bias(), outputs[i]);
+      }
+      var y = new Matrix(outputs[i], member.out());
+      device.multiply(
+          tokens,
+          member.out(),
+          in,
+          y,
+          dtype,
+          new Matrix(x, in),
+          false,
+          new Matrix(member.weight(), in),
+          true,
+          member.bias() != 0);
+      if (member.hasAdapters()) {
+        pass.watch().adapters(true);
+        device.multiply(
+            tokens,
+            member.out(),
+            member.ranks(),
+            y,
+            dtype,
+            columns(c, member),
+            false,
+            member.matrixB(),
+            !member.transposed(),
+            true);
+      }
+    }
+    pass.watch().adapters(false);
+  }
+
+  private Matrix columns(long c, Member member) {
+    return new Matrix(c + (long) member.rankAt() * bytes, ranks);
+  }
+
+  /**
+   * Scratch of a backward pass.
+   *
+   * @param c {@code (tokens, ranks)}
+   * @param slopeOfC {@code (tokens, ranks)}
+   * @param slopeOfRows {@code (tokens, stride)}
+   * @param gradients {@link #bytesOfGradients}
+   */
+  record Scratch(long c, long slopeOfC, long slopeOfRows, long gradients) {}
+
+  /**
+   * Adds the parameters' gradients to their sums, and gives the input's.
+   *
+   * @param x as {@link #rows} had it, and {@code dropped}
+   * @param rows from {@link #rows}
+   * @param slopes gradients of the results
+   * @param slopeOfX receives the gradient of x; may be memory of x; 0: not wanted
+   * @param slopeOfDropped receives that of {@code dropped}; may be its memory
+   */
+  void backward(
+      Pass pass,
+      double gateWeight,
+      long x,
+      long dropped,
+      long rows,
+      long[] slopes,
+      Scratch scratch,
+      long slopeOfX,
+      long slopeOfDropped) {
+    int tokens = pass.tokens();
+    if (stride > 0) {
+      pass.watch().adapters(true);
+      for (int i = 0; i < slopes.length; i++) {
+        var member = members.get(i);
+        if (member.hasAdapters()) {
+          device.multiply(
+              tokens,
+              member.ranks(),
+              member.out(),
+              columns(scratch.slopeOfC(), member),
+              dtype,
+              new Matrix(slopes[i], member.out()),
+              false,
+              member.matrixB(),
+              member.transposed(),
+              false);
+        }
+      }
+      pass.kernels()
+          .routeBackward(
+              tokens,
+              routed(pass.gated()),
+              rows,
+              scratch.slopeOfC(),
+              scratch.c(),
+              scratch.slopeOfRows(),
+              pass.tasks(),
+              gateWeight);
+      pass.watch().gradients();
+      gradients(pass, x, dropped, slopes, scratch);
+      pass.watch().adapters(false);
+    }
+    if (slopeOfX == 0) {
+      return;
+    }
+    for (int i = 0; i < slopes.length; i++) {
+      var member = members.get(i);
+      device.multiply(
+          tokens,
+          in,
+          member.out(),
+          new Matrix(slopeOfX, in),
+          dtype,
+          new Matrix(slopes[i], member.out()),
+          false,
+          new Matrix(member.weight(), in),
+          false,
+          i > 0);
+    }
+    if (stride > 0) {
+      pass.watch().adapters(true);
+      var all = new Matrix(scratch.slopeOfRows(), stride);
+      if (dropped == 0) {
+        back(tokens, stride, slopeOfX, all, 0, true);
+      } else {
+        if (gates > 0 && pass.gated()) {
+          back(tokens, stride - ranks, slopeOfX, gateRows(scratch.slopeOfRows()), ranks, true);
+        }
+        back(tokens, ranks, slopeOfDropped, all, 0, false);
+      }
+      pass.watch().adapters(false);
+    }
+  }
+
+  private void back(int tokens, int columns, long to, Matrix slopes, int row, boolean add) {
+    device.multiply(
+        tokens,
+        in,
+        columns,
+        new Matrix(to, in),
+        dtype,
+        slopes,
+        false,
+        new Matrix(stack + (long) row * in * bytes, in),
+        false,
+        add);
+  }
+
+  private void gradients(Pass pass, long x, long dropped, long[] slopes, Scratch scratch) {
+    int tokens = pass.tokens();
+    for (int i = 0; i < slopes.length; i++) {
+      var member = members.get(i);
+      if (!member.hasAdapters() || !ofB.get(member.adapted()).isTrained()) {
+        continue;
+      }
+      var sink = ofB.get(member.adapted());
+      boolean direct = sink.direct() != 0;
+      device.multiply(
+          member.out(),
+          member.ranks(),
+          tokens,
+          new Matrix(direct ? sink.direct() : scratch.gradients(), member.ranks()),
+          Dtype.F32,
+          new Matrix(slopes[i], member.out()),
+          true,
+          columns(scratch.c(), member),
+          false,
+          direct);
+      if (!direct) {
+        pass.kernels()
+            .addGradients(sink.parts(), sink.count(), sink.largest(), scratch.gradients());
+      }
+    }
+    if (!ofStack.isTrained()) {
+      return;
+    }
+    boolean both = trainsA && trainsGates && dropped == 0;
+    if (both || trainsA) {
+      ofRows(tokens, both ? stride : ranks, 0, dropped == 0 ? x : dropped, scratch);
+    }
+    if (trainsGates && !both) {
+      ofRows(tokens, stride - ranks, ranks, x, scratch);
+    }
+    pass.kernels()
+        .addGradients(ofStack.parts(), ofStack.count(), ofStack.largest(), scratch.gradients());
+  }
+
+  /** The gradient of some of S's rows. */
+  private void ofRows(int tokens, int count, int row, long x, Scratch scratch) {
+    device.multiply(
+        count,
+        in,
+        tokens,
+        new Matrix(scratch.gradients() + 4L * row * in, in),
+        Dtype.F32,
+        new Matrix(scratch.slopeOfRows() + (long) row * bytes, stride),
+        true,
+        new Matrix(x, in),
+        false,
+        false);
+  }
+}

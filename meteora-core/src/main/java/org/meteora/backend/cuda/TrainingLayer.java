@@ -1,0 +1,498 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import ai.djl.pytorch.engine.PtNDArray;
+import ai.djl.pytorch.jni.JniUtils;
+import java.util.ArrayList;
+import java.util.List;
+import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.AttentionRows;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.cuda.kernel.TrainingKernels.Norm;
+import org.meteora.model.Architecture;
+import org.meteora.model.DecoderLayer;
+import org.meteora.model.Gradients;
+import org.meteora.model.RmsNorm;
+import org.meteora.model.RotaryEmbedding;
+import org.meteora.nn.Projection;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * A decoder layer in training, forward and backward, on addresses. What lies between products is
+ * made again where it is needed: of the forward pass z and logits, q, k, v, the sum behind
+ * attention, gate and up are kept, and attention, which libtorch records.
+ */
+final class TrainingLayer {
+  private static final int INPUTS = Projection.Input.values().length;
+
+  private final Architecture shape;
+  private final Dtype dtype;
+  private final List<TrainingGroup> groups = new ArrayList<>();
+  private final Norm inputNorm;
+  private final Norm postAttentionNorm;
+
+  TrainingLayer(
+      Architecture shape,
+      Dtype dtype,
+      DecoderLayer layer,
+      Gradients gradients,
+      TrainingDevice device,
+      NDManager manager) {
+    this.shape = shape;
+    this.dtype = dtype;
+    for (var input : Projection.Input.values()) {
+      var linears = layer.projections().stream().filter(it -> it.projection().input() == input);
+      groups.add(new TrainingGroup(linears.toList(), gradients, device, manager));
+    }
+    inputNorm = norm(layer.inputNorm());
+    postAttentionNorm = norm(layer.postAttentionNorm());
+  }
+
+  static Norm norm(RmsNorm norm) {
+    int hidden = (int) norm.weight().getShape().get(0);
+    return new Norm(Ops.dataPointer(norm.weight()), hidden, norm.eps());
+  }
+
+  List<TrainingGroup> groups() {
+    return groups;
+  }
+
+  private TrainingGroup group(Projection.Input input) {
+    return groups.get(input.ordinal());
+  }
+
+  /**
+   * What a pass over some tokens is.
+   *
+   * @param rows of the batch
+   * @param seq the longest row
+   * @param slots int32: each token's place in padded rows, on the device; 0: there is no padding
+   * @param dropout probability, and a seed that each layer and input takes its own from
+   */
+  record Pass(
+      TrainingGroup.Pass group,
+      int rows,
+      int seq,
+      long slots,
+      RotaryEmbedding.Angles angles,
+      Dropout dropout,
+      double gateWeight,
+      TrainingKernels.Counts counts,
+      NDManager scope) {
+    int tokens() {
+      return group.tokens();
+    }
+
+    TrainingKernels kernels() {
+      return group.kernels();
+    }
+
+    Watching watch() {
+      return group.watch();
+    }
+
+    Pass withoutCounts() {
+      return new Pass(
+          group,
+          rows,
+          seq,
+          slots,
+          angles,
+          dropout,
+          gateWeight,
+          TrainingKernels.Counts.NONE,
+          scope);
+    }
+  }
+
+  private Dropout dropout(Pass pass, int layer, Projection.Input input) {
+    if (pass.dropout().probability() == 0 || !group(input).hasAdapters()) {
+      return Dropout.NONE;
+    }
+    long z = pass.dropout().seed() + ((long) layer * INPUTS + input.ordinal()) * 0xD1342543DE82EF95L;
+    z = (z ^ (z >>> 32)) * 0xDABA0B6EB09322E3L;
+    return new Dropout(z ^ (z >>> 29), pass.dropout().probability());
+  }
+
+  /** The address where a dropped form goes, if there is one. */
+  private static long where(Dropout dropout, long address) {
+    return dropout.probability() == 0 ? 0 : address;
+  }
+
+  /** What is kept of a layer's forward pass for its backward pass. */
+  record Kept(long[] rows, long q, long k, long v, long h, long gate, long up) {}
+
+  /** Lays out what is kept of a layer. */
+  Kept kept(TrainingMemory.Region region, long tokens, long positions) {
+    var rows = new long[INPUTS];
+    for (int i = 0; i < INPUTS; i++) {
+      rows[i] = region.take(tokens * groups.get(i).bytesOfRows());
+    }
+    long many = Math.max(tokens, positions);
+    int bytes = dtype.bytes();
+    return new Kept(
+        rows,
+        region.take(many * heads() * bytes),
+        region.take(many * keyValueHeads() * bytes),
+        region.take(many * keyValueHeads() * bytes),
+        region.take(tokens * shape.hiddenSize() * bytes),
+        region.take(tokens * shape.intermediateSize() * bytes),
+        region.take(tokens * shape.intermediateSize() * bytes));
+  }
+
+  private long heads() {
+    return (long) shape.numAttentionHeads() * shape.headDim();
+  }
+
+  private long keyValueHeads() {
+    return (long) shape.numKeyValueHeads() * shape.headDim();
+  }
+
+  /** Attention as libtorch recorded it. */
+  record Attended(NDManager scope, NDArray[] inputs, NDArray output) implements AutoCloseable {
+    @Override
+    public void close() {
+      scope.close();
+    }
+  }
+
+  /**
+   * Forward.
+   *
+   * @param x {@code (tokens, hidden)}
+   * @param output as x; written; 0: not wanted, and only what the backward pass needs is computed
+   * @param record whether attention is to be recorded
+   */
+  Attended forward(
+      Pass pass, int layer, long x, Kept kept, TrainingMemory.Scratch s, long output, boolean record) {
+    int tokens = pass.tokens();
+    var kernels = pass.kernels();
+    var group = pass.group();
+    var watch = pass.watch();
+    watch.between();
+    var dropout = dropout(pass, layer, Projection.Input.ATTENTION);
+    long dropped = where(dropout, s.dropped());
+    kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
+    project(pass, Projection.Input.ATTENTION, s.normed(), dropped, kept, s,
+        s.flat(pass.slots() != 0, kept));
+
+    watch.between();
+    intoRows(pass, kept, s);
+    watch.attention();
+    var attended = attend(pass, kept, record);
+    watch.between();
+    long heads = heads(pass, attended.output(), s.wide());
+
+    dropout = dropout(pass, layer, Projection.Input.ATTENTION_HEADS);
+    dropped = where(dropout, s.dropped());
+    if (dropped != 0) {
+      kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
+    }
+    project(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s, s.sum());
+
+    watch.between();
+    dropout = dropout(pass, layer, Projection.Input.MLP);
+    dropped = where(dropout, s.dropped());
+    kernels.norm(
+        tokens, postAttentionNorm, x, s.sum(), kept.h(), s.normed(), dropped, dropout);
+    project(pass, Projection.Input.MLP, s.normed(), dropped, kept, s, kept.gate(), kept.up());
+
+    watch.between();
+    dropout = dropout(pass, layer, Projection.Input.MLP_INNER);
+    dropped = where(dropout, s.droppedInner());
+    kernels.silu(
+        tokens, shape.intermediateSize(), kept.gate(), kept.up(), s.inner(), dropped, dropout);
+    if (output != 0) {
+      project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, s.sum());
+      watch.between();
+      kernels.add((long) tokens * shape.hiddenSize(), kept.h(), s.sum(), output);
+    } else {
+      watch.adapters(true);
+      group(Projection.Input.MLP_INNER)
+          .rows(group, s.inner(), dropped, kept.rows()[Projection.Input.MLP_INNER.ordinal()]);
+    }
+    return attended;
+  }
+
+  private void project(
+      Pass pass,
+      Projection.Input input,
+      long x,
+      long dropped,
+      Kept kept,
+      TrainingMemory.Scratch s,
+      long... outputs) {
+    long rows = kept.rows()[input.ordinal()];
+    pass.watch().adapters(true);
+    group(input).rows(pass.group(), x, dropped, rows);
+    group(input).products(pass.group(), x, rows, s.group().c(), outputs, pass.counts());
+  }
+
+  /** q, k and v into rows for attention, rotated. */
+  private void intoRows(Pass pass, Kept kept, TrainingMemory.Scratch s) {
+    boolean padded = pass.slots() != 0;
+    if (padded) {
+      long positions = (long) pass.rows() * pass.seq();
+      int bytes = dtype.bytes();
+      s.device().clear(kept.q(), positions * heads() * bytes);
+      s.device().clear(kept.k(), positions * keyValueHeads() * bytes);
+      s.device().clear(kept.v(), positions * keyValueHeads() * bytes);
+    }
+    pass.kernels()
+        .heads(
+            pass.tokens(),
+            pass.seq(),
+            shape.numAttentionHeads(),
+            shape.numKeyValueHeads(),
+            shape.headDim(),
+            s.flat(padded, kept),
+            rowsOf(pass, kept.q(), kept.k(), kept.v()),
+            pass.slots(),
+            false,
+            Ops.dataPointer(pass.angles().cos()),
+            Ops.dataPointer(pass.angles().sin()));
+  }
+
+  /** Rows {@code (batch, seq, heads, headDim)}, one after another. */
+  private AttentionRows rowsOf(Pass pass, long... addresses) {
+    var rowStrides = new long[addresses.length];
+    var headStrides = new long[addresses.length];
+    var tokenStrides = new long[addresses.length];
+    for (int i = 0; i < addresses.length; i++) {
+      long width = i == 0 ? heads() : keyValueHeads();
+      rowStrides[i] = pass.seq() * width;
+      headStrides[i] = shape.headDim();
+      tokenStrides[i] = width;
+    }
+    return new AttentionRows(addresses, rowStrides, headStrides, tokenStrides);
+  }
+
+  /** Over an address: {@code (batch, heads, seq, headDim)}. */
+  private NDArray view(NDManager scope, Pass pass, long address, int heads) {
+    long d = shape.headDim();
+    long width = heads * d;
+    return Ops.view(
+        scope,
+        address,
+        dtype,
+        new long[] {pass.rows(), heads, pass.seq(), d},
+        new long[] {pass.seq() * width, d, width, 1});
+  }
+
+  private Attended attend(Pass pass, Kept kept, boolean record) {
+    var scope = pass.scope().newSubManager();
+    try (var recording = record ? Ops.recording() : Ops.notRecording()) {
+      var inputs =
+          new NDArray[] {
+            view(scope, pass, kept.q(), shape.numAttentionHeads()),
+            view(scope, pass, kept.k(), shape.numKeyValueHeads()),
+            view(scope, pass, kept.v(), shape.numKeyValueHeads())
+          };
+      if (record) {
+        for (var input : inputs) {
+          input.setRequiresGradient(true);
+        }
+      }
+      return new Attended(
+          scope, inputs, Ops.attention(inputs[0], inputs[1], inputs[2], null, true));
+    } catch (RuntimeException e) {
+      scope.close();
+      throw e;
+    }
+  }
+
+  /** Attention's result, token after token: its own memory, or a copy at {@code copy}. */
+  private long heads(Pass pass, NDArray output, long copy) {
+    long d = shape.headDim();
+    var strides = Ops.strides(output);
+    boolean plain =
+        pass.slots() == 0
+            && strides[3] == 1
+            && strides[1] == d
+            && strides[2] == heads()
+            && (pass.rows() == 1 || strides[0] == pass.seq() * heads());
+    if (plain) {
+      return Ops.dataPointer(output);
+    }
+    fromRows(pass, List.of(output), new long[] {copy}, 0, 0);
+    return copy;
+  }
+
+  /** Heads of attention's tensors to tokens, q, k and v turned back where angles are given. */
+  private void fromRows(Pass pass, List<NDArray> tensors, long[] flat, long cosines, long sines) {
+    int count = tensors.size();
+    var rows =
+        new AttentionRows(new long[count], new long[count], new long[count], new long[count]);
+    for (int i = 0; i < count; i++) {
+      var strides = Ops.strides(tensors.get(i));
+      if (strides[3] != 1) {
+        throw new IllegalStateException("attention gave heads that do not lie together");
+      }
+      rows.addresses()[i] = Ops.dataPointer(tensors.get(i));
+      rows.rowStrides()[i] = strides[0];
+      rows.headStrides()[i] = strides[1];
+      rows.tokenStrides()[i] = strides[2];
+    }
+    pass.kernels()
+        .heads(
+            pass.tokens(),
+            pass.seq(),
+            shape.numAttentionHeads(),
+            count == 1 ? 0 : shape.numKeyValueHeads(),
+            shape.headDim(),
+            flat,
+            rows,
+            pass.slots(),
+            true,
+            cosines,
+            sines);
+  }
+
+  /**
+   * Backward.
+   *
+   * @param x the layer's input
+   * @param kept of its forward pass; changed
+   * @param attended of its forward pass; closed
+   * @param slope the gradient of its output; becomes that of its input
+   * @param toInput whether that is wanted
+   */
+  void backward(
+      Pass pass,
+      int layer,
+      long x,
+      Kept kept,
+      Attended attended,
+      TrainingMemory.Scratch s,
+      long slope,
+      boolean toInput) {
+    int tokens = pass.tokens();
+    int inner = shape.intermediateSize();
+    var kernels = pass.kernels();
+    var watch = pass.watch();
+
+    watch.between();
+    var dropout = dropout(pass, layer, Projection.Input.MLP_INNER);
+    long dropped = where(dropout, s.droppedInner());
+    kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
+    backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, s.inner(), slope);
+    watch.between();
+    kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
+
+    dropout = dropout(pass, layer, Projection.Input.MLP);
+    dropped = where(dropout, s.dropped());
+    kernels.norm(tokens, postAttentionNorm, kept.h(), 0, 0, s.normed(), dropped, dropout);
+    backward(
+        pass,
+        Projection.Input.MLP,
+        s.normed(),
+        dropped,
+        kept,
+        s,
+        s.normed(),
+        kept.gate(),
+        kept.up());
+    watch.between();
+    kernels.normBackward(
+        tokens, postAttentionNorm, kept.h(), s.normed(), dropped, slope, slope, dropout);
+
+    dropout = dropout(pass, layer, Projection.Input.ATTENTION_HEADS);
+    dropped = where(dropout, s.dropped());
+    long heads = heads(pass, attended.output(), s.wide());
+    if (dropped != 0) {
+      kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
+    }
+    backward(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s, s.wide(), slope);
+    watch.between();
+    if (dropped != 0) {
+      kernels.drop(tokens, (int) heads(), dropped, s.wide(), true, dropout);
+    }
+    attentionBackward(pass, kept, attended, s);
+
+    dropout = dropout(pass, layer, Projection.Input.ATTENTION);
+    dropped = where(dropout, s.dropped());
+    kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
+    backward(
+        pass,
+        Projection.Input.ATTENTION,
+        s.normed(),
+        dropped,
+        kept,
+        s,
+        toInput ? s.normed() : 0,
+        kept.q(),
+        kept.k(),
+        kept.v());
+    if (toInput) {
+      watch.between();
+      kernels.normBackward(tokens, inputNorm, x, s.normed(), dropped, slope, slope, dropout);
+    }
+  }
+
+  private void backward(
+      Pass pass,
+      Projection.Input input,
+      long x,
+      long dropped,
+      Kept kept,
+      TrainingMemory.Scratch s,
+      long slopeOfX,
+      long... slopes) {
+    pass.watch().adapters(false);
+    group(input)
+        .backward(
+            pass.group(),
+            pass.gateWeight(),
+            x,
+            dropped,
+            kept.rows()[input.ordinal()],
+            slopes,
+            s.group(),
+            slopeOfX,
+            dropped);
+  }
+
+  /** From the gradient of attention's result in {@code s.wide} to those of q, k and v. */
+  private void attentionBackward(
+      Pass pass, Kept kept, Attended attended, TrainingMemory.Scratch s) {
+    try (attended) {
+      long from = s.wide();
+      if (pass.slots() != 0) {
+        long positions = (long) pass.rows() * pass.seq();
+        from = s.padded();
+        s.device().clear(from, positions * heads() * dtype.bytes());
+        pass.kernels()
+            .heads(
+                pass.tokens(),
+                pass.seq(),
+                shape.numAttentionHeads(),
+                0,
+                shape.headDim(),
+                new long[] {s.wide()},
+                rowsOf(pass, from),
+                pass.slots(),
+                false,
+                0,
+                0);
+      }
+      pass.watch().attention();
+      var gradient = view(attended.scope(), pass, from, shape.numAttentionHeads());
+      Ops.backward(attended.output(), gradient);
+      pass.watch().between();
+      var slopes = new ArrayList<NDArray>();
+      for (var input : attended.inputs()) {
+        NDArray slope = JniUtils.getGradient((PtNDArray) input);
+        slope.attach(attended.scope());
+        slopes.add(slope);
+      }
+      fromRows(
+          pass,
+          slopes,
+          new long[] {kept.q(), kept.k(), kept.v()},
+          Ops.dataPointer(pass.angles().cos()),
+          Ops.dataPointer(pass.angles().sin()));
+    }
+  }
+}

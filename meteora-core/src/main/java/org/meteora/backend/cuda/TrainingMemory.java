@@ -1,0 +1,157 @@
+package org.meteora.backend.cuda;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.util.List;
+import org.meteora.model.Architecture;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * Device memory of training passes, laid out anew for each pass and kept between passes: it grows
+ * with the largest.
+ */
+final class TrainingMemory {
+  private static final long ALIGNMENT = 256;
+
+  /** Gives out addresses one after another. */
+  static final class Region {
+    private final long start;
+    private long next;
+
+    /**
+     * @param start 0 to find out how much is taken
+     */
+    Region(long start) {
+      this.start = start;
+      this.next = start;
+    }
+
+    long take(long bytes) {
+      long at = next;
+      next += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+      return at;
+    }
+
+    long taken() {
+      return next - start;
+    }
+  }
+
+  /**
+   * What serves one layer after another.
+   *
+   * @param normed {@code (tokens, hidden)}, and of the size of heads
+   * @param dropped as {@code normed}
+   * @param wide as {@code normed}
+   * @param sum {@code (tokens, hidden)}
+   * @param inner {@code (tokens, intermediate)}
+   * @param droppedInner as {@code inner}
+   * @param padded attention's rows of heads, if rows are padded
+   * @param q tokens' heads, if rows are padded; k and v likewise
+   */
+  record Scratch(
+      TrainingDevice device,
+      long normed,
+      long dropped,
+      long wide,
+      long sum,
+      long inner,
+      long droppedInner,
+      long padded,
+      long q,
+      long k,
+      long v,
+      TrainingGroup.Scratch group) {
+    static Scratch of(
+        Region region,
+        TrainingDevice device,
+        Architecture shape,
+        Dtype dtype,
+        List<TrainingLayer> layers,
+        long tokens,
+        long positions,
+        boolean drops) {
+      int bytes = dtype.bytes();
+      long heads = (long) shape.numAttentionHeads() * shape.headDim();
+      long keyValueHeads = (long) shape.numKeyValueHeads() * shape.headDim();
+      long wide = tokens * Math.max(shape.hiddenSize(), heads) * bytes;
+      long inner = tokens * shape.intermediateSize() * bytes;
+      long rows = 0;
+      long c = 0;
+      long gradients = 0;
+      for (var layer : layers) {
+        for (var group : layer.groups()) {
+          rows = Math.max(rows, group.bytesOfRows());
+          c = Math.max(c, group.bytesOfC());
+          gradients = Math.max(gradients, group.bytesOfGradients());
+        }
+      }
+      boolean padded = positions != tokens;
+      return new Scratch(
+          device,
+          region.take(wide),
+          region.take(drops ? wide : 0),
+          region.take(wide),
+          region.take(tokens * shape.hiddenSize() * bytes),
+          region.take(inner),
+          region.take(drops ? inner : 0),
+          region.take(padded ? positions * heads * bytes : 0),
+          region.take(padded ? tokens * heads * bytes : 0),
+          region.take(padded ? tokens * keyValueHeads * bytes : 0),
+          region.take(padded ? tokens * keyValueHeads * bytes : 0),
+          new TrainingGroup.Scratch(
+              region.take(tokens * c),
+              region.take(tokens * c),
+              region.take(tokens * rows),
+              region.take(gradients)));
+    }
+
+    /** Where q, k and v go before they are put into rows: without padding those are the rows. */
+    long[] flat(boolean isPadded, TrainingLayer.Kept kept) {
+      return isPadded ? new long[] {q, k, v} : new long[] {kept.q(), kept.k(), kept.v()};
+    }
+  }
+
+  private final NDManager manager;
+  private NDArray memory;
+  private long size;
+
+  /**
+   * @param parent gives the device, and the memory back
+   */
+  TrainingMemory(NDManager parent) {
+    this.manager = parent.newSubManager();
+  }
+
+  /** Bytes there are. */
+  long size() {
+    return size;
+  }
+
+  /**
+   * Makes it at least so large; what was in it is lost if it grows.
+   *
+   * @throws IllegalStateException when there is not so much
+   */
+  void reserve(long bytes) {
+    if (bytes > size) {
+      release();
+      memory = Ops.empty(manager, Dtype.U8, bytes);
+      size = bytes;
+    }
+  }
+
+  /** Gives it back. */
+  void release() {
+    if (memory != null) {
+      memory.close();
+      memory = null;
+      size = 0;
+    }
+  }
+
+  Region region() {
+    return new Region(memory == null ? 0 : Ops.dataPointer(memory));
+  }
+}

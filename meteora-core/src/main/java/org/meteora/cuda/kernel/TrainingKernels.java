@@ -1,0 +1,636 @@
+package org.meteora.cuda.kernel;
+
+import java.util.List;
+import org.meteora.cuda.driver.CStruct.Count;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Shape;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.tensor.Dtype;
+
+/**
+ * What a training step does between its matrix products, forward and backward, on somebody else's
+ * memory. Arrays are row-major and one row is one token, except where a method says otherwise; an
+ * address of 0 is an array that is not there.
+ */
+public final class TrainingKernels {
+  private static final int THREADS = 256;
+  private static final int MAX_LINEARS = 3;
+
+  /** Blocks of a sum of squares: the order of the sum depends on it. */
+  public static final int SQUARES_BLOCKS = 1024;
+
+  /** Queues launches. */
+  public interface Launcher {
+    /** Queues one behind those before it. */
+    void launch(KernelName kernel, Shape shape, Record argument);
+  }
+
+  /**
+   * Inverted dropout, which follows from the seed and an element's place. Mirrors the struct of
+   * this name with {@code Training} before it in {@code training.cuh}.
+   */
+  record TrainingDropout(long seed, int threshold, float scale) {}
+
+  /**
+   * Inverted dropout of one array: what it drops follows from seed, row and column alone.
+   *
+   * @param probability in steps of 1 / 65536; 0: none
+   */
+  public record Dropout(long seed, double probability) {
+    public static final Dropout NONE = new Dropout(0, 0);
+
+    /** Of 65,536 values, those for which an element is dropped. */
+    int threshold() {
+      return (int) Math.round(probability * 65536);
+    }
+
+    /** What kept elements are multiplied by. */
+    double scale() {
+      return 65536.0 / (65536 - threshold());
+    }
+
+    TrainingDropout struct() {
+      return new TrainingDropout(seed, threshold(), (float) scale());
+    }
+
+    /** The factor of an element: 0, or the scale; what the kernels draw. */
+    public double factor(long row, int column, int columns) {
+      long place = row * ((columns + 3) / 4) + column / 4;
+      long z = seed + place * 0x9e3779b97f4a7c15L;
+      z = (z ^ (z >>> 33)) * 0xff51afd7ed558ccdL;
+      z = (z ^ (z >>> 33)) * 0xc4ceb9fe1a85ec53L;
+      z ^= z >>> 33;
+      return (z >>> 16 * (column % 4) & 0xffff) < threshold() ? 0 : scale();
+    }
+  }
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingNorm(
+      long h,
+      long delta,
+      long sum,
+      long weight,
+      long out,
+      long dropped,
+      TrainingDropout dropout,
+      int hidden,
+      float eps) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingNormBackward(
+      long x,
+      long weight,
+      long slope,
+      long droppedSlope,
+      long residual,
+      long out,
+      TrainingDropout dropout,
+      int hidden,
+      float eps) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingAdd(long a, long b, long out, long count, boolean vectors) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingDrop(
+      long x, long y, TrainingDropout dropout, long rows, int columns, boolean add) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingBias(long bias, long y, long rows, int columns) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingSilu(
+      long gate,
+      long up,
+      long out,
+      long dropped,
+      TrainingDropout dropout,
+      long rows,
+      int columns) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingSiluBackward(
+      long gate,
+      long up,
+      long slope,
+      long droppedSlope,
+      TrainingDropout dropout,
+      long rows,
+      int columns) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingHeads(
+      @Count(3) long[] flat,
+      @Count(3) long[] rows,
+      @Count(3) long[] rowStride,
+      @Count(3) long[] headStride,
+      @Count(3) long[] tokenStride,
+      long cosines,
+      long sines,
+      long slots,
+      long tokens,
+      int seq,
+      int heads,
+      int kvHeads,
+      int headDim,
+      boolean back,
+      boolean rotate,
+      boolean vectors) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingLinear(long offsets, long scales, int zAt, int logitsAt, int n, int ranks) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingRoute(
+      long rows,
+      long c,
+      long fixed,
+      long targets,
+      long votes,
+      long loss,
+      long right,
+      long tokens,
+      int stride,
+      int ranks,
+      int linears,
+      boolean gated,
+      @Count(MAX_LINEARS) List<TrainingLinear> linear) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingRouteBackward(
+      long rows,
+      long slope,
+      long c,
+      long out,
+      long fixed,
+      long targets,
+      long tokens,
+      float gateWeight,
+      int stride,
+      int ranks,
+      int linears,
+      boolean gated,
+      int used,
+      @Count(MAX_LINEARS) List<TrainingLinear> linear) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingRows(
+      long from, long to, long index, long rows, int columns, boolean scatter) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingVocabularyLoss(
+      long logits, long labels, long weights, long losses, int vocab, boolean gradient) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingAddGradients(long parts, long from) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingPublish(long parts) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingAdamW(
+      long values,
+      long gradients,
+      long means,
+      long variances,
+      long count,
+      float scale,
+      float decay,
+      float rate,
+      float bias,
+      float keep1,
+      float keep2,
+      float epsilon) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingSquares(long values, long sums, long count) {}
+
+  private final Launcher launcher;
+
+  /**
+   * @param launcher of kernels compiled for the arrays' dtype, for the top-k and for at least so
+   *     many adapters
+   */
+  public TrainingKernels(Launcher launcher) {
+    this.launcher = launcher;
+  }
+
+  /** Kernels for f32, f16 or bf16 on a stream of a GPU. */
+  public static TrainingKernels of(
+      Cuda cuda, Dtype dtype, int topK, int adapters, Stream stream) {
+    var kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, adapters));
+    return new TrainingKernels((name, shape, argument) -> kernels.run(name, shape, argument, stream));
+  }
+
+  private void rows(KernelName kernel, long rows, Record argument) {
+    if (rows > 0) {
+      launcher.launch(kernel, Shape.of(Math.toIntExact(rows), 1, 1, THREADS), argument);
+    }
+  }
+
+  private void threads(KernelName kernel, long threads, Record argument) {
+    rows(kernel, (threads + THREADS - 1) / THREADS, argument);
+  }
+
+  private void eights(KernelName kernel, long rows, int columns, Record argument) {
+    threads(kernel, rows * ((columns + 7) / 8), argument);
+  }
+
+  /** An RMSNorm's weight {@code (hidden)} and eps. */
+  public record Norm(long weight, int hidden, float eps) {}
+
+  /**
+   * {@code out = rmsnorm(h) · weight}; with a delta {@code sum = h + delta}, and of that.
+   *
+   * @param dropped receives {@code dropout(out)}, or 0
+   */
+  public void norm(
+      long rows, Norm norm, long h, long delta, long sum, long out, long dropped, Dropout dropout) {
+    rows(
+        KernelName.TRAINING_NORM,
+        rows,
+        new TrainingNorm(
+            h,
+            delta,
+            sum,
+            norm.weight(),
+            out,
+            dropped,
+            dropout.struct(),
+            norm.hidden(),
+            norm.eps()));
+  }
+
+  /**
+   * {@code out = residual + } the gradient of the norm's input.
+   *
+   * @param slope gradient of the norm's result
+   * @param droppedSlope gradient of its dropped result, or 0
+   * @param residual may be {@code out}, or 0
+   */
+  public void normBackward(
+      long rows,
+      Norm norm,
+      long x,
+      long slope,
+      long droppedSlope,
+      long residual,
+      long out,
+      Dropout dropout) {
+    rows(
+        KernelName.TRAINING_NORM_BACKWARD,
+        rows,
+        new TrainingNormBackward(
+            x,
+            norm.weight(),
+            slope,
+            droppedSlope,
+            residual,
+            out,
+            dropout.struct(),
+            norm.hidden(),
+            norm.eps()));
+  }
+
+  /** {@code out = a + b}. */
+  public void add(long count, long a, long b, long out) {
+    eights(
+        KernelName.TRAINING_ADD,
+        1,
+        Math.toIntExact(count),
+        new TrainingAdd(a, b, out, count, (a | b | out) % 16 == 0));
+  }
+
+  /** {@code y = dropout(x)}, or with {@code add} y += it. */
+  public void drop(long rows, int columns, long x, long y, boolean add, Dropout dropout) {
+    eights(
+        KernelName.TRAINING_DROP,
+        rows,
+        columns,
+        new TrainingDrop(x, y, dropout.struct(), rows, columns, add));
+  }
+
+  /** Every row of y becomes the bias. */
+  public void bias(long rows, int columns, long bias, long y) {
+    eights(KernelName.TRAINING_BIAS, rows, columns, new TrainingBias(bias, y, rows, columns));
+  }
+
+  /**
+   * {@code out = silu(gate) · up}.
+   *
+   * @param dropped receives {@code dropout(out)}, or 0
+   */
+  public void silu(
+      long rows, int columns, long gate, long up, long out, long dropped, Dropout dropout) {
+    eights(
+        KernelName.TRAINING_SILU,
+        rows,
+        columns,
+        new TrainingSilu(gate, up, out, dropped, dropout.struct(), rows, columns));
+  }
+
+  /** gate and up become their gradients. */
+  public void siluBackward(
+      long rows,
+      int columns,
+      long gate,
+      long up,
+      long slope,
+      long droppedSlope,
+      Dropout dropout) {
+    eights(
+        KernelName.TRAINING_SILU_BACKWARD,
+        rows,
+        columns,
+        new TrainingSiluBackward(
+            gate, up, slope, droppedSlope, dropout.struct(), rows, columns));
+  }
+
+  /**
+   * Tensors {@code (batch, heads, seq, headDim)} with strides in elements, the last 1: attention's
+   * side of {@link #heads}.
+   */
+  public record AttentionRows(
+      long[] addresses, long[] rowStrides, long[] headStrides, long[] tokenStrides) {}
+
+  /**
+   * Copies heads between tokens one after another and attention's rows, turning q and k by their
+   * positions' angles.
+   *
+   * @param flat q {@code (tokens, heads · headDim)}, then k and v {@code (tokens, kvHeads ·
+   *     headDim)} if there are any
+   * @param slots int32: row · seq + position of each token; 0: that is its number
+   * @param back from attention's rows to tokens
+   * @param cosines {@code (seq, headDim)}; 0: nothing is turned
+   */
+  public void heads(
+      long tokens,
+      int seq,
+      int heads,
+      int kvHeads,
+      int headDim,
+      long[] flat,
+      AttentionRows rows,
+      long slots,
+      boolean back,
+      long cosines,
+      long sines) {
+    long all = cosines | sines;
+    for (int i = 0; i < flat.length; i++) {
+      all |= flat[i] | rows.addresses()[i];
+      long strides = rows.rowStrides()[i] | rows.headStrides()[i] | rows.tokenStrides()[i];
+      all |= strides % 8 == 0 ? 0 : 1;
+    }
+    boolean vectors = headDim % 16 == 0 && all % 16 == 0;
+    int pairs = headDim / (vectors ? 16 : 2);
+    threads(
+        KernelName.TRAINING_HEADS,
+        tokens * (heads + 2L * kvHeads) * pairs,
+        new TrainingHeads(
+            flat,
+            rows.addresses(),
+            rows.rowStrides(),
+            rows.headStrides(),
+            rows.tokenStrides(),
+            cosines,
+            sines,
+            slots,
+            tokens,
+            seq,
+            heads,
+            kvHeads,
+            headDim,
+            back,
+            cosines != 0,
+            vectors));
+  }
+
+  /**
+   * Gated linears with one input: rows are {@code [z of all | logits of all gates | zeros]}.
+   *
+   * @param stride columns of a row
+   * @param gated whether gates choose; else the adapter that {@code fixed} names
+   * @param linears up to three
+   */
+  public record Routed(int stride, boolean gated, List<Linear> linears) {
+    public Routed {
+      linears = List.copyOf(linears);
+    }
+
+    int ranks() {
+      return linears.stream().mapToInt(Linear::ranks).sum();
+    }
+
+    private List<TrainingLinear> structs() {
+      var result = new java.util.ArrayList<TrainingLinear>();
+      int z = 0;
+      int logits = ranks();
+      for (var each : linears) {
+        result.add(
+            new TrainingLinear(
+                each.offsets(), each.scales(), z, logits, each.adapters(), each.ranks()));
+        z += each.ranks();
+        logits += gated ? each.adapters() : 0;
+      }
+      return result;
+    }
+
+    private int used() {
+      return ranks() + (gated ? linears.stream().mapToInt(Linear::adapters).sum() : 0);
+    }
+  }
+
+  /**
+   * One of them.
+   *
+   * @param offsets int32 (adapters + 1): the adapters' first ranks
+   * @param scales float32 (adapters)
+   */
+  public record Linear(long offsets, long scales, int adapters, int ranks) {}
+
+  /**
+   * Who is right, and who acts: int32 (tokens) each.
+   *
+   * @param targets each token's task, −1 for none; 0: the gates have no loss
+   * @param fixed each token's adapter where no gate chooses; 0: the first
+   */
+  public record Tasks(long targets, long fixed) {}
+
+  /**
+   * What is counted of gates, float32, added to.
+   *
+   * @param votes (tokens, N)
+   * @param loss (tokens): the gates' cross-entropies
+   * @param right (tokens): gates whose first choice is the target
+   */
+  public record Counts(long votes, long loss, long right) {
+    public static final Counts NONE = new Counts(0, 0, 0);
+  }
+
+  /** {@code c (tokens, Σr) = weight · scale · z} of the chosen adapters, 0 of the others. */
+  public void route(long tokens, Routed linears, long rows, long c, Tasks tasks, Counts counts) {
+    rows(
+        KernelName.TRAINING_ROUTE,
+        (tokens + 7) / 8,
+        new TrainingRoute(
+            rows,
+            c,
+            tasks.fixed(),
+            counts.loss() == 0 ? 0 : tasks.targets(),
+            counts.votes(),
+            counts.loss(),
+            counts.right(),
+            tokens,
+            linears.stride(),
+            linears.ranks(),
+            linears.linears().size(),
+            linears.gated(),
+            linears.structs()));
+  }
+
+  /**
+   * The gradients of {@code rows}, from {@code slope}, that of c, and from the gates' loss.
+   *
+   * @param c made again
+   * @param out as {@code rows}
+   * @param gateWeight of each gate's cross-entropy at a token
+   */
+  public void routeBackward(
+      long tokens,
+      Routed linears,
+      long rows,
+      long slope,
+      long c,
+      long out,
+      Tasks tasks,
+      double gateWeight) {
+    rows(
+        KernelName.TRAINING_ROUTE_BACKWARD,
+        (tokens + 7) / 8,
+        new TrainingRouteBackward(
+            rows,
+            slope,
+            c,
+            out,
+            tasks.fixed(),
+            tasks.targets(),
+            tokens,
+            (float) gateWeight,
+            linears.stride(),
+            linears.ranks(),
+            linears.linears().size(),
+            linears.gated(),
+            linears.used(),
+            linears.structs()));
+  }
+
+  /** {@code to[i] = from[index[i]]}; with {@code scatter} {@code to[index[i]] = from[i]}. */
+  public void rows(long rows, int columns, long from, long to, long index, boolean scatter) {
+    eights(
+        KernelName.TRAINING_ROWS,
+        rows,
+        columns,
+        new TrainingRows(from, to, index, rows, columns, scatter));
+  }
+
+  /**
+   * Cross-entropies of rows of logits {@code (rows, vocab)}.
+   *
+   * @param labels int32 (rows)
+   * @param weights float32 (rows): the logits become {@code weight · (softmax − label)}; 0: they
+   *     stay
+   * @param losses float32 (rows); written
+   */
+  public void vocabularyLoss(
+      long rows, int vocab, long logits, long labels, long weights, long losses) {
+    rows(
+        KernelName.TRAINING_VOCABULARY_LOSS,
+        rows,
+        new TrainingVocabularyLoss(logits, labels, weights, losses, vocab, weights != 0));
+  }
+
+  /** Mirrors the struct of this name in {@code training.cuh}: 32 bytes. */
+  public record GradientPart(
+      long to, long from, int rows, int columns, int fromStride, int toStride) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}: 32 bytes. */
+  public record PublishedPart(
+      long from, long to, int rows, int columns, int toStride, int toColumn) {}
+
+  /**
+   * Adds float32 matrices to others.
+   *
+   * @param parts that many {@link GradientPart}, in device memory
+   * @param largest elements of the largest
+   */
+  public void addGradients(long parts, int count, long largest, long from) {
+    each(KernelName.TRAINING_ADD_GRADIENTS, count, largest, new TrainingAddGradients(parts, from));
+  }
+
+  /**
+   * Rounds float32 values into the model's tensors.
+   *
+   * @param parts that many {@link PublishedPart}, in device memory
+   * @param largest elements of the largest
+   */
+  public void publish(long parts, int count, long largest) {
+    each(KernelName.TRAINING_PUBLISH, count, largest, new TrainingPublish(parts));
+  }
+
+  private void each(KernelName kernel, int parts, long largest, Record argument) {
+    if (parts > 0 && largest > 0) {
+      int blocks = (int) Math.min(64, (largest + 4L * THREADS - 1) / (4 * THREADS));
+      launcher.launch(kernel, Shape.of(blocks, parts, 1, THREADS), argument);
+    }
+  }
+
+  /**
+   * AdamW's step on {@code count} numbers, float32; see {@code org.meteora.train.optim.AdamW}.
+   *
+   * @param scale multiplies gradients
+   * @param decay multiplies values
+   * @param rate with the means' correction
+   * @param bias divides the variances' roots
+   */
+  public void adamW(
+      long values,
+      long gradients,
+      long means,
+      long variances,
+      long count,
+      double scale,
+      double decay,
+      double rate,
+      double bias,
+      double beta1,
+      double beta2,
+      double epsilon) {
+    if (count > 0) {
+      int blocks = (int) Math.min(132 * 16, (count + THREADS - 1) / THREADS);
+      launcher.launch(
+          KernelName.TRAINING_ADAM_W,
+          Shape.of(blocks, 1, 1, THREADS),
+          new TrainingAdamW(
+              values,
+              gradients,
+              means,
+              variances,
+              count,
+              (float) scale,
+              (float) decay,
+              (float) rate,
+              (float) bias,
+              (float) beta1,
+              (float) beta2,
+              (float) epsilon));
+    }
+  }
+
+  /** Sums of squares, of {@link #SQUARES_BLOCKS} parts: float64. */
+  public void squares(long values, long sums, long count) {
+    launcher.launch(
+        KernelName.TRAINING_SQUARES,
+        Shape.of(SQUARES_BLOCKS, 1, 1, THREADS),
+        new TrainingSquares(values, sums, count));
+  }
+}

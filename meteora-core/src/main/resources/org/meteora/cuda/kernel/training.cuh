@@ -1,0 +1,634 @@
+// What a training step does between its matrix products, forward and backward. Tokens lie one after another without padding;
+// only attention has rows (batch, seq) that are padded on the right.
+
+// Inverted dropout: an element's fate follows from the seed and its place, so that the backward pass draws the same again.
+// threshold 0: nothing is dropped. 16 bits of a hash decide for an element, four of a row share one.
+struct TrainingDropout {
+  u64 seed;
+  unsigned threshold;
+  float scale;
+};
+__device__ __forceinline__ u64 dropoutBits(u64 z) {
+  z = (z ^ (z >> 33)) * 0xff51afd7ed558ccdULL;
+  z = (z ^ (z >> 33)) * 0xc4ceb9fe1a85ec53ULL;
+  return z ^ (z >> 33);
+}
+// Eight elements of a row from column `at` on, a multiple of 8.
+__device__ __forceinline__ void drop8(const TrainingDropout& d, long long row, int at, int columns, float* f) {
+  const u64 first = (u64)row * ((columns + 3) / 4) + at / 4;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const u64 bits = dropoutBits(d.seed + (first + half) * 0x9e3779b97f4a7c15ULL);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      f[4 * half + i] = (unsigned)(bits >> 16 * i & 0xffff) < d.threshold ? 0.f : f[4 * half + i] * d.scale;
+  }
+}
+
+// The sum over a block of 256 threads; every thread gets it. `sums`: 8 floats of shared memory, free for the next sum only
+// behind a barrier.
+__device__ __forceinline__ float blockSum(float v, float* sums) {
+  v = warpSum(v);
+  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = v;
+  __syncthreads();
+  v = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) v += sums[i];
+  return v;
+}
+
+// out = rmsnorm(h) · weight, with a delta of h + delta, which goes to sum; dropped = dropout(out) where asked for. One block a
+// row of 256 threads.
+struct TrainingNorm {
+  const T* h;
+  const T* delta;
+  T* sum;
+  const T* weight;
+  T* out;
+  T* dropped;
+  TrainingDropout dropout;
+  int hidden;
+  float eps;
+};
+extern "C" __global__ void __launch_bounds__(256) training_norm(const __grid_constant__ TrainingNorm p) {
+  __shared__ float sums[8];
+  const long long row = (long long)blockIdx.x * p.hidden;
+  const bool aligned = p.hidden % 8 == 0;
+  const T* normed = p.delta ? p.sum + row : p.h + row;
+  float squares = 0;
+  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
+    float f[8];
+    load8(p.h + row, at, p.hidden, aligned, f);
+    if (p.delta) {
+      float g[8];
+      load8(p.delta + row, at, p.hidden, aligned, g);
+#pragma unroll
+      for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i] + g[i]));
+      store8(p.sum + row, at, p.hidden, aligned, f);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) squares += f[i] * f[i];
+  }
+  const float factor = rsqrtf(blockSum(squares, sums) / p.hidden + p.eps);
+  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {  // what this thread has seen before
+    float f[8], w[8];
+    load8(normed, at, p.hidden, aligned, f);
+    load8(p.weight, at, p.hidden, aligned, w);
+#pragma unroll
+    for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i] * factor)) * w[i];
+    store8(p.out + row, at, p.hidden, aligned, f);
+    if (p.dropped) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i]));
+      drop8(p.dropout, blockIdx.x, at, p.hidden, f);
+      store8(p.dropped + row, at, p.hidden, aligned, f);
+    }
+  }
+}
+
+// The gradient of a norm's input x: out = residual + ∂x, from the gradient of its result, slope, plus that of the dropped
+// result, droppedSlope (or null), through the mask. out may be the residual, which may be null. One block a row.
+struct TrainingNormBackward {
+  const T* x;
+  const T* weight;
+  const T* slope;
+  const T* droppedSlope;
+  const T* residual;
+  T* out;
+  TrainingDropout dropout;
+  int hidden;
+  float eps;
+};
+__device__ __forceinline__ void slope8(const T* slope, const T* dropped, const TrainingDropout& dropout, long long row, int at,
+                                       int columns, bool aligned, float* f) {
+  load8(slope + row * columns, at, columns, aligned, f);
+  if (dropped) {
+    float d[8];
+    load8(dropped + row * columns, at, columns, aligned, d);
+    drop8(dropout, row, at, columns, d);
+#pragma unroll
+    for (int i = 0; i < 8; i++) f[i] += d[i];
+  }
+}
+extern "C" __global__ void __launch_bounds__(256) training_norm_backward(const __grid_constant__ TrainingNormBackward p) {
+  __shared__ float sums[16];
+  const long long row = (long long)blockIdx.x * p.hidden;
+  const bool aligned = p.hidden % 8 == 0;
+  float squares = 0, dot = 0;
+  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
+    float x[8], w[8], s[8];
+    load8(p.x + row, at, p.hidden, aligned, x);
+    load8(p.weight, at, p.hidden, aligned, w);
+    slope8(p.slope, p.droppedSlope, p.dropout, blockIdx.x, at, p.hidden, aligned, s);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      squares += x[i] * x[i];
+      dot += at + i < p.hidden ? x[i] * w[i] * s[i] : 0.f;
+    }
+  }
+  squares = blockSum(squares, sums);
+  dot = blockSum(dot, sums + 8);
+  const float factor = rsqrtf(squares / p.hidden + p.eps), back = factor * factor * factor * dot / p.hidden;
+  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
+    float x[8], w[8], s[8], r[8];
+    load8(p.x + row, at, p.hidden, aligned, x);
+    load8(p.weight, at, p.hidden, aligned, w);
+    slope8(p.slope, p.droppedSlope, p.dropout, blockIdx.x, at, p.hidden, aligned, s);
+#pragma unroll
+    for (int i = 0; i < 8; i++) s[i] = factor * w[i] * s[i] - back * x[i];
+    if (p.residual) {
+      load8(p.residual + row, at, p.hidden, aligned, r);
+#pragma unroll
+      for (int i = 0; i < 8; i++) s[i] += r[i];
+    }
+    store8(p.out + row, at, p.hidden, aligned, s);
+  }
+}
+
+// out = a + b, elementwise; out may be one of them.
+struct TrainingAdd {
+  const T* a;
+  const T* b;
+  T* out;
+  long long count;
+  int vectors;
+};
+extern "C" __global__ void __launch_bounds__(256) training_add(const __grid_constant__ TrainingAdd p) {
+  const long long at = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
+  if (at >= p.count) return;
+  const int n = p.count - at < 8 ? (int)(p.count - at) : 8;
+  float a[8], b[8];
+  load8(p.a + at, 0, n, p.vectors, a);
+  load8(p.b + at, 0, n, p.vectors, b);
+#pragma unroll
+  for (int i = 0; i < 8; i++) a[i] += b[i];
+  store8(p.out + at, 0, n, p.vectors, a);
+}
+
+// y = dropout(x), or y += dropout(x): rows of columns. One thread: 8 elements of a row.
+struct TrainingDrop {
+  const T* x;
+  T* y;
+  TrainingDropout dropout;
+  long long rows;
+  int columns, add;
+};
+extern "C" __global__ void __launch_bounds__(256) training_drop(const __grid_constant__ TrainingDrop p) {
+  const int pieces = (p.columns + 7) / 8;
+  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  if (row >= p.rows) return;
+  const int at = (int)(index % pieces) * 8;
+  const bool aligned = p.columns % 8 == 0;
+  float f[8], y[8];
+  load8(p.x + row * p.columns, at, p.columns, aligned, f);
+  drop8(p.dropout, row, at, p.columns, f);
+  if (p.add) {
+    load8(p.y + row * p.columns, at, p.columns, aligned, y);
+#pragma unroll
+    for (int i = 0; i < 8; i++) f[i] += y[i];
+  }
+  store8(p.y + row * p.columns, at, p.columns, aligned, f);
+}
+
+// Every row of y becomes the bias. One thread: 8 elements of a row.
+struct TrainingBias {
+  const T* bias;
+  T* y;
+  long long rows;
+  int columns;
+};
+extern "C" __global__ void __launch_bounds__(256) training_bias(const __grid_constant__ TrainingBias p) {
+  const int pieces = (p.columns + 7) / 8;
+  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  if (row >= p.rows) return;
+  const int at = (int)(index % pieces) * 8;
+  float f[8];
+  load8(p.bias, at, p.columns, p.columns % 8 == 0, f);
+  store8(p.y + row * p.columns, at, p.columns, p.columns % 8 == 0, f);
+}
+
+// out = silu(gate) · up; dropped = dropout(out) where asked for. One thread: 8 elements of a row.
+struct TrainingSilu {
+  const T* gate;
+  const T* up;
+  T* out;
+  T* dropped;
+  TrainingDropout dropout;
+  long long rows;
+  int columns;
+};
+extern "C" __global__ void __launch_bounds__(256) training_silu(const __grid_constant__ TrainingSilu p) {
+  const int pieces = (p.columns + 7) / 8;
+  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  if (row >= p.rows) return;
+  const int at = (int)(index % pieces) * 8;
+  const bool aligned = p.columns % 8 == 0;
+  float g[8], u[8];
+  load8(p.gate + row * p.columns, at, p.columns, aligned, g);
+  load8(p.up + row * p.columns, at, p.columns, aligned, u);
+#pragma unroll
+  for (int i = 0; i < 8; i++) g[i] = g[i] / (1.f + __expf(-g[i])) * u[i];
+  store8(p.out + row * p.columns, at, p.columns, aligned, g);
+  if (p.dropped) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) g[i] = toFloat(fromFloat(g[i]));
+    drop8(p.dropout, row, at, p.columns, g);
+    store8(p.dropped + row * p.columns, at, p.columns, aligned, g);
+  }
+}
+
+// gate and up become their gradients, from that of silu(gate) · up, slope, and that of its dropped form (or null).
+struct TrainingSiluBackward {
+  T* gate;
+  T* up;
+  const T* slope;
+  const T* droppedSlope;
+  TrainingDropout dropout;
+  long long rows;
+  int columns;
+};
+extern "C" __global__ void __launch_bounds__(256) training_silu_backward(const __grid_constant__ TrainingSiluBackward p) {
+  const int pieces = (p.columns + 7) / 8;
+  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  if (row >= p.rows) return;
+  const int at = (int)(index % pieces) * 8;
+  const bool aligned = p.columns % 8 == 0;
+  float g[8], u[8], s[8];
+  load8(p.gate + row * p.columns, at, p.columns, aligned, g);
+  load8(p.up + row * p.columns, at, p.columns, aligned, u);
+  slope8(p.slope, p.droppedSlope, p.dropout, row, at, p.columns, aligned, s);
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float sigmoid = 1.f / (1.f + __expf(-g[i]));
+    const float ofUp = s[i] * g[i] * sigmoid;
+    g[i] = s[i] * u[i] * sigmoid * (1.f + g[i] * (1.f - sigmoid));
+    u[i] = ofUp;
+  }
+  store8(p.gate + row * p.columns, at, p.columns, aligned, g);
+  store8(p.up + row * p.columns, at, p.columns, aligned, u);
+}
+
+// Between tokens one after another (token, head, headDim) and attention's rows: q of `heads`, k and v of `kvHeads` heads. Token
+// `slots[token]` is row slot / seq, position slot % seq; without slots the token itself. Into attention (back 0) q and k are
+// rotated, out of it (back 1) they are turned back; `rotate` 0: neither. Strides of attention's side are in elements. Cosines
+// and sines (seq, headDim), the first half of a head's sines negated. One thread: 8 pairs of a head, or one.
+struct TrainingHeads {
+  T* flat[3];
+  T* rows[3];
+  long long rowStride[3], headStride[3], tokenStride[3];
+  const T* cosines;
+  const T* sines;
+  const int* slots;
+  long long tokens;
+  int seq, heads, kvHeads, headDim, back, rotate, vectors;
+};
+template <int N>
+__device__ __forceinline__ void trainingHead(const TrainingHeads& p, long long token, int head, int i) {
+  const int half = p.headDim / 2, which = head < p.heads ? 0 : head < p.heads + p.kvHeads ? 1 : 2;
+  if (which) head -= which == 1 ? p.heads : p.heads + p.kvHeads;
+  const long long slot = p.slots ? p.slots[token] : token;
+  T* flat = p.flat[which] + (token * (which ? p.kvHeads : p.heads) + head) * p.headDim + i;
+  T* row = p.rows[which] + slot / p.seq * p.rowStride[which] + head * p.headStride[which] + slot % p.seq * p.tokenStride[which] + i;
+  const T* from = p.back ? row : flat;
+  T* to = p.back ? flat : row;
+  float a[8], b[8], c[8], s[8];
+  load8(from, 0, N, N == 8, a);
+  load8(from + half, 0, N, N == 8, b);
+  if (which < 2 && p.rotate) {
+    const long long angle = slot % p.seq * p.headDim + i;
+    load8(p.cosines + angle, 0, N, N == 8, c);
+    load8(p.sines + angle + half, 0, N, N == 8, s);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      const float x = a[j], y = b[j], sine = p.back ? -s[j] : s[j];
+      a[j] = x * c[j] - y * sine;
+      b[j] = y * c[j] + x * sine;
+    }
+  }
+  store8(to, 0, N, N == 8, a);
+  store8(to + half, 0, N, N == 8, b);
+}
+extern "C" __global__ void __launch_bounds__(256) training_heads(const __grid_constant__ TrainingHeads p) {
+  const int pairs = p.vectors ? p.headDim / 16 : p.headDim / 2, heads = p.heads + 2 * p.kvHeads;
+  const long long at = (long long)blockIdx.x * 256 + threadIdx.x, token = at / (pairs * heads);
+  if (token >= p.tokens) return;
+  const int rest = (int)(at % (pairs * heads));
+  if (p.vectors)
+    trainingHead<8>(p, token, rest / pairs, rest % pairs * 8);
+  else
+    trainingHead<1>(p, token, rest / pairs, rest % pairs);
+}
+
+// One gated linear in rows of [z of all linears | logits of all their gates | zeros], and its columns among all linears' ranks.
+struct TrainingLinear {
+  const int* offsets;    // (n + 1) first ranks of the adapters
+  const float* scales;   // (n)
+  int zAt, logitsAt, n, ranks;
+};
+// Who acts on a token, and with what weight: the gate's top k, or without a gate the adapter `fixed`.
+__device__ __forceinline__ void trainingChoice(const TrainingLinear& l, const T* row, int gated, int fixed, float* logits, int* index,
+                                               float* weight) {
+  if (gated) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? toFloat(row[l.logitsAt + lane + 32 * i]) : 0.f;
+    gateTopK(logits, l.n, 1.f, index, weight);
+  } else {
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) {
+      index[j] = j == 0 ? fixed : -1;
+      weight[j] = j == 0 ? 1.f : 0.f;
+    }
+  }
+}
+__device__ __forceinline__ float warpMaximum(float v) {
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
+  return v;
+}
+// Of the softmax over all logits: the largest, and the sum of the exponentials over it.
+__device__ __forceinline__ float trainingSoftmax(const float* logits, int n, float& largest) {
+  const int lane = threadIdx.x & 31;
+  float m = negInf(), sum = 0;
+#pragma unroll
+  for (int i = 0; i < NREG; i++)
+    if (lane + 32 * i < n) m = fmaxf(m, logits[i]);
+  largest = m = warpMaximum(m);
+#pragma unroll
+  for (int i = 0; i < NREG; i++)
+    if (lane + 32 * i < n) sum += expf(logits[i] - m);
+  return warpSum(sum);
+}
+
+// c = weight · scale · z for the chosen adapters' ranks, 0 for the others; and, where targets are given, each token's sum of the
+// gates' cross-entropies, how many of them have the target first, and all adapters' weights over all gates. A warp a token.
+struct TrainingRoute {
+  const T* rows;         // (tokens, stride)
+  T* c;                  // (tokens, ranks), ranks of all linears
+  const int* fixed;      // (tokens), or null: adapter 0
+  const int* targets;    // (tokens), -1: none; or null
+  float* votes;          // (tokens, n)
+  float* loss;           // (tokens)
+  float* right;          // (tokens)
+  long long tokens;
+  int stride, ranks, linears, gated;
+  TrainingLinear linear[3];
+};
+extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_constant__ TrainingRoute p) {
+  const int lane = threadIdx.x & 31;
+  const long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
+  if (token >= p.tokens) return;
+  const T* row = p.rows + token * p.stride;
+  const int target = p.targets ? p.targets[token] : -1;
+  float loss = 0, right = 0;
+  for (int k = 0; k < p.linears; k++) {
+    const TrainingLinear& l = p.linear[k];
+    float logits[NREG], weight[TOPK], factor[TOPK];
+    int index[TOPK], begin[TOPK], end[TOPK];
+    trainingChoice(l, row, p.gated, p.fixed ? p.fixed[token] : 0, logits, index, weight);
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) {
+      begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
+      end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
+      factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
+    }
+    for (int r = lane; r < l.ranks; r += 32) {
+      float f = 0;
+#pragma unroll
+      for (int j = 0; j < TOPK; j++)
+        if (r >= begin[j] && r < end[j]) f = factor[j];
+      p.c[token * p.ranks + l.zAt + r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(row[l.zAt + r]));
+    }
+    if (p.gated && p.votes) {
+#pragma unroll
+      for (int i = 0; i < NREG; i++)
+#pragma unroll
+        for (int j = 0; j < TOPK; j++)
+          if (index[j] == lane + 32 * i) p.votes[token * l.n + lane + 32 * i] += weight[j];
+    }
+    if (p.gated && target >= 0) {
+      float largest;
+      const float sum = trainingSoftmax(logits, l.n, largest);
+      loss += logf(sum) + largest - toFloat(row[l.logitsAt + target]);
+      right += index[0] == target;
+    }
+  }
+  if (lane == 0 && p.gated && target >= 0 && p.loss) {
+    p.loss[token] += loss;
+    p.right[token] += right;
+  }
+}
+
+// Backward of training_route, from the gradient of c: that of z and of the logits, in rows of the same form, with that of the
+// gates' loss, gateWeight · (softmax − target). Makes c again, for B's gradient. A warp a token.
+struct TrainingRouteBackward {
+  const T* rows;         // (tokens, stride)
+  const T* slope;        // (tokens, ranks): ∂c
+  T* c;                  // (tokens, ranks)
+  T* out;                // (tokens, stride)
+  const int* fixed;
+  const int* targets;    // (tokens), -1: none; or null
+  long long tokens;
+  float gateWeight;
+  int stride, ranks, linears, gated, used;  // used: columns of a row that are no padding
+  TrainingLinear linear[3];
+};
+extern "C" __global__ void __launch_bounds__(256) training_route_backward(const __grid_constant__ TrainingRouteBackward p) {
+  const int lane = threadIdx.x & 31;
+  const long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
+  if (token >= p.tokens) return;
+  const T* row = p.rows + token * p.stride;
+  const T* slope = p.slope + token * p.ranks;
+  T* out = p.out + token * p.stride;
+  const int target = p.targets ? p.targets[token] : -1;
+  for (int k = 0; k < p.linears; k++) {
+    const TrainingLinear& l = p.linear[k];
+    float logits[NREG], weight[TOPK], factor[TOPK], ofWeight[TOPK];
+    int index[TOPK], begin[TOPK], end[TOPK];
+    trainingChoice(l, row, p.gated, p.fixed ? p.fixed[token] : 0, logits, index, weight);
+    float mean = 0;
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) {
+      begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
+      end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
+      const float scale = index[j] < 0 ? 0.f : l.scales[index[j]];
+      factor[j] = weight[j] * scale;
+      float dot = 0;
+      if (p.gated)
+        for (int r = begin[j] + lane; r < end[j]; r += 32) dot += toFloat(row[l.zAt + r]) * toFloat(slope[l.zAt + r]);
+      ofWeight[j] = scale * warpSum(dot);
+      mean += weight[j] * ofWeight[j];
+    }
+    for (int r = lane; r < l.ranks; r += 32) {
+      float f = 0;
+#pragma unroll
+      for (int j = 0; j < TOPK; j++)
+        if (r >= begin[j] && r < end[j]) f = factor[j];
+      p.c[token * p.ranks + l.zAt + r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(row[l.zAt + r]));
+      out[l.zAt + r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(slope[l.zAt + r]));
+    }
+    if (!p.gated) continue;
+    float largest = 0, sum = 1;
+    if (target >= 0) sum = trainingSoftmax(logits, l.n, largest);
+#pragma unroll
+    for (int i = 0; i < NREG; i++) {
+      const int adapter = lane + 32 * i;
+      float v = 0;
+#pragma unroll
+      for (int j = 0; j < TOPK; j++)
+        if (index[j] == adapter) v = weight[j] * (ofWeight[j] - mean);
+      if (target >= 0) v += p.gateWeight * (expf(logits[i] - largest) / sum - (adapter == target ? 1.f : 0.f));
+      if (adapter < l.n) out[l.logitsAt + adapter] = fromFloat(v);
+    }
+  }
+  for (int at = p.used + lane; at < p.stride; at += 32) out[at] = fromFloat(0.f);
+}
+
+// Rows by index: to[i] = from[index[i]], or with `scatter` to[index[i]] = from[i]. One thread: 8 elements of a row.
+struct TrainingRows {
+  const T* from;
+  T* to;
+  const int* index;
+  long long rows;
+  int columns, scatter;
+};
+extern "C" __global__ void __launch_bounds__(256) training_rows(const __grid_constant__ TrainingRows p) {
+  const int pieces = (p.columns + 7) / 8;
+  const long long thread = (long long)blockIdx.x * 256 + threadIdx.x, row = thread / pieces;
+  if (row >= p.rows) return;
+  const int at = (int)(thread % pieces) * 8;
+  const bool aligned = p.columns % 8 == 0;
+  const long long other = p.index[row];
+  float f[8];
+  load8(p.from + (p.scatter ? row : other) * p.columns, at, p.columns, aligned, f);
+  store8(p.to + (p.scatter ? other : row) * p.columns, at, p.columns, aligned, f);
+}
+
+// Cross-entropy of a row of logits; with `gradient` the logits become weight · (softmax − label). A block of 256 threads a row.
+struct TrainingVocabularyLoss {
+  T* logits;
+  const int* labels;
+  const float* weights;
+  float* losses;
+  int vocab, gradient;
+};
+extern "C" __global__ void __launch_bounds__(256) training_vocabulary_loss(const __grid_constant__ TrainingVocabularyLoss p) {
+  __shared__ float largest[8], sums[8];
+  T* row = p.logits + (long long)blockIdx.x * p.vocab;
+  const bool aligned = p.vocab % 8 == 0;
+  const int label = p.labels[blockIdx.x];
+  float m = negInf(), sum = 0;
+  for (int at = threadIdx.x * 8; at < p.vocab; at += 2048) {
+    float f[8], top = m;
+    load8(row, at, p.vocab, aligned, f);
+#pragma unroll
+    for (int i = 0; i < 8; i++) top = at + i < p.vocab ? fmaxf(top, f[i]) : top;
+    if (top > m) {
+      sum *= expf(m - top);
+      m = top;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum += at + i < p.vocab ? expf(f[i] - m) : 0.f;
+  }
+  const float warp = warpMaximum(m);
+  sum = warpSum(sum > 0 ? sum * expf(m - warp) : sum);
+  if ((threadIdx.x & 31) == 0) {
+    largest[threadIdx.x >> 5] = warp;
+    sums[threadIdx.x >> 5] = sum;
+  }
+  const float ofLabel = toFloat(row[label]);
+  __syncthreads();
+  m = negInf();
+#pragma unroll
+  for (int i = 0; i < 8; i++) m = fmaxf(m, largest[i]);
+  sum = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) sum += sums[i] == 0.f ? 0.f : sums[i] * expf(largest[i] - m);
+  if (threadIdx.x == 0) p.losses[blockIdx.x] = logf(sum) + m - ofLabel;
+  if (!p.gradient) return;
+  const float weight = p.weights[blockIdx.x], factor = weight / sum;
+  for (int at = threadIdx.x * 8; at < p.vocab; at += 2048) {
+    float f[8];
+    load8(row, at, p.vocab, aligned, f);
+#pragma unroll
+    for (int i = 0; i < 8; i++) f[i] = expf(f[i] - m) * factor - (at + i == label ? weight : 0.f);
+    store8(row, at, p.vocab, aligned, f);
+  }
+}
+
+// Adds float32 matrices to others: gradients to their places. Grid (any, parts).
+struct GradientPart {
+  float* to;
+  long long from;        // elements behind `from` of the launch
+  int rows, columns, fromStride, toStride;
+};
+struct TrainingAddGradients {
+  const GradientPart* parts;
+  const float* from;
+};
+extern "C" __global__ void __launch_bounds__(256) training_add_gradients(const __grid_constant__ TrainingAddGradients p) {
+  const GradientPart part = p.parts[blockIdx.y];
+  const long long count = (long long)part.rows * part.columns;
+  for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < count; i += (long long)gridDim.x * 256) {
+    const long long row = i / part.columns, column = i % part.columns;
+    part.to[row * part.toStride + column] += p.from[part.from + row * part.fromStride + column];
+  }
+}
+
+// Rounds float32 values into the model's tensors. Grid (any, parts).
+struct PublishedPart {
+  const float* from;
+  T* to;
+  int rows, columns, toStride, toColumn;
+};
+struct TrainingPublish {
+  const PublishedPart* parts;
+};
+extern "C" __global__ void __launch_bounds__(256) training_publish(const __grid_constant__ TrainingPublish p) {
+  const PublishedPart part = p.parts[blockIdx.y];
+  const long long count = (long long)part.rows * part.columns;
+  for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < count; i += (long long)gridDim.x * 256)
+    part.to[i / part.columns * part.toStride + i % part.columns * part.toColumn] = fromFloat(part.from[i]);
+}
+
+// One step of AdamW on a stretch of the flat buffers, gradients scaled first.
+struct TrainingAdamW {
+  float* values;
+  const float* gradients;
+  float* means;
+  float* variances;
+  long long count;
+  float scale, decay, rate, bias, keep1, keep2, epsilon;
+};
+extern "C" __global__ void __launch_bounds__(256) training_adam_w(const __grid_constant__ TrainingAdamW p) {
+  for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < p.count; i += (long long)gridDim.x * 256) {
+    const float g = p.scale * p.gradients[i];
+    const float m = p.keep1 * p.means[i] + (1.f - p.keep1) * g, v = p.keep2 * p.variances[i] + (1.f - p.keep2) * (g * g);
+    p.means[i] = m;
+    p.variances[i] = v;
+    p.values[i] = p.decay * p.values[i] - p.rate * (m / (sqrtf(v) / p.bias + p.epsilon));
+  }
+}
+
+// Each block's sum of squares.
+struct TrainingSquares {
+  const float* values;
+  double* sums;          // (blocks)
+  long long count;
+};
+extern "C" __global__ void __launch_bounds__(256) training_squares(const __grid_constant__ TrainingSquares p) {
+  __shared__ double sums[8];
+  double sum = 0;
+  for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < p.count; i += (long long)gridDim.x * 256) {
+    const float v = p.values[i];
+    sum += (double)v * v;
+  }
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 1; i < 8; i++) sum += sums[i];
+    p.sums[blockIdx.x] = sum;
+  }
+}

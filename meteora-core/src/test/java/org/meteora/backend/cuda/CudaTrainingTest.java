@@ -1,0 +1,316 @@
+package org.meteora.backend.cuda;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.types.DataType;
+import ai.djl.pytorch.engine.PtNDArray;
+import ai.djl.pytorch.jni.JniUtils;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.IdentityHashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.junit.jupiter.api.Assumptions;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.meteora.backend.Backends;
+import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.io.Jsonl;
+import org.meteora.lora.AdapterBank;
+import org.meteora.model.Gradients;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaFactory;
+import org.meteora.model.LlamaTraining;
+import org.meteora.model.LlamaTraining.Input;
+import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
+import org.meteora.moe.Router;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.nn.Projection;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/**
+ * The GPU's training passes on a CPU, by the kernels' own source, beside libtorch's gradients of the
+ * formula: losses, gradients of all parameters, with padding, recomputation and dropout.
+ */
+class CudaTrainingTest {
+  @TempDir static Path folder;
+  private static HostDevice device;
+
+  @BeforeAll
+  static void compile() throws Exception {
+    var compiled = HostDevice.compile(folder, 2);
+    Assumptions.assumeTrue(compiled.isPresent(), "no g++ on this machine");
+    device = compiled.get();
+  }
+
+  /** A model of random numbers, and where its gradients are summed. */
+  private static final class Model implements AutoCloseable, Gradients {
+    final NDManager manager = Devices.newManager(ai.djl.Device.cpu());
+    final Map<String, NDArray> parameters = new LinkedHashMap<>();
+    final Map<NDArray, NDArray> sums = new IdentityHashMap<>();
+    final Random random;
+    final Llama llama;
+    final boolean halves;
+
+    Model(int hidden, int heads, int headDim, boolean gates, double dropout, boolean halves, int seed)
+        throws Exception {
+      this.halves = halves;
+      random = new Random(seed);
+      var json =
+          Jsonl.JSON.readTree(
+              """
+              {"vocab_size": 37, "hidden_size": %d, "intermediate_size": 22, "num_hidden_layers": 3,
+               "num_attention_heads": %d, "num_key_value_heads": 1, "head_dim": %d,
+               "attention_bias": true}"""
+                  .formatted(hidden, heads, headDim));
+      var config = LlamaConfig.parse(json, "test");
+      int[] ranks = gates ? new int[] {2, 3, 1} : new int[] {2, 2};
+      double[] scales = gates ? new double[] {1, 0.5, 2} : new double[] {1.5, 0.5};
+      int total = Arrays.stream(ranks).sum();
+      llama =
+          LlamaFactory.build(
+              config,
+              manager,
+              Dtype.F32,
+              (name, shape) ->
+                  name.contains("norm")
+                      ? random(1, 0.2, shape)
+                      : random(0, name.contains("bias") ? 0.5 : 0.4, shape),
+              (layer, module) -> {
+                if (layer == 0 && gates || module == Projection.K && layer == 1) {
+                  return null; // layers before the first adapter, a linear without any
+                }
+                var shape = config.shape(module);
+                var bank =
+                    new AdapterBank(
+                        gates ? random(0, 0.5, ranks.length, shape[1]) : null,
+                        random(0, 0.5, total, shape[1]),
+                        random(0, 0.5, shape[0], total),
+                        ranks,
+                        scales);
+                if (module == Projection.UP) {
+                  bank = bank.withTransposedB();
+                }
+                var path = module.path(layer);
+                if (gates) {
+                  parameters.put(path + ".moe_gate", bank.gate());
+                }
+                parameters.put(path + ".lora_A", bank.loraA());
+                parameters.put(path + ".lora_B", bank.loraB());
+                return bank;
+              },
+              Backends.of(manager, Dtype.F32),
+              dropout);
+      parameters.forEach(
+          (name, tensor) -> {
+            tensor.setRequiresGradient(true);
+            sums.put(tensor, Ops.zeros(manager, Dtype.F32, tensor.getShape().getShape()));
+          });
+    }
+
+    private NDArray random(double mean, double deviation, long... shape) {
+      var values = new float[(int) Ops.shape(shape).size()];
+      for (int i = 0; i < values.length; i++) {
+        values[i] = (float) (mean + random.nextGaussian() * deviation);
+      }
+      return manager.create(values, Ops.shape(shape));
+    }
+
+    @Override
+    public List<Part> of(NDArray parameter) {
+      var sum = sums.get(parameter);
+      if (sum == null) {
+        return List.of();
+      }
+      if (!halves) {
+        return List.of(new Part(sum, -1, 0, 0));
+      }
+      // the first half in its place, the second in a tensor of its own, as for adapters by themselves
+      boolean isB = parameters.entrySet().stream()
+          .anyMatch(entry -> entry.getValue() == parameter && entry.getKey().endsWith("B"));
+      int dim = isB ? 1 : 0;
+      long length = parameter.getShape().get(dim) / 2;
+      var result = new ArrayList<Part>();
+      for (int i = 0; i < 2; i++) {
+        var part = parts.computeIfAbsent(parameter, key -> new NDArray[2]);
+        if (part[i] == null) {
+          var shape = parameter.getShape().getShape().clone();
+          shape[dim] = length;
+          part[i] = Ops.zeros(manager, Dtype.F32, shape);
+        }
+        result.add(new Part(part[i], dim, i * length, length));
+      }
+      return result;
+    }
+
+    final Map<NDArray, NDArray[]> parts = new IdentityHashMap<>();
+
+    float[] gradient(NDArray parameter) {
+      var part = parts.get(parameter);
+      if (part == null) {
+        return sums.get(parameter).toFloatArray();
+      }
+      int dim = part[0].getShape().get(0) == parameter.getShape().get(0) ? 1 : 0;
+      return part[0].concat(part[1], dim).toFloatArray();
+    }
+
+    @Override
+    public void close() {
+      manager.close();
+    }
+  }
+
+  private static Input input(boolean padded, boolean tasks, double... weights) {
+    int[] lengths = padded ? new int[] {5, 9, 1} : new int[] {7, 7, 7};
+    int length = Arrays.stream(lengths).max().getAsInt();
+    var random = new Random(3);
+    var ids = new long[3 * length];
+    var labels = new long[3 * length];
+    var task = new long[3 * length];
+    Arrays.fill(labels, LlamaTraining.IGNORED);
+    Arrays.fill(task, LlamaTraining.IGNORED);
+    for (int row = 0; row < 3; row++) {
+      for (int t = 0; t < lengths[row]; t++) {
+        ids[row * length + t] = random.nextInt(37);
+        if (t + 1 < lengths[row]) {
+          labels[row * length + t] = row == 1 && t < 3 ? LlamaTraining.IGNORED : random.nextInt(37);
+          task[row * length + t] = row;
+        }
+      }
+    }
+    return new Input(ids, lengths, length, labels, tasks ? task : null, weights, 0.3, 11);
+  }
+
+  private static ForwardContext context(boolean dropout) {
+    return ForwardContext.training(new RoutingSettings(2, 1), Flags.AUTO).forTraining(dropout);
+  }
+
+  /** By libtorch: losses of positions, the gates' losses, and the gradients in the tensors. */
+  private static float[][] reference(Model model, Input input, ForwardContext context) {
+    var llama = model.llama;
+    int rows = input.lengths().length;
+    int length = input.length();
+    try (var scope = model.manager.newSubManager();
+        var recording = Ops.recording()) {
+      var ids = scope.create(input.ids(), Ops.shape(rows, length));
+      var pass = llama.wholePass(scope, length, context.withMode(ForwardMode.MASKED));
+      var logits = llama.logits(ids, pass).reshape(rows * length, -1);
+      var label = input.labels().clone();
+      var weight = new float[label.length];
+      for (int i = 0; i < label.length; i++) {
+        boolean none = label[i] == LlamaTraining.IGNORED;
+        var each = input.weights();
+        weight[i] = none ? 0 : (float) (each.length == 1 ? each[0] : each[i / length]);
+        label[i] = none ? 0 : label[i];
+      }
+      var losses =
+          logits
+              .logSoftmax(-1)
+              .gather(scope.create(label).reshape(-1, 1), 1)
+              .reshape(-1)
+              .neg();
+      var loss = losses.mul(scope.create(weight)).sum();
+      var gateLosses = new float[rows * length];
+      if (input.tasks() != null) {
+        var oneHot = new float[rows * length * 3];
+        for (int i = 0; i < rows * length; i++) {
+          if (input.tasks()[i] != LlamaTraining.IGNORED) {
+            oneHot[i * 3 + (int) input.tasks()[i]] = 1;
+          }
+        }
+        var target = scope.create(oneHot, Ops.shape(rows * length, 3));
+        NDArray sum = null;
+        for (var each : pass.gateLogits()) {
+          var one = each.reshape(rows * length, 3).logSoftmax(-1).mul(target).sum(new int[] {1}).neg();
+          sum = sum == null ? one : sum.add(one);
+        }
+        loss = loss.add(Ops.scale(sum.sum(), input.gateWeight()));
+        gateLosses = sum.toFloatArray();
+      }
+      Ops.backward(loss, null);
+      return new float[][] {losses.toFloatArray(), gateLosses};
+    }
+  }
+
+  private static double error(float[] got, float[] expected) {
+    double difference = 0;
+    double size = 1e-12;
+    for (int i = 0; i < got.length; i++) {
+      difference += Math.pow(got[i] - expected[i], 2);
+      size += Math.pow(expected[i], 2);
+    }
+    return Math.sqrt(difference / size);
+  }
+
+  @ParameterizedTest(name = "hidden {0}, {1} heads of {2}, gates {3}, padded {4}, {5}, halves {6}")
+  @CsvSource({
+    "16, 2, 16, true, false, NONE, false",
+    "12, 2, 6, true, true, ALL, false",
+    "16, 2, 16, true, true, AUTO, true",
+    "16, 2, 16, false, true, NONE, true",
+    "12, 3, 4, false, false, ALL, false"
+  })
+  void agreesWithLibtorch(
+      int hidden,
+      int heads,
+      int headDim,
+      boolean gates,
+      boolean padded,
+      Recompute recompute,
+      boolean halves)
+      throws Exception {
+    try (var model = new Model(hidden, heads, headDim, gates, 0, halves && !gates, 5)) {
+      var input = gates ? input(padded, true, 0.7) : input(padded, false, 0.7, 0.2, 1.3);
+      var context =
+          gates
+              ? context(true)
+              : context(true)
+                  .withRouting(new RoutingSettings(1, 1).withRouter(new Router.Fixed(List.of(1, 0, 1))));
+      var training = CudaTraining.of(model.llama, model, recompute, device).orElseThrow();
+      assertThat(training.accepts(context)).isTrue();
+      var result = training.run(input, context, true, layer -> {});
+      var expected = reference(model, input, context);
+      for (int i = 0; i < result.losses().length; i++) {
+        if (input.labels()[i] != LlamaTraining.IGNORED) {
+          assertThat(result.losses()[i]).isCloseTo(expected[0][i], org.assertj.core.data.Offset.offset(2e-4f));
+        }
+      }
+      if (gates) {
+        assertThat(error(result.gateLosses(), expected[1])).isLessThan(1e-4);
+      }
+      var wrong = new ArrayList<String>();
+      model.parameters.forEach(
+          (name, parameter) -> {
+            NDArray gradient = JniUtils.getGradient((PtNDArray) parameter);
+            double error = error(model.gradient(parameter), gradient.toFloatArray());
+            if (!(error < 1e-3)) {
+              wrong.add(name + " " + error);
+            }
+          });
+      assertThat(wrong).isEmpty();
+      // once more: gradients are added, and nothing else is left of a pass
+      training.run(input, context, true, layer -> {});
+      var name = "model.layers.2.mlp.up_proj.lora_B";
+      NDArray once = JniUtils.getGradient((PtNDArray) model.parameters.get(name));
+      assertThat(error(model.gradient(model.parameters.get(name)), once.mul(2).toFloatArray()))
+          .isLessThan(1e-3);
+      var evaluated = training.run(input, context.forTraining(false), false, layer -> {});
+      assertThat(error(evaluated.losses(), result.losses())).isLessThan(1e-6);
+    }
+  }
+}

@@ -1,0 +1,115 @@
+package org.meteora.train.optim;
+
+import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
+import java.lang.foreign.Arena;
+import java.util.List;
+import java.util.Optional;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/** The optimiser's work on a GPU, one launch each. */
+final class DeviceKernels {
+  private static final Stream LIBTORCH = Stream.of(0);
+
+  private final Cuda cuda;
+  private final TrainingKernels kernels;
+  private final NDArray sums;
+
+  private DeviceKernels(Cuda cuda, Dtype dtype, NDManager manager) {
+    this.cuda = cuda;
+    cuda.makeCurrent();
+    kernels = TrainingKernels.of(cuda, dtype, 1, 1, LIBTORCH);
+    sums = Ops.empty(manager, Dtype.F64, TrainingKernels.SQUARES_BLOCKS);
+  }
+
+  /**
+   * Empty on a CPU, and where kernels cannot be compiled.
+   *
+   * @param dtype of the model's tensors
+   * @param manager gives the device, and owns scratch
+   */
+  static Optional<DeviceKernels> of(Dtype dtype, NDManager manager) {
+    if (!manager.getDevice().isGpu() || dtype == Dtype.F64) {
+      return Optional.empty();
+    }
+    try {
+      var cuda = Cuda.device(manager.getDevice().getDeviceId());
+      return Optional.of(new DeviceKernels(cuda, dtype, manager));
+    } catch (UserException e) {
+      return Optional.empty();
+    }
+  }
+
+  /**
+   * A copy of float32 values into a matrix of the model's dtype.
+   *
+   * @param from row-major
+   * @param to one or two dimensions, with any strides
+   */
+  record Copy(NDArray from, NDArray to) {}
+
+  /** Copies whose addresses are on the device. */
+  record Copies(NDArray table, int count, long largest) {}
+
+  /** Makes copies ready that are made again and again. */
+  Copies prepare(List<Copy> copies, NDManager manager) {
+    cuda.makeCurrent();
+    try (var arena = Arena.ofConfined()) {
+      var host = arena.allocate(32L * copies.size(), 16);
+      long largest = 0;
+      for (int i = 0; i < copies.size(); i++) {
+        var shape = copies.get(i).to().getShape();
+        var strides = Ops.strides(copies.get(i).to());
+        boolean flat = shape.dimension() == 1;
+        host.set(JAVA_LONG, 32L * i, Ops.dataPointer(copies.get(i).from()));
+        host.set(JAVA_LONG, 32L * i + 8, Ops.dataPointer(copies.get(i).to()));
+        host.set(JAVA_INT, 32L * i + 16, flat ? 1 : (int) shape.get(0));
+        host.set(JAVA_INT, 32L * i + 20, (int) shape.get(flat ? 0 : 1));
+        host.set(JAVA_INT, 32L * i + 24, flat ? 0 : (int) strides[0]);
+        host.set(JAVA_INT, 32L * i + 28, (int) strides[flat ? 0 : 1]);
+        largest = Math.max(largest, shape.size());
+      }
+      var table = Ops.empty(manager, Dtype.U8, host.byteSize());
+      cuda.toDevice(Ops.dataPointer(table), host, host.byteSize(), LIBTORCH);
+      return new Copies(table, copies.size(), largest);
+    }
+  }
+
+  /** Makes them. */
+  void run(Copies copies) {
+    cuda.makeCurrent();
+    kernels.publish(Ops.dataPointer(copies.table()), copies.count(), copies.largest());
+  }
+
+  /** The L2 norm of float32 numbers. */
+  double norm(NDArray values, long from, long to) {
+    cuda.makeCurrent();
+    long address = Ops.dataPointer(sums);
+    kernels.squares(Ops.dataPointer(values) + from * Float.BYTES, address, to - from);
+    try (var arena = Arena.ofConfined()) {
+      var host = arena.allocate(8L * TrainingKernels.SQUARES_BLOCKS, 16);
+      cuda.toHost(host, address, host.byteSize(), LIBTORCH);
+      LIBTORCH.synchronize();
+      double sum = 0;
+      for (int i = 0; i < TrainingKernels.SQUARES_BLOCKS; i++) {
+        sum += host.getAtIndex(JAVA_DOUBLE, i);
+      }
+      return Math.sqrt(sum);
+    }
+  }
+
+  /** As {@link TrainingKernels#adamW}. */
+  TrainingKernels kernels() {
+    cuda.makeCurrent();
+    return kernels;
+  }
+}
