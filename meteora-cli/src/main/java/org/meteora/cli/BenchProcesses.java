@@ -84,8 +84,7 @@ final class BenchProcesses {
 
     /** Median milliseconds of a step of so many processes. */
     double steps(FlatParameters parameters, Collective collective) {
-      var learner =
-          LlamaLearner.of(llama, context, Recompute.ALL, options.adapters, parameters);
+      var learner = LlamaLearner.of(llama, context, Recompute.ALL, options.adapters, parameters);
       try (var optimizer = new AdamW(parameters, 0)) {
         IntConsumer done = collective.size() > 1 ? parameters::reduceLayer : layer -> {};
         return median(

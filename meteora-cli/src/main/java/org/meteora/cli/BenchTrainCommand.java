@@ -180,8 +180,7 @@ final class BenchTrainCommand implements Callable<Integer> {
       bandwidth = options.readRate();
     }
     var cuda = Cuda.device(Devices.parse(options.deviceName()).getDeviceId());
-    var parts =
-        new BenchTrainParts(options, config, batch, tokens, dropout > 0, rate, bandwidth);
+    var parts = new BenchTrainParts(options, config, batch, tokens, dropout > 0, rate, bandwidth);
     try (var manager = options.manager()) {
       var model =
           RandomLlama.create(
@@ -197,8 +196,7 @@ final class BenchTrainCommand implements Callable<Integer> {
           var optimizer = new AdamW(parameters, 0)) {
         double first = 0;
         for (var recompute : List.of(Recompute.ALL, Recompute.AUTO)) {
-          var learner =
-              LlamaLearner.of(model, context, recompute, options.adapters, parameters);
+          var learner = LlamaLearner.of(model, context, recompute, options.adapters, parameters);
           var name = recompute == Recompute.ALL ? "every layer recomputed" : "recomputed as needed";
           double ms = options.median(() -> step(learner, samples, parameters, optimizer));
           first = first == 0 ? ms : first;

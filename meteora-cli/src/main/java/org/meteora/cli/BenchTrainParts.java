@@ -14,7 +14,9 @@ import org.meteora.model.LlamaTraining.Part;
 import org.meteora.model.LlamaTraining.Watch;
 import org.meteora.nn.Projection;
 
-/** Where a whole training step's time goes on a GPU, part by part, beside what each needs at least. */
+/**
+ * Where a whole training step's time goes on a GPU, part by part, beside what each needs at least.
+ */
 final class BenchTrainParts {
   private static final Stream LIBTORCH = Stream.of(0);
 
@@ -167,7 +169,8 @@ final class BenchTrainParts {
     double heads = (config.numAttentionHeads() + config.numKeyValueHeads()) * config.headDim();
     double dropped = drops ? 3 * hidden + hidden + inner : 0;
     // norm, rotation, sum and norm, activation, sum
-    return tokens * options.dtype().bytes()
+    return tokens
+        * options.dtype().bytes()
         * (2 * hidden + 2 * heads + 4 * hidden + 3 * inner + 3 * hidden + dropped);
   }
 
@@ -177,7 +180,8 @@ final class BenchTrainParts {
     double heads = (config.numAttentionHeads() + 2 * config.numKeyValueHeads()) * config.headDim();
     double dropped = drops ? 2 * (3 * hidden + inner) + 2 * hidden : 0;
     // activation again and its gradients, two norms again and their gradients, rotation
-    return tokens * options.dtype().bytes()
+    return tokens
+        * options.dtype().bytes()
         * (3 * inner + 5 * inner + 2 * 2 * hidden + 2 * 4 * hidden + 2 * heads + dropped);
   }
 }

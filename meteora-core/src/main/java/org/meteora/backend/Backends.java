@@ -10,12 +10,14 @@ import java.util.function.IntFunction;
 import org.meteora.backend.cpu.CpuBackend;
 import org.meteora.backend.cuda.CudaBackend;
 import org.meteora.backend.cuda.CudaDecoding;
+import org.meteora.backend.cuda.CudaOptimizer;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.kernel.KernelSupport;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.ModelSession;
 import org.meteora.model.Backend;
 import org.meteora.model.Llama;
+import org.meteora.model.OptimizerKernels;
 import org.meteora.moe.Flags;
 import org.meteora.tensor.Dtype;
 import org.slf4j.Logger;
@@ -99,6 +101,17 @@ public final class Backends {
       // not Linux, or no driver to ask
     }
     return 0;
+  }
+
+  /**
+   * Kernels of an optimiser for parameters in this manager's device memory; empty where there are
+   * none.
+   *
+   * @param manager owns what they need
+   * @param dtype of the model's tensors
+   */
+  public static Optional<OptimizerKernels> optimizer(NDManager manager, Dtype dtype) {
+    return CudaOptimizer.of(dtype, manager);
   }
 
   /** What runs a model's decode steps. */

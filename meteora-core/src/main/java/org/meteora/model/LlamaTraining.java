@@ -49,7 +49,8 @@ public interface LlamaTraining extends AutoCloseable {
    * @param losses cross-entropies of the labels, 0 where there is none
    * @param gateLosses sums of all gates' cross-entropies
    * @param right how many gates have the right adapter first
-   * @param dominating the adapter with the most weight over all gates; −1 where no task is asked for
+   * @param dominating the adapter with the most weight over all gates; −1 where no task is asked
+   *     for
    * @param gates how many there are; 0: the last three are empty
    */
   record Result(float[] losses, float[] gateLosses, float[] right, int[] dominating, long gates) {}

@@ -275,8 +275,7 @@ final class StableAbi {
   }
 
   /** A tensor over memory of the manager's device that is someone else's. */
-  static NDArray view(
-      NDManager manager, long address, long[] shape, long[] strides, Dtype dtype) {
+  static NDArray view(NDManager manager, long address, long[] shape, long[] strides, Dtype dtype) {
     var device = manager.getDevice();
     int type = device.isGpu() ? 1 : 0;
     int index = device.isGpu() ? device.getDeviceId() : 0;
@@ -293,15 +292,7 @@ final class StableAbi {
       check(
           (int)
               FROM_BLOB.invokeExact(
-                  data,
-                  (long) shape.length,
-                  sizes,
-                  strides,
-                  0L,
-                  scalarType,
-                  device,
-                  index,
-                  result),
+                  data, (long) shape.length, sizes, strides, 0L, scalarType, device, index, result),
           "create_tensor_from_blob");
       return result.get(JAVA_LONG, 0);
     } catch (RuntimeException | Error e) {

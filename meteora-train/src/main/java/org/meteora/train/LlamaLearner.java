@@ -99,11 +99,7 @@ public final class LlamaLearner implements Learner {
    * @param gradients where the gradients go, unless they are left in the tensors
    */
   public static LlamaLearner of(
-      Llama llama,
-      ForwardContext context,
-      Recompute recompute,
-      int adapters,
-      Gradients gradients) {
+      Llama llama, ForwardContext context, Recompute recompute, int adapters, Gradients gradients) {
     return new LlamaLearner(
         llama,
         context,
@@ -202,8 +198,7 @@ public final class LlamaLearner implements Learner {
         gated ? gates.dominated() : new float[rows]);
   }
 
-  private LlamaTraining.Input input(
-      Batch batch, double[] weights, double gateWeight, long seed) {
+  private LlamaTraining.Input input(Batch batch, double[] weights, double gateWeight, long seed) {
     return new LlamaTraining.Input(
         batch.ids(),
         batch.samples().stream().mapToInt(TrainingSample::length).toArray(),

@@ -9,9 +9,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.stream.Collectors;
 import org.junit.jupiter.api.Test;
-import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.UserException;
 import org.meteora.data.config.MeteoraConfig;
+import org.meteora.model.LlamaTraining.Recompute;
 
 class TrainConfigTest {
   @Test

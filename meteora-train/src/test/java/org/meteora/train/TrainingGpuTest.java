@@ -97,8 +97,7 @@ class TrainingGpuTest {
     try (var model = Fixtures.meteoraOnGpu("bf16");
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
-      var learner =
-          LlamaLearner.of(model.llama(), model.context(), Recompute.AUTO, 4, parameters);
+      var learner = LlamaLearner.of(model.llama(), model.context(), Recompute.AUTO, 4, parameters);
       var losses = new ArrayList<Double>();
       for (int i = 0; i < 12; i++) {
         losses.add(step(learner, parameters, optimizer, samples));
@@ -130,8 +129,7 @@ class TrainingGpuTest {
     try (var model = Fixtures.meteoraOnGpu("bf16");
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
-      var learner =
-          LlamaLearner.of(model.llama(), model.context(), Recompute.AUTO, 4, parameters);
+      var learner = LlamaLearner.of(model.llama(), model.context(), Recompute.AUTO, 4, parameters);
       long used = 0;
       for (int i = 0; i < 200; i++) {
         step(learner, parameters, optimizer, samples.subList(0, 1 + i % samples.size()));
@@ -153,8 +151,7 @@ class TrainingGpuTest {
     for (var recompute : List.of(Recompute.ALL, Recompute.NONE)) {
       try (var model = Fixtures.meteoraOnGpu("f32", 0.3);
           var parameters = new FlatParameters(model.llama().manager(), model.parameters(false))) {
-        var learner =
-            LlamaLearner.of(model.llama(), model.context(), recompute, 4, parameters);
+        var learner = LlamaLearner.of(model.llama(), model.context(), recompute, 4, parameters);
         learn(learner, parameters, samples);
         all.add(parameters.gradients().toFloatArray());
       }

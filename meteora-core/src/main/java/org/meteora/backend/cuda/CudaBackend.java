@@ -92,7 +92,8 @@ public final class CudaBackend implements Backend {
   public Optional<LlamaTraining> training(
       Llama llama, Gradients gradients, LlamaTraining.Recompute recompute) {
     try {
-      return CudaTraining.of(llama, gradients, recompute, TrainingDevice.of(cuda, dtype, llama.manager()));
+      return CudaTraining.of(
+          llama, gradients, recompute, TrainingDevice.of(cuda, dtype, llama.manager()));
     } catch (UserException e) {
       CudaForward.LOG.info("training by libtorch's operations alone: {}", e.getMessage());
       return Optional.empty();

@@ -144,7 +144,8 @@ final class CudaTraining implements LlamaTraining {
         && context.listener().isEmpty()
         && context.tape().isEmpty()
         && switch (context.routing().router()) {
-          case Router.Gates gated -> adapters <= 1 && gates == 0 || gates > 0 && topK(context) <= MAX_TOP_K;
+          case Router.Gates gated ->
+              adapters <= 1 && gates == 0 || gates > 0 && topK(context) <= MAX_TOP_K;
           case Router.Fixed fixed ->
               fixed.topK() == 1
                   && fixed.weights().stream().allMatch(weight -> weight == 1)
@@ -189,11 +190,7 @@ final class CudaTraining implements LlamaTraining {
     long again;
 
     /** Where things go in the workspace that begins at {@code region}. */
-    Plan(
-        TrainingMemory.Region region,
-        Numbers numbers,
-        boolean gradients,
-        boolean drops) {
+    Plan(TrainingMemory.Region region, Numbers numbers, boolean gradients, boolean drops) {
       this.rows = numbers.rows;
       this.length = numbers.length;
       this.tokens = numbers.tokens;
@@ -220,14 +217,7 @@ final class CudaTraining implements LlamaTraining {
       long wide = (long) tokens * hidden * bytes;
       scratch =
           TrainingMemory.Scratch.of(
-              region,
-              device,
-              llama.config(),
-              dtype,
-              layers,
-              tokens,
-              (long) rows * length,
-              drops);
+              region, device, llama.config(), dtype, layers, tokens, (long) rows * length, drops);
       inputs = new long[layers.size() + 1];
       if (gradients) {
         long before = region.take(wide);
@@ -321,8 +311,7 @@ final class CudaTraining implements LlamaTraining {
   }
 
   @Override
-  public Result run(
-      Input input, ForwardContext context, boolean gradients, IntConsumer done) {
+  public Result run(Input input, ForwardContext context, boolean gradients, IntConsumer done) {
     device.makeCurrent();
     try (var arena = Arena.ofConfined();
         var scope = manager.newSubManager()) {
@@ -532,17 +521,14 @@ final class CudaTraining implements LlamaTraining {
   /** The vocabulary's loss; with gradients, that of the last layer's output. */
   private void loss(TrainingLayer.Pass pass, Plan plan) {
     watching.begin(Part.LOSS);
-    llama
-        .frozen()
-        .use(FrozenWeights.HEAD, plan.gradients ? layers.size() - 1 : FrozenWeights.NONE);
+    llama.frozen().use(FrozenWeights.HEAD, plan.gradients ? layers.size() - 1 : FrozenWeights.NONE);
     var kernels = pass.kernels();
     int hidden = llama.config().hiddenSize();
     int vocab = llama.config().vocabSize();
     int bytes = dtype.bytes();
     long last = plan.inputs[layers.size()];
     kernels.norm(plan.tokens, norm, last, 0, 0, plan.scratch.normed(), 0, Dropout.NONE);
-    kernels.rows(
-        plan.labelled, hidden, plan.scratch.normed(), plan.compact, plan.labelAt, false);
+    kernels.rows(plan.labelled, hidden, plan.scratch.normed(), plan.compact, plan.labelAt, false);
     var head = new Matrix(Ops.dataPointer(llama.head()), hidden);
     for (int from = 0; from < plan.labelled; from += plan.chunk) {
       int count = Math.min(plan.chunk, plan.labelled - from);
@@ -608,8 +594,7 @@ final class CudaTraining implements LlamaTraining {
       }
       var each = attended[i];
       attended[i] = null;
-      layer.backward(
-          silent, i, plan.inputs[i], here, each, plan.scratch, plan.slope, i > first);
+      layer.backward(silent, i, plan.inputs[i], here, each, plan.scratch, plan.slope, i > first);
       done.accept(i);
     }
   }
@@ -667,8 +652,7 @@ final class CudaTraining implements LlamaTraining {
     var labels = new long[rows * length];
     Arrays.fill(labels, IGNORED);
     var input =
-        new Input(
-            new long[rows * length], lengths, length, labels, null, new double[] {1}, 0, 1);
+        new Input(new long[rows * length], lengths, length, labels, null, new double[] {1}, 0, 1);
     try (var arena = Arena.ofConfined();
         var scope = manager.newSubManager()) {
       var numbers = new Numbers(input, context.routing().router(), arena);
@@ -696,18 +680,15 @@ final class CudaTraining implements LlamaTraining {
               0,
               TrainingKernels.Counts.NONE,
               scope);
-      var result =
-          Ops.empty(hidden.getManager(), dtype, shape.getShape());
+      var result = Ops.empty(hidden.getManager(), dtype, shape.getShape());
       Ops.copy(result, gradient);
       long x = Ops.dataPointer(hidden);
       var each = layers.get(layer);
       var again = again(plan, layer);
       watching.phase(Watching.Phase.FORWARD);
-      var attended =
-          each.forward(pass, layer, x, again, plan.scratch, plan.inputs[0], true);
+      var attended = each.forward(pass, layer, x, again, plan.scratch, plan.inputs[0], true);
       watching.phase(Watching.Phase.BACKWARD);
-      each.backward(
-          pass, layer, x, again, attended, plan.scratch, Ops.dataPointer(result), true);
+      each.backward(pass, layer, x, again, attended, plan.scratch, Ops.dataPointer(result), true);
       return result;
     }
   }

@@ -166,8 +166,7 @@ final class TrainingGroup {
   /** Whether this class can train these: one dtype, row-major, gates for all or for none. */
   static boolean fits(List<GatedLinear> linears) {
     var adapted = linears.stream().filter(TrainingGroup::hasAdapters).toList();
-    return linears.stream()
-            .allMatch(linear -> linear.bank() == null || hasAdapters(linear))
+    return linears.stream().allMatch(linear -> linear.bank() == null || hasAdapters(linear))
         && linears.stream().allMatch(linear -> Ops.isRowMajor(linear.weight()))
         && adapted.stream().allMatch(linear -> isPlain(linear, Ops.dtype(linear.weight())))
         && adapted.stream().map(linear -> linear.bank().size()).distinct().count() <= 1
@@ -294,7 +293,11 @@ final class TrainingGroup {
    * @param gated whether gates choose
    */
   record Pass(
-      int tokens, TrainingKernels kernels, boolean gated, TrainingKernels.Tasks tasks, Watching watch) {}
+      int tokens,
+      TrainingKernels kernels,
+      boolean gated,
+      TrainingKernels.Tasks tasks,
+      Watching watch) {}
 
   /**
    * z and logits.
@@ -339,7 +342,8 @@ final class TrainingGroup {
    * @param c scratch {@code (tokens, ranks)}
    * @param outputs {@code (tokens, out)} each; written
    */
-  void products(Pass pass, long x, long rows, long c, long[] outputs, TrainingKernels.Counts counts) {
+  void products(
+      Pass pass, long x, long rows, long c, long[] outputs, TrainingKernels.Counts counts) {
     int tokens = pass.tokens();
     if (stride > 0) {
       pass.watch().adapters(true);

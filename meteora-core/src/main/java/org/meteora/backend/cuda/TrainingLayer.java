@@ -95,15 +95,7 @@ final class TrainingLayer {
 
     Pass withoutCounts() {
       return new Pass(
-          group,
-          rows,
-          seq,
-          slots,
-          angles,
-          dropout,
-          gateWeight,
-          TrainingKernels.Counts.NONE,
-          scope);
+          group, rows, seq, slots, angles, dropout, gateWeight, TrainingKernels.Counts.NONE, scope);
     }
   }
 
@@ -111,7 +103,8 @@ final class TrainingLayer {
     if (pass.dropout().probability() == 0 || !group(input).hasAdapters()) {
       return Dropout.NONE;
     }
-    long z = pass.dropout().seed() + ((long) layer * INPUTS + input.ordinal()) * 0xD1342543DE82EF95L;
+    long z =
+        pass.dropout().seed() + ((long) layer * INPUTS + input.ordinal()) * 0xD1342543DE82EF95L;
     z = (z ^ (z >>> 32)) * 0xDABA0B6EB09322E3L;
     return new Dropout(z ^ (z >>> 29), pass.dropout().probability());
   }
@@ -166,7 +159,13 @@ final class TrainingLayer {
    * @param record whether attention is to be recorded
    */
   Attended forward(
-      Pass pass, int layer, long x, Kept kept, TrainingMemory.Scratch s, long output, boolean record) {
+      Pass pass,
+      int layer,
+      long x,
+      Kept kept,
+      TrainingMemory.Scratch s,
+      long output,
+      boolean record) {
     int tokens = pass.tokens();
     var kernels = pass.kernels();
     var group = pass.group();
@@ -175,7 +174,13 @@ final class TrainingLayer {
     var dropout = dropout(pass, layer, Projection.Input.ATTENTION);
     long dropped = where(dropout, s.dropped());
     kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
-    project(pass, Projection.Input.ATTENTION, s.normed(), dropped, kept, s,
+    project(
+        pass,
+        Projection.Input.ATTENTION,
+        s.normed(),
+        dropped,
+        kept,
+        s,
         s.flat(pass.slots() != 0, kept));
 
     watch.between();
@@ -195,8 +200,7 @@ final class TrainingLayer {
     watch.between();
     dropout = dropout(pass, layer, Projection.Input.MLP);
     dropped = where(dropout, s.dropped());
-    kernels.norm(
-        tokens, postAttentionNorm, x, s.sum(), kept.h(), s.normed(), dropped, dropout);
+    kernels.norm(tokens, postAttentionNorm, x, s.sum(), kept.h(), s.normed(), dropped, dropout);
     project(pass, Projection.Input.MLP, s.normed(), dropped, kept, s, kept.gate(), kept.up());
 
     watch.between();

@@ -106,8 +106,7 @@ public final class Cublas implements AutoCloseable {
 
   private static void check(String what, int code, Object... numbers) {
     if (code != 0) {
-      throw new UserException(
-          "cuBLAS: " + what.formatted(numbers) + " failed with status " + code);
+      throw new UserException("cuBLAS: " + what.formatted(numbers) + " failed with status " + code);
     }
   }
 

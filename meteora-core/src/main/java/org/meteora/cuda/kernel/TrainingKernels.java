@@ -174,8 +174,7 @@ public final class TrainingKernels {
       @Count(MAX_LINEARS) List<TrainingLinear> linear) {}
 
   /** Mirrors the struct of this name in {@code training.cuh}. */
-  record TrainingRows(
-      long from, long to, long index, long rows, int columns, boolean scatter) {}
+  record TrainingRows(long from, long to, long index, long rows, int columns, boolean scatter) {}
 
   /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingVocabularyLoss(
@@ -216,10 +215,10 @@ public final class TrainingKernels {
   }
 
   /** Kernels for f32, f16 or bf16 on a stream of a GPU. */
-  public static TrainingKernels of(
-      Cuda cuda, Dtype dtype, int topK, int adapters, Stream stream) {
+  public static TrainingKernels of(Cuda cuda, Dtype dtype, int topK, int adapters, Stream stream) {
     var kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, adapters));
-    return new TrainingKernels((name, shape, argument) -> kernels.run(name, shape, argument, stream));
+    return new TrainingKernels(
+        (name, shape, argument) -> kernels.run(name, shape, argument, stream));
   }
 
   private void rows(KernelName kernel, long rows, Record argument) {
@@ -331,19 +330,12 @@ public final class TrainingKernels {
 
   /** gate and up become their gradients. */
   public void siluBackward(
-      long rows,
-      int columns,
-      long gate,
-      long up,
-      long slope,
-      long droppedSlope,
-      Dropout dropout) {
+      long rows, int columns, long gate, long up, long slope, long droppedSlope, Dropout dropout) {
     eights(
         KernelName.TRAINING_SILU_BACKWARD,
         rows,
         columns,
-        new TrainingSiluBackward(
-            gate, up, slope, droppedSlope, dropout.struct(), rows, columns));
+        new TrainingSiluBackward(gate, up, slope, droppedSlope, dropout.struct(), rows, columns));
   }
 
   /**

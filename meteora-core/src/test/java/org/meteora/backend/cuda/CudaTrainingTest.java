@@ -3,9 +3,7 @@ package org.meteora.backend.cuda;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import ai.djl.ndarray.NDArray;
-import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.DataType;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.nio.file.Path;
@@ -18,12 +16,10 @@ import java.util.Map;
 import java.util.Random;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeAll;
-import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.backend.Backends;
-import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
@@ -44,8 +40,8 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
- * The GPU's training passes on a CPU, by the kernels' own source, beside libtorch's gradients of the
- * formula: losses, gradients of all parameters, with padding, recomputation and dropout.
+ * The GPU's training passes on a CPU, by the kernels' own source, beside libtorch's gradients of
+ * the formula: losses, gradients of all parameters, with padding, recomputation and dropout.
  */
 class CudaTrainingTest {
   @TempDir static Path folder;
@@ -67,7 +63,8 @@ class CudaTrainingTest {
     final Llama llama;
     final boolean halves;
 
-    Model(int hidden, int heads, int headDim, boolean gates, double dropout, boolean halves, int seed)
+    Model(
+        int hidden, int heads, int headDim, boolean gates, double dropout, boolean halves, int seed)
         throws Exception {
       this.halves = halves;
       random = new Random(seed);
@@ -76,7 +73,8 @@ class CudaTrainingTest {
               """
               {"vocab_size": 37, "hidden_size": %d, "intermediate_size": 22, "num_hidden_layers": 3,
                "num_attention_heads": %d, "num_key_value_heads": 1, "head_dim": %d,
-               "attention_bias": true}"""
+               "attention_bias": true}\
+              """
                   .formatted(hidden, heads, headDim));
       var config = LlamaConfig.parse(json, "test");
       int[] ranks = gates ? new int[] {2, 3, 1} : new int[] {2, 2};
@@ -140,9 +138,11 @@ class CudaTrainingTest {
       if (!halves) {
         return List.of(new Part(sum, -1, 0, 0));
       }
-      // the first half in its place, the second in a tensor of its own, as for adapters by themselves
-      boolean isB = parameters.entrySet().stream()
-          .anyMatch(entry -> entry.getValue() == parameter && entry.getKey().endsWith("B"));
+      // the first half in its place, the second in a tensor of its own, as for adapters by
+      // themselves
+      boolean isB =
+          parameters.entrySet().stream()
+              .anyMatch(entry -> entry.getValue() == parameter && entry.getKey().endsWith("B"));
       int dim = isB ? 1 : 0;
       long length = parameter.getShape().get(dim) / 2;
       var result = new ArrayList<Part>();
@@ -219,11 +219,7 @@ class CudaTrainingTest {
         label[i] = none ? 0 : label[i];
       }
       var losses =
-          logits
-              .logSoftmax(-1)
-              .gather(scope.create(label).reshape(-1, 1), 1)
-              .reshape(-1)
-              .neg();
+          logits.logSoftmax(-1).gather(scope.create(label).reshape(-1, 1), 1).reshape(-1).neg();
       var loss = losses.mul(scope.create(weight)).sum();
       var gateLosses = new float[rows * length];
       if (input.tasks() != null) {
@@ -236,7 +232,8 @@ class CudaTrainingTest {
         var target = scope.create(oneHot, Ops.shape(rows * length, 3));
         NDArray sum = null;
         for (var each : pass.gateLogits()) {
-          var one = each.reshape(rows * length, 3).logSoftmax(-1).mul(target).sum(new int[] {1}).neg();
+          var one =
+              each.reshape(rows * length, 3).logSoftmax(-1).mul(target).sum(new int[] {1}).neg();
           sum = sum == null ? one : sum.add(one);
         }
         loss = loss.add(Ops.scale(sum.sum(), input.gateWeight()));
@@ -280,14 +277,16 @@ class CudaTrainingTest {
           gates
               ? context(true)
               : context(true)
-                  .withRouting(new RoutingSettings(1, 1).withRouter(new Router.Fixed(List.of(1, 0, 1))));
+                  .withRouting(
+                      new RoutingSettings(1, 1).withRouter(new Router.Fixed(List.of(1, 0, 1))));
       var training = CudaTraining.of(model.llama, model, recompute, device).orElseThrow();
       assertThat(training.accepts(context)).isTrue();
       var result = training.run(input, context, true, layer -> {});
       var expected = reference(model, input, context);
       for (int i = 0; i < result.losses().length; i++) {
         if (input.labels()[i] != LlamaTraining.IGNORED) {
-          assertThat(result.losses()[i]).isCloseTo(expected[0][i], org.assertj.core.data.Offset.offset(2e-4f));
+          assertThat(result.losses()[i])
+              .isCloseTo(expected[0][i], org.assertj.core.data.Offset.offset(2e-4f));
         }
       }
       if (gates) {

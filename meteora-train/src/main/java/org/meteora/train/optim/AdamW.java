@@ -7,6 +7,7 @@ import ai.djl.ndarray.NDManager;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.List;
+import org.meteora.model.OptimizerKernels;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -143,24 +144,24 @@ public final class AdamW implements AutoCloseable {
     double bias2 = 1 - Math.pow(BETA2, steps);
     double rate = part.rate();
     if (parameters.kernels().isPresent()) {
-      long at = part.from() * Float.BYTES;
       parameters
           .kernels()
           .get()
-          .kernels()
           .adamW(
-              Ops.dataPointer(parameters.masters()) + at,
-              Ops.dataPointer(parameters.gradientSlice()) + at,
-              Ops.dataPointer(mean) + at,
-              Ops.dataPointer(variance) + at,
-              part.to() - part.from(),
-              part.gradientScale(),
-              1 - rate * weightDecay,
-              rate / bias1,
-              Math.sqrt(bias2),
-              BETA1,
-              BETA2,
-              EPSILON);
+              parameters.masters(),
+              parameters.gradientSlice(),
+              mean,
+              variance,
+              part.from(),
+              part.to(),
+              new OptimizerKernels.Step(
+                  part.gradientScale(),
+                  1 - rate * weightDecay,
+                  rate / bias1,
+                  Math.sqrt(bias2),
+                  BETA1,
+                  BETA2,
+                  EPSILON));
       return;
     }
     for (long at = part.from(); at < part.to(); at += PIECE) {

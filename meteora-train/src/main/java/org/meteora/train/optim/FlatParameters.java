@@ -12,7 +12,9 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import org.meteora.backend.Backends;
 import org.meteora.model.Gradients;
+import org.meteora.model.OptimizerKernels;
 import org.meteora.parallel.Collective;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -77,8 +79,8 @@ public final class FlatParameters implements AutoCloseable, Gradients {
 
   private final NDArray masters;
   private final NDArray gradientSlice;
-  private final Optional<DeviceKernels> kernels;
-  private DeviceKernels.Copies copies;
+  private final Optional<OptimizerKernels> kernels;
+  private OptimizerKernels.Copies copies;
 
   /** Those whose sums over all processes have been begun since the gradients were cleared. */
   private final Set<Entry> reducing = Collections.newSetFromMap(new IdentityHashMap<>());
@@ -157,7 +159,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     kernels =
         dtypes.size() == 1
                 && targets.values().stream().allMatch(it -> it.getShape().dimension() <= 2)
-            ? DeviceKernels.of(dtypes.getFirst(), manager)
+            ? Backends.optimizer(manager, dtypes.getFirst())
             : Optional.empty();
     gradientSlice = view(gradients, collective.rank() * part, part);
     var slice = view(whole, collective.rank() * part, part);
@@ -407,11 +409,11 @@ public final class FlatParameters implements AutoCloseable, Gradients {
                 .get()
                 .prepare(
                     entries.values().stream()
-                        .map(entry -> new DeviceKernels.Copy(entry.value(), entry.target()))
+                        .map(entry -> new OptimizerKernels.Copy(entry.value(), entry.target()))
                         .toList(),
                     manager);
       }
-      kernels.get().run(copies);
+      copies.run();
       return;
     }
     for (var entry : entries.values()) {
@@ -422,7 +424,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   }
 
   /** The optimiser's kernels, on a GPU. */
-  Optional<DeviceKernels> kernels() {
+  Optional<OptimizerKernels> kernels() {
     return kernels;
   }
 

@@ -1,4 +1,4 @@
-package org.meteora.train.optim;
+package org.meteora.backend.cuda;
 
 import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
@@ -13,18 +13,19 @@ import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.model.OptimizerKernels;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /** The optimiser's work on a GPU, one launch each. */
-final class DeviceKernels {
+public final class CudaOptimizer implements OptimizerKernels {
   private static final Stream LIBTORCH = Stream.of(0);
 
   private final Cuda cuda;
   private final TrainingKernels kernels;
   private final NDArray sums;
 
-  private DeviceKernels(Cuda cuda, Dtype dtype, NDManager manager) {
+  private CudaOptimizer(Cuda cuda, Dtype dtype, NDManager manager) {
     this.cuda = cuda;
     cuda.makeCurrent();
     kernels = TrainingKernels.of(cuda, dtype, 1, 1, LIBTORCH);
@@ -37,31 +38,20 @@ final class DeviceKernels {
    * @param dtype of the model's tensors
    * @param manager gives the device, and owns scratch
    */
-  static Optional<DeviceKernels> of(Dtype dtype, NDManager manager) {
+  public static Optional<OptimizerKernels> of(Dtype dtype, NDManager manager) {
     if (!manager.getDevice().isGpu() || dtype == Dtype.F64) {
       return Optional.empty();
     }
     try {
       var cuda = Cuda.device(manager.getDevice().getDeviceId());
-      return Optional.of(new DeviceKernels(cuda, dtype, manager));
+      return Optional.of(new CudaOptimizer(cuda, dtype, manager));
     } catch (UserException e) {
       return Optional.empty();
     }
   }
 
-  /**
-   * A copy of float32 values into a matrix of the model's dtype.
-   *
-   * @param from row-major
-   * @param to one or two dimensions, with any strides
-   */
-  record Copy(NDArray from, NDArray to) {}
-
-  /** Copies whose addresses are on the device. */
-  record Copies(NDArray table, int count, long largest) {}
-
-  /** Makes copies ready that are made again and again. */
-  Copies prepare(List<Copy> copies, NDManager manager) {
+  @Override
+  public Copies prepare(List<Copy> copies, NDManager owner) {
     cuda.makeCurrent();
     try (var arena = Arena.ofConfined()) {
       var host = arena.allocate(32L * copies.size(), 16);
@@ -78,20 +68,18 @@ final class DeviceKernels {
         host.set(JAVA_INT, 32L * i + 28, (int) strides[flat ? 0 : 1]);
         largest = Math.max(largest, shape.size());
       }
-      var table = Ops.empty(manager, Dtype.U8, host.byteSize());
+      var table = Ops.empty(owner, Dtype.U8, host.byteSize());
       cuda.toDevice(Ops.dataPointer(table), host, host.byteSize(), LIBTORCH);
-      return new Copies(table, copies.size(), largest);
+      long count = largest;
+      return () -> {
+        cuda.makeCurrent();
+        kernels.publish(Ops.dataPointer(table), copies.size(), count);
+      };
     }
   }
 
-  /** Makes them. */
-  void run(Copies copies) {
-    cuda.makeCurrent();
-    kernels.publish(Ops.dataPointer(copies.table()), copies.count(), copies.largest());
-  }
-
-  /** The L2 norm of float32 numbers. */
-  double norm(NDArray values, long from, long to) {
+  @Override
+  public double norm(NDArray values, long from, long to) {
     cuda.makeCurrent();
     long address = Ops.dataPointer(sums);
     kernels.squares(Ops.dataPointer(values) + from * Float.BYTES, address, to - from);
@@ -107,9 +95,29 @@ final class DeviceKernels {
     }
   }
 
-  /** As {@link TrainingKernels#adamW}. */
-  TrainingKernels kernels() {
+  @Override
+  public void adamW(
+      NDArray values,
+      NDArray gradients,
+      NDArray means,
+      NDArray variances,
+      long from,
+      long to,
+      Step step) {
     cuda.makeCurrent();
-    return kernels;
+    long at = from * Float.BYTES;
+    kernels.adamW(
+        Ops.dataPointer(values) + at,
+        Ops.dataPointer(gradients) + at,
+        Ops.dataPointer(means) + at,
+        Ops.dataPointer(variances) + at,
+        to - from,
+        step.gradientScale(),
+        step.decay(),
+        step.rate(),
+        step.bias(),
+        step.beta1(),
+        step.beta2(),
+        step.epsilon());
   }
 }
