@@ -13,6 +13,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
 import org.meteora.parallel.Collective;
 import org.meteora.parallel.Processes;
@@ -109,7 +110,7 @@ final class Run {
         .and(
             "activations of %,d tokens".formatted(tokens),
             MemoryNeed.activationBytes(
-                llama.config(), llama.dtype(), tokens, config.gradientCheckpointing()))
+                llama.config(), llama.dtype(), tokens, config.recompute() != Recompute.NONE))
         .require(llama.backend());
   }
 

@@ -6,6 +6,7 @@ import java.util.Optional;
 import java.util.UUID;
 import java.util.concurrent.ConcurrentLinkedDeque;
 import java.util.function.IntConsumer;
+import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.SideStreams;
 import org.meteora.cuda.driver.Stream;
