@@ -96,6 +96,12 @@ public final class EvalCommand implements Callable<Integer> {
               + " 4096, or what the model takes).")
   private int maxLength;
 
+  @Option(
+      names = "--max-new-tokens",
+      paramLabel = "N",
+      description = "Tokens of an answer at most (default: what --max-length leaves).")
+  private Integer maxNewTokens;
+
   @Option(names = "--save", description = "Write scores and answers to the result folder.")
   private boolean save;
 
@@ -253,6 +259,7 @@ public final class EvalCommand implements Callable<Integer> {
             batchSize,
             limit,
             maxLength,
+            maxNewTokens,
             save,
             resume
                 ? SavedResult.Existing.RESUME
@@ -281,6 +288,7 @@ public final class EvalCommand implements Callable<Integer> {
     atLeast("--limit", limit == null ? 1 : limit, 1);
     atLeast("--batch-size", batchSize, 1);
     atLeast("--max-length", maxLength, 1);
+    atLeast("--max-new-tokens", maxNewTokens == null ? 1 : maxNewTokens, 1);
     generation.check();
   }
 

@@ -62,6 +62,7 @@ final class Evaluation implements AutoCloseable {
    *
    * @param limit samples at most; null for no limit but the task's
    * @param maxLength tokens of prompt and answer at most
+   * @param maxNewTokens tokens of an answer at most; null for what {@code maxLength} leaves
    * @param save scores and answers are written
    * @param existing what becomes of answers that are there already
    * @param routes the gates' choices are gathered and written
@@ -73,6 +74,7 @@ final class Evaluation implements AutoCloseable {
       int batchSize,
       Integer limit,
       int maxLength,
+      Integer maxNewTokens,
       boolean save,
       SavedResult.Existing existing,
       boolean routes,
@@ -298,9 +300,11 @@ final class Evaluation implements AutoCloseable {
     if (maxLength > positions) {
       LOG.info("the model takes {} tokens: that is the limit, not {}", positions, maxLength);
     }
-    return generation
-        .apply(loaded.generationConfig())
-        .withMaxLength(Math.min(maxLength, positions));
+    var chosen =
+        generation.apply(loaded.generationConfig()).withMaxLength(Math.min(maxLength, positions));
+    return settings.maxNewTokens() == null
+        ? chosen
+        : chosen.withMaxNewTokens(settings.maxNewTokens());
   }
 
   private Map<String, Object> describe(TestSet test, GenerationConfig chosen) {
@@ -316,6 +320,9 @@ final class Evaluation implements AutoCloseable {
     result.put("batch_size", settings.batchSize());
     result.put("limit", settings.limit());
     result.put("max_length", chosen.maxLength());
+    if (settings.maxNewTokens() != null) {
+      result.put("max_new_tokens", settings.maxNewTokens());
+    }
     result.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
     result.put("do_sample", chosen.sample());
     result.put("temperature", chosen.sample() ? chosen.temperature() : null);

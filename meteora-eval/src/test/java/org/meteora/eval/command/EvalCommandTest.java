@@ -162,7 +162,7 @@ class EvalCommandTest {
         List.of(
             List.of("--batch-size=3", "--routes"),
             List.of("--batch-size=1", "--model=task_a"),
-            List.of("--batch-size=8", "--model=base", "--limit=2"),
+            List.of("--batch-size=8", "--model=base", "--limit=2", "--max-new-tokens=3"),
             List.of("--batch-size=1", "--overwrite"))) {
       var args = new ArrayList<>(common);
       args.addAll(more);
@@ -176,6 +176,11 @@ class EvalCommandTest {
       assertThat(json.get("samples").asInt()).isEqualTo(kind.equals("base") ? 2 : 7);
       assertThat(json.get("skipped").asInt()).isEqualTo(kind.equals("base") ? 0 : 1);
       assertThat(json.at("/settings/max_length").asInt()).isEqualTo(80);
+      assertThat(json.get("settings").has("max_new_tokens")).isEqualTo(kind.equals("base"));
+      if (kind.equals("base")) {
+        assertThat(json.at("/settings/max_new_tokens").asInt()).isEqualTo(3);
+        assertThat(json.at("/throughput/new_tokens").asInt()).isBetween(1, 2 * 3);
+      }
       assertThat(json.at("/settings/no_repeat_ngram_size").asInt()).isEqualTo(30);
       assertThat(json.at("/model/sha256").size()).isPositive();
       assertThat(json.at("/throughput/new_tokens").asInt()).isPositive();
