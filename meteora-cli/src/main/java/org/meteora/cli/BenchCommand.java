@@ -12,6 +12,7 @@ import picocli.CommandLine.Spec;
     subcommands = {
       BenchCollectiveCommand.class,
       BenchDecodeCommand.class,
+      BenchGenerateCommand.class,
       BenchLinearCommand.class,
       BenchPrefillCommand.class,
       BenchTrainCommand.class
@@ -20,6 +21,7 @@ import picocli.CommandLine.Spec;
       "",
       "Examples:",
       "  meteora bench decode --preset 100m --adapters 28 --rank 8 --batch 1",
+      "  meteora bench generate --preset 100m --sequences 1,8 --shared-tokens 0,160",
       "  meteora bench linear --preset llama3-8b --tokens 1 --tokens 512",
       "  meteora bench prefill --preset 100m --tokens 512",
       "  meteora bench train --preset 100m --tokens 512"
@@ -30,6 +32,7 @@ final class BenchCommand implements Runnable {
   @Override
   public void run() {
     throw new CommandLine.ParameterException(
-        spec.commandLine(), "name what to measure: collective, decode, linear, prefill or train");
+        spec.commandLine(),
+        "name what to measure: collective, decode, generate, linear, prefill or train");
   }
 }

@@ -11,6 +11,7 @@ import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.meteora.backend.cuda.CudaDecoder;
+import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
@@ -265,15 +266,16 @@ final class BenchDecodeCommand implements Callable<Integer> {
         model.next(scope.create(ids, Ops.shape(batch, this.context)), cache, context);
       }
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
-      decoder.begin(
-          cache,
-          IntStream.range(0, batch).toArray(),
-          this.context + 2 * options.repeat.value() + BenchModel.WARM_UP,
-          config,
-          context);
-      var tokens = IntStream.range(0, batch).map(i -> (int) ids[i]).toArray();
+      var slots = IntStream.range(0, batch).toArray();
+      decoder.begin(batch, context);
+      decoder.join(cache, slots);
       var uniform = new SplittableRandom(1).longs(batch).toArray();
-      double result = options.median(() -> decoder.step(tokens, new int[batch][0], uniform));
+      var next =
+          Arrays.stream(slots)
+              .mapToObj(
+                  i -> new DecodeSession.Next(i, (int) ids[i], new int[0], uniform[i], config))
+              .toList();
+      double result = options.median(() -> decoder.step(next));
       beyond = options.usedBytes() - without;
       return result;
     }

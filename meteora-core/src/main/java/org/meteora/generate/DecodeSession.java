@@ -1,25 +1,51 @@
 package org.meteora.generate;
 
+import java.util.List;
 import org.meteora.model.KvCache;
 import org.meteora.moe.ForwardContext;
 
 /**
- * Decode steps of sequences whose prompts are in a cache already. What varies by request was given
- * at its beginning; for one thread.
+ * Decode steps of sequences that come and go. What is wanted of the gated layers was given at its
+ * beginning; for one thread.
  */
 public interface DecodeSession extends AutoCloseable {
-  /**
-   * One step: runs a token of each row through the model and chooses the next.
-   *
-   * @param tokens the rows' newest tokens
-   * @param banned tokens that each row must not choose
-   * @param uniform each row's random number in [0, 1), in units of 2^−64; unused without sampling
-   * @return the rows' next tokens
-   */
-  int[] step(int[] tokens, int[][] banned, long[] uniform);
+  /** The token of a row whose logits are not finite. */
+  int NOT_FINITE = -1;
 
-  /** Keeps these of the present rows alone, in this order. */
-  void keepRows(int[] rows);
+  /**
+   * A sequence's next step.
+   *
+   * @param slot its place in the session
+   * @param token its newest
+   * @param banned tokens that it must not choose
+   * @param uniform a random number in [0, 1), in units of 2^−64; unused without sampling
+   * @param config how its next token is chosen
+   */
+  record Next(int slot, int token, int[] banned, long uniform, GenerationConfig config) {}
+
+  /** Columns of keys and values that there is memory for, of all sequences together. */
+  long room();
+
+  /**
+   * Takes over from a prefill.
+   *
+   * @param filled keys and values of prompts, a row each; the session's from now on
+   * @param slots a free place for each row, below the number of sequences
+   * @throws org.meteora.UserException when there is too little memory
+   */
+  void join(KvCache filled, int[] slots);
+
+  /**
+   * One step: runs a token of each sequence through the model and chooses the next.
+   *
+   * @param rows all sequences that are there, those that were there before first and in the same
+   *     order
+   * @return the rows' next tokens; {@link #NOT_FINITE} where logits are not finite
+   */
+  int[] step(List<Next> rows);
+
+  /** A sequence goes; its place is free. */
+  void leave(int slot);
 
   @Override
   void close();
@@ -27,16 +53,15 @@ public interface DecodeSession extends AutoCloseable {
   /** Begins sessions of one model; for any number of threads. */
   interface Provider extends AutoCloseable {
     /**
-     * Takes over from a prefill.
-     *
-     * @param filled the cache after the prefill; the session's until it is closed
-     * @param rows the cache's rows that go on, in order
-     * @param maxLength columns that the cache can need at most
-     * @param config how the next tokens are chosen
+     * @param sequences at once, at most
      * @param context what the request wants of the gated layers
      */
-    DecodeSession begin(
-        KvCache filled, int[] rows, int maxLength, GenerationConfig config, ForwardContext context);
+    DecodeSession begin(int sequences, ForwardContext context);
+
+    /** Sequences at once that it is made for. */
+    default int mostSequences() {
+      return Integer.MAX_VALUE;
+    }
 
     /** Frees what was kept for later sessions. */
     @Override

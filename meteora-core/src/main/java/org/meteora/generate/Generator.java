@@ -1,24 +1,33 @@
 package org.meteora.generate;
 
-import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.BitSet;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Ops;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
- * Generates with a {@link Llama}: one prefill of the left-padded batch, then a step a token; rows
- * leave the batch as they finish. Immutable, and so are its settings of the routing: any number of
+ * Generates with a {@link Llama}: prompts join as there is room for them ({@link Scheduler}), are
+ * computed ({@link Prefill}), and take a step a token with all others that run ({@link
+ * DecodeSession}) until they end. Immutable, and so are its settings of the routing: any number of
  * threads may generate with one model, each with a generator of its own settings.
  */
 public final class Generator implements TokenGenerator {
+  private static final Logger LOG = LoggerFactory.getLogger(Generator.class);
+
+  /** Tokens of prompts that those that run wait for at most. */
+  private static final long PREFILL = 2048;
+
   private final Llama model;
   private final DecodeSession.Provider decoding;
   private final ForwardContext context;
@@ -53,19 +62,23 @@ public final class Generator implements TokenGenerator {
     return new Generator(model, decoding, other);
   }
 
-  /** One sequence of the batch. */
-  private static final class Row {
-    final int index;
+  /** A request and what has come of it. */
+  private static final class Sequence {
+    final int request;
+    final int[] prompt;
+    final GenerationConfig config;
+    final int limit;
     final Sampler sampler;
     final NoRepeatNgram ngrams;
     final List<Integer> answer = new ArrayList<>();
-    final int promptLength;
-    int next;
+    int slot;
 
-    Row(int index, int[] prompt, GenerationConfig config) {
-      this.index = index;
-      this.promptLength = prompt.length;
-      this.sampler = new Sampler(config, index);
+    Sequence(int request, Request of, int limit) {
+      this.request = request;
+      this.prompt = of.prompt();
+      this.config = of.config();
+      this.limit = limit;
+      this.sampler = new Sampler(config, of.stream());
       this.ngrams =
           config.noRepeatNgramSize() > 0 ? new NoRepeatNgram(config.noRepeatNgramSize()) : null;
       for (int token : prompt) {
@@ -82,149 +95,255 @@ public final class Generator implements TokenGenerator {
         ngrams.add(token);
       }
     }
+
+    boolean isFull() {
+      return answer.size() >= config.maxNewTokens() || prompt.length + answer.size() >= limit;
+    }
+
+    /** Prompt and answer so far. */
+    int[] tokens() {
+      var all = Arrays.copyOf(prompt, prompt.length + answer.size());
+      for (int i = 0; i < answer.size(); i++) {
+        all[prompt.length + i] = answer.get(i);
+      }
+      return all;
+    }
+
+    DecodeSession.Next next() {
+      return new DecodeSession.Next(slot, answer.getLast(), banned(), sampler.uniform(), config);
+    }
+
+    int[] result() {
+      return answer.stream().mapToInt(Integer::intValue).toArray();
+    }
   }
 
   @Override
-  public List<int[]> generate(
-      List<int[]> prompts, GenerationConfig config, TokenListener listener) {
-    if (prompts.isEmpty()) {
-      return List.of();
-    }
-    int limit = Math.min(config.maxLength(), model.config().maxPositionEmbeddings());
-    int longest = 0;
-    for (var prompt : prompts) {
-      if (prompt.length == 0) {
-        throw new UserException("a prompt without a single token cannot be continued");
-      }
-      if (prompt.length > limit) {
-        throw new UserException(
-            "a prompt has "
-                + prompt.length
-                + " tokens, more than the "
-                + limit
-                + " that the model takes here");
-      }
-      longest = Math.max(longest, prompt.length);
-    }
-    var rows = new ArrayList<Row>();
-    var answers = new ArrayList<Row>();
-    for (int i = 0; i < prompts.size(); i++) {
-      var row = new Row(i, prompts.get(i), config);
-      answers.add(row);
-      if (row.promptLength < limit && config.maxNewTokens() > 0) {
-        rows.add(row);
+  public void generate(List<Request> requests, int atOnce, AnswerListener listener) {
+    var sequences = new ArrayList<Sequence>();
+    for (int i = 0; i < requests.size(); i++) {
+      var request = requests.get(i);
+      int limit = Math.min(request.config().maxLength(), model.config().maxPositionEmbeddings());
+      int length = request.prompt().length;
+      if (length == 0) {
+        listener.onFailure(
+            i, new UserException("a prompt without a single token cannot be continued"));
+      } else if (length > limit) {
+        listener.onFailure(
+            i,
+            new UserException(
+                "a prompt has "
+                    + length
+                    + " tokens, more than the "
+                    + limit
+                    + " that the model takes here"));
+      } else if (length == limit || request.config().maxNewTokens() == 0) {
+        listener.onAnswer(i, new int[0]);
+      } else {
+        sequences.add(new Sequence(i, request, limit));
       }
     }
-    if (!rows.isEmpty()) {
-      try (var manager = model.manager().newSubManager();
-          var recording = Ops.notRecording()) {
-        run(manager, prompts, rows, config, limit, longest, listener);
-      }
-    }
-    return answers.stream()
-        .map(row -> row.answer.stream().mapToInt(Integer::intValue).toArray())
-        .toList();
-  }
-
-  private void run(
-      NDManager manager,
-      List<int[]> prompts,
-      List<Row> rows,
-      GenerationConfig config,
-      int limit,
-      int longest,
-      TokenListener listener) {
-    int seq = rows.stream().mapToInt(row -> row.promptLength).max().orElse(longest);
-    var padding = rows.stream().mapToInt(row -> seq - row.promptLength).toArray();
-    var ids = new long[rows.size() * seq];
-    Arrays.fill(ids, config.padTokenId());
-    for (int r = 0; r < rows.size(); r++) {
-      var prompt = prompts.get(rows.get(r).index);
-      for (int i = 0; i < prompt.length; i++) {
-        ids[r * seq + padding[r] + i] = prompt[i];
-      }
-    }
-    var served =
-        context.routing().router() instanceof Router.Reading reading
-            ? context.withRouting(
-                context
-                    .routing()
-                    .withRouter(
-                        reading.of(rows.stream().map(row -> prompts.get(row.index)).toList())))
-            : probed(manager, padding, ids, seq);
-    try (var cache = model.newCache(manager, padding, seq + 1)) {
-      var logits = ModelSession.logits(model, cache, ids, seq, served);
-      var first = new Sampler(config, 0).choose(logits, banned(rows), uniform(rows));
-      var kept = accept(rows, first, config, limit, listener);
-      if (kept.length == 0) {
-        return;
-      }
-      long maxLength = seq;
-      for (var row : rows) {
-        maxLength =
-            Math.max(
-                maxLength,
-                Math.min(
-                    (long) seq + config.maxNewTokens(), (long) seq - row.promptLength + limit));
-      }
-      try (var session = decoding.begin(cache, kept, (int) maxLength, config, served)) {
-        while (!rows.isEmpty()) {
-          int before = rows.size();
-          var tokens = rows.stream().mapToInt(row -> row.next).toArray();
-          var next = session.step(tokens, banned(rows), uniform(rows));
-          kept = accept(rows, next, config, limit, listener);
-          if (kept.length > 0 && kept.length < before) {
-            session.keepRows(kept);
-          }
+    int most = Math.min(atOnce, decoding.mostSequences());
+    // who listens to batches, or chooses for one, must know its rows
+    boolean together =
+        context.listener().isPresent()
+            || context.routing().router() instanceof Router.Probing
+            || context.routing().router() instanceof Router.Reading;
+    try (var recording = Ops.notRecording()) {
+      int piece = together ? most : Math.max(1, sequences.size());
+      for (int from = 0; from < sequences.size(); from += piece) {
+        var some = sequences.subList(from, Math.min(sequences.size(), from + piece));
+        try (var run = new Run(some, most, together, listener)) {
+          run.toTheEnd();
         }
       }
     }
   }
 
-  /** With a router that looks at the prompts first: what it chose for these. */
-  private ForwardContext probed(NDManager manager, int[] padding, long[] ids, int seq) {
-    var routing = context.routing();
-    if (!(routing.router() instanceof Router.Probing probing)) {
-      return context;
-    }
-    var probe = probing.probe();
-    var along = context.withRouting(routing.withRouter(probe)).withListener(Optional.empty());
-    try (var cache = model.newCache(manager, padding, seq)) {
-      ModelSession.logits(model, cache, ids, seq, along);
-    }
-    return context.withRouting(routing.withRouter(probe.chosen(routing.topK())));
-  }
+  /** Sequences from their prompts to their ends. */
+  private final class Run implements AutoCloseable {
+    private final List<Sequence> sequences;
+    private final AnswerListener listener;
+    private final Scheduler scheduler;
+    private final Optional<PrefixCache> prefixes;
+    private final Prefill prefill;
+    private final ForwardContext context;
+    private final DecodeSession session;
+    private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
+    private final BitSet taken = new BitSet();
+    private final boolean together;
 
-  private static int[][] banned(List<Row> rows) {
-    return rows.stream().map(Row::banned).toArray(int[][]::new);
-  }
-
-  private static long[] uniform(List<Row> rows) {
-    return rows.stream().mapToLong(row -> row.sampler.uniform()).toArray();
-  }
-
-  /** Takes a token a row; {@code rows} keeps those that go on, whose former places are returned. */
-  private int[] accept(
-      List<Row> rows, int[] tokens, GenerationConfig config, int limit, TokenListener listener) {
-    var kept = new ArrayList<Integer>();
-    var staying = new ArrayList<Row>();
-    for (int r = 0; r < tokens.length; r++) {
-      var row = rows.get(r);
-      if (config.eosTokenIds().contains(tokens[r])) {
-        continue;
-      }
-      row.next = tokens[r];
-      row.answer.add(tokens[r]);
-      row.remember(tokens[r]);
-      listener.onToken(row.index, tokens[r]);
-      if (row.answer.size() < config.maxNewTokens()
-          && row.promptLength + row.answer.size() < limit) {
-        kept.add(r);
-        staying.add(row);
+    Run(List<Sequence> sequences, int most, boolean together, AnswerListener listener) {
+      this.together = together;
+      this.sequences = sequences;
+      this.listener = listener;
+      var prompts = sequences.stream().map(sequence -> sequence.prompt).toList();
+      prefixes = together ? Optional.empty() : Optional.of(new PrefixCache(model, prompts));
+      prefill = new Prefill(model, sequences.getFirst().config.padTokenId(), prefixes);
+      context = prefill.chosen(prompts, Generator.this.context);
+      session = decoding.begin(Math.min(most, sequences.size()), context);
+      scheduler =
+          new Scheduler(
+              new Scheduler.Limits(
+                  most,
+                  together ? Long.MAX_VALUE : session.room(),
+                  KvCache.BLOCK,
+                  PREFILL,
+                  together));
+      for (int i = 0; i < sequences.size(); i++) {
+        int which = i;
+        int known = prefixes.map(all -> all.sharedBy(which)).orElse(0);
+        scheduler.add(i, sequences.get(i).prompt.length, known);
       }
     }
-    rows.clear();
-    rows.addAll(staying);
-    return kept.stream().mapToInt(Integer::intValue).toArray();
+
+    void toTheEnd() {
+      while (scheduler.waiting() + scheduler.running() > 0) {
+        var plan = scheduler.next();
+        plan.leave().forEach(this::leave);
+        for (int which : plan.refused()) {
+          refuse(which);
+        }
+        join(plan.join());
+        listener.onStep(
+            new AnswerListener.Load(
+                scheduler.waiting(),
+                scheduler.running(),
+                scheduler.columns(),
+                prefixes.map(PrefixCache::tokensSpared).orElse(0L)));
+        if (!running.isEmpty()) {
+          var present = List.copyOf(running);
+          var next =
+              session.step(present.stream().map(which -> sequences.get(which).next()).toList());
+          for (int i = 0; i < next.length; i++) {
+            accept(present.get(i), next[i]);
+          }
+        }
+      }
+    }
+
+    private void leave(int which) {
+      running.remove((Integer) which);
+      session.leave(sequences.get(which).slot);
+      taken.clear(sequences.get(which).slot);
+    }
+
+    private void refuse(int which) {
+      if (running.contains(which)) {
+        leave(which);
+      }
+      var sequence = sequences.get(which);
+      listener.onFailure(
+          sequence.request,
+          new UserException(
+              "too little memory for the keys and values of a sequence of "
+                  + sequence.tokens().length
+                  + " tokens"));
+    }
+
+    /** Those whose beginnings others share come one by one: the others need not compute them. */
+    private void join(List<Integer> fresh) {
+      var group = new ArrayList<Integer>();
+      for (int which : fresh) {
+        if (prefixes.isPresent()
+            && prefixes.get().isWorthKeeping(which, sequences.get(which).prompt)) {
+          joinNow(group);
+          group.clear();
+          joinNow(List.of(which));
+        } else {
+          group.add(which);
+        }
+      }
+      joinNow(group);
+    }
+
+    private void joinNow(List<Integer> group) {
+      if (group.isEmpty()) {
+        return;
+      }
+      try {
+        fill(group);
+      } catch (UserException e) {
+        if (together) {
+          group.forEach(which -> fail(which, e));
+        } else if (group.size() > 1) {
+          LOG.debug("{} prompts together failed, one by one now: {}", group.size(), e.getMessage());
+          group.forEach(which -> joinNow(List.of(which)));
+        } else if (running.isEmpty()) {
+          fail(group.getFirst(), e);
+        } else {
+          scheduler.putBack(group.getFirst());
+        }
+      }
+    }
+
+    private void fail(int which, UserException reason) {
+      scheduler.remove(which);
+      listener.onFailure(sequences.get(which).request, reason);
+    }
+
+    private void fill(List<Integer> group) {
+      var prompts = group.stream().map(which -> sequences.get(which).tokens()).toList();
+      var filled = prefill.run(prompts, context);
+      var slots = new int[group.size()];
+      for (int i = 0; i < slots.length; i++) {
+        int which = group.get(i);
+        if (prefixes.isPresent() && prefixes.get().isWorthKeeping(which, prompts.get(i))) {
+          prefixes.get().keep(which, prompts.get(i), filled.cache(), i);
+        }
+        slots[i] = taken.nextClearBit(0);
+        taken.set(slots[i]);
+        sequences.get(which).slot = slots[i];
+      }
+      try {
+        session.join(filled.cache(), slots);
+      } catch (UserException e) {
+        for (int slot : slots) {
+          taken.clear(slot);
+        }
+        throw e;
+      }
+      running.addAll(group);
+      int vocab = filled.logits().length / slots.length;
+      for (int i = 0; i < slots.length; i++) {
+        var sequence = sequences.get(group.get(i));
+        accept(
+            group.get(i),
+            sequence.sampler.chooseFinite(
+                filled.logits(), i * vocab, vocab, sequence.banned(), sequence.sampler.uniform()));
+      }
+    }
+
+    /** Takes a sequence's next token; one that ends leaves. */
+    private void accept(int which, int token) {
+      var sequence = sequences.get(which);
+      if (token == DecodeSession.NOT_FINITE) {
+        end(which);
+        listener.onFailure(sequence.request, Sampler.notFinite());
+        return;
+      }
+      if (!sequence.config.eosTokenIds().contains(token)) {
+        sequence.answer.add(token);
+        sequence.remember(token);
+        scheduler.grew(which);
+        listener.onToken(sequence.request, token);
+        if (!sequence.isFull()) {
+          return;
+        }
+      }
+      end(which);
+      listener.onAnswer(sequence.request, sequence.result());
+    }
+
+    private void end(int which) {
+      leave(which);
+      scheduler.remove(which);
+    }
+
+    @Override
+    public void close() {
+      session.close();
+      prefixes.ifPresent(PrefixCache::close);
+    }
   }
 }

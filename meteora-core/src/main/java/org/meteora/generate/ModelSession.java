@@ -1,38 +1,41 @@
 package org.meteora.generate;
 
+import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.IntStream;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.tensor.Ops;
 
-/** Decode steps as passes of the model itself, on any device. */
+/**
+ * Decode steps as passes of the model itself, on any device. All sequences end at one column of the
+ * cache, where the next step goes; what is before a sequence's first column is its padding.
+ */
 public final class ModelSession implements DecodeSession {
+  private static final int GONE = -1;
+
   private final Llama model;
-  private final KvCache cache;
-  private final Sampler sampler;
+  private final NDManager manager;
   private ForwardContext context;
+  private KvCache cache;
+  private int[] slotOfRow = {};
 
   /** See {@link DecodeSession.Provider#begin}. */
-  public ModelSession(
-      Llama model, KvCache cache, int[] rows, GenerationConfig config, ForwardContext context) {
+  public ModelSession(Llama model, ForwardContext context) {
     this.model = model;
-    this.cache = cache;
-    this.sampler = new Sampler(config, 0);
     this.context = context;
-    keepRows(rows);
+    this.manager = model.manager().newSubManager();
   }
 
   /** Sessions of this kind for a model. */
   public static DecodeSession.Provider of(Llama model) {
     return new DecodeSession.Provider() {
       @Override
-      public DecodeSession begin(
-          KvCache filled,
-          int[] rows,
-          int maxLength,
-          GenerationConfig config,
-          ForwardContext context) {
-        return new ModelSession(model, filled, rows, config, context);
+      public DecodeSession begin(int sequences, ForwardContext context) {
+        return new ModelSession(model, context);
       }
 
       @Override
@@ -43,14 +46,117 @@ public final class ModelSession implements DecodeSession {
   }
 
   @Override
-  public int[] step(int[] tokens, int[][] banned, long[] uniform) {
-    var routing = context.routing();
-    context = context.withRouting(routing.withRouter(routing.router().next(tokens)));
-    var ids = new long[tokens.length];
-    for (int row = 0; row < ids.length; row++) {
-      ids[row] = tokens[row];
+  public long room() {
+    return Long.MAX_VALUE;
+  }
+
+  @Override
+  public void join(KvCache filled, int[] slots) {
+    int live = (int) Arrays.stream(slotOfRow).filter(slot -> slot != GONE).count();
+    if (live == 0) {
+      replace(filled, slots.clone());
+      return;
     }
-    return sampler.choose(logits(model, cache, ids, 1, context), banned, uniform);
+    try (filled) {
+      int length = Math.max(cache.length(), filled.length());
+      if (live + slots.length != slotOfRow.length || length > cache.length()) {
+        rearrange(live + slots.length, length);
+      }
+      var padding = cache.padding();
+      var columns = new ArrayList<KvCache.Columns>();
+      int row = 0;
+      for (int i = 0; i < slots.length; i++) {
+        while (slotOfRow[row] != GONE) {
+          row++;
+        }
+        slotOfRow[row] = slots[i];
+        int from = filled.padding()[i];
+        int count = filled.length() - from;
+        padding[row] = cache.length() - count;
+        columns.add(new KvCache.Columns(i, from, row, padding[row], count));
+      }
+      model.backend().ops().copyColumns(filled, cache, columns);
+      cache.place(padding, cache.length());
+    }
+  }
+
+  private void replace(KvCache by, int[] slots) {
+    if (cache != null) {
+      cache.close();
+    }
+    cache = by;
+    slotOfRow = slots;
+  }
+
+  /** Makes the cache one of so many rows and columns; those that are there come first. */
+  private void rearrange(int rows, int length) {
+    var there =
+        IntStream.range(0, slotOfRow.length).filter(row -> slotOfRow[row] != GONE).toArray();
+    var slots = new int[rows];
+    Arrays.fill(slots, GONE);
+    var padding = new int[rows];
+    Arrays.fill(padding, length);
+    var columns = new ArrayList<KvCache.Columns>();
+    for (int row = 0; row < there.length; row++) {
+      int from = cache.padding()[there[row]];
+      int count = cache.length() - from;
+      slots[row] = slotOfRow[there[row]];
+      padding[row] = length - count;
+      columns.add(new KvCache.Columns(there[row], from, row, padding[row], count));
+    }
+    var other = model.newCache(manager, padding, length + 1);
+    model.backend().ops().copyColumns(cache, other, columns);
+    other.place(padding, length);
+    replace(other, slots);
+    var routing = context.routing();
+    context = context.withRouting(routing.withRouter(routing.router().keepRows(there)));
+  }
+
+  @Override
+  public int[] step(List<Next> rows) {
+    int unused = Arrays.stream(cache.padding()).min().orElse(0);
+    if (rows.size() < slotOfRow.length) {
+      rearrange(rows.size(), cache.length() - fewest());
+    } else if (cache.length() == cache.capacity() && unused >= KvCache.BLOCK) {
+      rearrange(rows.size(), cache.length() - unused);
+    }
+    var ids = new long[rows.size()];
+    var rowOf = new int[rows.size()];
+    for (int i = 0; i < rowOf.length; i++) {
+      rowOf[i] = rowOf(rows.get(i).slot());
+      ids[rowOf[i]] = rows.get(i).token();
+    }
+    var routing = context.routing();
+    var newest = Arrays.stream(ids).mapToInt(Math::toIntExact).toArray();
+    context = context.withRouting(routing.withRouter(routing.router().next(newest)));
+    var logits = logits(model, cache, ids, 1, context);
+    int vocab = logits.length / rows.size();
+    var tokens = new int[rows.size()];
+    for (int i = 0; i < tokens.length; i++) {
+      var next = rows.get(i);
+      tokens[i] =
+          new Sampler(next.config(), 0)
+              .chooseFinite(logits, rowOf[i] * vocab, vocab, next.banned(), next.uniform());
+    }
+    return tokens;
+  }
+
+  /** The padding that all sequences have. */
+  private int fewest() {
+    return IntStream.range(0, slotOfRow.length)
+        .filter(row -> slotOfRow[row] != GONE)
+        .map(row -> cache.padding()[row])
+        .min()
+        .orElse(0);
+  }
+
+  private int rowOf(int slot) {
+    for (int row = 0; row < slotOfRow.length; row++) {
+      if (slotOfRow[row] == slot) {
+        return row;
+      }
+    }
+    throw new IllegalArgumentException("no sequence at " + slot);
   }
 
   /**
@@ -67,16 +173,15 @@ public final class ModelSession implements DecodeSession {
   }
 
   @Override
-  public void keepRows(int[] rows) {
-    if (rows.length < cache.rows()) {
-      cache.keepRows(rows);
-      var routing = context.routing();
-      context = context.withRouting(routing.withRouter(routing.router().keepRows(rows)));
-    }
+  public void leave(int slot) {
+    slotOfRow[rowOf(slot)] = GONE;
   }
 
   @Override
   public void close() {
-    // the cache is the caller's
+    if (cache != null) {
+      cache.close();
+    }
+    manager.close();
   }
 }

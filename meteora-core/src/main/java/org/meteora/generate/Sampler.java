@@ -52,27 +52,18 @@ public final class Sampler {
   }
 
   /**
-   * A token a row.
+   * Bans and chooses; {@code logits} are changed.
    *
-   * @param logits {@code (rows, vocab)}; changed
-   * @throws UserException when one is not finite: token 0 would be chosen for ever
+   * @return {@link DecodeSession#NOT_FINITE} when a logit is not finite: token 0 would be chosen
+   *     for ever
    */
-  int[] choose(float[] logits, int[][] banned, long[] uniform) {
-    requireFinite(logits);
-    int vocab = logits.length / banned.length;
-    var tokens = new int[banned.length];
-    for (int row = 0; row < tokens.length; row++) {
-      tokens[row] = choose(logits, row * vocab, vocab, banned[row], uniform[row]);
-    }
-    return tokens;
-  }
-
-  private static void requireFinite(float[] logits) {
-    for (float logit : logits) {
-      if (!(Math.abs(logit) <= Float.MAX_VALUE)) {
-        throw notFinite();
+  int chooseFinite(float[] logits, int offset, int vocab, int[] banned, long uniform) {
+    for (int i = offset; i < offset + vocab; i++) {
+      if (!(Math.abs(logits[i]) <= Float.MAX_VALUE)) {
+        return DecodeSession.NOT_FINITE;
       }
     }
+    return choose(logits, offset, vocab, banned, uniform);
   }
 
   /** What ends an answer whose logits are not finite. */

@@ -1,20 +1,62 @@
 package org.meteora.generate;
 
+import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
+import org.meteora.UserException;
 
 /** Continues token sequences. */
 @FunctionalInterface
 public interface TokenGenerator {
   /**
-   * Continues all prompts as one left-padded batch, from which finished rows leave.
+   * Continues all prompts, some at once: one joins when there is room, and leaves when it ends. One
+   * that fails, such as a prompt longer than the model takes or logits that are not finite, ends
+   * alone.
    *
-   * @param prompts token ids, each with at least one
+   * @param requests in the order in which they join
+   * @param atOnce sequences at once at most, at least 1
+   * @param listener is told every new token as it is chosen, and each answer, EOS and padding left
+   *     out
+   */
+  void generate(List<Request> requests, int atOnce, AnswerListener listener);
+
+  /**
+   * Continues all prompts at once.
+   *
+   * @param prompts token ids, each with at least one; each draws from a stream of its own
    * @param listener is told every new token as it is chosen (EOS left out)
    * @return each prompt's new tokens, EOS and padding left out, in the order given
-   * @throws org.meteora.UserException when a prompt is longer than {@code config.maxLength()} or
-   *     the model's positions, or the logits are not finite
+   * @throws UserException when a prompt is longer than {@code config.maxLength()} or the model's
+   *     positions, or the logits are not finite
    */
-  List<int[]> generate(List<int[]> prompts, GenerationConfig config, TokenListener listener);
+  default List<int[]> generate(
+      List<int[]> prompts, GenerationConfig config, TokenListener listener) {
+    var requests =
+        IntStream.range(0, prompts.size())
+            .mapToObj(i -> new Request(prompts.get(i), config, i))
+            .toList();
+    var answers = new int[prompts.size()][];
+    generate(
+        requests,
+        Math.max(1, prompts.size()),
+        new AnswerListener() {
+          @Override
+          public void onToken(int request, int token) {
+            listener.onToken(request, token);
+          }
+
+          @Override
+          public void onAnswer(int request, int[] tokens) {
+            answers[request] = tokens;
+          }
+
+          @Override
+          public void onFailure(int request, UserException reason) {
+            throw reason;
+          }
+        });
+    return Arrays.asList(answers);
+  }
 
   /** {@link #generate(List, GenerationConfig, TokenListener)} without a listener. */
   default List<int[]> generate(List<int[]> prompts, GenerationConfig config) {

@@ -57,6 +57,10 @@ public final class KvCache implements AutoCloseable {
     return padding.clone();
   }
 
+  public int layers() {
+    return keys.length;
+  }
+
   public int rows() {
     return padding.length;
   }
@@ -92,7 +96,8 @@ public final class KvCache implements AutoCloseable {
   private NDArray room(int positions) {
     int heads = config.numKeyValueHeads();
     try {
-      return Ops.empty(manager, dtype, padding.length, heads, positions, config.headDim());
+      // what stands where no token is must be finite: a weight of zero does not hide NaN
+      return Ops.zeros(manager, dtype, padding.length, heads, positions, config.headDim());
     } catch (RuntimeException e) {
       double bytes = 2.0 * keys.length * padding.length * heads * config.headDim() * dtype.bytes();
       throw new TooLittleMemory(
@@ -118,6 +123,27 @@ public final class KvCache implements AutoCloseable {
       paddingMask = Ops.convert(full, dtype);
       paddingMask.attach(manager);
     }
+  }
+
+  /**
+   * Columns of a row, of one cache in another.
+   *
+   * @param fromRow row there
+   * @param from its first column there
+   * @param row row here
+   * @param to its first column here
+   * @param count how many
+   */
+  public record Columns(int fromRow, int from, int row, int to, int count) {}
+
+  /** Takes these for its rows' paddings and length, as what was copied into it says. */
+  public void place(int[] paddings, int columns) {
+    if (paddings.length != padding.length || columns > capacity) {
+      throw new IllegalArgumentException(paddings.length + " rows, " + columns + " columns");
+    }
+    padding = paddings.clone();
+    length = columns;
+    maskPadding();
   }
 
   /** Makes room for {@code tokens} more; call before a pass. */

@@ -1,6 +1,7 @@
 package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
+import java.util.List;
 
 /** What lies between a model's products. */
 public interface LayerOps {
@@ -57,4 +58,7 @@ public interface LayerOps {
    * @param gate may be changed
    */
   NDArray siluUp(NDArray gate, NDArray up);
+
+  /** Copies columns of all layers' keys and values from one cache into another. */
+  void copyColumns(KvCache from, KvCache to, List<KvCache.Columns> columns);
 }

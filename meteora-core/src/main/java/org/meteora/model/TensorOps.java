@@ -3,6 +3,7 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
+import java.util.List;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -70,5 +71,26 @@ public final class TensorOps implements LayerOps {
   @Override
   public NDArray siluUp(NDArray gate, NDArray up) {
     return Ops.silu(gate).mul(up);
+  }
+
+  @Override
+  public void copyColumns(KvCache from, KvCache to, List<KvCache.Columns> columns) {
+    for (int layer = 0; layer < to.layers(); layer++) {
+      var source = from.layer(layer);
+      var target = to.layer(layer);
+      for (var each : columns) {
+        copy(source.keys(), target.keys(), each);
+        copy(source.values(), target.values(), each);
+      }
+    }
+  }
+
+  private static void copy(NDArray from, NDArray to, KvCache.Columns each) {
+    try (var fromRow = Ops.narrow(from, 0, each.fromRow(), 1);
+        var source = Ops.narrow(fromRow, 2, each.from(), each.count());
+        var toRow = Ops.narrow(to, 0, each.row(), 1);
+        var target = Ops.narrow(toRow, 2, each.to(), each.count())) {
+      Ops.copy(target, source);
+    }
   }
 }

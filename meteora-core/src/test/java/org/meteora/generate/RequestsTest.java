@@ -31,7 +31,7 @@ class RequestsTest {
   private static final GenerationConfig CONFIG =
       GenerationConfig.greedy(List.of(), 1000).withMaxNewTokens(6);
 
-  private static Llama model(NDManager manager) {
+  static Llama model(NDManager manager) {
     manager.getEngine().setRandomSeed(5);
     var json =
         Jsonl.JSON

@@ -9,6 +9,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.util.Arrays;
 import java.util.Random;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -71,6 +72,14 @@ class SamplerGpuTest {
       var values = new int[rows];
       Arrays.fill(values, value);
       return values;
+    }
+
+    void greedy() {
+      IntStream.range(0, rows).forEach(choice::greedy);
+    }
+
+    void sampling(float scale, int topK, long topP) {
+      IntStream.range(0, rows).forEach(row -> choice.sampling(row, scale, topK, topP));
     }
 
     int[] chooseAgain() {
@@ -155,9 +164,9 @@ class SamplerGpuTest {
                   ? SamplerTest.GREEDY.withSampling(temperature, topP, topK, random.nextLong())
                   : SamplerTest.GREEDY;
           if (sample) {
-            gpu.choice.sampling(Sampler.scale(temperature), topK, Sampler.fixed(topP));
+            gpu.sampling(Sampler.scale(temperature), topK, Sampler.fixed(topP));
           } else {
-            gpu.choice.greedy();
+            gpu.greedy();
           }
           var expected = new int[rows];
           for (int row = 0; row < rows; row++) {
@@ -208,7 +217,7 @@ class SamplerGpuTest {
           for (int row = 0; row < 16; row++) {
             System.arraycopy(one, 0, all, row * 300, 300);
           }
-          gpu.choice.sampling(Sampler.scale(0.8), topK, Sampler.fixed(topP));
+          gpu.sampling(Sampler.scale(0.8), topK, Sampler.fixed(topP));
           var counts = new int[300];
           for (int round = 0; round < 2000; round++) {
             for (int row = 0; row < 16; row++) {
@@ -239,9 +248,9 @@ class SamplerGpuTest {
           all[i] = (float) random.nextGaussian();
         }
         if (sample) {
-          gpu.choice.sampling(Sampler.scale(0.8), 3, Sampler.fixed(0.9));
+          gpu.sampling(Sampler.scale(0.8), 3, Sampler.fixed(0.9));
         } else {
-          gpu.choice.greedy();
+          gpu.greedy();
         }
         for (int row = 0; row < 6; row++) {
           gpu.choice.row(row, random.nextLong(), new int[] {vocab - 1});
@@ -278,9 +287,9 @@ class SamplerGpuTest {
         }
         for (var wish : new double[][] {{0, 1, 0}, {1, 1, 0}, {0.6, 0.9, 0}, {0.6, 0.9, 50}}) {
           if (wish[0] == 0) {
-            gpu.choice.greedy();
+            gpu.greedy();
           } else {
-            gpu.choice.sampling(Sampler.scale(wish[0]), (int) wish[2], Sampler.fixed(wish[1]));
+            gpu.sampling(Sampler.scale(wish[0]), (int) wish[2], Sampler.fixed(wish[1]));
           }
           for (int row = 0; row < rows; row++) {
             gpu.choice.row(row, random.nextLong(), new int[0]);

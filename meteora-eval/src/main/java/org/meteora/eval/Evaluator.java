@@ -4,9 +4,9 @@ import com.fasterxml.jackson.core.JsonProcessingException;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
@@ -15,7 +15,9 @@ import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.eval.clean.AnswerCleaner;
+import org.meteora.generate.AnswerListener;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Request;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.io.Jsonl;
 import org.meteora.io.Progress;
@@ -25,9 +27,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Has a model answer a task's prompts. Batches are made of prompts of about the same length, sorted
- * inside windows of the data, so that little is padded and progress stays even; the answers come
- * back in the data's order. Greedy answers do not depend on the batching; sampled ones do.
+ * Has a model answer a task's prompts, the longest first, so that little is padded; the answers
+ * come back in the data's order. Greedy answers do not depend on the batching; sampled ones do.
  */
 public final class Evaluator {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluator.class);
@@ -63,7 +64,7 @@ public final class Evaluator {
   /**
    * @param config its {@code maxLength} is the limit of prompt and answer together; longer prompts
    *     are skipped
-   * @param batchSize prompts at a time, at least 1
+   * @param batchSize sequences at once at most, at least 1
    */
   public Evaluator(
       TokenGenerator generator, TextCodec codec, GenerationConfig config, int batchSize) {
@@ -109,9 +110,9 @@ public final class Evaluator {
   }
 
   /**
-   * The same evaluator, one of several processes with the same samples: batches are dealt out among
-   * them, the same batches as of one process, and the first process gets all answers. What {@link
-   * #run} returns at the others holds nothing.
+   * The same evaluator, one of several processes with the same samples: samples are dealt out among
+   * them, and the first process gets all answers. What {@link #run} returns at the others holds
+   * nothing.
    */
   public Evaluator dealtTo(Collective processes) {
     return new Evaluator(generator, codec, config, batchSize, observer, routing, processes);
@@ -123,8 +124,9 @@ public final class Evaluator {
   }
 
   /**
-   * Answers the prompts of those samples that are not answered yet. Batches are the same whatever
-   * is there already, so that an evaluation gone on with gives what it would have given in one go.
+   * Answers the prompts of those samples that are not answered yet. What comes of one does not
+   * depend on the others, so that an evaluation gone on with gives what it would have given in one
+   * go.
    *
    * @param there answers of an earlier run; of several processes the first one's count
    * @param sink is given answers as they come, in the first process
@@ -144,7 +146,8 @@ public final class Evaluator {
     var untold = new ArrayList<Answer>();
     long start = System.nanoTime();
     try (var progress = new Progress(task, samples.size(), " samples")) {
-      int window = (int) Math.min(Integer.MAX_VALUE, (long) batchSize * BATCHES_IN_WINDOW);
+      // several processes tell each other at the end of each window
+      long window = collective.size() == 1 ? samples.size() : (long) batchSize * BATCHES_IN_WINDOW;
       for (long from = 0; from < samples.size(); from += window) {
         var prompts = new ArrayList<Prompt>();
         for (int i = (int) from; i < Math.min(samples.size(), from + window); i++) {
@@ -158,40 +161,33 @@ public final class Evaluator {
         }
         // the longest first: what does not fit into memory is found out at once
         prompts.sort(Comparator.comparingInt((Prompt prompt) -> -prompt.ids.length));
-        for (int at = 0; at < prompts.size(); at += batchSize) {
-          var batch = prompts.subList(at, Math.min(prompts.size(), at + batchSize));
-          if (batch.stream().allMatch(prompt -> answers[prompt.index] != null)) {
-            progress.step(batch.size());
-            continue;
+        var own = new ArrayList<Prompt>();
+        for (var prompt : prompts) {
+          if (answers[prompt.index] != null) {
+            progress.step(1);
+          } else if (dealt++ % collective.size() == collective.rank()) {
+            own.add(prompt); // the others are another process's
           }
-          if (dealt++ % collective.size() != collective.rank()) {
-            continue; // another process's
-          }
-          var continuations = generate(batch, problems);
-          var fresh = new ArrayList<Answer>();
-          for (int row = 0; row < batch.size(); row++) {
-            var prompt = batch.get(row);
-            var sample = samples.get(prompt.index);
-            var continuation = continuations.get(row);
-            if (continuation == null) {
-              answers[prompt.index] = skipped(task, prompt.index, sample, prompt.ids.length);
-              untold.add(answers[prompt.index]);
-            } else if (answers[prompt.index] == null) {
-              answers[prompt.index] = answer(task, prompt, sample, continuation);
-              fresh.add(answers[prompt.index]);
-              promptTokens += prompt.ids.length;
-              newTokens += continuation.length;
-            }
-          }
-          if (collective.rank() == 0) {
-            sink.accept(fresh);
-          }
-          untold.addAll(fresh);
-          answered += fresh.size();
-          progress.step(batch.size());
-          double seconds = (System.nanoTime() - start) / 1e9;
-          progress.note(Math.round(newTokens / seconds) + " tokens/s");
         }
+        var counts =
+            answer(
+                own,
+                problems,
+                progress,
+                found -> {
+                  int index = found.prompt.index;
+                  answers[index] =
+                      found.tokens == null
+                          ? skipped(task, index, samples.get(index), found.prompt.ids.length)
+                          : answer(task, found.prompt, samples.get(index), found.tokens);
+                  untold.add(answers[index]);
+                  if (collective.rank() == 0 && found.tokens != null) {
+                    sink.accept(List.of(answers[index]));
+                  }
+                });
+        answered += counts.answered;
+        promptTokens += counts.promptTokens;
+        newTokens += counts.newTokens;
         if (collective.rank() > 0) {
           collective.gather(bytes(new Found(untold, problems)));
           untold.clear();
@@ -255,36 +251,125 @@ public final class Evaluator {
     }
   }
 
-  /** Continuations by row; a row that fails alone has none, which is noted. */
-  private List<int[]> generate(List<Prompt> batch, Map<Integer, String> problems) {
-    try {
-      return generate(batch);
-    } catch (UserException e) {
-      if (batch.size() == 1) {
-        problems.put(batch.getFirst().index, e.getMessage());
-        return Collections.singletonList(null);
-      }
+  /**
+   * @param tokens null when it could not be answered
+   */
+  private record Answered(Prompt prompt, int[] tokens) {}
+
+  /** How much was done. */
+  private static final class Counts {
+    int answered;
+    long promptTokens;
+    long newTokens;
+  }
+
+  /** Answers prompts; what comes is told as it comes. */
+  private Counts answer(
+      List<Prompt> prompts,
+      Map<Integer, String> problems,
+      Progress progress,
+      Consumer<Answered> sink) {
+    var counts = new Counts();
+    Consumer<Answered> counted =
+        found -> {
+          sink.accept(found);
+          if (found.tokens != null) {
+            counts.answered++;
+            counts.promptTokens += found.prompt.ids.length;
+            counts.newTokens += found.tokens.length;
+          }
+          progress.step(1);
+        };
+    if (observer.isEmpty()) {
+      generate(generator, prompts, batchSize, problems, counted, progress);
+      return counts;
+    }
+    // who hears the gates knows sequences by their rows in a batch
+    for (int at = 0; at < prompts.size(); at += batchSize) {
+      var batch = prompts.subList(at, Math.min(prompts.size(), at + batchSize));
+      observed(batch, problems, counted, progress);
+    }
+    return counts;
+  }
+
+  /** A batch's answers; where one of them fails each is tried alone. */
+  private void observed(
+      List<Prompt> batch,
+      Map<Integer, String> problems,
+      Consumer<Answered> sink,
+      Progress progress) {
+    var indices = batch.stream().map(Prompt::index).toList();
+    var ids = batch.stream().map(Prompt::ids).toList();
+    var failures = new TreeMap<Integer, String>();
+    var found = new Answered[batch.size()];
+    generate(
+        routing.apply(observer.get().before(indices, ids)),
+        batch,
+        batch.size(),
+        failures,
+        each -> found[batch.indexOf(each.prompt)] = each,
+        progress);
+    if (failures.isEmpty()) {
+      observer.get().after(indices, ids, Arrays.stream(found).map(Answered::tokens).toList());
+      Arrays.stream(found).forEach(sink);
+    } else if (batch.size() == 1) {
+      problems.putAll(failures);
+      sink.accept(found[0]);
+    } else {
       LOG.warn(
           "a batch of {} failed, and its prompts are answered one by one: {}",
           batch.size(),
-          e.getMessage());
-      var result = new ArrayList<int[]>();
-      batch.forEach(prompt -> result.addAll(generate(List.of(prompt), problems)));
-      return result;
+          failures.values().iterator().next());
+      batch.forEach(prompt -> observed(List.of(prompt), problems, sink, progress));
     }
   }
 
-  private List<int[]> generate(List<Prompt> batch) {
-    var ids = batch.stream().map(Prompt::ids).toList();
-    // every batch draws from a stream of its own
-    var settings = config.withSeed(config.seed() + 1_000_003L * batch.getFirst().index);
-    if (observer.isEmpty()) {
-      return generator.generate(ids, settings);
-    }
-    var indices = batch.stream().map(Prompt::index).toList();
-    var result = routing.apply(observer.get().before(indices, ids)).generate(ids, settings);
-    observer.get().after(indices, ids, result);
-    return result;
+  private void generate(
+      TokenGenerator by,
+      List<Prompt> prompts,
+      int atOnce,
+      Map<Integer, String> problems,
+      Consumer<Answered> sink,
+      Progress progress) {
+    // every sample draws from a stream of its own, whoever runs beside it
+    var requests =
+        prompts.stream().map(prompt -> new Request(prompt.ids, config, prompt.index)).toList();
+    long start = System.nanoTime();
+    by.generate(
+        requests,
+        atOnce,
+        new AnswerListener() {
+          private long tokens;
+
+          @Override
+          public void onToken(int request, int token) {
+            tokens++;
+          }
+
+          @Override
+          public void onAnswer(int request, int[] answer) {
+            sink.accept(new Answered(prompts.get(request), answer));
+          }
+
+          @Override
+          public void onFailure(int request, UserException reason) {
+            problems.put(prompts.get(request).index, reason.getMessage());
+            sink.accept(new Answered(prompts.get(request), null));
+          }
+
+          @Override
+          public void onStep(Load load) {
+            progress.note(
+                String.format(
+                    Locale.ROOT,
+                    "%,.0f tokens/s, %d running, %d waiting, %,d columns, %,d prefix tokens",
+                    tokens / ((System.nanoTime() - start) / 1e9),
+                    load.running(),
+                    load.waiting(),
+                    load.columns(),
+                    load.prefixTokens()));
+          }
+        });
   }
 
   private Answer answer(String task, Prompt prompt, Sample sample, int[] continuation) {

@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
@@ -13,9 +14,10 @@ import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
+import org.meteora.generate.AnswerListener;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Request;
 import org.meteora.generate.TokenGenerator;
-import org.meteora.generate.TokenListener;
 import org.meteora.moe.RoutingListener;
 
 /** The runner with a model that repeats the number it was asked about. */
@@ -38,17 +40,21 @@ class EvaluatorTest {
 
   private static class Echo implements TokenGenerator {
     final List<List<Integer>> lengths = new ArrayList<>();
-    final List<Long> seeds = new ArrayList<>();
+    final List<Long> streams = new ArrayList<>();
+    String fails = "";
 
     @Override
-    public List<int[]> generate(
-        List<int[]> prompts, GenerationConfig config, TokenListener listener) {
-      lengths.add(prompts.stream().map(ids -> ids.length).toList());
-      seeds.add(config.seed());
-      return prompts.stream()
-          .map(ids -> CHARACTERS.decode(ids).replaceAll("\\D", ""))
-          .map(CHARACTERS::encode)
-          .toList();
+    public void generate(List<Request> requests, int atOnce, AnswerListener listener) {
+      lengths.add(requests.stream().map(request -> request.prompt().length).toList());
+      for (int i = requests.size() - 1; i >= 0; i--) { // in any order
+        streams.add(requests.get(i).stream());
+        var prompt = CHARACTERS.decode(requests.get(i).prompt());
+        if (!fails.isEmpty() && prompt.contains(fails)) {
+          listener.onFailure(i, new UserException("a token without a row"));
+        } else {
+          listener.onAnswer(i, CHARACTERS.encode(prompt.replaceAll("\\D", "")));
+        }
+      }
     }
   }
 
@@ -57,7 +63,7 @@ class EvaluatorTest {
   }
 
   @Test
-  void answersComeInTheDatasOrderFromBatchesOfLikeLength() {
+  void answersComeInTheDatasOrderFromPromptsLongestFirst() {
     var random = new Random(5);
     var samples = IntStream.range(0, 150).mapToObj(i -> sample(i, random.nextInt(30))).toList();
     var echo = new Echo();
@@ -67,13 +73,8 @@ class EvaluatorTest {
       assertThat(run.answers().get(i).answer()).isEqualTo("" + i);
       assertThat(run.answers().get(i).promptLost()).isFalse();
     }
-    assertThat(echo.lengths).hasSize(38).allMatch(batch -> batch.size() <= 4);
-    long padding =
-        echo.lengths.stream()
-            .mapToLong(batch -> batch.stream().mapToLong(n -> batch.getFirst() - n).sum())
-            .sum();
-    long tokens = run.throughput().promptTokens();
-    assertThat((double) padding / tokens).isLessThan(0.05);
+    assertThat(echo.lengths).hasSize(1);
+    assertThat(echo.lengths.getFirst()).isSortedAccordingTo(Comparator.reverseOrder());
     assertThat(run.throughput().samples()).isEqualTo(150);
     assertThat(run.throughput().newTokens()).isEqualTo(10 + 90 * 2 + 50 * 3);
     var scores = Scores.of(EvalTask.of("object_counting"), run.answers());
@@ -102,12 +103,11 @@ class EvaluatorTest {
   }
 
   @Test
-  void batchesDrawFromDifferentStreams() {
+  void samplesDrawFromDifferentStreams() {
     var echo = new Echo();
-    var config = CONFIG.withSampling(1, 1, 0, 7);
-    new Evaluator(echo, CHARACTERS, config, 1)
+    new Evaluator(echo, CHARACTERS, CONFIG, 1)
         .run("object_counting", List.of(sample(1, 3), sample(2, 3)));
-    assertThat(echo.seeds).doesNotHaveDuplicates().contains(7L);
+    assertThat(echo.streams).doesNotHaveDuplicates().hasSize(2);
   }
 
   @Test
@@ -175,17 +175,8 @@ class EvaluatorTest {
   void samplesThatCannotBeAnsweredAreSkippedAndNamed() {
     var samples = IntStream.range(0, 9).mapToObj(i -> sample(i, i)).collect(toList());
     samples.set(3, new Sample("", "3"));
-    var echo =
-        new Echo() {
-          @Override
-          public List<int[]> generate(
-              List<int[]> prompts, GenerationConfig config, TokenListener listener) {
-            if (prompts.stream().anyMatch(ids -> CHARACTERS.decode(ids).contains("x5 "))) {
-              throw new UserException("a token without a row");
-            }
-            return super.generate(prompts, config, listener);
-          }
-        };
+    var echo = new Echo();
+    echo.fails = "x5 ";
     var run = new Evaluator(echo, CHARACTERS, CONFIG, 4).run("object_counting", samples);
     assertThat(run.problems())
         .containsExactly(
@@ -197,7 +188,7 @@ class EvaluatorTest {
     }
   }
 
-  /** Whatever was answered before, what comes out is the same, and no batch is cut otherwise. */
+  /** Whatever was answered before, what comes out is the same. */
   @Test
   void whatIsThereIsNotGeneratedAgain() {
     var random = new Random(6);
@@ -208,11 +199,8 @@ class EvaluatorTest {
             .run("object_counting", samples, List.of(), parts::add);
     assertThat(parts.stream().flatMap(List::stream).toList())
         .containsExactlyInAnyOrderElementsOf(whole.answers());
-    for (int kept : new int[] {0, 1, 9, 17}) {
+    for (int kept : new int[] {0, 1, 33, 69}) {
       var there = parts.subList(0, kept).stream().flatMap(List::stream).collect(toList());
-      if (kept > 0) { // the last batch was written in part
-        there.removeLast();
-      }
       var echo = new Echo();
       var fresh = new ArrayList<Answer>();
       var run =
@@ -221,7 +209,7 @@ class EvaluatorTest {
       assertThat(run.answers()).isEqualTo(whole.answers());
       assertThat(fresh).hasSize(70 - there.size()).noneMatch(there::contains);
       assertThat(run.throughput().samples()).isEqualTo(70 - there.size());
-      assertThat(echo.lengths).hasSize(parts.size() - Math.max(0, kept - 1));
+      assertThat(echo.lengths.stream().flatMap(List::stream)).hasSize(70 - there.size());
     }
   }
 }

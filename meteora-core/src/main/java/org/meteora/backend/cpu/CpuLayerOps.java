@@ -4,6 +4,8 @@ import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 
 import ai.djl.ndarray.NDArray;
 import java.lang.foreign.MemorySegment;
+import java.util.List;
+import org.meteora.model.KvCache;
 import org.meteora.model.LayerOps;
 import org.meteora.model.Pass;
 import org.meteora.model.RmsNorm;
@@ -85,6 +87,11 @@ public final class CpuLayerOps implements LayerOps {
   @Override
   public NDArray siluUp(NDArray gate, NDArray up) {
     return TensorOps.INSTANCE.siluUp(gate, up);
+  }
+
+  @Override
+  public void copyColumns(KvCache from, KvCache to, List<KvCache.Columns> columns) {
+    TensorOps.INSTANCE.copyColumns(from, to, columns);
   }
 
   private static void norm(float[] row, float[] weight, float eps) {

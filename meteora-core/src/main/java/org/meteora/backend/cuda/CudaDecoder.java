@@ -7,6 +7,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Optional;
 import java.util.function.Predicate;
 import org.meteora.UserException;
@@ -18,7 +19,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.DeviceSampler;
-import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.DecodeSession;
 import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.KvCache;
@@ -34,7 +35,7 @@ import org.meteora.tensor.Ops;
 /**
  * Decode steps of a {@link Llama} on a GPU through the {@link DecodeEngine}, behind a prefill that
  * the model itself has done into a {@link KvCache}. libtorch works on the default stream, the
- * engine on its own; each waits for the other where they meet, at {@link #begin} and when the cache
+ * engine on its own; each waits for the other where they meet, at {@link #join} and when the cache
  * grows.
  *
  * <p>Not thread-safe.
@@ -45,6 +46,9 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Tokens at most that {@link #step} keeps a row from choosing. */
   public static final int MAX_BANNED = DeviceSampler.MAX_BANNED;
+
+  /** Bytes that are left for a prefill. */
+  private static final long RESERVE = 3L << 30;
 
   /** Columns added to the cache at least, when it is full. */
   private static final int GROW = 128;
@@ -61,8 +65,10 @@ public final class CudaDecoder implements AutoCloseable {
   private final MemorySegment logits;
   private DecodeEngine engine;
   private KvCache cache;
-  private int maxLength;
-  private int[] slots;
+  private int places;
+  private int[] lengths = {};
+  private int[] present = {};
+  private double temperature = 1;
   private Optional<RoutingListener> listener = Optional.empty();
 
   /**
@@ -212,100 +218,142 @@ public final class CudaDecoder implements AutoCloseable {
   }
 
   /**
-   * Takes over from a prefill.
+   * Begins anew, without sequences.
    *
-   * @param filled the cache after the prefill
-   * @param rows the cache's rows that go on, in order
-   * @param maxLength columns that the cache can need at most
-   * @param config how the next tokens are chosen
+   * @param sequences at once, at most
    * @param context T and the listener
    * @throws UserException as the constructor
    */
-  public void begin(
-      KvCache filled, int[] rows, int maxLength, GenerationConfig config, ForwardContext context) {
-    this.listener = context.listener();
-    this.cache = filled;
-    this.slots = rows.clone();
-    this.maxLength = maxLength;
+  public void begin(int sequences, ForwardContext context) {
+    close(cache);
+    cache = null;
+    listener = context.listener();
+    temperature = context.routing().temperature();
+    places = sequences;
+    lengths = new int[sequences];
+    present = new int[0];
     cuda.makeCurrent();
-    bind(Math.min(maxLength, filled.length() + GROW));
-    engine.temperature(context.routing().temperature());
-    if (config.sample()) {
-      engine
-          .sampler()
-          .sampling(
-              Sampler.scale(config.temperature()), config.topK(), Sampler.fixed(config.topP()));
-    } else {
-      engine.sampler().greedy();
+    if (engine != null && engine.maxRows() < sequences) {
+      engine.close();
+      engine = null;
     }
-    announce();
+    reserve(1);
   }
 
-  private void bind(int columns) {
-    cache.reserve(columns);
+  /** Columns of keys and values that there is memory for, of all sequences together. */
+  public long room() {
+    var config = model.config();
+    long column =
+        2L
+            * config.numHiddenLayers()
+            * config.numKeyValueHeads()
+            * config.headDim()
+            * model.dtype().bytes();
+    long free = cuda.free(Long.MAX_VALUE) - RESERVE;
+    return (long) places * cache.capacity() + Math.max(0, free / 10 * 9 / column);
+  }
+
+  /**
+   * Copies keys and values of prompts to places of their own.
+   *
+   * @param filled a row each
+   * @param slots each row's place
+   * @throws UserException for too little memory
+   */
+  public void join(KvCache filled, int[] slots) {
+    cuda.makeCurrent();
+    int longest = 0;
+    var columns = new ArrayList<KvCache.Columns>();
+    for (int row = 0; row < slots.length; row++) {
+      int from = filled.padding()[row];
+      int count = filled.length() - from;
+      columns.add(new KvCache.Columns(row, from, slots[row], 0, count));
+      lengths[slots[row]] = count;
+      longest = Math.max(longest, count);
+    }
+    present = new int[0];
+    reserve(longest + 1);
+    model.backend().ops().copyColumns(filled, cache, columns);
+    LIBTORCH.synchronize();
+  }
+
+  /** A place is free. */
+  public void leave(int slot) {
+    lengths[slot] = 0;
+    present = new int[0];
+  }
+
+  /** Makes sure of so many columns a place. */
+  private void reserve(int columns) {
+    int longest = Arrays.stream(lengths).max().orElse(0);
+    int most = Math.max(columns, longest + 1);
+    if (cache != null && most <= cache.capacity()) {
+      return;
+    }
+    if (cache == null) {
+      cache = model.newCache(model.manager(), new int[places], most + GROW);
+    } else {
+      cache.place(new int[places], Math.min(longest, cache.capacity()));
+      cache.reserve(most + GROW);
+    }
     var keys = new long[model.layers().size()];
     var values = new long[keys.length];
     for (int layer = 0; layer < keys.length; layer++) {
       keys[layer] = Ops.dataPointer(cache.layer(layer).keys());
       values[layer] = Ops.dataPointer(cache.layer(layer).values());
     }
-    var memory = new KvMemory(keys, values, cache.rows(), cache.capacity());
+    var memory = new KvMemory(keys, values, places, cache.capacity());
     LIBTORCH.synchronize();
-    if (engine != null && engine.maxRows() < slots.length) {
-      engine.close();
-      engine = null;
-    }
     if (engine == null) {
-      int rows = Math.max(slots.length, DecodeEngine.MAX_STREAMED_ROWS);
+      int rows = Math.max(places, DecodeEngine.MAX_STREAMED_ROWS);
       engine = new DecodeEngine(cuda, addresses, memory, rows);
     } else {
       engine.cache(memory);
     }
-  }
-
-  private void announce() {
-    var padding = cache.padding();
-    var lengths = new int[slots.length];
-    var starts = new int[slots.length];
-    for (int i = 0; i < slots.length; i++) {
-      lengths[i] = cache.length();
-      starts[i] = padding[slots[i]];
-    }
-    engine.rows(slots, lengths, starts);
-  }
-
-  /** Keeps these of the present rows alone, in this order. */
-  public void keepRows(int[] rows) {
-    cuda.makeCurrent();
-    slots = Arrays.stream(rows).map(row -> slots[row]).toArray();
-    announce();
+    engine.temperature(temperature);
+    present = new int[0];
   }
 
   /**
    * One step. The routing listener, if there is one, is told of every gate.
    *
-   * @param tokens the rows' newest tokens
-   * @param banned tokens that each row must not choose; of more than {@link #MAX_BANNED} none is
-   *     banned, and the caller must choose from {@link #logits}
-   * @param uniform each row's random number in [0, 1), in units of 2^−64; unused without sampling
+   * @param rows all sequences; of more than {@link #MAX_BANNED} banned tokens none is banned, and
+   *     the caller must choose from {@link #logits}
    * @return the rows' next tokens; {@link DeviceSampler#NOT_FINITE} where logits are not finite
    */
-  public int[] step(int[] tokens, int[][] banned, long[] uniform) {
+  public int[] step(List<DecodeSession.Next> rows) {
     cuda.makeCurrent();
-    if (cache.length() == cache.capacity()) {
-      bind(Math.min(maxLength, cache.length() + GROW));
-      announce();
+    var slots = rows.stream().mapToInt(DecodeSession.Next::slot).toArray();
+    reserve(1);
+    if (!Arrays.equals(slots, present)) {
+      engine.rows(
+          slots, Arrays.stream(slots).map(slot -> lengths[slot]).toArray(), new int[slots.length]);
+      present = slots;
     }
     engine.fetchRouting(listener.isPresent());
-    for (int row = 0; row < tokens.length; row++) {
-      engine
-          .sampler()
-          .row(row, uniform[row], banned[row].length > MAX_BANNED ? new int[0] : banned[row]);
+    var tokens = new int[slots.length];
+    for (int row = 0; row < slots.length; row++) {
+      var next = rows.get(row);
+      tokens[row] = next.token();
+      choose(row, next);
+      lengths[slots[row]]++;
     }
-    var next = engine.step(tokens);
-    cache.advance(1);
+    var chosen = engine.step(tokens);
     listener.ifPresent(this::report);
-    return next;
+    return chosen;
+  }
+
+  private void choose(int row, DecodeSession.Next next) {
+    var sampler = engine.sampler();
+    var config = next.config();
+    if (config.sample()) {
+      sampler.sampling(
+          row, Sampler.scale(config.temperature()), config.topK(), Sampler.fixed(config.topP()));
+    } else {
+      sampler.greedy(row);
+    }
+    var banned = next.banned();
+    sampler.row(row, next.uniform(), banned.length > MAX_BANNED ? new int[0] : banned);
   }
 
   private void report(RoutingListener to) {
@@ -315,11 +363,11 @@ public final class CudaDecoder implements AutoCloseable {
       for (var module : Projection.values()) {
         var bank = projections.get(module.ordinal()).bank();
         if (bank != null && bank.gate() != null) {
-          var indices = new int[slots.length * addresses.topK()];
+          var indices = new int[present.length * addresses.topK()];
           var weights = new float[indices.length];
           engine.routing(layer, module.ordinal(), indices, weights);
           to.onRouting(
-              layer, module.ordinal(), slots.length, 1, addresses.topK(), indices, weights);
+              layer, module.ordinal(), present.length, 1, addresses.topK(), indices, weights);
         }
       }
     }
@@ -338,8 +386,23 @@ public final class CudaDecoder implements AutoCloseable {
     MemorySegment.copy(logits, JAVA_FLOAT, 0, into, 0, into.length);
   }
 
+  /** Gives back the memory of all sequences. */
+  public void end() {
+    cuda.makeCurrent();
+    close(cache);
+    cache = null;
+  }
+
+  private static void close(KvCache old) {
+    if (old != null) {
+      old.close();
+    }
+  }
+
   @Override
   public void close() {
+    close(cache);
+    cache = null;
     if (engine != null) {
       engine.close();
     }

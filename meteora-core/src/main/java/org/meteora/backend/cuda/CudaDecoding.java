@@ -1,13 +1,12 @@
 package org.meteora.backend.cuda;
 
+import java.util.List;
 import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicReference;
 import org.meteora.UserException;
-import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.generate.DecodeSession;
-import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.ModelSession;
 import org.meteora.generate.Sampler;
 import org.meteora.model.KvCache;
@@ -36,15 +35,19 @@ public final class CudaDecoding implements DecodeSession.Provider {
   }
 
   @Override
-  public DecodeSession begin(
-      KvCache filled, int[] rows, int maxLength, GenerationConfig config, ForwardContext context) {
-    var refusal = CudaDecoder.refusal(model, rows.length, context);
+  public int mostSequences() {
+    return CudaDecoder.MAX_ROWS;
+  }
+
+  @Override
+  public DecodeSession begin(int sequences, ForwardContext context) {
+    var refusal = CudaDecoder.refusal(model, sequences, context);
     if (refusal.isEmpty()) {
       CudaDecoder decoder = null;
       try {
         decoder = decoder(context);
-        decoder.begin(filled, rows, maxLength, config, context);
-        return new Session(decoder, config, model.config().vocabSize());
+        decoder.begin(sequences, context);
+        return new Session(decoder, model.config().vocabSize());
       } catch (UserException e) {
         if (decoder != null) {
           decoder.close();
@@ -52,10 +55,14 @@ public final class CudaDecoding implements DecodeSession.Provider {
         refusal = Optional.of(e.getMessage());
       }
     }
-    if (logged.add(refusal.get())) {
-      LOG.info("decoding operation by operation, not as a CUDA graph: {}", refusal.get());
+    return byOperations(refusal.get(), context);
+  }
+
+  private DecodeSession byOperations(String reason, ForwardContext context) {
+    if (logged.add(reason)) {
+      LOG.info("decoding operation by operation, not as a CUDA graph: {}", reason);
     }
-    return new ModelSession(model, filled, rows, config, context);
+    return new ModelSession(model, context);
   }
 
   private CudaDecoder decoder(ForwardContext context) {
@@ -71,37 +78,48 @@ public final class CudaDecoding implements DecodeSession.Provider {
 
   private final class Session implements DecodeSession {
     private final CudaDecoder decoder;
-    private final Sampler sampler;
     private final float[] logits;
 
-    Session(CudaDecoder decoder, GenerationConfig config, int vocab) {
+    Session(CudaDecoder decoder, int vocab) {
       this.decoder = decoder;
-      this.sampler = new Sampler(config, 0);
       this.logits = new float[vocab];
     }
 
     @Override
-    public int[] step(int[] tokens, int[][] banned, long[] uniform) {
-      var next = decoder.step(tokens, banned, uniform);
-      for (int row = 0; row < next.length; row++) {
-        if (next[row] == DeviceSampler.NOT_FINITE) {
-          throw Sampler.notFinite();
-        }
-        if (banned[row].length > CudaDecoder.MAX_BANNED) {
-          decoder.logits(row, logits);
-          next[row] = sampler.choose(logits, 0, logits.length, banned[row], uniform[row]);
-        }
-      }
-      return next;
+    public long room() {
+      return decoder.room();
     }
 
     @Override
-    public void keepRows(int[] rows) {
-      decoder.keepRows(rows);
+    public void join(KvCache filled, int[] slots) {
+      try (filled) {
+        decoder.join(filled, slots);
+      }
+    }
+
+    @Override
+    public int[] step(List<Next> rows) {
+      var chosen = decoder.step(rows);
+      for (int row = 0; row < chosen.length; row++) {
+        var next = rows.get(row);
+        if (chosen[row] != NOT_FINITE && next.banned().length > CudaDecoder.MAX_BANNED) {
+          decoder.logits(row, logits);
+          chosen[row] =
+              new Sampler(next.config(), 0)
+                  .choose(logits, 0, logits.length, next.banned(), next.uniform());
+        }
+      }
+      return chosen;
+    }
+
+    @Override
+    public void leave(int slot) {
+      decoder.leave(slot);
     }
 
     @Override
     public void close() {
+      decoder.end();
       if (!idle.compareAndSet(null, decoder)) {
         decoder.close();
       }

@@ -1,9 +1,11 @@
 package org.meteora.backend.cuda;
 
 import ai.djl.ndarray.NDArray;
+import java.util.List;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.PrefillKernels;
+import org.meteora.model.KvCache;
 import org.meteora.model.LayerOps;
 import org.meteora.model.Pass;
 import org.meteora.model.RmsNorm;
@@ -125,5 +127,45 @@ public final class CudaLayerOps implements LayerOps {
     long pointer = Ops.dataPointer(gate);
     kernels().siluUp(pointer, Ops.dataPointer(up), pointer, gate.size(), LIBTORCH);
     return gate;
+  }
+
+  @Override
+  public void copyColumns(KvCache from, KvCache to, List<KvCache.Columns> columns) {
+    if (columns.isEmpty()) {
+      return;
+    }
+    var numbers = new long[5 * columns.size()];
+    int longest = 0;
+    for (int i = 0; i < columns.size(); i++) {
+      var each = columns.get(i);
+      numbers[5 * i] = each.fromRow();
+      numbers[5 * i + 1] = each.from();
+      numbers[5 * i + 2] = each.row();
+      numbers[5 * i + 3] = each.to();
+      numbers[5 * i + 4] = each.count();
+      longest = Math.max(longest, each.count());
+    }
+    var shape = to.layer(0).keys().getShape();
+    try (var entries = Ops.of(to.layer(0).keys().getManager(), numbers, numbers.length)) {
+      for (int layer = 0; layer < to.layers(); layer++) {
+        kernels()
+            .copyColumns(
+                memory(from, layer),
+                memory(to, layer),
+                Ops.dataPointer(entries),
+                columns.size(),
+                longest,
+                (int) shape.get(1),
+                (int) shape.get(3),
+                LIBTORCH);
+      }
+      LIBTORCH.synchronize();
+    }
+  }
+
+  private static PrefillKernels.Cache memory(KvCache cache, int layer) {
+    var arrays = cache.layer(layer);
+    return new PrefillKernels.Cache(
+        Ops.dataPointer(arrays.keys()), Ops.dataPointer(arrays.values()), cache.capacity());
   }
 }

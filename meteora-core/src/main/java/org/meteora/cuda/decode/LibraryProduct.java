@@ -1,85 +1,64 @@
 package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import org.meteora.cuda.driver.Work;
 
 /**
- * A {@link StepProduct} of many rows by cuBLAS: W one by one beside each other, and all gates and A
- * in one product where they lie in one matrix, as a backend stacks them.
+ * A {@link StepProduct} of many rows by cuBLAS: matrices that lie one behind the other in memory,
+ * as a backend stacks them, are multiplied as one; what is left, beside each other.
  */
 final class LibraryProduct extends StepProduct {
   /** Rows of nothing that may lie between two matrices of a stack. */
   private static final int GAP = 8;
 
-  /** A matrix {@code (rows, in)}, and where its product goes in a row of y. */
+  /** A matrix {@code (rows, in)}. */
+  private record Matrix(long address, int rows) {}
+
+  /** A matrix, and where its product goes in a row of y. */
   private record Part(long address, int rows, int at) {}
 
   private final DecodeModel model;
   private final List<Part> parts = new ArrayList<>();
-  private final int[] gateAt;
-  private final int[] zAt;
+  private final Map<Long, Integer> at = new HashMap<>();
   private final int ld;
 
   LibraryProduct(DecodeModel model, InputGroup group, int rows) {
     super(group, rows);
     this.model = model;
-    var count = group.linears().size();
-    this.gateAt = new int[count];
-    this.zAt = new int[count];
-    for (var i = 0; i < count; i++) {
-      var linear = group.linears().get(i);
-      parts.add(new Part(linear.weight(), linear.out(), group.outputs(i)));
-    }
-    var at = (group.outputs(count) + 3) / 4 * 4;
-    this.ld = (stack(at) + 3) / 4 * 4;
-  }
-
-  /** Lays out gates and A from {@code at} on; returns the end. */
-  private int stack(int at) {
-    var rowBytes = (long) group.in() * model.dtype().bytes();
-    var stackBegin = Long.MAX_VALUE;
-    var stackEnd = 0L;
-    var inside = 0;
-    var aligned = true;
+    var matrices = new ArrayList<Matrix>();
     for (var linear : group.linears()) {
-      if (linear.adapters().isPresent()) {
-        var adapters = linear.adapters().get();
-        var gateEnd = adapters.gate() + adapters.count() * rowBytes;
-        var aEnd = adapters.a() + adapters.sumOfRanks() * rowBytes;
-        stackBegin = Math.min(stackBegin, Math.min(adapters.gate(), adapters.a()));
-        stackEnd = Math.max(stackEnd, Math.max(gateEnd, aEnd));
-        inside += adapters.count() + adapters.sumOfRanks() + GAP;
-        aligned &= (adapters.gate() - adapters.a()) % rowBytes == 0;
-        aligned &= (adapters.a() - stackBegin) % rowBytes == 0;
+      matrices.add(new Matrix(linear.weight(), linear.out()));
+      linear
+          .adapters()
+          .ifPresent(
+              adapters -> {
+                matrices.add(new Matrix(adapters.gate(), adapters.count()));
+                matrices.add(new Matrix(adapters.a(), adapters.sumOfRanks()));
+              });
+    }
+    matrices.removeIf(matrix -> matrix.rows() == 0);
+    matrices.sort(Comparator.comparingLong(Matrix::address));
+    var rowBytes = (long) group.in() * model.dtype().bytes();
+    for (var matrix : matrices) {
+      var last = parts.isEmpty() ? null : parts.getLast();
+      var distance = last == null ? -1 : matrix.address() - last.address();
+      var ahead = distance < 0 ? 0 : distance / rowBytes - last.rows();
+      if (distance >= 0 && distance % rowBytes == 0 && ahead >= 0 && ahead <= GAP) {
+        var first = (int) (distance / rowBytes);
+        parts.removeLast();
+        parts.add(new Part(last.address(), first + matrix.rows(), last.at()));
+        at.put(matrix.address(), last.at() + first);
+      } else {
+        var column = last == null ? 0 : (last.at() + last.rows() + 3) / 4 * 4;
+        parts.add(new Part(matrix.address(), matrix.rows(), column));
+        at.put(matrix.address(), column);
       }
     }
-    if (inside == 0) {
-      return at;
-    }
-    var isStack = aligned && stackEnd - stackBegin <= inside * rowBytes;
-    var stackRows = (int) ((stackEnd - stackBegin) / rowBytes);
-    if (isStack) {
-      parts.add(new Part(stackBegin, stackRows, at));
-    }
-    var next = at;
-    for (var i = 0; i < gateAt.length; i++) {
-      if (group.linears().get(i).adapters().isPresent()) {
-        var adapters = group.linears().get(i).adapters().get();
-        if (isStack) {
-          gateAt[i] = at + (int) ((adapters.gate() - stackBegin) / rowBytes);
-          zAt[i] = at + (int) ((adapters.a() - stackBegin) / rowBytes);
-        } else {
-          gateAt[i] = next;
-          parts.add(new Part(adapters.gate(), adapters.count(), next));
-          next += (adapters.count() + 3) / 4 * 4;
-          zAt[i] = next;
-          parts.add(new Part(adapters.a(), adapters.sumOfRanks(), next));
-          next += (adapters.sumOfRanks() + 3) / 4 * 4;
-        }
-      }
-    }
-    return isStack ? at + stackRows : next;
+    this.ld = (parts.getLast().at() + parts.getLast().rows() + 3) / 4 * 4;
   }
 
   @Override
@@ -98,13 +77,18 @@ final class LibraryProduct extends StepProduct {
   }
 
   @Override
+  int outAt(int which) {
+    return at.get(group.linears().get(which).weight());
+  }
+
+  @Override
   int gateAt(int which) {
-    return gateAt[which];
+    return group.linears().get(which).adapters().map(a -> at.get(a.gate())).orElse(0);
   }
 
   @Override
   int zAt(int which) {
-    return zAt[which];
+    return group.linears().get(which).adapters().map(a -> at.getOrDefault(a.a(), 0)).orElse(0);
   }
 
   /**
@@ -114,7 +98,6 @@ final class LibraryProduct extends StepProduct {
   Work work(LibraryProducts library, long x, long y) {
     return library.together(
         parts.stream()
-            .filter(part -> part.rows() > 0)
             .map(
                 part ->
                     new LibraryProducts.Product(

@@ -27,6 +27,9 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
   /** Tiles of gates that come first; 0: they do not. */
   abstract int gateTiles();
 
+  /** Where a linear's outputs lie in a row of y. */
+  abstract int outAt(int which);
+
   /** Where a linear's gate's logits lie in a row of y. */
   abstract int gateAt(int which);
 
@@ -67,7 +70,7 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
 
   private RoutedLinear linear(StepMemory memory, int which) {
     var linear = group.linears().get(which);
-    var outAt = group.outputs(which);
+    var outAt = outAt(which);
     var vectors =
         linear.out() % 4 == 0
             && outAt % 4 == 0

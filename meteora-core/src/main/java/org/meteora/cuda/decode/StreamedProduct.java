@@ -59,6 +59,11 @@ final class StreamedProduct extends StepProduct {
   }
 
   @Override
+  int outAt(int which) {
+    return group.outputs(which);
+  }
+
+  @Override
   int gateAt(int which) {
     return group.outputs(group.linears().size()) + group.gates(which);
   }

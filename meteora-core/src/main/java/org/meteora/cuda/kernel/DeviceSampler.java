@@ -31,20 +31,20 @@ public final class DeviceSampler {
   public static final int BLOCKS = 64;
 
   /**
-   * Mirrors the struct of this name in {@code sampling.cuh}.
+   * Mirrors the struct of this name in {@code sampling.cuh}: for each row
    *
-   * @param uniform of each row, in units of 2^−64
+   * @param uniform in units of 2^−64
    * @param topP in units of 2^−64; 0 keeps all
    * @param scale 2^25 · log2(e) / temperature; 0 takes the largest logit
    * @param topK 0 keeps all
-   * @param bannedCount how many tokens of each row are banned
+   * @param bannedCount how many tokens are banned
    * @param bannedTokens (rows, {@link #MAX_BANNED})
    */
   record SamplingParameters(
       @Count(MAX_ROWS) long[] uniform,
-      long topP,
-      float scale,
-      int topK,
+      @Count(MAX_ROWS) long[] topP,
+      @Count(MAX_ROWS) float[] scale,
+      @Count(MAX_ROWS) int[] topK,
       @Count(MAX_ROWS) int[] bannedCount,
       @Count(MAX_ROWS * MAX_BANNED) int[] bannedTokens) {}
 
@@ -98,26 +98,26 @@ public final class DeviceSampler {
     this.host = host;
   }
 
-  /** Takes the largest logit, the lowest index of equals. */
-  public void greedy() {
-    sampling(0, 0, 0);
+  /** A row takes its largest logit, the lowest index of equals. */
+  public void greedy(int row) {
+    sampling(row, 0, 0, 0);
   }
 
   /**
-   * Draws from the distribution.
+   * A row draws from its distribution.
    *
    * @param scale 2^25 · log2(e) / temperature
    * @param topK tokens that are kept, ties of the last too; 0 keeps all
    * @param topP the probability that is kept, in units of 2^−64; 0 keeps all
    */
-  public void sampling(float scale, int topK, long topP) {
-    host.set(JAVA_LONG, TOP_P, topP);
-    host.set(JAVA_FLOAT, SCALE, scale);
-    host.set(JAVA_INT, TOP_K, topK);
+  public void sampling(int row, float scale, int topK, long topP) {
+    host.set(JAVA_LONG, TOP_P + 8L * row, topP);
+    host.set(JAVA_FLOAT, SCALE + 4L * row, scale);
+    host.set(JAVA_INT, TOP_K + 4L * row, topK);
   }
 
   /**
-   * The parameters of one row for the next step.
+   * What a row needs for the next step.
    *
    * @param uniform a random number in [0, 1) in units of 2^−64, for sampling
    * @param banned at most {@link #MAX_BANNED} tokens that must not be chosen

@@ -66,6 +66,8 @@ public enum KernelName {
   PREFILL_RMS_NORM(PrefillKernels.PrefillRmsNorm.class),
   /** Rotates queries and keys, and writes keys and values to the KV cache. */
   PREFILL_ROPE_APPEND(PrefillKernels.PrefillRopeAppend.class),
+  /** Columns of rows of one KV cache to another's. */
+  PREFILL_COPY_COLUMNS(PrefillKernels.PrefillCopyColumns.class),
   /** {@code silu(gate) · up}. */
   PREFILL_SILU_UP(PrefillKernels.PrefillSiluUp.class),
 

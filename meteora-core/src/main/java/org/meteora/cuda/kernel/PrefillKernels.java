@@ -36,6 +36,18 @@ public final class PrefillKernels {
   /** Mirrors the struct of this name in {@code prefill.cuh}. */
   record PrefillSiluUp(long gate, long up, long out, long count, boolean vectors) {}
 
+  /** Mirrors the struct of this name in {@code prefill.cuh}. */
+  record PrefillCopyColumns(
+      long fromKeys,
+      long fromValues,
+      long toKeys,
+      long toValues,
+      long entries,
+      long fromCapacity,
+      long toCapacity,
+      int kvHeads,
+      int headDim) {}
+
   private final Kernels kernels;
 
   /** Kernels for f32, f16 or bf16. */
@@ -141,6 +153,43 @@ public final class PrefillKernels {
               KernelName.PREFILL_SILU_UP,
               Shape.of(Math.toIntExact((count + 2047) / 2048), 1, 1, 256),
               new PrefillSiluUp(gate, up, out, count, aligned))
+          .on(stream);
+    }
+  }
+
+  /** A layer's keys and values {@code (rows, kvHeads, capacity, headDim)}. */
+  public record Cache(long keys, long values, int capacity) {}
+
+  /**
+   * Copies columns of rows of one cache to another's.
+   *
+   * @param entries int64 (count, 5): row and first column there, row and first column here, columns
+   * @param longest the most columns of an entry
+   */
+  public void copyColumns(
+      Cache from,
+      Cache to,
+      long entries,
+      int count,
+      int longest,
+      int kvHeads,
+      int headDim,
+      Stream stream) {
+    if (count > 0 && longest > 0) {
+      kernels
+          .launch(
+              KernelName.PREFILL_COPY_COLUMNS,
+              Shape.of((longest * headDim + 2047) / 2048, 2 * kvHeads, count, 256),
+              new PrefillCopyColumns(
+                  from.keys(),
+                  from.values(),
+                  to.keys(),
+                  to.values(),
+                  entries,
+                  from.capacity(),
+                  to.capacity(),
+                  kvHeads,
+                  headDim))
           .on(stream);
     }
   }

@@ -116,3 +116,26 @@ extern "C" __global__ void __launch_bounds__(256) prefill_silu_up(const __grid_c
   for (int i = 0; i < 8; i++) g[i] = g[i] / (1.f + __expf(-g[i])) * u[i];
   store8(p.out + at, 0, n, p.vectors, g);
 }
+
+// Columns of rows of one KV cache to another's, keys and values. Five numbers an entry: row and first column there, row and
+// first column here, and how many. Grid (columns · headDim / 2048, 2 kvHeads, entries).
+struct PrefillCopyColumns {
+  const T* fromKeys;
+  const T* fromValues;
+  T* toKeys;
+  T* toValues;
+  const long long* entries;
+  long long fromCapacity, toCapacity;
+  int kvHeads, headDim;
+};
+extern "C" __global__ void __launch_bounds__(256) prefill_copy_columns(const __grid_constant__ PrefillCopyColumns p) {
+  const long long* e = p.entries + 5 * blockIdx.z;
+  const bool values = (int)blockIdx.y >= p.kvHeads;
+  const int head = blockIdx.y - (values ? p.kvHeads : 0), end = (int)e[4] * p.headDim, at = (blockIdx.x * 256 + threadIdx.x) * 8;
+  if (at >= end) return;
+  const T* from = (values ? p.fromValues : p.fromKeys) + ((e[0] * p.kvHeads + head) * p.fromCapacity + e[1]) * p.headDim;
+  T* to = (values ? p.toValues : p.toKeys) + ((e[2] * p.kvHeads + head) * p.toCapacity + e[3]) * p.headDim;
+  float f[8];
+  load8(from, at, end, p.headDim % 8 == 0, f);
+  store8(to, at, end, p.headDim % 8 == 0, f);
+}

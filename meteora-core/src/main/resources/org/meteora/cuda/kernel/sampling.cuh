@@ -2,13 +2,13 @@
 // tokens' logits become -infinity. Logits (slots, rows, vocab) are summed over slots into the first on the way. A logit that
 // is no number counts as infinite; where the largest is, the row's token is NOT_FINITE. Grid (blocks, rows), then (1, rows).
 #define NOT_FINITE -1
-struct SamplingParameters {
-  u64 uniform[MAX_SEQUENCES];  // of each row, in units of 2^-64
-  u64 topP;               // in units of 2^-64; 0: 1
-  float scale;            // 2^25 · log2(e) / temperature; 0: the largest logit
-  int topK;               // 0: all
+struct SamplingParameters {  // of each row
+  u64 uniform[MAX_SEQUENCES];  // in units of 2^-64
+  u64 topP[MAX_SEQUENCES];     // in units of 2^-64; 0: 1
+  float scale[MAX_SEQUENCES];  // 2^25 · log2(e) / temperature; 0: the largest logit
+  int topK[MAX_SEQUENCES];     // 0: all
   int bannedCount[MAX_SEQUENCES];
-  // of each row, the first bannedCount are tokens that must not be chosen
+  // the first bannedCount are tokens that must not be chosen
   int bannedTokens[MAX_SEQUENCES][MAX_BANNED];
 };
 struct SampleTokens {
@@ -209,13 +209,14 @@ __device__ __forceinline__ int draw(u64 point, unsigned limit, int ties, const f
 
 // One token by Hugging Face's warpers: temperature, top-k with the ties of the last, top-p.
 __device__ __forceinline__ int sample(const SamplingParameters& w, const float* logits, int row, int vocab, float largest, SamplingState& s) {
+  const float scale = w.scale[row];
   unsigned limit = NO_MASS;
   int ties = 0x7fffffff;
   u64 below;
   unsigned exponent;
-  if (w.topK > 0 && smallestReaching(w.topK, false, logits, vocab, largest, w.scale, s, exponent, below)) limit = exponent;
+  if (w.topK[row] > 0 && smallestReaching(w.topK[row], false, logits, vocab, largest, scale, s, exponent, below)) limit = exponent;
   u64 total = 0;
-  exponents(logits, threadIdx.x, vocab, PICK, largest, w.scale, [&](unsigned e) {
+  exponents(logits, threadIdx.x, vocab, PICK, largest, scale, [&](unsigned e) {
     if (e <= limit && e != NO_MASS) total += massOf(e);
   });
 #pragma unroll
@@ -226,15 +227,15 @@ __device__ __forceinline__ int sample(const SamplingParameters& w, const float* 
   for (int i = 0; i < PICK / 32; i++) total += s.parts[i];
   __syncthreads();
   if (total == 0) return -1;
-  if (w.topP) {
-    u64 target = __umul64hi(w.topP, total);
+  if (w.topP[row]) {
+    u64 target = __umul64hi(w.topP[row], total);
     if (target == 0) target = 1;
-    smallestReaching(target, true, logits, vocab, largest, w.scale, s, limit, below);
+    smallestReaching(target, true, logits, vocab, largest, scale, s, limit, below);
     u64 each = massOf(limit);
     ties = (int)((target - below + each - 1) / each);
     total = below + ties * each;
   }
-  return draw(__umul64hi(w.uniform[row], total), limit, ties, logits, vocab, largest, w.scale, s);
+  return draw(__umul64hi(w.uniform[row], total), limit, ties, logits, vocab, largest, scale, s);
 }
 
 extern "C" __global__ void __launch_bounds__(PICK) sample_tokens(const __grid_constant__ SampleTokens p) {
@@ -251,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(PICK) sample_tokens(const __grid_co
   if (threadIdx.x == 0) largest = v;
   __syncthreads();
   const bool finite = largest < -negInf();
-  if (finite && p.sampling->scale > 0) {
+  if (finite && p.sampling->scale[row] > 0) {
     int drawn = sample(*p.sampling, p.logits + (u64)row * p.vocab, row, p.vocab, largest, picking);
     if (drawn >= 0) at = drawn;
   }

@@ -1,0 +1,185 @@
+package org.meteora.cli;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Locale;
+import java.util.Random;
+import java.util.concurrent.Callable;
+import org.meteora.UserException;
+import org.meteora.backend.Backends;
+import org.meteora.generate.AnswerListener;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Generator;
+import org.meteora.generate.Request;
+import org.meteora.model.Architecture;
+import org.meteora.moe.ForwardMode;
+import org.meteora.nn.Projection;
+import org.meteora.tensor.Ops;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Option;
+
+/** {@code meteora bench generate}: whole answers of many sequences. */
+@Command(
+    name = "generate",
+    description =
+        "Answers to many prompts, prefills included: tokens a second for numbers of sequences at"
+            + " once, beside what reading and multiplying would take at the speeds measured in the"
+            + " same run (on a GPU). Prompts are random tokens.")
+final class BenchGenerateCommand implements Callable<Integer> {
+  @Mixin private BenchModel options;
+
+  @Option(
+      names = "--sequences",
+      paramLabel = "N,…",
+      defaultValue = "1,4,16,64",
+      split = ",",
+      description = "Sequences at once at most (default: ${DEFAULT-VALUE}).")
+  private List<Integer> sequences;
+
+  @Option(
+      names = "--rounds",
+      paramLabel = "N",
+      defaultValue = "2",
+      description = "Prompts for each sequence at once (default: ${DEFAULT-VALUE}).")
+  private int rounds;
+
+  @Option(
+      names = "--prompt-tokens",
+      paramLabel = "N",
+      defaultValue = "218",
+      description = "Of each prompt (default: ${DEFAULT-VALUE}).")
+  private int promptTokens;
+
+  @Option(
+      names = "--new-tokens",
+      paramLabel = "N",
+      defaultValue = "64",
+      description = "Of each answer (default: ${DEFAULT-VALUE}).")
+  private int newTokens;
+
+  @Option(
+      names = "--shared-tokens",
+      paramLabel = "N,…",
+      defaultValue = "0",
+      split = ",",
+      description = "First tokens that all prompts share (default: ${DEFAULT-VALUE}).")
+  private List<Integer> shared;
+
+  @Option(names = "--base", description = "Measure the base model too.")
+  private boolean base;
+
+  private double bandwidth;
+  private double multiplications;
+
+  @Override
+  public Integer call() {
+    if (rounds < 1 || promptTokens < 1 || newTokens < 1) {
+      throw new UserException("--rounds, --prompt-tokens and --new-tokens must be at least 1");
+    }
+    for (int each : shared) {
+      if (each < 0 || each >= promptTokens) {
+        throw new UserException(
+            "--shared-tokens must be below --prompt-tokens, " + promptTokens + ", not " + each);
+      }
+    }
+    var config = options.config();
+    try (var manager = options.manager();
+        var recording = Ops.notRecording()) {
+      bandwidth = options.readRate();
+      multiplications = options.onGpu() ? options.multiplicationRate(manager) : 0;
+      for (int adapters : base ? new int[] {0, options.adapters} : new int[] {options.adapters}) {
+        try (var own = manager.newSubManager()) {
+          var model = options.model(config, own, adapters);
+          try (var decoding = Backends.decoding(model)) {
+            var generator = new Generator(model, decoding, options.context(ForwardMode.AUTO));
+            run(generator, config, 1, 0, 8); // compiles kernels
+            for (int each : sequences) {
+              for (int prefix : shared) {
+                measure(generator, config, adapters > 0, each, prefix);
+              }
+            }
+          }
+        }
+      }
+    }
+    return 0;
+  }
+
+  private void measure(
+      Generator generator, Architecture config, boolean gated, int atOnce, int prefix) {
+    double ms = run(generator, config, atOnce, prefix, newTokens);
+    double tokens = (double) atOnce * rounds * newTokens;
+    var name =
+        String.format(
+            Locale.ROOT,
+            "%s, %d sequences%s",
+            gated ? "MeteoRA" : "base model",
+            atOnce,
+            prefix > 0 ? ", " + prefix + " shared" : "");
+    options.report(name, ms, ms, tokens, bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
+  }
+
+  /** Milliseconds. */
+  private double run(Generator generator, Architecture config, int atOnce, int prefix, int answer) {
+    var random = new Random(1);
+    int vocab = config.vocabSize();
+    var header = random.ints(prefix, 0, vocab).toArray();
+    var settings = GenerationConfig.greedy(List.of(), Integer.MAX_VALUE).withMaxNewTokens(answer);
+    var requests = new ArrayList<Request>();
+    for (int i = 0; i < atOnce * rounds; i++) {
+      var prompt = Arrays.copyOf(header, promptTokens);
+      for (int at = prefix; at < promptTokens; at++) {
+        prompt[at] = random.nextInt(vocab);
+      }
+      requests.add(new Request(prompt, settings, i));
+    }
+    long start = System.nanoTime();
+    generator.generate(
+        requests,
+        atOnce,
+        new AnswerListener() {
+          @Override
+          public void onAnswer(int request, int[] tokens) {
+            if (tokens.length != answer) {
+              throw new IllegalStateException(tokens.length + " tokens");
+            }
+          }
+
+          @Override
+          public void onFailure(int request, UserException reason) {
+            throw reason;
+          }
+        });
+    return (System.nanoTime() - start) / 1e6;
+  }
+
+  /**
+   * Milliseconds that the steps' bytes or arithmetic and the prefills' arithmetic take at least,
+   * the greater of the two of a step.
+   */
+  private double floor(Architecture config, int atOnce, int prefix, boolean gated) {
+    double weights = (double) config.vocabSize() * config.hiddenSize();
+    double products = weights;
+    double adapters = 0;
+    for (var module : Projection.values()) {
+      var shape = config.shape(module);
+      double layer = (double) shape[0] * shape[1];
+      products += config.numHiddenLayers() * layer;
+      if (gated) {
+        adapters +=
+            config.numHiddenLayers()
+                * ((double) options.adapters * shape[1]
+                    + options.touched(atOnce) * options.rank * (shape[0] + shape[1]));
+      }
+    }
+    double column = 2.0 * config.numHiddenLayers() * config.numKeyValueHeads() * config.headDim();
+    double context = promptTokens + newTokens / 2.0;
+    double bytes = (products + adapters + atOnce * context * column) * options.dtype().bytes();
+    double step =
+        Math.max(bytes / bandwidth, 2 * atOnce * (products + adapters / 2) / multiplications);
+    double fresh = (double) (promptTokens - prefix) * atOnce * rounds + prefix;
+    return rounds * newTokens * step + 2 * fresh * (products - weights) / multiplications;
+  }
+}

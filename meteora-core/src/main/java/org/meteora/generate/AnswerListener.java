@@ -1,0 +1,29 @@
+package org.meteora.generate;
+
+import org.meteora.UserException;
+
+/** Is told what comes of requests, by their places in the list given to the generator. */
+public interface AnswerListener {
+  /**
+   * Where the work stands before a step.
+   *
+   * @param waiting requests that do not run yet
+   * @param running requests that run
+   * @param columns of keys and values that they take
+   * @param prefixTokens tokens of prompts so far that were not computed since a prompt that begins
+   *     alike was
+   */
+  record Load(int waiting, int running, long columns, long prefixTokens) {}
+
+  /** A new token, never EOS. */
+  default void onToken(int request, int token) {}
+
+  /** A request has ended. */
+  void onAnswer(int request, int[] tokens);
+
+  /** A request has failed; the others go on. */
+  void onFailure(int request, UserException reason);
+
+  /** Before each step. */
+  default void onStep(Load load) {}
+}

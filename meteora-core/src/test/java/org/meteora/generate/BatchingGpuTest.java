@@ -1,0 +1,41 @@
+package org.meteora.generate;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import ai.djl.Device;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.meteora.backend.Backends;
+import org.meteora.tensor.Devices;
+
+/** As {@link BatchingTest}, on a GPU: products of our own and cuBLAS, joins, leaves, prefixes. */
+@Tag("gpu")
+class BatchingGpuTest {
+  @Test
+  void everyBatchSizeGivesTheSameAnswers() {
+    var requests = BatchingTest.requests(1, 60);
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = RequestsTest.model(manager);
+      // operation by operation, one after the other
+      var expected = BatchingTest.answers(llama, ModelSession.of(llama), requests, 1);
+      try (var decoding = Backends.decoding(llama)) {
+        for (int atOnce : new int[] {1, 3, 16, 20, 60}) {
+          assertThat(BatchingTest.answers(llama, decoding, requests, atOnce))
+              .as("%d at once", atOnce)
+              .isEqualTo(expected);
+        }
+        var order = new ArrayList<>(expected.keySet());
+        java.util.Collections.shuffle(order, new Random(2));
+        var shuffled =
+            BatchingTest.answers(llama, decoding, order.stream().map(requests::get).toList(), 40);
+        for (int i = 0; i < order.size(); i++) {
+          assertThat(shuffled.get(i)).isEqualTo(expected.get(order.get(i)));
+        }
+        assertThat(List.copyOf(expected.values())).hasSize(60);
+      }
+    }
+  }
+}

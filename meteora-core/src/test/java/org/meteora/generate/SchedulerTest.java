@@ -1,0 +1,131 @@
+package org.meteora.generate;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Random;
+import org.junit.jupiter.api.RepeatedTest;
+import org.junit.jupiter.api.RepetitionInfo;
+import org.junit.jupiter.api.Test;
+import org.meteora.generate.Scheduler.Limits;
+
+class SchedulerTest {
+  /**
+   * Random arrivals against a plain simulation that keeps who waits and who runs in two lists:
+   * every sequence ends, none is lost or run twice, nobody overtakes, and memory is never exceeded.
+   */
+  @RepeatedTest(60)
+  void randomArrivals(RepetitionInfo repetition) {
+    var random = new Random(repetition.getCurrentRepetition());
+    int block = 1 + random.nextInt(8);
+    int most = 1 + random.nextInt(6);
+    long room = 30 + random.nextInt(200);
+    var scheduler = new Scheduler(new Limits(most, room, block, 40, false));
+    var length = new HashMap<Integer, Integer>();
+    var known = new HashMap<Integer, Integer>();
+    var end = new HashMap<Integer, Integer>();
+    var waiting = new ArrayList<Integer>();
+    var running = new ArrayList<Integer>();
+    var gone = new HashSet<Integer>();
+    int all = 40;
+    int arrived = 0;
+    for (int round = 0; gone.size() < all; round++) {
+      assertThat(round).as("rounds").isLessThan(20_000);
+      while (arrived < all && (random.nextInt(3) == 0 || waiting.isEmpty() && running.isEmpty())) {
+        int tokens = 1 + random.nextInt(random.nextInt(10) == 0 ? 300 : 30);
+        length.put(arrived, tokens);
+        end.put(arrived, tokens + 1 + random.nextInt(25));
+        waiting.addLast(arrived);
+        known.put(arrived, random.nextInt(tokens));
+        scheduler.add(arrived, tokens, known.get(arrived));
+        arrived++;
+      }
+      var plan = scheduler.next();
+      for (int each : plan.leave()) {
+        assertThat(running.removeLast()).as("the last to join leaves first").isEqualTo(each);
+        waiting.addFirst(each);
+      }
+      for (int each : plan.refused()) {
+        assertThat(columns(1, length.get(each), block)).as("too long alone").isGreaterThan(room);
+        assertThat(waiting.remove((Integer) each) || running.remove((Integer) each)).isTrue();
+        gone.add(each);
+      }
+      long fresh = 0;
+      for (int each : plan.join()) {
+        assertThat(waiting.removeFirst()).as("nobody overtakes").isEqualTo(each);
+        running.addLast(each);
+        fresh += length.get(each) - known.get(each);
+      }
+      assertThat(plan.join().size() <= 1 || fresh <= 40).isTrue();
+      assertThat(running).hasSizeLessThanOrEqualTo(most);
+      int longest = running.stream().mapToInt(length::get).max().orElse(0);
+      assertThat(columns(running.size(), longest, block)).isLessThanOrEqualTo(room);
+      assertThat(scheduler.columns()).isEqualTo(columns(running.size(), longest, block));
+      assertThat(scheduler.running()).isEqualTo(running.size());
+      assertThat(scheduler.waiting()).isEqualTo(waiting.size());
+      assertThat(running.isEmpty())
+          .as("somebody runs")
+          .isEqualTo(waiting.isEmpty() && running.isEmpty());
+      for (int each : List.copyOf(running)) {
+        length.merge(each, 1, Integer::sum);
+        scheduler.grew(each);
+        if (length.get(each) >= end.get(each)) {
+          running.remove((Integer) each);
+          scheduler.remove(each);
+          gone.add(each);
+        }
+      }
+    }
+    assertThat(gone).hasSize(all);
+  }
+
+  private static long columns(int sequences, int longest, int block) {
+    int blocks = 0;
+    while (blocks * block < longest) {
+      blocks++;
+    }
+    return (long) sequences * blocks * block;
+  }
+
+  @Test
+  void aBatchThatRunsTogetherIsNotJoined() {
+    var scheduler = new Scheduler(new Limits(2, Long.MAX_VALUE, 8, 1, true));
+    for (int i = 0; i < 3; i++) {
+      scheduler.add(i, 5, 0);
+    }
+    assertThat(scheduler.next().join()).containsExactly(0, 1);
+    scheduler.remove(0);
+    assertThat(scheduler.next().join()).isEmpty();
+    scheduler.remove(1);
+    assertThat(scheduler.next().join()).containsExactly(2);
+  }
+
+  @Test
+  void fewWaitForEachOther() {
+    var scheduler = new Scheduler(new Limits(32, Long.MAX_VALUE, 8, 1000, false));
+    for (int i = 0; i < 40; i++) {
+      scheduler.add(i, 5, 0);
+    }
+    assertThat(scheduler.next().join()).hasSize(32);
+    scheduler.remove(3);
+    assertThat(scheduler.next().join()).isEmpty();
+    scheduler.remove(4);
+    assertThat(scheduler.next().join()).containsExactly(32, 33);
+  }
+
+  @Test
+  void whoFindsNoMemoryWaitsAndIsNotLost() {
+    var scheduler = new Scheduler(new Limits(4, Long.MAX_VALUE, 8, 1000, false));
+    for (int i = 0; i < 3; i++) {
+      scheduler.add(i, 5, 0);
+    }
+    assertThat(scheduler.next().join()).containsExactly(0, 1, 2);
+    scheduler.putBack(2);
+    assertThat(scheduler.next().join()).isEmpty();
+    scheduler.remove(0);
+    assertThat(scheduler.next().join()).containsExactly(2);
+  }
+}
