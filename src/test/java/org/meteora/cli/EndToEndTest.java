@@ -263,10 +263,13 @@ class EndToEndTest {
     Files.createDirectories(folder.resolve("datasets/mine"));
     Files.writeString(
         folder.resolve("datasets/mine/test.jsonl"),
-        "{\"prompt\":\"a\",\"response\":\"b\"}\n\n{\"prompt\":\"\",\"response\":\"b\"}\n");
+        "{\"prompt\":\"a\",\"response\":\"b\"}\n\n{\"prompt\":\"\",\"response\":\"b\"}\n"
+            + "{\"prompt\":\"Sort these words, all of them\",\"response\":\"b\"}\n");
     var result = run("eval", "--task=mine", "--save", "--max-length=5", "--model=base");
     assertThat(result.code()).isEqualTo(1);
-    assertThat(result.err()).contains("mine/test.jsonl:3: the prompt is empty: skipped");
+    assertThat(result.err())
+        .contains("mine/test.jsonl:3: the prompt is empty: skipped")
+        .containsPattern("mine/test.jsonl:4: the prompt has \\d+ tokens, too many: skipped");
     var saved = Jsonl.readFile(folder.resolve("results/base/mine.json"));
     assertThat(saved.at("/problems/1").asText()).isEqualTo("the prompt is empty");
     assertThat(saved.at("/samples").asInt()).isEqualTo(1);

@@ -11,6 +11,9 @@ import org.meteora.io.AtomicFiles;
 
 /** The Hub's local cache, where the Python client keeps what it has fetched. */
 public final class HubCache {
+  /** Where models are downloaded to unless somebody says otherwise. */
+  private static final String DOWNLOADS = "models/";
+
   private static final Pattern NAME =
       Pattern.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*");
 
@@ -42,6 +45,18 @@ public final class HubCache {
     var name = path.toString();
     if (Files.exists(path) || !NAME.matcher(name).matches()) {
       return path;
+    }
+    if (name.startsWith(DOWNLOADS)) { // a folder, and nobody's model on the Hub
+      throw new UserException(
+          "no folder "
+              + name
+              + ": set base_model_path in config.yaml, or --base-model-path, to a Llama folder, or"
+              + " fetch one: \"meteora download llama3-8b\" makes models/Meta-Llama-3-8B,"
+              + " \"meteora download ORG/"
+              + name.substring(DOWNLOADS.length())
+              + " --to "
+              + name
+              + "\" that of another model");
     }
     var cache = of(environment, userHome);
     var repository = cache.resolve("models--" + name.replace("/", "--"));

@@ -64,4 +64,14 @@ class HubCacheTest {
         .isInstanceOf(UserException.class)
         .hasMessageContaining("refs/main");
   }
+
+  /** What "meteora init" writes until a model is there. */
+  @Test
+  void theFolderOfDownloadsIsNobodysNameOnTheHub() {
+    assertThatThrownBy(() -> HubCache.resolve(Path.of("models/Meta-Llama-3-8B"), Map.of(), home))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("no folder models/Meta-Llama-3-8B")
+        .hasMessageContaining("meteora download llama3-8b")
+        .hasMessageNotContaining("download models/");
+  }
 }

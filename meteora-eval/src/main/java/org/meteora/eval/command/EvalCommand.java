@@ -203,8 +203,8 @@ public final class EvalCommand implements Callable<Integer> {
     evaluated.forEach(
         each -> {
           // what is missing is found out before the first task's work, not before the last one's
-          model.spec(settings, each.routingTemperature());
           var file = TestSet.read(each, settings.targetDir(), limit).file();
+          model.spec(settings, each.routingTemperature());
           same.add(file + " of checksum " + Digests.ofFile(file));
         });
     return processes.run(
