@@ -6,6 +6,9 @@ import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -14,6 +17,8 @@ import org.meteora.Fixtures;
 import org.meteora.backend.Backends;
 import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.kernel.Gpu;
+import org.meteora.cuda.kernel.Kernels;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
@@ -30,6 +35,21 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
   @Override
   String device() {
     return "cuda";
+  }
+
+  @BeforeAll
+  static void compile() {
+    Gpu.compileAhead(
+        Stream.of(Dtype.F32, Dtype.BF16, Dtype.F16)
+            .flatMap(
+                dtype ->
+                    IntStream.of(1, 2, 3)
+                        .boxed()
+                        .flatMap(
+                            k ->
+                                Stream.of(
+                                    Kernels.Constants.ofSteps(dtype, k, 4, 4, 2, 16),
+                                    Kernels.Constants.ofLayers(dtype, k, 4)))));
   }
 
   /** The decode engine against the model's own steps, while rows finish and the cache grows. */

@@ -107,10 +107,11 @@ public final class Kernels {
         "-DMAX_BANNED=" + DeviceSampler.MAX_BANNED);
   }
 
-  /** Compiles ahead, one after the other. */
+  /** Compiles ahead, several at once: a module takes seconds. */
   private static final class Ahead {
     static final ExecutorService WORKER =
-        Executors.newSingleThreadExecutor(
+        Executors.newFixedThreadPool(
+            Math.clamp(Runtime.getRuntime().availableProcessors() / 2, 1, 8),
             Thread.ofPlatform().daemon().name("compiling kernels").factory());
     static volatile boolean stopping;
 

@@ -5,12 +5,14 @@ import static org.assertj.core.api.Assertions.assertThat;
 import java.util.Arrays;
 import java.util.Random;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.meteora.cuda.decode.ReferenceLlama.Config;
 import org.meteora.cuda.kernel.Gpu;
+import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector.Tuning;
 import org.meteora.tensor.Dtype;
 
@@ -142,6 +144,29 @@ class DecodeEngineGpuTest {
             33));
   }
 
+  @BeforeAll
+  static void compile() {
+    var configs =
+        Stream.of(
+            models().map(each -> (Config) each.get()[1]),
+            heads()
+                .map(Arguments::get)
+                .map(h -> attending((Dtype) h[0], (int) h[1], (int) h[2], (int) h[3])),
+            replayed());
+    Gpu.compileAhead(
+        configs
+            .flatMap(each -> each)
+            .map(
+                c ->
+                    Kernels.Constants.ofSteps(
+                        c.dtype(),
+                        Math.max(1, c.topK()),
+                        Math.max(1, c.ranks().length),
+                        c.heads(),
+                        c.kvHeads(),
+                        c.headDim())));
+  }
+
   @ParameterizedTest(name = "{0}")
   @MethodSource("models")
   void agreesWithFloat64(String name, Config config, Tuning tuning, int rows) {
@@ -211,11 +236,15 @@ class DecodeEngineGpuTest {
         Arguments.of(Dtype.F32, 4, 2, 32, 20, 700));
   }
 
+  private static Config attending(Dtype dtype, int heads, int kvHeads, int headDim) {
+    return new Config(dtype, 64, heads, kvHeads, headDim, 64, 50, 1, new int[0], 1, false);
+  }
+
   /** Attention from one column to more than one cluster of blocks takes, and at their edges. */
   @ParameterizedTest(name = "{0}, {1} heads over {2} of {3}, {4} rows, up to {5}")
   @MethodSource("heads")
   void attendsToManyColumns(Dtype dtype, int heads, int kvHeads, int headDim, int rows, int most) {
-    var config = new Config(dtype, 64, heads, kvHeads, headDim, 64, 50, 1, new int[0], 1, false);
+    var config = attending(dtype, heads, kvHeads, headDim);
     int[] columns = {0, 1, 14, 15, 16, 17, 62, 63, 64, 65, 127, 128, 129, 511, 640, most - 100};
     try (var gpu = new Gpu(heads * 1000L + headDim + most)) {
       var reference = new ReferenceLlama(gpu, config, rows, most);

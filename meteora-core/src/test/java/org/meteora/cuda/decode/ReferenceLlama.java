@@ -3,6 +3,7 @@ package org.meteora.cuda.decode;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.IntStream;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.Gpu;
 import org.meteora.tensor.Dtype;
@@ -300,13 +301,17 @@ public final class ReferenceLlama {
   }
 
   public static double[] times(double[] w, double[] x, int out) {
-    var y = new double[out];
-    for (var o = 0; o < out; o++) {
-      for (var i = 0; i < x.length; i++) {
-        y[o] += w[o * x.length + i] * x[i];
-      }
-    }
-    return y;
+    var outputs = IntStream.range(0, out);
+    return (out * x.length < 1 << 16 ? outputs : outputs.parallel())
+        .mapToDouble(
+            o -> {
+              double sum = 0;
+              for (var i = 0; i < x.length; i++) {
+                sum += w[o * x.length + i] * x[i];
+              }
+              return sum;
+            })
+        .toArray();
   }
 
   private double[] linear(Lin l, double[] x) {

@@ -7,6 +7,8 @@ import java.nio.ByteOrder;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
+import java.util.SplittableRandom;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Assumptions;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
@@ -17,6 +19,8 @@ import org.meteora.tensor.Dtype;
 public final class Gpu implements AutoCloseable {
   /** Values as the device has them, rounded to the dtype. */
   public record Array(long address, double[] values) {}
+
+  private static final int BLOCK = 1 << 14;
 
   public final Cuda cuda;
   public final Stream stream;
@@ -29,6 +33,14 @@ public final class Gpu implements AutoCloseable {
     cuda.makeCurrent();
     stream = Stream.create(cuda);
     random = new Random(seed);
+  }
+
+  /** Compiles what a class of tests will ask for, all at once instead of one after the other. */
+  public static void compileAhead(java.util.stream.Stream<Kernels.Constants> wanted) {
+    if (Cuda.isAvailable()) {
+      int capability = Cuda.device(0).capability();
+      wanted.distinct().forEach(each -> Kernels.prepare(capability, each));
+    }
   }
 
   public static float round(double value, Dtype dtype) {
@@ -80,9 +92,16 @@ public final class Gpu implements AutoCloseable {
 
   public Array normal(int count, double scale, double shift, Dtype dtype) {
     var values = new double[count];
-    for (var i = 0; i < count; i++) {
-      values[i] = random.nextGaussian() * scale + shift;
-    }
+    var seed = random.nextLong();
+    IntStream.rangeClosed(0, count / BLOCK)
+        .parallel()
+        .forEach(
+            block -> {
+              var own = new SplittableRandom(seed + block);
+              for (var i = block * BLOCK; i < Math.min(count, (block + 1) * BLOCK); i++) {
+                values[i] = own.nextGaussian() * scale + shift;
+              }
+            });
     return put(values, dtype);
   }
 

@@ -5,6 +5,9 @@ import static org.assertj.core.api.Assertions.assertThat;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -69,13 +72,12 @@ class KernelsGpuTest {
                 got[row * product.total() + o] += parts[(s * m + row) * ld + o];
               }
             }
-            var at = 0;
+            var at = row * product.total();
+            var input = Arrays.copyOfRange(x.values(), row * k, (row + 1) * k);
             for (var w : weights) {
-              for (var o = 0; o < w.length / k; o++, at++) {
-                for (var i = 0; i < k; i++) {
-                  expected[row * product.total() + at] += w[o * k + i] * x.values()[row * k + i];
-                }
-              }
+              var part = ReferenceLlama.times(w, input, w.length / k);
+              System.arraycopy(part, 0, expected, at, part.length);
+              at += part.length;
             }
           }
           assertThat(Gpu.error(got, expected))
@@ -87,6 +89,18 @@ class KernelsGpuTest {
         assertThat(gatesFirst).isGreaterThan(4);
       }
     }
+  }
+
+  @BeforeAll
+  static void compile() {
+    Gpu.compileAhead(
+        Stream.of(Dtype.F32, Dtype.F16, Dtype.BF16)
+            .flatMap(
+                dtype ->
+                    Stream.concat(
+                        Stream.of(new Kernels.Constants(dtype, 2, 32, 64, 1)),
+                        IntStream.of(1, 2, 3)
+                            .mapToObj(k -> Kernels.Constants.ofLayers(dtype, k, 32)))));
   }
 
   private record Bank(AdapterKernels.Target target, double[] g, double[] a, double[] b) {}
