@@ -11,6 +11,8 @@ import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SegmentAllocator;
 import java.lang.foreign.ValueLayout;
+import java.lang.management.BufferPoolMXBean;
+import java.lang.management.ManagementFactory;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -76,6 +78,17 @@ class NativeMemoryTest {
     }
   }
 
+  /** Buffers outside the heap that wait for the collector: none is to be made at every step. */
+  static final long FEW = 20;
+
+  /** Direct buffers of the JVM; the collector has not been asked to free any. */
+  static long directBuffers() {
+    return ManagementFactory.getPlatformMXBeans(BufferPoolMXBean.class).stream()
+        .filter(pool -> pool.getName().equals("direct"))
+        .mapToLong(BufferPoolMXBean::getCount)
+        .sum();
+  }
+
   /** The least of several readings: compilations under way hold a dozen megabytes for a moment. */
   static long held() throws Throwable {
     long least = Long.MAX_VALUE;
@@ -98,9 +111,11 @@ class NativeMemoryTest {
       var context = model.generator().context().withMode(mode);
       steps(llama, context, manager);
       long before = held();
+      long buffers = directBuffers();
       for (int i = 0; i < 3; i++) {
         steps(llama, context, manager);
       }
+      assertThat(directBuffers() - buffers).isLessThan(FEW);
       assertThat(held() - before).isLessThan(SLACK);
     }
   }
@@ -122,7 +137,7 @@ class NativeMemoryTest {
       try (var step = manager.newSubManager()) {
         llama
             .next(
-                step.create(new long[] {65 + i % 26, 97 + i % 26}, Ops.shape(2, 1)), cache, context)
+                Ops.of(step, new long[] {65 + i % 26, 97 + i % 26}, 2, 1), cache, context)
             .toFloatArray();
       }
     }
@@ -139,7 +154,9 @@ class NativeMemoryTest {
               4);
       evaluator.run("warm_up", samples(40));
       long before = held();
+      long buffers = directBuffers();
       evaluator.run("fifty", samples(200));
+      assertThat(directBuffers() - buffers).isLessThan(FEW);
       assertThat(held() - before).isLessThan(SLACK);
     }
   }
@@ -157,7 +174,9 @@ class NativeMemoryTest {
               new LlamaLearner(model.llama(), training, false, model.adapterNames().size()));
       train(learners, parameters, optimizer, 60);
       long before = held();
+      long buffers = directBuffers();
       train(learners, parameters, optimizer, 300);
+      assertThat(directBuffers() - buffers).isLessThan(FEW);
       assertThat(held() - before).isLessThan(SLACK);
     }
   }
