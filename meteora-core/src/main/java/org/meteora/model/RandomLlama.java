@@ -13,6 +13,8 @@ import org.meteora.tensor.Ops;
  * never zeros, and gates that spread the tokens over all adapters.
  */
 public final class RandomLlama {
+  private static final long PIECE = 1L << 22;
+
   private RandomLlama() {}
 
   /**
@@ -32,12 +34,27 @@ public final class RandomLlama {
         config, manager, dtype, adapters, rank, backend, dropout, weights(manager, dtype));
   }
 
-  /** Random weights. */
+  /** Random weights; of one that processes share each makes its part alone. */
   public static LlamaFactory.Weights weights(NDManager manager, Dtype dtype) {
-    return (name, shape) ->
-        shape.length == 1
+    return new LlamaFactory.Weights() {
+      @Override
+      public NDArray get(String name, long... shape) {
+        return shape.length == 1
             ? norm(manager, dtype, shape)
             : normal(manager, dtype, 1 / Math.sqrt(shape[1]), shape);
+      }
+
+      @Override
+      public void read(NDArray target, String name, long from, long... shape) {
+        if (shape.length == 1) {
+          try (var ones = norm(manager, dtype, target.getShape().size())) {
+            Ops.copy(target, ones);
+          }
+        } else {
+          fill(target, 1 / Math.sqrt(shape[1]));
+        }
+      }
+    };
   }
 
   /** As above, with these weights for the base model. */
@@ -85,11 +102,24 @@ public final class RandomLlama {
 
   /** Normally distributed numbers with this deviation. */
   public static NDArray normal(NDManager manager, Dtype dtype, double deviation, long... shape) {
-    try (var scope = manager.newSubManager()) {
-      var values = scope.randomNormal(0, (float) deviation, Ops.shape(shape), DataType.FLOAT32);
-      var result = dtype == Dtype.F32 ? values : Ops.convert(values, dtype);
-      result.attach(manager);
-      return result;
+    var result = Ops.empty(manager, dtype, shape);
+    try (var flat = result.reshape(-1)) {
+      fill(flat, deviation);
+    }
+    return result;
+  }
+
+  /** A piece at a time: what is made on the way is to leave no holes in a device's memory. */
+  private static void fill(NDArray flat, double deviation) {
+    long size = flat.getShape().size();
+    for (long at = 0; at < size; at += PIECE) {
+      long count = Math.min(PIECE, size - at);
+      try (var scope = flat.getManager().newSubManager()) {
+        var piece = Ops.narrow(flat, 0, at, count);
+        piece.attach(scope);
+        Ops.copy(
+            piece, scope.randomNormal(0, (float) deviation, Ops.shape(count), DataType.FLOAT32));
+      }
     }
   }
 }
