@@ -8,7 +8,6 @@ import java.util.function.IntConsumer;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
-import org.meteora.model.Architecture;
 import org.meteora.model.FrozenWeights;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
@@ -16,7 +15,6 @@ import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
-import org.meteora.nn.Projection;
 import org.meteora.parallel.Collective;
 import org.meteora.parallel.ShardedWeights;
 import org.meteora.tensor.Devices;
@@ -66,7 +64,7 @@ final class BenchProcesses {
     Model(Collective sharers) {
       var backend = Backends.of(manager, options.dtype());
       if (sharers.size() == 1) {
-        backend.requireMemory(weights(options.config()) * options.dtype().bytes());
+        options.need(options.config(), options.adapters).require(backend);
       }
       var random = RandomLlama.weights(manager, options.dtype());
       LlamaFactory.Weights weights =
@@ -190,15 +188,6 @@ final class BenchProcesses {
       }
       reportMemory("of it not libtorch's reserve", true);
     }
-  }
-
-  /** Numbers in all projections, the embedding and the head. */
-  private static long weights(Architecture config) {
-    long layer = 0;
-    for (var projection : Projection.values()) {
-      layer += config.shape(projection)[0] * config.shape(projection)[1];
-    }
-    return config.numHiddenLayers() * layer + 2L * config.vocabSize() * config.hiddenSize();
   }
 
   /** Milliseconds of a step of one process; 0 where the model does not fit into it. */
