@@ -329,7 +329,8 @@ final class CudaTraining implements LlamaTraining {
         try {
           return run(input, context, plan, numbers, kept, p, scope, done);
         } catch (OutOfDeviceMemory e) {
-          if (kept == 0) {
+          // weights that are gathered: the other processes would be elsewhere in their pass
+          if (kept == 0 || !llama.frozen().isResident()) {
             throw e.reason;
           }
           LOG.warn(
@@ -384,6 +385,9 @@ final class CudaTraining implements LlamaTraining {
         activations.release();
         long attention = bytesOfAttention(plan);
         long free = device.freeBytes() - RESERVE - 12 * attention;
+        if (!llama.frozen().isResident()) { // embedding and head come and go
+          free -= (long) llama.config().vocabSize() * llama.config().hiddenSize() * dtype.bytes();
+        }
         long possible = Math.max(0, Math.min(count, free / (each + attention)));
         if (possible > 0) {
           activations.reserve(possible * each);
