@@ -94,7 +94,8 @@ public final class DecodeEngine implements AutoCloseable {
       }
       this.library = products;
       this.memory =
-          new StepMemory(kernels, model, this.maxRows, productFloats(), logitFloats(), stream);
+          new StepMemory(
+              kernels, model, this.maxRows, productFloats(), logitFloats(), slicedFloats(), stream);
     } catch (RuntimeException | Error e) {
       if (products != null) {
         products.close();
@@ -108,6 +109,14 @@ public final class DecodeEngine implements AutoCloseable {
     var few = Math.min(maxRows, MAX_STREAMED_ROWS);
     var floats = StreamedPlan.productFloats(kernels, model, tuning, few);
     return maxRows == few ? floats : Math.max(floats, LibraryPlan.productFloats(model, maxRows));
+  }
+
+  private long slicedFloats() {
+    return buckets(maxRows)
+        .filter(rows -> rows > MAX_STREAMED_ROWS)
+        .mapToLong(rows -> LibraryPlan.scratchFloats(kernels, model, rows))
+        .max()
+        .orElse(0);
   }
 
   private long logitFloats() {

@@ -42,6 +42,18 @@ final class LibraryPlan extends StepPlan {
     return floats;
   }
 
+  /** Floats of scratch memory of a product of the layers. */
+  static long scratchFloats(Kernels kernels, DecodeModel model, int rows) {
+    var floats = 0L;
+    for (var i = 0; i < model.layers().size(); i++) {
+      for (var input : Input.values()) {
+        var product = new LibraryProduct(model, InputGroup.of(model, i, input), rows);
+        floats = Math.max(floats, product.scratchFloats(kernels));
+      }
+    }
+    return floats;
+  }
+
   private LibraryProduct product(int layer, Input input) {
     return new LibraryProduct(model, InputGroup.of(model, layer, input), rows);
   }
@@ -62,17 +74,17 @@ final class LibraryPlan extends StepPlan {
                 model.eps())));
     for (var i = 0; i < layers.size(); i++) {
       var qkv = product(i, Input.ATTENTION);
-      works.add(qkv.work(library, memory.normed, memory.yA));
+      works.add(qkv.work(kernels, memory, library, memory.normed, memory.yA));
       works.add(ropeAppend(qkv, 0, i));
-      works.add(attention(i));
+      works.add(attention(i, true));
       var o = product(i, Input.ATTENTION_HEADS);
-      works.add(o.work(library, memory.attended, memory.yB));
+      works.add(o.work(kernels, memory, library, memory.attended, memory.yB));
       works.add(addResidualNorm(o, layers.get(i).postAttentionNorm()));
       var gateUp = product(i, Input.MLP);
-      works.add(gateUp.work(library, memory.normed, memory.yA));
+      works.add(gateUp.work(kernels, memory, library, memory.normed, memory.yA));
       works.add(siluUp(gateUp));
       var down = product(i, Input.MLP_INNER);
-      works.add(down.work(library, memory.activated, memory.yB));
+      works.add(down.work(kernels, memory, library, memory.activated, memory.yB));
       works.add(
           addResidualNorm(
               down, i + 1 < layers.size() ? layers.get(i + 1).inputNorm() : model.finalNorm()));
@@ -92,7 +104,8 @@ final class LibraryPlan extends StepPlan {
                 rows,
                 model.hidden(),
                 model.vocab(),
-                model.vocab())));
+                model.vocab())),
+        List.of());
   }
 
   private Work siluUp(LibraryProduct gateUp) {

@@ -6,6 +6,8 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import org.meteora.cuda.driver.Work;
+import org.meteora.cuda.kernel.FewColumns;
+import org.meteora.cuda.kernel.Kernels;
 
 /**
  * A {@link StepProduct} of many rows by cuBLAS: matrices that lie one behind the other in memory,
@@ -91,24 +93,45 @@ final class LibraryProduct extends StepProduct {
     return group.linears().get(which).adapters().map(a -> at.getOrDefault(a.a(), 0)).orElse(0);
   }
 
+  /** Floats of scratch memory. */
+  long scratchFloats(Kernels kernels) {
+    return parts.stream()
+        .filter(part -> isOfAdapters(kernels, part))
+        .mapToLong(part -> FewColumns.scratchFloats(rows, part.rows(), group.in()))
+        .max()
+        .orElse(0);
+  }
+
+  /** Whether a part is gates and A alone, which a kernel of our own multiplies. */
+  private boolean isOfAdapters(Kernels kernels, Part part) {
+    return group.linears().stream().noneMatch(linear -> contains(part, linear.weight()))
+        && FewColumns.takes(kernels, part.address(), part.rows(), group.in());
+  }
+
+  private boolean contains(Part part, long address) {
+    var bytes = (long) part.rows() * group.in() * model.dtype().bytes();
+    return address >= part.address() && address < part.address() + bytes;
+  }
+
   /**
    * @param x (rows, in)
    * @param y float32 (rows, {@link #ld})
    */
-  Work work(LibraryProducts library, long x, long y) {
-    return library.together(
-        parts.stream()
-            .map(
-                part ->
-                    new LibraryProducts.Product(
-                        model.dtype(),
-                        x,
-                        part.address(),
-                        y + 4L * part.at(),
-                        rows,
-                        group.in(),
-                        part.rows(),
-                        ld))
-            .toList());
+  Work work(Kernels kernels, StepMemory memory, LibraryProducts library, long x, long y) {
+    var products = new ArrayList<LibraryProducts.Product>();
+    var beside = new ArrayList<Work>();
+    for (var part : parts) {
+      var to = y + 4L * part.at();
+      if (isOfAdapters(kernels, part)) {
+        beside.addAll(
+            FewColumns.launches(
+                kernels, x, part.address(), to, memory.sliced, rows, part.rows(), group.in(), ld));
+      } else {
+        products.add(
+            new LibraryProducts.Product(
+                model.dtype(), x, part.address(), to, rows, group.in(), part.rows(), ld));
+      }
+    }
+    return library.together(products, beside);
   }
 }

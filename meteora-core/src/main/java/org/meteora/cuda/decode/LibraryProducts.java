@@ -2,7 +2,6 @@ package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
 import java.util.List;
-import java.util.stream.IntStream;
 import org.meteora.cuda.driver.Cublas;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
@@ -46,13 +45,21 @@ final class LibraryProducts implements AutoCloseable {
     }
   }
 
-  /** The products, whatever their order. */
-  Work together(List<Product> products) {
-    var works =
-        IntStream.range(0, products.size())
-            .mapToObj(i -> products.get(i).by(lanes.get(i % LANES)))
-            .toList();
-    var used = Math.min(LANES, works.size());
+  /**
+   * The products, whatever their order.
+   *
+   * @param beside launches that run one after the other while they do
+   */
+  Work together(List<Product> products, List<? extends Work> beside) {
+    var chains = new ArrayList<List<? extends Work>>();
+    for (var product : products) {
+      var lane = chains.size() % LANES;
+      chains.add(List.of(product.by(lanes.get(lane))));
+    }
+    if (!beside.isEmpty()) {
+      chains.add(beside);
+    }
+    var used = Math.min(LANES, chains.size());
     return stream -> {
       if (used > 1) {
         begin.record(stream);
@@ -60,8 +67,10 @@ final class LibraryProducts implements AutoCloseable {
       for (var i = 1; i < used; i++) {
         streams.get(i).await(begin);
       }
-      for (var i = 0; i < works.size(); i++) {
-        works.get(i).on(streams.get(i % LANES));
+      // the small ones first: they are on the multiprocessors before the large ones fill them
+      for (var i = chains.size() - 1; i >= 0; i--) {
+        var own = streams.get(i % LANES);
+        chains.get(i).forEach(work -> work.on(own));
       }
       for (var i = 1; i < used; i++) {
         ends.get(i).record(streams.get(i));

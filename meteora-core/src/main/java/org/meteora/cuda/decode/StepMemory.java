@@ -99,12 +99,16 @@ final class StepMemory implements AutoCloseable {
 
   final long yB;
 
+  /** Scratch of products in slices. */
+  final long sliced;
+
   /** float32 (slots, rows, vocab). */
   final long logits;
 
   /**
    * @param yFloats floats of the largest product
    * @param logitFloats floats of the head's product
+   * @param slicedFloats floats of scratch of products in slices
    * @throws org.meteora.UserException when there is too little device memory
    */
   StepMemory(
@@ -113,6 +117,7 @@ final class StepMemory implements AutoCloseable {
       int maxRows,
       long yFloats,
       long logitFloats,
+      long slicedFloats,
       Stream stream) {
     this.cuda = kernels.cuda();
     this.stream = stream;
@@ -164,6 +169,7 @@ final class StepMemory implements AutoCloseable {
       this.yA = zeros(4 * yFloats);
       this.yB = zeros(4 * yFloats);
       this.logits = zeros(4 * logitFloats);
+      this.sliced = zeros(4 * slicedFloats);
       this.gateTilesDone = zeros(4L * gateCounters());
       temperature(1);
     } catch (RuntimeException | Error e) {

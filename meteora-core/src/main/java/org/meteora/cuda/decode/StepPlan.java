@@ -89,11 +89,14 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             model.ropeScale()));
   }
 
-  final Kernel.Launch attention(int index) {
+  /**
+   * @param behindOwn whether a launch is in front that lets this one begin early
+   */
+  final Kernel.Launch attention(int index, boolean behindOwn) {
     return DecodeAttentionKernel.launch(
         kernels,
         rows,
-        overlap,
+        behindOwn,
         new DecodeAttention(
             memory.query,
             cache.keys()[index],

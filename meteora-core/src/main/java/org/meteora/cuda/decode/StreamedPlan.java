@@ -98,7 +98,7 @@ final class StreamedPlan extends StepPlan {
       var inputPartials = i == 0 ? DecodeLayerKernels.partialsOfEmbedding(hidden) : partials;
       works.addAll(qkv.launches(memory, layer, memory.normed, memory.yA, inputPartials));
       works.add(ropeAppend(qkv, o.floats(), i));
-      works.add(attention(i));
+      works.add(attention(i, overlap));
       works.addAll(o.launches(memory, layer, memory.attended, memory.yB, 0));
       works.add(addResidual(o, memory.yA, gateUp.floats(), layers.get(i).postAttentionNorm()));
       works.addAll(gateUp.launches(memory, layer, memory.normed, memory.yA, partials));

@@ -78,7 +78,9 @@ public final class DecodeAttentionKernel {
           Shape.of(maxSplits, groups, rows, 128).withOverlap(overlap),
           argument.withSplits(maxSplits));
     }
-    var cluster = Integer.highestOneBit(Math.clamp(cuda.multiprocessors() / pairs, 2, 8));
+    // where there are many pairs, blocks that join nothing keep the GPU busy
+    var fewest = pairs >= 4 * cuda.multiprocessors() ? 1 : 2;
+    var cluster = Integer.highestOneBit(Math.clamp(cuda.multiprocessors() / pairs, fewest, 8));
     var splits = cluster;
     if (argument.maxLength() > LONG * cluster && maxSplits >= 2 * cluster) {
       cluster = 2;

@@ -199,7 +199,7 @@ public final class DecodeLayerKernels {
     var rows = argument.product().rows();
     var warps = blocks(argument.inter(), 128);
     // the more rows there are, the more of its outputs a warp that has chosen adapters takes
-    var each = Math.clamp(rows / 64, 1, 4);
+    var each = Math.clamp(rows / 16, 1, 4);
     return kernels.launch(
         KernelName.DECODE_ROUTE_SILU_UP_WIDE,
         Shape.of(blocks(warps, 4 * each), rows, 1, 128).withOverlap(overlap),

@@ -50,6 +50,11 @@ public enum KernelName {
   /** Behind gate and up of many rows: routes, adds the adapters, {@code silu(gate) · up}. */
   DECODE_ROUTE_SILU_UP_WIDE(DecodeLayerKernels.DecodeRouteSiluUp.class),
 
+  /** A product of few columns for many rows, in slices of its inner dimension. */
+  DECODE_FEW_COLUMNS(FewColumns.DecodeFewColumns.class),
+  /** The sum of the slices. */
+  DECODE_SUM_PARTS(FewColumns.DecodeSumParts.class),
+
   /** Sums the logits' slots, removes banned tokens, and finds each block's largest. */
   SAMPLE_BLOCK_MAXIMA(DeviceSampler.SampleTokens.class),
   /** A decode step's last: the largest logit, or a token drawn by temperature, top-k and top-p. */

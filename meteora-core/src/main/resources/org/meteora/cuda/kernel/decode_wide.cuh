@@ -140,3 +140,60 @@ extern "C" __global__ void __launch_bounds__(128) decode_route_silu_up_wide(cons
     storePacked<WIDE>(p.out + (u64)row * p.inter + o, whole, left, gate);
   }
 }
+
+#ifdef TENSOR_CORES
+// parts (slices, rows, columns) = x (rows, k) · w (columns, k)ᵀ, over a slice of k each: a product of so few columns that
+// only many slices of k keep a GPU busy. k is a multiple of 32. Any order of k will do, so each lane takes 16 contiguous
+// bytes. Grid (slices, ⌈rows / 64⌉, ⌈columns / 256⌉), 512 threads, a warp 16 rows and 64 columns.
+struct DecodeFewColumns {
+  const T* x;
+  const T* w;
+  float* parts;
+  int rows, columns, k, slice;
+};
+extern "C" __global__ void __launch_bounds__(512) decode_few_columns(const __grid_constant__ DecodeFewColumns p) {
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+  const int firstRow = blockIdx.y * 64 + (warp & 3) * 16, firstColumn = blockIdx.z * 256 + (warp >> 2) * 64;
+  if (firstRow >= p.rows || firstColumn >= p.columns) return;
+  const int row = firstRow + g, begin = blockIdx.x * p.slice, end = begin + p.slice < p.k ? begin + p.slice : p.k;
+  const T* const x = p.x + (u64)row * p.k + q * 8;
+  const T* const w = p.w + (u64)(firstColumn + g) * p.k + q * 8;
+  float c[8][4];
+#pragma unroll
+  for (int t = 0; t < 8; t++) c[t][0] = c[t][1] = c[t][2] = c[t][3] = 0.f;
+#pragma unroll 1
+  for (int at = begin; at < end; at += 32) {
+    const uint4 a = loadIf(row < p.rows, x + at), b = loadIf(row + 8 < p.rows, x + (u64)8 * p.k + at);
+    uint4 v[8];
+#pragma unroll
+    for (int t = 0; t < 8; t++) v[t] = loadIf(firstColumn + 8 * t + g < p.columns, w + (u64)8 * t * p.k + at);
+#pragma unroll
+    for (int t = 0; t < 8; t++) {
+      mma(c[t], a.x, b.x, a.y, b.y, v[t].x, v[t].y);
+      mma(c[t], a.z, b.z, a.w, b.w, v[t].z, v[t].w);
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < 8; t++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int r = row + (i >> 1) * 8, column = firstColumn + 8 * t + 2 * q + (i & 1);
+      if (r < p.rows && column < p.columns) p.parts[((u64)blockIdx.x * p.rows + r) * p.columns + column] = c[t][i];
+    }
+}
+
+// y (rows, ld) = the sum of its parts (slices, rows, columns). Grid (⌈columns / 128⌉, rows), 128 threads.
+struct DecodeSumParts {
+  const float* parts;
+  float* y;
+  int rows, columns, slices, ld;
+};
+extern "C" __global__ void __launch_bounds__(128) decode_sum_parts(const __grid_constant__ DecodeSumParts p) {
+  const int row = blockIdx.y, column = blockIdx.x * 128 + threadIdx.x;
+  if (column >= p.columns) return;
+  float sum = 0;
+#pragma unroll 8
+  for (int i = 0; i < p.slices; i++) sum += p.parts[((u64)i * p.rows + row) * p.columns + column];
+  p.y[(u64)row * p.ld + column] = sum;
+}
+#endif

@@ -123,6 +123,11 @@ class DecodeEngineGpuTest {
             standard,
             40),
         Arguments.of(
+            "bf16 28 adapters, 72 rows",
+            new Config(Dtype.BF16, 1024, 16, 8, 64, 1536, 333, 1, ordinary, 2, false),
+            standard,
+            72),
+        Arguments.of(
             "bf16 odd, 100 rows",
             new Config(Dtype.BF16, 333, 3, 3, 18, 259, 77, 1, UNEQUAL, 2, true),
             standard,

@@ -257,6 +257,83 @@ static void dealOut() {
   check("even shares", largest - smallest <= 1, true);
 }
 
+// Steps of many rows: products leave one slot, and norms are whole.
+static void addResidualNorm(int rows) {
+  const int hidden = oneOf({1, 37, 64, 130, 260, 2052});
+  Adapted linear(hidden, rows, below(2), below(4), someRanks());
+  Left left({&linear}, rows, true, true);
+  left.chain.slots = left.slots = 1;
+  Array<float> h(rows * hidden);
+  Array<T> weight(hidden), out(rows * hidden);
+  fill(h);
+  fill(weight);
+  std::vector<float> before(h.p, h.p + h.n);
+  launch<DecodeRouteAddResidualNorm>(512, rows, 1, 1, decode_route_add_residual_norm,
+                                     {left.chain, linear.linear, h.p, weight.p, out.p, hidden, 1e-5f});
+  for (int m = 0; m < rows; m++) {
+    double squares = 0;
+    for (int o = 0; o < hidden; o++) {
+      check("residual", h[m * hidden + o], before[m * hidden + o] + left.output(0, m, o));
+      squares += h[m * hidden + o] * h[m * hidden + o];
+    }
+    for (int o = 0; o < hidden; o++)
+      check("norm", toFloat(out[m * hidden + o]), h[m * hidden + o] / std::sqrt(squares / hidden + 1e-5) * toFloat(weight[o]));
+  }
+}
+
+static void siluUpWide(int rows) {
+  const int inter = oneOf({1, 4, 63, 129, 700, 1028});
+  Adapted gate(inter, rows, below(2), below(4), someRanks()), up(inter, rows, below(2), below(4), someRanks());
+  Left left({&gate, &up}, rows, true, true);
+  left.chain.slots = left.slots = 1;
+  Array<T> out(rows * inter);
+  launch<DecodeRouteSiluUp>(128, 1 + below(2), rows, 1, decode_route_silu_up_wide, {left.chain, gate.linear, up.linear, out.p, inter});
+  for (int m = 0; m < rows; m++)
+    for (int o = 0; o < inter; o++) {
+      double g = left.output(0, m, o);
+      check("silu", toFloat(out[m * inter + o]), g / (1 + std::exp(-g)) * left.output(1, m, o));
+    }
+}
+
+static void embedNorm(int rows) {
+  const int hidden = oneOf({1, 37, 256, 700}), vocab = 9;
+  Array<T> table(vocab * hidden), weight(hidden), out(rows * hidden);
+  Array<float> h(rows * hidden);
+  Array<int> tokens(rows);
+  fill(table);
+  fill(weight);
+  for (int m = 0; m < rows; m++) tokens[m] = below(vocab);
+  launch<DecodeEmbedNorm>(256, rows, 1, 1, decode_embed_norm, {table.p, tokens.p, weight.p, h.p, out.p, hidden, vocab, 1e-5f});
+  for (int m = 0; m < rows; m++) {
+    double squares = 0;
+    for (int o = 0; o < hidden; o++) {
+      check("embedding", h[m * hidden + o], toFloat(table[tokens[m] * hidden + o]));
+      squares += h[m * hidden + o] * h[m * hidden + o];
+    }
+    for (int o = 0; o < hidden; o++)
+      check("norm", toFloat(out[m * hidden + o]), h[m * hidden + o] / std::sqrt(squares / hidden + 1e-5) * toFloat(weight[o]));
+  }
+}
+
+#if DTYPE != 0
+static void fewColumns() {
+  const int rows = 1 + below(70), columns = oneOf({1, 9, 64, 65, 256, 300}), k = 32 * (1 + below(9)), slice = 32 * (1 + below(4));
+  const int slices = (k + slice - 1) / slice, ld = columns + below(5);
+  Array<T> x((size_t)rows * k), w((size_t)columns * k);
+  Array<float> parts((size_t)slices * rows * columns), y((size_t)rows * ld);
+  fill(x);
+  fill(w);
+  launch<DecodeFewColumns>(512, slices, (rows + 63) / 64, (columns + 255) / 256, decode_few_columns, {x.p, w.p, parts.p, rows, columns, k, slice});
+  launch<DecodeSumParts>(128, (columns + 127) / 128, rows, 1, decode_sum_parts, {parts.p, y.p, rows, columns, slices, ld});
+  for (int m = 0; m < rows; m += 1 + below(9))
+    for (int o = 0; o < columns; o++) {
+      double sum = 0;
+      for (int i = 0; i < k; i++) sum += (double)toFloat(x[(size_t)m * k + i]) * toFloat(w[(size_t)o * k + i]);
+      check("few columns", y[(size_t)m * ld + o], sum);
+    }
+}
+#endif
+
 int main(int, char** arguments) {
   generator.seed(std::atoi(arguments[1]));
   for (int round = std::atoi(arguments[2]); round > 0; round--) {
@@ -266,6 +343,12 @@ int main(int, char** arguments) {
     ropeAppend(rows);
     addAdapters(rows);
     embedRows(rows);
+    addResidualNorm(rows);
+    siluUpWide(rows);
+    embedNorm(rows);
+#if DTYPE != 0
+    if (round <= 3) fewColumns();
+#endif
     for (int i = 0; i < 20; i++) dealOut();
   }
   std::printf("largest error %g\n", worst);
