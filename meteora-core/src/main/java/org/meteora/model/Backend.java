@@ -27,6 +27,15 @@ public interface Backend extends GatedForward.Provider {
    */
   record Memory(String owner, long free) {}
 
+  /**
+   * Whether a training pass may keep what libtorch records of it, rather than compute it again.
+   *
+   * @param bytes of it
+   */
+  default boolean keepsRecordings(long bytes) {
+    return false;
+  }
+
   /** Whether weights in the model's dtype stay where their files are mapped. */
   boolean readsMappedFiles();
 

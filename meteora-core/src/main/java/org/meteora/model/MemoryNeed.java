@@ -126,4 +126,12 @@ public record MemoryNeed(Map<String, Long> parts) {
     long layer = layerBytes(config, dtype, tokens);
     return recomputed ? inputs + layer : inputs + config.numHiddenLayers() * layer;
   }
+
+  /**
+   * What libtorch's recording of all layers' passes holds of so many tokens, at the most: what goes
+   * into every operation, of a hidden size some 24 numbers a token, of the MLP's 7.
+   */
+  public static long recordedBytes(Architecture config, Dtype dtype, long tokens) {
+    return config.numHiddenLayers() * 7 * layerBytes(config, dtype, tokens);
+  }
 }

@@ -16,6 +16,7 @@ import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaTraining;
 import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.Pass;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedTape;
@@ -49,7 +50,7 @@ import org.meteora.train.loss.LanguageModelLoss;
 public final class LlamaLearner implements Learner {
   private final Llama llama;
   private final ForwardContext context;
-  private final boolean checkpointing;
+  private final Recompute recompute;
   private final Optional<LlamaTraining> own;
   private final int adapters;
   private final int chunkTokens;
@@ -72,19 +73,25 @@ public final class LlamaLearner implements Learner {
 
   LlamaLearner(
       Llama llama, ForwardContext context, boolean checkpointing, int adapters, int chunkTokens) {
-    this(llama, context, checkpointing, Optional.empty(), adapters, chunkTokens);
+    this(
+        llama,
+        context,
+        checkpointing ? Recompute.ALL : Recompute.NONE,
+        Optional.empty(),
+        adapters,
+        chunkTokens);
   }
 
   private LlamaLearner(
       Llama llama,
       ForwardContext context,
-      boolean checkpointing,
+      Recompute recompute,
       Optional<LlamaTraining> own,
       int adapters,
       int chunkTokens) {
     this.llama = llama;
     this.context = context;
-    this.checkpointing = checkpointing;
+    this.recompute = recompute;
     this.own = own;
     this.adapters = adapters;
     this.chunkTokens = chunkTokens;
@@ -95,7 +102,7 @@ public final class LlamaLearner implements Learner {
    * By the backend's own code for whole passes where it has such; elsewhere layers are recorded.
    *
    * @param recompute which layers are computed again in the backward pass; where layers are
-   *     recorded {@code AUTO} is all of them
+   *     recorded {@code AUTO} is none of them on a CPU with memory for twice a batch, else all
    * @param gradients where the gradients go, unless they are left in the tensors
    */
   public static LlamaLearner of(
@@ -103,7 +110,7 @@ public final class LlamaLearner implements Learner {
     return new LlamaLearner(
         llama,
         context,
-        recompute != Recompute.NONE,
+        recompute,
         llama.backend().training(llama, gradients, recompute),
         adapters,
         LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
@@ -111,12 +118,24 @@ public final class LlamaLearner implements Learner {
 
   /** The same for another request of the gated layers. */
   LlamaLearner with(ForwardContext other) {
-    return new LlamaLearner(llama, other, checkpointing, own, adapters, chunkTokens);
+    return new LlamaLearner(llama, other, recompute, own, adapters, chunkTokens);
   }
 
   /** The backend's own passes, if it makes them. */
   public Optional<LlamaTraining> ownPasses() {
     return own.filter(passes -> passes.accepts(context));
+  }
+
+  /** Whether the layers of this batch are computed again, rather than their recordings kept. */
+  private boolean recomputes(Batch batch) {
+    if (recompute != Recompute.AUTO) {
+      return recompute == Recompute.ALL;
+    }
+    long tokens = (long) batch.rows() * batch.length();
+    return !llama.frozen().isResident()
+        || !llama
+            .backend()
+            .keepsRecordings(MemoryNeed.recordedBytes(llama.config(), llama.dtype(), tokens));
   }
 
   /** The first layer with an adapter, before which no gradient is needed; 0 when there is none. */
@@ -266,6 +285,7 @@ public final class LlamaLearner implements Learner {
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
     var recorded = new ArrayList<Recorded>();
+    boolean again = recomputes(batch);
     try (var off = Ops.notRecording()) {
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < first; i++) {
@@ -277,7 +297,7 @@ public final class LlamaLearner implements Learner {
       for (int i = first; i < layers.size(); i++) {
         inputs.add(hidden);
         llama.frozen().use(i, after(i));
-        if (checkpointing) {
+        if (again) {
           hidden = forward(scope, hidden, i, pass, seed);
         } else {
           recorded.add(record(scope, hidden, i, pass, seed));
@@ -302,7 +322,7 @@ public final class LlamaLearner implements Learner {
     for (int i = layers.size() - 1; i >= first; i--) {
       llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.NONE);
       try (var input = inputs.removeLast();
-          var each = checkpointing ? record(scope, input, i, pass, seed) : recorded.removeLast();
+          var each = again ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var on = Ops.recording()) {
         var scalar = each.output().mul(gradient).sum();
         Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);

@@ -13,6 +13,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -203,6 +204,21 @@ class LlamaLearnerTest {
               .map(learner -> gradients(learner, parameters, 7))
               .toList();
       assertThat(distance(both.get(0), both.get(1))).isLessThan(1e-5);
+    }
+  }
+
+  @Test
+  void layersComputedAgainGiveTheSameBits() {
+    try (var tiny = new Tiny(Dtype.F32, 0.1, 3);
+        var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
+      var context = Tiny.context(2, ForwardMode.AUTO);
+      var all =
+          Arrays.stream(Recompute.values())
+              .map(which -> LlamaLearner.of(tiny.llama, context, which, 3, parameters))
+              .map(learner -> gradients(learner, parameters, 7))
+              .toList();
+      assertThat(all.get(1)).isEqualTo(all.get(0));
+      assertThat(all.get(2)).isEqualTo(all.get(0));
     }
   }
 

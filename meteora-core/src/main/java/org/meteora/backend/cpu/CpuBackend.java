@@ -65,6 +65,11 @@ public final class CpuBackend implements Backend {
   }
 
   @Override
+  public boolean keepsRecordings(long bytes) {
+    return bytes <= memory(bytes).free() / 2;
+  }
+
+  @Override
   public Memory memory(long wanted) {
     return new Memory("this machine", HostMemory.available());
   }

@@ -214,7 +214,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
   }
 
   private boolean together(String device) {
-    return together == null ? Devices.parse(device).isGpu() : together;
+    return together == null ? Devices.isGpu(device) : together;
   }
 
   /**
