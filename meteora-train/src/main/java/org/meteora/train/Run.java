@@ -2,6 +2,7 @@ package org.meteora.train;
 
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -26,6 +27,8 @@ import org.meteora.train.listener.AnswerWatch;
 import org.meteora.train.listener.Curves;
 import org.meteora.train.listener.MetricsFile;
 import org.meteora.train.listener.ProgressListener;
+import org.meteora.train.listener.TensorBoardFile;
+import org.meteora.train.listener.TrainingListener;
 import org.meteora.train.optim.FlatParameters;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -179,11 +182,7 @@ final class Run {
             folder,
             export,
             collective,
-            List.of(
-                new ProgressListener(name),
-                new MetricsFile(metrics),
-                new Curves(metrics, folder, stop),
-                new AnswerWatch()),
+            listeners(name, config, folder, metrics, stop),
             stop);
     var outcome = trainer.run(resume);
     if (outcome.steps() < steps) {
@@ -191,6 +190,21 @@ final class Run {
       return Optional.empty();
     }
     return Optional.of(outcome);
+  }
+
+  private static List<TrainingListener> listeners(
+      String name, TrainConfig config, Path folder, Path metrics, BooleanSupplier stop) {
+    var result =
+        new ArrayList<TrainingListener>(
+            List.of(
+                new ProgressListener(name),
+                new MetricsFile(metrics),
+                new Curves(metrics, folder, stop),
+                new AnswerWatch()));
+    if (config.tensorBoard()) {
+      result.add(new TensorBoardFile(folder, config.describe()));
+    }
+    return result;
   }
 
   /** What to tell whoever stopped a run. */

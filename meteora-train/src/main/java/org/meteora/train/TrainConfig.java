@@ -39,6 +39,7 @@ import org.meteora.nn.Projection;
  * @param keepBest the result is the evaluation's with the lowest answer loss, not the last step's
  * @param saveSteps steps from one checkpoint to the next
  * @param saveTotalLimit how many checkpoints are kept
+ * @param tensorBoard event files are written beside {@code metrics.jsonl}
  * @param dropout on the adapters' input
  * @param appendEos end every sample with the model's end token; empty: as the adapters were trained
  * @param gatesOnly train the gates and leave A and B as they are
@@ -74,6 +75,7 @@ public record TrainConfig(
     boolean keepBest,
     long saveSteps,
     int saveTotalLimit,
+    boolean tensorBoard,
     double dropout,
     Optional<Boolean> appendEos,
     boolean gatesOnly,
@@ -103,6 +105,7 @@ public record TrainConfig(
           "eval_samples",
           "save_steps",
           "save_total_limit",
+          "report_to",
           "dropout",
           "append_eos",
           "device",
@@ -131,7 +134,8 @@ public record TrainConfig(
           "eval_samples",
           "keep",
           "save_steps",
-          "save_total_limit");
+          "save_total_limit",
+          "report_to");
 
   /**
    * What a recipe gives where nothing else is said.
@@ -367,6 +371,7 @@ public record TrainConfig(
         s.choice("keep", recipe.keepBest() ? "best" : "last", "best", "last").equals("best"),
         s.whole("save_steps", recipe.saveSteps(), 1),
         s.integer("save_total_limit", 3, 1),
+        s.choice("report_to", "none", "none", "tensorboard").equals("tensorboard"),
         dropout,
         s.has("append_eos") ? Optional.of(s.flag("append_eos", false)) : recipe.asAdapters(),
         s.choice("train", recipe.gatesOnly() ? "gates" : "all", "all", "gates").equals("gates"),
@@ -424,6 +429,7 @@ public record TrainConfig(
         keepBest,
         saveSteps,
         saveTotalLimit,
+        tensorBoard,
         dropout,
         Optional.of(appendEos.orElse(adaptersAppendEos)),
         gatesOnly,
@@ -491,6 +497,7 @@ public record TrainConfig(
     result.put("eval_samples", evalSamples);
     result.put("save_steps", saveSteps);
     result.put("save_total_limit", saveTotalLimit);
+    result.put("report_to", tensorBoard ? "tensorboard" : "none");
     result.put("dropout", dropout);
     appendEos.ifPresent(value -> result.put("append_eos", value));
     responseOnly.ifPresent(value -> result.put("response_only", value));

@@ -234,11 +234,24 @@ final class CudaTraining implements LlamaTraining {
       int vocab = llama.config().vocabSize();
       int most = (int) Math.clamp(LOGITS_AT_ONCE / vocab / 128 * 128, 128, 8192);
       chunk = Math.min(labelled, most);
-      logits = region.take((long) chunk * vocab * bytes);
-      compact = region.take((long) labelled * hidden * bytes);
-      slopeOfCompact = region.take(gradients ? (long) labelled * hidden * bytes : 0);
-      again = region.take(bytesOfLayer(this));
+      long bytesOfLogits = (long) chunk * vocab * bytes;
+      long bytesOfCompact = (long) labelled * hidden * bytes;
+      // the loss comes when no layer is computed: what serves one serves it
+      again = region.take(Math.max(bytesOfLogits, bytesOfLayer(this)));
+      logits = again;
+      boolean fits = 2 * (bytesOfCompact + 256) <= (long) tokens * inner(bytes);
+      compact = fits ? scratch.inner() : region.take(bytesOfCompact);
+      slopeOfCompact =
+          fits ? aligned(compact + bytesOfCompact) : region.take(gradients ? bytesOfCompact : 0);
     }
+  }
+
+  private int inner(int bytes) {
+    return llama.config().intermediateSize() * bytes;
+  }
+
+  private static long aligned(long address) {
+    return (address + 255) / 256 * 256;
   }
 
   /** What a pass takes from the host, as it lies in memory there and on the device. */

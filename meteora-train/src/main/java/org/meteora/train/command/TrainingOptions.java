@@ -115,6 +115,14 @@ public final class TrainingOptions {
   private Integer saveTotalLimit;
 
   @Option(
+      names = "--report-to",
+      paramLabel = "none|tensorboard",
+      description =
+          "tensorboard: write event files beside metrics.jsonl, for tensorboard --logdir (default:"
+              + " none)")
+  private String reportTo;
+
+  @Option(
       names = "--dropout",
       paramLabel = "X",
       description = "on the adapters' input in training (default: 0.1)")
@@ -168,6 +176,7 @@ public final class TrainingOptions {
     put(result, "eval_samples", evalSamples);
     put(result, "save_steps", saveSteps);
     put(result, "save_total_limit", saveTotalLimit);
+    put(result, "report_to", reportTo);
     put(result, "dropout", dropout);
     put(result, "append_eos", appendEos);
     put(result, "response_only", responseOnly);

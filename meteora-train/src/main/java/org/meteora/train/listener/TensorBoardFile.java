@@ -1,0 +1,244 @@
+package org.meteora.train.listener;
+
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.function.Consumer;
+import java.util.zip.CRC32C;
+import org.meteora.io.AtomicFiles;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * What {@link MetricsFile} has, as TensorBoard reads it: an event file in the run's folder, one for
+ * each start. A resumed run says where it goes on, and TensorBoard forgets what was made beyond
+ * that.
+ *
+ * <p>The file is a sequence of records (a length, its checksum, the data, their checksum), each a
+ * protobuf message {@code tensorflow.Event}; both formats are written here, since they are small
+ * and no maintained library for the JVM has them without TensorFlow itself.
+ */
+public final class TensorBoardFile implements TrainingListener {
+  private static final Logger LOG = LoggerFactory.getLogger(TensorBoardFile.class);
+
+  private static final int VARINT = 0;
+  private static final int FIXED64 = 1;
+  private static final int BYTES = 2;
+  private static final int FIXED32 = 5;
+
+  /** {@code DataType.DT_STRING}. */
+  private static final int STRING = 7;
+
+  /** {@code SessionLog.SessionStatus.START}: events of this step and later ones are void. */
+  private static final int START = 1;
+
+  private final Path folder;
+  private final Map<String, Object> settings;
+  private Path file;
+  private boolean failed;
+
+  /**
+   * @param folder gets {@code events.out.tfevents.…}
+   * @param settings of the run, shown as text
+   */
+  public TensorBoardFile(Path folder, Map<String, Object> settings) {
+    this.folder = folder;
+    this.settings = new LinkedHashMap<>(settings);
+  }
+
+  @Override
+  public void onStart(long step, long steps) {
+    long now = System.currentTimeMillis();
+    file =
+        folder.resolve(
+            "events.out.tfevents.%010d.%d".formatted(now / 1000, ProcessHandle.current().pid()));
+    append(event(0, it -> it.text(3, "brain.Event:2")));
+    if (step > 0) {
+      append(event(step + 1, it -> it.message(7, log -> log.number(1, START))));
+    }
+    var table = new StringBuilder("| setting | value |\n| --- | --- |\n");
+    settings.forEach((name, value) -> table.append("| %s | %s |\n".formatted(name, value)));
+    append(
+        event(step, it -> it.message(5, summary -> text(summary, "settings", table.toString()))));
+  }
+
+  @Override
+  public void onStep(StepReport report) {
+    var values = losses("train", report.losses());
+    values.put("train/learning_rate", report.learningRate());
+    values.put("train/grad_norm", report.gradientNorm());
+    values.put("speed/seconds", report.seconds());
+    values.put("speed/tokens_per_second", report.tokensPerSecond());
+    values.put("speed/padding", report.padding());
+    values.put("speed/memory_bytes", (double) report.memoryBytes());
+    write(report.step(), values);
+  }
+
+  @Override
+  public void onEvaluation(long step, Evaluation evaluation) {
+    var values = losses("eval", evaluation.losses());
+    texts(values, "eval", evaluation.losses().texts());
+    evaluation.oracle().ifPresent(texts -> texts(values, "oracle", texts));
+    evaluation.base().ifPresent(texts -> texts(values, "base", texts));
+    write(step, values);
+  }
+
+  private static Map<String, Double> losses(String where, StepReport.Losses losses) {
+    var values = new LinkedHashMap<String, Double>();
+    values.put(where + "/loss", losses.total());
+    values.put(where + "/lm_loss", losses.languageModel());
+    values.put(where + "/gate_loss", losses.gate());
+    values.put(where + "/gate_accuracy", losses.gateAccuracy());
+    values.put(where + "/dominant_accuracy", losses.dominantAccuracy());
+    byTask(values, where + "_gate_accuracy", losses.gateAccuracyByTask());
+    byTask(values, where + "_dominant_accuracy", losses.dominantAccuracyByTask());
+    return values;
+  }
+
+  private static void texts(Map<String, Double> values, String where, TextLosses texts) {
+    values.put(where + "/answer_loss", texts.answer());
+    values.put(where + "/prompt_loss", texts.prompt());
+    byTask(values, where + "_answer_loss", texts.answerByTask());
+    byTask(values, where + "_prompt_loss", texts.promptByTask());
+  }
+
+  private static void byTask(Map<String, Double> values, String group, Map<String, Double> tasks) {
+    tasks.forEach((task, value) -> values.put(group + "/" + task, value));
+  }
+
+  private void write(long step, Map<String, Double> values) {
+    append(
+        event(
+            step,
+            it ->
+                it.message(
+                    5,
+                    summary ->
+                        values.forEach(
+                            (tag, value) -> {
+                              if (Double.isFinite(value)) {
+                                summary.message(
+                                    1, one -> one.text(1, tag).float32(2, value.floatValue()));
+                              }
+                            }))));
+  }
+
+  /** A value that the plugin "text" shows. */
+  private static void text(Message summary, String tag, String markdown) {
+    summary.message(
+        1,
+        value ->
+            value
+                .text(1, tag + "/text_summary")
+                .message(9, metadata -> metadata.message(1, plugin -> plugin.text(1, "text")))
+                .message(
+                    8,
+                    tensor ->
+                        tensor
+                            .number(1, STRING)
+                            .message(2, shape -> shape.message(2, dim -> dim.number(1, 1)))
+                            .text(8, markdown)));
+  }
+
+  private static byte[] event(long step, Consumer<Message> content) {
+    var event = new Message().float64(1, System.currentTimeMillis() / 1e3).number(2, step);
+    content.accept(event);
+    return event.bytes();
+  }
+
+  /** A protobuf message in the making: fields in the order of calls. */
+  private static final class Message {
+    private final ByteArrayOutputStream out = new ByteArrayOutputStream();
+
+    private void varint(long value) {
+      long rest = value;
+      while ((rest & ~0x7fL) != 0) {
+        out.write((int) (rest & 0x7f | 0x80));
+        rest >>>= 7;
+      }
+      out.write((int) rest);
+    }
+
+    private void key(int field, int type) {
+      varint((long) field << 3 | type);
+    }
+
+    Message number(int field, long value) {
+      key(field, VARINT);
+      varint(value);
+      return this;
+    }
+
+    Message float32(int field, float value) {
+      key(field, FIXED32);
+      out.writeBytes(little(4).putFloat(value).array());
+      return this;
+    }
+
+    Message float64(int field, double value) {
+      key(field, FIXED64);
+      out.writeBytes(little(8).putDouble(value).array());
+      return this;
+    }
+
+    Message text(int field, String value) {
+      return bytes(field, value.getBytes(StandardCharsets.UTF_8));
+    }
+
+    Message message(int field, Consumer<Message> content) {
+      var inner = new Message();
+      content.accept(inner);
+      return bytes(field, inner.bytes());
+    }
+
+    private Message bytes(int field, byte[] value) {
+      key(field, BYTES);
+      varint(value.length);
+      out.writeBytes(value);
+      return this;
+    }
+
+    byte[] bytes() {
+      return out.toByteArray();
+    }
+  }
+
+  private static ByteBuffer little(int size) {
+    return ByteBuffer.allocate(size).order(ByteOrder.LITTLE_ENDIAN);
+  }
+
+  /** The checksum of a record's parts, which TensorFlow masks. */
+  private static int masked(byte[] data) {
+    var crc = new CRC32C();
+    crc.update(data);
+    int value = (int) crc.getValue();
+    return (value >>> 15 | value << 17) + 0xa282ead8;
+  }
+
+  private void append(byte[] event) {
+    var length = little(8).putLong(event.length).array();
+    var record =
+        little(event.length + 16)
+            .put(length)
+            .putInt(masked(length))
+            .put(event)
+            .putInt(masked(event))
+            .array();
+    try {
+      Files.write(file, record, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+      failed = false;
+    } catch (IOException e) {
+      if (!failed) {
+        LOG.warn("cannot write {}: {}; training goes on", file, AtomicFiles.reason(e));
+      }
+      failed = true;
+    }
+  }
+}
