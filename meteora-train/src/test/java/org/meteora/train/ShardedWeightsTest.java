@@ -20,13 +20,14 @@ import java.util.concurrent.atomic.AtomicLong;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.meteora.backend.Backends;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.FrozenWeights;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -88,8 +89,15 @@ class ShardedWeightsTest {
     public void allGather(NDArray part, NDArray buffer) {
       long bytes = part.getShape().size() * Ops.dtype(part).bytes();
       var parts = exchange(part);
-      for (int i = 0; i < size; i++) { // as MPI and NCCL do, unseen by libtorch
-        memory(buffer, i * bytes, bytes).copyFrom(memory((NDArray) parts[i], 0, bytes));
+      for (int i = 0; i < size; i++) {
+        if (Ops.isInHostMemory(buffer)) { // as MPI does, unseen by libtorch
+          memory(buffer, i * bytes, bytes).copyFrom(memory((NDArray) parts[i], 0, bytes));
+        } else {
+          long count = part.getShape().size();
+          try (var place = Ops.narrow(buffer, 0, i * count, count)) {
+            Ops.copy(place, (NDArray) parts[i]);
+          }
+        }
       }
       await();
     }
@@ -129,12 +137,12 @@ class ShardedWeightsTest {
     public void close() {}
   }
 
-  private interface Work<T> {
+  interface Work<T> {
     T run(Collective collective);
   }
 
   /** What each of several processes makes of the same work. */
-  private static <T> List<T> together(int processes, Work<T> work) throws Exception {
+  static <T> List<T> together(int processes, Work<T> work) throws Exception {
     var barrier = new CyclicBarrier(processes);
     var given = new Object[processes];
     try (var threads = Executors.newFixedThreadPool(processes)) {
@@ -156,27 +164,35 @@ class ShardedWeightsTest {
   }
 
   /** A model whose every tensor follows from its name, and how many numbers were read for it. */
-  private static final class Model implements AutoCloseable {
-    final NDManager manager = Devices.newHostManager();
+  static final class Model implements AutoCloseable {
+    final NDManager manager;
     final Map<String, NDArray> parameters = new LinkedHashMap<>();
     final Map<String, Long> read = new LinkedHashMap<>();
     final Dtype dtype;
     final Llama llama;
+    boolean ownPasses;
 
     Model(Dtype dtype, boolean tied, Collective sharers) {
+      this(Devices.newHostManager(), dtype, tied, sharers);
+    }
+
+    /** On a GPU of sizes that the kernels take. */
+    Model(NDManager manager, Dtype dtype, boolean tied, Collective sharers) {
+      this.manager = manager;
       this.dtype = dtype;
+      boolean host = Ops.isInHostMemory(Ops.empty(manager, dtype, 1));
       var json =
           Jsonl.JSON
               .createObjectNode()
               .put("vocab_size", 23)
-              .put("hidden_size", 12)
-              .put("intermediate_size", 10)
+              .put("hidden_size", host ? 12 : 64)
+              .put("intermediate_size", host ? 10 : 96)
               .put("num_hidden_layers", LAYERS)
               .put("num_attention_heads", 2)
               .put("num_key_value_heads", 1)
-              .put("attention_bias", true)
+              .put("attention_bias", host)
               .put("tie_word_embeddings", tied)
-              .put("head_dim", 6);
+              .put("head_dim", host ? 6 : 32);
       var config = LlamaConfig.parse(json, "test");
       var source =
           new LlamaFactory.Weights() {
@@ -255,11 +271,11 @@ class ShardedWeightsTest {
       }
     }
 
-    float[] gradients(boolean checkpointing) {
+    float[] gradients(Recompute recompute) {
       try (var flat = new FlatParameters(manager, parameters)) {
-        var learner =
-            new LlamaLearner(
-                llama, Tiny.context(2, ForwardMode.AUTO), checkpointing, Tiny.RANKS.length);
+        var context = Tiny.context(2, ForwardMode.AUTO);
+        var learner = LlamaLearner.of(llama, context, recompute, Tiny.RANKS.length, flat);
+        ownPasses = learner.ownPasses().isPresent();
         learner.learn(BATCH, 0.05, 1, 1);
         flat.collectGradients();
         flat.clearGradients();
@@ -320,18 +336,20 @@ class ShardedWeightsTest {
   }
 
   @ParameterizedTest
-  @ValueSource(booleans = {true, false})
-  void gradientsOfTrainingSteps(boolean checkpointing) throws Exception {
+  @EnumSource(
+      value = Recompute.class,
+      names = {"ALL", "NONE"})
+  void gradientsOfTrainingSteps(Recompute recompute) throws Exception {
     float[] expected;
     try (var whole = new Model(Dtype.F32, false, Collective.single())) {
-      expected = whole.gradients(checkpointing);
+      expected = whole.gradients(recompute);
     }
     var found =
         together(
             3,
             all -> {
               try (var model = new Model(Dtype.F32, false, all)) {
-                return model.gradients(checkpointing);
+                return model.gradients(recompute);
               }
             });
     found.forEach(gradients -> near(gradients, expected));
