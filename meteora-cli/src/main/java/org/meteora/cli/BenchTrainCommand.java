@@ -127,15 +127,7 @@ final class BenchTrainCommand implements Callable<Integer> {
       return 0;
     }
     try (var manager = options.manager()) {
-      long trained = MemoryNeed.adapterParameters(config, options.adapters, options.rank);
-      var more =
-          options
-              .need(config, options.adapters)
-              .and("gradients and the optimizer", 4L * Float.BYTES * trained)
-              .and(
-                  "activations of %,d x %,d tokens".formatted(batch, tokens),
-                  MemoryNeed.activationBytes(
-                      config, options.dtype(), (long) batch * tokens, false));
+      var more = options.need(config, options.adapters).and(training(config, false));
       var base = options.model(config, manager, 0, more);
       var auto = options.context(ForwardMode.AUTO).forTraining(true);
       var backend = Backends.of(manager, options.dtype());
@@ -171,6 +163,16 @@ final class BenchTrainCommand implements Callable<Integer> {
     return 0;
   }
 
+  /** What a step needs beside the model. */
+  private MemoryNeed training(Architecture config, boolean recomputed) {
+    long trained = MemoryNeed.adapterParameters(config, options.adapters, options.rank);
+    return MemoryNeed.NONE
+        .and("gradients and the optimizer", 4L * Float.BYTES * trained)
+        .and(
+            "activations of %,d x %,d tokens".formatted(batch, tokens),
+            MemoryNeed.activationBytes(config, options.dtype(), (long) batch * tokens, recomputed));
+  }
+
   /** On a GPU: whole steps, with layers recomputed and as memory allows, and their parts. */
   private void whole(Architecture config, Batch samples) {
     double rate;
@@ -182,15 +184,11 @@ final class BenchTrainCommand implements Callable<Integer> {
     var cuda = Cuda.device(Devices.parse(options.deviceName()).getDeviceId());
     var parts = new BenchTrainParts(options, config, batch, tokens, dropout > 0, rate, bandwidth);
     try (var manager = options.manager()) {
+      var backend = Backends.of(manager, options.dtype());
+      options.need(config, options.adapters).and(training(config, true)).require(backend);
       var model =
           RandomLlama.create(
-              config,
-              manager,
-              options.dtype(),
-              options.adapters,
-              options.rank,
-              Backends.of(manager, options.dtype()),
-              dropout);
+              config, manager, options.dtype(), options.adapters, options.rank, backend, dropout);
       var context = options.context(ForwardMode.AUTO).forTraining(dropout > 0);
       try (var parameters = new FlatParameters(manager, parameters(model));
           var optimizer = new AdamW(parameters, 0)) {

@@ -3,6 +3,7 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.moe.ForwardContext;
@@ -116,10 +117,12 @@ public record Pass(
   }
 
   private static NDArray later(NDManager manager, int past, int seq, Dtype dtype) {
-    var keys = manager.arange(past + seq).reshape(1, past + seq);
-    var queries = manager.arange(past, past + seq).reshape(seq, 1);
-    var hidden =
-        keys.gt(queries).toType(ai.djl.ndarray.types.DataType.FLOAT32, false).mul(KvCache.MASKED);
-    return Ops.cast(hidden, dtype).reshape(1, 1, seq, past + seq);
+    int columns = past + seq;
+    var hidden = new float[seq * columns];
+    for (int query = 0; query < seq; query++) {
+      Arrays.fill(
+          hidden, query * columns + past + query + 1, (query + 1) * columns, KvCache.MASKED);
+    }
+    return Ops.cast(Ops.of(manager, hidden, 1, 1, seq, columns), dtype);
   }
 }

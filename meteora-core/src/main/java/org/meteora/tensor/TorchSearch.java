@@ -1,7 +1,11 @@
 package org.meteora.tensor;
 
+import ai.djl.pytorch.jni.LibUtils;
+import ai.djl.util.Platform;
 import java.io.File;
 import java.io.IOException;
+import java.lang.invoke.MethodHandles;
+import java.lang.invoke.MethodType;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -24,6 +28,9 @@ final class TorchSearch {
   private static final Pattern SAID =
       Pattern.compile("(?m)^(__version__|cuda)\\b[^=]*=\\s*['\"]([^'\"]*)['\"]");
 
+  /** What DJL's own build is for. */
+  private static final String DOWNLOADED_CUDA = "12.8";
+
   private TorchSearch() {}
 
   static Optional<Build> explicit() {
@@ -33,14 +40,12 @@ final class TorchSearch {
         continue;
       }
       if (variable.equals("METEORA_TORCH") && value.equals("download")) {
-        System.setProperty("PYTORCH_FLAVOR", LibTorch.JNI_CUDA);
-        System.setProperty("PYTORCH_VERSION", LibTorch.JNI_VERSION);
         return Optional.of(
             new Build(
-                Optional.empty(),
+                Optional.of(downloaded()),
                 LibTorch.JNI_VERSION,
-                LibTorch.JNI_CUDA,
-                "fetched by DJL, as " + variable + " asks"));
+                DOWNLOADED_CUDA,
+                "fetched by DJL, as " + variable + "=download asks"));
       }
       var root = Path.of(value).toAbsolutePath().normalize();
       return Optional.of(
@@ -59,6 +64,49 @@ final class TorchSearch {
                               + " …/site-packages/torch, or the root of a virtual environment")));
     }
     return Optional.empty();
+  }
+
+  /**
+   * The folder of DJL's own CUDA build, which it fetches when it is not there. DJL itself would
+   * take the CPU build of the class path, which has the same version.
+   */
+  private static Path downloaded() {
+    System.setProperty("PYTORCH_FLAVOR", LibTorch.JNI_CUDA);
+    System.setProperty("PYTORCH_VERSION", LibTorch.JNI_VERSION);
+    var platform = Platform.detectPlatform("pytorch", LibTorch.JNI_VERSION);
+    var folder =
+        CacheFolders.engine()
+            .resolve("pytorch")
+            .resolve(
+                LibTorch.JNI_VERSION + "-" + LibTorch.JNI_CUDA + "-" + platform.getClassifier());
+    if (Files.exists(folder.resolve("libtorch.so"))) {
+      return folder;
+    }
+    try {
+      var result = Class.forName(LibUtils.class.getName() + "$LibTorch");
+      MethodHandles.privateLookupIn(LibUtils.class, MethodHandles.lookup())
+          .findStatic(
+              LibUtils.class, "downloadPyTorch", MethodType.methodType(result, Platform.class))
+          .invoke(platform);
+      return folder;
+    } catch (Throwable e) {
+      var root = e;
+      while (root.getCause() != null) {
+        root = root.getCause();
+      }
+      throw new UserException(
+          "METEORA_TORCH=download: PyTorch "
+              + LibTorch.JNI_VERSION
+              + " for CUDA "
+              + DOWNLOADED_CUDA
+              + " cannot be fetched ("
+              + root.getClass().getSimpleName()
+              + ": "
+              + root.getMessage()
+              + "); install one (python3 -m pip install torch), or name one with"
+              + " METEORA_TORCH=FOLDER",
+          e);
+    }
   }
 
   /** Where to look, in order, each only when those before have nothing. */
