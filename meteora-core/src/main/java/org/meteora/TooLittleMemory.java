@@ -5,6 +5,7 @@ package org.meteora;
  * free. A command adds which of its options to lower.
  */
 public final class TooLittleMemory extends UserException {
+  /** One line that says what was needed and what was free. */
   public TooLittleMemory(String message) {
     super(message);
   }

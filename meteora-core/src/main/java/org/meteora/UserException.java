@@ -8,10 +8,12 @@ package org.meteora;
 public class UserException extends RuntimeException {
   private static final int LONGEST = 1500;
 
+  /** One line that names the thing, where it is and what would be right. */
   public UserException(String message) {
     super(oneLine(message));
   }
 
+  /** As {@link #UserException(String)}, with what was found underneath. */
   public UserException(String message, Throwable cause) {
     super(oneLine(message), cause);
   }

@@ -396,10 +396,12 @@ public final class LoadedModel implements AutoCloseable {
     }
   }
 
+  /** The model itself. */
   public Llama llama() {
     return llama;
   }
 
+  /** The base model's tokenizer. */
   public Tokenizer tokenizer() {
     return loader.tokenizer();
   }
@@ -430,6 +432,7 @@ public final class LoadedModel implements AutoCloseable {
     return tokenizer().decode(generator.generate(List.of(ids), config).getFirst(), true);
   }
 
+  /** What it was loaded from. */
   public Spec spec() {
     return spec;
   }

@@ -448,6 +448,7 @@ public final class TrainableModel implements AutoCloseable {
     return copy;
   }
 
+  /** The model itself. */
   public Llama llama() {
     return llama;
   }
@@ -462,6 +463,7 @@ public final class TrainableModel implements AutoCloseable {
     return context;
   }
 
+  /** The base model's tokenizer. */
   public Tokenizer tokenizer() {
     return loader.tokenizer();
   }

@@ -173,6 +173,7 @@ public record GenerationConfig(
         false, 1, 1, 0, noRepeatNgramSize, maxLength, maxNewTokens, eosTokenIds, padTokenId, seed);
   }
 
+  /** No so many tokens in a row twice; 0 for no such rule. */
   public GenerationConfig withNoRepeatNgramSize(int size) {
     return new GenerationConfig(
         sample,
@@ -187,6 +188,7 @@ public record GenerationConfig(
         seed);
   }
 
+  /** Tokens of prompt and answer together, at most. */
   public GenerationConfig withMaxLength(int length) {
     return new GenerationConfig(
         sample,
@@ -201,6 +203,7 @@ public record GenerationConfig(
         seed);
   }
 
+  /** Tokens of the answer, at most. */
   public GenerationConfig withMaxNewTokens(int tokens) {
     return new GenerationConfig(
         sample,
@@ -215,6 +218,7 @@ public record GenerationConfig(
         seed);
   }
 
+  /** Another seed of sampling. */
   public GenerationConfig withSeed(long value) {
     return new GenerationConfig(
         sample,

@@ -73,6 +73,9 @@ public final class Sampler {
             + " for them); the answer is given up");
   }
 
+  /**
+   * The token with the largest of {@code vocab} logits from {@code offset} on; the first of equals.
+   */
   public static int argMax(float[] logits, int offset, int vocab) {
     int best = 0;
     for (int i = 1; i < vocab; i++) {

@@ -14,6 +14,7 @@ public final class TextStream {
   private final List<Integer> tokens = new ArrayList<>();
   private int shown;
 
+  /** An empty stream of the tokens that this tokenizer makes. */
   public TextStream(Tokenizer tokenizer) {
     this.tokenizer = tokenizer;
   }

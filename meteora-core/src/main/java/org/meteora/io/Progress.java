@@ -66,6 +66,7 @@ public final class Progress implements AutoCloseable {
     }
   }
 
+  /** So many units more are done. */
   public void step(long units) {
     done += units;
     if (bar != null) {

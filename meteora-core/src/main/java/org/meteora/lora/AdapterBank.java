@@ -28,14 +28,17 @@ public record AdapterBank(
     }
   }
 
+  /** N. */
   public int size() {
     return ranks.length;
   }
 
+  /** Σr, the rows of A. */
   public int totalRank() {
     return Arrays.stream(ranks).sum();
   }
 
+  /** The largest r; 0 without adapters. */
   public int maxRank() {
     return Arrays.stream(ranks).max().orElse(0);
   }

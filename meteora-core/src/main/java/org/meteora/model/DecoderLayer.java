@@ -51,10 +51,12 @@ public final class DecoderLayer extends LlamaBlock {
     return pass.ops().add(residual.sum(), mlp.forward(residual.normed(), inside));
   }
 
+  /** The norm before attention. */
   public RmsNorm inputNorm() {
     return inputNorm;
   }
 
+  /** The norm before the MLP. */
   public RmsNorm postAttentionNorm() {
     return postAttentionNorm;
   }

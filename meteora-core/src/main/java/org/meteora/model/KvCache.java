@@ -57,10 +57,12 @@ public final class KvCache implements AutoCloseable {
     return padding.clone();
   }
 
+  /** Decoder layers whose keys and values it holds. */
   public int layers() {
     return keys.length;
   }
 
+  /** Sequences that it holds. */
   public int rows() {
     return padding.length;
   }

@@ -67,6 +67,7 @@ public final class Llama extends LlamaBlock {
     }
   }
 
+  /** Its sizes and shapes. */
   public Architecture config() {
     return config;
   }
@@ -81,6 +82,7 @@ public final class Llama extends LlamaBlock {
     return manager;
   }
 
+  /** Its decoder layers, in order. */
   public List<DecoderLayer> layers() {
     return layers;
   }
@@ -97,6 +99,7 @@ public final class Llama extends LlamaBlock {
     return embedding;
   }
 
+  /** The norm before the head. */
   public RmsNorm norm() {
     return norm;
   }

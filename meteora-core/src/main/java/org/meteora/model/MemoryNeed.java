@@ -37,6 +37,7 @@ public record MemoryNeed(Map<String, Long> parts) {
     return all;
   }
 
+  /** All of it. */
   public long bytes() {
     return parts.values().stream().mapToLong(Long::longValue).sum();
   }

@@ -9,6 +9,7 @@ import org.meteora.tensor.Ops;
 
 /** {@link LayerOps} by tensor operations: any device and dtype, recorded for backward. */
 public final class TensorOps implements LayerOps {
+  /** It has no state. */
   public static final TensorOps INSTANCE = new TensorOps();
 
   private TensorOps() {}

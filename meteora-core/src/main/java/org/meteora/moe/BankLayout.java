@@ -33,6 +33,7 @@ public final class BankLayout {
   private NDArray stacked;
   private List<BankLayout> stackedWith;
 
+  /** What the forms derive from a bank, in the manager's memory. */
   public BankLayout(NDManager manager, AdapterBank bank, Dtype dtype) {
     this.bank = bank;
     this.manager = manager;
@@ -68,14 +69,17 @@ public final class BankLayout {
     return copy;
   }
 
+  /** The adapters. */
   public AdapterBank bank() {
     return bank;
   }
 
+  /** A {@code (Σr, in)}. */
   public NDArray loraA() {
     return bank.loraA();
   }
 
+  /** B {@code (out, Σr)}. */
   public NDArray loraB() {
     return bank.loraB();
   }
@@ -185,10 +189,12 @@ public final class BankLayout {
     return expansion;
   }
 
+  /** Where an adapter's rows of A, columns of B, begin. */
   public long offset(int adapter) {
     return offsets[adapter];
   }
 
+  /** An adapter's r. */
   public int rank(int adapter) {
     return bank.ranks()[adapter];
   }

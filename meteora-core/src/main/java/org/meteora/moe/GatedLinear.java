@@ -227,6 +227,7 @@ public final class GatedLinear extends AbstractBlock {
     return layer;
   }
 
+  /** Which linear of a decoder layer it is. */
   public Projection projection() {
     return projection;
   }

@@ -10,10 +10,12 @@ import java.util.Arrays;
  * @param weights {@code (tokens, k)} float32, summing to 1 over k
  */
 public record Routing(NDArray indices, NDArray weights) {
+  /** Tokens that it is of. */
   public int tokens() {
     return (int) indices.getShape().get(0);
   }
 
+  /** Adapters a token. */
   public int topK() {
     return (int) indices.getShape().get(1);
   }

@@ -91,6 +91,7 @@ public final class SafetensorsFile implements AutoCloseable {
     }
   }
 
+  /** The file. */
   public Path path() {
     return path;
   }

@@ -121,6 +121,7 @@ public final class SafetensorsFolder implements AutoCloseable {
     opened.unread().keySet().forEach(name -> owner.put(name, opened));
   }
 
+  /** The folder, or the file that it was opened by. */
   public Path path() {
     return path;
   }

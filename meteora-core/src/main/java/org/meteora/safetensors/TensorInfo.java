@@ -21,6 +21,7 @@ public record TensorInfo(String name, Dtype dtype, List<Long> shape, long begin,
     return Arrays.equals(dimensions(), expected);
   }
 
+  /** Its size in the file. */
   public long bytes() {
     return end - begin;
   }

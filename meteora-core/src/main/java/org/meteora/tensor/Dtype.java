@@ -26,10 +26,12 @@ public enum Dtype {
     this.bytes = bytes;
   }
 
+  /** What options call it, such as {@code bf16}. */
   public String label() {
     return label;
   }
 
+  /** What safetensors calls it, such as {@code BF16}. */
   public String safetensorsName() {
     return safetensorsName;
   }
@@ -39,10 +41,12 @@ public enum Dtype {
     return scalarType;
   }
 
+  /** Of one element. */
   public int bytes() {
     return bytes;
   }
 
+  /** Whether it has fractions. */
   public boolean isFloatingPoint() {
     return this == F32 || this == F16 || this == BF16 || this == F64;
   }

@@ -13,9 +13,15 @@ import org.meteora.moe.GatedLinear.Output;
  * backend extends it with what it does by itself where the flags leave it the choice.
  */
 public abstract class PortableForward implements GatedForward {
+  /** A loop over the adapters, with each one's tokens. */
   protected static final ForwardStrategy LOOP = new LoopForward(LoopForward.Runner::inOrder);
+
+  /** Two batched products with the rows of A and B that each token chose. */
   protected static final ForwardStrategy GATHER = new GatherForward();
+
+  /** One product with all ranks, masked by the routing's weights. */
   protected static final ForwardStrategy MASKED = new MaskedForward();
+
   private static final ForwardStrategy REFERENCE = new ReferenceForward();
 
   private final List<GatedLinear> linears;
