@@ -74,9 +74,9 @@ final class GenerateCommand implements Callable<Integer> {
     generation.check(spec.basePath());
     try (var loaded =
         LoadedModel.load(
-            spec, Collective.single(), new LoadedModel.Room(1, maxNewTokens.value()))) {
+            spec, Collective.single(), new LoadedModel.Room(1, maxNewTokens.orDefault()))) {
       var settings =
-          generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.value());
+          generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.orDefault());
       int skipped = 0;
       for (var prompt : prompts) {
         try {

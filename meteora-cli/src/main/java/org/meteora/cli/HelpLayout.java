@@ -12,6 +12,7 @@ import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.RoutingTopKOption;
+import org.meteora.data.config.ShardBaseOption;
 import org.meteora.eval.command.GenerationOptions;
 import org.meteora.eval.command.ModelOptions;
 import org.meteora.train.command.TrainingOptions;
@@ -39,6 +40,7 @@ final class HelpLayout {
     SHARED.put(ModelOptions.class, "Model and device");
     SHARED.put(DeviceOptions.class, "Model and device");
     SHARED.put(ProcessOptions.class, "Model and device");
+    SHARED.put(ShardBaseOption.class, "Model and device");
     SHARED.put(RoutingTopKOption.class, "Routing");
     SHARED.put(GenerationOptions.class, "Sampling");
     SHARED.put(ConfigOptions.class, "Settings and folders (keys of config.yaml)");
@@ -69,10 +71,11 @@ final class HelpLayout {
     line.getSubcommands().values().forEach(HelpLayout::apply);
   }
 
-  /** What must be given; the options in one word. */
+  /** What must be given, which a command may name itself; the options in one word. */
   private static String synopsis(Help help) {
     var spec = help.commandSpec();
     var parts = new ArrayList<>(List.of(spec.qualifiedName()));
+    parts.addAll(List.of(spec.usageMessage().customSynopsis()));
     for (var option : spec.options()) {
       if (option.required() && option.group() == null) {
         parts.add(option.longestName() + " " + option.paramLabel());

@@ -22,6 +22,7 @@ import picocli.CommandLine.Option;
 /** {@code meteora create-composite}. */
 @Command(
     name = "create-composite",
+    customSynopsis = "(--n 3|5|10 | --tasks A,B,…)",
     description =
         "Asks several tasks in one prompt: writes <target_dir>/composite_<n>/test.jsonl from the"
             + " tasks' test data.",
@@ -44,7 +45,7 @@ public final class CreateCompositeCommand implements Callable<Integer> {
   @Option(
       names = "--tasks",
       split = ",",
-      paramLabel = "NAME",
+      paramLabel = "A,B,…",
       description = "Any other tasks, in this order.")
   private List<String> tasks;
 

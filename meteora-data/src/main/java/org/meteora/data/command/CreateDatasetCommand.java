@@ -20,6 +20,7 @@ import picocli.CommandLine.Option;
 /** {@code meteora create-dataset}. */
 @Command(
     name = "create-dataset",
+    customSynopsis = "(--task NAME | --list)",
     description =
         "Turns the sources of the 28 tasks, or of any other task of BIG-bench, into prompts and"
             + " answers, <target_dir>/<task>/{train,test}.jsonl.",

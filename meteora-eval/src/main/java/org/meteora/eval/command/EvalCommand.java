@@ -30,6 +30,7 @@ import picocli.CommandLine.Spec;
 /** {@code meteora eval}: answers a task's test prompts and scores the answers. */
 @Command(
     name = "eval",
+    customSynopsis = "(--task NAME,… | --rescore FILE)",
     mixinStandardHelpOptions = true,
     description = {
       "Has a model answer a task's test prompts (<target_dir>/<task>/test.jsonl) and prints the"
@@ -54,6 +55,7 @@ public final class EvalCommand implements Callable<Integer> {
   @Mixin private ConfigOptions config;
   @Mixin private ModelOptions model;
   @Mixin private GenerationOptions generation;
+  @Mixin private MaxNewTokensOption maxNewTokens;
   @Mixin private ProcessOptions processes;
   @Mixin private ShardBaseOption shardBase;
 
@@ -95,12 +97,6 @@ public final class EvalCommand implements Callable<Integer> {
           "Tokens of prompt and answer at most; longer prompts are skipped and counted (default:"
               + " 4096, or what the model takes).")
   private int maxLength;
-
-  @Option(
-      names = "--max-new-tokens",
-      paramLabel = "N",
-      description = "Tokens of an answer at most (default: what --max-length leaves).")
-  private Integer maxNewTokens;
 
   @Option(names = "--save", description = "Write scores and answers to the result folder.")
   private boolean save;
@@ -259,7 +255,7 @@ public final class EvalCommand implements Callable<Integer> {
             batchSize,
             limit,
             maxLength,
-            maxNewTokens,
+            maxNewTokens.value(),
             save,
             resume
                 ? SavedResult.Existing.RESUME
@@ -288,7 +284,7 @@ public final class EvalCommand implements Callable<Integer> {
     atLeast("--limit", limit == null ? 1 : limit, 1);
     atLeast("--batch-size", batchSize, 1);
     atLeast("--max-length", maxLength, 1);
-    atLeast("--max-new-tokens", maxNewTokens == null ? 1 : maxNewTokens, 1);
+    maxNewTokens.value();
     generation.check();
   }
 

@@ -6,6 +6,7 @@ import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
@@ -62,7 +63,7 @@ final class Evaluation implements AutoCloseable {
    *
    * @param limit samples at most; null for no limit but the task's
    * @param maxLength tokens of prompt and answer at most
-   * @param maxNewTokens tokens of an answer at most; null for what {@code maxLength} leaves
+   * @param maxNewTokens tokens of an answer at most; empty for what {@code maxLength} leaves
    * @param save scores and answers are written
    * @param existing what becomes of answers that are there already
    * @param routes the gates' choices are gathered and written
@@ -74,7 +75,7 @@ final class Evaluation implements AutoCloseable {
       int batchSize,
       Integer limit,
       int maxLength,
-      Integer maxNewTokens,
+      Optional<Integer> maxNewTokens,
       boolean save,
       SavedResult.Existing existing,
       boolean routes,
@@ -302,9 +303,7 @@ final class Evaluation implements AutoCloseable {
     }
     var chosen =
         generation.apply(loaded.generationConfig()).withMaxLength(Math.min(maxLength, positions));
-    return settings.maxNewTokens() == null
-        ? chosen
-        : chosen.withMaxNewTokens(settings.maxNewTokens());
+    return settings.maxNewTokens().map(chosen::withMaxNewTokens).orElse(chosen);
   }
 
   private Map<String, Object> describe(TestSet test, GenerationConfig chosen) {
@@ -320,9 +319,7 @@ final class Evaluation implements AutoCloseable {
     result.put("batch_size", settings.batchSize());
     result.put("limit", settings.limit());
     result.put("max_length", chosen.maxLength());
-    if (settings.maxNewTokens() != null) {
-      result.put("max_new_tokens", settings.maxNewTokens());
-    }
+    settings.maxNewTokens().ifPresent(tokens -> result.put("max_new_tokens", tokens));
     result.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
     result.put("do_sample", chosen.sample());
     result.put("temperature", chosen.sample() ? chosen.temperature() : null);

@@ -1,26 +1,33 @@
 package org.meteora.eval.command;
 
+import java.util.Optional;
 import org.meteora.UserException;
 import picocli.CommandLine.Option;
 
 /** How long an answer may be. */
 public final class MaxNewTokensOption {
+  private static final int DEFAULT = 512;
+
   @Option(
       names = "--max-new-tokens",
       paramLabel = "N",
-      defaultValue = "512",
-      description = "Tokens of an answer at most (default: ${DEFAULT-VALUE}).")
-  private int maxNewTokens;
+      description = "Tokens of an answer at most (default: 512; eval: what --max-length leaves).")
+  private Integer maxNewTokens;
 
   /**
-   * As it was given, or the default.
+   * As it was given.
    *
    * @throws UserException when it is below 1
    */
-  public int value() {
-    if (maxNewTokens < 1) {
+  public Optional<Integer> value() {
+    if (maxNewTokens != null && maxNewTokens < 1) {
       throw new UserException("--max-new-tokens must be at least 1, not " + maxNewTokens);
     }
-    return maxNewTokens;
+    return Optional.ofNullable(maxNewTokens);
+  }
+
+  /** As it was given, or the default. */
+  public int orDefault() {
+    return value().orElse(DEFAULT);
   }
 }

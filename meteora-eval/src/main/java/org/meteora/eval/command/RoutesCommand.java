@@ -24,6 +24,7 @@ import picocli.CommandLine.Spec;
 /** {@code meteora routes}: shows which adapter acts on which token. */
 @Command(
     name = "routes",
+    customSynopsis = "(--prompt TEXT | --task NAME)",
     mixinStandardHelpOptions = true,
     description = {
       "Answers one prompt and shows which adapter acts on which token: routes.html, routes.png,"
@@ -82,7 +83,7 @@ public final class RoutesCommand implements Callable<Integer> {
     generation.check(spec.basePath());
     try (var loaded = LoadedModel.load(spec)) {
       var chosen =
-          generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.value());
+          generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.orDefault());
       var trace =
           Routes.run(
               loaded.generator()::listenedBy,

@@ -33,6 +33,7 @@ import picocli.CommandLine.Option;
 /** {@code meteora train-lora}. */
 @Command(
     name = "train-lora",
+    customSynopsis = "(--task NAME,… | --data FILE)",
     mixinStandardHelpOptions = true,
     description = "Trains LoRA adapters and writes each as a folder that PEFT loads.",
     footerHeading = "%nExamples:%n",
