@@ -67,9 +67,4 @@ public final class Devices {
   public static int gpus() {
     return LibTorch.load().hasCuda() ? LibTorch.driver().gpus() : 0;
   }
-
-  /** Whether the device that a name stands for, as in {@link #parse}, is a GPU. */
-  public static boolean isGpu(String name) {
-    return parse(name).isGpu();
-  }
 }

@@ -20,7 +20,6 @@ import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.io.FolderNames;
 import org.meteora.parallel.Collective;
-import org.meteora.tensor.Devices;
 import org.meteora.train.LoraTraining;
 import org.meteora.train.PhatgooseTraining;
 import org.meteora.train.TrainConfig;
@@ -129,14 +128,10 @@ public final class TrainLoraCommand implements Callable<Integer> {
 
   @Option(
       names = "--together",
-      arity = "0..1",
-      fallbackValue = "true",
-      negatable = true,
       description =
           "train the adapters of several tasks at the same time, each sample through its own;"
-              + " with one process (default: on a GPU, which a batch of one task leaves mostly"
-              + " idle; on a CPU it is no faster)")
-  private Boolean together;
+              + " with one process (on a CPU it is no faster)")
+  private boolean together;
 
   @Override
   public Integer call() {
@@ -212,10 +207,6 @@ public final class TrainLoraCommand implements Callable<Integer> {
             return 0;
           });
     }
-  }
-
-  private boolean together(String device) {
-    return together == null ? Devices.isGpu(device) : together;
   }
 
   /**
