@@ -49,12 +49,43 @@ public final class Evaluator {
    * @param answers in the order of the samples, skipped ones among them
    * @param throughput how fast they came; answers that were there before are not counted
    * @param problems of samples that could not be answered, by their position; too long is none
+   * @param batching how many answers of a sample differ when each is answered alone, if it was
+   *     asked
    */
-  public record Run(List<Answer> answers, Throughput throughput, Map<Integer, String> problems) {
+  public record Run(
+      List<Answer> answers,
+      Throughput throughput,
+      Map<Integer, String> problems,
+      Optional<Batching> batching) {
+    public Run(List<Answer> answers, Throughput throughput, Map<Integer, String> problems) {
+      this(answers, throughput, problems, Optional.empty());
+    }
+
     public Run(List<Answer> answers, Throughput throughput) {
       this(answers, throughput, Map.of());
     }
+
+    /** The same, with its first answers compared with those of an evaluation one by one. */
+    public Run comparedWith(Run alone) {
+      int different = 0;
+      for (var answer : alone.answers) {
+        different += answer.decoded().equals(answers.get(answer.index()).decoded()) ? 0 : 1;
+      }
+      return new Run(
+          answers,
+          throughput,
+          problems,
+          Optional.of(new Batching(alone.answers.size(), different)));
+    }
   }
+
+  /**
+   * What sums in another order do to answers.
+   *
+   * @param checked answers that were also given alone
+   * @param different those of them that came out otherwise
+   */
+  public record Batching(int checked, int different) {}
 
   private record Prompt(int index, int[] ids) {}
 

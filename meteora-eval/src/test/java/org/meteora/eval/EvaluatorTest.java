@@ -188,6 +188,19 @@ class EvaluatorTest {
     }
   }
 
+  @Test
+  void answersThatDifferFromThoseGivenAloneAreCounted() {
+    var samples = IntStream.range(0, 6).mapToObj(i -> sample(i, i)).toList();
+    var run = new Evaluator(new Echo(), CHARACTERS, CONFIG, 4).run("object_counting", samples);
+    var some = samples.subList(0, 4);
+    var alone = new Evaluator(new Echo(), CHARACTERS, CONFIG, 1).run("object_counting", some);
+    assertThat(run.comparedWith(alone).batching()).contains(new Evaluator.Batching(4, 0));
+    var echo = new Echo();
+    echo.fails = "x2 ";
+    var other = new Evaluator(echo, CHARACTERS, CONFIG, 1).run("object_counting", some);
+    assertThat(run.comparedWith(other).batching()).contains(new Evaluator.Batching(4, 1));
+  }
+
   /** Whatever was answered before, what comes out is the same. */
   @Test
   void whatIsThereIsNotGeneratedAgain() {

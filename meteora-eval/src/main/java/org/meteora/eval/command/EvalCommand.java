@@ -80,7 +80,7 @@ public final class EvalCommand implements Callable<Integer> {
       names = "--batch-size",
       paramLabel = "N",
       defaultValue = "1",
-      description = "Prompts at a time (default: 1).")
+      description = "Sequences at once at most; prompts join as others end (default: 1).")
   private int batchSize;
 
   @Option(
@@ -105,6 +105,16 @@ public final class EvalCommand implements Callable<Integer> {
       names = "--debug",
       description = "Print prompt, output and truth of the first ten samples.")
   private boolean debug;
+
+  @Option(
+      names = "--check-batching",
+      paramLabel = "N",
+      defaultValue = "0",
+      description =
+          "Answer the first N samples once more, one by one, and say how many come out otherwise:"
+              + " with several at once sums are taken in another order, which in 16 bits can turn a"
+              + " token.")
+  private int checkBatching;
 
   @Option(
       names = "--resume",
@@ -246,6 +256,9 @@ public final class EvalCommand implements Callable<Integer> {
   /** One task after another; the model is loaded again only where it is to be another. */
   private int evaluateAll(
       List<EvalTask> evaluated, MeteoraConfig settings, Collective all, String device) {
+    if (checkBatching > 0 && all.size() > 1) {
+      throw new UserException("--check-batching is for one process, not " + all.size());
+    }
     if (!sweep.isEmpty() && all.size() > 1) {
       throw new UserException("--sweep is the work of one process: leave out --processes");
     }
@@ -262,6 +275,7 @@ public final class EvalCommand implements Callable<Integer> {
                 : overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.KEEP_OTHERS,
             routes,
             debug,
+            checkBatching,
             command.commandLine().getParseResult().originalArgs());
     var out = command.commandLine().getOut();
     var sharers = shardBase.sharers(all);
@@ -283,6 +297,7 @@ public final class EvalCommand implements Callable<Integer> {
   private void check() {
     atLeast("--limit", limit == null ? 1 : limit, 1);
     atLeast("--batch-size", batchSize, 1);
+    atLeast("--check-batching", checkBatching, 0);
     atLeast("--max-length", maxLength, 1);
     maxNewTokens.value();
     generation.check();

@@ -24,6 +24,7 @@ import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.eval.sweep.Sweep;
 import org.meteora.eval.sweep.SweepReport;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.TokenGenerator;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
@@ -68,6 +69,7 @@ final class Evaluation implements AutoCloseable {
    * @param existing what becomes of answers that are there already
    * @param routes the gates' choices are gathered and written
    * @param debug the first samples are shown
+   * @param checkBatching samples that are answered once more, each alone
    * @param arguments of the command line, for the saved result
    */
   record Settings(
@@ -80,6 +82,7 @@ final class Evaluation implements AutoCloseable {
       SavedResult.Existing existing,
       boolean routes,
       boolean debug,
+      int checkBatching,
       List<String> arguments) {}
 
   /**
@@ -158,6 +161,9 @@ final class Evaluation implements AutoCloseable {
       if (!first) {
         return 0;
       }
+      if (settings.checkBatching() > 0) {
+        run = checked(run, generator, chosen, task, test);
+      }
       if (settings.debug()) {
         run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(Evaluation::show);
       }
@@ -190,6 +196,26 @@ final class Evaluation implements AutoCloseable {
       out.flush();
       return exitCode(run, test.file());
     }
+  }
+
+  /** Answers the first samples once more, each alone, and counts those that differ. */
+  private Evaluator.Run checked(
+      Evaluator.Run run,
+      TokenGenerator generator,
+      GenerationConfig chosen,
+      EvalTask task,
+      TestSet test) {
+    var some = test.samples().subList(0, Math.min(settings.checkBatching(), test.samples().size()));
+    var alone =
+        new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, 1)
+            .run(task.name() + ", one by one", some);
+    var result = run.comparedWith(alone);
+    var batching = result.batching().orElseThrow();
+    LOG.info(
+        "{} of {} answers differ from those with --batch-size 1",
+        batching.different(),
+        batching.checked());
+    return result;
   }
 
   /** Writes one routing matrix of all tasks evaluated, if they were several. */

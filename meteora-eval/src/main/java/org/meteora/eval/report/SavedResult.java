@@ -286,6 +286,7 @@ public final class SavedResult implements AutoCloseable {
     json.put("intervals", scores.intervals());
     json.put("warnings", scores.warnings());
     json.put("throughput", run.throughput());
+    run.batching().ifPresent(batching -> json.put("batching", batching));
     json.put("answers", answersFile().getFileName().toString());
     try {
       AtomicFiles.writeString(
