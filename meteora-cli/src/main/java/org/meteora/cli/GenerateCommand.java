@@ -1,6 +1,8 @@
 package org.meteora.cli;
 
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.BitSet;
 import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
@@ -10,8 +12,11 @@ import org.meteora.data.config.JsonOption;
 import org.meteora.eval.command.GenerationOptions;
 import org.meteora.eval.command.MaxNewTokensOption;
 import org.meteora.eval.command.ModelOptions;
+import org.meteora.generate.AnswerListener;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Request;
 import org.meteora.generate.TextStream;
+import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.parallel.Collective;
 import org.slf4j.Logger;
@@ -30,7 +35,8 @@ import picocli.CommandLine.Option;
       "",
       "Examples:",
       "  meteora generate --prompt '[INST] Is seven a prime number? [/INST]' --greedy",
-      "  meteora generate --model alpaca --prompts prompts.jsonl --json --max-new-tokens 100"
+      "  meteora generate --model alpaca --prompts prompts.jsonl --json --batch-size 8"
+          + " --max-new-tokens 100"
     })
 final class GenerateCommand implements Callable<Integer> {
   private static final Logger LOG = LoggerFactory.getLogger(GenerateCommand.class);
@@ -40,6 +46,13 @@ final class GenerateCommand implements Callable<Integer> {
   @Mixin private GenerationOptions generation;
   @Mixin private MaxNewTokensOption maxNewTokens;
   @Mixin private JsonOption json;
+
+  @Option(
+      names = "--batch-size",
+      paramLabel = "N",
+      defaultValue = "1",
+      description = "Prompts that are answered at once, at most (default: ${DEFAULT-VALUE}).")
+  private int batchSize;
 
   @ArgGroup(exclusive = true, multiplicity = "1")
   private Input input;
@@ -60,6 +73,9 @@ final class GenerateCommand implements Callable<Integer> {
   @Override
   public Integer call() throws Exception {
     maxNewTokens.value();
+    if (batchSize < 1) {
+      throw new UserException("--batch-size must be at least 1, not " + batchSize);
+    }
     generation.check();
     var prompts =
         input.prompt != null
@@ -74,60 +90,109 @@ final class GenerateCommand implements Callable<Integer> {
     generation.check(spec.basePath());
     try (var loaded =
         LoadedModel.load(
-            spec, Collective.single(), new LoadedModel.Room(1, maxNewTokens.orDefault()))) {
+            spec, Collective.single(), new LoadedModel.Room(batchSize, maxNewTokens.orDefault()))) {
       var settings =
           generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.orDefault());
-      int skipped = 0;
-      for (var prompt : prompts) {
-        try {
-          answer(loaded, settings, prompt.text);
-        } catch (UserException e) {
-          if (input.prompt != null) {
-            throw e;
-          }
-          LOG.error("{}: {}: skipped", prompt.where, e.getMessage());
-          skipped++;
-        }
+      var printer = new Printer(loaded.tokenizer(), prompts);
+      loaded.generator().generate(printer.requests(settings), batchSize, printer);
+      if (printer.skipped > 0) {
+        LOG.error("{} of {} prompts could not be answered", printer.skipped, prompts.size());
       }
-      if (skipped > 0) {
-        LOG.error("{} of {} prompts could not be answered", skipped, prompts.size());
-      }
-      return skipped > 0 ? 1 : 0;
+      return printer.skipped > 0 ? 1 : 0;
     }
   }
 
   private record Prompt(String text, String where) {}
 
-  private void answer(LoadedModel loaded, GenerationConfig settings, String prompt) {
-    var tokenizer = loaded.tokenizer();
-    var ids = tokenizer.encode(prompt, true);
-    var stream = new TextStream(tokenizer);
-    var tokens =
-        loaded
-            .generator()
-            .generate(
-                List.of(ids),
-                settings,
-                (row, token) -> {
-                  if (!json.isGiven()) {
-                    System.out.print(stream.add(token));
-                    System.out.flush();
-                  }
-                })
-            .getFirst();
-    if (json.isGiven()) {
+  /** Prints answers in the order of the prompts: one's text as it comes once it is its turn. */
+  private final class Printer implements AnswerListener {
+    private final Tokenizer tokenizer;
+    private final List<Prompt> prompts;
+    private final List<Prompt> asked = new ArrayList<>();
+    private final List<TextStream> streams = new ArrayList<>();
+    private final List<StringBuilder> held = new ArrayList<>();
+    private final BitSet ended = new BitSet();
+    private int turn;
+    private int skipped;
+
+    Printer(Tokenizer tokenizer, List<Prompt> prompts) {
+      this.tokenizer = tokenizer;
+      this.prompts = prompts;
+    }
+
+    /** Of the prompts that can be encoded. */
+    List<Request> requests(GenerationConfig settings) {
+      var requests = new ArrayList<Request>();
+      for (var prompt : prompts) {
+        try {
+          requests.add(new Request(tokenizer.encode(prompt.text, true), settings, 0));
+          asked.add(prompt);
+          streams.add(new TextStream(tokenizer));
+          held.add(new StringBuilder());
+        } catch (UserException e) {
+          skip(prompt, e);
+        }
+      }
+      return requests;
+    }
+
+    private void skip(Prompt prompt, UserException reason) {
+      if (input.prompt != null) {
+        throw reason;
+      }
+      LOG.error("{}: {}: skipped", prompt.where, reason.getMessage());
+      skipped++;
+    }
+
+    @Override
+    public void onToken(int request, int token) {
+      if (!json.isGiven()) {
+        held.get(request).append(streams.get(request).add(token));
+        print();
+      }
+    }
+
+    @Override
+    public void onAnswer(int request, int[] tokens) {
+      var text = json.isGiven() ? line(asked.get(request), tokens) : streams.get(request).rest();
+      held.get(request).append(text).append(System.lineSeparator());
+      end(request);
+    }
+
+    private String line(Prompt prompt, int[] tokens) {
       var node =
           Jsonl.JSON
               .createObjectNode()
-              .put("prompt", prompt)
+              .put("prompt", prompt.text)
               .put("text", tokenizer.decode(tokens, true));
       var array = node.putArray("token_ids");
       for (int token : tokens) {
         array.add(token);
       }
-      System.out.println(node);
-    } else {
-      System.out.println(stream.rest());
+      return node.toString();
+    }
+
+    @Override
+    public void onFailure(int request, UserException reason) {
+      skip(asked.get(request), reason);
+      end(request);
+    }
+
+    private void end(int request) {
+      ended.set(request);
+      print();
+      while (turn < asked.size() && ended.get(turn)) {
+        turn++;
+        print();
+      }
+    }
+
+    private void print() {
+      if (turn < held.size() && !held.get(turn).isEmpty()) {
+        System.out.print(held.get(turn));
+        System.out.flush();
+        held.get(turn).setLength(0);
+      }
     }
   }
 }
