@@ -29,7 +29,8 @@ class NativeMemoryGpuTest {
   /** As in {@link NativeMemoryTest}. */
   private static final long SLACK = 32L << 20;
 
-  private static final long DEVICE_SLACK = 4L << 20;
+  /** libtorch takes memory in pieces of 2 and of 20 MiB. */
+  private static final long DEVICE_SLACK = 32L << 20;
 
   private record Held(long nativeBytes, long resident, long device, long buffers) {
     static Held now() throws Throwable {
@@ -40,7 +41,11 @@ class NativeMemoryGpuTest {
     }
   }
 
-  private static void check(int count, String of, Held before) throws Throwable {
+  /**
+   * @param buffers that one of them may leave to the collector: some scalars; arrays were six in a
+   *     generation
+   */
+  private static void check(int count, String of, int buffers, Held before) throws Throwable {
     var what = count + of;
     var after = Held.now();
     System.err.printf(
@@ -53,7 +58,7 @@ class NativeMemoryGpuTest {
         after.buffers - before.buffers);
     assertThat(after.nativeBytes - before.nativeBytes).as(what).isLessThan(SLACK);
     assertThat(after.device - before.device).as(what).isLessThan(DEVICE_SLACK);
-    assertThat(after.buffers - before.buffers).as(what).isLessThan(count / 2);
+    assertThat(after.buffers - before.buffers).as(what).isLessThan(count * buffers);
   }
 
   /** Batches of 1 to 20 prompts, so that rows leave, graphs of all sizes come, and some do without. */
@@ -74,7 +79,7 @@ class NativeMemoryGpuTest {
       generate(model, 40 + 30 * ROUNDS);
       var before = Held.now();
       generate(model, 100 * ROUNDS);
-      check(100 * ROUNDS, " generations", before);
+      check(100 * ROUNDS, " generations", 2, before);
     }
   }
 
@@ -87,7 +92,7 @@ class NativeMemoryGpuTest {
       steps(model, prompts, config, 500);
       var before = Held.now();
       int steps = steps(model, prompts, config, 1000 * ROUNDS);
-      check(steps, " decode steps", before);
+      check(steps, " decode steps", 1, before);
     }
   }
 
@@ -119,7 +124,7 @@ class NativeMemoryGpuTest {
       NativeMemoryTest.train(learners, parameters, optimizer, 40);
       var before = Held.now();
       NativeMemoryTest.train(learners, parameters, optimizer, 20 * ROUNDS);
-      check(20 * ROUNDS, " training steps", before);
+      check(20 * ROUNDS, " training steps", 50, before);
     }
   }
 }

@@ -64,6 +64,25 @@ class LibTorchTest {
     return LibTorch.problem(TorchSearch.inPrefix(home.resolve(prefix), "").getFirst(), driver);
   }
 
+  /** conda-forge's: libraries, CUDA's among them, lie in the environment's own folder. */
+  @Test
+  void readsAnEnvironmentOfConda() throws IOException {
+    var lib = Files.createDirectories(home.resolve("conda/lib"));
+    for (var name :
+        List.of(
+            "libtorch.so",
+            "libtorch_cpu.so",
+            "libtorch_cuda.so",
+            "libc10_cuda.so",
+            "libnvrtc.so.12")) {
+      Files.createFile(lib.resolve(name));
+    }
+    var found = TorchSearch.inPrefix(home.resolve("conda"), "CONDA_PREFIX");
+    assertThat(found).singleElement().extracting(each -> each.folder().get()).isEqualTo(lib);
+    assertThat(found.getFirst().cudaFolders()).contains(lib);
+    assertThat(LibTorch.problem(found.getFirst(), new LibTorch.Driver(1, 12080))).isEmpty();
+  }
+
   @Test
   void thereIsNoneInAnEmptyFolder() {
     assertThat(TorchSearch.inPrefix(home, "VIRTUAL_ENV")).isEmpty();
