@@ -20,8 +20,9 @@ import org.meteora.safetensors.SafetensorsFile;
  * mapped.
  *
  * <p>Keys are PEFT's, {@code base_model.model.<module>.lora_A.weight}; the same without the prefix,
- * or with the adapter's name in them ({@code lora_A.default.weight}), as training frameworks save
- * them, mean the same and are read too.
+ * without the {@code model.} of a model that has no head, or with the adapter's name in them
+ * ({@code lora_A.default.weight}), as training frameworks save them, mean the same and are read
+ * too.
  *
  * @param name the folder's name
  * @param loraKeys {@code <module>.lora_A} and {@code .lora_B}, and the keys of their tensors
@@ -36,6 +37,10 @@ public record LoraAdapter(
     Map<String, String> wholeKeys)
     implements AutoCloseable {
   private static final String PREFIX = "base_model.model.";
+
+  /** Keys of an adapter that was made for the model without its head. */
+  private static final Pattern INNER = Pattern.compile("(layers|embed_tokens|norm)\\.");
+
   private static final Pattern LORA =
       Pattern.compile("(.+\\.lora_[AB])(?:\\.([A-Za-z0-9_-]+))?\\.weight");
   private static final Pattern WHOLE =
@@ -84,6 +89,9 @@ public record LoraAdapter(
     var names = new TreeSet<String>();
     for (var key : weights.tensors().keySet()) {
       var plain = key.startsWith(PREFIX) ? key.substring(PREFIX.length()) : key;
+      if (INNER.matcher(plain).lookingAt()) {
+        plain = "model." + plain;
+      }
       var part = LORA.matcher(plain);
       String before;
       if (part.matches()) {
@@ -102,7 +110,8 @@ public record LoraAdapter(
       throw new UserException(
           weights.path()
               + ": the keys name several adapters ("
-              + String.join(", ", names)
+              + String.join(
+                  ", ", names.stream().map(each -> each.isEmpty() ? "none" : each).toList())
               + "); save one adapter a folder");
     }
     for (var unread : weights.unread().entrySet()) {
