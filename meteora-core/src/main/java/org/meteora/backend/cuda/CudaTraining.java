@@ -63,6 +63,10 @@ final class CudaTraining implements LlamaTraining {
   private final Watching watching = new Watching();
   private final NDManager manager;
   private boolean toldOfMemory;
+
+  /** Bytes of activations that room was asked for. */
+  private long asked;
+
   private int recomputed;
 
   private CudaTraining(
@@ -334,11 +338,12 @@ final class CudaTraining implements LlamaTraining {
       new Plan(sized, numbers, gradients, p > 0);
       if (sized.taken() > workspace.size()) {
         activations.release();
+        asked = 0;
         workspace.reserve(sized.taken());
       }
       var plan = new Plan(workspace.region(), numbers, gradients, p > 0);
       int kept = gradients ? keptLayers(plan) : 0;
-      for (; ; kept /= 2) {
+      for (; ; kept = reserve(kept / 2, bytesOfLayer(plan))) {
         try {
           return run(input, context, plan, numbers, kept, p, scope, done);
         } catch (OutOfDeviceMemory e) {
@@ -348,7 +353,6 @@ final class CudaTraining implements LlamaTraining {
           }
           LOG.warn(
               "the GPU's memory ran out with the activations of {} layers kept: fewer are", kept);
-          activations.release();
         }
       }
     }
@@ -383,6 +387,21 @@ final class CudaTraining implements LlamaTraining {
     return positions * heads * perHead * repeated;
   }
 
+  /** Makes room for so many layers, or for fewer, and says for how many. */
+  private int reserve(int count, long each) {
+    for (int fewer = count; ; fewer /= 2) {
+      try {
+        activations.release();
+        activations.reserve(fewer * each);
+        return fewer;
+      } catch (RuntimeException e) {
+        if (fewer == 0 || !outOfMemory(e)) {
+          throw e;
+        }
+      }
+    }
+  }
+
   /** How many layers' activations this pass keeps; there is room for them. */
   private int keptLayers(Plan plan) {
     int count = layers.size() - first;
@@ -391,7 +410,8 @@ final class CudaTraining implements LlamaTraining {
     }
     long each = bytesOfLayer(plan);
     long wanted = each * count;
-    if (activations.size() < wanted) {
+    if (wanted > asked) { // more than there was ever room asked for
+      asked = wanted;
       if (recompute == Recompute.NONE) {
         activations.reserve(wanted);
       } else {
@@ -401,10 +421,8 @@ final class CudaTraining implements LlamaTraining {
         if (!llama.frozen().isResident()) { // embedding and head come and go
           free -= (long) llama.config().vocabSize() * llama.config().hiddenSize() * dtype.bytes();
         }
-        long possible = Math.max(0, Math.min(count, free / (each + attention)));
-        if (possible > 0) {
-          activations.reserve(possible * each);
-        }
+        int possible = (int) Math.max(0, Math.min(count, free / (each + attention)));
+        possible = reserve(possible, each);
         if (!toldOfMemory) {
           toldOfMemory = true;
           LOG.info(
@@ -719,6 +737,7 @@ final class CudaTraining implements LlamaTraining {
   public void close() {
     workspace.release();
     activations.release();
+    asked = 0;
   }
 
   @Override

@@ -16,10 +16,12 @@ import java.util.Map;
 import java.util.Random;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.backend.Backends;
+import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
@@ -310,6 +312,115 @@ class CudaTrainingTest {
           .isLessThan(1e-3);
       var evaluated = training.run(input, context.forTraining(false), false, layer -> {});
       assertThat(error(evaluated.losses(), result.losses())).isLessThan(1e-6);
+    }
+  }
+
+  private static double loss(LlamaTraining.Result result, Input input) {
+    double sum = 0;
+    for (int i = 0; i < result.losses().length; i++) {
+      sum += input.weights()[0] * result.losses()[i];
+      sum += input.gateWeight() * result.gateLosses()[i];
+    }
+    return sum;
+  }
+
+  /** Along random directions; what is dropped is the same in all passes of a seed. */
+  @Test
+  void gradientsWithDropoutAgreeWithFiniteDifferences() throws Exception {
+    try (var model = new Model(16, 2, 16, true, 0.3, false, 5)) {
+      var input = input(true, true, 0.7);
+      var context = context(true);
+      var training = CudaTraining.of(model.llama, model, Recompute.ALL, device).orElseThrow();
+      training.run(input, context, true, layer -> {});
+      var dropped = training.run(input, context, false, layer -> {});
+      var whole = training.run(input, context.forTraining(false), false, layer -> {});
+      assertThat(error(dropped.losses(), whole.losses())).isGreaterThan(1e-2);
+      for (var name :
+          List.of(
+              "model.layers.1.self_attn.q_proj.lora_A",
+              "model.layers.1.self_attn.o_proj.lora_A",
+              "model.layers.1.mlp.down_proj.lora_A",
+              "model.layers.1.mlp.gate_proj.moe_gate",
+              "model.layers.1.self_attn.v_proj.lora_B")) {
+        var parameter = model.parameters.get(name);
+        var gradient = model.gradient(parameter);
+        // along the gradient itself: the loss's slope is its length
+        double length = 0;
+        for (float each : gradient) {
+          length += each * each;
+        }
+        length = Math.sqrt(length);
+        double step = 2e-3;
+        var way = new float[gradient.length];
+        for (int i = 0; i < way.length; i++) {
+          way[i] = (float) (step * gradient[i] / length);
+        }
+        try (var off = Ops.notRecording();
+            var scope = model.manager.newSubManager()) {
+          var move = scope.create(way, parameter.getShape());
+          parameter.addi(move);
+          double up = loss(training.run(input, context, false, layer -> {}), input);
+          parameter.subi(move.mul(2));
+          double down = loss(training.run(input, context, false, layer -> {}), input);
+          parameter.addi(move);
+          assertThat((up - down) / (2 * step) / length)
+              .as(name)
+              .isCloseTo(1, org.assertj.core.data.Offset.offset(0.03));
+        }
+      }
+    }
+  }
+
+  /** A share of elements that dropout drops, and the kernels' own draw. */
+  @Test
+  void dropsTheShareItIsAskedFor() {
+    var dropout = new TrainingKernels.Dropout(7, 0.1);
+    int dropped = 0;
+    for (int row = 0; row < 100; row++) {
+      for (int column = 0; column < 100; column++) {
+        dropped += dropout.factor(row, column, 100) == 0 ? 1 : 0;
+      }
+    }
+    assertThat(dropped).isBetween(900, 1100);
+    var x = new float[3 * 12];
+    Arrays.fill(x, 1);
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
+      var in = manager.create(x);
+      var out = manager.create(x);
+      device.kernels(2, 3).drop(3, 12, Ops.dataPointer(in), Ops.dataPointer(out), false, dropout);
+      var got = out.toFloatArray();
+      for (int i = 0; i < got.length; i++) {
+        assertThat(got[i]).isEqualTo((float) dropout.factor(i / 12, i % 12, 12));
+      }
+    }
+  }
+
+  /** Room for one layer alone, then none: the same gradients, and no error. */
+  @Test
+  void recomputesMoreWhereMemoryRunsOut() throws Exception {
+    try (var model = new Model(16, 2, 16, true, 0, false, 5)) {
+      var input = input(false, true, 0.7);
+      var context = context(true);
+      var all = CudaTraining.of(model.llama, model, Recompute.ALL, device).orElseThrow();
+      all.run(input, context, true, layer -> {});
+      assertThat(all.recomputedLayers()).isEqualTo(2); // of three, the first has no adapters
+      var name = "model.layers.1.self_attn.q_proj.lora_A";
+      var parameter = model.parameters.get(name);
+      var expected = model.gradient(parameter);
+      var auto = CudaTraining.of(model.llama, model, Recompute.AUTO, device).orElseThrow();
+      try {
+        device.launchesLeft = 20; // in the forward part
+        auto.run(input, context, true, layer -> {});
+        assertThat(auto.recomputedLayers()).isEqualTo(1);
+        assertThat(device.launchesLeft).isEqualTo(-1);
+      } finally {
+        device.launchesLeft = -1;
+      }
+      var twice = model.gradient(parameter);
+      for (int i = 0; i < twice.length; i++) {
+        twice[i] /= 2;
+      }
+      assertThat(error(twice, expected)).isLessThan(1e-6);
     }
   }
 }

@@ -30,6 +30,12 @@ final class HostDevice implements TrainingDevice {
   private final MethodHandle kernel;
   private final MethodHandle product;
 
+  /** What {@link #freeBytes} says. */
+  long free = 1L << 32;
+
+  /** After so many launches one fails, as when memory runs out; −1: none. */
+  int launchesLeft = -1;
+
   private HostDevice(Path library) {
     var lookup = SymbolLookup.libraryLookup(library, Arena.global());
     var linker = Linker.nativeLinker();
@@ -83,6 +89,9 @@ final class HostDevice implements TrainingDevice {
   public TrainingKernels kernels(int topK, int adapters) {
     return new TrainingKernels(
         (name, shape, argument) -> {
+          if (launchesLeft >= 0 && launchesLeft-- == 0) {
+            throw new IllegalStateException("CUDA out of memory. Tried to allocate 2 GiB");
+          }
           try (var arena = Arena.ofConfined()) {
             var struct = CStruct.of(argument.getClass());
             var memory = arena.allocate(struct.size(), 16);
@@ -164,6 +173,6 @@ final class HostDevice implements TrainingDevice {
 
   @Override
   public long freeBytes() {
-    return 1L << 32;
+    return free;
   }
 }
