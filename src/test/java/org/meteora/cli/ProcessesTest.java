@@ -155,6 +155,11 @@ class ProcessesTest {
     assertThat(two.out().strip().lines()).containsExactly(folder.resolve("two/meteora").toString());
     assertThat(two.err()).containsOnlyOnce("wrote ".concat(checkpoint("two", 2).toString()));
     same("one", "two");
+    var sharing = new ArrayList<>(training("shared", 2, 4));
+    sharing.add("--shard-base");
+    var shared = run("mpirun.openmpi", 2, sharing);
+    assertThat(shared.code()).as(shared.err()).isZero();
+    same("one", "shared");
     var mpich = Files.isExecutable(Path.of("/usr/bin/mpirun.mpich"));
     var four = run(mpich ? "mpirun.mpich" : "mpirun.openmpi", 4, training("four", 1, 4));
     assertThat(four.code()).as(four.err()).isZero();
@@ -253,16 +258,33 @@ class ProcessesTest {
             "meteora/reverse_word.answers.jsonl",
             "meteora/reverse_word.routes/routing.json",
             "meteora/reverse_word.routes/routing.html");
-    for (int processes : new int[] {1, 2}) {
-      var own = new ArrayList<>(arguments);
-      own.add("--eval-result-save-dir=" + folder.resolve("results" + processes));
-      var result = run("mpirun.openmpi", processes, own);
-      assertThat(result.code()).as(result.err()).isZero();
+    for (var option : List.of("", "--shard-base")) {
+      for (int processes : option.isEmpty() ? new int[] {1, 2} : new int[] {2}) {
+        var own = new ArrayList<>(arguments);
+        own.add("--eval-result-save-dir=" + folder.resolve("results" + processes + option));
+        if (!option.isEmpty()) {
+          own.add(option);
+        }
+        var result = run("mpirun.openmpi", processes, own);
+        assertThat(result.code()).as(result.err()).isZero();
+      }
     }
-    for (var file : files) {
-      assertThat(folder.resolve("results2").resolve(file))
-          .hasSameBinaryContentAs(folder.resolve("results1").resolve(file));
+    for (var results : List.of("results2", "results2--shard-base")) {
+      for (var file : files) {
+        assertThat(folder.resolve(results).resolve(file))
+            .hasSameBinaryContentAs(folder.resolve("results1").resolve(file));
+      }
     }
+  }
+
+  @Test
+  void theBaseIsSharedBySeveral() throws Exception {
+    var alone = new ArrayList<>(training("alone", 1, 2));
+    alone.add("--shard-base");
+    var result = run("", 1, alone);
+    assertThat(result.code()).isEqualTo(2);
+    assertThat(result.err()).contains("--shard-base shares the base model among several processes");
+    assertThat(folder.resolve("alone")).doesNotExist();
   }
 
   @Test
