@@ -142,11 +142,21 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 floor);
           }
           for (var name : routers) {
+            var routed = routed(name, model, batch, auto);
+            if (gpu && CudaDecoder.refusal(model, batch, routed).isEmpty()) {
+              options.report(
+                  name(batch, "router " + name),
+                  graph(model, batch, routed),
+                  baseline[i],
+                  batch,
+                  floor);
+              continue;
+            }
             step(
                 "router " + name + (gpu ? ", eager" : ""),
                 model,
                 batch,
-                routed(name, model, batch, auto),
+                routed,
                 baseline[i],
                 floor);
           }
@@ -259,7 +269,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 manager,
                 new int[batch],
                 this.context + 2 * options.repeat.value() + BenchModel.WARM_UP);
-        var decoder = new CudaDecoder(model, options.topK())) {
+        var decoder = new CudaDecoder(model, options.topK(), context.routing().router())) {
       var ids = new long[batch * this.context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {

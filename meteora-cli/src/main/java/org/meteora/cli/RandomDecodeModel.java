@@ -12,6 +12,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /** Random bfloat16 weights of a Llama with MeteoRA, made on the device. */
@@ -89,6 +90,7 @@ final class RandomDecodeModel implements AutoCloseable {
             norm(),
             random((long) sizes.vocab() * h, (float) Math.sqrt(3.0 / h), 0),
             sizes.topK(),
+            Scores.PRODUCT,
             layers);
     stream.synchronize();
   }

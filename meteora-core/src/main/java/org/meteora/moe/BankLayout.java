@@ -6,6 +6,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
 import org.meteora.lora.AdapterBank;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -99,6 +100,11 @@ public final class BankLayout {
     }
     var kept = loraBTransposed;
     return kept == null ? keepBTransposed() : kept;
+  }
+
+  /** These adapters for kernels, with a matrix that scores them. */
+  public ScoredBank scored(Scores scores, NDArray gate) {
+    return new ScoredBank(scores, gate, bank.loraA(), loraBTransposed(false), bank.scales());
   }
 
   private synchronized NDArray keepBTransposed() {

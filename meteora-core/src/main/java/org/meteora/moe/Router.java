@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import org.meteora.UserException;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Ops;
 
 /**
@@ -13,7 +14,7 @@ import org.meteora.tensor.Ops;
  */
 public sealed interface Router {
   /** The gate of each linear, as in the paper. */
-  Router GATES = new Gates();
+  Gates GATES = new Gates();
 
   /** What {@code --router} and saved results call it. */
   String name();
@@ -39,6 +40,13 @@ public sealed interface Router {
      * @return {@code (tokens, N)}; −∞ for an adapter that is not to act while another does
      */
     NDArray scores(GatedLinear linear, NDArray x);
+
+    /**
+     * The same for kernels.
+     *
+     * @param linear with adapters that act on it
+     */
+    ScoredBank forKernels(GatedLinear linear);
   }
 
   /** Gives the weights themselves; T is not used. */
@@ -96,6 +104,11 @@ public sealed interface Router {
     @Override
     public NDArray scores(GatedLinear linear, NDArray x) {
       return Ops.linear(x, linear.bank().gate(), null); // x Gᵀ
+    }
+
+    @Override
+    public ScoredBank forKernels(GatedLinear linear) {
+      return linear.layout().scored(Scores.PRODUCT, linear.bank().gate());
     }
   }
 

@@ -4,6 +4,8 @@ import ai.djl.ndarray.NDArray;
 import org.meteora.model.Llama;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
+import org.meteora.moe.ScoredBank;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -50,6 +52,11 @@ public final class Arrow implements Router.Scoring {
   @Override
   public String name() {
     return "arrow";
+  }
+
+  @Override
+  public ScoredBank forKernels(GatedLinear linear) {
+    return linear.layout().scored(Scores.MAGNITUDE, tables.of(linear).prototypes());
   }
 
   @Override

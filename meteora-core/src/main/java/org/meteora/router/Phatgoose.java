@@ -5,6 +5,8 @@ import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
+import org.meteora.moe.ScoredBank;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -95,6 +97,11 @@ public final class Phatgoose implements Router.Scoring {
   @Override
   public String name() {
     return "phatgoose";
+  }
+
+  @Override
+  public ScoredBank forKernels(GatedLinear linear) {
+    return linear.layout().scored(Scores.STANDARDIZED, tables.of(linear).directions());
   }
 
   @Override

@@ -2,10 +2,15 @@ package org.meteora.router;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.IdentityHashMap;
+import java.util.Map;
+import java.util.stream.DoubleStream;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Llama;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
+import org.meteora.moe.ScoredBank;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -24,17 +29,26 @@ public final class Spectr implements Router.Scoring {
   private record Table(NDArray forms, NDArray owners, NDArray absent) {}
 
   private final Tables<Table> tables;
+  private final NDManager manager;
+  private final Dtype dtype;
+  private final Map<GatedLinear, NDArray> lefts = new IdentityHashMap<>();
 
   /**
    * @param model whose adapters it chooses among; what is kept belongs to its manager
    */
   public Spectr(Llama model) {
-    tables = Tables.of(model, linear -> table(model, linear));
+    this(model, Tables.of(model, linear -> table(model, linear)));
   }
 
   /** Of one linear alone. */
   Spectr(Llama model, GatedLinear only) {
-    tables = Tables.of(model, linear -> linear == only ? table(model, linear) : null);
+    this(model, Tables.of(model, linear -> linear == only ? table(model, linear) : null));
+  }
+
+  private Spectr(Llama model, Tables<Table> tables) {
+    this.tables = tables;
+    this.manager = model.manager();
+    this.dtype = model.dtype();
   }
 
   private static Table table(Llama model, GatedLinear linear) {
@@ -75,6 +89,37 @@ public final class Spectr implements Router.Scoring {
   @Override
   public String name() {
     return "spectr";
+  }
+
+  /** A with rows s_i M_i, and B with its columns orthonormal: s_i B_i A_i is their product. */
+  @Override
+  public ScoredBank forKernels(GatedLinear linear) {
+    synchronized (lefts) {
+      return new ScoredBank(
+          Scores.NORM,
+          null,
+          tables.of(linear).forms(),
+          lefts.computeIfAbsent(linear, this::left),
+          DoubleStream.generate(() -> 1).limit(linear.bank().size()).toArray());
+    }
+  }
+
+  /** {@code (Σr, out)}. */
+  private NDArray left(GatedLinear linear) {
+    var bank = linear.bank();
+    long out = linear.weight().getShape().get(0);
+    try (var off = Ops.notRecording();
+        var host = UpdateForm.host()) {
+      var left = Ops.zeros(host, Dtype.F64, bank.totalRank(), out);
+      for (int i = 0; i < bank.size(); i++) {
+        if (bank.ranks()[i] > 0) {
+          Ops.copy(
+              Ops.narrow(left, 0, bank.offsets()[i], bank.ranks()[i]),
+              UpdateForm.left(host, bank, i));
+        }
+      }
+      return UpdateForm.place(manager, left, dtype);
+    }
   }
 
   @Override

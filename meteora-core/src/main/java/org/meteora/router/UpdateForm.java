@@ -31,6 +31,21 @@ final class UpdateForm {
     return Ops.transpose(usv[0].mul(usv[1].sqrt()), 0, 1).matMul(a);
   }
 
+  /**
+   * The left factor, transposed: {@code (r, out)} with B A = its transpose times M; its rows are
+   * orthonormal, but for those of singular values that are 0, which are 0.
+   */
+  static NDArray left(NDManager host, AdapterBank bank, int i) {
+    var b = part(host, bank.loraB(), 1, bank.offsets()[i], bank.ranks()[i]);
+    var usv = Ops.svd(Ops.transpose(b, 0, 1).matMul(b)); // BᵀB = E Λ Eᵀ
+    var values = usv[1].toDoubleArray();
+    var inverse = new double[values.length];
+    for (int r = 0; r < values.length; r++) { // Λ^-½
+      inverse[r] = values[r] > 1e-14 * values[0] ? 1 / Math.sqrt(values[r]) : 0;
+    }
+    return Ops.transpose(b.matMul(usv[0].mul(host.create(inverse))), 0, 1);
+  }
+
   /** The update's first right singular vector, {@code (in, 1)} float64; zeros where B A = 0. */
   static NDArray firstRightSingularVector(NDManager host, AdapterBank bank, int i) {
     var m = of(host, bank, i);

@@ -3,7 +3,10 @@ package org.meteora.router;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
+import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -12,6 +15,12 @@ import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.Fixtures;
 import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.checkpoint.LoadedModel;
+import org.meteora.generate.DecodeSession;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.model.KvCache;
+import org.meteora.moe.ForwardContext;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Ops;
 
 /** The routers on a GPU in float32: as PEFT has it, or as the CPU. */
 @Tag("gpu")
@@ -22,19 +31,101 @@ class RoutersGpuTest {
     RoutersTest.arrowAgreesWithPeft("cuda", k, t);
   }
 
+  private static ForwardContext context(LoadedModel model, String router) {
+    var context = model.generator().context();
+    return context.withRouting(
+        context.routing().withRouter(RoutersTest.router(router, model.llama())));
+  }
+
+  /** Prefill of many tokens and of few. */
   @ParameterizedTest
-  @ValueSource(strings = {"spectr", "uniform"})
+  @ValueSource(strings = {"arrow", "spectr", "phatgoose", "lora-flow", "uniform"})
   void logitsAreTheCpus(String router) {
     var prompts = Fixtures.prompts();
-    try (var cpu = RoutersTest.tiny("cpu", router, 2, 1.5);
-        var gpu = RoutersTest.tiny("cuda", router, 2, 1.5)) {
-      var expected = RoutersTest.logits(cpu.llama(), cpu.generator().context(), prompts, 1000);
+    try (var cpu = RoutersTest.tiny("cpu", "uniform", 2, 1.5);
+        var gpu = RoutersTest.tiny("cuda", "uniform", 2, 1.5)) {
+      var onCpu = router.equals("uniform") ? cpu.generator().context() : context(cpu, router);
+      var onGpu = router.equals("uniform") ? gpu.generator().context() : context(gpu, router);
+      var expected = RoutersTest.logits(cpu.llama(), onCpu, prompts, 1000);
       for (int piece : new int[] {1000, 1}) {
-        var actual = RoutersTest.logits(gpu.llama(), gpu.generator().context(), prompts, piece);
+        var actual = RoutersTest.logits(gpu.llama(), onGpu, prompts, piece);
         assertThat(RoutersTest.worst(actual, expected)).isLessThan(1e-4);
       }
+    }
+  }
+
+  /** Captured decode steps, of few rows and of many, and what the listener hears of them. */
+  @ParameterizedTest
+  @CsvSource({
+    "arrow, 2, 2",
+    "arrow, 3, 20",
+    "spectr, 2, 2",
+    "spectr, 1, 20",
+    "phatgoose, 3, 2",
+    "phatgoose, 2, 20"
+  })
+  void decodeStepsAreTheCpus(String router, int k, int rows) {
+    try (var cpu = RoutersTest.tiny("cpu", "uniform", k, 1.5);
+        var gpu = RoutersTest.tiny("cuda", "uniform", k, 1.5);
+        var onHost = Devices.newManager(Device.cpu());
+        var onDevice = gpu.llama().manager().newSubManager()) {
+      var expected = context(cpu, router);
+      var actual = context(gpu, router);
+      assertThat(CudaDecoder.refusal(gpu.llama(), rows, actual)).isEmpty();
+      var prompt = IntStream.range(0, rows * 7).mapToLong(i -> 5 + i * 37 % 80).toArray();
+      try (var cpuCache = cpu.llama().newCache(onHost, new int[rows], 12);
+          var gpuCache = gpu.llama().newCache(onDevice, new int[rows], 12);
+          var decoder = new CudaDecoder(gpu.llama(), k, actual.routing().router())) {
+        next(cpu, onHost, cpuCache, prompt, 7, expected);
+        next(gpu, onDevice, gpuCache, prompt, 7, actual);
+        var greedy = GenerationConfig.greedy(List.of(), 100);
+        decoder.begin(rows, actual);
+        decoder.join(gpuCache, IntStream.range(0, rows).toArray());
+        for (int step = 0; step < 3; step++) {
+          int add = step;
+          var tokens = IntStream.range(0, rows).map(row -> 9 + (row * 11 + add) % 70).toArray();
+          var wanted =
+              next(
+                  cpu,
+                  onHost,
+                  cpuCache,
+                  Arrays.stream(tokens).asLongStream().toArray(),
+                  1,
+                  expected);
+          decoder.step(
+              IntStream.range(0, rows)
+                  .mapToObj(r -> new DecodeSession.Next(r, tokens[r], new int[0], 0, greedy))
+                  .toList());
+          var row = new float[wanted.length / rows];
+          for (int r = 0; r < rows; r++) {
+            decoder.logits(r, row);
+            var own = Arrays.copyOfRange(wanted, r * row.length, (r + 1) * row.length);
+            assertThat(RoutersTest.worst(row, own)).isLessThan(1e-4);
+          }
+        }
+      }
+    }
+  }
+
+  private static float[] next(
+      LoadedModel model,
+      NDManager manager,
+      KvCache cache,
+      long[] ids,
+      int width,
+      ForwardContext context) {
+    try (var scope = manager.newSubManager();
+        var off = Ops.notRecording()) {
+      var input = scope.create(ids, Ops.shape(ids.length / width, width));
+      return model.llama().next(input, cache, context).toFloatArray();
+    }
+  }
+
+  @Test
+  void routersWithoutKernelsAreNamed() {
+    try (var gpu = RoutersTest.tiny("cuda", "uniform", 2, 1)) {
       assertThat(CudaDecoder.refusal(gpu.llama(), 1, gpu.generator().context()).orElseThrow())
-          .contains("the router " + router);
+          .contains("the router uniform");
     }
   }
 

@@ -2,8 +2,10 @@ package org.meteora.router;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
 
 import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -265,14 +267,26 @@ class RoutersTest {
           new LoraFlow(
               llama.layers().stream()
                   .map(
-                      layer ->
-                          new LoraFlow.LayerGate(
-                              RandomLlama.normal(
-                                  llama.manager(), Dtype.F32, 0.3, N, llama.config().hiddenSize()),
-                              RandomLlama.normal(llama.manager(), Dtype.F32, 0.2, N)))
+                      layer -> {
+                        int n = layer.projection(Projection.DOWN).bank().size();
+                        int hidden = llama.config().hiddenSize();
+                        return new LoraFlow.LayerGate(
+                            gaussian(llama.manager(), 0.3, n, hidden),
+                            gaussian(llama.manager(), 0.2, n));
+                      })
                   .toList());
       default -> Routers.of(name, llama, NAMES);
     };
+  }
+
+  /** The same on any device. */
+  private static NDArray gaussian(NDManager manager, double deviation, long... shape) {
+    var random = new Random(6);
+    var values = new float[(int) Ops.shape(shape).size()];
+    for (int i = 0; i < values.length; i++) {
+      values[i] = (float) (deviation * random.nextGaussian());
+    }
+    return manager.create(values, Ops.shape(shape));
   }
 
   private static double[] standardized(double[] x) {
@@ -357,6 +371,67 @@ class RoutersTest {
     }
   }
 
+  /** What kernels are given says the same: scores, and the adapters' updates. */
+  @ParameterizedTest
+  @ValueSource(strings = {"arrow", "spectr", "phatgoose"})
+  void kernelsAreGivenTheSame(String name) {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = model(manager, false);
+      var router = (Router.Scoring) router(name, llama);
+      for (var projection : List.of(Projection.Q, Projection.O, Projection.DOWN)) {
+        var linear = llama.layers().get(1).projection(projection);
+        var bank = linear.bank();
+        var given = router.forKernels(linear);
+        int in = (int) linear.weight().getShape().get(1);
+        int out = (int) linear.weight().getShape().get(0);
+        var a = given.loraA().toFloatArray();
+        var b = given.loraBTransposed().toFloatArray();
+        var x = RandomLlama.normal(manager, Dtype.F32, 1, 1, in);
+        var row = doubles(x.toFloatArray());
+        var scores = router.scores(linear, x).toFloatArray();
+        for (int i = 0; i < N; i++) {
+          var left = update(linear, i); // less what the kernels are given: nothing
+          double squares = 0;
+          for (int r = bank.offsets()[i]; r < bank.offsets()[i] + bank.ranks()[i]; r++) {
+            double z = 0;
+            for (int c = 0; c < in; c++) {
+              z += a[r * in + c] * row[c];
+              for (int o = 0; o < out; o++) {
+                left[o][c] -= given.scales()[i] * b[r * out + o] * a[r * in + c];
+              }
+            }
+            squares += z * z;
+          }
+          assertThat(norm(Arrays.stream(left).flatMapToDouble(Arrays::stream).toArray()))
+              .isLessThan(1e-4);
+          if (bank.ranks()[i] == 0) {
+            assertThat(scores[i]).isEqualTo(Float.NEGATIVE_INFINITY);
+            continue;
+          }
+          double product = 0;
+          for (int c = 0; c < in && given.gate() != null; c++) {
+            product += given.gate().toFloatArray()[i * in + c] * row[c];
+          }
+          double mean = Arrays.stream(row).average().orElseThrow();
+          double variance =
+              Arrays.stream(row).map(each -> (each - mean) * (each - mean)).sum() / in;
+          double expected =
+              switch (given.scores()) {
+                case PRODUCT -> product;
+                case MAGNITUDE -> Math.abs(product);
+                case STANDARDIZED -> product / Math.sqrt(variance);
+                case NORM -> Math.sqrt(squares);
+              };
+          assertThat(scores[i]).isCloseTo((float) expected, within(1e-4f));
+        }
+      }
+    }
+  }
+
+  private static double[] doubles(float[] values) {
+    return IntStream.range(0, values.length).mapToDouble(i -> values[i]).toArray();
+  }
+
   @ParameterizedTest
   @ValueSource(strings = {"gate", "arrow", "spectr", "phatgoose", "lora-flow", "uniform"})
   void paddingAndPiecesChangeNothing(String name) {
@@ -393,7 +468,7 @@ class RoutersTest {
     }
 
     @Override
-    public Choice choose(GatedLinear linear, ai.djl.ndarray.NDArray x, int rows) {
+    public Choice choose(GatedLinear linear, NDArray x, int rows) {
       int tokens = (int) x.getShape().get(0);
       if (linear.projection() == Projection.Q) {
         var h = x.toFloatArray();
@@ -524,7 +599,7 @@ class RoutersTest {
     }
 
     @Override
-    public Choice choose(GatedLinear linear, ai.djl.ndarray.NDArray x, int rows) {
+    public Choice choose(GatedLinear linear, NDArray x, int rows) {
       if (linear == at) {
         seen = x.toFloatArray();
       }

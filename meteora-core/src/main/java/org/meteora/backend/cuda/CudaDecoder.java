@@ -30,6 +30,7 @@ import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
 import org.meteora.nn.Projection;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Ops;
 
 /**
@@ -57,6 +58,7 @@ public final class CudaDecoder implements AutoCloseable {
 
   private final Llama model;
   private final int topK;
+  private final Router.Scoring router;
   private final Cuda cuda;
   private final DecodeModel addresses;
   private final NDArray frequencies;
@@ -84,7 +86,8 @@ public final class CudaDecoder implements AutoCloseable {
     }
     var router = context.routing().router();
     boolean gates = router instanceof Router.Gates;
-    if (any(model, bank -> bank.gate() == null ? bank.size() > 1 : !gates)) {
+    boolean scores = router instanceof Router.Scoring;
+    if (any(model, bank -> bank.gate() == null ? bank.size() > 1 && (gates || !scores) : !scores)) {
       return Optional.of("the router " + router.name() + " runs by tensor operations");
     }
     if (!context.backendChooses() && any(model, bank -> true)) {
@@ -107,11 +110,13 @@ public final class CudaDecoder implements AutoCloseable {
   /**
    * @param model on a CUDA device; stays the caller's
    * @param topK adapters a token; cut to the number there is
+   * @param router chooses them
    * @throws UserException when the kernels do not know its shapes or there is too little memory
    */
-  public CudaDecoder(Llama model, int topK) {
+  public CudaDecoder(Llama model, int topK, Router router) {
     this.model = model;
     this.topK = topK;
+    this.router = router instanceof Router.Scoring scoring ? scoring : Router.GATES;
     this.cuda = Cuda.device(model.manager().getDevice().getDeviceId());
     cuda.makeCurrent();
     var config = model.config();
@@ -166,7 +171,25 @@ public final class CudaDecoder implements AutoCloseable {
             Ops.dataPointer(model.norm().weight()),
             Ops.dataPointer(model.head()),
             k,
+            scores(),
             layers);
+  }
+
+  /** What the router goes by; all linears alike. */
+  private Scores scores() {
+    for (var layer : model.layers()) {
+      for (var linear : layer.projections()) {
+        if (linear.bank() != null && linear.bank().totalRank() > 0 && chooses(linear)) {
+          return router.forKernels(linear).scores();
+        }
+      }
+    }
+    return Scores.PRODUCT;
+  }
+
+  /** Whether the router chooses there: one adapter without a gate acts always. */
+  private static boolean chooses(GatedLinear linear) {
+    return linear.bank().gate() != null || linear.bank().size() > 1;
   }
 
   private DecodeModel.Linear linear(GatedLinear linear) {
@@ -174,18 +197,23 @@ public final class CudaDecoder implements AutoCloseable {
     var bank = linear.bank();
     Optional<AdapterMemory> adapters = Optional.empty();
     // a gate without any adapter behind it changes nothing, but the listener hears of it
-    if (bank != null && (bank.totalRank() > 0 || bank.gate() != null)) {
+    if (bank != null
+        && (bank.totalRank() > 0 || router instanceof Router.Gates && bank.gate() != null)) {
+      // one adapter without a gate: the choice of one among one has the weight 1
+      var scored =
+          chooses(linear)
+              ? router.forKernels(linear)
+              : linear.layout().scored(Scores.PRODUCT, noGate);
       var scales = new float[bank.size()];
       for (int i = 0; i < scales.length; i++) {
-        scales[i] = (float) bank.scales()[i];
+        scales[i] = (float) scored.scales()[i];
       }
       adapters =
           Optional.of(
               new AdapterMemory(
-                  // one adapter without a gate: the choice of one among one has the weight 1
-                  Ops.dataPointer(bank.gate() == null ? noGate : bank.gate()),
-                  Ops.dataPointer(bank.loraA()),
-                  Ops.dataPointer(linear.layout().loraBTransposed(false)),
+                  scored.gate() == null ? 0 : Ops.dataPointer(scored.gate()),
+                  Ops.dataPointer(scored.loraA()),
+                  Ops.dataPointer(scored.loraBTransposed()),
                   bank.ranks(),
                   scales));
     }
@@ -199,7 +227,9 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Whether it was made for this k and for the adapters as they are now. */
   public boolean isFor(ForwardContext context) {
-    if (topK != context.routing().topK()) {
+    var wanted = context.routing().router();
+    if (topK != context.routing().topK()
+        || !router.equals(wanted instanceof Router.Scoring ? wanted : Router.GATES)) {
       return false;
     }
     for (int i = 0; i < addresses.layers().size(); i++) {
@@ -207,14 +237,19 @@ public final class CudaDecoder implements AutoCloseable {
       var projections = model.layers().get(i).projections();
       for (int j = 0; j < linears.size(); j++) {
         var adapters = linears.get(j).adapters();
-        if (adapters.isPresent()
-            && adapters.get().b()
-                != Ops.dataPointer(projections.get(j).layout().loraBTransposed(false))) {
+        if (adapters.isPresent() && adapters.get().b() != addressOfB(projections.get(j))) {
           return false;
         }
       }
     }
     return true;
+  }
+
+  private long addressOfB(GatedLinear linear) {
+    return Ops.dataPointer(
+        chooses(linear)
+            ? router.forKernels(linear).loraBTransposed()
+            : linear.layout().loraBTransposed(false));
   }
 
   /**
@@ -361,11 +396,24 @@ public final class CudaDecoder implements AutoCloseable {
     for (int layer = 0; layer < layers; layer++) {
       var projections = model.layers().get(layer).projections();
       for (var module : Projection.values()) {
-        var bank = projections.get(module.ordinal()).bank();
-        if (bank != null && bank.gate() != null) {
+        var linear = projections.get(module.ordinal());
+        if (linear.bank() != null && chooses(linear)) {
           var indices = new int[present.length * addresses.topK()];
           var weights = new float[indices.length];
-          engine.routing(layer, module.ordinal(), indices, weights);
+          if (addresses
+              .layers()
+              .get(layer)
+              .linears()
+              .get(module.ordinal())
+              .adapters()
+              .isPresent()) {
+            engine.routing(layer, module.ordinal(), indices, weights);
+          } else { // no adapter acts there: all are alike
+            for (int i = 0; i < indices.length; i++) {
+              indices[i] = i % addresses.topK();
+              weights[i] = 1f / addresses.topK();
+            }
+          }
           to.onRouting(
               layer, module.ordinal(), present.length, 1, addresses.topK(), indices, weights);
         }

@@ -73,7 +73,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
     if (kept != null) {
       kept.close();
     }
-    return new CudaDecoder(model, context.routing().topK());
+    return new CudaDecoder(model, context.routing().topK(), context.routing().router());
   }
 
   private final class Session implements DecodeSession {

@@ -13,6 +13,7 @@ import org.meteora.moe.BankLayout;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.GatedLinear.Output;
+import org.meteora.moe.Router;
 import org.meteora.moe.forward.LoopForward;
 import org.meteora.moe.forward.PortableForward;
 import org.meteora.tensor.Ops;
@@ -32,44 +33,56 @@ final class CudaForward extends PortableForward {
 
   private static final int MAX_ADAPTERS = 256;
 
-  private final List<GatedLinear> fusible;
+  /** What kernels are made for. */
+  private record Choosing(Router.Scoring router, int topK) {}
+
+  private final List<GatedLinear> gated;
+  private final List<GatedLinear> adapted;
   private final NDArray stacked;
-  private final Map<Integer, FusedInference> fused = new HashMap<>();
-  private final Set<Integer> refused = new HashSet<>();
+  private final Map<Choosing, FusedInference> fused = new HashMap<>();
+  private final Set<Choosing> refused = new HashSet<>();
 
   /**
    * @param streams runs parts on several streams
    */
   CudaForward(List<GatedLinear> linears, LoopForward.Runner streams) {
     super(linears, new LoopForward(streams));
-    var adapted = linears.stream().filter(CudaForward::hasAdapters).toList();
+    this.adapted = linears.stream().filter(CudaForward::isAdapted).toList();
     if (adapted.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
       throw new IllegalArgumentException("linears of one input with different adapters");
     }
     var layouts = adapted.stream().map(GatedLinear::layout).toList();
-    boolean gated = adapted.stream().allMatch(linear -> linear.bank().gate() != null);
+    boolean allGated = adapted.stream().allMatch(linear -> linear.bank().gate() != null);
     boolean gateless = adapted.stream().allMatch(linear -> linear.bank().gate() == null);
     // a linear by itself that is one of a group has its parameters in the group's stack
-    boolean stacks = !adapted.isEmpty() && BankLayout.canStack(layouts) && (gated || gateless);
+    boolean stacks = !adapted.isEmpty() && BankLayout.canStack(layouts) && (allGated || gateless);
     var all = stacks ? BankLayout.stack(layouts) : null;
-    this.fusible = stacks && gated ? adapted : List.of();
-    this.stacked = fusible.isEmpty() ? null : all;
+    this.gated = stacks && allGated ? adapted : List.of();
+    this.stacked = gated.isEmpty() ? null : all;
   }
 
-  private static boolean hasAdapters(GatedLinear linear) {
+  private static boolean isAdapted(GatedLinear linear) {
     return linear.bank() != null && linear.bank().totalRank() > 0;
+  }
+
+  /** What kernels can serve of these with the context's router; there is more than one adapter. */
+  private List<GatedLinear> fusible(ForwardContext context) {
+    return context.routing().router() instanceof Router.Gates
+        ? gated
+        : adapted.stream().filter(linear -> linear.bank().size() > 1).toList();
   }
 
   @Override
   public List<Output> forward(NDArray x, ForwardContext context) {
-    var kernels = kernels(context);
+    var fusible = fusible(context);
+    var kernels = kernels(context, fusible);
     if (kernels == null) {
       return super.forward(x, context);
     }
     var shape = x.getShape();
     var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
     double temperature = context.routing().temperature();
-    var choices = choices(shape, context);
+    var choices = choices(shape, context, fusible);
     if (rows.getShape().get(0) <= FusedInference.MAX_VECTORS && !context.gateLogits()) {
       var outputs = new ArrayList<Output>();
       var bases = new ArrayList<NDArray>();
@@ -89,7 +102,7 @@ final class CudaForward extends PortableForward {
           .map(
               linear ->
                   fusible.contains(linear)
-                      ? add(kernels, masked, linear, x, context)
+                      ? add(kernels, masked, fusible.indexOf(linear), linear, x, context)
                       : forward(linear, x, context))
           .toList();
     }
@@ -98,14 +111,15 @@ final class CudaForward extends PortableForward {
   private Output add(
       FusedInference kernels,
       NDArray masked,
+      int at,
       GatedLinear linear,
       NDArray x,
       ForwardContext context) {
-    int at = fusible.indexOf(linear);
     var y = linear.base(x);
     try (var flat = y.reshape(-1, linear.weight().getShape().get(0));
-        var z = kernels.z(masked, at)) {
-      Ops.addLinear(flat, z, linear.bank().loraB());
+        var z = kernels.z(masked, at);
+        var loraB = kernels.loraB(at)) {
+      Ops.addLinear(flat, z, loraB);
     }
     NDArray logits = null;
     if (context.gateLogits()) {
@@ -118,7 +132,7 @@ final class CudaForward extends PortableForward {
   }
 
   /** Where kernels write their choices for an input of this shape; null when nobody listens. */
-  private long[] choices(Shape shape, ForwardContext context) {
+  private static long[] choices(Shape shape, ForwardContext context, List<GatedLinear> fusible) {
     if (context.listener().isEmpty()) {
       return null;
     }
@@ -134,37 +148,44 @@ final class CudaForward extends PortableForward {
   }
 
   /** The kernels for this pass; null where they are not to be used. */
-  private FusedInference kernels(ForwardContext context) {
+  private FusedInference kernels(ForwardContext context, List<GatedLinear> fusible) {
     if (fusible.isEmpty()
         || context.training()
         || !context.backendChooses()
-        || !fusible.getFirst().gated(context)
+        || !(context.routing().router() instanceof Router.Scoring router)
+        || context.gateLogits() && !(router instanceof Router.Gates)
         || context.listener().isPresent()
             && !(context.listener().get() instanceof RoutingGatherer)) {
       return null;
     }
-    return kernels(fusible.getFirst().topK(context));
+    return kernels(new Choosing(router, fusible.getFirst().topK(context)), fusible);
   }
 
-  private synchronized FusedInference kernels(int topK) {
-    var kept = fused.get(topK);
+  private synchronized FusedInference kernels(Choosing wanted, List<GatedLinear> fusible) {
+    var kept = fused.get(wanted);
     if (kept != null && kept.isCurrent()) {
       return kept;
     }
-    if (refused.contains(topK)) {
+    if (refused.contains(wanted)) {
       return null;
     }
     if (kept != null) {
       kept.close();
-      fused.remove(topK);
+      fused.remove(wanted);
     }
+    boolean gates = wanted.router() instanceof Router.Gates;
     try {
-      var made = new FusedInference(fusible, stacked, topK);
-      fused.put(topK, made);
+      var made =
+          new FusedInference(fusible, wanted.router(), gates ? stacked : null, wanted.topK());
+      fused.put(wanted, made);
       return made;
     } catch (UserException e) {
-      refused.add(topK);
-      LOG.info("gated layers without the fused kernels, k {}: {}", topK, e.getMessage());
+      refused.add(wanted);
+      LOG.info(
+          "gated layers without the fused kernels, {}, k {}: {}",
+          wanted.router().name(),
+          wanted.topK(),
+          e.getMessage());
       return null;
     }
   }

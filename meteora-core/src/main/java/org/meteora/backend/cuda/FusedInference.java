@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.UUID;
+import java.util.stream.IntStream;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels;
@@ -12,6 +13,8 @@ import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
+import org.meteora.moe.ScoredBank;
 import org.meteora.tensor.Ops;
 
 /**
@@ -27,7 +30,9 @@ final class FusedInference implements AutoCloseable {
 
   private static final Stream LIBTORCH = Stream.of(0);
 
-  private final List<BankLayout> layouts;
+  private final List<GatedLinear> linears;
+  private final Router.Scoring router;
+  private final List<ScoredBank> banks;
   private final NDArray stacked;
   private final long[] loraB;
   private final AdapterKernels kernels;
@@ -36,28 +41,34 @@ final class FusedInference implements AutoCloseable {
   private boolean closed;
 
   /**
-   * @param linears one to three with gates and adapters, on a CUDA device
-   * @param stacked their A and gates, as {@link BankLayout#stack} laid them
+   * @param linears one to three with adapters, on a CUDA device
+   * @param router chooses among them
+   * @param stacked their A and gates, as {@link BankLayout#stack} laid them; null: make such a one
    * @throws org.meteora.UserException for what the kernels do not know
    */
-  FusedInference(List<GatedLinear> linears, NDArray stacked, int topK) {
-    this.layouts = linears.stream().map(GatedLinear::layout).toList();
-    this.stacked = stacked;
+  FusedInference(List<GatedLinear> linears, Router.Scoring router, NDArray stacked, int topK) {
+    this.linears = linears;
+    this.router = router;
+    this.banks = linears.stream().map(router::forKernels).toList();
+    this.stacked = stacked == null ? stack() : stacked;
     this.loraB = addressesOfB();
-    cuda = Cuda.device(stacked.getDevice().getDeviceId());
+    int in = (int) this.stacked.getShape().get(1);
+    cuda = Cuda.device(this.stacked.getDevice().getDeviceId());
     cuda.makeCurrent();
+    long first = Ops.dataPointer(this.stacked);
+    long row = (long) in * Ops.dtype(this.stacked).bytes();
     var targets = new ArrayList<AdapterKernels.Target>();
     for (int i = 0; i < loraB.length; i++) {
-      var bank = layouts.get(i).bank();
+      var bank = linears.get(i).bank();
       var scales = new float[bank.size()];
       for (int j = 0; j < scales.length; j++) {
-        scales[j] = (float) bank.scales()[j];
+        scales[j] = (float) banks.get(i).scales()[j];
       }
       targets.add(
           new AdapterKernels.Target(
               new AdapterMemory(
-                  Ops.dataPointer(bank.gate()),
-                  Ops.dataPointer(bank.loraA()),
+                  gateRows(i) == 0 ? 0 : first + row * gateAt(i),
+                  first + row * rankAt(i),
                   loraB[i],
                   bank.ranks(),
                   scales),
@@ -65,13 +76,38 @@ final class FusedInference implements AutoCloseable {
     }
     kernels =
         new AdapterKernels(
-            cuda, Ops.dtype(stacked), topK, (int) stacked.getShape().get(1), targets, LIBTORCH);
-    stacked.getManager().attachInternal(id, this);
+            cuda, Ops.dtype(this.stacked), banks.getFirst().scores(), topK, in, targets, LIBTORCH);
+    this.stacked.getManager().attachInternal(id, this);
+  }
+
+  /** As {@link BankLayout#stack} does, of copies. */
+  private NDArray stack() {
+    var linear = linears.getFirst();
+    var manager = linear.bank().loraA().getManager();
+    var dtype = Ops.dtype(linear.weight());
+    int rows = AdapterKernels.columns(gateAt(linears.size()));
+    var all = Ops.zeros(manager, dtype, rows, linear.weight().getShape().get(1));
+    for (int i = 0; i < linears.size(); i++) {
+      int ranks = linears.get(i).bank().totalRank();
+      try (var view = Ops.narrow(all, 0, rankAt(i), ranks)) {
+        Ops.copy(view, banks.get(i).loraA());
+      }
+      if (gateRows(i) > 0) {
+        try (var view = Ops.narrow(all, 0, gateAt(i), gateRows(i))) {
+          Ops.copy(view, banks.get(i).gate());
+        }
+      }
+    }
+    return all;
+  }
+
+  private int gateRows(int linear) {
+    return banks.get(linear).gate() == null ? 0 : linears.get(linear).bank().size();
   }
 
   private long[] addressesOfB() {
-    return layouts.stream()
-        .mapToLong(layout -> Ops.dataPointer(layout.loraBTransposed(false)))
+    return linears.stream()
+        .mapToLong(linear -> Ops.dataPointer(router.forKernels(linear).loraBTransposed()))
         .toArray();
   }
 
@@ -111,22 +147,41 @@ final class FusedInference implements AutoCloseable {
   synchronized NDArray masked(NDArray x, double temperature, long[] choices) {
     cuda.makeCurrent();
     var rows = Ops.linear(x, stacked, null);
-    kernels.scaleForPrefill(
-        Ops.dataPointer(rows), x.getShape().get(0), choices, temperature, LIBTORCH);
+    try (var input = Ops.contiguous(x)) {
+      kernels.scaleForPrefill(
+          Ops.dataPointer(rows),
+          Ops.dataPointer(input),
+          x.getShape().get(0),
+          choices,
+          temperature,
+          LIBTORCH);
+    }
     return rows;
+  }
+
+  /** A linear's B {@code (out, Σr)}, to be multiplied by its masked z. */
+  NDArray loraB(int linear) {
+    return Ops.transpose(banks.get(linear).loraBTransposed(), 0, 1);
   }
 
   /** A linear's masked z {@code (tokens, Σr)}. */
   NDArray z(NDArray masked, int linear) {
-    int at = layouts.subList(0, linear).stream().mapToInt(each -> each.bank().totalRank()).sum();
-    return Ops.narrow(masked, 1, at, layouts.get(linear).bank().totalRank());
+    return Ops.narrow(masked, 1, rankAt(linear), linears.get(linear).bank().totalRank());
   }
 
   /** A linear's logits {@code (tokens, N)}. */
   NDArray logits(NDArray masked, int linear) {
-    int ranks = layouts.stream().mapToInt(each -> each.bank().totalRank()).sum();
-    int before = layouts.subList(0, linear).stream().mapToInt(each -> each.bank().size()).sum();
-    return Ops.narrow(masked, 1, ranks + before, layouts.get(linear).bank().size());
+    return Ops.narrow(masked, 1, gateAt(linear), linears.get(linear).bank().size());
+  }
+
+  /** Where a linear's A begins in the stack. */
+  private int rankAt(int linear) {
+    return linears.subList(0, linear).stream().mapToInt(each -> each.bank().totalRank()).sum();
+  }
+
+  /** Where a linear's gate begins in the stack, behind all A. */
+  private int gateAt(int linear) {
+    return rankAt(linears.size()) + IntStream.range(0, linear).map(this::gateRows).sum();
   }
 
   @Override

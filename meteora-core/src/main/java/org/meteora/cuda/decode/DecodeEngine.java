@@ -79,12 +79,13 @@ public final class DecodeEngine implements AutoCloseable {
         Kernels.of(
             cuda,
             Kernels.Constants.ofSteps(
-                model.dtype(),
-                Math.max(1, model.topK()),
-                model.maxAdapters(),
-                model.heads(),
-                model.kvHeads(),
-                model.headDim()));
+                    model.dtype(),
+                    Math.max(1, model.topK()),
+                    model.maxAdapters(),
+                    model.heads(),
+                    model.kvHeads(),
+                    model.headDim())
+                .with(model.scores()));
     this.stream = Stream.create(cuda);
     this.graphs = new StepGraphs(stream);
     LibraryProducts products = null;

@@ -3,6 +3,7 @@ package org.meteora.cuda.decode;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -17,6 +18,7 @@ import org.meteora.tensor.Dtype;
  * @param finalNorm (hidden)
  * @param head (vocab, hidden); the embedding's address when tied
  * @param topK adapters per token; ignored without adapters
+ * @param scores what adapters are chosen by
  */
 public record DecodeModel(
     Dtype dtype,
@@ -33,6 +35,7 @@ public record DecodeModel(
     long finalNorm,
     long head,
     int topK,
+    Scores scores,
     List<Layer> layers) {
 
   /**
@@ -92,6 +95,7 @@ public record DecodeModel(
         finalNorm,
         head,
         topK,
+        scores,
         plain);
   }
 

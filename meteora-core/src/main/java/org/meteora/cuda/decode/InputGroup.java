@@ -24,6 +24,11 @@ record InputGroup(int layer, int first, List<Linear> linears) {
     return new InputGroup(layer, first, List.copyOf(linears));
   }
 
+  /** What they read. */
+  Projection.Input input() {
+    return Projection.values()[first].input();
+  }
+
   /** Elements of the input. */
   int in() {
     return linears.getFirst().in();
@@ -34,10 +39,10 @@ record InputGroup(int layer, int first, List<Linear> linears) {
     return linears.subList(0, count).stream().mapToInt(Linear::out).sum();
   }
 
-  /** Gates of the first {@code count} linears. */
+  /** Rows of gates of the first {@code count} linears. */
   int gates(int count) {
     return linears.subList(0, count).stream()
-        .mapToInt(l -> l.adapters().map(AdapterMemory::count).orElse(0))
+        .mapToInt(l -> l.adapters().map(AdapterMemory::gateRows).orElse(0))
         .sum();
   }
 

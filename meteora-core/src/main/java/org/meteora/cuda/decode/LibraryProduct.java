@@ -23,14 +23,12 @@ final class LibraryProduct extends StepProduct {
   /** A matrix, and where its product goes in a row of y. */
   private record Part(long address, int rows, int at) {}
 
-  private final DecodeModel model;
   private final List<Part> parts = new ArrayList<>();
   private final Map<Long, Integer> at = new HashMap<>();
   private final int ld;
 
   LibraryProduct(DecodeModel model, InputGroup group, int rows) {
-    super(group, rows);
-    this.model = model;
+    super(model, group, rows);
     var matrices = new ArrayList<Matrix>();
     for (var linear : group.linears()) {
       matrices.add(new Matrix(linear.weight(), linear.out()));
@@ -38,7 +36,7 @@ final class LibraryProduct extends StepProduct {
           .adapters()
           .ifPresent(
               adapters -> {
-                matrices.add(new Matrix(adapters.gate(), adapters.count()));
+                matrices.add(new Matrix(adapters.gate(), adapters.gateRows()));
                 matrices.add(new Matrix(adapters.a(), adapters.sumOfRanks()));
               });
     }
@@ -64,6 +62,11 @@ final class LibraryProduct extends StepProduct {
   }
 
   @Override
+  int partials() {
+    return 0; // inputs are whole
+  }
+
+  @Override
   int ld() {
     return ld;
   }
@@ -85,7 +88,7 @@ final class LibraryProduct extends StepProduct {
 
   @Override
   int gateAt(int which) {
-    return group.linears().get(which).adapters().map(a -> at.get(a.gate())).orElse(0);
+    return group.linears().get(which).adapters().map(a -> at.getOrDefault(a.gate(), 0)).orElse(0);
   }
 
   @Override

@@ -10,13 +10,18 @@ import org.meteora.cuda.kernel.RoutedLinear;
  * of all W, and behind them the logits of all gates and z = A x.
  */
 abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
+  final DecodeModel model;
   final InputGroup group;
   final int rows;
 
-  StepProduct(InputGroup group, int rows) {
+  StepProduct(DecodeModel model, InputGroup group, int rows) {
+    this.model = model;
     this.group = group;
     this.rows = rows;
   }
+
+  /** Sums of squares of a row of the input, when it is an RMSNorm's, not yet divided; or 0. */
+  abstract int partials();
 
   /** Floats of a row of y. */
   abstract int ld();
@@ -56,7 +61,16 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         slots(),
         ld(),
         rows,
-        gateTiles());
+        gateTiles(),
+        switch (group.input()) {
+          case ATTENTION, MLP -> memory.normed;
+          case ATTENTION_HEADS -> memory.attended;
+          case MLP_INNER -> memory.activated;
+        },
+        partials() > 0 ? memory.sumsq : 0,
+        group.in(),
+        partials(),
+        model.eps());
   }
 
   /** The group's linears as they lie in a row of y. */

@@ -95,15 +95,14 @@ final class StreamedPlan extends StepPlan {
       var o = product(i, Input.ATTENTION_HEADS);
       var gateUp = product(i, Input.MLP);
       var down = product(i, Input.MLP_INNER);
-      var inputPartials = i == 0 ? DecodeLayerKernels.partialsOfEmbedding(hidden) : partials;
-      works.addAll(qkv.launches(memory, layer, memory.normed, memory.yA, inputPartials));
+      works.addAll(qkv.launches(memory, layer, memory.normed, memory.yA));
       works.add(ropeAppend(qkv, o.floats(), i));
       works.add(attention(i, overlap));
-      works.addAll(o.launches(memory, layer, memory.attended, memory.yB, 0));
+      works.addAll(o.launches(memory, layer, memory.attended, memory.yB));
       works.add(addResidual(o, memory.yA, gateUp.floats(), layers.get(i).postAttentionNorm()));
-      works.addAll(gateUp.launches(memory, layer, memory.normed, memory.yA, partials));
+      works.addAll(gateUp.launches(memory, layer, memory.normed, memory.yA));
       works.add(siluUp(gateUp, down.floats()));
-      works.addAll(down.launches(memory, layer, memory.activated, memory.yB, 0));
+      works.addAll(down.launches(memory, layer, memory.activated, memory.yB));
       if (i + 1 < layers.size()) {
         next = product(i + 1, Input.ATTENTION);
         works.add(addResidual(down, memory.yA, next.floats(), layers.get(i + 1).inputNorm()));

@@ -10,6 +10,7 @@ import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteZ;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.cuda.kernel.MatrixVector.Segment;
+import org.meteora.nn.Scores;
 
 /**
  * A {@link StepProduct} of few rows by {@link MatrixVector}: first the outputs of all W, then all
@@ -19,28 +20,41 @@ import org.meteora.cuda.kernel.MatrixVector.Segment;
  * than a launch; of large banks only the chosen adapters' rows of A are read, by a launch more.
  */
 final class StreamedProduct extends StepProduct {
-  private final DecodeModel model;
   private final int ld;
   private final boolean allOfA;
   private final MatrixVector product;
 
   StreamedProduct(
       DecodeModel model, Kernels kernels, MatrixVector.Tuning tuning, InputGroup group, int rows) {
-    super(group, rows);
-    this.model = model;
+    super(model, group, rows);
     var all = group.linears().size();
     this.ld = (group.outputs(all) + group.gates(all) + group.ranks(all) + 3) / 4 * 4;
+    var norms = model.scores() == Scores.NORM; // all of z is needed, and first
     this.allOfA =
-        (long) group.ranks(all) * group.in() * model.dtype().bytes() <= tuning.maxStackedABytes();
+        norms
+            || (long) group.ranks(all) * group.in() * model.dtype().bytes()
+                <= tuning.maxStackedABytes();
     var adapters = group.linears().stream().flatMap(l -> l.adapters().stream()).toList();
     var segments = new ArrayList<Segment>();
     group.linears().forEach(l -> segments.add(new Segment(l.weight(), l.out())));
-    adapters.forEach(a -> segments.add(new Segment(a.gate(), a.count(), true)));
+    adapters.forEach(a -> segments.add(new Segment(a.gate(), a.gateRows(), true)));
     if (allOfA) {
-      adapters.forEach(a -> segments.add(new Segment(a.a(), a.sumOfRanks())));
+      adapters.forEach(a -> segments.add(new Segment(a.a(), a.sumOfRanks(), norms)));
     }
     segments.removeIf(s -> s.rows() == 0);
     this.product = new MatrixVector(kernels, segments, group.in(), rows, tuning);
+  }
+
+  @Override
+  int partials() {
+    return switch (group.input()) {
+      case ATTENTION ->
+          group.layer() == 0
+              ? DecodeLayerKernels.partialsOfEmbedding(model.hidden())
+              : DecodeLayerKernels.partials(model.hidden());
+      case MLP -> DecodeLayerKernels.partials(model.hidden());
+      case ATTENTION_HEADS, MLP_INNER -> 0;
+    };
   }
 
   @Override
@@ -78,10 +92,9 @@ final class StreamedProduct extends StepProduct {
    * The product's launches.
    *
    * @param y cleared before
-   * @param partials sums of squares of a row, when x is an RMSNorm's input; or 0
    */
-  List<Kernel.Launch> launches(
-      StepMemory memory, DecodeLayerKernels layer, long x, long y, int partials) {
+  List<Kernel.Launch> launches(StepMemory memory, DecodeLayerKernels layer, long x, long y) {
+    var partials = partials();
     var sumsq = partials > 0 ? memory.sumsq : 0;
     var first = product.launch(x, y, ld, memory.gateTilesDone(group), sumsq, partials, model.eps());
     if (allOfA) {

@@ -14,6 +14,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -58,6 +59,8 @@ public final class AdapterKernels implements AutoCloseable {
       long rows,
       long tokens,
       long stride,
+      long x,
+      int k,
       float invTemperature,
       @Count(MAX_LINEARS) List<ScaledLinear> linear) {}
 
@@ -78,10 +81,17 @@ public final class AdapterKernels implements AutoCloseable {
 
   /**
    * @param targets one to three linears sharing an input of {@code in} elements
+   * @param scores what adapters are chosen by
    * @throws UserException for more adapters, larger ranks or a larger top-k than the kernels know
    */
   public AdapterKernels(
-      Cuda cuda, Dtype dtype, int topK, int in, List<Target> targets, Stream stream) {
+      Cuda cuda,
+      Dtype dtype,
+      Scores scores,
+      int topK,
+      int in,
+      List<Target> targets,
+      Stream stream) {
     if (targets.isEmpty() || targets.size() > MAX_LINEARS) {
       throw new IllegalArgumentException(targets.size() + " linears");
     }
@@ -91,7 +101,8 @@ public final class AdapterKernels implements AutoCloseable {
       this.in = in;
       targets.forEach(t -> t.adapters().check(topK));
       var maxAdapters = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
-      this.kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, maxAdapters));
+      this.kernels =
+          Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, maxAdapters).with(scores));
       for (var target : targets) {
         var offsets = cuda.upload(target.adapters().offsets(), stream);
         var scales = cuda.upload(target.adapters().scales(), stream);
@@ -116,7 +127,7 @@ public final class AdapterKernels implements AutoCloseable {
   }
 
   private int gates() {
-    return targets.stream().mapToInt(t -> t.adapters().count()).sum();
+    return targets.stream().mapToInt(t -> t.adapters().gateRows()).sum();
   }
 
   private int ranks() {
@@ -131,7 +142,7 @@ public final class AdapterKernels implements AutoCloseable {
           targets.forEach(
               t ->
                   segments.add(
-                      new MatrixVector.Segment(t.adapters().gate(), t.adapters().count())));
+                      new MatrixVector.Segment(t.adapters().gate(), t.adapters().gateRows())));
           targets.forEach(
               t ->
                   segments.add(
@@ -161,7 +172,21 @@ public final class AdapterKernels implements AutoCloseable {
       cuda.fill(scratch, 0, 4L * product.slots() * rows * ld, stream);
       product.launch(x + (long) at * in * bytes, scratch, ld, 0, 0, 0, 0).on(stream);
       var output =
-          new ProductOutput(scratch, 0, inverseTemperature, 0, 0, product.slots(), ld, rows, 0);
+          new ProductOutput(
+              scratch,
+              0,
+              inverseTemperature,
+              0,
+              0,
+              product.slots(),
+              ld,
+              rows,
+              0,
+              x + (long) at * in * bytes,
+              0,
+              in,
+              0,
+              0);
       var linears = new ArrayList<RoutedLinear>();
       var addresses = new long[targets.size()];
       var widest = 1;
@@ -184,7 +209,7 @@ public final class AdapterKernels implements AutoCloseable {
                 adapters.count(),
                 out,
                 out % 4 == 0 && adapters.b() % 16 == 0));
-        gateAt += adapters.count();
+        gateAt += adapters.gateRows();
         zAt += adapters.sumOfRanks();
         addresses[i] = y[i] + (long) at * out * bytes;
         widest = Math.max(widest, out);
@@ -223,11 +248,12 @@ public final class AdapterKernels implements AutoCloseable {
    * in place.
    *
    * @param rows (tokens, {@link #columns}), contiguous: z of each linear, then the logits of each
+   * @param x (tokens, in), contiguous, what they were made from
    * @param choices as for decode
    * @param temperature routing temperature T; 1 gives training's weights
    */
   public void scaleForPrefill(
-      long rows, long tokens, long[] choices, double temperature, Stream stream) {
+      long rows, long x, long tokens, long[] choices, double temperature, Stream stream) {
     if (tokens == 0) {
       return;
     }
@@ -247,14 +273,14 @@ public final class AdapterKernels implements AutoCloseable {
               adapters.count(),
               adapters.sumOfRanks()));
       at += adapters.sumOfRanks();
-      logitsAt += adapters.count();
+      logitsAt += adapters.gateRows();
     }
     kernels
         .launch(
             KernelName.PREFILL_ROUTE_SCALE_Z,
             Shape.of(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256),
             new PrefillRouteScaleZ(
-                rows, tokens, columns(logitsAt), (float) (1 / temperature), linears))
+                rows, tokens, columns(logitsAt), x, in, (float) (1 / temperature), linears))
         .on(stream);
   }
 

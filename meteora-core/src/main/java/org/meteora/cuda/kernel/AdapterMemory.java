@@ -5,7 +5,7 @@ import org.meteora.UserException;
 /**
  * The adapters of one linear as device addresses (paper, section 3.1).
  *
- * @param gate (N, in)
+ * @param gate (N, in); 0 for none, where the norms of z choose
  * @param a (Σr, in), the adapters' rows one after another
  * @param b Bᵀ (Σr, out), so that a chosen rank is one contiguous row
  * @param ranks N ranks, 0…64; 0 where an adapter does not target this linear
@@ -17,6 +17,11 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
 
   public int count() {
     return ranks.length;
+  }
+
+  /** Rows of the gate. */
+  public int gateRows() {
+    return gate == 0 ? 0 : count();
   }
 
   public int sumOfRanks() {

@@ -21,6 +21,7 @@ import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.io.CacheFolders;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -32,12 +33,14 @@ public final class Kernels {
    * What the kernels are specialised to.
    *
    * @param dtype f32, f16 or bf16
+   * @param scores what adapters are chosen by
    * @param topK adapters per token, 1…8
    * @param maxAdapters 1…256
    * @param headDim size of an attention head; 0 leaves out what only a decode step needs
    * @param group query heads that one attention block serves, 1…4; 0 without a step
    */
-  public record Constants(Dtype dtype, int topK, int maxAdapters, int headDim, int group) {
+  public record Constants(
+      Dtype dtype, Scores scores, int topK, int maxAdapters, int headDim, int group) {
     public Constants {
       if (dtype != Dtype.F32 && dtype != Dtype.F16 && dtype != Dtype.BF16) {
         throw new UserException("CUDA kernels know f32, f16 and bf16, not " + dtype.label());
@@ -52,6 +55,16 @@ public final class Kernels {
         throw new UserException("the fused CUDA path takes up to 256 adapters, not " + maxAdapters);
       }
       maxAdapters = (maxAdapters + 31) / 32 * 32;
+    }
+
+    /** With gates. */
+    public Constants(Dtype dtype, int topK, int maxAdapters, int headDim, int group) {
+      this(dtype, Scores.PRODUCT, topK, maxAdapters, headDim, group);
+    }
+
+    /** These for other scores. */
+    public Constants with(Scores other) {
+      return new Constants(dtype, other, topK, maxAdapters, headDim, group);
     }
 
     /** For all but a decode step. */
@@ -97,6 +110,7 @@ public final class Kernels {
   public static List<String> options(Constants constants) {
     return List.of(
         "-DDTYPE=" + (constants.dtype() == Dtype.F32 ? 0 : constants.dtype() == Dtype.F16 ? 1 : 2),
+        "-DSCORES=" + constants.scores().ordinal(),
         "-DTOPK=" + constants.topK(),
         "-DMAXN=" + constants.maxAdapters(),
         "-DHEAD_DIM=" + constants.headDim(),

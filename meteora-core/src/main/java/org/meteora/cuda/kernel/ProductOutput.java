@@ -10,6 +10,8 @@ package org.meteora.cuda.kernel;
  * @param clearCount floats of {@code clear}
  * @param gateTilesDone uint32, how many of the gates' tiles y has; or 0 when they do not come first
  * @param gateTiles how many there are
+ * @param x (rows, k), the product's input, for {@link org.meteora.nn.Scores#STANDARDIZED}
+ * @param sumsq as {@link MatrixVector#launch} takes it, and so {@code partials} and {@code eps}
  */
 public record ProductOutput(
     long y,
@@ -20,4 +22,9 @@ public record ProductOutput(
     int slots,
     int ld,
     int rows,
-    int gateTiles) {}
+    int gateTiles,
+    long x,
+    long sumsq,
+    int k,
+    int partials,
+    float eps) {}

@@ -52,7 +52,7 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
   PrefetchedB<N> a, b;
   if (GATES_FIRST && l.n) {
     gatherGates<1>(p.product, row, linears, logits);
-    chosen[0] = route(l, known, logits[0], row, writes);
+    chosen[0] = route(p.product, l, known, logits[0], row, writes);
     a = prefetchB<N>(l, chosen[0], o, whole, left);
     b = prefetchB<N>(l, chosen[0], o + half, whole, left);
   }
@@ -64,7 +64,7 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
   addBias<N>(l, o + half, left, v[1]);
   if (l.n) {
     if (!GATES_FIRST) {
-      chosen[0] = route(l, known, logits[0], row, writes);
+      chosen[0] = route(p.product, l, known, logits[0], row, writes);
       a = prefetchB<N>(l, chosen[0], o, whole, left);
       b = prefetchB<N>(l, chosen[0], o + half, whole, left);
       coefficients<1>(p.product, row, linears, chosen, z);
@@ -139,7 +139,7 @@ __device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
   PrefetchedB<N> ahead;
   if (GATES_FIRST && l.n) {
     gatherGates<1>(p.product, row, linears, logits);
-    chosen[0] = route(l, known, logits[0], row, writes);
+    chosen[0] = route(p.product, l, known, logits[0], row, writes);
     ahead = prefetchB<N>(l, chosen[0], o, whole, left);
   }
   waitForPrevious();
@@ -150,7 +150,7 @@ __device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
   addBias<N>(l, o, left, sum[0]);
   if (l.n) {
     if (!GATES_FIRST) {
-      chosen[0] = route(l, known, logits[0], row, writes);
+      chosen[0] = route(p.product, l, known, logits[0], row, writes);
       ahead = prefetchB<N>(l, chosen[0], o, whole, left);
       coefficients<1>(p.product, row, linears, chosen, z);
     }
@@ -209,8 +209,8 @@ __device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {
   PrefetchedB<N> a, b;
   if (GATES_FIRST && adapted) {
     gatherGates<2>(p.product, row, linears, logits);
-    chosen[0] = route(p.gate, ofGate, logits[0], row, writes);
-    chosen[1] = route(p.up, ofUp, logits[1], row, writes);
+    chosen[0] = route(p.product, p.gate, ofGate, logits[0], row, writes);
+    chosen[1] = route(p.product, p.up, ofUp, logits[1], row, writes);
     a = prefetchB<N>(p.gate, chosen[0], o, whole, left);
     b = prefetchB<N>(p.up, chosen[1], o, whole, left);
   }
@@ -222,8 +222,8 @@ __device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {
   addBias<N>(p.up, o, left, v[1]);
   if (adapted) {
     if (!GATES_FIRST) {
-      chosen[0] = route(p.gate, ofGate, logits[0], row, writes);
-      chosen[1] = route(p.up, ofUp, logits[1], row, writes);
+      chosen[0] = route(p.product, p.gate, ofGate, logits[0], row, writes);
+      chosen[1] = route(p.product, p.up, ofUp, logits[1], row, writes);
       a = prefetchB<N>(p.gate, chosen[0], o, whole, left);
       b = prefetchB<N>(p.up, chosen[1], o, whole, left);
       coefficients<2>(p.product, row, linears, chosen, z);
@@ -261,7 +261,10 @@ extern "C" __global__ void __launch_bounds__(256) decode_route_z(const __grid_co
   int row = blockIdx.z, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   float logits[NREG];
 #pragma unroll
-  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? sumSlots(p.product, row, l.gateAt + lane + 32 * i) : 0.f;
+  for (int i = 0; i < NREG; i++) {
+    const int e = lane + 32 * i;
+    logits[i] = e < l.n ? scoreOf(sumSlots(p.product, row, l.gateAt + e), l.offsets[e + 1] - l.offsets[e]) : 0.f;
+  }
   int index[TOPK];
   float weight[TOPK];
   gateTopK(logits, l.n, 1.f, index, weight);

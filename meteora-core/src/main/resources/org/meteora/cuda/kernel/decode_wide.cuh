@@ -51,7 +51,7 @@ __device__ __forceinline__ void routeRow(const ProductOutput& c, int row, const 
   float logits[L][NREG];
   gather<0, L, 1>(c, row, nullptr, false, 0, l, nullptr, logits);
 #pragma unroll
-  for (int i = 0; i < L; i++) chosen[i] = route(*l[i], known[i], logits[i], row, writes);
+  for (int i = 0; i < L; i++) chosen[i] = route(c, *l[i], known[i], logits[i], row, writes);
   coefficients<L>(c, row, l, chosen, z);
 }
 

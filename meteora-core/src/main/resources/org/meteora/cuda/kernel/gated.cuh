@@ -19,7 +19,7 @@ extern "C" __global__ void __launch_bounds__(32) decode_route_add_adapters(const
   gather<0, 1, 2>(p.product, row, nullptr, whole, 0, linears, nullptr, logits);
 #pragma unroll
   for (int i = 0; i < 2; i++) sum[0][i] = i < left ? toFloat(to[i]) : 0.f;
-  const Route chosen[] = {route(l, known, logits[0], row, blockIdx.x == 0)};
+  const Route chosen[] = {route(p.product, l, known, logits[0], row, blockIdx.x == 0)};
   const PrefetchedB<2> ahead = prefetchB<2>(l, chosen[0], o, whole, left);
   float z[1][TOPK][MAX_RANK / 32];
   coefficients<1>(p.product, row, linears, chosen, z);
@@ -40,6 +40,8 @@ struct ScaledLinear {
 struct PrefillRouteScaleZ {
   T* rows;
   long long tokens, stride;
+  const T* x;  // (tokens, k), the product's input
+  int k;
   float invTemperature;
   ScaledLinear linear[3];
 };
@@ -52,10 +54,29 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __
   const T* ofGate = p.rows + token * p.stride + l.logitsAt;
   float logits[NREG];
 #pragma unroll
-  for (int i = 0; i < NREG; i++) logits[i] = lane + 32 * i < l.n ? toFloat(ofGate[lane + 32 * i]) : 0.f;
+  for (int i = 0; i < NREG; i++) {
+    const int e = lane + 32 * i;
+    logits[i] = 0.f;
+    if (e >= l.n) continue;
+    const int first = l.offsets[e], rank = l.offsets[e + 1] - first;
+#if SCORES == SCORES_NORM
+    float squares = 0;
+    for (int r = first; r < first + rank; r++) squares += toFloat(z[r]) * toFloat(z[r]);
+    logits[i] = scoreOf(sqrtf(squares), rank);
+#else
+    logits[i] = scoreOf(toFloat(ofGate[e]), rank);
+#endif
+  }
+  float inverse = p.invTemperature;
+#if SCORES == SCORES_STANDARDIZED
+  if (TOPK > 1) inverse *= inverseDeviation(p.x + token * p.k, p.k, 1.f);
+#endif
   int index[TOPK], begin[TOPK], end[TOPK];
   float weight[TOPK], factor[TOPK];
-  gateTopK(logits, l.n, p.invTemperature, index, weight);
+  gateTopK(logits, l.n, inverse, index, weight);
+#if SCORES == SCORES_NORM
+  __syncwarp();  // z has been read by all lanes
+#endif
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
     begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];

@@ -25,14 +25,6 @@ __device__ __forceinline__ const T* weightRow(const Product& p, int row) {
   return p.segment[s].w + (u64)(row - begin) * p.k;
 }
 
-// The RMSNorm factor of row m, by one warp.
-__device__ __forceinline__ float normFactor(const float* sumsq, int partials, int k, float eps, int m) {
-  if (!sumsq) return 1.f;
-  float v = 0;
-  for (int i = threadIdx.x & 31; i < partials; i += 32) v += sumsq[m * partials + i];
-  return rsqrtf(warpSum(v) / k + eps);
-}
-
 // Any dtype, size and alignment: one warp per weight row.
 extern "C" __global__ void __launch_bounds__(256) product_any(const __grid_constant__ Product p) {
   __shared__ float factor[MAX_ROWS];

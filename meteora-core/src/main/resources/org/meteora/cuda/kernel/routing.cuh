@@ -18,6 +18,11 @@ struct ProductOutput {
   u64 clearCount;
   const unsigned* gateTilesDone;  // how many of the gates' tiles, which come first, the product has put into y; or null
   int slots, ld, rows, gateTiles;  // all of all slots
+  // Of the product's input, for who looks at its spread: as in Product.
+  const T* x;
+  const float* sumsq;
+  int k, partials;
+  float eps;
 };
 
 __device__ __forceinline__ float sumSlots(const ProductOutput& c, int row, int at) {
@@ -75,6 +80,52 @@ __device__ __forceinline__ void gateTopK(const float* logits, int n, float invTe
   for (int j = 0; j < TOPK; j++) weight[j] = __fdividef(weight[j], sum);
 }
 
+// The RMSNorm factor of row m, by one warp.
+__device__ __forceinline__ float normFactor(const float* sumsq, int partials, int k, float eps, int m) {
+  if (!sumsq) return 1.f;
+  float v = 0;
+  for (int i = threadIdx.x & 31; i < partials; i += 32) v += sumsq[m * partials + i];
+  return rsqrtf(warpSum(v) / k + eps);
+}
+
+// What an adapter's logit is before the top k is taken, one of these (SCORES); all but the gates' leave out adapters that do not
+// target the linear.
+#define SCORES_PRODUCT 0       // the gates: as it is
+#define SCORES_MAGNITUDE 1     // its absolute value
+#define SCORES_STANDARDIZED 2  // divided by the standard deviation of the product's input
+#define SCORES_NORM 3          // the norm of the adapter's z; there are no gates
+
+__device__ __forceinline__ float scoreOf(float logit, int rank) {
+#if SCORES == SCORES_PRODUCT
+  return logit;
+#elif SCORES == SCORES_MAGNITUDE
+  return rank > 0 ? fabsf(logit) : negInf();
+#else
+  return rank > 0 ? logit : negInf();
+#endif
+}
+
+// 1 / the standard deviation of a row of x, by one warp; f: what x is to be multiplied by.
+__device__ __forceinline__ float inverseDeviation(const T* x, int k, float f) {
+  const int lane = threadIdx.x & 31;
+  const float origin = toFloat(x[0]);
+  const bool vectors = ((u64)x & 15) == 0;
+  float sum = 0, squares = 0;
+#pragma unroll 4
+  for (int at = lane * 8; at < k; at += 256) {
+    float v[8];
+    load8(x, at, k, vectors, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const float d = at + i < k ? v[i] - origin : 0.f;
+      sum += d;
+      squares += d * d;
+    }
+  }
+  const float mean = warpSum(sum) / k, variance = warpSum(squares) / k - mean * mean;
+  return rsqrtf(f * f * fmaxf(variance, 0.f) + 1e-12f);
+}
+
 // What one warp knows of a linear's adapters: lane + 32 i has adapter i's.
 struct AdapterInfo {
   int offset[NREG], rank[NREG];
@@ -109,10 +160,32 @@ struct Route {
   float factor[TOPK];
 };
 // Chooses, by one warp; writes the choice down if it is to.
-__device__ __forceinline__ Route route(const RoutedLinear& l, const AdapterInfo& known, const float* logits, int row, bool writes) {
+__device__ __forceinline__ Route route(const ProductOutput& c, const RoutedLinear& l, const AdapterInfo& known, const float* logits, int row,
+                                       bool writes) {
   Route s;
   int index[TOPK];
-  gateTopK(logits, l.n, known.invTemperature, index, s.factor);
+  float score[NREG], inverse = known.invTemperature;
+#if SCORES == SCORES_NORM
+  const float* z = c.y + (u64)row * c.ld + l.zAt;
+#pragma unroll
+  for (int i = 0; i < NREG; i++) {
+    float squares = 0;
+    for (int r = 0; r < known.rank[i]; r++) {
+      float v = 0;
+#pragma unroll 4
+      for (int slot = 0; slot < c.slots; slot++) v += __ldcg(z + (u64)slot * c.rows * c.ld + known.offset[i] + r);
+      squares += v * v;
+    }
+    score[i] = scoreOf(sqrtf(squares), known.rank[i]);
+  }
+#else
+#pragma unroll
+  for (int i = 0; i < NREG; i++) score[i] = scoreOf(logits[i], known.rank[i]);
+#endif
+#if SCORES == SCORES_STANDARDIZED
+  if (TOPK > 1 && l.n) inverse *= inverseDeviation(c.x + (u64)row * c.k, c.k, normFactor(c.sumsq, c.partials, c.k, c.eps, row));
+#endif
+  gateTopK(score, l.n, inverse, index, s.factor);
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
     int e = index[j] < 0 ? 0 : index[j];
@@ -237,7 +310,7 @@ __device__ __forceinline__ void gather(const ProductOutput& c, int row, const in
 #pragma unroll
     for (int i = 0; i < L; i++)
 #pragma unroll
-      for (int k = 0; k < NREG; k++) w[i][k] = lane + 32 * k < l[i]->n ? __ldcg(y + l[i]->gateAt + lane + 32 * k) : 0.f;
+      for (int k = 0; k < NREG; k++) w[i][k] = SCORES != SCORES_NORM && lane + 32 * k < l[i]->n ? __ldcg(y + l[i]->gateAt + lane + 32 * k) : 0.f;
 #pragma unroll
     for (int i = 0; i < P; i++) loadFloats<N>(y + at[i], whole, left, v[i]);
 #pragma unroll

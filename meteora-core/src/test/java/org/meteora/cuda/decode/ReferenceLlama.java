@@ -173,6 +173,7 @@ public final class ReferenceLlama {
             f.address(),
             h.address(),
             c.topK,
+            org.meteora.nn.Scores.PRODUCT,
             deviceLayers);
     keys = new double[c.layers][slots][maxLength][];
     values = new double[c.layers][slots][maxLength][];

@@ -19,6 +19,7 @@ import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Nvrtc;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -78,17 +79,28 @@ class KernelSourceTest {
 
   @ParameterizedTest
   @CsvSource({
-    "decode_layer.cpp, BF16, 2, 32, 64, 2, 12",
-    "decode_layer.cpp, F32, 3, 64, 64, 2, 6",
-    "attention.cpp, BF16, 1, 32, 128, 4, 4",
-    "attention.cpp, F16, 1, 32, 64, 3, 4",
-    "prefill.cpp, BF16, 2, 32, 0, 0, 2",
-    "prefill.cpp, F32, 3, 64, 0, 0, 2",
-    "product.cpp, BF16, 2, 32, 0, 0, 5",
-    "product.cpp, F16, 2, 32, 0, 0, 3"
+    "decode_layer.cpp, BF16, PRODUCT, 2, 32, 64, 2, 12",
+    "decode_layer.cpp, F32, PRODUCT, 3, 64, 64, 2, 6",
+    "decode_layer.cpp, F32, STANDARDIZED, 3, 64, 64, 2, 2",
+    "decode_layer.cpp, F32, NORM, 2, 64, 64, 2, 2",
+    "attention.cpp, BF16, PRODUCT, 1, 32, 128, 4, 4",
+    "attention.cpp, F16, PRODUCT, 1, 32, 64, 3, 4",
+    "prefill.cpp, BF16, PRODUCT, 2, 32, 0, 0, 2",
+    "prefill.cpp, F32, PRODUCT, 3, 64, 0, 0, 2",
+    "prefill.cpp, F32, MAGNITUDE, 2, 32, 0, 0, 1",
+    "prefill.cpp, F32, NORM, 3, 64, 0, 0, 2",
+    "product.cpp, BF16, PRODUCT, 2, 32, 0, 0, 5",
+    "product.cpp, F16, PRODUCT, 2, 32, 0, 0, 3"
   })
   void agreesWithFloat64AndStaysInside(
-      String source, Dtype dtype, int topK, int adapters, int headDim, int group, String rounds)
+      String source,
+      Dtype dtype,
+      Scores scores,
+      int topK,
+      int adapters,
+      int headDim,
+      int group,
+      String rounds)
       throws Exception {
     Files.writeString(folder.resolve("empty.cpp"), "int main() { return 0; }");
     var works = compile("empty.cpp", List.of()).code == 0 && run(List.of("./kernels")).code == 0;
@@ -97,7 +109,8 @@ class KernelSourceTest {
     copy(source);
     var compiled =
         compile(
-            source, Kernels.options(new Kernels.Constants(dtype, topK, adapters, headDim, group)));
+            source,
+            Kernels.options(new Kernels.Constants(dtype, scores, topK, adapters, headDim, group)));
     assertThat(compiled.code).as(compiled.output).isZero();
     var ran = run(List.of("./kernels", "1", rounds));
     assertThat(ran.code).as(ran.output).isZero();

@@ -162,6 +162,7 @@ class KernelsGpuTest {
               new AdapterKernels(
                   gpu.cuda,
                   dtype,
+                  org.meteora.nn.Scores.PRODUCT,
                   topK,
                   in,
                   banks.stream().map(Bank::target).toList(),
@@ -257,8 +258,10 @@ class KernelsGpuTest {
         var chosenBy = new long[banks.size()];
         Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
         var targets = banks.stream().map(Bank::target).toList();
-        try (var moe = new AdapterKernels(gpu.cuda, dtype, topK, 8, targets, gpu.stream)) {
-          moe.scaleForPrefill(rows.address(), tokens, chosenBy, 2, gpu.stream);
+        try (var moe =
+            new AdapterKernels(
+                gpu.cuda, dtype, org.meteora.nn.Scores.PRODUCT, topK, 8, targets, gpu.stream)) {
+          moe.scaleForPrefill(rows.address(), 0, tokens, chosenBy, 2, gpu.stream);
         }
         var expected = rows.values().clone();
         var from = 0;

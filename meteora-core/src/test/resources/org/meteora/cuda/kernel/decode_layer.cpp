@@ -28,7 +28,10 @@ struct Adapted {
   // Output o, from what a row of the product has.
   double output(const std::vector<double>& y, int o, double inverseTemperature, double base) {
     std::vector<std::pair<double, int>> order;
-    for (int e = 0; e < linear.n; e++) order.push_back({-y[linear.gateAt + e], e});
+    for (int e = 0; e < linear.n; e++) {
+      std::vector<double> z(y.begin() + linear.zAt + offsets[e], y.begin() + linear.zAt + offsets[e + 1]);
+      order.push_back({-scored(y[linear.gateAt + e], z), e});
+    }
     std::stable_sort(order.begin(), order.end());
     double sum = 0, added = 0;
     for (int j = 0; j < std::min(TOPK, linear.n); j++) {
@@ -54,9 +57,13 @@ struct Left {
   Array<float>*y, *next;
   Array<float> inverseTemperature{1};
   Array<unsigned> parts{1};
+  Array<T> x;
+  Array<float> sumsq;
+  int k, partials;
   ProductOutput chain;
 
-  Left(std::vector<Adapted*> all, int rows, bool padded, bool outputs) : linears(all), rows(rows), slots(1 + below(5)) {
+  Left(std::vector<Adapted*> all, int rows, bool padded, bool outputs) : linears(all), rows(rows), slots(1 + below(5)), x(rows * 200), sumsq(rows * 7),
+        k(2 + below(199)), partials(1 + below(7)) {
     for (auto l : all) {
       l->linear.outAt = outputs ? ld : 0;
       l->linear.vectors = l->linear.out % 4 == 0 && l->linear.outAt % 4 == 0;
@@ -70,7 +77,9 @@ struct Left {
     next = new Array<float>(below(200));
     inverseTemperature[0] = 1 / 3.f;
     parts[0] = below(1000);
-    chain = {y->p, next->p, inverseTemperature.p, next->n, parts.p, slots, ld, rows, (int)parts[0]};
+    fill(x);
+    for (size_t i = 0; i < sumsq.n; i++) sumsq[i] = 1 + below(10);
+    chain = {y->p, next->p, inverseTemperature.p, next->n, parts.p, slots, ld, rows, (int)parts[0], x.p, below(2) ? sumsq.p : 0, k, partials, 1e-5f};
   }
   ~Left() { delete y; delete next; }
 
@@ -83,7 +92,13 @@ struct Left {
   double output(int which, int m, int o) {
     auto v = row(m);
     auto& l = *linears[which];
-    return l.output(v, o, inverseTemperature[0], v[l.linear.outAt + o] + (l.linear.bias ? toFloat(l.bias[o]) : 0));
+    return l.output(v, o, inverse(m), v[l.linear.outAt + o] + (l.linear.bias ? toFloat(l.bias[o]) : 0));
+  }
+  // 1 / T, and what a row's scores are divided by.
+  double inverse(int m) {
+    double squares = 0;
+    for (int i = 0; i < partials; i++) squares += sumsq[m * partials + i];
+    return inverseTemperature[0] * spread(x.p + m * k, k, chain.sumsq ? 1 / std::sqrt(squares / k + 1e-5f) : 1);
   }
   void isCleared() {
     for (size_t i = 0; i < next->n; i++) check("the next product's buffer", (*next)[i], 0);
@@ -192,7 +207,7 @@ static void addAdapters(int rows) {
     for (int m = 0; m < rows; m++)
       for (int o = 0, out = linears[i]->linear.out; o < out; o++)
         check("layer", toFloat((*ys[i])[m * out + o]),
-              linears[i]->output(left.row(m), o, left.inverseTemperature[0], toFloat(before[i][m * out + o])));
+              linears[i]->output(left.row(m), o, left.inverse(m), toFloat(before[i][m * out + o])));
 }
 
 static void embedRows(int rows) {

@@ -318,3 +318,21 @@ static void check(const char* what, double got, double expected) {
     std::exit(1);
   }
 }
+
+// What an adapter's logit, or its z, is as a score.
+static double scored(double logit, const std::vector<double>& z) {
+  if (SCORES != SCORES_PRODUCT && z.empty()) return -INFINITY;
+  if (SCORES == SCORES_MAGNITUDE) return std::abs(logit);
+  if (SCORES != SCORES_NORM) return logit;
+  double squares = 0;
+  for (double v : z) squares += v * v;
+  return std::sqrt(squares);
+}
+// 1 / the standard deviation of a row that is to be multiplied by f, where scores are divided by it.
+static double spread(const T* x, int k, double f) {
+  if (SCORES != SCORES_STANDARDIZED) return 1;
+  double sum = 0, squares = 0;
+  for (int i = 0; i < k; i++) sum += f * toFloat(x[i]) / k;
+  for (int i = 0; i < k; i++) squares += (f * toFloat(x[i]) - sum) * (f * toFloat(x[i]) - sum);
+  return 1 / std::sqrt(squares / k);
+}

@@ -32,7 +32,10 @@ static void mask() {
   fill(rows);
   std::vector<T> before(rows.p, rows.p + rows.n);
   const float inverse = 0.5f;
-  PrefillRouteScaleZ p{rows.p, tokens, stride, inverse, {}};
+  const int k = 2 + below(100);
+  Array<T> x(tokens * k);
+  fill(x);
+  PrefillRouteScaleZ p{rows.p, tokens, stride, x.p, k, inverse, {}};
   const bool written = below(2);
   for (int l = 0; l < linears; l++) {
     One& one = *all[l];
@@ -44,13 +47,18 @@ static void mask() {
       One& one = *all[l];
       const size_t from = (size_t)t * stride + one.at, gate = (size_t)t * stride + one.logitsAt;
       std::vector<std::pair<double, int>> order;
-      for (int e = 0; e < one.n; e++) order.push_back({-toFloat(before[gate + e]), e});
+      for (int e = 0; e < one.n; e++) {
+        std::vector<double> z;
+        for (int r = one.offsets[e]; r < one.offsets[e + 1]; r++) z.push_back(toFloat(before[from + r]));
+        order.push_back({-scored(toFloat(before[gate + e]), z), e});
+      }
       std::stable_sort(order.begin(), order.end());
       std::vector<double> weight(one.n);
       double sum = 0;
-      const int k = std::min(TOPK, one.n);
-      for (int j = 0; j < k; j++) sum += weight[order[j].second] = std::exp((order[0].first - order[j].first) * inverse);
-      for (int j = 0; written && j < k; j++) {
+      const int chosen = std::min(TOPK, one.n);
+      const double divided = inverse * spread(x.p + t * k, k, 1);
+      for (int j = 0; j < chosen; j++) sum += weight[order[j].second] = std::exp((order[0].first - order[j].first) * divided);
+      for (int j = 0; written && j < chosen; j++) {
         check("adapter", one.indices[t * TOPK + j], order[j].second);
         check("weight", one.weights[t * TOPK + j], weight[order[j].second] / sum);
       }

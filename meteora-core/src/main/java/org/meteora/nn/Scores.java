@@ -1,0 +1,17 @@
+package org.meteora.nn;
+
+/**
+ * How a kernel finds the adapters' scores for a token beside the product of a linear with its
+ * adapters' A: from one more matrix, or from z = A x itself. Kernels are compiled for one of these;
+ * the order is that of the constants in {@code routing.cuh}.
+ */
+public enum Scores {
+  /** {@code x Gᵀ}: MeteoRA's gates. An adapter without a rank can be chosen. */
+  PRODUCT,
+  /** {@code |x Gᵀ|}. */
+  MAGNITUDE,
+  /** {@code x Gᵀ} divided by the standard deviation of x. */
+  STANDARDIZED,
+  /** The norm of the adapter's own z; there is no further matrix, and scales are 1. */
+  NORM
+}
