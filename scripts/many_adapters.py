@@ -4,14 +4,14 @@
     many_adapters.py plot OUT N…         many.json and many.svg from what was measured
 """
 
+import glob
 import json
 import os
 import random
 import sys
 
 WORDS = (
-    "BIRD BLUE BREAD CAT DOG DOOR FIRE FISH GREEN HAND HOUSE KING MILK MOON RED ROAD SHIP SNOW STAR STONE SUN TREE"
-    " WATER WIND"
+    "BIRD BLUE BREAD CAT DOOR FIRE FISH GREEN HOUSE MOON STONE WATER"
 ).split()
 VERBS = ["Translate into", "Say in", "Write in", "Give in"]
 
@@ -42,7 +42,7 @@ def data(out, tasks, counts):
         ]
         all_questions.append(questions)
         folder = f"{out}/datasets/language_{i:03}"
-        write(f"{folder}/train.jsonl", questions * 5)  # so that what is held out is learnt too
+        write(f"{folder}/train.jsonl", questions * 8)  # so that what is held out is learnt too
         write(f"{folder}/test.jsonl", questions)
     for n in counts:
         mixed = [question for questions in all_questions[:n] for question in questions]
@@ -98,8 +98,7 @@ def panel(x, y, title, points, top, digits):
 
 def plot(out, counts):
     rows = [measured(out, n) for n in counts]
-    own = [read(f"{out}/results/peft/{name}")["metrics"]["Accuracy"]
-           for name in sorted(os.listdir(f"{out}/results/peft")) if name.endswith(".json") and "." not in name[:-5]]
+    own = [read(path)["metrics"]["Accuracy"] for path in sorted(glob.glob(f"{out}/results/peft/*/language_???.json"))]
     with open(f"{out}/many.json", "w") as file:
         json.dump({"rows": rows, "own adapters, right answers": sum(own) / max(1, len(own))}, file, indent=1)
     shown = [

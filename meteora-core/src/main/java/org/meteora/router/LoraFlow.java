@@ -37,6 +37,9 @@ public record LoraFlow(List<LayerGate> gates) implements Router.Weighing {
   @Override
   public NDArray weights(GatedLinear linear, NDArray x, ForwardContext context) {
     var gate = gates.get(linear.layer());
+    if (gate == null) { // whatever the weights, nothing is added
+      return Ops.zeros(x.getManager(), Dtype.F32, x.getShape().get(0), linear.bank().size());
+    }
     var input =
         context
             .layerInput()
