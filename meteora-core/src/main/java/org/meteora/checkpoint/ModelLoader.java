@@ -12,6 +12,7 @@ import org.meteora.generate.Tokenizer;
 import org.meteora.io.Progress;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Architecture;
+import org.meteora.model.Backend;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.MemoryNeed;
@@ -125,7 +126,11 @@ final class ModelLoader implements AutoCloseable {
           bytesInMemory / sharers.size() + 2 * bytesInMemory / (config.numHiddenLayers() + 2);
     }
     var need = MemoryNeed.NONE.and("weights", bytesInMemory).and(more);
-    need.require(backend);
+    need.lacking(backend)
+        .ifPresent(
+            lack -> {
+              throw new UserException(lack + smaller(backend));
+            });
     need.and(wanted)
         .lacking(backend)
         .ifPresent(
@@ -143,6 +148,12 @@ final class ModelLoader implements AutoCloseable {
               progress);
       return builder.build(config, banks.apply(builder), dropout, sharers);
     }
+  }
+
+  /** What takes less than a model that does not fit: no length or batch does. */
+  private String smaller(Backend backend) {
+    return (dtype == Dtype.F32 ? "; --dtype bf16 needs half of it" : "")
+        + (backend.readsMappedFiles() ? "" : "; --device cpu takes this machine's memory");
   }
 
   Architecture config() {

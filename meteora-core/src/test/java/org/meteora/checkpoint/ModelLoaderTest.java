@@ -156,6 +156,39 @@ class ModelLoaderTest {
     assertThat(open()).isEmpty();
   }
 
+  private boolean builds(MemoryNeed more, MemoryNeed wanted) {
+    return ModelLoader.load(
+        folder.resolve("base"),
+        "cpu",
+        Optional.empty(),
+        org.meteora.parallel.Collective.single(),
+        loader -> {
+          try (loader) {
+            var files = loader.own(SafetensorsFolder.open(folder.resolve("base")));
+            var base = new ModelLoader.Base(files, "", null);
+            return loader
+                .build(base, builder -> (layer, module) -> null, more, wanted, Flags.AUTO, 0)
+                .manager()
+                .isOpen();
+          }
+        });
+  }
+
+  /** What cannot be is refused before anything is read; what may be asked for is a warning. */
+  @Test
+  void aModelThatDoesNotFitIsOneLine() throws IOException {
+    var huge = MemoryNeed.NONE.and("adapters", 1L << 60);
+    assertThatThrownBy(() -> builds(huge, MemoryNeed.NONE))
+        .isInstanceOf(UserException.class)
+        .hasMessageMatching(
+            "this machine has too little memory: [\\d,]+ MiB are needed \\(weights 1 MiB, adapters"
+                + " 1,099,511,627,777 MiB\\), [\\d,]+ MiB are free; --dtype bf16 needs half of"
+                + " it");
+    assertThat(open()).isEmpty();
+    assertThat(builds(MemoryNeed.NONE, huge)).isTrue();
+    assertThat(open()).isEmpty();
+  }
+
   @Test
   void closesTheRestWhereClosingFails() {
     var closed = new ArrayList<Integer>();
