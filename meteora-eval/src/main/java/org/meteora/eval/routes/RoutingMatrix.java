@@ -1,17 +1,13 @@
 package org.meteora.eval.routes;
 
-import com.fasterxml.jackson.core.JsonGenerator;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Base64;
 import java.util.List;
 import java.util.Map;
-import java.util.TreeMap;
 import java.util.function.Function;
 import org.meteora.eval.BatchObserver;
-import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.RoutingListener;
 import org.meteora.parallel.Collective;
@@ -26,7 +22,7 @@ import org.meteora.parallel.Collective;
  * evaluation.
  */
 public final class RoutingMatrix implements RoutingListener {
-  private static final int MODULES = RoutingRecorder.MODULES.size();
+  static final int MODULES = RoutingRecorder.MODULES.size();
 
   private static final class Gate {
     double[][] weight = new double[0][];
@@ -254,7 +250,8 @@ public final class RoutingMatrix implements RoutingListener {
     return expected < 0 ? 0 : first(task, layer, module)[expected];
   }
 
-  private double[] sum(String task, int layer, int module, boolean first) {
+  /** {@link #first} or {@link #shares}. */
+  double[] sum(String task, int layer, int module, boolean first) {
     int row = tasks.indexOf(task);
     var sum = new double[adapters.size()];
     long count = Math.max(1, count(task, layer, module));
@@ -281,132 +278,6 @@ public final class RoutingMatrix implements RoutingListener {
 
   /** Writes {@code routing.json}, {@code routing.png} and {@code routing.html}. */
   public void write(String title, Map<String, Object> settings, Path folder) {
-    AtomicFiles.requireWritableFolder(folder);
-    writeJson(settings, folder.resolve("routing.json"));
-    AtomicFiles.writeString(folder.resolve("routing.html"), html(title, settings));
-    Routes.picture(() -> RoutingMatrixPng.write(this, title, folder.resolve("routing.png")));
-  }
-
-  /** Shares and firsts over all gates, for every layer, for every module, and for every gate. */
-  public void writeJson(Map<String, Object> settings, Path file) {
-    AtomicFiles.writeStream(
-        file,
-        out -> {
-          try (var json =
-              Jsonl.JSON
-                  .getFactory()
-                  .createGenerator(out)
-                  .disable(JsonGenerator.Feature.AUTO_CLOSE_TARGET)) {
-            json.writeStartObject();
-            json.writeStringField("format", "meteora-routing-matrix-1");
-            json.writeObjectField("settings", settings);
-            json.writeObjectField("adapters", adapters);
-            json.writeObjectField("tasks", tasks);
-            json.writeObjectField("modules", RoutingRecorder.MODULES);
-            json.writeNumberField("layers", layers());
-            json.writeFieldName("all");
-            matrix(json, RoutingTrace.ALL, RoutingTrace.ALL);
-            json.writeArrayFieldStart("by_layer");
-            for (int layer = 0; layer < layers(); layer++) {
-              matrix(json, layer, RoutingTrace.ALL);
-            }
-            json.writeEndArray();
-            json.writeArrayFieldStart("by_module");
-            for (int module = 0; module < MODULES; module++) {
-              matrix(json, RoutingTrace.ALL, module);
-            }
-            json.writeEndArray();
-            json.writeArrayFieldStart("by_gate");
-            for (int layer = 0; layer < layers(); layer++) {
-              json.writeStartArray();
-              for (int module = 0; module < MODULES; module++) {
-                matrix(json, layer, module);
-              }
-              json.writeEndArray();
-            }
-            json.writeEndArray();
-            json.writeEndObject();
-          }
-        });
-  }
-
-  private void matrix(JsonGenerator json, int layer, int module) throws IOException {
-    json.writeStartObject();
-    json.writeArrayFieldStart("counted");
-    for (var each : tasks) {
-      json.writeNumber(count(each, layer, module));
-    }
-    json.writeEndArray();
-    json.writeArrayFieldStart("right_first");
-    for (var each : tasks) {
-      if (adapters.contains(each)) {
-        json.writeNumber((float) rightFirst(each, layer, module));
-      } else {
-        json.writeNull();
-      }
-    }
-    json.writeEndArray();
-    for (boolean first : new boolean[] {false, true}) {
-      json.writeArrayFieldStart(first ? "first" : "share");
-      for (var each : tasks) {
-        json.writeStartArray();
-        for (double value : sum(each, layer, module, first)) {
-          json.writeNumber((float) value);
-        }
-        json.writeEndArray();
-      }
-      json.writeEndArray();
-    }
-    json.writeEndObject();
-  }
-
-  /** One self-contained page: the heat map with selectors for layer, module and measure. */
-  String html(String title, Map<String, Object> settings) {
-    var meta = new TreeMap<String, Object>();
-    meta.put("adapters", adapters);
-    meta.put("tasks", tasks);
-    meta.put("codes", Palette.codes(adapters));
-    meta.put("modules", RoutingRecorder.MODULES);
-    meta.put("layers", layers());
-    meta.put("settings", settings);
-    return RoutesHtml.fill(
-        "matrix.html",
-        Map.of(
-            "title",
-            RoutesHtml.escape(title),
-            "meta",
-            RoutesHtml.embedded(meta),
-            "share",
-            quantised(false),
-            "first",
-            quantised(true),
-            "counts",
-            RoutesHtml.embedded(counts())));
-  }
-
-  private long[][] counts() {
-    var counts = new long[layers() * MODULES][tasks.size()];
-    for (int g = 0; g < counts.length; g++) {
-      for (int t = 0; t < tasks.size(); t++) {
-        counts[g][t] = count(tasks.get(t), g / MODULES, g % MODULES);
-      }
-    }
-    return counts;
-  }
-
-  /** Gates × tasks × adapters in 16 bits, little end first. */
-  private String quantised(boolean first) {
-    var bytes = new byte[layers() * MODULES * tasks.size() * adapters.size() * 2];
-    int at = 0;
-    for (int g = 0; g < layers() * MODULES; g++) {
-      for (var each : tasks) {
-        for (double value : sum(each, g / MODULES, g % MODULES, first)) {
-          int quantum = (int) Math.round(Math.clamp(value, 0, 1) * 65535);
-          bytes[at++] = (byte) quantum;
-          bytes[at++] = (byte) (quantum >> 8);
-        }
-      }
-    }
-    return Base64.getEncoder().encodeToString(bytes);
+    new RoutingMatrixFiles(this).write(title, settings, folder);
   }
 }
