@@ -36,7 +36,12 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
-/** {@code meteora bench train}: one optimiser step. */
+/**
+ * {@code meteora bench train}: one optimiser step.
+ *
+ * <p>Long, because each line that is measured is set up here, beside those that it is compared
+ * with.
+ */
 @Command(
     name = "train",
     description =

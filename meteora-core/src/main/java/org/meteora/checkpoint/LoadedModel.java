@@ -38,6 +38,9 @@ import org.meteora.tensor.Dtype;
 /**
  * A model ready to run: base, adapters, tokenizer and settings. Closing it frees its memory and its
  * files.
+ *
+ * <p>Long, because {@link Spec}, which describes what is loaded, and the ways to write one are a
+ * third of it.
  */
 public final class LoadedModel implements AutoCloseable {
   private final Spec spec;

@@ -37,6 +37,9 @@ import org.meteora.tensor.Ops;
 /**
  * A frozen base model with adapters to be trained, in memory that may be written to. Closing it
  * frees its memory and its files.
+ *
+ * <p>Long, because the ways in which a model to be trained comes to be stand side by side, each
+ * with what it begins with.
  */
 public final class TrainableModel implements AutoCloseable {
   private final Llama llama;

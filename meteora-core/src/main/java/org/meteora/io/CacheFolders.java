@@ -21,6 +21,8 @@ import org.slf4j.LoggerFactory;
  * Folders whose content is run: unpacked native libraries, compiled kernels. Such a folder belongs
  * to the user (or to root) and nobody else can write into it, nor into one above it; where there is
  * none, a fresh private one serves until the process ends.
+ *
+ * <p>Long, because whether a folder may be trusted is decided in one place, step by step.
  */
 public final class CacheFolders {
   private static final Logger LOG = LoggerFactory.getLogger(CacheFolders.class);

@@ -46,7 +46,7 @@ public final class Digests {
   /**
    * Feeds a digest with the first bytes of a file.
    *
-   * @param most how many at most
+   * @param maximum how many at most
    * @throws UserException when it cannot be read
    */
   public static void update(MessageDigest digest, Path file, long maximum) {

@@ -11,6 +11,8 @@ import java.lang.foreign.MemorySegment;
  * Tensor operations that DJL's {@link NDArray} lacks or cannot do in bfloat16. Results belong to
  * the manager of the first tensor argument unless a manager is given. All are differentiable unless
  * they say otherwise.
+ *
+ * <p>Long, because an operation is looked for in one place; each is a few lines.
  */
 public final class Ops {
   private Ops() {}

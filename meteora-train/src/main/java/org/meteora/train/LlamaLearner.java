@@ -46,6 +46,8 @@ import org.meteora.train.loss.LanguageModelLoss;
  * <p>The gates' loss is added where a layer is recorded: for a layer with output y and gradient g
  * the scalar {@code Σ y·g + weight · gateLoss(layer)} has the gradients wanted, in one backward
  * pass.
+ *
+ * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 public final class LlamaLearner implements Learner {
   private final Llama llama;

@@ -17,6 +17,8 @@ import org.meteora.nn.Projection;
  * recipe: {@code default} keeps what the adapters know (docs/training.md has the measurements),
  * {@code paper} is the original's training.
  *
+ * <p>Long, because it is a list of settings, with what each recipe gives them and what is refused.
+ *
  * @param batchSize samples of a micro-batch on each device
  * @param accumulation micro-batches a step
  * @param recipe {@code default} or {@code paper}

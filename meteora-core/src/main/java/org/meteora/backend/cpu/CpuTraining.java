@@ -32,6 +32,8 @@ import org.meteora.tensor.Workers;
  * <p>Threads share work by tokens where rows are added to, and by columns where the adapters'
  * gradients are: no two write the same number, and the sums' order depends on the number of threads
  * alone.
+ *
+ * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class CpuTraining {
   /** Rows gathered at once: as many as stay in the second-level cache. */

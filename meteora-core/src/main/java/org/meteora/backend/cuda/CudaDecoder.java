@@ -40,6 +40,9 @@ import org.meteora.tensor.Ops;
  * grows.
  *
  * <p>Not thread-safe.
+ *
+ * <p>Long, because a session is one state, of model, cache, rows and engine, that every step
+ * changes.
  */
 public final class CudaDecoder implements AutoCloseable {
   /** Sequences at most. */

@@ -35,6 +35,8 @@ import org.slf4j.LoggerFactory;
  * <p>A pass keeps the activations of as many layers as memory allows, the last ones, and computes
  * those of the others again from their inputs. One that runs out of memory in its forward part is
  * begun again with fewer.
+ *
+ * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class CudaTraining implements LlamaTraining {
   private static final Logger LOG = LoggerFactory.getLogger(CudaTraining.class);

@@ -24,6 +24,8 @@ import org.meteora.tensor.Ops;
  * [z | l] = [x̃ Aᵀ | x Gᵀ]      c = weight(l) · scale · z      y = x Wᵀ + c Bᵀ
  * ∂c = ∂y B   ∂B = ∂yᵀ c   [∂z | ∂l] from ∂c   ∂A = ∂zᵀ x̃   ∂G = ∂lᵀ x   ∂x = ∂y W + ∂l G,  ∂x̃ = ∂z A
  * </pre>
+ *
+ * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class TrainingGroup {
   /**

@@ -23,6 +23,8 @@ import org.meteora.tensor.Ops;
  * A decoder layer in training, forward and backward, on addresses. What lies between products is
  * made again where it is needed: of the forward pass z and logits, q, k, v, the sum behind
  * attention, gate and up are kept, and attention, which libtorch records.
+ *
+ * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class TrainingLayer {
   private static final int INPUTS = Projection.Input.values().length;

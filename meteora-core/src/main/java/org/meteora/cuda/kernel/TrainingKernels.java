@@ -11,6 +11,8 @@ import org.meteora.tensor.Dtype;
  * What a training step does between its matrix products, forward and backward, on somebody else's
  * memory. Arrays are row-major and one row is one token, except where a method says otherwise; an
  * address of 0 is an array that is not there.
+ *
+ * <p>Long, because each kernel has its argument and its launch here.
  */
 public final class TrainingKernels {
   private static final int THREADS = 256;

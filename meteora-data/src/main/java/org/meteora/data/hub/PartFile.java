@@ -32,6 +32,8 @@ import org.meteora.UserException;
  *
  * <p>Blocks are {@code missing}, {@code claimed} by one connection, or {@code done}. All methods
  * may be called from several threads.
+ *
+ * <p>Long, because the states of the blocks are under one lock.
  */
 final class PartFile implements Closeable {
   static final String PART = ".part";

@@ -78,16 +78,15 @@ public final class CompositeOracle implements Router.Reading {
     return new Written(tokens, adapters[(int) Math.min(ended, adapters.length - 1)]);
   }
 
-  /**
-   * What serves a batch.
-   *
-   * @param prompts each row's adapters, token by token
-   * @param written each row's answer so far
-   */
+  /** What serves a batch. */
   private final class Rows implements Choosing {
     private final List<int[]> prompts;
     private final List<Written> written;
 
+    /**
+     * @param prompts each row's adapters, token by token
+     * @param written each row's answer so far
+     */
     Rows(List<int[]> prompts, List<Written> written) {
       this.prompts = prompts;
       this.written = written;

@@ -35,6 +35,9 @@ import org.meteora.tensor.Ops;
  * {@link #publish} gathers everybody's slice. On a GPU a process keeps the master values of its
  * slice alone; whole they exist in the gradient buffer, from {@link #publish} until {@link
  * #clearGradients}.
+ *
+ * <p>Long, because two buffers, their slices and the model's tensors are kept in step here and
+ * nowhere else.
  */
 public final class FlatParameters implements AutoCloseable, Gradients {
   /** A parameter's place in the buffers. */
