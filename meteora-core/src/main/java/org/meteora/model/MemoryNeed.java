@@ -129,10 +129,11 @@ public record MemoryNeed(Map<String, Long> parts) {
   }
 
   /**
-   * What libtorch's recording of all layers' passes holds of so many tokens, at the most: what goes
-   * into every operation, of a hidden size some 24 numbers a token, of the MLP's 7.
+   * What libtorch's recording of all layers' passes holds of so many tokens, about: adapters on all
+   * projections and dropout included, 3.9 GB were measured for 720 tokens of a model with 30 layers
+   * of hidden size 576 and MLP size 1,536 in float32, 10.7 times {@link #layerBytes} a layer.
    */
   public static long recordedBytes(Architecture config, Dtype dtype, long tokens) {
-    return config.numHiddenLayers() * 7 * layerBytes(config, dtype, tokens);
+    return config.numHiddenLayers() * 11 * layerBytes(config, dtype, tokens);
   }
 }
