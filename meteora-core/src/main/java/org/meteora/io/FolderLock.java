@@ -66,7 +66,8 @@ public final class FolderLock implements AutoCloseable {
       return new FolderLock(channel);
     } catch (IOException e) {
       close(channel);
-      throw new UserException("cannot write " + file + ": " + AtomicFiles.reason(e), e);
+      throw new UserException(
+          "cannot write into the folder " + folder + ": " + AtomicFiles.reason(e), e);
     }
   }
 

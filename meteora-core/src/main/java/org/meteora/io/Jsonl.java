@@ -48,8 +48,7 @@ public final class Jsonl {
         try {
           node = JSON.readTree(line);
         } catch (JsonProcessingException e) {
-          throw new UserException(
-              file + ":" + number + ": not valid JSON: " + oneLine(e.getOriginalMessage()));
+          throw new UserException(file + ":" + number + ": not valid JSON: " + reason(e));
         }
         if (!node.isObject()) {
           throw new UserException(
@@ -115,15 +114,13 @@ public final class Jsonl {
     } catch (JsonProcessingException e) {
       var at = e.getLocation();
       throw new UserException(
-          file
-              + (at == null ? "" : ":" + at.getLineNr())
-              + ": not valid JSON: "
-              + oneLine(e.getOriginalMessage()));
+          file + (at == null ? "" : ":" + at.getLineNr()) + ": not valid JSON: " + reason(e));
     }
   }
 
-  /** A parser's message, without advice to programmers. */
-  private static String oneLine(String message) {
+  /** What a parser found wrong, in one line, without advice to programmers. */
+  public static String reason(JsonProcessingException e) {
+    var message = e.getOriginalMessage();
     return message == null
         ? ""
         : message

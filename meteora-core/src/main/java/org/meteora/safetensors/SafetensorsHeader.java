@@ -21,6 +21,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.io.Jsonl;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -97,8 +98,7 @@ record SafetensorsHeader(
     } catch (CharacterCodingException e) {
       throw broken(path, "the header is not UTF-8 text");
     } catch (JsonProcessingException e) {
-      throw broken(
-          path, "the header is not JSON: " + e.getOriginalMessage().replaceAll("\\s+", " "));
+      throw broken(path, "the header is not JSON: " + Jsonl.reason(e));
     }
     if (json == null || !json.isObject()) {
       throw broken(path, "the header is not a JSON object");

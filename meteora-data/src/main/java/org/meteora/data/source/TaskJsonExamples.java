@@ -146,7 +146,7 @@ record TaskJsonExamples(
           file
               + (at == null ? "" : ":" + at.getLineNr())
               + ": not valid JSON: "
-              + String.valueOf(json.getOriginalMessage()).replaceAll("\\s*\\R\\s*", " "),
+              + Jsonl.reason(json),
           e);
     }
     return new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
