@@ -277,7 +277,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
       }
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
       var slots = IntStream.range(0, batch).toArray();
-      decoder.begin(batch, context);
+      decoder.begin(batch, this.context + 2 * options.repeat.value() + BenchModel.WARM_UP, context);
       decoder.join(cache, slots);
       var uniform = new SplittableRandom(1).longs(batch).toArray();
       var next =

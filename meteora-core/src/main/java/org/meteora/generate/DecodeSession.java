@@ -54,9 +54,10 @@ public interface DecodeSession extends AutoCloseable {
   interface Provider extends AutoCloseable {
     /**
      * @param sequences at once, at most
+     * @param tokens that a sequence may come to, prompt and answer
      * @param context what the request wants of the gated layers
      */
-    DecodeSession begin(int sequences, ForwardContext context);
+    DecodeSession begin(int sequences, int tokens, ForwardContext context);
 
     /** Sequences at once that it is made for. */
     default int mostSequences() {

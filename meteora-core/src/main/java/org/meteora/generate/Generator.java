@@ -100,6 +100,11 @@ public final class Generator implements TokenGenerator {
       return answer.size() >= config.maxNewTokens() || prompt.length + answer.size() >= limit;
     }
 
+    /** Of prompt and answer, when it does not end before. */
+    int mostTokens() {
+      return (int) Math.min(limit, (long) prompt.length + config.maxNewTokens());
+    }
+
     /** Prompt and answer so far. */
     int[] tokens() {
       var all = Arrays.copyOf(prompt, prompt.length + answer.size());
@@ -181,7 +186,8 @@ public final class Generator implements TokenGenerator {
       prefixes = together ? Optional.empty() : Optional.of(new PrefixCache(model, prompts));
       prefill = new Prefill(model, sequences.getFirst().config.padTokenId(), prefixes);
       context = prefill.chosen(prompts, Generator.this.context);
-      session = decoding.begin(Math.min(most, sequences.size()), context);
+      int tokens = sequences.stream().mapToInt(Sequence::mostTokens).max().orElseThrow();
+      session = decoding.begin(Math.min(most, sequences.size()), tokens, context);
       scheduler =
           new Scheduler(
               new Scheduler.Limits(

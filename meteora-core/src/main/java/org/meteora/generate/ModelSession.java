@@ -34,7 +34,7 @@ public final class ModelSession implements DecodeSession {
   public static DecodeSession.Provider of(Llama model) {
     return new DecodeSession.Provider() {
       @Override
-      public DecodeSession begin(int sequences, ForwardContext context) {
+      public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
         return new ModelSession(model, context);
       }
 

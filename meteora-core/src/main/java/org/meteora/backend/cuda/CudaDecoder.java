@@ -54,6 +54,9 @@ public final class CudaDecoder implements AutoCloseable {
   /** Bytes that are left for a prefill. */
   private static final long RESERVE = 3L << 30;
 
+  /** Columns that are taken for a sequence before it needs them, at most. */
+  private static final int AHEAD = 1024;
+
   /** Columns added to the cache at least, when it is full. */
   private static final int GROW = 128;
 
@@ -259,10 +262,11 @@ public final class CudaDecoder implements AutoCloseable {
    * Begins anew, without sequences.
    *
    * @param sequences at once, at most
+   * @param tokens that a sequence may come to
    * @param context T and the listener
    * @throws UserException as the constructor
    */
-  public void begin(int sequences, ForwardContext context) {
+  public void begin(int sequences, int tokens, ForwardContext context) {
     close(cache);
     cache = null;
     listener = context.listener();
@@ -275,7 +279,9 @@ public final class CudaDecoder implements AutoCloseable {
       engine.close();
       engine = null;
     }
-    reserve(1);
+    // a cache that grows is copied, and graphs are captured anew: what may come is taken at once
+    long ahead = Math.min(Math.min(tokens, AHEAD), room() / sequences);
+    reserve((int) Math.max(1, ahead));
   }
 
   /** Columns of keys and values that there is memory for, of all sequences together. */
@@ -287,8 +293,10 @@ public final class CudaDecoder implements AutoCloseable {
             * config.numKeyValueHeads()
             * config.headDim()
             * model.dtype().bytes();
+    cuda.makeCurrent();
     long free = cuda.free(Long.MAX_VALUE) - RESERVE;
-    return (long) places * cache.capacity() + Math.max(0, free / 10 * 9 / column);
+    long there = cache == null ? 0 : (long) places * cache.capacity();
+    return there + Math.max(0, free / 10 * 9 / column);
   }
 
   /**
@@ -329,7 +337,7 @@ public final class CudaDecoder implements AutoCloseable {
       return;
     }
     if (cache == null) {
-      cache = model.newCache(model.manager(), new int[places], most + GROW);
+      cache = model.newCache(model.manager(), new int[places], most);
     } else {
       cache.place(new int[places], Math.min(longest, cache.capacity()));
       cache.reserve(most + GROW);

@@ -40,13 +40,13 @@ public final class CudaDecoding implements DecodeSession.Provider {
   }
 
   @Override
-  public DecodeSession begin(int sequences, ForwardContext context) {
+  public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
     var refusal = CudaDecoder.refusal(model, sequences, context);
     if (refusal.isEmpty()) {
       CudaDecoder decoder = null;
       try {
         decoder = decoder(context);
-        decoder.begin(sequences, context);
+        decoder.begin(sequences, tokens, context);
         return new Session(decoder, model.config().vocabSize());
       } catch (UserException e) {
         if (decoder != null) {

@@ -11,14 +11,19 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Runs the launches of steps as CUDA graphs, one for each number of rows, captured at the first
- * step; one launch after the other where graphs are turned off or cannot be captured.
+ * Runs the launches of steps as CUDA graphs, one for each number of rows, captured once a few steps
+ * of so many have shown that they go on; one launch after the other before that, and where graphs
+ * are turned off or cannot be captured.
  */
 final class StepGraphs implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(StepGraphs.class);
 
+  /** Steps of so many rows that are launched one by one before a capture is worth its time. */
+  private static final int FIRST = 3;
+
   private final Stream stream;
   private final Map<Integer, Graph> graphs = new HashMap<>();
+  private final Map<Integer, Integer> steps = new HashMap<>();
   private boolean enabled = true;
 
   StepGraphs(Stream stream) {
@@ -32,7 +37,8 @@ final class StepGraphs implements AutoCloseable {
 
   /** Queues a step of {@code rows}. */
   void launch(int rows, List<? extends Work> launches) {
-    if (enabled && !graphs.containsKey(rows)) {
+    boolean worth = enabled && steps.merge(rows, 1, Integer::sum) > FIRST;
+    if (worth && !graphs.containsKey(rows)) {
       try {
         graphs.put(rows, stream.capture(() -> launches.forEach(launch -> launch.on(stream))));
       } catch (UserException e) {
@@ -40,7 +46,7 @@ final class StepGraphs implements AutoCloseable {
         enabled = false;
       }
     }
-    if (enabled) {
+    if (graphs.containsKey(rows) && enabled) {
       graphs.get(rows).launch(stream);
     } else {
       launches.forEach(launch -> launch.on(stream));
@@ -52,5 +58,6 @@ final class StepGraphs implements AutoCloseable {
   public void close() {
     graphs.values().forEach(Graph::close);
     graphs.clear();
+    steps.clear();
   }
 }

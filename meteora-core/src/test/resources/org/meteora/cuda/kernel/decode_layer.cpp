@@ -358,9 +358,9 @@ int main(int, char** arguments) {
     ropeAppend(rows);
     addAdapters(rows);
     embedRows(rows);
-    addResidualNorm(rows);
-    siluUpWide(rows);
-    embedNorm(rows);
+    if (round <= 3) addResidualNorm(rows);
+    if (round <= 3) siluUpWide(rows);
+    if (round <= 3) embedNorm(rows);
 #if DTYPE != 0
     if (round <= 3) fewColumns();
 #endif
