@@ -79,7 +79,7 @@ class RoutersGpuTest {
         next(cpu, onHost, cpuCache, prompt, 7, expected);
         next(gpu, onDevice, gpuCache, prompt, 7, actual);
         var greedy = GenerationConfig.greedy(List.of(), 100);
-        decoder.begin(rows, actual);
+        decoder.begin(rows, 12, actual);
         decoder.join(gpuCache, IntStream.range(0, rows).toArray());
         for (int step = 0; step < 3; step++) {
           int add = step;
