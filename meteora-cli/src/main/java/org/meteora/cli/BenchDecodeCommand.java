@@ -9,7 +9,6 @@ import java.util.Optional;
 import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
-import java.util.stream.LongStream;
 import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
@@ -18,10 +17,7 @@ import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
-import org.meteora.moe.Router;
 import org.meteora.nn.Projection;
-import org.meteora.router.Oracle;
-import org.meteora.router.Routers;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -60,16 +56,10 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   private long beyond;
 
-  @Option(
-      names = "--router",
-      paramLabel = "A,B,…",
-      split = ",",
-      description = "Measure steps with these routers too, beside the gates'.")
-  private List<String> routers = List.of();
+  @Mixin private RouterListOption routers;
 
   @Override
   public Integer call() {
-    routers.forEach(Routers::require);
     var config = options.config();
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
@@ -141,8 +131,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 baseline[i],
                 floor);
           }
-          for (var name : routers) {
-            var routed = routed(name, model, batch, auto);
+          for (var name : routers.names()) {
+            var routed = RandomRouters.context(name, model, options.adapters, batch, auto);
             if (gpu && CudaDecoder.refusal(model, batch, routed).isEmpty()) {
               options.report(
                   name(batch, "router " + name),
@@ -172,28 +162,6 @@ final class BenchDecodeCommand implements Callable<Integer> {
       }
     }
     return 0;
-  }
-
-  /** With a router that has seen what it must see of the prompts. */
-  private ForwardContext routed(String name, Llama model, int batch, ForwardContext context) {
-    var names = IntStream.range(0, options.adapters).mapToObj(i -> "adapter " + i).toList();
-    var router = RandomRouters.of(name, model, names);
-    var routing = context.routing();
-    if (router instanceof Oracle oracle) {
-      router = oracle.of(names.getFirst());
-    } else if (router instanceof Router.Probing probing) {
-      var probe = probing.probe();
-      try (var manager = model.manager().newSubManager();
-          var cache = model.newCache(manager, new int[batch], 1)) {
-        var ids = LongStream.range(0, batch).map(i -> i % model.config().vocabSize()).toArray();
-        model.next(
-            manager.create(ids, Ops.shape(batch, 1)),
-            cache,
-            context.withRouting(routing.withRouter(probe)));
-      }
-      router = probe.chosen(routing.topK());
-    }
-    return context.withRouting(routing.withRouter(router));
   }
 
   /** Keys and values of the context. */

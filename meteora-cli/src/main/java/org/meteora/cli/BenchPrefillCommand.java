@@ -36,8 +36,11 @@ final class BenchPrefillCommand implements Callable<Integer> {
       description = "Tokens of each prompt (default: ${DEFAULT-VALUE}).")
   private int tokens;
 
+  @Mixin private RouterListOption routers;
+
   @Override
   public Integer call() {
+    var names = routers.names();
     var config = options.config();
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
@@ -70,6 +73,11 @@ final class BenchPrefillCommand implements Callable<Integer> {
             gatedFloor);
       }
       var auto = options.context(ForwardMode.AUTO);
+      for (var name : names) {
+        var routed = RandomRouters.context(name, model, options.adapters, batch, auto);
+        var times = options.medians(() -> prefill(base, auto), () -> prefill(model, routed));
+        options.report("router " + name, times[1], times[0], count, gatedFloor);
+      }
       var recorded = auto.withListener(Optional.of(options.recorder(batch)));
       var times = options.medians(() -> prefill(base, auto), () -> prefill(model, recorded));
       options.report("MeteoRA, auto, routing recorded", times[1], times[0], count, gatedFloor);

@@ -2,13 +2,18 @@ package org.meteora.cli;
 
 import java.util.List;
 import java.util.Random;
+import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
+import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.router.LoraFlow;
+import org.meteora.router.Oracle;
 import org.meteora.router.Phatgoose;
 import org.meteora.router.Routers;
 import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
 
 /** Routers over random models; those that are trained have random values. */
 final class RandomRouters {
@@ -47,5 +52,35 @@ final class RandomRouters {
                   .toList());
       default -> Routers.of(name, model, adapters);
     };
+  }
+
+  /**
+   * What a pass with a router over a random model's adapters wants; the router has seen what it
+   * must see of the prompts.
+   *
+   * @param adapters N
+   * @param batch sequences
+   * @param context with the gates
+   */
+  static ForwardContext context(
+      String name, Llama model, int adapters, int batch, ForwardContext context) {
+    var names = IntStream.range(0, adapters).mapToObj(i -> "adapter " + i).toList();
+    var router = of(name, model, names);
+    var routing = context.routing();
+    if (router instanceof Oracle oracle) {
+      router = oracle.of(names.getFirst());
+    } else if (router instanceof Router.Probing probing) {
+      var probe = probing.probe();
+      try (var manager = model.manager().newSubManager();
+          var cache = model.newCache(manager, new int[batch], 1)) {
+        var ids = LongStream.range(0, batch).map(i -> i % model.config().vocabSize()).toArray();
+        model.next(
+            manager.create(ids, Ops.shape(batch, 1)),
+            cache,
+            context.withRouting(routing.withRouter(probe)));
+      }
+      router = probe.chosen(routing.topK());
+    }
+    return context.withRouting(routing.withRouter(router));
   }
 }
