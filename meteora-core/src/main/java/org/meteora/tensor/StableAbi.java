@@ -15,6 +15,7 @@ import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
+import java.util.Arrays;
 
 /**
  * libtorch's stable C ABI ({@code aoti_torch_*}) through the foreign-function interface: what DJL's
@@ -304,13 +305,13 @@ final class StableAbi {
 
   /** A row-major tensor with these values on the manager's device. */
   static NDArray of(NDManager manager, MemorySegment values, long[] shape, Dtype dtype) {
-    long host = empty(shape, dtype.scalarType(), 0, 0);
-    try {
-      bytes(host).copyFrom(values); // must be as many: else one of both is too long
-    } catch (RuntimeException e) {
-      delete(host);
-      throw e;
+    long size = dtype.bytes() * Arrays.stream(shape).reduce(1, Math::multiplyExact);
+    if (size != values.byteSize()) {
+      throw new IllegalArgumentException(
+          values.byteSize() / dtype.bytes() + " values for " + Arrays.toString(shape));
     }
+    long host = empty(shape, dtype.scalarType(), 0, 0);
+    bytes(host).copyFrom(values);
     if (!manager.getDevice().isGpu()) {
       return adopt(manager, host);
     }

@@ -1,6 +1,7 @@
 package org.meteora.tensor;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
 import org.junit.jupiter.api.Test;
@@ -13,6 +14,20 @@ class OpsTest {
       var half = Ops.cast(x, Dtype.BF16);
       assertThat(Ops.dtype(half)).isEqualTo(Dtype.BF16);
       assertThat(Ops.cast(half, Dtype.F32).toFloatArray()).containsExactly(1, 1, -3);
+    }
+  }
+
+  @Test
+  void takesNumbersOfJavaArrays() {
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
+      var integers = Ops.of(manager, new long[] {1, -2, 1L << 40, 4, 5, 6}, 2, 3);
+      assertThat(integers.getShape()).isEqualTo(Ops.shape(2, 3));
+      assertThat(integers.toLongArray()).containsExactly(1, -2, 1L << 40, 4, 5, 6);
+      assertThat(Ops.of(manager, new float[] {0.5f}).getShape()).isEqualTo(Ops.shape());
+      assertThat(Ops.of(manager, new float[0], 0, 3).size()).isZero();
+      assertThatThrownBy(() -> Ops.of(manager, new float[] {1, 2, 3}, 2, 2))
+          .isInstanceOf(IllegalArgumentException.class)
+          .hasMessageContaining("3 values for [2, 2]");
     }
   }
 
