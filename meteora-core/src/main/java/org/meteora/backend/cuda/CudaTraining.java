@@ -339,8 +339,8 @@ final class CudaTraining implements LlamaTraining {
       var sized = new TrainingMemory.Region(0);
       new Plan(sized, numbers, gradients, p > 0);
       if (sized.taken() > workspace.size()) {
-        activations.release();
-        asked = 0;
+        close();
+        device.freeBytes(); // gives back what was too small, too
         workspace.reserve(sized.taken());
       }
       var plan = new Plan(workspace.region(), numbers, gradients, p > 0);

@@ -423,4 +423,52 @@ class CudaTrainingTest {
       assertThat(error(twice, expected)).isLessThan(1e-6);
     }
   }
+
+  /** Samples of unequal lengths that lie behind each other, and each of them by itself. */
+  @Test
+  void samplesDoNotSeeTheirNeighbours() throws Exception {
+    try (var together = new Model(16, 2, 16, true, 0, false, 5);
+        var apart = new Model(16, 2, 16, true, 0, false, 5)) {
+      var context = context(true);
+      var input = input(true, true, 0.7);
+      int length = input.length();
+      var all =
+          CudaTraining.of(together.llama, together, Recompute.ALL, device)
+              .orElseThrow()
+              .run(input, context, true, layer -> {});
+      var alone = CudaTraining.of(apart.llama, apart, Recompute.ALL, device).orElseThrow();
+      for (int row = 0; row < 3; row++) {
+        int from = row * length;
+        int own = input.lengths()[row];
+        var result =
+            alone.run(
+                new Input(
+                    Arrays.copyOfRange(input.ids(), from, from + own),
+                    new int[] {own},
+                    own,
+                    Arrays.copyOfRange(input.labels(), from, from + own),
+                    Arrays.copyOfRange(input.tasks(), from, from + own),
+                    input.weights(),
+                    input.gateWeight(),
+                    input.seed()),
+                context,
+                true,
+                layer -> {});
+        assertThat(error(result.losses(), Arrays.copyOfRange(all.losses(), from, from + own)))
+            .isLessThan(1e-5);
+        assertThat(
+                error(result.gateLosses(), Arrays.copyOfRange(all.gateLosses(), from, from + own)))
+            .isLessThan(1e-5);
+        assertThat(result.dominating())
+            .containsExactly(Arrays.copyOfRange(all.dominating(), from, from + own));
+      }
+      together.parameters.forEach(
+          (name, parameter) ->
+              assertThat(
+                      error(
+                          together.gradient(parameter), apart.gradient(apart.parameters.get(name))))
+                  .as(name)
+                  .isLessThan(1e-4));
+    }
+  }
 }
