@@ -493,4 +493,34 @@ class ProxiesTest {
         .isInstanceOf(UserException.class)
         .hasMessageContaining("HF_ENDPOINT");
   }
+
+  /** Sizes that nobody has, and a listing that goes on for ever. */
+  @Test
+  void listingsWithoutMeasure() throws Exception {
+    var file =
+        "{\"type\":\"file\",\"path\":\"a\",\"size\":9223372036854775807,\"oid\":\"%s\"}"
+            .formatted("0".repeat(40));
+    try (var server = canned(HEAD, json("", "[" + file + "," + file + "]"))) {
+      assertThatThrownBy(() -> direct(server, "").list(REPOSITORY))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("no size of \"a\"");
+    }
+    try (var server =
+        new Server(
+            (client, heard) -> {
+              for (; ; ) {
+                head(client.getInputStream());
+                heard.add("");
+                say(
+                    client,
+                    heard.size() == 1
+                        ? HEAD
+                        : json("Link: </api/x?cursor=" + heard.size() + ">; rel=next\r\n", "[]"));
+              }
+            })) {
+      assertThatThrownBy(() -> direct(server, "").list(REPOSITORY))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("more than 10000 pages");
+    }
+  }
 }
