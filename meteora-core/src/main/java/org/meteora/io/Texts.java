@@ -1,9 +1,11 @@
 package org.meteora.io;
 
 import java.io.BufferedReader;
+import java.io.FilterReader;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
+import java.io.Reader;
 import java.nio.ByteBuffer;
 import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
@@ -15,6 +17,8 @@ import org.meteora.UserException;
 public final class Texts {
   private static final char BYTE_ORDER_MARK = '\uFEFF';
   private static final char REPLACEMENT = '\uFFFD';
+
+  private static final int LONGEST_LINE = 1 << 26;
 
   private Texts() {}
 
@@ -40,14 +44,43 @@ public final class Texts {
     return withoutMark(text);
   }
 
-  /** Lines of a stream; malformed input is a {@link CharacterCodingException}. */
+  /**
+   * Lines of a stream; malformed input is a {@link CharacterCodingException}, a line that does not
+   * end an {@link IOException}.
+   */
   public static BufferedReader lines(InputStream in) throws IOException {
-    var reader = new BufferedReader(new InputStreamReader(in, StandardCharsets.UTF_8.newDecoder()));
+    var text = new InputStreamReader(in, StandardCharsets.UTF_8.newDecoder());
+    var reader = new BufferedReader(new Bounded(text));
     reader.mark(1);
     if (reader.read() != BYTE_ORDER_MARK) {
       reader.reset();
     }
     return reader;
+  }
+
+  /** Ends where a line is longer than any text: a device, or a file of another kind. */
+  private static final class Bounded extends FilterReader {
+    private long sinceLine;
+
+    Bounded(Reader in) {
+      super(in);
+    }
+
+    @Override
+    public int read(char[] to, int from, int length) throws IOException {
+      int n = in.read(to, from, length);
+      sinceLine += Math.max(0, n);
+      for (int i = from + n - 1; i >= from; i--) {
+        if (to[i] == '\n') {
+          sinceLine = from + n - 1 - i;
+          break;
+        }
+      }
+      if (sinceLine > LONGEST_LINE) {
+        throw new IOException("a line of more than " + LONGEST_LINE + " characters");
+      }
+      return n;
+    }
   }
 
   /** The text without the byte order mark that it may begin with. */

@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.io.IOException;
+import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -54,5 +55,30 @@ class TextsTest {
       boolean half = before[i] >= 0xD800 && before[i] <= 0xDFFF;
       assertThat(after[i]).isEqualTo(half ? 0xFFFD : before[i]);
     }
+  }
+
+  /** Such as a device, which has no end. */
+  @Test
+  void aLineWithoutEndIsRefused() {
+    var zeros =
+        new InputStream() {
+          @Override
+          public int read() {
+            return 0;
+          }
+
+          @Override
+          public int read(byte[] to, int from, int length) {
+            return length;
+          }
+        };
+    assertThatThrownBy(
+            () -> {
+              try (var lines = Texts.lines(zeros)) {
+                lines.readLine();
+              }
+            })
+        .isInstanceOf(IOException.class)
+        .hasMessageContaining("a line of more than 67108864 characters");
   }
 }
