@@ -1,17 +1,27 @@
 package org.meteora.cli;
 
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Locale;
+import java.util.Map;
 import java.util.Random;
+import java.util.TreeMap;
 import java.util.concurrent.Callable;
+import javax.imageio.ImageIO;
+import org.knowm.xchart.BitmapEncoder;
+import org.knowm.xchart.XYChartBuilder;
+import org.knowm.xchart.style.Styler;
+import org.knowm.xchart.style.markers.SeriesMarkers;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.generate.AnswerListener;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
 import org.meteora.generate.Request;
+import org.meteora.io.AtomicFiles;
+import org.meteora.io.Fonts;
 import org.meteora.model.Architecture;
 import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
@@ -70,6 +80,13 @@ final class BenchGenerateCommand implements Callable<Integer> {
   @Option(names = "--base", description = "Measure the base model too.")
   private boolean base;
 
+  @Option(
+      names = "--plot",
+      paramLabel = "FILE",
+      description = "Draw tokens a second over sequences at once into a PNG.")
+  private Path plot;
+
+  private final Map<String, Map<Integer, Double>> measured = new LinkedHashMap<>();
   private double bandwidth;
   private double multiplications;
 
@@ -83,6 +100,9 @@ final class BenchGenerateCommand implements Callable<Integer> {
         throw new UserException(
             "--shared-tokens must be below --prompt-tokens, " + promptTokens + ", not " + each);
       }
+    }
+    if (plot != null) {
+      AtomicFiles.requireWritableFolder(plot.toAbsolutePath().getParent());
     }
     var config = options.config();
     try (var manager = options.manager();
@@ -104,20 +124,41 @@ final class BenchGenerateCommand implements Callable<Integer> {
         }
       }
     }
+    if (plot != null) {
+      draw();
+    }
     return 0;
+  }
+
+  private void draw() {
+    Fonts.prepare();
+    var chart =
+        new XYChartBuilder()
+            .width(1100)
+            .height(600)
+            .title("Answers of " + newTokens + " tokens to prompts of " + promptTokens)
+            .xAxisTitle("sequences at once")
+            .yAxisTitle("tokens/s")
+            .build();
+    chart.getStyler().setLegendPosition(Styler.LegendPosition.OutsideE);
+    chart.getStyler().setYAxisMin(0.0);
+    measured.forEach(
+        (label, points) ->
+            chart
+                .addSeries(label, List.copyOf(points.keySet()), List.copyOf(points.values()))
+                .setMarker(SeriesMarkers.CIRCLE));
+    ImageIO.setUseCache(false); // else it needs a folder for temporary files
+    AtomicFiles.writeStream(
+        plot, out -> BitmapEncoder.saveBitmap(chart, out, BitmapEncoder.BitmapFormat.PNG));
   }
 
   private void measure(
       Generator generator, Architecture config, boolean gated, int atOnce, int prefix) {
     double ms = run(generator, config, atOnce, prefix, newTokens);
     double tokens = (double) atOnce * rounds * newTokens;
-    var name =
-        String.format(
-            Locale.ROOT,
-            "%s, %d sequences%s",
-            gated ? "MeteoRA" : "base model",
-            atOnce,
-            prefix > 0 ? ", " + prefix + " shared" : "");
+    var of = (gated ? "MeteoRA" : "base model") + (prefix > 0 ? ", " + prefix + " shared" : "");
+    var name = of + ", " + atOnce + " at once";
+    measured.computeIfAbsent(of, label -> new TreeMap<>()).put(atOnce, tokens / ms * 1000);
     options.report(name, ms, ms, tokens, bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
   }
 
