@@ -62,11 +62,6 @@ public final class KvCache implements AutoCloseable {
     return keys.length;
   }
 
-  /** Sequences that it holds. */
-  public int rows() {
-    return padding.length;
-  }
-
   /** Makes room for so many positions in all. */
   public void reserve(int positions) {
     if (positions <= capacity) {
@@ -213,31 +208,6 @@ public final class KvCache implements AutoCloseable {
     var view = Ops.narrow(paddingMask, 3, 0, length + tokens);
     view.attach(owner);
     return view;
-  }
-
-  /** Keeps these rows alone, in this order: finished rows leave the batch. */
-  public void keepRows(int[] rows) {
-    var index = new long[rows.length];
-    var kept = new int[rows.length];
-    for (int i = 0; i < rows.length; i++) {
-      index[i] = rows[i];
-      kept[i] = padding[rows[i]];
-    }
-    try (var ids = Ops.of(manager, index, index.length)) {
-      for (int layer = 0; layer < keys.length; layer++) {
-        keys[layer] = replaced(keys[layer], ids);
-        values[layer] = replaced(values[layer], ids);
-      }
-    }
-    padding = kept;
-    maskPadding();
-  }
-
-  private NDArray replaced(NDArray old, NDArray ids) {
-    var fewer = Ops.indexSelect(old, 0, ids);
-    fewer.attach(manager);
-    old.close();
-    return fewer;
   }
 
   @Override

@@ -29,6 +29,9 @@ import org.slf4j.LoggerFactory;
 /**
  * Has a model answer a task's prompts, the longest first, so that little is padded; the answers
  * come back in the data's order. Greedy answers do not depend on the batching; sampled ones do.
+ *
+ * <p>Long, because batches, streams of sequences and processes share one way to count and to hand
+ * over answers.
  */
 public final class Evaluator {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluator.class);

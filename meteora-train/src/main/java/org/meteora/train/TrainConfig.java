@@ -9,6 +9,7 @@ import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.lora.LoraConfig;
 import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
 
 /**
@@ -378,7 +379,7 @@ public record TrainConfig(
         s.has("append_eos") ? Optional.of(s.flag("append_eos", false)) : recipe.asAdapters(),
         s.choice("train", recipe.gatesOnly() ? "gates" : "all", "all", "gates").equals("gates"),
         s.number("gate_loss_weight", recipe.gateLossWeight(), 0, 1e9),
-        s.integer("routing_top_k", 2, 1),
+        s.integer("routing_top_k", RoutingSettings.DEFAULT.topK(), 1),
         s.text("device"),
         dtype,
         s.list("tasks"),

@@ -94,7 +94,7 @@ final class CudaForward extends PortableForward {
           outputs.add(forward(linear, x, context));
         }
       }
-      kernels.addFew(rows, bases, temperature, choices);
+      kernels.addForDecode(rows, bases, temperature, choices);
       return outputs;
     }
     try (var masked = kernels.masked(rows, temperature, choices)) {

@@ -123,7 +123,7 @@ final class FusedInference implements AutoCloseable {
    * @param y each linear's base product, {@code (tokens, out)} in memory; changed
    * @param choices as {@link AdapterKernels#addForDecode} takes them
    */
-  synchronized void addFew(NDArray x, List<NDArray> y, double temperature, long[] choices) {
+  synchronized void addForDecode(NDArray x, List<NDArray> y, double temperature, long[] choices) {
     cuda.makeCurrent();
     try (var rows = Ops.contiguous(x)) {
       kernels.addForDecode(

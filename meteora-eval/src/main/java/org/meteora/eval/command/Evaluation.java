@@ -39,6 +39,8 @@ import org.slf4j.LoggerFactory;
 /**
  * Evaluates tasks one after another, prints their scores and keeps what is asked for. The model is
  * loaded again only where a task wants another.
+ *
+ * <p>Long, because what a single evaluation and a sweep have in common stands beside both.
  */
 final class Evaluation implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluation.class);
