@@ -23,6 +23,9 @@ public interface DecodeSession extends AutoCloseable {
    */
   record Next(int slot, int token, int[] banned, long uniform, GenerationConfig config) {}
 
+  /** Sequences at once that there is memory for when they come to what was said. */
+  int sequences();
+
   /** Columns of keys and values that there is memory for, of all sequences together. */
   long room();
 
@@ -54,7 +57,7 @@ public interface DecodeSession extends AutoCloseable {
   interface Provider extends AutoCloseable {
     /**
      * @param sequences at once, at most
-     * @param tokens that a sequence may come to, prompt and answer
+     * @param tokens that a sequence is expected to come to, prompt and answer
      * @param context what the request wants of the gated layers
      */
     DecodeSession begin(int sequences, int tokens, ForwardContext context);

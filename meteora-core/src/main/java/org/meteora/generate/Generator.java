@@ -5,6 +5,7 @@ import java.util.Arrays;
 import java.util.BitSet;
 import java.util.List;
 import java.util.Optional;
+import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
@@ -24,6 +25,9 @@ import org.slf4j.LoggerFactory;
  */
 public final class Generator implements TokenGenerator {
   private static final Logger LOG = LoggerFactory.getLogger(Generator.class);
+
+  /** Tokens for which memory is taken at once, of a sequence that may get longer. */
+  private static final int EXPECTED = 1024;
 
   /** Tokens of prompts that those that run wait for at most. */
   private static final long PREFILL = 2048;
@@ -100,9 +104,10 @@ public final class Generator implements TokenGenerator {
       return answer.size() >= config.maxNewTokens() || prompt.length + answer.size() >= limit;
     }
 
-    /** Of prompt and answer, when it does not end before. */
-    int mostTokens() {
-      return (int) Math.min(limit, (long) prompt.length + config.maxNewTokens());
+    /** Of prompt and answer: all that it may come to, but answers end before most often. */
+    int expectedTokens() {
+      long most = Math.min(limit, (long) prompt.length + config.maxNewTokens());
+      return (int) Math.min(most, Math.max(EXPECTED, prompt.length + KvCache.BLOCK));
     }
 
     /** Prompt and answer so far. */
@@ -158,7 +163,14 @@ public final class Generator implements TokenGenerator {
       int piece = together ? most : Math.max(1, sequences.size());
       for (int from = 0; from < sequences.size(); from += piece) {
         var some = sequences.subList(from, Math.min(sequences.size(), from + piece));
-        try (var run = new Run(some, most, together, listener)) {
+        Run run;
+        try {
+          run = new Run(some, most, together, listener);
+        } catch (UserException e) {
+          some.forEach(sequence -> listener.onFailure(sequence.request, e));
+          continue;
+        }
+        try (run) {
           run.toTheEnd();
         }
       }
@@ -186,12 +198,19 @@ public final class Generator implements TokenGenerator {
       prefixes = together ? Optional.empty() : Optional.of(new PrefixCache(model, prompts));
       prefill = new Prefill(model, sequences.getFirst().config.padTokenId(), prefixes);
       context = prefill.chosen(prompts, Generator.this.context);
-      int tokens = sequences.stream().mapToInt(Sequence::mostTokens).max().orElseThrow();
-      session = decoding.begin(Math.min(most, sequences.size()), tokens, context);
+      int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
+      int wanted = Math.min(most, sequences.size());
+      session = decoding.begin(wanted, tokens, context);
+      if (together && session.sequences() < wanted) {
+        session.close();
+        throw new TooLittleMemory(
+            "too little memory for the keys and values of %d sequences of %,d tokens"
+                .formatted(wanted, tokens));
+      }
       scheduler =
           new Scheduler(
               new Scheduler.Limits(
-                  most,
+                  together ? most : Math.min(most, session.sequences()),
                   together ? Long.MAX_VALUE : session.room(),
                   KvCache.BLOCK,
                   PREFILL,

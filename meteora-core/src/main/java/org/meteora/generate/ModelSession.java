@@ -46,6 +46,11 @@ public final class ModelSession implements DecodeSession {
   }
 
   @Override
+  public int sequences() {
+    return Integer.MAX_VALUE;
+  }
+
+  @Override
   public long room() {
     return Long.MAX_VALUE;
   }

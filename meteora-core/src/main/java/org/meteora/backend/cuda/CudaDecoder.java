@@ -54,9 +54,6 @@ public final class CudaDecoder implements AutoCloseable {
   /** Bytes that are left for a prefill. */
   private static final long RESERVE = 3L << 30;
 
-  /** Columns that are taken for a sequence before it needs them, at most. */
-  private static final int AHEAD = 1024;
-
   /** Columns added to the cache at least, when it is full. */
   private static final int GROW = 128;
 
@@ -262,7 +259,7 @@ public final class CudaDecoder implements AutoCloseable {
    * Begins anew, without sequences.
    *
    * @param sequences at once, at most
-   * @param tokens that a sequence may come to
+   * @param tokens that a sequence is expected to come to
    * @param context T and the listener
    * @throws UserException as the constructor
    */
@@ -271,17 +268,20 @@ public final class CudaDecoder implements AutoCloseable {
     cache = null;
     listener = context.listener();
     temperature = context.routing().temperature();
-    places = sequences;
-    lengths = new int[sequences];
+    // a cache that grows is copied, and graphs are captured anew: what is expected is taken at once
+    places = (int) Math.clamp(room() / tokens, 1, sequences);
+    lengths = new int[places];
     present = new int[0];
-    cuda.makeCurrent();
-    if (engine != null && engine.maxRows() < sequences) {
+    if (engine != null && engine.maxRows() < places) {
       engine.close();
       engine = null;
     }
-    // a cache that grows is copied, and graphs are captured anew: what may come is taken at once
-    long ahead = Math.min(Math.min(tokens, AHEAD), room() / sequences);
-    reserve((int) Math.max(1, ahead));
+    reserve(tokens);
+  }
+
+  /** Sequences at once that there is memory for when they come to what was said. */
+  public int sequences() {
+    return places;
   }
 
   /** Columns of keys and values that there is memory for, of all sequences together. */

@@ -86,6 +86,11 @@ public final class CudaDecoding implements DecodeSession.Provider {
     }
 
     @Override
+    public int sequences() {
+      return decoder.sequences();
+    }
+
+    @Override
     public long room() {
       return decoder.room();
     }
