@@ -36,8 +36,9 @@ class AnswerWatchTest {
     assertThat(warnings(1, 3, 1.01, 1.2)).isEmpty(); // the best is kept
     assertThat(warnings(1, 3, 1.0, 1.3, 1.4))
         .isEqualTo(
-            "step 2: the answer loss rose from 1.0000 (step 1) to 1.3000: the adapters lose what"
-                + " they know; try a lower --adapter-learning-rate, or --train gates");
+            "step 2: the answer loss rose from 1.0000 (step 1) to 1.3000; try a lower"
+                + " --learning-rate or, if the adapters are trained too, a lower"
+                + " --adapter-learning-rate or --train gates");
     assertThat(warnings(1, 3, 2, 1.5))
         .startsWith("the answer loss, 1.5000 at best, stays 50% above the 1.0000 of each task's")
         .contains("--max-steps");

@@ -55,8 +55,9 @@ public final class AnswerWatch implements TrainingListener {
       log.accept(
           String.format(
               Locale.ROOT,
-              "step %d: the answer loss rose from %.4f (step %d) to %.4f: the adapters lose what"
-                  + " they know; try a lower --adapter-learning-rate, or --train gates",
+              "step %d: the answer loss rose from %.4f (step %d) to %.4f; try a lower"
+                  + " --learning-rate or, if the adapters are trained too, a lower"
+                  + " --adapter-learning-rate or --train gates",
               step,
               lowest,
               lowestStep,
