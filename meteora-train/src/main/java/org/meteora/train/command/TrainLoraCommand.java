@@ -187,7 +187,8 @@ public final class TrainLoraCommand implements Callable<Integer> {
                   missing,
                   (adapter, collective) -> trainings.apply(adapter).run(collective, sharers, stop));
             }
-            if (phatgoose != null && !stop.getAsBoolean()) {
+            boolean stopped = all.sum(new double[] {stop.getAsBoolean() ? 1 : 0})[0] > 0;
+            if (phatgoose != null && !stopped) {
               Function<String, PhatgooseTraining> vectors =
                   adapter ->
                       new PhatgooseTraining(
