@@ -61,7 +61,9 @@ class NativeMemoryGpuTest {
     assertThat(after.buffers - before.buffers).as(what).isLessThan(count * buffers);
   }
 
-  /** Batches of 1 to 20 prompts, so that rows leave, graphs of all sizes come, and some do without. */
+  /**
+   * Batches of 1 to 20 prompts, so that rows leave, graphs of all sizes come, and some do without.
+   */
   private static void generate(LoadedModel model, int calls) {
     var config = model.generationConfig().withGreedy().withMaxNewTokens(6);
     for (int call = 0; call < calls; call++) {
@@ -97,10 +99,7 @@ class NativeMemoryGpuTest {
   }
 
   private static int steps(
-      LoadedModel model,
-      List<int[]> prompts,
-      GenerationConfig config,
-      int wanted) {
+      LoadedModel model, List<int[]> prompts, GenerationConfig config, int wanted) {
     int steps = 0;
     while (steps < wanted) {
       steps += model.generator().generate(prompts, config).getFirst().length;

@@ -136,8 +136,7 @@ class NativeMemoryTest {
     for (int i = 0; i < count; i++) {
       try (var step = manager.newSubManager()) {
         llama
-            .next(
-                Ops.of(step, new long[] {65 + i % 26, 97 + i % 26}, 2, 1), cache, context)
+            .next(Ops.of(step, new long[] {65 + i % 26, 97 + i % 26}, 2, 1), cache, context)
             .toFloatArray();
       }
     }

@@ -68,7 +68,8 @@ class BenchGenerateTest {
 
   @Test
   void impossibleSizesAreNamed() {
-    assertThat(run(2, "--shared-tokens=90", "--prompt-tokens=80")).contains("--shared-tokens", "90");
+    assertThat(run(2, "--shared-tokens=90", "--prompt-tokens=80"))
+        .contains("--shared-tokens", "90");
     assertThat(run(2, "--rounds=0")).contains("--rounds");
   }
 }

@@ -61,7 +61,8 @@ class FirstHourTest {
         .startsWith("Usage: meteora merge --method NAME --output-dir DIR [OPTIONS]");
     assertThat(run("eval", "--help")).isZero();
     var help = out.toString();
-    assertThat(help.lines().findFirst()).contains("Usage: meteora eval (--task NAME,… | --rescore FILE) [OPTIONS]");
+    assertThat(help.lines().findFirst())
+        .contains("Usage: meteora eval (--task NAME,… | --rescore FILE) [OPTIONS]");
     int at = 0;
     for (var heading :
         new String[] {

@@ -169,8 +169,7 @@ class MachineTest {
   @Test
   void aFullHomeIsNamed() throws Exception {
     var home = folder.resolve("home");
-    var ended =
-        run(withDisk(home, "256k"), home.toString(), Native.class, TINY.toString());
+    var ended = run(withDisk(home, "256k"), home.toString(), Native.class, TINY.toString());
     assertThat(ended.code).as(ended.output).isEqualTo(2);
     assertThat(ended.output.strip())
         .contains("cannot unpack native libraries into " + home + "/.djl.ai: ")

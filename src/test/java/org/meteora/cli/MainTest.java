@@ -148,7 +148,9 @@ class MainTest {
         definitions
             .computeIfAbsent(option.longestName(), name -> new HashSet<>())
             .add(option.userObject());
-        assertThat(option.arity().min() == 0 ? "" : option.paramLabel()).as(option.longestName()).doesNotStartWith("<");
+        assertThat(option.arity().min() == 0 ? "" : option.paramLabel())
+            .as(option.longestName())
+            .doesNotStartWith("<");
       }
     }
     line.getSubcommands().values().forEach(sub -> collect(sub, definitions));

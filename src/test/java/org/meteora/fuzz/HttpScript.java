@@ -70,12 +70,14 @@ final class HttpScript implements AutoCloseable {
     var listing = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {LEN}\r\n";
     var text = new StringBuilder();
     text.append("@@ /revision/\r\n").append(listing).append("ETag: W/\"1\"\r\n\r\n");
-    text.append("{\"sha\":\"" + COMMIT + "\",\"gated\":false,\"siblings\":[{\"rfilename\":\"a\"}]}");
+    text.append(
+        "{\"sha\":\"" + COMMIT + "\",\"gated\":false,\"siblings\":[{\"rfilename\":\"a\"}]}");
     text.append("\r\n@@ /tree/\r\n").append(listing);
     text.append("Link: <https://hub.invalid/api/models/o/n/tree/" + COMMIT);
     text.append("?recursive=true&cursor=Y3Vy%3D>; rel=\"next\"\r\n\r\n");
     text.append("[{\"type\":\"directory\",\"path\":\"d\",\"size\":0},{\"type\":\"file\",");
-    text.append("\"path\":\"a.txt\",\"size\":5,\"oid\":\"" + hash("SHA-1", "blob 5\0hello") + "\"}]");
+    text.append(
+        "\"path\":\"a.txt\",\"size\":5,\"oid\":\"" + hash("SHA-1", "blob 5\0hello") + "\"}]");
     text.append("\r\n@@ cursor=\r\n");
     if (chunked) {
       text.append("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -88,7 +90,13 @@ final class HttpScript implements AutoCloseable {
     text.append("\r\n@@ a.txt\r\n");
     text.append(
         chunked
-            ? "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+            ? "HTTP/1.1 200 OK\r\n"
+                + "Transfer-Encoding: chunked\r\n\r\n"
+                + "2\r\n"
+                + "he\r\n"
+                + "3\r\n"
+                + "llo\r\n"
+                + "0\r\n\r\n"
             : "HTTP/1.1 200 OK\r\nContent-Length: {LEN}\r\nX-Linked-Size: 5\r\n\r\nhello");
     text.append("\r\n@@ b%20c.bin\r\nHTTP/1.1 302 Found\r\nX-Repo-Commit: " + COMMIT + "\r\n");
     text.append("Location: http://cdn.invalid/blob/b?x=1&Expires=9\r\nContent-Length: {LEN}\r\n");
@@ -262,8 +270,7 @@ final class HttpScript implements AutoCloseable {
       from = Math.min(CONTENT.length, Integer.parseInt(range.group(1)));
       to = Math.clamp(Long.parseLong(range.group(2)), from, CONTENT.length - 1);
     }
-    var part =
-        new String(CONTENT, from, Math.max(0, to + 1 - from), StandardCharsets.ISO_8859_1);
+    var part = new String(CONTENT, from, Math.max(0, to + 1 - from), StandardCharsets.ISO_8859_1);
     var text =
         reply
             .replace("{FROM}", String.valueOf(from))

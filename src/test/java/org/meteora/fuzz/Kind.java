@@ -14,32 +14,32 @@ import java.util.Optional;
 import java.util.stream.Stream;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.data.Sample;
-import org.meteora.data.config.MeteoraConfig;
-import org.meteora.data.source.SourceLocator;
-import org.meteora.data.tasks.Tasks;
 import org.meteora.data.config.HubCache;
+import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.hub.HubSettings;
+import org.meteora.data.source.SourceLocator;
 import org.meteora.data.tasks.MetricsFile;
+import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.compare.Comparer;
 import org.meteora.eval.metric.Metric;
 import org.meteora.eval.report.SavedAnswers;
 import org.meteora.eval.report.SavedResult;
-import org.meteora.moe.Flags;
-import org.meteora.parallel.Launch;
-import org.meteora.parallel.MeetingDoor;
-import org.meteora.train.TrainDoor;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Tokenizer;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.lora.LoraConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.Flags;
+import org.meteora.parallel.Launch;
+import org.meteora.parallel.MeetingDoor;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.train.Checkpoints;
 import org.meteora.train.RunIdentity;
 import org.meteora.train.TrainConfig;
+import org.meteora.train.TrainDoor;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
 
@@ -240,7 +240,10 @@ enum Kind {
       case GENERATION_CONFIG -> GenerationConfig.read(folder, state.config(root));
       case TOKENIZER -> {
         try (var tokenizer = Tokenizer.load(folder)) {
-          var ids = tokenizer.encode("Größe 😀 <s>[INST] a  b\n\t</s> 日本語 x1234 " + "ax".repeat(40) + "x".repeat(80), true);
+          var ids =
+              tokenizer.encode(
+                  "Größe 😀 <s>[INST] a  b\n\t</s> 日本語 x1234 " + "ax".repeat(40) + "x".repeat(80),
+                  true);
           tokenizer.decode(ids, true);
           tokenizer.decode(new int[] {0, 1, 5, 300, 1 << 20}, false);
         }
@@ -280,20 +283,17 @@ enum Kind {
         Flags.fromEnvironment(variables);
       }
       case TASK_FOLDER -> {
-        Files.copy(
-            file, file.resolveSibling("metrics.json"), StandardCopyOption.REPLACE_EXISTING);
+        Files.copy(file, file.resolveSibling("metrics.json"), StandardCopyOption.REPLACE_EXISTING);
         var task = EvalTask.of("mine", folder);
         task.score(List.of("1. a"), List.of("a@@@@\nb"));
         MetricsFile.read(file.getParent()).ifPresent(keys -> keys.forEach(Metric::of));
       }
       case TRAINING_JSON -> TrainDoor.said(folder);
-      case TRAINING_METRICS ->
-          new org.meteora.train.listener.MetricsFile(file).onStart(3, 10);
+      case TRAINING_METRICS -> new org.meteora.train.listener.MetricsFile(file).onStart(3, 10);
       case BEST_MODEL -> TrainDoor.best(folder, state.parameters());
       case PARTIAL_ANSWERS -> {
         Files.writeString(
-            file.resolveSibling("winowhy.partial.settings.json"),
-            "{\"settings\":{},\"model\":{}}");
+            file.resolveSibling("winowhy.partial.settings.json"), "{\"settings\":{},\"model\":{}}");
         try (var saved = new SavedResult(folder, "meteora", "winowhy")) {
           saved.begin(Map.of(), Map.of(), SavedResult.Existing.RESUME);
         }
