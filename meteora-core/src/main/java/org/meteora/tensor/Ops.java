@@ -374,9 +374,9 @@ public final class Ops {
    */
   public static void backward(NDArray output, NDArray gradient) {
     if (gradient == null) {
-      try (NDArray one = zeros(output.getManager(), dtype(output), output.getShape().getShape());
-          NDArray ones = one.add(1)) {
-        JniUtils.backward((PtNDArray) output, (PtNDArray) ones, false, false);
+      try (var scope = output.getManager().newSubManager()) {
+        var one = cast(of(scope, new float[] {1}, output.getShape().getShape()), dtype(output));
+        JniUtils.backward((PtNDArray) output, (PtNDArray) one, false, false);
       }
     } else {
       JniUtils.backward((PtNDArray) output, (PtNDArray) gradient, false, false);

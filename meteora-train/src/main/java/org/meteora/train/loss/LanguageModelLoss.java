@@ -126,15 +126,11 @@ public final class LanguageModelLoss {
     if (gradient != null) {
       var slope = logProbabilities.exp();
       slope = Ops.scatterAdd(slope, 1, label, scope.full(Ops.shape(count, 1), -1f));
-      if (weights.length == 1) {
-        slope = slope.muli(weights[0]);
-      } else {
-        var each = new float[count];
-        for (int i = 0; i < count; i++) {
-          each[i] = (float) weights[(int) (where[i] * weights.length / labels.length)];
-        }
-        slope = slope.muli(Ops.of(scope, each, count, 1));
+      var each = new float[count];
+      for (int i = 0; i < count; i++) {
+        each[i] = (float) weights[(int) (where[i] * weights.length / labels.length)];
       }
+      slope = slope.muli(Ops.of(scope, each, count, 1));
       slope = Ops.cast(slope, Ops.dtype(head));
       var back = slope.matMul(head);
       // every position is written once: rows of the chunk go to their places
