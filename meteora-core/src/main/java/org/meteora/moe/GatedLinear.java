@@ -24,8 +24,9 @@ import org.meteora.tensor.Ops;
  * y = x Wᵀ (+ bias) + Σ_{i in top-k} weight_i · s_i · (dropout(x) A_iᵀ) B_iᵀ
  * </pre>
  *
- * <p>{@link #formula} is this in code. Which implementation runs was decided when the model was
- * loaded (see {@link GatedForward}); they all give the same.
+ * <p>{@link #formula} is this in code, and what the others are tested against. Which implementation
+ * runs was decided when the model was loaded, by the backend (see {@link GatedForward}); they all
+ * give the same.
  *
  * <p>Input {@code (…, in)}, output {@code (…, out)}, float32, float16 or bfloat16 like the weights;
  * routing weights are computed in float32. As a DJL block it takes one array and returns one; in

@@ -45,6 +45,7 @@ public sealed interface Router {
      * The same for kernels.
      *
      * @param linear with adapters that act on it
+     * @throws org.meteora.UserException when kernels cannot score so: the portable forms run then
      */
     ScoredBank forKernels(GatedLinear linear);
   }

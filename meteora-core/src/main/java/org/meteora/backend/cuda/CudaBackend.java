@@ -26,7 +26,8 @@ import org.meteora.tensor.Ops;
 
 /**
  * A CUDA device: at inference gated layers by kernels of our own ({@link FusedInference}), and what
- * lies between products one launch each; in training the masked form ({@link MaskedTraining}).
+ * lies between products one launch each; in training whole passes ({@link CudaTraining}), and the
+ * masked form ({@link MaskedTraining}) of what it refuses.
  */
 public final class CudaBackend implements Backend {
   private static final Stream LIBTORCH = Stream.of(0);

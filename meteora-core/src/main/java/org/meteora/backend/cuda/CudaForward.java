@@ -23,7 +23,8 @@ import org.slf4j.LoggerFactory;
 /**
  * Gated linears with one input on a GPU. At inference one product finds the logits of all their
  * gates and z = x Aᵀ of all their adapters; for that their A and gates are moved into one matrix
- * when the group is made. In training each is {@link MaskedTraining}.
+ * when the group is made. In training, where {@link CudaTraining} refuses a pass, each is {@link
+ * MaskedTraining}.
  */
 final class CudaForward extends PortableForward {
   static final Logger LOG = LoggerFactory.getLogger(CudaForward.class);
@@ -94,7 +95,7 @@ final class CudaForward extends PortableForward {
           outputs.add(forward(linear, x, context));
         }
       }
-      kernels.addForDecode(rows, bases, temperature, choices);
+      kernels.routeAndAdd(rows, bases, temperature, choices);
       return outputs;
     }
     try (var masked = kernels.masked(rows, temperature, choices)) {

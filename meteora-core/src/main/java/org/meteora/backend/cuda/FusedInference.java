@@ -121,12 +121,12 @@ final class FusedInference implements AutoCloseable {
    *
    * @param x {@code (tokens, in)}
    * @param y each linear's base product, {@code (tokens, out)} in memory; changed
-   * @param choices as {@link AdapterKernels#addForDecode} takes them
+   * @param choices as {@link AdapterKernels#routeAndAdd} takes them
    */
-  synchronized void addForDecode(NDArray x, List<NDArray> y, double temperature, long[] choices) {
+  synchronized void routeAndAdd(NDArray x, List<NDArray> y, double temperature, long[] choices) {
     cuda.makeCurrent();
     try (var rows = Ops.contiguous(x)) {
-      kernels.addForDecode(
+      kernels.routeAndAdd(
           Ops.dataPointer(rows),
           y.stream().mapToLong(Ops::dataPointer).toArray(),
           (int) x.getShape().get(0),

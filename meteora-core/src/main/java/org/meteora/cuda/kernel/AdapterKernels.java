@@ -22,10 +22,11 @@ import org.meteora.tensor.Dtype;
  * tensors and stream: {@code y += Σ weight · scale · (x Aᵀ) Bᵀ} over the top-k adapters of each
  * token (paper, section 3.1). The base product is done before, by cuBLAS.
  *
- * <p>{@link #addForDecode} is for a decode step: one product with all gates and A, then one launch
- * that routes and adds. {@link #scaleForPrefill} is for a prefill: behind one product with all A
- * and gates it turns z = x Aᵀ of all adapters into the weighted z, zero for those not chosen, so
- * that one matrix product with Bᵀ finishes each linear.
+ * <p>{@link #routeAndAdd} is for up to 16 tokens outside a {@code DecodeEngine}, in whose steps the
+ * kernels of {@link DecodeLayerKernels} route and add instead: one product with all gates and A,
+ * then one launch that routes and adds. {@link #scaleForPrefill} is for a prefill: behind one
+ * product with all A and gates it turns z = x Aᵀ of all adapters into the weighted z, zero for
+ * those not chosen, so that one matrix product with Bᵀ finishes each linear.
  *
  * <p>Any rank 1…64 and unequal ranks, 0 where an adapter does not target a linear; up to 256
  * adapters, top-k up to 8. Not thread-safe; owns a few hundred KiB of device memory.
@@ -162,7 +163,7 @@ public final class AdapterKernels implements AutoCloseable {
    *     float32 weights in the same layout; or null
    * @param temperature routing temperature T
    */
-  public void addForDecode(
+  public void routeAndAdd(
       long x, long[] y, int tokens, long[] choices, double temperature, Stream stream) {
     temperature(temperature, stream);
     var bytes = kernels.constants().dtype().bytes();

@@ -60,7 +60,7 @@ public enum KernelName {
   /** A decode step's last: the largest logit, or a token drawn by temperature, top-k and top-p. */
   SAMPLE_TOKENS(DeviceSampler.SampleTokens.class),
 
-  /** A gated linear by itself, behind its product: routes, adds the adapters to y. */
+  /** Gated linears outside the decode engine, behind their product: routes, adds the adapters. */
   DECODE_ROUTE_ADD_ADAPTERS(AdapterKernels.DecodeRouteAddAdapters.class),
   /** Routes, and scales z = A x by weight · scale, to zero for adapters not chosen. */
   PREFILL_ROUTE_SCALE_Z(AdapterKernels.PrefillRouteScaleZ.class),

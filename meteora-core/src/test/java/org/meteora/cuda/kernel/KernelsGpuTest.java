@@ -173,7 +173,7 @@ class KernelsGpuTest {
                     .toList();
             var chosenBy = new long[banks.size()];
             Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
-            moe.addForDecode(
+            moe.routeAndAdd(
                 x.address(),
                 bases.stream().mapToLong(Gpu.Array::address).toArray(),
                 tokens,

@@ -183,7 +183,10 @@ public final class Tasks {
     return new Sample("[INST] " + text + " [/INST]\n", response);
   }
 
-  /** All tasks in alphabetical order, which is the order of adapters in published checkpoints. */
+  /**
+   * All tasks in the order they are written above, which is to be the alphabetical one: that of
+   * adapters in published checkpoints.
+   */
   public static Collection<Task> all() {
     return ALL.values();
   }
