@@ -76,6 +76,8 @@ public final class Generator implements TokenGenerator {
     final NoRepeatNgram ngrams;
     final List<Integer> answer = new ArrayList<>();
     int slot;
+    private long uniform;
+    private boolean drawn;
 
     Sequence(int request, Request of, int limit) {
       this.request = request;
@@ -100,6 +102,21 @@ public final class Generator implements TokenGenerator {
       }
     }
 
+    /** The random number of its next token, the same until it is {@link #accept}ed. */
+    long uniform() {
+      if (!drawn) {
+        uniform = sampler.uniform();
+        drawn = true;
+      }
+      return uniform;
+    }
+
+    void accept(int token) {
+      answer.add(token);
+      remember(token);
+      drawn = false;
+    }
+
     boolean isFull() {
       return answer.size() >= config.maxNewTokens() || prompt.length + answer.size() >= limit;
     }
@@ -120,7 +137,7 @@ public final class Generator implements TokenGenerator {
     }
 
     DecodeSession.Next next() {
-      return new DecodeSession.Next(slot, answer.getLast(), banned(), sampler.uniform(), config);
+      return new DecodeSession.Next(slot, answer.getLast(), banned(), uniform(), config);
     }
 
     int[] result() {
@@ -153,7 +170,8 @@ public final class Generator implements TokenGenerator {
         sequences.add(new Sequence(i, request, limit));
       }
     }
-    int most = Math.min(atOnce, decoding.mostSequences());
+    // a listener knows the rows of the whole batch
+    int most = context.listener().isPresent() ? atOnce : Math.min(atOnce, decoding.mostSequences());
     // who listens to batches, or chooses for one, must know its rows
     boolean together =
         context.listener().isPresent()
@@ -185,7 +203,8 @@ public final class Generator implements TokenGenerator {
     private final Optional<PrefixCache> prefixes;
     private final Prefill prefill;
     private final ForwardContext context;
-    private final DecodeSession session;
+    private DecodeSession session;
+    private int wanted;
     private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
     private final BitSet taken = new BitSet();
     private final boolean together;
@@ -199,7 +218,7 @@ public final class Generator implements TokenGenerator {
       prefill = new Prefill(model, sequences.getFirst().config.padTokenId(), prefixes);
       context = prefill.chosen(prompts, Generator.this.context);
       int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
-      int wanted = Math.min(most, sequences.size());
+      wanted = Math.min(most, sequences.size());
       session = decoding.begin(wanted, tokens, context);
       if (together && session.sequences() < wanted) {
         session.close();
@@ -237,14 +256,45 @@ public final class Generator implements TokenGenerator {
                 scheduler.columns(),
                 prefixes.map(PrefixCache::tokensSpared).orElse(0L)));
         if (!running.isEmpty()) {
-          var present = List.copyOf(running);
-          var next =
-              session.step(present.stream().map(which -> sequences.get(which).next()).toList());
-          for (int i = 0; i < next.length; i++) {
-            accept(present.get(i), next[i]);
-          }
+          step(List.copyOf(running));
         }
       }
+    }
+
+    private void step(List<Integer> present) {
+      int[] next;
+      try {
+        next = session.step(present.stream().map(which -> sequences.get(which).next()).toList());
+      } catch (TooLittleMemory e) {
+        beginAnew(present, e);
+        return;
+      }
+      for (int i = 0; i < next.length; i++) {
+        accept(present.get(i), next[i]);
+      }
+    }
+
+    /** What a step needed is not there: all that run are put back, and fewer at once go on. */
+    private void beginAnew(List<Integer> present, TooLittleMemory reason) {
+      boolean hopeless = together || wanted == 1;
+      int longest =
+          present.stream().mapToInt(which -> sequences.get(which).tokens().length).max().orElse(1);
+      for (int which : present.reversed()) {
+        leave(which);
+        if (hopeless) {
+          fail(which, reason);
+        } else {
+          scheduler.putBack(which);
+        }
+      }
+      if (together) {
+        return; // none waits
+      }
+      LOG.debug("{} sequences at once failed, fewer now: {}", wanted, reason.getMessage());
+      wanted = Math.max(1, Math.min(wanted / 2, present.size()));
+      session.close();
+      session = decoding.begin(wanted, longest + KvCache.BLOCK, context);
+      scheduler.limit(Math.min(wanted, session.sequences()), session.room());
     }
 
     private void leave(int which) {
@@ -286,8 +336,9 @@ public final class Generator implements TokenGenerator {
       if (group.isEmpty()) {
         return;
       }
+      float[] logits;
       try {
-        fill(group);
+        logits = fill(group);
       } catch (UserException e) {
         if (together) {
           group.forEach(which -> fail(which, e));
@@ -299,6 +350,16 @@ public final class Generator implements TokenGenerator {
         } else {
           scheduler.putBack(group.getFirst());
         }
+        return;
+      }
+      // what a listener throws is no failure to join
+      int vocab = logits.length / group.size();
+      for (int i = 0; i < group.size(); i++) {
+        var sequence = sequences.get(group.get(i));
+        accept(
+            group.get(i),
+            sequence.sampler.chooseFinite(
+                logits, i * vocab, vocab, sequence.banned(), sequence.uniform()));
       }
     }
 
@@ -307,14 +368,15 @@ public final class Generator implements TokenGenerator {
       listener.onFailure(sequences.get(which).request, reason);
     }
 
-    private void fill(List<Integer> group) {
+    /** The logits of their last tokens. */
+    private float[] fill(List<Integer> group) {
       var prompts = group.stream().map(which -> sequences.get(which).tokens()).toList();
       var filled = prefill.run(prompts, context);
       var slots = new int[group.size()];
       for (int i = 0; i < slots.length; i++) {
         int which = group.get(i);
         if (prefixes.isPresent() && prefixes.get().isWorthKeeping(which, prompts.get(i))) {
-          prefixes.get().keep(which, prompts.get(i), filled.cache(), i);
+          keep(which, prompts.get(i), filled.cache(), i);
         }
         slots[i] = taken.nextClearBit(0);
         taken.set(slots[i]);
@@ -329,13 +391,14 @@ public final class Generator implements TokenGenerator {
         throw e;
       }
       running.addAll(group);
-      int vocab = filled.logits().length / slots.length;
-      for (int i = 0; i < slots.length; i++) {
-        var sequence = sequences.get(group.get(i));
-        accept(
-            group.get(i),
-            sequence.sampler.chooseFinite(
-                filled.logits(), i * vocab, vocab, sequence.banned(), sequence.sampler.uniform()));
+      return filled.logits();
+    }
+
+    private void keep(int which, int[] prompt, KvCache filled, int row) {
+      try {
+        prefixes.orElseThrow().keep(which, prompt, filled, row);
+      } catch (TooLittleMemory e) {
+        LOG.debug("a beginning is not kept: {}", e.getMessage());
       }
     }
 
@@ -348,8 +411,7 @@ public final class Generator implements TokenGenerator {
         return;
       }
       if (!sequence.config.eosTokenIds().contains(token)) {
-        sequence.answer.add(token);
-        sequence.remember(token);
+        sequence.accept(token);
         scheduler.grew(which);
         listener.onToken(sequence.request, token);
         if (!sequence.isFull()) {

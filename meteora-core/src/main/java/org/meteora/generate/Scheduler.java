@@ -35,7 +35,7 @@ final class Scheduler {
    */
   record Plan(List<Integer> leave, List<Integer> join, List<Integer> refused) {}
 
-  private final Limits limits;
+  private Limits limits;
   private int most;
   private final ArrayDeque<Integer> waiting = new ArrayDeque<>();
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
@@ -72,6 +72,12 @@ final class Scheduler {
     running.remove((Integer) sequence);
     waiting.addFirst(sequence);
     most = Math.max(1, running.size());
+  }
+
+  /** From now on so many at once, with so much room. */
+  void limit(int sequences, long room) {
+    limits = new Limits(sequences, room, limits.block, limits.prefill, limits.together);
+    most = sequences;
   }
 
   /** A sequence that runs has ended. */

@@ -44,7 +44,12 @@ public final class KvCache implements AutoCloseable {
     this.padding = padding.clone();
     keys = new NDArray[config.numHiddenLayers()];
     values = new NDArray[config.numHiddenLayers()];
-    reserve(expected);
+    try {
+      reserve(expected);
+    } catch (RuntimeException | Error e) {
+      manager.close(); // some layers have theirs
+      throw e;
+    }
   }
 
   /** Tokens (padding included) that every layer holds. */

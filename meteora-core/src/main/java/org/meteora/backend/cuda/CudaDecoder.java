@@ -10,6 +10,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Predicate;
+import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.cuda.decode.DecodeEngine;
 import org.meteora.cuda.decode.DecodeModel;
@@ -314,11 +315,13 @@ public final class CudaDecoder implements AutoCloseable {
       int from = filled.padding()[row];
       int count = filled.length() - from;
       columns.add(new KvCache.Columns(row, from, slots[row], 0, count));
-      lengths[slots[row]] = count;
       longest = Math.max(longest, count);
     }
     present = new int[0];
     reserve(longest + 1);
+    for (var each : columns) {
+      lengths[each.row()] = each.count();
+    }
     model.backend().ops().copyColumns(filled, cache, columns);
     LIBTORCH.synchronize();
   }
@@ -336,11 +339,20 @@ public final class CudaDecoder implements AutoCloseable {
     if (cache != null && most <= cache.capacity()) {
       return;
     }
+    if (cache == null && longest > 0) {
+      throw new TooLittleMemory(
+          "too little memory for keys and values of %,d tokens".formatted(most));
+    }
     if (cache == null) {
       cache = model.newCache(model.manager(), new int[places], most);
     } else {
       cache.place(new int[places], Math.min(longest, cache.capacity()));
-      cache.reserve(most + GROW);
+      try {
+        cache.reserve(most + GROW);
+      } catch (RuntimeException e) {
+        end(); // some layers have moved: what is there cannot be gone on with
+        throw e;
+      }
     }
     var keys = new long[model.layers().size()];
     var values = new long[keys.length];

@@ -1,0 +1,138 @@
+package org.meteora.generate;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import ai.djl.Device;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Test;
+import org.meteora.TooLittleMemory;
+import org.meteora.UserException;
+import org.meteora.model.KvCache;
+import org.meteora.model.Llama;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.tensor.Devices;
+
+/** Steps that find too little memory, and listeners that fail. */
+class FailingSessionTest {
+  private static final List<int[]> PROMPTS =
+      List.of(new int[] {3, 17, 5, 60, 2, 9}, new int[] {8, 1}, new int[] {44, 6, 6, 31});
+  private static final GenerationConfig CONFIG =
+      GenerationConfig.greedy(List.of(), 1000).withMaxNewTokens(6).withSampling(1, 1, 0, 3);
+  private static final ForwardContext ASKS =
+      ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
+
+  /** Its steps have memory for so many sequences of so many tokens. */
+  private static DecodeSession.Provider narrow(Llama llama, int sequences, int tokens) {
+    return new DecodeSession.Provider() {
+      @Override
+      public DecodeSession begin(int atOnce, int expected, ForwardContext context) {
+        var all = new ModelSession(llama, context);
+        return new DecodeSession() {
+          private int steps;
+
+          @Override
+          public int sequences() {
+            return all.sequences();
+          }
+
+          @Override
+          public long room() {
+            return all.room();
+          }
+
+          @Override
+          public void join(KvCache filled, int[] slots) {
+            all.join(filled, slots);
+          }
+
+          @Override
+          public int[] step(List<Next> rows) {
+            if (rows.size() > sequences && steps++ >= tokens) {
+              throw new TooLittleMemory("too little");
+            }
+            return all.step(rows);
+          }
+
+          @Override
+          public void leave(int slot) {
+            all.leave(slot);
+          }
+
+          @Override
+          public void close() {
+            all.close();
+          }
+        };
+      }
+
+      @Override
+      public void close() {
+        // nothing is kept
+      }
+    };
+  }
+
+  private static final class Answers implements AnswerListener {
+    final List<String> heard = new ArrayList<>();
+
+    @Override
+    public void onAnswer(int request, int[] tokens) {
+      heard.add(request + ": " + java.util.Arrays.toString(tokens));
+    }
+
+    @Override
+    public void onFailure(int request, UserException reason) {
+      heard.add(request + ": " + reason.getMessage());
+    }
+  }
+
+  private static List<String> answers(Llama llama, DecodeSession.Provider decoding) {
+    var answers = new Answers();
+    var requests =
+        IntStream.range(0, PROMPTS.size())
+            .mapToObj(i -> new Request(PROMPTS.get(i), CONFIG, i))
+            .toList();
+    new Generator(llama, decoding, ASKS).generate(requests, 3, answers);
+    answers.heard.sort(null);
+    return answers.heard;
+  }
+
+  @Test
+  void aStepWithTooLittleMemoryPutsBackAndGoesOnWithFewer() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var expected = answers(llama, ModelSession.of(llama));
+      assertThat(expected).hasSize(3);
+      assertThat(answers(llama, narrow(llama, 2, 2))).isEqualTo(expected);
+      assertThat(answers(llama, narrow(llama, 1, 0))).isEqualTo(expected);
+      assertThat(answers(llama, narrow(llama, 0, 0)))
+          .containsExactly("0: too little", "1: too little", "2: too little");
+    }
+  }
+
+  @Test
+  void whatAListenerThrowsEndsAll() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var generator = new Generator(llama, ModelSession.of(llama), ASKS);
+      var full = new UserException("the disk is full");
+      var told = new int[1];
+      assertThatThrownBy(
+              () ->
+                  generator.generate(
+                      PROMPTS,
+                      CONFIG,
+                      (row, token) -> {
+                        told[0]++;
+                        throw full;
+                      }))
+          .isSameAs(full);
+      assertThat(told[0]).isEqualTo(1);
+    }
+  }
+}
