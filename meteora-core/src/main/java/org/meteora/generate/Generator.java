@@ -181,18 +181,33 @@ public final class Generator implements TokenGenerator {
       int piece = together ? most : Math.max(1, sequences.size());
       for (int from = 0; from < sequences.size(); from += piece) {
         var some = sequences.subList(from, Math.min(sequences.size(), from + piece));
-        Run run;
-        try {
-          run = new Run(some, most, together, listener);
-        } catch (UserException e) {
-          some.forEach(sequence -> listener.onFailure(sequence.request, e));
-          continue;
-        }
-        try (run) {
-          run.toTheEnd();
-        }
+        run(some, most, together, listener);
       }
     }
+  }
+
+  /** Those that cannot run together run one by one, unless rows are listened to. */
+  private void run(List<Sequence> some, int most, boolean together, AnswerListener listener) {
+    boolean alone = together && some.size() > 1 && context.listener().isEmpty();
+    var again = new ArrayList<Sequence>();
+    Run run = null;
+    try {
+      run = new Run(some, most, together, listener);
+    } catch (UserException e) {
+      if (alone) {
+        again.addAll(some);
+      } else {
+        some.forEach(sequence -> listener.onFailure(sequence.request, e));
+      }
+    }
+    if (run != null) {
+      try (var closed = run) {
+        closed.alone = alone;
+        closed.toTheEnd();
+        again.addAll(closed.again);
+      }
+    }
+    again.forEach(sequence -> run(List.of(sequence), 1, together, listener));
   }
 
   /** Sequences from their prompts to their ends. */
@@ -208,6 +223,8 @@ public final class Generator implements TokenGenerator {
     private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
     private final BitSet taken = new BitSet();
     private final boolean together;
+    private final List<Sequence> again = new ArrayList<>(); // that are to run alone
+    private boolean alone;
 
     Run(List<Sequence> sequences, int most, boolean together, AnswerListener listener) {
       this.together = together;
@@ -340,7 +357,11 @@ public final class Generator implements TokenGenerator {
       try {
         logits = fill(group);
       } catch (UserException e) {
-        if (together) {
+        if (alone) {
+          LOG.debug("{} prompts together failed, one by one now: {}", group.size(), e.getMessage());
+          group.forEach(scheduler::remove);
+          group.forEach(which -> again.add(sequences.get(which)));
+        } else if (together) {
           group.forEach(which -> fail(which, e));
         } else if (group.size() > 1) {
           LOG.debug("{} prompts together failed, one by one now: {}", group.size(), e.getMessage());

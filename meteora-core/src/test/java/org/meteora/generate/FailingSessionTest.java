@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
@@ -15,6 +16,7 @@ import org.meteora.model.Llama;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
 
 /** Steps that find too little memory, and listeners that fail. */
@@ -26,8 +28,8 @@ class FailingSessionTest {
   private static final ForwardContext ASKS =
       ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
 
-  /** Its steps have memory for so many sequences of so many tokens. */
-  private static DecodeSession.Provider narrow(Llama llama, int sequences, int tokens) {
+  /** Its steps have memory for so many sequences of so many tokens, and so many may join. */
+  private static DecodeSession.Provider narrow(Llama llama, int sequences, int tokens, int rows) {
     return new DecodeSession.Provider() {
       @Override
       public DecodeSession begin(int atOnce, int expected, ForwardContext context) {
@@ -47,15 +49,19 @@ class FailingSessionTest {
 
           @Override
           public void join(KvCache filled, int[] slots) {
+            if (slots.length > rows) {
+              filled.close();
+              throw new TooLittleMemory("too little for prompts");
+            }
             all.join(filled, slots);
           }
 
           @Override
-          public int[] step(List<Next> rows) {
-            if (rows.size() > sequences && steps++ >= tokens) {
+          public int[] step(List<Next> next) {
+            if (next.size() > sequences && steps++ >= tokens) {
               throw new TooLittleMemory("too little");
             }
-            return all.step(rows);
+            return all.step(next);
           }
 
           @Override
@@ -82,7 +88,7 @@ class FailingSessionTest {
 
     @Override
     public void onAnswer(int request, int[] tokens) {
-      heard.add(request + ": " + java.util.Arrays.toString(tokens));
+      heard.add(request + ": " + Arrays.toString(tokens));
     }
 
     @Override
@@ -91,13 +97,14 @@ class FailingSessionTest {
     }
   }
 
-  private static List<String> answers(Llama llama, DecodeSession.Provider decoding) {
+  private static List<String> answers(
+      Llama llama, DecodeSession.Provider decoding, ForwardContext asks, int atOnce) {
     var answers = new Answers();
     var requests =
         IntStream.range(0, PROMPTS.size())
             .mapToObj(i -> new Request(PROMPTS.get(i), CONFIG, i))
             .toList();
-    new Generator(llama, decoding, ASKS).generate(requests, 3, answers);
+    new Generator(llama, decoding, asks).generate(requests, atOnce, answers);
     answers.heard.sort(null);
     return answers.heard;
   }
@@ -106,12 +113,23 @@ class FailingSessionTest {
   void aStepWithTooLittleMemoryPutsBackAndGoesOnWithFewer() {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = RequestsTest.model(manager);
-      var expected = answers(llama, ModelSession.of(llama));
+      var expected = answers(llama, ModelSession.of(llama), ASKS, 3);
       assertThat(expected).hasSize(3);
-      assertThat(answers(llama, narrow(llama, 2, 2))).isEqualTo(expected);
-      assertThat(answers(llama, narrow(llama, 1, 0))).isEqualTo(expected);
-      assertThat(answers(llama, narrow(llama, 0, 0)))
+      assertThat(answers(llama, narrow(llama, 2, 2, 3), ASKS, 3)).isEqualTo(expected);
+      assertThat(answers(llama, narrow(llama, 1, 0, 3), ASKS, 3)).isEqualTo(expected);
+      assertThat(answers(llama, narrow(llama, 0, 0, 3), ASKS, 3))
           .containsExactly("0: too little", "1: too little", "2: too little");
+    }
+  }
+
+  @Test
+  void promptsThatARouterReadsTogetherAreTriedAlone() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var router = Routers.of("logo", llama, List.of("a", "b", "c", "d", "e"));
+      var asks = ASKS.withRouting(RoutingSettings.DEFAULT.withRouter(router));
+      var expected = answers(llama, ModelSession.of(llama), asks, 1);
+      assertThat(answers(llama, narrow(llama, 3, 0, 1), asks, 3)).isEqualTo(expected);
     }
   }
 
