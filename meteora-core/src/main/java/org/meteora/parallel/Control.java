@@ -16,6 +16,7 @@ import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
 import org.meteora.UserException;
 
@@ -74,6 +75,7 @@ public final class Control implements AutoCloseable {
     private final Socket socket;
     private final DataInputStream in;
     private final DataOutputStream out;
+    private final ReentrantLock sending = new ReentrantLock();
     private final BlockingQueue<byte[]> received = new LinkedBlockingQueue<>();
     private volatile boolean gone;
 
@@ -87,12 +89,34 @@ public final class Control implements AutoCloseable {
     }
 
     private void send(Kind kind, byte[] bytes) throws IOException {
-      synchronized (out) {
-        out.writeByte(kind.ordinal());
-        out.writeInt(bytes.length);
-        out.write(bytes);
-        out.flush();
+      sending.lock();
+      try {
+        write(kind, bytes);
+      } finally {
+        sending.unlock();
       }
+    }
+
+    /** Not while something else is being sent, which does not end where the other was stopped. */
+    private void sendWithin(Duration atMost, Kind kind, byte[] bytes) throws IOException {
+      try {
+        if (sending.tryLock(atMost.toMillis(), TimeUnit.MILLISECONDS)) {
+          try {
+            write(kind, bytes);
+          } finally {
+            sending.unlock();
+          }
+        }
+      } catch (InterruptedException e) {
+        Thread.currentThread().interrupt();
+      }
+    }
+
+    private void write(Kind kind, byte[] bytes) throws IOException {
+      out.writeByte(kind.ordinal());
+      out.writeInt(bytes.length);
+      out.write(bytes);
+      out.flush();
     }
   }
 
@@ -177,7 +201,7 @@ public final class Control implements AutoCloseable {
     if (!closing) {
       try {
         var message = "this process had not answered for " + SILENCE.toSeconds() + " s";
-        peer.send(Kind.GIVEN_UP, message.getBytes(StandardCharsets.UTF_8));
+        peer.sendWithin(Duration.ZERO, Kind.GIVEN_UP, message.getBytes(StandardCharsets.UTF_8));
       } catch (IOException e) {
         // it has ended
       }
@@ -208,7 +232,7 @@ public final class Control implements AutoCloseable {
     for (var peer : peers) {
       if (peer != except && !peer.gone) {
         try {
-          peer.send(Kind.FAILED, message.getBytes(StandardCharsets.UTF_8));
+          peer.sendWithin(HEARTBEAT, Kind.FAILED, message.getBytes(StandardCharsets.UTF_8));
         } catch (IOException e) {
           // it has ended as well
         }
@@ -226,7 +250,7 @@ public final class Control implements AutoCloseable {
       for (var peer : peers) {
         if (!peer.gone) {
           try {
-            peer.send(Kind.HEARTBEAT, new byte[0]);
+            peer.sendWithin(Duration.ZERO, Kind.HEARTBEAT, new byte[0]);
           } catch (IOException e) {
             // its reader notices
           }

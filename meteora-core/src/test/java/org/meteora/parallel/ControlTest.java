@@ -186,6 +186,25 @@ class ControlTest {
     }
   }
 
+  /** A message too large for the sockets' buffers waits for a reader that does not come. */
+  @Test
+  void oneThatStopsWhileItIsSentSomethingIsLost() throws Exception {
+    try (var meeting = new ServerSocket(0)) {
+      var told = new CompletableFuture<Control.Lost>();
+      var launch = launch(1, 2, meeting.getLocalPort(), "job");
+      var joined = background(() -> Rendezvous.connect(launch, told::complete));
+      try (var first = meeting.accept()) {
+        new DataInputStream(first.getInputStream()).readNBytes(4 + 32 + 4);
+        new DataOutputStream(first.getOutputStream()).writeInt(0x4d455445);
+        var control = joined.get();
+        background(() -> control.gather(new byte[64 << 20]));
+        var lost = told.get(70, java.util.concurrent.TimeUnit.SECONDS);
+        assertThat(lost.rank()).isZero();
+        assertThat(lost.message()).contains("has not answered");
+      }
+    }
+  }
+
   @Test
   void aFailureIsToldWithItsRank() throws Exception {
     try (var meeting = Rendezvous.listen(0)) {
