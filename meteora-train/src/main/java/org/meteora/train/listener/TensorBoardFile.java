@@ -4,8 +4,8 @@ import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.LinkedHashMap;
@@ -18,8 +18,8 @@ import org.slf4j.LoggerFactory;
 
 /**
  * What {@link MetricsFile} has, as TensorBoard reads it: an event file in the run's folder, one for
- * each start. A resumed run says where it goes on, and TensorBoard forgets what was made beyond
- * that.
+ * each start. It says where it begins or goes on, and TensorBoard forgets what an earlier start
+ * made beyond that.
  *
  * <p>The file is a sequence of records (a length, its checksum, the data, their checksum), each a
  * protobuf message {@code tensorflow.Event}; both formats are written here, since they are small
@@ -44,6 +44,9 @@ public final class TensorBoardFile implements TrainingListener {
   private Path file;
   private boolean failed;
 
+  /** Bytes of the file's whole records. */
+  private long written;
+
   /**
    * @param folder gets {@code events.out.tfevents.…}
    * @param settings of the run, shown as text
@@ -60,9 +63,8 @@ public final class TensorBoardFile implements TrainingListener {
         folder.resolve(
             "events.out.tfevents.%010d.%d".formatted(now / 1000, ProcessHandle.current().pid()));
     append(event(0, it -> it.text(3, "brain.Event:2")));
-    if (step > 0) {
-      append(event(step + 1, it -> it.message(7, log -> log.number(1, START))));
-    }
+    // a run that begins makes step 0's evaluation again, one that goes on does not
+    append(event(step > 0 ? step + 1 : 0, it -> it.message(7, log -> log.number(1, START))));
     var table = new StringBuilder("| setting | value |\n| --- | --- |\n");
     settings.forEach((name, value) -> table.append("| %s | %s |\n".formatted(name, value)));
     append(
@@ -231,8 +233,15 @@ public final class TensorBoardFile implements TrainingListener {
             .put(event)
             .putInt(masked(event))
             .array();
-    try {
-      Files.write(file, record, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+    try (var channel =
+        FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE)) {
+      channel.truncate(written); // half a record, which a full disk left, would end the file
+      var rest = ByteBuffer.wrap(record);
+      channel.position(written);
+      while (rest.hasRemaining()) {
+        channel.write(rest);
+      }
+      written += record.length;
       failed = false;
     } catch (IOException e) {
       if (!failed) {

@@ -127,22 +127,22 @@ class TensorBoardFileTest {
     }
     assertThat(file.getFileName().toString()).startsWith("events.out.tfevents.");
     var events = events(file);
-    assertThat(events).hasSize(4);
+    assertThat(events).hasSize(5);
     assertThat(text(one(events.get(0), 3))).isEqualTo("brain.Event:2");
     assertThat(Double.longBitsToDouble(one(events.get(0), 1).value()))
         .isCloseTo(System.currentTimeMillis() / 1e3, within(60.0));
 
-    var settings = fields(fields(one(events.get(1), 5).bytes()).getFirst().bytes());
+    var settings = fields(fields(one(events.get(2), 5).bytes()).getFirst().bytes());
     assertThat(text(one(settings, 1))).isEqualTo("settings/text_summary");
     assertThat(text(one(fields(one(settings, 8).bytes()), 8))).contains("| learning_rate | 0.02 |");
 
-    assertThat(one(events.get(2), 2).value()).isEqualTo(200);
-    assertThat(scalars(events.get(2)))
+    assertThat(one(events.get(3), 2).value()).isEqualTo(200);
+    assertThat(scalars(events.get(3)))
         .containsEntry("train/lm_loss", 1.25f)
         .containsEntry("train_gate_accuracy/strategyqa", 1f)
         .containsEntry("train/learning_rate", 0.01f)
         .containsEntry("speed/memory_bytes", (float) (3L << 30));
-    assertThat(scalars(events.get(3)))
+    assertThat(scalars(events.get(4)))
         .containsEntry("oracle/answer_loss", 1.5f)
         .containsEntry("eval_prompt_loss/gsm8k", 2.5f)
         .doesNotContainKey("eval/lm_loss"); // not a number
@@ -159,5 +159,32 @@ class TensorBoardFileTest {
     var start = events(file).get(1);
     assertThat(one(start, 2).value()).isEqualTo(41);
     assertThat(one(fields(one(start, 7).bytes()), 1).value()).isEqualTo(1);
+  }
+
+  /** One that was killed before its first checkpoint has left events. */
+  @Test
+  void aRunThatBeginsVoidsWhatAnEarlierOneMade() throws IOException {
+    new TensorBoardFile(folder, Map.of()).onStart(0, 100);
+    var start = events(onlyFile()).get(1);
+    assertThat(one(start, 2).value()).isZero();
+    assertThat(one(fields(one(start, 7).bytes()), 1).value()).isEqualTo(1);
+  }
+
+  /** As a disk leaves it that is full. */
+  @Test
+  void halfARecordIsWrittenOver() throws IOException {
+    var board = new TensorBoardFile(folder, Map.of());
+    board.onStart(0, 300);
+    Files.write(onlyFile(), new byte[1000], java.nio.file.StandardOpenOption.APPEND);
+    board.onStep(new StepReport(1, 0.01, 2.5, losses(1.25), 0.5, 2500, 0.1, 3L << 30));
+    var events = events(onlyFile());
+    assertThat(events).hasSize(4);
+    assertThat(scalars(events.getLast())).containsEntry("train/lm_loss", 1.25f);
+  }
+
+  private Path onlyFile() throws IOException {
+    try (var all = Files.list(folder)) {
+      return all.findFirst().orElseThrow();
+    }
   }
 }
