@@ -175,7 +175,12 @@ final class BenchTrainCommand implements Callable<Integer> {
         .and("gradients and the optimizer", 4L * Float.BYTES * trained)
         .and(
             "activations of %,d x %,d tokens".formatted(batch, tokens),
-            MemoryNeed.activationBytes(config, options.dtype(), (long) batch * tokens, recomputed));
+            MemoryNeed.activationBytes(
+                config,
+                options.dtype(),
+                config.numHiddenLayers(),
+                (long) batch * tokens,
+                recomputed));
   }
 
   /** On a GPU: whole steps, with layers recomputed and as memory allows, and their parts. */

@@ -119,13 +119,14 @@ public record MemoryNeed(Map<String, Long> parts) {
   /**
    * What a training step keeps of so many tokens for its backward pass, at the least.
    *
+   * @param layers from the first one with an adapter to the last; those before keep nothing
    * @param recomputed layers keep their input alone, and are computed again
    */
   public static long activationBytes(
-      Architecture config, Dtype dtype, long tokens, boolean recomputed) {
-    long inputs = config.numHiddenLayers() * tokens * config.hiddenSize() * dtype.bytes();
+      Architecture config, Dtype dtype, long layers, long tokens, boolean recomputed) {
+    long inputs = layers * tokens * config.hiddenSize() * dtype.bytes();
     long layer = layerBytes(config, dtype, tokens);
-    return recomputed ? inputs + layer : inputs + config.numHiddenLayers() * layer;
+    return recomputed ? inputs + layer : inputs + layers * layer;
   }
 
   /**

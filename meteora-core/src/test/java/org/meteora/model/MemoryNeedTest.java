@@ -86,8 +86,11 @@ class MemoryNeedTest {
 
   @Test
   void trainingKeepsLessWhenLayersAreComputedAgain() {
-    long kept = MemoryNeed.activationBytes(CONFIG, Dtype.BF16, 1000, false);
-    long again = MemoryNeed.activationBytes(CONFIG, Dtype.BF16, 1000, true);
+    long kept = MemoryNeed.activationBytes(CONFIG, Dtype.BF16, 3, 1000, false);
+    long again = MemoryNeed.activationBytes(CONFIG, Dtype.BF16, 3, 1000, true);
     assertThat(again).isLessThan(kept).isGreaterThan(3 * 1000 * 32 * 2);
+    // layers before the first adapter keep nothing
+    assertThat(MemoryNeed.activationBytes(CONFIG, Dtype.BF16, 1, 1000, true))
+        .isEqualTo(again - 2 * 1000 * 32 * 2);
   }
 }

@@ -103,17 +103,24 @@ final class Run {
       TrainConfig config,
       TrainableModel model,
       FlatParameters parameters,
-      List<TrainingSample> train) {
+      Batches batches,
+      long microBatches) {
     var llama = model.llama();
-    long tokens =
-        (long) Math.min(config.batchSize(), train.size())
-            * train.stream().mapToInt(TrainingSample::length).max().orElse(0);
+    long tokens = batches.mostTokens(microBatches);
+    long before =
+        llama.layers().stream()
+            .takeWhile(layer -> layer.projections().stream().allMatch(it -> it.bank() == null))
+            .count();
     MemoryNeed.NONE
         .and("the optimizer", 2L * Float.BYTES * (parameters.sliceEnd() - parameters.sliceStart()))
         .and(
             "activations of %,d tokens".formatted(tokens),
             MemoryNeed.activationBytes(
-                llama.config(), llama.dtype(), tokens, config.recompute() != Recompute.NONE))
+                llama.config(),
+                llama.dtype(),
+                llama.layers().size() - before,
+                tokens,
+                config.recompute() != Recompute.NONE))
         .require(llama.backend());
   }
 
@@ -161,7 +168,8 @@ final class Run {
         collective.size() == 1 ? "" : collective.size() + " × ",
         model.llama().manager().getDevice(),
         model.context().mode().name().toLowerCase(Locale.ROOT));
-    requireMemory(config, model, parameters, train);
+    requireMemory(
+        config, model, parameters, batches, steps * config.accumulation() * collective.size());
     var identity = RunIdentity.of(config, model, tasks, train, basePath, adapters);
     Processes.requireSame(collective, identity.lines());
     var metrics = folder.resolve("metrics.jsonl");

@@ -50,6 +50,19 @@ public final class Batches {
     return order.get((int) (position % perEpoch()));
   }
 
+  /**
+   * Tokens of the largest batch, padding not counted.
+   *
+   * @param count so many batches from the first on are looked at, those of one pass at most
+   */
+  public long mostTokens(long count) {
+    long most = 0;
+    for (long position = 0; position < Math.min(count, perEpoch()); position++) {
+      most = Math.max(most, get(position).tokens());
+    }
+    return most;
+  }
+
   private List<Batch> shuffled(long number) {
     var random = new Random(mix(seed, number));
     var all = new ArrayList<>(samples);

@@ -47,6 +47,19 @@ class BatchesTest {
     }
   }
 
+  /** What a step must have memory for: not as many as the longest sample in each row. */
+  @Test
+  void theMostTokensAreThoseOfABatchThatIsMade() {
+    var samples = new ArrayList<TrainingSample>();
+    for (int length : new int[] {10, 20, 30, 40, 4000}) {
+      samples.add(new TrainingSample("s" + length, new int[length], length / 2, 0));
+    }
+    assertThat(new Batches(samples, 4, false, 1).mostTokens(100)).isEqualTo(4000);
+    var mixed = new Batches(mixed(50, 1), 4, false, 1);
+    assertThat(mixed.mostTokens(1)).isEqualTo(mixed.get(0).tokens());
+    assertThat(mixed.mostTokens(0)).isZero();
+  }
+
   @Test
   void aPositionGivesTheSameBatchWhoeverAsks() {
     var samples = mixed(500, 1);
