@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
+import org.meteora.TooLittleMemory;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
@@ -174,6 +175,14 @@ public final class ModelSession implements DecodeSession {
     try (var scope = model.manager().newSubManager()) {
       var input = Ops.of(scope, ids, ids.length / width, width);
       return model.next(input, cache, context).toFloatArray();
+    } catch (RuntimeException e) {
+      // libtorch says so of a GPU; what was taken is free again
+      if (e.getMessage() != null && e.getMessage().contains("CUDA out of memory")) {
+        throw new TooLittleMemory(
+            "too little memory to compute %,d tokens of %d sequences at once"
+                .formatted(ids.length, ids.length / width));
+      }
+      throw e;
     }
   }
 

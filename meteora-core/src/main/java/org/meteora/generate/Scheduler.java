@@ -20,8 +20,8 @@ final class Scheduler {
    * @param sequences that may run at once, at least 1
    * @param room columns there is memory for, of all that run together
    * @param block columns that are taken at a time
-   * @param prefill tokens that may join before those that run take their next step; a single
-   *     sequence may have more
+   * @param prefill tokens that may join before those that run take their next step, padding
+   *     included; a single sequence may have more
    * @param together a sequence joins only when none runs
    */
   record Limits(int sequences, long room, int block, long prefill, boolean together) {}
@@ -128,7 +128,7 @@ final class Scheduler {
   }
 
   private void join(List<Integer> join, List<Integer> refused) {
-    long fresh = 0;
+    long width = 0;
     int longest = longest();
     while (!waiting.isEmpty() && running.size() < most) {
       int first = waiting.getFirst();
@@ -139,8 +139,9 @@ final class Scheduler {
         refused.add(first);
         continue;
       }
-      fresh += its - known.get(first);
-      if (!join.isEmpty() && fresh > limits.prefill && !limits.together) {
+      // a prefill is as wide as the one needs of which the least is known
+      width = Math.max(width, its - known.get(first));
+      if (!join.isEmpty() && (join.size() + 1) * width > limits.prefill && !limits.together) {
         return;
       }
       // one block more than it needs now: else it could be put back at once

@@ -53,13 +53,13 @@ class SchedulerTest {
         assertThat(waiting.remove((Integer) each) || running.remove((Integer) each)).isTrue();
         gone.add(each);
       }
-      long fresh = 0;
+      long width = 0;
       for (int each : plan.join()) {
         assertThat(waiting.removeFirst()).as("nobody overtakes").isEqualTo(each);
         running.addLast(each);
-        fresh += length.get(each) - known.get(each);
+        width = Math.max(width, length.get(each) - known.get(each));
       }
-      assertThat(plan.join().size() <= 1 || fresh <= 40).isTrue();
+      assertThat(plan.join().size() <= 1 || plan.join().size() * width <= 40).isTrue();
       assertThat(running).hasSizeLessThanOrEqualTo(most);
       int longest = running.stream().mapToInt(length::get).max().orElse(0);
       assertThat(columns(running.size(), longest, block)).isLessThanOrEqualTo(room);
@@ -127,5 +127,16 @@ class SchedulerTest {
     assertThat(scheduler.next().join()).isEmpty();
     scheduler.remove(0);
     assertThat(scheduler.next().join()).containsExactly(2);
+  }
+
+  @Test
+  void paddingCountsInAPrefill() {
+    var scheduler = new Scheduler(new Limits(128, Long.MAX_VALUE, 8, 2048, false));
+    scheduler.add(0, 1500, 0);
+    for (int i = 1; i < 101; i++) {
+      scheduler.add(i, 5, 0);
+    }
+    assertThat(scheduler.next().join()).containsExactly(0);
+    assertThat(scheduler.next().join()).hasSize(100);
   }
 }
