@@ -319,8 +319,16 @@ public final class Evaluator {
       return counts;
     }
     // who hears the gates knows sequences by their rows in a batch
-    for (int at = 0; at < prompts.size(); at += batchSize) {
-      var batch = prompts.subList(at, Math.min(prompts.size(), at + batchSize));
+    var heard = new ArrayList<Prompt>();
+    for (var prompt : prompts) {
+      if (prompt.ids.length < config.maxLength()) {
+        heard.add(prompt);
+      } else {
+        counted.accept(new Answered(prompt, new int[0])); // no room for a token: a row of no batch
+      }
+    }
+    for (int at = 0; at < heard.size(); at += batchSize) {
+      var batch = heard.subList(at, Math.min(heard.size(), at + batchSize));
       observed(batch, problems, counted, progress);
     }
     return counts;
