@@ -47,12 +47,16 @@ public final class PhatgooseFile {
    */
   public static void write(Path folder, Path adapter, Map<String, NDArray> vectors) {
     var tensors = new LinkedHashMap<String, NDArray>();
-    vectors.forEach(
-        (module, v) -> tensors.put(key(module), v.reshape(v.getShape().size()).duplicate()));
-    SafetensorsWriter.write(
-        folder.resolve(NAME),
-        tensors,
-        Map.of("format", "pt", CHECKSUM, Digests.ofFile(adapter.resolve(ADAPTER))));
+    try {
+      vectors.forEach(
+          (module, v) -> tensors.put(key(module), v.reshape(v.getShape().size()).duplicate()));
+      SafetensorsWriter.write(
+          folder.resolve(NAME),
+          tensors,
+          Map.of("format", "pt", CHECKSUM, Digests.ofFile(adapter.resolve(ADAPTER))));
+    } finally {
+      tensors.values().forEach(NDArray::close);
+    }
   }
 
   /**

@@ -22,6 +22,7 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedTape;
 import org.meteora.moe.Router;
 import org.meteora.nn.Projection;
+import org.meteora.parallel.Launch;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
@@ -134,10 +135,10 @@ public final class LlamaLearner implements Learner {
       return recompute == Recompute.ALL;
     }
     long tokens = (long) batch.rows() * batch.length();
+    long bytes = MemoryNeed.recordedBytes(llama.config(), llama.dtype(), tokens);
+    // all processes of a machine ask at the same moment; those of others are counted too
     return !llama.frozen().isResident()
-        || !llama
-            .backend()
-            .keepsRecordings(MemoryNeed.recordedBytes(llama.config(), llama.dtype(), tokens));
+        || !llama.backend().keepsRecordings(Launch.of(System.getenv()).size() * bytes);
   }
 
   /** The first layer with an adapter, before which no gradient is needed; 0 when there is none. */
