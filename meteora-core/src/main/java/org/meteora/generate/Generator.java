@@ -118,18 +118,23 @@ public final class Generator implements TokenGenerator {
     }
 
     boolean isFull() {
-      return answer.size() >= config.maxNewTokens() || prompt.length + answer.size() >= limit;
+      return answer.size() >= config.maxNewTokens() || length() >= limit;
+    }
+
+    /** Tokens of prompt and answer so far. */
+    int length() {
+      return prompt.length + answer.size();
     }
 
     /** Of prompt and answer: all that it may come to, but answers end before most often. */
     int expectedTokens() {
       long most = Math.min(limit, (long) prompt.length + config.maxNewTokens());
-      return (int) Math.min(most, Math.max(EXPECTED, prompt.length + KvCache.BLOCK));
+      return (int) Math.min(most, Math.max(EXPECTED, length() + KvCache.BLOCK));
     }
 
     /** Prompt and answer so far. */
     int[] tokens() {
-      var all = Arrays.copyOf(prompt, prompt.length + answer.size());
+      var all = Arrays.copyOf(prompt, length());
       for (int i = 0; i < answer.size(); i++) {
         all[prompt.length + i] = answer.get(i);
       }
@@ -254,7 +259,7 @@ public final class Generator implements TokenGenerator {
       for (int i = 0; i < sequences.size(); i++) {
         int which = i;
         int known = prefixes.map(all -> all.sharedBy(which)).orElse(0);
-        scheduler.add(i, sequences.get(i).prompt.length, known);
+        scheduler.add(i, sequences.get(i).length(), known);
       }
     }
 
@@ -293,19 +298,19 @@ public final class Generator implements TokenGenerator {
 
     /** What a step needed is not there: all that run are put back, and fewer at once go on. */
     private void beginAnew(List<Integer> present, TooLittleMemory reason) {
-      boolean hopeless = together || wanted == 1;
       int longest =
-          present.stream().mapToInt(which -> sequences.get(which).tokens().length).max().orElse(1);
+          present.stream().mapToInt(which -> sequences.get(which).length()).max().orElse(1);
+      present.reversed().forEach(this::leave);
+      if (together) {
+        giveUp(present, reason);
+        return; // none waits
+      }
       for (int which : present.reversed()) {
-        leave(which);
-        if (hopeless) {
+        if (wanted == 1) {
           fail(which, reason);
         } else {
           scheduler.putBack(which);
         }
-      }
-      if (together) {
-        return; // none waits
       }
       LOG.debug("{} sequences at once failed, fewer now: {}", wanted, reason.getMessage());
       wanted = Math.max(1, Math.min(wanted / 2, present.size()));
@@ -329,7 +334,7 @@ public final class Generator implements TokenGenerator {
           sequence.request,
           new UserException(
               "too little memory for the keys and values of a sequence of "
-                  + sequence.tokens().length
+                  + sequence.length()
                   + " tokens"));
     }
 
@@ -357,12 +362,8 @@ public final class Generator implements TokenGenerator {
       try {
         logits = fill(group);
       } catch (UserException e) {
-        if (alone) {
-          LOG.debug("{} prompts together failed, one by one now: {}", group.size(), e.getMessage());
-          group.forEach(scheduler::remove);
-          group.forEach(which -> again.add(sequences.get(which)));
-        } else if (together) {
-          group.forEach(which -> fail(which, e));
+        if (together) {
+          giveUp(group, e);
         } else if (group.size() > 1) {
           LOG.debug("{} prompts together failed, one by one now: {}", group.size(), e.getMessage());
           group.forEach(which -> joinNow(List.of(which)));
@@ -382,6 +383,18 @@ public final class Generator implements TokenGenerator {
             sequence.sampler.chooseFinite(
                 logits, i * vocab, vocab, sequence.banned(), sequence.uniform()));
       }
+    }
+
+    /** Those that run together or not at all are tried alone, unless their rows are listened to. */
+    private void giveUp(List<Integer> group, UserException reason) {
+      if (!alone) {
+        group.forEach(which -> fail(which, reason));
+        return;
+      }
+      LOG.debug(
+          "{} sequences together failed, one by one now: {}", group.size(), reason.getMessage());
+      group.forEach(scheduler::remove);
+      group.forEach(which -> again.add(sequences.get(which)));
     }
 
     private void fail(int which, UserException reason) {

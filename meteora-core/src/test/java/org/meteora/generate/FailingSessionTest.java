@@ -129,7 +129,12 @@ class FailingSessionTest {
       var router = Routers.of("logo", llama, List.of("a", "b", "c", "d", "e"));
       var asks = ASKS.withRouting(RoutingSettings.DEFAULT.withRouter(router));
       var expected = answers(llama, ModelSession.of(llama), asks, 1);
+      assertThat(expected).hasSize(3).allMatch(answer -> answer.endsWith("]"));
       assertThat(answers(llama, narrow(llama, 3, 0, 1), asks, 3)).isEqualTo(expected);
+      // a step in the midst of their answers: each goes on behind what it has
+      assertThat(answers(llama, narrow(llama, 1, 2, 3), asks, 3)).isEqualTo(expected);
+      assertThat(answers(llama, narrow(llama, 0, 0, 3), asks, 3))
+          .containsExactly("0: too little", "1: too little", "2: too little");
     }
   }
 
