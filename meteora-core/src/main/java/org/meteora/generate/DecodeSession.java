@@ -27,7 +27,7 @@ public interface DecodeSession extends AutoCloseable {
   int sequences();
 
   /** Columns of keys and values that there is memory for, of all sequences together. */
-  long room();
+  long kvCapacity();
 
   /**
    * Takes over from a prefill.
@@ -63,7 +63,7 @@ public interface DecodeSession extends AutoCloseable {
     DecodeSession begin(int sequences, int tokens, ForwardContext context);
 
     /** Sequences at once that it is made for. */
-    default int mostSequences() {
+    default int maxSequences() {
       return Integer.MAX_VALUE;
     }
 

@@ -52,7 +52,7 @@ public final class ModelSession implements DecodeSession {
   }
 
   @Override
-  public long room() {
+  public long kvCapacity() {
     return Long.MAX_VALUE;
   }
 

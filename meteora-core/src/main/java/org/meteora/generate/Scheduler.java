@@ -7,10 +7,10 @@ import java.util.List;
 import java.util.Map;
 
 /**
- * Decides which sequences run: those that came first join as soon as there is room, and when there
- * is too little for all that run, those that joined last are put back to wait in front, with what
- * they have so far. It knows sequences by numbers, their tokens, and how much memory there is; no
- * tensors.
+ * Decides which sequences run: those that came first are admitted as soon as there is memory, and
+ * when there is too little for all that run, those that joined last are preempted: they wait in
+ * front, with what they have so far. It knows sequences by numbers, their tokens, and how much
+ * memory there is; no tensors.
  *
  * <p>Keys and values of the sequences that run are a table of as many columns for each as the
  * longest needs, taken in blocks of columns.
@@ -18,25 +18,26 @@ import java.util.Map;
 final class Scheduler {
   /**
    * @param sequences that may run at once, at least 1
-   * @param room columns there is memory for, of all that run together
+   * @param kvCapacity columns there is memory for, of all that run
    * @param block columns that are taken at a time
-   * @param prefill tokens that may join before those that run take their next step, padding
+   * @param prefillTokens that may join before those that run take their next step, padding
    *     included; a single sequence may have more
-   * @param together a sequence joins only when none runs
+   * @param staticBatch sequences are admitted only when none runs
    */
-  record Limits(int sequences, long room, int block, long prefill, boolean together) {}
+  record Limits(
+      int sequences, long kvCapacity, int block, long prefillTokens, boolean staticBatch) {}
 
   /**
    * What to do before the next step, in this order.
    *
-   * @param leave those that are put back
-   * @param join those that join
-   * @param refused those for which there is too little memory even alone; they are gone
+   * @param preempted those that are to wait again
+   * @param admitted those that join
+   * @param rejected those for which there is too little memory even alone; they are gone
    */
-  record Plan(List<Integer> leave, List<Integer> join, List<Integer> refused) {}
+  record Plan(List<Integer> preempted, List<Integer> admitted, List<Integer> rejected) {}
 
   private Limits limits;
-  private int most;
+  private int maxRunning;
   private final ArrayDeque<Integer> waiting = new ArrayDeque<>();
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
   private final Map<Integer, Integer> tokens = new HashMap<>();
@@ -44,7 +45,7 @@ final class Scheduler {
 
   Scheduler(Limits limits) {
     this.limits = limits;
-    this.most = limits.sequences;
+    this.maxRunning = limits.sequences;
   }
 
   /**
@@ -66,18 +67,20 @@ final class Scheduler {
   }
 
   /**
-   * One that was to join found too little memory: as many as run now are all that run from now on.
+   * One that runs, or was to join, found too little memory: it waits in front, and as many as run
+   * now are all that run from now on.
    */
-  void putBack(int sequence) {
+  void preempt(int sequence) {
     running.remove((Integer) sequence);
     waiting.addFirst(sequence);
-    most = Math.max(1, running.size());
+    maxRunning = Math.max(1, running.size());
   }
 
-  /** From now on so many at once, with so much room. */
-  void limit(int sequences, long room) {
-    limits = new Limits(sequences, room, limits.block, limits.prefill, limits.together);
-    most = sequences;
+  /** From now on so many at once, with memory for so many columns. */
+  void limit(int sequences, long kvCapacity) {
+    limits =
+        new Limits(sequences, kvCapacity, limits.block, limits.prefillTokens, limits.staticBatch);
+    maxRunning = sequences;
   }
 
   /** A sequence that runs has ended. */
@@ -99,60 +102,63 @@ final class Scheduler {
     return running.isEmpty() ? 0 : columns(running.size(), longest());
   }
 
-  /** Who leaves and who joins now; they count as put back and as running from now on. */
+  /** Who is preempted and who is admitted now; they count as waiting and as running from now on. */
   Plan next() {
-    var leave = new ArrayList<Integer>();
-    while (running.size() > 1 && columns(running.size(), longest()) > limits.room) {
+    var preempted = new ArrayList<Integer>();
+    while (running.size() > 1 && columns(running.size(), longest()) > limits.kvCapacity) {
       int last = running.removeLast();
       waiting.addFirst(last);
-      leave.add(last);
+      preempted.add(last);
     }
-    var join = new ArrayList<Integer>();
-    var refused = new ArrayList<Integer>();
-    if (running.size() == 1 && columns(1, longest()) > limits.room) {
-      refused.add(running.removeFirst());
-      tokens.remove(refused.getFirst());
+    var admitted = new ArrayList<Integer>();
+    var rejected = new ArrayList<Integer>();
+    if (running.size() == 1 && columns(1, longest()) > limits.kvCapacity) {
+      rejected.add(running.removeFirst());
+      tokens.remove(rejected.getFirst());
     }
-    if (leave.isEmpty() && mayJoin()) {
-      join(join, refused);
+    if (preempted.isEmpty() && mayAdmit()) {
+      admit(admitted, rejected);
     }
-    return new Plan(leave, join, refused);
+    return new Plan(preempted, admitted, rejected);
   }
 
   /** A prefill of several costs less than several of one: a few wait for each other. */
-  private boolean mayJoin() {
-    int free = most - running.size();
-    int few = Math.max(1, most / 16);
+  private boolean mayAdmit() {
+    int free = maxRunning - running.size();
+    int few = Math.max(1, maxRunning / 16);
     return running.isEmpty()
-        || !limits.together && free > 0 && free >= Math.min(few, waiting.size());
+        || !limits.staticBatch && free > 0 && free >= Math.min(few, waiting.size());
   }
 
-  private void join(List<Integer> join, List<Integer> refused) {
+  private void admit(List<Integer> admitted, List<Integer> rejected) {
     long width = 0;
     int longest = longest();
-    while (!waiting.isEmpty() && running.size() < most) {
+    while (!waiting.isEmpty() && running.size() < maxRunning) {
       int first = waiting.getFirst();
       int its = tokens.get(first);
-      if (columns(1, its) > limits.room) {
+      if (columns(1, its) > limits.kvCapacity) {
         waiting.removeFirst();
         tokens.remove(first);
-        refused.add(first);
+        rejected.add(first);
         continue;
       }
       // a prefill is as wide as the one needs of which the least is known
       width = Math.max(width, its - known.get(first));
-      if (!join.isEmpty() && (join.size() + 1) * width > limits.prefill && !limits.together) {
+      if (!admitted.isEmpty()
+          && (admitted.size() + 1) * width > limits.prefillTokens
+          && !limits.staticBatch) {
         return;
       }
-      // one block more than it needs now: else it could be put back at once
+      // one block more than it needs now: else it could be preempted at once
       int with = Math.max(longest, its);
-      if (!running.isEmpty() && columns(running.size() + 1, with + limits.block) > limits.room) {
+      if (!running.isEmpty()
+          && columns(running.size() + 1, with + limits.block) > limits.kvCapacity) {
         return;
       }
       longest = with;
       waiting.removeFirst();
       running.add(first);
-      join.add(first);
+      admitted.add(first);
     }
   }
 

@@ -43,8 +43,8 @@ class FailingSessionTest {
           }
 
           @Override
-          public long room() {
-            return all.room();
+          public long kvCapacity() {
+            return all.kvCapacity();
           }
 
           @Override

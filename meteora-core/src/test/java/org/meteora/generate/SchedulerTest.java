@@ -22,8 +22,8 @@ class SchedulerTest {
     var random = new Random(repetition.getCurrentRepetition());
     int block = 1 + random.nextInt(8);
     int most = 1 + random.nextInt(6);
-    long room = 30 + random.nextInt(200);
-    var scheduler = new Scheduler(new Limits(most, room, block, 40, false));
+    long kvCapacity = 30 + random.nextInt(200);
+    var scheduler = new Scheduler(new Limits(most, kvCapacity, block, 40, false));
     var length = new HashMap<Integer, Integer>();
     var known = new HashMap<Integer, Integer>();
     var end = new HashMap<Integer, Integer>();
@@ -44,25 +44,25 @@ class SchedulerTest {
         arrived++;
       }
       var plan = scheduler.next();
-      for (int each : plan.leave()) {
+      for (int each : plan.preempted()) {
         assertThat(running.removeLast()).as("the last to join leaves first").isEqualTo(each);
         waiting.addFirst(each);
       }
-      for (int each : plan.refused()) {
-        assertThat(columns(1, length.get(each), block)).as("too long alone").isGreaterThan(room);
+      for (int each : plan.rejected()) {
+        assertThat(columns(1, length.get(each), block)).as("too long alone").isGreaterThan(kvCapacity);
         assertThat(waiting.remove((Integer) each) || running.remove((Integer) each)).isTrue();
         gone.add(each);
       }
       long width = 0;
-      for (int each : plan.join()) {
+      for (int each : plan.admitted()) {
         assertThat(waiting.removeFirst()).as("nobody overtakes").isEqualTo(each);
         running.addLast(each);
         width = Math.max(width, length.get(each) - known.get(each));
       }
-      assertThat(plan.join().size() <= 1 || plan.join().size() * width <= 40).isTrue();
+      assertThat(plan.admitted().size() <= 1 || plan.admitted().size() * width <= 40).isTrue();
       assertThat(running).hasSizeLessThanOrEqualTo(most);
       int longest = running.stream().mapToInt(length::get).max().orElse(0);
-      assertThat(columns(running.size(), longest, block)).isLessThanOrEqualTo(room);
+      assertThat(columns(running.size(), longest, block)).isLessThanOrEqualTo(kvCapacity);
       assertThat(scheduler.columns()).isEqualTo(columns(running.size(), longest, block));
       assertThat(scheduler.running()).isEqualTo(running.size());
       assertThat(scheduler.waiting()).isEqualTo(waiting.size());
@@ -96,11 +96,11 @@ class SchedulerTest {
     for (int i = 0; i < 3; i++) {
       scheduler.add(i, 5, 0);
     }
-    assertThat(scheduler.next().join()).containsExactly(0, 1);
+    assertThat(scheduler.next().admitted()).containsExactly(0, 1);
     scheduler.remove(0);
-    assertThat(scheduler.next().join()).isEmpty();
+    assertThat(scheduler.next().admitted()).isEmpty();
     scheduler.remove(1);
-    assertThat(scheduler.next().join()).containsExactly(2);
+    assertThat(scheduler.next().admitted()).containsExactly(2);
   }
 
   @Test
@@ -109,11 +109,11 @@ class SchedulerTest {
     for (int i = 0; i < 40; i++) {
       scheduler.add(i, 5, 0);
     }
-    assertThat(scheduler.next().join()).hasSize(32);
+    assertThat(scheduler.next().admitted()).hasSize(32);
     scheduler.remove(3);
-    assertThat(scheduler.next().join()).isEmpty();
+    assertThat(scheduler.next().admitted()).isEmpty();
     scheduler.remove(4);
-    assertThat(scheduler.next().join()).containsExactly(32, 33);
+    assertThat(scheduler.next().admitted()).containsExactly(32, 33);
   }
 
   @Test
@@ -122,11 +122,11 @@ class SchedulerTest {
     for (int i = 0; i < 3; i++) {
       scheduler.add(i, 5, 0);
     }
-    assertThat(scheduler.next().join()).containsExactly(0, 1, 2);
-    scheduler.putBack(2);
-    assertThat(scheduler.next().join()).isEmpty();
+    assertThat(scheduler.next().admitted()).containsExactly(0, 1, 2);
+    scheduler.preempt(2);
+    assertThat(scheduler.next().admitted()).isEmpty();
     scheduler.remove(0);
-    assertThat(scheduler.next().join()).containsExactly(2);
+    assertThat(scheduler.next().admitted()).containsExactly(2);
   }
 
   @Test
@@ -136,7 +136,7 @@ class SchedulerTest {
     for (int i = 1; i < 101; i++) {
       scheduler.add(i, 5, 0);
     }
-    assertThat(scheduler.next().join()).containsExactly(0);
-    assertThat(scheduler.next().join()).hasSize(100);
+    assertThat(scheduler.next().admitted()).containsExactly(0);
+    assertThat(scheduler.next().admitted()).hasSize(100);
   }
 }

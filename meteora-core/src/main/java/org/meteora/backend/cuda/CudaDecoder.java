@@ -270,7 +270,7 @@ public final class CudaDecoder implements AutoCloseable {
     listener = context.listener();
     temperature = context.routing().temperature();
     // a cache that grows is copied, and graphs are captured anew: what is expected is taken at once
-    places = (int) Math.clamp(room() / tokens, 1, sequences);
+    places = (int) Math.clamp(kvCapacity() / tokens, 1, sequences);
     lengths = new int[places];
     present = new int[0];
     if (engine != null && engine.maxRows() < places) {
@@ -286,7 +286,7 @@ public final class CudaDecoder implements AutoCloseable {
   }
 
   /** Columns of keys and values that there is memory for, of all sequences together. */
-  public long room() {
+  public long kvCapacity() {
     var config = model.config();
     long column =
         2L

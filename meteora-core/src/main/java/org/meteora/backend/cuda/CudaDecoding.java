@@ -35,7 +35,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
   }
 
   @Override
-  public int mostSequences() {
+  public int maxSequences() {
     return CudaDecoder.MAX_ROWS;
   }
 
@@ -91,8 +91,8 @@ public final class CudaDecoding implements DecodeSession.Provider {
     }
 
     @Override
-    public long room() {
-      return decoder.room();
+    public long kvCapacity() {
+      return decoder.kvCapacity();
     }
 
     @Override

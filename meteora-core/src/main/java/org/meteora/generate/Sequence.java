@@ -1,0 +1,93 @@
+package org.meteora.generate;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import org.meteora.model.KvCache;
+
+/** A request and what has come of it. */
+final class Sequence {
+  /** Tokens for which memory is taken at once, of a sequence that may get longer. */
+  private static final int EXPECTED = 1024;
+
+  final int request;
+  final int[] prompt;
+  final GenerationConfig config;
+  final int limit;
+  final Sampler sampler;
+  final NoRepeatNgram ngrams;
+  final List<Integer> answer = new ArrayList<>();
+  int slot;
+  private long uniform;
+  private boolean drawn;
+
+  Sequence(int request, Request of, int limit) {
+    this.request = request;
+    this.prompt = of.prompt();
+    this.config = of.config();
+    this.limit = limit;
+    this.sampler = new Sampler(config, of.stream());
+    this.ngrams =
+        config.noRepeatNgramSize() > 0 ? new NoRepeatNgram(config.noRepeatNgramSize()) : null;
+    for (int token : prompt) {
+      remember(token);
+    }
+  }
+
+  int[] banned() {
+    return ngrams == null ? new int[0] : ngrams.banned();
+  }
+
+  void remember(int token) {
+    if (ngrams != null) {
+      ngrams.add(token);
+    }
+  }
+
+  /** The random number of its next token, the same until it is {@link #accept}ed. */
+  long uniform() {
+    if (!drawn) {
+      uniform = sampler.uniform();
+      drawn = true;
+    }
+    return uniform;
+  }
+
+  void accept(int token) {
+    answer.add(token);
+    remember(token);
+    drawn = false;
+  }
+
+  boolean isFull() {
+    return answer.size() >= config.maxNewTokens() || length() >= limit;
+  }
+
+  /** Tokens of prompt and answer so far. */
+  int length() {
+    return prompt.length + answer.size();
+  }
+
+  /** Of prompt and answer: all that it may come to, but answers end before most often. */
+  int expectedTokens() {
+    long most = Math.min(limit, (long) prompt.length + config.maxNewTokens());
+    return (int) Math.min(most, Math.max(EXPECTED, length() + KvCache.BLOCK));
+  }
+
+  /** Prompt and answer so far. */
+  int[] tokens() {
+    var all = Arrays.copyOf(prompt, length());
+    for (int i = 0; i < answer.size(); i++) {
+      all[prompt.length + i] = answer.get(i);
+    }
+    return all;
+  }
+
+  DecodeSession.Next next() {
+    return new DecodeSession.Next(slot, answer.getLast(), banned(), uniform(), config);
+  }
+
+  int[] result() {
+    return answer.stream().mapToInt(Integer::intValue).toArray();
+  }
+}
