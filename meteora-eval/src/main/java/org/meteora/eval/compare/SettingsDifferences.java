@@ -25,6 +25,7 @@ final class SettingsDifferences {
           "intervals",
           "warnings",
           "throughput",
+          "batching",
           "answers");
 
   /**

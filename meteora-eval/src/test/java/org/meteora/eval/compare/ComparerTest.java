@@ -12,6 +12,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.function.IntFunction;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -68,7 +69,11 @@ class ComparerTest {
           List.of(),
           settings,
           () -> Map.of("model", model, "routing_top_k", into.length()),
-          new Evaluator.Run(answers, new Throughput(1, count, 1, 1)),
+          new Evaluator.Run(
+              answers,
+              new Throughput(1, count, 1, 1),
+              Map.of(),
+              Optional.of(new Evaluator.Batching(10, into.length()))),
           Scores.of(task, answers));
       return saved.file();
     }
@@ -124,6 +129,9 @@ class ComparerTest {
     assertThat(comparison.differences())
         .anyMatch(setting -> setting.name().equals("model.routing_top_k"));
     assertThat(comparison.warnings()).noneMatch(warning -> warning.contains("routing_top_k"));
+    assertThat(comparison.differences())
+        .as("outcomes are no settings")
+        .noneMatch(setting -> setting.name().startsWith("batching"));
     assertThat(row(comparison, "winowhy", "Accuracy").samples()).isEqualTo(40);
     assertThat(compare(a.toString(), b.toString()).columns())
         .containsExactly("meteora a", "meteora bb");
