@@ -71,5 +71,7 @@ class BenchGenerateTest {
     assertThat(run(2, "--shared-tokens=90", "--prompt-tokens=80"))
         .contains("--shared-tokens", "90");
     assertThat(run(2, "--rounds=0")).contains("--rounds");
+    assertThat(run(2, "--sequences=1,0")).contains("--sequences");
+    assertThat(run(2, "--sequences=1,100000000")).contains("a cache of 100,000,000 x 218 tokens");
   }
 }

@@ -4,6 +4,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.PrintWriter;
 import java.io.StringWriter;
+import java.util.ArrayDeque;
+import java.util.HashSet;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.meteora.io.Jsonl;
@@ -23,6 +25,19 @@ class DoctorTest {
       assertThat(check.get("state").asText()).isIn(List.of("ok", "note"));
       assertThat(check.get("text").asText()).isNotBlank();
     }
+  }
+
+  /** What the advice names are options that some command has. */
+  @Test
+  void optionsThatTakeMemoryExist() {
+    var options = new HashSet<String>();
+    var left = new ArrayDeque<>(List.of(Main.commandLine()));
+    while (!left.isEmpty()) {
+      var command = left.pop();
+      command.getCommandSpec().options().forEach(option -> options.add(option.longestName()));
+      left.addAll(command.getSubcommands().values());
+    }
+    assertThat(options).containsAll(MemoryAdvice.OPTIONS);
   }
 
   @Test

@@ -3,6 +3,7 @@ package org.meteora.cli;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -92,8 +93,9 @@ final class BenchGenerateCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (rounds < 1 || promptTokens < 1 || newTokens < 1) {
-      throw new UserException("--rounds, --prompt-tokens and --new-tokens must be at least 1");
+    if (Collections.min(sequences) < 1 || rounds < 1 || promptTokens < 1 || newTokens < 1) {
+      throw new UserException(
+          "--sequences, --rounds, --prompt-tokens and --new-tokens must be at least 1");
     }
     for (int each : shared) {
       if (each < 0 || each >= promptTokens) {
@@ -111,7 +113,8 @@ final class BenchGenerateCommand implements Callable<Integer> {
       multiplications = options.onGpu() ? options.multiplicationRate(manager) : 0;
       for (int adapters : base ? new int[] {0, options.adapters} : new int[] {options.adapters}) {
         try (var own = manager.newSubManager()) {
-          var model = options.model(config, own, adapters);
+          var cache = options.cache(config, Collections.max(sequences), promptTokens);
+          var model = options.model(config, own, adapters, cache);
           try (var decoding = Backends.decoding(model)) {
             var generator = new Generator(model, decoding, options.context(ForwardMode.AUTO));
             run(generator, config, 1, 0, 8); // compiles kernels

@@ -5,7 +5,7 @@ import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.Map;
 import java.util.function.IntConsumer;
-import org.meteora.UserException;
+import org.meteora.TooLittleMemory;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.model.FrozenWeights;
@@ -195,7 +195,7 @@ final class BenchProcesses {
     try (var model = new Model(Collective.single());
         var parameters = new FlatParameters(model.manager, model.tensors)) {
       return model.steps(parameters, Collective.single());
-    } catch (UserException e) {
+    } catch (TooLittleMemory e) {
       System.out.println("one process: " + e.getMessage());
       return 0;
     }

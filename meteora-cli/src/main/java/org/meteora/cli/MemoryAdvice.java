@@ -21,15 +21,16 @@ final class MemoryAdvice {
       Pattern.compile("allocate memory: you tried to allocate (\\d+) bytes");
 
   /** Options that take memory, those that take most of it first. */
-  private static final List<String> OPTIONS =
+  static final List<String> OPTIONS =
       List.of(
           "--batch-size",
-          "--per-device-train-batch-size",
           "--batch",
+          "--sequences",
           "--tokens",
           "--context",
           "--max-length",
-          "--max-seq-length",
+          "--max-seq-len",
+          "--prompt-tokens",
           "--max-new-tokens",
           "--adapters");
 
