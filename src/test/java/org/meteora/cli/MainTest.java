@@ -117,6 +117,15 @@ class MainTest {
     assertThat(folder.resolve("out")).doesNotExist();
   }
 
+  @Test
+  void whatGoesWithAnotherRouterIsSaid() {
+    assertThat(error("train", "--samples=3")).contains("--samples go with --router lora-flow");
+    assertThat(error("train", "--router=lora-flow")).contains("needs --task NAME");
+    assertThat(error("train", "--router=lora-flow", "--task=x", "--with-base"))
+        .contains("--with-base");
+    assertThat(error("train", "--router=arrow")).contains("gate or lora-flow, not arrow");
+  }
+
   /** What several commands have is defined once, unless it means something else in each. */
   @Test
   void sharedOptionsAreDefinedOnce() {

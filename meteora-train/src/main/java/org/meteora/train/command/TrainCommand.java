@@ -6,9 +6,9 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.Callable;
+import java.util.function.Supplier;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
-import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.io.FolderNames;
@@ -127,13 +127,6 @@ public final class TrainCommand implements Callable<Integer> {
       description = "write the base weights too, as published checkpoints have them")
   private boolean withBase;
 
-  private static TrainConfig config(
-      boolean flow, MeteoraConfig loaded, Map<String, Object> options) {
-    return flow
-        ? TrainConfig.loraFlow(loaded.train(), options)
-        : TrainConfig.meteora(loaded.train(), options);
-  }
-
   private void checkRouter(boolean flow) {
     if (!flow && !router.equals(Routers.GATE)) {
       throw new UserException(
@@ -141,11 +134,18 @@ public final class TrainCommand implements Callable<Integer> {
               + router
               + "; \"meteora train-lora --phatgoose\" trains phatgoose's vectors");
     }
-    if (flow != (task != null) || !flow && samples != null) {
+    if (!flow && (task != null || samples != null)) {
       throw new UserException(
-          "--router lora-flow needs --task NAME, and it goes with nothing else");
+          "--task and --samples go with --router lora-flow; gates are trained over --tasks");
     }
     if (flow) {
+      if (task == null) {
+        throw new UserException("--router lora-flow needs --task NAME: the task that it is for");
+      }
+      if (withBase) {
+        throw new UserException(
+            "--router lora-flow writes no model that --with-base could complete: leave it out");
+      }
       if (samples != null && samples < 1) {
         throw new UserException("--samples must be at least 1, not " + samples);
       }
@@ -170,7 +170,12 @@ public final class TrainCommand implements Callable<Integer> {
     if (flow) {
       options.remove("tasks");
     }
-    var settings = config(flow, loaded, options);
+    Supplier<TrainConfig> read = // once more, when the process knows its device
+        () ->
+            flow
+                ? TrainConfig.loraFlow(loaded.train(), options)
+                : TrainConfig.meteora(loaded.train(), options);
+    var settings = read.get();
     var adapterDir =
         loaded
             .adapterDir()
@@ -190,7 +195,7 @@ public final class TrainCommand implements Callable<Integer> {
             stop.listen();
             if (flow) {
               new LoraFlowTraining(
-                      config(true, loaded, options),
+                      read.get(),
                       base,
                       adapterDir,
                       tasks == null ? List.of() : List.of(tasks.split(",")),
@@ -204,7 +209,7 @@ public final class TrainCommand implements Callable<Integer> {
               return 0;
             }
             new MeteoraTraining(
-                    TrainConfig.meteora(loaded.train(), options),
+                    read.get(),
                     base,
                     adapterDir,
                     loaded.targetDir(),
