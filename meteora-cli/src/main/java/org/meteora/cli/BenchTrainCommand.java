@@ -14,14 +14,11 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
 import org.meteora.model.Architecture;
-import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaTraining.Part;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
-import org.meteora.model.llama.LlamaConfig;
-import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
@@ -36,27 +33,22 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
-/**
- * {@code meteora bench train}: one optimiser step.
- *
- * <p>Long, because each line that is measured is set up here, beside those that it is compared
- * with.
- */
+/** {@code meteora bench train}: one optimiser step. */
 @Command(
     name = "train",
     description =
         "One training step: the base model alone (forward, loss, and the gradient to the first"
             + " layer's input; nothing of it is trained), MeteoRA in each mode (forward, both"
             + " losses, gradients of all gates, A and B, AdamW), and AdamW by itself. The first"
-            + " lines keep all activations, the last one recomputes layers, as training does unless"
-            + " told otherwise. Steps of the base model and of each mode take turns, and a ratio is"
-            + " over the base model's steps of its own turns. On a GPU: MeteoRA's whole step, with"
-            + " every layer recomputed and with as many as must be, part by part beside what each"
-            + " part needs at least, and the same step recorded by libtorch. With --layer:"
-            + " one decoder layer, forward and backward, over the frozen layer alone (gradient to"
-            + " its input only), and how near each comes to its multiplications at the rate of a"
-            + " large product. With --processes, or started by torchrun, mpirun or srun: a step of"
-            + " one process and of all, layers recomputed, each process with a batch of its own.",
+            + " lines keep all activations, the last one recomputes layers. Steps of the base model"
+            + " and of each mode take turns, and a ratio is over the base model's steps of its own"
+            + " turns. On a GPU: MeteoRA's whole step, with every layer recomputed and with as many"
+            + " as must be, part by part beside what each part needs at least, and the same step"
+            + " recorded by libtorch. With --layer: one decoder layer, forward and backward, over"
+            + " the frozen layer alone (gradient to its input only), and how near each comes to its"
+            + " multiplications at the rate of a large product. With --processes, or started by"
+            + " torchrun, mpirun or srun: a step of one process and of all, layers recomputed, each"
+            + " process with a batch of its own.",
     footer = {
       "",
       "Examples:",
@@ -66,7 +58,7 @@ import picocli.CommandLine.Option;
       "  meteora bench train --preset llama3-70b --batch 4 --tokens 2048 --processes 8 --shard-base"
     })
 final class BenchTrainCommand implements Callable<Integer> {
-  private static final List<ForwardMode> MODES =
+  static final List<ForwardMode> MODES =
       List.of(ForwardMode.AUTO, ForwardMode.MASKED, ForwardMode.GATHER, ForwardMode.ALL);
   static final double GATE_LOSS_WEIGHT = 50;
 
@@ -96,11 +88,8 @@ final class BenchTrainCommand implements Callable<Integer> {
       description = "On the adapters' input (default: ${DEFAULT-VALUE}).")
   private double dropout;
 
-  @Option(
-      names = "--layer",
-      negatable = true,
-      description = "One decoder layer only, without losses and optimiser.")
-  private Boolean layer;
+  @Option(names = "--layer", description = "One decoder layer only, without losses and optimiser.")
+  private boolean layer;
 
   @Mixin private ProcessOptions processes;
   @Mixin private ShardBaseOption shardBase;
@@ -123,8 +112,8 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   private int alone(Architecture config, Batch samples) {
-    if (layer != null && layer) {
-      oneLayer(config);
+    if (layer) {
+      new BenchTrainLayer(options, batch, tokens, dropout).run(config);
       return 0;
     }
     if (options.onGpu()) {
@@ -250,115 +239,8 @@ final class BenchTrainCommand implements Callable<Integer> {
     }
   }
 
-  private void oneLayer(Architecture whole) {
-    var raw = (com.fasterxml.jackson.databind.node.ObjectNode) whole.raw().deepCopy();
-    raw.put("num_hidden_layers", 1).put("vocab_size", 1024);
-    var config = LlamaConfig.parse(raw, "one layer");
-    try (var manager = options.manager()) {
-      double rate = options.multiplicationRate(manager);
-      double base;
-      try (var own = manager.newSubManager()) {
-        var model = options.model(config, own, 0);
-        base =
-            layerTime(
-                model,
-                options.context(ForwardMode.AUTO).forTraining(false),
-                parameter -> List.of());
-        options.report(
-            "frozen layer, gradient to the input", base, base, tokenCount(), flops(config) / rate);
-      }
-      try (var own = manager.newSubManager()) {
-        var backend = Backends.of(own, options.dtype());
-        double floor = (flops(config) + adapterFlops(config)) / rate;
-        var model =
-            RandomLlama.create(
-                config, own, options.dtype(), options.adapters, options.rank, backend, dropout);
-        try (var parameters = new FlatParameters(own, parameters(model))) {
-          for (var mode : MODES) {
-            if (mode == ForwardMode.GATHER && batch * tokens > 256) {
-              continue;
-            }
-            for (boolean drop : new boolean[] {false, true}) {
-              if (drop && (dropout == 0 || mode != ForwardMode.AUTO)) {
-                continue;
-              }
-              options.report(
-                  "MeteoRA, "
-                      + mode.name().toLowerCase(Locale.ROOT)
-                      + (drop ? ", dropout " + dropout : ""),
-                  layerTime(model, options.context(mode).forTraining(drop), parameters),
-                  base,
-                  tokenCount(),
-                  floor);
-            }
-          }
-        }
-      }
-    }
-  }
-
   private double tokenCount() {
     return (double) batch * tokens;
-  }
-
-  /** Forward, and the gradient to the input, of a layer without adapters. */
-  private double flops(Architecture config) {
-    double sizes = 0;
-    for (var module : Projection.values()) {
-      var shape = config.shape(module);
-      sizes += (double) shape[0] * shape[1];
-    }
-    double scores =
-        2.0 * tokens * tokenCount() * config.numAttentionHeads() * config.headDim(); // causal
-    return 2 * 2 * tokenCount() * sizes + 3.5 * scores;
-  }
-
-  /** Forward and both gradients of the gates and of the chosen adapters. */
-  private double adapterFlops(Architecture config) {
-    double sizes = 0;
-    int chosen = Math.min(options.topK(), options.adapters) * options.rank;
-    for (var module : Projection.values()) {
-      var shape = config.shape(module);
-      sizes += (double) chosen * (shape[0] + shape[1]) + (double) options.adapters * shape[1];
-    }
-    return 3 * 2 * tokenCount() * sizes;
-  }
-
-  private double layerTime(Llama model, ForwardContext context, Gradients gradients) {
-    var own = model.backend().training(model, gradients, Recompute.ALL);
-    try (var passes = own.filter(it -> it.accepts(context)).orElse(null);
-        var manager = model.manager().newSubManager()) {
-      long hidden = model.config().hiddenSize();
-      var input = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
-      var gradient = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
-      return options.median(
-          () -> {
-            if (passes != null) {
-              try (var scope = manager.newSubManager();
-                  var off = Ops.notRecording()) {
-                wait(passes.layer(0, Ops.alias(scope, input), gradient, context));
-              }
-              return;
-            }
-            try (var scope = manager.newSubManager();
-                var recording = Ops.recording()) {
-              var x = Ops.alias(scope, input);
-              x.setRequiresGradient(true);
-              var y = model.layers().getFirst().forward(x, model.wholePass(scope, tokens, context));
-              Ops.backward(y, gradient);
-              var slope = x.getGradient();
-              slope.attach(scope);
-              wait(slope);
-            }
-          });
-    }
-  }
-
-  private static void wait(NDArray slope) {
-    var first = Ops.narrow(slope.reshape(-1), 0, 0, 1); // waits for a device
-    if (Float.isNaN(Ops.cast(first, org.meteora.tensor.Dtype.F32).toFloatArray()[0])) {
-      throw new IllegalStateException("random weights gave NaN");
-    }
   }
 
   private void compare(String what, Llama base, Batch samples, Runnable step) {

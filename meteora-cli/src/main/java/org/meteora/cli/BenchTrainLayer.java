@@ -1,0 +1,145 @@
+package org.meteora.cli;
+
+import ai.djl.ndarray.NDArray;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.util.List;
+import java.util.Locale;
+import org.meteora.backend.Backends;
+import org.meteora.model.Architecture;
+import org.meteora.model.Gradients;
+import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.model.RandomLlama;
+import org.meteora.model.llama.LlamaConfig;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
+import org.meteora.nn.Projection;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+import org.meteora.train.optim.FlatParameters;
+
+/**
+ * One decoder layer, forward and backward, without losses and optimiser, over the frozen layer
+ * alone.
+ *
+ * @param batch sequences
+ * @param tokens of each sequence
+ * @param dropout on the adapters' input
+ */
+record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout) {
+  /**
+   * Measures and reports.
+   *
+   * @param whole the model whose layers are measured
+   */
+  void run(Architecture whole) {
+    var raw = (ObjectNode) whole.raw().deepCopy();
+    raw.put("num_hidden_layers", 1).put("vocab_size", 1024);
+    var config = LlamaConfig.parse(raw, "one layer");
+    try (var manager = options.manager()) {
+      double rate = options.multiplicationRate(manager);
+      double base;
+      try (var own = manager.newSubManager()) {
+        var model = options.model(config, own, 0);
+        base =
+            layerTime(
+                model,
+                options.context(ForwardMode.AUTO).forTraining(false),
+                parameter -> List.of());
+        options.report(
+            "frozen layer, gradient to the input", base, base, tokenCount(), flops(config) / rate);
+      }
+      try (var own = manager.newSubManager()) {
+        var backend = Backends.of(own, options.dtype());
+        double floor = (flops(config) + adapterFlops(config)) / rate;
+        var model =
+            RandomLlama.create(
+                config, own, options.dtype(), options.adapters, options.rank, backend, dropout);
+        try (var parameters = new FlatParameters(own, BenchTrainCommand.parameters(model))) {
+          for (var mode : BenchTrainCommand.MODES) {
+            if (mode == ForwardMode.GATHER && batch * tokens > 256) {
+              continue;
+            }
+            for (boolean drop : new boolean[] {false, true}) {
+              if (drop && (dropout == 0 || mode != ForwardMode.AUTO)) {
+                continue;
+              }
+              options.report(
+                  "MeteoRA, "
+                      + mode.name().toLowerCase(Locale.ROOT)
+                      + (drop ? ", dropout " + dropout : ""),
+                  layerTime(model, options.context(mode).forTraining(drop), parameters),
+                  base,
+                  tokenCount(),
+                  floor);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  private double tokenCount() {
+    return (double) batch * tokens;
+  }
+
+  /** Forward, and the gradient to the input, of a layer without adapters. */
+  private double flops(Architecture config) {
+    double sizes = 0;
+    for (var module : Projection.values()) {
+      var shape = config.shape(module);
+      sizes += (double) shape[0] * shape[1];
+    }
+    double scores =
+        2.0 * tokens * tokenCount() * config.numAttentionHeads() * config.headDim(); // causal
+    return 2 * 2 * tokenCount() * sizes + 3.5 * scores;
+  }
+
+  /** Forward and both gradients of the gates and of the chosen adapters. */
+  private double adapterFlops(Architecture config) {
+    double sizes = 0;
+    int chosen = Math.min(options.topK(), options.adapters) * options.rank;
+    for (var module : Projection.values()) {
+      var shape = config.shape(module);
+      sizes += (double) chosen * (shape[0] + shape[1]) + (double) options.adapters * shape[1];
+    }
+    return 3 * 2 * tokenCount() * sizes;
+  }
+
+  private double layerTime(Llama model, ForwardContext context, Gradients gradients) {
+    var own = model.backend().training(model, gradients, Recompute.ALL);
+    try (var passes = own.filter(it -> it.accepts(context)).orElse(null);
+        var manager = model.manager().newSubManager()) {
+      long hidden = model.config().hiddenSize();
+      var input = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
+      var gradient = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
+      return options.median(
+          () -> {
+            if (passes != null) {
+              try (var scope = manager.newSubManager();
+                  var off = Ops.notRecording()) {
+                wait(passes.layer(0, Ops.alias(scope, input), gradient, context));
+              }
+              return;
+            }
+            try (var scope = manager.newSubManager();
+                var recording = Ops.recording()) {
+              var x = Ops.alias(scope, input);
+              x.setRequiresGradient(true);
+              var y = model.layers().getFirst().forward(x, model.wholePass(scope, tokens, context));
+              Ops.backward(y, gradient);
+              var slope = x.getGradient();
+              slope.attach(scope);
+              wait(slope);
+            }
+          });
+    }
+  }
+
+  private static void wait(NDArray slope) {
+    var first = Ops.narrow(slope.reshape(-1), 0, 0, 1); // waits for a device
+    if (Float.isNaN(Ops.cast(first, Dtype.F32).toFloatArray()[0])) {
+      throw new IllegalStateException("random weights gave NaN");
+    }
+  }
+}
