@@ -28,7 +28,8 @@ import org.slf4j.LoggerFactory;
 
 /**
  * Has a model answer a task's prompts, the longest first, so that little is padded; the answers
- * come back in the data's order. Greedy answers do not depend on the batching; sampled ones do.
+ * come back in the data's order. What one sample is answered does not depend on the others, but for
+ * rounding: each draws from a random stream of its own.
  *
  * <p>Long, because batches, streams of sequences and processes share one way to count and to hand
  * over answers.

@@ -14,7 +14,7 @@ public final class ShardBaseOption {
   private boolean shardBase;
 
   /** Whether it was given. */
-  public boolean given() {
+  public boolean isGiven() {
     return shardBase;
   }
 

@@ -17,10 +17,10 @@ import org.meteora.io.AtomicFiles;
  * script of the datasets library made them.
  *
  * <p>A folder's {@code task.json} holds the examples, or else each direct sub-folder with a {@code
- * task.json} is a sub-task. TaskJsonExamples that are equal as serialised JSON count once. An
- * example becomes {@code task_prefix + example_input_prefix + input + choices +
- * example_output_prefix}, the whole stripped. A fifth of the distinct examples, and no fewer than
- * 16 by the task, are the validation split.
+ * task.json} is a sub-task. Examples that are equal as serialised JSON count once. An example
+ * becomes {@code task_prefix + example_input_prefix + input + choices + example_output_prefix}, the
+ * whole stripped. A fifth of the distinct examples, and no fewer than 16 by the task, are the
+ * validation split.
  *
  * <p>Memory holds one example at a time: a first reading notes where each one lies in the file,
  * then they are read in their order.

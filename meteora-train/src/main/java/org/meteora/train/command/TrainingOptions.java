@@ -73,8 +73,8 @@ public final class TrainingOptions {
       fallbackValue = "true",
       paramLabel = "true|false|auto",
       description =
-          "compute layers again in the backward pass to save memory; auto: on a GPU those alone"
-              + " whose activations do not fit, else all (default: auto)")
+          "compute layers again in the backward pass to save memory; auto: those alone"
+              + " whose activations do not fit, on a CPU all or none (default: auto)")
   private String gradientCheckpointing;
 
   @Option(
@@ -190,7 +190,7 @@ public final class TrainingOptions {
     var result = new ArrayList<String>();
     config.describe().forEach((name, value) -> result.add(name + " " + value));
     result.add("--resume " + resume);
-    result.add("--shard-base " + shardBase.given());
+    result.add("--shard-base " + shardBase.isGiven());
     return result;
   }
 
