@@ -1,6 +1,7 @@
 package org.meteora.parallel;
 
 import java.io.BufferedOutputStream;
+import java.io.Closeable;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
 import java.io.IOException;
@@ -10,20 +11,24 @@ import java.net.InetSocketAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
 import java.net.SocketTimeoutException;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.time.Duration;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Consumer;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 
 /** How the processes of a job find each other: the first one listens, all others connect to it. */
 final class Rendezvous {
   private static final Duration MEETING = Duration.ofMinutes(5);
+
+  /** Within this a process says who it is, and is answered. */
+  private static final Duration GREETING = Duration.ofSeconds(5);
 
   /** How many ports the first process may have, from the one that is told. */
   private static final int PORTS = 16;
@@ -52,66 +57,119 @@ final class Rendezvous {
      * @throws UserException when they do not come in time
      */
     public Control await(Launch launch, Consumer<Control.Lost> onLost) {
-      var control = new Control(launch.rank(), launch.size(), onLost);
+      var arrivals = new Arrivals(launch, onLost);
       var deadline = System.nanoTime() + MEETING.toNanos();
-      var here = new boolean[launch.size()];
       try {
-        for (int missing = launch.size() - 1; missing > 0; ) {
+        while (!arrivals.complete()) {
           server.setSoTimeout((int) Math.max(1, (deadline - System.nanoTime()) / 1_000_000));
           var socket = server.accept();
-          try {
-            socket.setSoTimeout(5_000);
-            var in = new DataInputStream(socket.getInputStream());
-            var out = new DataOutputStream(socket.getOutputStream());
-            int magic = in.readInt();
-            var job = in.readNBytes(32);
-            int theirs = in.readInt();
-            boolean ours =
-                magic == MAGIC
-                    && Arrays.equals(job, jobHash(launch))
-                    && theirs > 0
-                    && theirs < launch.size()
-                    && !here[theirs];
-            out.writeInt(ours ? MAGIC : 0);
-            out.flush();
-            if (!ours) {
-              socket.close();
-              continue;
-            }
-            control.add(theirs, socket); // others may come much later
-            here[theirs] = true;
-            missing--;
-          } catch (IOException e) {
-            socket.close(); // a stranger, or one that will come again
-          }
+          // each is heard by itself: a stranger that dribbles keeps nobody waiting
+          Thread.ofVirtual().start(() -> arrivals.hear(socket));
         }
       } catch (SocketTimeoutException e) {
-        var absent = new ArrayList<String>();
-        for (int i = 1; i < here.length; i++) {
-          if (!here[i]) {
-            absent.add(String.valueOf(i));
-          }
-        }
         throw new UserException(
             "of "
                 + launch.size()
                 + " processes these did not come within "
                 + MEETING.toMinutes()
                 + " minutes: rank "
-                + String.join(", ", absent));
+                + String.join(", ", arrivals.absent()));
       } catch (IOException e) {
-        throw new UserException("cannot wait for the other processes: " + e.getMessage(), e);
+        if (!arrivals.complete()) {
+          throw new UserException("cannot wait for the other processes: " + e.getMessage(), e);
+        }
       }
-      return control;
+      return arrivals.control;
+    }
+
+    /** The others as they come. */
+    private final class Arrivals {
+      private final Launch launch;
+      private final byte[] job;
+      private final Control control;
+      private final boolean[] here;
+
+      Arrivals(Launch launch, Consumer<Control.Lost> onLost) {
+        this.launch = launch;
+        job = jobHash(launch);
+        control = new Control(launch.rank(), launch.size(), onLost);
+        here = new boolean[launch.size()];
+        here[launch.rank()] = true;
+      }
+
+      synchronized boolean complete() {
+        return absent().isEmpty();
+      }
+
+      synchronized List<String> absent() {
+        return IntStream.range(0, here.length)
+            .filter(rank -> !here[rank])
+            .mapToObj(String::valueOf)
+            .toList();
+      }
+
+      /** Lets one in, or sends a stranger away; the last one closes the door. */
+      void hear(Socket socket) {
+        boolean kept = false;
+        try {
+          var greeting = ByteBuffer.wrap(readWithin(GREETING, socket, 4 + job.length + 4));
+          kept = admit(socket, greeting);
+        } catch (IOException e) {
+          // a stranger, or one that will come again
+        }
+        if (!kept) {
+          Rendezvous.close(socket);
+        } else if (complete()) {
+          Meeting.this.close(); // nobody is waited for any more
+        }
+      }
+
+      private synchronized boolean admit(Socket socket, ByteBuffer greeting) throws IOException {
+        int magic = greeting.getInt();
+        var theirJob = new byte[job.length];
+        greeting.get(theirJob);
+        int rank = greeting.getInt();
+        boolean ours =
+            magic == MAGIC
+                && Arrays.equals(theirJob, job)
+                && rank > 0
+                && rank < launch.size()
+                && !here[rank];
+        new DataOutputStream(socket.getOutputStream()).writeInt(ours ? MAGIC : 0);
+        if (ours) {
+          control.add(rank, socket); // others may come much later
+          here[rank] = true;
+        }
+        return ours;
+      }
     }
 
     @Override
     public void close() {
-      try {
-        server.close();
-      } catch (IOException e) {
-        // nobody waits for it any more
+      Rendezvous.close(server);
+    }
+  }
+
+  /** Reads so many bytes, which must all be there in time. */
+  private static byte[] readWithin(Duration atMost, Socket socket, int count) throws IOException {
+    long deadline = System.nanoTime() + atMost.toNanos();
+    var bytes = new byte[count];
+    for (int read = 0; read < count; ) {
+      socket.setSoTimeout((int) Math.max(1, (deadline - System.nanoTime()) / 1_000_000));
+      int some = socket.getInputStream().read(bytes, read, count - read);
+      if (some < 0 || System.nanoTime() > deadline) {
+        throw new IOException("it has not said who it is");
       }
+      read += some;
+    }
+    return bytes;
+  }
+
+  private static void close(Closeable connection) {
+    try {
+      connection.close();
+    } catch (IOException e) {
+      // nobody waits for it any more
     }
   }
 
@@ -191,7 +249,7 @@ final class Rendezvous {
     boolean kept = false;
     try {
       socket.connect(address, 2_000);
-      socket.setSoTimeout(5_000);
+      socket.setSoTimeout((int) GREETING.toMillis());
       var out = new DataOutputStream(new BufferedOutputStream(socket.getOutputStream()));
       out.writeInt(MAGIC);
       out.write(jobHash(launch));

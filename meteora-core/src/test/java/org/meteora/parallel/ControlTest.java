@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
+import java.io.IOException;
 import java.net.ServerSocket;
 import java.net.Socket;
 import java.nio.charset.StandardCharsets;
@@ -109,6 +110,43 @@ class ControlTest {
           second.gather(bytes("here"));
           assertThat(joined.gather(bytes("first")).get(1)).isEqualTo(bytes("here"));
         }
+      }
+    }
+  }
+
+  /** One that sends a byte now and then, and others that send none, hold nobody up. */
+  @Test
+  void strangersThatDribbleKeepNobodyWaiting() throws Exception {
+    try (var meeting = Rendezvous.listen(0)) {
+      var first = background(() -> meeting.await(launch(0, 2, meeting.port(), "job"), lost -> {}));
+      var strangers = new ArrayList<Socket>();
+      for (int i = 0; i < 20; i++) {
+        strangers.add(new Socket("127.0.0.1", meeting.port()));
+      }
+      long began = System.nanoTime();
+      var dribbler = strangers.getFirst();
+      var sent =
+          background(
+              () -> {
+                int bytes = 0;
+                try {
+                  for (; bytes < 40; bytes++) {
+                    dribbler.getOutputStream().write(0);
+                    Thread.sleep(500);
+                  }
+                } catch (IOException | InterruptedException e) {
+                  // it has been sent away
+                }
+                return bytes;
+              });
+      try (var second = Rendezvous.connect(launch(1, 2, meeting.port(), "job"), lost -> {});
+          var joined = first.get(30, TimeUnit.SECONDS)) {
+        assertThat(System.nanoTime() - began).as("nanoseconds").isLessThan(4_000_000_000L);
+        second.close(); // before the first, which waits for it
+      }
+      assertThat(sent.get(30, TimeUnit.SECONDS)).as("bytes before its time is over").isLessThan(20);
+      for (var stranger : strangers) {
+        stranger.close();
       }
     }
   }
