@@ -6,9 +6,13 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.io.FolderLock;
 
 /** A folder that one run writes its result into is refused to another, which leaves it as it is. */
@@ -27,6 +31,9 @@ class OneRunAtATimeTest {
             .setErr(new PrintWriter(error, true));
     try (var other = FolderLock.takeOutput(output)) {
       assertThat(command.execute(arguments)).isEqualTo(2);
+      try (Stream<Path> left = Files.list(output)) {
+        assertThat(left.toList()).containsExactly(output.resolve(FolderLock.NAME));
+      }
     }
     assertThat(error.toString().strip())
         .endsWith(
@@ -36,9 +43,6 @@ class OneRunAtATimeTest {
                 + ProcessHandle.current().pid()
                 + ")")
         .doesNotContain("\n");
-    try (Stream<Path> left = Files.list(output)) {
-      assertThat(left.toList()).containsExactly(output.resolve(FolderLock.NAME));
-    }
     error.getBuffer().setLength(0);
     assertThat(command.execute(arguments)).as(error::toString).isZero();
     try (Stream<Path> made = Files.list(output)) {
@@ -87,5 +91,30 @@ class OneRunAtATimeTest {
         "--adapter-dir=" + TINY.resolve("adapters"),
         "--tasks=sort_letters,count_vowels",
         "--output-dir=" + folder.resolve("merged"));
+  }
+
+  /** Each is refused after it has looked at its output folder, which was not there. */
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      value = {
+        "merge --method=cat --tasks=sort_letters,no_such | no_such",
+        "train --target-dir=/dev/null/none | has no training data",
+        "train --resume | there is no checkpoint",
+        "train-lora --task=sort_letters --layers-to-transform=99 | there is no layer 99"
+      })
+  void whatIsRefusedLeavesNothing(String command, String why) throws Exception {
+    var error = new StringWriter();
+    var arguments = new ArrayList<>(List.of(command.split(" ")));
+    arguments.add(1, "--config=" + TINY.resolve("config.yaml"));
+    arguments.add("--adapter-dir=" + TINY.resolve("adapters"));
+    arguments.add("--output-dir=" + folder.resolve("new/output"));
+    int code =
+        Main.commandLine()
+            .setErr(new PrintWriter(error, true))
+            .execute(arguments.toArray(String[]::new));
+    assertThat(code).as(error::toString).isEqualTo(2);
+    assertThat(error.toString()).contains(why);
+    assertThat(folder).isEmptyDirectory();
   }
 }

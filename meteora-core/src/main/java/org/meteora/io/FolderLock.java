@@ -1,21 +1,29 @@
 package org.meteora.io;
 
+import static java.nio.charset.StandardCharsets.US_ASCII;
+
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.channels.OverlappingFileLockException;
-import java.nio.charset.StandardCharsets;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.concurrent.ThreadLocalRandom;
 import org.meteora.UserException;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
  * Says that one run at a time writes into a folder. The lock ends with the process, however that
- * ends; the empty file it lies on stays, because taking it away would let two runs lock two files.
+ * ends; the file it lies on stays beside what was written. A run that wrote nothing takes it away
+ * again, with the folders that were made for it.
  */
 public final class FolderLock implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(FolderLock.class);
@@ -23,10 +31,19 @@ public final class FolderLock implements AutoCloseable {
   /** The file that a folder of results is locked by. */
   public static final String NAME = ".lock";
 
+  /** How often a file may be taken away before it can be locked. */
+  private static final int TRIES = 100;
+
+  private final Path file;
   private final FileChannel channel;
 
-  private FolderLock(FileChannel channel) {
+  /** Folders that were made for the file, the innermost first. */
+  private final List<Path> made;
+
+  private FolderLock(Path file, FileChannel channel, List<Path> made) {
+    this.file = file;
     this.channel = channel;
+    this.made = made;
   }
 
   /**
@@ -38,37 +55,76 @@ public final class FolderLock implements AutoCloseable {
    *     written to
    */
   public static FolderLock take(Path folder, String name, String refusal) {
-    var file = folder.resolve(name);
-    FileChannel channel = null;
+    var file = folder.toAbsolutePath().resolve(name);
+    for (int tries = 1; ; tries++) {
+      try {
+        var made = missing(file.getParent());
+        return new FolderLock(file, lock(file, refusal), made);
+      } catch (NoSuchFileException | FileAlreadyExistsException e) {
+        // of which the second is what making a folder meets when others make and remove it
+        if (tries == TRIES) {
+          throw cannotWrite(folder, e);
+        }
+      } catch (IOException e) {
+        throw cannotWrite(folder, e);
+      }
+    }
+  }
+
+  private static UserException cannotWrite(Path folder, IOException e) {
+    return new UserException(
+        "cannot write into the folder " + folder + ": " + AtomicFiles.reason(e), e);
+  }
+
+  /**
+   * Locks a file.
+   *
+   * @throws NoSuchFileException when another run took it away between its being opened and locked
+   */
+  private static FileChannel lock(Path file, String refusal) throws IOException {
+    Files.createDirectories(file.getParent());
+    var channel =
+        FileChannel.open(
+            file,
+            StandardOpenOption.READ,
+            StandardOpenOption.WRITE,
+            StandardOpenOption.CREATE,
+            LinkOption.NOFOLLOW_LINKS);
+    boolean kept = false;
     try {
-      Files.createDirectories(folder);
-      channel =
-          FileChannel.open(
-              file,
-              StandardOpenOption.READ,
-              StandardOpenOption.WRITE,
-              StandardOpenOption.CREATE,
-              LinkOption.NOFOLLOW_LINKS);
       if (!locked(channel, file)) {
-        var owner = ByteBuffer.allocate(20);
+        var owner = ByteBuffer.allocate(40);
         channel.read(owner, 0);
-        var process =
-            new String(owner.array(), 0, owner.position(), StandardCharsets.US_ASCII).strip();
-        channel.close();
+        var process = new String(owner.array(), 0, owner.position(), US_ASCII).split("\n", 2)[0];
         throw new UserException(
             refusal + (process.matches("\\d+") ? " (process " + process + ")" : ""));
       }
+      // processes of two containers may have the same number
+      var random = Long.toHexString(ThreadLocalRandom.current().nextLong());
+      var owner = (ProcessHandle.current().pid() + "\n" + random + "\n").getBytes(US_ASCII);
       channel.truncate(0);
-      channel.write(
-          ByteBuffer.wrap(
-              (ProcessHandle.current().pid() + "\n").getBytes(StandardCharsets.US_ASCII)),
-          0);
-      return new FolderLock(channel);
-    } catch (IOException e) {
-      close(channel);
-      throw new UserException(
-          "cannot write into the folder " + folder + ": " + AtomicFiles.reason(e), e);
+      channel.write(ByteBuffer.wrap(owner), 0);
+      if (!Arrays.equals(Files.readAllBytes(file), owner)) {
+        throw new NoSuchFileException(file.toString());
+      }
+      kept = true;
+      return channel;
+    } finally {
+      if (!kept) {
+        close(channel);
+      }
     }
+  }
+
+  /** A folder and those above it that are not there, the innermost first. */
+  private static List<Path> missing(Path folder) {
+    var result = new ArrayList<Path>();
+    for (var each = folder;
+        each != null && !Files.exists(each, LinkOption.NOFOLLOW_LINKS);
+        each = each.getParent()) {
+      result.add(each);
+    }
+    return result;
   }
 
   /**
@@ -101,17 +157,33 @@ public final class FolderLock implements AutoCloseable {
   }
 
   private static void close(FileChannel channel) {
-    if (channel != null) {
-      try {
-        channel.close();
-      } catch (IOException e) {
-        // nothing was written
+    try {
+      channel.close();
+    } catch (IOException e) {
+      // nothing was written
+    }
+  }
+
+  /** While it is still locked: whoever has opened the file finds out that it is gone. */
+  private void removeIfAlone() {
+    try {
+      try (var entries = Files.list(file.getParent())) {
+        if (entries.anyMatch(entry -> !entry.equals(file))) {
+          return;
+        }
       }
+      Files.delete(file);
+      for (var folder : made) {
+        Files.delete(folder);
+      }
+    } catch (IOException e) {
+      // somebody writes there again, or nobody may: then it stays
     }
   }
 
   @Override
   public void close() {
+    removeIfAlone();
     close(channel);
   }
 }

@@ -1,9 +1,13 @@
 package org.meteora.io;
 
+import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
@@ -22,12 +26,71 @@ class FolderLockTest {
     FolderLock.take(run, ".lock", "run is in use").close();
   }
 
+  /** A run that wrote nothing leaves nothing that it made, and nothing that was there is gone. */
+  @Test
+  void nothingIsLeftOfARunThatWroteNothing() throws Exception {
+    FolderLock.takeOutput(folder.resolve("new/run")).close();
+    assertThat(folder).isEmptyDirectory();
+    FolderLock.takeOutput(folder).close();
+    assertThat(folder).isEmptyDirectory();
+    try (var lock = FolderLock.takeOutput(folder.resolve("other/run"))) {
+      Files.createFile(folder.resolve("other/neighbour"));
+    }
+    assertThat(folder.resolve("other/run")).doesNotExist();
+    assertThat(folder.resolve("other/neighbour")).exists();
+  }
+
+  @Test
+  void theFileStaysBesideWhatWasWritten() throws Exception {
+    var run = folder.resolve("run");
+    try (var lock = FolderLock.takeOutput(run)) {
+      Files.createFile(run.resolve("result"));
+    }
+    assertThat(run.resolve(FolderLock.NAME)).exists();
+  }
+
+  /** Files come and go under those that want to lock them: still one at a time has the folder. */
+  @Test
+  void oneAtATimeWhereFilesComeAndGo() throws Exception {
+    var run = folder.resolve("new/run");
+    var inside = new AtomicInteger();
+    var most = new AtomicInteger();
+    var taken = new AtomicInteger();
+    var threads = new ArrayList<Thread>();
+    var failures = new ConcurrentLinkedQueue<Throwable>();
+    for (int i = 0; i < 4; i++) {
+      threads.add(
+          Thread.ofPlatform()
+              .start(
+                  () -> {
+                    for (int round = 0; round < 500; round++) {
+                      try (var lock = FolderLock.takeOutput(run)) {
+                        most.accumulateAndGet(inside.incrementAndGet(), Math::max);
+                        taken.incrementAndGet();
+                        inside.decrementAndGet();
+                      } catch (UserException e) {
+                        if (!e.getMessage().startsWith("another run")) {
+                          failures.add(e);
+                        }
+                      }
+                    }
+                  }));
+    }
+    for (var thread : threads) {
+      thread.join();
+    }
+    assertThat(failures).isEmpty();
+    assertThat(most).hasValue(1);
+    assertThat(taken).hasPositiveValue();
+    assertThat(run.resolve(FolderLock.NAME)).doesNotExist();
+  }
+
   @Test
   void aLinkInItsPlaceIsNotFollowed() throws Exception {
     var elsewhere = folder.resolve("elsewhere");
     Files.createSymbolicLink(folder.resolve(".lock"), elsewhere);
     assertThatThrownBy(() -> FolderLock.take(folder, ".lock", "in use"))
         .isInstanceOf(UserException.class);
-    org.assertj.core.api.Assertions.assertThat(elsewhere).doesNotExist();
+    assertThat(elsewhere).doesNotExist();
   }
 }
