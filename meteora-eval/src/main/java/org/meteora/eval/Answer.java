@@ -14,7 +14,7 @@ import com.fasterxml.jackson.annotation.JsonPropertyOrder;
  * @param answer what is scored
  * @param promptTokens length of the prompt
  * @param newTokens length of the answer, EOS left out
- * @param skipped the prompt was too long: it was not given to the model and is not scored
+ * @param skipped the prompt was too long, or could not be answered: it is not scored
  * @param promptLost the decoded text does not repeat the prompt exactly
  */
 @JsonPropertyOrder({"task", "index", "prompt", "truth", "decoded", "answer"})

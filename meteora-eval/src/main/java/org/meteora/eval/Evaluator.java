@@ -173,9 +173,7 @@ public final class Evaluator {
         .filter(answer -> !answer.skipped() && answer.index() < answers.length)
         .forEach(answer -> answers[answer.index()] = answer);
     var problems = new TreeMap<Integer, String>();
-    long promptTokens = 0;
-    long newTokens = 0;
-    int answered = 0;
+    var counts = new Counts();
     int dealt = 0;
     int collected = 0;
     var untold = new ArrayList<Answer>();
@@ -204,25 +202,23 @@ public final class Evaluator {
             own.add(prompt); // the others are another process's
           }
         }
-        var counts =
-            answer(
-                own,
-                problems,
-                progress,
-                found -> {
-                  int index = found.prompt.index;
-                  answers[index] =
-                      found.tokens == null
-                          ? skipped(task, index, samples.get(index), found.prompt.ids.length)
-                          : answer(task, found.prompt, samples.get(index), found.tokens);
-                  untold.add(answers[index]);
-                  if (collective.rank() == 0 && found.tokens != null) {
-                    sink.accept(List.of(answers[index]));
-                  }
-                });
-        answered += counts.answered;
-        promptTokens += counts.promptTokens;
-        newTokens += counts.newTokens;
+        answer(
+            own,
+            problems,
+            progress,
+            found -> {
+              int index = found.prompt.index;
+              answers[index] =
+                  found.tokens == null
+                      ? skipped(task, index, samples.get(index), found.prompt.ids.length)
+                      : answer(task, found.prompt, samples.get(index), found.tokens);
+              untold.add(answers[index]);
+              if (collective.rank() == 0 && found.tokens != null) {
+                sink.accept(List.of(answers[index]));
+              }
+              counts.add(answers[index]);
+              progress.step(1);
+            });
         if (collective.rank() > 0) {
           collective.gather(bytes(new Found(untold, problems)));
           untold.clear();
@@ -235,9 +231,7 @@ public final class Evaluator {
               found.answers().forEach(answer -> answers[answer.index()] = answer);
               var fresh = found.answers().stream().filter(answer -> !answer.skipped()).toList();
               sink.accept(fresh);
-              answered += fresh.size();
-              promptTokens += fresh.stream().mapToLong(Answer::promptTokens).sum();
-              newTokens += fresh.stream().mapToLong(Answer::newTokens).sum();
+              fresh.forEach(counts::add);
               progress.step(found.answers().size());
             }
           }
@@ -247,7 +241,7 @@ public final class Evaluator {
     double seconds = (System.nanoTime() - start) / 1e9;
     return new Run(
         collective.rank() > 0 ? List.of() : List.of(answers),
-        new Throughput(seconds, answered, promptTokens, newTokens),
+        new Throughput(seconds, counts.answered, counts.promptTokens, counts.newTokens),
         problems);
   }
 
@@ -291,33 +285,30 @@ public final class Evaluator {
    */
   private record Answered(Prompt prompt, int[] tokens) {}
 
-  /** How much was done. */
+  /** How much this run did. */
   private static final class Counts {
     int answered;
     long promptTokens;
     long newTokens;
+
+    void add(Answer answer) {
+      if (!answer.skipped()) {
+        answered++;
+        promptTokens += answer.promptTokens();
+        newTokens += answer.newTokens();
+      }
+    }
   }
 
   /** Answers prompts; what comes is told as it comes. */
-  private Counts answer(
+  private void answer(
       List<Prompt> prompts,
       Map<Integer, String> problems,
       Progress progress,
       Consumer<Answered> sink) {
-    var counts = new Counts();
-    Consumer<Answered> counted =
-        found -> {
-          sink.accept(found);
-          if (found.tokens != null) {
-            counts.answered++;
-            counts.promptTokens += found.prompt.ids.length;
-            counts.newTokens += found.tokens.length;
-          }
-          progress.step(1);
-        };
     if (observer.isEmpty()) {
-      generate(generator, prompts, batchSize, problems, counted, progress);
-      return counts;
+      generate(generator, prompts, batchSize, problems, sink, progress);
+      return;
     }
     // who hears the gates knows sequences by their rows in a batch
     var heard = new ArrayList<Prompt>();
@@ -325,14 +316,13 @@ public final class Evaluator {
       if (prompt.ids.length < config.maxLength()) {
         heard.add(prompt);
       } else {
-        counted.accept(new Answered(prompt, new int[0])); // no room for a token: a row of no batch
+        sink.accept(new Answered(prompt, new int[0])); // no room for a token: a row of no batch
       }
     }
     for (int at = 0; at < heard.size(); at += batchSize) {
       var batch = heard.subList(at, Math.min(heard.size(), at + batchSize));
-      observed(batch, problems, counted, progress);
+      observed(batch, problems, sink, progress);
     }
-    return counts;
   }
 
   /** A batch's answers; where one of them fails each is tried alone. */

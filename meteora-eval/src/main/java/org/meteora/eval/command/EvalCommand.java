@@ -189,10 +189,10 @@ public final class EvalCommand implements Callable<Integer> {
       throw new UserException("eval needs --task NAME (or --rescore FILE)");
     }
     if (!sweep.isEmpty()) {
-      if (save || resume || debug || routes) {
+      if (save || resume || debug || routes || checkBatching > 0) {
         throw new UserException(
-            "--sweep saves and goes on by itself: leave out --save, --resume, --debug and"
-                + " --routes");
+            "--sweep saves and goes on by itself: leave out --save, --resume, --debug, --routes and"
+                + " --check-batching");
       }
       Sweep.of(sweep); // what is wrong with it is said before anything is read
     }

@@ -55,6 +55,7 @@ class EvalCommandTest {
     refused("--limit", "--task", "gsm8k", "--limit", "0");
     refused("--batch-size", "--task", "gsm8k", "--batch-size", "0");
     refused("--seed", "--task", "gsm8k", "--top-p", "0.9");
+    refused("--check-batching", "--task=gsm8k", "--sweep=routing_top_k=1", "--check-batching=1");
     refused("no test data for gsm8k", "--task", "gsm8k");
     refused(
         "create-composite",
