@@ -1,7 +1,9 @@
 package org.meteora.generate;
 
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.List;
+import java.util.Optional;
 
 /**
  * Tells from a pattern of a tokenizer, in the syntax of Oniguruma, whether the steps of a match
@@ -10,12 +12,16 @@ import java.util.List;
  *
  * <p>Counted are the ways in which what stands before something that can fail may match: one
  * unbounded repetition is a way for each character, two of them are the square of that, and a
- * repeated group whose content may match in several ways is an exponential. The patterns of known
- * tokenizers have one at most; what is not understood is taken for the worst.
+ * repeated group whose content may match in several ways is an exponential. Of alternatives that
+ * begin with different characters only one can match at a place. The patterns of known tokenizers
+ * have one unbounded repetition at most; what is not understood is taken for the worst.
  */
 final class PatternCost {
   /** Ways that do not depend on the text: choices and bounded repetitions. */
   private static final double MOST_WAYS = 1 << 12;
+
+  /** What stands for itself only behind a backslash. */
+  private static final String META = "^$.[](){}*+?|\\";
 
   private static final int DEEPEST = 30;
   private static final Cost HOPELESS = new Cost(1, 1, 1, 99, true);
@@ -53,16 +59,40 @@ final class PatternCost {
       throw new IllegalArgumentException("nested too deeply");
     }
     var choices = new ArrayList<Cost>();
+    var firsts = new HashSet<Character>();
+    boolean distinct = true;
     do {
+      int start = at;
       choices.add(sequence());
+      var first = first(start);
+      distinct &= first.isPresent() && firsts.add(first.get());
     } while (take("|"));
     depth--;
+    var ways = choices.stream().mapToDouble(Cost::ways);
     return new Cost(
-        choices.stream().mapToDouble(Cost::ways).sum(),
+        distinct ? ways.max().orElseThrow() : ways.sum(),
         choices.stream().mapToInt(Cost::loops).max().orElse(0),
         choices.stream().mapToDouble(Cost::vain).sum(),
         choices.stream().mapToInt(Cost::vainLoops).max().orElse(0),
         choices.stream().allMatch(Cost::canFail));
+  }
+
+  /**
+   * The character that every match of a sequence begins with, in lower case, where that is plain to
+   * see: a visible ASCII character that stands for itself and must be there. Whether case counts is
+   * not asked; outside ASCII two letters may stand for one where it does not.
+   */
+  private Optional<Character> first(int start) {
+    boolean escaped = pattern.startsWith("\\", start);
+    int where = escaped ? start + 1 : start;
+    if (where >= at) {
+      return Optional.empty(); // it is empty
+    }
+    char c = pattern.charAt(where);
+    boolean meta = META.indexOf(c) >= 0;
+    boolean itself = escaped ? meta : c > ' ' && c < 127 && !meta;
+    boolean may = where + 1 < at && "?*{".indexOf(pattern.charAt(where + 1)) >= 0;
+    return itself && !may ? Optional.of(Character.toLowerCase(c)) : Optional.empty();
   }
 
   private Cost sequence() {
@@ -198,10 +228,13 @@ final class PatternCost {
         }
       } else {
         while (Character.isLetter(peek()) || peek() == '-') {
+          if (peek() == 'x') {
+            return HOPELESS; // white space and comments are not seen as such here
+          }
           at++;
         }
         if (take(")")) {
-          return new Cost(1, 0, 1, 0, false); // changes how the rest is read
+          return choice(); // changes how the rest is read, and makes a group of it
         }
         if (!take(":")) {
           return HOPELESS; // absence, conditions and what else there is
