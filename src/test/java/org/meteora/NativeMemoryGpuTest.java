@@ -41,24 +41,40 @@ class NativeMemoryGpuTest {
     }
   }
 
+  /** Work that is done in each round, and how much of it. */
+  @FunctionalInterface
+  private interface Work {
+    int run() throws Throwable;
+  }
+
   /**
+   * Measured over a round of work, and once or twice more where it grew: what is taken once, such
+   * as memory of the JVM's compilers, is not taken in every round; what each step leaves, is.
+   *
    * @param buffers that one of them may leave to the collector: some scalars; arrays were six in a
    *     generation
    */
-  private static void check(int count, String of, int buffers, Held before) throws Throwable {
-    var what = count + of;
-    var after = Held.now();
-    System.err.printf(
-        "%s: %,d KiB held by native code, %,d KiB resident, %,d KiB on the device more, %d"
-            + " buffers%n",
-        what,
-        after.nativeBytes - before.nativeBytes >> 10,
-        after.resident - before.resident >> 10,
-        after.device - before.device >> 10,
-        after.buffers - before.buffers);
-    assertThat(after.nativeBytes - before.nativeBytes).as(what).isLessThan(SLACK);
-    assertThat(after.device - before.device).as(what).isLessThan(DEVICE_SLACK);
-    assertThat(after.buffers - before.buffers).as(what).isLessThan(count * buffers);
+  private static void check(String of, int buffers, Work work) throws Throwable {
+    for (int left = 2; ; left--) {
+      var before = Held.now();
+      int count = work.run();
+      var after = Held.now();
+      long bytes = after.nativeBytes - before.nativeBytes;
+      long device = after.device - before.device;
+      long more = after.buffers - before.buffers;
+      var what = count + of;
+      System.err.printf(
+          "%s: %,d KiB held by native code, %,d KiB resident, %,d KiB on the device more, %d"
+              + " buffers%n",
+          what, bytes >> 10, after.resident - before.resident >> 10, device >> 10, more);
+      if (left > 0 && (bytes >= SLACK || device >= DEVICE_SLACK || more >= count * buffers)) {
+        continue;
+      }
+      assertThat(bytes).as(what).isLessThan(SLACK);
+      assertThat(device).as(what).isLessThan(DEVICE_SLACK);
+      assertThat(more).as(what).isLessThan(count * buffers);
+      return;
+    }
   }
 
   /**
@@ -79,9 +95,13 @@ class NativeMemoryGpuTest {
   void generationsOfChangingBatchSizes() throws Throwable {
     try (var model = NativeMemoryTest.tiny("cuda")) {
       generate(model, 40 + 30 * ROUNDS);
-      var before = Held.now();
-      generate(model, 100 * ROUNDS);
-      check(100 * ROUNDS, " generations", 2, before);
+      check(
+          " generations",
+          2,
+          () -> {
+            generate(model, 100 * ROUNDS);
+            return 100 * ROUNDS;
+          });
     }
   }
 
@@ -92,9 +112,7 @@ class NativeMemoryGpuTest {
       var config = GenerationConfig.greedy(List.of(), each + 5).withMaxNewTokens(each);
       var prompts = List.of(new int[] {65, 66, 67}, new int[] {68, 69});
       steps(model, prompts, config, 500);
-      var before = Held.now();
-      int steps = steps(model, prompts, config, 1000 * ROUNDS);
-      check(steps, " decode steps", 1, before);
+      check(" decode steps", 1, () -> steps(model, prompts, config, 1000 * ROUNDS));
     }
   }
 
@@ -121,9 +139,13 @@ class NativeMemoryGpuTest {
               new LlamaLearner(model.llama(), training, true, adapters),
               new LlamaLearner(model.llama(), training, false, adapters));
       NativeMemoryTest.train(learners, parameters, optimizer, 40);
-      var before = Held.now();
-      NativeMemoryTest.train(learners, parameters, optimizer, 20 * ROUNDS);
-      check(20 * ROUNDS, " training steps", 50, before);
+      check(
+          " training steps",
+          50,
+          () -> {
+            NativeMemoryTest.train(learners, parameters, optimizer, 20 * ROUNDS);
+            return 20 * ROUNDS;
+          });
     }
   }
 }
