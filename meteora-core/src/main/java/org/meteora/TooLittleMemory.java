@@ -9,4 +9,10 @@ public final class TooLittleMemory extends UserException {
   public TooLittleMemory(String message) {
     super(message);
   }
+
+  /** Whether an exception is libtorch's or a driver's for memory that a GPU or the host lacks. */
+  public static boolean isReportedBy(RuntimeException e) {
+    var message = String.valueOf(e.getMessage());
+    return message.contains("out of memory") || message.contains("can't allocate memory");
+  }
 }

@@ -82,7 +82,7 @@ public final class ModelSession implements DecodeSession {
         columns.add(new KvCache.Columns(i, from, row, padding[row], count));
       }
       model.backend().ops().copyColumns(filled, cache, columns);
-      cache.place(padding, cache.length());
+      cache.setPadding(padding, cache.length());
     }
   }
 
@@ -112,7 +112,7 @@ public final class ModelSession implements DecodeSession {
     }
     var other = model.newCache(manager, padding, length + 1);
     model.backend().ops().copyColumns(cache, other, columns);
-    other.place(padding, length);
+    other.setPadding(padding, length);
     replace(other, slots);
     var routing = context.routing();
     context = context.withRouting(routing.withRouter(routing.router().keepRows(there)));
@@ -176,8 +176,8 @@ public final class ModelSession implements DecodeSession {
       var input = Ops.of(scope, ids, ids.length / width, width);
       return model.next(input, cache, context).toFloatArray();
     } catch (RuntimeException e) {
-      // libtorch says so of a GPU; what was taken is free again
-      if (e.getMessage() != null && e.getMessage().contains("CUDA out of memory")) {
+      // what was taken is free again
+      if (TooLittleMemory.isReportedBy(e)) {
         throw new TooLittleMemory(
             "too little memory to compute %,d tokens of %d sequences at once"
                 .formatted(ids.length, ids.length / width));

@@ -55,7 +55,7 @@ final class Prefill {
           hits.get(row).copyTo(cache, row, padding[row], count);
         }
       }
-      cache.place(padding, longest - width);
+      cache.setPadding(padding, longest - width);
       var ids = new long[prompts.size() * width];
       Arrays.fill(ids, padToken);
       for (int row = 0; row < known.length; row++) {

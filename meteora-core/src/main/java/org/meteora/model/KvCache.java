@@ -36,6 +36,7 @@ public final class KvCache implements AutoCloseable {
    * @param parent its device is the cache's; the cache's memory goes with it or with {@link #close}
    * @param padding left padding of each row
    * @param expected positions that will be needed at least
+   * @throws TooLittleMemory when they are not to be had
    */
   public KvCache(Architecture config, NDManager parent, Dtype dtype, int[] padding, int expected) {
     this.config = config;
@@ -67,7 +68,12 @@ public final class KvCache implements AutoCloseable {
     return keys.length;
   }
 
-  /** Makes room for so many positions in all. */
+  /**
+   * Takes memory for so many positions in all.
+   *
+   * @throws TooLittleMemory when it is not to be had; some layers may have moved then, and the
+   *     cache can only be closed
+   */
   public void reserve(int positions) {
     if (positions <= capacity) {
       return;
@@ -82,7 +88,7 @@ public final class KvCache implements AutoCloseable {
   }
 
   private NDArray grown(NDArray old, int positions) {
-    var larger = room(positions);
+    var larger = allocated(positions);
     if (old != null) {
       if (length > 0) {
         try (var target = Ops.narrow(larger, 2, 0, length);
@@ -95,16 +101,19 @@ public final class KvCache implements AutoCloseable {
     return larger;
   }
 
-  private NDArray room(int positions) {
+  private NDArray allocated(int positions) {
     int heads = config.numKeyValueHeads();
     try {
       // what stands where no token is must be finite: a weight of zero does not hide NaN
       return Ops.zeros(manager, dtype, padding.length, heads, positions, config.headDim());
     } catch (RuntimeException e) {
-      double bytes = 2.0 * keys.length * padding.length * heads * config.headDim() * dtype.bytes();
+      if (!TooLittleMemory.isReportedBy(e)) {
+        throw e;
+      }
+      long bytes = MemoryNeed.cacheBytes(config, dtype, padding.length, positions);
       throw new TooLittleMemory(
-          "too little memory for the keys and values of %d sequences of %,d tokens: %,.0f MiB are"
-                  .formatted(padding.length, positions, bytes * positions / (1 << 20))
+          "too little memory for the keys and values of %d sequences of %,d tokens: %,d MiB are"
+                  .formatted(padding.length, positions, bytes >> 20)
               + " needed; take fewer sequences at once (--batch-size), or shorter ones");
     }
   }
@@ -138,8 +147,13 @@ public final class KvCache implements AutoCloseable {
    */
   public record Columns(int fromRow, int from, int row, int to, int count) {}
 
-  /** Takes these for its rows' paddings and length, as what was copied into it says. */
-  public void place(int[] paddings, int columns) {
+  /**
+   * Sets its rows' paddings and its length, as what was copied into it says.
+   *
+   * @param columns the length, padding included
+   * @throws IllegalArgumentException for another number of rows, or more columns than there are
+   */
+  public void setPadding(int[] paddings, int columns) {
     if (paddings.length != padding.length || columns > capacity) {
       throw new IllegalArgumentException(paddings.length + " rows, " + columns + " columns");
     }

@@ -25,6 +25,7 @@ import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.RotaryEmbedding;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
@@ -71,7 +72,7 @@ public final class CudaDecoder implements AutoCloseable {
   private final MemorySegment logits;
   private DecodeEngine engine;
   private KvCache cache;
-  private int places;
+  private int slotCount;
   private int[] lengths = {};
   private int[] present = {};
   private double temperature = 1;
@@ -139,6 +140,16 @@ public final class CudaDecoder implements AutoCloseable {
                 config.intermediateSize(),
                 Math.max(config.hiddenSize(), config.numAttentionHeads() * config.headDim())));
     logits = host.allocate(4L * config.vocabSize(), 16);
+    try {
+      this.addresses = addresses();
+    } catch (RuntimeException | Error e) {
+      close();
+      throw e;
+    }
+  }
+
+  private DecodeModel addresses() {
+    var config = model.config();
     int k = 1;
     var layers = new ArrayList<DecodeModel.Layer>();
     for (var layer : model.layers()) {
@@ -159,24 +170,23 @@ public final class CudaDecoder implements AutoCloseable {
               linear(layer.projection(Projection.UP)),
               linear(layer.projection(Projection.DOWN))));
     }
-    this.addresses =
-        new DecodeModel(
-            model.dtype(),
-            config.hiddenSize(),
-            config.numAttentionHeads(),
-            config.numKeyValueHeads(),
-            config.headDim(),
-            config.intermediateSize(),
-            config.vocabSize(),
-            (float) config.rmsNormEps(),
-            Ops.dataPointer(frequencies),
-            1,
-            Ops.dataPointer(model.embedding()),
-            Ops.dataPointer(model.norm().weight()),
-            Ops.dataPointer(model.head()),
-            k,
-            scores(),
-            layers);
+    return new DecodeModel(
+        model.dtype(),
+        config.hiddenSize(),
+        config.numAttentionHeads(),
+        config.numKeyValueHeads(),
+        config.headDim(),
+        config.intermediateSize(),
+        config.vocabSize(),
+        (float) config.rmsNormEps(),
+        Ops.dataPointer(frequencies),
+        1,
+        Ops.dataPointer(model.embedding()),
+        Ops.dataPointer(model.norm().weight()),
+        Ops.dataPointer(model.head()),
+        k,
+        scores(),
+        layers);
   }
 
   /** What the router goes by; all linears alike. */
@@ -270,10 +280,10 @@ public final class CudaDecoder implements AutoCloseable {
     listener = context.listener();
     temperature = context.routing().temperature();
     // a cache that grows is copied, and graphs are captured anew: what is expected is taken at once
-    places = (int) Math.clamp(kvCapacity() / tokens, 1, sequences);
-    lengths = new int[places];
+    slotCount = (int) Math.clamp(kvCapacity() / tokens, 1, sequences);
+    lengths = new int[slotCount];
     present = new int[0];
-    if (engine != null && engine.maxRows() < places) {
+    if (engine != null && engine.maxRows() < slotCount) {
       engine.close();
       engine = null;
     }
@@ -282,29 +292,23 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Sequences at once that there is memory for when they come to what was said. */
   public int sequences() {
-    return places;
+    return slotCount;
   }
 
   /** Columns of keys and values that there is memory for, of all sequences together. */
   public long kvCapacity() {
-    var config = model.config();
-    long column =
-        2L
-            * config.numHiddenLayers()
-            * config.numKeyValueHeads()
-            * config.headDim()
-            * model.dtype().bytes();
+    long column = MemoryNeed.cacheBytes(model.config(), model.dtype(), 1, 1);
     cuda.makeCurrent();
     long free = cuda.free(Long.MAX_VALUE) - RESERVE;
-    long there = cache == null ? 0 : (long) places * cache.capacity();
+    long there = cache == null ? 0 : (long) slotCount * cache.capacity();
     return there + Math.max(0, free / 10 * 9 / column);
   }
 
   /**
-   * Copies keys and values of prompts to places of their own.
+   * Copies keys and values of prompts to slots of their own.
    *
    * @param filled a row each
-   * @param slots each row's place
+   * @param slots each row's slot
    * @throws UserException for too little memory
    */
   public void join(KvCache filled, int[] slots) {
@@ -326,13 +330,13 @@ public final class CudaDecoder implements AutoCloseable {
     LIBTORCH.synchronize();
   }
 
-  /** A place is free. */
+  /** A slot is free. */
   public void leave(int slot) {
     lengths[slot] = 0;
     present = new int[0];
   }
 
-  /** Makes sure of so many columns a place. */
+  /** Makes sure of so many columns a slot. */
   private void reserve(int columns) {
     int longest = Arrays.stream(lengths).max().orElse(0);
     int most = Math.max(columns, longest + 1);
@@ -344,9 +348,9 @@ public final class CudaDecoder implements AutoCloseable {
           "too little memory for keys and values of %,d tokens".formatted(most));
     }
     if (cache == null) {
-      cache = model.newCache(model.manager(), new int[places], most);
+      cache = model.newCache(model.manager(), new int[slotCount], most);
     } else {
-      cache.place(new int[places], Math.min(longest, cache.capacity()));
+      cache.setPadding(new int[slotCount], Math.min(longest, cache.capacity()));
       try {
         cache.reserve(most + GROW);
       } catch (RuntimeException e) {
@@ -360,10 +364,10 @@ public final class CudaDecoder implements AutoCloseable {
       keys[layer] = Ops.dataPointer(cache.layer(layer).keys());
       values[layer] = Ops.dataPointer(cache.layer(layer).values());
     }
-    var memory = new KvMemory(keys, values, places, cache.capacity());
+    var memory = new KvMemory(keys, values, slotCount, cache.capacity());
     LIBTORCH.synchronize();
     if (engine == null) {
-      int rows = Math.max(places, DecodeEngine.MAX_STREAMED_ROWS);
+      int rows = Math.max(slotCount, DecodeEngine.MAX_STREAMED_ROWS);
       engine = new DecodeEngine(cuda, addresses, memory, rows);
     } else {
       engine.cache(memory);

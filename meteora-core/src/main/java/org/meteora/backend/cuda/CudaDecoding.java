@@ -79,6 +79,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
   private final class Session implements DecodeSession {
     private final CudaDecoder decoder;
     private final float[] logits;
+    private boolean closed;
 
     Session(CudaDecoder decoder, int vocab) {
       this.decoder = decoder;
@@ -124,6 +125,10 @@ public final class CudaDecoding implements DecodeSession.Provider {
 
     @Override
     public void close() {
+      if (closed) {
+        return; // another session may have the decoder
+      }
+      closed = true;
       decoder.end();
       if (!idle.compareAndSet(null, decoder)) {
         decoder.close();

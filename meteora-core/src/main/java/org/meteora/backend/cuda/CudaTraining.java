@@ -10,6 +10,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.IntConsumer;
+import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.kernel.TrainingKernels;
@@ -397,7 +398,7 @@ final class CudaTraining implements LlamaTraining {
         activations.reserve(fewer * each);
         return fewer;
       } catch (RuntimeException e) {
-        if (fewer == 0 || !outOfMemory(e)) {
+        if (fewer == 0 || !TooLittleMemory.isReportedBy(e)) {
           throw e;
         }
       }
@@ -483,7 +484,7 @@ final class CudaTraining implements LlamaTraining {
       forward(pass, plan, keptOf, attended);
     } catch (RuntimeException e) {
       close(attended);
-      throw outOfMemory(e) ? new OutOfDeviceMemory(e) : e;
+      throw TooLittleMemory.isReportedBy(e) ? new OutOfDeviceMemory(e) : e;
     }
     try {
       loss(pass, plan);
@@ -498,10 +499,6 @@ final class CudaTraining implements LlamaTraining {
     var result = results(plan, numbers, counts);
     watching.begin(Part.FORWARD);
     return result;
-  }
-
-  private static boolean outOfMemory(RuntimeException e) {
-    return e.getMessage() != null && e.getMessage().contains("out of memory");
   }
 
   private static void close(TrainingLayer.Attended[] attended) {
