@@ -263,7 +263,7 @@ public final class EvalCommand implements Callable<Integer> {
       throw new UserException("--sweep is the work of one process: leave out --processes");
     }
     var asked =
-        new Evaluation.Settings(
+        new EvaluationSettings(
             settings,
             batchSize,
             limit,

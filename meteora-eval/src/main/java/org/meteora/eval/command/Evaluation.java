@@ -6,12 +6,9 @@ import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
-import org.meteora.data.config.MeteoraConfig;
-import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Evaluator;
@@ -26,8 +23,6 @@ import org.meteora.eval.sweep.SweepReport;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.io.AtomicFiles;
-import org.meteora.io.CacheFolders;
-import org.meteora.io.Digests;
 import org.meteora.io.Printable;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.parallel.Collective;
@@ -39,8 +34,6 @@ import org.slf4j.LoggerFactory;
 /**
  * Evaluates tasks one after another, prints their scores and keeps what is asked for. The model is
  * loaded again only where a task wants another.
- *
- * <p>Long, because what a single evaluation and a sweep have in common stands beside both.
  */
 final class Evaluation implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluation.class);
@@ -50,7 +43,7 @@ final class Evaluation implements AutoCloseable {
 
   private static final int SHOWN_BY_DEBUG = 10;
 
-  private final Settings settings;
+  private final EvaluationSettings settings;
   private final ModelOptions model;
   private final GenerationOptions generation;
   private final Collective all;
@@ -62,39 +55,13 @@ final class Evaluation implements AutoCloseable {
   private RoutingMatrix routesOfAll;
 
   /**
-   * What is evaluated, and what is kept of it.
-   *
-   * @param limit samples at most; null for no limit but the task's
-   * @param maxLength tokens of prompt and answer at most
-   * @param maxNewTokens tokens of an answer at most; empty for what {@code maxLength} leaves
-   * @param save scores and answers are written
-   * @param existing what becomes of answers that are there already
-   * @param routes the gates' choices are gathered and written
-   * @param debug the first samples are shown
-   * @param checkBatching samples that are answered once more, each alone
-   * @param arguments of the command line, for the saved result
-   */
-  record Settings(
-      MeteoraConfig config,
-      int batchSize,
-      Integer limit,
-      int maxLength,
-      Optional<Integer> maxNewTokens,
-      boolean save,
-      SavedResult.Existing existing,
-      boolean routes,
-      boolean debug,
-      int checkBatching,
-      List<String> arguments) {}
-
-  /**
    * @param all the processes that share the work; the first prints and writes
    * @param sharers those of them that share the base model's weights: all, or one process
    * @param device of this one
    * @param out for scores
    */
   Evaluation(
-      Settings settings,
+      EvaluationSettings settings,
       ModelOptions model,
       GenerationOptions generation,
       Collective all,
@@ -148,7 +115,7 @@ final class Evaluation implements AutoCloseable {
                     task.name(), task.parts(), ids -> loaded.tokenizer().decode(ids, false)),
                 generator::listenedBy);
       }
-      var described = describe(test, chosen);
+      var described = settings.describe(test, chosen);
       Map<String, Object> modelDescribed = save ? loaded.describe() : Map.of();
       var there =
           save ? result.begin(described, modelDescribed, settings.existing()) : List.<Answer>of();
@@ -250,7 +217,7 @@ final class Evaluation implements AutoCloseable {
     generation.check(wanted.basePath());
     load(wanted);
     var chosen = chosen();
-    var described = describe(test, chosen);
+    var described = settings.describe(test, chosen);
     var given = loaded.generator().context().routing();
     // what a router refuses is said before the first point's work
     points.points().forEach(each -> routing(task, each.routing(given, loaded::router)));
@@ -332,31 +299,6 @@ final class Evaluation implements AutoCloseable {
     var chosen =
         generation.apply(loaded.generationConfig()).withMaxLength(Math.min(maxLength, positions));
     return settings.maxNewTokens().map(chosen::withMaxNewTokens).orElse(chosen);
-  }
-
-  private Map<String, Object> describe(TestSet test, GenerationConfig chosen) {
-    var result = new LinkedHashMap<String, Object>();
-    result.put("test_file", CacheFolders.shown(test.file()));
-    result.put("test_sha256", Digests.ofFile(test.file()));
-    result.put("tasks", test.task().parts());
-    var own = new LinkedHashMap<>(test.task().metrics());
-    own.keySet().removeAll(Tasks.names());
-    if (!own.isEmpty()) {
-      result.put("metrics", own);
-    }
-    result.put("batch_size", settings.batchSize());
-    result.put("limit", settings.limit());
-    result.put("max_length", chosen.maxLength());
-    settings.maxNewTokens().ifPresent(tokens -> result.put("max_new_tokens", tokens));
-    result.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
-    result.put("do_sample", chosen.sample());
-    result.put("temperature", chosen.sample() ? chosen.temperature() : null);
-    result.put("top_p", chosen.sample() ? chosen.topP() : null);
-    result.put("top_k", chosen.sample() ? chosen.topK() : null);
-    result.put("seed", chosen.sample() ? chosen.seed() : null);
-    result.put("eos_token_ids", chosen.eosTokenIds());
-    result.put("pad_token_id", chosen.padTokenId());
-    return result;
   }
 
   /** Names the samples that were skipped; 1 when some could not be answered. */
