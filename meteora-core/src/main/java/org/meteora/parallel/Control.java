@@ -294,11 +294,12 @@ public final class Control implements AutoCloseable {
   private static byte[] take(Peer peer) {
     try {
       while (true) {
-        var bytes = peer.received.poll(1, TimeUnit.SECONDS);
+        boolean gone = peer.gone; // what it sent before it left has come by then
+        var bytes = peer.received.poll(gone ? 0 : 1, TimeUnit.SECONDS);
         if (bytes != null) {
           return bytes;
         }
-        if (peer.gone) {
+        if (gone) {
           // whoever is told of lost processes ends this one
           throw new UserException("rank " + peer.rank + " is gone");
         }
