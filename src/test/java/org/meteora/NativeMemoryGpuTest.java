@@ -11,6 +11,7 @@ import org.junit.jupiter.api.Test;
 import org.meteora.backend.Backends;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
@@ -136,8 +137,8 @@ class NativeMemoryGpuTest {
       int adapters = model.adapterNames().size();
       var learners =
           List.of(
-              new LlamaLearner(model.llama(), training, true, adapters),
-              new LlamaLearner(model.llama(), training, false, adapters));
+              new LlamaLearner(model.llama(), training, Recompute.ALL, adapters),
+              new LlamaLearner(model.llama(), training, Recompute.NONE, adapters));
       NativeMemoryTest.train(learners, parameters, optimizer, 40);
       check(
           " training steps",

@@ -28,6 +28,7 @@ import org.meteora.data.Sample;
 import org.meteora.eval.Evaluator;
 import org.meteora.eval.TextCodec;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
@@ -169,8 +170,9 @@ class NativeMemoryTest {
       var training = model.generator().context().forTraining(true);
       var learners =
           List.of(
-              new LlamaLearner(model.llama(), training, true, model.adapterNames().size()),
-              new LlamaLearner(model.llama(), training, false, model.adapterNames().size()));
+              new LlamaLearner(model.llama(), training, Recompute.ALL, model.adapterNames().size()),
+              new LlamaLearner(
+                  model.llama(), training, Recompute.NONE, model.adapterNames().size()));
       train(learners, parameters, optimizer, 60);
       long before = held();
       long buffers = directBuffers();

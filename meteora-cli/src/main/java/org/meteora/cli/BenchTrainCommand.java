@@ -134,14 +134,15 @@ final class BenchTrainCommand implements Callable<Integer> {
           if (mode == ForwardMode.GATHER && batch * tokens > 256) {
             continue; // A and B gathered for every token and kept: tokens · k · r · (in + out)
           }
-          var learner = new LlamaLearner(model, auto.withMode(mode), false, options.adapters);
+          var learner =
+              new LlamaLearner(model, auto.withMode(mode), Recompute.NONE, options.adapters);
           compare(
               "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
               base,
               samples,
               () -> step(learner, samples, parameters, optimizer));
         }
-        var recomputing = new LlamaLearner(model, auto, true, options.adapters);
+        var recomputing = new LlamaLearner(model, auto, Recompute.ALL, options.adapters);
         compare(
             "MeteoRA, auto, layers recomputed",
             base,
@@ -228,7 +229,7 @@ final class BenchTrainCommand implements Callable<Integer> {
             first,
             tokenCount(),
             (4 + 2 * 4 + 16 + 12 + 4 + options.dtype().bytes()) * size / bandwidth);
-        var recorded = new LlamaLearner(model, context, true, options.adapters);
+        var recorded = new LlamaLearner(model, context, Recompute.ALL, options.adapters);
         options.report(
             "step, recorded by libtorch",
             options.median(() -> step(recorded, samples, parameters, optimizer)),

@@ -86,58 +86,23 @@ public final class TrainableModel implements AutoCloseable {
   /**
    * Adapters embedded in a base model, with new gates: uniform in ±1/√in, as a linear layer begins.
    *
-   * @param adapterFolders PEFT folders, in the order of the adapters' indices
+   * @param folders PEFT folders, in the order of the adapters' indices
+   * @param sharers the processes that share the base model's weights, which each load it; one
+   *     process has it whole
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
-  public static TrainableModel meteora(Spec spec, List<Path> adapterFolders) {
-    return meteora(spec, adapterFolders, Collective.single());
-  }
-
-  /**
-   * As above, with a base model that several processes share, which each load it.
-   *
-   * @param sharers one process has it whole
-   */
-  public static TrainableModel meteora(Spec spec, List<Path> adapterFolders, Collective sharers) {
-    return load(
+  public static TrainableModel meteora(Spec spec, List<Path> folders, Collective sharers) {
+    return embedded(
         spec,
         sharers,
-        loader -> {
-          var opened = new ArrayList<LoraAdapter>();
-          try {
-            adapterFolders.forEach(folder -> opened.add(LoraAdapter.open(folder)));
-            return meteora(spec, loader, opened);
-          } finally {
-            opened.forEach(LoraAdapter::close);
-          }
+        folders,
+        Router.GATES,
+        (bank, manager, layer, module) -> {
+          long in = bank.loraA().getShape().get(1);
+          long seed = seed(spec, layer, module.ordinal(), 0);
+          var dtype = Ops.dtype(bank.loraA());
+          return bank.withGate(uniform(manager, dtype, 1 / Math.sqrt(in), seed, bank.size(), in));
         });
-  }
-
-  private static TrainableModel meteora(Spec spec, ModelLoader loader, List<LoraAdapter> opened) {
-    var config = loader.config();
-    var dtype = loader.dtype();
-    var adapters =
-        opened.stream().map(adapter -> MeteoraCheckpoint.describe(adapter, config)).toList();
-    requireNoOwnWeights(spec.basePath(), opened, config);
-    return build(
-        spec,
-        loader,
-        adapters,
-        builder ->
-            (layer, module) -> {
-              var bank = builder.bank(opened, config, layer, module);
-              long in = config.shape(module)[1];
-              double bound = 1 / Math.sqrt(in);
-              var gate =
-                  uniform(
-                      builder.manager(),
-                      dtype,
-                      bound,
-                      seed(spec, layer, module.ordinal(), 0),
-                      adapters.size(),
-                      in);
-              return new AdapterBank(gate, bank.loraA(), bank.loraB(), bank.ranks(), bank.scales());
-            });
   }
 
   /** One base serves all adapters: none of them may have an embedding, head or norm of its own. */
@@ -178,6 +143,7 @@ public final class TrainableModel implements AutoCloseable {
                 spec,
                 loader,
                 checkpoint.adapters(),
+                Router.GATES,
                 builder ->
                     (layer, module) -> {
                       var bank = builder.bank(checkpoint, config, layer, module);
@@ -196,16 +162,10 @@ public final class TrainableModel implements AutoCloseable {
    * New adapters without gates, as PEFT begins: A uniform in ±1/√in, the same for all, B zero.
    *
    * @param names of the adapters; several are one stack, and a router must say which acts
-   * @throws org.meteora.UserException when the base model is missing or broken
-   */
-  public static TrainableModel lora(Spec spec, List<String> names, LoraConfig lora) {
-    return lora(spec, names, lora, Collective.single());
-  }
-
-  /**
-   * As above, with a base model that several processes share, which each load it.
-   *
-   * @param sharers one process has it whole
+   * @param sharers the processes that share the base model's weights, which each load it; one
+   *     process has it whole
+   * @throws org.meteora.UserException when the base model is missing or broken, or lacks a layer
+   *     that is named
    */
   public static TrainableModel lora(
       Spec spec, List<String> names, LoraConfig lora, Collective sharers) {
@@ -239,6 +199,7 @@ public final class TrainableModel implements AutoCloseable {
         spec,
         loader,
         names.stream().map(name -> new MeteoraCheckpoint.Adapter(name, ranks, scales)).toList(),
+        Router.GATES,
         builder ->
             (layer, module) -> {
               var path = module.path(layer);
@@ -279,15 +240,16 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
   public static TrainableModel phatgoose(Spec spec, Path folder, Collective sharers) {
-    return frozen(
+    return embedded(
         spec,
         sharers,
         List.of(folder),
         Phatgoose.ALONE,
-        (bank, manager, dtype) -> {
-          var v = Ops.zeros(manager, dtype, 1, bank.loraA().getShape().get(1));
-          return new AdapterBank(v, bank.loraA(), bank.loraB(), bank.ranks(), bank.scales());
-        });
+        acting(
+            (bank, manager, layer, module) ->
+                bank.withGate(
+                    Ops.zeros(
+                        manager, Ops.dtype(bank.loraA()), 1, bank.loraA().getShape().get(1)))));
   }
 
   /**
@@ -299,7 +261,8 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
   public static TrainableModel loraFlow(Spec spec, List<Path> folders, Collective sharers) {
-    var model = frozen(spec, sharers, folders, Router.GATES, (bank, manager, dtype) -> bank);
+    var banks = acting((bank, manager, layer, module) -> bank);
+    var model = embedded(spec, sharers, folders, Router.GATES, banks);
     var llama = model.llama();
     var gates = new ArrayList<LoraFlow.LayerGate>();
     for (var layer : llama.layers()) {
@@ -321,14 +284,20 @@ public final class TrainableModel implements AutoCloseable {
         model.loader);
   }
 
-  /** What is made of an adapter's bank. */
+  /** What a linear gets, made of the bank of all adapters there, whose ranks may all be 0. */
   private interface BankMaker {
-    AdapterBank of(AdapterBank bank, NDManager manager, Dtype dtype);
+    AdapterBank of(AdapterBank bank, NDManager manager, int layer, Projection module);
   }
 
-  /** Linears on which no adapter acts have no bank. */
-  private static TrainableModel frozen(
-      Spec spec, Collective sharers, List<Path> folders, Router router, BankMaker banks) {
+  /** No bank where no adapter acts. */
+  private static BankMaker acting(BankMaker maker) {
+    return (bank, manager, layer, module) ->
+        bank.totalRank() == 0 ? null : maker.of(bank, manager, layer, module);
+  }
+
+  /** A base model with the adapters of PEFT folders. */
+  private static TrainableModel embedded(
+      Spec spec, Collective sharers, List<Path> folders, Router router, BankMaker maker) {
     return load(
         spec,
         sharers,
@@ -346,24 +315,16 @@ public final class TrainableModel implements AutoCloseable {
                 adapters,
                 router,
                 builder ->
-                    (layer, module) -> {
-                      var bank = builder.bank(opened, config, layer, module);
-                      return bank.totalRank() == 0
-                          ? null
-                          : banks.of(bank, builder.manager(), loader.dtype());
-                    });
+                    (layer, module) ->
+                        maker.of(
+                            builder.bank(opened, config, layer, module),
+                            builder.manager(),
+                            layer,
+                            module));
           } finally {
             opened.forEach(LoraAdapter::close);
           }
         });
-  }
-
-  private static TrainableModel build(
-      Spec spec,
-      ModelLoader loader,
-      List<MeteoraCheckpoint.Adapter> adapters,
-      Function<ModelBuilder, LlamaFactory.Banks> banks) {
-    return build(spec, loader, adapters, Router.GATES, banks);
   }
 
   private static TrainableModel build(

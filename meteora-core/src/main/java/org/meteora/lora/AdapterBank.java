@@ -28,6 +28,11 @@ public record AdapterBank(
     }
   }
 
+  /** This bank with a gate {@code (N, in)}, or without one for null. */
+  public AdapterBank withGate(NDArray other) {
+    return new AdapterBank(other, loraA, loraB, ranks, scales);
+  }
+
   /** N. */
   public int size() {
     return ranks.length;

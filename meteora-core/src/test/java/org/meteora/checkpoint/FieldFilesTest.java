@@ -22,6 +22,7 @@ import org.meteora.Fixtures;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Devices;
@@ -235,7 +236,8 @@ class FieldFilesTest {
       rewrite(file, tensors -> tensors.put(PREFIX + EMBEDDING, embedding));
     }
     assertThat(answersOf(base(), "task_a", folder.resolve("adapters"))).isEqualTo(plain);
-    TrainableModel.meteora(spec(), List.of(folder.resolve("adapters/task_a"))).close();
+    TrainableModel.meteora(spec(), List.of(folder.resolve("adapters/task_a")), Collective.single())
+        .close();
   }
 
   @Test
@@ -260,7 +262,9 @@ class FieldFilesTest {
       assertThat(answersOf(base(), "task_a", folder.resolve("adapters"))).isEqualTo(expected);
     }
     assertThatThrownBy(
-            () -> TrainableModel.meteora(spec(), List.of(folder.resolve("adapters/task_a"))))
+            () ->
+                TrainableModel.meteora(
+                    spec(), List.of(folder.resolve("adapters/task_a")), Collective.single()))
         .isInstanceOf(UserException.class)
         .hasMessageContaining(EMBEDDING)
         .hasMessageContaining("--model task_a");

@@ -19,6 +19,7 @@ import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.UserException;
 import org.meteora.model.MemoryNeed;
 import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsFolder;
 
 /** Loading that fails at any step leaves nothing open. */
@@ -122,7 +123,7 @@ class ModelLoaderTest {
     assertThat(open()).isEmpty();
     var folders =
         List.of(folder.resolve("adapters/count_vowels"), folder.resolve("adapters/sort_letters"));
-    assertThatThrownBy(() -> TrainableModel.meteora(training(), folders))
+    assertThatThrownBy(() -> TrainableModel.meteora(training(), folders, Collective.single()))
         .isInstanceOf(UserException.class);
     assertThat(open()).isEmpty();
   }

@@ -60,29 +60,26 @@ public final class LlamaLearner implements Learner {
   private final int first;
 
   /**
+   * A learner that records layers, and leaves their gradients in the tensors.
+   *
    * @param llama its adapters' tensors are trained
    * @param context of a training pass: k, dropout, and which implementation
-   * @param checkpointing whether layers are computed again in the backward pass
+   * @param recompute which layers are computed again in the backward pass; {@code AUTO} is none of
+   *     them on a CPU with memory for twice a batch, else all
    * @param adapters N; 0 for a model without gates
    */
-  public LlamaLearner(Llama llama, ForwardContext context, boolean checkpointing, int adapters) {
+  public LlamaLearner(Llama llama, ForwardContext context, Recompute recompute, int adapters) {
     this(
         llama,
         context,
-        checkpointing,
+        recompute,
         adapters,
         LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
   }
 
   LlamaLearner(
-      Llama llama, ForwardContext context, boolean checkpointing, int adapters, int chunkTokens) {
-    this(
-        llama,
-        context,
-        checkpointing ? Recompute.ALL : Recompute.NONE,
-        Optional.empty(),
-        adapters,
-        chunkTokens);
+      Llama llama, ForwardContext context, Recompute recompute, int adapters, int chunkTokens) {
+    this(llama, context, recompute, Optional.empty(), adapters, chunkTokens);
   }
 
   private LlamaLearner(
@@ -104,8 +101,7 @@ public final class LlamaLearner implements Learner {
   /**
    * By the backend's own code for whole passes where it has such; elsewhere layers are recorded.
    *
-   * @param recompute which layers are computed again in the backward pass; where layers are
-   *     recorded {@code AUTO} is none of them on a CPU with memory for twice a batch, else all
+   * @param recompute which layers are computed again in the backward pass
    * @param gradients where the gradients go, unless they are left in the tensors
    */
   public static LlamaLearner of(

@@ -10,7 +10,6 @@ import java.util.function.BooleanSupplier;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.CacheFolders;
-import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
 import org.meteora.router.LoraFlowFile;
@@ -80,8 +79,7 @@ public record LoraFlowTraining(
               config,
               model,
               parameters,
-              new LlamaLearner(
-                  model.llama(), model.context(), config.recompute() != Recompute.NONE, 0),
+              new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
               basePath,
               folders,
               learnt.train(),

@@ -48,11 +48,6 @@ public record LoraTraining(
     Flags flags) {
   private static final Logger LOG = LoggerFactory.getLogger(LoraTraining.class);
 
-  /** As {@link #run(Collective, Collective, BooleanSupplier)}; each process has the whole base. */
-  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
-    return run(collective, Collective.single(), stop);
-  }
-
   /**
    * Trains and writes the adapter.
    *
@@ -157,7 +152,8 @@ public record LoraTraining(
         from.add(Run.resume(folder, start, Collective.single()));
       }
       var names = trainings.stream().map(LoraTraining::name).toList();
-      try (var model = TrainableModel.lora(first.spec(), names, first.config().lora())) {
+      try (var model =
+          TrainableModel.lora(first.spec(), names, first.config().lora(), Collective.single())) {
         for (int i = 0; i < names.size(); i++) {
           parameters.add(
               new FlatParameters(

@@ -91,11 +91,6 @@ public record MeteoraTraining(
     return sorted;
   }
 
-  /** As {@link #run(Collective, Collective, BooleanSupplier)}; each process has the whole base. */
-  public Optional<Path> run(Collective collective, BooleanSupplier stop) {
-    return run(collective, Collective.single(), stop);
-  }
-
   /**
    * Trains and writes the MeteoRA checkpoint.
    *

@@ -9,7 +9,6 @@ import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.CacheFolders;
-import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
 import org.meteora.router.PhatgooseFile;
@@ -76,8 +75,7 @@ public record PhatgooseTraining(
               config,
               model,
               parameters,
-              new LlamaLearner(
-                  model.llama(), model.context(), config.recompute() != Recompute.NONE, 0),
+              new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
               basePath,
               List.of(adapter),
               samples.train(),

@@ -45,7 +45,7 @@ class LlamaLearnerTest {
   void agreesWithFiniteDifferences(ForwardMode mode) {
     try (var tiny = new Tiny(Dtype.F64, 0, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-      var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), true, 3, 7);
+      var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), Recompute.ALL, 3, 7);
       var gradient = gradients(learner, parameters, 1);
       var random = new Random(9);
       var start = parameters.values().toFloatArray();
@@ -88,7 +88,11 @@ class LlamaLearnerTest {
     try (var tiny = new Tiny(Dtype.F32, 0.3, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
       var learner =
-          new LlamaLearner(tiny.llama, Tiny.context(3, ForwardMode.AUTO), checkpointing, 3);
+          new LlamaLearner(
+              tiny.llama,
+              Tiny.context(3, ForwardMode.AUTO),
+              checkpointing ? Recompute.ALL : Recompute.NONE,
+              3);
       var start = parameters.values().toFloatArray();
       var gradient = gradients(learner, parameters, 7);
       double norm = Math.sqrt(squares(new float[gradient.length], gradient));
@@ -125,10 +129,11 @@ class LlamaLearnerTest {
           }
         }
         var before = tiny.parameters.values().stream().map(NDArray::toFloatArray).toList();
-        var learner = new LlamaLearner(tiny.llama, Tiny.context(2, ForwardMode.AUTO), true, 3);
+        var learner =
+            new LlamaLearner(tiny.llama, Tiny.context(2, ForwardMode.AUTO), Recompute.ALL, 3);
         var alone = learner.reference(BATCH, OptionalInt.of(adapter));
         var expected =
-            new LlamaLearner(merged.llama, Tiny.context(2, ForwardMode.AUTO), true, 3)
+            new LlamaLearner(merged.llama, Tiny.context(2, ForwardMode.AUTO), Recompute.ALL, 3)
                 .reference(BATCH, OptionalInt.empty());
         assertThat(alone.languageModel())
             .isCloseTo(expected.languageModel(), within(1e-4 * expected.languageModel()));
@@ -146,7 +151,8 @@ class LlamaLearnerTest {
     try (var tiny = new Tiny(Dtype.F32, 0, 3)) {
       var samples = ResumeTest.samples().subList(0, 4).stream().map(LlamaLearnerTest::halved);
       var whole = new Batch(samples.toList(), false);
-      var learner = new LlamaLearner(tiny.llama, Tiny.context(2, ForwardMode.AUTO), true, 3);
+      var learner =
+          new LlamaLearner(tiny.llama, Tiny.context(2, ForwardMode.AUTO), Recompute.ALL, 3);
       var sums = learner.evaluate(whole);
       double answers = Arrays.stream(sums.answer()).sum();
       assertThat(Arrays.stream(sums.prompt()).sum() + answers)
@@ -171,9 +177,11 @@ class LlamaLearnerTest {
     try (var tiny = new Tiny(Dtype.F32, 0.3, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
       var context = Tiny.context(2, ForwardMode.AUTO);
-      var recorded = gradients(new LlamaLearner(tiny.llama, context, false, 3), parameters, 7);
-      var recomputed = gradients(new LlamaLearner(tiny.llama, context, true, 3), parameters, 7);
-      var other = gradients(new LlamaLearner(tiny.llama, context, true, 3), parameters, 8);
+      var recorded =
+          gradients(new LlamaLearner(tiny.llama, context, Recompute.NONE, 3), parameters, 7);
+      var recomputed =
+          gradients(new LlamaLearner(tiny.llama, context, Recompute.ALL, 3), parameters, 7);
+      var other = gradients(new LlamaLearner(tiny.llama, context, Recompute.ALL, 3), parameters, 8);
       assertThat(distance(recomputed, recorded)).isLessThan(1e-5);
       assertThat(distance(other, recorded)).isGreaterThan(1e-2);
     }
@@ -200,7 +208,8 @@ class LlamaLearnerTest {
       var contexts = List.of(ForwardMode.AUTO, ForwardMode.REFERENCE);
       var both =
           contexts.stream()
-              .map(mode -> new LlamaLearner(tiny.llama, Tiny.context(topK, mode), false, 3))
+              .map(
+                  mode -> new LlamaLearner(tiny.llama, Tiny.context(topK, mode), Recompute.NONE, 3))
               .map(learner -> gradients(learner, parameters, 7))
               .toList();
       assertThat(distance(both.get(0), both.get(1))).isLessThan(1e-5);
@@ -230,8 +239,8 @@ class LlamaLearnerTest {
         var halfParameters = new FlatParameters(half.manager, half.parameters)) {
       // all adapters on every token: else rounding may choose another one of two that are close
       var all = Tiny.context(3, ForwardMode.AUTO);
-      var a = gradients(new LlamaLearner(full.llama, all, true, 3), fullParameters, 7);
-      var b = gradients(new LlamaLearner(half.llama, all, true, 3), halfParameters, 7);
+      var a = gradients(new LlamaLearner(full.llama, all, Recompute.ALL, 3), fullParameters, 7);
+      var b = gradients(new LlamaLearner(half.llama, all, Recompute.ALL, 3), halfParameters, 7);
       // 8 bits of mantissa through two layers of large random weights
       assertThat(distance(b, a)).isLessThan(0.2);
     }
@@ -256,7 +265,12 @@ class LlamaLearnerTest {
     try (var tiny = new Tiny(Dtype.F32, 0.1, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
       for (boolean checkpointing : new boolean[] {true, false}) {
-        var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), checkpointing, 3);
+        var learner =
+            new LlamaLearner(
+                tiny.llama,
+                Tiny.context(2, mode),
+                checkpointing ? Recompute.ALL : Recompute.NONE,
+                3);
         var first = gradients(learner, parameters, 7);
         for (int i = 0; i < 3; i++) {
           assertThat(gradients(learner, parameters, 7)).isEqualTo(first);

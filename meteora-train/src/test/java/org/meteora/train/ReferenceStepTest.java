@@ -9,6 +9,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.ForwardMode;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.train.batch.Batch;
@@ -44,7 +45,9 @@ class ReferenceStepTest {
         var parameters = new FlatParameters(model.llama().manager(), model.parameters(false));
         var optimizer = new AdamW(parameters, 0.01)) {
       var context = model.context().withMode(mode);
-      var learner = new LlamaLearner(model.llama(), context, checkpointing, 4, chunk);
+      var learner =
+          new LlamaLearner(
+              model.llama(), context, checkpointing ? Recompute.ALL : Recompute.NONE, 4, chunk);
       var losses = accumulate(learner, parameters, samples, rows);
       assertThat(losses.languageModel())
           .isCloseTo(expected.get("lm_loss").asDouble(), relative(1e-5, 6.4));

@@ -20,6 +20,7 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
@@ -95,7 +96,8 @@ class ResumeTest {
       var samples = samples();
       var decided = config.as(false, false);
       var learner =
-          new LlamaLearner(tiny.llama, Tiny.context(2, org.meteora.moe.ForwardMode.AUTO), true, 3);
+          new LlamaLearner(
+              tiny.llama, Tiny.context(2, org.meteora.moe.ForwardMode.AUTO), Recompute.ALL, 3);
       var heldOut =
           new HeldOut(decided, learner, samples.subList(34, 40), TASKS, Collective.single());
       var outcome =

@@ -24,6 +24,7 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.Digests;
 import org.meteora.io.Jsonl;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.Flags;
 import org.meteora.moe.Router;
 import org.meteora.parallel.Collective;
@@ -74,14 +75,16 @@ class RouterTrainingTest {
       set(parameters, start, start, 0);
       var gradients = new ArrayList<float[]>();
       for (boolean checkpointing : new boolean[] {true, false}) {
-        var learner = new LlamaLearner(model.llama(), model.context(), checkpointing, 0);
+        var learner =
+            new LlamaLearner(
+                model.llama(), model.context(), checkpointing ? Recompute.ALL : Recompute.NONE, 0);
         parameters.clearGradients();
         learner.learn(batch, 1, 0, 1);
         parameters.collectGradients();
         gradients.add(parameters.gradients().toFloatArray());
       }
       assertThat(gradients.get(0)).containsExactly(gradients.get(1), within(1e-4f));
-      var learner = new LlamaLearner(model.llama(), model.context(), true, 0);
+      var learner = new LlamaLearner(model.llama(), model.context(), Recompute.ALL, 0);
       double norm = 0;
       for (float each : gradients.get(0)) {
         norm += each * each;
@@ -117,13 +120,13 @@ class RouterTrainingTest {
   void bothBeginWhereTheirPapersDo() {
     var batch = new Batch(ResumeTest.samples().subList(0, 4), false);
     try (var model = model(false)) {
-      var learner = new LlamaLearner(model.llama(), model.context(), true, 0);
+      var learner = new LlamaLearner(model.llama(), model.context(), Recompute.ALL, 0);
       var half = new Router.Fixed("half", 1, List.of(0), List.of(0.5f));
       assertThat(learner.evaluate(batch).languageModel())
           .isCloseTo(with(model, half).evaluate(batch).languageModel(), within(1e-3));
     }
     try (var model = model(true)) {
-      var learner = new LlamaLearner(model.llama(), model.context(), true, 0);
+      var learner = new LlamaLearner(model.llama(), model.context(), Recompute.ALL, 0);
       var uniform = Router.uniform(adapters().size());
       assertThat(learner.evaluate(batch).languageModel())
           .isCloseTo(with(model, uniform).evaluate(batch).languageModel(), within(1e-3));
@@ -156,7 +159,7 @@ class RouterTrainingTest {
     return new LlamaLearner(
         model.llama(),
         model.context().withRouting(model.context().routing().withRouter(weighing)),
-        true,
+        Recompute.ALL,
         0);
   }
 

@@ -8,6 +8,7 @@ import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.meteora.UserException;
+import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Dtype;
 import org.meteora.train.batch.Batch;
@@ -54,7 +55,7 @@ class TogetherTest {
 
   private static Together together(Tiny tiny, int adapters) {
     var context = Tiny.context(1, ForwardMode.AUTO);
-    return new Together(new LlamaLearner(tiny.llama, context, true, 0), context, adapters);
+    return new Together(new LlamaLearner(tiny.llama, context, Recompute.ALL, 0), context, adapters);
   }
 
   @Test

@@ -69,7 +69,7 @@ class TrainingTest {
             folder.resolve("adapters").resolve(name),
             resume,
             Flags.AUTO)
-        .run(Collective.single(), () -> false)
+        .run(Collective.single(), Collective.single(), () -> false)
         .orElseThrow();
   }
 
@@ -128,7 +128,7 @@ class TrainingTest {
                   folder.resolve("alone").resolve(name),
                   false,
                   Flags.AUTO)
-              .run(Collective.single(), () -> false)
+              .run(Collective.single(), Collective.single(), () -> false)
               .orElseThrow();
       var same = folder.resolve("together").resolve(name);
       assertThat(Jsonl.readFile(same.resolve("training.json")).get("steps"))
@@ -161,7 +161,7 @@ class TrainingTest {
                 folder.resolve("together").resolve("crow"),
                 true,
                 Flags.AUTO)
-            .run(Collective.single(), () -> false)
+            .run(Collective.single(), Collective.single(), () -> false)
             .orElseThrow();
     // 9 samples in batches of 3, two batches a step: 2 steps an epoch, 3 in two
     assertThat(Jsonl.readFile(longer.resolve("training.json")).get("steps").asInt()).isEqualTo(3);
@@ -199,7 +199,8 @@ class TrainingTest {
           assertThat(samples.eval()).filteredOn(sample -> sample.id().startsWith(task)).hasSize(2);
         }
       }
-      var written = training.run(Collective.single(), () -> false).orElseThrow();
+      var written =
+          training.run(Collective.single(), Collective.single(), () -> false).orElseThrow();
       var how = Jsonl.readFile(written.resolve("training.json"));
       assertThat(how.get("data").toString()).contains("crow", "zebra");
       assertThat(how.get("samples_per_task").asInt(0)).isEqualTo(perTask);
@@ -250,7 +251,10 @@ class TrainingTest {
             "cpu",
             "append_eos",
             true);
-    var result = meteora(options, true, false).run(Collective.single(), () -> false).orElseThrow();
+    var result =
+        meteora(options, true, false)
+            .run(Collective.single(), Collective.single(), () -> false)
+            .orElseThrow();
     assertThat(result.resolve("config.json")).exists();
     assertThat(result.resolve("tokenizer.json")).exists();
     try (var loaded = loadMeteora(Fixtures.TINY.resolve("base"), result)) {
@@ -281,10 +285,15 @@ class TrainingTest {
     // a checkpoint in between loads too
     loadMeteora(Fixtures.TINY.resolve("base"), folder.resolve("run/checkpoint-00000006")).close();
 
-    assertThatThrownBy(() -> meteora(options, false, false).run(Collective.single(), () -> false))
+    assertThatThrownBy(
+            () ->
+                meteora(options, false, false)
+                    .run(Collective.single(), Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("--resume");
-    assertThat(meteora(options, false, true).run(Collective.single(), () -> false))
+    assertThat(
+            meteora(options, false, true)
+                .run(Collective.single(), Collective.single(), () -> false))
         .contains(result);
     assertThat(Files.readAllLines(folder.resolve("run/metrics.jsonl"))).isEqualTo(metrics);
     assertThatThrownBy(
@@ -358,14 +367,17 @@ class TrainingTest {
     lora("zebra", Map.of("max_steps", 1));
     Map<String, Object> options =
         Map.of("max_steps", 2, "train", "gates", "eval_steps", 9, "device", "cpu");
-    meteora(options, false, false).run(Collective.single(), () -> false);
+    meteora(options, false, false).run(Collective.single(), Collective.single(), () -> false);
     var config = folder.resolve("adapters/crow/adapter_config.json");
     var written = Files.readString(config);
     Files.writeString(config, written.replace("\"lora_alpha\" : 16.0", "\"lora_alpha\" : 32.0"));
     assertThat(Files.readString(config)).isNotEqualTo(written);
     othersThanThen(options);
     Files.writeString(config, written);
-    assertThat(meteora(options, false, true).run(Collective.single(), () -> false)).isPresent();
+    assertThat(
+            meteora(options, false, true)
+                .run(Collective.single(), Collective.single(), () -> false))
+        .isPresent();
     var weights = "adapter_model.safetensors";
     Files.delete(folder.resolve("adapters/crow").resolve(weights));
     Files.copy(
@@ -375,7 +387,10 @@ class TrainingTest {
   }
 
   private void othersThanThen(Map<String, Object> options) {
-    assertThatThrownBy(() -> meteora(options, false, true).run(Collective.single(), () -> false))
+    assertThatThrownBy(
+            () ->
+                meteora(options, false, true)
+                    .run(Collective.single(), Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageStartingWith("cannot resume from ")
         .hasMessageEndingWith(": the adapters are others than then");
@@ -410,7 +425,10 @@ class TrainingTest {
     lora("crow", how);
     lora("zebra", how);
     Map<String, Object> options = Map.of("max_steps", 1, "device", "cpu");
-    var result = meteora(options, false, false).run(Collective.single(), () -> false).orElseThrow();
+    var result =
+        meteora(options, false, false)
+            .run(Collective.single(), Collective.single(), () -> false)
+            .orElseThrow();
     var record = Jsonl.readFile(result.resolve("training.json"));
     assertThat(record.get("append_eos").asBoolean()).isTrue();
     assertThat(record.get("response_only").asBoolean()).isFalse();
@@ -430,7 +448,10 @@ class TrainingTest {
     Files.move(folder.resolve("adapters/zebra"), folder.resolve("before"));
     lora("zebra", Map.of("append_eos", true, "max_steps", 1));
     var other = new LinkedHashMap<>(options);
-    assertThatThrownBy(() -> meteora(other, false, true).run(Collective.single(), () -> false))
+    assertThatThrownBy(
+            () ->
+                meteora(other, false, true)
+                    .run(Collective.single(), Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("response_only is false in " + folder.resolve("adapters/crow"))
         .hasMessageContaining("true in " + folder.resolve("adapters/zebra"))
@@ -449,7 +470,7 @@ class TrainingTest {
             false,
             false,
             Flags.fromEnvironment(Map.of("MOELINEAR_SINGLE_MOE_LORA", "0")));
-    assertThatThrownBy(() -> training.run(Collective.single(), () -> false))
+    assertThatThrownBy(() -> training.run(Collective.single(), Collective.single(), () -> false))
         .isInstanceOf(UserException.class)
         .hasMessageStartingWith("MOELINEAR_SINGLE_MOE_LORA=0 ")
         .hasMessageEndingWith(": unset it");
@@ -460,7 +481,10 @@ class TrainingTest {
     task("crow", "black");
     lora("crow", Map.of("max_steps", 1));
     Map<String, Object> options = Map.of("max_steps", 2, "device", "cpu", "eval_ratio", 0);
-    assertThat(meteora(options, false, false).run(Collective.single(), () -> true)).isEmpty();
+    assertThat(
+            meteora(options, false, false)
+                .run(Collective.single(), Collective.single(), () -> true))
+        .isEmpty();
     assertThat(new Checkpoints(folder.resolve("run"), 1).list()).isEmpty();
     var train = TrainConfig.meteora();
     assertThat(Run.stopped(train, 0, 2)).contains("nothing was done").contains("without --resume");
@@ -470,7 +494,8 @@ class TrainingTest {
     assertThat(Run.stopped(TrainConfig.lora(Map.of(), Map.of()), 0, 2))
         .isEqualTo("stopped before the first step of this adapter; go on with --resume");
     var asked = new int[1];
-    meteora(options, false, false).run(Collective.single(), () -> asked[0]++ >= 1);
+    meteora(options, false, false)
+        .run(Collective.single(), Collective.single(), () -> asked[0]++ >= 1);
     assertThat(new Checkpoints(folder.resolve("run"), 1).list()).hasSize(1);
     assertThat(folder.resolve("run/metrics.jsonl")).isNotEmptyFile();
     assertThat(folder.resolve("run/loss.png")).doesNotExist();
