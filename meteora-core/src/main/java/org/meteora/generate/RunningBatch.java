@@ -262,7 +262,10 @@ final class RunningBatch implements AutoCloseable {
     LOG.debug(
         "{} sequences together failed, one by one now: {}", group.size(), reason.getMessage());
     group.forEach(scheduler::remove);
-    group.forEach(which -> toRetryAlone.add(sequences.get(which)));
+    for (int which : group) {
+      sequences.get(which).rewind();
+      toRetryAlone.add(sequences.get(which));
+    }
   }
 
   private void fail(int which, UserException reason) {
@@ -310,6 +313,9 @@ final class RunningBatch implements AutoCloseable {
     if (token == DecodeSession.NOT_FINITE) {
       end(which);
       listener.onFailure(sequence.request, Sampler.notFinite());
+      return;
+    }
+    if (sequence.replays()) {
       return;
     }
     if (!sequence.config.eosTokenIds().contains(token)) {

@@ -18,6 +18,7 @@ final class Sequence {
   final NoRepeatNgram ngrams;
   final List<Integer> answer = new ArrayList<>();
   int slot;
+  private int known; // tokens of the answer that the model has run, or is given next
   private long uniform;
   private boolean drawn;
 
@@ -55,8 +56,24 @@ final class Sequence {
 
   void accept(int token) {
     answer.add(token);
+    known = answer.size();
     remember(token);
     drawn = false;
+  }
+
+  /**
+   * Begins anew behind its prompt: the answer so far is run again token by token, for a router to
+   * which it matters how a token is run.
+   */
+  void rewind() {
+    known = 0;
+  }
+
+  /** Goes on to the next token of an answer that is run again; false when it has no more. */
+  boolean replays() {
+    boolean more = known < answer.size();
+    known += more ? 1 : 0;
+    return more;
   }
 
   boolean isFull() {
@@ -74,17 +91,17 @@ final class Sequence {
     return (int) Math.min(most, Math.max(EXPECTED, length() + KvCache.BLOCK));
   }
 
-  /** Prompt and answer so far. */
+  /** What is to be computed before its next step: prompt and answer so far, or the prompt alone. */
   int[] tokens() {
-    var all = Arrays.copyOf(prompt, length());
-    for (int i = 0; i < answer.size(); i++) {
+    var all = Arrays.copyOf(prompt, prompt.length + known);
+    for (int i = 0; i < known; i++) {
       all[prompt.length + i] = answer.get(i);
     }
     return all;
   }
 
   DecodeSession.Next next() {
-    return new DecodeSession.Next(slot, answer.getLast(), banned(), uniform(), config);
+    return new DecodeSession.Next(slot, answer.get(known - 1), banned(), uniform(), config);
   }
 
   int[] result() {

@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -13,8 +14,11 @@ import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
+import org.meteora.moe.Choice;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
@@ -83,17 +87,53 @@ class FailingSessionTest {
     };
   }
 
+  /** Chooses by a prompt token's place from the end, and by how many steps there were. */
+  private record ByPlace(int steps) implements Router.Choosing {
+    @Override
+    public String name() {
+      return "by place";
+    }
+
+    @Override
+    public Router next(int[] tokens) {
+      return new ByPlace(steps + 1);
+    }
+
+    @Override
+    public Choice choose(GatedLinear linear, NDArray x, int rows) {
+      var choice = new Choice((int) x.getShape().get(0), 1);
+      int width = choice.tokens() / rows;
+      for (int i = 0; i < choice.tokens(); i++) {
+        choice.indices()[i] = steps > 0 ? steps % 5 : (width - 1 - i % width) % 5;
+        choice.weights()[i] = 1;
+      }
+      return choice;
+    }
+  }
+
+  private record ReadsPlaces() implements Router.Reading {
+    @Override
+    public String name() {
+      return "by place";
+    }
+
+    @Override
+    public Router of(List<int[]> prompts) {
+      return new ByPlace(0);
+    }
+  }
+
   private static final class Answers implements AnswerListener {
-    final List<String> heard = new ArrayList<>();
+    final List<String> outcomes = new ArrayList<>();
 
     @Override
     public void onAnswer(int request, int[] tokens) {
-      heard.add(request + ": " + Arrays.toString(tokens));
+      outcomes.add(request + ": " + Arrays.toString(tokens));
     }
 
     @Override
     public void onFailure(int request, UserException reason) {
-      heard.add(request + ": " + reason.getMessage());
+      outcomes.add(request + ": " + reason.getMessage());
     }
   }
 
@@ -105,8 +145,8 @@ class FailingSessionTest {
             .mapToObj(i -> new Request(PROMPTS.get(i), CONFIG, i))
             .toList();
     new Generator(llama, decoding, asks).generate(requests, atOnce, answers);
-    answers.heard.sort(null);
-    return answers.heard;
+    answers.outcomes.sort(null);
+    return answers.outcomes;
   }
 
   @Test
@@ -135,6 +175,19 @@ class FailingSessionTest {
       assertThat(answers(llama, narrow(llama, 1, 2, 3), asks, 3)).isEqualTo(expected);
       assertThat(answers(llama, narrow(llama, 0, 0, 3), asks, 3))
           .containsExactly("0: too little", "1: too little", "2: too little");
+    }
+  }
+
+  /** What such a router says of an answer's token depends on its being run by a step. */
+  @Test
+  void answersThatARouterReadsAreRunAgainStepByStep() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var asks = ASKS.withRouting(RoutingSettings.DEFAULT.withRouter(new ReadsPlaces()));
+      var expected = answers(llama, ModelSession.of(llama), asks, 1);
+      for (int steps = 0; steps < 5; steps++) {
+        assertThat(answers(llama, narrow(llama, 1, steps, 3), asks, 3)).isEqualTo(expected);
+      }
     }
   }
 
