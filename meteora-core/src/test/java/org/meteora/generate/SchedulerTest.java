@@ -49,7 +49,9 @@ class SchedulerTest {
         waiting.addFirst(each);
       }
       for (int each : plan.rejected()) {
-        assertThat(columns(1, length.get(each), block)).as("too long alone").isGreaterThan(kvCapacity);
+        assertThat(columns(1, length.get(each), block))
+            .as("too long alone")
+            .isGreaterThan(kvCapacity);
         assertThat(waiting.remove((Integer) each) || running.remove((Integer) each)).isTrue();
         gone.add(each);
       }
