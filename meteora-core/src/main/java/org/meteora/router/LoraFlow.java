@@ -1,6 +1,7 @@
 package org.meteora.router;
 
 import ai.djl.ndarray.NDArray;
+import java.util.Collections;
 import java.util.List;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
@@ -26,7 +27,7 @@ public record LoraFlow(List<LayerGate> gates) implements Router.Weighing {
   public record LayerGate(NDArray weight, NDArray bias) {}
 
   public LoraFlow {
-    gates = java.util.Collections.unmodifiableList(gates);
+    gates = Collections.unmodifiableList(gates);
   }
 
   @Override

@@ -1,10 +1,10 @@
 package org.meteora.router;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -112,20 +112,8 @@ public final class LoraFlowFile {
     return adapters.stream().mapToLong(names::indexOf).toArray();
   }
 
-  private static NDArray tensor(
-      SafetensorsFile file, ai.djl.ndarray.NDManager host, String key, long... shape) {
-    var info = file.requireInfo(key);
-    if (!info.hasShape(shape) || info.dtype() != Dtype.F32) {
-      throw new UserException(
-          "%s: %s is %s %s, expected F32 %s"
-              .formatted(
-                  file.path(),
-                  key,
-                  info.dtype().safetensorsName(),
-                  info.shape(),
-                  Arrays.toString(shape)));
-    }
-    file.requireFinite(key);
+  private static NDArray tensor(SafetensorsFile file, NDManager host, String key, long... shape) {
+    file.requireFloat32(key, shape);
     return file.read(host, key);
   }
 }

@@ -17,7 +17,6 @@ import org.meteora.model.Llama;
 import org.meteora.moe.GatedLinear;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
-import org.meteora.tensor.Dtype;
 
 /**
  * The vectors of an adapter for {@link Phatgoose}, beside it in its folder: {@code
@@ -124,14 +123,7 @@ public final class PhatgooseFile {
   }
 
   private static float[] vector(SafetensorsFile file, String key, GatedLinear linear) {
-    var info = file.requireInfo(key);
-    long in = linear.weight().getShape().get(1);
-    if (!info.hasShape(in) || info.dtype() != Dtype.F32) {
-      throw new UserException(
-          "%s: %s is %s %s, expected F32 [%d]"
-              .formatted(file.path(), key, info.dtype().safetensorsName(), info.shape(), in));
-    }
-    file.requireFinite(key);
+    var info = file.requireFloat32(key, linear.weight().getShape().get(1));
     var v = file.bytes(info).toArray(JAVA_FLOAT_UNALIGNED);
     for (float each : v) {
       if (each != v[0]) {

@@ -12,10 +12,12 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.FileTime;
+import java.util.Arrays;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
@@ -180,6 +182,28 @@ public final class SafetensorsFile implements AutoCloseable {
               : path + ": there is no tensor " + name);
     }
     return tensor;
+  }
+
+  /**
+   * What the header says of a tensor of finite float32 numbers.
+   *
+   * @throws UserException when there is no such tensor, or it is of another dtype or shape, or not
+   *     finite
+   */
+  public TensorInfo requireFloat32(String name, long... shape) {
+    var info = requireInfo(name);
+    if (!info.hasShape(shape) || info.dtype() != Dtype.F32) {
+      throw new UserException(
+          "%s: %s is %s %s, expected F32 %s"
+              .formatted(
+                  path,
+                  name,
+                  info.dtype().safetensorsName(),
+                  info.shape(),
+                  Arrays.toString(shape)));
+    }
+    requireFinite(name);
+    return info;
   }
 
   /**

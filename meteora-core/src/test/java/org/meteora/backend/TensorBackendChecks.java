@@ -11,11 +11,10 @@ import java.util.function.Function;
 import org.junit.jupiter.api.Test;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
-import org.meteora.io.Jsonl;
 import org.meteora.model.Backend;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
-import org.meteora.model.llama.LlamaConfig;
+import org.meteora.model.SmallArchitecture;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.RoutingSettings;
@@ -40,17 +39,7 @@ abstract class TensorBackendChecks {
 
   private static Llama model(NDManager manager, Backend backend) {
     manager.getEngine().setRandomSeed(5);
-    var json =
-        Jsonl.JSON
-            .createObjectNode()
-            .put("vocab_size", 70)
-            .put("hidden_size", 32)
-            .put("intermediate_size", 48)
-            .put("num_hidden_layers", 2)
-            .put("num_attention_heads", 4)
-            .put("num_key_value_heads", 2);
-    return RandomLlama.create(
-        LlamaConfig.parse(json, "test"), manager, Dtype.F32, 5, 4, backend, 0);
+    return RandomLlama.create(SmallArchitecture.create(), manager, Dtype.F32, 5, 4, backend, 0);
   }
 
   private <T> T with(Function<NDManager, Backend> backend, Function<Llama, T> work) {

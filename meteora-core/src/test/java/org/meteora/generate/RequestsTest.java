@@ -11,10 +11,9 @@ import java.util.concurrent.CyclicBarrier;
 import java.util.concurrent.Executors;
 import org.junit.jupiter.api.Test;
 import org.meteora.backend.Backends;
-import org.meteora.io.Jsonl;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
-import org.meteora.model.llama.LlamaConfig;
+import org.meteora.model.SmallArchitecture;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
@@ -33,23 +32,8 @@ class RequestsTest {
 
   static Llama model(NDManager manager) {
     manager.getEngine().setRandomSeed(5);
-    var json =
-        Jsonl.JSON
-            .createObjectNode()
-            .put("vocab_size", 70)
-            .put("hidden_size", 32)
-            .put("intermediate_size", 48)
-            .put("num_hidden_layers", 2)
-            .put("num_attention_heads", 4)
-            .put("num_key_value_heads", 2);
     return RandomLlama.create(
-        LlamaConfig.parse(json, "test"),
-        manager,
-        Dtype.F32,
-        5,
-        4,
-        Backends.of(manager, Dtype.F32),
-        0);
+        SmallArchitecture.create(), manager, Dtype.F32, 5, 4, Backends.of(manager, Dtype.F32), 0);
   }
 
   private static List<ForwardContext> requests(Llama llama) {

@@ -28,7 +28,7 @@ import org.meteora.lora.AdapterBank;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.RandomLlama;
-import org.meteora.model.llama.LlamaConfig;
+import org.meteora.model.SmallArchitecture;
 import org.meteora.moe.Choice;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -140,16 +140,7 @@ class RoutersTest {
   /** Unequal ranks and scales; adapter b acts on no o, adapter e on q and v alone. */
   static Llama model(NDManager manager, boolean gates) {
     manager.getEngine().setRandomSeed(8);
-    var json =
-        Jsonl.JSON
-            .createObjectNode()
-            .put("vocab_size", 70)
-            .put("hidden_size", 32)
-            .put("intermediate_size", 48)
-            .put("num_hidden_layers", 2)
-            .put("num_attention_heads", 4)
-            .put("num_key_value_heads", 2);
-    var config = LlamaConfig.parse(json, "test");
+    var config = SmallArchitecture.create();
     var backend = Backends.of(manager, Dtype.F32);
     return LlamaFactory.build(
         config,
