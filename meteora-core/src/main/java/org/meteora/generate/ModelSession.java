@@ -122,7 +122,7 @@ public final class ModelSession implements DecodeSession {
   public int[] step(List<Next> rows) {
     int unused = Arrays.stream(cache.padding()).min().orElse(0);
     if (rows.size() < slotOfRow.length) {
-      rearrange(rows.size(), cache.length() - fewest());
+      rearrange(rows.size(), cache.length() - commonPadding());
     } else if (cache.length() == cache.capacity() && unused >= KvCache.BLOCK) {
       rearrange(rows.size(), cache.length() - unused);
     }
@@ -148,7 +148,7 @@ public final class ModelSession implements DecodeSession {
   }
 
   /** The padding that all sequences have. */
-  private int fewest() {
+  private int commonPadding() {
     return IntStream.range(0, slotOfRow.length)
         .filter(row -> slotOfRow[row] != GONE)
         .map(row -> cache.padding()[row])

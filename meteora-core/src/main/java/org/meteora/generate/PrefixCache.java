@@ -22,7 +22,7 @@ final class PrefixCache implements AutoCloseable {
   private static final int WORTH = 2 * STEP;
 
   /** Tokens that are kept at most. */
-  private static final long MOST = 1 << 14;
+  private static final long CAPACITY = 1 << 14;
 
   /** A beginning, equal to another of the same tokens. */
   private record Key(int hash, int[] tokens, int length) {
@@ -133,18 +133,23 @@ final class PrefixCache implements AutoCloseable {
   /** Keeps what a prompt has in common with another. */
   void keep(int prompt, int[] tokens, KvCache filled, int row) {
     int length = shared[prompt];
-    if (length == 0 || length > MOST) {
+    if (length == 0 || length > CAPACITY) {
       return;
     }
     var cache = model.newCache(model.manager(), new int[1], length);
-    var columns = List.of(new KvCache.Columns(row, filled.padding()[row], 0, 0, length));
-    model.backend().ops().copyColumns(filled, cache, columns);
     var entry = new Kept(cache, length);
+    var columns = List.of(new KvCache.Columns(row, filled.padding()[row], 0, 0, length));
+    try {
+      model.backend().ops().copyColumns(filled, cache, columns);
+    } catch (RuntimeException | Error e) {
+      cache.close();
+      throw e;
+    }
     for (int at = STEP; at <= length; at += STEP) {
       kept.putIfAbsent(Key.of(tokens, at), entry);
     }
     tokensKept += length;
-    while (tokensKept > MOST) {
+    while (tokensKept > CAPACITY) {
       forget(kept.values().iterator().next());
     }
   }

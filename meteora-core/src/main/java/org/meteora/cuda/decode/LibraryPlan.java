@@ -1,6 +1,9 @@
 package org.meteora.cuda.decode;
 
+import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeEmbedNorm;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteAddResidualNorm;
@@ -31,27 +34,20 @@ final class LibraryPlan extends StepPlan {
 
   /** Floats of the largest product of the layers. */
   static long productFloats(DecodeModel model, int rows) {
-    var floats = 0L;
-    for (var i = 0; i < model.layers().size(); i++) {
-      for (var input : Input.values()) {
-        floats =
-            Math.max(
-                floats, new LibraryProduct(model, InputGroup.of(model, i, input), rows).floats());
-      }
-    }
-    return floats;
+    return products(model, rows).mapToLong(LibraryProduct::floats).max().orElse(0);
   }
 
   /** Floats of scratch memory of a product of the layers. */
   static long scratchFloats(Kernels kernels, DecodeModel model, int rows) {
-    var floats = 0L;
-    for (var i = 0; i < model.layers().size(); i++) {
-      for (var input : Input.values()) {
-        var product = new LibraryProduct(model, InputGroup.of(model, i, input), rows);
-        floats = Math.max(floats, product.scratchFloats(kernels));
-      }
-    }
-    return floats;
+    return products(model, rows).mapToLong(each -> each.scratchFloats(kernels)).max().orElse(0);
+  }
+
+  /** Of all layers. */
+  private static Stream<LibraryProduct> products(DecodeModel model, int rows) {
+    return IntStream.range(0, model.layers().size())
+        .boxed()
+        .flatMap(i -> Arrays.stream(Input.values()).map(input -> InputGroup.of(model, i, input)))
+        .map(group -> new LibraryProduct(model, group, rows));
   }
 
   private LibraryProduct product(int layer, Input input) {
