@@ -197,3 +197,26 @@ __device__ __forceinline__ float warpSum(float v) {
   for (int d = 16; d > 0; d >>= 1) v += __shfl_xor_sync(0xffffffffu, v, d);
   return v;
 }
+// The sum over a block of 256 threads; every thread gets it. `sums`: 8 floats of shared memory, free for the next sum only
+// behind a barrier.
+__device__ __forceinline__ float blockSum(float v, float* sums) {
+  v = warpSum(v);
+  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = v;
+  __syncthreads();
+  v = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) v += sums[i];
+  return v;
+}
+
+// Rows of columns, eight elements a thread: the piece of the calling one. Behind the last row there may be threads without any.
+struct RowPiece {
+  long long row;
+  int at;        // its first column
+  bool aligned;  // whether rows begin at whole 16 bytes, if the first does
+};
+__device__ __forceinline__ RowPiece rowPiece(int columns) {
+  const int pieces = (columns + 7) / 8;
+  const long long thread = (long long)blockIdx.x * 256 + threadIdx.x;
+  return {thread / pieces, (int)(thread % pieces) * 8, columns % 8 == 0};
+}

@@ -27,6 +27,17 @@ extern "C" __global__ void __launch_bounds__(32) decode_route_add_adapters(const
   storePacked<2>(to, false, left, sum[0]);
 }
 
+// weight · scale of the chosen adapter that a rank belongs to; 0: none.
+__device__ __forceinline__ float factorOf(int rank, const int* begin, const int* end, const float* factor) {
+  float f = 0;
+#pragma unroll
+  for (int j = 0; j < TOPK; j++)
+    if (rank >= begin[j] && rank < end[j]) f = factor[j];
+  return f;
+}
+// factor · v; 0 for a factor of 0, and v is not read then: most are not chosen.
+__device__ __forceinline__ T scaled(float factor, const T& v) { return factor == 0.f ? fromFloat(0.f) : fromFloat(factor * toFloat(v)); }
+
 // Prefill: z (tokens, sumR) becomes weight · scale · z, zero for adapters not chosen, in place; so that
 // y = base + z Bᵀ is one matrix product. A row of the matrix has z of up to three linears and then the logits of their gates.
 // Optionally writes the choice (tokens, TOPK). Grid (tokens / 8, linears).
@@ -85,13 +96,7 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __
     if (lane == 0 && l.indices) l.indices[token * TOPK + j] = index[j];
     if (lane == 0 && l.weights) l.weights[token * TOPK + j] = weight[j];
   }
-  for (int r = lane; r < l.sumR; r += 32) {
-    float f = 0;
-#pragma unroll
-    for (int j = 0; j < TOPK; j++)
-      if (r >= begin[j] && r < end[j]) f = factor[j];
-    z[r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(z[r]));
-  }
+  for (int r = lane; r < l.sumR; r += 32) z[r] = scaled(factorOf(r, begin, end, factor), z[r]);
 }
 
 // Training: 0 for the chosen adapters of a token, -infinity for the others, to be added to the logits before a softmax.

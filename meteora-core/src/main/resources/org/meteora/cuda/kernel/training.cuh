@@ -25,18 +25,6 @@ __device__ __forceinline__ void drop8(const TrainingDropout& d, long long row, i
   }
 }
 
-// The sum over a block of 256 threads; every thread gets it. `sums`: 8 floats of shared memory, free for the next sum only
-// behind a barrier.
-__device__ __forceinline__ float blockSum(float v, float* sums) {
-  v = warpSum(v);
-  if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = v;
-  __syncthreads();
-  v = 0;
-#pragma unroll
-  for (int i = 0; i < 8; i++) v += sums[i];
-  return v;
-}
-
 // out = rmsnorm(h) · weight, with a delta of h + delta, which goes to sum; dropped = dropout(out) where asked for. One block a
 // row of 256 threads.
 struct TrainingNorm {
@@ -55,27 +43,10 @@ extern "C" __global__ void __launch_bounds__(256) training_norm(const __grid_con
   const long long row = (long long)blockIdx.x * p.hidden;
   const bool aligned = p.hidden % 8 == 0;
   const T* normed = p.delta ? p.sum + row : p.h + row;
-  float squares = 0;
-  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
-    float f[8];
-    load8(p.h + row, at, p.hidden, aligned, f);
-    if (p.delta) {
-      float g[8];
-      load8(p.delta + row, at, p.hidden, aligned, g);
-#pragma unroll
-      for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i] + g[i]));
-      store8(p.sum + row, at, p.hidden, aligned, f);
-    }
-#pragma unroll
-    for (int i = 0; i < 8; i++) squares += f[i] * f[i];
-  }
-  const float factor = rsqrtf(blockSum(squares, sums) / p.hidden + p.eps);
+  const float factor = rowNormFactor(p, row, aligned, sums);
   for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {  // what this thread has seen before
-    float f[8], w[8];
-    load8(normed, at, p.hidden, aligned, f);
-    load8(p.weight, at, p.hidden, aligned, w);
-#pragma unroll
-    for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i] * factor)) * w[i];
+    float f[8];
+    normed8(normed, p.weight, at, p.hidden, aligned, factor, f);
     store8(p.out + row, at, p.hidden, aligned, f);
     if (p.dropped) {
 #pragma unroll
@@ -174,11 +145,8 @@ struct TrainingDrop {
   int columns, add;
 };
 extern "C" __global__ void __launch_bounds__(256) training_drop(const __grid_constant__ TrainingDrop p) {
-  const int pieces = (p.columns + 7) / 8;
-  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  const auto [row, at, aligned] = rowPiece(p.columns);
   if (row >= p.rows) return;
-  const int at = (int)(index % pieces) * 8;
-  const bool aligned = p.columns % 8 == 0;
   float f[8], y[8];
   load8(p.x + row * p.columns, at, p.columns, aligned, f);
   drop8(p.dropout, row, at, p.columns, f);
@@ -198,13 +166,11 @@ struct TrainingBias {
   int columns;
 };
 extern "C" __global__ void __launch_bounds__(256) training_bias(const __grid_constant__ TrainingBias p) {
-  const int pieces = (p.columns + 7) / 8;
-  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  const auto [row, at, aligned] = rowPiece(p.columns);
   if (row >= p.rows) return;
-  const int at = (int)(index % pieces) * 8;
   float f[8];
-  load8(p.bias, at, p.columns, p.columns % 8 == 0, f);
-  store8(p.y + row * p.columns, at, p.columns, p.columns % 8 == 0, f);
+  load8(p.bias, at, p.columns, aligned, f);
+  store8(p.y + row * p.columns, at, p.columns, aligned, f);
 }
 
 // out = silu(gate) · up; dropped = dropout(out) where asked for. One thread: 8 elements of a row.
@@ -218,11 +184,8 @@ struct TrainingSilu {
   int columns;
 };
 extern "C" __global__ void __launch_bounds__(256) training_silu(const __grid_constant__ TrainingSilu p) {
-  const int pieces = (p.columns + 7) / 8;
-  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  const auto [row, at, aligned] = rowPiece(p.columns);
   if (row >= p.rows) return;
-  const int at = (int)(index % pieces) * 8;
-  const bool aligned = p.columns % 8 == 0;
   float g[8], u[8];
   load8(p.gate + row * p.columns, at, p.columns, aligned, g);
   load8(p.up + row * p.columns, at, p.columns, aligned, u);
@@ -248,11 +211,8 @@ struct TrainingSiluBackward {
   int columns;
 };
 extern "C" __global__ void __launch_bounds__(256) training_silu_backward(const __grid_constant__ TrainingSiluBackward p) {
-  const int pieces = (p.columns + 7) / 8;
-  const long long index = (long long)blockIdx.x * 256 + threadIdx.x, row = index / pieces;
+  const auto [row, at, aligned] = rowPiece(p.columns);
   if (row >= p.rows) return;
-  const int at = (int)(index % pieces) * 8;
-  const bool aligned = p.columns % 8 == 0;
   float g[8], u[8], s[8];
   load8(p.gate + row * p.columns, at, p.columns, aligned, g);
   load8(p.up + row * p.columns, at, p.columns, aligned, u);
@@ -392,13 +352,7 @@ extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_co
       end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
       factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
     }
-    for (int r = lane; r < l.ranks; r += 32) {
-      float f = 0;
-#pragma unroll
-      for (int j = 0; j < TOPK; j++)
-        if (r >= begin[j] && r < end[j]) f = factor[j];
-      p.c[token * p.ranks + l.zAt + r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(row[l.zAt + r]));
-    }
+    for (int r = lane; r < l.ranks; r += 32) p.c[token * p.ranks + l.zAt + r] = scaled(factorOf(r, begin, end, factor), row[l.zAt + r]);
     if (p.gated && p.votes) {
 #pragma unroll
       for (int i = 0; i < NREG; i++)
@@ -460,12 +414,9 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
       mean += weight[j] * ofWeight[j];
     }
     for (int r = lane; r < l.ranks; r += 32) {
-      float f = 0;
-#pragma unroll
-      for (int j = 0; j < TOPK; j++)
-        if (r >= begin[j] && r < end[j]) f = factor[j];
-      p.c[token * p.ranks + l.zAt + r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(row[l.zAt + r]));
-      out[l.zAt + r] = f == 0.f ? fromFloat(0.f) : fromFloat(f * toFloat(slope[l.zAt + r]));
+      const float f = factorOf(r, begin, end, factor);
+      p.c[token * p.ranks + l.zAt + r] = scaled(f, row[l.zAt + r]);
+      out[l.zAt + r] = scaled(f, slope[l.zAt + r]);
     }
     if (!p.gated) continue;
     float largest = 0, sum = 1;
@@ -493,11 +444,8 @@ struct TrainingRows {
   int columns, scatter;
 };
 extern "C" __global__ void __launch_bounds__(256) training_rows(const __grid_constant__ TrainingRows p) {
-  const int pieces = (p.columns + 7) / 8;
-  const long long thread = (long long)blockIdx.x * 256 + threadIdx.x, row = thread / pieces;
+  const auto [row, at, aligned] = rowPiece(p.columns);
   if (row >= p.rows) return;
-  const int at = (int)(thread % pieces) * 8;
-  const bool aligned = p.columns % 8 == 0;
   const long long other = p.index[row];
   float f[8];
   load8(p.from + (p.scatter ? row : other) * p.columns, at, p.columns, aligned, f);
