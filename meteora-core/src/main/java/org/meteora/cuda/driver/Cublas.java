@@ -33,12 +33,14 @@ public final class Cublas implements AutoCloseable {
   private static final int COMPUTE_32F = 68;
   private static final int DEFAULT_ALGORITHM = -1;
 
+  /** The factors of a product and of what it is added to, which cuBLAS reads from memory. */
+  private static final MemorySegment ONE = Arena.global().allocateFrom(JAVA_FLOAT, 1);
+
+  private static final MemorySegment ZERO = Arena.global().allocateFrom(JAVA_FLOAT, 0);
+
   private final Stream stream;
   private final long handle;
   private final DeviceMemory workspace;
-  private final Arena arena = Arena.ofShared();
-  private final MemorySegment one = arena.allocateFrom(JAVA_FLOAT, 1);
-  private final MemorySegment zero = arena.allocateFrom(JAVA_FLOAT, 0);
 
   /** The library's functions, where it is found. */
   private static final class Library {
@@ -79,19 +81,31 @@ public final class Cublas implements AutoCloseable {
    */
   public Cublas(Cuda cuda, Stream stream) {
     if (!isAvailable()) {
-      arena.close();
       throw new UserException("no cuBLAS here: none of " + String.join(", ", NAMES) + " is found");
     }
     this.stream = stream;
-    cuda.makeCurrent();
+    workspace = cuda.allocate(WORKSPACE);
+    try {
+      handle = create();
+    } catch (RuntimeException e) {
+      workspace.close();
+      throw e;
+    }
+    try {
+      call("choosing a stream", Library.SET_STREAM, handle, stream.handle());
+      call("giving a workspace", Library.SET_WORKSPACE, handle, workspace.address(), WORKSPACE);
+    } catch (RuntimeException e) {
+      close();
+      throw e;
+    }
+  }
+
+  private static long create() {
     try (var scratch = Arena.ofConfined()) {
       var out = scratch.allocate(JAVA_LONG);
       call("starting", Library.CREATE, out.address());
-      handle = out.get(JAVA_LONG, 0);
+      return out.get(JAVA_LONG, 0);
     }
-    workspace = cuda.allocate(WORKSPACE);
-    call("choosing a stream", Library.SET_STREAM, handle, stream.handle());
-    call("giving a workspace", Library.SET_WORKSPACE, handle, workspace.address(), WORKSPACE);
   }
 
   private static void call(String what, MethodHandle function, Object... arguments) {
@@ -118,41 +132,22 @@ public final class Cublas implements AutoCloseable {
    * @param y float32 (rows, ld), of which the first {@code out} columns are written
    */
   public Work product(Dtype dtype, long x, long w, long y, int rows, int in, int out, int ld) {
-    int type = type(dtype);
     return on -> {
       if (on.handle() != stream.handle()) {
         throw new IllegalArgumentException("products run on the stream they were made for");
       }
-      try {
-        // column by column, as cuBLAS sees matrices, yᵀ = w · xᵀ
-        check(
-            "a product",
-            (int)
-                Library.PRODUCT.invokeExact(
-                    handle,
-                    TRANSPOSED,
-                    AS_IT_IS,
-                    out,
-                    rows,
-                    in,
-                    one.address(),
-                    w,
-                    type,
-                    in,
-                    x,
-                    type,
-                    in,
-                    zero.address(),
-                    y,
-                    0,
-                    ld,
-                    COMPUTE_32F,
-                    DEFAULT_ALGORITHM));
-      } catch (RuntimeException e) {
-        throw e;
-      } catch (Throwable e) {
-        throw new IllegalStateException(e);
-      }
+      multiply(
+          rows,
+          out,
+          in,
+          new Matrix(y, ld),
+          Dtype.F32,
+          new Matrix(x, in),
+          false,
+          new Matrix(w, in),
+          true,
+          dtype,
+          false);
     };
   }
 
@@ -202,14 +197,14 @@ public final class Cublas implements AutoCloseable {
                   n,
                   m,
                   k,
-                  one.address(),
+                  ONE.address(),
                   b.address(),
                   type(dtype),
                   b.stride(),
                   a.address(),
                   type(dtype),
                   a.stride(),
-                  add ? one.address() : zero.address(),
+                  add ? ONE.address() : ZERO.address(),
                   c.address(),
                   type(result),
                   c.stride(),
@@ -230,6 +225,5 @@ public final class Cublas implements AutoCloseable {
   public void close() {
     call("ending", Library.DESTROY, handle);
     workspace.close();
-    arena.close();
   }
 }

@@ -47,6 +47,8 @@ public final class FewColumns {
   }
 
   /**
+   * The two launches of a product: its parts, one of each slice of k, and their sum.
+   *
    * @param x (rows, k)
    * @param w (columns, k)
    * @param y float32 (rows, ld)
