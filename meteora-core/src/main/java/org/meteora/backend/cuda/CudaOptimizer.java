@@ -1,8 +1,6 @@
 package org.meteora.backend.cuda;
 
 import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
-import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
@@ -10,15 +8,20 @@ import java.lang.foreign.Arena;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.PublishedPart;
 import org.meteora.model.OptimizerKernels;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /** The optimiser's work on a GPU, one launch each. */
 public final class CudaOptimizer implements OptimizerKernels {
+  private static final Logger LOG = LoggerFactory.getLogger(CudaOptimizer.class);
   private static final Stream LIBTORCH = Stream.of(0);
 
   private final Cuda cuda;
@@ -46,36 +49,42 @@ public final class CudaOptimizer implements OptimizerKernels {
       var cuda = Cuda.device(manager.getDevice().getDeviceId());
       return Optional.of(new CudaOptimizer(cuda, dtype, manager));
     } catch (UserException e) {
+      LOG.info("the optimiser by libtorch's operations alone: {}", e.getMessage());
       return Optional.empty();
     }
   }
 
   @Override
   public Copies prepare(List<Copy> copies, NDManager owner) {
+    if (copies.isEmpty()) {
+      return () -> {};
+    }
     cuda.makeCurrent();
+    var parts = copies.stream().map(CudaOptimizer::part).toList();
     try (var arena = Arena.ofConfined()) {
-      var host = arena.allocate(32L * copies.size(), 16);
-      long largest = 0;
-      for (int i = 0; i < copies.size(); i++) {
-        var shape = copies.get(i).to().getShape();
-        var strides = Ops.strides(copies.get(i).to());
-        boolean flat = shape.dimension() == 1;
-        host.set(JAVA_LONG, 32L * i, Ops.dataPointer(copies.get(i).from()));
-        host.set(JAVA_LONG, 32L * i + 8, Ops.dataPointer(copies.get(i).to()));
-        host.set(JAVA_INT, 32L * i + 16, flat ? 1 : (int) shape.get(0));
-        host.set(JAVA_INT, 32L * i + 20, (int) shape.get(flat ? 0 : 1));
-        host.set(JAVA_INT, 32L * i + 24, flat ? 0 : (int) strides[0]);
-        host.set(JAVA_INT, 32L * i + 28, (int) strides[flat ? 0 : 1]);
-        largest = Math.max(largest, shape.size());
-      }
+      var host = CStruct.array(arena, parts);
       var table = Ops.empty(owner, Dtype.U8, host.byteSize());
       cuda.toDevice(Ops.dataPointer(table), host, host.byteSize(), LIBTORCH);
-      long count = largest;
+      long largest =
+          parts.stream().mapToLong(part -> (long) part.rows() * part.columns()).max().orElseThrow();
       return () -> {
         cuda.makeCurrent();
-        kernels.publish(Ops.dataPointer(table), copies.size(), count);
+        kernels.publish(Ops.dataPointer(table), parts.size(), largest);
       };
     }
+  }
+
+  private static PublishedPart part(Copy copy) {
+    var shape = copy.to().getShape();
+    var strides = Ops.strides(copy.to());
+    boolean flat = shape.dimension() == 1;
+    return new PublishedPart(
+        Ops.dataPointer(copy.from()),
+        Ops.dataPointer(copy.to()),
+        flat ? 1 : (int) shape.get(0),
+        (int) shape.get(flat ? 0 : 1),
+        flat ? 0 : (int) strides[0],
+        (int) strides[flat ? 0 : 1]);
   }
 
   @Override

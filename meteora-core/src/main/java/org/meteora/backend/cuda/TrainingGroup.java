@@ -7,6 +7,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.List;
+import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.GradientPart;
@@ -209,16 +210,9 @@ final class TrainingGroup {
       return new Sink(0, 0, 0, 0);
     }
     try (var arena = Arena.ofConfined()) {
-      var table = arena.allocate(32L * parts.size(), 16);
-      long largest = 0;
-      for (int i = 0; i < parts.size(); i++) {
-        var part = parts.get(i);
-        table.set(ValueLayout.JAVA_LONG, 32L * i, part.to());
-        table.set(ValueLayout.JAVA_LONG, 32L * i + 8, part.from());
-        int[] numbers = {part.rows(), part.columns(), part.fromStride(), part.toStride()};
-        MemorySegment.copy(numbers, 0, table, ValueLayout.JAVA_INT, 32L * i + 16, 4);
-        largest = Math.max(largest, (long) part.rows() * part.columns());
-      }
+      var table = CStruct.array(arena, parts);
+      long largest =
+          parts.stream().mapToLong(part -> (long) part.rows() * part.columns()).max().orElseThrow();
       return new Sink(0, upload(table, manager), parts.size(), largest);
     }
   }

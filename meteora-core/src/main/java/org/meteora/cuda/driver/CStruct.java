@@ -8,6 +8,7 @@ import java.lang.annotation.ElementType;
 import java.lang.annotation.Retention;
 import java.lang.annotation.RetentionPolicy;
 import java.lang.annotation.Target;
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.reflect.Method;
 import java.lang.reflect.ParameterizedType;
@@ -139,6 +140,16 @@ public final class CStruct {
         throw new IllegalStateException(type + "." + field.name(), e);
       }
     }
+  }
+
+  /** A C array of the structs of {@code values}, all of one type. */
+  public static MemorySegment array(Arena arena, List<? extends Record> values) {
+    var struct = of(values.getFirst().getClass());
+    var array = arena.allocate((long) struct.size * values.size(), Math.max(16, struct.alignment));
+    for (var i = 0; i < values.size(); i++) {
+      struct.write(values.get(i), array, (long) i * struct.size);
+    }
+    return array;
   }
 
   private static void write(Field field, Object value, MemorySegment to, long at) {

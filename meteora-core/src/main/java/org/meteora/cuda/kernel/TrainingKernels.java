@@ -1,5 +1,6 @@
 package org.meteora.cuda.kernel;
 
+import java.util.ArrayList;
 import java.util.List;
 import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Cuda;
@@ -295,10 +296,9 @@ public final class TrainingKernels {
 
   /** {@code out = a + b}. */
   public void add(long count, long a, long b, long out) {
-    eights(
+    threads(
         KernelName.TRAINING_ADD,
-        1,
-        Math.toIntExact(count),
+        (count + 7) / 8,
         new TrainingAdd(a, b, out, count, (a | b | out) % 16 == 0));
   }
 
@@ -416,7 +416,7 @@ public final class TrainingKernels {
     }
 
     private List<TrainingLinear> structs() {
-      var result = new java.util.ArrayList<TrainingLinear>();
+      var result = new ArrayList<TrainingLinear>();
       int z = 0;
       int logits = ranks();
       for (var each : linears) {
@@ -543,18 +543,33 @@ public final class TrainingKernels {
         new TrainingVocabularyLoss(logits, labels, weights, losses, vocab, weights != 0));
   }
 
-  /** Mirrors the struct of this name in {@code training.cuh}: 32 bytes. */
+  /**
+   * A float32 matrix that is added to another. Mirrors the struct of this name in {@code
+   * training.cuh}.
+   *
+   * @param to the first element of the sum
+   * @param from the first of what is added, in elements behind the launch's {@code from}
+   * @param fromStride elements from one row to the next
+   * @param toStride likewise
+   */
   public record GradientPart(
       long to, long from, int rows, int columns, int fromStride, int toStride) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}: 32 bytes. */
+  /**
+   * A row-major float32 matrix that is rounded into another. Mirrors the struct of this name in
+   * {@code training.cuh}.
+   *
+   * @param to the first element, in the kernels' dtype
+   * @param toStride elements from one row to the next
+   * @param toColumn elements from one column to the next
+   */
   public record PublishedPart(
       long from, long to, int rows, int columns, int toStride, int toColumn) {}
 
   /**
    * Adds float32 matrices to others.
    *
-   * @param parts that many {@link GradientPart}, in device memory
+   * @param parts {@code count} {@link GradientPart}, in device memory
    * @param largest elements of the largest
    */
   public void addGradients(long parts, int count, long largest, long from) {
@@ -564,7 +579,7 @@ public final class TrainingKernels {
   /**
    * Rounds float32 values into the model's tensors.
    *
-   * @param parts that many {@link PublishedPart}, in device memory
+   * @param parts {@code count} {@link PublishedPart}, in device memory
    * @param largest elements of the largest
    */
   public void publish(long parts, int count, long largest) {

@@ -127,6 +127,8 @@ class KernelSourceTest {
         "#if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ < 13\n#define SKIPS_OFFSETS\n#endif\n");
     var structs = new LinkedHashSet<Class<?>>();
     structs.add(DeviceSampler.SamplingParameters.class);
+    structs.add(TrainingKernels.GradientPart.class);
+    structs.add(TrainingKernels.PublishedPart.class);
     for (var kernel : KernelName.values()) {
       var struct = kernel.argument().getSimpleName();
       text.append(
