@@ -66,6 +66,11 @@ public final class DecoderLayer extends LlamaBlock {
     return projections;
   }
 
+  /** Those of one input. */
+  public List<GatedLinear> projections(Projection.Input input) {
+    return projections.stream().filter(it -> it.projection().input() == input).toList();
+  }
+
   /** One projection. */
   public GatedLinear projection(Projection which) {
     return projections.get(which.ordinal());

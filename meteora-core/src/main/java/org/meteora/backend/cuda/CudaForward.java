@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.meteora.UserException;
+import org.meteora.cuda.kernel.Kernels;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
@@ -28,11 +29,6 @@ import org.slf4j.LoggerFactory;
  */
 final class CudaForward extends PortableForward {
   static final Logger LOG = LoggerFactory.getLogger(CudaForward.class);
-
-  /** What the kernels take: adapters a token, and adapters. */
-  private static final int MAX_TOP_K = 8;
-
-  private static final int MAX_ADAPTERS = 256;
 
   /** What kernels are made for. */
   private record Choosing(Router.Scoring router, int topK) {}
@@ -200,8 +196,8 @@ final class CudaForward extends PortableForward {
             && context.listener().isEmpty()
             && linear.gated(context)
             && bank.totalRank() > 0
-            && topK <= MAX_TOP_K
-            && bank.size() <= MAX_ADAPTERS;
+            && topK <= Kernels.MAX_TOP_K
+            && bank.size() <= Kernels.MAX_ADAPTERS;
     if (!kernels) {
       return linear.formula(x, context, MASKED);
     }

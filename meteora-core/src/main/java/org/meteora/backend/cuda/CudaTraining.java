@@ -10,12 +10,15 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.IntConsumer;
+import java.util.stream.IntStream;
 import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.cuda.kernel.TrainingKernels.Norm;
+import org.meteora.model.DecoderLayer;
 import org.meteora.model.FrozenWeights;
 import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
@@ -23,6 +26,7 @@ import org.meteora.model.LlamaTraining;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.slf4j.Logger;
@@ -47,9 +51,6 @@ final class CudaTraining implements LlamaTraining {
 
   /** Device memory that is left to libtorch and others. */
   private static final long RESERVE = 1L << 30;
-
-  private static final int MAX_TOP_K = 8;
-  private static final int MAX_ADAPTERS = 256;
 
   private final Llama llama;
   private final Recompute recompute;
@@ -104,44 +105,30 @@ final class CudaTraining implements LlamaTraining {
     activations = new TrainingMemory(manager);
   }
 
-  /** Empty for a model that it cannot train. */
+  /**
+   * Empty for a model that it cannot train.
+   *
+   * @throws UserException for what the device refuses
+   */
   static Optional<LlamaTraining> of(
       Llama llama, Gradients gradients, Recompute recompute, TrainingDevice device) {
     var linears = llama.layers().stream().flatMap(layer -> layer.projections().stream()).toList();
+    var adapted = linears.stream().filter(linear -> linear.bank() != null).toList();
     boolean fits =
         linears.stream().allMatch(linear -> Ops.dtype(linear.weight()) == llama.dtype())
-            && llama.layers().stream()
-                .allMatch(
-                    layer ->
-                        Arrays.stream(org.meteora.nn.Projection.Input.values())
-                            .allMatch(
-                                input ->
-                                    TrainingGroup.fits(
-                                        layer.projections().stream()
-                                            .filter(it -> it.projection().input() == input)
-                                            .toList())))
-            && linears.stream()
-                    .filter(linear -> linear.bank() != null)
-                    .map(linear -> linear.bank().size())
-                    .distinct()
-                    .count()
-                <= 1
-            && linears.stream()
-                    .filter(linear -> linear.bank() != null)
-                    .map(GatedLinear::dropout)
-                    .distinct()
-                    .count()
-                <= 1;
-    if (!fits) {
-      return Optional.empty();
-    }
-    try {
-      var made = new CudaTraining(llama, gradients, recompute, device);
-      return made.adapters <= MAX_ADAPTERS ? Optional.of(made) : Optional.empty();
-    } catch (UserException e) {
-      LOG.info("training by libtorch's operations alone: {}", e.getMessage());
-      return Optional.empty();
-    }
+            && llama.layers().stream().allMatch(CudaTraining::fits)
+            && adapted.stream().map(linear -> linear.bank().size()).distinct().count() <= 1
+            && adapted.stream().allMatch(linear -> linear.bank().size() <= Kernels.MAX_ADAPTERS)
+            && adapted.stream().map(GatedLinear::dropout).distinct().count() <= 1;
+    return fits
+        ? Optional.of(new CudaTraining(llama, gradients, recompute, device))
+        : Optional.empty();
+  }
+
+  private static boolean fits(DecoderLayer layer) {
+    return Arrays.stream(Projection.Input.values())
+        .map(layer::projections)
+        .allMatch(TrainingGroup::fits);
   }
 
   @Override
@@ -152,7 +139,7 @@ final class CudaTraining implements LlamaTraining {
         && context.tape().isEmpty()
         && switch (context.routing().router()) {
           case Router.Gates gated ->
-              adapters <= 1 && gates == 0 || gates > 0 && topK(context) <= MAX_TOP_K;
+              adapters <= 1 && gates == 0 || gates > 0 && topK(context) <= Kernels.MAX_TOP_K;
           case Router.Fixed fixed ->
               fixed.topK() == 1
                   && fixed.weights().stream().allMatch(weight -> weight == 1)
@@ -172,29 +159,28 @@ final class CudaTraining implements LlamaTraining {
     final int tokens;
     final int labelled;
     final boolean gradients;
-    final boolean drops;
     final int chunk;
     final MemorySegment host;
-    long ids;
-    long slots;
-    long targets;
-    long fixed;
-    long labelAt;
-    long labels;
-    long weights;
-    long counted;
-    long gateLosses;
-    long right;
-    long votes;
-    long losses;
-    long countedBytes;
-    TrainingMemory.Scratch scratch;
-    long[] inputs;
-    long slope;
-    long logits;
-    long compact;
-    long slopeOfCompact;
-    long again;
+    final long ids;
+    final long slots;
+    final long targets;
+    final long fixed;
+    final long labelAt;
+    final long labels;
+    final long weights;
+    final long counted;
+    final long countedBytes;
+    final long gateLosses;
+    final long right;
+    final long votes;
+    final long losses;
+    final TrainingMemory.Scratch scratch;
+    final long[] inputs;
+    final long slope;
+    final long logits;
+    final long compact;
+    final long slopeOfCompact;
+    final long again;
 
     /** Where things go in the workspace that begins at {@code region}. */
     Plan(TrainingMemory.Region region, Numbers numbers, boolean gradients, boolean drops) {
@@ -203,7 +189,6 @@ final class CudaTraining implements LlamaTraining {
       this.tokens = numbers.tokens;
       this.labelled = numbers.labelled;
       this.gradients = gradients;
-      this.drops = drops;
       this.host = numbers.memory;
       long start = region.take(host.byteSize());
       ids = start;
@@ -224,7 +209,7 @@ final class CudaTraining implements LlamaTraining {
       long wide = (long) tokens * hidden * bytes;
       scratch =
           TrainingMemory.Scratch.of(
-              region, device, llama.config(), dtype, layers, tokens, (long) rows * length, drops);
+              region, device, llama.config(), dtype, layers, tokens, positions(), drops);
       inputs = new long[layers.size() + 1];
       if (gradients) {
         long before = region.take(wide);
@@ -244,21 +229,24 @@ final class CudaTraining implements LlamaTraining {
       long bytesOfLogits = (long) chunk * vocab * bytes;
       long bytesOfCompact = (long) labelled * hidden * bytes;
       // the loss comes when no layer is computed: what serves one serves it
-      again = region.take(Math.max(bytesOfLogits, bytesOfLayer(this)));
+      again = region.take(Math.max(bytesOfLogits, bytesOfLayer(tokens, positions())));
       logits = again;
-      boolean fits = 2 * (bytesOfCompact + 256) <= (long) tokens * inner(bytes);
-      compact = fits ? scratch.inner() : region.take(bytesOfCompact);
-      slopeOfCompact =
-          fits ? aligned(compact + bytesOfCompact) : region.take(gradients ? bytesOfCompact : 0);
+      long bytesOfInner = (long) tokens * llama.config().intermediateSize() * bytes;
+      boolean fits = 2 * (bytesOfCompact + TrainingMemory.ALIGNMENT) <= bytesOfInner;
+      var place = fits ? new TrainingMemory.Region(scratch.inner()) : region;
+      compact = place.take(bytesOfCompact);
+      slopeOfCompact = place.take(gradients ? bytesOfCompact : 0);
     }
-  }
 
-  private int inner(int bytes) {
-    return llama.config().intermediateSize() * bytes;
-  }
+    /** Places in padded rows. */
+    long positions() {
+      return (long) rows * length;
+    }
 
-  private static long aligned(long address) {
-    return (address + 255) / 256 * 256;
+    /** Lays out the activations of a layer. */
+    TrainingLayer.Kept kept(TrainingMemory.Region region, int layer) {
+      return layers.get(layer).kept(region, tokens, positions());
+    }
   }
 
   /** What a pass takes from the host, as it lies in memory there and on the device. */
@@ -292,9 +280,7 @@ final class CudaTraining implements LlamaTraining {
         }
       }
       positionOfLabel =
-          java.util.stream.IntStream.range(0, positions)
-              .filter(i -> input.labels()[i] != IGNORED)
-              .toArray();
+          IntStream.range(0, positions).filter(i -> input.labels()[i] != IGNORED).toArray();
       labelled = positionOfLabel.length;
       slots = 4L * tokens;
       targets = slots + 4L * tokens;
@@ -337,16 +323,9 @@ final class CudaTraining implements LlamaTraining {
         var scope = manager.newSubManager()) {
       var numbers = new Numbers(input, context.routing().router(), arena);
       double p = context.dropout() ? dropout : 0;
-      var sized = new TrainingMemory.Region(0);
-      new Plan(sized, numbers, gradients, p > 0);
-      if (sized.taken() > workspace.size()) {
-        close();
-        device.freeBytes(); // gives back what was too small, too
-        workspace.reserve(sized.taken());
-      }
-      var plan = new Plan(workspace.region(), numbers, gradients, p > 0);
+      var plan = plan(numbers, gradients, p > 0);
       int kept = gradients ? keptLayers(plan) : 0;
-      for (; ; kept = reserve(kept / 2, bytesOfLayer(plan))) {
+      for (; ; kept = reserve(kept / 2, bytesOfLayer(plan.tokens, plan.positions()))) {
         try {
           return run(input, context, plan, numbers, kept, p, scope, done);
         } catch (OutOfDeviceMemory e) {
@@ -361,6 +340,18 @@ final class CudaTraining implements LlamaTraining {
     }
   }
 
+  /** Lays a pass out in the workspace, which grows where it is too small. */
+  private Plan plan(Numbers numbers, boolean gradients, boolean drops) {
+    var sized = new TrainingMemory.Region(0);
+    new Plan(sized, numbers, gradients, drops);
+    if (sized.taken() > workspace.size()) {
+      close();
+      device.freeBytes(); // gives back what was too small, too
+      workspace.reserve(sized.taken());
+    }
+    return new Plan(workspace.region(), numbers, gradients, drops);
+  }
+
   /** In the forward part of a pass, which can be begun again. */
   private static final class OutOfDeviceMemory extends RuntimeException {
     private static final long serialVersionUID = 1;
@@ -371,11 +362,11 @@ final class CudaTraining implements LlamaTraining {
     }
   }
 
-  private long bytesOfLayer(Plan plan) {
+  private long bytesOfLayer(long tokens, long positions) {
     long largest = 0;
     for (var layer : layers) {
       var region = new TrainingMemory.Region(0);
-      layer.kept(region, plan.tokens, (long) plan.rows * plan.length);
+      layer.kept(region, tokens, positions);
       largest = Math.max(largest, region.taken());
     }
     return largest;
@@ -384,10 +375,9 @@ final class CudaTraining implements LlamaTraining {
   /** What libtorch keeps of a layer's attention: its result, and a float32 a head and position. */
   private long bytesOfAttention(Plan plan) {
     long heads = llama.config().numAttentionHeads();
-    long positions = (long) plan.rows * plan.length;
     long perHead = (long) llama.config().headDim() * dtype.bytes() + 4;
     long repeated = dtype == Dtype.F32 ? 3 : 1; // keys and values repeated to all heads
-    return positions * heads * perHead * repeated;
+    return plan.positions() * heads * perHead * repeated;
   }
 
   /** Makes room for so many layers, or for fewer, and says for how many. */
@@ -411,7 +401,7 @@ final class CudaTraining implements LlamaTraining {
     if (recompute == Recompute.ALL) {
       return 0;
     }
-    long each = bytesOfLayer(plan);
+    long each = bytesOfLayer(plan.tokens, plan.positions());
     long wanted = each * count;
     if (wanted > asked) { // more than there was ever room asked for
       asked = wanted;
@@ -447,39 +437,18 @@ final class CudaTraining implements LlamaTraining {
       double p,
       NDManager scope,
       IntConsumer done) {
-    boolean gated = gates > 0 && context.routing().router() instanceof Router.Gates;
     watching.phase(Watching.Phase.FORWARD);
     device.upload(plan.ids, numbers.memory);
     device.clear(plan.counted, plan.countedBytes);
-    int topK = gated ? topK(context) : 1;
-    var kernels = device.kernels(topK, Math.max(1, adapters));
-    boolean counts = gated && input.tasks() != null;
-    boolean padded = plan.tokens != plan.rows * plan.length;
-    var pass =
-        new TrainingLayer.Pass(
-            new TrainingGroup.Pass(
-                plan.tokens,
-                kernels,
-                gated,
-                new TrainingKernels.Tasks(counts ? plan.targets : 0, gated ? 0 : plan.fixed),
-                watching),
-            plan.rows,
-            plan.length,
-            padded ? plan.slots : 0,
-            llama.angles(scope, plan.length),
-            new Dropout(input.seed(), p),
-            input.gateWeight(),
-            counts
-                ? new TrainingKernels.Counts(plan.votes, plan.gateLosses, plan.right)
-                : TrainingKernels.Counts.NONE,
-            scope);
+    boolean counts = gated(context) && input.tasks() != null;
+    var pass = pass(input, context, plan, counts, p, scope);
     recomputed = plan.gradients ? layers.size() - first - kept : recomputed;
     var attended = new TrainingLayer.Attended[layers.size()];
     var keptOf = new TrainingLayer.Kept[layers.size()];
     try {
       var region = activations.region();
       for (int i = layers.size() - kept; i < layers.size(); i++) {
-        keptOf[i] = layers.get(i).kept(region, plan.tokens, (long) plan.rows * plan.length);
+        keptOf[i] = plan.kept(region, i);
       }
       forward(pass, plan, keptOf, attended);
     } catch (RuntimeException e) {
@@ -499,6 +468,39 @@ final class CudaTraining implements LlamaTraining {
     var result = results(plan, numbers, counts);
     watching.begin(Part.FORWARD);
     return result;
+  }
+
+  private boolean gated(ForwardContext context) {
+    return gates > 0 && context.routing().router() instanceof Router.Gates;
+  }
+
+  /**
+   * What all layers are told of a pass.
+   *
+   * @param counts whether gates have a loss and are counted
+   * @param p probability of dropout
+   */
+  private TrainingLayer.Pass pass(
+      Input input, ForwardContext context, Plan plan, boolean counts, double p, NDManager scope) {
+    boolean gated = gated(context);
+    boolean padded = plan.tokens != plan.positions();
+    return new TrainingLayer.Pass(
+        new TrainingGroup.Pass(
+            plan.tokens,
+            device.kernels(gated ? topK(context) : 1, Math.max(1, adapters)),
+            gated,
+            new TrainingKernels.Tasks(counts ? plan.targets : 0, gated ? 0 : plan.fixed),
+            watching),
+        plan.rows,
+        plan.length,
+        padded ? plan.slots : 0,
+        llama.angles(scope, plan.length),
+        new Dropout(input.seed(), p),
+        input.gateWeight(),
+        counts
+            ? new TrainingKernels.Counts(plan.votes, plan.gateLosses, plan.right)
+            : TrainingKernels.Counts.NONE,
+        scope);
   }
 
   private static void close(TrainingLayer.Attended[] attended) {
@@ -548,8 +550,7 @@ final class CudaTraining implements LlamaTraining {
 
   /** Where a layer's activations are that are computed again, or not kept. */
   private TrainingLayer.Kept again(Plan plan, int layer) {
-    var region = new TrainingMemory.Region(plan.again);
-    return layers.get(layer).kept(region, plan.tokens, (long) plan.rows * plan.length);
+    return plan.kept(new TrainingMemory.Region(plan.again), layer);
   }
 
   /** The vocabulary's loss; with gradients, that of the last layer's output. */
@@ -691,29 +692,9 @@ final class CudaTraining implements LlamaTraining {
         var scope = manager.newSubManager()) {
       var numbers = new Numbers(input, context.routing().router(), arena);
       double p = context.dropout() ? dropout : 0;
-      var sized = new TrainingMemory.Region(0);
-      new Plan(sized, numbers, true, p > 0);
-      workspace.reserve(sized.taken());
-      var plan = new Plan(workspace.region(), numbers, true, p > 0);
-      boolean gated = gates > 0 && context.routing().router() instanceof Router.Gates;
+      var plan = plan(numbers, true, p > 0);
       device.upload(plan.ids, numbers.memory);
-      var kernels = device.kernels(gated ? topK(context) : 1, Math.max(1, adapters));
-      var pass =
-          new TrainingLayer.Pass(
-              new TrainingGroup.Pass(
-                  plan.tokens,
-                  kernels,
-                  gated,
-                  new TrainingKernels.Tasks(0, gated ? 0 : plan.fixed),
-                  watching),
-              rows,
-              length,
-              0,
-              llama.angles(scope, length),
-              new Dropout(1, p),
-              0,
-              TrainingKernels.Counts.NONE,
-              scope);
+      var pass = pass(input, context, plan, false, p, scope);
       var result = Ops.empty(hidden.getManager(), dtype, shape.getShape());
       Ops.copy(result, gradient);
       long x = Ops.dataPointer(hidden);

@@ -45,8 +45,7 @@ final class TrainingLayer {
     this.shape = shape;
     this.dtype = dtype;
     for (var input : Projection.Input.values()) {
-      var linears = layer.projections().stream().filter(it -> it.projection().input() == input);
-      groups.add(new TrainingGroup(linears.toList(), gradients, device, manager));
+      groups.add(new TrainingGroup(layer.projections(input), gradients, device, manager));
     }
     inputNorm = norm(layer.inputNorm());
     postAttentionNorm = norm(layer.postAttentionNorm());
@@ -246,19 +245,7 @@ final class TrainingLayer {
       s.device().clear(kept.k(), positions * keyValueHeads() * bytes);
       s.device().clear(kept.v(), positions * keyValueHeads() * bytes);
     }
-    pass.kernels()
-        .heads(
-            pass.tokens(),
-            pass.seq(),
-            shape.numAttentionHeads(),
-            shape.numKeyValueHeads(),
-            shape.headDim(),
-            s.flat(padded, kept),
-            rowsOf(pass, kept.q(), kept.k(), kept.v()),
-            pass.slots(),
-            false,
-            Ops.dataPointer(pass.angles().cos()),
-            Ops.dataPointer(pass.angles().sin()));
+    moveHeads(pass, s.flat(padded, kept), rowsOf(pass, kept.q(), kept.k(), kept.v()), false, true);
   }
 
   /** Rows {@code (batch, seq, heads, headDim)}, one after another. */
@@ -322,12 +309,12 @@ final class TrainingLayer {
     if (plain) {
       return Ops.dataPointer(output);
     }
-    fromRows(pass, List.of(output), new long[] {copy}, 0, 0);
+    fromRows(pass, List.of(output), new long[] {copy}, false);
     return copy;
   }
 
-  /** Heads of attention's tensors to tokens, q, k and v turned back where angles are given. */
-  private void fromRows(Pass pass, List<NDArray> tensors, long[] flat, long cosines, long sines) {
+  /** Heads of attention's tensors to tokens; {@code turned}: q and k are turned back. */
+  private void fromRows(Pass pass, List<NDArray> tensors, long[] flat, boolean turned) {
     int count = tensors.size();
     var rows =
         new AttentionRows(new long[count], new long[count], new long[count], new long[count]);
@@ -341,19 +328,30 @@ final class TrainingLayer {
       rows.headStrides()[i] = strides[1];
       rows.tokenStrides()[i] = strides[2];
     }
+    moveHeads(pass, flat, rows, true, turned);
+  }
+
+  /**
+   * Heads between tokens and attention's rows.
+   *
+   * @param flat of q, k and v, or of q alone
+   * @param back from attention's rows to tokens
+   * @param turned whether q and k are turned by their positions' angles on the way, or back
+   */
+  private void moveHeads(Pass pass, long[] flat, AttentionRows rows, boolean back, boolean turned) {
     pass.kernels()
         .heads(
             pass.tokens(),
             pass.seq(),
             shape.numAttentionHeads(),
-            count == 1 ? 0 : shape.numKeyValueHeads(),
+            flat.length == 1 ? 0 : shape.numKeyValueHeads(),
             shape.headDim(),
             flat,
             rows,
             pass.slots(),
-            true,
-            cosines,
-            sines);
+            back,
+            turned ? Ops.dataPointer(pass.angles().cos()) : 0,
+            turned ? Ops.dataPointer(pass.angles().sin()) : 0);
   }
 
   /**
@@ -469,19 +467,7 @@ final class TrainingLayer {
         long positions = (long) pass.rows() * pass.seq();
         from = s.padded();
         s.device().clear(from, positions * heads() * dtype.bytes());
-        pass.kernels()
-            .heads(
-                pass.tokens(),
-                pass.seq(),
-                shape.numAttentionHeads(),
-                0,
-                shape.headDim(),
-                new long[] {s.wide()},
-                rowsOf(pass, from),
-                pass.slots(),
-                false,
-                0,
-                0);
+        moveHeads(pass, new long[] {s.wide()}, rowsOf(pass, from), false, false);
       }
       pass.watch().attention();
       var gradient = view(attended.scope(), pass, from, shape.numAttentionHeads());
@@ -493,12 +479,7 @@ final class TrainingLayer {
         slope.attach(attended.scope());
         slopes.add(slope);
       }
-      fromRows(
-          pass,
-          slopes,
-          new long[] {kept.q(), kept.k(), kept.v()},
-          Ops.dataPointer(pass.angles().cos()),
-          Ops.dataPointer(pass.angles().sin()));
+      fromRows(pass, slopes, new long[] {kept.q(), kept.k(), kept.v()}, true);
     }
   }
 }

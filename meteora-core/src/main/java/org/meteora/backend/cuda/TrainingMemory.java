@@ -12,7 +12,8 @@ import org.meteora.tensor.Ops;
  * with the largest.
  */
 final class TrainingMemory {
-  private static final long ALIGNMENT = 256;
+  /** Of all addresses it gives out, bytes. */
+  static final long ALIGNMENT = 256;
 
   /** Gives out addresses one after another. */
   static final class Region {

@@ -121,7 +121,7 @@ public enum KernelName {
   }
 
   /** The name in the source. */
-  String inSource() {
+  public String inSource() {
     return name().toLowerCase(Locale.ROOT);
   }
 }

@@ -29,13 +29,19 @@ import org.meteora.tensor.Dtype;
  * process.
  */
 public final class Kernels {
+  /** Adapters a token, at most. */
+  public static final int MAX_TOP_K = 8;
+
+  /** Adapters, at most. */
+  public static final int MAX_ADAPTERS = 256;
+
   /**
    * What the kernels are specialised to.
    *
    * @param dtype f32, f16 or bf16
    * @param scores what adapters are chosen by
-   * @param topK adapters per token, 1…8
-   * @param maxAdapters 1…256
+   * @param topK adapters per token, 1…{@link #MAX_TOP_K}
+   * @param maxAdapters 1…{@link #MAX_ADAPTERS}
    * @param headDim size of an attention head; 0 leaves out what only a decode step needs
    * @param group query heads that one attention block serves, 1…4; 0 without a step
    */
@@ -45,14 +51,17 @@ public final class Kernels {
       if (dtype != Dtype.F32 && dtype != Dtype.F16 && dtype != Dtype.BF16) {
         throw new UserException("CUDA kernels know f32, f16 and bf16, not " + dtype.label());
       }
-      if (topK < 1 || topK > 8) {
+      if (topK < 1 || topK > MAX_TOP_K) {
         throw new UserException(
-            "the fused CUDA path takes 1 to 8 adapters per token, not "
+            "the fused CUDA path takes 1 to "
+                + MAX_TOP_K
+                + " adapters per token, not "
                 + topK
                 + " (--routing-top-k)");
       }
-      if (maxAdapters < 1 || maxAdapters > 256) {
-        throw new UserException("the fused CUDA path takes up to 256 adapters, not " + maxAdapters);
+      if (maxAdapters < 1 || maxAdapters > MAX_ADAPTERS) {
+        throw new UserException(
+            "the fused CUDA path takes up to " + MAX_ADAPTERS + " adapters, not " + maxAdapters);
       }
       maxAdapters = (maxAdapters + 31) / 32 * 32;
     }
