@@ -15,12 +15,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Locale;
 import java.util.Optional;
 import java.util.concurrent.TimeUnit;
 import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
-import org.meteora.cuda.kernel.KernelName;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.tensor.Dtype;
@@ -99,7 +97,7 @@ final class HostDevice implements TrainingDevice {
             int code =
                 (int)
                     kernel.invokeExact(
-                        arena.allocateFrom(inSource(name)),
+                        arena.allocateFrom(name.inSource()),
                         shape.x(),
                         shape.y(),
                         shape.z(),
@@ -114,10 +112,6 @@ final class HostDevice implements TrainingDevice {
             throw new IllegalStateException(e);
           }
         });
-  }
-
-  private static String inSource(KernelName name) {
-    return name.name().toLowerCase(Locale.ROOT);
   }
 
   @Override
