@@ -4,8 +4,6 @@ import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import java.util.List;
 import org.meteora.backend.cuda.CudaBackend;
-import org.meteora.lora.AdapterBank;
-import org.meteora.model.Architecture;
 import org.meteora.model.Backend;
 import org.meteora.model.LayerOps;
 import org.meteora.model.TensorOps;
@@ -45,19 +43,6 @@ final class TensorBackend implements Backend {
   @Override
   public Memory memory(long wanted) {
     return CudaBackend.memory(device.getDeviceId(), wanted);
-  }
-
-  @Override
-  public boolean readsMappedFiles() {
-    return false;
-  }
-
-  @Override
-  public void prepare(Architecture architecture, int topK, int adapters) {}
-
-  @Override
-  public AdapterBank forInference(AdapterBank bank) {
-    return bank;
   }
 
   @Override

@@ -37,7 +37,9 @@ public interface Backend extends GatedForward.Provider {
   }
 
   /** Whether weights in the model's dtype stay where their files are mapped. */
-  boolean readsMappedFiles();
+  default boolean readsMappedFiles() {
+    return false;
+  }
 
   /**
    * Makes ready what inference will ask for, while the caller loads the model; returns at once.
@@ -45,14 +47,16 @@ public interface Backend extends GatedForward.Provider {
    * @param topK adapters a token
    * @param adapters behind gates; 0 for a model without gates
    */
-  void prepare(Architecture architecture, int topK, int adapters);
+  default void prepare(Architecture architecture, int topK, int adapters) {}
 
   /**
    * The adapters of a linear laid out as inference reads them here.
    *
    * @param bank given away: its tensors may be closed
    */
-  AdapterBank forInference(AdapterBank bank);
+  default AdapterBank forInference(AdapterBank bank) {
+    return bank;
+  }
 
   /**
    * Whole training passes by the backend's own code; empty where it has none for this model.

@@ -62,9 +62,12 @@ final class StableAbi {
               JAVA_INT, JAVA_LONG, ADDRESS, ADDRESS, JAVA_INT, JAVA_INT, JAVA_INT, ADDRESS));
   private static final int STACK_SLOTS = 16;
 
-  /** Scratch of the calling thread: the dispatcher's stack, and one slot for a returned value. */
+  /**
+   * Scratch of the calling thread, freed behind it: the dispatcher's stack, and one slot for a
+   * returned value.
+   */
   private static final ThreadLocal<MemorySegment> SCRATCH =
-      ThreadLocal.withInitial(() -> Arena.global().allocate(8L * (STACK_SLOTS + 1), 8));
+      ThreadLocal.withInitial(() -> Arena.ofAuto().allocate(8L * (STACK_SLOTS + 1), 8));
 
   private StableAbi() {}
 

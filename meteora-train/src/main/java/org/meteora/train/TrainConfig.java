@@ -230,11 +230,7 @@ public record TrainConfig(
    * @throws UserException as {@link #meteora(Map, Map)}
    */
   public static TrainConfig lora(Map<String, Object> section, Map<String, Object> options) {
-    var common = new LinkedHashMap<>(section);
-    common.remove("lora");
-    known(common, "config section train", METEORA);
-    METEORA.forEach(common::remove);
-    return read(merge(merge(common, checkLora(section)), options), LORA, true);
+    return read(merge(merge(common(section), checkLora(section)), options), LORA, true);
   }
 
   /**
@@ -260,16 +256,21 @@ public record TrainConfig(
    */
   public static TrainConfig loraFlow(Map<String, Object> section, Map<String, Object> options) {
     checkLora(section);
-    var common = new LinkedHashMap<>(section);
-    common.remove("lora");
-    known(common, "config section train", METEORA);
-    METEORA.forEach(common::remove);
-    var merged = merge(common, options);
+    var merged = merge(common(section), options);
     merged.putIfAbsent("learning_rate", 1e-3);
     if (!merged.containsKey("max_steps")) {
       merged.putIfAbsent("epochs", 5);
     }
     return read(merged, List.of(), true);
+  }
+
+  /** The section's keys that are not for gates alone. */
+  private static Map<String, Object> common(Map<String, Object> section) {
+    var result = new LinkedHashMap<>(section);
+    result.remove("lora");
+    known(result, "config section train", METEORA);
+    METEORA.forEach(result::remove);
+    return result;
   }
 
   private static Map<String, Object> checkLora(Map<String, Object> section) {

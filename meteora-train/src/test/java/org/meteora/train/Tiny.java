@@ -18,6 +18,7 @@ import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
+import org.meteora.train.optim.FlatParameters;
 
 /** A model of random numbers for tests that need no reference data: unequal ranks, any dtype. */
 final class Tiny implements AutoCloseable {
@@ -95,5 +96,13 @@ final class Tiny implements AutoCloseable {
   @Override
   public void close() {
     manager.close();
+  }
+
+  /** A parameter's gradient in its own shape. */
+  static NDArray gradient(FlatParameters parameters, String name) {
+    var slot =
+        parameters.slots().stream().filter(each -> each.name().equals(name)).findFirst().get();
+    var shape = slot.shape().stream().mapToLong(Long::longValue).toArray();
+    return Ops.narrow(parameters.gradients(), 0, slot.offset(), slot.size()).reshape(shape);
   }
 }

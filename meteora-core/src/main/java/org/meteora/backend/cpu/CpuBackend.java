@@ -5,8 +5,6 @@ import ai.djl.ndarray.NDManager;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.io.HostMemory;
-import org.meteora.lora.AdapterBank;
-import org.meteora.model.Architecture;
 import org.meteora.model.Backend;
 import org.meteora.model.LayerOps;
 import org.meteora.model.TensorOps;
@@ -77,14 +75,6 @@ public final class CpuBackend implements Backend {
   @Override
   public boolean readsMappedFiles() {
     return true;
-  }
-
-  @Override
-  public void prepare(Architecture architecture, int topK, int adapters) {}
-
-  @Override
-  public AdapterBank forInference(AdapterBank bank) {
-    return bank;
   }
 
   @Override

@@ -66,11 +66,6 @@ public final class CudaBackend implements Backend {
     return new Memory("GPU " + device, cuda.free(wanted));
   }
 
-  @Override
-  public boolean readsMappedFiles() {
-    return false;
-  }
-
   /** Compiles the kernels. */
   @Override
   public void prepare(Architecture architecture, int topK, int adapters) {

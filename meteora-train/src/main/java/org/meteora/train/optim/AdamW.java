@@ -45,6 +45,10 @@ public final class AdamW implements AutoCloseable {
   private final long size;
   private long steps;
 
+  /**
+   * @param parameters whose slice is stepped; their gradients must have been reduced
+   * @param weightDecay the decoupled decay, 0 for none
+   */
   public AdamW(FlatParameters parameters, double weightDecay) {
     this.parameters = parameters;
     this.weightDecay = weightDecay;

@@ -5,6 +5,7 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.IdentityHashMap;
 import java.util.LinkedHashMap;
@@ -40,7 +41,14 @@ import org.meteora.tensor.Ops;
  * nowhere else.
  */
 public final class FlatParameters implements AutoCloseable, Gradients {
-  /** A parameter's place in the buffers. */
+  /**
+   * A parameter's place in the buffers.
+   *
+   * @param name as the model has it
+   * @param shape of the part that is trained
+   * @param offset of its first number
+   * @param size how many numbers it has
+   */
   public record Slot(String name, List<Long> shape, long offset, long size) {}
 
   /**
@@ -135,10 +143,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
       long count = shape.size();
       var slot =
           new Slot(
-              parameter.getKey(),
-              java.util.Arrays.stream(shape.getShape()).boxed().toList(),
-              offset,
-              count);
+              parameter.getKey(), Arrays.stream(shape.getShape()).boxed().toList(), offset, count);
       var value = view(whole, offset, count).reshape(shape);
       Ops.copy(value, target);
       var gradient = view(gradients, offset, count).reshape(shape);
@@ -205,6 +210,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     return view(gradients, 0, size);
   }
 
+  /** How many numbers are trained, without padding. */
   public long size() {
     return size;
   }
@@ -329,10 +335,12 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     }
   }
 
+  /** Owns the buffers; on the device of the model. */
   public NDManager manager() {
     return manager;
   }
 
+  /** Where each parameter lies, in the order of the buffers. */
   public List<Slot> slots() {
     return entries.values().stream().map(Entry::slot).toList();
   }
@@ -340,11 +348,6 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   /** A parameter's master value in its own shape, a view of {@link #values}: whole when that is. */
   public NDArray value(String name) {
     return entries.get(name).value();
-  }
-
-  /** A parameter's gradient in its own shape, a view of {@link #gradients}. */
-  public NDArray gradient(String name) {
-    return entries.get(name).gradient();
   }
 
   @Override
