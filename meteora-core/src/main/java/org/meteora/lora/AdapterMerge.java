@@ -1,11 +1,11 @@
 package org.meteora.lora;
 
-import ai.djl.engine.Engine;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
+import ai.djl.pytorch.jni.JniUtils;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
@@ -127,7 +127,7 @@ public record AdapterMerge(
       requireEqualRanks(adapters, modules);
     }
     if (method.drops()) {
-      Engine.getEngine("PyTorch").setRandomSeed(Math.toIntExact(seed));
+      JniUtils.setSeed(seed);
     }
     var allA = new LinkedHashMap<String, NDArray>();
     var allB = new LinkedHashMap<String, NDArray>();

@@ -66,7 +66,19 @@ class AdapterMergeTest {
   @ParameterizedTest
   @EnumSource(Method.class)
   void updatesArePefts(Method method) throws Exception {
-    var merge = new AdapterMerge(method, List.of(0.4, 0.3, 0.2, -0.1), 0.6, OptionalInt.of(3), 7);
+    updatesArePefts(method, 7);
+  }
+
+  /** PyTorch's generator begins with the lower 32 bits of a seed of 64. */
+  @Test
+  void seedsAreOf64Bits() throws Exception {
+    updatesArePefts(Method.DARE_LINEAR, 7 + (5L << 32));
+    updatesArePefts(Method.DARE_LINEAR, 7 - (1L << 32));
+  }
+
+  private static void updatesArePefts(Method method, long seed) throws Exception {
+    var merge =
+        new AdapterMerge(method, List.of(0.4, 0.3, 0.2, -0.1), 0.6, OptionalInt.of(3), seed);
     var file = Path.of(AdapterMergeTest.class.getResource("/merge/peft.safetensors").toURI());
     try (var manager = Devices.newManager(ai.djl.Device.cpu());
         var reference = SafetensorsFile.open(file)) {
