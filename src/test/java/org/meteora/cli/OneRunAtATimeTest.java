@@ -101,14 +101,17 @@ class OneRunAtATimeTest {
         "merge --method=cat --tasks=sort_letters,no_such | no_such",
         "train --target-dir=/dev/null/none | has no training data",
         "train --resume | there is no checkpoint",
-        "train-lora --task=sort_letters --layers-to-transform=99 | there is no layer 99"
+        "train-lora --task=sort_letters --layers-to-transform=99 | there is no layer 99",
+        "eval --task=sort_letters --model=no_such | no adapter no_such"
       })
   void whatIsRefusedLeavesNothing(String command, String why) throws Exception {
     var error = new StringWriter();
     var arguments = new ArrayList<>(List.of(command.split(" ")));
     arguments.add(1, "--config=" + TINY.resolve("config.yaml"));
     arguments.add("--adapter-dir=" + TINY.resolve("adapters"));
-    arguments.add("--output-dir=" + folder.resolve("new/output"));
+    arguments.add(
+        (command.startsWith("eval") ? "--eval-result-save-dir=" : "--output-dir=")
+            + folder.resolve("new/output"));
     int code =
         Main.commandLine()
             .setErr(new PrintWriter(error, true))

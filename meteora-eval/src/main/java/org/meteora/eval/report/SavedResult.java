@@ -68,7 +68,6 @@ public final class SavedResult implements AutoCloseable {
   public SavedResult(Path resultFolder, String model, String task) {
     this.folder = folder(resultFolder, model);
     this.task = task;
-    AtomicFiles.requireWritableFolder(folder);
     lock =
         FolderLock.take(
             folder,
@@ -76,6 +75,12 @@ public final class SavedResult implements AutoCloseable {
             "another evaluation is writing "
                 + file()
                 + "; wait until it is done, or choose another --eval-result-save-dir");
+    try {
+      AtomicFiles.requireWritableFolder(folder);
+    } catch (UserException e) {
+      lock.close();
+      throw e;
+    }
   }
 
   /**
