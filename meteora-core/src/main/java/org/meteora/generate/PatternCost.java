@@ -172,9 +172,10 @@ final class PatternCost {
     if (part.ways > 1 || part.loops > 0 || part.vainLoops > 0) {
       return HOPELESS;
     }
+    // on the way back every round tries what it has not tried of its content
     return most == Double.POSITIVE_INFINITY
-        ? new Cost(1, 1, part.vain, 0, canFail)
-        : new Cost(Math.max(1, most - least + 1), 0, part.vain, 0, canFail);
+        ? new Cost(part.vain, 1, part.vain, 0, canFail)
+        : new Cost(Math.max(1, most - least + 1) * part.vain, 0, part.vain, 0, canFail);
   }
 
   private Cost atom() {

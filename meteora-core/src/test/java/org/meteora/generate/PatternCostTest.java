@@ -77,6 +77,7 @@ class PatternCostTest {
           "(a{1,9}){1,9}b",
           "a{1,3}+b",
           "a{1,99}a{1,99}b",
+          "(?:a|b|c|d|e|f|g|h){1,999}x",
           "(?~abc)",
           "(?<n>a|b\\g<n>c)",
           "(?:x*|y)*z",

@@ -54,7 +54,7 @@ class RoutersGpuTest {
     }
   }
 
-  /** Captured decode steps, of few rows and of many, and what the listener hears of them. */
+  /** Decode steps of few rows and of many; a graph is captured at the fourth. */
   @ParameterizedTest
   @CsvSource({
     "arrow, 2, 2",
@@ -81,7 +81,7 @@ class RoutersGpuTest {
         var greedy = GenerationConfig.greedy(List.of(), 100);
         decoder.begin(rows, 12, actual);
         decoder.join(gpuCache, IntStream.range(0, rows).toArray());
-        for (int step = 0; step < 3; step++) {
+        for (int step = 0; step < 5; step++) {
           int add = step;
           var tokens = IntStream.range(0, rows).map(row -> 9 + (row * 11 + add) % 70).toArray();
           var wanted =
