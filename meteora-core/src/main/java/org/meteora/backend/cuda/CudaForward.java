@@ -10,6 +10,7 @@ import java.util.Map;
 import java.util.Set;
 import org.meteora.UserException;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
@@ -80,7 +81,7 @@ final class CudaForward extends PortableForward {
     var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
     double temperature = context.routing().temperature();
     var choices = choices(shape, context, fusible);
-    if (rows.getShape().get(0) <= FusedInference.MAX_VECTORS && !context.gateLogits()) {
+    if (rows.getShape().get(0) <= MatrixVector.MAX_ROWS && !context.gateLogits()) {
       var outputs = new ArrayList<Output>();
       var bases = new ArrayList<NDArray>();
       for (var linear : linears()) {
@@ -219,6 +220,6 @@ final class CudaForward extends PortableForward {
       return masked(linear, x, context);
     }
     long tokens = x.getShape().size() / linear.weight().getShape().get(1);
-    return linear.formula(x, context, tokens > FusedInference.MAX_VECTORS ? MASKED : GATHER);
+    return linear.formula(x, context, tokens > MatrixVector.MAX_ROWS ? MASKED : GATHER);
   }
 }

@@ -10,7 +10,6 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.cuda.kernel.AdapterMemory;
-import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
@@ -19,15 +18,13 @@ import org.meteora.tensor.Ops;
 
 /**
  * The adapters of gated linears with one input by CUDA kernels of our own, at inference, on
- * libtorch's stream: for few tokens one product with all gates and A and one launch that routes and
- * adds; for many, a launch that masks z = x Aᵀ between two of libtorch's products. Its device
- * memory goes with the manager of the adapters. Its scratch serves one pass at a time: what a pass
- * queues is queued under its lock, on one stream.
+ * libtorch's stream: for up to {@link org.meteora.cuda.kernel.MatrixVector#MAX_ROWS} tokens one
+ * product with all gates and A and one launch that routes and adds; for more, a launch that masks z
+ * = x Aᵀ between two of libtorch's products. Its device memory goes with the manager of the
+ * adapters. Its scratch serves one pass at a time: what a pass queues is queued under its lock, on
+ * one stream.
  */
 final class FusedInference implements AutoCloseable {
-  /** Up to this many tokens the matrix-vector kernels are used. */
-  static final int MAX_VECTORS = MatrixVector.MAX_ROWS;
-
   private static final Stream LIBTORCH = Stream.of(0);
 
   private final List<GatedLinear> linears;

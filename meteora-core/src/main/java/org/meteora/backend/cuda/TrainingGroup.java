@@ -332,13 +332,13 @@ final class TrainingGroup {
   }
 
   /**
-   * All linears' results.
+   * All linears' results {@code y = x Wᵀ (+ bias) + c Bᵀ}.
    *
    * @param rows from {@link #rows}
    * @param c scratch {@code (tokens, ranks)}
    * @param outputs {@code (tokens, out)} each; written
    */
-  void products(
+  void forward(
       Pass pass, long x, long rows, long c, long[] outputs, TrainingKernels.Counts counts) {
     int tokens = pass.tokens();
     if (stride > 0) {

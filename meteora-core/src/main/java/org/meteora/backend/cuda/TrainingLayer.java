@@ -232,7 +232,7 @@ final class TrainingLayer {
     long rows = kept.rows()[input.ordinal()];
     pass.watch().adapters(true);
     group(input).rows(pass.group(), x, dropped, rows);
-    group(input).products(pass.group(), x, rows, s.group().c(), outputs, pass.counts());
+    group(input).forward(pass.group(), x, rows, s.group().c(), outputs, pass.counts());
   }
 
   /** q, k and v into rows for attention, rotated. */

@@ -1,5 +1,5 @@
 /**
- * CUDA GPUs: gated layers and whole decode steps by kernels of our own, training by tensor
- * operations.
+ * CUDA GPUs: gated layers ({@code CudaForward}), whole decode steps ({@code CudaDecoder}) and whole
+ * training passes ({@code CudaTraining}) by kernels of our own and cuBLAS.
  */
 package org.meteora.backend.cuda;
