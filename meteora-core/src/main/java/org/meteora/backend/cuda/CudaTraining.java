@@ -564,22 +564,13 @@ final class CudaTraining implements LlamaTraining {
     long last = plan.inputs[layers.size()];
     kernels.norm(plan.tokens, norm, last, 0, 0, plan.scratch.normed(), 0, Dropout.NONE);
     kernels.rows(plan.labelled, hidden, plan.scratch.normed(), plan.compact, plan.labelAt, false);
-    var head = new Matrix(Ops.dataPointer(llama.head()), hidden);
+    var head = Matrix.of(Ops.dataPointer(llama.head()), vocab, hidden, dtype);
     for (int from = 0; from < plan.labelled; from += plan.chunk) {
       int count = Math.min(plan.chunk, plan.labelled - from);
       long at = (long) from * hidden * bytes;
-      var logits = new Matrix(plan.logits, vocab);
-      device.multiply(
-          count,
-          vocab,
-          hidden,
-          logits,
-          dtype,
-          new Matrix(plan.compact + at, hidden),
-          false,
-          head,
-          true,
-          false);
+      var logits = Matrix.of(plan.logits, count, vocab, dtype);
+      var x = Matrix.of(plan.compact + at, count, hidden, dtype);
+      device.multiply(logits, x, head.transpose(), false);
       kernels.vocabularyLoss(
           count,
           vocab,
@@ -588,17 +579,8 @@ final class CudaTraining implements LlamaTraining {
           plan.gradients ? plan.weights + 4L * from : 0,
           plan.losses + 4L * from);
       if (plan.gradients) {
-        device.multiply(
-            count,
-            hidden,
-            vocab,
-            new Matrix(plan.slopeOfCompact + at, hidden),
-            dtype,
-            logits,
-            false,
-            head,
-            false,
-            false);
+        var slope = Matrix.of(plan.slopeOfCompact + at, count, hidden, dtype);
+        device.multiply(slope, logits, head, false);
       }
     }
     if (plan.gradients) {

@@ -16,17 +16,7 @@ interface TrainingDevice {
   TrainingKernels kernels(int topK, int adapters);
 
   /** As {@link Cublas#multiply}. */
-  void multiply(
-      int m,
-      int n,
-      int k,
-      Matrix c,
-      Dtype result,
-      Matrix a,
-      boolean transposeA,
-      Matrix b,
-      boolean transposeB,
-      boolean add);
+  void multiply(Matrix c, Matrix a, Matrix b, boolean add);
 
   /** Sets memory to zero. */
   void clear(long address, long bytes);
@@ -59,18 +49,8 @@ interface TrainingDevice {
       }
 
       @Override
-      public void multiply(
-          int m,
-          int n,
-          int k,
-          Matrix c,
-          Dtype result,
-          Matrix a,
-          boolean transposeA,
-          Matrix b,
-          boolean transposeB,
-          boolean add) {
-        blas.multiply(m, n, k, c, result, a, transposeA, b, transposeB, dtype, add);
+      public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
+        blas.multiply(c, a, b, add);
       }
 
       @Override

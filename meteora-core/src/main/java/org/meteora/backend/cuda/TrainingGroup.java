@@ -35,21 +35,16 @@ final class TrainingGroup {
    * @param weight {@code (out, in)}
    * @param bias {@code (out)}, or 0
    * @param adapted its number among those with adapters; −1 without
-   * @param b B {@code (out, ranks)}
-   * @param transposed whether it lies in memory as Bᵀ
+   * @param b B {@code (out, ranks)}; null without adapters
    * @param rankAt its first column of c
    */
-  private record Member(
-      long weight,
-      long bias,
-      int out,
-      int adapted,
-      long b,
-      boolean transposed,
-      int rankAt,
-      int ranks) {
-    Matrix matrixB() {
-      return new Matrix(b, transposed ? out : ranks);
+  private record Member(Matrix weight, long bias, int adapted, Matrix b, int rankAt) {
+    int out() {
+      return weight.rows();
+    }
+
+    int ranks() {
+      return b == null ? 0 : b.isTransposed() ? b.rows() : b.columns();
     }
 
     boolean hasAdapters() {
@@ -102,18 +97,14 @@ final class TrainingGroup {
     var adapted = linears.stream().filter(TrainingGroup::hasAdapters).toList();
     int at = 0;
     for (var linear : linears) {
-      int number = adapted.indexOf(linear);
-      var bank = linear.bank();
+      int out = (int) linear.weight().getShape().get(0);
       members.add(
           new Member(
-              Ops.dataPointer(linear.weight()),
+              matrix(Ops.dataPointer(linear.weight()), out, in),
               linear.bias() == null ? 0 : Ops.dataPointer(linear.bias()),
-              (int) linear.weight().getShape().get(0),
-              number,
-              number < 0 ? 0 : Ops.dataPointer(bank.loraB()),
-              number >= 0 && !Ops.isRowMajor(bank.loraB()),
-              at,
-              number < 0 ? 0 : bank.totalRank()));
+              adapted.indexOf(linear),
+              hasAdapters(linear) ? matrixB(linear.bank().loraB()) : null,
+              at));
       at += members.getLast().ranks();
     }
     ranks = at;
@@ -160,6 +151,30 @@ final class TrainingGroup {
         ofB.add(sink(pieces, manager));
       }
     }
+  }
+
+  private Matrix matrix(long address, int rows, int columns) {
+    return Matrix.of(address, rows, columns, dtype);
+  }
+
+  /** B {@code (out, ranks)}, which may lie in memory as Bᵀ. */
+  private Matrix matrixB(NDArray b) {
+    int out = (int) b.getShape().get(0);
+    int ranks = (int) b.getShape().get(1);
+    long address = Ops.dataPointer(b);
+    return Ops.isRowMajor(b)
+        ? matrix(address, out, ranks)
+        : matrix(address, ranks, out).transpose();
+  }
+
+  /** Some of S's rows. */
+  private Matrix stack(int row, int count) {
+    return matrix(stack + (long) row * in * bytes, count, in);
+  }
+
+  /** The same columns of S's product, or of its gradient. */
+  private Matrix rows(long address, int tokens, int row, int count) {
+    return new Matrix(address + (long) row * bytes, tokens, count, stride, dtype);
   }
 
   private static boolean hasAdapters(GatedLinear linear) {
@@ -274,11 +289,6 @@ final class TrainingGroup {
     return largest;
   }
 
-  /** Where z of the first linear is the first column of S's product, and the first logit. */
-  private Matrix gateRows(long rows) {
-    return new Matrix(rows + (long) ranks * bytes, stride);
-  }
-
   private TrainingKernels.Routed routed(boolean gated) {
     return new TrainingKernels.Routed(stride, gated, linears);
   }
@@ -307,27 +317,21 @@ final class TrainingGroup {
       return;
     }
     if (dropped == 0) {
-      times(pass.tokens(), stride, rows, x, 0);
+      times(pass.tokens(), 0, stride, x, rows);
       return;
     }
-    times(pass.tokens(), ranks, rows, dropped, 0);
+    times(pass.tokens(), 0, ranks, dropped, rows);
     if (gates > 0) {
-      times(pass.tokens(), stride - ranks, rows + (long) ranks * bytes, x, ranks);
+      times(pass.tokens(), ranks, stride - ranks, x, rows);
     }
   }
 
-  /** Some columns of S's product: those of its rows from {@code row} on. */
-  private void times(int tokens, int columns, long to, long x, int row) {
+  /** Some columns of S's product. */
+  private void times(int tokens, int row, int count, long x, long rows) {
     device.multiply(
-        tokens,
-        columns,
-        in,
-        new Matrix(to, stride),
-        dtype,
-        new Matrix(x, in),
-        false,
-        new Matrix(stack + (long) row * in * bytes, in),
-        true,
+        rows(rows, tokens, row, count),
+        matrix(x, tokens, in),
+        stack(row, count).transpose(),
         false);
   }
 
@@ -351,38 +355,20 @@ final class TrainingGroup {
       if (member.bias() != 0) {
         pass.kernels().bias(tokens, member.out(), member.bias(), outputs[i]);
       }
-      var y = new Matrix(outputs[i], member.out());
-      device.multiply(
-          tokens,
-          member.out(),
-          in,
-          y,
-          dtype,
-          new Matrix(x, in),
-          false,
-          new Matrix(member.weight(), in),
-          true,
-          member.bias() != 0);
+      var y = matrix(outputs[i], tokens, member.out());
+      boolean biased = member.bias() != 0;
+      device.multiply(y, matrix(x, tokens, in), member.weight().transpose(), biased);
       if (member.hasAdapters()) {
         pass.watch().adapters(true);
-        device.multiply(
-            tokens,
-            member.out(),
-            member.ranks(),
-            y,
-            dtype,
-            columns(c, member),
-            false,
-            member.matrixB(),
-            !member.transposed(),
-            true);
+        device.multiply(y, columns(c, tokens, member), member.b().transpose(), true);
       }
     }
     pass.watch().adapters(false);
   }
 
-  private Matrix columns(long c, Member member) {
-    return new Matrix(c + (long) member.rankAt() * bytes, ranks);
+  /** A linear's part of c. */
+  private Matrix columns(long c, int tokens, Member member) {
+    return new Matrix(c + (long) member.rankAt() * bytes, tokens, member.ranks(), ranks, dtype);
   }
 
   /**
@@ -420,17 +406,8 @@ final class TrainingGroup {
       for (int i = 0; i < slopes.length; i++) {
         var member = members.get(i);
         if (member.hasAdapters()) {
-          device.multiply(
-              tokens,
-              member.ranks(),
-              member.out(),
-              columns(scratch.slopeOfC(), member),
-              dtype,
-              new Matrix(slopes[i], member.out()),
-              false,
-              member.matrixB(),
-              member.transposed(),
-              false);
+          var slope = matrix(slopes[i], tokens, member.out());
+          device.multiply(columns(scratch.slopeOfC(), tokens, member), slope, member.b(), false);
         }
       }
       pass.kernels()
@@ -452,45 +429,27 @@ final class TrainingGroup {
     }
     for (int i = 0; i < slopes.length; i++) {
       var member = members.get(i);
-      device.multiply(
-          tokens,
-          in,
-          member.out(),
-          new Matrix(slopeOfX, in),
-          dtype,
-          new Matrix(slopes[i], member.out()),
-          false,
-          new Matrix(member.weight(), in),
-          false,
-          i > 0);
+      var slope = matrix(slopes[i], tokens, member.out());
+      device.multiply(matrix(slopeOfX, tokens, in), slope, member.weight(), i > 0);
     }
     if (stride > 0) {
       pass.watch().adapters(true);
-      var all = new Matrix(scratch.slopeOfRows(), stride);
       if (dropped == 0) {
-        back(tokens, stride, slopeOfX, all, 0, true);
+        back(tokens, 0, stride, scratch, slopeOfX, true);
       } else {
         if (gates > 0 && pass.gated()) {
-          back(tokens, stride - ranks, slopeOfX, gateRows(scratch.slopeOfRows()), ranks, true);
+          back(tokens, ranks, stride - ranks, scratch, slopeOfX, true);
         }
-        back(tokens, ranks, slopeOfDropped, all, 0, false);
+        back(tokens, 0, ranks, scratch, slopeOfDropped, false);
       }
       pass.watch().adapters(false);
     }
   }
 
-  private void back(int tokens, int columns, long to, Matrix slopes, int row, boolean add) {
-    device.multiply(
-        tokens,
-        in,
-        columns,
-        new Matrix(to, in),
-        dtype,
-        slopes,
-        false,
-        new Matrix(stack + (long) row * in * bytes, in),
-        false,
-        add);
+  /** The gradient of S's input from that of some columns of its product. */
+  private void back(int tokens, int row, int count, Scratch scratch, long to, boolean add) {
+    var slope = rows(scratch.slopeOfRows(), tokens, row, count);
+    device.multiply(matrix(to, tokens, in), slope, stack(row, count), add);
   }
 
   private void gradients(Pass pass, long x, long dropped, long[] slopes, Scratch scratch) {
@@ -502,16 +461,11 @@ final class TrainingGroup {
       }
       var sink = ofB.get(member.adapted());
       boolean direct = sink.direct() != 0;
+      long to = direct ? sink.direct() : scratch.gradients();
       device.multiply(
-          member.out(),
-          member.ranks(),
-          tokens,
-          new Matrix(direct ? sink.direct() : scratch.gradients(), member.ranks()),
-          Dtype.F32,
-          new Matrix(slopes[i], member.out()),
-          true,
-          columns(scratch.c(), member),
-          false,
+          Matrix.of(to, member.out(), member.ranks(), Dtype.F32),
+          matrix(slopes[i], tokens, member.out()).transpose(),
+          columns(scratch.c(), tokens, member),
           direct);
       if (!direct) {
         pass.kernels()
@@ -523,27 +477,21 @@ final class TrainingGroup {
     }
     boolean both = trainsA && trainsGates && dropped == 0;
     if (both || trainsA) {
-      ofRows(tokens, both ? stride : ranks, 0, dropped == 0 ? x : dropped, scratch);
+      ofRows(tokens, 0, both ? stride : ranks, dropped == 0 ? x : dropped, scratch);
     }
     if (trainsGates && !both) {
-      ofRows(tokens, stride - ranks, ranks, x, scratch);
+      ofRows(tokens, ranks, stride - ranks, x, scratch);
     }
     pass.kernels()
         .addGradients(ofStack.parts(), ofStack.count(), ofStack.largest(), scratch.gradients());
   }
 
   /** The gradient of some of S's rows. */
-  private void ofRows(int tokens, int count, int row, long x, Scratch scratch) {
+  private void ofRows(int tokens, int row, int count, long x, Scratch scratch) {
     device.multiply(
-        count,
-        in,
-        tokens,
-        new Matrix(scratch.gradients() + 4L * row * in, in),
-        Dtype.F32,
-        new Matrix(scratch.slopeOfRows() + (long) row * bytes, stride),
-        true,
-        new Matrix(x, in),
-        false,
+        Matrix.of(scratch.gradients() + 4L * row * in, count, in, Dtype.F32),
+        rows(scratch.slopeOfRows(), tokens, row, count).transpose(),
+        matrix(x, tokens, in),
         false);
   }
 }

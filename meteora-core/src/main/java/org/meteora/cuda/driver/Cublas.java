@@ -137,16 +137,9 @@ public final class Cublas implements AutoCloseable {
         throw new IllegalArgumentException("products run on the stream they were made for");
       }
       multiply(
-          rows,
-          out,
-          in,
-          new Matrix(y, ld),
-          Dtype.F32,
-          new Matrix(x, in),
-          false,
-          new Matrix(w, in),
-          true,
-          dtype,
+          new Matrix(y, rows, out, ld, Dtype.F32),
+          Matrix.of(x, rows, in, dtype),
+          Matrix.of(w, out, in, dtype).transpose(),
           false);
     };
   }
@@ -155,58 +148,78 @@ public final class Cublas implements AutoCloseable {
    * A row-major matrix, perhaps a part of a wider one.
    *
    * @param address of its first element
+   * @param rows as it lies in memory, like {@code columns}
    * @param stride elements from one row to the next
+   * @param isTransposed whether its transpose is meant
    */
-  public record Matrix(long address, int stride) {}
+  public record Matrix(
+      long address, int rows, int columns, int stride, Dtype dtype, boolean isTransposed) {
+    /** As it lies in memory. */
+    public Matrix(long address, int rows, int columns, int stride, Dtype dtype) {
+      this(address, rows, columns, stride, dtype, false);
+    }
+
+    /** A whole one. */
+    public static Matrix of(long address, int rows, int columns, Dtype dtype) {
+      return new Matrix(address, rows, columns, columns, dtype);
+    }
+
+    /** The same memory as the other's transpose. */
+    public Matrix transpose() {
+      return new Matrix(address, rows, columns, stride, dtype, !isTransposed);
+    }
+
+    /** The inner dimension of the product {@code this = a · b}. */
+    public int innerOf(Matrix a, Matrix b) {
+      int inner = a.isTransposed ? a.rows : a.columns;
+      if (isTransposed
+          || (a.isTransposed ? a.columns : a.rows) != rows
+          || (b.isTransposed ? b.rows : b.columns) != columns
+          || (b.isTransposed ? b.columns : b.rows) != inner) {
+        throw new IllegalArgumentException(this + " is no product of " + a + " and " + b);
+      }
+      return inner;
+    }
+  }
 
   private static int type(Dtype dtype) {
     return dtype == Dtype.F32 ? 0 : dtype == Dtype.F16 ? 2 : 14;
   }
 
   /**
-   * Queues {@code c = op(a) · op(b)}, or with {@code add} c += it, summed in float32.
+   * Queues {@code c = a · b}, or with {@code add} c += it, summed in float32.
    *
-   * @param c {@code (m, n)} in {@code result}, which is {@code dtype} or float32
-   * @param a {@code (m, k)} in {@code dtype}; {@code (k, m)} when transposed
-   * @param b {@code (k, n)} in {@code dtype}; {@code (n, k)} when transposed
+   * @param c of the others' dtype, or float32
    */
-  public void multiply(
-      int m,
-      int n,
-      int k,
-      Matrix c,
-      Dtype result,
-      Matrix a,
-      boolean transposeA,
-      Matrix b,
-      boolean transposeB,
-      Dtype dtype,
-      boolean add) {
+  public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
+    int m = c.rows();
+    int n = c.columns();
+    int k = c.innerOf(a, b);
     if (m == 0 || n == 0) {
       return;
     }
     try {
-      // column by column, as cuBLAS sees matrices, cᵀ = op(b)ᵀ · op(a)ᵀ
+      // column by column, as cuBLAS sees matrices, cᵀ = bᵀ · aᵀ
       check(
           "a product of %d × %d × %d",
           (int)
               Library.PRODUCT.invokeExact(
                   handle,
-                  transposeB ? TRANSPOSED : AS_IT_IS,
-                  transposeA ? TRANSPOSED : AS_IT_IS,
+                  b.isTransposed() ? TRANSPOSED : AS_IT_IS,
+                  a.isTransposed() ? TRANSPOSED : AS_IT_IS,
                   n,
                   m,
                   k,
                   ONE.address(),
                   b.address(),
-                  type(dtype),
+                  type(b.dtype()),
                   b.stride(),
                   a.address(),
-                  type(dtype),
+                  type(a.dtype()),
                   a.stride(),
                   add ? ONE.address() : ZERO.address(),
                   c.address(),
-                  type(result),
+                  type(c.dtype()),
                   c.stride(),
                   COMPUTE_32F,
                   DEFAULT_ALGORITHM),

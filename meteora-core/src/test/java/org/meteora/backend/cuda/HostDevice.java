@@ -115,30 +115,20 @@ final class HostDevice implements TrainingDevice {
   }
 
   @Override
-  public void multiply(
-      int m,
-      int n,
-      int k,
-      Matrix c,
-      Dtype result,
-      Matrix a,
-      boolean transposeA,
-      Matrix b,
-      boolean transposeB,
-      boolean add) {
+  public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
     try {
       product.invokeExact(
-          m,
-          n,
-          k,
+          c.rows(),
+          c.columns(),
+          c.innerOf(a, b),
           c.address(),
           c.stride(),
           a.address(),
           a.stride(),
-          transposeA ? 1 : 0,
+          a.isTransposed() ? 1 : 0,
           b.address(),
           b.stride(),
-          transposeB ? 1 : 0,
+          b.isTransposed() ? 1 : 0,
           add ? 1 : 0);
     } catch (RuntimeException | Error e) {
       throw e;
