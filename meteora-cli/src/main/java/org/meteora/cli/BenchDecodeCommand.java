@@ -150,7 +150,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 baseline[i],
                 floor);
           }
-          var listened = auto.withListener(Optional.of(options.recorder(batch)));
+          var listened = auto.withListener(Optional.of(options.recorder()));
           var recorded = "MeteoRA, auto, routing recorded";
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
             options.report(
@@ -251,7 +251,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
       var next =
           Arrays.stream(slots)
               .mapToObj(
-                  i -> new DecodeSession.Next(i, (int) ids[i], new int[0], uniform[i], config))
+                  i ->
+                      new DecodeSession.Next(
+                          i, (int) ids[i], new int[0], uniform[i], config, Optional.empty()))
               .toList();
       double result = options.median(() -> decoder.step(next));
       beyond = options.usedBytes() - without;

@@ -223,12 +223,12 @@ final class BenchModel {
         MemoryNeed.cacheBytes(config, dtype(), sequences, tokens));
   }
 
-  /** What an evaluation records routing with, ready for batches of so many rows. */
-  RoutingListener recorder(int rows) {
+  /** What an evaluation records routing with; rows of a batch count as tokens of one sequence. */
+  RoutingListener recorder() {
     var names = IntStream.range(0, adapters).mapToObj(i -> "adapter " + i).toList();
-    var matrix = new RoutingMatrix(names);
-    matrix.begin(names.getFirst(), new int[rows]);
-    return matrix;
+    var listener = new RoutingMatrix(names).listener(names.getFirst());
+    return (layer, module, rows, tokens, topK, indices, weights) ->
+        listener.onRouting(layer, module, 1, rows * tokens, topK, indices, weights);
   }
 
   /**

@@ -78,7 +78,7 @@ final class BenchPrefillCommand implements Callable<Integer> {
         var times = options.medians(() -> prefill(base, auto), () -> prefill(model, routed));
         options.report("router " + name, times[1], times[0], count, gatedFloor);
       }
-      var recorded = auto.withListener(Optional.of(options.recorder(batch)));
+      var recorded = auto.withListener(Optional.of(options.recorder()));
       var times = options.medians(() -> prefill(base, auto), () -> prefill(model, recorded));
       options.report("MeteoRA, auto, routing recorded", times[1], times[0], count, gatedFloor);
     }

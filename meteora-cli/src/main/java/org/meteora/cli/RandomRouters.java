@@ -79,7 +79,11 @@ final class RandomRouters {
             cache,
             context.withRouting(routing.withRouter(probe)));
       }
-      router = probe.chosen(routing.topK());
+      router =
+          new Router.Rows(
+              probe.chosen(routing.topK()).stream()
+                  .map(its -> new Router.Rows.Row(its, 0))
+                  .toList());
     }
     return context.withRouting(routing.withRouter(router));
   }

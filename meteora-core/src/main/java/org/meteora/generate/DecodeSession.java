@@ -1,8 +1,10 @@
 package org.meteora.generate;
 
 import java.util.List;
+import java.util.Optional;
 import org.meteora.model.KvCache;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
 
 /**
  * Decode steps of sequences that come and go. What is wanted of the gated layers was given at its
@@ -20,8 +22,15 @@ public interface DecodeSession extends AutoCloseable {
    * @param banned tokens that it must not choose
    * @param uniform a random number in [0, 1), in units of 2^−64; unused without sampling
    * @param config how its next token is chosen
+   * @param router chooses its adapters; empty for the router of the whole session
    */
-  record Next(int slot, int token, int[] banned, long uniform, GenerationConfig config) {}
+  record Next(
+      int slot,
+      int token,
+      int[] banned,
+      long uniform,
+      GenerationConfig config,
+      Optional<Router.Rows.Row> router) {}
 
   /** Sequences at once that there is memory for when they come to what was said. */
   int sequences();
@@ -39,7 +48,8 @@ public interface DecodeSession extends AutoCloseable {
   void join(KvCache filled, int[] slots);
 
   /**
-   * One step: runs a token of each sequence through the model and chooses the next.
+   * One step: runs a token of each sequence through the model and chooses the next. A routing
+   * listener hears them in this order.
    *
    * @param rows all sequences that are there, those that were there before first and in the same
    *     order
@@ -65,6 +75,11 @@ public interface DecodeSession extends AutoCloseable {
     /** Sequences at once that it is made for. */
     default int maxSequences() {
       return Integer.MAX_VALUE;
+    }
+
+    /** Tokens of prompts that a step waits for at most. */
+    default int prefillTokens() {
+      return 512;
     }
 
     /** Frees what was kept for later sessions. */

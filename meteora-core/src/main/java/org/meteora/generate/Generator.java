@@ -1,19 +1,20 @@
 package org.meteora.generate;
 
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
-import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Ops;
 
 /**
  * Generates with a {@link Llama}: a list of prompts becomes batches of sequences that run to their
  * ends ({@link RunningBatch}). Immutable, and so are its settings of the routing: any number of
- * threads may generate with one model, each with a generator of its own settings.
+ * threads may generate with one model, each with a generator of its own settings. Requests that are
+ * routed otherwise than the generator says run after those before them, but for those that have a
+ * router each: they run together.
  */
 public final class Generator implements TokenGenerator {
   private final Llama model;
@@ -38,11 +39,6 @@ public final class Generator implements TokenGenerator {
   /** A generator with another k, T or router. */
   public Generator withRouting(RoutingSettings routing) {
     return with(context.withRouting(routing));
-  }
-
-  /** A generator that tells this listener of every routing. */
-  public Generator listenedBy(RoutingListener listener) {
-    return with(context.withListener(Optional.of(listener)));
   }
 
   /** A generator that wants something else of the gated layers. */
@@ -72,22 +68,27 @@ public final class Generator implements TokenGenerator {
       } else if (length == limit || request.config().maxNewTokens() == 0) {
         listener.onAnswer(i, new int[0]);
       } else {
-        sequences.add(new Sequence(i, request, limit));
+        try {
+          sequences.add(
+              new Sequence(i, request, limit, request.routing().orElse(context.routing())));
+        } catch (UserException e) {
+          listener.onFailure(i, e);
+        }
       }
     }
-    // a listener knows the rows of the whole batch
-    int max = context.listener().isPresent() ? atOnce : Math.min(atOnce, decoding.maxSequences());
-    int piece = RunningBatch.isStatic(context) ? max : Math.max(1, sequences.size());
+    var batches = new LinkedHashMap<Object, List<Sequence>>();
+    for (var sequence : sequences) {
+      // a batch has one k and T and one router, or a router for each of its rows
+      Object runsWith = Sequence.isRoutedAlone(sequence.routing) ? "each" : sequence.routing;
+      batches.computeIfAbsent(runsWith, key -> new ArrayList<>()).add(sequence);
+    }
+    int max = Math.min(atOnce, decoding.maxSequences());
+    int later = sequences.size();
     try (var recording = Ops.notRecording()) {
-      for (int from = 0; from < sequences.size(); from += piece) {
-        run(sequences.subList(from, Math.min(sequences.size(), from + piece)), max, listener);
+      for (var batch : batches.values()) {
+        later -= batch.size();
+        RunningBatch.run(model, decoding, context, batch, max, later, listener);
       }
     }
-  }
-
-  /** Those that cannot run together run one by one. */
-  private void run(List<Sequence> sequences, int max, AnswerListener listener) {
-    RunningBatch.run(model, decoding, context, sequences, max, listener)
-        .forEach(alone -> run(List.of(alone), 1, listener));
   }
 }

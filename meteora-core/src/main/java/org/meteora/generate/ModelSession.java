@@ -9,6 +9,8 @@ import org.meteora.TooLittleMemory;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
+import org.meteora.moe.RoutingListener;
 import org.meteora.tensor.Ops;
 
 /**
@@ -20,7 +22,7 @@ public final class ModelSession implements DecodeSession {
 
   private final Llama model;
   private final NDManager manager;
-  private ForwardContext context;
+  private final ForwardContext context;
   private KvCache cache;
   private int[] slotOfRow = {};
 
@@ -114,8 +116,6 @@ public final class ModelSession implements DecodeSession {
     model.backend().ops().copyColumns(cache, other, columns);
     other.setPadding(padding, length);
     replace(other, slots);
-    var routing = context.routing();
-    context = context.withRouting(routing.withRouter(routing.router().keepRows(there)));
   }
 
   @Override
@@ -132,10 +132,7 @@ public final class ModelSession implements DecodeSession {
       rowOf[i] = rowOf(rows.get(i).slot());
       ids[rowOf[i]] = rows.get(i).token();
     }
-    var routing = context.routing();
-    var newest = Arrays.stream(ids).mapToInt(Math::toIntExact).toArray();
-    context = context.withRouting(routing.withRouter(routing.router().next(newest)));
-    var logits = logits(model, cache, ids, 1, context);
+    var logits = logits(model, cache, ids, 1, context(rows, rowOf));
     int vocab = logits.length / rows.size();
     var tokens = new int[rows.size()];
     for (int i = 0; i < tokens.length; i++) {
@@ -145,6 +142,32 @@ public final class ModelSession implements DecodeSession {
               .chooseFinite(logits, rowOf[i] * vocab, vocab, next.banned(), next.uniform());
     }
     return tokens;
+  }
+
+  /** Each sequence's own router, if they have some, and a listener that hears them in order. */
+  private ForwardContext context(List<Next> rows, int[] rowOf) {
+    var its = context;
+    if (rows.getFirst().router().isPresent()) {
+      var routers = new Router.Rows.Row[rowOf.length];
+      for (int i = 0; i < rowOf.length; i++) {
+        routers[rowOf[i]] = rows.get(i).router().orElseThrow();
+      }
+      its = its.withRouting(its.routing().withRouter(new Router.Rows(List.of(routers))));
+    }
+    return its.withListener(its.listener().map(listener -> inOrder(rowOf, listener)));
+  }
+
+  private static RoutingListener inOrder(int[] rowOf, RoutingListener listener) {
+    return (layer, module, rows, tokens, topK, indices, weights) -> {
+      var inOrder = new int[indices.length];
+      var theirs = new float[weights.length];
+      int each = tokens * topK;
+      for (int i = 0; i < rows; i++) {
+        System.arraycopy(indices, rowOf[i] * each, inOrder, i * each, each);
+        System.arraycopy(weights, rowOf[i] * each, theirs, i * each, each);
+      }
+      listener.onRouting(layer, module, rows, tokens, topK, inOrder, theirs);
+    };
   }
 
   /** The padding that all sequences have. */

@@ -1,18 +1,21 @@
 package org.meteora.generate;
 
 import java.util.Arrays;
-import java.util.LinkedHashMap;
+import java.util.HashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.stream.IntStream;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
+import org.meteora.moe.Router;
 
 /**
  * Keys and values of beginnings that several prompts share, computed once. Found by their tokens,
- * in steps of {@link #STEP}; one cache serves one setting of the routing. Beginnings that were used
- * longest ago are given up when there are too many.
+ * in steps of {@link #STEP}, and by who routes them. Those that were used longest ago are given up
+ * when all take too much memory.
  */
 final class PrefixCache implements AutoCloseable {
   /** Beginnings are multiples of so many tokens. */
@@ -21,17 +24,19 @@ final class PrefixCache implements AutoCloseable {
   /** Tokens that are worth a prefill of one prompt alone. */
   private static final int WORTH = 2 * STEP;
 
-  /** Tokens that are kept at most. */
-  private static final long CAPACITY = 1 << 14;
+  /** Bytes that are kept at most, and of what is free. */
+  private static final long MOST = 2L << 30;
 
-  /** A beginning, equal to another of the same tokens. */
-  private record Key(int hash, int[] tokens, int length) {
-    static Key of(int[] tokens, int length) {
-      int hash = 1;
+  private static final int SHARE = 8;
+
+  /** A beginning, equal to another of the same tokens that is routed alike. */
+  private record Key(int hash, int routing, int[] tokens, int length) {
+    static Key of(int routing, int[] tokens, int length) {
+      int hash = routing;
       for (int i = 0; i < length; i++) {
         hash = 31 * hash + tokens[i];
       }
-      return new Key(hash, tokens, length);
+      return new Key(hash, routing, tokens, length);
     }
 
     @Override
@@ -43,25 +48,67 @@ final class PrefixCache implements AutoCloseable {
     public boolean equals(Object other) {
       return other instanceof Key key
           && key.length == length
+          && key.routing == routing
           && Arrays.equals(tokens, 0, length, key.tokens, 0, length);
     }
   }
 
+  private record Kept(KvCache cache, int length, long bytes) {}
+
   private final Llama model;
-
-  private record Kept(KvCache cache, int length) {}
-
-  private final Map<Key, Kept> kept = new LinkedHashMap<>(16, 0.75f, true);
+  private final long capacity;
+  private final Map<Key, Kept> kept = new HashMap<>();
+  private final LinkedHashSet<Kept> byUse = new LinkedHashSet<>(); // longest ago first
+  private final int[] routings;
   private final int[] shared;
-  private long tokensKept;
+  private long bytesKept;
   private long tokensSpared;
 
   /**
-   * @param prompts that will be asked for
+   * @param sequences that will be asked for, by their places
    */
-  PrefixCache(Llama model, List<int[]> prompts) {
+  PrefixCache(Llama model, List<Sequence> sequences) {
+    this(model, sequences, Math.min(MOST, model.backend().memory(0).free() / SHARE));
+  }
+
+  /**
+   * @param capacity bytes that are kept at most
+   */
+  PrefixCache(Llama model, List<Sequence> sequences, long capacity) {
     this.model = model;
-    this.shared = shared(prompts);
+    this.capacity = capacity;
+    routings = routings(sequences);
+    shared = new int[routings.length];
+    for (int routing = 0; routing < routings.length; routing++) {
+      int its = routing;
+      var alike = IntStream.range(0, routings.length).filter(i -> routings[i] == its).toArray();
+      var same = shared(Arrays.stream(alike).mapToObj(i -> sequences.get(i).prompt).toList());
+      for (int i = 0; i < alike.length; i++) {
+        shared[alike[i]] = same[i];
+      }
+    }
+  }
+
+  /**
+   * Sequences of one number have the same keys and values where they have the same tokens; −1 for
+   * those that are alone in that, or heard: their tokens must all be run.
+   */
+  private static int[] routings(List<Sequence> sequences) {
+    var numbers = new HashMap<Object, Integer>();
+    return sequences.stream()
+        .mapToInt(
+            each ->
+                switch (each.routing.router()) {
+                  case Router.Probing alone -> -1;
+                  case Router.Reading alone -> -1;
+                  case Router.Fixed fixed when each.listener.isEmpty() ->
+                      numbers.computeIfAbsent(fixed, key -> numbers.size());
+                  default ->
+                      each.listener.isPresent()
+                          ? -1
+                          : numbers.computeIfAbsent(each.routing, key -> numbers.size());
+                })
+        .toArray();
   }
 
   /** How many of its first tokens each prompt has in common with another, in whole steps. */
@@ -108,11 +155,15 @@ final class PrefixCache implements AutoCloseable {
     }
   }
 
-  /** The longest beginning of a prompt that is known. */
-  Optional<Hit> find(int[] prompt) {
+  /** The longest beginning of a sequence's tokens that is known. */
+  Optional<Hit> find(int sequence, int[] prompt) {
+    if (routings[sequence] < 0) {
+      return Optional.empty();
+    }
     for (int length = (prompt.length - 1) / STEP * STEP; length > 0; length -= STEP) {
-      var found = kept.get(Key.of(prompt, length));
+      var found = kept.get(Key.of(routings[sequence], prompt, length));
       if (found != null) {
+        byUse.addLast(found);
         return Optional.of(new Hit(found.cache, length));
       }
     }
@@ -126,18 +177,25 @@ final class PrefixCache implements AutoCloseable {
 
   /** Whether a prompt begins as another does for a good part, and that is not known yet. */
   boolean isWorthKeeping(int prompt, int[] tokens) {
-    int fresh = shared[prompt] - find(tokens).map(Hit::tokens).orElse(0);
-    return fresh >= WORTH && 4 * fresh >= tokens.length;
+    int fresh = shared[prompt] - find(prompt, tokens).map(Hit::tokens).orElse(0);
+    return fresh >= WORTH && 4 * fresh >= tokens.length && bytes(shared[prompt]) <= capacity;
   }
 
-  /** Keeps what a prompt has in common with another. */
+  /** A cache takes memory for whole blocks. */
+  private long bytes(int tokens) {
+    int columns = (tokens + KvCache.BLOCK - 1) / KvCache.BLOCK * KvCache.BLOCK;
+    return MemoryNeed.cacheBytes(model.config(), model.dtype(), 1, columns);
+  }
+
+  /** Keeps what a prompt that {@link #isWorthKeeping} has in common with another. */
   void keep(int prompt, int[] tokens, KvCache filled, int row) {
     int length = shared[prompt];
-    if (length == 0 || length > CAPACITY) {
-      return;
+    long bytes = bytes(length);
+    while (bytesKept + bytes > capacity && !byUse.isEmpty()) {
+      forget(byUse.getFirst());
     }
     var cache = model.newCache(model.manager(), new int[1], length);
-    var entry = new Kept(cache, length);
+    var entry = new Kept(cache, length, bytes);
     var columns = List.of(new KvCache.Columns(row, filled.padding()[row], 0, 0, length));
     try {
       model.backend().ops().copyColumns(filled, cache, columns);
@@ -146,17 +204,16 @@ final class PrefixCache implements AutoCloseable {
       throw e;
     }
     for (int at = STEP; at <= length; at += STEP) {
-      kept.putIfAbsent(Key.of(tokens, at), entry);
+      kept.putIfAbsent(Key.of(routings[prompt], tokens, at), entry);
     }
-    tokensKept += length;
-    while (tokensKept > CAPACITY) {
-      forget(kept.values().iterator().next());
-    }
+    byUse.addLast(entry);
+    bytesKept += bytes;
   }
 
   private void forget(Kept entry) {
     kept.values().removeIf(each -> each == entry);
-    tokensKept -= entry.length;
+    byUse.remove(entry);
+    bytesKept -= entry.bytes;
     entry.cache.close();
   }
 
@@ -165,9 +222,9 @@ final class PrefixCache implements AutoCloseable {
     return tokensSpared;
   }
 
+  /** Gives all memory back, for what needs it more. */
   @Override
   public void close() {
-    kept.values().stream().map(Kept::cache).distinct().forEach(KvCache::close);
-    kept.clear();
+    List.copyOf(byUse).forEach(this::forget);
   }
 }

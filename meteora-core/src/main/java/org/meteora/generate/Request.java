@@ -1,10 +1,38 @@
 package org.meteora.generate;
 
+import java.util.Optional;
+import org.meteora.moe.RoutingListener;
+import org.meteora.moe.RoutingSettings;
+
 /**
  * A prompt to continue, and how.
  *
  * @param prompt token ids, at least one
  * @param config how tokens are chosen, and where it ends
  * @param stream of random numbers: requests of one seed draw from different ones
+ * @param routing k, T and who chooses; empty for the generator's own
+ * @param listener is told of its routing: every token once, in order, as a batch of one row without
+ *     padding
  */
-public record Request(int[] prompt, GenerationConfig config, long stream) {}
+public record Request(
+    int[] prompt,
+    GenerationConfig config,
+    long stream,
+    Optional<RoutingSettings> routing,
+    Optional<RoutingListener> listener) {
+
+  /** Routed as the generator says; nobody listens. */
+  public Request(int[] prompt, GenerationConfig config, long stream) {
+    this(prompt, config, stream, Optional.empty(), Optional.empty());
+  }
+
+  /** The same with a routing of its own. */
+  public Request withRouting(RoutingSettings value) {
+    return new Request(prompt, config, stream, Optional.of(value), listener);
+  }
+
+  /** The same, heard by this listener. */
+  public Request listenedBy(RoutingListener value) {
+    return new Request(prompt, config, stream, routing, Optional.of(value));
+  }
+}

@@ -1,46 +1,52 @@
 package org.meteora.generate;
 
+import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.BitSet;
+import java.util.Collections;
+import java.util.Deque;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
+import java.util.Set;
+import java.util.stream.IntStream;
 import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
+import org.meteora.moe.RoutingSettings;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
  * Sequences from their prompts to their ends: they are admitted as there is memory for them ({@link
- * Scheduler}), their prompts are computed ({@link Prefill}), and all that run take a step a token
- * ({@link DecodeSession}) until they end. When a step finds too little memory, all that run are
- * preempted and fewer at once go on.
- *
- * <p>A static batch ({@link #isStatic}) is admitted whole or not at all.
+ * Scheduler}), their prompts are computed a piece before each step ({@link Prefill}), and all that
+ * run take a step a token ({@link DecodeSession}) until they end. When a step finds too little
+ * memory, all that run are preempted and fewer at once go on.
  */
 final class RunningBatch implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(RunningBatch.class);
 
-  /** Tokens of prompts that those that run wait for at most. */
-  private static final long PREFILL_TOKENS = 2048;
-
+  private final Llama model;
   private final DecodeSession.Provider decoding;
   private final List<Sequence> sequences;
   private final AnswerListener listener;
-  private final boolean isStatic;
-  private final boolean retriesAlone;
-  private final List<Sequence> toRetryAlone = new ArrayList<>();
-  private final Optional<PrefixCache> prefixes;
-  private final Prefill prefill;
+  private final PrefixCache prefixes;
+  private final Hearing hearing = new Hearing();
   private final ForwardContext context;
   private final Scheduler scheduler;
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
+  private final Deque<Integer> joining = new ArrayDeque<>(); // admitted, in order
+  private final Set<Integer> alone = new HashSet<>(); // too much for one prefill with others
+  private List<Integer> filled = List.of(); // the first that join, whose prompts are being run
+  private Optional<Prefill> prefill = Optional.empty();
   private final BitSet usedSlots = new BitSet();
   private DecodeSession session;
   private int maxSequences;
+  private final int later;
 
   private RunningBatch(
       Llama model,
@@ -48,104 +54,77 @@ final class RunningBatch implements AutoCloseable {
       ForwardContext context,
       List<Sequence> sequences,
       int maxSequences,
+      int later,
       AnswerListener listener) {
+    this.model = model;
     this.decoding = decoding;
     this.sequences = sequences;
+    this.later = later;
     this.listener = listener;
-    this.isStatic = isStatic(context);
-    this.retriesAlone = retriesAlone(context, sequences);
     this.maxSequences = Math.min(maxSequences, sequences.size());
-    var prompts = sequences.stream().map(sequence -> sequence.prompt).toList();
-    prefixes = isStatic ? Optional.empty() : Optional.of(new PrefixCache(model, prompts));
-    prefill = new Prefill(model, sequences.getFirst().config.padTokenId(), prefixes);
-    this.context = prefill.chosen(prompts, context);
+    boolean heard = sequences.stream().anyMatch(each -> each.listener.isPresent());
+    this.context =
+        context
+            .withRouting(sequences.getFirst().routing)
+            .withListener(heard ? Optional.of(hearing) : Optional.empty());
+    prefixes = new PrefixCache(model, sequences);
     int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
     session = decoding.begin(this.maxSequences, tokens, this.context);
-    if (isStatic && session.sequences() < this.maxSequences) {
-      session.close();
-      throw new TooLittleMemory(
-          "too little memory for the keys and values of %d sequences of %,d tokens"
-              .formatted(this.maxSequences, tokens));
-    }
     scheduler =
         new Scheduler(
             new Scheduler.Limits(
                 Math.min(this.maxSequences, session.sequences()),
-                isStatic ? Long.MAX_VALUE : session.kvCapacity(),
+                session.kvCapacity(),
                 KvCache.BLOCK,
-                PREFILL_TOKENS,
-                isStatic));
+                decoding.prefillTokens()));
     for (int i = 0; i < sequences.size(); i++) {
-      int index = i;
-      int known = prefixes.map(all -> all.sharedBy(index)).orElse(0);
-      scheduler.add(i, sequences.get(i).length(), known);
+      scheduler.add(i, sequences.get(i).length(), prefixes.sharedBy(i));
     }
-  }
-
-  /**
-   * Whether a batch keeps its rows: who listens to batches, or chooses for one, must know them.
-   *
-   * @param context what is wanted of the gated layers
-   */
-  static boolean isStatic(ForwardContext context) {
-    var router = context.routing().router();
-    return context.listener().isPresent()
-        || router instanceof Router.Probing
-        || router instanceof Router.Reading;
-  }
-
-  /** A static batch that fails is tried one by one, unless its rows are listened to. */
-  private static boolean retriesAlone(ForwardContext context, List<Sequence> sequences) {
-    return isStatic(context) && context.listener().isEmpty() && sequences.size() > 1;
   }
 
   /**
    * Runs sequences to their ends.
    *
    * @param context what is wanted of the gated layers
-   * @param sequences at least one; of a static batch at most {@code maxSequences}
+   * @param sequences at least one, all routed alike or each {@linkplain Sequence#isRoutedAlone by a
+   *     router of its own}
    * @param maxSequences at once, at least 1
+   * @param later requests that wait for this batch's end
    * @param listener is told of every token, answer and failure
-   * @return those that a static batch had too little memory for, with what they have so far: each
-   *     is to run alone
    */
-  static List<Sequence> run(
+  static void run(
       Llama model,
       DecodeSession.Provider decoding,
       ForwardContext context,
       List<Sequence> sequences,
       int maxSequences,
+      int later,
       AnswerListener listener) {
     RunningBatch batch;
     try {
-      batch = new RunningBatch(model, decoding, context, sequences, maxSequences, listener);
+      batch = new RunningBatch(model, decoding, context, sequences, maxSequences, later, listener);
     } catch (UserException e) {
-      if (retriesAlone(context, sequences)) {
-        return sequences;
-      }
       sequences.forEach(sequence -> listener.onFailure(sequence.request, e));
-      return List.of();
+      return;
     }
     try (batch) {
       batch.toTheEnd();
-      return batch.toRetryAlone;
     }
   }
 
   private void toTheEnd() {
     while (scheduler.waiting() + scheduler.running() > 0) {
-      var plan = scheduler.next();
+      var plan = scheduler.next(joining.isEmpty());
       plan.preempted().forEach(this::leave);
-      for (int which : plan.rejected()) {
-        reject(which);
-      }
-      admit(plan.admitted());
+      plan.rejected().forEach(this::reject);
+      joining.addAll(plan.admitted());
       listener.onStep(
           new AnswerListener.Load(
-              scheduler.waiting(),
+              scheduler.waiting() + later,
               scheduler.running(),
               scheduler.columns(),
-              prefixes.map(PrefixCache::tokensSpared).orElse(0L)));
+              prefixes.tokensSpared()));
+      runPrompts();
       if (!running.isEmpty()) {
         step(List.copyOf(running));
       }
@@ -153,6 +132,10 @@ final class RunningBatch implements AutoCloseable {
   }
 
   private void step(List<Integer> present) {
+    hear(
+        present.stream().mapToInt(which -> sequences.get(which).length() - 1).toArray(),
+        present,
+        1);
     int[] next;
     try {
       next = session.step(present.stream().map(which -> sequences.get(which).next()).toList());
@@ -160,20 +143,30 @@ final class RunningBatch implements AutoCloseable {
       restartWithFewer(present, e);
       return;
     }
+    hearing.end();
     for (int i = 0; i < next.length; i++) {
       accept(present.get(i), next[i]);
     }
   }
 
+  private void hear(int[] places, List<Integer> group, int columns) {
+    hearing.begin(
+        IntStream.range(0, places.length)
+            .mapToObj(row -> new Hearing.Row(sequences.get(group.get(row)), places[row]))
+            .toList(),
+        columns);
+  }
+
   /** What a step needed is not there: all that run are preempted, and fewer at once go on. */
   private void restartWithFewer(List<Integer> present, TooLittleMemory reason) {
     int longest = present.stream().mapToInt(which -> sequences.get(which).length()).max().orElse(1);
-    present.reversed().forEach(this::leave);
-    if (isStatic) {
-      giveUp(present, reason);
-      return; // none waits
+    prefixes.close();
+    for (int which : List.copyOf(joining).reversed()) {
+      leave(which);
+      scheduler.preempt(which);
     }
     for (int which : present.reversed()) {
+      leave(which);
       if (maxSequences == 1) {
         fail(which, reason);
       } else {
@@ -187,16 +180,19 @@ final class RunningBatch implements AutoCloseable {
     scheduler.limit(Math.min(maxSequences, session.sequences()), session.kvCapacity());
   }
 
+  /** One that runs, or is about to join, no longer does. */
   private void leave(int which) {
-    running.remove((Integer) which);
-    session.leave(sequences.get(which).slot);
-    usedSlots.clear(sequences.get(which).slot);
+    if (running.remove((Integer) which)) {
+      session.leave(sequences.get(which).slot);
+      usedSlots.clear(sequences.get(which).slot);
+    }
+    if (joining.remove(which) && filled.contains(which)) {
+      endPrefill();
+    }
   }
 
   private void reject(int which) {
-    if (running.contains(which)) {
-      leave(which);
-    }
+    leave(which);
     var sequence = sequences.get(which);
     listener.onFailure(
         sequence.request,
@@ -206,65 +202,131 @@ final class RunningBatch implements AutoCloseable {
                 + " tokens"));
   }
 
-  /** Those whose beginnings others share come one by one: the others need not compute them. */
-  private void admit(List<Integer> fresh) {
-    var group = new ArrayList<Integer>();
-    for (int which : fresh) {
-      if (prefixes.isPresent()
-          && prefixes.get().isWorthKeeping(which, sequences.get(which).prompt)) {
-        admitGroup(group);
-        group.clear();
-        admitGroup(List.of(which));
-      } else {
-        group.add(which);
+  /** Prompts of those that join, no more of them than those that run are to wait for. */
+  private void runPrompts() {
+    long budget = running.isEmpty() ? Long.MAX_VALUE : decoding.prefillTokens();
+    while (budget > 0 && !joining.isEmpty()) {
+      float[] logits;
+      try {
+        if (prefill.isEmpty()) {
+          beginPrefill();
+        }
+        var its = prefill.get();
+        int columns = (int) Math.clamp(budget / filled.size(), 1, its.left());
+        budget -= (long) columns * filled.size();
+        run(its, columns);
+        if (its.left() > 0) {
+          continue;
+        }
+        logits = its.logits();
+        join(its);
+      } catch (UserException e) {
+        endPrefill();
+        doWithout(filled, e);
+        continue;
       }
-    }
-    admitGroup(group);
-  }
-
-  private void admitGroup(List<Integer> group) {
-    if (group.isEmpty()) {
-      return;
-    }
-    float[] logits;
-    try {
-      logits = fill(group);
-    } catch (UserException e) {
-      if (isStatic) {
-        giveUp(group, e);
-      } else if (group.size() > 1) {
-        LOG.debug("{} prompts together failed, one by one now: {}", group.size(), e.getMessage());
-        group.forEach(which -> admitGroup(List.of(which)));
-      } else if (running.isEmpty()) {
-        fail(group.getFirst(), e);
-      } else {
-        scheduler.preempt(group.getFirst());
+      // what a listener throws is no failure to join
+      int vocab = logits.length / filled.size();
+      for (int i = 0; i < filled.size(); i++) {
+        var sequence = sequences.get(filled.get(i));
+        accept(
+            filled.get(i),
+            sequence.sampler.chooseFinite(
+                logits, i * vocab, vocab, sequence.banned(), sequence.uniform()));
       }
-      return;
-    }
-    // what a listener throws is no failure to join
-    int vocab = logits.length / group.size();
-    for (int i = 0; i < group.size(); i++) {
-      var sequence = sequences.get(group.get(i));
-      accept(
-          group.get(i),
-          sequence.sampler.chooseFinite(
-              logits, i * vocab, vocab, sequence.banned(), sequence.uniform()));
     }
   }
 
-  /** Those that run together or not at all are tried alone, unless their rows are listened to. */
-  private void giveUp(List<Integer> group, UserException reason) {
-    if (!retriesAlone) {
-      group.forEach(which -> fail(which, reason));
+  /** Those whose beginnings others share are run one by one: the others need not compute them. */
+  private void beginPrefill() {
+    filled = new ArrayList<>();
+    for (int which : joining) {
+      boolean single =
+          alone.contains(which) || prefixes.isWorthKeeping(which, sequences.get(which).tokens());
+      if (!single || filled.isEmpty()) {
+        filled.add(which);
+      }
+      if (single) {
+        break;
+      }
+    }
+    lookAtPrompts();
+    prefill =
+        Optional.of(
+            prefill(
+                filled.stream().map(which -> sequences.get(which).tokens()).toList(),
+                filled.stream()
+                    .map(which -> prefixes.find(which, sequences.get(which).tokens()))
+                    .toList()));
+  }
+
+  private Prefill prefill(List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {
+    return new Prefill(model, sequences.getFirst().config.padTokenId(), prompts, known);
+  }
+
+  private void run(Prefill its, int columns) {
+    int[] places = its.places();
+    var routers = new ArrayList<Router.Rows.Row>();
+    for (int row = 0; row < places.length; row++) {
+      int place = places[row];
+      sequences
+          .get(filled.get(row))
+          .router
+          .ifPresent(router -> routers.add(new Router.Rows.Row(router, place)));
+    }
+    hear(places, filled, columns);
+    its.run(
+        columns,
+        routers.isEmpty()
+            ? context
+            : context.withRouting(context.routing().withRouter(new Router.Rows(routers))));
+    hearing.end();
+  }
+
+  /** Has routers look at the prompts that choose by them, if they have not. */
+  private void lookAtPrompts() {
+    var unseen = new LinkedHashMap<RoutingSettings, List<Sequence>>();
+    for (int which : filled) {
+      var sequence = sequences.get(which);
+      if (sequence.router.isEmpty() && sequence.routing.router() instanceof Router.Probing) {
+        unseen.computeIfAbsent(sequence.routing, key -> new ArrayList<>()).add(sequence);
+      }
+    }
+    unseen.forEach(
+        (routing, its) -> {
+          var probe = ((Router.Probing) routing.router()).probe();
+          var prompts = its.stream().map(sequence -> sequence.prompt).toList();
+          try (var look = prefill(prompts, Collections.nCopies(its.size(), Optional.empty()))) {
+            look.run(
+                look.left(),
+                context.withRouting(routing.withRouter(probe)).withListener(Optional.empty()));
+          }
+          var chosen = probe.chosen(routing.topK());
+          for (int i = 0; i < chosen.size(); i++) {
+            its.get(i).router = Optional.of(chosen.get(i));
+          }
+        });
+  }
+
+  private void endPrefill() {
+    prefill.ifPresent(Prefill::close);
+    prefill = Optional.empty();
+  }
+
+  /** Too little memory for those whose prompts were run: one by one, or later, or not at all. */
+  private void doWithout(List<Integer> group, UserException reason) {
+    if (group.size() > 1) {
+      LOG.debug(
+          "{} prompts together failed, one by one now: {}", group.size(), reason.getMessage());
+      alone.addAll(group);
       return;
     }
-    LOG.debug(
-        "{} sequences together failed, one by one now: {}", group.size(), reason.getMessage());
-    group.forEach(scheduler::remove);
-    for (int which : group) {
-      sequences.get(which).rewind();
-      toRetryAlone.add(sequences.get(which));
+    int which = group.getFirst();
+    joining.remove(which);
+    if (running.isEmpty()) {
+      fail(which, reason);
+    } else {
+      scheduler.preempt(which);
     }
   }
 
@@ -273,35 +335,35 @@ final class RunningBatch implements AutoCloseable {
     listener.onFailure(sequences.get(which).request, reason);
   }
 
-  /** The logits of their last tokens. */
-  private float[] fill(List<Integer> group) {
-    var prompts = group.stream().map(which -> sequences.get(which).tokens()).toList();
-    var filled = prefill.run(prompts, context);
-    var slots = new int[group.size()];
+  /** Those whose prompts have been run take part in the next step. */
+  private void join(Prefill its) {
+    var slots = new int[filled.size()];
     for (int i = 0; i < slots.length; i++) {
-      int which = group.get(i);
-      if (prefixes.isPresent() && prefixes.get().isWorthKeeping(which, prompts.get(i))) {
-        keep(which, prompts.get(i), filled.cache(), i);
+      int which = filled.get(i);
+      int[] tokens = sequences.get(which).tokens();
+      if (prefixes.isWorthKeeping(which, tokens)) {
+        keep(which, tokens, its.cache(), i);
       }
       slots[i] = usedSlots.nextClearBit(0);
       usedSlots.set(slots[i]);
       sequences.get(which).slot = slots[i];
     }
+    prefill = Optional.empty(); // its cache is the session's from now on
     try {
-      session.join(filled.cache(), slots);
+      session.join(its.cache(), slots);
     } catch (UserException e) {
       for (int slot : slots) {
         usedSlots.clear(slot);
       }
       throw e;
     }
-    running.addAll(group);
-    return filled.logits();
+    joining.removeAll(filled);
+    running.addAll(filled);
   }
 
   private void keep(int which, int[] prompt, KvCache filled, int row) {
     try {
-      prefixes.orElseThrow().keep(which, prompt, filled, row);
+      prefixes.keep(which, prompt, filled, row);
     } catch (TooLittleMemory e) {
       LOG.debug("a beginning is not kept: {}", e.getMessage());
     }
@@ -313,9 +375,6 @@ final class RunningBatch implements AutoCloseable {
     if (token == DecodeSession.NOT_FINITE) {
       end(which);
       listener.onFailure(sequence.request, Sampler.notFinite());
-      return;
-    }
-    if (sequence.replays()) {
       return;
     }
     if (!sequence.config.eosTokenIds().contains(token)) {
@@ -337,7 +396,8 @@ final class RunningBatch implements AutoCloseable {
 
   @Override
   public void close() {
+    endPrefill();
     session.close();
-    prefixes.ifPresent(PrefixCache::close);
+    prefixes.close();
   }
 }

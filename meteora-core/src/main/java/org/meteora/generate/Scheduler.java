@@ -22,10 +22,8 @@ final class Scheduler {
    * @param block columns that are taken at a time
    * @param prefillTokens that may join before those that run take their next step, padding
    *     included; a single sequence may have more
-   * @param staticBatch sequences are admitted only when none runs
    */
-  record Limits(
-      int sequences, long kvCapacity, int block, long prefillTokens, boolean staticBatch) {}
+  record Limits(int sequences, long kvCapacity, int block, long prefillTokens) {}
 
   /**
    * What to do before the next step, in this order.
@@ -78,8 +76,7 @@ final class Scheduler {
 
   /** From now on so many at once, with memory for so many columns. */
   void limit(int sequences, long kvCapacity) {
-    limits =
-        new Limits(sequences, kvCapacity, limits.block, limits.prefillTokens, limits.staticBatch);
+    limits = new Limits(sequences, kvCapacity, limits.block, limits.prefillTokens);
     maxRunning = sequences;
   }
 
@@ -102,8 +99,12 @@ final class Scheduler {
     return running.isEmpty() ? 0 : columns(running.size(), longest());
   }
 
-  /** Who is preempted and who is admitted now; they count as waiting and as running from now on. */
-  Plan next() {
+  /**
+   * Who is preempted and who is admitted now; they count as waiting and as running from now on.
+   *
+   * @param mayAdmit whether any may join
+   */
+  Plan next(boolean mayAdmit) {
     var preempted = new ArrayList<Integer>();
     while (running.size() > 1 && columns(running.size(), longest()) > limits.kvCapacity) {
       int last = running.removeLast();
@@ -116,18 +117,17 @@ final class Scheduler {
       rejected.add(running.removeFirst());
       tokens.remove(rejected.getFirst());
     }
-    if (preempted.isEmpty() && mayAdmit()) {
+    if (mayAdmit && preempted.isEmpty() && hasRoom()) {
       admit(admitted, rejected);
     }
     return new Plan(preempted, admitted, rejected);
   }
 
   /** A prefill of several costs less than several of one: a few wait for each other. */
-  private boolean mayAdmit() {
+  private boolean hasRoom() {
     int free = maxRunning - running.size();
     int few = Math.max(1, maxRunning / 16);
-    return running.isEmpty()
-        || !limits.staticBatch && free > 0 && free >= Math.min(few, waiting.size());
+    return running.isEmpty() || free > 0 && free >= Math.min(few, waiting.size());
   }
 
   private void admit(List<Integer> admitted, List<Integer> rejected) {
@@ -144,9 +144,7 @@ final class Scheduler {
       }
       // a prefill is as wide as the one needs of which the least is known
       width = Math.max(width, its - known.get(first));
-      if (!admitted.isEmpty()
-          && (admitted.size() + 1) * width > limits.prefillTokens
-          && !limits.staticBatch) {
+      if (!admitted.isEmpty() && (admitted.size() + 1) * width > limits.prefillTokens) {
         return;
       }
       // one block more than it needs now: else it could be preempted at once

@@ -3,7 +3,12 @@ package org.meteora.generate;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import org.meteora.model.KvCache;
+import org.meteora.moe.Router;
+import org.meteora.moe.RoutingListener;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.moe.SequenceRouter;
 
 /** A request and what has come of it. */
 final class Sequence {
@@ -13,26 +18,51 @@ final class Sequence {
   final int request;
   final int[] prompt;
   final GenerationConfig config;
+  final RoutingSettings routing;
+  final Optional<RoutingListener> listener;
   final int limit;
   final Sampler sampler;
   final NoRepeatNgram ngrams;
   final List<Integer> answer = new ArrayList<>();
   int slot;
-  private int known; // tokens of the answer that the model has run, or is given next
+
+  /**
+   * Who chooses for it alone; empty for a router of the whole batch, or one that has not looked.
+   */
+  Optional<SequenceRouter> router;
+
+  /** Tokens whose routing the listener has heard. */
+  int heard;
+
   private long uniform;
   private boolean drawn;
 
-  Sequence(int request, Request of, int limit) {
+  Sequence(int request, Request of, int limit, RoutingSettings routing) {
     this.request = request;
     this.prompt = of.prompt();
     this.config = of.config();
+    this.routing = routing;
+    this.listener = of.listener();
     this.limit = limit;
+    this.router =
+        switch (routing.router()) {
+          case Router.Fixed fixed -> Optional.of(fixed);
+          case Router.Reading reading -> Optional.of(reading.of(prompt));
+          default -> Optional.empty();
+        };
     this.sampler = new Sampler(config, of.stream());
     this.ngrams =
         config.noRepeatNgramSize() > 0 ? new NoRepeatNgram(config.noRepeatNgramSize()) : null;
     for (int token : prompt) {
       remember(token);
     }
+  }
+
+  /** Whether it has a router of its own, now or when that has looked at the prompt. */
+  static boolean isRoutedAlone(RoutingSettings routing) {
+    return routing.router() instanceof Router.Fixed
+        || routing.router() instanceof Router.Reading
+        || routing.router() instanceof Router.Probing;
   }
 
   int[] banned() {
@@ -56,24 +86,9 @@ final class Sequence {
 
   void accept(int token) {
     answer.add(token);
-    known = answer.size();
     remember(token);
+    router = router.map(each -> each.next(token));
     drawn = false;
-  }
-
-  /**
-   * Begins anew behind its prompt: the answer so far is run again token by token, for a router to
-   * which it matters how a token is run.
-   */
-  void rewind() {
-    known = 0;
-  }
-
-  /** Goes on to the next token of an answer that is run again; false when it has no more. */
-  boolean replays() {
-    boolean more = known < answer.size();
-    known += more ? 1 : 0;
-    return more;
   }
 
   boolean isFull() {
@@ -91,17 +106,23 @@ final class Sequence {
     return (int) Math.min(most, Math.max(EXPECTED, length() + KvCache.BLOCK));
   }
 
-  /** What is to be computed before its next step: prompt and answer so far, or the prompt alone. */
+  /** What is to be computed before its next step: prompt and answer so far. */
   int[] tokens() {
-    var all = Arrays.copyOf(prompt, prompt.length + known);
-    for (int i = 0; i < known; i++) {
-      all[prompt.length + i] = answer.get(i);
+    var all = Arrays.copyOf(prompt, length());
+    for (int i = prompt.length; i < all.length; i++) {
+      all[i] = answer.get(i - prompt.length);
     }
     return all;
   }
 
   DecodeSession.Next next() {
-    return new DecodeSession.Next(slot, answer.get(known - 1), banned(), uniform(), config);
+    return new DecodeSession.Next(
+        slot,
+        answer.getLast(),
+        banned(),
+        uniform(),
+        config,
+        router.map(each -> new Router.Rows.Row(each, length() - 1)));
   }
 
   int[] result() {

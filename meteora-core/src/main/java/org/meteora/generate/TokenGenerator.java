@@ -23,22 +23,16 @@ public interface TokenGenerator {
   /**
    * Continues all prompts at once.
    *
-   * @param prompts token ids, each with at least one; each draws from a stream of its own
    * @param listener is told every new token as it is chosen (EOS left out)
-   * @return each prompt's new tokens, EOS and padding left out, in the order given
-   * @throws UserException when a prompt is longer than {@code config.maxLength()} or the model's
+   * @return each request's new tokens, EOS and padding left out, in the order given
+   * @throws UserException when a prompt is longer than its {@code maxLength} or the model's
    *     positions, or the logits are not finite
    */
-  default List<int[]> generate(
-      List<int[]> prompts, GenerationConfig config, TokenListener listener) {
-    var requests =
-        IntStream.range(0, prompts.size())
-            .mapToObj(i -> new Request(prompts.get(i), config, i))
-            .toList();
-    var answers = new int[prompts.size()][];
+  default List<int[]> generate(List<Request> requests, TokenListener listener) {
+    var answers = new int[requests.size()][];
     generate(
         requests,
-        Math.max(1, prompts.size()),
+        Math.max(1, requests.size()),
         new AnswerListener() {
           @Override
           public void onToken(int request, int token) {
@@ -56,6 +50,20 @@ public interface TokenGenerator {
           }
         });
     return Arrays.asList(answers);
+  }
+
+  /**
+   * As {@link #generate(List, TokenListener)}, with one setting for all.
+   *
+   * @param prompts token ids, each with at least one; each draws from a stream of its own
+   */
+  default List<int[]> generate(
+      List<int[]> prompts, GenerationConfig config, TokenListener listener) {
+    return generate(
+        IntStream.range(0, prompts.size())
+            .mapToObj(i -> new Request(prompts.get(i), config, i))
+            .toList(),
+        listener);
   }
 
   /** {@link #generate(List, GenerationConfig, TokenListener)} without a listener. */

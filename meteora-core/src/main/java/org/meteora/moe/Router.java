@@ -19,20 +19,6 @@ public sealed interface Router {
   /** What {@code --router} and saved results call it. */
   String name();
 
-  /** The router for these of the present batch rows, in this order, as rows leave a batch. */
-  default Router keepRows(int[] rows) {
-    return this;
-  }
-
-  /**
-   * The router for the step that runs these newest tokens of the batch's rows.
-   *
-   * @param tokens one of each row
-   */
-  default Router next(int[] tokens) {
-    return this;
-  }
-
   /** Scores every adapter for every token of every linear; the best k act, by softmax over T. */
   non-sealed interface Scoring extends Router {
     /**
@@ -75,24 +61,56 @@ public sealed interface Router {
     Probe probe();
   }
 
-  /** Reads the tokens of prompts, and then of their answers. */
+  /** Reads the tokens of a prompt, and then of its answer. */
   non-sealed interface Reading extends Router {
-    /**
-     * What serves these prompts, from their prefill on.
-     *
-     * @param prompts of the batch's rows
-     */
-    Router of(List<int[]> prompts);
+    /** What serves this prompt, from its first token on. */
+    SequenceRouter of(int[] prompt);
   }
 
   /** Sees the prompts; for one pass of one thread. */
   interface Probe extends Choosing {
     /**
-     * After the pass: what serves these prompts from now on.
+     * After the pass: what serves each of its rows from now on.
      *
      * @param topK adapters at most
      */
-    Router chosen(int topK);
+    List<SequenceRouter> chosen(int topK);
+  }
+
+  /**
+   * A router of its own for each batch row.
+   *
+   * @param rows one for each
+   */
+  record Rows(List<Row> rows) implements Choosing {
+    /**
+     * @param first the place in the row's sequence of the pass's first column; negative where the
+     *     row begins with padding
+     */
+    public record Row(SequenceRouter router, int first) {}
+
+    @Override
+    public String name() {
+      return "rows";
+    }
+
+    @Override
+    public Choice choose(GatedLinear linear, NDArray x, int count) {
+      if (count != rows.size()) {
+        throw new IllegalArgumentException(count + " rows, " + rows.size() + " routers");
+      }
+      int width = (int) x.getShape().get(0) / count;
+      var each = rows.stream().map(row -> row.router.choose(linear, row.first, width)).toList();
+      int topK = each.stream().mapToInt(Choice::topK).max().orElseThrow();
+      var all = new Choice(width * count, topK); // adapter 0 with the weight 0 where one has fewer
+      for (int token = 0; token < width * count; token++) {
+        var from = each.get(token / width);
+        int at = token % width * from.topK();
+        System.arraycopy(from.indices(), at, all.indices(), token * topK, from.topK());
+        System.arraycopy(from.weights(), at, all.weights(), token * topK, from.topK());
+      }
+      return all;
+    }
   }
 
   /** The gate of each linear scores the adapters. */
@@ -122,7 +140,7 @@ public sealed interface Router {
    * @param weights as {@code adapters}
    */
   record Fixed(String name, int topK, List<Integer> adapters, List<Float> weights)
-      implements Choosing {
+      implements Choosing, SequenceRouter {
     public Fixed {
       adapters = List.copyOf(adapters);
       weights = List.copyOf(weights);
@@ -144,7 +162,7 @@ public sealed interface Router {
       int tokens = (int) x.getShape().get(0);
       requireBelow(linear.bank().size());
       var choice = new Choice(tokens, topK);
-      boolean one = adapters.size() == topK;
+      boolean one = isOne();
       for (int token = 0; token < tokens; token++) {
         int from = one ? 0 : token / (tokens / rows) * topK;
         for (int j = 0; j < topK; j++) {
@@ -164,18 +182,23 @@ public sealed interface Router {
       }
     }
 
+    private boolean isOne() {
+      return adapters.size() == topK;
+    }
+
+    /** Of a single row. */
     @Override
-    public Router keepRows(int[] rows) {
-      if (adapters.size() == topK) {
-        return this;
+    public Choice choose(GatedLinear linear, int first, int tokens) {
+      if (!isOne()) {
+        throw new IllegalStateException("for " + adapters.size() / topK + " rows, not for one");
       }
-      var keptAdapters = new ArrayList<Integer>();
-      var keptWeights = new ArrayList<Float>();
-      for (int row : rows) {
-        keptAdapters.addAll(adapters.subList(row * topK, (row + 1) * topK));
-        keptWeights.addAll(weights.subList(row * topK, (row + 1) * topK));
+      requireBelow(linear.bank().size());
+      var choice = new Choice(tokens, topK);
+      for (int i = 0; i < tokens * topK; i++) {
+        choice.indices()[i] = adapters.get(i % topK);
+        choice.weights()[i] = weights.get(i % topK);
       }
-      return new Fixed(name, topK, keptAdapters, keptWeights);
+      return choice;
     }
   }
 
@@ -187,6 +210,11 @@ public sealed interface Router {
   /** As {@link #fixed(int)}, under another name. */
   static Fixed fixed(String name, int adapter) {
     return new Fixed(name, 1, List.of(adapter), List.of(1f));
+  }
+
+  /** No adapter on any token: the base model. */
+  static Fixed none() {
+    return new Fixed("base", 1, List.of(0), List.of(0f));
   }
 
   /** All of {@code size} adapters, each with the weight 1/{@code size}. */

@@ -10,6 +10,7 @@ import org.meteora.model.Llama;
 import org.meteora.moe.Choice;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
+import org.meteora.moe.SequenceRouter;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 
@@ -80,14 +81,13 @@ public final class Logo implements Router.Probing {
     }
 
     @Override
-    public Router chosen(int topK) {
+    public List<SequenceRouter> chosen(int topK) {
       if (scores == null) { // no adapter acts in the last layer
         throw new org.meteora.UserException(
             "--router logo looks at the last layer, and no adapter acts there");
       }
       int k = Math.min(topK, scores.getFirst().length);
-      var adapters = new ArrayList<Integer>();
-      var weights = new ArrayList<Float>();
+      var routers = new ArrayList<SequenceRouter>();
       for (var row : scores) {
         var best =
             IntStream.range(0, row.length)
@@ -96,12 +96,10 @@ public final class Logo implements Router.Probing {
                 .limit(k)
                 .toList();
         double sum = best.stream().mapToDouble(i -> row[i]).sum();
-        for (int i : best) {
-          adapters.add(i);
-          weights.add(sum > 0 ? (float) (row[i] / sum) : 1f / k);
-        }
+        var weights = best.stream().map(i -> sum > 0 ? (float) (row[i] / sum) : 1f / k).toList();
+        routers.add(new Fixed(name(), k, best, weights));
       }
-      return new Fixed(name(), k, adapters, weights);
+      return routers;
     }
   }
 }

@@ -11,6 +11,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.CompletableFuture;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
@@ -19,6 +20,7 @@ import org.meteora.Fixtures;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Request;
 import org.meteora.generate.TokenListener;
 import org.meteora.lora.AdapterBank;
 import org.meteora.moe.Flags;
@@ -93,16 +95,21 @@ class TwoDevicesGpuTest {
         var calls = new int[1];
         RoutingListener counts =
             (layer, module, rows, tokens, topK, indices, weights) -> calls[0]++;
-        var listened = models.getFirst().generator().listenedBy(counts);
+        var listened =
+            IntStream.range(0, prompts.size())
+                .mapToObj(i -> new Request(prompts.get(i), config, i).listenedBy(counts))
+                .toList();
         assertSame(
-            listened.generate(
-                prompts,
-                config,
-                (row, token) -> {
-                  if (row == 0) {
-                    among.add(other.generate(prompts, some));
-                  }
-                }),
+            models
+                .getFirst()
+                .generator()
+                .generate(
+                    listened,
+                    (row, token) -> {
+                      if (row == 0) {
+                        among.add(other.generate(prompts, some));
+                      }
+                    }),
             alone);
         assertThat(among).isNotEmpty();
         among.forEach(each -> assertSame(each, someAlone));

@@ -21,6 +21,7 @@ import javax.tools.ToolProvider;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
+import org.meteora.generate.Request;
 import org.meteora.io.Jsonl;
 import org.meteora.model.KvCache;
 import org.meteora.model.llama.LlamaConfig;
@@ -40,16 +41,14 @@ class LibraryTest {
       var config = model.generationConfig().withGreedy().withMaxNewTokens(8);
       var answer = model.answer("a question", config);
 
-      var prompt = List.of(model.tokenizer().encode("a question", true));
       var gates = new ArrayList<Integer>();
       var tokens = new ArrayList<Integer>();
-      var generator =
-          model
-              .generator()
+      var request =
+          new Request(model.tokenizer().encode("a question", true), config, 0)
               .withRouting(new RoutingSettings(2, 1))
               .listenedBy(
                   (layer, module, rows, count, k, adapters, weights) -> gates.add(adapters[0]));
-      var answers = generator.generate(prompt, config, (row, token) -> tokens.add(token));
+      var answers = model.generator().generate(List.of(request), (row, token) -> tokens.add(token));
       assertThat(tokens).hasSize(answers.getFirst().length);
       assertThat(gates).isNotEmpty();
       assertThat(model.tokenizer().decode(answers.getFirst(), true)).isEqualTo(answer);

@@ -16,7 +16,9 @@ import org.meteora.model.Llama;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
 
 /**
@@ -74,6 +76,120 @@ class BatchingTest {
               }
             });
     return answers;
+  }
+
+  /** The same sessions, whose steps wait for fewer tokens of prompts. */
+  private static DecodeSession.Provider inPieces(DecodeSession.Provider decoding, int tokens) {
+    return new DecodeSession.Provider() {
+      @Override
+      public DecodeSession begin(int sequences, int expected, ForwardContext context) {
+        return decoding.begin(sequences, expected, context);
+      }
+
+      @Override
+      public int prefillTokens() {
+        return tokens;
+      }
+
+      @Override
+      public void close() {
+        decoding.close();
+      }
+    };
+  }
+
+  /** Every kind of router, several k and T; of some the routing is heard. */
+  private static List<Request> mixed(Llama llama, List<Request> requests, List<String> heard) {
+    var names = List.of("a", "b", "c", "d", "e");
+    var routings =
+        List.of(
+            new RoutingSettings(2, 1),
+            new RoutingSettings(1, 1),
+            new RoutingSettings(3, 5),
+            new RoutingSettings(3, 0.2),
+            RoutingSettings.DEFAULT.withRouter(Router.fixed(1)),
+            RoutingSettings.DEFAULT.withRouter(Router.fixed(4)),
+            RoutingSettings.DEFAULT.withRouter(Router.none()),
+            RoutingSettings.DEFAULT.withRouter(Router.uniform(5)),
+            RoutingSettings.DEFAULT.withRouter(new FailingSessionTest.ReadsPlaces()),
+            new RoutingSettings(2, 1, Routers.of("logo", llama, names)),
+            new RoutingSettings(3, 1, Routers.of("logo", llama, names)),
+            new RoutingSettings(2, 1, Routers.of("arrow", llama, names)));
+    var mixed = new ArrayList<Request>();
+    for (var each : requests) {
+      int which = mixed.size();
+      var request = each.withRouting(routings.get(which % routings.size()));
+      var gates = new TreeMap<Integer, String>();
+      heard.add("");
+      mixed.add(
+          which % 5 > 1
+              ? request
+              : request.listenedBy(
+                  (layer, module, rows, tokens, k, indices, weights) -> {
+                    assertThat(rows * tokens * k).isEqualTo(indices.length);
+                    gates.merge(7 * layer + module, text(indices, weights), String::concat);
+                    heard.set(which, gates.toString());
+                  }));
+    }
+    return mixed;
+  }
+
+  private static String text(int[] indices, float[] weights) {
+    var text = new StringBuilder();
+    for (int i = 0; i < indices.length; i++) {
+      if (weights[i] > 0) {
+        text.append(indices[i]).append(':').append(Math.round(100 * weights[i])).append(' ');
+      }
+    }
+    return text.toString();
+  }
+
+  @Test
+  void eachIsAnsweredByItsOwnSettingsWhoeverRunsBesideIt() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var decoding = Backends.decoding(llama);
+      var alone = new ArrayList<String>();
+      var expected = new TreeMap<Integer, String>();
+      for (var each : mixed(llama, requests(4, 36), alone)) {
+        expected.put(expected.size(), answers(llama, decoding, List.of(each), 1).get(0));
+      }
+      assertThat(alone.stream().distinct().count()).isGreaterThan(12);
+      for (var sizes : List.of(new int[] {1, 3}, new int[] {4, 1000}, new int[] {36, 50})) {
+        var heard = new ArrayList<String>();
+        var requests = mixed(llama, requests(4, 36), heard);
+        assertThat(answers(llama, inPieces(decoding, sizes[1]), requests, sizes[0]))
+            .as("%d at once, %d tokens of prompts before a step", sizes[0], sizes[1])
+            .isEqualTo(expected);
+        assertThat(heard).isEqualTo(alone);
+      }
+    }
+  }
+
+  /** A long prompt is run a piece before each step of the others. */
+  @Test
+  void noStepWaitsForAWholePrompt() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var shorter = new Request(new int[] {5, 6, 7}, GREEDY.withMaxNewTokens(30), 0);
+      var longer = new Request(new Random(1).ints(80, 10, 70).toArray(), GREEDY, 1);
+      var tokens = new int[2];
+      var before = new ArrayList<Integer>();
+      new Generator(
+              llama,
+              inPieces(Backends.decoding(llama), 8),
+              ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO)))
+          .generate(
+              List.of(shorter, longer),
+              (row, token) -> {
+                if (row == 1 && tokens[1]++ == 0) {
+                  before.add(tokens[0]);
+                }
+                tokens[0] += row == 0 ? 1 : 0;
+              });
+      // its own prefill's, a step's, and one behind each of the 9 pieces before the last
+      assertThat(before).containsExactly(11);
+    }
   }
 
   @Test

@@ -4,7 +4,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
-import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -20,6 +19,7 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.moe.SequenceRouter;
 import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
 
@@ -87,39 +87,38 @@ class FailingSessionTest {
     };
   }
 
-  /** Chooses by a prompt token's place from the end, and by how many steps there were. */
-  private record ByPlace(int steps) implements Router.Choosing {
+  /**
+   * Chooses by a prompt token's place from the end, and by how many tokens of an answer are before.
+   */
+  private record ByPlace(int prompt, int tokens) implements SequenceRouter {
     @Override
-    public String name() {
-      return "by place";
+    public SequenceRouter next(int token) {
+      return new ByPlace(prompt, tokens + 1);
     }
 
     @Override
-    public Router next(int[] tokens) {
-      return new ByPlace(steps + 1);
-    }
-
-    @Override
-    public Choice choose(GatedLinear linear, NDArray x, int rows) {
-      var choice = new Choice((int) x.getShape().get(0), 1);
-      int width = choice.tokens() / rows;
-      for (int i = 0; i < choice.tokens(); i++) {
-        choice.indices()[i] = steps > 0 ? steps % 5 : (width - 1 - i % width) % 5;
+    public Choice choose(GatedLinear linear, int first, int count) {
+      var choice = new Choice(count, 1);
+      for (int i = 0; i < count; i++) {
+        int place = first + i;
+        assertThat(place).isLessThan(tokens);
+        choice.indices()[i] =
+            Math.floorMod(place < prompt ? prompt - 1 - place : place - prompt, 5);
         choice.weights()[i] = 1;
       }
       return choice;
     }
   }
 
-  private record ReadsPlaces() implements Router.Reading {
+  record ReadsPlaces() implements Router.Reading {
     @Override
     public String name() {
       return "by place";
     }
 
     @Override
-    public Router of(List<int[]> prompts) {
-      return new ByPlace(0);
+    public SequenceRouter of(int[] prompt) {
+      return new ByPlace(prompt.length, prompt.length);
     }
   }
 
@@ -163,7 +162,7 @@ class FailingSessionTest {
   }
 
   @Test
-  void promptsThatARouterReadsTogetherAreTriedAlone() {
+  void sequencesWithARouterEachGoOnWithFewer() {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = RequestsTest.model(manager);
       var router = Routers.of("logo", llama, List.of("a", "b", "c", "d", "e"));
@@ -178,9 +177,8 @@ class FailingSessionTest {
     }
   }
 
-  /** What such a router says of an answer's token depends on its being run by a step. */
   @Test
-  void answersThatARouterReadsAreRunAgainStepByStep() {
+  void aRouterThatReadsKnowsAnAnswerThatIsRunAgain() {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = RequestsTest.model(manager);
       var asks = ASKS.withRouting(RoutingSettings.DEFAULT.withRouter(new ReadsPlaces()));

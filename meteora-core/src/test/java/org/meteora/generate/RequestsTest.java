@@ -57,12 +57,20 @@ class RequestsTest {
   /** Tokens, and every routing that was told, as one text. */
   private static String answer(Llama llama, DecodeSession.Provider decoding, ForwardContext asks) {
     var heard = new StringBuilder();
-    var tokens =
-        new Generator(llama, decoding, asks)
-            .listenedBy(
-                (layer, module, rows, count, k, indices, weights) ->
-                    heard.append(layer).append(module).append(Arrays.toString(indices)))
-            .generate(PROMPTS, CONFIG);
+    var listened = new ArrayList<Request>();
+    for (var prompt : PROMPTS) {
+      int which = listened.size();
+      listened.add(
+          new Request(prompt, CONFIG, which)
+              .listenedBy(
+                  (layer, module, rows, count, k, indices, weights) ->
+                      heard
+                          .append(which)
+                          .append(layer)
+                          .append(module)
+                          .append(Arrays.toString(indices))));
+    }
+    var tokens = new Generator(llama, decoding, asks).generate(listened, (row, token) -> {});
     tokens.forEach(row -> heard.append(Arrays.toString(row)));
     return heard.toString();
   }

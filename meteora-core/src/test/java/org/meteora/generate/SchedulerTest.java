@@ -23,7 +23,7 @@ class SchedulerTest {
     int block = 1 + random.nextInt(8);
     int most = 1 + random.nextInt(6);
     long kvCapacity = 30 + random.nextInt(200);
-    var scheduler = new Scheduler(new Limits(most, kvCapacity, block, 40, false));
+    var scheduler = new Scheduler(new Limits(most, kvCapacity, block, 40));
     var length = new HashMap<Integer, Integer>();
     var known = new HashMap<Integer, Integer>();
     var end = new HashMap<Integer, Integer>();
@@ -43,7 +43,9 @@ class SchedulerTest {
         scheduler.add(arrived, tokens, known.get(arrived));
         arrived++;
       }
-      var plan = scheduler.next();
+      boolean mayAdmit = running.isEmpty() || random.nextInt(4) > 0;
+      var plan = scheduler.next(mayAdmit);
+      assertThat(mayAdmit || plan.admitted().isEmpty()).isTrue();
       for (int each : plan.preempted()) {
         assertThat(running.removeLast()).as("the last to join leaves first").isEqualTo(each);
         waiting.addFirst(each);
@@ -70,7 +72,7 @@ class SchedulerTest {
       assertThat(scheduler.waiting()).isEqualTo(waiting.size());
       assertThat(running.isEmpty())
           .as("somebody runs")
-          .isEqualTo(waiting.isEmpty() && running.isEmpty());
+          .isEqualTo(running.isEmpty() && (waiting.isEmpty() || !mayAdmit));
       for (int each : List.copyOf(running)) {
         length.merge(each, 1, Integer::sum);
         scheduler.grew(each);
@@ -92,53 +94,57 @@ class SchedulerTest {
     return (long) sequences * blocks * block;
   }
 
+  /** While prompts are being run nobody else joins; those that run may still have to leave. */
   @Test
-  void aBatchThatRunsTogetherIsNotJoined() {
-    var scheduler = new Scheduler(new Limits(2, Long.MAX_VALUE, 8, 1, true));
+  void nobodyJoinsWhileOthersAreAboutTo() {
+    var scheduler = new Scheduler(new Limits(4, 40, 8, 1000));
     for (int i = 0; i < 3; i++) {
-      scheduler.add(i, 5, 0);
+      scheduler.add(i, 6, 0);
     }
-    assertThat(scheduler.next().admitted()).containsExactly(0, 1);
-    scheduler.remove(0);
-    assertThat(scheduler.next().admitted()).isEmpty();
+    assertThat(scheduler.next(true).admitted()).containsExactly(0, 1);
     scheduler.remove(1);
-    assertThat(scheduler.next().admitted()).containsExactly(2);
+    assertThat(scheduler.next(false).admitted()).isEmpty();
+    assertThat(scheduler.next(true).admitted()).containsExactly(2);
+    for (int i = 0; i < 15; i++) {
+      scheduler.grew(0);
+    }
+    assertThat(scheduler.next(false).preempted()).containsExactly(2);
   }
 
   @Test
   void fewWaitForEachOther() {
-    var scheduler = new Scheduler(new Limits(32, Long.MAX_VALUE, 8, 1000, false));
+    var scheduler = new Scheduler(new Limits(32, Long.MAX_VALUE, 8, 1000));
     for (int i = 0; i < 40; i++) {
       scheduler.add(i, 5, 0);
     }
-    assertThat(scheduler.next().admitted()).hasSize(32);
+    assertThat(scheduler.next(true).admitted()).hasSize(32);
     scheduler.remove(3);
-    assertThat(scheduler.next().admitted()).isEmpty();
+    assertThat(scheduler.next(true).admitted()).isEmpty();
     scheduler.remove(4);
-    assertThat(scheduler.next().admitted()).containsExactly(32, 33);
+    assertThat(scheduler.next(true).admitted()).containsExactly(32, 33);
   }
 
   @Test
   void whoFindsNoMemoryWaitsAndIsNotLost() {
-    var scheduler = new Scheduler(new Limits(4, Long.MAX_VALUE, 8, 1000, false));
+    var scheduler = new Scheduler(new Limits(4, Long.MAX_VALUE, 8, 1000));
     for (int i = 0; i < 3; i++) {
       scheduler.add(i, 5, 0);
     }
-    assertThat(scheduler.next().admitted()).containsExactly(0, 1, 2);
+    assertThat(scheduler.next(true).admitted()).containsExactly(0, 1, 2);
     scheduler.preempt(2);
-    assertThat(scheduler.next().admitted()).isEmpty();
+    assertThat(scheduler.next(true).admitted()).isEmpty();
     scheduler.remove(0);
-    assertThat(scheduler.next().admitted()).containsExactly(2);
+    assertThat(scheduler.next(true).admitted()).containsExactly(2);
   }
 
   @Test
   void paddingCountsInAPrefill() {
-    var scheduler = new Scheduler(new Limits(128, Long.MAX_VALUE, 8, 2048, false));
+    var scheduler = new Scheduler(new Limits(128, Long.MAX_VALUE, 8, 2048));
     scheduler.add(0, 1500, 0);
     for (int i = 1; i < 101; i++) {
       scheduler.add(i, 5, 0);
     }
-    assertThat(scheduler.next().admitted()).containsExactly(0);
-    assertThat(scheduler.next().admitted()).hasSize(100);
+    assertThat(scheduler.next(true).admitted()).containsExactly(0);
+    assertThat(scheduler.next(true).admitted()).hasSize(100);
   }
 }

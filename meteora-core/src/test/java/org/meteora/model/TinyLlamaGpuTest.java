@@ -19,11 +19,12 @@ import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.kernel.Gpu;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Request;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.GatedLinear;
-import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
@@ -106,8 +107,7 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
   }
 
   /** One call of a routing listener. */
-  private record Heard(
-      int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {}
+  private record Heard(int layer, int module, int topK, int[] indices, float[] weights) {}
 
   /**
    * What the listener hears of the fused prefill and of the graph's steps, against the masked
@@ -124,44 +124,54 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
         var config =
             model.generationConfig().withGreedy().withMaxLength(longest + 20).withMaxNewTokens(60);
         var silent = model.generator().generate(prompts, config);
-        var graph = new ArrayList<Heard>();
         var auto = model.generator();
         assertThat(CudaDecoder.refusal(llama, prompts.size(), auto.context())).isEmpty();
-        var recorded = auto.listenedBy(into(graph)).generate(prompts, config);
-        var eager = new ArrayList<Heard>();
+        var graph = new ArrayList<List<Heard>>();
+        var recorded = auto.generate(heard(prompts, config, graph), (row, token) -> {});
         var gather = auto.with(auto.context().withMode(ForwardMode.GATHER));
-        var expected = gather.listenedBy(into(eager)).generate(prompts, config);
+        var eager = new ArrayList<List<Heard>>();
+        var expected = gather.generate(heard(prompts, config, eager), (row, token) -> {});
         for (int row = 0; row < prompts.size(); row++) {
           assertThat(recorded.get(row)).isEqualTo(silent.get(row)).isEqualTo(expected.get(row));
         }
 
-        assertThat(graph).hasSameSizeAs(eager);
-        assertThat(graph.stream().map(Heard::rows).distinct().count()).isGreaterThan(1);
-        var padding = prompts.stream().mapToInt(prompt -> longest - prompt.length).toArray();
         double worst = 0;
-        for (int call = 0; call < graph.size(); call++) {
-          var a = graph.get(call);
-          var b = eager.get(call);
-          assertThat(List.of(a.layer, a.module, a.rows, a.tokens, a.topK))
-              .isEqualTo(List.of(b.layer, b.module, b.rows, b.tokens, b.topK));
-          assertThat(a.indices).hasSize(a.rows * a.tokens * a.topK).hasSameSizeAs(a.weights);
-          for (int i = 0; i < a.indices.length; i++) {
-            int token = i / a.topK % a.tokens;
-            if (a.tokens == 1 || token >= padding[i / a.topK / a.tokens]) {
-              assertThat(a.indices[i]).as("call %d, %d of %s", call, i, b).isEqualTo(b.indices[i]);
+        int calls = 0;
+        for (int row = 0; row < prompts.size(); row++) {
+          assertThat(graph.get(row)).hasSameSizeAs(eager.get(row));
+          for (int call = 0; call < graph.get(row).size(); call++) {
+            var a = graph.get(row).get(call);
+            var b = eager.get(row).get(call);
+            assertThat(List.of(a.layer, a.module, a.topK))
+                .isEqualTo(List.of(b.layer, b.module, b.topK));
+            assertThat(a.indices).as("call %d of %s", call, b).isEqualTo(b.indices);
+            assertThat(a.weights).hasSameSizeAs(a.indices);
+            for (int i = 0; i < a.weights.length; i++) {
               worst = Math.max(worst, Math.abs(a.weights[i] - b.weights[i]));
             }
+            calls++;
           }
         }
         assertThat(worst).isLessThan(1e-4);
-        System.err.printf("routing: %d calls, weights differ by %.1e%n", graph.size(), worst);
+        System.err.printf("routing: %d calls, weights differ by %.1e%n", calls, worst);
       }
     }
   }
 
-  private static RoutingListener into(List<Heard> heard) {
-    return (layer, module, rows, tokens, topK, indices, weights) ->
-        heard.add(new Heard(layer, module, rows, tokens, topK, indices, weights));
+  /** Requests whose routing goes into a list each. */
+  private static List<Request> heard(
+      List<int[]> prompts, GenerationConfig config, List<List<Heard>> into) {
+    var requests = new ArrayList<Request>();
+    for (var prompt : prompts) {
+      var its = new ArrayList<Heard>();
+      into.add(its);
+      requests.add(
+          new Request(prompt, config, requests.size())
+              .listenedBy(
+                  (layer, module, rows, tokens, topK, indices, weights) ->
+                      its.add(new Heard(layer, module, topK, indices, weights))));
+    }
+    return requests;
   }
 
   /** The fused kernels in a layer against the masked form, for few and for many tokens. */

@@ -6,6 +6,7 @@ import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -94,7 +95,10 @@ class RoutersGpuTest {
                   expected);
           decoder.step(
               IntStream.range(0, rows)
-                  .mapToObj(r -> new DecodeSession.Next(r, tokens[r], new int[0], 0, greedy))
+                  .mapToObj(
+                      r ->
+                          new DecodeSession.Next(
+                              r, tokens[r], new int[0], 0, greedy, Optional.empty()))
                   .toList());
           var row = new float[wanted.length / rows];
           for (int r = 0; r < rows; r++) {

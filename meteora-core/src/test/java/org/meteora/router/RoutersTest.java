@@ -23,6 +23,7 @@ import org.meteora.backend.Backends;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
+import org.meteora.generate.Request;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Llama;
@@ -643,20 +644,24 @@ class RoutersTest {
           ForwardContext.inference(
               new RoutingSettings(k, 1, Routers.of("logo", llama, NAMES)), Flags.AUTO);
       var heard = new ArrayList<String>();
-      var together =
-          new Generator(llama, decoding, context)
-              .listenedBy(
-                  (layer, module, rows, tokens, topK, indices, weights) -> {
-                    if (tokens > 1) {
-                      heard.add(Arrays.toString(Arrays.copyOf(indices, topK)));
-                    }
-                  })
-              .generate(PROMPTS, greedy);
+      var requests =
+          PROMPTS.stream()
+              .map(
+                  prompt ->
+                      new Request(prompt, greedy, 0)
+                          .listenedBy(
+                              (layer, module, rows, tokens, topK, indices, weights) ->
+                                  heard.add(
+                                      prompt.length
+                                          + Arrays.toString(Arrays.copyOf(indices, topK)))))
+              .toList();
+      var together = new Generator(llama, decoding, context).generate(requests, (row, token) -> {});
       for (int row = 0; row < PROMPTS.size(); row++) {
         assertThat(together.get(row)).isEqualTo(expected.get(row));
       }
-      assertThat(heard).hasSize(2 * 7); // not of the pass that looks at the prompts
-      assertThat(heard.stream().distinct()).hasSize(1);
+      // a prefill and five steps; not the pass that looks at the prompts
+      assertThat(heard).hasSize(PROMPTS.size() * 2 * 7 * 6);
+      assertThat(heard.stream().distinct()).hasSize(PROMPTS.size());
       int stop = expected.getFirst()[1]; // rows that meet it leave, and the others go on
       var config = GenerationConfig.greedy(List.of(stop), 1000).withMaxNewTokens(6);
       var left = new Generator(llama, decoding, context).generate(PROMPTS, config);

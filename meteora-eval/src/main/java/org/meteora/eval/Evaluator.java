@@ -43,8 +43,7 @@ public final class Evaluator {
   private final TextCodec codec;
   private final GenerationConfig config;
   private final int batchSize;
-  private final Optional<BatchObserver> observer;
-  private final Function<RoutingListener, TokenGenerator> routing;
+  private final Optional<Function<int[], RoutingListener>> listeners;
   private final Collective collective;
 
   /**
@@ -103,14 +102,7 @@ public final class Evaluator {
    */
   public Evaluator(
       TokenGenerator generator, TextCodec codec, GenerationConfig config, int batchSize) {
-    this(
-        generator,
-        codec,
-        config,
-        batchSize,
-        Optional.empty(),
-        listener -> generator,
-        Collective.single());
+    this(generator, codec, config, batchSize, Optional.empty(), Collective.single());
   }
 
   private Evaluator(
@@ -118,8 +110,7 @@ public final class Evaluator {
       TextCodec codec,
       GenerationConfig config,
       int batchSize,
-      Optional<BatchObserver> observer,
-      Function<RoutingListener, TokenGenerator> routing,
+      Optional<Function<int[], RoutingListener>> listeners,
       Collective collective) {
     if (batchSize < 1) {
       throw new UserException("the batch size must be at least 1, not " + batchSize);
@@ -128,20 +119,17 @@ public final class Evaluator {
     this.codec = codec;
     this.config = config;
     this.batchSize = batchSize;
-    this.observer = observer;
-    this.routing = routing;
+    this.listeners = listeners;
     this.collective = collective;
   }
 
   /**
-   * The same evaluator, watched.
+   * The same evaluator, heard.
    *
-   * @param routing a generator that tells this listener of every routing
+   * @param listeners for a prompt's token ids, who hears the routing of them and of the answer
    */
-  public Evaluator observedBy(
-      BatchObserver observer, Function<RoutingListener, TokenGenerator> routing) {
-    return new Evaluator(
-        generator, codec, config, batchSize, Optional.of(observer), routing, collective);
+  public Evaluator heardBy(Function<int[], RoutingListener> listeners) {
+    return new Evaluator(generator, codec, config, batchSize, Optional.of(listeners), collective);
   }
 
   /**
@@ -150,7 +138,7 @@ public final class Evaluator {
    * nothing.
    */
   public Evaluator dealtTo(Collective processes) {
-    return new Evaluator(generator, codec, config, batchSize, observer, routing, processes);
+    return new Evaluator(generator, codec, config, batchSize, listeners, processes);
   }
 
   /** Answers every sample's prompt and cleans the answers. */
@@ -306,71 +294,12 @@ public final class Evaluator {
       Map<Integer, String> problems,
       Progress progress,
       Consumer<Answered> sink) {
-    if (observer.isEmpty()) {
-      generate(generator, prompts, batchSize, problems, sink, progress);
-      return;
-    }
-    // who hears the gates knows sequences by their rows in a batch
-    var heard = new ArrayList<Prompt>();
-    for (var prompt : prompts) {
-      if (prompt.ids.length < config.maxLength()) {
-        heard.add(prompt);
-      } else {
-        sink.accept(new Answered(prompt, new int[0])); // no room for a token: a row of no batch
-      }
-    }
-    for (int at = 0; at < heard.size(); at += batchSize) {
-      var batch = heard.subList(at, Math.min(heard.size(), at + batchSize));
-      observed(batch, problems, sink, progress);
-    }
-  }
-
-  /** A batch's answers; where one of them fails each is tried alone. */
-  private void observed(
-      List<Prompt> batch,
-      Map<Integer, String> problems,
-      Consumer<Answered> sink,
-      Progress progress) {
-    var indices = batch.stream().map(Prompt::index).toList();
-    var ids = batch.stream().map(Prompt::ids).toList();
-    var failures = new TreeMap<Integer, String>();
-    var found = new Answered[batch.size()];
-    generate(
-        routing.apply(observer.get().before(indices, ids)),
-        batch,
-        batch.size(),
-        failures,
-        each -> found[batch.indexOf(each.prompt)] = each,
-        progress);
-    if (failures.isEmpty()) {
-      observer.get().after(indices, ids, Arrays.stream(found).map(Answered::tokens).toList());
-      Arrays.stream(found).forEach(sink);
-    } else if (batch.size() == 1) {
-      problems.putAll(failures);
-      sink.accept(found[0]);
-    } else {
-      LOG.warn(
-          "a batch of {} failed, and its prompts are answered one by one: {}",
-          batch.size(),
-          failures.values().iterator().next());
-      batch.forEach(prompt -> observed(List.of(prompt), problems, sink, progress));
-    }
-  }
-
-  private void generate(
-      TokenGenerator by,
-      List<Prompt> prompts,
-      int atOnce,
-      Map<Integer, String> problems,
-      Consumer<Answered> sink,
-      Progress progress) {
     // every sample draws from a stream of its own, whoever runs beside it
-    var requests =
-        prompts.stream().map(prompt -> new Request(prompt.ids, config, prompt.index)).toList();
+    var requests = prompts.stream().map(this::request).toList();
     long start = System.nanoTime();
-    by.generate(
+    generator.generate(
         requests,
-        atOnce,
+        batchSize,
         new AnswerListener() {
           private long tokens;
 
@@ -403,6 +332,11 @@ public final class Evaluator {
                     load.prefixTokens()));
           }
         });
+  }
+
+  private Request request(Prompt prompt) {
+    var request = new Request(prompt.ids, config, prompt.index);
+    return listeners.map(each -> request.listenedBy(each.apply(prompt.ids))).orElse(request);
   }
 
   private Answer answer(String task, Prompt prompt, Sample sample, int[] continuation) {

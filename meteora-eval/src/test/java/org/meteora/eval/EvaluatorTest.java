@@ -10,6 +10,7 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.TreeMap;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
@@ -41,6 +42,7 @@ class EvaluatorTest {
   private static class Echo implements TokenGenerator {
     final List<List<Integer>> lengths = new ArrayList<>();
     final List<Long> streams = new ArrayList<>();
+    final List<RoutingListener> listeners = new ArrayList<>();
     String fails = "";
 
     @Override
@@ -48,6 +50,7 @@ class EvaluatorTest {
       lengths.add(requests.stream().map(request -> request.prompt().length).toList());
       for (int i = requests.size() - 1; i >= 0; i--) { // in any order
         streams.add(requests.get(i).stream());
+        requests.get(i).listener().ifPresent(listeners::add);
         var prompt = CHARACTERS.decode(requests.get(i).prompt());
         if (!fails.isEmpty() && prompt.contains(fails)) {
           listener.onFailure(i, new UserException("a token without a row"));
@@ -111,36 +114,19 @@ class EvaluatorTest {
   }
 
   @Test
-  void anObserverSeesEveryBatch() {
-    var heard = new ArrayList<RoutingListener>();
-    var seen = new ArrayList<Integer>();
-    RoutingListener listener = (layer, module, rows, tokens, k, indices, weights) -> {};
-    var observer =
-        new BatchObserver() {
-          @Override
-          public RoutingListener before(List<Integer> samples, List<int[]> prompts) {
-            return listener;
-          }
-
-          @Override
-          public void after(List<Integer> samples, List<int[]> prompts, List<int[]> newTokens) {
-            assertThat(prompts).hasSameSizeAs(samples);
-            assertThat(newTokens).hasSameSizeAs(samples);
-            seen.addAll(samples);
-          }
-        };
+  void everySampleHasAListenerOfItsOwn() {
+    var heard = new TreeMap<Integer, RoutingListener>();
     var echo = new Echo();
     new Evaluator(echo, CHARACTERS, CONFIG, 2)
-        .observedBy(
-            observer,
-            told -> {
-              heard.add(told);
-              return echo;
+        .heardBy(
+            prompt -> {
+              RoutingListener listener = (layer, module, rows, tokens, k, indices, weights) -> {};
+              heard.put(prompt.length, listener);
+              return listener;
             })
-        // the last one leaves no room for a token, and so is a row of no batch
-        .run("object_counting", List.of(sample(1, 9), sample(2, 0), sample(3, 5), sample(4, 43)));
-    assertThat(heard).containsExactly(listener, listener);
-    assertThat(seen).containsExactly(0, 2, 1);
+        .run("object_counting", List.of(sample(1, 9), sample(2, 0), sample(3, 5), sample(4, 60)));
+    assertThat(heard).hasSize(3); // one is skipped
+    assertThat(echo.listeners).containsExactlyElementsOf(heard.values());
   }
 
   @Test

@@ -40,6 +40,11 @@ public final class CudaDecoding implements DecodeSession.Provider {
   }
 
   @Override
+  public int prefillTokens() {
+    return 2048;
+  }
+
+  @Override
   public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
     var refusal = CudaDecoder.refusal(model, sequences, context);
     if (refusal.isEmpty()) {

@@ -110,10 +110,15 @@ final class Evaluation implements AutoCloseable {
       var matrix = new RoutingMatrix(loaded.adapterNames());
       if (settings.routes()) {
         evaluator =
-            evaluator.observedBy(
-                matrix.observer(
-                    task.name(), task.parts(), ids -> loaded.tokenizer().decode(ids, false)),
-                generator::listenedBy);
+            evaluator.heardBy(
+                prompt ->
+                    task.parts().isEmpty()
+                        ? matrix.listener(task.name())
+                        : matrix.listener(
+                            task.name(),
+                            task.parts(),
+                            prompt,
+                            ids -> loaded.tokenizer().decode(ids, false)));
       }
       var described = settings.describe(test, chosen);
       Map<String, Object> modelDescribed = save ? loaded.describe() : Map.of();

@@ -86,7 +86,7 @@ public final class RoutesCommand implements Callable<Integer> {
           generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.orDefault());
       var trace =
           Routes.run(
-              loaded.generator()::listenedBy,
+              loaded.generator(),
               loaded.tokenizer(),
               loaded.adapterNames(),
               text,

@@ -1,13 +1,12 @@
 package org.meteora.eval.routes;
 
-import ai.djl.ndarray.NDArray;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.Function;
-import java.util.stream.IntStream;
 import org.meteora.moe.Choice;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
+import org.meteora.moe.SequenceRouter;
 import org.meteora.router.Oracle;
 
 /**
@@ -41,10 +40,8 @@ public final class CompositeOracle implements Router.Reading {
   }
 
   @Override
-  public Router of(List<int[]> prompts) {
-    return new Rows(
-        prompts.stream().map(this::ofPrompt).toList(),
-        prompts.stream().map(prompt -> new Written(new int[0], NONE)).toList());
+  public SequenceRouter of(int[] prompt) {
+    return new Places(ofPrompt(prompt), new int[0]);
   }
 
   /** Each token's adapter. */
@@ -61,81 +58,46 @@ public final class CompositeOracle implements Router.Reading {
     return result;
   }
 
-  /**
-   * What has been run of an answer.
-   *
-   * @param tokens behind the prompt; none while the prompt itself is run
-   * @param adapter of the newest
-   */
-  private record Written(int[] tokens, int adapter) {}
-
-  private Written with(Written before, int token) {
-    var tokens = Arrays.copyOf(before.tokens(), before.tokens().length + 1);
-    tokens[tokens.length - 1] = token;
-    var text = decode.apply(tokens);
+  /** The adapter of an answer's newest token. */
+  private int ofNewest(int[] answer) {
+    var text = decode.apply(answer);
     long lines = text.lines().filter(line -> !line.isBlank()).count();
     long ended = text.endsWith("\n") ? lines : Math.max(0, lines - 1);
-    return new Written(tokens, adapters[(int) Math.min(ended, adapters.length - 1)]);
+    return adapters[(int) Math.min(ended, adapters.length - 1)];
   }
 
-  /** What serves a batch. */
-  private final class Rows implements Choosing {
-    private final List<int[]> prompts;
-    private final List<Written> written;
+  /** What serves a sequence. */
+  private final class Places implements SequenceRouter {
+    private final int[] places;
+    private final int[] answer;
 
     /**
-     * @param prompts each row's adapters, token by token
-     * @param written each row's answer so far
+     * @param places each token's adapter
+     * @param answer its tokens so far
      */
-    Rows(List<int[]> prompts, List<Written> written) {
-      this.prompts = prompts;
-      this.written = written;
+    Places(int[] places, int[] answer) {
+      this.places = places;
+      this.answer = answer;
     }
 
     @Override
-    public String name() {
-      return CompositeOracle.this.name();
+    public SequenceRouter next(int token) {
+      var longer = Arrays.copyOf(answer, answer.length + 1);
+      longer[answer.length] = token;
+      var more = Arrays.copyOf(places, places.length + 1);
+      more[places.length] = ofNewest(longer);
+      return new Places(more, longer);
     }
 
     @Override
-    public Router next(int[] tokens) {
-      return new Rows(
-          prompts,
-          IntStream.range(0, tokens.length)
-              .mapToObj(row -> with(written.get(row), tokens[row]))
-              .toList());
-    }
-
-    @Override
-    public Router keepRows(int[] rows) {
-      return new Rows(
-          Arrays.stream(rows).mapToObj(prompts::get).toList(),
-          Arrays.stream(rows).mapToObj(written::get).toList());
-    }
-
-    @Override
-    public Choice choose(GatedLinear linear, NDArray x, int rows) {
-      int tokens = (int) x.getShape().get(0);
-      int width = tokens / rows;
+    public Choice choose(GatedLinear linear, int first, int tokens) {
       var choice = new Choice(tokens, 1);
-      for (int row = 0; row < rows; row++) {
-        for (int t = 0; t < width; t++) {
-          int adapter = adapter(row, width - 1 - t);
-          choice.indices()[row * width + t] = Math.max(adapter, 0);
-          choice.weights()[row * width + t] = adapter == NONE ? 0 : 1;
-        }
+      for (int i = 0; i < tokens; i++) {
+        int adapter = first + i < 0 ? NONE : places[first + i];
+        choice.indices()[i] = Math.max(adapter, 0);
+        choice.weights()[i] = adapter == NONE ? 0 : 1;
       }
       return choice;
-    }
-
-    /** Of the token so far from the end of what is run; prompts are padded on their left. */
-    private int adapter(int row, int fromEnd) {
-      var answer = written.get(row);
-      if (answer.tokens().length > 0) {
-        return answer.adapter();
-      }
-      int at = prompts.get(row).length - 1 - fromEnd;
-      return at < 0 ? NONE : prompts.get(row)[at];
     }
   }
 }

@@ -9,11 +9,11 @@ import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Request;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderNames;
-import org.meteora.moe.RoutingListener;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -26,12 +26,12 @@ public final class Routes {
   /**
    * Generates the answer to a prompt and records every gate.
    *
-   * @param generator the model's, telling the given listener of every routing
+   * @param generator the model's
    * @param parts finds the tasks' stretches once the tokens are known
    * @throws UserException when the prompt is empty, or the model has no gates
    */
   public static RoutingTrace run(
-      Function<RoutingListener, TokenGenerator> generator,
+      TokenGenerator generator,
       Tokenizer tokenizer,
       List<String> adapters,
       String prompt,
@@ -43,7 +43,8 @@ public final class Routes {
       throw new UserException("the prompt is empty: there is no token to route");
     }
     var recorder = new RoutingRecorder();
-    var answer = generator.apply(recorder).generate(List.of(ids), config).getFirst();
+    var request = new Request(ids, config, 0).listenedBy(recorder);
+    var answer = generator.generate(List.of(request), (row, token) -> {}).getFirst();
     int[] all = Arrays.copyOf(ids, ids.length + answer.length);
     System.arraycopy(answer, 0, all, ids.length, answer.length);
     var tokens =

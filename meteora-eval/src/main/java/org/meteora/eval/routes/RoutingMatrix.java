@@ -7,7 +7,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
-import org.meteora.eval.BatchObserver;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.RoutingListener;
 import org.meteora.parallel.Collective;
@@ -15,20 +14,15 @@ import org.meteora.parallel.Collective;
 /**
  * Routing of a whole evaluation: for every task and gate, how much weight each adapter got and how
  * often each was first. Memory is 16 bytes for each layer × 7 modules × tasks × adapters, whatever
- * the number of samples. Not for use from several threads.
- *
- * <p>Set it as the model's listener and call {@link #begin} before every batch. All rows of a batch
- * belong to one task, so that rows may leave it as they finish. {@link #observer} does both for an
- * evaluation.
+ * the number of samples. Fed by a listener for each sample. Not for use from several threads.
  */
-public final class RoutingMatrix implements RoutingListener {
+public final class RoutingMatrix {
   static final int MODULES = RoutingRecorder.MODULES.size();
 
   private static final class Gate {
     double[][] weight = new double[0][];
     long[][] first = new long[0][];
     long[] tokens = new long[0];
-    int columns;
 
     void grow(int tasks, int adapters) {
       int had = tokens.length;
@@ -47,9 +41,6 @@ public final class RoutingMatrix implements RoutingListener {
   private final List<String> adapters;
   private final List<String> tasks = new ArrayList<>();
   private final List<Gate> gates = new ArrayList<>();
-  private int task = -1;
-  private int[] leftPadding = {};
-  private int[][] promptRows = {};
 
   /**
    * @param adapters names in index order
@@ -58,50 +49,23 @@ public final class RoutingMatrix implements RoutingListener {
     this.adapters = List.copyOf(adapters);
   }
 
-  /**
-   * Says what the coming passes are about.
-   *
-   * @param task whose samples the batch holds; its adapter is the one of the same name
-   * @param promptLengths tokens of each row's prompt, in row order
-   */
-  public void begin(String task, int[] promptLengths) {
-    this.task = row(task);
-    promptRows = new int[0][];
-    int longest = Arrays.stream(promptLengths).max().orElse(0);
-    leftPadding = Arrays.stream(promptLengths).map(length -> longest - length).toArray();
-    gates.forEach(gate -> gate.columns = 0);
+  /** Counts what it hears of a sequence for one task, whose adapter is the one of the same name. */
+  public RoutingListener listener(String task) {
+    return new Heard(row(task), new int[0]);
   }
 
   /**
-   * Feeds the matrix from an evaluation. The prompts of a composite task are taken apart: each
-   * question counts for the task it asks, what belongs to no task is not counted, and the answers
-   * make a row of their own.
+   * Counts what it hears of a composite prompt and its answer: each question counts for the task it
+   * asks, what belongs to no task is not counted, and the answers make a row of their own.
    *
-   * @param task the task's name
-   * @param parts a composite task's tasks in order; empty for a single task
+   * @param task the composite's name
+   * @param parts its tasks in order
    * @param decode token ids to text, special tokens kept
    */
-  public BatchObserver observer(String task, List<String> parts, Function<int[], String> decode) {
-    return new BatchObserver() {
-      @Override
-      public RoutingListener before(List<Integer> samples, List<int[]> prompts) {
-        var lengths = prompts.stream().mapToInt(prompt -> prompt.length).toArray();
-        if (parts.isEmpty()) {
-          begin(task, lengths);
-        } else {
-          var rows = new int[prompts.size()][];
-          for (int i = 0; i < rows.length; i++) {
-            rows[i] = rows(parts, prompts.get(i), decode);
-          }
-          begin(task + " (answers)", lengths);
-          promptRows = rows;
-        }
-        return RoutingMatrix.this;
-      }
-
-      @Override
-      public void after(List<Integer> samples, List<int[]> prompts, List<int[]> newTokens) {}
-    };
+  public RoutingListener listener(
+      String task, List<String> parts, int[] prompt, Function<int[], String> decode) {
+    var rows = rows(parts, prompt, decode);
+    return new Heard(row(task + " (answers)"), rows);
   }
 
   /** The matrix row of every token of a composite prompt, −1 for none. */
@@ -122,29 +86,36 @@ public final class RoutingMatrix implements RoutingListener {
     return tasks.indexOf(name);
   }
 
-  @Override
-  public void onRouting(
-      int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
-    if (task < 0) {
-      throw new IllegalStateException("begin was not called");
+  /** Of one sequence. */
+  private final class Heard implements RoutingListener {
+    private final int task;
+    private final int[] promptRows;
+    private int[] tokensOf = new int[0]; // by gate
+
+    Heard(int task, int[] promptRows) {
+      this.task = task;
+      this.promptRows = promptRows;
     }
-    int number = layer * MODULES + module;
-    while (gates.size() <= number) {
-      gates.add(new Gate());
-    }
-    var gate = gates.get(number);
-    gate.grow(tasks.size(), adapters.size());
-    for (int row = 0; row < rows; row++) {
-      // rows leave only after the prompt, when no padding is left to skip
-      int padding = row < leftPadding.length ? leftPadding[row] : 0;
-      for (int t = Math.clamp(padding - gate.columns, 0, tokens); t < tokens; t++) {
-        int position = gate.columns + t - padding;
-        boolean inPrompt = row < promptRows.length && position < promptRows[row].length;
-        int to = inPrompt ? promptRows[row][position] : task;
+
+    @Override
+    public void onRouting(
+        int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
+      int number = layer * MODULES + module;
+      while (gates.size() <= number) {
+        gates.add(new Gate());
+      }
+      if (tokensOf.length <= number) {
+        tokensOf = Arrays.copyOf(tokensOf, 2 * number + 1);
+      }
+      var gate = gates.get(number);
+      gate.grow(tasks.size(), adapters.size());
+      for (int t = 0; t < tokens; t++) {
+        int place = tokensOf[number]++;
+        int to = place < promptRows.length ? promptRows[place] : task;
         if (to < 0) {
           continue;
         }
-        int at = (row * tokens + t) * topK;
+        int at = t * topK;
         gate.first[to][indices[at]]++;
         for (int k = 0; k < topK; k++) {
           gate.weight[to][indices[at + k]] += weights[at + k];
@@ -152,7 +123,6 @@ public final class RoutingMatrix implements RoutingListener {
         gate.tokens[to]++;
       }
     }
-    gate.columns += tokens;
   }
 
   /** What a process counted. */

@@ -8,7 +8,7 @@ import org.meteora.moe.RoutingListener;
 import org.meteora.nn.Projection;
 
 /**
- * Collects the routing of one batch row while it is generated: the prompt's tokens in one or more
+ * Collects the routing of one request while it is answered: the prompt's tokens in one or more
  * passes, then a token a pass. Nothing is computed here, arrays are copied, so that generation is
  * not held up. Memory: 6 bytes for each layer × module × token × k.
  */
@@ -18,64 +18,38 @@ public final class RoutingRecorder implements RoutingListener {
 
   /** What one gate chose; {@code used} entries of {@code topK} values each are filled. */
   static final class Gate {
-    int columns;
     int used;
     short[] indices = new short[0];
     float[] weights = new float[0];
   }
 
-  private final int row;
-  private final int leftPadding;
   private final List<Gate> gates = new ArrayList<>();
   private int topK;
-  private int rows;
-
-  /** Records a batch of one row without padding. */
-  public RoutingRecorder() {
-    this(0, 0);
-  }
-
-  /**
-   * @param row the row to record; the batch must keep all its rows while it is recorded
-   * @param leftPadding columns of padding before the row's first token, which are left out
-   */
-  public RoutingRecorder(int row, int leftPadding) {
-    this.row = row;
-    this.leftPadding = leftPadding;
-  }
 
   @Override
   public void onRouting(
       int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
     if (this.topK == 0) {
       this.topK = topK;
-      this.rows = rows;
     }
     if (topK != this.topK) {
       throw new IllegalStateException("top-k changed from " + this.topK + " to " + topK);
-    }
-    if (rows != this.rows || row >= rows) {
-      throw new IllegalStateException(
-          "the batch went from " + this.rows + " to " + rows + " rows while one was recorded");
     }
     int number = layer * MODULES.size() + module;
     while (gates.size() <= number) {
       gates.add(new Gate());
     }
     var gate = gates.get(number);
-    int skip = Math.clamp(leftPadding - gate.columns, 0, tokens);
-    gate.columns += tokens;
-    int values = (tokens - skip) * topK;
+    int values = tokens * topK;
     if (gate.used + values > gate.indices.length) {
       int capacity = Math.max(gate.used + values, gate.used + gate.used / 2 + 64 * topK);
       gate.indices = Arrays.copyOf(gate.indices, capacity);
       gate.weights = Arrays.copyOf(gate.weights, capacity);
     }
-    int from = (row * tokens + skip) * topK;
     for (int i = 0; i < values; i++) {
-      gate.indices[gate.used + i] = (short) indices[from + i];
+      gate.indices[gate.used + i] = (short) indices[i];
     }
-    System.arraycopy(weights, from, gate.weights, gate.used, values);
+    System.arraycopy(weights, 0, gate.weights, gate.used, values);
     gate.used += values;
   }
 

@@ -3,18 +3,15 @@ package org.meteora.eval.routes;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
-import ai.djl.Device;
 import java.util.List;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.data.composite.CompositeMaker;
-import org.meteora.moe.Router;
+import org.meteora.moe.SequenceRouter;
 import org.meteora.router.Oracle;
-import org.meteora.tensor.Devices;
-import org.meteora.tensor.Dtype;
-import org.meteora.tensor.Ops;
 
 /** Which adapter each token of a composite has; a token is a character here. */
 class CompositeOracleTest {
@@ -30,18 +27,11 @@ class CompositeOracleTest {
   }
 
   /** A digit a token, the adapter; a dot for none. */
-  private static List<String> chosen(Router router, int rows, int width) {
-    try (var manager = Devices.newManager(Device.cpu())) {
-      var x = Ops.zeros(manager, Dtype.F32, (long) rows * width, 2);
-      var choice = ((Router.Choosing) router).choose(null, x, rows);
-      return java.util.stream.IntStream.range(0, rows)
-          .mapToObj(
-              row ->
-                  java.util.stream.IntStream.range(row * width, (row + 1) * width)
-                      .mapToObj(at -> choice.weights()[at] == 0 ? "." : "" + choice.indices()[at])
-                      .collect(Collectors.joining()))
-          .toList();
-    }
+  private static String chosen(SequenceRouter router, int first, int tokens) {
+    var choice = router.choose(null, first, tokens);
+    return IntStream.range(0, tokens)
+        .mapToObj(at -> choice.weights()[at] == 0 ? "." : "" + choice.indices()[at])
+        .collect(Collectors.joining());
   }
 
   @Test
@@ -51,10 +41,9 @@ class CompositeOracleTest {
         CompositeMaker.compose(CompositeMaker.header(List.of(question, question)), question)
             .prompt();
     var shorter = prompt.substring(prompt.lastIndexOf("[INST] turn"));
-    var router = oracle().of(List.of(tokens(prompt), tokens(shorter)));
-    assertThat(router.name()).isEqualTo("oracle");
-    var rows = chosen(router, 2, prompt.length());
-    assertThat(rows.get(0)).hasSize(prompt.length());
+    assertThat(oracle().name()).isEqualTo("oracle");
+    var router = oracle().of(tokens(prompt));
+    var chosen = chosen(router, 0, prompt.length());
     var expected = new StringBuilder(".".repeat(prompt.length()));
     mark(expected, prompt, "[INST] turn AB [/INST]", '2');
     mark(expected, prompt, "[INST] count C [/INST]", '0');
@@ -63,22 +52,24 @@ class CompositeOracleTest {
     for (int at = prompt.lastIndexOf("[/INST]") + 7; at < prompt.length(); at++) {
       expected.setCharAt(at, '2'); // the first line of the answer comes next
     }
-    assertThat(rows.get(0)).isEqualTo(expected.toString());
+    assertThat(chosen).isEqualTo(expected.toString());
+    assertThat(chosen(router, 100, 30)).isEqualTo(expected.substring(100, 130));
     int padding = prompt.length() - shorter.length();
-    assertThat(rows.get(1))
-        .isEqualTo(".".repeat(padding) + expected.substring(prompt.length() - shorter.length()));
+    assertThat(chosen(oracle().of(tokens(shorter)), -padding, prompt.length()))
+        .isEqualTo(".".repeat(padding) + expected.substring(padding));
 
-    router = router.keepRows(new int[] {1, 0});
     var answers = new String[] {"1. BA\n2. 1\n3. ", "\n1. B\n2. 1   "};
     var lines = new String[] {"222220000000000", "2222200000000"};
-    for (int t = 0; t < 13; t++) {
-      router = router.next(new int[] {answers[0].charAt(t), answers[1].charAt(t)});
-      assertThat(chosen(router, 2, 1))
-          .as("%d", t)
-          .containsExactly("" + lines[0].charAt(t), "" + lines[1].charAt(t));
+    for (int i = 0; i < answers.length; i++) {
+      var its = router;
+      for (int t = 0; t < 13; t++) {
+        its = its.next(answers[i].charAt(t));
+        assertThat(chosen(its, prompt.length() + t, 1)).isEqualTo("" + lines[i].charAt(t));
+      }
+      // prompt and answer run again as one
+      assertThat(chosen(its, 0, prompt.length() + 13))
+          .isEqualTo(expected + lines[i].substring(0, 13));
     }
-    router = router.keepRows(new int[] {1}).next(new int[] {'x'});
-    assertThat(chosen(router, 1, 1)).containsExactly("0");
   }
 
   private static void mark(StringBuilder marks, String text, String part, char adapter) {

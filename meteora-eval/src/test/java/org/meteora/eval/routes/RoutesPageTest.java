@@ -267,7 +267,7 @@ class RoutesPageTest {
     var matrix = new RoutingMatrix(Traces.TASKS);
     var random = new java.util.Random(3);
     for (var task : Traces.TASKS.subList(0, 12)) {
-      matrix.begin(task, new int[] {50});
+      var listener = matrix.listener(task);
       for (int gate = 0; gate < 14; gate++) {
         var indices = new int[100];
         var weights = new float[100];
@@ -277,7 +277,7 @@ class RoutesPageTest {
           weights[2 * t] = 0.5f + random.nextFloat() / 2;
           weights[2 * t + 1] = 1 - weights[2 * t];
         }
-        matrix.onRouting(gate / 7, gate % 7, 1, 50, 2, indices, weights);
+        listener.onRouting(gate / 7, gate % 7, 1, 50, 2, indices, weights);
       }
     }
     matrix.write("Routing of an evaluation", Map.of(), folder);

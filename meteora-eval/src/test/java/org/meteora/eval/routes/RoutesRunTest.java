@@ -51,7 +51,7 @@ class RoutesRunTest {
       var config = model.generationConfig().withGreedy().withMaxNewTokens(8);
       var trace =
           Routes.run(
-              model.generator()::listenedBy,
+              model.generator(),
               model.tokenizer(),
               names,
               prompt,
@@ -93,7 +93,7 @@ class RoutesRunTest {
       assertThatThrownBy(
               () ->
                   Routes.run(
-                      model.generator()::listenedBy,
+                      model.generator(),
                       model.tokenizer(),
                       List.of(),
                       "hello",

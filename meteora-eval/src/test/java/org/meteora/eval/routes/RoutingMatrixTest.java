@@ -14,28 +14,23 @@ import org.meteora.io.Jsonl;
 class RoutingMatrixTest {
   @TempDir Path folder;
 
-  /** Two rows, one padded by a column, of which one leaves after the prompt; then another task. */
+  /** Two prompts, of which one has an answer; then another task. */
   private static RoutingMatrix matrix() {
     var matrix = new RoutingMatrix(List.of("a", "b", "c"));
-    matrix.begin("b", new int[] {2, 1});
+    var first = matrix.listener("b");
+    var second = matrix.listener("b");
     for (int module = 0; module < 7; module++) {
-      matrix.onRouting(
-          0,
-          module,
-          2,
-          2,
-          2,
-          new int[] {1, 0, 1, 2, /* padding */ 0, 2, 0, 1},
-          new float[] {0.75f, 0.25f, 1, 0, /* padding */ 1, 0, 0.5f, 0.5f});
-      matrix.onRouting(0, module, 1, 1, 2, new int[] {1, 2}, new float[] {0.75f, 0.25f});
+      first.onRouting(0, module, 1, 2, 2, new int[] {1, 0, 1, 2}, new float[] {0.75f, 0.25f, 1, 0});
+      second.onRouting(0, module, 1, 1, 2, new int[] {0, 1}, new float[] {0.5f, 0.5f});
+      first.onRouting(0, module, 1, 1, 2, new int[] {1, 2}, new float[] {0.75f, 0.25f});
     }
-    matrix.begin("unknown", new int[] {1});
-    matrix.onRouting(0, 3, 1, 1, 2, new int[] {2, 0}, new float[] {0.5f, 0.5f});
+    var other = matrix.listener("unknown");
+    other.onRouting(0, 3, 1, 1, 2, new int[] {2, 0}, new float[] {0.5f, 0.5f});
     return matrix;
   }
 
   @Test
-  void weightsAndFirstsAreCountedWithoutPadding() {
+  void weightsAndFirstsAreCounted() {
     var matrix = matrix();
     assertThat(matrix.count("b", 0, 0)).isEqualTo(4);
     assertThat(matrix.count("b", RoutingTrace.ALL, RoutingTrace.ALL)).isEqualTo(28);
@@ -52,10 +47,8 @@ class RoutingMatrixTest {
     var sum = new RoutingMatrix(List.of("a", "b", "c"));
     sum.add(matrix());
     var other = new RoutingMatrix(List.of("a", "b", "c"));
-    other.begin("c", new int[] {1});
-    other.onRouting(0, 0, 1, 1, 2, new int[] {2, 0}, new float[] {0.75f, 0.25f});
-    other.begin("b", new int[] {1});
-    other.onRouting(0, 0, 1, 1, 2, new int[] {2, 0}, new float[] {1, 0});
+    other.listener("c").onRouting(0, 0, 1, 1, 2, new int[] {2, 0}, new float[] {0.75f, 0.25f});
+    other.listener("b").onRouting(0, 0, 1, 1, 2, new int[] {2, 0}, new float[] {1, 0});
     sum.add(other);
     assertThat(sum.tasks()).containsExactly("b", "unknown", "c");
     assertThat(sum.count("b", 0, 0)).isEqualTo(5);
@@ -67,18 +60,22 @@ class RoutingMatrixTest {
   @Test
   void questionsOfACompositeCountForTheirTasks() {
     var matrix = new RoutingMatrix(List.of("a", "b"));
-    var long2 = "[INST] x [/INST]\n[INST] y [/INST]\n";
-    var prompts = List.of(Traces.bytes(long2), Traces.bytes("[INST] x [/INST]\n"));
-    var observer = matrix.observer("composite", List.of("a", "b"), Traces::decodeBytes);
-    var listener = observer.before(List.of(0, 1), prompts);
-    int length = long2.length();
-    // every token is routed to adapter 0, but those of the first row's second question
-    var indices = new int[2 * length];
-    java.util.Arrays.fill(indices, length / 2, length, 1);
-    var weights = new float[2 * length];
+    var parts = List.of("a", "b");
+    var two = Traces.bytes("[INST] x [/INST]\n[INST] y [/INST]\n");
+    var one = Traces.bytes("[INST] x [/INST]\n");
+    var first = matrix.listener("composite", parts, two, Traces::decodeBytes);
+    var second = matrix.listener("composite", parts, one, Traces::decodeBytes);
+    // every token is routed to adapter 0, but those of the first prompt's second question
+    var indices = new int[two.length];
+    java.util.Arrays.fill(indices, two.length / 2, two.length, 1);
+    var weights = new float[two.length];
     java.util.Arrays.fill(weights, 1);
-    listener.onRouting(0, 0, 2, length, 1, indices, weights);
-    listener.onRouting(0, 0, 1, 1, 1, new int[] {1}, new float[] {1});
+    int some = 5; // the prompt in two passes
+    first.onRouting(0, 0, 1, some, 1, indices, weights);
+    second.onRouting(0, 0, 1, one.length, 1, new int[one.length], weights);
+    var rest = java.util.Arrays.copyOfRange(indices, some, two.length);
+    first.onRouting(0, 0, 1, rest.length, 1, rest, weights);
+    first.onRouting(0, 0, 1, 1, 1, new int[] {1}, new float[] {1});
     int question = "[INST] x [/INST]".length();
     assertThat(matrix.count("a", 0, 0)).isEqualTo(2 * question);
     assertThat(matrix.count("b", 0, 0)).isEqualTo(question);

@@ -37,11 +37,10 @@ class RoutingTraceTest {
   }
 
   @Test
-  void prefillPaddingAndDecodeAreRecordedInOrder() {
-    var recorder = new RoutingRecorder(1, 2);
-    // row 0 has four tokens, row 1 two after two columns of padding; k is 1
-    recorder.onRouting(0, 0, 2, 4, 1, new int[] {0, 0, 0, 0, 9, 9, 1, 2}, new float[8]);
-    recorder.onRouting(0, 0, 2, 1, 1, new int[] {0, 3}, new float[] {1, 0.5f});
+  void prefillAndDecodeAreRecordedInOrder() {
+    var recorder = new RoutingRecorder();
+    recorder.onRouting(0, 0, 1, 2, 1, new int[] {1, 2}, new float[2]);
+    recorder.onRouting(0, 0, 1, 1, 1, new int[] {3}, new float[] {0.5f});
     var trace =
         recorder.trace(
             List.of("a", "b", "c", "d"), Traces.byteTokens("xyzw", 2), List.of(), Map.of());
@@ -54,9 +53,9 @@ class RoutingTraceTest {
     // gates that never spoke, and the token without routing
     assertThat(trace.adapter(0, 6, 0, 0)).isEqualTo(-1);
     assertThat(trace.shares(RoutingTrace.ALL, RoutingTrace.ALL, 3)).containsOnly(0);
-    assertThatThrownBy(() -> recorder.onRouting(0, 0, 1, 1, 1, new int[] {0}, new float[] {1}))
+    assertThatThrownBy(() -> recorder.onRouting(0, 0, 1, 1, 2, new int[2], new float[2]))
         .isInstanceOf(IllegalStateException.class)
-        .hasMessageContaining("from 2 to 1 rows");
+        .hasMessageContaining("from 1 to 2");
   }
 
   @Test

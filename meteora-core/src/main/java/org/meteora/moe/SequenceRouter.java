@@ -1,0 +1,16 @@
+package org.meteora.moe;
+
+/** Decides which adapters act on the tokens of one sequence, by their places in it. Immutable. */
+public interface SequenceRouter {
+  /**
+   * @param first the first token's place in the sequence; places below 0 are padding
+   * @param tokens how many, none behind the newest
+   * @return any number of adapters a token
+   */
+  Choice choose(GatedLinear linear, int first, int tokens);
+
+  /** What serves the sequence when it has one token more. */
+  default SequenceRouter next(int token) {
+    return this;
+  }
+}
