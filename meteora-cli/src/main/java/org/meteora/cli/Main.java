@@ -128,11 +128,8 @@ public final class Main implements Runnable {
     int size = Launch.of(System.getenv()).size();
     if (size > 1 && parsed.commandSpec().findOption("--processes") == null) {
       throw new UserException(
-          "meteora "
-              + parsed.commandSpec().name()
-              + " is the work of one process, and this is one of "
-              + size
-              + ": start it alone");
+          "meteora %s is the work of one process, and this is one of %s: start it alone"
+              .formatted(parsed.commandSpec().name(), size));
     }
   }
 

@@ -161,11 +161,7 @@ final class MergeCommand implements Callable<Integer> {
     var name = method.name().toLowerCase(Locale.ROOT);
     if (factors.size() != folders.size()) {
       throw new UserException(
-          "--weights has "
-              + factors.size()
-              + " numbers for "
-              + folders.size()
-              + " adapters: "
+          "--weights has %s numbers for %s adapters: ".formatted(factors.size(), folders.size())
               + String.join(
                   ",", folders.stream().map(each -> each.getFileName().toString()).toList()));
     }

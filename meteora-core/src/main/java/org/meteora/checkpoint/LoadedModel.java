@@ -340,11 +340,8 @@ public final class LoadedModel implements AutoCloseable {
     var single = spec.flags().singleAdapter();
     if (single.isPresent() && single.getAsInt() >= checkpoint.adapters().size()) {
       throw new UserException(
-          "MOELINEAR_SINGLE_MOE_LORA="
-              + single.getAsInt()
-              + ": there are "
-              + checkpoint.adapters().size()
-              + " adapters, counted from 0");
+          "MOELINEAR_SINGLE_MOE_LORA=%s: there are %s adapters, counted from 0"
+              .formatted(single.getAsInt(), checkpoint.adapters().size()));
     }
     return checkpoint;
   }
@@ -363,13 +360,8 @@ public final class LoadedModel implements AutoCloseable {
       var names =
           LoraAdapter.list(dir).stream().map(path -> path.getFileName().toString()).toList();
       throw new UserException(
-          "no adapter "
-              + spec.model()
-              + " in "
-              + dir
-              + "; there are "
-              + String.join(", ", names)
-              + " (or meteora, base)");
+          "no adapter %s in %s; there are %s (or meteora, base)"
+              .formatted(spec.model(), dir, String.join(", ", names)));
     }
     return folder;
   }

@@ -64,26 +64,15 @@ public final class MergedModel {
                       .orElseThrow(
                           () ->
                               new UserException(
-                                  "the adapters change "
-                                      + module
-                                      + ", and there is no tensor "
-                                      + name
-                                      + " in "
-                                      + weights.path()));
+                                  "the adapters change %s, and there is no tensor %s in %s"
+                                      .formatted(module, name, weights.path())));
               long out = adapter.b().get(module).getShape().get(0);
               long in = a.getShape().get(1);
               if (!info.hasShape(out, in)) {
                 throw new UserException(
-                    "the adapters were made for another base model: on "
-                        + module
-                        + " they change ["
-                        + out
-                        + ", "
-                        + in
-                        + "], and the weight in "
-                        + weights.path()
-                        + " is "
-                        + info.shape());
+                    ("the adapters were made for another base model: on %s they change"
+                            + " [%s, %s], and the weight in %s is %s")
+                        .formatted(module, out, in, weights.path(), info.shape()));
               }
             });
   }

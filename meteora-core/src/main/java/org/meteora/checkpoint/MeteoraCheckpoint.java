@@ -112,16 +112,8 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     for (var adapter : adapters) {
       if (!names.contains(adapter.name())) {
         throw new UserException(
-            "the checkpoint "
-                + path
-                + " has "
-                + adapters.size()
-                + " adapters, the folder "
-                + folder
-                + " has "
-                + names.size()
-                + " and lacks "
-                + adapter.name());
+            "the checkpoint %s has %s adapters, the folder %s has %s and lacks %s"
+                .formatted(path, adapters.size(), folder, names.size(), adapter.name()));
       }
     }
   }
@@ -149,17 +141,9 @@ public final class MeteoraCheckpoint implements AutoCloseable {
                 || !scale.isNumber()
                 || !Double.isFinite(scale.doubleValue())) {
               throw new UserException(
-                  path
-                      + ": the metadata entry "
-                      + METADATA_KEY
-                      + " has no possible rank and scale of the adapter "
-                      + name
-                      + " on "
-                      + projection
-                      + ": rank "
-                      + rank
-                      + ", scale "
-                      + scale);
+                  ("%s: the metadata entry %s has no possible rank and scale of the"
+                          + " adapter %s on %s: rank %s, scale %s")
+                      .formatted(path, METADATA_KEY, name, projection, rank, scale));
             }
             ranks.put(projection, rank.intValue());
             scales.put(projection, scale.doubleValue());
@@ -184,14 +168,8 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     var folders = LoraAdapter.list(adapterDir.get());
     if (folders.size() != n) {
       throw new UserException(
-          "the checkpoint "
-              + path
-              + " has "
-              + n
-              + " adapters, the folder "
-              + adapterDir.get()
-              + " has "
-              + folders.size());
+          "the checkpoint %s has %s adapters, the folder %s has %s"
+              .formatted(path, n, adapterDir.get(), folders.size()));
     }
     var result = new ArrayList<Adapter>();
     for (var folder : folders) {
@@ -230,24 +208,15 @@ public final class MeteoraCheckpoint implements AutoCloseable {
         var said = adapter.config().rankOf(projection);
         if (rank > 0 && said.isPresent() && rank != said.getAsInt()) {
           throw new UserException(
-              "the adapter "
-                  + adapter.name()
-                  + " has the rank "
-                  + rank
-                  + " on "
-                  + projection
-                  + ", its adapter_config.json says "
-                  + said.getAsInt());
+              "the adapter %s has the rank %s on %s, its adapter_config.json says %s"
+                  .formatted(adapter.name(), rank, projection, said.getAsInt()));
         }
         var targeted = adapter.config().adapts(projection);
         if (rank > 0 && !targeted.orElse(true)) {
           throw new UserException(
-              "the adapter "
-                  + adapter.name()
-                  + " has tensors of "
-                  + projection
-                  + ", which target_modules, exclude_modules or layers_to_transform of its"
-                  + " adapter_config.json leave out");
+              ("the adapter %s has tensors of %s, which target_modules, exclude_modules"
+                      + " or layers_to_transform of its adapter_config.json leave out")
+                  .formatted(adapter.name(), projection));
         }
         if (rank == 0 && targeted.orElse(false)) {
           left.add(projection);
@@ -267,13 +236,9 @@ public final class MeteoraCheckpoint implements AutoCloseable {
     }
     if (!unknown.isEmpty()) {
       throw new UserException(
-          "the adapter "
-              + adapter.name()
-              + " has "
-              + unknown.size()
-              + " tensors that belong to no projection of this model, "
-              + unknown.first()
-              + " for one: leaving them out would change what it computes");
+          ("the adapter %s has %s tensors that belong to no projection of this model, %s"
+                  + " for one: leaving them out would change what it computes")
+              .formatted(adapter.name(), unknown.size(), unknown.first()));
     }
     if (!left.isEmpty()) {
       LOG.warn(

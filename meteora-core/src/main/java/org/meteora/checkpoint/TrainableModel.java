@@ -115,12 +115,10 @@ public final class TrainableModel implements AutoCloseable {
         var own = ModelBuilder.withOwnWeights(adapter, base, config).wholeKeys().keySet();
         if (!own.isEmpty()) {
           throw new UserException(
-              "the adapter "
-                  + adapter.name()
-                  + " has weights of its own instead of the base model's, "
-                  + own.iterator().next()
-                  + " for one: it cannot share a base with others; it works alone, with --model "
-                  + adapter.name());
+              ("the adapter %s has weights of its own instead of the base model's, %s"
+                      + " for one: it cannot share a base with others; it works alone, with"
+                      + " --model %s")
+                  .formatted(adapter.name(), own.iterator().next(), adapter.name()));
         }
       }
     }

@@ -60,11 +60,8 @@ public final class Generator implements TokenGenerator {
         listener.onFailure(
             i,
             new UserException(
-                "a prompt has "
-                    + length
-                    + " tokens, more than the "
-                    + limit
-                    + " that the model takes here"));
+                "a prompt has %s tokens, more than the %s that the model takes here"
+                    .formatted(length, limit)));
       } else if (length == limit || request.config().maxNewTokens() == 0) {
         listener.onAnswer(i, new int[0]);
       } else {

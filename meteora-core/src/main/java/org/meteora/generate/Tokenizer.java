@@ -83,14 +83,8 @@ public final class Tokenizer implements AutoCloseable {
       result[i] = (int) ids[i];
       if (result[i] < 0 || result[i] >= rows) {
         throw new UserException(
-            "a text has the token "
-                + ids[i]
-                + " ("
-                + token(result[i])
-                + " in "
-                + file
-                + "), the model embeds only "
-                + rows);
+            "a text has the token %s (%s in %s), the model embeds only %s"
+                .formatted(ids[i], token(result[i]), file, rows));
       }
     }
     return result;

@@ -175,11 +175,8 @@ final class TokenizerFile {
     var regex = pattern.path("Regex");
     if (regex.isTextual() && !PatternCost.isBounded(regex.textValue())) {
       throw new UserException(
-          file
-              + ": "
-              + cut(path)
-              + ": a pattern whose matching may take for ever: "
-              + cut(regex.textValue()));
+          "%s: %s: a pattern whose matching may take for ever: %s"
+              .formatted(file, cut(path), cut(regex.textValue())));
     }
     for (var text :
         List.of("prefix", "suffix", "continuing_subword_prefix", "end_of_word_suffix")) {
@@ -210,11 +207,9 @@ final class TokenizerFile {
       }
       if (!whole) {
         throw new UserException(
-            file
-                + ": "
-                + cut(path)
-                + ": a template is made of pieces, and its special tokens are among"
-                + " special_tokens");
+            ("%s: %s: a template is made of pieces, and its special tokens are among"
+                    + " special_tokens")
+                .formatted(file, cut(path)));
       }
     }
     for (var token : known) {

@@ -131,12 +131,9 @@ public final class CacheFolders {
             folder.isAbsolute() ? problem(folder) : Optional.of("it depends on the working folder");
         if (problem.isPresent()) {
           throw new UserException(
-              variable
-                  + "="
-                  + value
-                  + " cannot be used, native code would be loaded from there: "
-                  + problem.get()
-                  + "; name a folder that only you can write to, or unset it");
+              ("%s=%s cannot be used, native code would be loaded from there: %s; name a"
+                      + " folder that only you can write to, or unset it")
+                  .formatted(variable, value, problem.get()));
         }
         make(folder);
         return folder;
@@ -266,13 +263,9 @@ public final class CacheFolders {
       FolderLock.take(fresh, LOCK, fresh + " is new and yet in use");
     } catch (IOException e) {
       throw new UserException(
-          "no folder for native libraries: "
-              + why
-              + ", and none can be made in "
-              + parent
-              + ": "
-              + AtomicFiles.reason(e)
-              + "; name one by ENGINE_CACHE_DIR",
+          ("no folder for native libraries: %s, and none can be made in %s: %s; name one"
+                  + " by ENGINE_CACHE_DIR")
+              .formatted(why, parent, AtomicFiles.reason(e)),
           e);
     }
     var folder = fresh;
@@ -358,11 +351,9 @@ public final class CacheFolders {
     return unpacking && cause != null
         ? Optional.of(
             new UserException(
-                "cannot unpack native libraries into "
-                    + engine()
-                    + ": "
-                    + AtomicFiles.reason(cause)
-                    + "; make room there, or name another folder by ENGINE_CACHE_DIR",
+                ("cannot unpack native libraries into %s: %s; make room there, or name"
+                        + " another folder by ENGINE_CACHE_DIR")
+                    .formatted(engine(), AtomicFiles.reason(cause)),
                 failure))
         : Optional.empty();
   }

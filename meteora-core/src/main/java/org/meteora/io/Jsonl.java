@@ -52,11 +52,8 @@ public final class Jsonl {
         }
         if (!node.isObject()) {
           throw new UserException(
-              file
-                  + ":"
-                  + number
-                  + ": a JSON object was expected, found "
-                  + node.getNodeType().name().toLowerCase());
+              "%s:%s: a JSON object was expected, found %s"
+                  .formatted(file, number, node.getNodeType().name().toLowerCase()));
         }
         each.accept(node, number);
       }
@@ -86,11 +83,8 @@ public final class Jsonl {
     var value = node.get(name);
     if (value == null || !value.isTextual()) {
       throw new UserException(
-          where
-              + ": the field \""
-              + name
-              + "\" "
-              + (value == null ? "is missing" : "must be a string"));
+          "%s: the field \"%s\" %s"
+              .formatted(where, name, value == null ? "is missing" : "must be a string"));
     }
     return Texts.wellFormed(value.textValue());
   }

@@ -198,11 +198,8 @@ public record AdapterMerge(
           adapter -> adapter.rankOn(module.path()).ifPresent(r -> ranks.put(adapter.name(), r)));
       if (ranks.values().stream().distinct().count() > 1) {
         throw new UserException(
-            "the method "
-                + method.name().toLowerCase(java.util.Locale.ROOT)
-                + " needs adapters of equal rank, and on "
-                + module.path()
-                + " they have "
+            "the method %s needs adapters of equal rank, and on %s they have "
+                    .formatted(method.name().toLowerCase(java.util.Locale.ROOT), module.path())
                 + ranks.entrySet().stream()
                     .map(each -> each.getKey() + " " + each.getValue())
                     .collect(Collectors.joining(", "))

@@ -116,12 +116,8 @@ public record LoraAdapter(
     }
     for (var unread : weights.unread().entrySet()) {
       throw new UserException(
-          weights.path()
-              + ": the tensor "
-              + unread.getKey()
-              + " is "
-              + unread.getValue()
-              + ", an adapter's must be F32, F16 or BF16");
+          "%s: the tensor %s is %s, an adapter's must be F32, F16 or BF16"
+              .formatted(weights.path(), unread.getKey(), unread.getValue()));
     }
     for (var module : config.modulesToSave()) {
       if (whole.keySet().stream().noneMatch(key -> ("." + key).contains("." + module + "."))) {
@@ -183,12 +179,8 @@ public record LoraAdapter(
     for (var info : List.of(a, b)) {
       if (!info.dtype().isFloatingPoint()) {
         throw new UserException(
-            weights.path()
-                + ": the tensor "
-                + info.name()
-                + " is "
-                + info.dtype().safetensorsName()
-                + ", expected F32, F16 or BF16");
+            "%s: the tensor %s is %s, expected F32, F16 or BF16"
+                .formatted(weights.path(), info.name(), info.dtype().safetensorsName()));
       }
     }
     return Optional.of(Math.toIntExact(a.shape().get(0)));
@@ -263,16 +255,13 @@ public record LoraAdapter(
     var info = weights.requireInfo(wholeKeys.get(base));
     if (!info.hasShape(shape) || !info.dtype().isFloatingPoint()) {
       throw new UserException(
-          "the adapter "
-              + name
-              + " was made for another base model: "
-              + info.name()
-              + " is "
-              + info.dtype().safetensorsName()
-              + " "
-              + info.shape()
-              + ", expected "
-              + Arrays.toString(shape));
+          "the adapter %s was made for another base model: %s is %s %s, expected %s"
+              .formatted(
+                  name,
+                  info.name(),
+                  info.dtype().safetensorsName(),
+                  info.shape(),
+                  Arrays.toString(shape)));
     }
   }
 
@@ -280,17 +269,9 @@ public record LoraAdapter(
     var info = weights.tensors().get(key);
     if (!info.hasShape(rows, columns)) {
       throw new UserException(
-          "the adapter "
-              + name
-              + " was made for another base model: "
-              + key
-              + " has the shape "
-              + info.shape()
-              + ", expected ["
-              + rows
-              + ", "
-              + columns
-              + "]");
+          ("the adapter %s was made for another base model: %s has the shape %s,"
+                  + " expected [%s, %s]")
+              .formatted(name, key, info.shape(), rows, columns));
     }
   }
 

@@ -84,11 +84,8 @@ record LoraConfigReader(Path file, JsonNode node) {
           && !WITHOUT_EFFECT.contains(key)
           && !saysNothing(entry.getValue())) {
         throw new UserException(
-            file
-                + ": "
-                + key
-                + " is not supported, it may change what the adapter computes; here it is "
-                + shown(key));
+            "%s: %s is not supported, it may change what the adapter computes; here it is %s"
+                .formatted(file, key, shown(key)));
       }
     }
     requireBaseAsItIs();
@@ -125,12 +122,10 @@ record LoraConfigReader(Path file, JsonNode node) {
         && !start.isNull()
         && !PLAIN_STARTS.contains(start.asText().toLowerCase(Locale.ROOT))) {
       throw new UserException(
-          file
-              + ": init_lora_weights "
-              + shown("init_lora_weights")
-              + " is not supported: such a start changes the base model's weights; save the"
-              + " adapter with path_initial_model_for_weight_conversion, which makes it a plain"
-              + " LoRA");
+          ("%s: init_lora_weights %s is not supported: such a start changes the base"
+                  + " model's weights; save the adapter with"
+                  + " path_initial_model_for_weight_conversion, which makes it a plain LoRA")
+              .formatted(file, shown("init_lora_weights")));
     }
   }
 

@@ -329,11 +329,10 @@ public final class GatedLinear extends AbstractBlock {
 
   @Override
   public String toString() {
-    return "GatedLinear(in="
-        + weight.getShape().get(1)
-        + ", out="
-        + weight.getShape().get(0)
-        + (bank == null ? "" : ", adapters=" + bank.size() + ", ranks=" + bank.totalRank())
-        + ")";
+    return "GatedLinear(in=%s, out=%s%s)"
+        .formatted(
+            weight.getShape().get(1),
+            weight.getShape().get(0),
+            bank == null ? "" : ", adapters=" + bank.size() + ", ranks=" + bank.totalRank());
   }
 }

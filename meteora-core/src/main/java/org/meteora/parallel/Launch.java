@@ -220,11 +220,8 @@ public record Launch(
       }
     }
     throw new UserException(
-        "the environment variable "
-            + name
-            + " is "
-            + (text.isEmpty() ? "not set" : "'" + text + "'")
-            + "; a number "
+        "the environment variable %s is %s; a number "
+                .formatted(name, text.isEmpty() ? "not set" : "'" + text + "'")
             + (greatest == Integer.MAX_VALUE
                 ? "of at least " + least
                 : "from " + least + " to " + greatest)

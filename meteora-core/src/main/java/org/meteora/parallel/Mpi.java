@@ -83,19 +83,15 @@ final class Mpi {
     int rank = mpi.integer("MPI_Comm_rank");
     if (size != launch.size() || rank != launch.rank()) {
       throw new UserException(
-          "this is process "
-              + launch.rank()
-              + " of "
-              + launch.size()
-              + ", but MPI ("
-              + (mpi.openMpi ? "Open MPI" : "MPICH")
-              + ") says "
-              + rank
-              + " of "
-              + size
-              + ": on the CPU start the processes with the mpirun of that MPI, as in mpirun -n "
-              + launch.size()
-              + " meteora …");
+          ("this is process %s of %s, but MPI (%s) says %s of %s: on the CPU start the"
+                  + " processes with the mpirun of that MPI, as in mpirun -n %s meteora …")
+              .formatted(
+                  launch.rank(),
+                  launch.size(),
+                  mpi.openMpi ? "Open MPI" : "MPICH",
+                  rank,
+                  size,
+                  launch.size()));
     }
     return mpi;
   }

@@ -68,12 +68,9 @@ final class Rendezvous {
         }
       } catch (SocketTimeoutException e) {
         throw new UserException(
-            "of "
-                + launch.size()
-                + " processes these did not come within "
-                + MEETING.toMinutes()
-                + " minutes: rank "
-                + String.join(", ", arrivals.absent()));
+            "of %s processes these did not come within %s minutes: rank %s"
+                .formatted(
+                    launch.size(), MEETING.toMinutes(), String.join(", ", arrivals.absent())));
       } catch (IOException e) {
         if (!arrivals.complete()) {
           throw new UserException("cannot wait for the other processes: " + e.getMessage(), e);
@@ -232,14 +229,12 @@ final class Rendezvous {
       }
     }
     throw new UserException(
-        "cannot reach the first process at "
-            + String.join(", ", addresses)
-            + ", port "
-            + port
-            + (ports == 1 ? "" : " to " + (port + ports - 1))
-            + " ("
-            + last
-            + ")");
+        "cannot reach the first process at %s, port %s%s (%s)"
+            .formatted(
+                String.join(", ", addresses),
+                port,
+                ports == 1 ? "" : " to " + (port + ports - 1),
+                last));
   }
 
   /** Connects and says who this is; empty when somebody else answers. */

@@ -103,11 +103,8 @@ public final class LoraFlowFile {
     }
     if (names.size() != adapters.size() || !new HashSet<>(names).equals(new HashSet<>(adapters))) {
       throw new UserException(
-          file.path()
-              + " is for the adapters "
-              + String.join(", ", names)
-              + ", and here are "
-              + String.join(", ", adapters));
+          "%s is for the adapters %s, and here are %s"
+              .formatted(file.path(), String.join(", ", names), String.join(", ", adapters)));
     }
     return adapters.stream().mapToLong(names::indexOf).toArray();
   }

@@ -100,11 +100,9 @@ public final class PhatgooseFile {
     var folder = path.getParent();
     if (!Files.isRegularFile(path)) {
       throw new UserException(
-          "--router phatgoose: the adapter "
-              + folder.getFileName()
-              + " has no vectors, "
-              + path
-              + "; \"meteora train-lora --phatgoose\" trains them");
+          ("--router phatgoose: the adapter %s has no vectors, %s; \"meteora train-lora"
+                  + " --phatgoose\" trains them")
+              .formatted(folder.getFileName(), path));
     }
     var file = SafetensorsFile.open(path);
     try {

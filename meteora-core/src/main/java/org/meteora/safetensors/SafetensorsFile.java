@@ -173,12 +173,8 @@ public final class SafetensorsFile implements AutoCloseable {
     if (tensor == null) {
       throw new UserException(
           unread.containsKey(name)
-              ? path
-                  + ": the tensor "
-                  + name
-                  + " is "
-                  + unread.get(name)
-                  + ", expected F32, F16 or BF16"
+              ? "%s: the tensor %s is %s, expected F32, F16 or BF16"
+                  .formatted(path, name, unread.get(name))
               : path + ": there is no tensor " + name);
     }
     return tensor;

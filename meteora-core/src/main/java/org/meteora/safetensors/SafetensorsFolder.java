@@ -172,22 +172,13 @@ public final class SafetensorsFolder implements AutoCloseable {
     var info = file.requireInfo(name);
     if (!info.hasShape(shape)) {
       throw new UserException(
-          file.path()
-              + ": the tensor "
-              + name
-              + " has the shape "
-              + info.shape()
-              + ", expected "
-              + java.util.Arrays.toString(shape));
+          "%s: the tensor %s has the shape %s, expected %s"
+              .formatted(file.path(), name, info.shape(), java.util.Arrays.toString(shape)));
     }
     if (!info.dtype().isFloatingPoint()) {
       throw new UserException(
-          file.path()
-              + ": the tensor "
-              + name
-              + " is "
-              + info.dtype().safetensorsName()
-              + ", expected F32, F16 or BF16");
+          "%s: the tensor %s is %s, expected F32, F16 or BF16"
+              .formatted(file.path(), name, info.dtype().safetensorsName()));
     }
     // norms, biases, gates: what is small, and would make every answer nothing
     if (info.bytes() <= SMALL) {

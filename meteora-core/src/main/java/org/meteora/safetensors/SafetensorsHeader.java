@@ -196,15 +196,8 @@ record SafetensorsHeader(
     if (count > Long.MAX_VALUE / 64 || bits > 0 && (count * bits + 7) / 8 != bytes) {
       throw broken(
           path,
-          "tensor "
-              + name
-              + " "
-              + node.path("dtype").asText()
-              + " "
-              + shape
-              + " does not fill its "
-              + bytes
-              + " bytes");
+          "tensor %s %s %s does not fill its %s bytes"
+              .formatted(name, node.path("dtype").asText(), shape, bytes));
     }
     return List.copyOf(shape);
   }
@@ -224,15 +217,8 @@ record SafetensorsHeader(
     if (begin < 0 || end < begin || end > dataSize) {
       throw broken(
           path,
-          "tensor "
-              + name
-              + " lies at bytes "
-              + begin
-              + " to "
-              + end
-              + ", the file holds "
-              + dataSize
-              + " (is it truncated?)");
+          "tensor %s lies at bytes %s to %s, the file holds %s (is it truncated?)"
+              .formatted(name, begin, end, dataSize));
     }
     int bits = OTHER_DTYPES.getOrDefault(node.path("dtype").asText(""), 0);
     shape(path, name, node, bits, end - begin);

@@ -57,11 +57,9 @@ final class TorchSearch {
               .orElseThrow(
                   () ->
                       new UserException(
-                          variable
-                              + "="
-                              + value
-                              + ": no libtorch_cpu.so there; name a folder such as"
-                              + " …/site-packages/torch, or the root of a virtual environment")));
+                          ("%s=%s: no libtorch_cpu.so there; name a folder such as"
+                                  + " …/site-packages/torch, or the root of a virtual environment")
+                              .formatted(variable, value))));
     }
     return Optional.empty();
   }
@@ -95,16 +93,14 @@ final class TorchSearch {
         root = root.getCause();
       }
       throw new UserException(
-          "METEORA_TORCH=download: PyTorch "
-              + LibTorch.JNI_VERSION
-              + " for CUDA "
-              + DOWNLOADED_CUDA
-              + " cannot be fetched ("
-              + root.getClass().getSimpleName()
-              + ": "
-              + root.getMessage()
-              + "); install one (python3 -m pip install torch), or name one with"
-              + " METEORA_TORCH=FOLDER",
+          ("METEORA_TORCH=download: PyTorch %s for CUDA %s cannot be fetched (%s: %s);"
+                  + " install one (python3 -m pip install torch), or name one with"
+                  + " METEORA_TORCH=FOLDER")
+              .formatted(
+                  LibTorch.JNI_VERSION,
+                  DOWNLOADED_CUDA,
+                  root.getClass().getSimpleName(),
+                  root.getMessage()),
           e);
     }
   }

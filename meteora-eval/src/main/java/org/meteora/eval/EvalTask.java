@@ -159,15 +159,8 @@ public record EvalTask(
       int given = truths.get(i).split(CompositeTask.SEPARATOR, -1).length;
       if (given != parts.size()) {
         throw new UserException(
-            name
-                + ", sample "
-                + i
-                + ": the response has "
-                + given
-                + " parts, but there are "
-                + parts.size()
-                + " tasks: "
-                + String.join(",", parts));
+            "%s, sample %s: the response has %s parts, but there are %s tasks: %s"
+                .formatted(name, i, given, parts.size(), String.join(",", parts)));
       }
     }
   }
@@ -178,11 +171,9 @@ public record EvalTask(
       known.add("composite_" + n);
     }
     return new UserException(
-        "unknown task \""
-            + name
-            + "\""
-            + Nearest.hint(name, known)
-            + " (a task of your own needs its folder in --target-dir, or --tasks)");
+        ("unknown task \"%s\"%s (a task of your own needs its folder in --target-dir, or"
+                + " --tasks)")
+            .formatted(name, Nearest.hint(name, known)));
   }
 
   /** All metrics of cleaned answers; for a composite task, by task. */

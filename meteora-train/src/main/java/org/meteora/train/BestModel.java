@@ -76,11 +76,9 @@ final class BestModel {
 
   private UserException damaged(String why, Exception cause) {
     return new UserException(
-        "cannot use "
-            + file
-            + ", the best model so far ("
-            + why
-            + "): remove it to go on without it, or resume from an earlier checkpoint",
+        ("cannot use %s, the best model so far (%s): remove it to go on without it, or"
+                + " resume from an earlier checkpoint")
+            .formatted(file, why),
         cause);
   }
 

@@ -155,11 +155,11 @@ public final class Checkpoints {
     } catch (IOException | UncheckedIOException | UserException e) {
       remove(unfinished);
       throw new UserException(
-          "the checkpoint of step "
-              + state.step()
-              + " could not be written: "
-              + AtomicFiles.reason(e)
-              + latest().map(path -> "; the last one is " + path).orElse(""),
+          "the checkpoint of step %s could not be written: %s%s"
+              .formatted(
+                  state.step(),
+                  AtomicFiles.reason(e),
+                  latest().map(path -> "; the last one is " + path).orElse("")),
           e);
     }
     var all = list();
@@ -211,12 +211,8 @@ public final class Checkpoints {
       long optimizerSteps = number(metadata, "optimizer_steps");
       if (step > steps || optimizerSteps != step || step != stepOf(checkpoint)) {
         throw new Damaged(
-            "it is said to be at step "
-                + step
-                + " of "
-                + steps
-                + ", its optimiser at step "
-                + optimizerSteps);
+            "it is said to be at step %s of %s, its optimiser at step %s"
+                .formatted(step, steps, optimizerSteps));
       }
       try (var scope = parameters.manager().newSubManager(ai.djl.Device.cpu())) {
         var values = tensor(file, scope, "parameters", parameters.size(), false);
@@ -261,11 +257,8 @@ public final class Checkpoints {
             + before
                 .map(
                     other ->
-                        "; the one before it is "
-                            + checkpoint.resolveSibling(other.getFileName())
-                            + ": remove "
-                            + checkpoint
-                            + " to go on from there")
+                        "; the one before it is %s: remove %s to go on from there"
+                            .formatted(checkpoint.resolveSibling(other.getFileName()), checkpoint))
                 .orElse("; there is none before it: start again in another folder"),
         why);
   }
@@ -298,14 +291,8 @@ public final class Checkpoints {
       throw new Damaged(
           info == null
               ? "it lacks the tensor " + name
-              : name
-                  + " is "
-                  + info.dtype().label()
-                  + " "
-                  + info.shape()
-                  + ", not f32 ["
-                  + size
-                  + "]");
+              : "%s is %s %s, not f32 [%s]"
+                  .formatted(name, info.dtype().label(), info.shape(), size));
     }
     var tensor = file.read(scope, name);
     var memory = Ops.memory(tensor);

@@ -175,11 +175,9 @@ public record MeteoraTraining(
     for (var task : tasks) {
       if (!Files.isRegularFile(data(task))) {
         throw new UserException(
-            "the adapter "
-                + task
-                + " has no training data: no such file "
-                + data(task)
-                + "; \"meteora create-dataset\" makes it, --tasks leaves adapters out");
+            ("the adapter %s has no training data: no such file %s; \"meteora"
+                    + " create-dataset\" makes it, --tasks leaves adapters out")
+                .formatted(task, data(task)));
       }
       Sample.read(data(task)); // mistakes in it are found before the model is loaded
     }

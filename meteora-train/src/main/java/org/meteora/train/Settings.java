@@ -25,11 +25,11 @@ final class Settings {
       var key = entry.getKey().replace('-', '_');
       if (!known.contains(key)) {
         throw new UserException(
-            where
-                + ": unknown key \""
-                + entry.getKey()
-                + "\""
-                + nearest(key, known).map(k -> ", did you mean \"" + k + "\"?").orElse(""));
+            "%s: unknown key \"%s\"%s"
+                .formatted(
+                    where,
+                    entry.getKey(),
+                    nearest(key, known).map(k -> ", did you mean \"" + k + "\"?").orElse("")));
       }
       if (entry.getValue() != null) {
         this.values.put(key, entry.getValue());

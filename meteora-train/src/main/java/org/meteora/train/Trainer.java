@@ -206,14 +206,8 @@ public final class Trainer {
     var position = Checkpoints.restore(checkpoint, identity, parameters, optimizer);
     if (position.step() > steps) {
       throw new UserException(
-          "cannot resume: "
-              + checkpoint
-              + " is at step "
-              + position.step()
-              + ", beyond the "
-              + steps
-              + (steps == 1 ? " step" : " steps")
-              + " asked for");
+          "cannot resume: %s is at step %s, beyond the %s%s asked for"
+              .formatted(checkpoint, position.step(), steps, steps == 1 ? " step" : " steps"));
     }
     if (position.steps() != steps) {
       LOG.info("schedule changes from {} to {} steps", position.steps(), steps);
@@ -263,13 +257,8 @@ public final class Trainer {
       if (!Double.isFinite(sums.languageModel()) || !Double.isFinite(sums.gate())) {
         throw notFinite(
             step,
-            "the loss of micro-batch "
-                + (i + 1)
-                + " is not finite (language model "
-                + sums.languageModel()
-                + ", gates "
-                + sums.gate()
-                + ")",
+            "the loss of micro-batch %s is not finite (language model %s, gates %s)"
+                .formatted(i + 1, sums.languageModel(), sums.gate()),
             List.of(batch));
       }
       parameters.collectGradients();
@@ -280,13 +269,18 @@ public final class Trainer {
 
   private UserException notFinite(long step, String what, List<Batch> batches) {
     return new UserException(
-        "training stopped in step "
-            + (step + 1)
-            + ": "
-            + what
-            + "; samples "
-            + batches.stream().map(Batch::sampleIds).reduce((a, b) -> a + ", " + b).orElse("none")
-            + checkpoints.latest().map(path -> "; the checkpoint before it is " + path).orElse(""));
+        "training stopped in step %s: %s; samples %s%s"
+            .formatted(
+                step + 1,
+                what,
+                batches.stream()
+                    .map(Batch::sampleIds)
+                    .reduce((a, b) -> a + ", " + b)
+                    .orElse("none"),
+                checkpoints
+                    .latest()
+                    .map(path -> "; the checkpoint before it is " + path)
+                    .orElse("")));
   }
 
   private static double padding(List<Batch> batches) {

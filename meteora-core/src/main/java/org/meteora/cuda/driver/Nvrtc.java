@@ -191,12 +191,8 @@ public final class Nvrtc {
       }
       if (best == 0) {
         throw new UserException(
-            "CUDA compiler "
-                + version
-                + " does not know GPUs of compute capability "
-                + capability / 10
-                + "."
-                + capability % 10);
+            "CUDA compiler %s does not know GPUs of compute capability %s.%s"
+                .formatted(version, capability / 10, capability % 10));
       }
       return "compute_" + best;
     }

@@ -53,11 +53,8 @@ public final class Kernels {
       }
       if (topK < 1 || topK > MAX_TOP_K) {
         throw new UserException(
-            "the fused CUDA path takes 1 to "
-                + MAX_TOP_K
-                + " adapters per token, not "
-                + topK
-                + " (--routing-top-k)");
+            "the fused CUDA path takes 1 to %s adapters per token, not %s (--routing-top-k)"
+                .formatted(MAX_TOP_K, topK));
       }
       if (maxAdapters < 1 || maxAdapters > MAX_ADAPTERS) {
         throw new UserException(

@@ -87,16 +87,9 @@ public final class LlamaConfig {
         || headDim % 2 != 0
         || (!node.hasNonNull("head_dim") && hidden % heads != 0)) {
       throw new UserException(
-          where
-              + ": hidden_size "
-              + hidden
-              + ", num_attention_heads "
-              + heads
-              + ", num_key_value_heads "
-              + kvHeads
-              + " and head_dim "
-              + headDim
-              + " do not fit together");
+          ("%s: hidden_size %s, num_attention_heads %s, num_key_value_heads %s and"
+                  + " head_dim %s do not fit together")
+              .formatted(where, hidden, heads, kvHeads, headDim));
     }
     int maxPositions =
         node.hasNonNull("max_position_embeddings")
@@ -130,11 +123,8 @@ public final class LlamaConfig {
     var value = node.get(key);
     if (value == null || !value.isInt() || value.intValue() < 1) {
       throw new UserException(
-          where
-              + ": "
-              + key
-              + " must be a positive number"
-              + (value == null ? ", it is missing" : ", it is " + value));
+          "%s: %s must be a positive number%s"
+              .formatted(where, key, value == null ? ", it is missing" : ", it is " + value));
     }
     return value.intValue();
   }

@@ -99,13 +99,12 @@ public final class CreateCompositeCommand implements Callable<Integer> {
       AtomicFiles.writeString(folder.resolve("composite.json"), parts.toPrettyString() + "\n");
     }
     System.out.println(
-        composite.name()
-            + ": "
-            + made.size()
-            + " samples of "
-            + String.join(", ", composite.tasks())
-            + " in "
-            + folder.resolve("test.jsonl"));
+        "%s: %s samples of %s in %s"
+            .formatted(
+                composite.name(),
+                made.size(),
+                String.join(", ", composite.tasks()),
+                folder.resolve("test.jsonl")));
     return 0;
   }
 
@@ -113,11 +112,8 @@ public final class CreateCompositeCommand implements Callable<Integer> {
     var file = targetDir.resolve(task).resolve(name);
     if (!Files.isRegularFile(file)) {
       throw new UserException(
-          "no data for "
-              + task
-              + ": there is no "
-              + file
-              + "; \"meteora create-dataset\" makes it");
+          "no data for %s: there is no %s; \"meteora create-dataset\" makes it"
+              .formatted(task, file));
     }
     return Sample.read(file);
   }

@@ -104,11 +104,11 @@ public final class DownloadCommand implements Callable<Integer> {
     var known = KnownRepository.find(name);
     if (known.isEmpty() && !name.contains("/")) {
       throw new UserException(
-          "no short name "
-              + name
-              + " (there are "
-              + String.join(", ", KnownRepository.ALL.stream().map(KnownRepository::name).toList())
-              + "); a repository is given as ORG/REPO");
+          "no short name %s (there are %s); a repository is given as ORG/REPO"
+              .formatted(
+                  name,
+                  String.join(
+                      ", ", KnownRepository.ALL.stream().map(KnownRepository::name).toList())));
     }
     var kind =
         type.map(DownloadCommand::parseType)

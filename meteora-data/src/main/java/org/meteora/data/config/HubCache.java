@@ -48,15 +48,11 @@ public final class HubCache {
     }
     if (name.startsWith(DOWNLOADS)) { // a folder, and nobody's model on the Hub
       throw new UserException(
-          "no folder "
-              + name
-              + ": set base_model_path in config.yaml, or --base-model-path, to a Llama folder, or"
-              + " fetch one: \"meteora download llama3-8b\" makes models/Meta-Llama-3-8B,"
-              + " \"meteora download ORG/"
-              + name.substring(DOWNLOADS.length())
-              + " --to "
-              + name
-              + "\" that of another model");
+          ("no folder %s: set base_model_path in config.yaml, or --base-model-path, to a"
+                  + " Llama folder, or fetch one: \"meteora download llama3-8b\" makes"
+                  + " models/Meta-Llama-3-8B, \"meteora download ORG/%s --to %s\" that of another"
+                  + " model")
+              .formatted(name, name.substring(DOWNLOADS.length()), name));
     }
     var cache = of(environment, userHome);
     var repository = cache.resolve("models--" + name.replace("/", "--"));
@@ -77,15 +73,9 @@ public final class HubCache {
       }
     }
     throw new UserException(
-        "no folder "
-            + name
-            + ", and the Hub's cache "
-            + cache
-            + " holds no model of that name; if it is a model of the Hub, fetch it with: meteora"
-            + " download "
-            + name
-            + " --to models/"
-            + name.substring(name.indexOf('/') + 1));
+        ("no folder %s, and the Hub's cache %s holds no model of that name; if it is a"
+                + " model of the Hub, fetch it with: meteora download %s --to models/%s")
+            .formatted(name, cache, name, name.substring(name.indexOf('/') + 1)));
   }
 
   private static Optional<Path> value(Map<String, String> environment, String name, Path userHome) {

@@ -214,14 +214,7 @@ public record MeteoraConfig(
     return value.orElseThrow(
         () ->
             new UserException(
-                "no "
-                    + what
-                    + " given: set "
-                    + key
-                    + " in config.yaml, or --"
-                    + key.replace('_', '-')
-                    + " ("
-                    + hint
-                    + ")"));
+                "no %s given: set %s in config.yaml, or --%s (%s)"
+                    .formatted(what, key, key.replace('_', '-'), hint)));
   }
 }

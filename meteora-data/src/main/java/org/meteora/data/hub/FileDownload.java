@@ -79,12 +79,9 @@ final class FileDownload {
           part.discard();
           if (attempt == WRONG_HASHES) {
             throw new UserException(
-                file.path()
-                    + ": what the server sent has the hash "
-                    + hash
-                    + ", the listing says "
-                    + file.hash()
-                    + " (twice in a row); nothing of it was kept");
+                ("%s: what the server sent has the hash %s, the listing says %s (twice"
+                        + " in a row); nothing of it was kept")
+                    .formatted(file.path(), hash, file.hash()));
           }
           LOG.warn("{}: the hash is wrong; fetching it once more", file.path());
           arrived.accept(-file.size());

@@ -247,16 +247,12 @@ public final class HubClient {
                       : " and set HF_TOKEN to a token of your account");
             }
             yield token
-                ? "the Hub refuses the token for the "
-                    + repository
-                    + ": check HF_TOKEN, and that "
-                    + page
-                    + " exists and is open to your account"
-                : "the "
-                    + repository
-                    + " does not exist, is private or is gated: look at "
-                    + page
-                    + " and set HF_TOKEN to a token of your account";
+                ? ("the Hub refuses the token for the %s: check HF_TOKEN, and that %s"
+                        + " exists and is open to your account")
+                    .formatted(repository, page)
+                : ("the %s does not exist, is private or is gated: look at %s and set"
+                        + " HF_TOKEN to a token of your account")
+                    .formatted(repository, page);
           }
           case 404 ->
               refusal.code().equals("RevisionNotFound")

@@ -85,15 +85,9 @@ public final class HubDownloader {
     long free = usableSpace.applyAsLong(folder);
     if (free < total) {
       throw new UserException(
-          "the disk of "
-              + folder
-              + " has "
-              + readable(free)
-              + " free, the "
-              + repository
-              + " needs "
-              + readable(total)
-              + " more; free some, choose another disk with --to or fewer files with --include");
+          ("the disk of %s has %s free, the %s needs %s more; free some, choose another"
+                  + " disk with --to or fewer files with --include")
+              .formatted(folder, readable(free), repository, readable(total)));
     }
     LOG.info(
         "{} at {}: {} of {} files to fetch, {}, into {}",
@@ -134,13 +128,13 @@ public final class HubDownloader {
       throw new UserException(
           includes.isEmpty()
               ? "the " + listing.repository() + " has no files"
-              : "no file of the "
-                  + listing.repository()
-                  + " matches "
-                  + String.join(", ", includes)
-                  + "; it has "
-                  + String.join(", ", listing.files().stream().limit(8).map(HubFile::path).toList())
-                  + (listing.files().size() > 8 ? ", …" : ""));
+              : "no file of the %s matches %s; it has %s%s"
+                  .formatted(
+                      listing.repository(),
+                      String.join(", ", includes),
+                      String.join(
+                          ", ", listing.files().stream().limit(8).map(HubFile::path).toList()),
+                      listing.files().size() > 8 ? ", …" : ""));
     }
     return items;
   }

@@ -34,12 +34,9 @@ final class Retry {
   void pause(IOException failure) throws InterruptedException {
     if (++failures >= timing.attempts()) {
       throw new UserException(
-          what
-              + ": given up after "
-              + failures
-              + " attempts without progress: "
-              + reason(failure)
-              + "; run the same command again to go on",
+          ("%s: given up after %s attempts without progress: %s; run the same command"
+                  + " again to go on")
+              .formatted(what, failures, reason(failure)),
           failure);
     }
     long longest =
@@ -51,12 +48,8 @@ final class Retry {
       var asked = status.retryAfter(Instant.now()).orElse(Duration.ZERO);
       if (asked.compareTo(timing.longestRetryAfter()) > 0) {
         throw new UserException(
-            what
-                + ": "
-                + reason(failure)
-                + " and asks to wait "
-                + asked.toSeconds()
-                + " s; run the same command again after that",
+            "%s: %s and asks to wait %s s; run the same command again after that"
+                .formatted(what, reason(failure), asked.toSeconds()),
             failure);
       }
       // everybody told the same second must not come back in the same one

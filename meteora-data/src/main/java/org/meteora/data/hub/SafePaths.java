@@ -57,10 +57,7 @@ final class SafePaths {
   private static UserException refused(String path, String why) {
     var shown = path.replaceAll("\\p{Cntrl}", "?");
     return new UserException(
-        "the repository lists a file \""
-            + shown.substring(0, Math.min(200, shown.length()))
-            + "\", which "
-            + why
-            + ": refused, nothing was downloaded");
+        "the repository lists a file \"%s\", which %s: refused, nothing was downloaded"
+            .formatted(shown.substring(0, Math.min(200, shown.length())), why));
   }
 }

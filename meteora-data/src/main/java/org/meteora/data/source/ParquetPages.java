@@ -113,14 +113,8 @@ final class ParquetPages {
     // a list's values are at least as many as rows: an empty one counts
     if (values != data.numValues() || values < rows) {
       throw new IOException(
-          name
-              + " holds "
-              + values
-              + " values, "
-              + data.numValues()
-              + " are said of "
-              + rows
-              + " rows");
+          "%s holds %s values, %s are said of %s rows"
+              .formatted(name, values, data.numValues(), rows));
     }
   }
 

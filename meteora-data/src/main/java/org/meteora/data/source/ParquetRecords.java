@@ -212,11 +212,11 @@ record ParquetRecords(Path file) implements Records {
     }
     var message = (e instanceof IOException ? e : cause).getMessage();
     return new UserException(
-        file
-            + ": not a readable Parquet file (row "
-            + row
-            + "): "
-            + (message == null ? "damaged data" : message.lines().findFirst().orElse("")),
+        "%s: not a readable Parquet file (row %s): %s"
+            .formatted(
+                file,
+                row,
+                message == null ? "damaged data" : message.lines().findFirst().orElse("")),
         e);
   }
 

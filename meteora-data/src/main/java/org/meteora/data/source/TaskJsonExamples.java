@@ -160,12 +160,8 @@ record TaskJsonExamples(
   void requireSplit() {
     if (validation() >= starts.length) {
       throw new UserException(
-          file
-              + ": "
-              + starts.length
-              + " different examples are too few for a split: more than "
-              + validation()
-              + " are needed");
+          "%s: %s different examples are too few for a split: more than %s are needed"
+              .formatted(file, starts.length, validation()));
     }
   }
 

@@ -24,13 +24,12 @@ record TestSet(EvalTask task, Path file, List<Sample> samples) {
     var file = targetDir.resolve(task.name()).resolve("test.jsonl");
     if (!Files.isRegularFile(file)) {
       throw new UserException(
-          "no test data for "
-              + task.name()
-              + ": there is no "
-              + file
-              + "; make it with \"meteora "
-              + (task.parts().isEmpty() ? "create-dataset" : "create-composite")
-              + "\", or name the folder of datasets by --target-dir");
+          ("no test data for %s: there is no %s; make it with \"meteora %s\", or name"
+                  + " the folder of datasets by --target-dir")
+              .formatted(
+                  task.name(),
+                  file,
+                  task.parts().isEmpty() ? "create-dataset" : "create-composite"));
     }
     var samples = Sample.read(file);
     task.requireParts(samples.stream().map(Sample::response).toList());

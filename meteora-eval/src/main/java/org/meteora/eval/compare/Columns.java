@@ -116,14 +116,8 @@ final class Columns {
     }
     if (!label.isEmpty()) {
       throw new UserException(
-          "the label "
-              + label
-              + " has two results of "
-              + task
-              + ": "
-              + before.file()
-              + " and "
-              + run.file());
+          "the label %s has two results of %s: %s and %s"
+              .formatted(label, task, before.file(), run.file()));
     }
     var single = new LinkedHashMap<String, SavedRun>();
     single.put(task, run);

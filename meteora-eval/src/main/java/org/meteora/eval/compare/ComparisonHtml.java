@@ -44,13 +44,12 @@ public final class ComparisonHtml {
     var title = escape(String.join(", ", comparison.columns()));
     var html =
         new StringBuilder(
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>"
-                + title
-                + "</title>\n<meta name=\"viewport\" content=\"width=device-width\"><style>\n"
-                + STYLE
-                + "</style></head><body>\n<h1>"
-                + title
-                + "</h1>\n");
+            ("<!DOCTYPE html>\n"
+                    + "<html lang=\"en\"><head><meta charset=\"utf-8\"><title>%s</title>\n"
+                    + "<meta name=\"viewport\" content=\"width=device-width\"><style>\n"
+                    + "%s</style></head><body>\n"
+                    + "<h1>%s</h1>\n")
+                .formatted(title, STYLE, title));
     for (var warning : comparison.warnings()) {
       html.append("<p class=\"warning\">").append(escape(warning)).append("</p>\n");
     }

@@ -102,13 +102,12 @@ public final class ComparisonText {
     for (int c = 0; c < comparison.columns().size(); c++) {
       if (sample.answers().get(c) != null) {
         lines.add(
-            indent
-                + "  "
-                + comparison.columns().get(c)
-                + verdict(sample, c)
-                + ": "
-                + oneLine(sample.answers().get(c))
-                + "\n");
+            "%s  %s%s: %s\n"
+                .formatted(
+                    indent,
+                    comparison.columns().get(c),
+                    verdict(sample, c),
+                    oneLine(sample.answers().get(c))));
       }
     }
     return lines;

@@ -117,13 +117,8 @@ public final class SavedAnswers {
           var answer = answer(node, file + ":" + line, answers.size());
           if (!answers.isEmpty() && !answers.getFirst().task().equals(answer.task())) {
             throw new UserException(
-                file
-                    + ":"
-                    + line
-                    + ": an answer to "
-                    + answer.task()
-                    + " among answers to "
-                    + answers.getFirst().task());
+                "%s:%s: an answer to %s among answers to %s"
+                    .formatted(file, line, answer.task(), answers.getFirst().task()));
           }
           answers.add(answer);
         });

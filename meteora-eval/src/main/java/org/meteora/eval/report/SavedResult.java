@@ -130,22 +130,17 @@ public final class SavedResult implements AutoCloseable {
       var so = SavedAnswers.readPartial(partialFile());
       if (existing == Existing.KEEP_OTHERS && !so.answers().isEmpty()) {
         throw new UserException(
-            partialFile()
-                + " holds "
-                + so.answers().size()
-                + " answers of an evaluation that did not end: --resume goes on with it,"
-                + " --overwrite begins again");
+            ("%s holds %s answers of an evaluation that did not end: --resume goes on"
+                    + " with it, --overwrite begins again")
+                .formatted(partialFile(), so.answers().size()));
       }
       if (existing == Existing.RESUME) {
         difference(read(partialSettings()), mine)
             .ifPresent(
                 other -> {
                   throw new UserException(
-                      "cannot resume: the answers in "
-                          + partialFile()
-                          + " were made with other settings ("
-                          + other
-                          + ")");
+                      "cannot resume: the answers in %s were made with other settings (%s)"
+                          .formatted(partialFile(), other));
                 });
         there = so.answers();
       }
@@ -244,11 +239,8 @@ public final class SavedResult implements AutoCloseable {
       }
     } catch (IOException e) {
       throw new UserException(
-          "cannot write "
-              + partialFile()
-              + ": "
-              + AtomicFiles.reason(e)
-              + "; the answers so far are kept there, --resume goes on with them",
+          "cannot write %s: %s; the answers so far are kept there, --resume goes on with them"
+              .formatted(partialFile(), AtomicFiles.reason(e)),
           e);
     }
   }
