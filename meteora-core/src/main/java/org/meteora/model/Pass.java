@@ -3,9 +3,9 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.LongStream;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedTape;
 import org.meteora.moe.Router;
@@ -117,12 +117,10 @@ public record Pass(
   }
 
   private static NDArray later(NDManager manager, int past, int seq, Dtype dtype) {
-    int columns = past + seq;
-    var hidden = new float[seq * columns];
-    for (int query = 0; query < seq; query++) {
-      Arrays.fill(
-          hidden, query * columns + past + query + 1, (query + 1) * columns, KvCache.MASKED);
-    }
-    return Ops.cast(Ops.of(manager, hidden, 1, 1, seq, columns), dtype);
+    long columns = past + seq;
+    var keys = Ops.of(manager, LongStream.range(0, columns).toArray(), 1, columns);
+    var queries = Ops.of(manager, LongStream.range(past, columns).toArray(), seq, 1);
+    // made on the device: the host would fill and send as many numbers as there are scores
+    return Ops.scale(Ops.cast(keys.gt(queries), dtype), KvCache.MASKED).reshape(1, 1, seq, columns);
   }
 }

@@ -104,7 +104,8 @@ public final class BankLayout {
 
   /** These adapters for kernels, with a matrix that scores them. */
   public ScoredBank scored(Scores scores, NDArray gate) {
-    return new ScoredBank(scores, gate, bank.loraA(), loraBTransposed(false), bank.scales());
+    return new ScoredBank(
+        scores, gate, bank.loraA(), bank.loraB(), loraBTransposed(false), bank.scales());
   }
 
   private synchronized NDArray keepBTransposed() {

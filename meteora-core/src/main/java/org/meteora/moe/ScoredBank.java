@@ -9,8 +9,14 @@ import org.meteora.nn.Scores;
  * @param scores what is computed
  * @param gate {@code (N, in)}; null for {@link Scores#NORM}
  * @param loraA A {@code (Σr, in)}
+ * @param loraB B {@code (out, Σr)}
  * @param loraBTransposed Bᵀ {@code (Σr, out)}, row-major
  * @param scales of each adapter
  */
 public record ScoredBank(
-    Scores scores, NDArray gate, NDArray loraA, NDArray loraBTransposed, double[] scales) {}
+    Scores scores,
+    NDArray gate,
+    NDArray loraA,
+    NDArray loraB,
+    NDArray loraBTransposed,
+    double[] scales) {}

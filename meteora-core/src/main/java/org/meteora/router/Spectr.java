@@ -31,7 +31,7 @@ public final class Spectr implements Router.Scoring {
   private final Tables<Table> tables;
   private final NDManager manager;
   private final Dtype dtype;
-  private final Map<GatedLinear, NDArray> lefts = new IdentityHashMap<>();
+  private final Map<GatedLinear, ScoredBank> ofKernels = new IdentityHashMap<>();
 
   /**
    * @param model whose adapters it chooses among; what is kept belongs to its manager
@@ -94,14 +94,20 @@ public final class Spectr implements Router.Scoring {
   /** A with rows s_i M_i, and B with its columns orthonormal: s_i B_i A_i is their product. */
   @Override
   public ScoredBank forKernels(GatedLinear linear) {
-    synchronized (lefts) {
-      return new ScoredBank(
-          Scores.NORM,
-          null,
-          tables.of(linear).forms(),
-          lefts.computeIfAbsent(linear, this::left),
-          DoubleStream.generate(() -> 1).limit(linear.bank().size()).toArray());
+    synchronized (ofKernels) {
+      return ofKernels.computeIfAbsent(linear, this::makeForKernels);
     }
+  }
+
+  private ScoredBank makeForKernels(GatedLinear linear) {
+    var left = left(linear);
+    return new ScoredBank(
+        Scores.NORM,
+        null,
+        tables.of(linear).forms(),
+        Ops.transpose(left, 0, 1),
+        left,
+        DoubleStream.generate(() -> 1).limit(linear.bank().size()).toArray());
   }
 
   /** {@code (Σr, out)}. */

@@ -378,6 +378,7 @@ class RoutersTest {
         int out = (int) linear.weight().getShape().get(0);
         var a = given.loraA().toFloatArray();
         var b = given.loraBTransposed().toFloatArray();
+        assertThat(given.loraB().transpose().toFloatArray()).isEqualTo(b);
         var x = RandomLlama.normal(manager, Dtype.F32, 1, 1, in);
         var row = doubles(x.toFloatArray());
         var scores = router.scores(linear, x).toFloatArray();

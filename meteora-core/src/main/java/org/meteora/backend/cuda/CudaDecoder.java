@@ -53,7 +53,7 @@ public final class CudaDecoder implements AutoCloseable {
   /** Tokens at most that {@link #step} keeps a row from choosing. */
   public static final int MAX_BANNED = DeviceSampler.MAX_BANNED;
 
-  /** Bytes that are left for a prefill. */
+  /** Bytes that are left for a prefill, at most. */
   private static final long RESERVE = 3L << 30;
 
   /** Columns added to the cache at least, when it is full. */
@@ -299,9 +299,13 @@ public final class CudaDecoder implements AutoCloseable {
   public long kvCapacity() {
     long column = MemoryNeed.cacheBytes(model.config(), model.dtype(), 1, 1);
     cuda.makeCurrent();
-    long free = cuda.free(Long.MAX_VALUE) - RESERVE;
     long there = cache == null ? 0 : (long) slotCount * cache.capacity();
-    return there + Math.max(0, free / 10 * 9 / column);
+    return there + columns(cuda.free(Long.MAX_VALUE), column);
+  }
+
+  /** Columns that free memory is for; where little is free, a prefill gets half of it. */
+  static long columns(long free, long bytesOfColumn) {
+    return (free - Math.min(RESERVE, free / 2)) / 10 * 9 / bytesOfColumn;
   }
 
   /**

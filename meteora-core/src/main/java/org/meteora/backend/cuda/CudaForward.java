@@ -115,9 +115,8 @@ final class CudaForward extends PortableForward {
       ForwardContext context) {
     var y = linear.base(x);
     try (var flat = y.reshape(-1, linear.weight().getShape().get(0));
-        var z = kernels.z(masked, at);
-        var loraB = kernels.loraB(at)) {
-      Ops.addLinear(flat, z, loraB);
+        var z = kernels.z(masked, at)) {
+      Ops.addLinear(flat, z, kernels.loraB(at));
     }
     NDArray logits = null;
     if (context.gateLogits()) {

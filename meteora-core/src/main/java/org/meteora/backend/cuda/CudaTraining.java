@@ -438,6 +438,9 @@ final class CudaTraining implements LlamaTraining {
       NDManager scope,
       IntConsumer done) {
     watching.phase(Watching.Phase.FORWARD);
+    if (plan.gradients) {
+      parametersMayChange();
+    }
     device.upload(plan.ids, numbers.memory);
     device.clear(plan.counted, plan.countedBytes);
     boolean counts = gated(context) && input.tasks() != null;
@@ -468,6 +471,17 @@ final class CudaTraining implements LlamaTraining {
     var result = results(plan, numbers, counts);
     watching.begin(Part.FORWARD);
     return result;
+  }
+
+  /** What inference has kept of the parameters is made anew. */
+  private void parametersMayChange() {
+    for (var layer : llama.layers()) {
+      for (var linear : layer.projections()) {
+        if (linear.bank() != null) {
+          linear.layout().parametersMayChange();
+        }
+      }
+    }
   }
 
   private boolean gated(ForwardContext context) {

@@ -31,6 +31,7 @@ final class FusedInference implements AutoCloseable {
   private final Router.Scoring router;
   private final List<ScoredBank> banks;
   private final NDArray stacked;
+  private final boolean ownsStack;
   private final long[] loraB;
   private final AdapterKernels kernels;
   private final Cuda cuda;
@@ -47,7 +48,8 @@ final class FusedInference implements AutoCloseable {
     this.linears = linears;
     this.router = router;
     this.banks = linears.stream().map(router::forKernels).toList();
-    this.stacked = stacked == null ? stack() : stacked;
+    this.ownsStack = stacked == null;
+    this.stacked = ownsStack ? stack() : stacked;
     this.loraB = addressesOfB();
     int in = (int) this.stacked.getShape().get(1);
     cuda = Cuda.device(this.stacked.getDevice().getDeviceId());
@@ -71,9 +73,14 @@ final class FusedInference implements AutoCloseable {
                   scales),
               (int) linears.get(i).weight().getShape().get(0)));
     }
-    kernels =
-        new AdapterKernels(
-            cuda, Ops.dtype(this.stacked), banks.getFirst().scores(), topK, in, targets, LIBTORCH);
+    var scores = banks.getFirst().scores();
+    try {
+      kernels =
+          new AdapterKernels(cuda, Ops.dtype(this.stacked), scores, topK, in, targets, LIBTORCH);
+    } catch (RuntimeException | Error e) {
+      closeStack();
+      throw e;
+    }
     this.stacked.getManager().attachInternal(id, this);
   }
 
@@ -156,9 +163,9 @@ final class FusedInference implements AutoCloseable {
     return rows;
   }
 
-  /** A linear's B {@code (out, Σr)}, to be multiplied by its masked z. */
+  /** A linear's B {@code (out, Σr)}, to be multiplied by its masked z; stays the bank's. */
   NDArray loraB(int linear) {
-    return Ops.transpose(banks.get(linear).loraBTransposed(), 0, 1);
+    return banks.get(linear).loraB();
   }
 
   /** A linear's masked z {@code (tokens, Σr)}. */
@@ -187,6 +194,13 @@ final class FusedInference implements AutoCloseable {
       closed = true;
       stacked.getManager().detachInternal(id);
       kernels.close();
+      closeStack();
+    }
+  }
+
+  private void closeStack() {
+    if (ownsStack) {
+      stacked.close();
     }
   }
 }

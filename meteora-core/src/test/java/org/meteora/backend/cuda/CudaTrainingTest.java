@@ -532,6 +532,25 @@ class CudaTrainingTest {
     }
   }
 
+  /** Inference behind a training pass sees the parameters as they are then. */
+  @Test
+  void whatInferenceKeptIsMadeAnew() throws Exception {
+    try (var model = new Model(16, 2, 16, true, 0, false, 5)) {
+      var layout = model.llama.layers().get(1).projection(Projection.Q).layout();
+      var before = layout.loraBTransposed(false).toFloatArray();
+      var training = CudaTraining.of(model.llama, model, Recompute.ALL, device).orElseThrow();
+      training.run(input(false, true, 0.7), context(true), true, layer -> {});
+      try (var off = Ops.notRecording();
+          var detached = Ops.detach(model.manager, layout.bank().loraB())) {
+        detached.addi(1); // the optimiser's step
+      }
+      var after = layout.loraBTransposed(false).toFloatArray();
+      for (int i = 0; i < before.length; i++) {
+        assertThat(after[i]).isEqualTo(before[i] + 1);
+      }
+    }
+  }
+
   /** Samples of unequal lengths that lie behind each other, and each of them by itself. */
   @Test
   void samplesDoNotSeeTheirNeighbours() throws Exception {
