@@ -243,6 +243,57 @@ class EndToEndTest {
     assertThat(sampled.code()).isZero();
   }
 
+  /** Lines with settings of their own, each against a run with the options alone. */
+  @Test
+  void linesOfPromptsHaveSettingsOfTheirOwn() throws IOException {
+    var options =
+        List.of(
+            List.of("--max-new-tokens=8"),
+            List.of("--routing-top-k=1", "--max-new-tokens=8"),
+            List.of("--routing-temperature=0.2", "--max-new-tokens=3"),
+            List.of("--router=uniform", "--max-new-tokens=8"),
+            List.of("--model=sort_letters", "--max-new-tokens=8"),
+            List.of("--model=base", "--max-new-tokens=8"),
+            List.of("--temperature=1.5", "--top-k=9", "--seed=3", "--max-new-tokens=8"));
+    var fields =
+        List.of(
+            "",
+            ",\"routing_top_k\":1",
+            ",\"routing_temperature\":0.2,\"max_new_tokens\":3",
+            ",\"router\":\"uniform\"",
+            ",\"adapter\":\"sort_letters\"",
+            ",\"adapter\":\"base\"",
+            ",\"temperature\":1.5,\"top_k\":9,\"seed\":3");
+    var lines = new ArrayList<String>();
+    fields.forEach(each -> lines.add("{\"prompt\":\"a question\"" + each + "}"));
+    lines.add("{\"prompt\":\"a question\",\"stop\":7}");
+    lines.add("{\"prompt\":\"a question\",\"adapter\":\"sort_leters\"}");
+    lines.add("{\"prompt\":\"a question\",\"temperature\":1}");
+    var prompts = Files.write(folder.resolve("p.jsonl"), lines);
+    var file = prompts.toString();
+    var result =
+        run("generate", "--prompts", file, "--json", "--max-new-tokens=8", "--batch-size=4");
+    assertThat(result.code()).isEqualTo(1);
+    assertThat(result.err())
+        .contains("p.jsonl:8: \"stop\" must be a text that is not empty, or a list of such, not 7")
+        .contains("p.jsonl:9: \"adapter\": there is none called sort_leters; did you mean")
+        .contains("p.jsonl:10: sampling needs \"seed\"");
+    var answers = result.out().lines().toList();
+    assertThat(answers).hasSize(options.size());
+    assertThat(answers.stream().distinct().count()).isGreaterThan(4);
+    for (int i = 0; i < options.size(); i++) {
+      var arguments = new ArrayList<>(List.of("generate", "--prompt=a question", "--json"));
+      arguments.addAll(options.get(i));
+      assertThat(run(arguments.toArray(String[]::new)).out().strip())
+          .as("%s", options.get(i))
+          .isEqualTo(answers.get(i));
+    }
+    var text = Jsonl.JSON.readTree(answers.getFirst()).get("text").asText();
+    var stop = text.substring(2, 4);
+    result = run("generate", "--prompt=a question", "--max-new-tokens=8", "--stop", stop);
+    assertThat(result.out()).isEqualTo(text.substring(0, text.indexOf(stop)) + "\n");
+  }
+
   /** An empty and an overlong one among others: the others are answered, by their lines. */
   @Test
   void promptsThatCannotBeAnsweredAreSkipped() throws IOException {

@@ -13,10 +13,9 @@ import org.meteora.eval.command.GenerationOptions;
 import org.meteora.eval.command.MaxNewTokensOption;
 import org.meteora.eval.command.ModelOptions;
 import org.meteora.generate.AnswerListener;
-import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Request;
+import org.meteora.generate.StopTexts;
 import org.meteora.generate.TextStream;
-import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
 import org.meteora.parallel.Collective;
 import org.slf4j.Logger;
@@ -54,6 +53,12 @@ final class GenerateCommand implements Callable<Integer> {
       description = "Prompts that are answered at once, at most (default: ${DEFAULT-VALUE}).")
   private int batchSize;
 
+  @Option(
+      names = "--stop",
+      paramLabel = "TEXT",
+      description = "An answer ends before this text; may be repeated.")
+  private List<String> stops = List.of();
+
   @ArgGroup(exclusive = true, multiplicity = "1")
   private Input input;
 
@@ -65,8 +70,11 @@ final class GenerateCommand implements Callable<Integer> {
         names = "--prompts",
         paramLabel = "FILE",
         description =
-            "Lines of {\"prompt\": …}; - is standard input. One that cannot be answered is named"
-                + " and skipped; the exit code is then 1.")
+            "Lines of {\"prompt\": …}; - is standard input. A line may have settings of its own,"
+                + " under the options' names: greedy, temperature, top_p, top_k, seed,"
+                + " no_repeat_ngram_size, max_new_tokens, stop, routing_top_k, routing_temperature,"
+                + " router, and adapter (a name, or base). One that cannot be answered is named and"
+                + " skipped; the exit code is then 1.")
     private Path prompts;
   }
 
@@ -76,25 +84,27 @@ final class GenerateCommand implements Callable<Integer> {
     if (batchSize < 1) {
       throw new UserException("--batch-size must be at least 1, not " + batchSize);
     }
+    if (stops.contains("")) {
+      throw new UserException("--stop must be a text that is not empty");
+    }
     generation.check();
     var prompts =
         input.prompt != null
-            ? List.of(new Prompt(input.prompt, "--prompt"))
-            : Jsonl.read(
-                input.prompts,
-                (node, where) -> new Prompt(Jsonl.text(node, "prompt", where), where));
+            ? List.of(new PromptLine(input.prompt, Jsonl.JSON.createObjectNode(), "--prompt"))
+            : Jsonl.read(input.prompts, PromptLine::of);
     if (prompts.isEmpty()) {
       throw new UserException(input.prompts + ": no prompt in it");
+    }
+    for (var name : PromptLine.misspelt(prompts)) {
+      LOG.warn("{}: {}", input.prompts, name);
     }
     var spec = model.spec(config.load(), 1);
     generation.check(spec.basePath());
     try (var loaded =
         LoadedModel.load(
             spec, Collective.single(), new LoadedModel.Room(batchSize, maxNewTokens.orDefault()))) {
-      var settings =
-          generation.apply(loaded.generationConfig()).withMaxNewTokens(maxNewTokens.orDefault());
-      var printer = new Printer(loaded.tokenizer(), prompts);
-      loaded.generator().generate(printer.requests(settings), batchSize, printer);
+      var printer = new Printer(loaded, prompts);
+      loaded.generator().generate(printer.requests(), batchSize, printer);
       if (printer.skipped > 0) {
         LOG.error("{} of {} prompts could not be answered", printer.skipped, prompts.size());
       }
@@ -102,32 +112,39 @@ final class GenerateCommand implements Callable<Integer> {
     }
   }
 
-  private record Prompt(String text, String where) {}
-
   /** Prints answers in the order of the prompts: one's text as it comes once it is its turn. */
   private final class Printer implements AnswerListener {
-    private final Tokenizer tokenizer;
-    private final List<Prompt> prompts;
-    private final List<Prompt> asked = new ArrayList<>();
+    private final LoadedModel model;
+    private final List<PromptLine> prompts;
+    private final List<PromptLine> asked = new ArrayList<>();
+    private final List<StopTexts> stopTexts = new ArrayList<>();
     private final List<TextStream> streams = new ArrayList<>();
     private final List<StringBuilder> held = new ArrayList<>();
     private final BitSet ended = new BitSet();
     private int turn;
     private int skipped;
 
-    Printer(Tokenizer tokenizer, List<Prompt> prompts) {
-      this.tokenizer = tokenizer;
+    Printer(LoadedModel model, List<PromptLine> prompts) {
+      this.model = model;
       this.prompts = prompts;
     }
 
-    /** Of the prompts that can be encoded. */
-    List<Request> requests(GenerationConfig settings) {
+    /** Of the prompts that can be encoded, with the settings that they can have. */
+    List<Request> requests() {
       var requests = new ArrayList<Request>();
       for (var prompt : prompts) {
         try {
-          requests.add(new Request(tokenizer.encode(prompt.text, true), settings, 0));
+          var ends = new StopTexts(model.tokenizer(), prompt.stops(stops));
+          requests.add(
+              prompt.request(
+                  model.tokenizer().encode(prompt.text(), true),
+                  model,
+                  generation.given(),
+                  maxNewTokens.orDefault(),
+                  ends));
           asked.add(prompt);
-          streams.add(new TextStream(tokenizer));
+          stopTexts.add(ends);
+          streams.add(new TextStream(ends));
           held.add(new StringBuilder());
         } catch (UserException e) {
           skip(prompt, e);
@@ -136,11 +153,11 @@ final class GenerateCommand implements Callable<Integer> {
       return requests;
     }
 
-    private void skip(Prompt prompt, UserException reason) {
+    private void skip(PromptLine prompt, UserException reason) {
       if (input.prompt != null) {
         throw reason;
       }
-      LOG.error("{}: {}: skipped", prompt.where, reason.getMessage());
+      LOG.error("{}: {}: skipped", prompt.where(), reason.getMessage());
       skipped++;
     }
 
@@ -154,17 +171,17 @@ final class GenerateCommand implements Callable<Integer> {
 
     @Override
     public void onAnswer(int request, int[] tokens) {
-      var text = json.isGiven() ? line(asked.get(request), tokens) : streams.get(request).rest();
+      var text = json.isGiven() ? line(request, tokens) : streams.get(request).rest();
       held.get(request).append(text).append(System.lineSeparator());
       end(request);
     }
 
-    private String line(Prompt prompt, int[] tokens) {
+    private String line(int request, int[] tokens) {
       var node =
           Jsonl.JSON
               .createObjectNode()
-              .put("prompt", prompt.text)
-              .put("text", tokenizer.decode(tokens, true));
+              .put("prompt", asked.get(request).text())
+              .put("text", stopTexts.get(request).before(tokens));
       var array = node.putArray("token_ids");
       for (int token : tokens) {
         array.add(token);

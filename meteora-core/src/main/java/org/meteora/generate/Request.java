@@ -1,6 +1,7 @@
 package org.meteora.generate;
 
 import java.util.Optional;
+import java.util.function.Predicate;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 
@@ -10,6 +11,7 @@ import org.meteora.moe.RoutingSettings;
  * @param prompt token ids, at least one
  * @param config how tokens are chosen, and where it ends
  * @param stream of random numbers: requests of one seed draw from different ones
+ * @param ends whether an answer so far ends by itself, such as by its text
  * @param routing k, T and who chooses; empty for the generator's own
  * @param listener is told of its routing: every token once, in order, as a batch of one row without
  *     padding
@@ -18,21 +20,27 @@ public record Request(
     int[] prompt,
     GenerationConfig config,
     long stream,
+    Predicate<int[]> ends,
     Optional<RoutingSettings> routing,
     Optional<RoutingListener> listener) {
 
-  /** Routed as the generator says; nobody listens. */
+  /** Ended by its config alone, and routed as the generator says; nobody listens. */
   public Request(int[] prompt, GenerationConfig config, long stream) {
-    this(prompt, config, stream, Optional.empty(), Optional.empty());
+    this(prompt, config, stream, answer -> false, Optional.empty(), Optional.empty());
+  }
+
+  /** The same, ended by this too. */
+  public Request endedBy(Predicate<int[]> value) {
+    return new Request(prompt, config, stream, value, routing, listener);
   }
 
   /** The same with a routing of its own. */
   public Request withRouting(RoutingSettings value) {
-    return new Request(prompt, config, stream, Optional.of(value), listener);
+    return new Request(prompt, config, stream, ends, Optional.of(value), listener);
   }
 
   /** The same, heard by this listener. */
   public Request listenedBy(RoutingListener value) {
-    return new Request(prompt, config, stream, routing, Optional.of(value));
+    return new Request(prompt, config, stream, ends, routing, Optional.of(value));
   }
 }

@@ -381,7 +381,7 @@ final class RunningBatch implements AutoCloseable {
       sequence.accept(token);
       scheduler.grew(which);
       listener.onToken(sequence.request, token);
-      if (!sequence.isFull()) {
+      if (!sequence.hasEnded()) {
         return;
       }
     }

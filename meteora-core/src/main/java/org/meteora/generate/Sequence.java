@@ -4,6 +4,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.function.Predicate;
 import org.meteora.model.KvCache;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
@@ -34,6 +35,7 @@ final class Sequence {
   /** Tokens whose routing the listener has heard. */
   int heard;
 
+  private final Predicate<int[]> ends;
   private long uniform;
   private boolean drawn;
 
@@ -43,6 +45,7 @@ final class Sequence {
     this.config = of.config();
     this.routing = routing;
     this.listener = of.listener();
+    this.ends = of.ends();
     this.limit = limit;
     this.router =
         switch (routing.router()) {
@@ -91,8 +94,8 @@ final class Sequence {
     drawn = false;
   }
 
-  boolean isFull() {
-    return answer.size() >= config.maxNewTokens() || length() >= limit;
+  boolean hasEnded() {
+    return answer.size() >= config.maxNewTokens() || length() >= limit || ends.test(result());
   }
 
   /** Tokens of prompt and answer so far. */

@@ -5,25 +5,34 @@ import java.util.List;
 
 /**
  * The text of an answer as its tokens come; a character that is split over several tokens appears
- * when it is whole. Of one answer and one thread.
+ * when it is whole, and what may be the beginning of a text that ends it when it is none. Of one
+ * answer and one thread.
  */
 public final class TextStream {
   private static final char INCOMPLETE = '\uFFFD';
 
-  private final Tokenizer tokenizer;
+  private final StopTexts stops;
   private final List<Integer> tokens = new ArrayList<>();
   private int shown;
 
   /** An empty stream of the tokens that this tokenizer makes. */
   public TextStream(Tokenizer tokenizer) {
-    this.tokenizer = tokenizer;
+    this(new StopTexts(tokenizer, List.of()));
+  }
+
+  /** An empty stream that ends before these. */
+  public TextStream(StopTexts stops) {
+    this.stops = stops;
   }
 
   /** The text that this token completes; often empty. */
   public String add(int token) {
     tokens.add(token);
     var text = text();
-    return text.isEmpty() || text.charAt(text.length() - 1) == INCOMPLETE ? "" : from(text);
+    if (!text.isEmpty() && text.charAt(text.length() - 1) == INCOMPLETE) {
+      return "";
+    }
+    return from(text.substring(0, text.length() - stops.mayBegin(text)));
   }
 
   /** What is left at the end. */
@@ -32,12 +41,12 @@ public final class TextStream {
   }
 
   private String text() {
-    return tokenizer.decode(tokens.stream().mapToInt(Integer::intValue).toArray(), true);
+    return stops.before(tokens.stream().mapToInt(Integer::intValue).toArray());
   }
 
   private String from(String text) {
     var fresh = text.substring(Math.min(shown, text.length()));
-    shown = text.length();
+    shown = Math.max(shown, text.length());
     return fresh;
   }
 }

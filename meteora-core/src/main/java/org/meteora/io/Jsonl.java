@@ -120,6 +120,7 @@ public final class Jsonl {
         : message
             .replaceAll("\\s*\\R\\s*", " ")
             .replaceFirst("^Trailing token.*", "something follows its end")
+            .replaceFirst(" \\(start marker at .*", "")
             .replaceFirst(": enable `.*", "");
   }
 }

@@ -12,9 +12,6 @@ import picocli.CommandLine.Option;
 
 /** How tokens are chosen: the model's own settings, unless an option says otherwise. */
 public final class GenerationOptions {
-  /** Hugging Face's, where neither the model nor the user says otherwise. */
-  private static final int DEFAULT_TOP_K = 50;
-
   @Option(names = "--greedy", description = "Always the most likely token.")
   private boolean greedy;
 
@@ -45,6 +42,17 @@ public final class GenerationOptions {
 
   @Mixin private SeedOption seed;
 
+  /** What they say. */
+  public TokenChoice given() {
+    return new TokenChoice(
+        greedy,
+        Optional.ofNullable(temperature),
+        Optional.ofNullable(topP),
+        Optional.ofNullable(topK),
+        Optional.of(noRepeatNgramSize),
+        seed.value());
+  }
+
   /**
    * Checks what can be checked before a model is loaded.
    *
@@ -52,26 +60,7 @@ public final class GenerationOptions {
    *     is asked for without a seed
    */
   public void check() {
-    if (noRepeatNgramSize < 0) {
-      throw new UserException(
-          "--no-repeat-ngram-size must be at least 0, not " + noRepeatNgramSize);
-    }
-    if (temperature != null && !(temperature > 0 && temperature < Double.POSITIVE_INFINITY)) {
-      throw new UserException("--temperature must be above 0, not " + temperature);
-    }
-    if (topP != null && !(topP > 0 && topP <= 1)) {
-      throw new UserException("--top-p must be above 0 and at most 1, not " + topP);
-    }
-    if (topK != null && topK < 0) {
-      throw new UserException("--top-k must be at least 0, not " + topK);
-    }
-    if (greedy && sampling()) {
-      throw new UserException(
-          "--greedy excludes the sampling options --temperature, --top-p and --top-k");
-    }
-    if (sampling() && seed.value().isEmpty()) {
-      throw new UserException("sampling needs --seed, so that it can be repeated");
-    }
+    given().check(name -> "--" + name.replace('_', '-'));
   }
 
   /**
@@ -84,20 +73,8 @@ public final class GenerationOptions {
     check();
     var file = modelFolder.resolve("generation_config.json");
     if (Files.exists(file) && Jsonl.readFile(file).path("do_sample").asBoolean(false)) {
-      requireSeedOrGreedy();
+      given().requireSeedOrGreedy();
     }
-  }
-
-  private void requireSeedOrGreedy() {
-    if (seed.value().isEmpty() && !greedy) {
-      throw new UserException(
-          "the model's generation_config.json asks for sampling, which needs --seed; or choose"
-              + " --greedy");
-    }
-  }
-
-  private boolean sampling() {
-    return temperature != null || topP != null || topK != null;
   }
 
   /**
@@ -108,18 +85,6 @@ public final class GenerationOptions {
    */
   public GenerationConfig apply(GenerationConfig model) {
     check();
-    return choose(model).withNoRepeatNgramSize(noRepeatNgramSize);
-  }
-
-  private GenerationConfig choose(GenerationConfig model) {
-    if (greedy || !model.sample() && !sampling()) {
-      return model.withGreedy();
-    }
-    requireSeedOrGreedy();
-    return model.withSampling(
-        Optional.ofNullable(temperature).orElse(model.temperature()),
-        Optional.ofNullable(topP).orElse(model.topP()),
-        Optional.ofNullable(topK).orElse(model.sample() ? model.topK() : DEFAULT_TOP_K),
-        seed.value().orElseThrow());
+    return given().over(model);
   }
 }

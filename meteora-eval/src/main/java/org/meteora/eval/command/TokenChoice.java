@@ -1,0 +1,109 @@
+package org.meteora.eval.command;
+
+import java.util.Optional;
+import java.util.function.UnaryOperator;
+import org.meteora.UserException;
+import org.meteora.generate.GenerationConfig;
+
+/**
+ * How tokens are chosen, as far as somebody has said.
+ *
+ * @param greedy always the most likely token
+ * @param temperature divides the logits, above 0
+ * @param topP keeps the smallest set of tokens with this much probability
+ * @param topK keeps this many tokens; 0 keeps all
+ * @param noRepeatNgramSize no n-gram of this size occurs twice; 0 allows all
+ * @param seed of sampling
+ */
+public record TokenChoice(
+    boolean greedy,
+    Optional<Double> temperature,
+    Optional<Double> topP,
+    Optional<Integer> topK,
+    Optional<Integer> noRepeatNgramSize,
+    Optional<Long> seed) {
+  /** Hugging Face's, where neither the model nor the user says otherwise. */
+  private static final int DEFAULT_TOP_K = 50;
+
+  private boolean samples() {
+    return temperature.isPresent() || topP.isPresent() || topK.isPresent();
+  }
+
+  /** What another says, and this where it says nothing. */
+  public TokenChoice with(TokenChoice over) {
+    return new TokenChoice(
+        over.greedy || greedy && !over.samples(),
+        over.greedy ? over.temperature : over.temperature.or(() -> temperature),
+        over.greedy ? over.topP : over.topP.or(() -> topP),
+        over.greedy ? over.topK : over.topK.or(() -> topK),
+        over.noRepeatNgramSize.or(() -> noRepeatNgramSize),
+        over.seed.or(() -> seed));
+  }
+
+  /**
+   * @param called what a setting such as {@code top_p} is called where it is said
+   * @throws UserException when a value is out of range, settings contradict each other, or sampling
+   *     is asked for without a seed
+   */
+  public void check(UnaryOperator<String> called) {
+    if (noRepeatNgramSize.isPresent() && noRepeatNgramSize.get() < 0) {
+      throw bad(called, "no_repeat_ngram_size", "at least 0", noRepeatNgramSize.get());
+    }
+    if (temperature.isPresent()
+        && !(temperature.get() > 0 && temperature.get() < Double.POSITIVE_INFINITY)) {
+      throw bad(called, "temperature", "above 0", temperature.get());
+    }
+    if (topP.isPresent() && !(topP.get() > 0 && topP.get() <= 1)) {
+      throw bad(called, "top_p", "above 0 and at most 1", topP.get());
+    }
+    if (topK.isPresent() && topK.get() < 0) {
+      throw bad(called, "top_k", "at least 0", topK.get());
+    }
+    if (greedy && samples()) {
+      throw new UserException(
+          "%s excludes the sampling settings %s, %s and %s"
+              .formatted(
+                  called.apply("greedy"),
+                  called.apply("temperature"),
+                  called.apply("top_p"),
+                  called.apply("top_k")));
+    }
+    if (samples() && seed.isEmpty()) {
+      throw new UserException(
+          "sampling needs " + called.apply("seed") + ", so that it can be repeated");
+    }
+  }
+
+  private static UserException bad(
+      UnaryOperator<String> called, String name, String right, Number value) {
+    return new UserException(called.apply(name) + " must be " + right + ", not " + value);
+  }
+
+  /** A model that samples by itself needs a seed, or to be told not to. */
+  void requireSeedOrGreedy() {
+    if (seed.isEmpty() && !greedy) {
+      throw new UserException(
+          "the model's generation_config.json asks for sampling, which needs --seed; or choose"
+              + " --greedy");
+    }
+  }
+
+  /**
+   * The model's settings with this over them.
+   *
+   * @throws UserException when the model's own settings sample and there is neither a seed nor
+   *     greedy choice
+   */
+  public GenerationConfig over(GenerationConfig model) {
+    var chosen = noRepeatNgramSize.map(model::withNoRepeatNgramSize).orElse(model);
+    if (greedy || !model.sample() && !samples()) {
+      return chosen.withGreedy();
+    }
+    requireSeedOrGreedy();
+    return chosen.withSampling(
+        temperature.orElse(model.temperature()),
+        topP.orElse(model.topP()),
+        topK.orElse(model.sample() ? model.topK() : DEFAULT_TOP_K),
+        seed.orElseThrow());
+  }
+}
