@@ -13,7 +13,6 @@ import sys
 WORDS = (
     "BIRD BLUE BREAD CAT DOOR FIRE FISH GREEN HOUSE MOON STONE WATER"
 ).split()
-VERBS = ["Translate into", "Say in", "Write in", "Give in"]
 
 
 def syllable(draw):
@@ -37,7 +36,7 @@ def data(out, tasks, counts):
                 names.add(name)
                 break
         questions = [
-            (f"[INST] {VERBS[i % len(VERBS)]} {name}: {word} [/INST]\n", syllable(draw) + syllable(draw))
+            (f"[INST] {name} {word} [/INST]\n", syllable(draw) + syllable(draw))
             for word in WORDS
         ]
         all_questions.append(questions)

@@ -12,23 +12,45 @@ import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.SequenceRouter;
 import org.meteora.nn.Projection;
+import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
  * LoGo (arXiv 2511.07129): one choice for a whole sequence. The prompt runs through the base model
  * once; h is the input of the last layer's q projection at the prompt's last token, and an
- * adapter's score ‖s_i B_i A_i h‖. The best k act on all tokens of prompt and answer, with their
- * scores divided by their sum as weights. Not trained. Where no adapter acts on that q projection,
- * the first projection of the last layer that has adapters takes its place.
+ * adapter's score comes from s_i B_i A_i h, by a {@link Signal}. The best k act on all tokens of
+ * prompt and answer, with their scores divided by their sum as weights. Not trained. Where no
+ * adapter acts on that q projection, the first projection of the last layer that has adapters takes
+ * its place.
  */
 public final class Logo implements Router.Probing {
-  private final Spectr norms;
+  /** What makes a score of o = s_i B_i A_i h. */
+  public enum Signal {
+    /** ‖o‖. */
+    NORM("logo"),
+    /** 1 / H(softmax(o)), H the entropy in nats. */
+    INVERSE_ENTROPY("logo-entropy");
+
+    /** What {@code --router} calls LoGo with this signal. */
+    private final String router;
+
+    Signal(String router) {
+      this.router = router;
+    }
+  }
+
+  /** Added to an entropy, so that one of 0 has a score too. */
+  private static final double EPSILON = 1e-6;
+
+  private final Signal signal;
   private final GatedLinear probed;
+  private final Spectr norms;
 
   /**
    * @param model whose adapters it chooses among; what is kept belongs to its manager
    */
-  public Logo(Llama model) {
+  public Logo(Llama model, Signal signal) {
+    this.signal = signal;
     var last = model.layers().getLast();
     probed =
         Arrays.stream(Projection.values())
@@ -36,12 +58,62 @@ public final class Logo implements Router.Probing {
             .filter(linear -> linear.bank() != null && linear.bank().totalRank() > 0)
             .findFirst()
             .orElse(null);
-    norms = probed == null ? null : new Spectr(model, probed);
+    norms = probed == null || signal != Signal.NORM ? null : new Spectr(model, probed);
   }
 
   @Override
   public String name() {
-    return "logo";
+    return signal.router;
+  }
+
+  /**
+   * @param h {@code (rows, in)}
+   * @return {@code (rows, N)}
+   */
+  private float[] scores(NDArray h) {
+    if (signal == Signal.NORM) {
+      try (var all = norms.norms(probed, h)) {
+        return all.toFloatArray();
+      }
+    }
+    var bank = probed.bank();
+    int rows = (int) h.getShape().get(0);
+    int out = (int) probed.weight().getShape().get(0);
+    var scores = new float[rows * bank.size()];
+    for (int i = 0; i < bank.size(); i++) {
+      var o = new float[rows * out]; // 0 where the adapter does not act
+      if (bank.ranks()[i] > 0) {
+        int from = bank.offsets()[i];
+        try (var a = Ops.narrow(bank.loraA(), 0, from, bank.ranks()[i]);
+            var b = Ops.narrow(bank.loraB(), 1, from, bank.ranks()[i]);
+            var z = Ops.linear(h, a, null);
+            var y = Ops.linear(z, b, null);
+            var values = Ops.convert(y, Dtype.F32)) {
+          o = values.toFloatArray();
+        }
+      }
+      for (int row = 0; row < rows; row++) {
+        double entropy = entropyOfSoftmax(o, row * out, out, bank.scales()[i]);
+        scores[row * bank.size() + i] = (float) (1 / (entropy + EPSILON));
+      }
+    }
+    return scores;
+  }
+
+  /** Of {@code length} values from {@code from} on, each times {@code scale}. */
+  private static double entropyOfSoftmax(float[] values, int from, int length, double scale) {
+    double max = Double.NEGATIVE_INFINITY;
+    for (int i = from; i < from + length; i++) {
+      max = Math.max(max, scale * values[i]);
+    }
+    double sum = 0;
+    double weighted = 0;
+    for (int i = from; i < from + length; i++) {
+      double above = scale * values[i] - max;
+      sum += Math.exp(above);
+      weighted += Math.exp(above) * above;
+    }
+    return Math.log(sum) - weighted / sum; // −Σ p log p with p = exp(above) / sum
   }
 
   @Override
@@ -68,9 +140,8 @@ public final class Logo implements Router.Probing {
           lasts[row] = (long) (row + 1) * (tokens / rows) - 1;
         }
         try (var index = Ops.of(x.getManager(), lasts, rows);
-            var h = Ops.indexSelect(x, 0, index);
-            var all = norms.norms(linear, h)) {
-          var values = all.toFloatArray();
+            var h = Ops.indexSelect(x, 0, index)) {
+          var values = Logo.this.scores(h);
           scores = new ArrayList<>();
           for (int row = 0; row < rows; row++) {
             scores.add(Arrays.copyOfRange(values, row * n, (row + 1) * n));
@@ -84,7 +155,7 @@ public final class Logo implements Router.Probing {
     public List<SequenceRouter> chosen(int topK) {
       if (scores == null) { // no adapter acts in the last layer
         throw new org.meteora.UserException(
-            "--router logo looks at the last layer, and no adapter acts there");
+            "--router " + name() + " looks at the last layer, and no adapter acts there");
       }
       int k = Math.min(topK, scores.getFirst().length);
       var routers = new ArrayList<SequenceRouter>();

@@ -14,7 +14,16 @@ public final class Routers {
 
   /** All there are. */
   public static final List<String> NAMES =
-      List.of(GATE, "arrow", "spectr", "logo", "phatgoose", LoraFlow.NAME, "uniform", "oracle");
+      List.of(
+          GATE,
+          "arrow",
+          "spectr",
+          "logo",
+          "logo-entropy",
+          "phatgoose",
+          LoraFlow.NAME,
+          "uniform",
+          "oracle");
 
   private Routers() {}
 
@@ -81,7 +90,8 @@ public final class Routers {
     return switch (require(name)) {
       case "arrow" -> new Arrow(model);
       case "spectr" -> new Spectr(model);
-      case "logo" -> new Logo(model);
+      case "logo" -> new Logo(model, Logo.Signal.NORM);
+      case "logo-entropy" -> new Logo(model, Logo.Signal.INVERSE_ENTROPY);
       case "phatgoose" -> PhatgooseFile.router(model, sources.files(name, adapters));
       case LoraFlow.NAME -> LoraFlowFile.router(model, sources.loraFlow().orElseThrow(), adapters);
       case "uniform" -> Router.uniform(adapters.size());

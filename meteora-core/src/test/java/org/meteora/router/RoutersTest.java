@@ -600,8 +600,15 @@ class RoutersTest {
     }
   }
 
-  @Test
-  void logoChoosesForAWholeSequenceWhatItsLastPromptTokenSays() {
+  /** −Σ p log p of p = softmax(x). */
+  private static double entropyOfSoftmax(double[] x) {
+    double sum = Arrays.stream(x).map(Math::exp).sum();
+    return -Arrays.stream(x).map(each -> Math.exp(each) / sum).map(p -> p * Math.log(p)).sum();
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"logo", "logo-entropy"})
+  void logoChoosesForAWholeSequenceWhatItsLastPromptTokenSays(String name) {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = model(manager, false);
       var decoding = Backends.decoding(llama);
@@ -610,6 +617,7 @@ class RoutersTest {
       var greedy = GenerationConfig.greedy(List.of(), 1000).withMaxNewTokens(6);
       // the first row's answer ends at once: the others must keep their own adapters
       var expected = new ArrayList<int[]>();
+      var chosen = new ArrayList<Router.Fixed>();
       for (var prompt : PROMPTS) {
         var spy = new Spy(probed);
         logits(
@@ -622,7 +630,10 @@ class RoutersTest {
           h[c] = spy.seen[spy.seen.length - h.length + c];
         }
         var scores =
-            IntStream.range(0, N).mapToDouble(i -> norm(times(update(probed, i), h))).toArray();
+            IntStream.range(0, N)
+                .mapToObj(i -> times(update(probed, i), h))
+                .mapToDouble(o -> name.equals("logo") ? norm(o) : 1 / entropyOfSoftmax(o))
+                .toArray();
         var best =
             IntStream.range(0, N)
                 .boxed()
@@ -630,9 +641,9 @@ class RoutersTest {
                 .limit(k)
                 .toList();
         double sum = best.stream().mapToDouble(i -> scores[i]).sum();
-        var fixed =
-            new Router.Fixed(
-                "by hand", k, best, best.stream().map(i -> (float) (scores[i] / sum)).toList());
+        var shares = best.stream().map(i -> (float) (scores[i] / sum)).toList();
+        var fixed = new Router.Fixed("by hand", k, best, shares);
+        chosen.add(fixed);
         expected.add(
             new Generator(
                     llama,
@@ -641,9 +652,18 @@ class RoutersTest {
                 .generate(List.of(prompt), greedy)
                 .getFirst());
       }
-      var context =
-          ForwardContext.inference(
-              new RoutingSettings(k, 1, Routers.of("logo", llama, NAMES)), Flags.AUTO);
+      var settings = new RoutingSettings(k, 1, Routers.of(name, llama, NAMES));
+      var context = ForwardContext.inference(settings, Flags.AUTO);
+      var probe = ((Router.Probing) settings.router()).probe();
+      logits(llama, context.withRouting(settings.withRouter(probe)), PROMPTS, 1000);
+      for (int row = 0; row < PROMPTS.size(); row++) {
+        var actual = (Router.Fixed) probe.chosen(k).get(row);
+        assertThat(actual.adapters()).isEqualTo(chosen.get(row).adapters());
+        for (int i = 0; i < k; i++) {
+          assertThat(actual.weights().get(i))
+              .isCloseTo(chosen.get(row).weights().get(i), within(1e-5f));
+        }
+      }
       var heard = new ArrayList<String>();
       var requests =
           PROMPTS.stream()
@@ -709,8 +729,8 @@ class RoutersTest {
     assertThatThrownBy(() -> tiny("cpu", "gates", 2, 1))
         .isInstanceOf(UserException.class)
         .hasMessage(
-            "no router gates: choose one of gate, arrow, spectr, logo, phatgoose, lora-flow,"
-                + " uniform, oracle");
+            "no router gates: choose one of gate, arrow, spectr, logo, logo-entropy, phatgoose,"
+                + " lora-flow, uniform, oracle");
     try (var model = tiny("cpu", "uniform", 2, 1)) {
       assertThat(model.router("uniform")).isEqualTo(model.generator().context().routing().router());
       assertThat(model.router("arrow")).isSameAs(model.router("arrow"));

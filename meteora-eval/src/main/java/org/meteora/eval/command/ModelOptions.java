@@ -38,10 +38,10 @@ public final class ModelOptions {
       defaultValue = "gate",
       description =
           "Who chooses among the adapters of --model meteora: gate (MeteoRA's), arrow, spectr,"
-              + " logo, phatgoose (train-lora --phatgoose), lora-flow (train --router lora-flow,"
-              + " whose result is the --meteora-ckpt-path), uniform (all alike), oracle (eval: the"
-              + " task's own). All but gate do without a MeteoRA checkpoint and then take all of"
-              + " --adapter-dir (default: gate).")
+              + " logo, logo-entropy, phatgoose (train-lora --phatgoose), lora-flow (train --router"
+              + " lora-flow, whose result is the --meteora-ckpt-path), uniform (all alike), oracle"
+              + " (eval: the task's own). All but gate do without a MeteoRA checkpoint and then"
+              + " take all of --adapter-dir (default: gate).")
   private String router;
 
   @Mixin private RoutingTopKOption topK;
