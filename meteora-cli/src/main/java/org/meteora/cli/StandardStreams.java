@@ -6,10 +6,8 @@ import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.io.PrintStream;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
-import java.lang.foreign.ValueLayout;
 import java.nio.charset.StandardCharsets;
+import org.meteora.foreign.Functions;
 import org.meteora.io.Printable;
 
 /**
@@ -73,12 +71,8 @@ final class StandardStreams {
   }
 
   private static boolean isTerminal(int descriptor) {
-    var linker = Linker.nativeLinker();
     try {
-      var isatty =
-          linker.downcallHandle(
-              linker.defaultLookup().find("isatty").orElseThrow(),
-              FunctionDescriptor.of(ValueLayout.JAVA_INT, ValueLayout.JAVA_INT));
+      var isatty = Functions.bind("isatty", "(I)I");
       return (int) isatty.invokeExact(descriptor) == 1;
     } catch (Throwable e) {
       return true; // escaping is the safe side

@@ -1,18 +1,16 @@
 package org.meteora.io;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import org.meteora.foreign.Functions;
 
 /**
  * Fonts for charts where the machine has none. Java asks fontconfig for them, and draws no text
@@ -84,13 +82,9 @@ public final class Fonts {
   private static int systemFonts() {
     try {
       var library = SymbolLookup.libraryLookup("libfontconfig.so.1", Arena.global());
-      var linker = Linker.nativeLinker();
       var set =
           (MemorySegment)
-              linker
-                  .downcallHandle(
-                      library.find("FcConfigGetFonts").orElseThrow(),
-                      FunctionDescriptor.of(ADDRESS, ADDRESS, JAVA_INT))
+              Functions.bind(library, "FcConfigGetFonts", "(AI)A")
                   .invokeExact(MemorySegment.NULL, 0);
       return set.address() == 0 ? 0 : set.reinterpret(4).get(JAVA_INT, 0);
     } catch (IllegalArgumentException | java.util.NoSuchElementException e) {

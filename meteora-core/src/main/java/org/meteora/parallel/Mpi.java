@@ -1,20 +1,16 @@
 package org.meteora.parallel;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
-import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
-import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.foreign.Functions;
 
 /**
  * The functions of MPI that are used, of Open MPI or MPICH. MPI's handles are addresses in the one
@@ -24,7 +20,6 @@ final class Mpi {
   /** Numbers in one call: counts are ints. */
   private static final long PIECE = 1L << 28;
 
-  private static final Linker LINKER = Linker.nativeLinker();
   private static final List<String> OPEN_MPI = List.of("libmpi.so.40", "libmpi.so.80", "libmpi.so");
   private static final List<String> MPICH = List.of("libmpich.so.12", "libmpi.so.12", "libmpi.so");
 
@@ -109,14 +104,10 @@ final class Mpi {
 
   /** {@code I} is an int, {@code P} a pointer, {@code H} one of MPI's handles. */
   private MethodHandle bind(String name, String signature) {
-    var arguments =
-        signature
-            .chars()
-            .mapToObj(c -> (MemoryLayout) (c == 'P' || c == 'H' && openMpi ? ADDRESS : JAVA_INT))
-            .toArray(MemoryLayout[]::new);
-    return LINKER.downcallHandle(
+    var letters = signature.replace('P', 'A').replace('H', openMpi ? 'A' : 'I');
+    return Functions.bind(
         library.find(name).orElseThrow(() -> new UserException("this MPI has no " + name)),
-        FunctionDescriptor.of(JAVA_INT, arguments));
+        "(" + letters + ")I");
   }
 
   private void call(MethodHandle function, Object... arguments) {
@@ -221,9 +212,5 @@ final class Mpi {
   /** Ends MPI. */
   void finish() {
     call(bind("MPI_Finalize", ""));
-  }
-
-  static {
-    assert ValueLayout.ADDRESS.byteSize() == 8;
   }
 }

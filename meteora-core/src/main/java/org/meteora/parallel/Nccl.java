@@ -11,9 +11,9 @@ import java.lang.foreign.Linker;
 import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
-import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 import org.meteora.UserException;
+import org.meteora.foreign.Functions;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -21,8 +21,6 @@ import org.meteora.tensor.Dtype;
  * returns before it is done.
  */
 final class Nccl {
-  private static final Linker LINKER = Linker.nativeLinker();
-
   /** Bytes of an {@code ncclUniqueId}. */
   static final int ID_BYTES = 128;
 
@@ -58,70 +56,31 @@ final class Nccl {
               + " cannot be loaded: pip install nvidia-nccl-cu13 (or -cu12) beside PyTorch",
           e);
     }
-    allReduce =
-        bind(
-            "ncclAllReduce",
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_INT,
-            JAVA_INT,
-            JAVA_LONG,
-            JAVA_LONG);
-    reduceScatter =
-        bind(
-            "ncclReduceScatter",
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_INT,
-            JAVA_INT,
-            JAVA_LONG,
-            JAVA_LONG);
-    allGather =
-        bind("ncclAllGather", JAVA_LONG, JAVA_LONG, JAVA_LONG, JAVA_INT, JAVA_LONG, JAVA_LONG);
-    broadcast =
-        bind(
-            "ncclBroadcast",
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_INT,
-            JAVA_INT,
-            JAVA_LONG,
-            JAVA_LONG);
-    reduce =
-        bind(
-            "ncclReduce",
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_LONG,
-            JAVA_INT,
-            JAVA_INT,
-            JAVA_INT,
-            JAVA_LONG,
-            JAVA_LONG);
-    destroy = bind("ncclCommDestroy", JAVA_LONG);
-    errorString =
-        LINKER.downcallHandle(find("ncclGetErrorString"), FunctionDescriptor.of(ADDRESS, JAVA_INT));
+    allReduce = bind("ncclAllReduce", "(JJJIIJJ)I");
+    reduceScatter = bind("ncclReduceScatter", "(JJJIIJJ)I");
+    allGather = bind("ncclAllGather", "(JJJIJJ)I");
+    broadcast = bind("ncclBroadcast", "(JJJIIJJ)I");
+    reduce = bind("ncclReduce", "(JJJIIIJJ)I");
+    destroy = bind("ncclCommDestroy", "(J)I");
+    errorString = bind("ncclGetErrorString", "(I)A");
   }
 
   private MemorySegment find(String name) {
     return library.find(name).orElseThrow(() -> new UserException("this NCCL has no " + name));
   }
 
-  private MethodHandle bind(String name, MemoryLayout... arguments) {
-    return LINKER.downcallHandle(find(name), FunctionDescriptor.of(JAVA_INT, arguments));
+  private MethodHandle bind(String name, String signature) {
+    return Functions.bind(find(name), signature);
   }
 
   /** A new id, which all processes of a communicator must have. */
   byte[] uniqueId() {
     try (var arena = Arena.ofConfined()) {
       var id = arena.allocate(ID);
-      check("ncclGetUniqueId", (int) bind("ncclGetUniqueId", ADDRESS).invokeExact(id));
+      check("ncclGetUniqueId", (int) bind("ncclGetUniqueId", "(A)I").invokeExact(id));
       return id.toArray(JAVA_BYTE);
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -131,11 +90,12 @@ final class Nccl {
       var struct = arena.allocate(ID);
       MemorySegment.copy(id, 0, struct, JAVA_BYTE, 0, ID_BYTES);
       var out = arena.allocate(JAVA_LONG);
-      var init = bind("ncclCommInitRank", ADDRESS, JAVA_INT, ID, JAVA_INT);
+      var type = FunctionDescriptor.of(JAVA_INT, ADDRESS, JAVA_INT, ID, JAVA_INT);
+      var init = Linker.nativeLinker().downcallHandle(find("ncclCommInitRank"), type);
       check("ncclCommInitRank", (int) init.invokeExact(out, size, struct, rank));
       communicator = out.get(JAVA_LONG, 0);
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -154,7 +114,7 @@ final class Nccl {
           "ncclAllReduce",
           (int) allReduce.invokeExact(data, data, count, type(dtype), SUM, communicator, stream));
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -166,7 +126,7 @@ final class Nccl {
           (int)
               reduceScatter.invokeExact(data, part, count, type(dtype), SUM, communicator, stream));
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -177,7 +137,7 @@ final class Nccl {
           "ncclReduce",
           (int) reduce.invokeExact(data, data, count, type(dtype), SUM, to, communicator, stream));
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -188,7 +148,7 @@ final class Nccl {
           "ncclAllGather",
           (int) allGather.invokeExact(part, data, size, UINT8, communicator, stream));
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -199,7 +159,7 @@ final class Nccl {
           "ncclBroadcast",
           (int) broadcast.invokeExact(data, data, size, UINT8, from, communicator, stream));
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -211,7 +171,7 @@ final class Nccl {
       try {
         int ignored = (int) destroy.invokeExact(ending);
       } catch (Throwable e) {
-        throw rethrown(e);
+        throw Functions.unchecked(e);
       }
     }
   }
@@ -227,17 +187,7 @@ final class Nccl {
       var text = (MemorySegment) errorString.invokeExact(code);
       return text.reinterpret(256).getString(0) + " (" + code + ")";
     } catch (Throwable e) {
-      throw rethrown(e);
+      throw Functions.unchecked(e);
     }
-  }
-
-  private static RuntimeException rethrown(Throwable e) {
-    return e instanceof RuntimeException runtime
-        ? runtime
-        : new IllegalStateException("a call of NCCL failed", e);
-  }
-
-  static {
-    assert ValueLayout.ADDRESS.byteSize() == 8;
   }
 }

@@ -1,16 +1,13 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import org.meteora.foreign.Functions;
 
 /**
  * The BLAS inside libtorch, in float32 on host memory. Matrices are row-major here; the Fortran
@@ -18,16 +15,11 @@ import java.lang.invoke.MethodHandle;
  * operation costs six. Builds of libtorch that export no BLAS say so by {@link #isAvailable}.
  */
 public final class Blas {
-  private static final MethodHandle GEMV = find("sgemv_", 11);
-  private static final MethodHandle GEMM = find("sgemm_", 13);
-  private static final MethodHandle AXPY = find("saxpy_", 6);
+  private static final MethodHandle GEMV = StableAbi.optional("sgemv_", "(AAAAAAAAAAA)V");
+  private static final MethodHandle GEMM = StableAbi.optional("sgemm_", "(AAAAAAAAAAAAA)V");
+  private static final MethodHandle AXPY = StableAbi.optional("saxpy_", "(AAAAAA)V");
   private static final MethodHandle LOCAL_THREADS =
-      StableAbi.find("MKL_Set_Num_Threads_Local")
-          .map(
-              address ->
-                  Linker.nativeLinker()
-                      .downcallHandle(address, FunctionDescriptor.of(JAVA_INT, JAVA_INT)))
-          .orElse(null);
+      StableAbi.optional("MKL_Set_Num_Threads_Local", "(I)I");
 
   /** Arguments by address: two letters, then six numbers, then two factors. */
   private static final ThreadLocal<Arguments> ARGUMENTS = ThreadLocal.withInitial(Arguments::new);
@@ -56,16 +48,6 @@ public final class Blas {
   }
 
   private Blas() {}
-
-  private static MethodHandle find(String symbol, int arguments) {
-    var layouts = new ValueLayout[arguments];
-    java.util.Arrays.fill(layouts, ADDRESS);
-    return StableAbi.find(symbol)
-        .map(
-            address ->
-                Linker.nativeLinker().downcallHandle(address, FunctionDescriptor.ofVoid(layouts)))
-        .orElse(null);
-  }
 
   /** Whether this libtorch exports its BLAS. */
   public static boolean isAvailable() {
@@ -119,10 +101,8 @@ public final class Blas {
           by.factor(by.beta, beta),
           y,
           by.number(4, 1));
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -137,10 +117,8 @@ public final class Blas {
       try {
         int before = (int) LOCAL_THREADS.invokeExact(threads);
         assert before >= 0;
-      } catch (RuntimeException | Error e) {
-        throw e;
       } catch (Throwable e) {
-        throw new IllegalStateException(e);
+        throw Functions.unchecked(e);
       }
     }
   }
@@ -151,10 +129,8 @@ public final class Blas {
     try {
       AXPY.invokeExact(
           by.number(0, count), by.factor(by.alpha, alpha), x, by.number(1, 1), y, by.number(2, 1));
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -205,10 +181,8 @@ public final class Blas {
           by.factor(by.beta, beta),
           c,
           by.number(5, ldc));
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 }

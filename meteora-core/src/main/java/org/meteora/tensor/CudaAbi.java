@@ -1,21 +1,15 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_DOUBLE;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
+import org.meteora.foreign.Functions;
 
 /** What {@link StableAbi} has beyond that in a libtorch with CUDA. */
 final class CudaAbi {
-  private static final Linker LINKER = Linker.nativeLinker();
-
   private CudaAbi() {}
 
   /** libtorch's in-place {@code out = beta · self + alpha · a b} on CUDA, where it has one. */
@@ -28,18 +22,7 @@ final class CudaAbi {
         found =
             SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global())
                 .find("aoti_torch_cuda_addmm_out")
-                .map(
-                    symbol ->
-                        LINKER.downcallHandle(
-                            symbol,
-                            FunctionDescriptor.of(
-                                JAVA_INT,
-                                JAVA_LONG,
-                                JAVA_LONG,
-                                JAVA_LONG,
-                                JAVA_LONG,
-                                JAVA_DOUBLE,
-                                JAVA_DOUBLE)))
+                .map(symbol -> Functions.bind(symbol, "(JJJJDD)I"))
                 .orElse(null);
       } catch (IllegalArgumentException e) {
         // a libtorch without CUDA: the caller has another way
@@ -57,14 +40,8 @@ final class CudaAbi {
 
     static {
       var library = SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global());
-      CREATE_GUARD =
-          LINKER.downcallHandle(
-              library.find("aoti_torch_create_cuda_stream_guard").orElseThrow(),
-              FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_INT, ADDRESS));
-      DELETE_GUARD =
-          LINKER.downcallHandle(
-              library.find("aoti_torch_delete_cuda_stream_guard").orElseThrow(),
-              FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
+      CREATE_GUARD = Functions.bind(library, "aoti_torch_create_cuda_stream_guard", "(JIA)I");
+      DELETE_GUARD = Functions.bind(library, "aoti_torch_delete_cuda_stream_guard", "(J)I");
     }
 
     private StreamGuard() {}
@@ -77,20 +54,16 @@ final class CudaAbi {
       StableAbi.check(
           (int) StreamGuard.CREATE_GUARD.invokeExact(stream, device, slot), "cuda_stream_guard");
       return slot.get(JAVA_LONG, 0);
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
   static void leaveStream(long guard) {
     try {
       StableAbi.check((int) StreamGuard.DELETE_GUARD.invokeExact(guard), "cuda_stream_guard");
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -111,10 +84,8 @@ final class CudaAbi {
                   1.0,
                   1.0),
           "addmm_out");
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 

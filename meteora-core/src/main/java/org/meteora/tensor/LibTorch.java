@@ -1,13 +1,10 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import ai.djl.engine.Engine;
 import java.io.IOException;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.SymbolLookup;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.FileAlreadyExistsException;
@@ -19,6 +16,7 @@ import java.util.List;
 import java.util.Optional;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
+import org.meteora.foreign.Functions;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.slf4j.Logger;
@@ -222,41 +220,23 @@ public final class LibTorch {
   public static Driver driver() {
     try {
       var library = SymbolLookup.libraryLookup("libcuda.so.1", Arena.global());
-      var linker = Linker.nativeLinker();
       try (var arena = Arena.ofConfined()) {
         var number = arena.allocate(JAVA_INT);
-        int status =
-            (int)
-                linker
-                    .downcallHandle(
-                        library.find("cuInit").orElseThrow(),
-                        FunctionDescriptor.of(JAVA_INT, JAVA_INT))
-                    .invokeExact(0);
-        if (status != 0) {
+        if ((int) Functions.bind(library, "cuInit", "(I)I").invokeExact(0) != 0) {
           return Driver.NONE;
         }
-        var query = FunctionDescriptor.of(JAVA_INT, ADDRESS);
-        int counted =
-            (int)
-                linker
-                    .downcallHandle(library.find("cuDeviceGetCount").orElseThrow(), query)
-                    .invokeExact(number);
+        int counted = (int) Functions.bind(library, "cuDeviceGetCount", "(A)I").invokeExact(number);
         int gpus = number.get(JAVA_INT, 0);
         int versioned =
-            (int)
-                linker
-                    .downcallHandle(library.find("cuDriverGetVersion").orElseThrow(), query)
-                    .invokeExact(number);
+            (int) Functions.bind(library, "cuDriverGetVersion", "(A)I").invokeExact(number);
         return counted == 0 && versioned == 0
             ? new Driver(gpus, number.get(JAVA_INT, 0))
             : Driver.NONE;
       }
     } catch (IllegalArgumentException | java.util.NoSuchElementException e) {
       return Driver.NONE; // no driver
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 }

@@ -1,17 +1,15 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
 import java.nio.charset.StandardCharsets;
+import org.meteora.foreign.Functions;
 
 /**
  * What libtorch writes to C++'s standard error. Its C ABI says only that a call failed; the reason,
@@ -19,8 +17,6 @@ import java.nio.charset.StandardCharsets;
  * be part of an exception. What is not asked for is kept until the process ends, and lost.
  */
 final class NativeErrors {
-  private static final Linker LINKER = Linker.nativeLinker();
-
   /** The offset of the C stream in libstdc++'s buffer of standard error. */
   private static final long STREAM = 64;
 
@@ -39,10 +35,6 @@ final class NativeErrors {
   /** Starts to keep what is written; once is enough. */
   static void keep() {}
 
-  private static MethodHandle c(String name, FunctionDescriptor descriptor) {
-    return LINKER.downcallHandle(LINKER.defaultLookup().find(name).orElseThrow(), descriptor);
-  }
-
   private static Kept redirect() {
     try {
       var library = SymbolLookup.libraryLookup("libstdc++.so.6", Arena.global());
@@ -52,31 +44,30 @@ final class NativeErrors {
       long offset = MemorySegment.ofAddress(table - 24).reinterpret(8).get(JAVA_LONG, 0);
       long buffer =
           (long)
-              LINKER
-                  .downcallHandle(
-                      library.find("_ZNKSt9basic_iosIcSt11char_traitsIcEE5rdbufEv").orElseThrow(),
-                      FunctionDescriptor.of(JAVA_LONG, JAVA_LONG))
+              Functions.bind(library, "_ZNKSt9basic_iosIcSt11char_traitsIcEE5rdbufEv", "(J)J")
                   .invokeExact(cerr.address() + offset);
       var stream = MemorySegment.ofAddress(buffer + STREAM).reinterpret(8);
       long standard =
-          LINKER.defaultLookup().find("stderr").orElseThrow().reinterpret(8).get(JAVA_LONG, 0);
+          Linker.nativeLinker()
+              .defaultLookup()
+              .find("stderr")
+              .orElseThrow()
+              .reinterpret(8)
+              .get(JAVA_LONG, 0);
       if (stream.get(JAVA_LONG, 0) != standard) {
         return null; // another C++ library, or someone else was here: leave it as it is
       }
       var written = Arena.global().allocate(MemoryLayout.sequenceLayout(2, JAVA_LONG));
       var file =
           (MemorySegment)
-              c("open_memstream", FunctionDescriptor.of(ADDRESS, JAVA_LONG, JAVA_LONG))
+              Functions.bind("open_memstream", "(JJ)A")
                   .invokeExact(written.address(), written.address() + 8);
       if (file.address() == 0) {
         return null;
       }
       var kept =
           new Kept(
-              file,
-              written,
-              c("fflush", FunctionDescriptor.of(JAVA_INT, ADDRESS)),
-              c("fseeko", FunctionDescriptor.of(JAVA_INT, ADDRESS, JAVA_LONG, JAVA_INT)));
+              file, written, Functions.bind("fflush", "(A)I"), Functions.bind("fseeko", "(AJI)I"));
       stream.set(JAVA_LONG, 0, file.address());
       return kept;
     } catch (Throwable e) {

@@ -1,31 +1,23 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 import java.util.Arrays;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
+import org.meteora.foreign.Functions;
 
 /** A call of an ATen operator by its name, through {@link StableAbi}: its arguments, in order. */
 final class OperatorCall {
   private static final MethodHandle DISPATCH =
-      StableAbi.handle(
-          "aoti_torch_call_dispatcher", FunctionDescriptor.of(JAVA_INT, ADDRESS, ADDRESS, ADDRESS));
-  private static final MethodHandle MALLOC =
-      Linker.nativeLinker()
-          .downcallHandle(
-              Linker.nativeLinker().defaultLookup().find("malloc").orElseThrow(),
-              FunctionDescriptor.of(ADDRESS, JAVA_LONG));
+      StableAbi.handle("aoti_torch_call_dispatcher", "(AAA)I");
+  private static final MethodHandle MALLOC = Functions.bind("malloc", "(J)A");
 
   private static final Map<String, MemorySegment> NAMES = new ConcurrentHashMap<>();
 
@@ -79,10 +71,8 @@ final class OperatorCall {
       var slot = ((MemorySegment) MALLOC.invokeExact(8L)).reinterpret(8); // freed by the operator
       slot.set(ValueLayout.JAVA_LONG, 0, value);
       return integer(slot.address());
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -115,10 +105,8 @@ final class OperatorCall {
       StableAbi.check(
           (int) DISPATCH.invokeExact(name(operator), name(overload), stack),
           operator + (overload.isEmpty() ? "" : "." + overload));
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 

@@ -1,21 +1,17 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.engine.PtNDManager;
-import java.lang.foreign.AddressLayout;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
 import java.util.Arrays;
+import org.meteora.foreign.Functions;
 
 /**
  * libtorch's stable C ABI ({@code aoti_torch_*}) through the foreign-function interface: what DJL's
@@ -26,9 +22,7 @@ import java.util.Arrays;
  * libtorch; everything else calls {@link Ops}.
  */
 final class StableAbi {
-  private static final Linker LINKER = Linker.nativeLinker();
   private static final SymbolLookup LIBRARY;
-  private static final AddressLayout POINTER = ADDRESS.withTargetLayout(JAVA_LONG);
 
   static {
     LibTorch.load();
@@ -43,23 +37,14 @@ final class StableAbi {
   private static final MethodHandle GET_STRIDES = out("aoti_torch_get_strides");
   private static final MethodHandle GET_DEVICE_TYPE = out("aoti_torch_get_device_type");
   private static final MethodHandle GET_DEVICE_INDEX = out("aoti_torch_get_device_index");
-  private static final MethodHandle DELETE =
-      handle("aoti_torch_delete_tensor_object", FunctionDescriptor.of(JAVA_INT, JAVA_LONG));
+  private static final MethodHandle DELETE = handle("aoti_torch_delete_tensor_object", "(J)I");
   private static final MethodHandle GET_NUMEL = out("aoti_torch_get_numel");
   private static final MethodHandle NEW_HANDLE = out("aoti_torch_new_tensor_handle");
-  private static final MethodHandle COPY =
-      handle("aoti_torch_copy_", FunctionDescriptor.of(JAVA_INT, JAVA_LONG, JAVA_LONG, JAVA_INT));
+  private static final MethodHandle COPY = handle("aoti_torch_copy_", "(JJI)I");
   private static final MethodHandle FROM_BLOB =
-      handle(
-          "aoti_torch_create_tensor_from_blob",
-          FunctionDescriptor.of(
-              JAVA_INT, ADDRESS, JAVA_LONG, ADDRESS, ADDRESS, JAVA_LONG, JAVA_INT, JAVA_INT,
-              JAVA_INT, ADDRESS));
+      handle("aoti_torch_create_tensor_from_blob", "(AJAAJIIIA)I");
   private static final MethodHandle EMPTY_STRIDED =
-      handle(
-          "aoti_torch_empty_strided",
-          FunctionDescriptor.of(
-              JAVA_INT, JAVA_LONG, ADDRESS, ADDRESS, JAVA_INT, JAVA_INT, JAVA_INT, ADDRESS));
+      handle("aoti_torch_empty_strided", "(JAAIIIA)I");
   private static final int STACK_SLOTS = 16;
 
   /**
@@ -81,17 +66,17 @@ final class StableAbi {
     return SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
   }
 
-  static MethodHandle handle(String symbol, FunctionDescriptor descriptor) {
-    return LINKER.downcallHandle(LIBRARY.find(symbol).orElseThrow(), descriptor);
+  static MethodHandle handle(String symbol, String signature) {
+    return Functions.bind(LIBRARY, symbol, signature);
   }
 
-  /** A symbol of libtorch, if this build exports it. */
-  static java.util.Optional<MemorySegment> find(String symbol) {
-    return LIBRARY.find(symbol);
+  /** A function of libtorch; null where this build does not export it. */
+  static MethodHandle optional(String symbol, String signature) {
+    return LIBRARY.find(symbol).map(it -> Functions.bind(it, signature)).orElse(null);
   }
 
   private static MethodHandle out(String symbol) {
-    return handle(symbol, FunctionDescriptor.of(JAVA_INT, JAVA_LONG, ADDRESS));
+    return handle(symbol, "(JA)I");
   }
 
   static void check(int status, String what) {
@@ -106,11 +91,7 @@ final class StableAbi {
 
   /** The reason of the calling thread's last failure, where this version can be asked (2.12). */
   private static final class Errors {
-    static final MethodHandle WHAT =
-        LIBRARY
-            .find("torch_exception_get_what_without_backtrace")
-            .map(symbol -> LINKER.downcallHandle(symbol, FunctionDescriptor.of(ADDRESS)))
-            .orElse(null);
+    static final MethodHandle WHAT = optional("torch_exception_get_what_without_backtrace", "()A");
 
     private Errors() {}
 
@@ -130,10 +111,8 @@ final class StableAbi {
       slot.set(JAVA_LONG, 0, 0);
       check((int) function.invokeExact(handle, slot), what);
       return slot.get(JAVA_LONG, 0);
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -216,27 +195,18 @@ final class StableAbi {
   static void delete(long tensor) {
     try {
       check((int) DELETE.invokeExact(tensor), "delete_tensor_object");
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
   /** libtorch's own random numbers: functions that 2.7 to 2.15 export alike, not of the C ABI. */
   private static final class Seeds {
     static final MethodHandle CPU_GENERATOR =
-        LINKER.downcallHandle(
-            LIBRARY.find("_ZN2at6detail22getDefaultCPUGeneratorEv").orElseThrow(),
-            FunctionDescriptor.of(POINTER));
+        handle("_ZN2at6detail22getDefaultCPUGeneratorEv", "()A");
     static final MethodHandle SEED_CPU =
-        LINKER.downcallHandle(
-            LIBRARY.find("_ZN2at16CPUGeneratorImpl16set_current_seedEm").orElseThrow(),
-            FunctionDescriptor.ofVoid(JAVA_LONG, JAVA_LONG));
-    static final MethodHandle SEED_CUDA =
-        LINKER.downcallHandle(
-            LIBRARY.find("_ZN5torch4cuda15manual_seed_allEm").orElseThrow(),
-            FunctionDescriptor.ofVoid(JAVA_LONG));
+        handle("_ZN2at16CPUGeneratorImpl16set_current_seedEm", "(JJ)V");
+    static final MethodHandle SEED_CUDA = handle("_ZN5torch4cuda15manual_seed_allEm", "(J)V");
 
     private Seeds() {}
   }
@@ -246,12 +216,10 @@ final class StableAbi {
     try {
       // a Generator is a pointer to its implementation, and comes by reference
       var generator = (MemorySegment) Seeds.CPU_GENERATOR.invokeExact();
-      Seeds.SEED_CPU.invokeExact(generator.get(JAVA_LONG, 0), seed);
+      Seeds.SEED_CPU.invokeExact(generator.reinterpret(8).get(JAVA_LONG, 0), seed);
       Seeds.SEED_CUDA.invokeExact(seed);
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -262,10 +230,8 @@ final class StableAbi {
   static void copy(long target, long source) {
     try {
       check((int) COPY.invokeExact(target, source, 0), "copy_");
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -299,10 +265,8 @@ final class StableAbi {
                   data, (long) shape.length, sizes, strides, 0L, scalarType, device, index, result),
           "create_tensor_from_blob");
       return result.get(JAVA_LONG, 0);
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -349,10 +313,8 @@ final class StableAbi {
                   (long) shape.length, sizes, strides, scalarType, device, index, result),
           "empty_strided");
       return result.get(JAVA_LONG, 0);
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 

@@ -1,10 +1,6 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
-
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.MethodHandle;
@@ -17,6 +13,7 @@ import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.IntConsumer;
 import java.util.stream.IntStream;
+import org.meteora.foreign.Functions;
 
 /**
  * Runs Java code on the threads that libtorch computes with. Those go on spinning for milliseconds
@@ -24,11 +21,8 @@ import java.util.stream.IntStream;
  * processors, and these are ready at once.
  */
 public final class Workers {
-  private static final Linker LINKER = Linker.nativeLinker();
-  private static final MethodHandle PARALLEL =
-      find("GOMP_parallel", FunctionDescriptor.ofVoid(ADDRESS, ADDRESS, JAVA_INT, JAVA_INT));
-  private static final MethodHandle MAX_THREADS =
-      find("omp_get_max_threads", FunctionDescriptor.of(JAVA_INT));
+  private static final MethodHandle PARALLEL = StableAbi.optional("GOMP_parallel", "(AAII)V");
+  private static final MethodHandle MAX_THREADS = StableAbi.optional("omp_get_max_threads", "()I");
   private static final MemorySegment ENTRY = entry();
   private static final Map<Long, Job> JOBS = new ConcurrentHashMap<>();
   private static final AtomicLong NAMES = new AtomicLong();
@@ -48,20 +42,17 @@ public final class Workers {
 
   private Workers() {}
 
-  private static MethodHandle find(String symbol, FunctionDescriptor descriptor) {
-    return StableAbi.find(symbol)
-        .map(address -> LINKER.downcallHandle(address, descriptor))
-        .orElse(null);
-  }
-
   private static MemorySegment entry() {
     try {
-      return LINKER.upcallStub(
-          MethodHandles.lookup()
-              .findStatic(
-                  Workers.class, "enter", MethodType.methodType(void.class, MemorySegment.class)),
-          FunctionDescriptor.ofVoid(ADDRESS),
-          Arena.global());
+      return Linker.nativeLinker()
+          .upcallStub(
+              MethodHandles.lookup()
+                  .findStatic(
+                      Workers.class,
+                      "enter",
+                      MethodType.methodType(void.class, MemorySegment.class)),
+              Functions.descriptor("(A)V"),
+              Arena.global());
     } catch (ReflectiveOperationException e) {
       throw new IllegalStateException(e);
     }
@@ -79,10 +70,8 @@ public final class Workers {
     }
     try {
       return (int) MAX_THREADS.invokeExact();
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -106,10 +95,8 @@ public final class Workers {
     JOBS.put(name, job);
     try {
       PARALLEL.invokeExact(ENTRY, MemorySegment.ofAddress(name), Math.min(tasks, count()), 0);
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     } finally {
       JOBS.remove(name);
     }

@@ -1,13 +1,9 @@
 package org.meteora.cuda.driver;
 
 import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
-import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
@@ -15,6 +11,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.foreign.Functions;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -55,17 +52,9 @@ public final class Cublas implements AutoCloseable {
     private Library() {}
 
     private static MethodHandle bind(String name, String signature) {
-      var arguments =
-          signature
-              .chars()
-              .mapToObj(c -> (MemoryLayout) (c == 'I' ? JAVA_INT : JAVA_LONG))
-              .toArray(MemoryLayout[]::new);
       return FOUND
           .flatMap(library -> library.find(name))
-          .map(
-              symbol ->
-                  Linker.nativeLinker()
-                      .downcallHandle(symbol, FunctionDescriptor.of(JAVA_INT, arguments)))
+          .map(symbol -> Functions.bind(symbol, "(" + signature.replace('P', 'J') + ")I"))
           .orElse(null);
     }
   }
@@ -111,10 +100,8 @@ public final class Cublas implements AutoCloseable {
   private static void call(String what, MethodHandle function, Object... arguments) {
     try {
       check(what, (int) function.invokeWithArguments(Arrays.asList(arguments)));
-    } catch (RuntimeException e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -226,10 +213,8 @@ public final class Cublas implements AutoCloseable {
           m,
           n,
           k);
-    } catch (RuntimeException e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 

@@ -10,6 +10,7 @@ import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
+import org.meteora.foreign.Functions;
 
 /**
  * One GPU and its primary context, the one libtorch uses too: memory and streams can be shared with
@@ -121,10 +122,8 @@ public final class Cuda {
   public void makeCurrent() {
     try {
       CudaDriver.check("choosing GPU " + index, (int) CudaDriver.SET_CURRENT.invokeExact(context));
-    } catch (RuntimeException e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -191,10 +190,8 @@ public final class Cuda {
       CudaDriver.check(
           "copying to the GPU",
           (int) CudaDriver.TO_DEVICE.invokeExact(to, from.address(), bytes, stream.handle()));
-    } catch (RuntimeException e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
@@ -203,10 +200,8 @@ public final class Cuda {
       CudaDriver.check(
           "copying from the GPU",
           (int) CudaDriver.TO_HOST.invokeExact(to.address(), from, bytes, stream.handle()));
-    } catch (RuntimeException e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 

@@ -1,14 +1,9 @@
 package org.meteora.cuda.driver;
 
 import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_BYTE;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
-import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
@@ -19,13 +14,13 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import org.meteora.UserException;
+import org.meteora.foreign.Functions;
 
 /**
  * The functions of {@code libcuda.so.1} that are used, bound at first use. Every pointer is a
  * {@code long}. Failures are {@link UserException}s of one line that name the call.
  */
 final class CudaDriver {
-  private static final Linker LINKER = Linker.nativeLinker();
   private static final SymbolLookup LIBRARY = open();
 
   /** {@code I} is an int, {@code P} a pointer or a size, {@code B} a byte. */
@@ -90,16 +85,11 @@ final class CudaDriver {
   }
 
   private static MethodHandle bind(String name, String signature) {
-    var arguments =
-        signature
-            .chars()
-            .mapToObj(c -> (MemoryLayout) (c == 'I' ? JAVA_INT : c == 'B' ? JAVA_BYTE : JAVA_LONG))
-            .toArray(MemoryLayout[]::new);
-    var type = FunctionDescriptor.of(JAVA_INT, arguments);
+    var letters = "(" + signature.replace('P', 'J') + ")I";
     return LIBRARY
         .find(name)
-        .map(symbol -> LINKER.downcallHandle(symbol, type))
-        .orElseGet(() -> Missing.function(name, type.toMethodType()));
+        .map(symbol -> Functions.bind(symbol, letters))
+        .orElseGet(() -> Missing.function(name, Functions.descriptor(letters).toMethodType()));
   }
 
   /** What an old driver lacks: it fails when it is called, and others do without it. */

@@ -1,5 +1,7 @@
 package org.meteora.cuda.driver;
 
+import org.meteora.foreign.Functions;
+
 /**
  * A captured chain of launches, ready to run again with one call; the addresses in it stay those of
  * the capture.
@@ -19,10 +21,8 @@ public final class Graph implements AutoCloseable {
       CudaDriver.check(
           "launching a graph",
           (int) CudaDriver.GRAPH_LAUNCH.invokeExact(executable, stream.handle()));
-    } catch (RuntimeException e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 

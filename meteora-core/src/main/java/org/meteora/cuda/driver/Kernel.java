@@ -5,6 +5,7 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import org.meteora.foreign.Functions;
 
 /** A function of a loaded module that takes one struct by value. */
 public final class Kernel {
@@ -95,10 +96,8 @@ public final class Kernel {
         if (code != 0) {
           CudaDriver.check("launching " + kernel.name, code);
         }
-      } catch (RuntimeException e) {
-        throw e;
       } catch (Throwable e) {
-        throw new IllegalStateException(e);
+        throw Functions.unchecked(e);
       }
     }
   }

@@ -6,9 +6,6 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.io.IOException;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
-import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.SymbolLookup;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
@@ -25,6 +22,7 @@ import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.meteora.UserException;
+import org.meteora.foreign.Functions;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Digests;
 import org.slf4j.Logger;
@@ -252,15 +250,9 @@ public final class Nvrtc {
             .find(name)
             .orElseThrow(
                 () -> new UserException("libnvrtc has no " + name + ": 11.2 or newer is needed"));
-    var layouts =
-        signature
-            .chars()
-            .mapToObj(c -> (MemoryLayout) (c == 'I' ? JAVA_INT : JAVA_LONG))
-            .toArray(MemoryLayout[]::new);
     try {
       return (int)
-          Linker.nativeLinker()
-              .downcallHandle(symbol, FunctionDescriptor.of(JAVA_INT, layouts))
+          Functions.bind(symbol, "(" + signature.replace('P', 'J') + ")I")
               .invokeWithArguments(arguments);
     } catch (Throwable e) {
       throw new IllegalStateException("a native call failed: " + name, e);

@@ -1,5 +1,7 @@
 package org.meteora.cuda.driver;
 
+import org.meteora.foreign.Functions;
+
 /** A queue of device work: one of its own, or somebody else's (libtorch's current one). */
 public final class Stream implements AutoCloseable {
   private static final int NON_BLOCKING = 1;
@@ -46,10 +48,8 @@ public final class Stream implements AutoCloseable {
     try {
       CudaDriver.check(
           "waiting for the GPU", (int) CudaDriver.STREAM_SYNCHRONIZE.invokeExact(handle));
-    } catch (RuntimeException e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
