@@ -16,8 +16,11 @@ import java.util.Arrays;
  * kept is not scaled by {@link #copy}: the adapters' scales take {@code 1 / (1 − p)} in.
  */
 public final class CpuDropout {
+  /** Numbers at once: their bits and hashes stay in the first-level cache. */
+  private static final int BLOCK = 1024;
+
   /** 0, 1, 2 …: a loop that adds it is turned into vector code, one that adds its index is not. */
-  private static final int[] PLACES = new int[1024];
+  private static final int[] PLACES = new int[BLOCK];
 
   static {
     for (int i = 0; i < PLACES.length; i++) {
@@ -53,6 +56,11 @@ public final class CpuDropout {
     }
   }
 
+  /** Whether anything is dropped at all. */
+  public boolean drops() {
+    return dropped > 0;
+  }
+
   /** What kept numbers must still be multiplied by. */
   public double scale() {
     return 1 / (1 - p);
@@ -65,13 +73,14 @@ public final class CpuDropout {
   NDArray factors(NDManager manager, Shape shape) {
     var factors = Ops.empty(manager, Dtype.F32, shape.getShape());
     var memory = Ops.memory(factors);
-    var row = new int[PLACES.length];
+    var bits = new int[BLOCK];
+    var hashes = new int[BLOCK];
     int kept = Float.floatToRawIntBits((float) scale());
-    for (long at = 0; at < shape.size(); at += row.length) {
-      int count = (int) Math.min(row.length, shape.size() - at);
-      Arrays.fill(row, kept);
-      clear(row, 0, count, (int) at + seed);
-      MemorySegment.copy(row, 0, memory, JAVA_INT, at * Float.BYTES, count);
+    for (long at = 0; at < shape.size(); at += BLOCK) {
+      int count = (int) Math.min(BLOCK, shape.size() - at);
+      Arrays.fill(bits, kept);
+      clear(bits, hashes, count, at);
+      MemorySegment.copy(bits, 0, memory, JAVA_INT, at * Float.BYTES, count);
     }
     return factors;
   }
@@ -79,42 +88,43 @@ public final class CpuDropout {
   /**
    * Copies float32 numbers, zeros in place of the dropped ones.
    *
-   * @param from from its byte {@code offset} on
-   * @param to from its byte {@code target} on; may be the same memory
-   * @param row scratch for {@code count} numbers
-   * @param place of the first number
+   * @param from its number {@code place} and those behind it
+   * @param to to the same places; may be the same memory
    */
-  public void copy(
-      MemorySegment from,
-      long offset,
-      MemorySegment to,
-      long target,
-      int[] row,
-      int count,
-      long place) {
-    if (dropped == 0) {
-      MemorySegment.copy(from, offset, to, target, (long) count * Float.BYTES);
+  public void copy(MemorySegment from, MemorySegment to, long place, long count) {
+    if (!drops()) {
+      MemorySegment.copy(from, place * Float.BYTES, to, place * Float.BYTES, count * Float.BYTES);
       return;
     }
-    MemorySegment.copy(from, JAVA_INT, offset, row, 0, count);
-    for (int at = 0; at < count; at += PLACES.length) {
-      clear(row, at, Math.min(PLACES.length, count - at), (int) place + at + seed);
+    var bits = new int[BLOCK];
+    var hashes = new int[BLOCK];
+    for (long at = place; at < place + count; at += BLOCK) {
+      int some = (int) Math.min(BLOCK, place + count - at);
+      MemorySegment.copy(from, JAVA_INT, at * Float.BYTES, bits, 0, some);
+      clear(bits, hashes, some, at);
+      MemorySegment.copy(bits, 0, to, JAVA_INT, at * Float.BYTES, some);
     }
-    MemorySegment.copy(row, 0, to, JAVA_INT, target, count);
   }
 
-  /** On the numbers' bits: all of them zero is the number zero. */
-  private void clear(int[] bits, int at, int count, int base) {
+  /**
+   * On the numbers' bits: all of them zero is the number zero. In two loops, since the compiler
+   * makes no vector code of one that is as long as both.
+   */
+  private void clear(int[] bits, int[] hashes, int count, long place) {
     var places = PLACES;
+    int base = (int) place + seed;
     for (int i = 0; i < count; i++) {
       int hash = base + places[i];
       hash = (hash ^ (hash >>> 16)) * 0x85ebca6b;
       hash = (hash ^ (hash >>> 13)) * 0xc2b2ae35;
-      hash = (hash ^ (hash >>> 16)) + more;
+      hashes[i] = (hash ^ (hash >>> 16)) + more;
+    }
+    for (int i = 0; i < count; i++) {
+      int hash = hashes[i];
       hash = (hash ^ (hash >>> 16)) * 0x85ebca6b;
       hash = (hash ^ (hash >>> 13)) * 0xc2b2ae35;
       hash ^= hash >>> 16;
-      bits[at + i] &= (dropped - 1 - (hash >>> (Integer.SIZE - BITS))) >> 31;
+      bits[i] &= (dropped - 1 - (hash >>> (Integer.SIZE - BITS))) >> 31;
     }
   }
 }

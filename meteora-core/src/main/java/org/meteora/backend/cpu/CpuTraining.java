@@ -95,7 +95,26 @@ final class CpuTraining {
     }
     z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(y);
-    byTokens((from, to) -> forward(from, to, memoryX, memoryY));
+    try (var scope = manager.newSubManager()) {
+      var input = inputOfAdapters(scope);
+      byTokens(
+          (from, to) -> {
+            drop(from, to, memoryX, input);
+            forward(from, to, input, memoryY);
+          });
+    }
+  }
+
+  /** x̃ {@code (tokens, in)}: x itself, or room for what {@link #drop} leaves of it. */
+  private MemorySegment inputOfAdapters(NDManager scope) {
+    return Ops.memory(dropout.drops() ? Ops.empty(scope, Dtype.F32, tokens, in) : x);
+  }
+
+  /** What dropout keeps of some tokens. */
+  private void drop(int from, int to, MemorySegment all, MemorySegment kept) {
+    if (dropout.drops()) {
+      dropout.copy(all, kept, (long) from * in, (long) (to - from) * in);
+    }
   }
 
   public NDArray result() {
@@ -179,16 +198,6 @@ final class CpuTraining {
     return arena.allocate((long) ROWS * columns * Float.BYTES, 64);
   }
 
-  /** As {@link #gather} with x, of which the adapters get what dropout keeps. */
-  private void gatherInput(
-      MemorySegment x, int first, int width, int at, int count, MemorySegment to, int[] row) {
-    for (int i = 0; i < count; i++) {
-      long place = (long) (order[at + i] / topK) * in + first;
-      long target = (long) i * width * Float.BYTES;
-      dropout.copy(x, place * Float.BYTES, to, target, row, width, place);
-    }
-  }
-
   /** Columns {@code first} … of the rows of some pairs' tokens, one row after another. */
   private void gather(
       MemorySegment matrix,
@@ -227,13 +236,12 @@ final class CpuTraining {
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, in);
       var results = scratch(arena, out);
-      var row = new int[in];
       pieces(
           from,
           to,
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
-            gatherInput(x, 0, in, at, count, rows, row);
+            gather(x, in, 0, in, at, count, rows);
             var own = at(z, (long) at * maxRank);
             Blas.product(
                 false,
@@ -289,7 +297,12 @@ final class CpuTraining {
     var weightGradients = new float[order.length];
     var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(gy);
-    var memoryX = gx == null ? null : Ops.memory(gx);
+    var memoryGx = gx == null ? null : Ops.memory(gx);
+    var input = inputOfAdapters(scope);
+    var toInput =
+        gx != null && dropout.drops()
+            ? Ops.memory(Ops.zeros(scope, Dtype.F32, tokens, in))
+            : memoryGx;
     int n = bank.bank().size();
     var logitGradient = Ops.zeros(scope, Dtype.F32, tokens, n);
     if (ownLogits != null) {
@@ -298,10 +311,16 @@ final class CpuTraining {
     var gl = Ops.memory(logitGradient);
     byTokens(
         (from, to) -> {
-          toInput(from, to, memoryY, memoryX, gz, weightGradients);
-          throughGate(from, to, weightGradients, gl, memoryX);
+          drop(from, to, Ops.memory(x), input);
+          toInput(from, to, memoryY, toInput, gz, weightGradients);
+          if (toInput != memoryGx) {
+            drop(from, to, toInput, toInput);
+            long place = (long) from * in;
+            Blas.add((to - from) * in, 1, at(toInput, place), at(memoryGx, place));
+          }
+          throughGate(from, to, weightGradients, gl, memoryGx);
         });
-    toGateAndA(scope, gl, gz);
+    toGateAndA(scope, input, gl, gz);
     toB(scope, memoryY);
   }
 
@@ -314,7 +333,6 @@ final class CpuTraining {
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, out);
       var results = scratch(arena, in);
-      var row = new int[in];
       pieces(
           from,
           to,
@@ -354,10 +372,8 @@ final class CpuTraining {
                   results,
                   in);
               for (int i = 0; i < count; i++) {
-                long place = (long) (order[at + i] / topK) * in;
-                long result = (long) i * in * Float.BYTES;
-                dropout.copy(results, result, results, result, row, in, place);
-                Blas.add(in, 1, at(results, (long) i * in), at(gx, place));
+                long token = order[at + i] / topK;
+                Blas.add(in, 1, at(results, (long) i * in), at(gx, token * in));
               }
             }
           });
@@ -387,7 +403,8 @@ final class CpuTraining {
     }
   }
 
-  private void toGateAndA(NDManager scope, MemorySegment gl, MemorySegment gz) {
+  private void toGateAndA(
+      NDManager scope, MemorySegment input, MemorySegment gl, MemorySegment gz) {
     var gate = bank.bank().gate();
     int n = bank.bank().size();
     var memoryX = Ops.memory(x);
@@ -404,7 +421,7 @@ final class CpuTraining {
             Blas.product(true, false, n, width, tokens, gl, n, rows, in, 1, own, in);
           }
           if (wantsA) {
-            toA(from, width, memoryX, gz, gradient);
+            toA(from, width, input, gz, gradient);
           }
         });
   }
@@ -412,12 +429,11 @@ final class CpuTraining {
   private void toA(int from, int width, MemorySegment x, MemorySegment gz, MemorySegment gradient) {
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, width);
-      var row = new int[width];
       pieces(
           0,
           tokens,
           (adapter, rank, at, count) -> {
-            gatherInput(x, from, width, at, count, rows, row);
+            gather(x, in, from, width, at, count, rows);
             Blas.product(
                 true,
                 false,
