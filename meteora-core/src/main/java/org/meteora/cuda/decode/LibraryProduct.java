@@ -14,9 +14,6 @@ import org.meteora.cuda.kernel.Kernels;
  * as a backend stacks them, are multiplied as one; what is left, beside each other.
  */
 final class LibraryProduct extends StepProduct {
-  /** Rows of nothing that may lie between two matrices of a stack. */
-  private static final int GAP = 8;
-
   /** A matrix {@code (rows, in)}. */
   private record Matrix(long address, int rows) {}
 
@@ -45,13 +42,10 @@ final class LibraryProduct extends StepProduct {
     var rowBytes = (long) group.in() * model.dtype().bytes();
     for (var matrix : matrices) {
       var last = parts.isEmpty() ? null : parts.getLast();
-      var distance = last == null ? -1 : matrix.address() - last.address();
-      var ahead = distance < 0 ? 0 : distance / rowBytes - last.rows();
-      if (distance >= 0 && distance % rowBytes == 0 && ahead >= 0 && ahead <= GAP) {
-        var first = (int) (distance / rowBytes);
+      if (last != null && matrix.address() == last.address() + last.rows() * rowBytes) {
         parts.removeLast();
-        parts.add(new Part(last.address(), first + matrix.rows(), last.at()));
-        at.put(matrix.address(), last.at() + first);
+        parts.add(new Part(last.address(), last.rows() + matrix.rows(), last.at()));
+        at.put(matrix.address(), last.at() + last.rows());
       } else {
         var column = last == null ? 0 : (last.at() + last.rows() + 3) / 4 * 4;
         parts.add(new Part(matrix.address(), matrix.rows(), column));
