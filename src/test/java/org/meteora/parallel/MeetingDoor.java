@@ -18,7 +18,15 @@ public final class MeetingDoor {
   private MeetingDoor() {}
 
   private static Launch launch(int rank) {
-    return new Launch(rank, 2, rank, Launch.Starter.TORCHRUN, Optional.of("127.0.0.1"), 1, JOB);
+    return new Launch(
+        rank,
+        2,
+        rank,
+        Launch.Starter.TORCHRUN,
+        Launch.Manager.NONE,
+        Optional.of("127.0.0.1"),
+        1,
+        JOB);
   }
 
   /** What the second process sends: who it is, a sign of life, two texts, that it leaves. */

@@ -3,6 +3,7 @@ package org.meteora.parallel;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
@@ -14,6 +15,7 @@ import org.meteora.UserException;
  * @param size how many processes there are
  * @param localRank its number among the processes of this machine, from 0: the GPU it takes
  * @param starter who started it
+ * @param manager from whom an MPI library learns of the processes
  * @param address where the first process can be reached; empty when MPI tells it
  * @param port from which the first process looks for a free port; 0 when MPI tells it
  * @param job tells this job's processes from those of another
@@ -23,6 +25,7 @@ public record Launch(
     int size,
     int localRank,
     Starter starter,
+    Manager manager,
     Optional<String> address,
     int port,
     String job) {
@@ -34,10 +37,20 @@ public record Launch(
     TORCHRUN,
     /** {@code mpirun} of Open MPI. */
     OPEN_MPI,
-    /** {@code mpirun} of MPICH and its relatives, or {@code srun --mpi=pmi2}. */
-    PMI,
+    /** {@code mpirun} of MPICH and its relatives. */
+    MPICH,
     /** {@code srun}. */
     SLURM
+  }
+
+  /** The protocol by which an MPI library learns of the processes. */
+  public enum Manager {
+    /** None: to MPI every process is the only one. */
+    NONE,
+    /** PMI-1 or PMI-2, which MPICH speaks: its {@code mpirun}, {@code srun --mpi=pmi2}. */
+    PMI,
+    /** PMIx, which Open MPI speaks: its {@code mpirun}, {@code srun --mpi=pmix}. */
+    PMIX
   }
 
   private static final Pattern NUMBER = Pattern.compile("\\d{1,9}");
@@ -46,13 +59,15 @@ public record Launch(
 
   /** The only process. */
   public static Launch single() {
-    return new Launch(0, 1, 0, Starter.NONE, Optional.empty(), 0, "");
+    return new Launch(0, 1, 0, Starter.NONE, Manager.NONE, Optional.empty(), 0, "");
   }
 
   /**
    * Reads, in this order, {@code RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT}
    * (torchrun), {@code OMPI_COMM_WORLD_*} (Open MPI), {@code PMI_*} (MPICH) and {@code SLURM_*}
-   * (srun; the first process is on the first node, its port follows from the job's number).
+   * (srun; the first process is on the first node, its port follows from the job's number). {@code
+   * srun --mpi=pmi2} sets {@code PMI_*} too, often by a site's default: on GPUs no MPI need be
+   * there then, so that those of SLURM count.
    *
    * @throws UserException when a variable is missing, is no number, or does not fit the others
    */
@@ -64,17 +79,30 @@ public record Launch(
       return mpi(
           environment,
           Starter.OPEN_MPI,
+          Manager.PMIX,
           "OMPI_COMM_WORLD_RANK",
           "OMPI_COMM_WORLD_SIZE",
           "OMPI_COMM_WORLD_LOCAL_RANK");
     }
-    if (environment.containsKey("PMI_RANK")) {
-      return mpi(environment, Starter.PMI, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID");
+    boolean slurm =
+        environment.containsKey("SLURM_STEP_ID") && environment.containsKey("SLURM_PROCID");
+    if (environment.containsKey("PMI_RANK") && !(slurm && srunSetsPmi(environment))) {
+      return mpi(
+          environment, Starter.MPICH, Manager.PMI, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID");
     }
-    if (environment.containsKey("SLURM_STEP_ID") && environment.containsKey("SLURM_PROCID")) {
-      return slurm(environment);
-    }
-    return single();
+    return slurm ? slurm(environment) : single();
+  }
+
+  /** Not so where srun has started what MPICH's mpirun puts on each node. */
+  private static boolean srunSetsPmi(Map<String, String> environment) {
+    return Objects.equals(environment.get("PMI_SIZE"), environment.get(slurmSize(environment)))
+        && Objects.equals(environment.get("PMI_RANK"), environment.get("SLURM_PROCID"));
+  }
+
+  private static String slurmSize(Map<String, String> environment) {
+    return environment.containsKey("SLURM_STEP_NUM_TASKS")
+        ? "SLURM_STEP_NUM_TASKS"
+        : "SLURM_NTASKS";
   }
 
   /**
@@ -109,6 +137,7 @@ public record Launch(
         size,
         local,
         Starter.TORCHRUN,
+        Manager.NONE,
         Optional.of(environment.get("MASTER_ADDR")),
         number(environment, "MASTER_PORT", 1, 65_535),
         environment.getOrDefault("TORCHELASTIC_RUN_ID", "")
@@ -119,6 +148,7 @@ public record Launch(
   private static Launch mpi(
       Map<String, String> environment,
       Starter starter,
+      Manager manager,
       String rankName,
       String sizeName,
       String localName) {
@@ -128,13 +158,11 @@ public record Launch(
     int local = optional(environment, localName, rank);
     return size == 1
         ? single()
-        : new Launch(rank, size, local, starter, Optional.empty(), 0, "mpi");
+        : new Launch(rank, size, local, starter, manager, Optional.empty(), 0, "mpi");
   }
 
   private static Launch slurm(Map<String, String> environment) {
-    var sizeName =
-        environment.containsKey("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
-    int size = number(environment, sizeName, 1, Integer.MAX_VALUE);
+    int size = number(environment, slurmSize(environment), 1, Integer.MAX_VALUE);
     int rank = number(environment, "SLURM_PROCID", 0, size - 1);
     if (size == 1) {
       return single();
@@ -149,6 +177,10 @@ public record Launch(
                 () ->
                     new UserException(
                         "srun started this process, but SLURM_STEP_NODELIST names no node"));
+    var manager =
+        environment.containsKey("PMI_RANK")
+            ? Manager.PMI
+            : environment.containsKey("PMIX_RANK") ? Manager.PMIX : Manager.NONE;
     int job = number(environment, "SLURM_JOB_ID", 0, 999_999_999);
     int step = optional(environment, "SLURM_STEP_ID", 0);
     return new Launch(
@@ -156,6 +188,7 @@ public record Launch(
         size,
         optional(environment, "SLURM_LOCALID", rank),
         Starter.SLURM,
+        manager,
         Optional.of(first),
         FIRST_PORT + (int) ((job * 16L + step) % PORTS),
         job + "." + step);

@@ -59,11 +59,16 @@ final class Mpi {
   /**
    * Loads and starts MPI.
    *
-   * @throws UserException when there is none, or it knows another number of processes than {@code
-   *     launch}
+   * @throws UserException when there is none, nobody tells it of the processes, or it knows another
+   *     number of them than {@code launch}
    */
   static Mpi start(Launch launch) {
-    var names = launch.starter() == Launch.Starter.PMI ? MPICH : OPEN_MPI;
+    if (launch.manager() == Launch.Manager.NONE) {
+      // asked all the same, Open MPI ends the process with a page of text
+      throw new UserException(unmanaged(launch));
+    }
+    leaveSignalsAlone();
+    var names = launch.manager() == Launch.Manager.PMI ? MPICH : OPEN_MPI;
     var mpi =
         open(names)
             .or(() -> open(names == MPICH ? OPEN_MPI : MPICH))
@@ -89,6 +94,39 @@ final class Mpi {
                   launch.size()));
     }
     return mpi;
+  }
+
+  private static String unmanaged(Launch launch) {
+    var here = "processes on the CPU are joined by MPI, and ";
+    return launch.starter() == Launch.Starter.SLURM
+        ? here
+            + "srun has not told it of them: srun --mpi=pmi2 meteora … (MPICH), srun --mpi=pmix"
+            + " meteora … (Open MPI; srun --mpi=list shows what there is), or mpirun in its place"
+        : here
+            + "torchrun does not tell it of them: mpirun -n "
+            + launch.size()
+            + " meteora …, or meteora … --processes "
+            + launch.size();
+  }
+
+  /**
+   * UCX, by which MPICH and Open MPI move data, takes SIGSEGV for a crash unless this is set; the
+   * JVM raises it at every safepoint, and the process would be ended by it.
+   */
+  private static void leaveSignalsAlone() {
+    var setenv =
+        LINKER.downcallHandle(
+            LINKER.defaultLookup().findOrThrow("setenv"),
+            FunctionDescriptor.of(JAVA_INT, ADDRESS, ADDRESS, JAVA_INT));
+    try (var arena = Arena.ofConfined()) {
+      int code =
+          (int)
+              setenv.invokeExact(
+                  arena.allocateFrom("UCX_ERROR_SIGNALS"), arena.allocateFrom(""), 1);
+      assert code == 0;
+    } catch (Throwable e) {
+      throw new IllegalStateException("setenv failed", e);
+    }
   }
 
   private static Optional<SymbolLookup> open(List<String> names) {

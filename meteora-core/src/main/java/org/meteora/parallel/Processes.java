@@ -50,10 +50,9 @@ public final class Processes {
     if (launch.size() == 1) {
       return Collective.single();
     }
-    boolean byMpi =
-        launch.starter() == Launch.Starter.OPEN_MPI || launch.starter() == Launch.Starter.PMI;
+    boolean byMpi = launch.address().isEmpty();
     var mpi = byMpi || !device.isGpu() ? Optional.of(Mpi.start(launch)) : Optional.<Mpi>empty();
-    var control = mpi.map(m -> meet(launch, m, onLost)).orElseGet(() -> meet(launch, onLost));
+    var control = byMpi ? meet(launch, mpi.orElseThrow(), onLost) : meet(launch, onLost);
     try {
       requireSame(control::gather, control::broadcast, settings);
     } catch (UserException e) {
@@ -153,6 +152,7 @@ public final class Processes {
         launch.size(),
         launch.localRank(),
         launch.starter(),
+        launch.manager(),
         launch.address(),
         launch.port(),
         job);

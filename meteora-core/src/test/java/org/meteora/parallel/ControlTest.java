@@ -26,7 +26,14 @@ import org.junit.jupiter.api.Timeout;
 class ControlTest {
   private static Launch launch(int rank, int size, int port, String job) {
     return new Launch(
-        rank, size, rank, Launch.Starter.TORCHRUN, Optional.of("127.0.0.1"), port, job);
+        rank,
+        size,
+        rank,
+        Launch.Starter.TORCHRUN,
+        Launch.Manager.NONE,
+        Optional.of("127.0.0.1"),
+        port,
+        job);
   }
 
   private interface Work<T> {

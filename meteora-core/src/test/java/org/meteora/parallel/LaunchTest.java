@@ -3,6 +3,7 @@ package org.meteora.parallel;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -30,7 +31,15 @@ class LaunchTest {
                 "OMPI_COMM_WORLD_SIZE", "2"));
     assertThat(launch)
         .isEqualTo(
-            new Launch(5, 8, 1, Launch.Starter.TORCHRUN, Optional.of("10.0.0.1"), 29500, "run/0"));
+            new Launch(
+                5,
+                8,
+                1,
+                Launch.Starter.TORCHRUN,
+                Launch.Manager.NONE,
+                Optional.of("10.0.0.1"),
+                29500,
+                "run/0"));
   }
 
   @Test
@@ -43,9 +52,13 @@ class LaunchTest {
                     "OMPI_COMM_WORLD_LOCAL_RANK", "0",
                     "SLURM_PROCID", "1",
                     "SLURM_STEP_ID", "3")))
-        .isEqualTo(new Launch(1, 4, 0, Launch.Starter.OPEN_MPI, Optional.empty(), 0, "mpi"));
+        .isEqualTo(
+            new Launch(
+                1, 4, 0, Launch.Starter.OPEN_MPI, Launch.Manager.PMIX, Optional.empty(), 0, "mpi"));
     assertThat(Launch.of(Map.of("PMI_RANK", "3", "PMI_SIZE", "4")))
-        .isEqualTo(new Launch(3, 4, 3, Launch.Starter.PMI, Optional.empty(), 0, "mpi"));
+        .isEqualTo(
+            new Launch(
+                3, 4, 3, Launch.Starter.MPICH, Launch.Manager.PMI, Optional.empty(), 0, "mpi"));
   }
 
   @Test
@@ -67,6 +80,64 @@ class LaunchTest {
     assertThat(Launch.unusedSlurm(environment)).isEmpty();
     assertThat(Launch.unusedSlurm(Map.of("SLURM_JOB_ID", "1", "SLURM_NTASKS", "4")))
         .hasValueSatisfying(line -> assertThat(line).contains("4 tasks").contains("srun"));
+  }
+
+  /** What srun 22.05 was seen to set; with MPICH's mpirun in a job its own variables count. */
+  @Test
+  void srunSaysWhetherMpiKnowsTheProcesses() {
+    var plain =
+        Map.of(
+            "SLURM_JOB_ID", "3",
+            "SLURM_STEP_ID", "0",
+            "SLURM_PROCID", "3",
+            "SLURM_NTASKS", "4",
+            "SLURM_LOCALID", "1",
+            "SLURM_STEP_NODELIST", "n[1-2]");
+    assertThat(Launch.of(plain).manager()).isEqualTo(Launch.Manager.NONE);
+    assertThatThrownBy(() -> Mpi.start(Launch.of(plain)))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("srun --mpi=pmi2");
+
+    var pmi2 = new HashMap<>(plain);
+    pmi2.putAll(Map.of("PMI_RANK", "3", "PMI_SIZE", "4"));
+    var launch = Launch.of(pmi2);
+    assertThat(launch.starter()).isEqualTo(Launch.Starter.SLURM);
+    assertThat(launch.manager()).isEqualTo(Launch.Manager.PMI);
+    assertThat(launch.localRank()).isEqualTo(1); // the GPU on its node
+    assertThat(launch.address()).contains("n1"); // so that GPUs need no MPI
+
+    var pmix = new HashMap<>(plain);
+    pmix.put("PMIX_RANK", "3");
+    assertThat(Launch.of(pmix).manager()).isEqualTo(Launch.Manager.PMIX);
+
+    var mpirun = new HashMap<>(plain);
+    mpirun.putAll(
+        Map.of(
+            "SLURM_PROCID", "1",
+            "SLURM_STEP_NUM_TASKS", "2",
+            "PMI_RANK", "3",
+            "PMI_SIZE", "4",
+            "MPI_LOCALRANKID", "1"));
+    assertThat(Launch.of(mpirun))
+        .isEqualTo(
+            new Launch(
+                3, 4, 1, Launch.Starter.MPICH, Launch.Manager.PMI, Optional.empty(), 0, "mpi"));
+  }
+
+  @Test
+  void torchrunsProcessesOnTheCpuAreToldWhatToType() {
+    var launch =
+        Launch.of(
+            Map.of(
+                "RANK", "0",
+                "WORLD_SIZE", "2",
+                "LOCAL_RANK", "0",
+                "MASTER_ADDR", "127.0.0.1",
+                "MASTER_PORT", "29500"));
+    assertThatThrownBy(() -> Mpi.start(launch))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("mpirun -n 2 meteora")
+        .hasMessageContaining("--processes 2");
   }
 
   @Test

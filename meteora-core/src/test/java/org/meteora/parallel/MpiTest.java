@@ -1,11 +1,17 @@
 package org.meteora.parallel;
 
+import static java.lang.foreign.ValueLayout.ADDRESS;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.FunctionDescriptor;
+import java.lang.foreign.Linker;
+import java.lang.foreign.MemorySegment;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -84,6 +90,7 @@ class MpiTest {
       var launch = Launch.of(System.getenv());
       var settings =
           List.of("tasks a,b", "seed " + (args[0].equals("settings") ? launch.rank() : 7));
+      var handler = segmentationFaults();
       try (var manager = Devices.newManager(Device.cpu());
           var all =
               Processes.join(
@@ -96,10 +103,30 @@ class MpiTest {
                     Runtime.getRuntime().halt(1);
                   })) {
         collectives(manager, all);
+        if (!handler.equals(segmentationFaults())) {
+          throw new IllegalStateException("MPI has taken the JVM's signals: it will crash");
+        }
         System.out.println("right " + all.rank());
       } catch (RuntimeException e) {
         System.out.println(e.getMessage());
         System.exit(1);
+      }
+    }
+
+    /** The address of what handles SIGSEGV, which the JVM itself raises and needs. */
+    private static MemorySegment segmentationFaults() {
+      var linker = Linker.nativeLinker();
+      var sigaction =
+          linker.downcallHandle(
+              linker.defaultLookup().findOrThrow("sigaction"),
+              FunctionDescriptor.of(JAVA_INT, JAVA_INT, ADDRESS, ADDRESS));
+      try (var arena = Arena.ofConfined()) {
+        var old = arena.allocate(152, 8); // struct sigaction of Linux on x86-64: the handler first
+        int code = (int) sigaction.invokeExact(11, MemorySegment.NULL, old);
+        assertThat(code).isZero();
+        return old.get(ADDRESS, 0);
+      } catch (Throwable e) {
+        throw new IllegalStateException(e);
       }
     }
 
