@@ -79,7 +79,8 @@ public final class Progress implements AutoCloseable {
           total > 0 && done > before
               ? ", " + duration(seconds / (done - before) * (total - done)) + " left"
               : "";
-      LOG.info("{}: {}{}{}{} {}", task, done, total > 0 ? "/" + total : "", unit, left, extra);
+      var more = extra.isEmpty() ? "" : "; " + extra;
+      LOG.info("{}: {}{}{}{}{}", task, done, total > 0 ? "/" + total : "", unit, left, more);
     }
   }
 

@@ -114,10 +114,7 @@ final class Mpi {
    * JVM raises it at every safepoint, and the process would be ended by it.
    */
   private static void leaveSignalsAlone() {
-    var setenv =
-        LINKER.downcallHandle(
-            LINKER.defaultLookup().findOrThrow("setenv"),
-            FunctionDescriptor.of(JAVA_INT, ADDRESS, ADDRESS, JAVA_INT));
+    var setenv = Functions.bind("setenv", "(AAI)I");
     try (var arena = Arena.ofConfined()) {
       int code =
           (int)
@@ -125,7 +122,7 @@ final class Mpi {
                   arena.allocateFrom("UCX_ERROR_SIGNALS"), arena.allocateFrom(""), 1);
       assert code == 0;
     } catch (Throwable e) {
-      throw new IllegalStateException("setenv failed", e);
+      throw Functions.unchecked(e);
     }
   }
 

@@ -22,10 +22,16 @@ import java.util.Optional;
 import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /** How the processes of a job find each other: the first one listens, all others connect to it. */
 final class Rendezvous {
+  private static final Logger LOG = LoggerFactory.getLogger(Rendezvous.class);
   private static final Duration MEETING = Duration.ofMinutes(5);
+
+  /** After so long it is said who is missing. */
+  private static final Duration WORD = Duration.ofSeconds(15);
 
   /** Within this a process says who it is, and is answered. */
   private static final Duration GREETING = Duration.ofSeconds(5);
@@ -58,7 +64,30 @@ final class Rendezvous {
      */
     public Control await(Launch launch, Consumer<Control.Lost> onLost) {
       var arrivals = new Arrivals(launch, onLost);
-      var deadline = System.nanoTime() + MEETING.toNanos();
+      try {
+        if (!complete(arrivals, WORD)) {
+          LOG.info(
+              "of {} processes these have not come yet, and are waited for: rank {}",
+              launch.size(),
+              String.join(", ", arrivals.absent()));
+        }
+        if (!complete(arrivals, MEETING.minus(WORD))) {
+          throw new UserException(
+              "of %s processes these did not come within %s minutes: rank %s"
+                  .formatted(
+                      launch.size(), MEETING.toMinutes(), String.join(", ", arrivals.absent())));
+        }
+      } catch (IOException e) {
+        if (!arrivals.complete()) {
+          throw new UserException("cannot wait for the other processes: " + e.getMessage(), e);
+        }
+      }
+      return arrivals.control;
+    }
+
+    /** Lets others in for so long, or until all are here: whether they are. */
+    private boolean complete(Arrivals arrivals, Duration atMost) throws IOException {
+      var deadline = System.nanoTime() + atMost.toNanos();
       try {
         while (!arrivals.complete()) {
           server.setSoTimeout((int) Math.max(1, (deadline - System.nanoTime()) / 1_000_000));
@@ -67,16 +96,9 @@ final class Rendezvous {
           Thread.ofVirtual().start(() -> arrivals.hear(socket));
         }
       } catch (SocketTimeoutException e) {
-        throw new UserException(
-            "of %s processes these did not come within %s minutes: rank %s"
-                .formatted(
-                    launch.size(), MEETING.toMinutes(), String.join(", ", arrivals.absent())));
-      } catch (IOException e) {
-        if (!arrivals.complete()) {
-          throw new UserException("cannot wait for the other processes: " + e.getMessage(), e);
-        }
+        return arrivals.complete();
       }
-      return arrivals.control;
+      return true;
     }
 
     /** The others as they come. */

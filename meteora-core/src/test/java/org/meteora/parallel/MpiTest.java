@@ -1,7 +1,6 @@
 package org.meteora.parallel;
 
 import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
@@ -9,8 +8,6 @@ import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -21,6 +18,7 @@ import java.util.List;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
+import org.meteora.foreign.Functions;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -115,18 +113,14 @@ class MpiTest {
 
     /** The address of what handles SIGSEGV, which the JVM itself raises and needs. */
     private static MemorySegment segmentationFaults() {
-      var linker = Linker.nativeLinker();
-      var sigaction =
-          linker.downcallHandle(
-              linker.defaultLookup().findOrThrow("sigaction"),
-              FunctionDescriptor.of(JAVA_INT, JAVA_INT, ADDRESS, ADDRESS));
+      var sigaction = Functions.bind("sigaction", "(IAA)I");
       try (var arena = Arena.ofConfined()) {
         var old = arena.allocate(152, 8); // struct sigaction of Linux on x86-64: the handler first
         int code = (int) sigaction.invokeExact(11, MemorySegment.NULL, old);
         assertThat(code).isZero();
         return old.get(ADDRESS, 0);
       } catch (Throwable e) {
-        throw new IllegalStateException(e);
+        throw Functions.unchecked(e);
       }
     }
 

@@ -166,7 +166,7 @@ final class Run {
         parameters.size(),
         model.llama().dtype().label(),
         collective.size() == 1 ? "" : collective.size() + " × ",
-        model.llama().manager().getDevice(),
+        Devices.name(model.llama().manager().getDevice()),
         model.context().mode().name().toLowerCase(Locale.ROOT));
     requireMemory(
         config, model, parameters, batches, steps * config.accumulation() * collective.size());

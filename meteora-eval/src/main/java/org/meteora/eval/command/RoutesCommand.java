@@ -140,7 +140,7 @@ public final class RoutesCommand implements Callable<Integer> {
       var dominant =
           verdict.dominant() < 0 ? "(no routing)" : trace.adapters().get(verdict.dominant());
       to.printf(
-          "%-14s %-44s %-44s %5.1f %% %s%n",
+          "%-17s %-44s %-44s %5.1f %% %s%n",
           (verdict.part().output() ? "written " : "") + verdict.part().label(),
           verdict.part().task(),
           dominant,
