@@ -114,6 +114,9 @@ class BatchesTest {
     assertThat(response.labels()).containsExactly(-100, 7, 8, -100, 4, -100, -100, -100);
     assertThat(response.labelCount())
         .isEqualTo(Arrays.stream(response.labels()).filter(l -> l != Batch.IGNORED).count());
+    // whichever labels the answers' loss counts, gates choose on every token of a prompt too
+    assertThat(response.gateLabels()).containsExactly(whole.gateLabels());
+    assertThat(response.gateLabelCount()).isEqualTo(whole.gateLabelCount());
   }
 
   @Test
