@@ -20,15 +20,22 @@ public final class Generator implements TokenGenerator {
   private final Llama model;
   private final DecodeSession.Provider decoding;
   private final ForwardContext context;
+  private final boolean keepsPrefixes;
 
   /**
    * @param decoding runs the steps behind the prefill
    * @param context what is wanted of the gated layers
    */
   public Generator(Llama model, DecodeSession.Provider decoding, ForwardContext context) {
+    this(model, decoding, context, true);
+  }
+
+  private Generator(
+      Llama model, DecodeSession.Provider decoding, ForwardContext context, boolean keepsPrefixes) {
     this.model = model;
     this.decoding = decoding;
     this.context = context;
+    this.keepsPrefixes = keepsPrefixes;
   }
 
   /** What it wants of the gated layers. */
@@ -43,7 +50,15 @@ public final class Generator implements TokenGenerator {
 
   /** A generator that wants something else of the gated layers. */
   public Generator with(ForwardContext other) {
-    return new Generator(model, decoding, other);
+    return new Generator(model, decoding, other, keepsPrefixes);
+  }
+
+  /**
+   * A generator that computes the whole of each prompt, even where others begin alike. Its answers
+   * with one sequence at once depend on nothing else: all sums are taken in the same order.
+   */
+  public Generator withoutPrefixes() {
+    return new Generator(model, decoding, context, false);
   }
 
   @Override
@@ -84,7 +99,7 @@ public final class Generator implements TokenGenerator {
     try (var recording = Ops.notRecording()) {
       for (var batch : batches.values()) {
         later -= batch.size();
-        RunningBatch.run(model, decoding, context, batch, max, later, listener);
+        RunningBatch.run(model, decoding, context, batch, keepsPrefixes, max, later, listener);
       }
     }
   }

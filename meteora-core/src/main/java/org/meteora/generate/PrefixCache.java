@@ -84,7 +84,7 @@ final class PrefixCache implements AutoCloseable {
       var alike = IntStream.range(0, routings.length).filter(i -> routings[i] == its).toArray();
       var same = shared(Arrays.stream(alike).mapToObj(i -> sequences.get(i).prompt).toList());
       for (int i = 0; i < alike.length; i++) {
-        shared[alike[i]] = same[i];
+        shared[alike[i]] = same[i] > 0 && bytes(same[i]) <= capacity ? same[i] : 0;
       }
     }
   }
@@ -170,7 +170,7 @@ final class PrefixCache implements AutoCloseable {
     return Optional.empty();
   }
 
-  /** How many of its first tokens a prompt has in common with another. */
+  /** How many of its first tokens a prompt has in common with another, if they can be kept. */
   int sharedBy(int prompt) {
     return shared[prompt];
   }
@@ -178,7 +178,7 @@ final class PrefixCache implements AutoCloseable {
   /** Whether a prompt begins as another does for a good part, and that is not known yet. */
   boolean isWorthKeeping(int prompt, int[] tokens) {
     int fresh = shared[prompt] - find(prompt, tokens).map(Hit::tokens).orElse(0);
-    return fresh >= WORTH && 4 * fresh >= tokens.length && bytes(shared[prompt]) <= capacity;
+    return fresh >= WORTH && 4 * fresh >= tokens.length;
   }
 
   /** A cache takes memory for whole blocks. */

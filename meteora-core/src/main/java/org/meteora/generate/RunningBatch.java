@@ -53,6 +53,7 @@ final class RunningBatch implements AutoCloseable {
       DecodeSession.Provider decoding,
       ForwardContext context,
       List<Sequence> sequences,
+      boolean keepsPrefixes,
       int maxSequences,
       int later,
       AnswerListener listener) {
@@ -67,7 +68,8 @@ final class RunningBatch implements AutoCloseable {
         context
             .withRouting(sequences.getFirst().routing)
             .withListener(heard ? Optional.of(hearing) : Optional.empty());
-    prefixes = new PrefixCache(model, sequences);
+    prefixes =
+        keepsPrefixes ? new PrefixCache(model, sequences) : new PrefixCache(model, sequences, 0);
     int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
     session = decoding.begin(this.maxSequences, tokens, this.context);
     scheduler =
@@ -88,6 +90,7 @@ final class RunningBatch implements AutoCloseable {
    * @param context what is wanted of the gated layers
    * @param sequences at least one, all routed alike or each {@linkplain Sequence#isRoutedAlone by a
    *     router of its own}
+   * @param keepsPrefixes whether prompts that begin alike share what is computed of that
    * @param maxSequences at once, at least 1
    * @param later requests that wait for this batch's end
    * @param listener is told of every token, answer and failure
@@ -97,12 +100,15 @@ final class RunningBatch implements AutoCloseable {
       DecodeSession.Provider decoding,
       ForwardContext context,
       List<Sequence> sequences,
+      boolean keepsPrefixes,
       int maxSequences,
       int later,
       AnswerListener listener) {
     RunningBatch batch;
     try {
-      batch = new RunningBatch(model, decoding, context, sequences, maxSequences, later, listener);
+      batch =
+          new RunningBatch(
+              model, decoding, context, sequences, keepsPrefixes, maxSequences, later, listener);
     } catch (UserException e) {
       sequences.forEach(sequence -> listener.onFailure(sequence.request, e));
       return;

@@ -72,6 +72,10 @@ public final class Progress implements AutoCloseable {
     if (bar != null) {
       bar.stepTo(done);
     }
+    line();
+  }
+
+  private void line() {
     if (plain && System.nanoTime() - lastLine > PLAIN_INTERVAL.toNanos()) {
       lastLine = System.nanoTime();
       double seconds = (lastLine - start) / 1e9;
@@ -91,9 +95,10 @@ public final class Progress implements AutoCloseable {
         : s >= 60 ? "%d min %02d s".formatted(s / 60, s % 60) : s + " s";
   }
 
-  /** A short text behind the bar: a loss, a file's name. */
+  /** A short text behind the bar: a loss, a file's name. A plain line may follow. */
   public void note(String text) {
     extra = text;
+    line();
     if (bar != null) {
       bar.setExtraMessage(" " + text);
     }

@@ -111,10 +111,17 @@ public final class EvalCommand implements Callable<Integer> {
       paramLabel = "N",
       defaultValue = "0",
       description =
-          "Answer the first N samples once more, one by one, and say how many come out otherwise:"
+          "Answer the first N samples once more, each alone, and say how many come out otherwise:"
               + " with several at once sums are taken in another order, which in 16 bits can turn a"
               + " token.")
   private int checkBatching;
+
+  @Option(
+      names = "--no-prefix-cache",
+      description =
+          "Compute the whole of each prompt, even where others begin alike. With --batch-size 1 an"
+              + " answer's sums then depend on no other sample, order, or run that was resumed.")
+  private boolean noPrefixCache;
 
   @Option(
       names = "--resume",
@@ -276,6 +283,7 @@ public final class EvalCommand implements Callable<Integer> {
             routes,
             debug,
             checkBatching,
+            !noPrefixCache,
             command.commandLine().getParseResult().originalArgs());
     var out = command.commandLine().getOut();
     var sharers = shardBase.sharers(all);

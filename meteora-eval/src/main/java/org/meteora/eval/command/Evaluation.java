@@ -21,7 +21,7 @@ import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.eval.sweep.Sweep;
 import org.meteora.eval.sweep.SweepReport;
 import org.meteora.generate.GenerationConfig;
-import org.meteora.generate.TokenGenerator;
+import org.meteora.generate.Generator;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Printable;
 import org.meteora.moe.RoutingSettings;
@@ -103,7 +103,7 @@ final class Evaluation implements AutoCloseable {
       var processes = ShardedWeights.meeting(loaded.llama().frozen(), all);
       var chosen = chosen();
       var context = loaded.generator().context();
-      var generator = loaded.generator().withRouting(routing(task, context.routing()));
+      var generator = generator(routing(task, context.routing()));
       var evaluator =
           new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, settings.batchSize())
               .dealtTo(processes);
@@ -175,18 +175,18 @@ final class Evaluation implements AutoCloseable {
   /** Answers the first samples once more, each alone, and counts those that differ. */
   private Evaluator.Run checked(
       Evaluator.Run run,
-      TokenGenerator generator,
+      Generator generator,
       GenerationConfig chosen,
       EvalTask task,
       TestSet test) {
     var some = test.samples().subList(0, Math.min(settings.checkBatching(), test.samples().size()));
     var alone =
-        new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, 1)
+        new Evaluator(generator.withoutPrefixes(), TextCodec.of(loaded.tokenizer()), chosen, 1)
             .run(task.name() + ", one by one", some);
     var result = run.comparedWith(alone);
     var batching = result.batching().orElseThrow();
     LOG.info(
-        "{} of {} answers differ from those with --batch-size 1",
+        "{} of {} answers differ from those with --batch-size 1 --no-prefix-cache",
         batching.different(),
         batching.checked());
     return result;
@@ -232,10 +232,7 @@ final class Evaluation implements AutoCloseable {
       var routing = routing(task, point.routing(given, loaded::router));
       var evaluator =
           new Evaluator(
-              loaded.generator().withRouting(routing),
-              TextCodec.of(loaded.tokenizer()),
-              chosen,
-              settings.batchSize());
+              generator(routing), TextCodec.of(loaded.tokenizer()), chosen, settings.batchSize());
       var modelDescribed = loaded.describe(routing);
       try (var result = new SavedResult(folder.resolve(point.name()), "meteora", task.name())) {
         var there =
@@ -262,6 +259,11 @@ final class Evaluation implements AutoCloseable {
     out.println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
     out.flush();
     return code;
+  }
+
+  private Generator generator(RoutingSettings routing) {
+    var generator = loaded.generator().withRouting(routing);
+    return settings.prefixCache() ? generator : generator.withoutPrefixes();
   }
 
   private void load(LoadedModel.Spec wanted) {

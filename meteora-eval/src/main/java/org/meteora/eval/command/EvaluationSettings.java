@@ -22,6 +22,7 @@ import org.meteora.io.Digests;
  * @param routes the gates' choices are gathered and written
  * @param debug the first samples are shown
  * @param checkBatching samples that are answered once more, each alone
+ * @param prefixCache beginnings that prompts share are computed once
  * @param arguments of the command line, for the saved result
  */
 record EvaluationSettings(
@@ -35,6 +36,7 @@ record EvaluationSettings(
     boolean routes,
     boolean debug,
     int checkBatching,
+    boolean prefixCache,
     List<String> arguments) {
   /**
    * What a saved result says of them.
@@ -55,6 +57,9 @@ record EvaluationSettings(
     result.put("limit", limit);
     result.put("max_length", chosen.maxLength());
     maxNewTokens.ifPresent(tokens -> result.put("max_new_tokens", tokens));
+    if (!prefixCache) {
+      result.put("prefix_cache", false);
+    }
     result.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
     result.put("do_sample", chosen.sample());
     result.put("temperature", chosen.sample() ? chosen.temperature() : null);
