@@ -36,7 +36,8 @@ public final class Devices {
             count > 0
                 ? "no CUDA device " + index + ": there are " + count + ", counted from 0"
                 : LibTorch.driver().gpus() == 0
-                    ? "no CUDA device: there is no NVIDIA driver here, or it sees no GPU"
+                    ? "no CUDA device: there is no NVIDIA driver here, or it sees no GPU; --device"
+                        + " cpu or auto computes on the CPU"
                     : "no CUDA device: "
                         + LibTorch.load()
                         + " was built without CUDA; install PyTorch 2.7 or newer (python3 -m pip"

@@ -112,8 +112,8 @@ public final class CreateCompositeCommand implements Callable<Integer> {
     var file = targetDir.resolve(task).resolve(name);
     if (!Files.isRegularFile(file)) {
       throw new UserException(
-          "no data for %s: there is no %s; \"meteora create-dataset\" makes it"
-              .formatted(task, file));
+          "no data for %s: there is no %s; \"meteora create-dataset --task %s\" makes it"
+              .formatted(task, file, task));
     }
     return Sample.read(file);
   }

@@ -1,5 +1,6 @@
 package org.meteora.data.hub;
 
+import java.io.IOException;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.Map;
@@ -14,6 +15,7 @@ import org.meteora.data.tasks.Task;
 public final class HubSourceFetcher implements SourceFetcher {
   private final HubClient hub;
   private final Map<Repository, HubClient.Listing> listings = new HashMap<>();
+  private boolean unreachable;
 
   public HubSourceFetcher(HubClient hub) {
     this.hub = hub;
@@ -40,7 +42,7 @@ public final class HubSourceFetcher implements SourceFetcher {
     try {
       var listing = listings.get(repository);
       if (listing == null) {
-        listing = hub.list(repository);
+        listing = list(repository);
         listings.put(repository, listing);
       }
       new HubDownloader(hub)
@@ -53,6 +55,20 @@ public final class HubSourceFetcher implements SourceFetcher {
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
       throw new UserException("interrupted while fetching " + repository, e);
+    }
+  }
+
+  /** Where nobody has answered the other tasks' sources are not asked for, minutes each. */
+  private HubClient.Listing list(Repository repository) throws InterruptedException {
+    if (unreachable) {
+      throw new UserException("not fetched, since the Hub did not answer before");
+    }
+    try {
+      return hub.list(repository);
+    } catch (UserException e) {
+      unreachable =
+          e.getCause() instanceof IOException && !(e.getCause() instanceof StatusException);
+      throw e;
     }
   }
 }

@@ -12,6 +12,9 @@ import org.slf4j.LoggerFactory;
 final class Retry {
   private static final Logger LOG = LoggerFactory.getLogger(Retry.class);
 
+  /** One failure passes unseen; who waits longer is told for what. */
+  private static final int FAILURES_BEFORE_A_WORD = 2;
+
   private final Timing timing;
   private final String what;
   private int failures;
@@ -55,7 +58,11 @@ final class Retry {
       // everybody told the same second must not come back in the same one
       pause = asked.isZero() ? pause : asked.toMillis() + pause / 2;
     }
-    LOG.debug("{}: {}; again in {} ms", what, reason(failure), pause);
+    if (failures == FAILURES_BEFORE_A_WORD) {
+      LOG.info("{}: {}; tried again up to {} times", what, reason(failure), timing.attempts());
+    } else {
+      LOG.debug("{}: {}; again in {} ms", what, reason(failure), pause);
+    }
     Thread.sleep(pause);
   }
 

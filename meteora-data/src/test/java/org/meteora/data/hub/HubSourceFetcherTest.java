@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import java.nio.file.Path;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.meteora.UserException;
 import org.meteora.data.tasks.Tasks;
 
 class HubSourceFetcherTest {
@@ -18,7 +19,8 @@ class HubSourceFetcherTest {
       server.add("data/winowhy/train-00000-of-00001.parquet", new byte[7], true);
       server.add("cs_algorithms/validation-00000-of-00001.parquet", new byte[9], true);
       server.add("not_winowhy/train-00000-of-00001.parquet", new byte[11], true);
-      var settings = Hubs.settings(server, folder, HubSettings.Layout.DEFAULT);
+      // patient: on a busy machine a listing that is late would be asked for twice
+      var settings = Hubs.settings(server, folder, HubSettings.Layout.DEFAULT, Timing.DEFAULT);
       var hub = new HubClient(settings);
       var fetcher = new HubSourceFetcher(hub);
       assertThat(fetcher.fetch(Tasks.get("winowhy"), folder.resolve("w"))).isTrue();
@@ -30,5 +32,19 @@ class HubSourceFetcherTest {
       assertThat(server.requests.stream().filter(r -> r.path().contains("/tree/"))).hasSize(1);
       assertThat(server.requests).allMatch(r -> r.path().contains("datasets") || r.second());
     }
+  }
+
+  @Test
+  void whereNobodyAnswersTheOtherTasksAreNotAskedFor() throws Exception {
+    var server = new FakeHub();
+    var settings = Hubs.settings(server, folder, HubSettings.Layout.DEFAULT);
+    server.close();
+    var fetcher = new HubSourceFetcher(new HubClient(settings));
+    assertThatThrownBy(() -> fetcher.fetch(Tasks.get("winowhy"), folder.resolve("w")))
+        .isInstanceOf(UserException.class)
+        .hasMessageContaining("given up after 8 attempts");
+    assertThatThrownBy(() -> fetcher.fetch(Tasks.get("alpaca"), folder.resolve("a")))
+        .isInstanceOf(UserException.class)
+        .hasMessage("not fetched, since the Hub did not answer before");
   }
 }

@@ -29,7 +29,9 @@ record TestSet(EvalTask task, Path file, List<Sample> samples) {
               .formatted(
                   task.name(),
                   file,
-                  task.parts().isEmpty() ? "create-dataset" : "create-composite"));
+                  task.parts().isEmpty()
+                      ? "create-dataset --task " + task.name()
+                      : "create-composite"));
     }
     var samples = Sample.read(file);
     task.requireParts(samples.stream().map(Sample::response).toList());

@@ -182,7 +182,8 @@ public final class TrainCommand implements Callable<Integer> {
             .orElseThrow(
                 () ->
                     new UserException(
-                        "no folder of adapters: set adapter_dir in config.yaml, or --adapter-dir"));
+                        "no folder of adapters: set adapter_dir in config.yaml (meteora init writes"
+                            + " one), or --adapter-dir; meteora train-lora makes adapters"));
     var base = loaded.requireBaseModelPath();
     // open until the processes have parted: one that ends before leaves the others waiting
     try (var stop = new StopSignal()) {
