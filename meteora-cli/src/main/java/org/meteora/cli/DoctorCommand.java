@@ -96,10 +96,8 @@ public final class DoctorCommand implements Callable<Integer> {
         "java",
         true,
         () ->
-            Runtime.version()
-                + ", heap of at most "
-                + Runtime.getRuntime().maxMemory() / MIB
-                + " MiB");
+            "%s, heap of at most %s MiB"
+                .formatted(Runtime.version(), Runtime.getRuntime().maxMemory() / MIB));
     check("memory", true, DoctorCommand::memory);
     check("disk", true, DoctorCommand::disk);
     var driver = LibTorch.driver();

@@ -165,10 +165,8 @@ record PromptLine(String text, JsonNode settings, String where) {
     int index = model.adapterNames().indexOf(adapter.get());
     if (index < 0) {
       throw new UserException(
-          "\"adapter\": there is none called "
-              + adapter.get()
-              + Nearest.hint(adapter.get(), model.adapterNames())
-              + " (base: no adapter)");
+          "\"adapter\": there is none called %s%s (base: no adapter)"
+              .formatted(adapter.get(), Nearest.hint(adapter.get(), model.adapterNames())));
     }
     return Optional.of(Router.fixed(index));
   }

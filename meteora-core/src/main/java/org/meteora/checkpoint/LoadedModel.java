@@ -235,10 +235,8 @@ public final class LoadedModel implements AutoCloseable {
     }
     if (!spec.model().equals("meteora")) {
       throw new UserException(
-          "--router "
-              + spec.router()
-              + " chooses among adapters: it goes with --model meteora, not with "
-              + spec.model());
+          "--router %s chooses among adapters: it goes with --model meteora, not with %s"
+              .formatted(spec.router(), spec.model()));
     }
     if (spec.flags().singleAdapter().isPresent()) {
       throw new UserException(

@@ -176,10 +176,8 @@ public final class TrainableModel implements AutoCloseable {
     for (int layer : lora.layersToTransform()) {
       if (layer < 0 || layer >= config.numHiddenLayers()) {
         throw new UserException(
-            "layers_to_transform: there is no layer "
-                + layer
-                + "; the base model's are 0 to "
-                + (config.numHiddenLayers() - 1));
+            "layers_to_transform: there is no layer %s; the base model's are 0 to %s"
+                .formatted(layer, config.numHiddenLayers() - 1));
       }
     }
     var ranks = new LinkedHashMap<String, Integer>();

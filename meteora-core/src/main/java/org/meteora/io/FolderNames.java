@@ -34,10 +34,8 @@ public final class FolderNames {
   public static String require(String what, String name) {
     if (!isOne(name)) {
       throw new UserException(
-          what
-              + " \""
-              + name
-              + "\" is not a folder's name (no path, no control characters, not . or ..)");
+          "%s \"%s\" is not a folder's name (no path, no control characters, not . or ..)"
+              .formatted(what, name));
     }
     return name;
   }

@@ -167,10 +167,9 @@ public record AdapterMerge(
     for (var adapter : adapters) {
       if (!adapter.wholeKeys().isEmpty()) {
         throw new UserException(
-            adapter.weights().path()
-                + ": "
-                + adapter.wholeKeys().values().iterator().next()
-                + " is a whole weight; only LoRA can be merged");
+            "%s: %s is a whole weight; only LoRA can be merged"
+                .formatted(
+                    adapter.weights().path(), adapter.wholeKeys().values().iterator().next()));
       }
       for (var key : adapter.loraKeys().keySet()) {
         var matcher = MODULE.matcher(key);

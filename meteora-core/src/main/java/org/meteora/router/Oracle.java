@@ -33,10 +33,8 @@ public record Oracle(List<String> adapters) implements Router.Probing {
     int adapter = adapters.indexOf(task);
     if (adapter < 0) {
       throw new UserException(
-          "--router oracle: no adapter is called "
-              + task
-              + " like the task; there are "
-              + String.join(", ", adapters));
+          "--router oracle: no adapter is called %s like the task; there are %s"
+              .formatted(task, String.join(", ", adapters)));
     }
     return adapter;
   }

@@ -83,10 +83,8 @@ public final class PhatgooseFile {
         for (var key : file.tensors().keySet()) {
           if (!read.getOrDefault(file.path(), new HashSet<>()).contains(key)) {
             throw new UserException(
-                file.path()
-                    + ": the tensor "
-                    + key
-                    + " is of a module that the adapter leaves as it is");
+                "%s: the tensor %s is of a module that the adapter leaves as it is"
+                    .formatted(file.path(), key));
           }
         }
       }

@@ -81,10 +81,8 @@ record SafetensorsHeader(
     if (length < 2 || length > size - 8) {
       throw broken(
           path,
-          "the header is said to have "
-              + Long.toUnsignedString(length)
-              + " bytes, the file has "
-              + size);
+          "the header is said to have %s bytes, the file has %s"
+              .formatted(Long.toUnsignedString(length), size));
     }
     if (length > MAX_HEADER) {
       throw broken(path, "a header of " + length + " bytes is longer than any real one (100 MB)");

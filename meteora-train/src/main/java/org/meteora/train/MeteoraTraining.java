@@ -70,10 +70,7 @@ public record MeteoraTraining(
         if (!found.contains(task)) {
           FolderNames.require("the adapter", task);
           throw new UserException(
-              "no adapter "
-                  + task
-                  + " in "
-                  + adapterDir
+              "no adapter %s in %s".formatted(task, adapterDir)
                   + Settings.nearest(task, found)
                       .map(n -> ", did you mean " + n + "?")
                       .orElse("; there are " + String.join(", ", found)));

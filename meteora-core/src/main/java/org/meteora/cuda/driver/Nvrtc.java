@@ -217,10 +217,8 @@ public final class Nvrtc {
           var log = arena.allocate(out.get(JAVA_LONG, 0), 1);
           call("nvrtcGetProgramLog", "PP", program, log.address());
           throw new UserException(
-              "CUDA compiler "
-                  + version
-                  + " refuses the kernels: "
-                  + log.getString(0).strip().replace("\n", "; "));
+              "CUDA compiler %s refuses the kernels: %s"
+                  .formatted(version, log.getString(0).strip().replace("\n", "; ")));
         }
         var kind = machineCode ? "CUBIN" : "PTX";
         call("nvrtcGet" + kind + "Size", "PP", program, out.address());

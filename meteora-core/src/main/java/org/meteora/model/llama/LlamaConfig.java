@@ -155,10 +155,8 @@ public final class LlamaConfig {
               (int) number(settings, "original_max_position_embeddings", where));
       default ->
           throw new UserException(
-              where
-                  + ": rope type \""
-                  + type
-                  + "\" is not supported; known are default, linear, llama3");
+              "%s: rope type \"%s\" is not supported; known are default, linear, llama3"
+                  .formatted(where, type));
     };
   }
 

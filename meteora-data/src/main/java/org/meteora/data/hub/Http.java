@@ -227,10 +227,8 @@ final class Http {
     var each = lengths.split("\\s*,\\s*");
     if (!each[0].matches("\\d{1,18}") || !Arrays.stream(each).allMatch(each[0]::equals)) {
       throw new UserException(
-          connection.getURL().getHost()
-              + " sends a reply whose length is not clear (Content-Length "
-              + lengths
-              + "): refused");
+          "%s sends a reply whose length is not clear (Content-Length %s): refused"
+              .formatted(connection.getURL().getHost(), lengths));
     }
     headers.put("Content-Length", each[0]);
   }

@@ -116,10 +116,8 @@ public final class HubClient {
 
   private static UserException broken(Repository repository, String what) {
     return new UserException(
-        "the listing of the "
-            + repository
-            + " is not one that can be used: it has "
-            + what.replaceAll("\\p{Cntrl}", "?"));
+        "the listing of the %s is not one that can be used: it has %s"
+            .formatted(repository, what.replaceAll("\\p{Cntrl}", "?")));
   }
 
   private record Page(Object content, Optional<URI> next) {}
@@ -237,10 +235,7 @@ public final class HubClient {
         switch (refusal.status()) {
           case 401, 403 -> {
             if (gated || refusal.status() == 403) {
-              yield "the "
-                  + repository
-                  + " is gated: accept its conditions at "
-                  + page
+              yield "the %s is gated: accept its conditions at %s".formatted(repository, page)
                   + (token
                       ? " with the account your token belongs to, and see that the token may read"
                           + " gated repositories"
@@ -257,10 +252,7 @@ public final class HubClient {
           case 404 ->
               refusal.code().equals("RevisionNotFound")
                   ? "the " + repository + " has no revision " + repository.revision() + ": " + page
-                  : "no "
-                      + repository
-                      + " at "
-                      + page
+                  : "no %s at %s".formatted(repository, page)
                       + (repository.type() == Repository.Type.MODEL
                           ? "; for a data set give --type dataset"
                           : "; for a model give --type model");

@@ -192,10 +192,8 @@ record ParquetRecords(Path file) implements Records {
         steps.put(new Step.Rows(batch));
         if (row != group.numRows()) {
           throw new IOException(
-              "a row group holds "
-                  + (row > group.numRows() ? "more" : row)
-                  + " rows, its footer says "
-                  + group.numRows());
+              "a row group holds %s rows, its footer says %s"
+                  .formatted(row > group.numRows() ? "more" : row, group.numRows()));
         }
       }
     }

@@ -175,10 +175,8 @@ public final class SourceLocator {
         }
         if (parser.nextToken() != null) {
           throw new UserException(
-              file
-                  + ":"
-                  + parser.currentTokenLocation().getLineNr()
-                  + ": something follows the JSON array");
+              "%s:%s: something follows the JSON array"
+                  .formatted(file, parser.currentTokenLocation().getLineNr()));
         }
       } catch (IOException e) {
         throw new UserException(

@@ -84,10 +84,8 @@ record TaskJsonExamples(
       }
       if (parser.nextToken() != null) {
         throw new UserException(
-            file
-                + ":"
-                + parser.currentTokenLocation().getLineNr()
-                + ": something follows the JSON object");
+            "%s:%s: something follows the JSON object"
+                .formatted(file, parser.currentTokenLocation().getLineNr()));
       }
     } catch (IOException e) {
       throw unreadable(file, e);
