@@ -32,6 +32,7 @@ import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
+import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
@@ -60,7 +61,8 @@ class NativeMemoryTest {
             Optional.empty(),
             device,
             Optional.empty(),
-            Flags.AUTO));
+            Flags.AUTO,
+            Routers.GATE));
   }
 
   /**

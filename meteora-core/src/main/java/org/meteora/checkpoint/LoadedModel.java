@@ -80,30 +80,6 @@ public final class LoadedModel implements AutoCloseable {
       Optional<String> dtype,
       Flags flags,
       String router) {
-    /** The gates choose. */
-    public Spec(
-        Path basePath,
-        String model,
-        Optional<Path> checkpointPath,
-        Optional<Path> adapterDir,
-        Optional<Integer> topK,
-        Optional<Double> temperature,
-        String device,
-        Optional<String> dtype,
-        Flags flags) {
-      this(
-          basePath,
-          model,
-          checkpointPath,
-          adapterDir,
-          topK,
-          temperature,
-          device,
-          dtype,
-          flags,
-          Routers.GATE);
-    }
-
     /** Whether the adapters' own folders are read, without a checkpoint. */
     boolean fromAdapters() {
       return model.equals("meteora")
@@ -137,7 +113,8 @@ public final class LoadedModel implements AutoCloseable {
           Optional.empty(),
           "cpu",
           Optional.empty(),
-          Flags.AUTO);
+          Flags.AUTO,
+          Routers.GATE);
     }
 
     /** A base model alone, on the CPU. */

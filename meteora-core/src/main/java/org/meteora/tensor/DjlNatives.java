@@ -306,8 +306,6 @@ public final class DjlNatives {
         call -> call.integer(low).optionalInteger(high).none());
   }
 
-  private static final int[] HOST = {CPU, -1};
-
   private static long fill(long tensor, double value) {
     long scalar = StableAbi.empty(new long[0], Dtype.F64.scalarType(), CPU, 0);
     try {

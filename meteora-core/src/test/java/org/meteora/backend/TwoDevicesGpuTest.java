@@ -29,6 +29,7 @@ import org.meteora.moe.GatedLinear;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
+import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -55,7 +56,8 @@ class TwoDevicesGpuTest {
             Optional.of(15.0),
             "cuda:" + device,
             Optional.of("f32"),
-            Flags.AUTO));
+            Flags.AUTO,
+            Routers.GATE));
   }
 
   /** Enough tokens that the cache grows while a session runs. */

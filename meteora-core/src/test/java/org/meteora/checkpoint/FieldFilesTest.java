@@ -23,6 +23,7 @@ import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
+import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Devices;
@@ -47,7 +48,8 @@ class FieldFilesTest {
             Optional.empty(),
             "cpu",
             Optional.empty(),
-            Flags.AUTO));
+            Flags.AUTO,
+            Routers.GATE));
   }
 
   private static List<String> prompts() {
@@ -390,7 +392,8 @@ class FieldFilesTest {
                 Optional.empty(),
                 "cpu",
                 Optional.empty(),
-                Flags.AUTO))) {
+                Flags.AUTO,
+                Routers.GATE))) {
       return answers(model);
     }
   }

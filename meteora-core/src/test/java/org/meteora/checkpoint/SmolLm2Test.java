@@ -13,6 +13,7 @@ import org.junit.jupiter.api.Test;
 import org.meteora.Fixtures;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.Flags;
+import org.meteora.router.Routers;
 
 /**
  * A real model and its real tokenizer, SmolLM2-135M-Instruct, against transformers 5.24 in float32:
@@ -58,7 +59,8 @@ class SmolLm2Test {
             Optional.empty(),
             device,
             Optional.of("f32"),
-            Flags.AUTO);
+            Flags.AUTO,
+            Routers.GATE);
     try (var model = LoadedModel.load(spec)) {
       var settings =
           model.generationConfig().withGreedy().withNoRepeatNgramSize(0).withMaxNewTokens(32);

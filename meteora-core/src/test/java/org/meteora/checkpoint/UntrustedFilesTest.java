@@ -20,6 +20,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.UserException;
 import org.meteora.moe.Flags;
+import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Devices;
@@ -56,7 +57,8 @@ class UntrustedFilesTest {
             Optional.empty(),
             "cpu",
             Optional.empty(),
-            flags));
+            flags,
+            Routers.GATE));
   }
 
   private LoadedModel load(String model) {

@@ -27,6 +27,7 @@ import org.meteora.checkpoint.MergedModel;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterMerge.Method;
 import org.meteora.moe.Flags;
+import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;
@@ -141,7 +142,8 @@ class AdapterMergeTest {
         Optional.empty(),
         "cpu",
         Optional.of("f32"),
-        Flags.AUTO);
+        Flags.AUTO,
+        Routers.GATE);
   }
 
   /** Two adapters: ranks 2 and 3 on q, only the second on v, which is then in the second's rank. */

@@ -23,6 +23,7 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
+import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Devices;
@@ -63,7 +64,8 @@ abstract class TinyLlamaChecks {
             meteora ? Optional.of(Double.parseDouble(parts[2].substring(1))) : Optional.empty(),
             device(),
             dtype.or(() -> Optional.of("f32")),
-            Flags.AUTO));
+            Flags.AUTO,
+            Routers.GATE));
   }
 
   static float[] expectedLogits(String name) {

@@ -11,6 +11,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.moe.Flags;
+import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.tensor.Ops;
 
@@ -37,7 +38,8 @@ class PeftTest {
             Optional.empty(),
             "cpu",
             Optional.of("f32"),
-            Flags.AUTO);
+            Flags.AUTO,
+            Routers.GATE);
     try (var model = LoadedModel.load(spec);
         var manager = model.llama().manager().newSubManager();
         var file = SafetensorsFile.open(PEFT.resolve("logits.safetensors"))) {

@@ -23,6 +23,7 @@ import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
+import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.tensor.Devices;
 import org.meteora.train.batch.TaskSamples;
@@ -566,6 +567,7 @@ class TrainingTest {
             Optional.empty(),
             "cpu",
             Optional.empty(),
-            Flags.AUTO));
+            Flags.AUTO,
+            Routers.GATE));
   }
 }

@@ -40,6 +40,18 @@ public final class CudaLayerOps implements LayerOps {
 
   @Override
   public NDArray norm(NDArray x, RmsNorm norm) {
+    return norm(x, 0, norm);
+  }
+
+  @Override
+  public Normed addAndNorm(NDArray h, NDArray added, RmsNorm norm) {
+    return new Normed(added, norm(h, Ops.dataPointer(added), norm));
+  }
+
+  /**
+   * @param delta is added first, and becomes the sum; or 0
+   */
+  private NDArray norm(NDArray x, long delta, RmsNorm norm) {
     var shape = x.getShape();
     int hidden = (int) shape.get(shape.dimension() - 1);
     var out = Ops.empty(x.getManager(), Ops.dtype(x), shape.getShape());
@@ -47,8 +59,8 @@ public final class CudaLayerOps implements LayerOps {
       kernels()
           .norm(
               Ops.dataPointer(rows),
-              0,
-              0,
+              delta,
+              delta,
               Ops.dataPointer(norm.weight()),
               Ops.dataPointer(out),
               shape.size() / hidden,
@@ -57,28 +69,6 @@ public final class CudaLayerOps implements LayerOps {
               LIBTORCH);
     }
     return out;
-  }
-
-  @Override
-  public Normed addAndNorm(NDArray h, NDArray added, RmsNorm norm) {
-    var shape = h.getShape();
-    int hidden = (int) shape.get(shape.dimension() - 1);
-    var out = Ops.empty(h.getManager(), Ops.dtype(h), shape.getShape());
-    long sum = Ops.dataPointer(added);
-    try (var rows = Ops.contiguous(h)) {
-      kernels()
-          .norm(
-              Ops.dataPointer(rows),
-              sum,
-              sum,
-              Ops.dataPointer(norm.weight()),
-              Ops.dataPointer(out),
-              shape.size() / hidden,
-              hidden,
-              norm.eps(),
-              LIBTORCH);
-    }
-    return new Normed(added, out);
   }
 
   @Override

@@ -28,7 +28,6 @@ final class Figures {
   static final int SCALE = 2;
   static final Color INK = new Color(0x1B1E23);
   static final Color DIM = new Color(0x5A6270);
-  static final Color LINE = new Color(0xD5D9DF);
 
   private Figures() {}
 

@@ -17,6 +17,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.moe.Flags;
+import org.meteora.router.Routers;
 
 /** A real, tiny model, routed from its prompt to the reports. */
 class RoutesRunTest {
@@ -40,7 +41,8 @@ class RoutesRunTest {
             Optional.empty(),
             "cpu",
             Optional.empty(),
-            Flags.AUTO));
+            Flags.AUTO,
+            Routers.GATE));
   }
 
   @Test
