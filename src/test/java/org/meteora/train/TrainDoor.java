@@ -21,7 +21,7 @@ public final class TrainDoor {
   /** What an adapter's {@code training.json} says of how it was trained. */
   public static void said(Path adapter) {
     for (var setting : List.of("append_eos", "response_only")) {
-      MeteoraTraining.said(List.of(adapter), setting, Optional.empty());
+      MeteoraTraining.settingOfAdapters(List.of(adapter), setting, Optional.empty());
     }
   }
 }

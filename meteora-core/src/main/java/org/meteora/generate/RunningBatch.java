@@ -35,7 +35,7 @@ final class RunningBatch implements AutoCloseable {
   private final List<Sequence> sequences;
   private final AnswerListener listener;
   private final PrefixCache prefixes;
-  private final Hearing hearing = new Hearing();
+  private final RoutingDispatcher dispatcher = new RoutingDispatcher();
   private final ForwardContext context;
   private final Scheduler scheduler;
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
@@ -63,11 +63,11 @@ final class RunningBatch implements AutoCloseable {
     this.later = later;
     this.listener = listener;
     this.maxSequences = Math.min(maxSequences, sequences.size());
-    boolean heard = sequences.stream().anyMatch(each -> each.listener.isPresent());
+    boolean listened = sequences.stream().anyMatch(each -> each.listener.isPresent());
     this.context =
         context
             .withRouting(sequences.getFirst().routing)
-            .withListener(heard ? Optional.of(hearing) : Optional.empty());
+            .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
     prefixes =
         keepsPrefixes ? new PrefixCache(model, sequences) : new PrefixCache(model, sequences, 0);
     int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
@@ -149,16 +149,16 @@ final class RunningBatch implements AutoCloseable {
       restartWithFewer(present, e);
       return;
     }
-    hearing.end();
+    dispatcher.end();
     for (int i = 0; i < next.length; i++) {
       accept(present.get(i), next[i]);
     }
   }
 
   private void hear(int[] places, List<Integer> group, int columns) {
-    hearing.begin(
+    dispatcher.begin(
         IntStream.range(0, places.length)
-            .mapToObj(row -> new Hearing.Row(sequences.get(group.get(row)), places[row]))
+            .mapToObj(row -> new RoutingDispatcher.Row(sequences.get(group.get(row)), places[row]))
             .toList(),
         columns);
   }
@@ -286,7 +286,7 @@ final class RunningBatch implements AutoCloseable {
         routers.isEmpty()
             ? context
             : context.withRouting(context.routing().withRouter(new Router.Rows(routers))));
-    hearing.end();
+    dispatcher.end();
   }
 
   /** Has routers look at the prompts that choose by them, if they have not. */

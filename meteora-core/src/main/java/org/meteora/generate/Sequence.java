@@ -32,8 +32,8 @@ final class Sequence {
    */
   Optional<SequenceRouter> router;
 
-  /** Tokens whose routing the listener has heard. */
-  int heard;
+  /** Tokens whose routing the listener has been told of. */
+  int reported;
 
   private final Predicate<int[]> ends;
   private long uniform;

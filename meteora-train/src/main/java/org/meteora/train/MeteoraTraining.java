@@ -123,13 +123,14 @@ public record MeteoraTraining(
     var folders = order(adapterDir, config.tasks()).stream().map(adapterDir::resolve).toList();
     var decided =
         config.as(
-            said(folders, "append_eos", config.appendEos()).orElse(false),
-            said(folders, "response_only", config.responseOnly()).orElse(true));
+            settingOfAdapters(folders, "append_eos", config.appendEos()).orElse(false),
+            settingOfAdapters(folders, "response_only", config.responseOnly()).orElse(true));
     return new MeteoraTraining(
         decided, basePath, adapterDir, datasets, output, withBase, resume, flags);
   }
 
-  static Optional<Boolean> said(List<Path> folders, String setting, Optional<Boolean> given) {
+  static Optional<Boolean> settingOfAdapters(
+      List<Path> folders, String setting, Optional<Boolean> given) {
     if (given.isPresent()) {
       return given;
     }

@@ -49,13 +49,13 @@ public final class RoutingMatrix {
     this.adapters = List.copyOf(adapters);
   }
 
-  /** Counts what it hears of a sequence for one task, whose adapter is the one of the same name. */
+  /** Counts the routing of a sequence for one task, whose adapter is the one of the same name. */
   public RoutingListener listener(String task) {
-    return new Heard(row(task), new int[0]);
+    return new SequenceListener(row(task), new int[0]);
   }
 
   /**
-   * Counts what it hears of a composite prompt and its answer: each question counts for the task it
+   * Counts the routing of a composite prompt and its answer: each question counts for the task it
    * asks, what belongs to no task is not counted, and the answers make a row of their own.
    *
    * @param task the composite's name
@@ -65,7 +65,7 @@ public final class RoutingMatrix {
   public RoutingListener listener(
       String task, List<String> parts, int[] prompt, Function<int[], String> decode) {
     var rows = rows(parts, prompt, decode);
-    return new Heard(row(task + " (answers)"), rows);
+    return new SequenceListener(row(task + " (answers)"), rows);
   }
 
   /** The matrix row of every token of a composite prompt, −1 for none. */
@@ -87,12 +87,12 @@ public final class RoutingMatrix {
   }
 
   /** Of one sequence. */
-  private final class Heard implements RoutingListener {
+  private final class SequenceListener implements RoutingListener {
     private final int task;
     private final int[] promptRows;
     private int[] tokensOf = new int[0]; // by gate
 
-    Heard(int task, int[] promptRows) {
+    SequenceListener(int task, int[] promptRows) {
       this.task = task;
       this.promptRows = promptRows;
     }

@@ -9,7 +9,7 @@ import org.meteora.moe.RoutingListener;
  * Hands what gates choose to those who listen to single sequences: each token once, however often
  * it is run, and nothing of a pass that fails.
  */
-final class Hearing implements RoutingListener {
+final class RoutingDispatcher implements RoutingListener {
   /**
    * A row of a pass.
    *
@@ -17,10 +17,10 @@ final class Hearing implements RoutingListener {
    */
   record Row(Sequence sequence, int first) {}
 
-  private record Told(
+  private record Report(
       RoutingListener to, int layer, int module, int topK, int[] indices, float[] weights) {}
 
-  private final List<Told> told = new ArrayList<>();
+  private final List<Report> reports = new ArrayList<>();
   private List<Row> rows = List.of();
   private int columns;
 
@@ -32,7 +32,7 @@ final class Hearing implements RoutingListener {
   void begin(List<Row> rows, int columns) {
     this.rows = rows;
     this.columns = columns;
-    told.clear();
+    reports.clear();
   }
 
   @Override
@@ -40,12 +40,12 @@ final class Hearing implements RoutingListener {
       int layer, int module, int count, int tokens, int topK, int[] indices, float[] weights) {
     for (int i = 0; i < count; i++) {
       var row = rows.get(i);
-      int skip = Math.clamp((long) row.sequence.heard - row.first, 0, tokens);
+      int skip = Math.clamp((long) row.sequence.reported - row.first, 0, tokens);
       if (row.sequence.listener.isPresent() && skip < tokens) {
         int from = (i * tokens + skip) * topK;
         int to = (i + 1) * tokens * topK;
-        told.add(
-            new Told(
+        reports.add(
+            new Report(
                 row.sequence.listener.get(),
                 layer,
                 module,
@@ -58,7 +58,7 @@ final class Hearing implements RoutingListener {
 
   /** The pass has come to its end: its listeners are told. */
   void end() {
-    for (var each : told) {
+    for (var each : reports) {
       each.to.onRouting(
           each.layer,
           each.module,
@@ -68,9 +68,9 @@ final class Hearing implements RoutingListener {
           each.indices,
           each.weights);
     }
-    told.clear();
+    reports.clear();
     for (var row : rows) {
-      row.sequence.heard = Math.max(row.sequence.heard, row.first + columns);
+      row.sequence.reported = Math.max(row.sequence.reported, row.first + columns);
     }
   }
 }
