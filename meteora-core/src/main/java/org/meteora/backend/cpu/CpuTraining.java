@@ -194,8 +194,8 @@ final class CpuTraining {
     return matrix.asSlice(index * Float.BYTES);
   }
 
-  private static MemorySegment scratch(Arena arena, int columns) {
-    return arena.allocate((long) ROWS * columns * Float.BYTES, 64);
+  private static MemorySegment scratch(Arena arena, int rows, int columns) {
+    return arena.allocate((long) rows * columns * Float.BYTES, 64);
   }
 
   /** Columns {@code first} … of the rows of some pairs' tokens, one row after another. */
@@ -234,8 +234,8 @@ final class CpuTraining {
     var b = Ops.memory(bank.loraB());
     int all = bank.bank().totalRank();
     try (var arena = Arena.ofConfined()) {
-      var rows = scratch(arena, in);
-      var results = scratch(arena, out);
+      var rows = scratch(arena, ROWS, in);
+      var results = scratch(arena, ROWS, out);
       pieces(
           from,
           to,
@@ -331,8 +331,9 @@ final class CpuTraining {
     var b = Ops.memory(bank.loraB());
     int all = bank.bank().totalRank();
     try (var arena = Arena.ofConfined()) {
-      var rows = scratch(arena, out);
-      var results = scratch(arena, in);
+      var rows = scratch(arena, ROWS, out);
+      var transposed = scratch(arena, maxRank, out);
+      var results = scratch(arena, ROWS, in);
       pieces(
           from,
           to,
@@ -340,8 +341,9 @@ final class CpuTraining {
             int offset = (int) bank.offset(adapter);
             gather(gy, out, 0, out, at, count, rows);
             var own = at(gz, (long) at * maxRank);
+            transpose(b, offset, all, rank, transposed);
             Blas.product(
-                false, false, count, rank, out, rows, out, at(b, offset), all, 0, own, maxRank);
+                false, true, count, rank, out, rows, out, transposed, out, 0, own, maxRank);
             float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
@@ -377,6 +379,16 @@ final class CpuTraining {
               }
             }
           });
+    }
+  }
+
+  /** An adapter's columns of B as rows. */
+  private void transpose(MemorySegment b, int offset, int all, int rank, MemorySegment to) {
+    for (int r = 0; r < rank; r++) {
+      for (int row = 0; row < out; row++) {
+        float value = b.getAtIndex(JAVA_FLOAT, (long) row * all + offset + r);
+        to.setAtIndex(JAVA_FLOAT, (long) r * out + row, value);
+      }
     }
   }
 
@@ -428,7 +440,7 @@ final class CpuTraining {
 
   private void toA(int from, int width, MemorySegment x, MemorySegment gz, MemorySegment gradient) {
     try (var arena = Arena.ofConfined()) {
-      var rows = scratch(arena, width);
+      var rows = scratch(arena, ROWS, width);
       pieces(
           0,
           tokens,
@@ -451,6 +463,7 @@ final class CpuTraining {
     }
   }
 
+  /** As rows of ∂Bᵀ, which are long, one adapter after another: so the BLAS is at its best. */
   private void toB(NDManager scope, MemorySegment gy) {
     int all = bank.bank().totalRank();
     if (all == 0 || !CpuTape.requiresGradient(bank.loraB())) {
@@ -462,27 +475,48 @@ final class CpuTraining {
         (from, to) -> {
           int width = to - from;
           try (var arena = Arena.ofConfined()) {
-            var rows = scratch(arena, width);
+            var rows = scratch(arena, ROWS, width);
+            var transposed = scratch(arena, maxRank, width);
             pieces(
                 0,
                 tokens,
                 (adapter, rank, at, count) -> {
                   gather(gy, out, from, width, at, count, rows);
+                  var own = at(z, (long) at * maxRank);
                   Blas.product(
                       true,
                       false,
-                      width,
                       rank,
+                      width,
                       count,
+                      own,
+                      maxRank,
                       rows,
                       width,
-                      at(z, (long) at * maxRank),
-                      maxRank,
-                      1,
-                      at(gradient, (long) from * all + bank.offset(adapter)),
+                      0,
+                      transposed,
+                      width);
+                  addTransposed(
+                      transposed,
+                      rank,
+                      width,
+                      gradient,
+                      (long) from * all + bank.offset(adapter),
                       all);
                 });
           }
         });
+  }
+
+  /** Adds {@code (rows, columns)} to columns {@code place} … of a matrix of {@code all} columns. */
+  private static void addTransposed(
+      MemorySegment from, int rows, int columns, MemorySegment to, long place, int all) {
+    for (int row = 0; row < rows; row++) {
+      for (int column = 0; column < columns; column++) {
+        long index = place + (long) column * all + row;
+        float value = from.getAtIndex(JAVA_FLOAT, (long) row * columns + column);
+        to.setAtIndex(JAVA_FLOAT, index, to.getAtIndex(JAVA_FLOAT, index) + value);
+      }
+    }
   }
 }
