@@ -1,6 +1,8 @@
 package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDArrays;
+import ai.djl.ndarray.NDList;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.meteora.moe.GatedForward;
@@ -41,14 +43,29 @@ public final class Attention extends LlamaBlock {
               .reshape(B, 1, H * D);
     } else {
       mixed =
-          Ops.transpose(
-                  Ops.attention(
-                      heads.queries(), heads.keys(), heads.values(), pass.mask(), pass.causal()),
-                  1,
-                  2)
-              .reshape(B, L, H * D);
+          pass.samples() == null
+              ? attend(heads.queries(), heads.keys(), heads.values(), pass)
+              : attendBySample(heads, pass);
+      mixed = mixed.reshape(B, L, H * D);
     }
     return project(output, mixed, pass).getFirst();
+  }
+
+  /** {@code (batch, seq, heads, headDim)}. */
+  private static NDArray attend(NDArray queries, NDArray keys, NDArray values, Pass pass) {
+    return Ops.transpose(Ops.attention(queries, keys, values, pass.mask(), pass.causal()), 1, 2);
+  }
+
+  /** The same, where the tokens of several samples are one row. */
+  private static NDArray attendBySample(LayerOps.Heads heads, Pass pass) {
+    var queries = Ops.split(heads.queries(), pass.samples(), 2);
+    var keys = Ops.split(heads.keys(), pass.samples(), 2);
+    var values = Ops.split(heads.values(), pass.samples(), 2);
+    var mixed = new NDList();
+    for (int i = 0; i < queries.size(); i++) {
+      mixed.add(attend(queries.get(i), keys.get(i), values.get(i), pass));
+    }
+    return NDArrays.concat(mixed, 1);
   }
 
   Stream<GatedLinear> projections() {

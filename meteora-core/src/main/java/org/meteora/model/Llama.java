@@ -183,6 +183,16 @@ public final class Llama extends LlamaBlock {
     return Pass.whole(owner, rotary, seq, backend.ops(), context);
   }
 
+  /**
+   * A pass over one row {@code (1, tokens)} of whole samples, one after another, each of which sees
+   * itself alone; as {@link #wholePass}.
+   *
+   * @param samples their lengths
+   */
+  public Pass packedPass(NDManager owner, int[] samples, ForwardContext context) {
+    return Pass.packed(owner, rotary, samples, backend.ops(), context);
+  }
+
   /** The angles of positions 0 to {@code seq}, {@code (1, seq, 1, headDim)}. */
   public RotaryEmbedding.Angles angles(NDManager owner, int seq) {
     return rotary.angles(owner, java.util.stream.LongStream.range(0, seq).toArray(), 1);

@@ -3,6 +3,7 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.stream.LongStream;
@@ -20,6 +21,8 @@ import org.meteora.tensor.Ops;
  * @param mask added to the scores, {@code (batch, 1, seq, keys)} or broadcastable to it; null: none
  *     but {@code causal}
  * @param causal hide later keys
+ * @param samples lengths of the samples that lie one after another in the only row, each of which
+ *     sees itself alone; null: a row is one
  * @param cache keys and values before this pass; null in training
  * @param ops what lies between the products
  * @param context of the gated layers
@@ -30,6 +33,7 @@ public record Pass(
     RotaryEmbedding.Angles angles,
     NDArray mask,
     boolean causal,
+    int[] samples,
     KvCache cache,
     LayerOps ops,
     ForwardContext context,
@@ -37,13 +41,22 @@ public record Pass(
 
   /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
   public Pass on(Optional<GatedTape> tape) {
-    return new Pass(angles, mask, causal, cache, ops, context.withTape(tape), new ArrayList<>());
+    return new Pass(
+        angles, mask, causal, samples, cache, ops, context.withTape(tape), new ArrayList<>());
   }
 
   /** This pass inside a decoder layer whose q, k and v read this, for routers that look at it. */
   Pass inside(NDArray layerInput) {
     return context.routing().router() instanceof Router.Weighing
-        ? new Pass(angles, mask, causal, cache, ops, context.withLayerInput(layerInput), gateLogits)
+        ? new Pass(
+            angles,
+            mask,
+            causal,
+            samples,
+            cache,
+            ops,
+            context.withLayerInput(layerInput),
+            gateLogits)
         : this;
   }
 
@@ -88,6 +101,7 @@ public record Pass(
         rotary.angles(manager, position, rows),
         mask,
         causal,
+        null,
         cache,
         ops,
         context,
@@ -102,14 +116,37 @@ public record Pass(
    */
   static Pass whole(
       NDManager manager, RotaryEmbedding rotary, int seq, LayerOps ops, ForwardContext context) {
-    var position = new long[seq];
-    for (int i = 0; i < seq; i++) {
-      position[i] = i;
-    }
+    return whole(manager, rotary, new int[] {seq}, null, ops, context);
+  }
+
+  /**
+   * A pass over one row of whole samples, one after another, without a cache.
+   *
+   * @param manager owns the angles
+   * @param samples their lengths
+   */
+  static Pass packed(
+      NDManager manager,
+      RotaryEmbedding rotary,
+      int[] samples,
+      LayerOps ops,
+      ForwardContext context) {
+    return whole(manager, rotary, samples, samples.length > 1 ? samples : null, ops, context);
+  }
+
+  private static Pass whole(
+      NDManager manager,
+      RotaryEmbedding rotary,
+      int[] lengths,
+      int[] samples,
+      LayerOps ops,
+      ForwardContext context) {
+    var position = Arrays.stream(lengths).asLongStream().flatMap(n -> LongStream.range(0, n));
     return new Pass(
-        rotary.angles(manager, position, 1),
+        rotary.angles(manager, position.toArray(), 1),
         null,
         true,
+        samples,
         null,
         context.training() ? TensorOps.INSTANCE : ops,
         context,

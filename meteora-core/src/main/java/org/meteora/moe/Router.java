@@ -136,7 +136,7 @@ public sealed interface Router {
    *
    * @param name what it is called
    * @param topK adapters a row
-   * @param adapters {@code (rows, topK)}; a single row is for all
+   * @param adapters {@code (rows, topK)}; a single row is for all; as many as tokens are theirs
    * @param weights as {@code adapters}
    */
   record Fixed(String name, int topK, List<Integer> adapters, List<Float> weights)
@@ -162,15 +162,32 @@ public sealed interface Router {
       int tokens = (int) x.getShape().get(0);
       requireBelow(linear.bank().size());
       var choice = new Choice(tokens, topK);
-      boolean one = isOne();
+      long all = adapters.size() / topK;
       for (int token = 0; token < tokens; token++) {
-        int from = one ? 0 : token / (tokens / rows) * topK;
+        int from = (int) (token * all / tokens) * topK;
         for (int j = 0; j < topK; j++) {
           choice.indices()[token * topK + j] = adapters.get(from + j);
           choice.weights()[token * topK + j] = weights.get(from + j);
         }
       }
       return choice;
+    }
+
+    /** The same for batch rows of these lengths whose tokens lie one after another in one row. */
+    public Fixed ofTokens(int[] lengths) {
+      if (isOne()) {
+        return this;
+      }
+      var ofTokens = new ArrayList<Integer>();
+      var weightsOfTokens = new ArrayList<Float>();
+      for (int row = 0; row < lengths.length; row++) {
+        int from = row * topK;
+        for (int i = 0; i < lengths[row]; i++) {
+          ofTokens.addAll(adapters.subList(from, from + topK));
+          weightsOfTokens.addAll(weights.subList(from, from + topK));
+        }
+      }
+      return new Fixed(name, topK, ofTokens, weightsOfTokens);
     }
 
     private void requireBelow(int size) {

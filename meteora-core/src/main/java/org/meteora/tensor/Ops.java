@@ -1,11 +1,13 @@
 package org.meteora.tensor;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
 import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
 
 /**
  * Tensor operations that DJL's {@link NDArray} lacks or cannot do in bfloat16. Results belong to
@@ -347,6 +349,11 @@ public final class Ops {
         .none()
         .bool(grouped)
         .run(q.getManager());
+  }
+
+  /** Pieces of these lengths along {@code dim}: views, whose gradients are joined in one go. */
+  public static NDList split(NDArray x, int[] lengths, int dim) {
+    return JniUtils.split((PtNDArray) x, Arrays.stream(lengths).asLongStream().toArray(), dim);
   }
 
   /** {@code (batch, kvHeads, keys, dim)} as {@code (batch, heads, keys, dim)}. */

@@ -11,6 +11,8 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.function.IntConsumer;
+import java.util.stream.DoubleStream;
+import java.util.stream.IntStream;
 import org.meteora.model.FrozenWeights;
 import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
@@ -27,7 +29,6 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
-import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.loss.GateLoss;
 import org.meteora.train.loss.LanguageModelLoss;
 
@@ -36,10 +37,10 @@ import org.meteora.train.loss.LanguageModelLoss;
  * backward.
  *
  * <p>With gradient checkpointing (Chen et al., 2016) the forward pass records nothing and keeps the
- * decoder layers' inputs {@code (rows, seq, hidden)}; the backward pass then runs each layer again,
- * from the last to the first, with recording, and sends the gradient of its output through it. At
- * any moment the activations of one layer exist. Dropout draws from a generator that is seeded for
- * each layer, so that the second run drops what the first did.
+ * decoder layers' inputs; the backward pass then runs each layer again, from the last to the first,
+ * with recording, and sends the gradient of its output through it. At any moment the activations of
+ * one layer exist. Dropout draws from a generator that is seeded for each layer, so that the second
+ * run drops what the first did.
  *
  * <p>Without it the layers' recordings are kept until the backward pass comes to them. On the CPU
  * in float32, unless a flag asks for another form, the gated layers are on a {@link GatedTape}.
@@ -58,6 +59,13 @@ public final class LlamaLearner implements Learner {
   private final int adapters;
   private final int chunkTokens;
   private final int first;
+
+  /**
+   * Whether recorded passes have the tokens of a batch one after another in one row, without
+   * padding; on a GPU, where they are what is left when {@link LlamaTraining} refuses, they have
+   * padded rows.
+   */
+  private final boolean packs;
 
   /**
    * A learner that records layers, and leaves their gradients in the tensors.
@@ -96,6 +104,7 @@ public final class LlamaLearner implements Learner {
     this.adapters = adapters;
     this.chunkTokens = chunkTokens;
     this.first = firstTrained();
+    this.packs = Ops.isInHostMemory(llama.embedding());
   }
 
   /**
@@ -130,7 +139,7 @@ public final class LlamaLearner implements Learner {
     if (recompute != Recompute.AUTO) {
       return recompute == Recompute.ALL;
     }
-    long tokens = (long) batch.rows() * batch.length();
+    long tokens = packs ? batch.tokens() : (long) batch.rows() * batch.length();
     long bytes = MemoryNeed.recordedBytes(llama.config(), llama.dtype(), tokens);
     // all processes of a machine ask at the same moment; those of others are counted too
     return !llama.frozen().isResident()
@@ -179,7 +188,8 @@ public final class LlamaLearner implements Learner {
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch)) {
       double gateWeightEach = gateWeight / Math.max(1, gateCount());
-      var loss = learn(scope, batch, gates, languageModelWeights, gateWeightEach, seed, done);
+      var weights = packs ? ofTokens(languageModelWeights, batch) : languageModelWeights;
+      var loss = learn(scope, batch, gates, weights, gateWeightEach, seed, done);
       return sums(loss, gates, batch);
     }
   }
@@ -187,39 +197,97 @@ public final class LlamaLearner implements Learner {
   /** Null without gates. */
   private GateLoss gateLoss(NDManager scope, Batch batch) {
     int topK = context.routing().topK();
-    return adapters > 0 ? new GateLoss(scope, batch, adapters, topK) : null;
+    return adapters > 0
+        ? new GateLoss(scope, placed(batch, batch.gateLabels()), adapters, topK)
+        : null;
+  }
+
+  /** Numbers {@code (rows, seq)} as recorded passes have them. */
+  private long[] placed(Batch batch, long[] padded) {
+    return packs ? batch.packed(padded) : padded;
+  }
+
+  /** Weights of rows, or one for all, as those of each token. */
+  private static double[] ofTokens(double[] weights, Batch batch) {
+    return weights.length == 1
+        ? weights
+        : IntStream.range(0, batch.rows())
+            .boxed()
+            .flatMapToDouble(
+                row -> DoubleStream.generate(() -> weights[row]).limit(batch.lengths()[row]))
+            .toArray();
+  }
+
+  private Pass pass(NDManager scope, Batch batch, ForwardContext asks) {
+    if (!packs) {
+      return llama.wholePass(scope, batch.length(), asks);
+    }
+    var settings = asks.routing();
+    var each =
+        settings.router() instanceof Router.Fixed fixed
+            ? asks.withRouting(settings.withRouter(fixed.ofTokens(batch.lengths())))
+            : asks;
+    return llama.packedPass(scope, batch.lengths(), each);
   }
 
   private int gateCount() {
     return Projection.values().length * llama.layers().size();
   }
 
-  private static Sums sums(LanguageModelLoss.Result loss, GateLoss gates, Batch batch) {
+  private Sums sums(LanguageModelLoss.Result loss, GateLoss gates, Batch batch) {
+    int stride = packs ? 0 : batch.length();
+    return gates == null || gates.gates() == 0
+        ? sums(batch, stride, loss.losses(), 0, 0, null, null)
+        : sums(
+            batch,
+            stride,
+            loss.losses(),
+            gates.sum(),
+            gates.gates(),
+            gates.right(),
+            gates.dominated());
+  }
+
+  /**
+   * By row from arrays by position.
+   *
+   * @param stride from one row's first position to the next one's; 0: rows have no padding
+   */
+  private static Sums sums(
+      Batch batch,
+      int stride,
+      float[] losses,
+      double gate,
+      long gates,
+      float[] right,
+      float[] dominated) {
     int rows = batch.rows();
-    int length = batch.length();
     var prompt = new double[rows];
     var answer = new double[rows];
+    var rightOfRow = new float[rows];
+    var dominatedOfRow = new float[rows];
+    double languageModel = 0;
+    int start = 0;
     for (int row = 0; row < rows; row++) {
       int promptLabels = batch.promptLabels(row);
+      int length = batch.samples().get(row).length();
       for (int t = 0; t < length; t++) {
-        (t < promptLabels ? prompt : answer)[row] += loss.losses()[row * length + t];
+        (t < promptLabels ? prompt : answer)[row] += losses[start + t];
+        languageModel += losses[start + t];
+        if (gates > 0) {
+          rightOfRow[row] += right[start + t];
+          dominatedOfRow[row] += dominated[start + t];
+        }
       }
+      start += stride > 0 ? stride : length;
     }
-    boolean gated = gates != null && gates.gates() > 0;
-    return new Sums(
-        loss.sum(),
-        prompt,
-        answer,
-        gated ? gates.sum() : 0,
-        gated ? gates.gates() : 0,
-        gated ? gates.right() : new float[rows],
-        gated ? gates.dominated() : new float[rows]);
+    return new Sums(languageModel, prompt, answer, gate, gates, rightOfRow, dominatedOfRow);
   }
 
   private LlamaTraining.Input input(Batch batch, double[] weights, double gateWeight, long seed) {
     return new LlamaTraining.Input(
         batch.ids(),
-        batch.samples().stream().mapToInt(TrainingSample::length).toArray(),
+        batch.lengths(),
         batch.length(),
         batch.labels(),
         adapters > 0 ? batch.gateLabels() : null,
@@ -229,32 +297,22 @@ public final class LlamaLearner implements Learner {
   }
 
   private static Sums sums(LlamaTraining.Result result, Batch batch) {
-    int rows = batch.rows();
     int length = batch.length();
-    var prompt = new double[rows];
-    var answer = new double[rows];
-    var right = new float[rows];
-    var dominated = new float[rows];
-    double languageModel = 0;
     double gate = 0;
-    for (int row = 0; row < rows; row++) {
-      int promptLabels = batch.promptLabels(row);
-      for (int t = 0; t < length; t++) {
-        int at = row * length + t;
-        (t < promptLabels ? prompt : answer)[row] += result.losses()[at];
-        languageModel += result.losses()[at];
-        if (result.gates() > 0) {
-          gate += result.gateLosses()[at];
-          right[row] += result.right()[at];
-          dominated[row] += result.dominating()[at] == batch.samples().get(row).task() ? 1 : 0;
-        }
-      }
+    for (float loss : result.gateLosses()) {
+      gate += loss;
     }
-    return new Sums(languageModel, prompt, answer, gate, result.gates(), right, dominated);
+    var dominated = new float[result.dominating().length];
+    for (int i = 0; i < dominated.length; i++) {
+      dominated[i] = result.dominating()[i] == batch.samples().get(i / length).task() ? 1 : 0;
+    }
+    return sums(batch, length, result.losses(), gate, result.gates(), result.right(), dominated);
   }
 
-  private static NDArray ids(NDManager manager, Batch batch) {
-    return Ops.of(manager, batch.ids(), batch.rows(), batch.length());
+  private NDArray ids(NDManager manager, Batch batch) {
+    return packs
+        ? Ops.of(manager, batch.packed(batch.ids()), 1, batch.tokens())
+        : Ops.of(manager, batch.ids(), batch.rows(), batch.length());
   }
 
   /** A decoder layer's recorded pass: from a leaf to its output, with the gates' logits. */
@@ -280,7 +338,7 @@ public final class LlamaLearner implements Learner {
       double gateWeight,
       long seed,
       IntConsumer done) {
-    var pass = llama.wholePass(scope, batch.length(), context);
+    var pass = pass(scope, batch, context);
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
     var recorded = new ArrayList<Recorded>();
@@ -314,7 +372,7 @@ public final class LlamaLearner implements Learner {
       var normed = llama.norm().forward(hidden);
       loss =
           LanguageModelLoss.compute(
-              normed, llama.head(), batch.labels(), weights, true, chunkTokens);
+              normed, llama.head(), placed(batch, batch.labels()), weights, true, chunkTokens);
       Ops.backward(normed, loss.gradient());
       gradient = gradientOf(hidden, scope);
     }
@@ -450,7 +508,7 @@ public final class LlamaLearner implements Learner {
         var gates = gateLoss(scope, batch);
         var whole = llama.frozen().begin();
         var off = Ops.notRecording()) {
-      var pass = llama.wholePass(scope, batch.length(), asks.forTraining(false));
+      var pass = pass(scope, batch, asks.forTraining(false));
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < llama.layers().size(); i++) {
         llama.frozen().use(i, after(i));
@@ -468,7 +526,8 @@ public final class LlamaLearner implements Learner {
       var normed = llama.norm().forward(hidden);
       llama.frozen().use(FrozenWeights.HEAD, FrozenWeights.NONE);
       var loss =
-          LanguageModelLoss.compute(normed, llama.head(), batch.labels(), 0, false, chunkTokens);
+          LanguageModelLoss.compute(
+              normed, llama.head(), placed(batch, batch.labels()), 0, false, chunkTokens);
       return sums(loss, gates, batch);
     }
   }

@@ -216,6 +216,45 @@ class LlamaLearnerTest {
     }
   }
 
+  /**
+   * Samples that lie one after another in a pass give what each gives by itself: no sample sees its
+   * neighbour, in any mode, with losses of all tokens and of answers alone.
+   */
+  @ParameterizedTest
+  @EnumSource(ForwardMode.class)
+  void aBatchGivesTheSumOfItsSamples(ForwardMode mode) {
+    for (boolean responseOnly : new boolean[] {false, true}) {
+      var samples = BATCH.samples().stream().map(LlamaLearnerTest::halved).toList();
+      var batch = new Batch(samples, responseOnly);
+      try (var tiny = new Tiny(Dtype.F32, 0, 3);
+          var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
+        var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), Recompute.NONE, 3, 7);
+        var together = learner.learn(batch, WEIGHT, 1, 1);
+        parameters.collectGradients();
+        var gradient = parameters.gradients().toFloatArray();
+        parameters.clearGradients();
+        double languageModel = 0;
+        double gate = 0;
+        for (int row = 0; row < batch.rows(); row++) {
+          var single = new Batch(List.of(samples.get(row)), responseOnly);
+          var alone = learner.learn(single, WEIGHT, 1, 1);
+          parameters.collectGradients();
+          languageModel += alone.languageModel();
+          gate += alone.gate();
+          assertThat(together.answer()[row]).isCloseTo(alone.answer()[0], within(1e-4));
+          assertThat(together.prompt()[row]).isCloseTo(alone.prompt()[0], within(1e-4));
+          assertThat(together.right()[row]).isEqualTo(alone.right()[0]);
+          assertThat(together.dominated()[row]).isEqualTo(alone.dominated()[0]);
+          assertThat(learner.evaluate(single).answer()[0])
+              .isCloseTo(alone.answer()[0], within(1e-4));
+        }
+        assertThat(together.languageModel()).isCloseTo(languageModel, within(1e-4));
+        assertThat(together.gate()).isCloseTo(gate, within(1e-3));
+        assertThat(distance(gradient, parameters.gradients().toFloatArray())).isLessThan(1e-5);
+      }
+    }
+  }
+
   @Test
   void layersComputedAgainGiveTheSameBits() {
     try (var tiny = new Tiny(Dtype.F32, 0.1, 3);

@@ -298,7 +298,7 @@ final class CpuTraining {
     var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(gy);
     var memoryGx = gx == null ? null : Ops.memory(gx);
-    var input = inputOfAdapters(scope);
+    var input = wantsA() ? inputOfAdapters(scope) : null;
     var toInput =
         gx != null && dropout.drops()
             ? Ops.memory(Ops.zeros(scope, Dtype.F32, tokens, in))
@@ -311,7 +311,9 @@ final class CpuTraining {
     var gl = Ops.memory(logitGradient);
     byTokens(
         (from, to) -> {
-          drop(from, to, Ops.memory(x), input);
+          if (input != null) {
+            drop(from, to, Ops.memory(x), input);
+          }
           toInput(from, to, memoryY, toInput, gz, weightGradients);
           if (toInput != memoryGx) {
             drop(from, to, toInput, toInput);
@@ -415,14 +417,20 @@ final class CpuTraining {
     }
   }
 
+  private boolean wantsA() {
+    return bank.bank().totalRank() > 0 && CpuTape.requiresGradient(bank.loraA());
+  }
+
+  /**
+   * @param input x̃ {@code (tokens, in)}; null: A's gradient is not wanted
+   */
   private void toGateAndA(
       NDManager scope, MemorySegment input, MemorySegment gl, MemorySegment gz) {
     var gate = bank.bank().gate();
     int n = bank.bank().size();
     var memoryX = Ops.memory(x);
     var gateGradient = CpuTape.requiresGradient(gate) ? CpuTape.gradientMemory(gate, scope) : null;
-    boolean wantsA = bank.bank().totalRank() > 0 && CpuTape.requiresGradient(bank.loraA());
-    var gradient = wantsA ? CpuTape.gradientMemory(bank.loraA(), scope) : null;
+    var gradient = input != null ? CpuTape.gradientMemory(bank.loraA(), scope) : null;
     byColumns(
         in,
         (from, to) -> {
@@ -432,7 +440,7 @@ final class CpuTraining {
             var own = at(gateGradient, from);
             Blas.product(true, false, n, width, tokens, gl, n, rows, in, 1, own, in);
           }
-          if (wantsA) {
+          if (input != null) {
             toA(from, width, input, gz, gradient);
           }
         });

@@ -32,6 +32,24 @@ public record Batch(List<TrainingSample> samples, boolean responseOnly) {
     return samples.stream().mapToInt(TrainingSample::length).sum();
   }
 
+  /** The samples' lengths. */
+  public int[] lengths() {
+    return samples.stream().mapToInt(TrainingSample::length).toArray();
+  }
+
+  /** Of numbers {@code (rows, seq)} those of the tokens, row after row without padding. */
+  public long[] packed(long[] padded) {
+    int length = length();
+    var result = new long[tokens()];
+    int at = 0;
+    for (int row = 0; row < rows(); row++) {
+      int count = samples.get(row).length();
+      System.arraycopy(padded, row * length, result, at, count);
+      at += count;
+    }
+    return result;
+  }
+
   /** Token ids {@code (rows, seq)} row-major, padding is token 0 (it is never attended to). */
   public long[] ids() {
     int length = length();

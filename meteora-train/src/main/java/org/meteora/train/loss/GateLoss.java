@@ -20,84 +20,85 @@ import org.meteora.train.batch.Batch;
  */
 public final class GateLoss implements AutoCloseable {
   private final NDManager manager;
-  private final int rows;
   private final int topK;
   private final NDArray target;
   private final NDArray labels;
   private final NDArray counted;
-  private NDArray sum;
-  private NDArray right;
+  private final NDArray losses;
+  private final NDArray right;
   private final NDArray weights;
   private long gates;
 
   /**
    * @param parent gives the device
-   * @param batch its gate labels: position t is scored against the label of t + 1
+   * @param gateLabels of each position the adapter that is right, or {@link Batch#IGNORED}
    * @param adapters N, the number of adapters
    * @param topK k, how many of them act on a token
    */
-  public GateLoss(NDManager parent, Batch batch, int adapters, int topK) {
+  public GateLoss(NDManager parent, long[] gateLabels, int adapters, int topK) {
     manager = parent.newSubManager();
     this.topK = Math.min(topK, adapters);
-    rows = batch.rows();
-    int length = batch.length();
-    var gateLabels = batch.gateLabels();
-    var oneHot = new float[rows * length * adapters];
-    var label = new long[rows * length];
-    var mask = new float[rows * length];
-    for (int i = 0; i < gateLabels.length; i++) {
+    int positions = gateLabels.length;
+    var oneHot = new float[positions * adapters];
+    var label = new long[positions];
+    var mask = new float[positions];
+    for (int i = 0; i < positions; i++) {
       if (gateLabels[i] != Batch.IGNORED) {
         oneHot[i * adapters + (int) gateLabels[i]] = 1;
         label[i] = gateLabels[i];
         mask[i] = 1;
       }
     }
-    target = Ops.of(manager, oneHot, 1, rows, length, adapters);
-    labels = Ops.of(manager, label, 1, rows, length);
-    counted = Ops.of(manager, mask, 1, rows, length);
-    sum = Ops.zeros(manager, Dtype.F32);
-    right = Ops.zeros(manager, Dtype.F32, rows);
-    weights = Ops.zeros(manager, Dtype.F32, rows, length, adapters);
+    target = Ops.of(manager, oneHot, 1, positions, adapters);
+    labels = Ops.of(manager, label, 1, positions);
+    counted = Ops.of(manager, mask, 1, positions);
+    losses = Ops.zeros(manager, Dtype.F32, positions);
+    right = Ops.zeros(manager, Dtype.F32, positions);
+    weights = Ops.zeros(manager, Dtype.F32, positions, adapters);
   }
 
   /**
    * The loss of some gates, summed over gates and labelled positions, as a differentiable float32
    * scalar that belongs to the logits' manager.
    *
-   * @param logits one array a gate, {@code (rows, seq, N)}
+   * @param logits one array a gate, {@code (…, N)} of all positions
    */
   public NDArray add(List<NDArray> logits) {
     var scope = logits.getFirst().getManager();
     var stacked =
         Ops.cast(NDArrays.stack(new NDList(logits.stream().map(this::shaped).toList())), Dtype.F32);
-    var loss = stacked.logSoftmax(-1).mul(target).sum().neg();
+    var each = stacked.logSoftmax(-1).mul(target).sum(new int[] {-1}).neg();
+    var loss = each.sum();
     try (var off = Ops.notRecording();
         NDManager inner = scope.newSubManager()) {
       var all = Ops.alias(inner, stacked);
-      right.addi(hits(all.argMax(-1)).sum(new int[] {0, 2}));
+      right.addi(hits(all.argMax(-1)).sum(new int[] {0}));
       var chosen = Gate.training(all, topK);
       var none = Ops.zeros(inner, Dtype.F32, stacked.getShape().getShape());
-      var dense = Ops.scatterAdd(none, 3, chosen.indices(), chosen.weights());
+      var dense = Ops.scatterAdd(none, 2, chosen.indices(), chosen.weights());
       weights.addi(dense.sum(new int[] {0}));
-      sum.addi(loss);
+      losses.addi(Ops.alias(inner, each).sum(new int[] {0}));
     }
     gates += logits.size();
     return loss;
   }
 
-  /** 1 where a choice {@code (…, rows, seq)} is the label, of positions that count. */
+  /** 1 where a choice {@code (…, positions)} is the label, of positions that count. */
   private NDArray hits(NDArray choice) {
     return choice.eq(labels).toType(DataType.FLOAT32, false).mul(counted);
   }
 
   private NDArray shaped(NDArray gate) {
-    var adapters = target.getShape().get(3);
-    return gate.reshape(rows, target.getShape().get(2), adapters);
+    return gate.reshape(target.getShape().get(1), target.getShape().get(2));
   }
 
   /** The loss so far, summed over gates and positions. */
   public double sum() {
-    return sum.getFloat();
+    double sum = 0;
+    for (float loss : losses.toFloatArray()) {
+      sum += loss;
+    }
+    return sum;
   }
 
   /** How many gates have been added. */
@@ -105,16 +106,16 @@ public final class GateLoss implements AutoCloseable {
     return gates;
   }
 
-  /** For each row, how many (gate, position) pairs had the right adapter first. */
+  /** For each position, how many gates had the right adapter first. */
   public float[] right() {
     return right.toFloatArray();
   }
 
-  /** For each row, how many positions are dominated by the right adapter. */
+  /** For each position 1 if the right adapter dominates it, else 0. */
   public float[] dominated() {
     try (NDManager inner = manager.newSubManager()) {
       var choice = Ops.alias(inner, weights).argMax(-1).expandDims(0);
-      return hits(choice).sum(new int[] {0, 2}).toFloatArray();
+      return hits(choice).toFloatArray();
     }
   }
 

@@ -52,9 +52,9 @@ public final class LanguageModelLoss {
   }
 
   /**
-   * The same with a weight for each row.
+   * The same with weights.
    *
-   * @param weights {@code (rows)}, or one for all
+   * @param weights one for all, of each row, or of each position
    */
   public static Result compute(
       NDArray hidden,
