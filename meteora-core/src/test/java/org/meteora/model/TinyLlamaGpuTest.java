@@ -13,6 +13,7 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.Fixtures;
 import org.meteora.backend.Backends;
 import org.meteora.backend.cuda.CudaDecoder;
@@ -211,6 +212,32 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
               }
             }
           }
+        }
+      }
+    }
+  }
+
+  /** The kernels' layer behind a training pass: what it keeps of B is made anew. */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void theFusedLayerSeesWhatTrainingChanged(boolean transposed) {
+    try (var manager = Devices.newManager(ai.djl.Device.gpu());
+        var recording = Ops.notRecording()) {
+      var plain = RandomLlama.bank(new long[] {24, 16}, manager, Dtype.F32, 3, 2);
+      var bank = transposed ? plain.withTransposedB() : plain;
+      var weight = RandomLlama.normal(manager, Dtype.F32, 0.25, 24, 16);
+      var layer =
+          new GatedLinear(weight, null, bank, 0, Backends.of(manager, Dtype.F32), 0, Projection.Q);
+      var context = ForwardContext.inference(new RoutingSettings(2, 3), Flags.AUTO);
+      for (int tokens : new int[] {3, 20}) {
+        var x = RandomLlama.normal(manager, Dtype.F32, 1, tokens, 16);
+        for (int i = 0; i < 2; i++) {
+          var expected = floats(layer.forward(x, context.withMode(ForwardMode.MASKED)).y());
+          assertThat(relativeError(floats(layer.forward(x, context).y()), expected))
+              .as("%d tokens, trained %d times", tokens, i)
+              .isLessThan(1e-4);
+          layer.forward(x, context.forTraining(true));
+          bank.loraB().addi(1);
         }
       }
     }
