@@ -43,6 +43,9 @@ public final class LibTorch {
       List.of("libc10.so", "libtorch_cpu.so", "libc10_cuda.so", "libtorch_cuda.so", "libtorch.so");
   private static final Pattern VERSION = Pattern.compile("(\\d+)\\.(\\d+).*");
 
+  private static final String INSTALL_OR_NAME =
+      "install one (python3 -m pip install torch), or name one with METEORA_TORCH=FOLDER";
+
   /** A process has one libtorch. */
   private static Build loaded;
 
@@ -133,6 +136,13 @@ public final class LibTorch {
     var problems = new ArrayList<String>();
     var explicit = TorchSearch.explicit();
     if (explicit.isPresent()) {
+      explicit
+          .flatMap(LibTorch::unusable)
+          .ifPresent(
+              why -> {
+                throw new UserException(
+                    explicit.get() + " cannot be used: " + why + "; " + INSTALL_OR_NAME);
+              });
       return explicit.get();
     }
     var driver = gpu ? driver() : Driver.NONE;
@@ -151,8 +161,8 @@ public final class LibTorch {
     boolean hasBundled = LibTorch.class.getResource("/native/lib/pytorch.properties") != null;
     if (driver.gpus() > 0 && hasBundled) {
       LOG.warn(
-          "there is a GPU, but no CUDA build of PyTorch 2.7 or newer{}: running on the CPU; install"
-              + " one (python3 -m pip install torch), or name one with METEORA_TORCH=FOLDER",
+          "there is a GPU, but no CUDA build of PyTorch 2.7 or newer{}: running on the CPU; "
+              + INSTALL_OR_NAME,
           problems.isEmpty() ? "" : " that runs here (" + String.join("; ", problems) + ")");
     }
     if (hasBundled) {
@@ -161,22 +171,20 @@ public final class LibTorch {
     // a distribution without the CPU build: any PyTorch will do
     return TorchSearch.places().stream()
         .flatMap(place -> place.get().stream())
+        .filter(build -> unusable(build).isEmpty())
         .findFirst()
         .orElseThrow(
             () ->
-                new UserException(
-                    "there is no PyTorch here: install one (python3 -m pip install torch), or name"
-                        + " one with METEORA_TORCH=FOLDER"));
+                new UserException("there is no PyTorch of 2.7 or newer here: " + INSTALL_OR_NAME));
   }
 
   static Optional<String> problem(Build build, Driver driver) {
     if (!build.hasCuda()) {
       return Optional.of("built without CUDA");
     }
-    var version = VERSION.matcher(build.version());
-    if (version.matches()
-        && Integer.parseInt(version.group(1)) * 1000 + Integer.parseInt(version.group(2)) < 2007) {
-      return Optional.of("older than 2.7");
+    var why = unusable(build);
+    if (why.isPresent()) {
+      return why;
     }
     var cuda = VERSION.matcher(build.cuda());
     if (cuda.matches() && Integer.parseInt(cuda.group(1)) > driver.cudaVersion() / 1000) {
@@ -184,6 +192,22 @@ public final class LibTorch {
           "needs CUDA " + build.cuda() + ", the driver runs " + driver.cuda() + " at most");
     }
     return Optional.empty();
+  }
+
+  /** Why it serves on no device. */
+  private static Optional<String> unusable(Build build) {
+    var version = VERSION.matcher(build.version());
+    if (version.matches()
+        && Integer.parseInt(version.group(1)) * 1000 + Integer.parseInt(version.group(2)) < 2007) {
+      return Optional.of("older than 2.7");
+    }
+    return build.folder().stream()
+        .flatMap(folder -> LIBRARIES.stream().map(folder::resolve))
+        .filter(library -> Files.exists(library) && !SharedObject.whole(library))
+        .findFirst()
+        .map(
+            library ->
+                library.getFileName() + " is cut off, as by an installation that ended early");
   }
 
   /**

@@ -57,7 +57,7 @@ final class TorchSearch {
               .orElseThrow(
                   () ->
                       new UserException(
-                          ("%s=%s: no libtorch_cpu.so there; name a folder such as"
+                          ("%s=%s: no libtorch_cpu.so and libtorch.so there; name a folder such as"
                                   + " …/site-packages/torch, or the root of a virtual environment")
                               .formatted(variable, value))));
     }

@@ -3,8 +3,11 @@ package org.meteora.tensor;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.junit.jupiter.api.Test;
@@ -14,15 +17,25 @@ import org.junit.jupiter.api.io.TempDir;
 class LibTorchTest {
   @TempDir Path home;
 
+  /** A library of nothing but its header, which says that a table of 64 bytes follows. */
+  private static void library(Path file) throws IOException {
+    var elf = ByteBuffer.allocate(128).order(ByteOrder.LITTLE_ENDIAN);
+    elf.putInt(0, 0x464c457f)
+        .putLong(0x28, 64)
+        .putShort(0x3a, (short) 64)
+        .putShort(0x3c, (short) 1);
+    Files.write(file, elf.array());
+  }
+
   private Path wheel(String prefix, String version, String cuda) throws IOException {
     var torch = home.resolve(prefix).resolve("lib/python3.12/site-packages/torch");
     Files.createDirectories(torch.resolve("lib"));
     for (var name : List.of("libc10.so", "libtorch_cpu.so", "libtorch.so")) {
-      Files.createFile(torch.resolve("lib").resolve(name));
+      library(torch.resolve("lib").resolve(name));
     }
     if (cuda != null) {
-      Files.createFile(torch.resolve("lib/libtorch_cuda.so"));
-      Files.createFile(torch.resolve("lib/libc10_cuda.so"));
+      library(torch.resolve("lib/libtorch_cuda.so"));
+      library(torch.resolve("lib/libc10_cuda.so"));
     }
     Files.writeString(
         torch.resolve("version.py"),
@@ -60,6 +73,22 @@ class LibTorchTest {
     assertThat(problem("right", driver)).isEmpty();
   }
 
+  @Test
+  void oneThatIsCutOffIsNotLoaded() throws IOException {
+    var torch = wheel("cut", "2.7.1+cu128", "12.8");
+    var driver = new LibTorch.Driver(1, 12080);
+    for (var library : List.of("libtorch_cpu.so", "libc10_cuda.so")) {
+      var file = torch.resolve("lib").resolve(library);
+      var bytes = Files.readAllBytes(file);
+      for (int length : new int[] {0, 63, 64, 127}) {
+        Files.write(file, Arrays.copyOf(bytes, length));
+        assertThat(problem("cut", driver)).get().asString().startsWith(library + " is cut off");
+      }
+      Files.write(file, bytes);
+      assertThat(problem("cut", driver)).isEmpty();
+    }
+  }
+
   private Optional<String> problem(String prefix, LibTorch.Driver driver) {
     return LibTorch.problem(TorchSearch.inPrefix(home.resolve(prefix), "").getFirst(), driver);
   }
@@ -75,7 +104,7 @@ class LibTorchTest {
             "libtorch_cuda.so",
             "libc10_cuda.so",
             "libnvrtc.so.12")) {
-      Files.createFile(lib.resolve(name));
+      library(lib.resolve(name));
     }
     var found = TorchSearch.inPrefix(home.resolve("conda"), "CONDA_PREFIX");
     assertThat(found).singleElement().extracting(each -> each.folder().get()).isEqualTo(lib);
