@@ -6,6 +6,7 @@ import java.io.ByteArrayOutputStream;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.util.HashMap;
 import java.util.stream.Stream;
 import javax.imageio.ImageIO;
 import org.junit.jupiter.api.Test;
@@ -56,8 +57,15 @@ class BenchGenerateTest {
             .filter(line -> line.startsWith("{"))
             .toList();
     assertThat(lines).hasSize(8);
+    var base = new HashMap<String, Double>();
     for (var line : lines) {
       var json = Jsonl.JSON.readTree(line);
+      double ms = json.get("ms").asDouble();
+      double its =
+          base.computeIfAbsent(
+              json.get("what").asText().replaceFirst("^(MeteoRA|base model)", ""), key -> ms);
+      assertThat(json.get("ratio").asDouble())
+          .isCloseTo(ms / its, org.assertj.core.data.Offset.offset(1e-9));
       int atOnce = json.get("what").asText().endsWith("3 at once") ? 3 : 1;
       double tokens = 2.0 * atOnce * 4; // two prompts for each
       assertThat(json.get("tokens_per_second").asDouble() * json.get("ms").asDouble() / 1000)

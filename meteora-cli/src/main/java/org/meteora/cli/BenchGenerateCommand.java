@@ -159,10 +159,16 @@ final class BenchGenerateCommand implements Callable<Integer> {
       Generator generator, Architecture config, boolean gated, int atOnce, int prefix) {
     double ms = run(generator, config, atOnce, prefix, newTokens);
     double tokens = (double) atOnce * rounds * newTokens;
-    var of = (gated ? "MeteoRA" : "base model") + (prefix > 0 ? ", " + prefix + " shared" : "");
+    var how = prefix > 0 ? ", " + prefix + " shared" : "";
+    var of = (gated ? "MeteoRA" : "base model") + how;
     var name = of + ", " + atOnce + " at once";
     measured.computeIfAbsent(of, label -> new TreeMap<>()).put(atOnce, tokens / ms * 1000);
-    options.report(name, ms, ms, tokens, bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
+    double baseline =
+        measured.containsKey("base model" + how)
+            ? tokens / measured.get("base model" + how).get(atOnce) * 1000
+            : ms;
+    options.report(
+        name, ms, baseline, tokens, bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
   }
 
   /** Milliseconds. */
