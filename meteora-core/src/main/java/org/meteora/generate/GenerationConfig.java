@@ -217,19 +217,4 @@ public record GenerationConfig(
         padTokenId,
         seed);
   }
-
-  /** Another seed of sampling. */
-  public GenerationConfig withSeed(long value) {
-    return new GenerationConfig(
-        sample,
-        temperature,
-        topP,
-        topK,
-        noRepeatNgramSize,
-        maxLength,
-        maxNewTokens,
-        eosTokenIds,
-        padTokenId,
-        value);
-  }
 }

@@ -203,11 +203,6 @@ public record TrainConfig(
   /** Passes over the data of {@code train-lora} when neither steps nor epochs are given. */
   public static final double DEFAULT_LORA_EPOCHS = 3;
 
-  /** MeteoRA's training with the default recipe. */
-  public static TrainConfig meteora() {
-    return meteora(Map.of(), Map.of());
-  }
-
   /**
    * MeteoRA's training.
    *

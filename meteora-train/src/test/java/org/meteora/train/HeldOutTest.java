@@ -84,7 +84,7 @@ class HeldOutTest {
 
   @Test
   void nothingHeldOut() {
-    var config = TrainConfig.meteora().as(false, true);
+    var config = TrainConfig.meteora(Map.of(), Map.of()).as(false, true);
     assertThat(new HeldOut(config, new Known(), List.of(), TASKS, Collective.single()).isEmpty())
         .isTrue();
   }

@@ -77,7 +77,7 @@ class TrainConfigTest {
 
   @Test
   void oneOptionOverridesTheRecipesAndNoMore() {
-    var plain = TrainConfig.meteora();
+    var plain = TrainConfig.meteora(Map.of(), Map.of());
     var config =
         TrainConfig.meteora(
             Map.of("recipe", "paper"), Map.of("learning_rate", 1e-3, "keep", "best"));
@@ -121,7 +121,7 @@ class TrainConfigTest {
 
   @Test
   void everySettingThatValuesDependOnIsInTheIdentity() {
-    assertThat(TrainConfig.meteora().identity())
+    assertThat(TrainConfig.meteora(Map.of(), Map.of()).identity())
         .containsEntry("routing_top_k", "2")
         .containsEntry("recipe", "default")
         .containsEntry("train", "gates")

@@ -463,7 +463,7 @@ class TrainingTest {
   void aFlagThatSwitchesTheGatesOffIsRefused() {
     var training =
         new MeteoraTraining(
-            TrainConfig.meteora(),
+            TrainConfig.meteora(Map.of(), Map.of()),
             Fixtures.TINY.resolve("base"),
             folder.resolve("adapters"),
             folder.resolve("datasets"),
@@ -487,7 +487,7 @@ class TrainingTest {
                 .run(Collective.single(), Collective.single(), () -> true))
         .isEmpty();
     assertThat(new Checkpoints(folder.resolve("run"), 1).list()).isEmpty();
-    var train = TrainConfig.meteora();
+    var train = TrainConfig.meteora(Map.of(), Map.of());
     assertThat(Run.stopped(train, 0, 2)).contains("nothing was done").contains("without --resume");
     assertThat(Run.stopped(train, 1, 2))
         .isEqualTo("stopped after step 1 of 2; go on with --resume");

@@ -11,7 +11,7 @@ public final class SeedOption {
   @Option(
       names = "--seed",
       paramLabel = "N",
-      description = "Of all that is drawn at random (default: 42; sampling of tokens needs one).")
+      description = "Seed of everything random (default: 42; sampling of tokens needs one given).")
   private Long seed;
 
   /** As it was given. */

@@ -112,8 +112,8 @@ public final class EvalCommand implements Callable<Integer> {
       defaultValue = "0",
       description =
           "Answer the first N samples once more, each alone, and say how many come out otherwise:"
-              + " with several at once sums are taken in another order, which in 16 bits can turn a"
-              + " token.")
+              + " with several at once sums are taken in another order, which in 16 bits can change"
+              + " a token.")
   private int checkBatching;
 
   @Option(
