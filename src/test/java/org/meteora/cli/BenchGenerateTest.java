@@ -51,19 +51,21 @@ class BenchGenerateTest {
                 "--new-tokens=4",
                 "--shared-tokens=0,70",
                 "--base",
+                "--router=logo,lora-flow,oracle",
                 "--json",
                 "--plot=" + picture)
             .lines()
             .filter(line -> line.startsWith("{"))
             .toList();
-    assertThat(lines).hasSize(8);
+    assertThat(lines).hasSize(5 * 4);
+    assertThat(lines.getLast()).contains("router oracle, 70 shared, 3 at once");
     var base = new HashMap<String, Double>();
     for (var line : lines) {
       var json = Jsonl.JSON.readTree(line);
       double ms = json.get("ms").asDouble();
       double its =
           base.computeIfAbsent(
-              json.get("what").asText().replaceFirst("^(MeteoRA|base model)", ""), key -> ms);
+              json.get("what").asText().replaceFirst("^(MeteoRA|base model|router [a-z-]+)", ""), key -> ms);
       assertThat(json.get("ratio").asDouble())
           .isCloseTo(ms / its, org.assertj.core.data.Offset.offset(1e-9));
       int atOnce = json.get("what").asText().endsWith("3 at once") ? 3 : 1;

@@ -121,6 +121,8 @@ class MainTest {
   void whatGoesWithAnotherRouterIsSaid() {
     assertThat(error("train", "--samples=3")).contains("--samples go with --router lora-flow");
     assertThat(error("train", "--router=lora-flow")).contains("needs --task NAME");
+    assertThat(error("train", "--router=lora-flow", "--task=a,b"))
+        .contains("learns one task, and --task names several: a,b");
     assertThat(error("train", "--router=lora-flow", "--task=x", "--with-base"))
         .contains("--with-base");
     assertThat(error("train", "--router=arrow")).contains("gate or lora-flow, not arrow");

@@ -17,6 +17,7 @@ import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
+import org.meteora.moe.Router;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
@@ -237,7 +238,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 manager,
                 new int[batch],
                 this.context + 2 * options.repeat.value() + BenchModel.WARM_UP);
-        var decoder = new CudaDecoder(model, options.topK(), context.routing().router())) {
+        var decoder = new CudaDecoder(model, context.routing())) {
       var ids = new long[batch * this.context];
       Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
       try (var scope = manager.newSubManager()) {
@@ -248,12 +249,23 @@ final class BenchDecodeCommand implements Callable<Integer> {
       decoder.begin(batch, this.context + 2 * options.repeat.value() + BenchModel.WARM_UP, context);
       decoder.join(cache, slots);
       var uniform = new SplittableRandom(1).longs(batch).toArray();
+      // what a router that has looked at the prompts chose is the same at every place
+      var router = context.routing().router();
       var next =
           Arrays.stream(slots)
               .mapToObj(
                   i ->
                       new DecodeSession.Next(
-                          i, (int) ids[i], new int[0], uniform[i], config, Optional.empty()))
+                          i,
+                          (int) ids[i],
+                          new int[0],
+                          uniform[i],
+                          config,
+                          switch (router) {
+                            case Router.Fixed fixed -> Optional.of(new Router.Rows.Row(fixed, 0));
+                            case Router.Rows all -> Optional.of(all.rows().get(i));
+                            default -> Optional.empty();
+                          }))
               .toList();
       double result = options.median(() -> decoder.step(next));
       beyond = options.usedBytes() - without;

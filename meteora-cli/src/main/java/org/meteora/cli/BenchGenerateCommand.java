@@ -78,6 +78,8 @@ final class BenchGenerateCommand implements Callable<Integer> {
       description = "First tokens that all prompts share (default: ${DEFAULT-VALUE}).")
   private List<Integer> shared;
 
+  @Mixin private RouterListOption routers;
+
   @Option(names = "--base", description = "Measure the base model too.")
   private boolean base;
 
@@ -117,11 +119,12 @@ final class BenchGenerateCommand implements Callable<Integer> {
           var model = options.model(config, own, adapters, cache);
           try (var decoding = Backends.decoding(model)) {
             var generator = new Generator(model, decoding, options.context(ForwardMode.AUTO));
-            run(generator, config, 1, 0, 8); // compiles kernels
-            for (int each : sequences) {
-              for (int prefix : shared) {
-                measure(generator, config, adapters > 0, each, prefix);
-              }
+            measure(adapters > 0 ? "MeteoRA" : "base model", generator, config, adapters > 0);
+            for (var name : adapters > 0 ? routers.names() : List.<String>of()) {
+              var routing = generator.context().routing();
+              var router = RandomRouters.of(name, model, adapters);
+              var routed = generator.withRouting(routing.withRouter(router));
+              measure("router " + name, routed, config, true);
             }
           }
         }
@@ -155,14 +158,28 @@ final class BenchGenerateCommand implements Callable<Integer> {
         plot, out -> BitmapEncoder.saveBitmap(chart, out, BitmapEncoder.BitmapFormat.PNG));
   }
 
+  private void measure(String label, Generator generator, Architecture config, boolean gated) {
+    run(generator, config, 1, 0, 8); // compiles kernels
+    for (int each : sequences) {
+      for (int prefix : shared) {
+        measure(label, generator, config, gated, each, prefix);
+      }
+    }
+  }
+
   private void measure(
-      Generator generator, Architecture config, boolean gated, int atOnce, int prefix) {
+      String label,
+      Generator generator,
+      Architecture config,
+      boolean gated,
+      int atOnce,
+      int prefix) {
     double ms = run(generator, config, atOnce, prefix, newTokens);
     double tokens = (double) atOnce * rounds * newTokens;
     var how = prefix > 0 ? ", " + prefix + " shared" : "";
-    var of = (gated ? "MeteoRA" : "base model") + how;
+    var of = label + how;
     var name = of + ", " + atOnce + " at once";
-    measured.computeIfAbsent(of, label -> new TreeMap<>()).put(atOnce, tokens / ms * 1000);
+    measured.computeIfAbsent(of, key -> new TreeMap<>()).put(atOnce, tokens / ms * 1000);
     double baseline =
         measured.containsKey("base model" + how)
             ? tokens / measured.get("base model" + how).get(atOnce) * 1000

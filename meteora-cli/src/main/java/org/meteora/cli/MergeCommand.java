@@ -4,6 +4,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashSet;
 import java.util.List;
@@ -22,10 +23,12 @@ import org.meteora.lora.AdapterMerge;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.tensor.Devices;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
+import picocli.CommandLine.TypeConversionException;
 
 /** {@code meteora merge}: one adapter from several. */
 @Command(
@@ -53,6 +56,7 @@ final class MergeCommand implements Callable<Integer> {
 
   @Option(
       names = "--method",
+      converter = MethodName.class,
       required = true,
       paramLabel = "NAME",
       description = "linear, cat, svd, ties, ties_svd, magnitude_prune, dare_linear or dare_ties.")
@@ -158,7 +162,7 @@ final class MergeCommand implements Callable<Integer> {
   }
 
   private void check(List<Path> folders, List<Double> factors) {
-    var name = method.name().toLowerCase(Locale.ROOT);
+    var name = name(method);
     if (factors.size() != folders.size()) {
       throw new UserException(
           "--weights has %s numbers for %s adapters: ".formatted(factors.size(), folders.size())
@@ -202,5 +206,28 @@ final class MergeCommand implements Callable<Integer> {
     return Jsonl.readFile(adapter.resolve("adapter_config.json"))
         .path("base_model_name_or_path")
         .asText("");
+  }
+
+  private static String name(AdapterMerge.Method method) {
+    return method.name().toLowerCase(Locale.ROOT);
+  }
+
+  /** Methods by the names that help gives them. */
+  static final class MethodName implements ITypeConverter<AdapterMerge.Method> {
+    @Override
+    public AdapterMerge.Method convert(String value) {
+      var methods = AdapterMerge.Method.values();
+      return Arrays.stream(methods)
+          .filter(method -> name(method).equals(value.toLowerCase(Locale.ROOT)))
+          .findFirst()
+          .orElseThrow(
+              () ->
+                  new TypeConversionException(
+                      "there is no method %s: choose one of %s"
+                          .formatted(
+                              value,
+                              String.join(
+                                  ", ", Arrays.stream(methods).map(MergeCommand::name).toList()))));
+    }
   }
 }

@@ -55,6 +55,17 @@ final class RandomRouters {
   }
 
   /**
+   * As above, over so many adapters; the oracle's task is the first one's.
+   *
+   * @param adapters N
+   */
+  static Router of(String name, Llama model, int adapters) {
+    var names = IntStream.range(0, adapters).mapToObj(i -> "adapter " + i).toList();
+    var router = of(name, model, names);
+    return router instanceof Oracle oracle ? oracle.of(names.getFirst()) : router;
+  }
+
+  /**
    * What a pass with a router over a random model's adapters wants; the router has seen what it
    * must see of the prompts.
    *
@@ -64,12 +75,9 @@ final class RandomRouters {
    */
   static ForwardContext context(
       String name, Llama model, int adapters, int batch, ForwardContext context) {
-    var names = IntStream.range(0, adapters).mapToObj(i -> "adapter " + i).toList();
-    var router = of(name, model, names);
+    var router = of(name, model, adapters);
     var routing = context.routing();
-    if (router instanceof Oracle oracle) {
-      router = oracle.of(names.getFirst());
-    } else if (router instanceof Router.Probing probing) {
+    if (router instanceof Router.Probing probing) {
       var probe = probing.probe();
       try (var manager = model.manager().newSubManager();
           var cache = model.newCache(manager, new int[batch], 1)) {

@@ -91,7 +91,7 @@ public final class Generator implements TokenGenerator {
     var batches = new LinkedHashMap<Object, List<Sequence>>();
     for (var sequence : sequences) {
       // a batch has one k and T and one router, or a router for each of its rows
-      Object runsWith = Sequence.isRoutedAlone(sequence.routing) ? "each" : sequence.routing;
+      Object runsWith = sequence.routing.isOfEach() ? "each" : sequence.routing;
       batches.computeIfAbsent(runsWith, key -> new ArrayList<>()).add(sequence);
     }
     int max = Math.min(atOnce, decoding.maxSequences());

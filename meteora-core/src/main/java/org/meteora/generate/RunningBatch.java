@@ -66,7 +66,7 @@ final class RunningBatch implements AutoCloseable {
     boolean listened = sequences.stream().anyMatch(each -> each.listener.isPresent());
     this.context =
         context
-            .withRouting(sequences.getFirst().routing)
+            .withRouting(routing(sequences))
             .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
     prefixes =
         keepsPrefixes ? new PrefixCache(model, sequences) : new PrefixCache(model, sequences, 0);
@@ -84,12 +84,19 @@ final class RunningBatch implements AutoCloseable {
     }
   }
 
+  /** What all are routed by; where each has a router of its own, with the k of the widest. */
+  private static RoutingSettings routing(List<Sequence> sequences) {
+    var first = sequences.getFirst().routing;
+    int width = sequences.stream().mapToInt(each -> each.routing.width()).max().orElseThrow();
+    return new RoutingSettings(width, first.temperature(), first.router());
+  }
+
   /**
    * Runs sequences to their ends.
    *
    * @param context what is wanted of the gated layers
-   * @param sequences at least one, all routed alike or each {@linkplain Sequence#isRoutedAlone by a
-   *     router of its own}
+   * @param sequences at least one, all routed alike or each {@linkplain RoutingSettings#isOfEach by
+   *     a router of its own}
    * @param keepsPrefixes whether prompts that begin alike share what is computed of that
    * @param maxSequences at once, at least 1
    * @param later requests that wait for this batch's end

@@ -61,13 +61,6 @@ final class Sequence {
     }
   }
 
-  /** Whether it has a router of its own, now or when that has looked at the prompt. */
-  static boolean isRoutedAlone(RoutingSettings routing) {
-    return routing.router() instanceof Router.Fixed
-        || routing.router() instanceof Router.Reading
-        || routing.router() instanceof Router.Probing;
-  }
-
   int[] banned() {
     return ngrams == null ? new int[0] : ngrams.banned();
   }

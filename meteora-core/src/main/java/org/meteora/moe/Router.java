@@ -61,7 +61,7 @@ public sealed interface Router {
     Probe probe();
   }
 
-  /** Reads the tokens of a prompt, and then of its answer. */
+  /** Reads the tokens of a prompt, and then of its answer; k adapters at most act on each. */
   non-sealed interface Reading extends Router {
     /** What serves this prompt, from its first token on. */
     SequenceRouter of(int[] prompt);
@@ -100,7 +100,7 @@ public sealed interface Router {
         throw new IllegalArgumentException(count + " rows, " + rows.size() + " routers");
       }
       int width = (int) x.getShape().get(0) / count;
-      var each = rows.stream().map(row -> row.router.choose(linear, row.first, width)).toList();
+      var each = rows.stream().map(row -> row.router.choose(row.first, width)).toList();
       int topK = each.stream().mapToInt(Choice::topK).max().orElseThrow();
       var all = new Choice(width * count, topK); // adapter 0 with the weight 0 where one has fewer
       for (int token = 0; token < width * count; token++) {
@@ -109,6 +109,7 @@ public sealed interface Router {
         System.arraycopy(from.indices(), at, all.indices(), token * topK, from.topK());
         System.arraycopy(from.weights(), at, all.weights(), token * topK, from.topK());
       }
+      requireBelow(linear.bank().size(), all.indices());
       return all;
     }
   }
@@ -160,7 +161,6 @@ public sealed interface Router {
     @Override
     public Choice choose(GatedLinear linear, NDArray x, int rows) {
       int tokens = (int) x.getShape().get(0);
-      requireBelow(linear.bank().size());
       var choice = new Choice(tokens, topK);
       long all = adapters.size() / topK;
       for (int token = 0; token < tokens; token++) {
@@ -170,6 +170,7 @@ public sealed interface Router {
           choice.weights()[token * topK + j] = weights.get(from + j);
         }
       }
+      requireBelow(linear.bank().size(), choice.indices());
       return choice;
     }
 
@@ -190,32 +191,35 @@ public sealed interface Router {
       return new Fixed(name, topK, ofTokens, weightsOfTokens);
     }
 
-    private void requireBelow(int size) {
-      for (int adapter : adapters) {
-        if (adapter < 0 || adapter >= size) {
-          throw new UserException(
-              "no adapter " + adapter + ": there are " + size + " adapters, counted from 0");
-        }
-      }
-    }
-
     private boolean isOne() {
       return adapters.size() == topK;
     }
 
     /** Of a single row. */
     @Override
-    public Choice choose(GatedLinear linear, int first, int tokens) {
+    public Choice choose(int first, int tokens) {
       if (!isOne()) {
         throw new IllegalStateException("for " + adapters.size() / topK + " rows, not for one");
       }
-      requireBelow(linear.bank().size());
       var choice = new Choice(tokens, topK);
       for (int i = 0; i < tokens * topK; i++) {
         choice.indices()[i] = adapters.get(i % topK);
         choice.weights()[i] = weights.get(i % topK);
       }
       return choice;
+    }
+  }
+
+  /**
+   * @param size N
+   * @throws UserException when one is not among them
+   */
+  static void requireBelow(int size, int... adapters) {
+    for (int adapter : adapters) {
+      if (adapter < 0 || adapter >= size) {
+        throw new UserException(
+            "no adapter " + adapter + ": there are " + size + " adapters, counted from 0");
+      }
     }
   }
 

@@ -27,6 +27,22 @@ public record RoutingSettings(int topK, double temperature, Router router) {
     this(topK, temperature, Router.GATES);
   }
 
+  /**
+   * Whether a sequence has a router of its own with this, of {@link SequenceRouter}s: from its
+   * beginning, or when its prompt has been looked at.
+   */
+  public boolean isOfEach() {
+    return router instanceof Router.Fixed
+        || router instanceof Router.Rows
+        || router instanceof Router.Reading
+        || router instanceof Router.Probing;
+  }
+
+  /** Adapters of a token at most: k, but of a router that is fixed as many as it has. */
+  public int width() {
+    return router instanceof Router.Fixed fixed ? fixed.topK() : topK;
+  }
+
   /** The same with another router. */
   public RoutingSettings withRouter(Router value) {
     return new RoutingSettings(topK, temperature, value);

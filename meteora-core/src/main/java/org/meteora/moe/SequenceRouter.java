@@ -1,13 +1,16 @@
 package org.meteora.moe;
 
-/** Decides which adapters act on the tokens of one sequence, by their places in it. Immutable. */
+/**
+ * Decides which adapters act on the tokens of one sequence, by their places in it, and the same in
+ * every linear. Immutable.
+ */
 public interface SequenceRouter {
   /**
    * @param first the first token's place in the sequence; places below 0 are padding
    * @param tokens how many, none behind the newest
-   * @return any number of adapters a token
+   * @return adapters of a token, at most as many as the k that it was made with
    */
-  Choice choose(GatedLinear linear, int first, int tokens);
+  Choice choose(int first, int tokens);
 
   /** What serves the sequence when it has one token more. */
   default SequenceRouter next(int token) {

@@ -13,5 +13,7 @@ public enum Scores {
   /** {@code x Gᵀ} divided by the standard deviation of x. */
   STANDARDIZED,
   /** The norm of the adapter's own z; there is no further matrix, and scales are 1. */
-  NORM
+  NORM,
+  /** None: what is chosen is given with a step. There is no further matrix. */
+  GIVEN
 }

@@ -19,7 +19,9 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.KvCache;
+import org.meteora.moe.Choice;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 
@@ -55,7 +57,10 @@ class RoutersGpuTest {
     }
   }
 
-  /** Decode steps of few rows and of many; a graph is captured at the fourth. */
+  /**
+   * Decode steps of few rows and of many; a graph is captured at the fourth. "given": every row has
+   * a router of its own, with other adapters at every place.
+   */
   @ParameterizedTest
   @CsvSource({
     "arrow, 2, 2",
@@ -63,20 +68,23 @@ class RoutersGpuTest {
     "spectr, 2, 2",
     "spectr, 1, 20",
     "phatgoose, 3, 2",
-    "phatgoose, 2, 20"
+    "phatgoose, 2, 20",
+    "given, 3, 2",
+    "given, 2, 20"
   })
   void decodeStepsAreTheCpus(String router, int k, int rows) {
     try (var cpu = RoutersTest.tiny("cpu", "uniform", k, 1.5);
         var gpu = RoutersTest.tiny("cuda", "uniform", k, 1.5);
         var onHost = Devices.newManager(Device.cpu());
         var onDevice = gpu.llama().manager().newSubManager()) {
-      var expected = context(cpu, router);
-      var actual = context(gpu, router);
+      boolean given = router.equals("given");
+      var expected = given ? with(cpu, byPlace(rows, k, 0)) : context(cpu, router);
+      var actual = given ? with(gpu, byPlace(rows, k, 0)) : context(gpu, router);
       assertThat(CudaDecoder.refusal(gpu.llama(), rows, actual)).isEmpty();
       var prompt = IntStream.range(0, rows * 7).mapToLong(i -> 5 + i * 37 % 80).toArray();
       try (var cpuCache = cpu.llama().newCache(onHost, new int[rows], 12);
           var gpuCache = gpu.llama().newCache(onDevice, new int[rows], 12);
-          var decoder = new CudaDecoder(gpu.llama(), k, actual.routing().router())) {
+          var decoder = new CudaDecoder(gpu.llama(), actual.routing())) {
         next(cpu, onHost, cpuCache, prompt, 7, expected);
         next(gpu, onDevice, gpuCache, prompt, 7, actual);
         var greedy = GenerationConfig.greedy(List.of(), 100);
@@ -85,6 +93,7 @@ class RoutersGpuTest {
         for (int step = 0; step < 5; step++) {
           int add = step;
           var tokens = IntStream.range(0, rows).map(row -> 9 + (row * 11 + add) % 70).toArray();
+          var its = byPlace(rows, k, 7 + step);
           var wanted =
               next(
                   cpu,
@@ -92,13 +101,18 @@ class RoutersGpuTest {
                   cpuCache,
                   Arrays.stream(tokens).asLongStream().toArray(),
                   1,
-                  expected);
+                  given ? with(cpu, its) : expected);
           decoder.step(
               IntStream.range(0, rows)
                   .mapToObj(
                       r ->
                           new DecodeSession.Next(
-                              r, tokens[r], new int[0], 0, greedy, Optional.empty()))
+                              r,
+                              tokens[r],
+                              new int[0],
+                              0,
+                              greedy,
+                              given ? Optional.of(its.rows().get(r)) : Optional.empty()))
                   .toList());
           var row = new float[wanted.length / rows];
           for (int r = 0; r < rows; r++) {
@@ -109,6 +123,31 @@ class RoutersGpuTest {
         }
       }
     }
+  }
+
+  private static ForwardContext with(LoadedModel model, Router router) {
+    var context = model.generator().context();
+    return context.withRouting(context.routing().withRouter(router));
+  }
+
+  /** A row has up to {@code k} adapters, which change from place to place; every third has one. */
+  private static Router.Rows byPlace(int rows, int k, int place) {
+    return new Router.Rows(
+        IntStream.range(0, rows)
+            .mapToObj(
+                row ->
+                    new Router.Rows.Row(
+                        (first, tokens) -> {
+                          int width = row % 3 == 0 ? 1 : k;
+                          var choice = new Choice(tokens, width);
+                          for (int i = 0; i < tokens * width; i++) {
+                            choice.indices()[i] = (row + first + i / width + i % width) % 4;
+                            choice.weights()[i] = 0.3f + 0.1f * (i % width) + 0.01f * row;
+                          }
+                          return choice;
+                        },
+                        place))
+            .toList());
   }
 
   private static float[] next(
@@ -128,8 +167,9 @@ class RoutersGpuTest {
   @Test
   void routersWithoutKernelsAreNamed() {
     try (var gpu = RoutersTest.tiny("cuda", "uniform", 2, 1)) {
-      assertThat(CudaDecoder.refusal(gpu.llama(), 1, gpu.generator().context()).orElseThrow())
-          .contains("the router uniform");
+      assertThat(CudaDecoder.refusal(gpu.llama(), 1, gpu.generator().context())).isEmpty();
+      assertThat(CudaDecoder.refusal(gpu.llama(), 1, context(gpu, "lora-flow")).orElseThrow())
+          .contains("the router lora-flow");
     }
   }
 
@@ -139,10 +179,11 @@ class RoutersGpuTest {
     return model.generator().generate(Fixtures.prompts(), config);
   }
 
-  @Test
-  void logoContinuesAsOnTheCpu() {
-    try (var cpu = RoutersTest.tiny("cpu", "logo", 2, 1);
-        var gpu = RoutersTest.tiny("cuda", "logo", 2, 1)) {
+  @ParameterizedTest
+  @ValueSource(strings = {"logo", "logo-entropy", "uniform"})
+  void whatIsChosenForAWholeAnswerContinuesAsOnTheCpu(String router) {
+    try (var cpu = RoutersTest.tiny("cpu", router, 2, 1);
+        var gpu = RoutersTest.tiny("cuda", router, 2, 1)) {
       assertThat(gpu.llama().manager().getDevice()).isNotEqualTo(Device.cpu());
       var expected = answers(cpu);
       var actual = answers(gpu);

@@ -20,6 +20,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.Fixtures;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
@@ -414,6 +415,7 @@ class RoutersTest {
                 case MAGNITUDE -> Math.abs(product);
                 case STANDARDIZED -> product / Math.sqrt(variance);
                 case NORM -> Math.sqrt(squares);
+                case GIVEN -> throw new AssertionError("nothing is scored");
               };
           assertThat(scores[i]).isCloseTo((float) expected, within(1e-4f));
         }
@@ -721,6 +723,25 @@ class RoutersTest {
       assertThatThrownBy(() -> generator.generate(PROMPTS, config))
           .isInstanceOf(UserException.class)
           .hasMessageContaining("meteora eval");
+    }
+  }
+
+  @Test
+  void decodeStepsOnAGpuTakeEightAdaptersAToken() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var backend = Backends.of(manager, Dtype.F32);
+      for (int n : new int[] {8, 9}) {
+        var llama =
+            RandomLlama.create(SmallArchitecture.create(), manager, Dtype.F32, n, 1, backend, 0);
+        var routing = new RoutingSettings(2, 1, Router.uniform(n));
+        var refusal = CudaDecoder.refusal(llama, 1, ForwardContext.inference(routing, Flags.AUTO));
+        assertThat(refusal)
+            .isEqualTo(
+                n == 8
+                    ? Optional.empty()
+                    : Optional.of(
+                        "the router uniform lets 9 adapters act on a token, and kernels take 8"));
+      }
     }
   }
 

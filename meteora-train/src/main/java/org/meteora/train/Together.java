@@ -5,6 +5,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.OptionalInt;
 import java.util.function.BooleanSupplier;
+import java.util.stream.IntStream;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.train.batch.Batch;
@@ -14,9 +15,12 @@ import org.meteora.train.batch.TrainingSample;
 /**
  * Adapters of one base model in training at the same time. Each has a run of its own on a thread of
  * its own, of which one at a time is awake; when all that have not ended wait for the losses of
- * their next batches, the last one computes them in one pass over the rows of all, each row through
- * its own adapter. So the base model's products, and what a pass costs whatever its size, are
- * shared, and everything else is as if each were alone.
+ * their next batches, these are computed in one pass over the rows of all, each row through its own
+ * adapter. So the base model's products, and what a pass costs whatever its size, are shared, and
+ * everything else is as if each were alone.
+ *
+ * <p>Passes are the work of one thread: an allocator that keeps memory for each thread would keep a
+ * pass's for each adapter.
  */
 final class Together {
   /** Rows of several runs are put into one pass up to so many positions. */
@@ -87,12 +91,12 @@ final class Together {
                         failure = failure == null ? e : failure;
                       } finally {
                         running--;
-                        computeIfAllWait();
+                        Together.this.notifyAll();
                       }
                     }
                   }));
     }
-    boolean interrupted = false;
+    boolean interrupted = passes();
     for (var thread : threads) {
       while (thread.isAlive()) {
         try {
@@ -129,7 +133,7 @@ final class Together {
       var request = new Request(batch, languageModelWeight, seed);
       synchronized (Together.this) {
         waiting[adapter] = request;
-        computeIfAllWait();
+        Together.this.notifyAll();
         while (request.sums == null) {
           if (waiting[adapter] == null) {
             throw new IllegalStateException("the pass over all adapters' rows failed", failure);
@@ -163,16 +167,30 @@ final class Together {
     return learner.with(context.withRouting(routing));
   }
 
-  private synchronized void computeIfAllWait() {
-    var ready = new ArrayList<Integer>();
-    for (int i = 0; i < waiting.length; i++) {
-      if (waiting[i] != null) {
-        ready.add(i);
+  /**
+   * Computes what runs wait for, until all have ended.
+   *
+   * @return whether this thread was interrupted
+   */
+  private synchronized boolean passes() {
+    boolean interrupted = false;
+    while (running > 0) {
+      var ready =
+          IntStream.range(0, waiting.length).filter(i -> waiting[i] != null).boxed().toList();
+      if (ready.size() < running) {
+        try {
+          wait();
+        } catch (InterruptedException e) {
+          interrupted = true; // a step must end
+        }
+        continue;
       }
+      computeAll(ready);
     }
-    if (ready.isEmpty() || ready.size() < running) {
-      return;
-    }
+    return interrupted;
+  }
+
+  private void computeAll(List<Integer> ready) {
     try {
       for (int from = 0; from < ready.size(); ) {
         int to = from + 1;

@@ -20,6 +20,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.DeviceSampler;
+import org.meteora.cuda.kernel.Kernels;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
@@ -27,10 +28,13 @@ import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RotaryEmbedding;
+import org.meteora.moe.Choice;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.moe.ScoredBank;
 import org.meteora.nn.Projection;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Ops;
@@ -75,8 +79,34 @@ public final class CudaDecoder implements AutoCloseable {
   private int slotCount;
   private int[] lengths = {};
   private int[] present = {};
+  private Choice given;
   private double temperature = 1;
   private Optional<RoutingListener> listener = Optional.empty();
+
+  /** Stands for routers of single sequences: what they choose is given with each step. */
+  private record Given() implements Router.Scoring {
+    @Override
+    public String name() {
+      return "given";
+    }
+
+    @Override
+    public NDArray scores(GatedLinear linear, NDArray x) {
+      throw new IllegalStateException("nothing is scored");
+    }
+
+    @Override
+    public ScoredBank forKernels(GatedLinear linear) {
+      return linear.layout().scored(Scores.GIVEN, null);
+    }
+  }
+
+  private static Router.Scoring forKernels(RoutingSettings routing) {
+    return switch (routing.router()) {
+      case Router.Scoring scoring -> scoring;
+      default -> routing.isOfEach() ? new Given() : Router.GATES;
+    };
+  }
 
   /**
    * Whether the settings that may change between calls leave the engine its work; the reason if
@@ -90,8 +120,15 @@ public final class CudaDecoder implements AutoCloseable {
       return Optional.of(rows + " sequences at once need cuBLAS, which is not found");
     }
     var router = context.routing().router();
+    boolean given = context.routing().isOfEach();
+    int width = context.routing().width();
+    if (given && width > Kernels.MAX_TOP_K && any(model, bank -> bank.size() > Kernels.MAX_TOP_K)) {
+      return Optional.of(
+          "the router %s lets %d adapters act on a token, and kernels take %d"
+              .formatted(router.name(), width, Kernels.MAX_TOP_K));
+    }
     boolean gates = router instanceof Router.Gates;
-    boolean scores = router instanceof Router.Scoring;
+    boolean scores = router instanceof Router.Scoring || given;
     if (any(model, bank -> bank.gate() == null ? bank.size() > 1 && (gates || !scores) : !scores)) {
       return Optional.of("the router " + router.name() + " runs by tensor operations");
     }
@@ -114,14 +151,13 @@ public final class CudaDecoder implements AutoCloseable {
 
   /**
    * @param model on a CUDA device; stays the caller's
-   * @param topK adapters a token; cut to the number there is
-   * @param router chooses them
+   * @param routing k, cut to the number of adapters there is, and who chooses
    * @throws UserException when the kernels do not know its shapes or there is too little memory
    */
-  public CudaDecoder(Llama model, int topK, Router router) {
+  public CudaDecoder(Llama model, RoutingSettings routing) {
     this.model = model;
-    this.topK = topK;
-    this.router = router instanceof Router.Scoring scoring ? scoring : Router.GATES;
+    this.topK = routing.width();
+    this.router = forKernels(routing);
     this.cuda = Cuda.device(model.manager().getDevice().getDeviceId());
     cuda.makeCurrent();
     var config = model.config();
@@ -201,9 +237,9 @@ public final class CudaDecoder implements AutoCloseable {
     return Scores.PRODUCT;
   }
 
-  /** Whether the router chooses there: one adapter without a gate acts always. */
-  private static boolean chooses(GatedLinear linear) {
-    return linear.bank().gate() != null || linear.bank().size() > 1;
+  /** Whether the router chooses there: one adapter without a gate acts always, or as is given. */
+  private boolean chooses(GatedLinear linear) {
+    return linear.bank().gate() != null || linear.bank().size() > 1 || router instanceof Given;
   }
 
   private DecodeModel.Linear linear(GatedLinear linear) {
@@ -241,9 +277,7 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Whether it was made for this k and for the adapters as they are now. */
   public boolean isFor(ForwardContext context) {
-    var wanted = context.routing().router();
-    if (topK != context.routing().topK()
-        || !router.equals(wanted instanceof Router.Scoring ? wanted : Router.GATES)) {
+    if (topK != context.routing().width() || !router.equals(forKernels(context.routing()))) {
       return false;
     }
     for (int i = 0; i < addresses.layers().size(); i++) {
@@ -396,7 +430,11 @@ public final class CudaDecoder implements AutoCloseable {
           slots, Arrays.stream(slots).map(slot -> lengths[slot]).toArray(), new int[slots.length]);
       present = slots;
     }
-    engine.fetchRouting(listener.isPresent());
+    boolean given = addresses.scores() == Scores.GIVEN;
+    if (given) {
+      takeChoice(rows);
+    }
+    engine.fetchRouting(listener.isPresent() && !given);
     var tokens = new int[slots.length];
     for (int row = 0; row < slots.length; row++) {
       var next = rows.get(row);
@@ -407,6 +445,24 @@ public final class CudaDecoder implements AutoCloseable {
     var chosen = engine.step(tokens);
     listener.ifPresent(this::report);
     return chosen;
+  }
+
+  /** What the rows' own routers choose. */
+  private void takeChoice(List<DecodeSession.Next> rows) {
+    int k = addresses.topK();
+    given = new Choice(rows.size(), k); // adapter 0 with the weight 0 where a row has fewer
+    for (int row = 0; row < rows.size(); row++) {
+      var its = rows.get(row).router().orElseThrow();
+      var choice = its.router().choose(its.first(), 1);
+      System.arraycopy(choice.indices(), 0, given.indices(), row * k, choice.topK());
+      System.arraycopy(choice.weights(), 0, given.weights(), row * k, choice.topK());
+    }
+    for (var projection : model.layers().getFirst().projections()) {
+      if (projection.bank() != null) {
+        Router.requireBelow(projection.bank().size(), given.indices());
+      }
+    }
+    engine.choice(given.indices(), given.weights());
   }
 
   private void choose(int row, DecodeSession.Next next) {
@@ -431,7 +487,10 @@ public final class CudaDecoder implements AutoCloseable {
         if (linear.bank() != null && chooses(linear)) {
           var indices = new int[present.length * addresses.topK()];
           var weights = new float[indices.length];
-          if (addresses
+          if (addresses.scores() == Scores.GIVEN) {
+            indices = given.indices();
+            weights = given.weights();
+          } else if (addresses
               .layers()
               .get(layer)
               .linears()

@@ -78,7 +78,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
     if (kept != null) {
       kept.close();
     }
-    return new CudaDecoder(model, context.routing().topK(), context.routing().router());
+    return new CudaDecoder(model, context.routing());
   }
 
   private final class Session implements DecodeSession {

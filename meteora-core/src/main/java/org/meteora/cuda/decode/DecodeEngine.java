@@ -4,6 +4,7 @@ import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
@@ -12,6 +13,7 @@ import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector;
+import org.meteora.nn.Scores;
 
 /**
  * Decode steps of a whole Llama with MeteoRA: for up to {@link #MAX_ROWS} sequences, one token each
@@ -234,6 +236,26 @@ public final class DecodeEngine implements AutoCloseable {
    */
   public DeviceSampler sampler() {
     return memory.sampler;
+  }
+
+  /**
+   * What all linears of the steps to come choose, for a model of {@link Scores#GIVEN}; stays until
+   * it is set anew.
+   *
+   * @param indices {@code (rows, k)}
+   * @param weights as {@code indices}
+   */
+  public void choice(int[] indices, float[] weights) {
+    if (model.scores() != Scores.GIVEN
+        || indices.length != active * model.topK()
+        || weights.length != indices.length) {
+      throw new IllegalArgumentException(
+          "%d adapters, %d weights for %d rows".formatted(indices.length, weights.length, active));
+    }
+    for (var index : indices) {
+      Objects.checkIndex(index, model.maxAdapters());
+    }
+    memory.choice(indices, weights);
   }
 
   /**

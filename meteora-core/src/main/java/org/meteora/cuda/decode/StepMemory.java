@@ -20,13 +20,15 @@ import org.meteora.cuda.kernel.DecodeLayerKernels;
 import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.nn.Projection;
+import org.meteora.nn.Scores;
 
 /**
  * The device memory of decode steps of up to {@code maxRows} rows, beside the model and the KV
  * cache, and what of it the host writes and reads.
  *
  * <p>What goes to the device before a step and comes back after it is one piece: the parameters of
- * sampling; the tokens, in and out; the routing, for each layer's linears in turn int32 indices
+ * sampling; the tokens, in and out; the choice of adapters where it is given, int32 indices and
+ * float32 weights {@code (maxRows, k)}; the routing, for each layer's linears in turn int32 indices
  * {@code (rows, k)}, then float32 weights {@code (rows, k)}.
  */
 final class StepMemory implements AutoCloseable {
@@ -38,6 +40,7 @@ final class StepMemory implements AutoCloseable {
   private final int maxRows;
   private final int layers;
   private final int topK;
+  private final int choiceAt;
   private final int routingAt;
   private final List<DeviceMemory> owned = new ArrayList<>();
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
@@ -57,6 +60,12 @@ final class StepMemory implements AutoCloseable {
 
   /** int32 (rows). */
   final long tokens;
+
+  /** int32 (rows, k), what every linear chooses where that is given; or 0. */
+  final long choice;
+
+  /** float32, as {@link #choice}. */
+  final long choiceWeights;
 
   /** int32 (rows), places in the KV cache; negative: no sequence. Likewise lengths and starts. */
   final long slots;
@@ -124,7 +133,9 @@ final class StepMemory implements AutoCloseable {
     this.maxRows = maxRows;
     this.layers = model.layers().size();
     this.topK = kernels.constants().topK();
-    this.routingAt = DeviceSampler.BYTES + 4 * maxRows;
+    this.choiceAt = DeviceSampler.BYTES + 4 * maxRows;
+    boolean given = model.scores() == Scores.GIVEN;
+    this.routingAt = choiceAt + (given ? 2 * 4 * maxRows * topK : 0);
     this.rowsOnHost = host.allocate(4L * maxRows * 3, 16);
     HostMemory made = null;
     try {
@@ -135,6 +146,8 @@ final class StepMemory implements AutoCloseable {
       this.exchanged = zeros(onHost.byteSize());
       this.sampling = exchanged;
       this.tokens = exchanged + DeviceSampler.BYTES;
+      this.choice = given ? exchanged + choiceAt : 0;
+      this.choiceWeights = given ? choice + 4L * maxRows * topK : 0;
       this.sampler = new DeviceSampler(onHost.asSlice(0, DeviceSampler.BYTES));
       var size = model.dtype().bytes();
       var group = kernels.constants().group();
@@ -275,7 +288,14 @@ final class StepMemory implements AutoCloseable {
     stream.synchronize();
   }
 
-  /** Queues the copy of the parameters of sampling and of the rows' newest tokens. */
+  /** Sets what the next {@link #upload} gives the first rows to choose, {@code (rows, k)}. */
+  void choice(int[] indices, float[] weights) {
+    MemorySegment.copy(indices, 0, onHost, JAVA_INT, choiceAt, indices.length);
+    var weightsAt = choiceAt + 4L * maxRows * topK;
+    MemorySegment.copy(weights, 0, onHost, JAVA_FLOAT, weightsAt, weights.length);
+  }
+
+  /** Queues the copy of the parameters of sampling, of a given choice and of the newest tokens. */
   void upload(int[] token) {
     for (var i = 0; i < maxRows; i++) {
       onHost.set(JAVA_INT, DeviceSampler.BYTES + 4L * i, i < token.length ? token[i] : 0);

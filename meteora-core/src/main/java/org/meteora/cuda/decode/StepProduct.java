@@ -70,7 +70,9 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         partials() > 0 ? memory.sumsq : 0,
         group.in(),
         partials(),
-        model.eps());
+        model.eps(),
+        memory.choice,
+        memory.choiceWeights);
   }
 
   /** The group's linears as they lie in a row of y. */

@@ -187,6 +187,8 @@ public final class AdapterKernels implements AutoCloseable {
               0,
               in,
               0,
+              0,
+              0,
               0);
       var linears = new ArrayList<RoutedLinear>();
       var addresses = new long[targets.size()];

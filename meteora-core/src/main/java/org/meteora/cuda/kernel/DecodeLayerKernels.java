@@ -4,6 +4,7 @@ import java.util.List;
 import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Shape;
+import org.meteora.nn.Scores;
 
 /**
  * What stands before and behind the products of a decode step's layers. Those behind a product of
@@ -124,8 +125,9 @@ public final class DecodeLayerKernels {
     return (n + each - 1) / each;
   }
 
-  private static boolean gatesFirst(ProductOutput product) {
-    return product.gateTiles() > 0;
+  /** Whether the choice does not wait for the product's end. */
+  private boolean choosesFirst(ProductOutput product) {
+    return product.gateTiles() > 0 || kernels.constants().scores() == Scores.GIVEN;
   }
 
   private Kernel.Launch warps(KernelName name, int x, int y, int z, Record argument) {
@@ -143,7 +145,7 @@ public final class DecodeLayerKernels {
   /** Behind q, k and v. */
   public Kernel.Launch ropeAppend(DecodeRouteRopeAppend argument) {
     return warps(
-        gatesFirst(argument.product())
+        choosesFirst(argument.product())
             ? KernelName.DECODE_ROUTE_ROPE_APPEND_GATES_FIRST
             : KernelName.DECODE_ROUTE_ROPE_APPEND,
         argument.heads() + 2 * argument.kvHeads(),
@@ -155,7 +157,7 @@ public final class DecodeLayerKernels {
   /** Behind o and down. */
   public Kernel.Launch addResidual(DecodeRouteAddResidual argument) {
     return warps(
-        gatesFirst(argument.product())
+        choosesFirst(argument.product())
             ? KernelName.DECODE_ROUTE_ADD_RESIDUAL_GATES_FIRST
             : KernelName.DECODE_ROUTE_ADD_RESIDUAL,
         partials(argument.hidden()),
@@ -168,7 +170,7 @@ public final class DecodeLayerKernels {
   public Kernel.Launch siluUp(DecodeRouteSiluUp argument) {
     // to 8 rows: more warps, each of which is quicker; beyond: less repeated routing
     var four = argument.product().rows() > 8;
-    var first = gatesFirst(argument.product());
+    var first = choosesFirst(argument.product());
     var name =
         four
             ? first

@@ -12,6 +12,8 @@ package org.meteora.cuda.kernel;
  * @param gateTiles how many there are
  * @param x (rows, k), the product's input, for {@link org.meteora.nn.Scores#STANDARDIZED}
  * @param sumsq as {@link MatrixVector#launch} takes it, and so {@code partials} and {@code eps}
+ * @param choice int32 (rows, topK), the adapters, for {@link org.meteora.nn.Scores#GIVEN}; or 0
+ * @param choiceWeights float32, as {@code choice}
  */
 public record ProductOutput(
     long y,
@@ -27,4 +29,6 @@ public record ProductOutput(
     long sumsq,
     int k,
     int partials,
-    float eps) {}
+    float eps,
+    long choice,
+    long choiceWeights) {}

@@ -259,15 +259,20 @@ extern "C" __global__ void __launch_bounds__(256) decode_route_z(const __grid_co
   const RoutedLinear& l = p.linear[blockIdx.y];
   const T* a = p.a[blockIdx.y];
   int row = blockIdx.z, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  int index[TOPK];
+  float weight[TOPK];
+#if SCORES == SCORES_GIVEN
+  if (l.n == 0) return;
+  given(p.product, row, index, weight);
+#else
   float logits[NREG];
 #pragma unroll
   for (int i = 0; i < NREG; i++) {
     const int e = lane + 32 * i;
     logits[i] = e < l.n ? scoreOf(sumSlots(p.product, row, l.gateAt + e), l.offsets[e + 1] - l.offsets[e]) : 0.f;
   }
-  int index[TOPK];
-  float weight[TOPK];
   gateTopK(logits, l.n, 1.f, index, weight);
+#endif
   int want = blockIdx.x * 8 + warp;
   float factor = normFactor(p.sumsq, p.partials, p.k, p.eps, row);
 #pragma unroll

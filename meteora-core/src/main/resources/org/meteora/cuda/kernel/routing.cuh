@@ -23,6 +23,9 @@ struct ProductOutput {
   const float* sumsq;
   int k, partials;
   float eps;
+  // The choice where it is given: (rows, TOPK), all below n, and its weights.
+  const int* choice;
+  const float* choiceWeights;
 };
 
 __device__ __forceinline__ float sumSlots(const ProductOutput& c, int row, int at) {
@@ -94,6 +97,8 @@ __device__ __forceinline__ float normFactor(const float* sumsq, int partials, in
 #define SCORES_MAGNITUDE 1     // its absolute value
 #define SCORES_STANDARDIZED 2  // divided by the standard deviation of the product's input
 #define SCORES_NORM 3          // the norm of the adapter's z; there are no gates
+#define SCORES_GIVEN 4         // none: who launches a step says what is chosen; there are no gates
+#define GATED (SCORES != SCORES_NORM && SCORES != SCORES_GIVEN)
 
 __device__ __forceinline__ float scoreOf(float logit, int rank) {
 #if SCORES == SCORES_PRODUCT
@@ -159,11 +164,22 @@ struct Route {
   int offset[TOPK], rank[TOPK];
   float factor[TOPK];
 };
+// A row's choice where it is given; it was there before the step began.
+__device__ __forceinline__ void given(const ProductOutput& c, int row, int* index, float* weight) {
+#pragma unroll
+  for (int j = 0; j < TOPK; j++) {
+    index[j] = c.choice[row * TOPK + j];
+    weight[j] = c.choiceWeights[row * TOPK + j];
+  }
+}
 // Chooses, by one warp; writes the choice down if it is to.
 __device__ __forceinline__ Route route(const ProductOutput& c, const RoutedLinear& l, const AdapterInfo& known, const float* logits, int row,
                                        bool writes) {
   Route s;
   int index[TOPK];
+#if SCORES == SCORES_GIVEN
+  given(c, row, index, s.factor);
+#else
   float score[NREG], inverse = known.invTemperature;
 #if SCORES == SCORES_NORM
   const float* z = c.y + (u64)row * c.ld + l.zAt;
@@ -186,6 +202,7 @@ __device__ __forceinline__ Route route(const ProductOutput& c, const RoutedLinea
   if (TOPK > 1 && l.n) inverse *= inverseDeviation(c.x + (u64)row * c.k, c.k, normFactor(c.sumsq, c.partials, c.k, c.eps, row));
 #endif
   gateTopK(score, l.n, inverse, index, s.factor);
+#endif
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
     int e = index[j] < 0 ? 0 : index[j];
@@ -310,7 +327,7 @@ __device__ __forceinline__ void gather(const ProductOutput& c, int row, const in
 #pragma unroll
     for (int i = 0; i < L; i++)
 #pragma unroll
-      for (int k = 0; k < NREG; k++) w[i][k] = SCORES != SCORES_NORM && lane + 32 * k < l[i]->n ? __ldcg(y + l[i]->gateAt + lane + 32 * k) : 0.f;
+      for (int k = 0; k < NREG; k++) w[i][k] = GATED && lane + 32 * k < l[i]->n ? __ldcg(y + l[i]->gateAt + lane + 32 * k) : 0.f;
 #pragma unroll
     for (int i = 0; i < P; i++) loadFloats<N>(y + at[i], whole, left, v[i]);
 #pragma unroll
@@ -324,9 +341,10 @@ __device__ __forceinline__ void gather(const ProductOutput& c, int row, const in
   }
 }
 
-// The gates' logits of L linears as soon as the product has them, before it ends; by a whole warp.
+// The gates' logits of L linears as soon as the product has them, before it ends; by a whole warp. Nothing where the choice is given.
 template <int L>
 __device__ __forceinline__ void gatherGates(const ProductOutput& c, int row, const RoutedLinear* const (&l)[L], float (&logits)[L][NREG]) {
+  if (SCORES == SCORES_GIVEN) return;
   if ((threadIdx.x & 31) == 0)
     while ((int)(loadAcquire(c.gateTilesDone) - (unsigned)c.gateTiles) < 0) waitABit();
   __syncwarp();

@@ -25,8 +25,15 @@ struct Adapted {
               out, 0};
   }
 
-  // Output o, from what a row of the product has.
-  double output(const std::vector<double>& y, int o, double inverseTemperature, double base) {
+  // Output o, from what a row of the product has, or where the choice is given from that.
+  double output(const std::vector<double>& y, int o, double inverseTemperature, double base, const int* choice, const float* choiceWeights) {
+    if (SCORES == SCORES_GIVEN) {
+      double given = base;
+      for (int j = 0; j < TOPK && linear.n; j++)
+        for (int e = choice[j], r = offsets[e]; r < offsets[e + 1]; r++)
+          given += (double)choiceWeights[j] * scales[e] * y[linear.zAt + r] * toFloat(b[(size_t)r * linear.out + o]);
+      return given;
+    }
     std::vector<std::pair<double, int>> order;
     for (int e = 0; e < linear.n; e++) {
       std::vector<double> z(y.begin() + linear.zAt + offsets[e], y.begin() + linear.zAt + offsets[e + 1]);
@@ -60,16 +67,18 @@ struct Left {
   Array<T> x;
   Array<float> sumsq;
   int k, partials;
+  Array<int> choice;
+  Array<float> choiceWeights;
   ProductOutput chain;
 
   Left(std::vector<Adapted*> all, int rows, bool padded, bool outputs) : linears(all), rows(rows), slots(1 + below(5)), x(rows * 200), sumsq(rows * 7),
-        k(2 + below(199)), partials(1 + below(7)) {
+        k(2 + below(199)), partials(1 + below(7)), choice(rows * TOPK), choiceWeights(rows * TOPK) {
     for (auto l : all) {
       l->linear.outAt = outputs ? ld : 0;
       l->linear.vectors = l->linear.out % 4 == 0 && l->linear.outAt % 4 == 0;
       ld += outputs ? l->linear.out : 0;
     }
-    for (auto l : all) { l->linear.gateAt = ld; ld += l->linear.n; }
+    for (auto l : all) { l->linear.gateAt = ld; ld += GATED ? l->linear.n : 0; }
     for (auto l : all) { l->linear.zAt = ld; ld += l->linear.n ? l->sum : 0; }
     if (padded) ld = (ld + 3) / 4 * 4;
     y = new Array<float>((size_t)slots * rows * ld);
@@ -79,7 +88,10 @@ struct Left {
     parts[0] = below(1000);
     fill(x);
     for (size_t i = 0; i < sumsq.n; i++) sumsq[i] = 1 + below(10);
-    chain = {y->p, next->p, inverseTemperature.p, next->n, parts.p, slots, ld, rows, (int)parts[0], x.p, below(2) ? sumsq.p : 0, k, partials, 1e-5f};
+    fill(choiceWeights);
+    for (size_t i = 0; i < choice.n; i++) choice[i] = below(3);  // no bank is smaller
+    chain = {y->p, next->p, inverseTemperature.p, next->n, parts.p, slots, ld, rows, (int)parts[0], x.p, below(2) ? sumsq.p : 0, k, partials, 1e-5f,
+             choice.p, choiceWeights.p};
   }
   ~Left() { delete y; delete next; }
 
@@ -92,7 +104,7 @@ struct Left {
   double output(int which, int m, int o) {
     auto v = row(m);
     auto& l = *linears[which];
-    return l.output(v, o, inverse(m), v[l.linear.outAt + o] + (l.linear.bias ? toFloat(l.bias[o]) : 0));
+    return l.output(v, o, inverse(m), v[l.linear.outAt + o] + (l.linear.bias ? toFloat(l.bias[o]) : 0), choice.p + m * TOPK, choiceWeights.p + m * TOPK);
   }
   // 1 / T, and what a row's scores are divided by.
   double inverse(int m) {
@@ -207,7 +219,8 @@ static void addAdapters(int rows) {
     for (int m = 0; m < rows; m++)
       for (int o = 0, out = linears[i]->linear.out; o < out; o++)
         check("layer", toFloat((*ys[i])[m * out + o]),
-              linears[i]->output(left.row(m), o, left.inverse(m), toFloat(before[i][m * out + o])));
+              linears[i]->output(left.row(m), o, left.inverse(m), toFloat(before[i][m * out + o]), left.choice.p + m * TOPK,
+                                 left.choiceWeights.p + m * TOPK));
 }
 
 static void embedRows(int rows) {

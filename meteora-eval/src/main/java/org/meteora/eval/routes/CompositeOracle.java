@@ -4,7 +4,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.function.Function;
 import org.meteora.moe.Choice;
-import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.SequenceRouter;
 import org.meteora.router.Oracle;
@@ -90,7 +89,7 @@ public final class CompositeOracle implements Router.Reading {
     }
 
     @Override
-    public Choice choose(GatedLinear linear, int first, int tokens) {
+    public Choice choose(int first, int tokens) {
       var choice = new Choice(tokens, 1);
       for (int i = 0; i < tokens; i++) {
         int adapter = first + i < 0 ? NONE : places[first + i];

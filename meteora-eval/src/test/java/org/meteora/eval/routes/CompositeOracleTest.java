@@ -28,7 +28,7 @@ class CompositeOracleTest {
 
   /** A digit a token, the adapter; a dot for none. */
   private static String chosen(SequenceRouter router, int first, int tokens) {
-    var choice = router.choose(null, first, tokens);
+    var choice = router.choose(first, tokens);
     return IntStream.range(0, tokens)
         .mapToObj(at -> choice.weights()[at] == 0 ? "." : "" + choice.indices()[at])
         .collect(Collectors.joining());

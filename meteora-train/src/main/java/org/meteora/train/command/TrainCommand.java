@@ -149,6 +149,10 @@ public final class TrainCommand implements Callable<Integer> {
       if (samples != null && samples < 1) {
         throw new UserException("--samples must be at least 1, not " + samples);
       }
+      if (task.contains(",")) {
+        throw new UserException(
+            "--router lora-flow learns one task, and --task names several: " + task);
+      }
       FolderNames.require("the task", task);
     }
   }
