@@ -11,6 +11,7 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import org.meteora.UserException;
 
 /** Text files: UTF-8 whatever the locale says, a byte order mark passed over. */
@@ -110,5 +111,20 @@ public final class Texts {
       result.setCharAt(i, REPLACEMENT);
     }
     return result == null ? text : result.toString();
+  }
+
+  /** Lines of columns that are as wide as their widest cell, two spaces before each. */
+  public static String aligned(List<List<String>> rows) {
+    var text = new StringBuilder();
+    for (var row : rows) {
+      var line = new StringBuilder();
+      for (int c = 0; c < row.size(); c++) {
+        int column = c;
+        int width = rows.stream().mapToInt(each -> each.get(column).length()).max().orElse(0);
+        line.append("  ").append(row.get(c)).append(" ".repeat(width - row.get(c).length()));
+      }
+      text.append(line.toString().stripTrailing()).append('\n');
+    }
+    return text.toString();
   }
 }

@@ -4,9 +4,6 @@ import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 
 import ai.djl.ndarray.NDArray;
 import java.lang.foreign.MemorySegment;
-import java.util.List;
-import org.meteora.model.KvCache;
-import org.meteora.model.LayerOps;
 import org.meteora.model.Pass;
 import org.meteora.model.RmsNorm;
 import org.meteora.model.RotaryEmbedding;
@@ -17,9 +14,10 @@ import org.meteora.tensor.Workers;
 
 /**
  * What lies between a Llama's products at inference on the CPU in float32, in Java on the tensors'
- * memory: for one token each tensor operation costs more than the arithmetic of all of them.
+ * memory: for one token each tensor operation costs more than the arithmetic of all of them. What
+ * gains nothing by that is left to tensor operations.
  */
-public final class CpuLayerOps implements LayerOps {
+public final class CpuLayerOps extends TensorOps {
   /** So many numbers are worth another thread. */
   private static final int SHARE = 1 << 14;
 
@@ -61,12 +59,6 @@ public final class CpuLayerOps implements LayerOps {
   }
 
   @Override
-  public Normed addAndNorm(NDArray h, NDArray added, RmsNorm norm) {
-    var sum = h.add(added);
-    return new Normed(sum, norm(sum, norm));
-  }
-
-  @Override
   public NDArray add(NDArray sum, NDArray x) {
     return sum.addi(x);
   }
@@ -76,22 +68,8 @@ public final class CpuLayerOps implements LayerOps {
     rotate(queries, pass.angles());
     rotate(keys, pass.angles());
     int headDim = (int) pass.angles().cos().getShape().get(3);
-    return TensorOps.behindTheCache(
-        TensorOps.heads(queries, headDim),
-        TensorOps.heads(keys, headDim),
-        TensorOps.heads(values, headDim),
-        pass,
-        layer);
-  }
-
-  @Override
-  public NDArray siluUp(NDArray gate, NDArray up) {
-    return TensorOps.INSTANCE.siluUp(gate, up);
-  }
-
-  @Override
-  public void copyColumns(KvCache from, KvCache to, List<KvCache.Columns> columns) {
-    TensorOps.INSTANCE.copyColumns(from, to, columns);
+    return behindTheCache(
+        heads(queries, headDim), heads(keys, headDim), heads(values, headDim), pass, layer);
   }
 
   private static void norm(float[] row, float[] weight, float eps) {

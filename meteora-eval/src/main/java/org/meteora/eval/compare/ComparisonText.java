@@ -4,6 +4,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
 import org.meteora.io.Printable;
+import org.meteora.io.Texts;
 
 /** A comparison as text for the terminal, or as Markdown. */
 public final class ComparisonText {
@@ -37,15 +38,7 @@ public final class ComparisonText {
     var rows = new ArrayList<List<String>>();
     rows.add(table.header());
     rows.addAll(table.rows());
-    for (var row : rows) {
-      var line = new StringBuilder();
-      for (int c = 0; c < row.size(); c++) {
-        int column = c;
-        int width = rows.stream().mapToInt(each -> each.get(column).length()).max().orElse(0);
-        line.append("  ").append(row.get(c)).append(" ".repeat(width - row.get(c).length()));
-      }
-      text.append(line.toString().stripTrailing()).append('\n');
-    }
+    text.append(Texts.aligned(rows));
   }
 
   /** As Markdown. */

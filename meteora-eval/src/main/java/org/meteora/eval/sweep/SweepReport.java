@@ -12,6 +12,7 @@ import org.meteora.eval.EvalTask;
 import org.meteora.eval.Scores;
 import org.meteora.eval.statistics.Figure;
 import org.meteora.eval.statistics.Interval;
+import org.meteora.io.Texts;
 
 /** The scores of a sweep's points: a table for the terminal, and a page of heat maps. */
 public final class SweepReport {
@@ -101,17 +102,7 @@ public final class SweepReport {
           }
           rows.add(row);
         });
-    var text = new StringBuilder(task + ": scores, with 95 % intervals\n");
-    for (var row : rows) {
-      var line = new StringBuilder();
-      for (int c = 0; c < row.size(); c++) {
-        int column = c;
-        int width = rows.stream().mapToInt(each -> each.get(column).length()).max().orElse(0);
-        line.append("  ").append(row.get(c)).append(" ".repeat(width - row.get(c).length()));
-      }
-      text.append(line.toString().stripTrailing()).append('\n');
-    }
-    return text.toString();
+    return task + ": scores, with 95 % intervals\n" + Texts.aligned(rows);
   }
 
   /**
