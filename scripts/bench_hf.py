@@ -4,24 +4,33 @@
     bench_hf.py prefill   Hugging Face's Llama without adapters: prefill
     bench_hf.py decode    the same: one decode step behind a prompt
     bench_hf.py layer     one of its decoder layers, 4 x 4096 tokens, forward and backward: frozen, and masked MeteoRA trained in it
-    bench_hf.py train     its whole training step, 4 x 2048 tokens, masked MeteoRA with 28 adapters, dropout, every layer recomputed, AdamW;
+    bench_hf.py train     its whole training step, --batch 4 --tokens 2048, masked MeteoRA with 28 adapters, dropout, every layer recomputed, AdamW;
                           no loss of the gates. Several GPUs, the gradients summed: torchrun --nproc-per-node 2 bench_hf.py train
     bench_hf.py linear    one linear layer with 28 adapters in plain PyTorch: gathered, and masked over all ranks
 
-Random weights of Llama-3-8B's shapes in bfloat16; needs a GPU, torch and transformers. One line of JSON a measurement.
+Random weights in bfloat16, of Llama-3-8B's shapes or those of a config.json (--model-config); needs torch and transformers, and a
+GPU for figures that mean anything: `--device cpu` with a tiny model shows that a command works. One line of JSON a measurement.
 """
 import argparse, json, statistics, time
 import torch
 import torch.nn.functional as F
 
 
+DEVICE = "cuda"
+
+
+def synchronize():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def median(run, repeat):
     times = []
     for i in range(repeat + max(2, repeat // 3)):
-        torch.cuda.synchronize()
+        synchronize()
         start = time.perf_counter()
         run()
-        torch.cuda.synchronize()
+        synchronize()
         times.append((time.perf_counter() - start) * 1e3)
     return statistics.median(times[-repeat:])
 
@@ -30,20 +39,21 @@ def report(what, ms):
     print(json.dumps({"what": what, "ms": round(ms, 4)}), flush=True)
 
 
-def llama():
+def llama(args):
     from transformers import LlamaConfig, LlamaForCausalLM
-    config = LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+    config = LlamaConfig.from_json_file(args.model_config) if args.model_config else \
+             LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                          num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192,
                          rms_norm_eps=1e-5, rope_theta=500000.0)
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         return LlamaForCausalLM(config).eval()
 
 
 def models(args):
-    model = llama()
+    model = llama(args)
     for batch in args.batch:
-        ids = torch.randint(0, 128256, (batch, args.tokens), device="cuda")
+        ids = torch.randint(0, model.config.vocab_size, (batch, args.tokens), device=DEVICE)
         if args.what in ("prefill", "all"):
             # logits of the last position only, as generation asks for them
             report(f"prefill {batch} x {args.tokens}, Hugging Face base model",
@@ -58,7 +68,7 @@ def linear(args):
     n, r, k = 28, 8, 2
     for size_in, size_out in ((4096, 4096), (4096, 14336), (14336, 4096)):
         for tokens in (1, 16, 512, 2048):
-            normal = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16) / shape[-1] ** 0.5
+            normal = lambda *shape: torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) / shape[-1] ** 0.5
             w, g, a, b = normal(size_out, size_in), normal(n, size_in), normal(n * r, size_in), normal(size_out, n * r)
             a3, b3, x = a.view(n, r, size_in), b.t().reshape(n, r, size_out), normal(tokens, size_in) * size_in ** 0.5
 
@@ -68,7 +78,7 @@ def linear(args):
 
             def masked():
                 index, weight = route()
-                full = torch.zeros(tokens, n, device="cuda", dtype=torch.float32).scatter_(1, index, weight)
+                full = torch.zeros(tokens, n, device=DEVICE, dtype=torch.float32).scatter_(1, index, weight)
                 z = F.linear(x, a) * (2 * full).repeat_interleave(r, 1).to(x.dtype)
                 return F.linear(x, w) + F.linear(z, b)
 
@@ -90,12 +100,12 @@ class Masked(torch.nn.Module):
         super().__init__()
         self.base, self.n, self.r, self.k, self.dropout = base, n, r, k, dropout
         size_out, size_in = base.weight.shape
-        normal = lambda *shape: torch.nn.Parameter(torch.randn(shape, device="cuda", dtype=torch.bfloat16) / shape[-1] ** 0.5)
+        normal = lambda *shape: torch.nn.Parameter(torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) / shape[-1] ** 0.5)
         self.gate, self.a, self.b = normal(n, size_in), normal(n * r, size_in), normal(size_out, n * r)
 
     def forward(self, x):
         top = torch.softmax(F.linear(x, self.gate).float(), -1).topk(self.k)
-        weights = torch.zeros(*x.shape[:-1], self.n, device="cuda", dtype=torch.float32).scatter(-1, top.indices,
+        weights = torch.zeros(*x.shape[:-1], self.n, device=DEVICE, dtype=torch.float32).scatter(-1, top.indices,
                                                                             top.values / top.values.sum(-1, keepdim=True))
         z = F.linear(F.dropout(x, self.dropout, self.training), self.a) * (2 * weights).repeat_interleave(self.r, -1).to(x.dtype)
         return self.base(x) + F.linear(z, self.b)
@@ -108,12 +118,12 @@ def layer(args):
                          num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0)
     config._attn_implementation = "sdpa"
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         module, rotary = LlamaDecoderLayer(config, 0), LlamaRotaryEmbedding(config)
     module.requires_grad_(False)
-    x = torch.randn(4, 4096, 4096, device="cuda", requires_grad=True)
+    x = torch.randn(4, 4096, 4096, device=DEVICE, requires_grad=True)
     g = torch.randn_like(x)
-    position = torch.arange(4096, device="cuda")[None]
+    position = torch.arange(4096, device=DEVICE)[None]
     angles = rotary(x, position)
 
     def step():
@@ -133,11 +143,12 @@ def train(args):
     import os
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    torch.cuda.set_device(rank)
+    if DEVICE == "cuda":
+        torch.cuda.set_device(rank)
     torch.manual_seed(rank)
     if ranks > 1:
-        torch.distributed.init_process_group("nccl")
-    model = llama().requires_grad_(False).train()
+        torch.distributed.init_process_group("nccl" if DEVICE == "cuda" else "gloo")
+    model = llama(args).requires_grad_(False).train()
     for block in model.model.layers:
         for parent in (block.self_attn, block.mlp):
             for name, child in list(parent.named_children()):
@@ -146,8 +157,8 @@ def train(args):
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-    batch, tokens = 4, 2048
-    ids = torch.randint(0, 128256, (batch, tokens), device="cuda")
+    batch, tokens = args.batch[0], args.tokens
+    ids = torch.randint(0, model.config.vocab_size, (batch, tokens), device=DEVICE)
 
     def step():
         optimizer.zero_grad()
@@ -160,9 +171,11 @@ def train(args):
 
     ms = median(step, args.repeat)
     if rank == 0:
-        report(f"training step {batch} x {tokens} on each of {ranks} GPUs, PyTorch masked, {args.adapters} adapters", ms)
-        print(json.dumps({"what": "memory, MiB", "reserved": torch.cuda.max_memory_reserved() >> 20,
-                          "allocated": torch.cuda.max_memory_allocated() >> 20}), flush=True)
+        each = f"each of {ranks} GPUs" if DEVICE == "cuda" else f"the CPU, {ranks} processes"
+        report(f"training step {batch} x {tokens} on {each}, PyTorch masked, {args.adapters} adapters", ms)
+        if DEVICE == "cuda":
+            print(json.dumps({"what": "memory, MiB", "reserved": torch.cuda.max_memory_reserved() >> 20,
+                              "allocated": torch.cuda.max_memory_allocated() >> 20}), flush=True)
     if ranks > 1:
         torch.distributed.destroy_process_group()
 
@@ -170,17 +183,23 @@ def train(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("prefill", "decode", "linear", "layer", "train", "all"))
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--batch", type=int, nargs="+", help="1 and 4; of train 4")
+    parser.add_argument("--tokens", type=int, help="512; of train 2048")
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--adapters", type=int, default=28, help="of train")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--model-config", help="config.json with other shapes, of prefill, decode and train")
     args = parser.parse_args()
+    DEVICE = args.device
+    args.batch = args.batch or ([4] if args.what == "train" else [1, 4])
+    args.tokens = args.tokens or (2048 if args.what == "train" else 512)
     if args.what == "train":
         train(args)
         raise SystemExit
     if args.what in ("layer", "all"):
         layer(args)
-        torch.cuda.empty_cache()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
         if args.what == "layer":
             raise SystemExit
     with torch.inference_mode():

@@ -158,7 +158,7 @@ public final class Trainer {
         var report =
             new StepReport(
                 step,
-                update.rate(step),
+                update.rate(step - 1),
                 norm,
                 losses,
                 speed.lastSeconds(),

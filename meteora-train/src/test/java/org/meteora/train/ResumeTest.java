@@ -31,6 +31,7 @@ import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.listener.Evaluation;
 import org.meteora.train.listener.StepReport;
 import org.meteora.train.listener.TrainingListener;
+import org.meteora.train.optim.CosineSchedule;
 import org.meteora.train.optim.FlatParameters;
 
 /** Stopping, dying, full disks and diverging losses. */
@@ -81,11 +82,14 @@ class ResumeTest {
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
       var losses = new HashMap<Long, Double>();
       var answers = new HashMap<Long, Double>();
+      var schedule =
+          CosineSchedule.of(config.learningRate(), config.warmupRatio(), config.steps(9, 1));
       TrainingListener listener =
           new TrainingListener() {
             @Override
             public void onStep(StepReport report) {
               losses.put(report.step(), report.losses().total());
+              assertThat(report.learningRate()).isEqualTo(schedule.rate(report.step() - 1));
             }
 
             @Override
