@@ -65,7 +65,8 @@ class BenchGenerateTest {
       double ms = json.get("ms").asDouble();
       double its =
           base.computeIfAbsent(
-              json.get("what").asText().replaceFirst("^(MeteoRA|base model|router [a-z-]+)", ""), key -> ms);
+              json.get("what").asText().replaceFirst("^(MeteoRA|base model|router [a-z-]+)", ""),
+              key -> ms);
       assertThat(json.get("ratio").asDouble())
           .isCloseTo(ms / its, org.assertj.core.data.Offset.offset(1e-9));
       int atOnce = json.get("what").asText().endsWith("3 at once") ? 3 : 1;
