@@ -116,17 +116,20 @@ public final class Gpu implements AutoCloseable {
     return put(values, dtype);
   }
 
-  /** Memory full of NaN. */
+  /** Memory full of NaN, for any stream. */
   public long poisoned(long bytes) {
     var memory = cuda.allocate(bytes);
     owned.add(memory);
     cuda.fill(memory.address(), 0xff, bytes, stream);
+    stream.synchronize();
     return memory.address();
   }
 
+  /** Memory full of zeros, for any stream. */
   public long zeros(long bytes) {
     var memory = cuda.allocateZeroed(bytes, stream);
     owned.add(memory);
+    stream.synchronize();
     return memory.address();
   }
 
