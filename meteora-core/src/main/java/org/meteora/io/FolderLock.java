@@ -13,8 +13,9 @@ import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadLocalRandom;
 import org.meteora.UserException;
 import org.slf4j.Logger;
@@ -34,15 +35,34 @@ public final class FolderLock implements AutoCloseable {
   /** How often a file may be taken away before it can be locked. */
   private static final int TRIES = 100;
 
+  /**
+   * Files that this process has locked. A lock is the process's, and whoever closes any descriptor
+   * of the file in it ends the lock: what is held here must not be opened again.
+   */
+  private static final Set<Path> HELD = ConcurrentHashMap.newKeySet();
+
+  /**
+   * @param file as {@link #HELD} has it
+   * @param written has the lock
+   * @param read open as long, since closing it ends the lock
+   */
+  private record Held(Path file, FileChannel written, FileChannel read) {
+    void close() {
+      FolderLock.close(written);
+      FolderLock.close(read);
+      HELD.remove(file);
+    }
+  }
+
   private final Path file;
-  private final FileChannel channel;
+  private final Held held;
 
   /** Folders that were made for the file, the innermost first. */
   private final List<Path> made;
 
-  private FolderLock(Path file, FileChannel channel, List<Path> made) {
+  private FolderLock(Path file, Held held, List<Path> made) {
     this.file = file;
-    this.channel = channel;
+    this.held = held;
     this.made = made;
   }
 
@@ -81,39 +101,53 @@ public final class FolderLock implements AutoCloseable {
    *
    * @throws NoSuchFileException when another run took it away between its being opened and locked
    */
-  private static FileChannel lock(Path file, String refusal) throws IOException {
+  private static Held lock(Path file, String refusal) throws IOException {
     Files.createDirectories(file.getParent());
-    var channel =
-        FileChannel.open(
-            file,
-            StandardOpenOption.READ,
-            StandardOpenOption.WRITE,
-            StandardOpenOption.CREATE,
-            LinkOption.NOFOLLOW_LINKS);
+    var real = file.getParent().toRealPath().resolve(file.getFileName());
+    if (!HELD.add(real)) {
+      throw refused(refusal, Long.toString(ProcessHandle.current().pid()));
+    }
+    FileChannel channel = null;
+    FileChannel read = null;
     boolean kept = false;
     try {
+      channel =
+          FileChannel.open(
+              file,
+              StandardOpenOption.READ,
+              StandardOpenOption.WRITE,
+              StandardOpenOption.CREATE,
+              LinkOption.NOFOLLOW_LINKS);
       if (!locked(channel, file)) {
-        var owner = ByteBuffer.allocate(40);
-        channel.read(owner, 0);
-        var process = new String(owner.array(), 0, owner.position(), US_ASCII).split("\n", 2)[0];
-        throw new UserException(
-            refusal + (process.matches("\\d+") ? " (process " + process + ")" : ""));
+        throw refused(refusal, text(channel).split("\n", 2)[0]);
       }
       // processes of two containers may have the same number
       var random = Long.toHexString(ThreadLocalRandom.current().nextLong());
-      var owner = (ProcessHandle.current().pid() + "\n" + random + "\n").getBytes(US_ASCII);
+      var owner = ProcessHandle.current().pid() + "\n" + random + "\n";
       channel.truncate(0);
-      channel.write(ByteBuffer.wrap(owner), 0);
-      if (!Arrays.equals(Files.readAllBytes(file), owner)) {
+      channel.write(ByteBuffer.wrap(owner.getBytes(US_ASCII)), 0);
+      read = FileChannel.open(file, StandardOpenOption.READ, LinkOption.NOFOLLOW_LINKS);
+      if (!text(read).equals(owner)) {
         throw new NoSuchFileException(file.toString());
       }
       kept = true;
-      return channel;
+      return new Held(real, channel, read);
     } finally {
       if (!kept) {
-        close(channel);
+        new Held(real, channel, read).close();
       }
     }
+  }
+
+  private static UserException refused(String refusal, String process) {
+    return new UserException(
+        refusal + (process.matches("\\d+") ? " (process " + process + ")" : ""));
+  }
+
+  private static String text(FileChannel channel) throws IOException {
+    var bytes = ByteBuffer.allocate(40);
+    channel.read(bytes, 0);
+    return new String(bytes.array(), 0, bytes.position(), US_ASCII);
   }
 
   /** A folder and those above it that are not there, the innermost first. */
@@ -158,7 +192,9 @@ public final class FolderLock implements AutoCloseable {
 
   private static void close(FileChannel channel) {
     try {
-      channel.close();
+      if (channel != null) {
+        channel.close();
+      }
     } catch (IOException e) {
       // nothing was written
     }
@@ -184,6 +220,6 @@ public final class FolderLock implements AutoCloseable {
   @Override
   public void close() {
     removeIfAlone();
-    close(channel);
+    held.close();
   }
 }

@@ -3,6 +3,7 @@ package org.meteora.io;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -24,6 +25,40 @@ class FolderLockTest {
           .hasMessage("run is in use (process " + ProcessHandle.current().pid() + ")");
     }
     FolderLock.take(run, ".lock", "run is in use").close();
+  }
+
+  /** Another process is refused, also after this one has been refused a second lock. */
+  @Test
+  void anotherProcessIsRefused() throws Exception {
+    try (var lock = FolderLock.takeOutput(folder)) {
+      assertThatThrownBy(() -> FolderLock.takeOutput(folder)).isInstanceOf(UserException.class);
+      var child =
+          new ProcessBuilder(
+                  ProcessHandle.current().info().command().orElse("java"),
+                  "-XX:TieredStopAtLevel=1",
+                  "-cp",
+                  System.getProperty("java.class.path"),
+                  Other.class.getName(),
+                  folder.toString())
+              .redirectErrorStream(true)
+              .start();
+      var said = new String(child.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+      assertThat(child.waitFor()).isZero();
+      assertThat(said).contains("(process " + ProcessHandle.current().pid() + ")");
+    }
+  }
+
+  /** Wants a lock that it must not get, and says what it is told. */
+  static final class Other {
+    private Other() {}
+
+    public static void main(String[] arguments) {
+      try (var lock = FolderLock.takeOutput(Path.of(arguments[0]))) {
+        System.exit(1);
+      } catch (UserException e) {
+        System.out.println(e.getMessage());
+      }
+    }
   }
 
   /** A run that wrote nothing leaves nothing that it made, and nothing that was there is gone. */
