@@ -76,6 +76,10 @@ class FirstHourTest {
     // every command has a help text, and every option stands in it
     for (var command : Main.commandLine().getSubcommands().values()) {
       var text = command.getUsageMessage();
+      assertThat(text).as(command.getCommandName()).containsPattern("(?m)^Examples?\\b.*:$");
+      assertThat(command.getSubcommands().values())
+          .allSatisfy(
+              each -> assertThat(each.getUsageMessage()).containsPattern("(?m)^Examples?\\b.*:$"));
       for (var option : command.getCommandSpec().options()) {
         var name = option.longestName().replaceFirst("^--(no-)?", "");
         assertThat(text.lines().map(String::strip).filter(line -> line.startsWith("-")))

@@ -32,7 +32,13 @@ import picocli.CommandLine.Option;
             + " in each mode. On the CPU steps and bare matmuls take turns, and a ratio is over the"
             + " bare matmuls of its own turns. On a GPU the base model and MeteoRA are measured as"
             + " generation runs them, a step as one CUDA graph, and operation by operation"
-            + " (eager).")
+            + " (eager).",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora bench decode --preset 100m",
+      "  meteora bench decode --device cuda --preset llama3-8b --batch 1,4,16"
+    })
 final class BenchDecodeCommand implements Callable<Integer> {
   @Mixin private BenchModel options;
 

@@ -37,7 +37,13 @@ import picocli.CommandLine.Option;
     description =
         "Answers to many prompts, prefills included: tokens a second for numbers of sequences at"
             + " once, beside what reading and multiplying would take at the speeds measured in the"
-            + " same run (on a GPU). Prompts are random tokens.")
+            + " same run (on a GPU). Prompts are random tokens.",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora bench generate --preset 100m --sequences 1,4 --new-tokens 16",
+      "  meteora bench generate --device cuda --preset llama3-8b --sequences 16,64,256"
+    })
 final class BenchGenerateCommand implements Callable<Integer> {
   @Mixin private BenchModel options;
 

@@ -18,7 +18,13 @@ import picocli.CommandLine.Option;
 /** {@code meteora bench linear}: single layers of a model. */
 @Command(
     name = "linear",
-    description = "The model's linear layers one by one: base alone, and MeteoRA in each mode.")
+    description = "The model's linear layers one by one: base alone, and MeteoRA in each mode.",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora bench linear --preset 100m --tokens 1,64",
+      "  meteora bench linear --device cuda --preset llama3-8b --tokens 1,2048"
+    })
 final class BenchLinearCommand implements Callable<Integer> {
   @Mixin private BenchModel options;
 

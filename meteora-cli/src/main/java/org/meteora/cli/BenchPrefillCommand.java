@@ -18,7 +18,13 @@ import picocli.CommandLine.Option;
     name = "prefill",
     description =
         "A prompt's first pass: the base model, and MeteoRA in each mode. Both take turns, and a"
-            + " ratio is over the base model's passes of its own turns.")
+            + " ratio is over the base model's passes of its own turns.",
+    footer = {
+      "",
+      "Examples:",
+      "  meteora bench prefill --preset 100m --tokens 512",
+      "  meteora bench prefill --device cuda --preset llama3-8b --batch 4"
+    })
 final class BenchPrefillCommand implements Callable<Integer> {
   @Mixin private BenchModel options;
 
