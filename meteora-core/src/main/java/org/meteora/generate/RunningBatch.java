@@ -30,6 +30,9 @@ import org.slf4j.LoggerFactory;
 final class RunningBatch implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(RunningBatch.class);
 
+  /** Tokens of prompts that join together at most: each joining moves what is there. */
+  private static final long JOINING_TOKENS = 2048;
+
   private final Llama model;
   private final DecodeSession.Provider decoding;
   private final List<Sequence> sequences;
@@ -78,7 +81,7 @@ final class RunningBatch implements AutoCloseable {
                 Math.min(this.maxSequences, session.sequences()),
                 session.kvCapacity(),
                 KvCache.BLOCK,
-                decoding.prefillTokens()));
+                JOINING_TOKENS));
     for (int i = 0; i < sequences.size(); i++) {
       scheduler.add(i, sequences.get(i).length(), prefixes.sharedBy(i));
     }

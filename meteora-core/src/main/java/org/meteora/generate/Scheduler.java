@@ -20,8 +20,8 @@ final class Scheduler {
    * @param sequences that may run at once, at least 1
    * @param kvCapacity columns there is memory for, of all that run
    * @param block columns that are taken at a time
-   * @param prefillTokens that may join before those that run take their next step, padding
-   *     included; a single sequence may have more
+   * @param prefillTokens of prompts that may join together, padding included; a single sequence may
+   *     have more
    */
   record Limits(int sequences, long kvCapacity, int block, long prefillTokens) {}
 

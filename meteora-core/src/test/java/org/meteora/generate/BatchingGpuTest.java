@@ -38,4 +38,26 @@ class BatchingGpuTest {
       }
     }
   }
+
+  /**
+   * Every kind of router in one run, prompts in pieces, some heard: as each alone by operations.
+   */
+  @Test
+  void eachIsAnsweredByItsOwnSettingsWhoeverRunsBesideIt() {
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = RequestsTest.model(manager);
+      var alone = new ArrayList<String>();
+      var expected = new ArrayList<String>();
+      for (var each : BatchingTest.mixed(llama, BatchingTest.requests(4, 12), alone)) {
+        expected.add(BatchingTest.answers(llama, ModelSession.of(llama), List.of(each), 1).get(0));
+      }
+      try (var decoding = BatchingTest.inPieces(Backends.decoding(llama), 30)) {
+        var heard = new ArrayList<String>();
+        var requests = BatchingTest.mixed(llama, BatchingTest.requests(4, 12), heard);
+        assertThat(BatchingTest.answers(llama, decoding, requests, 5).values())
+            .containsExactlyElementsOf(expected);
+        assertThat(heard).isEqualTo(alone);
+      }
+    }
+  }
 }

@@ -79,7 +79,7 @@ class BatchingTest {
   }
 
   /** The same sessions, whose steps wait for fewer tokens of prompts. */
-  private static DecodeSession.Provider inPieces(DecodeSession.Provider decoding, int tokens) {
+  static DecodeSession.Provider inPieces(DecodeSession.Provider decoding, int tokens) {
     return new DecodeSession.Provider() {
       @Override
       public DecodeSession begin(int sequences, int expected, ForwardContext context) {
@@ -99,7 +99,7 @@ class BatchingTest {
   }
 
   /** Every kind of router, several k and T; of some the routing is heard. */
-  private static List<Request> mixed(Llama llama, List<Request> requests, List<String> heard) {
+  static List<Request> mixed(Llama llama, List<Request> requests, List<String> heard) {
     var names = List.of("a", "b", "c", "d", "e");
     var routings =
         List.of(
@@ -172,20 +172,33 @@ class BatchingTest {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = RequestsTest.model(manager);
       var shorter = new Request(new int[] {5, 6, 7}, GREEDY.withMaxNewTokens(30), 0);
-      var longer = new Request(new Random(1).ints(80, 10, 70).toArray(), GREEDY, 1);
-      var tokens = new int[2];
+      var brief = new Request(new int[] {8}, GREEDY.withMaxNewTokens(1), 1);
+      var longer = new Request(new Random(1).ints(80, 10, 70).toArray(), GREEDY, 2);
+      var tokens = new int[3];
       var before = new ArrayList<Integer>();
       new Generator(
               llama,
               inPieces(Backends.decoding(llama), 8),
               ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO)))
           .generate(
-              List.of(shorter, longer),
-              (row, token) -> {
-                if (row == 1 && tokens[1]++ == 0) {
-                  before.add(tokens[0]);
+              List.of(shorter, brief, longer),
+              2, // the last joins when the second has ended
+              new AnswerListener() {
+                @Override
+                public void onToken(int request, int token) {
+                  if (request == 2 && tokens[2] == 0) {
+                    before.add(tokens[0]);
+                  }
+                  tokens[request]++;
                 }
-                tokens[0] += row == 0 ? 1 : 0;
+
+                @Override
+                public void onAnswer(int request, int[] answer) {}
+
+                @Override
+                public void onFailure(int request, UserException reason) {
+                  throw reason;
+                }
               });
       // its own prefill's, a step's, and one behind each of the 9 pieces before the last
       assertThat(before).containsExactly(11);
