@@ -96,7 +96,8 @@ public final class Routers {
       case LoraFlow.NAME -> LoraFlowFile.router(model, sources.loraFlow().orElseThrow(), adapters);
       case "uniform" -> Router.uniform(adapters.size());
       case "oracle" -> new Oracle(adapters);
-      default -> Router.GATES;
+      case GATE -> Router.GATES;
+      default -> throw new IllegalStateException(name + " is among the names and is not made");
     };
   }
 }

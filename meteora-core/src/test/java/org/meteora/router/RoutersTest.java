@@ -698,6 +698,16 @@ class RoutersTest {
   }
 
   @Test
+  void everyNameIsARouterOfItsOwn() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = model(manager, false);
+      var routers = Routers.NAMES.stream().map(name -> router(name, llama)).toList();
+      assertThat(routers).doesNotHaveDuplicates();
+      assertThat(routers.getFirst()).isSameAs(Router.GATES);
+    }
+  }
+
+  @Test
   void theOracleTakesTheTasksOwnAdapter() {
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = model(manager, false);

@@ -4,8 +4,9 @@ import java.util.Locale;
 
 /**
  * Every kernel, with the record that mirrors its parameter. A name says what a kernel serves,
- * decode, prefill or training, and what it computes; those with <i>route</i> in it take the gates'
- * top k ({@code gateTopK} in {@code routing.cuh}). In the source they are written in small letters.
+ * decode, prefill or training, and what it computes; those with <i>route</i> in it, and {@link
+ * #TRAINING_TOP_K_MASK}, take the gates' top k ({@code gateTopK} in {@code routing.cuh}), unless a
+ * router has chosen already. In the source they are written in small letters.
  */
 public enum KernelName {
   /** A decode step's first: the tokens' embeddings, and the first RMSNorm's input. */
