@@ -6,6 +6,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.function.LongSupplier;
 import java.util.stream.IntStream;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
@@ -68,15 +69,21 @@ final class PrefixCache implements AutoCloseable {
    * @param sequences that will be asked for, by their places
    */
   PrefixCache(Llama model, List<Sequence> sequences) {
-    this(model, sequences, Math.min(MOST, model.backend().memory(0).free() / SHARE));
+    this(model, sequences, () -> Math.min(MOST, model.backend().memory(0).free() / SHARE));
   }
 
   /**
    * @param capacity bytes that are kept at most
    */
   PrefixCache(Llama model, List<Sequence> sequences, long capacity) {
+    this(model, sequences, () -> capacity);
+  }
+
+  /**
+   * @param most asked only where there is something to keep
+   */
+  private PrefixCache(Llama model, List<Sequence> sequences, LongSupplier most) {
     this.model = model;
-    this.capacity = capacity;
     routings = routings(sequences);
     shared = new int[routings.length];
     for (int routing = 0; routing < routings.length; routing++) {
@@ -84,8 +91,12 @@ final class PrefixCache implements AutoCloseable {
       var alike = IntStream.range(0, routings.length).filter(i -> routings[i] == its).toArray();
       var same = shared(Arrays.stream(alike).mapToObj(i -> sequences.get(i).prompt).toList());
       for (int i = 0; i < alike.length; i++) {
-        shared[alike[i]] = same[i] > 0 && bytes(same[i]) <= capacity ? same[i] : 0;
+        shared[alike[i]] = same[i];
       }
+    }
+    capacity = Arrays.stream(shared).anyMatch(tokens -> tokens > 0) ? most.getAsLong() : 0;
+    for (int i = 0; i < shared.length; i++) {
+      shared[i] = bytes(shared[i]) <= capacity ? shared[i] : 0;
     }
   }
 
