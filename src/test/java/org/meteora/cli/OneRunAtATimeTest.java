@@ -109,6 +109,12 @@ class OneRunAtATimeTest {
     var arguments = new ArrayList<>(List.of(command.split(" ")));
     arguments.add(1, "--config=" + TINY.resolve("config.yaml"));
     arguments.add("--adapter-dir=" + TINY.resolve("adapters"));
+    if (!command.startsWith("merge")) {
+      arguments.add(2, "--base-model-path=" + TINY.resolve("base"));
+      if (!command.contains("--target-dir")) {
+        arguments.add(2, "--target-dir=" + TINY.resolve("datasets"));
+      }
+    }
     arguments.add(
         (command.startsWith("eval") ? "--eval-result-save-dir=" : "--output-dir=")
             + folder.resolve("new/output"));
