@@ -25,6 +25,7 @@ public final class Generator implements TokenGenerator {
   /**
    * @param decoding runs the steps behind the prefill
    * @param context what is wanted of the gated layers
+   * @throws IllegalArgumentException when it has a listener: one listens to a {@link Request}
    */
   public Generator(Llama model, DecodeSession.Provider decoding, ForwardContext context) {
     this(model, decoding, context, true);
@@ -32,6 +33,9 @@ public final class Generator implements TokenGenerator {
 
   private Generator(
       Llama model, DecodeSession.Provider decoding, ForwardContext context, boolean keepsPrefixes) {
+    if (context.listener().isPresent()) {
+      throw new IllegalArgumentException("a listener is a request's: Request.listenedBy");
+    }
     this.model = model;
     this.decoding = decoding;
     this.context = context;

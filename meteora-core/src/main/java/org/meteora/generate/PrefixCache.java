@@ -86,7 +86,8 @@ final class PrefixCache implements AutoCloseable {
     this.model = model;
     routings = routings(sequences);
     shared = new int[routings.length];
-    for (int routing = 0; routing < routings.length; routing++) {
+    int distinct = Arrays.stream(routings).max().orElse(-1) + 1;
+    for (int routing = 0; routing < distinct; routing++) {
       int its = routing;
       var alike = IntStream.range(0, routings.length).filter(i -> routings[i] == its).toArray();
       var same = shared(Arrays.stream(alike).mapToObj(i -> sequences.get(i).prompt).toList());

@@ -26,6 +26,9 @@ import org.slf4j.LoggerFactory;
  * Scheduler}), their prompts are computed a piece before each step ({@link Prefill}), and all that
  * run take a step a token ({@link DecodeSession}) until they end. When a step finds too little
  * memory, all that run are preempted and fewer at once go on.
+ *
+ * <p>Longer than most classes: who waits, whose prompt is half computed and who runs changes in
+ * each of these parts, most of all when memory runs out in one of them.
  */
 final class RunningBatch implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(RunningBatch.class);
@@ -148,7 +151,7 @@ final class RunningBatch implements AutoCloseable {
   }
 
   private void step(List<Integer> present) {
-    hear(
+    beginPass(
         present.stream().mapToInt(which -> sequences.get(which).length() - 1).toArray(),
         present,
         1);
@@ -165,7 +168,8 @@ final class RunningBatch implements AutoCloseable {
     }
   }
 
-  private void hear(int[] places, List<Integer> group, int columns) {
+  /** A pass over these sequences begins, with a column at these places. */
+  private void beginPass(int[] places, List<Integer> group, int columns) {
     dispatcher.begin(
         IntStream.range(0, places.length)
             .mapToObj(row -> new RoutingDispatcher.Row(sequences.get(group.get(row)), places[row]))
@@ -290,7 +294,7 @@ final class RunningBatch implements AutoCloseable {
           .router
           .ifPresent(router -> routers.add(new Router.Rows.Row(router, place)));
     }
-    hear(places, filled, columns);
+    beginPass(places, filled, columns);
     its.run(
         columns,
         routers.isEmpty()
@@ -329,7 +333,10 @@ final class RunningBatch implements AutoCloseable {
     prefill = Optional.empty();
   }
 
-  /** Too little memory for those whose prompts were run: one by one, or later, or not at all. */
+  /**
+   * What those whose prompts were run did not get: tried one by one, and then later if it is
+   * memory, which others give back.
+   */
   private void doWithout(List<Integer> group, UserException reason) {
     if (group.size() > 1) {
       LOG.debug(
@@ -339,7 +346,7 @@ final class RunningBatch implements AutoCloseable {
     }
     int which = group.getFirst();
     joining.remove(which);
-    if (running.isEmpty()) {
+    if (running.isEmpty() || !(reason instanceof TooLittleMemory)) {
       fail(which, reason);
     } else {
       scheduler.preempt(which);

@@ -163,6 +163,9 @@ public sealed interface Router {
       int tokens = (int) x.getShape().get(0);
       var choice = new Choice(tokens, topK);
       long all = adapters.size() / topK;
+      if (tokens % all != 0) {
+        throw new IllegalArgumentException(tokens + " tokens, adapters of " + all + " rows");
+      }
       for (int token = 0; token < tokens; token++) {
         int from = (int) (token * all / tokens) * topK;
         for (int j = 0; j < topK; j++) {

@@ -7,6 +7,7 @@ import ai.djl.Device;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.TooLittleMemory;
@@ -185,6 +186,40 @@ class FailingSessionTest {
       for (int steps = 0; steps < 5; steps++) {
         assertThat(answers(llama, narrow(llama, 1, steps, 3), asks, 3)).isEqualTo(expected);
       }
+    }
+  }
+
+  @Test
+  void whatFailsForAnotherReasonThanMemoryFailsAtOnceAndHoldsNobodyUp() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var answers = new Answers();
+      var tokens = new int[] {20, 2, 2, 2};
+      var adapters = new int[] {0, 0, 9, 0};
+      var requests =
+          IntStream.range(0, tokens.length)
+              .mapToObj(
+                  i ->
+                      new Request(PROMPTS.get(i % 3), CONFIG.withMaxNewTokens(tokens[i]), i)
+                          .withRouting(new RoutingSettings(1, 1, Router.fixed(adapters[i]))))
+              .toList();
+      new Generator(llama, ModelSession.of(llama), ASKS).generate(requests, 2, answers);
+      assertThat(answers.outcomes).hasSize(4);
+      assertThat(answers.outcomes.get(1)).startsWith("2: no adapter 9");
+      assertThat(answers.outcomes.getLast()).startsWith("0: [");
+    }
+  }
+
+  @Test
+  void aListenerOfAllIsRefused() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var asks =
+          ASKS.withListener(
+              Optional.of((layer, module, rows, count, topK, indices, weights) -> {}));
+      assertThatThrownBy(() -> new Generator(llama, ModelSession.of(llama), asks))
+          .isInstanceOf(IllegalArgumentException.class)
+          .hasMessageContaining("Request.listenedBy");
     }
   }
 
