@@ -66,7 +66,7 @@ final class CudaTraining implements LlamaTraining {
   private final TrainingMemory activations;
   private final Watching watching = new Watching();
   private final NDManager manager;
-  private boolean toldOfMemory;
+  private boolean loggedKept;
 
   /** Bytes of activations that room was asked for. */
   private long asked;
@@ -160,14 +160,7 @@ final class CudaTraining implements LlamaTraining {
     final int labelled;
     final boolean gradients;
     final int chunk;
-    final MemorySegment host;
-    final long ids;
-    final long slots;
-    final long targets;
-    final long fixed;
-    final long labelAt;
-    final long labels;
-    final long weights;
+    final Layout at;
     final long counted;
     final long countedBytes;
     final long gateLosses;
@@ -189,15 +182,7 @@ final class CudaTraining implements LlamaTraining {
       this.tokens = numbers.tokens;
       this.labelled = numbers.labelled;
       this.gradients = gradients;
-      this.host = numbers.memory;
-      long start = region.take(host.byteSize());
-      ids = start;
-      slots = start + numbers.slots;
-      targets = start + numbers.targets;
-      fixed = start + numbers.fixed;
-      labelAt = start + numbers.labelAt;
-      labels = start + numbers.labels;
-      weights = start + numbers.weights;
+      at = Layout.from(region.take(numbers.memory.byteSize()), tokens, labelled);
       countedBytes = 4L * (2L * tokens + (long) tokens * adapters + labelled);
       counted = region.take(countedBytes);
       gateLosses = counted;
@@ -249,7 +234,44 @@ final class CudaTraining implements LlamaTraining {
     }
   }
 
-  /** What a pass takes from the host, as it lies in memory there and on the device. */
+  /**
+   * Where the arrays begin that a pass takes from the host, there and on the device.
+   *
+   * @param ids int32 (tokens)
+   * @param slots int32 (tokens), each token's place in the padded rows
+   * @param targets int32 (tokens), each token's task; −1: none
+   * @param fixed int32 (tokens), each token's adapter where no gate chooses
+   * @param labelAt int32 (labelled), the token of each label
+   * @param labels int32 (labelled)
+   * @param weights float32 (labelled), of the losses
+   * @param end of them all
+   */
+  private record Layout(
+      long ids,
+      long slots,
+      long targets,
+      long fixed,
+      long labelAt,
+      long labels,
+      long weights,
+      long end) {
+    static Layout from(long start, int tokens, int labelled) {
+      long ofTokens = 4L * tokens;
+      long ofLabels = 4L * labelled;
+      long behindTokens = start + 4 * ofTokens;
+      return new Layout(
+          start,
+          start + ofTokens,
+          start + 2 * ofTokens,
+          start + 3 * ofTokens,
+          behindTokens,
+          behindTokens + ofLabels,
+          behindTokens + 2 * ofLabels,
+          behindTokens + 3 * ofLabels);
+    }
+  }
+
+  /** What a pass takes from the host. */
   private static final class Numbers {
     final int rows;
     final int length;
@@ -257,13 +279,8 @@ final class CudaTraining implements LlamaTraining {
     final int labelled;
     final int[] slotOfToken;
     final int[] positionOfLabel;
+    final Layout at;
     final MemorySegment memory;
-    final long slots;
-    final long targets;
-    final long fixed;
-    final long labelAt;
-    final long labels;
-    final long weights;
 
     Numbers(Input input, Router router, Arena arena) {
       rows = input.lengths().length;
@@ -282,28 +299,23 @@ final class CudaTraining implements LlamaTraining {
       positionOfLabel =
           IntStream.range(0, positions).filter(i -> input.labels()[i] != IGNORED).toArray();
       labelled = positionOfLabel.length;
-      slots = 4L * tokens;
-      targets = slots + 4L * tokens;
-      fixed = targets + 4L * tokens;
-      labelAt = fixed + 4L * tokens;
-      labels = labelAt + 4L * labelled;
-      weights = labels + 4L * labelled;
-      memory = arena.allocate(weights + 4L * labelled, 16);
+      at = Layout.from(0, tokens, labelled);
+      memory = arena.allocate(at.end(), 16);
       for (int i = 0; i < tokens; i++) {
         int slot = slotOfToken[i];
-        set(0, i, (int) input.ids()[slot]);
-        set(slots, i, slot);
+        set(at.ids(), i, (int) input.ids()[slot]);
+        set(at.slots(), i, slot);
         long task = input.tasks() == null ? IGNORED : input.tasks()[slot];
-        set(targets, i, task == IGNORED ? -1 : (int) task);
-        set(fixed, i, router instanceof Router.Fixed it ? adapterOf(it, slot / length) : 0);
+        set(at.targets(), i, task == IGNORED ? -1 : (int) task);
+        set(at.fixed(), i, router instanceof Router.Fixed it ? adapterOf(it, slot / length) : 0);
       }
       for (int i = 0; i < labelled; i++) {
         int slot = positionOfLabel[i];
-        set(labelAt, i, tokenOfSlot[slot]);
-        set(labels, i, (int) input.labels()[slot]);
+        set(at.labelAt(), i, tokenOfSlot[slot]);
+        set(at.labels(), i, (int) input.labels()[slot]);
         var each = input.weights();
         double weight = each.length == 1 ? each[0] : each[slot / length];
-        memory.set(ValueLayout.JAVA_FLOAT, weights + 4L * i, (float) weight);
+        memory.set(ValueLayout.JAVA_FLOAT, at.weights() + 4L * i, (float) weight);
       }
     }
 
@@ -311,8 +323,8 @@ final class CudaTraining implements LlamaTraining {
       return fixed.adapters().get(fixed.adapters().size() == 1 ? 0 : row);
     }
 
-    private void set(long at, int index, int value) {
-      memory.set(ValueLayout.JAVA_INT, at + 4L * index, value);
+    private void set(long array, int index, int value) {
+      memory.set(ValueLayout.JAVA_INT, array + 4L * index, value);
     }
   }
 
@@ -416,8 +428,8 @@ final class CudaTraining implements LlamaTraining {
         }
         int possible = (int) Math.max(0, Math.min(count, free / (each + attention)));
         possible = reserve(possible, each);
-        if (!toldOfMemory) {
-          toldOfMemory = true;
+        if (!loggedKept) {
+          loggedKept = true;
           LOG.info(
               "activations of {} of {} layers are kept, those of the others computed again",
               possible,
@@ -441,7 +453,7 @@ final class CudaTraining implements LlamaTraining {
     if (plan.gradients) {
       parametersMayChange();
     }
-    device.upload(plan.ids, numbers.memory);
+    device.upload(plan.at.ids(), numbers.memory);
     device.clear(plan.counted, plan.countedBytes);
     boolean counts = gated(context) && input.tasks() != null;
     var pass = pass(input, context, plan, counts, p, scope);
@@ -503,11 +515,11 @@ final class CudaTraining implements LlamaTraining {
             plan.tokens,
             device.kernels(gated ? topK(context) : 1, Math.max(1, adapters)),
             gated,
-            new TrainingKernels.Tasks(counts ? plan.targets : 0, gated ? 0 : plan.fixed),
+            new TrainingKernels.Tasks(counts ? plan.at.targets() : 0, gated ? 0 : plan.at.fixed()),
             watching),
         plan.rows,
         plan.length,
-        padded ? plan.slots : 0,
+        padded ? plan.at.slots() : 0,
         llama.angles(scope, plan.length),
         new Dropout(input.seed(), p),
         input.gateWeight(),
@@ -537,7 +549,7 @@ final class CudaTraining implements LlamaTraining {
             llama.config().hiddenSize(),
             Ops.dataPointer(llama.embedding()),
             plan.inputs[0],
-            plan.ids,
+            plan.at.ids(),
             false);
     for (int i = 0; i < layers.size(); i++) {
       // what lies before the first adapter needs no gradient, and its input is not kept
@@ -577,7 +589,8 @@ final class CudaTraining implements LlamaTraining {
     int bytes = dtype.bytes();
     long last = plan.inputs[layers.size()];
     kernels.norm(plan.tokens, norm, last, 0, 0, plan.scratch.normed(), 0, Dropout.NONE);
-    kernels.rows(plan.labelled, hidden, plan.scratch.normed(), plan.compact, plan.labelAt, false);
+    kernels.rows(
+        plan.labelled, hidden, plan.scratch.normed(), plan.compact, plan.at.labelAt(), false);
     var head = Matrix.of(Ops.dataPointer(llama.head()), vocab, hidden, dtype);
     for (int from = 0; from < plan.labelled; from += plan.chunk) {
       int count = Math.min(plan.chunk, plan.labelled - from);
@@ -589,8 +602,8 @@ final class CudaTraining implements LlamaTraining {
           count,
           vocab,
           plan.logits,
-          plan.labels + 4L * from,
-          plan.gradients ? plan.weights + 4L * from : 0,
+          plan.at.labels() + 4L * from,
+          plan.gradients ? plan.at.weights() + 4L * from : 0,
           plan.losses + 4L * from);
       if (plan.gradients) {
         var slope = Matrix.of(plan.slopeOfCompact + at, count, hidden, dtype);
@@ -600,7 +613,12 @@ final class CudaTraining implements LlamaTraining {
     if (plan.gradients) {
       device.clear(plan.scratch.normed(), (long) plan.tokens * hidden * bytes);
       kernels.rows(
-          plan.labelled, hidden, plan.slopeOfCompact, plan.scratch.normed(), plan.labelAt, true);
+          plan.labelled,
+          hidden,
+          plan.slopeOfCompact,
+          plan.scratch.normed(),
+          plan.at.labelAt(),
+          true);
       kernels.normBackward(
           plan.tokens, norm, last, plan.scratch.normed(), 0, 0, plan.slope, Dropout.NONE);
     }
@@ -651,7 +669,7 @@ final class CudaTraining implements LlamaTraining {
         int slot = numbers.slotOfToken[i];
         gateLosses[slot] = host.get(ValueLayout.JAVA_FLOAT, 4L * i);
         right[slot] = host.get(ValueLayout.JAVA_FLOAT, 4L * (plan.tokens + i));
-        if (numbers.memory.get(ValueLayout.JAVA_INT, numbers.targets + 4L * i) >= 0) {
+        if (numbers.memory.get(ValueLayout.JAVA_INT, numbers.at.targets() + 4L * i) >= 0) {
           dominating[slot] = largest(host, 8L * plan.tokens + 4L * adapters * i);
         }
       }
@@ -689,7 +707,7 @@ final class CudaTraining implements LlamaTraining {
       var numbers = new Numbers(input, context.routing().router(), arena);
       double p = context.dropout() ? dropout : 0;
       var plan = plan(numbers, true, p > 0);
-      device.upload(plan.ids, numbers.memory);
+      device.upload(plan.at.ids(), numbers.memory);
       var pass = pass(input, context, plan, false, p, scope);
       var result = Ops.empty(hidden.getManager(), dtype, shape.getShape());
       Ops.copy(result, gradient);
