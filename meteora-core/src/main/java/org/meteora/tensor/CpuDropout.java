@@ -92,10 +92,6 @@ public final class CpuDropout {
    * @param to to the same places; may be the same memory
    */
   public void copy(MemorySegment from, MemorySegment to, long place, long count) {
-    if (!drops()) {
-      MemorySegment.copy(from, place * Float.BYTES, to, place * Float.BYTES, count * Float.BYTES);
-      return;
-    }
     var bits = new int[BLOCK];
     var hashes = new int[BLOCK];
     for (long at = place; at < place + count; at += BLOCK) {

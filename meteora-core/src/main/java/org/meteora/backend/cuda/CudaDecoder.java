@@ -452,8 +452,8 @@ public final class CudaDecoder implements AutoCloseable {
     int k = addresses.topK();
     given = new Choice(rows.size(), k); // adapter 0 with the weight 0 where a row has fewer
     for (int row = 0; row < rows.size(); row++) {
-      var its = rows.get(row).router().orElseThrow();
-      var choice = its.router().choose(its.first(), 1);
+      var own = rows.get(row).router().orElseThrow();
+      var choice = own.router().choose(own.first(), 1);
       System.arraycopy(choice.indices(), 0, given.indices(), row * k, choice.topK());
       System.arraycopy(choice.weights(), 0, given.weights(), row * k, choice.topK());
     }

@@ -476,7 +476,7 @@ final class TrainingGroup {
       return;
     }
     boolean both = trainsA && trainsGates && dropped == 0;
-    if (both || trainsA) {
+    if (trainsA) {
       ofRows(tokens, 0, both ? stride : ranks, dropped == 0 ? x : dropped, scratch);
     }
     if (trainsGates && !both) {
