@@ -207,7 +207,8 @@ public final class LibTorch {
         .findFirst()
         .map(
             library ->
-                library.getFileName() + " is cut off, as by an installation that ended early");
+                library.getFileName()
+                    + " is cut off, as by an installation that ended early, or cannot be read");
   }
 
   /**

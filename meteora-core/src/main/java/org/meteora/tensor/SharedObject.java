@@ -15,7 +15,8 @@ final class SharedObject {
 
   /**
    * Whether the file is as long as its header says. What an installation that was killed left
-   * behind may be shorter, and the dynamic linker ends the process on it (SIGBUS).
+   * behind may be shorter, and the dynamic linker ends the process on it (SIGBUS). False, too, for
+   * what cannot be read.
    */
   static boolean whole(Path file) {
     try (var channel = FileChannel.open(file)) {
