@@ -135,7 +135,7 @@ public final class Cublas implements AutoCloseable {
    * A row-major matrix, perhaps a part of a wider one.
    *
    * @param address of its first element
-   * @param rows as it lies in memory, like {@code columns}
+   * @param rows as it lies in memory, like {@code columns}: of a transpose its columns
    * @param stride elements from one row to the next
    * @param isTransposed whether its transpose is meant
    */
@@ -156,7 +156,12 @@ public final class Cublas implements AutoCloseable {
       return new Matrix(address, rows, columns, stride, dtype, !isTransposed);
     }
 
-    /** The inner dimension of the product {@code this = a · b}. */
+    /**
+     * The inner dimension of the product {@code this = a · b}.
+     *
+     * @throws IllegalArgumentException when the shapes are not those of a product, or this is a
+     *     transpose, which cannot be written
+     */
     public int innerOf(Matrix a, Matrix b) {
       int inner = a.isTransposed ? a.rows : a.columns;
       if (isTransposed
@@ -176,7 +181,10 @@ public final class Cublas implements AutoCloseable {
   /**
    * Queues {@code c = a · b}, or with {@code add} c += it, summed in float32.
    *
-   * @param c of the others' dtype, or float32
+   * @param c {@code (m, n)} of the others' dtype, or float32
+   * @param a {@code (m, k)}
+   * @param b {@code (k, n)} of a's dtype: f32, f16 or bf16
+   * @throws IllegalArgumentException for other shapes
    */
   public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
     int m = c.rows();

@@ -475,14 +475,20 @@ class CudaTrainingTest {
           .isCloseTo(squares, Percentage.withPercentage(1e-9));
 
       kernels.adamW(at[0], at[1], at[2], at[3], count, 0.5, 0.99, 1e-2, 0.7, 0.9, 0.999, 1e-8);
-      var expected = new float[count];
+      var expected = new float[3][count];
       for (int i = 0; i < count; i++) {
         double gradient = 0.5 * all[1][i];
         double mean = 0.9 * all[2][i] + 0.1 * gradient;
         double variance = 0.999 * all[3][i] + 0.001 * gradient * gradient;
-        expected[i] = (float) (0.99 * all[0][i] - 1e-2 * mean / (Math.sqrt(variance) / 0.7 + 1e-8));
+        expected[0][i] =
+            (float) (0.99 * all[0][i] - 1e-2 * mean / (Math.sqrt(variance) / 0.7 + 1e-8));
+        expected[1][i] = (float) mean;
+        expected[2][i] = (float) variance;
       }
-      assertThat(error(arrays.getFirst().toFloatArray(), expected)).isLessThan(1e-6);
+      assertThat(error(arrays.get(0).toFloatArray(), expected[0])).isLessThan(1e-6);
+      assertThat(error(arrays.get(2).toFloatArray(), expected[1])).isLessThan(1e-6);
+      assertThat(error(arrays.get(3).toFloatArray(), expected[2])).isLessThan(1e-6);
+      assertThat(arrays.get(1).toFloatArray()).isEqualTo(all[1]);
 
       // (4, 5), row-major, into the columns 2 to 6 of (4, 8), and into the transpose of (5, 4)
       var wide = Ops.zeros(manager, Dtype.F32, 4, 8);

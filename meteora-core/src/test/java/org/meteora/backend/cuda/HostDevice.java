@@ -1,13 +1,7 @@
 package org.meteora.backend.cuda;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
-import static java.lang.foreign.ValueLayout.JAVA_INT;
-import static java.lang.foreign.ValueLayout.JAVA_LONG;
-
 import java.io.IOException;
 import java.lang.foreign.Arena;
-import java.lang.foreign.FunctionDescriptor;
-import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
@@ -21,6 +15,7 @@ import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.foreign.Functions;
 import org.meteora.tensor.Dtype;
 
 /** The kernels' own source, compiled as C++ for float32, on a CPU: training without a GPU. */
@@ -36,18 +31,8 @@ final class HostDevice implements TrainingDevice {
 
   private HostDevice(Path library) {
     var lookup = SymbolLookup.libraryLookup(library, Arena.global());
-    var linker = Linker.nativeLinker();
-    kernel =
-        linker.downcallHandle(
-            lookup.find("run_kernel").orElseThrow(),
-            FunctionDescriptor.of(
-                JAVA_INT, ADDRESS, JAVA_INT, JAVA_INT, JAVA_INT, JAVA_INT, ADDRESS));
-    product =
-        linker.downcallHandle(
-            lookup.find("multiply").orElseThrow(),
-            FunctionDescriptor.ofVoid(
-                JAVA_INT, JAVA_INT, JAVA_INT, JAVA_LONG, JAVA_INT, JAVA_LONG, JAVA_INT, JAVA_INT,
-                JAVA_LONG, JAVA_INT, JAVA_INT, JAVA_INT));
+    kernel = Functions.bind(lookup, "run_kernel", "(AIIIIA)I");
+    product = Functions.bind(lookup, "multiply", "(IIIJIJIIJIII)V");
   }
 
   /**
@@ -106,10 +91,8 @@ final class HostDevice implements TrainingDevice {
             if (code != 0) {
               throw new IllegalStateException(name + " is not there");
             }
-          } catch (RuntimeException | Error e) {
-            throw e;
           } catch (Throwable e) {
-            throw new IllegalStateException(e);
+            throw Functions.unchecked(e);
           }
         });
   }
@@ -130,10 +113,8 @@ final class HostDevice implements TrainingDevice {
           b.stride(),
           b.isTransposed() ? 1 : 0,
           add ? 1 : 0);
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException(e);
+      throw Functions.unchecked(e);
     }
   }
 
