@@ -3,6 +3,7 @@ package org.meteora.io;
 import static java.nio.charset.StandardCharsets.US_ASCII;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.channels.OverlappingFileLockException;
@@ -14,7 +15,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Set;
+import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadLocalRandom;
 import org.meteora.UserException;
@@ -37,9 +38,11 @@ public final class FolderLock implements AutoCloseable {
 
   /**
    * Files that this process has locked. A lock is the process's, and whoever closes any descriptor
-   * of the file in it ends the lock: what is held here must not be opened again.
+   * of the file in it ends the lock: what is held here must not be opened again. Nor may it become
+   * unreachable, which closes a channel too, when its {@link FolderLock} is dropped without being
+   * closed.
    */
-  private static final Set<Path> HELD = ConcurrentHashMap.newKeySet();
+  private static final Map<Path, Held> HELD = new ConcurrentHashMap<>();
 
   /**
    * @param file as {@link #HELD} has it
@@ -50,7 +53,7 @@ public final class FolderLock implements AutoCloseable {
     void close() {
       FolderLock.close(written);
       FolderLock.close(read);
-      HELD.remove(file);
+      HELD.remove(file, this);
     }
   }
 
@@ -101,15 +104,15 @@ public final class FolderLock implements AutoCloseable {
    *
    * @throws NoSuchFileException when another run took it away between its being opened and locked
    */
-  private static Held lock(Path file, String refusal) throws IOException {
+  private static synchronized Held lock(Path file, String refusal) throws IOException {
     Files.createDirectories(file.getParent());
     var real = file.getParent().toRealPath().resolve(file.getFileName());
-    if (!HELD.add(real)) {
+    if (HELD.containsKey(real)) {
       throw refused(refusal, Long.toString(ProcessHandle.current().pid()));
     }
     FileChannel channel = null;
     FileChannel read = null;
-    boolean kept = false;
+    Held held = null;
     try {
       channel =
           FileChannel.open(
@@ -130,11 +133,13 @@ public final class FolderLock implements AutoCloseable {
       if (!text(read).equals(owner)) {
         throw new NoSuchFileException(file.toString());
       }
-      kept = true;
-      return new Held(real, channel, read);
+      held = new Held(real, channel, read);
+      HELD.put(real, held);
+      return held;
     } finally {
-      if (!kept) {
-        new Held(real, channel, read).close();
+      if (held == null) {
+        close(channel);
+        close(read);
       }
     }
   }
@@ -212,14 +217,17 @@ public final class FolderLock implements AutoCloseable {
       for (var folder : made) {
         Files.delete(folder);
       }
-    } catch (IOException e) {
+    } catch (IOException | UncheckedIOException e) { // the latter while entries are listed
       // somebody writes there again, or nobody may: then it stays
     }
   }
 
+  /** Ends the lock; does nothing the second time, when the file may be another run's. */
   @Override
   public void close() {
-    removeIfAlone();
-    held.close();
+    if (held.written().isOpen()) {
+      removeIfAlone();
+      held.close();
+    }
   }
 }

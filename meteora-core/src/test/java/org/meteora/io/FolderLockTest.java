@@ -3,6 +3,7 @@ package org.meteora.io;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -73,6 +74,41 @@ class FolderLockTest {
     }
     assertThat(folder.resolve("other/run")).doesNotExist();
     assertThat(folder.resolve("other/neighbour")).exists();
+  }
+
+  /** Garbage collection closes channels that cannot be reached. */
+  @Test
+  void aLockThatNobodyClosesIsTheProcesss() throws Exception {
+    var file = folder.toRealPath().resolve(FolderLock.NAME);
+    FolderLock.takeOutput(folder);
+    for (int i = 0; i < 3; i++) {
+      System.gc();
+      Thread.sleep(50); // until what is found has been closed
+    }
+    try (var descriptors = Files.list(Path.of("/proc/self/fd"))) {
+      assertThat(descriptors.filter(each -> file.toString().equals(target(each)))).hasSize(2);
+    }
+  }
+
+  private static String target(Path descriptor) {
+    try {
+      return Files.readSymbolicLink(descriptor).toString();
+    } catch (IOException e) {
+      return ""; // the listing's own
+    }
+  }
+
+  @Test
+  void closedAgainItLeavesTheNextOnesLock() {
+    var first = FolderLock.takeOutput(folder);
+    first.close();
+    try (var second = FolderLock.takeOutput(folder)) {
+      first.close();
+      assertThat(folder.resolve(FolderLock.NAME)).exists();
+      assertThatThrownBy(() -> FolderLock.takeOutput(folder))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("another run");
+    }
   }
 
   @Test
