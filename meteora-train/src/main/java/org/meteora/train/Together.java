@@ -19,8 +19,8 @@ import org.meteora.train.batch.TrainingSample;
  * adapter. So the base model's products, and what a pass costs whatever its size, are shared, and
  * everything else is as if each were alone.
  *
- * <p>Passes are the work of one thread: an allocator that keeps memory for each thread would keep a
- * pass's for each adapter.
+ * <p>These passes are the work of one thread, the caller's: an allocator that keeps memory for each
+ * thread would keep a pass's for each adapter.
  */
 final class Together {
   /** Rows of several runs are put into one pass up to so many positions. */

@@ -8,6 +8,7 @@ import java.util.Random;
 import org.meteora.backend.Backends;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterBank;
+import org.meteora.model.FrozenWeights;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.llama.LlamaConfig;
@@ -38,6 +39,13 @@ final class Tiny implements AutoCloseable {
   }
 
   Tiny(Dtype dtype, double dropout, long seed) {
+    this(dtype, dropout, seed, FrozenWeights.RESIDENT);
+  }
+
+  /**
+   * @param frozen asked by every pass for what it needs; all is there
+   */
+  Tiny(Dtype dtype, double dropout, long seed, FrozenWeights frozen) {
     try {
       var json =
           Jsonl.JSON.readTree(
@@ -52,8 +60,19 @@ final class Tiny implements AutoCloseable {
               config,
               manager,
               dtype,
-              (name, shape) ->
-                  name.contains("norm") ? ones(dtype, shape) : gaussian(random, dtype, 0.4, shape),
+              new LlamaFactory.Weights() {
+                @Override
+                public NDArray get(String name, long... shape) {
+                  return name.contains("norm")
+                      ? ones(dtype, shape)
+                      : gaussian(random, dtype, 0.4, shape);
+                }
+
+                @Override
+                public FrozenWeights frozen() {
+                  return frozen;
+                }
+              },
               (layer, module) -> {
                 var shape = config.shape(module);
                 var path = module.path(layer);

@@ -4,10 +4,12 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.util.List;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.meteora.UserException;
+import org.meteora.model.FrozenWeights;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Dtype;
@@ -56,6 +58,41 @@ class TogetherTest {
   private static Together together(Tiny tiny, int adapters) {
     var context = Tiny.context(1, ForwardMode.AUTO);
     return new Together(new LlamaLearner(tiny.llama, context, Recompute.ALL, 0), context, adapters);
+  }
+
+  /** What an allocator keeps for each thread is a pass's once, not once an adapter. */
+  @Test
+  void allTrainingPassesAreOfTheThreadThatRunsThem() {
+    var threads = ConcurrentHashMap.<Thread>newKeySet();
+    var watched =
+        new FrozenWeights() {
+          @Override
+          public void use(int part, int next) {
+            threads.add(Thread.currentThread());
+          }
+
+          @Override
+          public Forward begin() {
+            return () -> {};
+          }
+
+          @Override
+          public boolean isResident() {
+            return true;
+          }
+        };
+    try (var tiny = new Tiny(Dtype.F32, 0, 7, watched)) {
+      tiny.parameters.values().forEach(tensor -> tensor.setRequiresGradient(true));
+      together(tiny, 3)
+          .run(
+              (i, learner, failed) -> {
+                for (int step = 0; step <= i; step++) { // runs of 1, 2 and 3 steps
+                  learner.learn(batch(4), 0.1, 0, step);
+                }
+                return i;
+              });
+    }
+    assertThat(threads).containsExactly(Thread.currentThread());
   }
 
   @Test
