@@ -30,8 +30,8 @@ final class Rendezvous {
   private static final Logger LOG = LoggerFactory.getLogger(Rendezvous.class);
   private static final Duration MEETING = Duration.ofMinutes(5);
 
-  /** After so long it is said who is missing. */
-  private static final Duration WORD = Duration.ofSeconds(15);
+  /** After so long those that are missing are logged. */
+  private static final Duration LOG_MISSING_AFTER = Duration.ofSeconds(15);
 
   /** Within this a process says who it is, and is answered. */
   private static final Duration GREETING = Duration.ofSeconds(5);
@@ -65,13 +65,13 @@ final class Rendezvous {
     public Control await(Launch launch, Consumer<Control.Lost> onLost) {
       var arrivals = new Arrivals(launch, onLost);
       try {
-        if (!complete(arrivals, WORD)) {
+        if (!complete(arrivals, LOG_MISSING_AFTER)) {
           LOG.info(
               "of {} processes these have not come yet, and are waited for: rank {}",
               launch.size(),
               String.join(", ", arrivals.absent()));
         }
-        if (!complete(arrivals, MEETING.minus(WORD))) {
+        if (!complete(arrivals, MEETING.minus(LOG_MISSING_AFTER))) {
           throw new UserException(
               "of %s processes these did not come within %s minutes: rank %s"
                   .formatted(
@@ -92,8 +92,8 @@ final class Rendezvous {
         while (!arrivals.complete()) {
           server.setSoTimeout((int) Math.max(1, (deadline - System.nanoTime()) / 1_000_000));
           var socket = server.accept();
-          // each is heard by itself: a stranger that dribbles keeps nobody waiting
-          Thread.ofVirtual().start(() -> arrivals.hear(socket));
+          // on a thread of its own: a stranger that dribbles keeps nobody waiting
+          Thread.ofVirtual().start(() -> arrivals.handshake(socket));
         }
       } catch (SocketTimeoutException e) {
         return arrivals.complete();
@@ -128,7 +128,7 @@ final class Rendezvous {
       }
 
       /** Lets one in, or sends a stranger away; the last one closes the door. */
-      void hear(Socket socket) {
+      void handshake(Socket socket) {
         boolean kept = false;
         try {
           var greeting = ByteBuffer.wrap(readWithin(GREETING, socket, 4 + job.length + 4));

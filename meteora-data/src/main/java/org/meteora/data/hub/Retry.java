@@ -12,8 +12,8 @@ import org.slf4j.LoggerFactory;
 final class Retry {
   private static final Logger LOG = LoggerFactory.getLogger(Retry.class);
 
-  /** One failure passes unseen; who waits longer is told for what. */
-  private static final int FAILURES_BEFORE_A_WORD = 2;
+  /** The failure in a row that is logged: one alone is common, and soon over. */
+  private static final int LOGGED_FAILURE = 2;
 
   private final Timing timing;
   private final String what;
@@ -58,7 +58,7 @@ final class Retry {
       // everybody told the same second must not come back in the same one
       pause = asked.isZero() ? pause : asked.toMillis() + pause / 2;
     }
-    if (failures == FAILURES_BEFORE_A_WORD) {
+    if (failures == LOGGED_FAILURE) {
       LOG.info("{}: {}; tried again up to {} times", what, reason(failure), timing.attempts());
     } else {
       LOG.debug("{}: {}; again in {} ms", what, reason(failure), pause);
