@@ -269,6 +269,7 @@ class EndToEndTest {
     lines.add("{\"prompt\":\"a question\",\"stop\":7}");
     lines.add("{\"prompt\":\"a question\",\"adapter\":\"sort_leters\"}");
     lines.add("{\"prompt\":\"a question\",\"temperature\":1}");
+    lines.add("{\"prompt\":\"a question\",\"seed\":18446744073709551617}");
     var prompts = Files.write(folder.resolve("p.jsonl"), lines);
     var file = prompts.toString();
     var result =
@@ -277,7 +278,9 @@ class EndToEndTest {
     assertThat(result.err())
         .contains("p.jsonl:8: \"stop\" must be a text that is not empty, or a list of such, not 7")
         .contains("p.jsonl:9: \"adapter\": there is none called sort_leters; did you mean")
-        .contains("p.jsonl:10: sampling needs \"seed\"");
+        .contains("p.jsonl:10: sampling needs \"seed\"")
+        .contains(
+            "p.jsonl:11: \"seed\" must be a whole number of 64 bits, not 18446744073709551617");
     var answers = result.out().lines().toList();
     assertThat(answers).hasSize(options.size());
     assertThat(answers.stream().distinct().count()).isGreaterThan(4);

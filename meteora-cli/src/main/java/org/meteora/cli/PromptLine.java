@@ -112,17 +112,16 @@ record PromptLine(String text, JsonNode settings, String where) {
   private GenerationConfig config(LoadedModel model, TokenChoice given, int maxNewTokens) {
     var own =
         new TokenChoice(
-            value("greedy", JsonNode::isBoolean, JsonNode::booleanValue, "true or false")
-                .orElse(false),
+            value("greedy", JsonNode::isBoolean, JsonNode::booleanValue, "true or false"),
             number("temperature"),
             number("top_p"),
             integer("top_k"),
             integer("no_repeat_ngram_size"),
             value(
                 "seed",
-                JsonNode::canConvertToExactIntegral,
+                node -> node.isIntegralNumber() && node.canConvertToLong(),
                 JsonNode::longValue,
-                "a whole number"));
+                "a whole number of 64 bits"));
     var choice = given.with(own);
     choice.check(name -> '"' + name + '"');
     int most = integer("max_new_tokens").orElse(maxNewTokens);

@@ -45,7 +45,7 @@ public final class GenerationOptions {
   /** What they say. */
   public TokenChoice given() {
     return new TokenChoice(
-        greedy,
+        greedy ? Optional.of(true) : Optional.empty(),
         Optional.ofNullable(temperature),
         Optional.ofNullable(topP),
         Optional.ofNullable(topK),

@@ -8,7 +8,7 @@ import org.meteora.generate.GenerationConfig;
 /**
  * How tokens are chosen, as far as somebody has said.
  *
- * @param greedy always the most likely token
+ * @param greedy true: always the most likely token; false: as the model's settings say
  * @param temperature divides the logits, above 0
  * @param topP keeps the smallest set of tokens with this much probability
  * @param topK keeps this many tokens; 0 keeps all
@@ -16,7 +16,7 @@ import org.meteora.generate.GenerationConfig;
  * @param seed of sampling
  */
 public record TokenChoice(
-    boolean greedy,
+    Optional<Boolean> greedy,
     Optional<Double> temperature,
     Optional<Double> topP,
     Optional<Integer> topK,
@@ -29,13 +29,17 @@ public record TokenChoice(
     return temperature.isPresent() || topP.isPresent() || topK.isPresent();
   }
 
+  private boolean isGreedy() {
+    return greedy.orElse(false);
+  }
+
   /** What another says, and this where it says nothing. */
   public TokenChoice with(TokenChoice over) {
     return new TokenChoice(
-        over.greedy || greedy && !over.samples(),
-        over.greedy ? over.temperature : over.temperature.or(() -> temperature),
-        over.greedy ? over.topP : over.topP.or(() -> topP),
-        over.greedy ? over.topK : over.topK.or(() -> topK),
+        over.samples() ? over.greedy : over.greedy.or(() -> greedy),
+        over.isGreedy() ? over.temperature : over.temperature.or(() -> temperature),
+        over.isGreedy() ? over.topP : over.topP.or(() -> topP),
+        over.isGreedy() ? over.topK : over.topK.or(() -> topK),
         over.noRepeatNgramSize.or(() -> noRepeatNgramSize),
         over.seed.or(() -> seed));
   }
@@ -59,7 +63,7 @@ public record TokenChoice(
     if (topK.isPresent() && topK.get() < 0) {
       throw bad(called, "top_k", "at least 0", topK.get());
     }
-    if (greedy && samples()) {
+    if (isGreedy() && samples()) {
       throw new UserException(
           "%s excludes the sampling settings %s, %s and %s"
               .formatted(
@@ -81,7 +85,7 @@ public record TokenChoice(
 
   /** A model that samples by itself needs a seed, or to be told not to. */
   void requireSeedOrGreedy() {
-    if (seed.isEmpty() && !greedy) {
+    if (seed.isEmpty() && !isGreedy()) {
       throw new UserException(
           "the model's generation_config.json asks for sampling, which needs --seed; or choose"
               + " --greedy");
@@ -96,7 +100,7 @@ public record TokenChoice(
    */
   public GenerationConfig over(GenerationConfig model) {
     var chosen = noRepeatNgramSize.map(model::withNoRepeatNgramSize).orElse(model);
-    if (greedy || !model.sample() && !samples()) {
+    if (isGreedy() || !model.sample() && !samples()) {
       return chosen.withGreedy();
     }
     requireSeedOrGreedy();

@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.OptionalInt;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
@@ -59,6 +60,36 @@ class OptionsTest {
     var sampling = GREEDY.withSampling(0.6, 0.9, 40, 0);
     assertThat(generation(sampling, "--temperature", "2", "--top-k", "0", "--seed", "1"))
         .isEqualTo(GREEDY.withSampling(2, 0.9, 0, 1));
+  }
+
+  @Test
+  void whatALineSaysOfTokensWinsOverTheOptions() {
+    var sampling = GREEDY.withSampling(0.6, 0.9, 40, 0);
+    var seed = parse("--seed=7").generation.given();
+    var greedy = parse("--greedy", "--seed=7").generation.given();
+    var no = choice(Optional.of(false), Optional.empty());
+    assertThat(greedy.with(choice(Optional.empty(), Optional.empty())).over(sampling).sample())
+        .isFalse();
+    assertThat(greedy.with(no).over(sampling)).isEqualTo(GREEDY.withSampling(0.6, 0.9, 40, 7));
+    assertThat(greedy.with(no).over(GREEDY)).isEqualTo(GREEDY);
+    assertThat(greedy.with(choice(Optional.empty(), Optional.of(2.0))).over(sampling))
+        .isEqualTo(GREEDY.withSampling(2, 0.9, 40, 7));
+    assertThat(seed.with(choice(Optional.of(true), Optional.empty())).over(sampling).sample())
+        .isFalse();
+    refused(
+        "\"greedy\" excludes",
+        () ->
+            seed.with(choice(Optional.of(true), Optional.of(2.0))).check(name -> '"' + name + '"'));
+  }
+
+  private static TokenChoice choice(Optional<Boolean> greedy, Optional<Double> temperature) {
+    return new TokenChoice(
+        greedy,
+        temperature,
+        Optional.empty(),
+        Optional.empty(),
+        Optional.empty(),
+        Optional.empty());
   }
 
   @Test
