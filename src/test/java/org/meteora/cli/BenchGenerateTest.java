@@ -83,6 +83,9 @@ class BenchGenerateTest {
         .contains("--shared-tokens", "90");
     assertThat(run(2, "--rounds=0")).contains("--rounds");
     assertThat(run(2, "--sequences=1,0")).contains("--sequences");
+    assertThat(run(2, "--router=arow"))
+        .contains("no router arow: choose one of gate, arrow, ")
+        .doesNotContain("MeteoRA");
     assertThat(run(2, "--sequences=1,100000000")).contains("a cache of 100,000,000 x 218 tokens");
   }
 }

@@ -67,6 +67,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
+    var names = routers.names();
     var config = options.config();
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
@@ -138,7 +139,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 baseline[i],
                 floor);
           }
-          for (var name : routers.names()) {
+          for (var name : names) {
             var routed = RandomRouters.context(name, model, options.adapters, batch, auto);
             if (gpu && CudaDecoder.refusal(model, batch, routed).isEmpty()) {
               options.report(

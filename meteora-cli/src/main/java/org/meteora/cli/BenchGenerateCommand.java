@@ -37,7 +37,7 @@ import picocli.CommandLine.Option;
     description =
         "Answers to many prompts, prefills included: tokens a second for numbers of sequences at"
             + " once, beside what reading and multiplying would take at the speeds measured in the"
-            + " same run (on a GPU). Prompts are random tokens.",
+            + " same run (on a GPU). Prompts are random tokens; each number is measured once.",
     footer = {
       "",
       "Examples:",
@@ -114,6 +114,7 @@ final class BenchGenerateCommand implements Callable<Integer> {
     if (plot != null) {
       AtomicFiles.requireWritableFolder(plot.toAbsolutePath().getParent());
     }
+    var names = routers.names();
     var config = options.config();
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
@@ -126,7 +127,7 @@ final class BenchGenerateCommand implements Callable<Integer> {
           try (var decoding = Backends.decoding(model)) {
             var generator = new Generator(model, decoding, options.context(ForwardMode.AUTO));
             measure(adapters > 0 ? "MeteoRA" : "base model", generator, config, adapters > 0);
-            for (var name : adapters > 0 ? routers.names() : List.<String>of()) {
+            for (var name : adapters > 0 ? names : List.<String>of()) {
               var routing = generator.context().routing();
               var router = RandomRouters.of(name, model, adapters);
               var routed = generator.withRouting(routing.withRouter(router));

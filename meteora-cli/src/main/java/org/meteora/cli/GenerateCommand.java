@@ -73,8 +73,8 @@ final class GenerateCommand implements Callable<Integer> {
             "Lines of {\"prompt\": …}; - is standard input. A line may have settings of its own,"
                 + " under the options' names: greedy, temperature, top_p, top_k, seed,"
                 + " no_repeat_ngram_size, max_new_tokens, stop, routing_top_k, routing_temperature,"
-                + " router, and adapter (a name, or base). One that cannot be answered is named and"
-                + " skipped; the exit code is then 1.")
+                + " router, and adapter (a name, or base). A line that cannot be answered is named"
+                + " and skipped; the exit code is then 1.")
     private Path prompts;
   }
 

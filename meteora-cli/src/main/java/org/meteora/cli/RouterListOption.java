@@ -10,7 +10,9 @@ final class RouterListOption {
       names = "--router",
       paramLabel = "A,B,…",
       split = ",",
-      description = "Measure with these routers too, beside the gates.")
+      description =
+          "Measure with these routers too, beside the gates; names are those of generate's"
+              + " --router.")
   private List<String> names = List.of();
 
   /**
