@@ -124,11 +124,11 @@ public final class Evaluator {
   }
 
   /**
-   * The same evaluator, heard.
+   * The same evaluator, with listeners to the routing.
    *
-   * @param listeners for a prompt's token ids, who hears the routing of them and of the answer
+   * @param listeners for a prompt's token ids, who is told the routing of them and of the answer
    */
-  public Evaluator heardBy(Function<int[], RoutingListener> listeners) {
+  public Evaluator listenedBy(Function<int[], RoutingListener> listeners) {
     return new Evaluator(generator, codec, config, batchSize, Optional.of(listeners), collective);
   }
 

@@ -118,7 +118,7 @@ class EvaluatorTest {
     var heard = new TreeMap<Integer, RoutingListener>();
     var echo = new Echo();
     new Evaluator(echo, CHARACTERS, CONFIG, 2)
-        .heardBy(
+        .listenedBy(
             prompt -> {
               RoutingListener listener = (layer, module, rows, tokens, k, indices, weights) -> {};
               heard.put(prompt.length, listener);

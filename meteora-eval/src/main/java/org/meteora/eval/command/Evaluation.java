@@ -110,7 +110,7 @@ final class Evaluation implements AutoCloseable {
       var matrix = new RoutingMatrix(loaded.adapterNames());
       if (settings.routes()) {
         evaluator =
-            evaluator.heardBy(
+            evaluator.listenedBy(
                 prompt ->
                     task.parts().isEmpty()
                         ? matrix.listener(task.name())
