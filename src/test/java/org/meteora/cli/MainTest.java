@@ -12,6 +12,7 @@ import java.lang.reflect.Field;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HashSet;
+import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
@@ -115,6 +116,24 @@ class MainTest {
                 "--task=x,y"))
         .contains("y/train.jsonl:2", "response");
     assertThat(folder.resolve("out")).doesNotExist();
+  }
+
+  @Test
+  void benchmarksOfNothingAreRefused() {
+    for (var mistake :
+        List.of(
+            List.of("decode", "--batch=1,0"),
+            List.of("decode", "--context=0"),
+            List.of("linear", "--tokens=0"),
+            List.of("prefill", "--batch=0"),
+            List.of("prefill", "--tokens=0"),
+            List.of("train", "--batch=0"),
+            List.of("collective", "--mib=0"))) {
+      var option = mistake.get(1).substring(0, mistake.get(1).indexOf('='));
+      assertThat(error("bench", mistake.get(0), mistake.get(1)))
+          .contains(option)
+          .contains("at least 1");
+    }
   }
 
   @Test

@@ -9,6 +9,7 @@ import java.util.Optional;
 import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
+import org.meteora.UserException;
 import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
@@ -67,6 +68,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
+    if (Collections.min(batches) < 1 || context < 1) {
+      throw new UserException("--batch and --context must be at least 1");
+    }
     var names = routers.names();
     var config = options.config();
     try (var manager = options.manager();

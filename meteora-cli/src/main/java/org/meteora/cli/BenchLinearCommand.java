@@ -1,8 +1,10 @@
 package org.meteora.cli;
 
+import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
+import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
@@ -40,6 +42,9 @@ final class BenchLinearCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
+    if (Collections.min(tokens) < 1) {
+      throw new UserException("--tokens must be at least 1");
+    }
     var config = options.config();
     double rate;
     double bandwidth;

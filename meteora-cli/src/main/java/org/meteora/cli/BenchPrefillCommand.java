@@ -4,6 +4,7 @@ import java.util.Arrays;
 import java.util.Locale;
 import java.util.Optional;
 import java.util.concurrent.Callable;
+import org.meteora.UserException;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
@@ -46,6 +47,9 @@ final class BenchPrefillCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
+    if (batch < 1 || tokens < 1) {
+      throw new UserException("--batch and --tokens must be at least 1");
+    }
     var names = routers.names();
     var config = options.config();
     try (var manager = options.manager();
