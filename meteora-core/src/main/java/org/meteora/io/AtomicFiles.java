@@ -9,6 +9,7 @@ import java.nio.channels.OverlappingFileLockException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.DirectoryIteratorException;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
@@ -189,6 +190,9 @@ public final class AtomicFiles {
     }
     if (e instanceof java.nio.file.NoSuchFileException) {
       return "no such file";
+    }
+    if (e instanceof FileAlreadyExistsException f) {
+      return f.getFile() + " is in the way";
     }
     if (e instanceof FileSystemException f && f.getReason() != null) {
       return f.getReason();

@@ -62,6 +62,15 @@ class FolderLockTest {
     }
   }
 
+  /** What stands where the folder has to be is named as that. */
+  @Test
+  void aFileInThePlaceOfTheFolderIsSaid() throws Exception {
+    var file = Files.createFile(folder.resolve("a%sb"));
+    assertThatThrownBy(() -> FolderLock.takeOutput(file))
+        .isInstanceOf(UserException.class)
+        .hasMessage("cannot write into the folder " + file + ": " + file + " is in the way");
+  }
+
   /** A run that wrote nothing leaves nothing that it made, and nothing that was there is gone. */
   @Test
   void nothingIsLeftOfARunThatWroteNothing() throws Exception {
