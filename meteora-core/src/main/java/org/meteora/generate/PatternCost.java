@@ -20,6 +20,12 @@ final class PatternCost {
   /** Ways that do not depend on the text: choices and bounded repetitions. */
   private static final double MOST_WAYS = 1 << 12;
 
+  /** Characters of a text that may be given to a tokenizer whose patterns are bounded. */
+  static final int LONGEST_TEXT = 1_000_000;
+
+  /** Ways for each character of a text, so that the longest stays below ten million. */
+  private static final double MOST_WAYS_A_CHARACTER = 8;
+
   /** What stands for itself only behind a backslash. */
   private static final String META = "^$.[](){}*+?|\\";
 
@@ -43,12 +49,13 @@ final class PatternCost {
    */
   private record Cost(double ways, int loops, double vain, int vainLoops, boolean canFail) {}
 
-  /** Whether the number of steps is at most the text's length, times a constant. */
+  /** Whether the number of steps is at most the text's length, times a small number. */
   static boolean isBounded(String pattern) {
     var parser = new PatternCost(pattern);
     try {
       var cost = parser.choice();
-      return parser.at == pattern.length() && cost.vainLoops <= 1 && cost.vain <= MOST_WAYS;
+      double most = cost.vainLoops == 0 ? MOST_WAYS : MOST_WAYS_A_CHARACTER;
+      return parser.at == pattern.length() && cost.vainLoops <= 1 && cost.vain <= most;
     } catch (StringIndexOutOfBoundsException | IllegalArgumentException e) {
       return false; // ends in the midst of something
     }
@@ -69,11 +76,17 @@ final class PatternCost {
     } while (take("|"));
     depth--;
     var ways = choices.stream().mapToDouble(Cost::ways);
+    int vainLoops = choices.stream().mapToInt(Cost::vainLoops).max().orElse(0);
+    // beside those that grow with the text the others hardly count, unless they are too many
+    var vain =
+        choices.stream()
+            .filter(each -> each.vainLoops == vainLoops || each.vain > MOST_WAYS)
+            .mapToDouble(Cost::vain);
     return new Cost(
         distinct ? ways.max().orElseThrow() : ways.sum(),
         choices.stream().mapToInt(Cost::loops).max().orElse(0),
-        choices.stream().mapToDouble(Cost::vain).sum(),
-        choices.stream().mapToInt(Cost::vainLoops).max().orElse(0),
+        vain.sum(),
+        vainLoops,
         choices.stream().allMatch(Cost::canFail));
   }
 

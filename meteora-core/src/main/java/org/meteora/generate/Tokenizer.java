@@ -69,9 +69,16 @@ public final class Tokenizer implements AutoCloseable {
   /**
    * Token ids of a text. Half a surrogate pair stands for U+FFFD.
    *
-   * @throws UserException when the model does not embed one of its tokens
+   * @throws UserException when the model does not embed one of its tokens, or it has more than a
+   *     million characters
    */
   public int[] encode(String text, boolean addSpecialTokens) {
+    // a library below gives up after ten million steps, and that ends the process
+    if (text.length() > PatternCost.LONGEST_TEXT) {
+      throw new UserException(
+          "a text has %,d characters, more than the %,d that a tokenizer is given"
+              .formatted(text.length(), PatternCost.LONGEST_TEXT));
+    }
     long[] ids;
     try {
       ids = tokenizer.encode(Texts.wellFormed(text), addSpecialTokens, false).getIds();

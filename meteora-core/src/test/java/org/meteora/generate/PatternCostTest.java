@@ -45,10 +45,12 @@ class PatternCostTest {
           "[[:alpha:]]+",
           " {2,}",
           "(?<=a)b+",
+          "a+a{1,4}[bc]",
           "a{x}");
 
   private static final List<String> WITHOUT_END =
       List.of(
+          "a+a{1,4000}[bc]", // ends the process at 8,000 characters
           "(x+x+)+y",
           "(a|a)*b",
           "(?:a|ab|b)+c",

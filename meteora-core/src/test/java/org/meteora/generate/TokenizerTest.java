@@ -32,6 +32,19 @@ class TokenizerTest {
     }
   }
 
+  /** At ten million steps the library ends the process; one step a character is nothing unusual. */
+  @Test
+  void aTextThatMayEndTheProcessIsRefused() {
+    try (var tokenizer = Tokenizer.load(TINY)) {
+      org.assertj.core.api.Assertions.assertThatThrownBy(
+              () -> tokenizer.encode(" ".repeat(1_000_001), false))
+          .isInstanceOf(org.meteora.UserException.class)
+          .hasMessage(
+              "a text has 1,000,001 characters, more than the 1,000,000 that a tokenizer is given");
+      assertThat(tokenizer.encode("a ".repeat(1_000), false)).isNotEmpty();
+    }
+  }
+
   @Test
   void aZeroCharacterIsAnOrdinaryOne() {
     try (var tokenizer = Tokenizer.load(TINY)) {
