@@ -93,8 +93,11 @@ final class RunningBatch implements AutoCloseable {
   /** What all are routed by; where each has a router of its own, with the k of the widest. */
   private static RoutingSettings routing(List<Sequence> sequences) {
     var first = sequences.getFirst().routing;
+    if (!first.isOfEach()) {
+      return first;
+    }
     int width = sequences.stream().mapToInt(each -> each.routing.width()).max().orElseThrow();
-    return new RoutingSettings(width, first.temperature(), first.router());
+    return new RoutingSettings(width, first.temperature(), new Router.Rows(List.of()));
   }
 
   /**

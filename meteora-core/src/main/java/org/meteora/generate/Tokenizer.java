@@ -5,6 +5,7 @@ import ai.djl.huggingface.tokenizers.jni.LibUtils;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.text.Normalizer;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.io.CacheFolders;
@@ -14,13 +15,16 @@ import org.meteora.io.Texts;
 public final class Tokenizer implements AutoCloseable {
   private final Path file;
   private final HuggingFaceTokenizer tokenizer;
+  private final TokenizerFile.Checked checked;
   private final String[] pieces;
   private final int rows;
 
-  private Tokenizer(Path file, HuggingFaceTokenizer tokenizer, String[] pieces, int rows) {
+  private Tokenizer(
+      Path file, HuggingFaceTokenizer tokenizer, TokenizerFile.Checked checked, int rows) {
     this.file = file;
     this.tokenizer = tokenizer;
-    this.pieces = pieces;
+    this.checked = checked;
+    this.pieces = checked.pieces();
     this.rows = rows;
   }
 
@@ -46,7 +50,7 @@ public final class Tokenizer implements AutoCloseable {
       throw new UserException("no tokenizer.json in the model folder " + modelFolder);
     }
     // the native parser must not see what it would end the process over
-    var pieces = TokenizerFile.check(file);
+    var checked = TokenizerFile.check(file);
     // the native library asks for a CUDA build where it sees a GPU; the CPU's does the same work
     System.setProperty("RUST_FLAVOR", System.getProperty("RUST_FLAVOR", "cpu"));
     CacheFolders.unpacking(LibUtils::checkStatus);
@@ -59,7 +63,7 @@ public final class Tokenizer implements AutoCloseable {
     } catch (IOException | RuntimeException e) {
       throw new UserException(file + ": not a tokenizer: " + firstLine(e), e);
     }
-    return new Tokenizer(file, tokenizer, pieces, rows);
+    return new Tokenizer(file, tokenizer, checked, rows);
   }
 
   private static String firstLine(Exception e) {
@@ -70,18 +74,14 @@ public final class Tokenizer implements AutoCloseable {
    * Token ids of a text. Half a surrogate pair stands for U+FFFD.
    *
    * @throws UserException when the model does not embed one of its tokens, or it has more than a
-   *     million characters
+   *     million characters, normalized and with what the tokenizer puts in their places
    */
   public int[] encode(String text, boolean addSpecialTokens) {
-    // a library below gives up after ten million steps, and that ends the process
-    if (text.length() > PatternCost.LONGEST_TEXT) {
-      throw new UserException(
-          "a text has %,d characters, more than the %,d that a tokenizer is given"
-              .formatted(text.length(), PatternCost.LONGEST_TEXT));
-    }
+    var wellFormed = Texts.wellFormed(text);
+    requireShort(wellFormed);
     long[] ids;
     try {
-      ids = tokenizer.encode(Texts.wellFormed(text), addSpecialTokens, false).getIds();
+      ids = tokenizer.encode(wellFormed, addSpecialTokens, false).getIds();
     } catch (RuntimeException e) {
       throw new UserException(file + ": cannot encode a text: " + firstLine(e), e);
     }
@@ -95,6 +95,20 @@ public final class Tokenizer implements AutoCloseable {
       }
     }
     return result;
+  }
+
+  /** A library below gives up after ten million steps in a text, and that ends the process. */
+  private void requireShort(String text) {
+    double longest = PatternCost.LONGEST_TEXT / checked.growth();
+    int length = text.length();
+    if (length <= longest && checked.normalizes()) {
+      length = Normalizer.normalize(text, Normalizer.Form.NFKD).length(); // the longest of them
+    }
+    if (length > longest) {
+      throw new UserException(
+          "a text has %,d characters, more than the %,d that the tokenizer is given"
+              .formatted(length, (long) longest));
+    }
   }
 
   /** The text of token ids; incomplete UTF-8 sequences become U+FFFD. */

@@ -6,6 +6,7 @@ import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.regex.Pattern;
 import java.util.regex.PatternSyntaxException;
 import org.meteora.UserException;
@@ -21,13 +22,25 @@ final class TokenizerFile {
   private static final int HIGHEST_ID = 1 << 24;
   private static final int LARGEST_GROWTH = 256;
 
+  /** Normalizers of Unicode's normal forms; BERT's strips accents in one. */
+  private static final Set<String> NORMAL_FORMS =
+      Set.of("NFC", "NFD", "NFKC", "NFKD", "BertNormalizer");
+
   private TokenizerFile() {}
 
   /**
-   * @return the vocabulary's entries by id; null where an id has none
+   * What a file says.
+   *
+   * @param pieces the vocabulary's entries by id; null where an id has none
+   * @param growth times as many characters that its patterns may see as a text has
+   * @param normalizes whether a text is brought into a Unicode normal form before
+   */
+  record Checked(String[] pieces, double growth, boolean normalizes) {}
+
+  /**
    * @throws UserException when it cannot be a tokenizer
    */
-  static String[] check(Path file) {
+  static Checked check(Path file) {
     var json = Jsonl.readFile(file);
     if (!json.isObject() || !json.path("model").isObject()) {
       throw new UserException(file + ": not a tokenizer: there is no \"model\"");
@@ -61,7 +74,10 @@ final class TokenizerFile {
     }
     var table = new String[highest + 1];
     pieces.forEach((id, piece) -> table[id] = piece);
-    return table;
+    var normalizer = json.path("normalizer");
+    double growth = characters(normalizer, false) * characters(json.path("pre_tokenizer"), true);
+    var types = Set.copyOf(normalizer.findValuesAsText("type"));
+    return new Checked(table, growth, NORMAL_FORMS.stream().anyMatch(types::contains));
   }
 
   private static void put(Path file, Map<Integer, String> pieces, JsonNode id, String piece) {
@@ -139,6 +155,28 @@ final class TokenizerFile {
     return part.path("type").asText("").equals("Replace")
         ? result * Math.max(1, bytes(part.path("content")))
         : result;
+  }
+
+  /**
+   * How many times as many characters patterns behind it, or in it, see as it is given.
+   *
+   * @param last whether nothing comes behind it
+   */
+  private static double characters(JsonNode part, boolean last) {
+    double result =
+        switch (part.path("type").asText("")) {
+          case "Replace" -> Math.max(1, part.path("content").asText("").length());
+          case "Lowercase" -> 2;
+          case "BertNormalizer" -> 6; // spaces beside each character, small letters
+          case "ByteLevel" -> last ? 1 : 4;
+          default -> 1;
+        };
+    for (var list : List.of(part.path("normalizers"), part.path("pretokenizers"))) {
+      for (int i = 0; i < list.size(); i++) {
+        result *= characters(list.get(i), last && i == list.size() - 1);
+      }
+    }
+    return result;
   }
 
   private static int bytes(JsonNode text) {

@@ -166,6 +166,37 @@ class BatchingTest {
     }
   }
 
+  /** A session is for the widest of all choices, whichever sequence comes first. */
+  @Test
+  void aSessionIsForTheWidestChoice() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var decoding = Backends.decoding(llama);
+      var widths = new ArrayList<Integer>();
+      var routers = List.of(Router.fixed(1), Router.uniform(5), Router.none());
+      var requests = new ArrayList<Request>();
+      for (var request : requests(4, 3)) {
+        requests.add(
+            request.withRouting(RoutingSettings.DEFAULT.withRouter(routers.get(requests.size()))));
+      }
+      answers(
+          llama,
+          new DecodeSession.Provider() {
+            @Override
+            public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
+              widths.add(context.routing().width());
+              return decoding.begin(sequences, tokens, context);
+            }
+
+            @Override
+            public void close() {}
+          },
+          requests,
+          3);
+      assertThat(widths).containsExactly(5);
+    }
+  }
+
   /** A long prompt is run a piece before each step of the others. */
   @Test
   void noStepWaitsForAWholePrompt() {

@@ -3,14 +3,18 @@ package org.meteora.generate;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import com.fasterxml.jackson.databind.ObjectMapper;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.UserException;
+import org.meteora.io.Jsonl;
 
 /** What the native library must not see, and what must not change on the way to it. */
 class TokenizerTest {
@@ -36,12 +40,41 @@ class TokenizerTest {
   @Test
   void aTextThatMayEndTheProcessIsRefused() {
     try (var tokenizer = Tokenizer.load(TINY)) {
-      org.assertj.core.api.Assertions.assertThatThrownBy(
-              () -> tokenizer.encode(" ".repeat(1_000_001), false))
-          .isInstanceOf(org.meteora.UserException.class)
-          .hasMessage(
-              "a text has 1,000,001 characters, more than the 1,000,000 that a tokenizer is given");
+      refuses(tokenizer, " ".repeat(1_000_001), "1,000,001", "1,000,000");
       assertThat(tokenizer.encode("a ".repeat(1_000), false)).isNotEmpty();
+    }
+  }
+
+  private static void refuses(Tokenizer tokenizer, String text, String length, String longest) {
+    assertThatThrownBy(() -> tokenizer.encode(text, false))
+        .isInstanceOf(UserException.class)
+        .hasMessage(
+            "a text has %s characters, more than the %s that the tokenizer is given"
+                .formatted(length, longest));
+  }
+
+  private Tokenizer tinyWith(String normalizer) throws IOException {
+    var json = (ObjectNode) Jsonl.readFile(TINY.resolve("tokenizer.json"));
+    json.set("normalizer", new ObjectMapper().readTree(normalizer));
+    Files.writeString(folder.resolve("tokenizer.json"), json.toString());
+    return Tokenizer.load(folder);
+  }
+
+  /** What counts is what the patterns see. */
+  @Test
+  void aTextThatNormalizersMakeTooLongIsRefused() throws IOException {
+    var replace =
+        """
+        {"type": "Sequence", "normalizers":
+          [{"type": "Replace", "pattern": {"String": "a"}, "content": "12345678"}]}\
+        """;
+    try (var tokenizer = tinyWith(replace)) {
+      refuses(tokenizer, "a".repeat(125_001), "125,001", "125,000");
+      assertThat(tokenizer.encode("aa", false)).hasSize(16);
+    }
+    try (var tokenizer = tinyWith("{\"type\": \"NFKC\"}")) {
+      refuses(tokenizer, "\ufdfa".repeat(60_000), "1,080,000", "1,000,000"); // 18 letters each
+      assertThat(tokenizer.encode("\ufdfa".repeat(10), false)).isNotEmpty();
     }
   }
 
@@ -56,11 +89,11 @@ class TokenizerTest {
   /** Every one of these is a token of some real vocabulary; none is a part of the file. */
   @Test
   void wordsOfTheVocabularyAreNoPartsOfTheFile() throws IOException {
-    var json = org.meteora.io.Jsonl.readFile(TINY.resolve("tokenizer.json"));
-    var vocab = (com.fasterxml.jackson.databind.node.ObjectNode) json.at("/model/vocab");
+    var json = Jsonl.readFile(TINY.resolve("tokenizer.json"));
+    var vocab = (ObjectNode) json.at("/model/vocab");
     int id = 1000;
     for (var word :
-        java.util.List.of(
+        List.of(
             "single",
             "pair",
             "special_tokens",
@@ -109,8 +142,8 @@ class TokenizerTest {
       })
   void whatIsNoTokenizerIsRefusedBeforeTheNativeParser(String key, String value)
       throws IOException {
-    var json = org.meteora.io.Jsonl.readFile(TINY.resolve("tokenizer.json"));
-    var changed = ((com.fasterxml.jackson.databind.node.ObjectNode) json).put(key, "VALUE");
+    var json = Jsonl.readFile(TINY.resolve("tokenizer.json"));
+    var changed = ((ObjectNode) json).put(key, "VALUE");
     Files.writeString(
         folder.resolve("tokenizer.json"),
         changed

@@ -749,8 +749,7 @@ class RoutersTest {
             .isEqualTo(
                 n == 8
                     ? Optional.empty()
-                    : Optional.of(
-                        "the router uniform lets 9 adapters act on a token, and kernels take 8"));
+                    : Optional.of("9 adapters act on a token, and kernels take 8"));
       }
     }
   }

@@ -124,8 +124,7 @@ public final class CudaDecoder implements AutoCloseable {
     int width = context.routing().width();
     if (given && width > Kernels.MAX_TOP_K && any(model, bank -> bank.size() > Kernels.MAX_TOP_K)) {
       return Optional.of(
-          "the router %s lets %d adapters act on a token, and kernels take %d"
-              .formatted(router.name(), width, Kernels.MAX_TOP_K));
+          "%d adapters act on a token, and kernels take %d".formatted(width, Kernels.MAX_TOP_K));
     }
     boolean gates = router instanceof Router.Gates;
     boolean scores = router instanceof Router.Scoring || given;

@@ -21,6 +21,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.locks.ReentrantReadWriteLock;
 import org.meteora.UserException;
 import org.meteora.foreign.Functions;
 import org.meteora.io.AtomicFiles;
@@ -45,10 +46,18 @@ public final class Nvrtc {
   private static final List<String> NAMES =
       List.of("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so");
 
+  /** The code for an option that the compiler does not know. */
+  private static final int INVALID_OPTION = 5;
+
+  /** Held for reading while the compiler is at work. */
+  private static final ReentrantReadWriteLock WORKING = new ReentrantReadWriteLock();
+
   private final SymbolLookup library;
   private final String version;
 
   private Nvrtc() {
+    // the process ends when the compiler is not at work: its library would be torn down under it
+    Runtime.getRuntime().addShutdownHook(new Thread(WORKING.writeLock()::lock));
     this.library = find();
     try (var arena = Arena.ofConfined()) {
       var both = arena.allocate(8, 8);
@@ -197,6 +206,7 @@ public final class Nvrtc {
   }
 
   private byte[] compile(Source source, List<String> options, boolean machineCode) {
+    WORKING.readLock().lock();
     try (var arena = Arena.ofConfined()) {
       var out = arena.allocate(8, 8);
       call(
@@ -210,8 +220,12 @@ public final class Nvrtc {
           strings(arena, source.headers().keySet()));
       var program = out.get(JAVA_LONG, 0);
       try {
-        var texts = strings(arena, options);
-        var code = invoke("nvrtcCompileProgram", "PIP", program, options.size(), texts);
+        var threaded = new ArrayList<>(options);
+        threaded.add("--split-compile=0"); // by all processors
+        var code = compile(arena, program, threaded);
+        if (code == INVALID_OPTION) {
+          code = compile(arena, program, options);
+        }
         if (code != 0) {
           call("nvrtcGetProgramLogSize", "PP", program, out.address());
           var log = arena.allocate(out.get(JAVA_LONG, 0), 1);
@@ -229,7 +243,13 @@ public final class Nvrtc {
         out.set(JAVA_LONG, 0, program);
         call("nvrtcDestroyProgram", "P", out.address());
       }
+    } finally {
+      WORKING.readLock().unlock();
     }
+  }
+
+  private int compile(Arena arena, long program, List<String> options) {
+    return invoke("nvrtcCompileProgram", "PIP", program, options.size(), strings(arena, options));
   }
 
   /** The address of an array of C strings. */

@@ -7,7 +7,6 @@ import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionException;
 import java.util.concurrent.ConcurrentHashMap;
@@ -133,18 +132,6 @@ public final class Kernels {
         Executors.newFixedThreadPool(
             Math.clamp(Runtime.getRuntime().availableProcessors() / 2, 1, 8),
             Thread.ofPlatform().daemon().name("compiling kernels").factory());
-    static volatile boolean stopping;
-
-    static {
-      // the process cannot end while the compiler is at work: its library would be torn down
-      Runtime.getRuntime()
-          .addShutdownHook(
-              new Thread(
-                  () -> {
-                    stopping = true;
-                    WORKER.close();
-                  }));
-    }
 
     private Ahead() {}
   }
@@ -176,14 +163,7 @@ public final class Kernels {
     AHEAD.computeIfAbsent(
         new Target(capability, constants),
         target ->
-            CompletableFuture.supplyAsync(
-                () -> {
-                  if (Ahead.stopping) {
-                    throw new CancellationException();
-                  }
-                  return compile(capability, constants);
-                },
-                Ahead.WORKER));
+            CompletableFuture.supplyAsync(() -> compile(capability, constants), Ahead.WORKER));
   }
 
   /** The machine code, compiled ahead or now. */
@@ -192,7 +172,7 @@ public final class Kernels {
     if (ahead != null) {
       try {
         return ahead.join();
-      } catch (CompletionException | CancellationException e) {
+      } catch (CompletionException e) {
         // once more, so that the error has a caller
       }
     }
