@@ -197,9 +197,9 @@ final class CudaTraining implements LlamaTraining {
               region, device, llama.config(), dtype, layers, tokens, positions(), drops);
       inputs = new long[layers.size() + 1];
       if (gradients) {
-        long before = region.take(wide);
-        for (int i = 0; i < inputs.length; i++) {
-          inputs[i] = i < first ? before : region.take(wide);
+        for (int i = inputs.length - 1; i >= 0; i--) {
+          boolean shared = i < first || i == 0 && embedsAgain();
+          inputs[i] = shared ? inputs[i + 1] : region.take(wide);
         }
       } else {
         long[] both = {region.take(wide), region.take(wide)};
@@ -207,7 +207,7 @@ final class CudaTraining implements LlamaTraining {
           inputs[i] = both[i % 2];
         }
       }
-      slope = gradients ? region.take(wide) : 0;
+      slope = inputs[layers.size()]; // nobody needs the result once there is its gradient
       int vocab = llama.config().vocabSize();
       int most = (int) Math.clamp(LOGITS_AT_ONCE / vocab / 128 * 128, 128, 8192);
       chunk = Math.min(labelled, most);
@@ -543,14 +543,7 @@ final class CudaTraining implements LlamaTraining {
       TrainingLayer.Kept[] kept,
       TrainingLayer.Attended[] attended) {
     llama.frozen().use(FrozenWeights.EMBEDDING, 0);
-    pass.kernels()
-        .rows(
-            plan.tokens,
-            llama.config().hiddenSize(),
-            Ops.dataPointer(llama.embedding()),
-            plan.inputs[0],
-            plan.at.ids(),
-            false);
+    embed(pass, plan);
     for (int i = 0; i < layers.size(); i++) {
       // what lies before the first adapter needs no gradient, and its input is not kept
       long output = plan.inputs[i + 1];
@@ -572,6 +565,25 @@ final class CudaTraining implements LlamaTraining {
         each.close();
       }
     }
+  }
+
+  private void embed(TrainingLayer.Pass pass, Plan plan) {
+    pass.kernels()
+        .rows(
+            plan.tokens,
+            llama.config().hiddenSize(),
+            Ops.dataPointer(llama.embedding()),
+            plan.inputs[0],
+            plan.at.ids(),
+            false);
+  }
+
+  /**
+   * Whether the first layer's input is written over by its result, and made once more for its
+   * backward pass, when the second layer's input is no longer needed.
+   */
+  private boolean embedsAgain() {
+    return first == 0 && layers.size() > 1 && llama.frozen().isResident();
   }
 
   /** Where a layer's activations are that are computed again, or not kept. */
@@ -635,6 +647,10 @@ final class CudaTraining implements LlamaTraining {
       llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.NONE);
       var layer = layers.get(i);
       var here = kept[i];
+      if (i == 0 && embedsAgain()) {
+        watching.between();
+        embed(silent, plan);
+      }
       if (here == null) {
         watching.phase(Watching.Phase.AGAIN);
         here = again(plan, i);

@@ -156,7 +156,8 @@ final class TrainingLayer {
    * Forward.
    *
    * @param x {@code (tokens, hidden)}
-   * @param output as x; written; 0: not wanted, and only what the backward pass needs is computed
+   * @param output as x, and may be x; written; 0: not wanted, and only what the backward pass needs
+   *     is computed
    * @param record whether attention is to be recorded
    */
   Attended forward(
@@ -210,9 +211,9 @@ final class TrainingLayer {
     kernels.silu(
         tokens, shape.intermediateSize(), kept.gate(), kept.up(), s.inner(), dropped, dropout);
     if (output != 0) {
-      project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, s.sum());
+      project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, s.normed());
       watch.between();
-      kernels.add((long) tokens * shape.hiddenSize(), kept.h(), s.sum(), output);
+      kernels.add((long) tokens * shape.hiddenSize(), kept.h(), s.normed(), output);
     } else {
       watch.adapters(true);
       group(Projection.Input.MLP_INNER)

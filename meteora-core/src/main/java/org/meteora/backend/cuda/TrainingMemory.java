@@ -2,6 +2,7 @@ package org.meteora.backend.cuda;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.Arrays;
 import java.util.List;
 import org.meteora.model.Architecture;
 import org.meteora.tensor.Dtype;
@@ -39,15 +40,29 @@ final class TrainingMemory {
     }
   }
 
+  /** Sizes in bytes of what lies together. */
+  private record Parts(long... sizes) {
+    long[] from(long start) {
+      var region = new Region(start);
+      return Arrays.stream(sizes).map(region::take).toArray();
+    }
+
+    long size() {
+      var region = new Region(0);
+      Arrays.stream(sizes).forEach(region::take);
+      return region.taken();
+    }
+  }
+
   /**
-   * What serves one layer after another.
+   * What serves one layer after another. What is never there at once shares memory.
    *
-   * @param normed {@code (tokens, hidden)}, and of the size of heads
-   * @param dropped as {@code normed}
-   * @param wide as {@code normed}
-   * @param sum {@code (tokens, hidden)}
-   * @param inner {@code (tokens, intermediate)}
-   * @param droppedInner as {@code inner}
+   * @param normed {@code (tokens, hidden)}, and of the size of heads; in {@code droppedInner}
+   * @param dropped as {@code normed}; in {@code droppedInner}
+   * @param wide as {@code normed}; in {@code inner}, like all that follows up to {@code inner}
+   * @param sum {@code (tokens, hidden)}, of attention and what is projected of it
+   * @param inner {@code (tokens, intermediate)}; attention comes when the MLP's is not there
+   * @param droppedInner as {@code inner}; the MLP's input is used up when it comes
    * @param padded attention's rows of heads, if rows are padded
    * @param q tokens' heads, if rows are padded; k and v likewise
    */
@@ -89,18 +104,31 @@ final class TrainingMemory {
         }
       }
       boolean padded = positions != tokens;
+      var inputs = new Parts(wide, drops ? wide : 0);
+      var attention =
+          new Parts(
+              wide,
+              tokens * shape.hiddenSize() * bytes,
+              padded ? positions * heads * bytes : 0,
+              padded ? tokens * heads * bytes : 0,
+              padded ? tokens * keyValueHeads * bytes : 0,
+              padded ? tokens * keyValueHeads * bytes : 0);
+      long atInner = region.take(Math.max(inner, attention.size()));
+      long atDropped = region.take(Math.max(drops ? inner : 0, inputs.size()));
+      var in = inputs.from(atDropped);
+      var of = attention.from(atInner);
       return new Scratch(
           device,
-          region.take(wide),
-          region.take(drops ? wide : 0),
-          region.take(wide),
-          region.take(tokens * shape.hiddenSize() * bytes),
-          region.take(inner),
-          region.take(drops ? inner : 0),
-          region.take(padded ? positions * heads * bytes : 0),
-          region.take(padded ? tokens * heads * bytes : 0),
-          region.take(padded ? tokens * keyValueHeads * bytes : 0),
-          region.take(padded ? tokens * keyValueHeads * bytes : 0),
+          in[0],
+          in[1],
+          of[0],
+          of[1],
+          atInner,
+          atDropped,
+          of[2],
+          of[3],
+          of[4],
+          of[5],
           new TrainingGroup.Scratch(
               region.take(tokens * c),
               region.take(tokens * c),
