@@ -81,11 +81,16 @@ final class TorchSearch {
       return folder;
     }
     try {
+      // DJL moves what it fetched to this place, and does so in silence when something is there
+      makeWay(folder);
       var result = Class.forName(LibUtils.class.getName() + "$LibTorch");
       MethodHandles.privateLookupIn(LibUtils.class, MethodHandles.lookup())
           .findStatic(
               LibUtils.class, "downloadPyTorch", MethodType.methodType(result, Platform.class))
           .invoke(platform);
+      if (!Files.exists(folder.resolve("libtorch.so"))) {
+        throw new IOException(folder + " is in the way, or what was fetched has no libtorch.so");
+      }
       return folder;
     } catch (Throwable e) {
       var root = e;
@@ -102,6 +107,20 @@ final class TorchSearch {
                   root.getClass().getSimpleName(),
                   root.getMessage()),
           e);
+    }
+  }
+
+  /** Runs with another build have left DJL's library for Java there, which is unpacked anew. */
+  static void makeWay(Path folder) throws IOException {
+    if (Files.isDirectory(folder)) {
+      for (var file : list(folder)) {
+        if (file.getFileName().toString().endsWith("libdjl_torch.so")) {
+          Files.delete(file);
+        }
+      }
+      if (list(folder).isEmpty()) {
+        Files.delete(folder);
+      }
     }
   }
 

@@ -27,6 +27,20 @@ class LibTorchTest {
     Files.write(file, elf.array());
   }
 
+  /** DJL's library for Java, left by runs with another build, does not keep DJL from its own. */
+  @Test
+  void whatIsFetchedFindsItsPlaceFree() throws IOException {
+    var folder = Files.createDirectory(home.resolve("2.7.1-cu128-linux-x86_64"));
+    TorchSearch.makeWay(home.resolve("none"));
+    Files.writeString(folder.resolve("0.36.0-libdjl_torch.so"), "");
+    TorchSearch.makeWay(folder);
+    assertThat(folder).doesNotExist();
+    Files.createDirectory(folder);
+    Files.writeString(folder.resolve("somebody's"), "");
+    TorchSearch.makeWay(folder);
+    assertThat(folder).isNotEmptyDirectory();
+  }
+
   private Path wheel(String prefix, String version, String cuda) throws IOException {
     var torch = home.resolve(prefix).resolve("lib/python3.12/site-packages/torch");
     Files.createDirectories(torch.resolve("lib"));

@@ -23,10 +23,7 @@ import org.meteora.tensor.Dtype;
  * where libtorch's BLAS cannot be called, by tensor operations.
  */
 public final class CpuBackend implements Backend {
-  /**
-   * From this many tokens on, looping over adapters beats gathering their rows (rank 8, k 2; see
-   * docs/performance.md).
-   */
+  /** From this many tokens on, looping over adapters beats gathering their rows (rank 8, k 2). */
   private static final int LOOP_FROM_TOKENS = 16;
 
   private final boolean inJava;

@@ -18,8 +18,8 @@ import org.meteora.data.config.Nearest;
 import org.meteora.data.tasks.Task.Prompt;
 
 /**
- * The catalogue of tasks: source, prompt, normaliser and metrics of each. A task is added here and
- * nowhere else.
+ * The catalogue of tasks: source, prompt, normaliser and metrics of each. A task is added here, and
+ * in no other code but tests.
  *
  * <p>A metric's key is the name of its class in lower case: {@code exact_accuracy} is {@code
  * ExactAccuracy}.
