@@ -2,6 +2,7 @@ package org.meteora.train;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Comparator;
 import java.util.List;
 import java.util.OptionalInt;
 import java.util.function.BooleanSupplier;
@@ -190,7 +191,10 @@ final class Together {
     return interrupted;
   }
 
-  private void computeAll(List<Integer> ready) {
+  private void computeAll(List<Integer> all) {
+    // rows of like length: less padding, and fewer passes
+    var ready =
+        all.stream().sorted(Comparator.comparingInt(i -> waiting[i].batch.length())).toList();
     try {
       for (int from = 0; from < ready.size(); ) {
         int to = from + 1;

@@ -20,7 +20,7 @@ import org.slf4j.LoggerFactory;
 
 /**
  * Draws {@code loss.png} and {@code gate-accuracy.png} from {@code metrics.jsonl}, at every
- * evaluation and at the end of a run that was not stopped: a JVM that shuts down cannot draw.
+ * evaluation after the first step and at the end of a run that was not stopped: a JVM that shuts down cannot draw.
  */
 public final class Curves implements TrainingListener {
   static {
@@ -33,6 +33,7 @@ public final class Curves implements TrainingListener {
   private final Path metrics;
   private final Path folder;
   private final BooleanSupplier stop;
+  private boolean drawn;
 
   /**
    * @param metrics the file that {@link MetricsFile} writes; that listener comes first
@@ -46,13 +47,22 @@ public final class Curves implements TrainingListener {
   }
 
   @Override
+  public void onStep(StepReport report) {
+    drawn = false;
+  }
+
+  @Override
   public void onEvaluation(long step, Evaluation evaluation) {
-    draw();
+    if (step > 0) { // a point is no curve
+      draw();
+    }
   }
 
   @Override
   public void onEnd() {
-    draw();
+    if (!drawn) {
+      draw();
+    }
   }
 
   private record Line(List<Double> x, List<Double> y) {
@@ -65,6 +75,7 @@ public final class Curves implements TrainingListener {
     if (stop.getAsBoolean()) {
       return;
     }
+    drawn = true;
     try {
       Map<String, Line> losses = new LinkedHashMap<>();
       Map<String, Line> accuracies = new LinkedHashMap<>();
