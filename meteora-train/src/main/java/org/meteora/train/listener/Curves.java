@@ -20,7 +20,8 @@ import org.slf4j.LoggerFactory;
 
 /**
  * Draws {@code loss.png} and {@code gate-accuracy.png} from {@code metrics.jsonl}, at every
- * evaluation after the first step and at the end of a run that was not stopped: a JVM that shuts down cannot draw.
+ * evaluation after the first step and at the end of a run that was not stopped: a JVM that shuts
+ * down cannot draw.
  */
 public final class Curves implements TrainingListener {
   static {
