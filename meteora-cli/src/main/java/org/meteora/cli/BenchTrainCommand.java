@@ -2,6 +2,7 @@ package org.meteora.cli;
 
 import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -15,6 +16,7 @@ import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining;
 import org.meteora.model.LlamaTraining.Part;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
@@ -54,6 +56,7 @@ import picocli.CommandLine.Option;
       "Examples:",
       "  meteora bench train --preset 100m --tokens 512 --repeat 5",
       "  meteora bench train --device cuda --preset llama3-8b --batch 4 --tokens 4096",
+      "  meteora bench train --device cuda --preset llama3-8b --lengths 57,211,480,1303",
       "  meteora bench train --preset llama3-8b --batch 4 --tokens 2048 --processes 2",
       "  meteora bench train --preset llama3-70b --batch 4 --tokens 2048 --processes 8 --shard-base"
     })
@@ -82,6 +85,15 @@ final class BenchTrainCommand implements Callable<Integer> {
   private int tokens;
 
   @Option(
+      names = "--lengths",
+      paramLabel = "N",
+      split = ",",
+      description =
+          "Tokens of sequences of unequal length, instead of --batch and --tokens. On a GPU: steps"
+              + " of these, and of the same with every row as long as the longest.")
+  private List<Integer> lengths = List.of();
+
+  @Option(
       names = "--dropout",
       paramLabel = "X",
       defaultValue = "0.1",
@@ -97,10 +109,17 @@ final class BenchTrainCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     var config = options.config();
+    if (!lengths.isEmpty()) {
+      if (layer || !options.onGpu()) {
+        throw new UserException("--lengths measures whole steps on a GPU");
+      }
+      batch = lengths.size();
+      tokens = Collections.max(lengths);
+    }
     var samples = batch(config);
     return processes.run(
         options.deviceName(),
-        List.of("%s %d × %d".formatted(config.raw(), batch, tokens)),
+        List.of("%s %d × %d %s".formatted(config.raw(), batch, tokens, lengths)),
         (all, device) -> {
           boolean shared = shardBase.sharers(all).size() > 1;
           if (all.size() == 1) {
@@ -200,8 +219,16 @@ final class BenchTrainCommand implements Callable<Integer> {
           first = first == 0 ? ms : first;
           options.report("step, " + name, ms, first, tokenCount());
           options.reportMemory("memory, " + name, options.usedBytes());
+          if (!lengths.isEmpty()) {
+            var padded = padded(config);
+            options.report(
+                "  rows as long as the longest",
+                options.median(() -> step(learner, padded, parameters, optimizer)),
+                first,
+                tokenCount());
+          }
           var own = learner.ownPasses();
-          if (own.isPresent()) {
+          if (own.isPresent() && lengths.isEmpty()) {
             try (var marks = new BenchTrainParts.Marks(cuda)) {
               own.get().watch(marks);
               var steps = new ArrayList<Map<Part, Double>>();
@@ -214,8 +241,8 @@ final class BenchTrainCommand implements Callable<Integer> {
               System.out.printf("  %d of %d layers recomputed%n", again, config.numHiddenLayers());
               parts.print(BenchTrainParts.medians(steps), again, ms);
             }
-            own.get().close();
           }
+          own.ifPresent(LlamaTraining::close);
         }
         double size = parameters.size();
         options.report(
@@ -241,7 +268,9 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   private double tokenCount() {
-    return (double) batch * tokens;
+    return lengths.isEmpty()
+        ? (double) batch * tokens
+        : lengths.stream().mapToInt(Integer::intValue).sum();
   }
 
   private void compare(String what, Llama base, Batch samples, Runnable step) {
@@ -255,22 +284,36 @@ final class BenchTrainCommand implements Callable<Integer> {
     if (batch < 1 || tokens < 2) {
       throw new UserException("--batch must be at least 1 and --tokens at least 2");
     }
+    if (lengths.stream().anyMatch(length -> length < 2)) {
+      throw new UserException("--lengths must each be at least 2");
+    }
     if (!(dropout >= 0 && dropout < 1)) {
       throw new UserException("--dropout must be at least 0 and less than 1, it is " + dropout);
     }
     return new Batch(
         IntStream.range(0, batch)
-            .mapToObj(
-                row ->
-                    new TrainingSample(
-                        "random:" + row,
-                        IntStream.range(0, tokens)
-                            .map(t -> (int) ((t * 7919L + row + 13) % config.vocabSize()))
-                            .toArray(),
-                        0,
-                        row % options.adapters))
+            .mapToObj(row -> sample(config, row, lengths.isEmpty() ? tokens : lengths.get(row), 0))
             .toList(),
         false);
+  }
+
+  /** The same with every row as long as the longest, and no more labels. */
+  private Batch padded(Architecture config) {
+    return new Batch(
+        IntStream.range(0, batch)
+            .mapToObj(row -> sample(config, row, tokens, tokens - lengths.get(row) + 1))
+            .toList(),
+        true);
+  }
+
+  private TrainingSample sample(Architecture config, int row, int length, int promptTokens) {
+    return new TrainingSample(
+        "random:" + row,
+        IntStream.range(0, length)
+            .map(t -> (int) ((t * 7919L + row + 13) % config.vocabSize()))
+            .toArray(),
+        promptTokens,
+        row % options.adapters);
   }
 
   static Map<String, NDArray> parameters(Llama model) {
