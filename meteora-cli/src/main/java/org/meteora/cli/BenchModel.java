@@ -161,6 +161,15 @@ final class BenchModel {
     }
   }
 
+  /** Says what part one figure is of another. */
+  void reportShare(String what, double share) {
+    if (json.isGiven()) {
+      System.out.println(Jsonl.JSON.createObjectNode().put("what", what).put("share", share));
+    } else {
+      System.out.printf("%-36s %8.1f %%%n", what, 100 * share);
+    }
+  }
+
   /** How many different adapters some tokens choose, if they choose at random. */
   double touched(double tokens) {
     double share = Math.min(1, (double) topK() / adapters);

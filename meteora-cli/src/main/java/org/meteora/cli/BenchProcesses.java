@@ -2,16 +2,20 @@ package org.meteora.cli;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.Map;
+import java.util.Optional;
 import java.util.function.IntConsumer;
 import org.meteora.TooLittleMemory;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.model.Architecture;
 import org.meteora.model.FrozenWeights;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
@@ -26,8 +30,9 @@ import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
 
 /**
- * A training step of one process, then that of all, each on a batch of the same size: weak scaling.
- * All processes make the same number of steps.
+ * A training step of one process, of every process by itself at the same time, then that of all
+ * together, each on a batch of the same size: weak scaling. All processes make the same number of
+ * steps.
  */
 final class BenchProcesses {
   private static final int WARM_UP = 3;
@@ -63,9 +68,6 @@ final class BenchProcesses {
      */
     Model(Collective sharers) {
       var backend = Backends.of(manager, options.dtype());
-      if (sharers.size() == 1) {
-        options.need(options.config(), options.adapters).require(backend);
-      }
       var random = RandomLlama.weights(manager, options.dtype());
       LlamaFactory.Weights weights =
           sharers.size() == 1
@@ -151,20 +153,91 @@ final class BenchProcesses {
   }
 
   /**
+   * What a process needs, at the least.
+   *
+   * @param sharers among how many the base model is shared
+   * @param processes among how many the optimizer is shared
+   */
+  private MemoryNeed need(int sharers, int processes) {
+    var config = options.config();
+    long bytes = options.dtype().bytes();
+    long trained = MemoryNeed.adapterParameters(config, options.adapters, options.rank);
+    long base = bytes * MemoryNeed.parameters(config);
+    return MemoryNeed.NONE
+        .and("weights", base / sharers)
+        .and("gathered weights", sharers > 1 ? bytes * gathered(config) : 0)
+        .and("adapters", bytes * trained)
+        .and("gradients", Float.BYTES * trained)
+        .and("the optimizer", 3 * Float.BYTES * trained / processes)
+        .and(
+            "activations of %,d x %,d tokens".formatted(batch.rows(), batch.length()),
+            MemoryNeed.activationBytes(
+                config, options.dtype(), config.numHiddenLayers(), batch.tokens(), true));
+  }
+
+  /** Numbers that are whole at once of a shared base: two layers, and the embedding or the head. */
+  private static long gathered(Architecture config) {
+    long table = (long) config.vocabSize() * config.hiddenSize();
+    long layers = MemoryNeed.parameters(config) - (config.tieWordEmbeddings() ? 1 : 2) * table;
+    return table + layers / config.numHiddenLayers() * 2;
+  }
+
+  /** What one of the processes lacks for a need, said by the first that lacks it. */
+  private Optional<String> lacking(MemoryNeed need) {
+    try (var manager = Devices.newManager(Devices.parse(device))) {
+      var mine = need.lacking(Backends.of(manager, options.dtype())).orElse("");
+      var lacks =
+          all.gather(mine.getBytes(StandardCharsets.UTF_8)).stream()
+              .map(each -> new String(each, StandardCharsets.UTF_8))
+              .filter(each -> !each.isEmpty())
+              .findFirst()
+              .orElse("");
+      var said = all.broadcast(lacks.getBytes(StandardCharsets.UTF_8));
+      return Optional.of(new String(said, StandardCharsets.UTF_8)).filter(it -> !it.isEmpty());
+    }
+  }
+
+  /**
+   * Milliseconds of a step of processes that do not communicate.
+   *
+   * @param first of the first one, while the others wait
+   * @param each of every one, all at the same time
+   */
+  private record Alone(double first, double[] each) {
+    double slowest() {
+      return Arrays.stream(each).max().orElseThrow();
+    }
+
+    /** How many steps of the first one they make by themselves while it makes one. */
+    double together() {
+      return Arrays.stream(each).map(ms -> first / ms).sum();
+    }
+  }
+
+  /**
    * @param shardBase the processes share the base model; a process by itself has it whole
    */
   void run(boolean shardBase) {
-    // the first process by itself; the others wait
-    double alone = all.rank() == 0 ? alone() : 0;
-    alone = all.sum(new double[] {alone})[0];
+    lacking(need(shardBase ? all.size() : 1, all.size()))
+        .ifPresent(
+            lack -> {
+              throw new TooLittleMemory(lack);
+            });
     double tokens = batch.tokens();
-    if (alone > 0) {
-      options.report("one process", alone, alone, tokens);
-    }
+    var lack = lacking(need(1, 1));
+    lack.ifPresent(why -> System.out.println("processes by themselves are not measured: " + why));
+    var alone = lack.isPresent() ? Optional.<Alone>empty() : Optional.of(alone());
+    alone.ifPresent(
+        it -> {
+          double mean = Arrays.stream(it.each).average().orElseThrow();
+          options.report("one process", it.first, it.first, tokens);
+          options.report("each by itself, the mean", mean, it.first, tokens);
+          options.report("each by itself, the slowest", it.slowest(), it.first, tokens);
+        });
     try (var model = new Model(shardBase ? all : Collective.single());
         var parameters = new FlatParameters(model.manager, model.tensors, all)) {
       double step = model.steps(parameters, all);
-      double scale = alone > 0 ? alone : step;
+      double scale = alone.map(Alone::first).orElse(step);
       var name = all.size() + " processes" + (shardBase ? ", base shared" : "");
       options.report(name, step, scale, tokens * all.size());
       reportMemory("memory, the fullest process", false);
@@ -183,21 +256,26 @@ final class BenchProcesses {
         double gathering = model.median(model::gather);
         options.report("gathering layers alone", gathering, step, tokens * all.size());
       }
-      if (alone > 0) {
-        System.out.printf("weak scaling %.1f %%%n", 100 * alone / step);
-      }
+      alone.ifPresent(
+          it -> {
+            options.reportShare("of the step beyond the slowest's own", 1 - it.slowest() / step);
+            options.reportShare("weak scaling", it.first / step);
+            options.reportShare(
+                "of what all do by themselves", all.size() * it.first / step / it.together());
+          });
       reportMemory("of it not libtorch's reserve", true);
     }
   }
 
-  /** Milliseconds of a step of one process; 0 where the model does not fit into it. */
-  private double alone() {
+  /** Steps of processes by themselves. */
+  private Alone alone() {
     try (var model = new Model(Collective.single());
         var parameters = new FlatParameters(model.manager, model.tensors)) {
-      return model.steps(parameters, Collective.single());
-    } catch (TooLittleMemory e) {
-      System.out.println("one process: " + e.getMessage());
-      return 0;
+      double first = all.rank() == 0 ? model.steps(parameters, Collective.single()) : 0;
+      first = all.sum(new double[] {first})[0]; // the others wait
+      var each = new double[all.size()];
+      each[all.rank()] = model.steps(parameters, Collective.single());
+      return new Alone(first, all.sum(each));
     }
   }
 

@@ -49,8 +49,11 @@ import picocli.CommandLine.Option;
             + " recorded by libtorch. With --layer: one decoder layer, forward and backward, over"
             + " the frozen layer alone (gradient to its input only), and how near each comes to its"
             + " multiplications at the rate of a large product. With --processes, or started by"
-            + " torchrun, mpirun or srun: a step of one process and of all, layers recomputed, each"
-            + " process with a batch of its own.",
+            + " torchrun, mpirun or srun: a step of the first process while the others wait, of"
+            + " every process by itself at the same time (cards differ, and all wait for the"
+            + " slowest), and of all together, layers recomputed, each process with a batch of its"
+            + " own; the part of a step beyond what the slowest does by itself, and the speed of"
+            + " all over that of so many first ones and over the sum of theirs.",
     footer = {
       "",
       "Examples:",
@@ -124,6 +127,9 @@ final class BenchTrainCommand implements Callable<Integer> {
           boolean shared = shardBase.sharers(all).size() > 1;
           if (all.size() == 1) {
             return alone(config, samples);
+          }
+          if (layer) {
+            throw new UserException("--layer is the work of one process");
           }
           new BenchProcesses(options, all, device, dropout, samples).run(shared);
           return 0;

@@ -15,6 +15,14 @@ public interface AnswerListener {
    */
   record Load(int waiting, int running, long columns, long prefixTokens) {}
 
+  /**
+   * Whether a request for which there is room is still to be run: another process may have it.
+   * Asked in the order of the list, perhaps again; nothing comes of one that is not to be run.
+   */
+  default boolean wants(int request) {
+    return true;
+  }
+
   /** A new token, never EOS. */
   default void onToken(int request, int token) {}
 

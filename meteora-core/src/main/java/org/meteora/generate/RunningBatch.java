@@ -84,7 +84,8 @@ final class RunningBatch implements AutoCloseable {
                 Math.min(this.maxSequences, session.sequences()),
                 session.kvCapacity(),
                 KvCache.BLOCK,
-                JOINING_TOKENS));
+                JOINING_TOKENS),
+            which -> listener.wants(sequences.get(which).request));
     for (int i = 0; i < sequences.size(); i++) {
       scheduler.add(i, sequences.get(i).length(), prefixes.sharedBy(i));
     }

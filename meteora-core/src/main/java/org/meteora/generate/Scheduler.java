@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.IntPredicate;
 
 /**
  * Decides which sequences run: those that came first are admitted as soon as there is memory, and
@@ -34,6 +35,7 @@ final class Scheduler {
    */
   record Plan(List<Integer> preempted, List<Integer> admitted, List<Integer> rejected) {}
 
+  private final IntPredicate wanted;
   private Limits limits;
   private int maxRunning;
   private final ArrayDeque<Integer> waiting = new ArrayDeque<>();
@@ -42,7 +44,16 @@ final class Scheduler {
   private final Map<Integer, Integer> known = new HashMap<>();
 
   Scheduler(Limits limits) {
+    this(limits, sequence -> true);
+  }
+
+  /**
+   * @param wanted whether a sequence for which there is a place is still to be run; one that is not
+   *     is dropped
+   */
+  Scheduler(Limits limits, IntPredicate wanted) {
     this.limits = limits;
+    this.wanted = wanted;
     this.maxRunning = limits.sequences;
   }
 
@@ -135,6 +146,11 @@ final class Scheduler {
     int longest = longest();
     while (!waiting.isEmpty() && running.size() < maxRunning) {
       int first = waiting.getFirst();
+      if (!wanted.test(first)) {
+        waiting.removeFirst();
+        tokens.remove(first);
+        continue;
+      }
       int its = tokens.get(first);
       if (columns(1, its) > limits.kvCapacity) {
         waiting.removeFirst();

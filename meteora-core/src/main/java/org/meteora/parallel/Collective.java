@@ -4,8 +4,8 @@ import ai.djl.ndarray.NDArray;
 import java.util.List;
 
 /**
- * What crosses processes. Every process calls the same methods in the same order, from one thread.
- * With one process ({@link #single}) nothing happens.
+ * What crosses processes. Every process calls the same methods in the same order, from one thread,
+ * unless a method says otherwise. With one process ({@link #single}) nothing happens.
  *
  * <p>Tensors are row-major and whole; on a GPU a call queues its work on libtorch's current stream
  * and returns, on the CPU it returns when the work is done. Numbers and bytes are there when the
@@ -74,6 +74,24 @@ public interface Collective extends AutoCloseable {
 
   /** The first process's bytes, at all. */
   byte[] broadcast(byte[] ofFirst);
+
+  /**
+   * In the first process: {@link #nextNumber} begins from 0 again. All others must have what they
+   * wanted of the numbers before, and hear of it, such as by {@link #broadcast(byte[])}.
+   */
+  void restartNumbers();
+
+  /**
+   * A number that no other process is given, in order: whose turn it is. Unlike all else this is
+   * called by a process for itself.
+   */
+  long nextNumber();
+
+  /** Tells the first process something, which sees it when it looks; no other waits for it. */
+  void tell(byte[] something);
+
+  /** In the first process: what it has been told since it looked last, without waiting. */
+  List<byte[]> told();
 
   /** Returns when every process has called it. */
   default void barrier() {

@@ -7,6 +7,7 @@ import java.io.DataOutputStream;
 import java.io.IOException;
 import java.net.Socket;
 import java.net.SocketTimeoutException;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -16,6 +17,7 @@ import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.function.Consumer;
 import org.meteora.UserException;
@@ -44,7 +46,11 @@ public final class Control implements AutoCloseable {
     HEARTBEAT,
     FAILED,
     BYE,
-    GIVEN_UP
+    GIVEN_UP,
+    /** Asks the first process for a number, or is its answer. */
+    NEXT,
+    /** For the first process, whenever it looks. */
+    TOLD
   }
 
   private final int rank;
@@ -53,6 +59,11 @@ public final class Control implements AutoCloseable {
 
   /** By rank; the first process has all others, every other the first. */
   private final List<Peer> peers = new CopyOnWriteArrayList<>();
+
+  /** In the first process: the next number, and what it has been told. */
+  private final AtomicLong next = new AtomicLong();
+
+  private final BlockingQueue<byte[]> told = new LinkedBlockingQueue<>();
 
   private volatile boolean closing;
 
@@ -77,6 +88,7 @@ public final class Control implements AutoCloseable {
     private final DataOutputStream out;
     private final ReentrantLock sending = new ReentrantLock();
     private final BlockingQueue<byte[]> received = new LinkedBlockingQueue<>();
+    private final BlockingQueue<byte[]> numbers = new LinkedBlockingQueue<>();
     private volatile boolean gone;
 
     private Peer(int rank, Socket socket) throws IOException {
@@ -157,6 +169,14 @@ public final class Control implements AutoCloseable {
         switch (Kind.values()[kind]) {
           case DATA -> peer.received.add(bytes);
           case HEARTBEAT -> {}
+          case TOLD -> told.add(bytes);
+          case NEXT -> {
+            if (rank > 0) {
+              peer.numbers.add(bytes);
+            } else {
+              peer.send(Kind.NEXT, number(next.getAndIncrement()));
+            }
+          }
           case FAILED -> {
             peer.gone = true;
             lost(new Lost(-1, new String(bytes, StandardCharsets.UTF_8)), peer);
@@ -291,11 +311,11 @@ public final class Control implements AutoCloseable {
     }
   }
 
-  private static byte[] take(Peer peer) {
+  private static byte[] take(Peer peer, BlockingQueue<byte[]> from) {
     try {
       while (true) {
         boolean gone = peer.gone; // what it sent before it left has come by then
-        var bytes = peer.received.poll(gone ? 0 : 1, TimeUnit.SECONDS);
+        var bytes = from.poll(gone ? 0 : 1, TimeUnit.SECONDS);
         if (bytes != null) {
           return bytes;
         }
@@ -310,9 +330,9 @@ public final class Control implements AutoCloseable {
     }
   }
 
-  private static void send(Peer peer, byte[] bytes) {
+  private static void send(Peer peer, Kind kind, byte[] bytes) {
     try {
-      peer.send(Kind.DATA, bytes);
+      peer.send(kind, bytes);
     } catch (IOException e) {
       throw new UserException("rank " + peer.rank + " cannot be reached: " + e.getMessage(), e);
     }
@@ -321,22 +341,53 @@ public final class Control implements AutoCloseable {
   /** Everybody's bytes at the first process, in the order of ranks; an empty list at all others. */
   public List<byte[]> gather(byte[] mine) {
     if (rank > 0) {
-      send(peers.getFirst(), mine);
+      send(peers.getFirst(), Kind.DATA, mine);
       return List.of();
     }
     var result = new ArrayList<byte[]>();
     result.add(mine);
-    peers.forEach(peer -> result.add(take(peer)));
+    peers.forEach(peer -> result.add(take(peer, peer.received)));
     return result;
   }
 
   /** The first process's bytes, at all. */
   public byte[] broadcast(byte[] ofFirst) {
     if (rank > 0) {
-      return take(peers.getFirst());
+      return take(peers.getFirst(), peers.getFirst().received);
     }
-    peers.forEach(peer -> send(peer, ofFirst));
+    peers.forEach(peer -> send(peer, Kind.DATA, ofFirst));
     return ofFirst;
+  }
+
+  /** In the first process: numbers are given from 0 again. No other may be waiting for one. */
+  public void restartNumbers() {
+    next.set(0);
+  }
+
+  /** A number that no other process is given. */
+  public long nextNumber() {
+    if (rank == 0) {
+      return next.getAndIncrement();
+    }
+    var first = peers.getFirst();
+    send(first, Kind.NEXT, new byte[0]);
+    return ByteBuffer.wrap(take(first, first.numbers)).getLong();
+  }
+
+  private static byte[] number(long value) {
+    return ByteBuffer.allocate(Long.BYTES).putLong(value).array();
+  }
+
+  /** Sends the first process something that it sees when it looks. */
+  public void tell(byte[] something) {
+    send(peers.getFirst(), Kind.TOLD, something);
+  }
+
+  /** In the first process: what it has been told since it looked last, without waiting. */
+  public List<byte[]> told() {
+    var result = new ArrayList<byte[]>();
+    told.drainTo(result);
+    return result;
   }
 
   public int rank() {

@@ -62,6 +62,26 @@ abstract class ControlledCollective implements Collective {
   }
 
   @Override
+  public void restartNumbers() {
+    control.restartNumbers();
+  }
+
+  @Override
+  public long nextNumber() {
+    return control.nextNumber();
+  }
+
+  @Override
+  public void tell(byte[] something) {
+    control.tell(something);
+  }
+
+  @Override
+  public List<byte[]> told() {
+    return control.told();
+  }
+
+  @Override
   public void fail(String message) {
     control.fail(message);
   }

@@ -251,8 +251,9 @@ final class Rendezvous {
       }
     }
     throw new UserException(
-        "cannot reach the first process at %s, port %s%s (%s)"
+        "the first process could not be reached within %s minutes at %s, port %s%s (%s)"
             .formatted(
+                MEETING.toMinutes(),
                 String.join(", ", addresses),
                 port,
                 ports == 1 ? "" : " to " + (port + ports - 1),

@@ -368,6 +368,26 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     }
 
     @Override
+    public void restartNumbers() {
+      collective.restartNumbers();
+    }
+
+    @Override
+    public long nextNumber() {
+      return collective.nextNumber();
+    }
+
+    @Override
+    public void tell(byte[] something) {
+      collective.tell(something);
+    }
+
+    @Override
+    public List<byte[]> told() {
+      return collective.told();
+    }
+
+    @Override
     public void fail(String message) {
       collective.fail(message);
     }

@@ -6,6 +6,8 @@ import org.meteora.tensor.Ops;
 
 /** A collective of one. */
 final class SingleProcess implements Collective {
+  private long next;
+
   @Override
   public int rank() {
     return 0;
@@ -56,6 +58,26 @@ final class SingleProcess implements Collective {
   @Override
   public byte[] broadcast(byte[] ofFirst) {
     return ofFirst;
+  }
+
+  @Override
+  public void restartNumbers() {
+    next = 0;
+  }
+
+  @Override
+  public long nextNumber() {
+    return next++;
+  }
+
+  @Override
+  public void tell(byte[] something) {
+    throw new IllegalStateException("the first process knows it");
+  }
+
+  @Override
+  public List<byte[]> told() {
+    return List.of();
   }
 
   @Override

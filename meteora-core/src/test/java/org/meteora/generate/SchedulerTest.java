@@ -111,6 +111,30 @@ class SchedulerTest {
     assertThat(scheduler.next(false).preempted()).containsExactly(2);
   }
 
+  /** Those that another process has are dropped when it is their turn, and take no place. */
+  @Test
+  void thoseThatAreNotWantedTakeNoPlace() {
+    var asked = new ArrayList<Integer>();
+    var scheduler =
+        new Scheduler(
+            new Limits(2, Long.MAX_VALUE, 8, 1000),
+            each -> {
+              asked.add(each);
+              return each % 3 == 1;
+            });
+    for (int i = 0; i < 9; i++) {
+      scheduler.add(i, 5, 0);
+    }
+    assertThat(scheduler.next(true).admitted()).containsExactly(1, 4);
+    assertThat(asked).containsExactly(0, 1, 2, 3, 4);
+    scheduler.remove(1);
+    assertThat(scheduler.next(true).admitted()).containsExactly(7);
+    scheduler.remove(4);
+    scheduler.remove(7);
+    assertThat(scheduler.next(true).admitted()).isEmpty();
+    assertThat(scheduler.waiting() + scheduler.running()).isZero();
+  }
+
   @Test
   void fewWaitForEachOther() {
     var scheduler = new Scheduler(new Limits(32, Long.MAX_VALUE, 8, 1000));

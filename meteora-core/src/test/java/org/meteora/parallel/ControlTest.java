@@ -18,6 +18,7 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
+import java.util.stream.LongStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 
@@ -96,6 +97,39 @@ class ControlTest {
       expected.append("0.%1$d 1.%1$d 2.%1$d 3.%1$d ".formatted(round));
     }
     assertThat(results).containsOnly(expected.toString()).hasSize(4);
+  }
+
+  /** Numbers are given once, though the first process does something else; what is told is kept. */
+  @Test
+  void numbersAreGivenOnceAndWhatIsToldIsThere() throws Exception {
+    var results =
+        together(
+            4,
+            control -> {
+              var mine = new ArrayList<Long>();
+              for (int round = 0; round < 2; round++) {
+                if (control.rank() == 0) {
+                  control.restartNumbers();
+                }
+                control.broadcast(bytes("begin"));
+                for (int i = 0; i < 50; i++) {
+                  mine.add(control.nextNumber());
+                  if (control.rank() > 0) {
+                    control.tell(bytes("" + mine.getLast()));
+                  }
+                }
+                control.gather(bytes("end"));
+              }
+              if (control.rank() == 0) { // what was told before the end has come with it
+                control
+                    .told()
+                    .forEach(b -> mine.add(Long.valueOf(new String(b, StandardCharsets.UTF_8))));
+              }
+              return mine;
+            });
+    var expected = LongStream.range(0, 400).map(i -> i / 2).boxed().toList();
+    assertThat(results.getFirst()).hasSize(100 + 300);
+    assertThat(results.getFirst().stream().sorted().toList()).isEqualTo(expected);
   }
 
   /** The second takes the next port, as beside torchrun's store; strangers are sent away. */

@@ -4,6 +4,7 @@ import com.fasterxml.jackson.core.JsonProcessingException;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.BitSet;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
@@ -12,6 +13,8 @@ import java.util.Optional;
 import java.util.TreeMap;
 import java.util.function.Consumer;
 import java.util.function.Function;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.eval.clean.AnswerCleaner;
@@ -37,7 +40,8 @@ import org.slf4j.LoggerFactory;
 public final class Evaluator {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluator.class);
 
-  private static final int BATCHES_IN_WINDOW = 32;
+  /** Answers of another process that the first one hears of together. */
+  private static final int TOLD_AT_ONCE = 16;
 
   private final TokenGenerator generator;
   private final TextCodec codec;
@@ -92,8 +96,14 @@ public final class Evaluator {
 
   private record Prompt(int index, int[] ids) {}
 
-  /** What another process tells the first one. */
-  private record Found(List<Answer> answers, Map<Integer, String> problems) {}
+  /**
+   * What another process tells the first one.
+   *
+   * @param answered in all, in its last word
+   * @param seconds that it has worked, in its last word
+   */
+  private record Found(
+      List<Answer> answers, Map<Integer, String> problems, int answered, double seconds) {}
 
   /**
    * @param config its {@code maxLength} is the limit of prompt and answer together; longer prompts
@@ -133,8 +143,8 @@ public final class Evaluator {
   }
 
   /**
-   * The same evaluator, one of several processes with the same samples: samples are dealt out among
-   * them, and the first process gets all answers. What {@link #run} returns at the others holds
+   * The same evaluator, one of several processes with the same samples: who has room takes the next
+   * one, and the first process gets all answers. What {@link #run} returns at the others holds
    * nothing.
    */
   public Evaluator dealtTo(Collective processes) {
@@ -157,73 +167,79 @@ public final class Evaluator {
   public Run run(
       String task, List<Sample> samples, List<Answer> there, Consumer<List<Answer>> sink) {
     var answers = new Answer[samples.size()];
-    read(collective.broadcast(bytes(new Found(there, Map.of())))).answers().stream()
+    collective.restartNumbers();
+    read(collective.broadcast(bytes(new Found(there, Map.of(), 0, 0)))).answers().stream()
         .filter(answer -> !answer.skipped() && answer.index() < answers.length)
         .forEach(answer -> answers[answer.index()] = answer);
     var problems = new TreeMap<Integer, String>();
     var counts = new Counts();
-    int dealt = 0;
-    int collected = 0;
-    var untold = new ArrayList<Answer>();
+    var own = new Counts();
     long start = System.nanoTime();
     try (var progress = new Progress(task, samples.size(), " samples")) {
-      // several processes tell each other at the end of each window
-      long window = collective.size() == 1 ? samples.size() : (long) batchSize * BATCHES_IN_WINDOW;
-      for (long from = 0; from < samples.size(); from += window) {
-        var prompts = new ArrayList<Prompt>();
-        for (int i = (int) from; i < Math.min(samples.size(), from + window); i++) {
-          var ids = encode(samples.get(i).prompt(), i, problems);
-          if (ids.length == 0 || ids.length > config.maxLength()) {
-            answers[i] = skipped(task, i, samples.get(i), ids.length);
-            progress.step(1);
-          } else {
-            prompts.add(new Prompt(i, ids));
-          }
+      var prompts = new ArrayList<Prompt>();
+      for (int i = 0; i < samples.size(); i++) {
+        if (answers[i] != null) {
+          progress.step(1);
+          continue;
         }
-        // the longest first: what does not fit into memory is found out at once
-        prompts.sort(Comparator.comparingInt((Prompt prompt) -> -prompt.ids.length));
-        var own = new ArrayList<Prompt>();
-        for (var prompt : prompts) {
-          if (answers[prompt.index] != null) {
-            progress.step(1);
-          } else if (dealt++ % collective.size() == collective.rank()) {
-            own.add(prompt); // the others are another process's
-          }
+        var ids = encode(samples.get(i).prompt(), i, problems);
+        if (ids.length == 0 || ids.length > config.maxLength()) {
+          answers[i] = skipped(task, i, samples.get(i), ids.length);
+          progress.step(1);
+        } else {
+          prompts.add(new Prompt(i, ids));
         }
-        answer(
-            own,
-            problems,
-            progress,
-            found -> {
-              int index = found.prompt.index;
-              answers[index] =
-                  found.tokens == null
-                      ? skipped(task, index, samples.get(index), found.prompt.ids.length)
-                      : answer(task, found.prompt, samples.get(index), found.tokens);
-              untold.add(answers[index]);
-              if (collective.rank() == 0 && found.tokens != null) {
-                sink.accept(List.of(answers[index]));
-              }
-              counts.add(answers[index]);
-              progress.step(1);
-            });
-        if (collective.rank() > 0) {
-          collective.gather(bytes(new Found(untold, problems)));
-          untold.clear();
-        } else if (collective.size() > 1) {
-          // those of the window before, most often: nobody is waited for until the end
-          boolean last = from + window >= samples.size();
-          for (int times = (from > 0 ? 1 : 0) + (last ? 1 : 0); times > 0; times--) {
-            for (var found : others()) {
-              problems.putAll(found.problems());
-              found.answers().forEach(answer -> answers[answer.index()] = answer);
-              var fresh = found.answers().stream().filter(answer -> !answer.skipped()).toList();
+      }
+      // the longest first: what does not fit into memory is found out at once
+      prompts.sort(Comparator.comparingInt((Prompt prompt) -> -prompt.ids.length));
+      boolean first = collective.rank() == 0;
+      Consumer<Found> keep =
+          found -> {
+            problems.putAll(found.problems());
+            found.answers().stream()
+                .filter(answer -> answers[answer.index()] == null || !answer.skipped())
+                .forEach(answer -> answers[answer.index()] = answer);
+            var fresh = found.answers().stream().filter(answer -> !answer.skipped()).toList();
+            if (!fresh.isEmpty()) {
               sink.accept(fresh);
-              fresh.forEach(counts::add);
-              progress.step(found.answers().size());
             }
-          }
-        }
+            fresh.forEach(counts::add);
+            progress.step(found.answers().size());
+          };
+      var untold = new ArrayList<Answer>();
+      answer(
+          prompts,
+          problems,
+          progress,
+          found -> {
+            int index = found.prompt.index;
+            var answer =
+                found.tokens == null
+                    ? skipped(task, index, samples.get(index), found.prompt.ids.length)
+                    : answer(task, found.prompt, samples.get(index), found.tokens);
+            own.add(answer);
+            if (first) {
+              keep.accept(new Found(List.of(answer), Map.of(), 0, 0));
+              collective.told().forEach(other -> keep.accept(read(other)));
+            } else {
+              untold.add(answer);
+              if (untold.size() == TOLD_AT_ONCE) {
+                collective.tell(bytes(new Found(untold, Map.of(), 0, 0)));
+                untold.clear();
+              }
+            }
+          });
+      var rest = new Found(untold, problems, own.answered, (System.nanoTime() - start) / 1e9);
+      if (first) {
+        // a process's last word comes after all that it has told
+        var others = collective.gather(new byte[0]).stream().skip(1).map(Evaluator::read).toList();
+        collective.told().forEach(other -> keep.accept(read(other)));
+        others.forEach(keep);
+        // one that could not begin had problems with prompts that others have answered
+        problems.keySet().removeIf(index -> !answers[index].skipped());
+        logShares(rest, others);
+      } else {
+        collective.gather(bytes(rest));
       }
     }
     double seconds = (System.nanoTime() - start) / 1e9;
@@ -233,9 +249,15 @@ public final class Evaluator {
         problems);
   }
 
-  /** What each other process sent at the end of its next window. */
-  private List<Found> others() {
-    return collective.gather(new byte[0]).stream().skip(1).map(Evaluator::read).toList();
+  /** How evenly the processes have ended. */
+  private static void logShares(Found first, List<Found> others) {
+    if (!others.isEmpty()) {
+      LOG.info(
+          "answers of each process, and its seconds: {}",
+          Stream.concat(Stream.of(first), others.stream())
+              .map(each -> String.format(Locale.ROOT, "%d %.1f", each.answered, each.seconds))
+              .collect(Collectors.joining(", ")));
+    }
   }
 
   private static byte[] bytes(Found found) {
@@ -288,6 +310,33 @@ public final class Evaluator {
     }
   }
 
+  /**
+   * Which prompts are this process's. Each goes through the same list, and takes the next one that
+   * nobody has when it has room: that of the number it is given. So all end at about the same time,
+   * however long answers are.
+   */
+  private final class Dealing {
+    private final BitSet own = new BitSet();
+
+    /** All before it are dealt. */
+    private int dealt;
+
+    /** Whether it is this process's, asked in order when there is room for it. */
+    boolean takes(int prompt) {
+      while (prompt >= dealt) {
+        int next = (int) collective.nextNumber();
+        own.set(next);
+        dealt = next + 1;
+      }
+      return own.get(prompt);
+    }
+
+    /** Whether what came of it is to be told; without having run it came of it everywhere. */
+    boolean has(int prompt) {
+      return prompt < dealt ? own.get(prompt) : prompt % collective.size() == collective.rank();
+    }
+  }
+
   /** Answers prompts; what comes is told as it comes. */
   private void answer(
       List<Prompt> prompts,
@@ -297,11 +346,19 @@ public final class Evaluator {
     // every sample draws from a stream of its own, whoever runs beside it
     var requests = prompts.stream().map(this::request).toList();
     long start = System.nanoTime();
+    // where there are few, nobody takes the others'
+    int each = (prompts.size() + collective.size() - 1) / collective.size();
     generator.generate(
         requests,
-        batchSize,
+        Math.clamp(each, 1, batchSize),
         new AnswerListener() {
+          private final Dealing dealing = new Dealing();
           private long tokens;
+
+          @Override
+          public boolean wants(int request) {
+            return dealing.takes(request);
+          }
 
           @Override
           public void onToken(int request, int token) {
@@ -310,13 +367,17 @@ public final class Evaluator {
 
           @Override
           public void onAnswer(int request, int[] answer) {
-            sink.accept(new Answered(prompts.get(request), answer));
+            if (dealing.has(request)) {
+              sink.accept(new Answered(prompts.get(request), answer));
+            }
           }
 
           @Override
           public void onFailure(int request, UserException reason) {
-            problems.put(prompts.get(request).index, reason.getMessage());
-            sink.accept(new Answered(prompts.get(request), null));
+            if (dealing.has(request)) {
+              problems.put(prompts.get(request).index, reason.getMessage());
+              sink.accept(new Answered(prompts.get(request), null));
+            }
           }
 
           @Override

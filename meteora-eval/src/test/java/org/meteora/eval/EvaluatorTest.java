@@ -4,6 +4,7 @@ import static java.util.stream.Collectors.toList;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.lang.reflect.Proxy;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Comparator;
@@ -11,6 +12,13 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.Phaser;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicLong;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
@@ -20,6 +28,7 @@ import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Request;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.moe.RoutingListener;
+import org.meteora.parallel.Collective;
 
 /** The runner with a model that repeats the number it was asked about. */
 class EvaluatorTest {
@@ -211,5 +220,191 @@ class EvaluatorTest {
       assertThat(run.throughput().samples()).isEqualTo(70 - there.size());
       assertThat(echo.lengths.stream().flatMap(List::stream)).hasSize(70 - there.size());
     }
+  }
+
+  /** The first process's side of several that are threads. */
+  private static final class Desk {
+    final int size;
+    final AtomicLong next = new AtomicLong();
+    final BlockingQueue<byte[]> told = new LinkedBlockingQueue<>();
+    final List<BlockingQueue<byte[]>> sent = new ArrayList<>();
+
+    Desk(int size) {
+      this.size = size;
+      IntStream.range(0, 2 * size).forEach(i -> sent.add(new LinkedBlockingQueue<>()));
+    }
+
+    Collective of(int rank) {
+      return (Collective)
+          Proxy.newProxyInstance(
+              Collective.class.getClassLoader(),
+              new Class<?>[] {Collective.class},
+              (proxy, method, arguments) ->
+                  switch (method.getName()) {
+                    case "rank" -> rank;
+                    case "size" -> size;
+                    case "restartNumbers" -> {
+                      if (rank == 0) {
+                        next.set(0);
+                      }
+                      yield null;
+                    }
+                    case "nextNumber" -> next.getAndIncrement();
+                    case "tell" -> told.add((byte[]) arguments[0]) ? null : null;
+                    case "told" -> {
+                      var all = new ArrayList<byte[]>();
+                      told.drainTo(all);
+                      yield all;
+                    }
+                    case "gather" -> gather(rank, (byte[]) arguments[0]);
+                    case "broadcast" -> broadcast(rank, (byte[]) arguments[0]);
+                    default -> throw new UnsupportedOperationException(method.getName());
+                  });
+    }
+
+    private List<byte[]> gather(int rank, byte[] mine) throws InterruptedException {
+      var all = new ArrayList<byte[]>();
+      if (rank > 0) {
+        sent.get(rank).add(mine);
+      } else {
+        all.add(mine);
+        for (int i = 1; i < size; i++) {
+          all.add(sent.get(i).take());
+        }
+      }
+      return all;
+    }
+
+    private byte[] broadcast(int rank, byte[] ofFirst) throws InterruptedException {
+      if (rank > 0) {
+        return sent.get(size + rank).take();
+      }
+      for (int i = 1; i < size; i++) {
+        sent.get(size + i).add(ofFirst);
+      }
+      return ofFirst;
+    }
+  }
+
+  /**
+   * Runs as many at once as it may, a step a token, as the real one does; those that need more
+   * steps than others are drawn at random by their numbers.
+   */
+  private static final class Slots extends Echo {
+    final int room;
+    final Phaser together;
+    long steps;
+
+    /**
+     * @param together all make a step at the same time
+     */
+    Slots(int room, Phaser together) {
+      this.room = room;
+      this.together = together;
+      together.register();
+    }
+
+    static int tokens(Request request) {
+      return 1 + new Random(31 * request.stream()).nextInt(40);
+    }
+
+    @Override
+    public void generate(List<Request> requests, int atOnce, AnswerListener listener) {
+      var left = new TreeMap<Integer, Integer>();
+      int at = 0;
+      while (at < requests.size() || !left.isEmpty()) {
+        while (left.size() < Math.min(room, atOnce) && at < requests.size()) {
+          if (listener.wants(at)) {
+            left.put(at, tokens(requests.get(at)));
+          }
+          at++;
+        }
+        steps++;
+        together.arriveAndAwaitAdvance();
+        for (int each : List.copyOf(left.keySet())) {
+          if (left.merge(each, -1, Integer::sum) == 0) {
+            left.remove(each);
+            var prompt = CHARACTERS.decode(requests.get(each).prompt());
+            if (!fails.isEmpty() && prompt.contains(fails)) {
+              listener.onFailure(each, new UserException("a token without a row"));
+            } else {
+              listener.onAnswer(each, CHARACTERS.encode(prompt.replaceAll("\\D", "")));
+            }
+          }
+        }
+      }
+      together.arriveAndDeregister();
+    }
+  }
+
+  private static List<Evaluator.Run> dealt(
+      List<Slots> generators, List<Sample> samples, List<Answer> there, List<Answer> sink)
+      throws Exception {
+    var desk = new Desk(generators.size());
+    try (var threads = Executors.newCachedThreadPool()) {
+      var runs = new ArrayList<Future<Evaluator.Run>>();
+      for (int i = 0; i < generators.size(); i++) {
+        int rank = i;
+        runs.add(
+            threads.submit(
+                () ->
+                    new Evaluator(generators.get(rank), CHARACTERS, CONFIG, 8)
+                        .dealtTo(desk.of(rank))
+                        .run(
+                            "object_counting",
+                            samples,
+                            rank == 0 ? there : List.of(),
+                            sink::addAll)));
+      }
+      var result = new ArrayList<Evaluator.Run>();
+      for (var run : runs) {
+        result.add(run.get(60, TimeUnit.SECONDS));
+      }
+      return result;
+    }
+  }
+
+  /** Those with room take the next: all end within the length of an answer, in the data's order. */
+  @Test
+  void severalEndTogetherWhateverTheirAnswersNeed() throws Exception {
+    var random = new Random(8);
+    var samples = IntStream.range(0, 300).mapToObj(i -> sample(i, 1 + random.nextInt(30))).toList();
+    var phaser = new Phaser();
+    var generators = IntStream.of(8, 8, 2, 8).mapToObj(room -> new Slots(room, phaser)).toList();
+    generators.forEach(each -> each.fails = "x77 ");
+    var sink = new ArrayList<Answer>();
+    var runs = dealt(generators, samples, List.of(), sink);
+    var run = runs.getFirst();
+    for (int i = 0; i < samples.size(); i++) {
+      assertThat(run.answers().get(i).index()).isEqualTo(i);
+      assertThat(run.answers().get(i).answer()).isEqualTo(i == 77 ? "" : "" + i);
+    }
+    assertThat(run.problems()).containsExactly(java.util.Map.entry(77, "a token without a row"));
+    assertThat(run.throughput().samples()).isEqualTo(299);
+    assertThat(sink).hasSize(299).doesNotHaveDuplicates();
+    assertThat(runs.stream().skip(1)).allSatisfy(other -> assertThat(other.answers()).isEmpty());
+    // one of them has a quarter of the others' room, and 40 steps are the longest answer
+    var steps = generators.stream().mapToLong(each -> each.steps).summaryStatistics();
+    assertThat(steps.getMin()).isGreaterThan(200);
+    assertThat(steps.getMax() - steps.getMin()).isLessThanOrEqualTo(40);
+  }
+
+  @Test
+  void severalGoOnWithWhatIsThere() throws Exception {
+    var samples = IntStream.range(0, 50).mapToObj(i -> sample(i, i % 20)).toList();
+    var whole = new Evaluator(new Echo(), CHARACTERS, CONFIG, 4).run("object_counting", samples);
+    var there = whole.answers().subList(10, 40);
+    var sink = new ArrayList<Answer>();
+    var run = dealt(two(), samples, there, sink).getFirst();
+    assertThat(run.answers()).isEqualTo(whole.answers());
+    assertThat(sink).hasSize(20).doesNotContainAnyElementsOf(there);
+    // nothing left
+    assertThat(dealt(two(), samples, whole.answers(), sink).getFirst().answers())
+        .isEqualTo(whole.answers());
+  }
+
+  private static List<Slots> two() {
+    var phaser = new Phaser();
+    return List.of(new Slots(8, phaser), new Slots(8, phaser));
   }
 }

@@ -52,6 +52,9 @@ import org.meteora.train.loss.LanguageModelLoss;
  * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 public final class LlamaLearner implements Learner {
+  /** Of this run, on whichever machine. */
+  private static final int PROCESSES = Launch.of(System.getenv()).size();
+
   private final Llama llama;
   private final ForwardContext context;
   private final Recompute recompute;
@@ -142,8 +145,7 @@ public final class LlamaLearner implements Learner {
     long tokens = packs ? batch.tokens() : (long) batch.rows() * batch.length();
     long bytes = MemoryNeed.recordedBytes(llama.config(), llama.dtype(), tokens);
     // all processes of a machine ask at the same moment; those of others are counted too
-    return !llama.frozen().isResident()
-        || !llama.backend().keepsRecordings(Launch.of(System.getenv()).size() * bytes);
+    return !llama.frozen().isResident() || !llama.backend().keepsRecordings(PROCESSES * bytes);
   }
 
   /** The first layer with an adapter, before which no gradient is needed; 0 when there is none. */

@@ -131,6 +131,26 @@ class ShardedWeightsTest {
     }
 
     @Override
+    public void restartNumbers() {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
+    public long nextNumber() {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
+    public void tell(byte[] something) {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
+    public List<byte[]> told() {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
     public void fail(String message) {}
 
     @Override

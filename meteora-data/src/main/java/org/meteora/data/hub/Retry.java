@@ -59,7 +59,8 @@ final class Retry {
       pause = asked.isZero() ? pause : asked.toMillis() + pause / 2;
     }
     if (failures == LOGGED_FAILURE) {
-      LOG.info("{}: {}; tried again up to {} times", what, reason(failure), timing.attempts());
+      int left = timing.attempts() - failures;
+      LOG.info("{}: {}; tried up to {} times more", what, reason(failure), left);
     } else {
       LOG.debug("{}: {}; again in {} ms", what, reason(failure), pause);
     }
