@@ -41,8 +41,8 @@ public interface DecodeSession extends AutoCloseable {
   /**
    * Takes over from a prefill.
    *
-   * @param filled keys and values of prompts, a row each; the session's from now on
-   * @param slots a free place for each row, below the number of sequences
+   * @param filled keys and values of prompts, a span each; the session's from now on
+   * @param slots a free place for each, below the number of sequences
    * @throws org.meteora.UserException when there is too little memory
    */
   void join(KvCache filled, int[] slots);

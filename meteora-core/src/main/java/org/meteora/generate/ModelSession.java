@@ -1,13 +1,16 @@
 package org.meteora.generate;
 
+import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.function.UnaryOperator;
 import java.util.stream.IntStream;
 import org.meteora.TooLittleMemory;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
+import org.meteora.model.Ranges;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
@@ -61,13 +64,15 @@ public final class ModelSession implements DecodeSession {
   @Override
   public void join(KvCache filled, int[] slots) {
     int live = (int) Arrays.stream(slotOfRow).filter(slot -> slot != GONE).count();
-    if (live == 0) {
+    if (live == 0 && !filled.isPacked()) {
       replace(filled, slots.clone());
       return;
     }
     try (filled) {
-      int length = Math.max(cache.length(), filled.length());
-      if (live + slots.length != slotOfRow.length || length > cache.length()) {
+      var spans = filled.spans();
+      int longest = spans.stream().mapToInt(KvCache.Span::count).max().orElseThrow();
+      int length = live == 0 ? longest : Math.max(cache.length(), longest);
+      if (live == 0 || live + slots.length != slotOfRow.length || length > cache.length()) {
         rearrange(live + slots.length, length);
       }
       var padding = cache.padding();
@@ -78,10 +83,9 @@ public final class ModelSession implements DecodeSession {
           row++;
         }
         slotOfRow[row] = slots[i];
-        int from = filled.padding()[i];
-        int count = filled.length() - from;
-        padding[row] = cache.length() - count;
-        columns.add(new KvCache.Columns(i, from, row, padding[row], count));
+        var its = spans.get(i);
+        padding[row] = cache.length() - its.count();
+        columns.add(new KvCache.Columns(its.row(), its.from(), row, padding[row], its.count()));
       }
       model.backend().ops().copyColumns(filled, cache, columns);
       cache.setPadding(padding, cache.length());
@@ -113,7 +117,9 @@ public final class ModelSession implements DecodeSession {
       columns.add(new KvCache.Columns(there[row], from, row, padding[row], count));
     }
     var other = model.newCache(manager, padding, length + 1);
-    model.backend().ops().copyColumns(cache, other, columns);
+    if (!columns.isEmpty()) { // else there may be no cache yet
+      model.backend().ops().copyColumns(cache, other, columns);
+    }
     other.setPadding(padding, length);
     replace(other, slots);
   }
@@ -195,15 +201,31 @@ public final class ModelSession implements DecodeSession {
    * @return the last position's logits {@code (rows, vocab)}
    */
   static float[] logits(Llama model, KvCache cache, long[] ids, int width, ForwardContext context) {
+    int rows = ids.length / width;
+    return logits(model, ids, rows, rows, input -> model.next(input, cache, context));
+  }
+
+  /**
+   * Runs new tokens of several sequences, as {@link Llama#next(NDArray, KvCache, List,
+   * ForwardContext)} does.
+   *
+   * @return the logits of each piece's last token {@code (pieces, vocab)}
+   */
+  static float[] logits(
+      Llama model, KvCache cache, long[] ids, List<Ranges.Piece> pieces, ForwardContext context) {
+    return logits(model, ids, 1, pieces.size(), input -> model.next(input, cache, pieces, context));
+  }
+
+  private static float[] logits(
+      Llama model, long[] ids, int rows, int sequences, UnaryOperator<NDArray> pass) {
     try (var scope = model.manager().newSubManager()) {
-      var input = Ops.of(scope, ids, ids.length / width, width);
-      return model.next(input, cache, context).toFloatArray();
+      return pass.apply(Ops.of(scope, ids, rows, ids.length / rows)).toFloatArray();
     } catch (RuntimeException e) {
       // what was taken is free again
       if (TooLittleMemory.isReportedBy(e)) {
         throw new TooLittleMemory(
             "too little memory to compute %,d tokens of %d sequences at once"
-                .formatted(ids.length, ids.length / width));
+                .formatted(ids.length, sequences));
       }
       throw e;
     }

@@ -1,96 +1,18 @@
 package org.meteora.generate;
 
-import java.util.Arrays;
-import java.util.List;
-import java.util.Optional;
 import org.meteora.model.KvCache;
-import org.meteora.model.Llama;
-import org.meteora.moe.ForwardContext;
 
-/**
- * Runs prompts through a model as one left-padded batch, in one or more passes: as many of the last
- * tokens of each as the one needs of which the least is known.
- */
-final class Prefill implements AutoCloseable {
-  private final Llama model;
-  private final KvCache cache;
-  private final int[] padding;
-  private final int width;
-  private final long[] ids;
-  private int done;
-  private float[] logits;
+/** Prompts that are run through a model together, in one or more passes. */
+sealed interface Prefill extends AutoCloseable permits PaddedPrefill, PackedPrefill {
+  /** Whether all tokens have been run. */
+  boolean isDone();
 
-  /**
-   * @param padToken fills the left of shorter prompts
-   * @param known what is known of each prompt's beginning
-   */
-  Prefill(Llama model, int padToken, List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {
-    this.model = model;
-    int longest = prompts.stream().mapToInt(prompt -> prompt.length).max().orElseThrow();
-    int most = 0;
-    for (int row = 0; row < prompts.size(); row++) {
-      int its = known.get(row).map(PrefixCache.Hit::tokens).orElse(0);
-      most = Math.max(most, prompts.get(row).length - its);
-    }
-    width = most;
-    padding = prompts.stream().mapToInt(prompt -> longest - prompt.length).toArray();
-    ids = new long[prompts.size() * width];
-    Arrays.fill(ids, padToken);
-    for (int row = 0; row < prompts.size(); row++) {
-      int[] prompt = prompts.get(row);
-      int fresh = Math.min(width, prompt.length);
-      for (int i = 0; i < fresh; i++) {
-        ids[(row + 1) * width - fresh + i] = prompt[prompt.length - fresh + i];
-      }
-    }
-    cache = model.newCache(model.manager(), padding, longest + 1);
-    try {
-      for (int row = 0; row < prompts.size(); row++) {
-        int count = prompts.get(row).length - width;
-        if (count > 0) {
-          known.get(row).orElseThrow().copyTo(cache, row, padding[row], count);
-        }
-      }
-      cache.setPadding(padding, longest - width);
-    } catch (RuntimeException | Error e) {
-      cache.close();
-      throw e;
-    }
-  }
+  /** Keys and values so far, a span each. */
+  KvCache cache();
 
-  /** Columns that are still to be run. */
-  int left() {
-    return width - done;
-  }
-
-  /** The place in each row's prompt of the next column; negative where it is padding. */
-  int[] places() {
-    return Arrays.stream(padding).map(each -> cache.length() - each).toArray();
-  }
-
-  /** Runs the next columns. */
-  void run(int columns, ForwardContext context) {
-    int rows = padding.length;
-    var some = new long[rows * columns];
-    for (int row = 0; row < rows; row++) {
-      System.arraycopy(ids, row * width + done, some, row * columns, columns);
-    }
-    logits = ModelSession.logits(model, cache, some, columns, context);
-    done += columns;
-  }
-
-  /** Keys and values so far, a row each. */
-  KvCache cache() {
-    return cache;
-  }
-
-  /** Logits of the columns run last {@code (rows, vocab)}. */
-  float[] logits() {
-    return logits;
-  }
+  /** Logits of each prompt's last token {@code (prompts, vocab)}, when all have been run. */
+  float[] logits();
 
   @Override
-  public void close() {
-    cache.close();
-  }
+  void close();
 }

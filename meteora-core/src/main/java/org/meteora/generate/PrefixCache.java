@@ -199,8 +199,12 @@ final class PrefixCache implements AutoCloseable {
     return MemoryNeed.cacheBytes(model.config(), model.dtype(), 1, columns);
   }
 
-  /** Keeps what a prompt that {@link #isWorthKeeping} has in common with another. */
-  void keep(int prompt, int[] tokens, KvCache filled, int row) {
+  /**
+   * Keeps what a prompt that {@link #isWorthKeeping} has in common with another.
+   *
+   * @param which of the sequences in {@code filled}
+   */
+  void keep(int prompt, int[] tokens, KvCache filled, int which) {
     int length = shared[prompt];
     long bytes = bytes(length);
     while (bytesKept + bytes > capacity && !byUse.isEmpty()) {
@@ -208,7 +212,8 @@ final class PrefixCache implements AutoCloseable {
     }
     var cache = model.newCache(model.manager(), new int[1], length);
     var entry = new Kept(cache, length, bytes);
-    var columns = List.of(new KvCache.Columns(row, filled.padding()[row], 0, 0, length));
+    var its = filled.spans().get(which);
+    var columns = List.of(new KvCache.Columns(its.row(), its.from(), 0, 0, length));
     try {
       model.backend().ops().copyColumns(filled, cache, columns);
     } catch (RuntimeException | Error e) {

@@ -11,7 +11,8 @@ import org.meteora.moe.RoutingSettings;
  * @param prompt token ids, at least one
  * @param config how tokens are chosen, and where it ends
  * @param stream of random numbers: requests of one seed draw from different ones
- * @param ends whether an answer so far ends by itself, such as by its text
+ * @param ends whether an answer so far ends by itself, such as by its text; empty for one that does
+ *     not
  * @param routing k, T and who chooses; empty for the generator's own
  * @param listener is told of its routing: every token once, in order, as a batch of one row without
  *     padding
@@ -20,18 +21,18 @@ public record Request(
     int[] prompt,
     GenerationConfig config,
     long stream,
-    Predicate<int[]> ends,
+    Optional<Predicate<int[]>> ends,
     Optional<RoutingSettings> routing,
     Optional<RoutingListener> listener) {
 
   /** Ended by its config alone, and routed as the generator says; nobody listens. */
   public Request(int[] prompt, GenerationConfig config, long stream) {
-    this(prompt, config, stream, answer -> false, Optional.empty(), Optional.empty());
+    this(prompt, config, stream, Optional.empty(), Optional.empty(), Optional.empty());
   }
 
   /** The same, ended by this too. */
   public Request endedBy(Predicate<int[]> value) {
-    return new Request(prompt, config, stream, value, routing, listener);
+    return new Request(prompt, config, stream, Optional.of(value), routing, listener);
   }
 
   /** The same with a routing of its own. */

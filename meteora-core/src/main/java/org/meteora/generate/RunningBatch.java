@@ -236,10 +236,8 @@ final class RunningBatch implements AutoCloseable {
           beginPrefill();
         }
         var its = prefill.get();
-        int columns = (int) Math.clamp(budget / filled.size(), 1, its.left());
-        budget -= (long) columns * filled.size();
-        run(its, columns);
-        if (its.left() > 0) {
+        budget -= run(its, budget);
+        if (!its.isDone()) {
           continue;
         }
         logits = its.logits();
@@ -275,20 +273,35 @@ final class RunningBatch implements AutoCloseable {
       }
     }
     lookAtPrompts();
+    var prompts = filled.stream().map(which -> sequences.get(which).tokens()).toList();
+    var known = new ArrayList<Optional<PrefixCache.Hit>>();
+    for (int i = 0; i < prompts.size(); i++) {
+      known.add(prefixes.find(filled.get(i), prompts.get(i)));
+    }
     prefill =
         Optional.of(
-            prefill(
-                filled.stream().map(which -> sequences.get(which).tokens()).toList(),
-                filled.stream()
-                    .map(which -> prefixes.find(which, sequences.get(which).tokens()))
-                    .toList()));
+            PackedPrefill.isPossible(model, context)
+                ? new PackedPrefill(model, prompts, known)
+                : padded(prompts, known));
   }
 
-  private Prefill prefill(List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {
-    return new Prefill(model, sequences.getFirst().config.padTokenId(), prompts, known);
+  private PaddedPrefill padded(List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {
+    return new PaddedPrefill(model, sequences.getFirst().config.padTokenId(), prompts, known);
   }
 
-  private void run(Prefill its, int columns) {
+  /** Runs so many tokens at most, but one of each, and returns how many. */
+  private long run(Prefill its, long budget) {
+    return switch (its) {
+      case PackedPrefill packed -> packed.run(budget, context);
+      case PaddedPrefill padded -> {
+        int columns = (int) Math.clamp(budget / filled.size(), 1, padded.left());
+        run(padded, columns);
+        yield (long) columns * filled.size();
+      }
+    };
+  }
+
+  private void run(PaddedPrefill its, int columns) {
     int[] places = its.places();
     var routers = new ArrayList<Router.Rows.Row>();
     for (int row = 0; row < places.length; row++) {
@@ -320,7 +333,7 @@ final class RunningBatch implements AutoCloseable {
         (routing, its) -> {
           var probe = ((Router.Probing) routing.router()).probe();
           var prompts = its.stream().map(sequence -> sequence.prompt).toList();
-          try (var look = prefill(prompts, Collections.nCopies(its.size(), Optional.empty()))) {
+          try (var look = padded(prompts, Collections.nCopies(its.size(), Optional.empty()))) {
             look.run(
                 look.left(),
                 context.withRouting(routing.withRouter(probe)).withListener(Optional.empty()));

@@ -1,8 +1,6 @@
 package org.meteora.generate;
 
-import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.List;
 import java.util.Optional;
 import java.util.function.Predicate;
 import org.meteora.model.KvCache;
@@ -24,7 +22,6 @@ final class Sequence {
   final int limit;
   final Sampler sampler;
   final NoRepeatNgram ngrams;
-  final List<Integer> answer = new ArrayList<>();
   int slot;
 
   /**
@@ -35,13 +32,17 @@ final class Sequence {
   /** Tokens whose routing the listener has been told of. */
   int reported;
 
-  private final Predicate<int[]> ends;
+  private final Optional<Predicate<int[]>> ends;
+  private int[] tokens; // prompt and answer so far, and room for more
+  private int length;
   private long uniform;
   private boolean drawn;
 
   Sequence(int request, Request of, int limit, RoutingSettings routing) {
     this.request = request;
     this.prompt = of.prompt();
+    this.tokens = prompt;
+    this.length = prompt.length;
     this.config = of.config();
     this.routing = routing;
     this.listener = of.listener();
@@ -81,19 +82,24 @@ final class Sequence {
   }
 
   void accept(int token) {
-    answer.add(token);
+    if (length == tokens.length) {
+      tokens = Arrays.copyOf(tokens, Math.max(64, 2 * length));
+    }
+    tokens[length++] = token;
     remember(token);
     router = router.map(each -> each.next(token));
     drawn = false;
   }
 
   boolean hasEnded() {
-    return answer.size() >= config.maxNewTokens() || length() >= limit || ends.test(result());
+    return length - prompt.length >= config.maxNewTokens()
+        || length >= limit
+        || ends.isPresent() && ends.get().test(result());
   }
 
   /** Tokens of prompt and answer so far. */
   int length() {
-    return prompt.length + answer.size();
+    return length;
   }
 
   /** Of prompt and answer: all that it may come to, but answers end before most often. */
@@ -104,17 +110,13 @@ final class Sequence {
 
   /** What is to be computed before its next step: prompt and answer so far. */
   int[] tokens() {
-    var all = Arrays.copyOf(prompt, length());
-    for (int i = prompt.length; i < all.length; i++) {
-      all[i] = answer.get(i - prompt.length);
-    }
-    return all;
+    return Arrays.copyOf(tokens, length);
   }
 
   DecodeSession.Next next() {
     return new DecodeSession.Next(
         slot,
-        answer.getLast(),
+        tokens[length - 1],
         banned(),
         uniform(),
         config,
@@ -122,6 +124,6 @@ final class Sequence {
   }
 
   int[] result() {
-    return answer.stream().mapToInt(Integer::intValue).toArray();
+    return Arrays.copyOfRange(tokens, prompt.length, length);
   }
 }

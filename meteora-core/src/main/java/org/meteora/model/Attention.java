@@ -35,7 +35,9 @@ public final class Attention extends LlamaBlock {
     var heads =
         pass.ops().rotate(projected.get(0), projected.get(1), projected.get(2), pass, layer);
     NDArray mixed;
-    if (L == 1 && H != KV) {
+    if (pass.ranges() != null) {
+      mixed = attendByRanges(heads, pass.ranges()).reshape(B, L, H * D);
+    } else if (L == 1 && H != KV) {
       // one query: the heads of a group are that many queries of one head, and nothing is repeated
       var grouped = heads.queries().reshape(B, KV, H / KV, D);
       mixed =
@@ -54,6 +56,18 @@ public final class Attention extends LlamaBlock {
   /** {@code (batch, seq, heads, headDim)}. */
   private static NDArray attend(NDArray queries, NDArray keys, NDArray values, Pass pass) {
     return Ops.transpose(Ops.attention(queries, keys, values, pass.mask(), pass.causal()), 1, 2);
+  }
+
+  /** {@code (tokens, heads, headDim)}. */
+  private static NDArray attendByRanges(LayerOps.Heads heads, Ranges ranges) {
+    return Ops.attentionByRanges(
+        Ops.transpose(heads.queries(), 1, 2).squeeze(0),
+        Ops.transpose(heads.keys(), 1, 2).squeeze(0),
+        Ops.transpose(heads.values(), 1, 2).squeeze(0),
+        ranges.queries(),
+        ranges.keys(),
+        ranges.mostQueries(),
+        ranges.mostKeys());
   }
 
   /** The same, where the tokens of several samples are one row. */

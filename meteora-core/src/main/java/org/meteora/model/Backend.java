@@ -42,6 +42,14 @@ public interface Backend extends GatedForward.Provider {
   }
 
   /**
+   * Whether inference can run several sequences as one row, {@link
+   * Llama#next(ai.djl.ndarray.NDArray, KvCache, java.util.List, org.meteora.moe.ForwardContext)}.
+   */
+  default boolean runsPacked(Architecture architecture) {
+    return false;
+  }
+
+  /**
    * Makes ready what inference will ask for, while the caller loads the model; returns at once.
    *
    * @param topK adapters a token

@@ -2,7 +2,9 @@ package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import org.meteora.TooLittleMemory;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -28,6 +30,7 @@ public final class KvCache implements AutoCloseable {
   private final NDArray[] keys;
   private final NDArray[] values;
   private int[] padding;
+  private int[] packed;
   private NDArray paddingMask;
   private int capacity;
   private int length;
@@ -162,6 +165,50 @@ public final class KvCache implements AutoCloseable {
     maskPadding();
   }
 
+  /**
+   * Where a sequence's keys and values are.
+   *
+   * @param from its first column
+   * @param count its columns
+   */
+  public record Span(int row, int from, int count) {}
+
+  /**
+   * Says that its only row holds sequences of these lengths, one after another.
+   *
+   * @throws IllegalArgumentException when it has another number of rows, or too few columns
+   */
+  public void pack(int[] lengths) {
+    int columns = Arrays.stream(lengths).sum();
+    if (padding.length != 1 || padding[0] != 0 || columns > capacity) {
+      throw new IllegalArgumentException(padding.length + " rows, " + columns + " columns");
+    }
+    packed = lengths.clone();
+    length = columns;
+  }
+
+  /** Whether its sequences are not rows that end at its last column. */
+  public boolean isPacked() {
+    return packed != null;
+  }
+
+  /** Where its sequences are, in order. */
+  public List<Span> spans() {
+    var spans = new ArrayList<Span>();
+    if (packed == null) {
+      for (int row = 0; row < padding.length; row++) {
+        spans.add(new Span(row, padding[row], length - padding[row]));
+      }
+    } else {
+      int from = 0;
+      for (int its : packed) {
+        spans.add(new Span(0, from, its));
+        from += its;
+      }
+    }
+    return spans;
+  }
+
   /** Makes room for {@code tokens} more; call before a pass. */
   public void prepare(int tokens) {
     reserve(length + tokens);
@@ -188,7 +235,7 @@ public final class KvCache implements AutoCloseable {
     try (var slot = Ops.narrow(store, 2, length, seq)) {
       Ops.copy(slot, fresh);
     }
-    return firstWith(store, seq, fresh.getManager());
+    return columns(store, 0, length + seq, fresh.getManager());
   }
 
   /** A layer's memory, {@code (batch, kvHeads, capacity, headDim)} each. */
@@ -199,9 +246,9 @@ public final class KvCache implements AutoCloseable {
     return new Layer(keys[layer], values[layer]);
   }
 
-  /** A view of the positions so far and {@code seq} more. */
-  public NDArray firstWith(NDArray store, long seq, NDManager owner) {
-    var all = Ops.narrow(store, 2, 0, length + seq);
+  /** A view of these positions. */
+  public NDArray columns(NDArray store, long from, long count, NDManager owner) {
+    var all = Ops.narrow(store, 2, from, count);
     all.attach(owner);
     return all;
   }

@@ -139,12 +139,44 @@ public final class Llama extends LlamaBlock {
               Pass.cached(scope, rotary, cache, dtype, seq, backend.ops(), routed.context()),
               scope);
       cache.advance(seq);
-      var last = Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);
-      frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
-      var logits = Ops.cast(Ops.linear(backend.ops().norm(last, norm), head, null), Dtype.F32);
-      logits.attach(owner);
-      return logits;
+      return headed(Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1), owner);
     }
+  }
+
+  /**
+   * Runs new tokens of several sequences, one after another in one row, behind those in the only
+   * row of a cache; where {@link Backend#runsPacked}.
+   *
+   * @param ids {@code (1, tokens)} int64, on the model's device
+   * @param cache has room for them; its length does not change
+   * @param pieces whose tokens they are, without gaps between their keys
+   * @param context what the request wants of the gated layers
+   * @return logits of each piece's last token, {@code (pieces, vocab)} float32, owned by the
+   *     manager of {@code ids}
+   */
+  public NDArray next(
+      NDArray ids, KvCache cache, List<Ranges.Piece> pieces, ForwardContext context) {
+    var owner = ids.getManager();
+    try (var scope = owner.newSubManager();
+        var routed = backend.begin(context);
+        var whole = frozen.begin()) {
+      var pass = Pass.ranges(scope, rotary, cache, pieces, backend.ops(), routed.context());
+      var hidden = hidden(ids, pass, scope);
+      var ends = new long[pieces.size()];
+      for (int i = 0, end = -1; i < ends.length; i++) {
+        ends[i] = end += pieces.get(i).count();
+      }
+      var last = Ops.indexSelect(hidden.squeeze(0), 0, Ops.of(scope, ends, ends.length));
+      return headed(last, owner);
+    }
+  }
+
+  /** Logits {@code (rows, vocab)} float32 of the last layer's outputs, owned by {@code owner}. */
+  private NDArray headed(NDArray last, NDManager owner) {
+    frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
+    var logits = Ops.cast(Ops.linear(backend.ops().norm(last, norm), head, null), Dtype.F32);
+    logits.attach(owner);
+    return logits;
   }
 
   /**

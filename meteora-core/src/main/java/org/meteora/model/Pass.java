@@ -23,6 +23,8 @@ import org.meteora.tensor.Ops;
  * @param causal hide later keys
  * @param samples lengths of the samples that lie one after another in the only row, each of which
  *     sees itself alone; null: a row is one
+ * @param ranges where the tokens of several sequences lie, of which each sees itself alone; null: a
+ *     row is one sequence
  * @param cache keys and values before this pass; null in training
  * @param ops what lies between the products
  * @param context of the gated layers
@@ -34,6 +36,7 @@ public record Pass(
     NDArray mask,
     boolean causal,
     int[] samples,
+    Ranges ranges,
     KvCache cache,
     LayerOps ops,
     ForwardContext context,
@@ -42,7 +45,15 @@ public record Pass(
   /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
   public Pass on(Optional<GatedTape> tape) {
     return new Pass(
-        angles, mask, causal, samples, cache, ops, context.withTape(tape), new ArrayList<>());
+        angles,
+        mask,
+        causal,
+        samples,
+        ranges,
+        cache,
+        ops,
+        context.withTape(tape),
+        new ArrayList<>());
   }
 
   /** This pass inside a decoder layer whose q, k and v read this, for routers that look at it. */
@@ -53,6 +64,7 @@ public record Pass(
             mask,
             causal,
             samples,
+            ranges,
             cache,
             ops,
             context.withLayerInput(layerInput),
@@ -102,6 +114,34 @@ public record Pass(
         mask,
         causal,
         null,
+        null,
+        cache,
+        ops,
+        context,
+        new ArrayList<>());
+  }
+
+  /**
+   * A pass over pieces of several sequences in one row of a cache that has room for them.
+   *
+   * @param manager owns ranges and angles; they must live as long as the pass
+   */
+  static Pass ranges(
+      NDManager manager,
+      RotaryEmbedding rotary,
+      KvCache cache,
+      List<Ranges.Piece> pieces,
+      LayerOps ops,
+      ForwardContext context) {
+    var position =
+        pieces.stream()
+            .flatMapToLong(each -> LongStream.range(each.known(), each.known() + each.count()));
+    return new Pass(
+        rotary.angles(manager, position.toArray(), 1),
+        null,
+        true,
+        null,
+        Ranges.of(manager, pieces),
         cache,
         ops,
         context,
@@ -147,6 +187,7 @@ public record Pass(
         null,
         true,
         samples,
+        null,
         null,
         context.training() ? TensorOps.INSTANCE : ops,
         context,

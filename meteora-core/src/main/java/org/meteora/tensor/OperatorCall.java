@@ -58,6 +58,14 @@ final class OperatorCall {
     return integer(0);
   }
 
+  /** Leaves all optional arguments from here on empty, those of later versions of libtorch too. */
+  OperatorCall noneForTheRest() {
+    while (slots < StableAbi.STACK_SLOTS) {
+      none();
+    }
+    return this;
+  }
+
   OperatorCall optionalTensor(NDArray array) {
     return array == null ? none() : filled(StableAbi.newHandle(StableAbi.handleOf(array)));
   }
@@ -98,6 +106,15 @@ final class OperatorCall {
     var all = new NDArray[results];
     Arrays.setAll(all, i -> StableAbi.adopt(manager, stack.getAtIndex(JAVA_LONG, i)));
     return all;
+  }
+
+  /** Runs an operator with several results, of which only the first is wanted. */
+  NDArray runFirst(NDManager manager, int results) {
+    invoke();
+    for (int i = 1; i < results; i++) {
+      StableAbi.delete(stack.getAtIndex(JAVA_LONG, i));
+    }
+    return StableAbi.adopt(manager, stack.getAtIndex(JAVA_LONG, 0));
   }
 
   private void invoke() {

@@ -66,6 +66,11 @@ public final class Ops {
     return StableAbi.of(manager, MemorySegment.ofArray(values), shape, Dtype.I64);
   }
 
+  /** A tensor of these numbers on the manager's device, int32; see {@link #of}. */
+  public static NDArray of(NDManager manager, int[] values, long... shape) {
+    return StableAbi.of(manager, MemorySegment.ofArray(values), shape, Dtype.I32);
+  }
+
   /** A tensor of these numbers on the manager's device, float32; see {@link #of}. */
   public static NDArray of(NDManager manager, float[] values, long... shape) {
     return StableAbi.of(manager, MemorySegment.ofArray(values), shape, Dtype.F32);
@@ -349,6 +354,47 @@ public final class Ops {
         .none()
         .bool(grouped)
         .run(q.getManager());
+  }
+
+  /**
+   * Causal attention of several sequences that lie one after another, scaled by {@code 1 /
+   * sqrt(dim)}: a sequence's queries are its last positions. On a GPU from compute capability 8.0
+   * on, in 16 bits, with heads of a multiple of 8 up to 256; not to be recorded.
+   *
+   * @param q {@code (queries, heads, dim)}
+   * @param k {@code (keys, kvHeads, dim)}; {@code kvHeads} divides {@code heads}; only the last
+   *     dimension's values must lie one after another
+   * @param v as {@code k}
+   * @param queryRanges where each sequence's queries begin, and where the last one's end, int32 on
+   *     the device
+   * @param keyRanges the same of keys
+   * @param mostQueries of a sequence
+   * @param mostKeys of a sequence
+   * @return {@code (queries, heads, dim)}
+   * @throws IllegalStateException where this libtorch, or the device, has no such kernel
+   */
+  public static NDArray attentionByRanges(
+      NDArray q,
+      NDArray k,
+      NDArray v,
+      NDArray queryRanges,
+      NDArray keyRanges,
+      int mostQueries,
+      int mostKeys) {
+    // 15 arguments from 2.7 on, 17 in 2.15: those that are not given are empty in each
+    return new OperatorCall("aten::_flash_attention_forward", "")
+        .tensor(q)
+        .tensor(k)
+        .tensor(v)
+        .optionalTensor(queryRanges)
+        .optionalTensor(keyRanges)
+        .integer(mostQueries)
+        .integer(mostKeys)
+        .real(0)
+        .bool(true)
+        .bool(false)
+        .noneForTheRest()
+        .runFirst(q.getManager(), 5);
   }
 
   /** Pieces of these lengths along {@code dim}: views, whose gradients are joined in one go. */

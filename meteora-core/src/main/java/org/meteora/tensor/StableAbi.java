@@ -45,7 +45,7 @@ final class StableAbi {
       handle("aoti_torch_create_tensor_from_blob", "(AJAAJIIIA)I");
   private static final MethodHandle EMPTY_STRIDED =
       handle("aoti_torch_empty_strided", "(JAAIIIA)I");
-  private static final int STACK_SLOTS = 16;
+  static final int STACK_SLOTS = 24;
 
   /**
    * Scratch of the calling thread, freed behind it: the dispatcher's stack, and one slot for a

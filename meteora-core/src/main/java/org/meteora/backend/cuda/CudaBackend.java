@@ -37,6 +37,7 @@ public final class CudaBackend implements Backend {
   private final Dtype dtype;
   private final LayerOps ops;
   private final ConcurrentLinkedDeque<RoutingGatherer> gatherers = new ConcurrentLinkedDeque<>();
+  private Optional<Boolean> packs = Optional.empty();
 
   /**
    * @param manager of the model's parameters, on a CUDA device: memory for gathered routings goes
@@ -64,6 +65,33 @@ public final class CudaBackend implements Backend {
   public static Memory memory(int device, long wanted) {
     var cuda = Cuda.device(device);
     return new Memory("GPU " + device, cuda.free(wanted));
+  }
+
+  @Override
+  public synchronized boolean runsPacked(Architecture architecture) {
+    if (packs.isEmpty()) {
+      packs = Optional.of(canRunPacked(architecture));
+    }
+    return packs.get();
+  }
+
+  /** As {@link Ops#attentionByRanges} says, and it does. */
+  private boolean canRunPacked(Architecture architecture) {
+    int headDim = architecture.headDim();
+    if (dtype == Dtype.F32 || cuda.capability() < 80 || headDim % 8 != 0 || headDim > 256) {
+      return false;
+    }
+    try (var scope = manager.newSubManager()) {
+      var queries = Ops.zeros(scope, dtype, 3, architecture.numAttentionHeads(), headDim);
+      var keys = Ops.zeros(scope, dtype, 4, architecture.numKeyValueHeads(), headDim);
+      var queryRanges = Ops.of(scope, new int[] {0, 1, 3}, 3);
+      var keyRanges = Ops.of(scope, new int[] {0, 2, 4}, 3);
+      Ops.attentionByRanges(queries, keys, keys, queryRanges, keyRanges, 2, 2);
+      return true;
+    } catch (IllegalStateException e) {
+      CudaForward.LOG.info("prompts are padded to one length: {}", e.getMessage());
+      return false;
+    }
   }
 
   /** Compiles the kernels. */

@@ -344,7 +344,7 @@ public final class CudaDecoder implements AutoCloseable {
   /**
    * Copies keys and values of prompts to slots of their own.
    *
-   * @param filled a row each
+   * @param filled a span each
    * @param slots each row's slot
    * @throws UserException for too little memory
    */
@@ -352,11 +352,11 @@ public final class CudaDecoder implements AutoCloseable {
     cuda.makeCurrent();
     int longest = 0;
     var columns = new ArrayList<KvCache.Columns>();
-    for (int row = 0; row < slots.length; row++) {
-      int from = filled.padding()[row];
-      int count = filled.length() - from;
-      columns.add(new KvCache.Columns(row, from, slots[row], 0, count));
-      longest = Math.max(longest, count);
+    var spans = filled.spans();
+    for (int i = 0; i < slots.length; i++) {
+      var its = spans.get(i);
+      columns.add(new KvCache.Columns(its.row(), its.from(), slots[i], 0, its.count()));
+      longest = Math.max(longest, its.count());
     }
     present = new int[0];
     reserve(longest + 1);

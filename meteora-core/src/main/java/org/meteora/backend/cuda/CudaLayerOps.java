@@ -86,6 +86,7 @@ public final class CudaLayerOps implements LayerOps {
     var cos = pass.angles().cos();
     int headDim = (int) cos.getShape().get(3);
     int seq = (int) queries.getShape().get(1);
+    var ranges = pass.ranges();
     kernels()
         .rope(
             new PrefillKernels.Heads(
@@ -95,7 +96,8 @@ public final class CudaLayerOps implements LayerOps {
                 (int) keys.getShape().get(2) / headDim,
                 headDim,
                 cache.capacity(),
-                cache.length()),
+                cache.length(),
+                ranges == null ? 0 : Ops.dataPointer(ranges.columns())),
             Ops.dataPointer(queries),
             Ops.dataPointer(keys),
             Ops.dataPointer(values),
@@ -106,10 +108,12 @@ public final class CudaLayerOps implements LayerOps {
             Ops.dataPointer(store.values()),
             LIBTORCH);
     var manager = queries.getManager();
+    int from = ranges == null ? 0 : ranges.first();
+    int count = ranges == null ? cache.length() + seq : ranges.count();
     return new Heads(
         TensorOps.heads(queries, headDim),
-        cache.firstWith(store.keys(), seq, manager),
-        cache.firstWith(store.values(), seq, manager));
+        cache.columns(store.keys(), from, count, manager),
+        cache.columns(store.values(), from, count, manager));
   }
 
   @Override

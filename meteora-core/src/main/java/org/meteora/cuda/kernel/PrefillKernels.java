@@ -23,6 +23,7 @@ public final class PrefillKernels {
       long sines,
       long keys,
       long values,
+      long columns,
       long tokens,
       long capacity,
       long past,
@@ -85,9 +86,21 @@ public final class PrefillKernels {
     }
   }
 
-  /** The shapes that {@link #rope} works on; {@code past}: positions in the cache before it. */
+  /**
+   * The shapes that {@link #rope} works on.
+   *
+   * @param past positions in the cache before it
+   * @param columns where in the cache its positions go instead, int64 (seq) on the device; or 0
+   */
   public record Heads(
-      int batch, int seq, int heads, int kvHeads, int headDim, int capacity, int past) {}
+      int batch,
+      int seq,
+      int heads,
+      int kvHeads,
+      int headDim,
+      int capacity,
+      int past,
+      long columns) {}
 
   /**
    * Rotates queries in place, and puts keys, rotated, and values into the cache.
@@ -129,6 +142,7 @@ public final class PrefillKernels {
                   sines,
                   keys,
                   values,
+                  shape.columns(),
                   tokens,
                   shape.capacity(),
                   shape.past(),

@@ -54,8 +54,9 @@ extern "C" __global__ void __launch_bounds__(256) prefill_rms_norm(const __grid_
 }
 
 // Rotates queries (batch, seq, heads, headDim) in place, and puts keys, rotated, and values, both (batch, seq, kvHeads, headDim),
-// into the cache (batch, kvHeads, capacity, headDim) behind its first `past` positions. Cosines and sines (seq, headDim), of
-// every sequence (angleRows) or of all, are those that x · cos + (its halves exchanged) · sin takes: the first sines are negated.
+// into the cache (batch, kvHeads, capacity, headDim) behind its first `past` positions, or, where `columns` (seq) are given, at
+// those. Cosines and sines (seq, headDim), of every sequence (angleRows) or of all, are those that x · cos + (its halves exchanged)
+// · sin takes: the first sines are negated.
 // One thread: 8 pairs of a head, or one where heads have an odd form.
 struct PrefillRopeAppend {
   T* q;
@@ -65,6 +66,7 @@ struct PrefillRopeAppend {
   const T* sines;
   T* keys;
   T* values;
+  const long long* columns;
   long long tokens, capacity, past;
   int seq, angleRows, heads, kvHeads, headDim, vectors;
 };
@@ -75,7 +77,8 @@ __device__ __forceinline__ void ropeRow(const PrefillRopeAppend& p, long long to
   if (kv) head -= kv == 1 ? p.heads : p.heads + p.kvHeads;
   T* q = p.q + (token * p.heads + head) * p.headDim + i;
   const T* from = kv == 0 ? q : (kv == 1 ? p.k : p.v) + (token * p.kvHeads + head) * p.headDim + i;
-  T* to = kv == 0 ? q : (kv == 1 ? p.keys : p.values) + ((sequence * p.kvHeads + head) * p.capacity + p.past + t) * p.headDim + i;
+  const long long column = p.columns ? p.columns[t] : p.past + t;
+  T* to = kv == 0 ? q : (kv == 1 ? p.keys : p.values) + ((sequence * p.kvHeads + head) * p.capacity + column) * p.headDim + i;
   const long long angle = ((p.angleRows > 1 ? sequence * p.seq : 0) + t) * p.headDim + i;
   float a[8], b[8], c[8], s[8];
   load8(from, 0, N, N == 8, a);

@@ -362,7 +362,7 @@ class KernelsGpuTest {
     try (var gpu = new Gpu(8)) {
       var kernels = new PrefillKernels(gpu.cuda, dtype);
       for (var s : shapes) {
-        var shape = new PrefillKernels.Heads(s[0], s[1], s[2], s[3], s[4], s[5], s[6]);
+        var shape = new PrefillKernels.Heads(s[0], s[1], s[2], s[3], s[4], s[5], s[6], 0);
         var tokens = s[0] * s[1];
         var dim = s[4];
         var q = gpu.normal(tokens * s[2] * dim, 1, 0, dtype);

@@ -109,7 +109,8 @@ static void silu() {
 
 static void rope() {
   const int batch = 1 + below(3), seq = 1 + below(9), heads = 1 + below(4), kv = 1 + below(2), d = oneOf({2, 10, 16, 64, 128});
-  const int past = below(5), capacity = past + seq + below(3), angleRows = below(2) ? batch : 1, half = d / 2;
+  const bool given = below(2);  // columns, in no order, with gaps
+  const int past = given ? 0 : below(5), capacity = past + (given ? 2 : 1) * seq + below(3), angleRows = below(2) ? batch : 1, half = d / 2;
   const int tokens = batch * seq, vectors = d % 16 == 0 && below(4);
   Array<T> q(tokens * heads * d), k(tokens * kv * d), v(tokens * kv * d), keys(batch * kv * capacity * d), values(keys.n);
   Array<T> cosines(angleRows * seq * d), sines(cosines.n);
@@ -123,10 +124,17 @@ static void rope() {
     cosines[i] = fromFloat(std::cos(angle));
     sines[i] = fromFloat(i % d < half ? -std::sin(angle) : std::sin(angle));
   }
+  Array<long long> columns(seq);
+  std::vector<int> tokenAt(capacity, -1);
+  for (int t = 0; t < seq; t++) {
+    int at = given ? below(capacity) : past + t;
+    while (tokenAt[at] >= 0) at = (at + 1) % capacity;
+    tokenAt[columns[t] = at] = t;
+  }
   std::vector<T> queries(q.p, q.p + q.n), oldKeys(keys.p, keys.p + keys.n), oldValues(values.p, values.p + values.n);
   const int threads = tokens * (heads + 2 * kv) * (vectors ? d / 16 : half);
   launch<PrefillRopeAppend>(256, (threads + 255) / 256, 1, 1, prefill_rope_append,
-                   {q.p, k.p, v.p, cosines.p, sines.p, keys.p, values.p, tokens, capacity, past, seq, angleRows, heads, kv, d, vectors});
+                   {q.p, k.p, v.p, cosines.p, sines.p, keys.p, values.p, given ? columns.p : 0, tokens, capacity, past, seq, angleRows, heads, kv, d, vectors});
   auto turned = [&](const T* head, int b, int t, int i) {
     size_t at = ((size_t)(angleRows > 1 ? b * seq : 0) + t) * d + i;
     return (double)toFloat(head[i]) * toFloat(cosines[at]) + (double)toFloat(head[(i + half) % d]) * toFloat(sines[at]);
@@ -141,9 +149,10 @@ static void rope() {
     for (int h = 0; h < kv; h++)
       for (int t = 0; t < capacity; t++)
         for (int i = 0; i < d; i++) {
-          size_t at = ((size_t)(b * kv + h) * capacity + t) * d + i, head = ((size_t)(b * seq + t - past) * kv + h) * d;
-          const bool is = t >= past && t < past + seq;
-          check("key", toFloat(keys[at]), is ? turned(&k[head], b, t - past, i) : toFloat(oldKeys[at]));
+          const bool is = tokenAt[t] >= 0;
+          const int token = is ? tokenAt[t] : 0;
+          size_t at = ((size_t)(b * kv + h) * capacity + t) * d + i, head = ((size_t)(b * seq + token) * kv + h) * d;
+          check("key", toFloat(keys[at]), is ? turned(&k[head], b, token, i) : toFloat(oldKeys[at]));
           check("value", toFloat(values[at]), toFloat(is ? v[head + i] : oldValues[at]));
         }
   }

@@ -1,0 +1,193 @@
+package org.meteora.generate;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import ai.djl.Device;
+import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.List;
+import java.util.Optional;
+import java.util.Random;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.meteora.backend.Backends;
+import org.meteora.model.Llama;
+import org.meteora.model.RandomLlama;
+import org.meteora.model.SmallArchitecture;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.Router;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
+import org.meteora.tensor.Ops;
+
+/** Prompts one after another in one row, beside each alone. */
+@Tag("gpu")
+class PackedPrefillGpuTest {
+  /** All five adapters: a rounding cannot choose another. */
+  private static final ForwardContext ASKS =
+      ForwardContext.inference(new RoutingSettings(5, 1), Flags.AUTO);
+
+  /** Of roundings to 8 and 11 bits, of numbers around 1: 0.07 and 0.005 at most, as seen. */
+  private static double tolerance(Dtype dtype) {
+    return dtype == Dtype.BF16 ? 0.1 : 0.015;
+  }
+
+  private static Llama model(NDManager manager, Dtype dtype) {
+    manager.getEngine().setRandomSeed(5);
+    var backend = Backends.of(manager, dtype);
+    return RandomLlama.create(SmallArchitecture.create(), manager, dtype, 5, 4, backend, 0);
+  }
+
+  /** Some that are one token, some that begin alike. */
+  private static List<Sequence> sequences() {
+    var random = new Random(3);
+    var header = random.ints(70, 1, 70).toArray();
+    var sequences = new ArrayList<Sequence>();
+    for (int length : new int[] {5, 1, 78, 23, 1, 71, 40}) {
+      var prompt = random.ints(length, 1, 70).toArray();
+      if (length > 70) {
+        System.arraycopy(header, 0, prompt, 0, 70);
+      }
+      var request = new Request(prompt, GenerationConfig.greedy(List.of(), 90), length);
+      sequences.add(new Sequence(sequences.size(), request, 90, ASKS.routing()));
+    }
+    return sequences;
+  }
+
+  /** What is known of a prompt: its logits, and keys and values of all layers. */
+  private record Known(float[] logits, List<float[]> cache) {}
+
+  private static List<Known> known(Prefill prefill) {
+    int vocab = prefill.logits().length / prefill.cache().spans().size();
+    var all = new ArrayList<Known>();
+    for (var span : prefill.cache().spans()) {
+      var values = new ArrayList<float[]>();
+      for (int layer = 0; layer < prefill.cache().layers(); layer++) {
+        var its = prefill.cache().layer(layer);
+        for (var store : List.of(its.keys(), its.values())) {
+          try (var scope = store.getManager().newSubManager()) {
+            var columns = prefill.cache().columns(store, span.from(), span.count(), scope);
+            var row = Ops.narrow(columns, 0, span.row(), 1);
+            values.add(Ops.cast(row, Dtype.F32).toFloatArray());
+          }
+        }
+      }
+      int at = all.size() * vocab;
+      all.add(new Known(Arrays.copyOfRange(prefill.logits(), at, at + vocab), values));
+    }
+    return all;
+  }
+
+  private static double worst(Known a, Known b) {
+    double worst = worst(a.logits, b.logits);
+    for (int i = 0; i < a.cache.size(); i++) {
+      worst = Math.max(worst, worst(a.cache.get(i), b.cache.get(i)));
+    }
+    return worst;
+  }
+
+  private static double worst(float[] a, float[] b) {
+    assertThat(a).hasSameSizeAs(b);
+    double worst = 0;
+    for (int i = 0; i < a.length; i++) {
+      assertThat(a[i]).isFinite();
+      worst = Math.max(worst, Math.abs(a[i] - b[i]));
+    }
+    return worst;
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"BF16", "F16"})
+  void everyPromptIsComputedAsAlone(Dtype dtype) {
+    var sequences = sequences();
+    var prompts = sequences.stream().map(Sequence::tokens).toList();
+    List<Optional<PrefixCache.Hit>> nothing = Collections.nCopies(prompts.size(), Optional.empty());
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = model(manager, dtype);
+      assertThat(PackedPrefill.isPossible(llama, ASKS)).isTrue();
+      var expected = new ArrayList<Known>();
+      for (var prompt : prompts) {
+        try (var alone = new PaddedPrefill(llama, 0, List.of(prompt), nothing.subList(0, 1))) {
+          alone.run(alone.left(), ASKS);
+          expected.addAll(known(alone));
+        }
+      }
+      for (int most : new int[] {1, 7, 50, 1000}) {
+        try (var prefixes = new PrefixCache(llama, sequences);
+            var packed = new PackedPrefill(llama, prompts, nothing)) {
+          run(packed, most, prompts.stream().mapToInt(prompt -> prompt.length).sum());
+          check(dtype + ", pieces of " + most, known(packed), expected, dtype);
+          assertThat(prefixes.isWorthKeeping(2, prompts.get(2))).isTrue();
+          prefixes.keep(2, prompts.get(2), packed.cache(), 2);
+          var hits = new ArrayList<Optional<PrefixCache.Hit>>();
+          for (int i = 0; i < prompts.size(); i++) {
+            hits.add(prefixes.find(i, prompts.get(i)));
+          }
+          assertThat(hits.stream().filter(Optional::isPresent)).hasSize(2);
+          try (var again = new PackedPrefill(llama, prompts, hits)) {
+            run(again, most, prompts.stream().mapToInt(prompt -> prompt.length).sum() - 2 * 64);
+            check(dtype + ", beginnings known", known(again), expected, dtype);
+          }
+        }
+      }
+    }
+  }
+
+  private static void run(PackedPrefill prefill, int most, int tokens) {
+    int done = 0;
+    while (!prefill.isDone()) {
+      int its = prefill.run(most, ASKS);
+      assertThat(its).isBetween(1, most);
+      done += its;
+    }
+    assertThat(done).isEqualTo(tokens);
+  }
+
+  private static void check(String what, List<Known> its, List<Known> expected, Dtype dtype) {
+    for (int i = 0; i < expected.size(); i++) {
+      assertThat(worst(its.get(i), expected.get(i)))
+          .as("%s, prompt %d", what, i)
+          .isLessThan(tolerance(dtype));
+    }
+  }
+
+  /** Answers of 16-bit sums differ where two tokens are as likely, and then in all that follows. */
+  @Test
+  void mostAnswersAreThoseOfEachAlone() {
+    var requests = BatchingTest.requests(6, 24);
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = model(manager, Dtype.BF16);
+      var expected = BatchingTest.answers(llama, ModelSession.of(llama), requests, 1);
+      try (var decoding = BatchingTest.inPieces(Backends.decoding(llama), 30)) {
+        for (var provider : List.of(decoding, ModelSession.of(llama))) {
+          var answers = BatchingTest.answers(llama, provider, requests, 5);
+          assertThat(answers.keySet()).isEqualTo(expected.keySet());
+          long same =
+              answers.keySet().stream()
+                  .filter(each -> answers.get(each).equals(expected.get(each)))
+                  .count();
+          assertThat(same).isGreaterThan(requests.size() / 2);
+        }
+      }
+    }
+  }
+
+  @Test
+  void whatCannotBePackedIsPadded() {
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = model(manager, Dtype.F16);
+      assertThat(PackedPrefill.isPossible(llama, ASKS)).isTrue();
+      var fixed = ASKS.withRouting(RoutingSettings.DEFAULT.withRouter(Router.fixed(1)));
+      assertThat(PackedPrefill.isPossible(llama, fixed)).isFalse();
+      var heard = ASKS.withListener(Optional.of((layer, module, rows, n, k, i, w) -> {}));
+      assertThat(PackedPrefill.isPossible(llama, heard)).isFalse();
+      assertThat(PackedPrefill.isPossible(model(manager, Dtype.F32), ASKS)).isFalse();
+    }
+  }
+}
