@@ -7,6 +7,7 @@ import java.util.stream.LongStream;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.LayerGate;
 import org.meteora.moe.Router;
 import org.meteora.router.LoraFlow;
 import org.meteora.router.Oracle;
@@ -40,7 +41,7 @@ final class RandomRouters {
               model.layers().stream()
                   .map(
                       layer ->
-                          new LoraFlow.LayerGate(
+                          new LayerGate(
                               RandomLlama.normal(
                                   model.manager(),
                                   model.dtype(),

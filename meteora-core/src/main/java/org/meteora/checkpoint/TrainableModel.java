@@ -22,6 +22,7 @@ import org.meteora.model.LlamaFactory;
 import org.meteora.model.MemoryNeed;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.LayerGate;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
@@ -260,12 +261,12 @@ public final class TrainableModel implements AutoCloseable {
     var banks = acting((bank, manager, layer, module) -> bank);
     var model = embedded(spec, sharers, folders, Router.GATES, banks);
     var llama = model.llama();
-    var gates = new ArrayList<LoraFlow.LayerGate>();
+    var gates = new ArrayList<LayerGate>();
     for (var layer : llama.layers()) {
       boolean acts = layer.projections().stream().anyMatch(each -> each.bank() != null);
       gates.add(
           acts
-              ? new LoraFlow.LayerGate(
+              ? new LayerGate(
                   Ops.zeros(
                       llama.manager(), llama.dtype(), folders.size(), llama.config().hiddenSize()),
                   Ops.zeros(llama.manager(), Dtype.F32, folders.size()))

@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
+import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Ops;
@@ -53,6 +54,14 @@ public sealed interface Router {
      * @return {@code (tokens, N)} float32, of any sum
      */
     NDArray weights(GatedLinear linear, NDArray x, ForwardContext context);
+
+    /**
+     * The same for kernels: what each layer's weights come from, null where no adapter acts; empty
+     * when they come from anything else.
+     */
+    default Optional<List<LayerGate>> layerGates() {
+      return Optional.empty();
+    }
   }
 
   /** Looks at whole prompts first; what it then chooses holds for their answers. */

@@ -3,8 +3,10 @@ package org.meteora.router;
 import ai.djl.ndarray.NDArray;
 import java.util.Collections;
 import java.util.List;
+import java.util.Optional;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
+import org.meteora.moe.LayerGate;
 import org.meteora.moe.Router;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -20,12 +22,6 @@ public record LoraFlow(List<LayerGate> gates) implements Router.Weighing {
   /** The router's name. */
   public static final String NAME = "lora-flow";
 
-  /**
-   * @param weight W {@code (N, hidden)} in the model's dtype
-   * @param bias b {@code (N)} float32
-   */
-  public record LayerGate(NDArray weight, NDArray bias) {}
-
   public LoraFlow {
     gates = Collections.unmodifiableList(gates);
   }
@@ -33,6 +29,11 @@ public record LoraFlow(List<LayerGate> gates) implements Router.Weighing {
   @Override
   public String name() {
     return NAME;
+  }
+
+  @Override
+  public Optional<List<LayerGate>> layerGates() {
+    return Optional.of(gates);
   }
 
   @Override

@@ -11,6 +11,7 @@ import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Llama;
+import org.meteora.moe.LayerGate;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Dtype;
@@ -59,7 +60,7 @@ public final class LoraFlowFile {
     try (var file = SafetensorsFile.open(path);
         var host = UpdateForm.host()) {
       var rows = rows(file, adapters);
-      var gates = new ArrayList<LoraFlow.LayerGate>();
+      var gates = new ArrayList<LayerGate>();
       var read = new HashSet<String>();
       for (int layer = 0; layer < model.layers().size(); layer++) {
         boolean acts =
@@ -77,7 +78,7 @@ public final class LoraFlowFile {
         var w = tensor(file, host, weight, adapters.size(), model.config().hiddenSize());
         var b = tensor(file, host, bias, adapters.size());
         gates.add(
-            new LoraFlow.LayerGate(
+            new LayerGate(
                 UpdateForm.place(model.manager(), Ops.indexSelect(w, 0, index), model.dtype()),
                 UpdateForm.place(model.manager(), Ops.indexSelect(b, 0, index), Dtype.F32)));
       }

@@ -36,6 +36,7 @@ import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.GatedLinear;
+import org.meteora.moe.LayerGate;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
@@ -263,7 +264,7 @@ class RoutersTest {
                       layer -> {
                         int n = layer.projection(Projection.DOWN).bank().size();
                         int hidden = llama.config().hiddenSize();
-                        return new LoraFlow.LayerGate(
+                        return new LayerGate(
                             gaussian(llama.manager(), 0.3, n, hidden),
                             gaussian(llama.manager(), 0.2, n));
                       })
@@ -415,7 +416,7 @@ class RoutersTest {
                 case MAGNITUDE -> Math.abs(product);
                 case STANDARDIZED -> product / Math.sqrt(variance);
                 case NORM -> Math.sqrt(squares);
-                case GIVEN -> throw new AssertionError("nothing is scored");
+                case GIVEN, ALL -> throw new AssertionError("nothing is scored");
               };
           assertThat(scores[i]).isCloseTo((float) expected, within(1e-4f));
         }
@@ -737,7 +738,7 @@ class RoutersTest {
   }
 
   @Test
-  void decodeStepsOnAGpuTakeEightAdaptersAToken() {
+  void decodeStepsOnAGpuTakeAnyNumberOfAdaptersAToken() {
     try (var manager = Devices.newManager(Device.cpu())) {
       var backend = Backends.of(manager, Dtype.F32);
       for (int n : new int[] {8, 9}) {
@@ -745,11 +746,7 @@ class RoutersTest {
             RandomLlama.create(SmallArchitecture.create(), manager, Dtype.F32, n, 1, backend, 0);
         var routing = new RoutingSettings(2, 1, Router.uniform(n));
         var refusal = CudaDecoder.refusal(llama, 1, ForwardContext.inference(routing, Flags.AUTO));
-        assertThat(refusal)
-            .isEqualTo(
-                n == 8
-                    ? Optional.empty()
-                    : Optional.of("9 adapters act on a token, and kernels take 8"));
+        assertThat(refusal).isEmpty();
       }
     }
   }

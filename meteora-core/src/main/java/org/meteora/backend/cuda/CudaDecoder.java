@@ -101,11 +101,48 @@ public final class CudaDecoder implements AutoCloseable {
     }
   }
 
-  private static Router.Scoring forKernels(RoutingSettings routing) {
+  /** Stands for routers by which all adapters act, with weights of a layer or given ones. */
+  private record All(Optional<Router.Weighing> weighing) implements Router.Scoring {
+    @Override
+    public String name() {
+      return "all";
+    }
+
+    @Override
+    public NDArray scores(GatedLinear linear, NDArray x) {
+      throw new IllegalStateException("nothing is scored");
+    }
+
+    @Override
+    public ScoredBank forKernels(GatedLinear linear) {
+      return linear.layout().scored(Scores.ALL, null);
+    }
+
+    @Override
+    public boolean equals(Object other) { // the same weighing router, not an equal one
+      return other instanceof All all && all.weighing.orElse(null) == weighing.orElse(null);
+    }
+
+    @Override
+    public int hashCode() {
+      return weighing.map(System::identityHashCode).orElse(0);
+    }
+  }
+
+  private static Router.Scoring forKernels(Llama model, RoutingSettings routing) {
     return switch (routing.router()) {
       case Router.Scoring scoring -> scoring;
-      default -> routing.isOfEach() ? new Given() : Router.GATES;
+      case Router.Weighing weighing -> new All(Optional.of(weighing));
+      default ->
+          !routing.isOfEach()
+              ? Router.GATES
+              : allAct(model, routing.width()) ? new All(Optional.empty()) : new Given();
     };
+  }
+
+  /** Whether a choice of {@code k} adapters is none, or too many to choose: all B are read then. */
+  private static boolean allAct(Llama model, int k) {
+    return k > 2 && any(model, bank -> k >= bank.size() || k > Kernels.MAX_TOP_K);
   }
 
   /**
@@ -121,13 +158,9 @@ public final class CudaDecoder implements AutoCloseable {
     }
     var router = context.routing().router();
     boolean given = context.routing().isOfEach();
-    int width = context.routing().width();
-    if (given && width > Kernels.MAX_TOP_K && any(model, bank -> bank.size() > Kernels.MAX_TOP_K)) {
-      return Optional.of(
-          "%d adapters act on a token, and kernels take %d".formatted(width, Kernels.MAX_TOP_K));
-    }
     boolean gates = router instanceof Router.Gates;
-    boolean scores = router instanceof Router.Scoring || given;
+    boolean weighs = router instanceof Router.Weighing each && each.layerGates().isPresent();
+    boolean scores = router instanceof Router.Scoring || given || weighs;
     if (any(model, bank -> bank.gate() == null ? bank.size() > 1 && (gates || !scores) : !scores)) {
       return Optional.of("the router " + router.name() + " runs by tensor operations");
     }
@@ -156,7 +189,7 @@ public final class CudaDecoder implements AutoCloseable {
   public CudaDecoder(Llama model, RoutingSettings routing) {
     this.model = model;
     this.topK = routing.width();
-    this.router = forKernels(routing);
+    this.router = forKernels(model, routing);
     this.cuda = Cuda.device(model.manager().getDevice().getDeviceId());
     cuda.makeCurrent();
     var config = model.config();
@@ -190,7 +223,8 @@ public final class CudaDecoder implements AutoCloseable {
     for (var layer : model.layers()) {
       for (var projection : layer.projections()) {
         if (projection.bank() != null) {
-          k = Math.min(topK, projection.bank().size());
+          int n = projection.bank().size();
+          k = weighing().isPresent() ? n : Math.min(topK, n);
         }
       }
       layers.add(
@@ -203,7 +237,8 @@ public final class CudaDecoder implements AutoCloseable {
               linear(layer.projection(Projection.O)),
               linear(layer.projection(Projection.GATE)),
               linear(layer.projection(Projection.UP)),
-              linear(layer.projection(Projection.DOWN))));
+              linear(layer.projection(Projection.DOWN)),
+              weigher(layers.size())));
     }
     return new DecodeModel(
         model.dtype(),
@@ -224,6 +259,22 @@ public final class CudaDecoder implements AutoCloseable {
         layers);
   }
 
+  private Optional<Router.Weighing> weighing() {
+    return router instanceof All all ? all.weighing() : Optional.empty();
+  }
+
+  private Optional<DecodeModel.Weigher> weigher(int layer) {
+    return weighing()
+        .flatMap(Router.Weighing::layerGates)
+        .map(gates -> gates.get(layer))
+        .map(
+            gate ->
+                new DecodeModel.Weigher(
+                    Ops.dataPointer(gate.weight()),
+                    Ops.dataPointer(gate.bias()),
+                    (int) gate.weight().getShape().get(0)));
+  }
+
   /** What the router goes by; all linears alike. */
   private Scores scores() {
     for (var layer : model.layers()) {
@@ -238,7 +289,10 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Whether the router chooses there: one adapter without a gate acts always, or as is given. */
   private boolean chooses(GatedLinear linear) {
-    return linear.bank().gate() != null || linear.bank().size() > 1 || router instanceof Given;
+    return linear.bank().gate() != null
+        || linear.bank().size() > 1
+        || router instanceof Given
+        || router instanceof All;
   }
 
   private DecodeModel.Linear linear(GatedLinear linear) {
@@ -276,7 +330,7 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Whether it was made for this k and for the adapters as they are now. */
   public boolean isFor(ForwardContext context) {
-    if (topK != context.routing().width() || !router.equals(forKernels(context.routing()))) {
+    if (topK != context.routing().width() || !router.equals(forKernels(model, context.routing()))) {
       return false;
     }
     for (int i = 0; i < addresses.layers().size(); i++) {
@@ -429,7 +483,7 @@ public final class CudaDecoder implements AutoCloseable {
           slots, Arrays.stream(slots).map(slot -> lengths[slot]).toArray(), new int[slots.length]);
       present = slots;
     }
-    boolean given = addresses.scores() == Scores.GIVEN;
+    boolean given = addresses.isGiven();
     if (given) {
       takeChoice(rows);
     }
@@ -486,21 +540,15 @@ public final class CudaDecoder implements AutoCloseable {
         if (linear.bank() != null && chooses(linear)) {
           var indices = new int[present.length * addresses.topK()];
           var weights = new float[indices.length];
-          if (addresses.scores() == Scores.GIVEN) {
+          if (addresses.isGiven()) {
             indices = given.indices();
             weights = given.weights();
-          } else if (addresses
-              .layers()
-              .get(layer)
-              .linears()
-              .get(module.ordinal())
-              .adapters()
-              .isPresent()) {
+          } else if (isWeighed(layer, module)) {
             engine.routing(layer, module.ordinal(), indices, weights);
           } else { // no adapter acts there: all are alike
             for (int i = 0; i < indices.length; i++) {
               indices[i] = i % addresses.topK();
-              weights[i] = 1f / addresses.topK();
+              weights[i] = weighing().isPresent() ? 0 : 1f / addresses.topK();
             }
           }
           to.onRouting(
@@ -508,6 +556,12 @@ public final class CudaDecoder implements AutoCloseable {
         }
       }
     }
+  }
+
+  private boolean isWeighed(int layer, Projection module) {
+    var its = addresses.layers().get(layer);
+    return its.weigher().isPresent()
+        || weighing().isEmpty() && its.linears().get(module.ordinal()).adapters().isPresent();
   }
 
   /**

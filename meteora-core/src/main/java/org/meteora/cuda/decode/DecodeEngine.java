@@ -77,17 +77,7 @@ public final class DecodeEngine implements AutoCloseable {
     this.tuning = tuning;
     this.maxRows = bucket(maxRows);
     cuda.makeCurrent();
-    this.kernels =
-        Kernels.of(
-            cuda,
-            Kernels.Constants.ofSteps(
-                    model.dtype(),
-                    Math.max(1, model.topK()),
-                    model.maxAdapters(),
-                    model.heads(),
-                    model.kvHeads(),
-                    model.headDim())
-                .with(model.scores()));
+    this.kernels = Kernels.of(cuda, constants(model));
     this.stream = Stream.create(cuda);
     this.graphs = new StepGraphs(stream);
     LibraryProducts products = null;
@@ -106,6 +96,19 @@ public final class DecodeEngine implements AutoCloseable {
       stream.close();
       throw e;
     }
+  }
+
+  /** Where all adapters act there is nothing to choose: a base model's kernels serve. */
+  private static Kernels.Constants constants(DecodeModel model) {
+    var all = model.scores() == Scores.ALL;
+    return Kernels.Constants.ofSteps(
+            model.dtype(),
+            all ? 1 : Math.max(1, model.topK()),
+            all ? 1 : model.maxAdapters(),
+            model.heads(),
+            model.kvHeads(),
+            model.headDim())
+        .with(all ? Scores.PRODUCT : model.scores());
   }
 
   private long productFloats() {
@@ -137,6 +140,11 @@ public final class DecodeEngine implements AutoCloseable {
       throw new UserException(
           "the CUDA decode step does not know %d heads over %d of size %d"
               .formatted(model.heads(), model.kvHeads(), model.headDim()));
+    }
+    if (model.scores() == Scores.ALL && model.maxAdapters() > Kernels.MAX_ADAPTERS) {
+      throw new UserException(
+          "the fused CUDA path takes up to %d adapters, not %d"
+              .formatted(Kernels.MAX_ADAPTERS, model.maxAdapters()));
     }
     for (var layer : model.layers()) {
       layer.linears().forEach(l -> l.adapters().ifPresent(it -> it.check(model.topK())));
@@ -239,14 +247,14 @@ public final class DecodeEngine implements AutoCloseable {
   }
 
   /**
-   * What all linears of the steps to come choose, for a model of {@link Scores#GIVEN}; stays until
-   * it is set anew.
+   * What all linears of the steps to come choose, for a model where that is given ({@link
+   * DecodeModel#isGiven}); stays until it is set anew.
    *
    * @param indices {@code (rows, k)}
    * @param weights as {@code indices}
    */
   public void choice(int[] indices, float[] weights) {
-    if (model.scores() != Scores.GIVEN
+    if (!model.isGiven()
         || indices.length != active * model.topK()
         || weights.length != indices.length) {
       throw new IllegalArgumentException(
@@ -255,7 +263,7 @@ public final class DecodeEngine implements AutoCloseable {
     for (var index : indices) {
       Objects.checkIndex(index, model.maxAdapters());
     }
-    memory.choice(indices, weights);
+    memory.choice(indices, weights, active);
   }
 
   /**

@@ -46,7 +46,20 @@ public record DecodeModel(
    */
   public record Linear(long weight, long bias, int out, int in, Optional<AdapterMemory> adapters) {}
 
-  /** One decoder layer; the norms' weights are (hidden). */
+  /**
+   * What weighs all adapters in all linears of a layer, of {@link Scores#ALL}: {@code softmax(h Wᵀ
+   * / T) + b} of what q, k and v read.
+   *
+   * @param weight W (N, hidden)
+   * @param bias b, float32 (N)
+   */
+  public record Weigher(long weight, long bias, int adapters) {}
+
+  /**
+   * One decoder layer; the norms' weights are (hidden).
+   *
+   * @param weigher none where the weights are given, or nothing is weighed
+   */
   public record Layer(
       long inputNorm,
       long postAttentionNorm,
@@ -56,7 +69,22 @@ public record DecodeModel(
       Linear o,
       Linear gate,
       Linear up,
-      Linear down) {
+      Linear down,
+      Optional<Weigher> weigher) {
+    /** Without a weigher. */
+    public Layer(
+        long inputNorm,
+        long postAttentionNorm,
+        Linear q,
+        Linear k,
+        Linear v,
+        Linear o,
+        Linear gate,
+        Linear up,
+        Linear down) {
+      this(inputNorm, postAttentionNorm, q, k, v, o, gate, up, down, Optional.empty());
+    }
+
     /** The seven projections, q to down. */
     public List<Linear> linears() {
       return List.of(q, k, v, o, gate, up, down);
@@ -101,6 +129,12 @@ public record DecodeModel(
 
   private static Linear bare(Linear linear) {
     return new Linear(linear.weight, linear.bias, linear.out, linear.in, Optional.empty());
+  }
+
+  /** Whether it is said with each step which adapters act, and how much. */
+  public boolean isGiven() {
+    return scores == Scores.GIVEN
+        || scores == Scores.ALL && layers.stream().allMatch(layer -> layer.weigher().isEmpty());
   }
 
   /** Adapters of a linear at most; 1 without adapters. */

@@ -2,7 +2,9 @@ package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
 import org.meteora.cuda.decode.DecodeModel.Linear;
+import org.meteora.cuda.decode.DecodeModel.Weigher;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.nn.Projection;
 
@@ -10,8 +12,9 @@ import org.meteora.nn.Projection;
  * The linears of a layer that read the same input, and so are multiplied together.
  *
  * @param first the first one's number in the layer
+ * @param weigher the layer's, which reads the input of q, k and v
  */
-record InputGroup(int layer, int first, List<Linear> linears) {
+record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> weigher) {
   static InputGroup of(DecodeModel model, int layer, Projection.Input input) {
     var first = -1;
     var linears = new ArrayList<Linear>();
@@ -21,7 +24,11 @@ record InputGroup(int layer, int first, List<Linear> linears) {
         linears.add(model.layers().get(layer).linears().get(projection.ordinal()));
       }
     }
-    return new InputGroup(layer, first, List.copyOf(linears));
+    var weigher =
+        input == Projection.Input.ATTENTION
+            ? model.layers().get(layer).weigher()
+            : Optional.<Weigher>empty();
+    return new InputGroup(layer, first, List.copyOf(linears), weigher);
   }
 
   /** What they read. */
@@ -44,6 +51,16 @@ record InputGroup(int layer, int first, List<Linear> linears) {
     return linears.subList(0, count).stream()
         .mapToInt(l -> l.adapters().map(AdapterMemory::gateRows).orElse(0))
         .sum();
+  }
+
+  /** Rows of the weigher. */
+  int weighed() {
+    return weigher.map(Weigher::adapters).orElse(0);
+  }
+
+  /** Whether it has adapters, or weighs them for others. */
+  boolean mixes() {
+    return weigher.isPresent() || ranks(linears.size()) > 0;
   }
 
   /** Rows of A of the first {@code count} linears. */

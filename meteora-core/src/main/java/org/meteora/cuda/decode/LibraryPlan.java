@@ -71,16 +71,20 @@ final class LibraryPlan extends StepPlan {
     for (var i = 0; i < layers.size(); i++) {
       var qkv = product(i, Input.ATTENTION);
       works.add(qkv.work(kernels, memory, library, memory.normed, memory.yA));
+      mix(qkv, memory.yA);
       works.add(ropeAppend(qkv, 0, i));
       works.add(attention(i, true));
       var o = product(i, Input.ATTENTION_HEADS);
       works.add(o.work(kernels, memory, library, memory.attended, memory.yB));
+      mix(o, memory.yB);
       works.add(addResidualNorm(o, layers.get(i).postAttentionNorm()));
       var gateUp = product(i, Input.MLP);
       works.add(gateUp.work(kernels, memory, library, memory.normed, memory.yA));
+      mix(gateUp, memory.yA);
       works.add(siluUp(gateUp));
       var down = product(i, Input.MLP_INNER);
       works.add(down.work(kernels, memory, library, memory.activated, memory.yB));
+      mix(down, memory.yB);
       works.add(
           addResidualNorm(
               down, i + 1 < layers.size() ? layers.get(i + 1).inputNorm() : model.finalNorm()));

@@ -37,6 +37,7 @@ final class LibraryProduct extends StepProduct {
                 matrices.add(new Matrix(adapters.a(), adapters.sumOfRanks()));
               });
     }
+    group.weigher().ifPresent(w -> matrices.add(new Matrix(w.weight(), w.adapters())));
     matrices.removeIf(matrix -> matrix.rows() == 0);
     matrices.sort(Comparator.comparingLong(Matrix::address));
     var rowBytes = (long) group.in() * model.dtype().bytes();
@@ -83,6 +84,11 @@ final class LibraryProduct extends StepProduct {
   @Override
   int gateAt(int which) {
     return group.linears().get(which).adapters().map(a -> at.getOrDefault(a.gate(), 0)).orElse(0);
+  }
+
+  @Override
+  int weighedAt() {
+    return group.weigher().map(w -> at.get(w.weight())).orElse(0);
   }
 
   @Override

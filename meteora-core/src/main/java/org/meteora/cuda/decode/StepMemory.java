@@ -6,9 +6,11 @@ import static java.lang.foreign.ValueLayout.JAVA_INT;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import org.meteora.cuda.decode.DecodeModel.Linear;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
@@ -28,8 +30,9 @@ import org.meteora.nn.Scores;
  *
  * <p>What goes to the device before a step and comes back after it is one piece: the parameters of
  * sampling; the tokens, in and out; the choice of adapters where it is given, int32 indices and
- * float32 weights {@code (maxRows, k)}; the routing, for each layer's linears in turn int32 indices
- * {@code (rows, k)}, then float32 weights {@code (rows, k)}.
+ * float32 weights {@code (maxRows, k)}, or float32 weights {@code (maxRows, N)} where all act; the
+ * routing, for each layer's linears in turn int32 indices {@code (rows, k)}, then float32 weights
+ * {@code (rows, k)}, or for each layer float32 weights {@code (rows, N)} where all act.
  */
 final class StepMemory implements AutoCloseable {
   /** Gated linears of a layer. */
@@ -43,6 +46,8 @@ final class StepMemory implements AutoCloseable {
   private final int choiceAt;
   private final int routingAt;
   private final List<DeviceMemory> owned = new ArrayList<>();
+  private final int mixed;
+  private final boolean weighed;
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
   private final Arena host = Arena.ofShared();
   private final MemorySegment rowsOnHost;
@@ -134,8 +139,12 @@ final class StepMemory implements AutoCloseable {
     this.layers = model.layers().size();
     this.topK = kernels.constants().topK();
     this.choiceAt = DeviceSampler.BYTES + 4 * maxRows;
-    boolean given = model.scores() == Scores.GIVEN;
-    this.routingAt = choiceAt + (given ? 2 * 4 * maxRows * topK : 0);
+    boolean all = model.scores() == Scores.ALL;
+    boolean given = model.isGiven() && !all;
+    this.mixed = all ? model.maxAdapters() : 0;
+    this.weighed = all && !model.isGiven();
+    this.routingAt =
+        choiceAt + (given ? 2 * 4 * maxRows * topK : weighed ? 0 : 4 * maxRows * mixed);
     this.rowsOnHost = host.allocate(4L * maxRows * 3, 16);
     HostMemory made = null;
     try {
@@ -206,7 +215,17 @@ final class StepMemory implements AutoCloseable {
     owned.add(offsets);
     var scales = cuda.upload(adapters.scales(), stream);
     owned.add(scales);
-    adapterArrays.put(linear, new long[] {offsets.address(), scales.address()});
+    var ofRanks = new int[adapters.sumOfRanks()];
+    for (var i = 0; i < adapters.count(); i++) {
+      Arrays.fill(ofRanks, adapters.offsets()[i], adapters.offsets()[i + 1], i);
+    }
+    var adapterOfRank = mixed == 0 ? 0 : owned(cuda.upload(ofRanks, stream));
+    adapterArrays.put(linear, new long[] {offsets.address(), scales.address(), adapterOfRank});
+  }
+
+  private long owned(DeviceMemory memory) {
+    owned.add(memory);
+    return memory.address();
   }
 
   /** int32 (N + 1), where the adapters' rows begin in A and Bᵀ. */
@@ -217,6 +236,20 @@ final class StepMemory implements AutoCloseable {
   /** float32 (N). */
   long scales(Linear linear) {
     return adapterArrays.get(linear)[1];
+  }
+
+  /** int32 (Σr), the adapter of each rank; where all act. */
+  long adapterOfRank(Linear linear) {
+    return adapterArrays.get(linear)[2];
+  }
+
+  /** float32 (rows, N), where all act: how much each does in a layer of a step of {@code rows}. */
+  long mixture(int layer, int rows) {
+    return exchanged + (weighed ? routingAt + mixtureOffset(layer, rows) : choiceAt);
+  }
+
+  private long mixtureOffset(int layer, int rows) {
+    return 4L * layer * rows * mixed;
   }
 
   /** Device bytes. */
@@ -245,7 +278,9 @@ final class StepMemory implements AutoCloseable {
   }
 
   private long routingBytes(int layers, int rows) {
-    return 2 * LINEARS * layers * routingPart(rows);
+    return mixed == 0
+        ? 2 * LINEARS * layers * routingPart(rows)
+        : weighed ? mixtureOffset(layers, rows) : 0;
   }
 
   private long routingOffset(int layer, int linear, int rows) {
@@ -259,9 +294,31 @@ final class StepMemory implements AutoCloseable {
 
   /** Reads a linear's routing in a step of {@code rows} that {@link #download} has fetched. */
   void routing(int layer, int linear, int rows, int[] indices, float[] weights) {
+    if (weighed) {
+      heaviestFirst(layer, rows, indices, weights);
+      return;
+    }
     var at = routingOffset(layer, linear, rows);
     MemorySegment.copy(onHost, JAVA_INT, at, indices, 0, indices.length);
     MemorySegment.copy(onHost, JAVA_FLOAT, at + routingPart(rows), weights, 0, weights.length);
+  }
+
+  private void heaviestFirst(int layer, int rows, int[] indices, float[] weights) {
+    var all = new float[mixed];
+    for (var row = 0; row < weights.length / mixed; row++) {
+      var at = routingAt + mixtureOffset(layer, rows) + 4L * row * mixed;
+      MemorySegment.copy(onHost, JAVA_FLOAT, at, all, 0, mixed);
+      var order =
+          IntStream.range(0, mixed)
+              .boxed()
+              .sorted((i, j) -> Float.compare(all[j], all[i]))
+              .mapToInt(Integer::intValue)
+              .toArray();
+      for (var i = 0; i < mixed; i++) {
+        indices[row * mixed + i] = order[i];
+        weights[row * mixed + i] = all[order[i]];
+      }
+    }
   }
 
   /** Sets the routing temperature T; waits for the copy. */
@@ -289,7 +346,15 @@ final class StepMemory implements AutoCloseable {
   }
 
   /** Sets what the next {@link #upload} gives the first rows to choose, {@code (rows, k)}. */
-  void choice(int[] indices, float[] weights) {
+  void choice(int[] indices, float[] weights, int rows) {
+    if (mixed > 0) {
+      var all = new float[rows * mixed];
+      for (var i = 0; i < indices.length; i++) {
+        all[i / (indices.length / rows) * mixed + indices[i]] += weights[i];
+      }
+      MemorySegment.copy(all, 0, onHost, JAVA_FLOAT, choiceAt, all.length);
+      return;
+    }
     MemorySegment.copy(indices, 0, onHost, JAVA_INT, choiceAt, indices.length);
     var weightsAt = choiceAt + 4L * maxRows * topK;
     MemorySegment.copy(weights, 0, onHost, JAVA_FLOAT, weightsAt, weights.length);

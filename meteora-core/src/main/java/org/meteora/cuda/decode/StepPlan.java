@@ -11,6 +11,7 @@ import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteRopeAppend;
 import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.DeviceSampler.SampleTokens;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.nn.Scores;
 
 /** What a decode step of so many rows queues, in order. */
 abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
@@ -67,6 +68,13 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             cache.maxLength(),
             memory.gateCounters()),
         overlap);
+  }
+
+  /** What adds all adapters to a product, where all act; queued behind it. */
+  final void mix(StepProduct product, long y) {
+    if (model.scores() == Scores.ALL && product.group.mixes()) {
+      works.add(layer.addMixture(product.mixture(memory, y)));
+    }
   }
 
   final Kernel.Launch ropeAppend(StepProduct qkv, long clearCount, int index) {

@@ -2,12 +2,16 @@ package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
 import java.util.List;
+import org.meteora.cuda.decode.DecodeModel.Weigher;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeAddMixture;
+import org.meteora.cuda.kernel.DecodeLayerKernels.MixedLinear;
 import org.meteora.cuda.kernel.ProductOutput;
 import org.meteora.cuda.kernel.RoutedLinear;
+import org.meteora.nn.Scores;
 
 /**
  * The product of the linears of an {@link InputGroup} for some rows: in a row of y are the outputs
- * of all W, and behind them the logits of all gates and z = A x.
+ * of all W, and behind them the logits of all gates, or of the layer's weigher, and z = A x.
  */
 abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
   final DecodeModel model;
@@ -37,6 +41,9 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
 
   /** Where a linear's gate's logits lie in a row of y. */
   abstract int gateAt(int which);
+
+  /** Where the weigher's logits lie in a row of y. */
+  abstract int weighedAt();
 
   /** Where a linear's z lies in a row of y. */
   abstract int zAt(int which);
@@ -84,6 +91,42 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
     return routed;
   }
 
+  /**
+   * What adds all adapters to {@code y}, of {@link Scores#ALL}.
+   *
+   * @param y where the product is
+   */
+  DecodeAddMixture mixture(StepMemory memory, long y) {
+    var mixed = new ArrayList<MixedLinear>();
+    for (var i = 0; i < group.linears().size(); i++) {
+      var linear = group.linears().get(i);
+      if (linear.adapters().isPresent()) {
+        var adapters = linear.adapters().get();
+        mixed.add(
+            new MixedLinear(
+                adapters.b(),
+                memory.adapterOfRank(linear),
+                memory.scales(linear),
+                outAt(i),
+                zAt(i),
+                adapters.sumOfRanks(),
+                linear.out(),
+                linear.out() % 8 == 0 && adapters.b() % 16 == 0));
+      }
+    }
+    return new DecodeAddMixture(
+        y,
+        memory.mixture(group.layer(), rows),
+        group.weigher().map(Weigher::bias).orElse(0L),
+        memory.inverseTemperature,
+        slots(),
+        ld(),
+        rows,
+        model.maxAdapters(),
+        weighedAt(),
+        mixed);
+  }
+
   private RoutedLinear linear(StepMemory memory, int which) {
     var linear = group.linears().get(which);
     var outAt = outAt(which);
@@ -91,7 +134,7 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         linear.out() % 4 == 0
             && outAt % 4 == 0
             && linear.adapters().map(a -> a.b() % 16 == 0).orElse(true);
-    if (linear.adapters().isEmpty()) {
+    if (linear.adapters().isEmpty() || model.scores() == Scores.ALL) { // nothing to choose
       return new RoutedLinear(0, linear.bias(), 0, 0, 0, 0, outAt, 0, 0, 0, linear.out(), vectors);
     }
     var adapters = linear.adapters().get();

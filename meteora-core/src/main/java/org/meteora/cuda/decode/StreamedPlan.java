@@ -15,7 +15,8 @@ import org.meteora.nn.Projection.Input;
  * and A] · x; routing, adapters, rotary embedding and the cache's next column; attention; [o, gate,
  * A]; routing, adapters, residual, norm input; [gate up, gates, A]; routing, adapters, SiLU; [down,
  * gate, A]; routing, adapters, residual, norm input. Products leave their results in two buffers in
- * turn; the kernel behind one clears the buffer of the next.
+ * turn; the kernel behind one clears the buffer of the next. Where all adapters act on every token,
+ * a launch more adds them to each product.
  */
 final class StreamedPlan extends StepPlan {
   private final MatrixVector.Tuning tuning;
@@ -96,13 +97,17 @@ final class StreamedPlan extends StepPlan {
       var gateUp = product(i, Input.MLP);
       var down = product(i, Input.MLP_INNER);
       works.addAll(qkv.launches(memory, layer, memory.normed, memory.yA));
+      mix(qkv, memory.yA);
       works.add(ropeAppend(qkv, o.floats(), i));
       works.add(attention(i, overlap));
       works.addAll(o.launches(memory, layer, memory.attended, memory.yB));
+      mix(o, memory.yB);
       works.add(addResidual(o, memory.yA, gateUp.floats(), layers.get(i).postAttentionNorm()));
       works.addAll(gateUp.launches(memory, layer, memory.normed, memory.yA));
+      mix(gateUp, memory.yA);
       works.add(siluUp(gateUp, down.floats()));
       works.addAll(down.launches(memory, layer, memory.activated, memory.yB));
+      mix(down, memory.yB);
       if (i + 1 < layers.size()) {
         next = product(i + 1, Input.ATTENTION);
         works.add(addResidual(down, memory.yA, next.floats(), layers.get(i + 1).inputNorm()));

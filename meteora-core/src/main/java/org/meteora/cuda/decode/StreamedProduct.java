@@ -14,7 +14,7 @@ import org.meteora.nn.Scores;
 
 /**
  * A {@link StepProduct} of few rows by {@link MatrixVector}: first the outputs of all W, then all
- * gates' logits, then all z.
+ * gates' logits, then the weigher's, then all z.
  *
  * <p>Gates and A are multiplied together with W, since reading a bank of ordinary size costs less
  * than a launch; of large banks only the chosen adapters' rows of A are read, by a launch more.
@@ -28,16 +28,19 @@ final class StreamedProduct extends StepProduct {
       DecodeModel model, Kernels kernels, MatrixVector.Tuning tuning, InputGroup group, int rows) {
     super(model, group, rows);
     var all = group.linears().size();
-    this.ld = (group.outputs(all) + group.gates(all) + group.ranks(all) + 3) / 4 * 4;
+    this.ld =
+        (group.outputs(all) + group.gates(all) + group.weighed() + group.ranks(all) + 3) / 4 * 4;
     var norms = model.scores() == Scores.NORM; // all of z is needed, and first
     this.allOfA =
         norms
+            || model.scores() == Scores.ALL
             || (long) group.ranks(all) * group.in() * model.dtype().bytes()
                 <= tuning.maxStackedABytes();
     var adapters = group.linears().stream().flatMap(l -> l.adapters().stream()).toList();
     var segments = new ArrayList<Segment>();
     group.linears().forEach(l -> segments.add(new Segment(l.weight(), l.out())));
     adapters.forEach(a -> segments.add(new Segment(a.gate(), a.gateRows(), true)));
+    group.weigher().ifPresent(w -> segments.add(new Segment(w.weight(), w.adapters())));
     if (allOfA) {
       adapters.forEach(a -> segments.add(new Segment(a.a(), a.sumOfRanks(), norms)));
     }
@@ -83,9 +86,15 @@ final class StreamedProduct extends StepProduct {
   }
 
   @Override
+  int weighedAt() {
+    var all = group.linears().size();
+    return group.outputs(all) + group.gates(all);
+  }
+
+  @Override
   int zAt(int which) {
     var all = group.linears().size();
-    return group.outputs(all) + group.gates(all) + group.ranks(which);
+    return group.outputs(all) + group.gates(all) + group.weighed() + group.ranks(which);
   }
 
   /**

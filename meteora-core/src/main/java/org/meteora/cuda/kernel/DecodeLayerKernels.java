@@ -18,6 +18,9 @@ public final class DecodeLayerKernels {
   /** The same of the embedding. */
   private static final int EMBEDDED = 32;
 
+  /** Outputs of a block that adds all adapters. */
+  private static final int MIXED_OUTPUTS = 64;
+
   /** Linears with one input at most. */
   private static final int MAX_LINEARS = 3;
 
@@ -100,6 +103,23 @@ public final class DecodeLayerKernels {
       int hidden,
       float eps) {}
 
+  /** Mirrors the struct of this name in {@code decode_mixture.cuh}. */
+  public record MixedLinear(
+      long b, long adapter, long scales, int outAt, int zAt, int ranks, int out, boolean vectors) {}
+
+  /** Mirrors the struct of this name in {@code decode_mixture.cuh}. */
+  public record DecodeAddMixture(
+      long y,
+      long weights,
+      long bias,
+      long invTemperature,
+      int slots,
+      int ld,
+      int rows,
+      int n,
+      int logitsAt,
+      @Count(MAX_LINEARS) List<MixedLinear> linear) {}
+
   private final Kernels kernels;
   private final boolean overlap;
 
@@ -181,6 +201,24 @@ public final class DecodeLayerKernels {
                 : KernelName.DECODE_ROUTE_SILU_UP2;
     return warps(
         name, blocks(argument.inter(), four ? 128 : 64), argument.product().rows(), 1, argument);
+  }
+
+  /** Behind a product of linears all of whose adapters act. */
+  public Kernel.Launch addMixture(DecodeAddMixture argument) {
+    var out = argument.linear().stream().mapToInt(MixedLinear::out).max().orElse(1);
+    var together = Math.min(argument.rows(), MatrixVector.MAX_ROWS);
+    // sums of eight warps, and before them coefficients of 264 ranks and up to 256 weights
+    var shared = 4 * together * 8 * (MIXED_OUTPUTS + 8);
+    return kernels.launch(
+        KernelName.DECODE_ADD_MIXTURE,
+        Shape.of(
+                blocks(out, MIXED_OUTPUTS),
+                blocks(argument.rows(), MatrixVector.MAX_ROWS),
+                Math.max(1, argument.linear().size()),
+                256)
+            .withShared(shared)
+            .withOverlap(overlap),
+        argument);
   }
 
   /** A step's first launch where many rows are normalised before products. */

@@ -51,6 +51,9 @@ public enum KernelName {
   /** Behind gate and up of many rows: routes, adds the adapters, {@code silu(gate) · up}. */
   DECODE_ROUTE_SILU_UP_WIDE(DecodeLayerKernels.DecodeRouteSiluUp.class),
 
+  /** Behind a product: weighs all adapters, or is given their weights, and adds them to it. */
+  DECODE_ADD_MIXTURE(DecodeLayerKernels.DecodeAddMixture.class),
+
   /** A product of few columns for many rows, in slices of its inner dimension. */
   DECODE_FEW_COLUMNS(FewColumns.DecodeFewColumns.class),
   /** The sum of the slices. */

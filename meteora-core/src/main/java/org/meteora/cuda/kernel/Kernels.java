@@ -198,6 +198,7 @@ public final class Kernels {
           "product.cuh",
           "decode_layer.cuh",
           "decode_wide.cuh",
+          "decode_mixture.cuh",
           "attention.cuh",
           "sampling.cuh",
           "gated.cuh",

@@ -15,6 +15,7 @@ typedef unsigned short T;
 #define TENSOR_CORES
 #endif
 #ifndef ON_CPU
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 __device__ __forceinline__ float halfToFloat(unsigned short v) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));

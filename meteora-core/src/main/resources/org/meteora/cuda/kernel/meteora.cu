@@ -14,6 +14,7 @@
 #if HEAD_DIM > 0
 #include "decode_layer.cuh"
 #include "decode_wide.cuh"
+#include "decode_mixture.cuh"
 #include "attention.cuh"
 #include "sampling.cuh"
 #endif

@@ -85,6 +85,8 @@ class KernelSourceTest {
     "decode_layer.cpp, F32, NORM, 2, 64, 64, 2, 2",
     "decode_layer.cpp, BF16, GIVEN, 2, 32, 64, 2, 2",
     "decode_layer.cpp, F32, GIVEN, 4, 64, 64, 2, 2",
+    "decode_mixture.cpp, BF16, PRODUCT, 1, 32, 64, 2, 3",
+    "decode_mixture.cpp, F32, PRODUCT, 1, 32, 64, 2, 2",
     "attention.cpp, BF16, PRODUCT, 1, 32, 128, 4, 4",
     "attention.cpp, F16, PRODUCT, 1, 32, 64, 3, 4",
     "prefill.cpp, BF16, PRODUCT, 2, 32, 0, 0, 2",
