@@ -77,6 +77,11 @@ final class LibraryProduct extends StepProduct {
   }
 
   @Override
+  boolean leavesSpread() {
+    return false;
+  }
+
+  @Override
   int outAt(int which) {
     return at.get(group.linears().get(which).weight());
   }

@@ -36,6 +36,11 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
   /** Tiles of gates that come first; 0: they do not. */
   abstract int gateTiles();
 
+  /**
+   * Whether the input's spread is in the last two columns of y, for {@link Scores#STANDARDIZED}.
+   */
+  abstract boolean leavesSpread();
+
   /** Where a linear's outputs lie in a row of y. */
   abstract int outAt(int which);
 
@@ -69,11 +74,13 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         ld(),
         rows,
         gateTiles(),
-        switch (group.input()) {
-          case ATTENTION, MLP -> memory.normed;
-          case ATTENTION_HEADS -> memory.attended;
-          case MLP_INNER -> memory.activated;
-        },
+        leavesSpread()
+            ? 0
+            : switch (group.input()) {
+              case ATTENTION, MLP -> memory.normed;
+              case ATTENTION_HEADS -> memory.attended;
+              case MLP_INNER -> memory.activated;
+            },
         partials() > 0 ? memory.sumsq : 0,
         group.in(),
         partials(),

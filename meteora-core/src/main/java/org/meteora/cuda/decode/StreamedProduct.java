@@ -28,8 +28,9 @@ final class StreamedProduct extends StepProduct {
       DecodeModel model, Kernels kernels, MatrixVector.Tuning tuning, InputGroup group, int rows) {
     super(model, group, rows);
     var all = group.linears().size();
-    this.ld =
-        (group.outputs(all) + group.gates(all) + group.weighed() + group.ranks(all) + 3) / 4 * 4;
+    var columns = group.outputs(all) + group.gates(all) + group.weighed() + group.ranks(all);
+    var spread = model.scores() == Scores.STANDARDIZED ? 2 : 0;
+    this.ld = (columns + spread + 3) / 4 * 4;
     var norms = model.scores() == Scores.NORM; // all of z is needed, and first
     this.allOfA =
         norms
@@ -73,6 +74,11 @@ final class StreamedProduct extends StepProduct {
   @Override
   int gateTiles() {
     return product.gateTiles();
+  }
+
+  @Override
+  boolean leavesSpread() {
+    return product.leavesSpread();
   }
 
   @Override

@@ -6,6 +6,7 @@ import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.TensorMap;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -158,6 +159,14 @@ public final class MatrixVector {
   /** How many tiles of gates are counted until y has them all; 0: they do not come first. */
   public int gateTiles() {
     return gateTiles * slices;
+  }
+
+  /**
+   * Whether it puts the spread of each row of x into the last two columns of y, which must be there
+   * beside the product: where gates come first and {@link Scores#STANDARDIZED} asks for it.
+   */
+  public boolean leavesSpread() {
+    return gateTiles > 0 && kernels.constants().scores() == Scores.STANDARDIZED;
   }
 
   private int inputBytes(int chunks, int slices) {

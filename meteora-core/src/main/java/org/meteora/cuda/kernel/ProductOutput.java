@@ -10,7 +10,8 @@ package org.meteora.cuda.kernel;
  * @param clearCount floats of {@code clear}
  * @param gateTilesDone uint32, how many of the gates' tiles y has; or 0 when they do not come first
  * @param gateTiles how many there are
- * @param x (rows, k), the product's input, for {@link org.meteora.nn.Scores#STANDARDIZED}
+ * @param x (rows, k), the product's input, for {@link org.meteora.nn.Scores#STANDARDIZED}; 0 where
+ *     {@link MatrixVector#leavesSpread}
  * @param sumsq as {@link MatrixVector#launch} takes it, and so {@code partials} and {@code eps}
  * @param choice int32 (rows, topK), the adapters, for {@link org.meteora.nn.Scores#GIVEN}; or 0
  * @param choiceWeights float32, as {@code choice}

@@ -187,6 +187,30 @@ __device__ __forceinline__ Place placeOf(const Product& p, int tile) {
     begin = p.segment[s].end;
   }
 }
+#if SCORES == SCORES_STANDARDIZED
+// Of a slice of a row of x in shared memory, by one warp: the sum of what f · x is more than f · x[0], and the sum of its squares.
+__device__ __forceinline__ void leaveSpread(const Product& p, unsigned at, int row, int begin, int columns, float f, float* to) {
+  const int lane = threadIdx.x & 31, left = p.k - begin;
+  const float origin = toFloat(p.x[(u64)row * p.k]);
+  float sum = 0, squares = 0;
+  for (int c = lane * 8; c < columns && c < left; c += 256) {
+    float v[8];
+    unpack16B(loadShared(at + c * 2), v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const float d = v[i] - origin;
+      sum += d;
+      squares += d * d;
+    }
+  }
+  sum = warpSum(sum);
+  squares = warpSum(squares);
+  if (lane == 0) {
+    to[0] = f * sum;
+    to[1] = f * f * squares;
+  }
+}
+#endif
 template <int NT>  // NT × 8 rows of x at most
 __device__ __forceinline__ void productStream(const Product& p, const TensorMap* maps) {
   DYNAMIC_SHARED(memory);
@@ -250,6 +274,12 @@ __device__ __forceinline__ void productStream(const Product& p, const TensorMap*
     }
   }
   syncConsumers();
+#if SCORES == SCORES_STANDARDIZED
+  // who routes by these scores has the input's spread with the gates' logits, of which this block has a tile
+  if (p.gateTiles && member == 0)
+    for (int m = warp; m < p.rows; m += 8)
+      leaveSpread(p, xAt + m * xStride, m, chunk0 * CHUNK, chunks * CHUNK, factor[m], p.y + ((u64)slice * p.rows + m) * p.ld + p.ld - 2);
+#endif
 
   const int g = lane >> 2, q = lane & 3;
   float acc[NT][4];

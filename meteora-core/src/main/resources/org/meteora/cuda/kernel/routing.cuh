@@ -18,7 +18,7 @@ struct ProductOutput {
   u64 clearCount;
   const unsigned* gateTilesDone;  // how many of the gates' tiles, which come first, the product has put into y; or null
   int slots, ld, rows, gateTiles;  // all of all slots
-  // Of the product's input, for who looks at its spread: as in Product.
+  // Of the product's input, for who looks at its spread: as in Product. Without x, the product has left it in y's last two columns.
   const T* x;
   const float* sumsq;
   int k, partials;
@@ -131,6 +131,19 @@ __device__ __forceinline__ float inverseDeviation(const T* x, int k, float f) {
   return rsqrtf(f * f * fmaxf(variance, 0.f) + 1e-12f);
 }
 
+// The same of what a product has left of it.
+__device__ __forceinline__ float inverseDeviation(const ProductOutput& c, int row) {
+  const float* y = c.y + (u64)row * c.ld + c.ld - 2;
+  float sum = 0, squares = 0;
+#pragma unroll 4
+  for (int s = 0; s < c.slots; s++, y += (u64)c.rows * c.ld) {
+    sum += __ldcg(y);
+    squares += __ldcg(y + 1);
+  }
+  const float mean = sum / c.k;
+  return rsqrtf(fmaxf(squares / c.k - mean * mean, 0.f) + 1e-12f);
+}
+
 // What one warp knows of a linear's adapters: lane + 32 i has adapter i's.
 struct AdapterInfo {
   int offset[NREG], rank[NREG];
@@ -186,11 +199,19 @@ __device__ __forceinline__ Route route(const ProductOutput& c, const RoutedLinea
 #pragma unroll
   for (int i = 0; i < NREG; i++) {
     float squares = 0;
-    for (int r = 0; r < known.rank[i]; r++) {
-      float v = 0;
-#pragma unroll 4
-      for (int slot = 0; slot < c.slots; slot++) v += __ldcg(z + (u64)slot * c.rows * c.ld + known.offset[i] + r);
-      squares += v * v;
+#pragma unroll 1
+    for (int first = 0; first < known.rank[i]; first += 8) {  // of eight ranks, all loads are in flight together
+      float v[8];
+#pragma unroll
+      for (int r = 0; r < 8; r++) v[r] = 0.f;
+      const float* of = z + known.offset[i] + first;
+#pragma unroll 2
+      for (int slot = 0; slot < c.slots; slot++, of += (u64)c.rows * c.ld)
+#pragma unroll
+        for (int r = 0; r < 8; r++)
+          if (first + r < known.rank[i]) v[r] += __ldcg(of + r);
+#pragma unroll
+      for (int r = 0; r < 8; r++) squares += v[r] * v[r];
     }
     score[i] = scoreOf(sqrtf(squares), known.rank[i]);
   }
@@ -199,7 +220,8 @@ __device__ __forceinline__ Route route(const ProductOutput& c, const RoutedLinea
   for (int i = 0; i < NREG; i++) score[i] = scoreOf(logits[i], known.rank[i]);
 #endif
 #if SCORES == SCORES_STANDARDIZED
-  if (TOPK > 1 && l.n) inverse *= inverseDeviation(c.x + (u64)row * c.k, c.k, normFactor(c.sumsq, c.partials, c.k, c.eps, row));
+  if (TOPK > 1 && l.n)
+    inverse *= c.x ? inverseDeviation(c.x + (u64)row * c.k, c.k, normFactor(c.sumsq, c.partials, c.k, c.eps, row)) : inverseDeviation(c, row);
 #endif
   gateTopK(score, l.n, inverse, index, s.factor);
 #endif

@@ -94,7 +94,8 @@ class KernelSourceTest {
     "prefill.cpp, F32, MAGNITUDE, 2, 32, 0, 0, 1",
     "prefill.cpp, F32, NORM, 3, 64, 0, 0, 2",
     "product.cpp, BF16, PRODUCT, 2, 32, 0, 0, 5",
-    "product.cpp, F16, PRODUCT, 2, 32, 0, 0, 3"
+    "product.cpp, F16, PRODUCT, 2, 32, 0, 0, 3",
+    "product.cpp, BF16, STANDARDIZED, 2, 32, 0, 0, 2"
   })
   void agreesWithFloat64AndStaysInside(
       String source,

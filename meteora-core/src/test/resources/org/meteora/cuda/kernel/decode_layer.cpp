@@ -80,6 +80,7 @@ struct Left {
     }
     for (auto l : all) { l->linear.gateAt = ld; ld += GATED ? l->linear.n : 0; }
     for (auto l : all) { l->linear.zAt = ld; ld += l->linear.n ? l->sum : 0; }
+    if (SCORES == SCORES_STANDARDIZED) ld += 2;
     if (padded) ld = (ld + 3) / 4 * 4;
     y = new Array<float>((size_t)slots * rows * ld);
     fill(*y);
@@ -92,6 +93,27 @@ struct Left {
     for (size_t i = 0; i < choice.n; i++) choice[i] = below(3);  // no bank is smaller
     chain = {y->p, next->p, inverseTemperature.p, next->n, parts.p, slots, ld, rows, (int)parts[0], x.p, below(2) ? sumsq.p : 0, k, partials, 1e-5f,
              choice.p, choiceWeights.p};
+#if SCORES == SCORES_STANDARDIZED
+    if (below(2)) {  // left by the product
+      chain.x = 0;
+      for (int m = 0; m < rows; m++) {
+        double squares = 0, sums[2] = {};
+        for (int i = 0; i < partials; i++) squares += sumsq[m * partials + i];
+        const double f = chain.sumsq ? 1 / std::sqrt(squares / k + 1e-5) : 1;
+        for (int c = 0; c < k; c++) {
+          const double d = f * (toFloat(x[m * k + c]) - toFloat(x[m * k]));
+          sums[0] += d;
+          sums[1] += d * d;
+        }
+        for (int s = 0; s < slots; s++)
+          for (int i = 0; i < 2; i++) {
+            const double part = s + 1 < slots ? normal() : sums[i];
+            (*y)[((size_t)s * rows + m) * ld + ld - 2 + i] = part;
+            sums[i] -= part;
+          }
+      }
+    }
+#endif
   }
   ~Left() { delete y; delete next; }
 
@@ -291,6 +313,7 @@ static void addResidualNorm(int rows) {
   Adapted linear(hidden, rows, below(2), below(4), someRanks());
   Left left({&linear}, rows, true, true);
   left.chain.slots = left.slots = 1;
+  left.chain.x = left.x.p;
   Array<float> h(rows * hidden);
   Array<T> weight(hidden), out(rows * hidden);
   fill(h);
@@ -314,6 +337,7 @@ static void siluUpWide(int rows) {
   Adapted gate(inter, rows, below(2), below(4), someRanks()), up(inter, rows, below(2), below(4), someRanks());
   Left left({&gate, &up}, rows, true, true);
   left.chain.slots = left.slots = 1;
+  left.chain.x = left.x.p;
   Array<T> out(rows * inter);
   launch<DecodeRouteSiluUp>(128, 1 + below(2), rows, 1, decode_route_silu_up_wide, {left.chain, gate.linear, up.linear, out.p, inter});
   for (int m = 0; m < rows; m++)

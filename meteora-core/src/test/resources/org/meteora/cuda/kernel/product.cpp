@@ -45,6 +45,7 @@ static void product() {
   Array<unsigned char> shared(512 + (rows > 8 ? 2 : 1) * 8192 + rows * (maxChunks * 2048 + 64) + 128 + stages * STAGE_BYTES);
   dynamicShared = shared.p;
   launch<StreamedProduct>(288, members * slices, 1, 1, rows > 8 ? product_stream16 : product_stream8, p);
+  const bool left = SCORES == SCORES_STANDARDIZED && it.gateTiles;
   check("gates' tiles", counter[0], 5 + it.gateTiles * slices);
   for (int m = 0; m < rows; m++) {
     double squares = 0;
@@ -58,7 +59,20 @@ static void product() {
         check("product", got, expected * factor);
       }
     for (int s = 0; s < slices; s++)
-      for (int o = it.total; o < it.ld; o++) check("beside the product", y[((size_t)s * rows + m) * it.ld + o], 0);
+      for (int o = it.total; o < it.ld - 2 * left; o++) check("beside the product", y[((size_t)s * rows + m) * it.ld + o], 0);
+    if (!left) continue;
+    double sum = 0, sumOfSquares = 0, of = 0, ofSquares = 0;
+    for (int c = 0; c < k; c++) {
+      const double d = factor * ((double)toFloat(x[(size_t)m * k + c]) - toFloat(x[(size_t)m * k]));
+      sum += d;
+      sumOfSquares += d * d;
+    }
+    for (int s = 0; s < slices; s++) {
+      of += y[((size_t)s * rows + m) * it.ld + it.ld - 2];
+      ofSquares += y[((size_t)s * rows + m) * it.ld + it.ld - 1];
+    }
+    check("sum", of, sum);
+    check("squares", ofSquares, sumOfSquares);
   }
 }
 
