@@ -43,6 +43,7 @@ final class RunningBatch implements AutoCloseable {
   private final PrefixCache prefixes;
   private final RoutingDispatcher dispatcher = new RoutingDispatcher();
   private final ForwardContext context;
+  private final boolean packs;
   private final Scheduler scheduler;
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
   private final Deque<Integer> joining = new ArrayDeque<>(); // admitted, in order
@@ -74,6 +75,7 @@ final class RunningBatch implements AutoCloseable {
         context
             .withRouting(routing(sequences))
             .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
+    packs = PackedPrefill.isPossible(model, this.context);
     prefixes =
         keepsPrefixes ? new PrefixCache(model, sequences) : new PrefixCache(model, sequences, 0);
     int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
@@ -84,7 +86,8 @@ final class RunningBatch implements AutoCloseable {
                 Math.min(this.maxSequences, session.sequences()),
                 session.kvCapacity(),
                 KvCache.BLOCK,
-                JOINING_TOKENS),
+                JOINING_TOKENS,
+                !packs),
             which -> listener.wants(sequences.get(which).request));
     for (int i = 0; i < sequences.size(); i++) {
       scheduler.add(i, sequences.get(i).length(), prefixes.sharedBy(i));
@@ -279,10 +282,7 @@ final class RunningBatch implements AutoCloseable {
       known.add(prefixes.find(filled.get(i), prompts.get(i)));
     }
     prefill =
-        Optional.of(
-            PackedPrefill.isPossible(model, context)
-                ? new PackedPrefill(model, prompts, known)
-                : padded(prompts, known));
+        Optional.of(packs ? new PackedPrefill(model, prompts, known) : padded(prompts, known));
   }
 
   private PaddedPrefill padded(List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {

@@ -23,8 +23,9 @@ final class Scheduler {
    * @param block columns that are taken at a time
    * @param prefillTokens of prompts that may join together, padding included; a single sequence may
    *     have more
+   * @param pads whether prompts that join together are padded to one length
    */
-  record Limits(int sequences, long kvCapacity, int block, long prefillTokens) {}
+  record Limits(int sequences, long kvCapacity, int block, long prefillTokens, boolean pads) {}
 
   /**
    * What to do before the next step, in this order.
@@ -87,7 +88,7 @@ final class Scheduler {
 
   /** From now on so many at once, with memory for so many columns. */
   void limit(int sequences, long kvCapacity) {
-    limits = new Limits(sequences, kvCapacity, limits.block, limits.prefillTokens);
+    limits = new Limits(sequences, kvCapacity, limits.block, limits.prefillTokens, limits.pads);
     maxRunning = sequences;
   }
 
@@ -143,6 +144,7 @@ final class Scheduler {
 
   private void admit(List<Integer> admitted, List<Integer> rejected) {
     long width = 0;
+    long sum = 0;
     int longest = longest();
     while (!waiting.isEmpty() && running.size() < maxRunning) {
       int first = waiting.getFirst();
@@ -158,9 +160,11 @@ final class Scheduler {
         rejected.add(first);
         continue;
       }
-      // a prefill is as wide as the one needs of which the least is known
+      // with padding a prefill is as wide as the one needs of which the least is known
       width = Math.max(width, its - known.get(first));
-      if (!admitted.isEmpty() && (admitted.size() + 1) * width > limits.prefillTokens) {
+      sum += its - known.get(first);
+      long computed = limits.pads ? (admitted.size() + 1) * width : sum;
+      if (!admitted.isEmpty() && computed > limits.prefillTokens) {
         return;
       }
       // one block more than it needs now: else it could be preempted at once

@@ -153,7 +153,6 @@ public final class CudaLayerOps implements LayerOps {
                 (int) shape.get(3),
                 LIBTORCH);
       }
-      LIBTORCH.synchronize();
     }
   }
 

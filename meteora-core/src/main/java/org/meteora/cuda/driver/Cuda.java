@@ -156,16 +156,19 @@ public final class Cuda {
    * @throws UserException when there is not enough, naming what is needed and what is free
    */
   public DeviceMemory allocate(long bytes) {
-    var free = free(bytes);
-    if (bytes > free) {
+    makeCurrent();
+    // what is free is asked for only then: the driver takes longer for that than for memory
+    var address = CudaDriver.allocate(Math.max(bytes, 16));
+    if (address == 0) {
+      JniUtils.emptyCudaCache();
+      address = CudaDriver.allocate(Math.max(bytes, 16));
+    }
+    if (address == 0) {
       throw new TooLittleMemory(
           "GPU %d has too little memory: %,d MiB are needed, %,d MiB are free"
-              .formatted(index, (bytes >> 20) + 1, free >> 20));
+              .formatted(index, (bytes >> 20) + 1, memory().free() >> 20));
     }
-    return new DeviceMemory(
-        CudaDriver.pointer(
-            "allocating " + bytes + " bytes", CudaDriver.ALLOCATE, Math.max(bytes, 16)),
-        bytes);
+    return new DeviceMemory(address, bytes);
   }
 
   /** Device memory set to zero. */

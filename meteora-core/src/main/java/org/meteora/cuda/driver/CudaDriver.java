@@ -23,6 +23,9 @@ import org.meteora.foreign.Functions;
 final class CudaDriver {
   private static final SymbolLookup LIBRARY = open();
 
+  /** The code of an allocation for which there is too little memory. */
+  private static final int OUT_OF_MEMORY = 2;
+
   /** {@code I} is an int, {@code P} a pointer or a size, {@code B} a byte. */
   private static final MethodHandle INIT = bind("cuInit", "I");
 
@@ -34,7 +37,7 @@ final class CudaDriver {
   static final MethodHandle PRIMARY_CONTEXT = bind("cuDevicePrimaryCtxRetain", "PI");
   static final MethodHandle SET_CURRENT = bind("cuCtxSetCurrent", "P");
   static final MethodHandle MEMORY_INFO = bind("cuMemGetInfo_v2", "PP");
-  static final MethodHandle ALLOCATE = bind("cuMemAlloc_v2", "PP");
+  private static final MethodHandle ALLOCATE = bind("cuMemAlloc_v2", "PP");
   static final MethodHandle HOST_ALLOCATE = bind("cuMemHostAlloc", "PPI");
   static final MethodHandle HOST_FREE = bind("cuMemFreeHost", "P");
   static final MethodHandle FREE = bind("cuMemFree_v2", "P");
@@ -140,6 +143,18 @@ final class CudaDriver {
   static void check(String what, int code) {
     if (code != 0) {
       throw new UserException("CUDA: " + what + " failed: " + message(code));
+    }
+  }
+
+  /** Device memory; 0 when there is not so much. */
+  static long allocate(long bytes) {
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(JAVA_LONG);
+      int code = (int) invoke(ALLOCATE, out.address(), bytes);
+      if (code != OUT_OF_MEMORY) {
+        check("allocating " + bytes + " bytes", code);
+      }
+      return code == OUT_OF_MEMORY ? 0 : out.get(JAVA_LONG, 0);
     }
   }
 
