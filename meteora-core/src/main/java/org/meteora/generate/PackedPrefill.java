@@ -7,7 +7,6 @@ import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.Ranges;
 import org.meteora.moe.ForwardContext;
-import org.meteora.moe.Router;
 
 /**
  * Runs prompts through a model one after another in one row: no more than the tokens of each that
@@ -22,16 +21,6 @@ final class PackedPrefill implements Prefill {
   private final KvCache cache;
   private int current; // the first prompt of which something is left
   private float[] logits;
-
-  /**
-   * Whether a context's passes can be run so: what chooses adapters goes by each token alone, and
-   * nobody listens.
-   */
-  static boolean isPossible(Llama model, ForwardContext context) {
-    return context.listener().isEmpty()
-        && context.routing().router() instanceof Router.Scoring
-        && model.backend().runsPacked(model.config());
-  }
 
   /**
    * @param known what is known of each prompt's beginning
@@ -67,16 +56,27 @@ final class PackedPrefill implements Prefill {
     return current == prompts.size();
   }
 
-  /** Runs the next tokens, so many at most, and returns how many. */
-  int run(long most, ForwardContext context) {
+  /** The first prompt of which something is left. */
+  int current() {
+    return current;
+  }
+
+  /** What comes next, so many tokens at most: a piece of {@link #current}, and of those behind. */
+  List<Ranges.Piece> next(long most) {
     var pieces = new ArrayList<Ranges.Piece>();
-    int begin = current;
-    int tokens = 0;
-    for (int i = begin; i < first.length && tokens < most; i++) {
-      int count = (int) Math.min(most - tokens, prompts.get(i).length - there[i]);
+    long left = most;
+    for (int i = current; i < first.length && left > 0; i++) {
+      int count = (int) Math.min(left, prompts.get(i).length - there[i]);
       pieces.add(new Ranges.Piece(first[i], there[i], count));
-      tokens += count;
+      left -= count;
     }
+    return pieces;
+  }
+
+  /** Runs what {@link #next} gave. */
+  void run(List<Ranges.Piece> pieces, ForwardContext context) {
+    int begin = current;
+    int tokens = pieces.stream().mapToInt(Ranges.Piece::count).sum();
     var ids = new long[tokens];
     int at = 0;
     for (int i = 0; i < pieces.size(); i++) {
@@ -97,7 +97,6 @@ final class PackedPrefill implements Prefill {
         current++;
       }
     }
-    return tokens;
   }
 
   @Override

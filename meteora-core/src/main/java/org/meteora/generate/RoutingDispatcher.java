@@ -14,36 +14,33 @@ final class RoutingDispatcher implements RoutingListener {
    * A row of a pass.
    *
    * @param first the place in the sequence of the pass's first column; negative for padding
+   * @param tokens the pass's columns of it
    */
-  record Row(Sequence sequence, int first) {}
+  record Row(Sequence sequence, int first, int tokens) {}
 
   private record Report(
       RoutingListener to, int layer, int module, int topK, int[] indices, float[] weights) {}
 
   private final List<Report> reports = new ArrayList<>();
   private List<Row> rows = List.of();
-  private int columns;
 
-  /**
-   * A pass begins.
-   *
-   * @param columns tokens of each row
-   */
-  void begin(List<Row> rows, int columns) {
+  /** A pass over these begins, one after another. */
+  void begin(List<Row> rows) {
     this.rows = rows;
-    this.columns = columns;
     reports.clear();
   }
 
   @Override
   public void onRouting(
       int layer, int module, int count, int tokens, int topK, int[] indices, float[] weights) {
-    for (int i = 0; i < count; i++) {
-      var row = rows.get(i);
-      int skip = Math.clamp((long) row.sequence.reported - row.first, 0, tokens);
-      if (row.sequence.listener.isPresent() && skip < tokens) {
-        int from = (i * tokens + skip) * topK;
-        int to = (i + 1) * tokens * topK;
+    int end = 0;
+    for (var row : rows) {
+      int begin = end;
+      end += row.tokens;
+      int skip = Math.clamp((long) row.sequence.reported - row.first, 0, row.tokens);
+      if (row.sequence.listener.isPresent() && skip < row.tokens) {
+        int from = (begin + skip) * topK;
+        int to = end * topK;
         reports.add(
             new Report(
                 row.sequence.listener.get(),
@@ -70,7 +67,7 @@ final class RoutingDispatcher implements RoutingListener {
     }
     reports.clear();
     for (var row : rows) {
-      row.sequence.reported = Math.max(row.sequence.reported, row.first + columns);
+      row.sequence.reported = Math.max(row.sequence.reported, row.first + row.tokens);
     }
   }
 }

@@ -10,7 +10,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.Set;
-import java.util.stream.IntStream;
 import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.model.KvCache;
@@ -75,7 +74,7 @@ final class RunningBatch implements AutoCloseable {
         context
             .withRouting(routing(sequences))
             .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
-    packs = PackedPrefill.isPossible(model, this.context);
+    packs = model.backend().runsPacked(model.config());
     prefixes =
         keepsPrefixes ? new PrefixCache(model, sequences) : new PrefixCache(model, sequences, 0);
     int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
@@ -158,10 +157,11 @@ final class RunningBatch implements AutoCloseable {
   }
 
   private void step(List<Integer> present) {
-    beginPass(
-        present.stream().mapToInt(which -> sequences.get(which).length() - 1).toArray(),
-        present,
-        1);
+    dispatcher.begin(
+        present.stream()
+            .map(sequences::get)
+            .map(each -> new RoutingDispatcher.Row(each, each.length() - 1, 1))
+            .toList());
     int[] next;
     try {
       next = session.step(present.stream().map(which -> sequences.get(which).next()).toList());
@@ -173,15 +173,6 @@ final class RunningBatch implements AutoCloseable {
     for (int i = 0; i < next.length; i++) {
       accept(present.get(i), next[i]);
     }
-  }
-
-  /** A pass over these sequences begins, with a column at these places. */
-  private void beginPass(int[] places, List<Integer> group, int columns) {
-    dispatcher.begin(
-        IntStream.range(0, places.length)
-            .mapToObj(row -> new RoutingDispatcher.Row(sequences.get(group.get(row)), places[row]))
-            .toList(),
-        columns);
   }
 
   /** What a step needed is not there: all that run are preempted, and fewer at once go on. */
@@ -289,35 +280,51 @@ final class RunningBatch implements AutoCloseable {
     return new PaddedPrefill(model, sequences.getFirst().config.padTokenId(), prompts, known);
   }
 
-  /** Runs so many tokens at most, but one of each, and returns how many. */
+  /** Runs so many tokens at most, but one of each where they are padded, and returns how many. */
   private long run(Prefill its, long budget) {
-    return switch (its) {
-      case PackedPrefill packed -> packed.run(budget, context);
+    var rows = new ArrayList<RoutingDispatcher.Row>();
+    switch (its) {
+      case PackedPrefill packed -> {
+        var pieces = packed.next(budget);
+        for (int i = 0; i < pieces.size(); i++) {
+          var sequence = sequences.get(filled.get(packed.current() + i));
+          var piece = pieces.get(i);
+          rows.add(new RoutingDispatcher.Row(sequence, piece.known(), piece.count()));
+        }
+        dispatcher.begin(rows);
+        packed.run(pieces, routed(rows, true));
+      }
       case PaddedPrefill padded -> {
         int columns = (int) Math.clamp(budget / filled.size(), 1, padded.left());
-        run(padded, columns);
-        yield (long) columns * filled.size();
+        int[] places = padded.places();
+        for (int i = 0; i < places.length; i++) {
+          var sequence = sequences.get(filled.get(i));
+          rows.add(new RoutingDispatcher.Row(sequence, places[i], columns));
+        }
+        dispatcher.begin(rows);
+        padded.run(columns, routed(rows, false));
       }
-    };
+    }
+    dispatcher.end();
+    return rows.stream().mapToLong(RoutingDispatcher.Row::tokens).sum();
   }
 
-  private void run(PaddedPrefill its, int columns) {
-    int[] places = its.places();
+  /** The context of a pass over these, who may have routers of their own. */
+  private ForwardContext routed(List<RoutingDispatcher.Row> rows, boolean packed) {
     var routers = new ArrayList<Router.Rows.Row>();
-    for (int row = 0; row < places.length; row++) {
-      int place = places[row];
-      sequences
-          .get(filled.get(row))
+    for (var row : rows) {
+      row.sequence()
           .router
-          .ifPresent(router -> routers.add(new Router.Rows.Row(router, place)));
+          .ifPresent(router -> routers.add(new Router.Rows.Row(router, row.first())));
     }
-    beginPass(places, filled, columns);
-    its.run(
-        columns,
-        routers.isEmpty()
-            ? context
-            : context.withRouting(context.routing().withRouter(new Router.Rows(routers))));
-    dispatcher.end();
+    if (routers.isEmpty()) {
+      return context;
+    }
+    var tokens = rows.stream().map(RoutingDispatcher.Row::tokens).toList();
+    return context.withRouting(
+        context
+            .routing()
+            .withRouter(packed ? new Router.Packed(routers, tokens) : new Router.Rows(routers)));
   }
 
   /** Has routers look at the prompts that choose by them, if they have not. */

@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Ops;
@@ -109,17 +110,52 @@ public sealed interface Router {
         throw new IllegalArgumentException(count + " rows, " + rows.size() + " routers");
       }
       int width = (int) x.getShape().get(0) / count;
-      var each = rows.stream().map(row -> row.router.choose(row.first, width)).toList();
+      return joined(linear, rows.stream().map(row -> row.router.choose(row.first, width)).toList());
+    }
+
+    /** One after another; adapter 0 with the weight 0 where one has fewer. */
+    private static Choice joined(GatedLinear linear, List<Choice> each) {
       int topK = each.stream().mapToInt(Choice::topK).max().orElseThrow();
-      var all = new Choice(width * count, topK); // adapter 0 with the weight 0 where one has fewer
-      for (int token = 0; token < width * count; token++) {
-        var from = each.get(token / width);
-        int at = token % width * from.topK();
-        System.arraycopy(from.indices(), at, all.indices(), token * topK, from.topK());
-        System.arraycopy(from.weights(), at, all.weights(), token * topK, from.topK());
+      var all = new Choice(each.stream().mapToInt(Choice::tokens).sum(), topK);
+      int to = 0;
+      for (var from : each) {
+        for (int token = 0; token < from.tokens(); token++) {
+          int at = token * from.topK();
+          System.arraycopy(from.indices(), at, all.indices(), to, from.topK());
+          System.arraycopy(from.weights(), at, all.weights(), to, from.topK());
+          to += topK;
+        }
       }
       requireBelow(linear.bank().size(), all.indices());
       return all;
+    }
+  }
+
+  /**
+   * A router of its own for each of several sequences in a batch's only row.
+   *
+   * @param rows one for each; its first column is that of its sequence
+   * @param tokens how many of each lie there, one sequence after another
+   */
+  record Packed(List<Rows.Row> rows, List<Integer> tokens) implements Choosing {
+    @Override
+    public String name() {
+      return "packed";
+    }
+
+    @Override
+    public Choice choose(GatedLinear linear, NDArray x, int count) {
+      long all = tokens.stream().mapToInt(Integer::intValue).sum();
+      if (count != 1 || rows.size() != tokens.size() || x.getShape().get(0) != all) {
+        throw new IllegalArgumentException(
+            "%d rows of %s, %d routers of %d tokens"
+                .formatted(count, x.getShape(), rows.size(), all));
+      }
+      return Rows.joined(
+          linear,
+          IntStream.range(0, rows.size())
+              .mapToObj(i -> rows.get(i).router().choose(rows.get(i).first(), tokens.get(i)))
+              .toList());
     }
   }
 

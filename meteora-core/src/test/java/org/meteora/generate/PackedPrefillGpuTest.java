@@ -10,6 +10,7 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Optional;
 import java.util.Random;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -17,10 +18,10 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.meteora.backend.Backends;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
+import org.meteora.model.Ranges;
 import org.meteora.model.SmallArchitecture;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
-import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -110,7 +111,7 @@ class PackedPrefillGpuTest {
     List<Optional<PrefixCache.Hit>> nothing = Collections.nCopies(prompts.size(), Optional.empty());
     try (var manager = Devices.newManager(Device.gpu())) {
       var llama = model(manager, dtype);
-      assertThat(PackedPrefill.isPossible(llama, ASKS)).isTrue();
+      assertThat(llama.backend().runsPacked(llama.config())).isTrue();
       var expected = new ArrayList<Known>();
       for (var prompt : prompts) {
         try (var alone = new PaddedPrefill(llama, 0, List.of(prompt), nothing.subList(0, 1))) {
@@ -142,8 +143,10 @@ class PackedPrefillGpuTest {
   private static void run(PackedPrefill prefill, int most, int tokens) {
     int done = 0;
     while (!prefill.isDone()) {
-      int its = prefill.run(most, ASKS);
+      var pieces = prefill.next(most);
+      int its = pieces.stream().mapToInt(Ranges.Piece::count).sum();
       assertThat(its).isBetween(1, most);
+      prefill.run(pieces, ASKS);
       done += its;
     }
     assertThat(done).isEqualTo(tokens);
@@ -178,16 +181,45 @@ class PackedPrefillGpuTest {
     }
   }
 
+  /**
+   * Every kind of router in one run, prompts in pieces, some heard: of each token once, and of most
+   * the same as of each alone.
+   */
   @Test
-  void whatCannotBePackedIsPadded() {
+  void eachIsRoutedByItsOwnSettings() {
     try (var manager = Devices.newManager(Device.gpu())) {
       var llama = model(manager, Dtype.F16);
-      assertThat(PackedPrefill.isPossible(llama, ASKS)).isTrue();
-      var fixed = ASKS.withRouting(RoutingSettings.DEFAULT.withRouter(Router.fixed(1)));
-      assertThat(PackedPrefill.isPossible(llama, fixed)).isFalse();
-      var heard = ASKS.withListener(Optional.of((layer, module, rows, n, k, i, w) -> {}));
-      assertThat(PackedPrefill.isPossible(llama, heard)).isFalse();
-      assertThat(PackedPrefill.isPossible(model(manager, Dtype.F32), ASKS)).isFalse();
+      var alone = new ArrayList<String>();
+      var expected = new ArrayList<String>();
+      for (var each : BatchingTest.mixed(llama, BatchingTest.requests(4, 24), alone)) {
+        expected.add(BatchingTest.answers(llama, ModelSession.of(llama), List.of(each), 1).get(0));
+      }
+      try (var decoding = BatchingTest.inPieces(ModelSession.of(llama), 30)) {
+        var heard = new ArrayList<String>();
+        var requests = BatchingTest.mixed(llama, BatchingTest.requests(4, 24), heard);
+        var answers = BatchingTest.answers(llama, decoding, requests, 5);
+        int same = 0;
+        for (int i = 0; i < requests.size(); i++) {
+          if (answers.get(i).equals(expected.get(i))) {
+            same++;
+            var its = heard.get(i).split(" ");
+            var beside = alone.get(i).split(" ");
+            assertThat(its).as("%d", i).hasSameSizeAs(beside);
+            long alike =
+                IntStream.range(0, its.length).filter(j -> its[j].equals(beside[j])).count();
+            assertThat(alike).as("%d", i).isGreaterThanOrEqualTo(its.length * 9L / 10);
+          }
+        }
+        assertThat(same).isGreaterThan(requests.size() / 2);
+      }
+    }
+  }
+
+  @Test
+  void float32IsPadded() {
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = model(manager, Dtype.F32);
+      assertThat(llama.backend().runsPacked(llama.config())).isFalse();
     }
   }
 }
