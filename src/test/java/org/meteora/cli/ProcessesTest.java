@@ -277,6 +277,52 @@ class ProcessesTest {
     }
   }
 
+  /** What every process does by itself at the same time is measured beside what all do together. */
+  @Test
+  void aStepOfAllIsMeasuredBesideEachByItself() throws Exception {
+    mpirun("mpirun.openmpi");
+    var arguments =
+        new ArrayList<>(
+            List.of(
+                "bench",
+                "train",
+                "--model-config=" + TINY.resolve("base/config.json"),
+                "--device=cpu",
+                "--batch=2",
+                "--tokens=8",
+                "--repeat=1",
+                "--json"));
+    var shared = new ArrayList<>(arguments);
+    shared.addAll(List.of("--adapters=3", "--rank=2", "--shard-base"));
+    var result = run("mpirun.openmpi", 2, shared);
+    assertThat(result.code()).as(result.err()).isZero();
+    var found = new HashMap<String, com.fasterxml.jackson.databind.JsonNode>();
+    for (var line : result.out().lines().filter(each -> each.startsWith("{")).toList()) {
+      var node = Jsonl.JSON.readTree(line);
+      found.put(node.get("what").asText(), node);
+    }
+    double first = found.get("one process").get("ms").asDouble();
+    double slowest = found.get("each by itself, the slowest").get("ms").asDouble();
+    double mean = found.get("each by itself, the mean").get("ms").asDouble();
+    double step = found.get("2 processes, base shared").get("ms").asDouble();
+    assertThat(mean).isPositive().isLessThanOrEqualTo(slowest);
+    assertThat(found.get("weak scaling").get("share").asDouble())
+        .isCloseTo(first / step, within(1e-9));
+    assertThat(found.get("of the step beyond the slowest's own").get("share").asDouble())
+        .isCloseTo(1 - slowest / step, within(1e-9));
+    // speeds of the two: one over the slowest's time, and over that of the other
+    double together = first / slowest + first / (2 * mean - slowest);
+    assertThat(found.get("of what all do by themselves").get("share").asDouble())
+        .isCloseTo(2 * first / step / together, within(1e-9));
+
+    // what does not fit is refused before it is loaded
+    var large = new ArrayList<>(arguments);
+    large.add("--adapters=100000000");
+    var refused = run("mpirun.openmpi", 2, large);
+    assertThat(refused.code()).isEqualTo(2);
+    assertThat(refused.err()).contains("too little memory").contains("the optimizer");
+  }
+
   @Test
   void theBaseIsSharedBySeveral() throws Exception {
     var alone = new ArrayList<>(training("alone", 1, 2));
