@@ -379,7 +379,7 @@ public final class LlamaLearner implements Learner {
       gradient = gradientOf(hidden, scope);
     }
     for (int i = layers.size() - 1; i >= first; i--) {
-      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.NONE);
+      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // the next step's first
       try (var input = inputs.removeLast();
           var each = again ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var on = Ops.recording()) {

@@ -644,7 +644,7 @@ final class CudaTraining implements LlamaTraining {
       IntConsumer done) {
     var silent = pass.withoutCounts();
     for (int i = layers.size() - 1; i >= first; i--) {
-      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.NONE);
+      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // the next step's first
       var layer = layers.get(i);
       var here = kept[i];
       if (i == 0 && embedsAgain()) {
