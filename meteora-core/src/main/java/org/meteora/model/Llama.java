@@ -160,13 +160,14 @@ public final class Llama extends LlamaBlock {
     try (var scope = owner.newSubManager();
         var routed = backend.begin(context);
         var whole = frozen.begin()) {
-      var pass = Pass.ranges(scope, rotary, cache, pieces, backend.ops(), routed.context());
-      var hidden = hidden(ids, pass, scope);
       var ends = new long[pieces.size()];
       for (int i = 0, end = -1; i < ends.length; i++) {
         ends[i] = end += pieces.get(i).count();
       }
-      var last = Ops.indexSelect(hidden.squeeze(0), 0, Ops.of(scope, ends, ends.length));
+      // sent before the layers are queued: it waits for what is
+      var lastOfEach = Ops.of(scope, ends, ends.length);
+      var pass = Pass.ranges(scope, rotary, cache, pieces, backend.ops(), routed.context());
+      var last = Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, lastOfEach);
       return headed(last, owner);
     }
   }

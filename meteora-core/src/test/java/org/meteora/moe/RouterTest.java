@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
 import ai.djl.Device;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
@@ -27,6 +28,21 @@ class RouterTest {
       result[i] = (float) random.nextGaussian();
     }
     return result;
+  }
+
+  /** The rows one after another as sequences of unlike lengths: the first is two. */
+  private static Router.Packed packed(int[] adapters, int tokens) {
+    var rows = new ArrayList<Router.Rows.Row>();
+    var counts = new ArrayList<Integer>();
+    for (int adapter : adapters) {
+      var router = new Router.Fixed(List.of(adapter));
+      var lengths = rows.isEmpty() && tokens > 1 ? List.of(1, tokens - 1) : List.of(tokens);
+      for (int length : lengths) {
+        rows.add(new Router.Rows.Row(router, 0));
+        counts.add(length);
+      }
+    }
+    return new Router.Packed(rows, counts);
   }
 
   /** In batches of few tokens and of many, by every form, with and without gates. */
@@ -82,6 +98,12 @@ class RouterTest {
             var y = layer.forward(manager.create(x, Ops.shape(4, tokens, IN)), context).y();
             assertThat(y.toFloatArray())
                 .as("%s, %d tokens, gated %s", mode, tokens, gated)
+                .containsExactly(expected, within(1e-4f));
+            var its = RoutingSettings.DEFAULT.withRouter(packed(adapters, tokens));
+            var row = manager.create(x, Ops.shape(1, 4 * tokens, IN));
+            y = layer.forward(row, ForwardContext.inference(its, Flags.of(mode))).y();
+            assertThat(y.toFloatArray())
+                .as("%s, %d tokens packed, gated %s", mode, tokens, gated)
                 .containsExactly(expected, within(1e-4f));
           }
           var none = RoutingSettings.DEFAULT.withRouter(new Router.Fixed(List.of(0, 1, 2, 3)));
