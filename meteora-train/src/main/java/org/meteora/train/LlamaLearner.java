@@ -379,7 +379,7 @@ public final class LlamaLearner implements Learner {
       gradient = gradientOf(hidden, scope);
     }
     for (int i = layers.size() - 1; i >= first; i--) {
-      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // the next step's first
+      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // of the next step
       try (var input = inputs.removeLast();
           var each = again ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var on = Ops.recording()) {
@@ -393,6 +393,8 @@ public final class LlamaLearner implements Learner {
       }
       done.accept(i);
     }
+    // nothing is still being fetched when the pass has ended
+    llama.frozen().use(FrozenWeights.EMBEDDING, FrozenWeights.NONE);
     return loss;
   }
 

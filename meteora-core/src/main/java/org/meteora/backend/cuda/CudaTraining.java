@@ -644,7 +644,7 @@ final class CudaTraining implements LlamaTraining {
       IntConsumer done) {
     var silent = pass.withoutCounts();
     for (int i = layers.size() - 1; i >= first; i--) {
-      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // the next step's first
+      llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // of the next step
       var layer = layers.get(i);
       var here = kept[i];
       if (i == 0 && embedsAgain()) {
@@ -662,6 +662,8 @@ final class CudaTraining implements LlamaTraining {
       layer.backward(silent, i, plan.inputs[i], here, each, plan.scratch, plan.slope, i > first);
       done.accept(i);
     }
+    // nothing is still being fetched when the pass has ended
+    llama.frozen().use(FrozenWeights.EMBEDDING, FrozenWeights.NONE);
   }
 
   private Result results(Plan plan, Numbers numbers, boolean counts) {
