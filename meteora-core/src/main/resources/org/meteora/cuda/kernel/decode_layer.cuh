@@ -1,4 +1,9 @@
 // What follows a product in a layer of a decode step.
+// Whether a choice can be made while the product is at work: where it is given, or products are streamed. Kernels that nobody would
+// launch take a quarter of the compiler's time.
+#if SCORES == SCORES_GIVEN || DTYPE != 0 && __CUDA_ARCH__ >= 900 || defined(ON_CPU)
+#define GATES_CAN_BE_FIRST 1
+#endif
 // q, k, v with their adapters → rotated q (float32, times `scale`) and the KV cache's next column.
 struct DecodeRouteRopeAppend {
   ProductOutput product;
@@ -95,7 +100,9 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
   }
 }
 extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<false>(p); }
+#if GATES_CAN_BE_FIRST
 extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append_gates_first(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<true>(p); }
+#endif
 
 // h and the next RMSNorm's input of a warp's outputs.
 template <int N>
@@ -162,7 +169,9 @@ __device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
   writeNormInput<N>(h, o, row, p.hidden, whole, weight, p.h, p.out, p.sumsq);
 }
 extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<false>(p); }
+#if GATES_CAN_BE_FIRST
 extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual_gates_first(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<true>(p); }
+#endif
 
 // h (rows, hidden) float32 = the tokens' embeddings, and the first RMSNorm's input. Grid (hidden / 32, rows), a warp.
 struct DecodeEmbed {
@@ -238,8 +247,10 @@ __device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {
 }
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, false>(p); }
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, false>(p); }
+#if GATES_CAN_BE_FIRST
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, true>(p); }
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, true>(p); }
+#endif
 
 // For banks too large to multiply whole: z = A x of the chosen adapters only. Grid (rows of A / 8, linears, rows).
 struct DecodeRouteZ {
