@@ -7,12 +7,15 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.function.BiFunction;
 import java.util.function.BooleanSupplier;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.FolderLock;
+import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.model.MemoryNeed;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
 import org.meteora.safetensors.SafetensorsWriter;
@@ -131,7 +134,8 @@ public record LoraTraining(
    * Trains adapters of the same settings, flags and base model at the same time, each sample
    * through its own adapter. Each has its own order of data, schedule, clipping, state of the
    * optimiser, checkpoints and end, as if it were trained alone: weights are the same within
-   * rounding, but for what dropout drops.
+   * rounding, but for what dropout drops. Where there is too little memory for all, the first half
+   * of them comes first, and so on.
    *
    * @param trainings different in name, data and output
    * @param stop asked after every step; true: write checkpoints and return
@@ -139,6 +143,57 @@ public record LoraTraining(
    * @throws org.meteora.UserException as {@link #run}; the others write a checkpoint
    */
   public static List<Path> together(List<LoraTraining> trainings, BooleanSupplier stop) {
+    return together(trainings, stop, LoraTraining::lacking);
+  }
+
+  /**
+   * @param lacking what memory there is too little of for so many adapters in a model
+   */
+  static List<Path> together(
+      List<LoraTraining> trainings,
+      BooleanSupplier stop,
+      BiFunction<LoraTraining, TrainableModel, Optional<String>> lacking) {
+    if (trainings.size() == 1) {
+      return trainings.getFirst().run(Collective.single(), Collective.single(), stop).stream()
+          .toList();
+    }
+    var written = atOnce(trainings, stop, lacking);
+    if (written.isPresent()) {
+      return written.get();
+    }
+    int half = (trainings.size() + 1) / 2;
+    var result = new ArrayList<>(together(trainings.subList(0, half), stop, lacking));
+    if (!stop.getAsBoolean()) {
+      result.addAll(together(trainings.subList(half, trainings.size()), stop, lacking));
+    }
+    return result;
+  }
+
+  private static Optional<String> lacking(LoraTraining training, TrainableModel model) {
+    var llama = model.llama();
+    long trained =
+        model.parameters(false).values().stream().mapToLong(it -> it.getShape().size()).sum();
+    var config = training.config();
+    return MemoryNeed.NONE
+        .and("masters, gradients and the optimizer", 4L * Float.BYTES * trained)
+        .and(
+            "activations",
+            MemoryNeed.activationBytes(
+                llama.config(),
+                llama.dtype(),
+                llama.layers().size(),
+                Math.min(
+                    Together.POSITIONS,
+                    (long) model.adapters().size() * config.batchSize() * config.maxSeqLen()),
+                config.recompute() != Recompute.NONE))
+        .lacking(llama.backend());
+  }
+
+  /** All of them, or none when there is too little memory. */
+  private static Optional<List<Path>> atOnce(
+      List<LoraTraining> trainings,
+      BooleanSupplier stop,
+      BiFunction<LoraTraining, TrainableModel, Optional<String>> lacking) {
     var first = trainings.getFirst();
     var locks = new ArrayList<FolderLock>();
     var parameters = new ArrayList<FlatParameters>();
@@ -154,6 +209,11 @@ public record LoraTraining(
       var names = trainings.stream().map(LoraTraining::name).toList();
       try (var model =
           TrainableModel.lora(first.spec(), names, first.config().lora(), Collective.single())) {
+        var lack = lacking.apply(first, model);
+        if (lack.isPresent()) {
+          LOG.info("{} adapters at once: {}", names.size(), lack.get());
+          return Optional.empty();
+        }
         for (int i = 0; i < names.size(); i++) {
           parameters.add(
               new FlatParameters(
@@ -184,7 +244,7 @@ public record LoraTraining(
                             Collective.single(),
                             () -> failed.getAsBoolean() || stop.getAsBoolean()));
         parameters.forEach(FlatParameters::close);
-        return results.stream().flatMap(Optional::stream).toList();
+        return Optional.of(results.stream().flatMap(Optional::stream).toList());
       }
     } finally {
       locks.forEach(FolderLock::close);

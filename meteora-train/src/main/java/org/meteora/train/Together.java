@@ -25,7 +25,7 @@ import org.meteora.train.batch.TrainingSample;
  */
 final class Together {
   /** Rows of several runs are put into one pass up to so many positions. */
-  private static final long POSITIONS = 1 << 15;
+  static final long POSITIONS = 1 << 15;
 
   private final LlamaLearner learner;
   private final ForwardContext context;

@@ -168,6 +168,40 @@ class TrainingTest {
     assertThat(Jsonl.readFile(longer.resolve("training.json")).get("steps").asInt()).isEqualTo(3);
   }
 
+  /** Halves, until they fit: three that do not, then two, then the one that is left. */
+  @Test
+  void asManyAdaptersAreTrainedTogetherAsMemoryAllows() throws Exception {
+    var names = List.of("zebra", "alpaca", "crow");
+    var trainings = new java.util.ArrayList<LoraTraining>();
+    for (var name : names) {
+      task(name, "an answer");
+      trainings.add(
+          new LoraTraining(
+              TrainConfig.lora(Map.of(), Map.of("max_steps", 1, "device", "cpu")),
+              Fixtures.TINY.resolve("base"),
+              name,
+              Map.of(name, data(name)),
+              0,
+              folder.resolve("adapters").resolve(name),
+              false,
+              Flags.AUTO));
+    }
+    var tried = new java.util.ArrayList<Integer>();
+    var written =
+        LoraTraining.together(
+            trainings,
+            () -> false,
+            (training, model) -> {
+              tried.add(model.adapters().size());
+              return tried.getLast() > 2 ? Optional.of("too little memory") : Optional.empty();
+            });
+    assertThat(tried).containsExactly(3, 2);
+    assertThat(written).extracting(path -> path.getFileName().toString()).isEqualTo(names);
+    for (var path : written) {
+      assertThat(path.resolve("adapter_model.safetensors")).isNotEmptyFile();
+    }
+  }
+
   /** One adapter over several tasks: all of their samples, or as many of each. */
   @Test
   void aMixtureTakesEveryTask() throws Exception {

@@ -20,6 +20,7 @@ import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.io.FolderNames;
 import org.meteora.parallel.Collective;
+import org.meteora.tensor.Devices;
 import org.meteora.train.LoraTraining;
 import org.meteora.train.PhatgooseTraining;
 import org.meteora.train.TrainConfig;
@@ -128,10 +129,14 @@ public final class TrainLoraCommand implements Callable<Integer> {
 
   @Option(
       names = "--together",
+      arity = "0..1",
+      fallbackValue = "true",
+      negatable = true,
       description =
-          "train the adapters of several tasks at the same time, each sample through its own;"
-              + " with one process (on a CPU it is no faster)")
-  private boolean together;
+          "train the adapters of several tasks at the same time, each sample through its own, as"
+              + " many at once as memory allows; with one process (default: on a GPU; on a CPU it"
+              + " is no faster)")
+  private Boolean together;
 
   @Override
   public Integer call() {
@@ -177,7 +182,8 @@ public final class TrainLoraCommand implements Callable<Integer> {
                     .filter(name -> phatgoose == null || !isAdapter(target.resolve(name)))
                     .toList();
             all.barrier(); // nobody writes an adapter before all have looked
-            if (missing.size() > 1 && all.size() == 1 && together) {
+            boolean atOnce = together != null ? together : Devices.isGpu(device);
+            if (missing.size() > 1 && all.size() == 1 && atOnce) {
               LoraTraining.together(missing.stream().map(trainings).toList(), stop)
                   .forEach(System.out::println);
             } else {
