@@ -81,8 +81,10 @@ final class CudaTraining implements LlamaTraining {
     this.dtype = llama.dtype();
     this.manager = llama.manager().newSubManager();
     device.makeCurrent();
+    boolean flash = hasFlashAttention(llama, manager);
     for (var layer : llama.layers()) {
-      layers.add(new TrainingLayer(llama.config(), dtype, layer, gradients, device, manager));
+      layers.add(
+          new TrainingLayer(llama.config(), dtype, flash, layer, gradients, device, manager));
     }
     norm = TrainingLayer.norm(llama.norm());
     int firstAdapted = 0;
@@ -483,6 +485,28 @@ final class CudaTraining implements LlamaTraining {
     var result = results(plan, numbers, counts);
     watching.begin(Part.FORWARD);
     return result;
+  }
+
+  /** Whether {@link Ops#flashAttention} and its gradient can be had here: they are tried. */
+  private static boolean hasFlashAttention(Llama llama, NDManager manager) {
+    var config = llama.config();
+    if (!llama.backend().runsPacked(config)) {
+      return false;
+    }
+    try (var scope = manager.newSubManager();
+        var recording = Ops.recording()) {
+      var q = Ops.zeros(scope, llama.dtype(), 1, config.numAttentionHeads(), 3, config.headDim());
+      var k = Ops.zeros(scope, llama.dtype(), 1, config.numKeyValueHeads(), 3, config.headDim());
+      var v = Ops.zeros(scope, llama.dtype(), 1, config.numKeyValueHeads(), 3, config.headDim());
+      for (var input : List.of(q, k, v)) {
+        input.setRequiresGradient(true);
+      }
+      Ops.backward(Ops.flashAttention(q, k, v), q);
+      return true;
+    } catch (RuntimeException e) {
+      LOG.info("attention as libtorch chooses it: {}", e.getMessage());
+      return false;
+    }
   }
 
   /** What inference has kept of the parameters is made anew. */

@@ -29,21 +29,35 @@ import org.meteora.tensor.Ops;
 final class TrainingLayer {
   private static final int INPUTS = Projection.Input.values().length;
 
+  /**
+   * Shorter sequences go through flash attention, but for the lengths that samples are cut to: what
+   * libtorch chooses may build a plan for each length, which takes longer than attention does.
+   */
+  private static final int FLASH_LENGTH = 1024;
+
+  private static final int CUT_LENGTHS = 128;
+
   private final Architecture shape;
   private final Dtype dtype;
+  private final boolean flash;
   private final List<TrainingGroup> groups = new ArrayList<>();
   private final Norm inputNorm;
   private final Norm postAttentionNorm;
 
+  /**
+   * @param flash whether there is {@link Ops#flashAttention}
+   */
   TrainingLayer(
       Architecture shape,
       Dtype dtype,
+      boolean flash,
       DecoderLayer layer,
       Gradients gradients,
       TrainingDevice device,
       NDManager manager) {
     this.shape = shape;
     this.dtype = dtype;
+    this.flash = flash;
     for (var input : Projection.Input.values()) {
       groups.add(new TrainingGroup(layer.projections(input), gradients, device, manager));
     }
@@ -289,8 +303,11 @@ final class TrainingLayer {
           input.setRequiresGradient(true);
         }
       }
-      return new Attended(
-          scope, inputs, Ops.attention(inputs[0], inputs[1], inputs[2], null, true));
+      var output =
+          flash && pass.seq() < FLASH_LENGTH && pass.seq() % CUT_LENGTHS != 0
+              ? Ops.flashAttention(inputs[0], inputs[1], inputs[2])
+              : Ops.attention(inputs[0], inputs[1], inputs[2], null, true);
+      return new Attended(scope, inputs, output);
     } catch (RuntimeException e) {
       scope.close();
       throw e;
