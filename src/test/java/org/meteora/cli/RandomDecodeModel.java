@@ -99,13 +99,13 @@ final class RandomDecodeModel implements AutoCloseable {
     return random(sizes.hidden(), 0.1f, 1);
   }
 
-  /** Linears with one input; their A and gates lie in one matrix, as a backend stacks them. */
+  /** Linears with one input; all A, then all gates lie in one matrix, as a backend stacks them. */
   private List<Linear> linears(int in, int... outs) {
     var scale = (float) Math.sqrt(3.0 / in);
     var n = sizes.adapters();
     var all = n * sizes.rank();
-    var rows = (n + all + 7) / 8 * 8;
-    var stack = n == 0 ? 0 : random((long) outs.length * rows * in, scale, 0);
+    var rows = (outs.length * (n + all) + 7) / 8 * 8;
+    var stack = n == 0 ? 0 : random((long) rows * in, scale, 0);
     var ranks = new int[n];
     Arrays.fill(ranks, sizes.rank());
     var scales = new float[n];
@@ -114,8 +114,8 @@ final class RandomDecodeModel implements AutoCloseable {
     for (var out : outs) {
       Optional<AdapterMemory> adapters = Optional.empty();
       if (n > 0) {
-        var a = stack + 2L * linears.size() * rows * in;
-        var gate = a + 2L * all * in;
+        var a = stack + 2L * linears.size() * all * in;
+        var gate = stack + 2L * ((long) outs.length * all + linears.size() * n) * in;
         adapters =
             Optional.of(
                 new AdapterMemory(gate, a, random((long) all * out, 0.05f, 0), ranks, scales));

@@ -1,9 +1,11 @@
 package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.Gpu;
 import org.meteora.tensor.Dtype;
@@ -59,6 +61,42 @@ public final class ReferenceLlama {
    * not chosen.
    */
   double margin;
+
+  /** Moves the A and then the gates of linears from {@code begin} on into one matrix. */
+  private static void stack(
+      Gpu gpu,
+      Dtype dtype,
+      List<Lin> linears,
+      List<DecodeModel.Linear> device,
+      int begin,
+      int end) {
+    if (linears.get(begin).ranks().length == 0) {
+      return;
+    }
+    var all =
+        Stream.concat(
+                linears.subList(begin, end).stream().map(Lin::a),
+                linears.subList(begin, end).stream().map(Lin::g))
+            .flatMapToDouble(Arrays::stream)
+            .toArray();
+    var a = gpu.put(all, dtype).address();
+    var gate =
+        a + linears.subList(begin, end).stream().mapToLong(l -> l.a().length).sum() * dtype.bytes();
+    for (var i = begin; i < end; i++) {
+      var it = device.get(i);
+      var old = it.adapters().orElseThrow();
+      device.set(
+          i,
+          new DecodeModel.Linear(
+              it.weight(),
+              it.bias(),
+              it.out(),
+              it.in(),
+              Optional.of(new AdapterMemory(gate, a, old.b(), old.ranks(), old.scales()))));
+      a += (long) linears.get(i).a().length * dtype.bytes();
+      gate += (long) linears.get(i).g().length * dtype.bytes();
+    }
+  }
 
   ReferenceLlama(Gpu gpu, Config c, int slots, int maxLength) {
     this.config = c;
@@ -129,6 +167,12 @@ public final class ReferenceLlama {
                         gpu.transposed(b, out, all, c.dtype).address(),
                         ranks,
                         scales))));
+      }
+      if (i % 2 == 0) { // as a backend lays them; or each by itself
+        stack(gpu, c.dtype, linears, device, 0, 3);
+        stack(gpu, c.dtype, linears, device, 3, 4);
+        stack(gpu, c.dtype, linears, device, 4, 6);
+        stack(gpu, c.dtype, linears, device, 6, 7);
       }
       var n1 = gpu.normal(c.hidden, 0.2, 1, c.dtype);
       var n2 = gpu.normal(c.hidden, 0.2, 1, c.dtype);
