@@ -114,7 +114,9 @@ public final class DecodeEngine implements AutoCloseable {
   private long productFloats() {
     var few = Math.min(maxRows, MAX_STREAMED_ROWS);
     var floats = StreamedPlan.productFloats(kernels, model, tuning, few);
-    return maxRows == few ? floats : Math.max(floats, LibraryPlan.productFloats(model, maxRows));
+    return maxRows == few
+        ? floats
+        : Math.max(floats, LibraryPlan.productFloats(kernels, model, maxRows));
   }
 
   private long slicedFloats() {

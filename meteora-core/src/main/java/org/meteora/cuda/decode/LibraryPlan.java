@@ -9,13 +9,16 @@ import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeEmbedNorm;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteAddResidualNorm;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteSiluUp;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.MaskedAdapters;
+import org.meteora.cuda.kernel.MaskedAdapters.DecodeMaskedSiluUp;
 import org.meteora.nn.Projection.Input;
 
 /**
  * A step of many rows, whose products are cuBLAS's. A layer: q, k, v and [gates, A] beside each
  * other; routing, adapters, rotary embedding and the cache's next column; attention; o; routing,
  * adapters, residual, norm; gate and up; routing, adapters, SiLU; down; routing, adapters,
- * residual, norm.
+ * residual, norm. Of many rows gate's and up's routing is beside their product ({@link
+ * LibraryProduct#isMasked}).
  */
 final class LibraryPlan extends StepPlan {
   private final LibraryProducts library;
@@ -33,25 +36,25 @@ final class LibraryPlan extends StepPlan {
   }
 
   /** Floats of the largest product of the layers. */
-  static long productFloats(DecodeModel model, int rows) {
-    return products(model, rows).mapToLong(LibraryProduct::floats).max().orElse(0);
+  static long productFloats(Kernels kernels, DecodeModel model, int rows) {
+    return products(kernels, model, rows).mapToLong(LibraryProduct::floats).max().orElse(0);
   }
 
   /** Floats of scratch memory of a product of the layers. */
   static long scratchFloats(Kernels kernels, DecodeModel model, int rows) {
-    return products(model, rows).mapToLong(each -> each.scratchFloats(kernels)).max().orElse(0);
+    return products(kernels, model, rows).mapToLong(LibraryProduct::scratchFloats).max().orElse(0);
   }
 
   /** Of all layers. */
-  private static Stream<LibraryProduct> products(DecodeModel model, int rows) {
+  private static Stream<LibraryProduct> products(Kernels kernels, DecodeModel model, int rows) {
     return IntStream.range(0, model.layers().size())
         .boxed()
         .flatMap(i -> Arrays.stream(Input.values()).map(input -> InputGroup.of(model, i, input)))
-        .map(group -> new LibraryProduct(model, group, rows));
+        .map(group -> new LibraryProduct(kernels, model, group, rows));
   }
 
   private LibraryProduct product(int layer, Input input) {
-    return new LibraryProduct(model, InputGroup.of(model, layer, input), rows);
+    return new LibraryProduct(kernels, model, InputGroup.of(model, layer, input), rows);
   }
 
   private void build() {
@@ -70,20 +73,20 @@ final class LibraryPlan extends StepPlan {
                 model.eps())));
     for (var i = 0; i < layers.size(); i++) {
       var qkv = product(i, Input.ATTENTION);
-      works.add(qkv.work(kernels, memory, library, memory.normed, memory.yA));
+      works.add(qkv.work(memory, library, memory.normed, memory.yA));
       mix(qkv, memory.yA);
       works.add(ropeAppend(qkv, 0, i));
       works.add(attention(i, true));
       var o = product(i, Input.ATTENTION_HEADS);
-      works.add(o.work(kernels, memory, library, memory.attended, memory.yB));
+      works.add(o.work(memory, library, memory.attended, memory.yB));
       mix(o, memory.yB);
       works.add(addResidualNorm(o, layers.get(i).postAttentionNorm()));
       var gateUp = product(i, Input.MLP);
-      works.add(gateUp.work(kernels, memory, library, memory.normed, memory.yA));
+      works.add(gateUp.work(memory, library, memory.normed, memory.yA));
       mix(gateUp, memory.yA);
       works.add(siluUp(gateUp));
       var down = product(i, Input.MLP_INNER);
-      works.add(down.work(kernels, memory, library, memory.activated, memory.yB));
+      works.add(down.work(memory, library, memory.activated, memory.yB));
       mix(down, memory.yB);
       works.add(
           addResidualNorm(
@@ -109,6 +112,13 @@ final class LibraryPlan extends StepPlan {
   }
 
   private Work siluUp(LibraryProduct gateUp) {
+    if (gateUp.isMasked()) {
+      var masked = gateUp.masked(memory);
+      return MaskedAdapters.siluUp(
+          kernels,
+          new DecodeMaskedSiluUp(
+              masked.get(0), masked.get(1), memory.yA, memory.activated, rows, gateUp.ld()));
+    }
     var linears = gateUp.linears(memory);
     return layer.siluUpWide(
         new DecodeRouteSiluUp(

@@ -56,8 +56,15 @@ public enum KernelName {
 
   /** A product of few columns for many rows, in slices of its inner dimension. */
   DECODE_FEW_COLUMNS(FewColumns.DecodeFewColumns.class),
+  /** The same by way of shared memory. */
+  DECODE_FEW_COLUMNS_STAGED(FewColumns.DecodeFewColumns.class),
   /** The sum of the slices. */
   DECODE_SUM_PARTS(FewColumns.DecodeSumParts.class),
+
+  /** The sum of the slices of gate's and up's gates and A, the choice, coefficients for whole B. */
+  DECODE_SUM_ROUTE(MaskedAdapters.DecodeSumRoute.class),
+  /** Behind gate and up of many rows: the adapters by whole B, {@code silu(gate) · up}. */
+  DECODE_MASKED_SILU_UP(MaskedAdapters.DecodeMaskedSiluUp.class),
 
   /** Sums the logits' slots, removes banned tokens, and finds each block's largest. */
   SAMPLE_BLOCK_MAXIMA(DeviceSampler.SampleTokens.class),

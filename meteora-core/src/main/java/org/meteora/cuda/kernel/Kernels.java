@@ -199,6 +199,7 @@ public final class Kernels {
           "decode_layer.cuh",
           "decode_wide.cuh",
           "decode_mixture.cuh",
+          "decode_masked.cuh",
           "attention.cuh",
           "sampling.cuh",
           "gated.cuh",

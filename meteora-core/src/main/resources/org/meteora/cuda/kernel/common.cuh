@@ -53,6 +53,15 @@ __device__ __forceinline__ uint4 loadIf(bool wanted, const void* p) {
       : "l"(p), "r"((int)wanted));
   return v;
 }
+// Begins to copy 16 bytes, or zeros, to shared memory; copiesDone waits for all that this thread has begun.
+__device__ __forceinline__ void copyAsync(unsigned to, bool wanted, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+// What has been begun since the last one is a group; waits until N groups at most are not done.
+__device__ __forceinline__ void closeGroup() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+__device__ __forceinline__ void waitForGroups() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+__device__ __forceinline__ void copiesDone() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 #ifdef TENSOR_CORES

@@ -182,6 +182,73 @@ extern "C" __global__ void __launch_bounds__(512) decode_few_columns(const __gri
     }
 }
 
+#if __CUDA_ARCH__ >= 900
+// The same by way of shared memory, through which a block's warps share x and w, and with several copies on their way while
+// one is multiplied. Grid (slices, ⌈rows / 64⌉, ⌈columns / 128⌉), 256 threads, a warp 32 rows and 32 columns.
+#define FEW_STAGES 4
+#define FEW_STAGE_BYTES ((64 + 128) * 128)  // rows of x and of w, 64 columns of each
+extern "C" __global__ void __launch_bounds__(256) decode_few_columns_staged(const __grid_constant__ DecodeFewColumns p) {
+  DYNAMIC_SHARED(memory);
+  const unsigned base = shared32(memory);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+  const int firstRow = blockIdx.y * 64, firstColumn = blockIdx.z * 128, ofRows = (warp & 1) * 32, ofColumns = (warp >> 1) * 32;
+  const int begin = blockIdx.x * p.slice, end = begin + p.slice < p.k ? begin + p.slice : p.k, chunks = (end - begin + 63) / 64;
+  // 16 bytes of neighbouring rows lie so that they share no banks.
+  auto copy = [&](int chunk) {
+    const int at = begin + chunk * 64 + (threadIdx.x & 7) * 8;
+#pragma unroll
+    for (int i = 0; i < 6; i++) {
+      const int r = i * 32 + (threadIdx.x >> 3), row = i < 2 ? firstRow + r : firstColumn + r - 64;
+      const bool is = row < (i < 2 ? p.rows : p.columns) && at < end;
+      copyAsync(base + chunk % FEW_STAGES * FEW_STAGE_BYTES + r * 128 + (((threadIdx.x & 7) ^ (r & 1) << 2) << 4), is,
+                (i < 2 ? p.x : p.w) + (is ? (u64)row * p.k + at : 0));
+    }
+  };
+  float c[2][4][4];
+#pragma unroll
+  for (int m = 0; m < 2; m++)
+#pragma unroll
+    for (int t = 0; t < 4; t++) c[m][t][0] = c[m][t][1] = c[m][t][2] = c[m][t][3] = 0.f;
+  for (int i = 0; i < FEW_STAGES - 1; i++) {
+    if (i < chunks) copy(i);
+    closeGroup();
+  }
+  for (int chunk = 0; chunk < chunks; chunk++) {
+    waitForGroups<FEW_STAGES - 2>();
+    __syncthreads();  // the chunk is there for all, and the one before has been read
+    if (chunk + FEW_STAGES - 1 < chunks) copy(chunk + FEW_STAGES - 1);
+    closeGroup();
+    const unsigned x = base + chunk % FEW_STAGES * FEW_STAGE_BYTES + (ofRows + g) * 128, w = x + (64 + ofColumns - ofRows) * 128;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const unsigned at = ((q + 4 * h) ^ (g & 1) << 2) << 4;
+      uint4 a[4], b[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        a[i] = loadShared(x + i * 8 * 128 + at);
+        b[i] = loadShared(w + i * 8 * 128 + at);
+      }
+#pragma unroll
+      for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+          mma(c[m][t], a[2 * m].x, a[2 * m + 1].x, a[2 * m].y, a[2 * m + 1].y, b[t].x, b[t].y);
+          mma(c[m][t], a[2 * m].z, a[2 * m + 1].z, a[2 * m].w, a[2 * m + 1].w, b[t].z, b[t].w);
+        }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 2; m++)
+#pragma unroll
+    for (int t = 0; t < 4; t++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int r = firstRow + ofRows + m * 16 + g + (i >> 1) * 8, column = firstColumn + ofColumns + 8 * t + 2 * q + (i & 1);
+        if (r < p.rows && column < p.columns) p.parts[((u64)blockIdx.x * p.rows + r) * p.columns + column] = c[m][t][i];
+      }
+}
+#endif
+
 // y (rows, ld) = the sum of its parts (slices, rows, columns). Grid (⌈columns / 128⌉, rows), 128 threads.
 struct DecodeSumParts {
   const float* parts;

@@ -15,6 +15,7 @@
 #include "decode_layer.cuh"
 #include "decode_wide.cuh"
 #include "decode_mixture.cuh"
+#include "decode_masked.cuh"
 #include "attention.cuh"
 #include "sampling.cuh"
 #endif

@@ -146,7 +146,12 @@ class DecodeEngineGpuTest {
             "one adapter for some linears alone, 33 rows",
             new Config(Dtype.F32, 64, 4, 2, 16, 64, 64, 2, new int[] {4}, 1, false),
             standard,
-            33));
+            33),
+        Arguments.of(
+            "bf16 small, 65 rows",
+            new Config(Dtype.BF16, 64, 4, 2, 64, 96, 61, 2, UNEQUAL, 2, true),
+            standard,
+            65));
   }
 
   @BeforeAll

@@ -375,13 +375,84 @@ static void fewColumns() {
   Array<float> parts((size_t)slices * rows * columns), y((size_t)rows * ld);
   fill(x);
   fill(w);
-  launch<DecodeFewColumns>(512, slices, (rows + 63) / 64, (columns + 255) / 256, decode_few_columns, {x.p, w.p, parts.p, rows, columns, k, slice});
+  Array<unsigned char> memory(FEW_STAGES * FEW_STAGE_BYTES);
+  dynamicShared = memory.p;
+  const DecodeFewColumns p = {x.p, w.p, parts.p, rows, columns, k, slice};
+  if (below(2)) launch<DecodeFewColumns>(512, slices, (rows + 63) / 64, (columns + 255) / 256, decode_few_columns, p);
+  else launch<DecodeFewColumns>(256, slices, (rows + 63) / 64, (columns + 127) / 128, decode_few_columns_staged, p);
   launch<DecodeSumParts>(128, (columns + 127) / 128, rows, 1, decode_sum_parts, {parts.p, y.p, rows, columns, slices, ld});
   for (int m = 0; m < rows; m += 1 + below(9))
     for (int o = 0; o < columns; o++) {
       double sum = 0;
       for (int i = 0; i < k; i++) sum += (double)toFloat(x[(size_t)m * k + i]) * toFloat(w[(size_t)o * k + i]);
       check("few columns", y[(size_t)m * ld + o], sum);
+    }
+}
+#endif
+
+#if DTYPE != 0
+// A linear's adapters in the masked form, beside the one that they are of.
+struct Masked {
+  Array<T> coefficients;
+  MaskedLinear linear;
+  Masked(const Adapted& of, int rows)
+      : coefficients((size_t)rows * ((of.linear.n ? of.sum + 31 : 0) / 32 * 32)),
+        linear{of.linear.b, of.linear.bias, coefficients.p, of.linear.outAt, of.linear.out, of.linear.n ? of.sum : 0,
+               (of.linear.n ? of.sum + 31 : 0) / 32 * 32} {}
+};
+// Slices of gate's and up's gates and A are summed and routed; SiLU by whole B.
+static void masked(int rows) {
+  const int slices = 1 + below(40), inter = 8 * (1 + below(20));
+  std::vector<std::unique_ptr<Adapted>> owned;
+  std::vector<Adapted*> all;
+  for (int i = 0; i < 2; i++) {
+    owned.push_back(std::make_unique<Adapted>(inter, rows, below(2), below(5), below(6) ? someRanks() : std::vector<int>(9, 60)));
+    all.push_back(owned.back().get());
+  }
+  Left left(all, rows, true, true);
+  left.chain.slots = left.slots = 1;
+  const int outputs = 2 * inter;
+  int columns = 0;
+  for (auto l : all) columns += (GATED ? l->linear.n : 0) + (l->linear.n ? l->sum : 0);
+  for (auto l : all)  // coefficients are rounded, so what they add is to be no more than what it is added to
+    for (int m = 0; m < rows; m++)
+      for (int r = 0; r < l->sum && l->linear.n; r++) (*left.y)[(size_t)m * left.ld + l->linear.zAt + r] *= 0.05f;
+  Array<float> parts((size_t)slices * rows * columns);
+  for (int i = 0; i < slices; i++)
+    for (int m = 0; m < rows; m++)
+      for (int c = 0; c < columns; c++)
+        parts[((size_t)i * rows + m) * columns + c] =
+            i + 1 < slices ? 0.1f * normal() : (*left.y)[(size_t)m * left.ld + outputs + c];
+  for (int m = 0; m < rows; m++)  // the last slice is what is left of the sum
+    for (int c = 0; c < columns; c++) {
+      float& last = parts[((size_t)(slices - 1) * rows + m) * columns + c];
+      for (int i = 0; i + 1 < slices; i++) last -= parts[((size_t)i * rows + m) * columns + c];
+    }
+  for (int m = 0; m < rows; m++)
+    for (int c = 0; c < columns; c++) (*left.y)[(size_t)m * left.ld + outputs + c] = NAN;
+  DecodeSumRoute route{left.chain};
+  std::vector<std::unique_ptr<Masked>> masks;
+  int shared = 0;
+  for (int i = 0; i < 2; i++) {
+    masks.push_back(std::make_unique<Masked>(*all[i], rows));
+    route.linear[i] = all[i]->linear;
+    route.masked[i] = masks.back()->linear;
+    shared += std::min(256, masks.back()->linear.stride) * 128;
+  }
+  route.parts = parts.p;
+  route.y = left.y->p + outputs;
+  route.columns = columns;
+  route.slices = slices;
+  launch<DecodeSumRoute>(512, rows, 1, 1, decode_sum_route, route);
+  Array<unsigned char> memory(shared);
+  dynamicShared = memory.p;
+  Array<T> out((size_t)rows * inter);
+  launch<DecodeMaskedSiluUp>(128, (inter + 63) / 64, 1, 1, decode_masked_silu_up,
+                             {route.masked[0], route.masked[1], left.y->p, out.p, rows, left.ld});
+  for (int m = 0; m < rows; m++)
+    for (int o = 0; o < inter; o++) {
+      double g = left.output(0, m, o);
+      check("masked silu", toFloat(out[m * inter + o]), g / (1 + std::exp(-g)) * left.output(1, m, o));
     }
 }
 #endif
@@ -400,6 +471,7 @@ int main(int, char** arguments) {
     if (round <= 3) embedNorm(rows);
 #if DTYPE != 0
     if (round <= 3) fewColumns();
+    if (round <= 4) masked(1 + below(round > 2 ? 20 : 70));
 #endif
     for (int i = 0; i < 20; i++) dealOut();
   }

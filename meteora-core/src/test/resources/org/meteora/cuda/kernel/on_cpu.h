@@ -165,6 +165,11 @@ static unsigned char* dynamicShared;
 static unsigned shared32(const void* p) { return (unsigned)((const unsigned char*)p - dynamicShared); }
 static uint4 loadShared(unsigned at) { return *(const uint4*)(dynamicShared + at); }
 static void storeShared(unsigned at, uint4 v) { *(uint4*)(dynamicShared + at) = v; }
+static void copyAsync(unsigned to, bool wanted, const void* from) { storeShared(to, loadIf(wanted, from)); }
+static void copiesDone() {}
+static void closeGroup() {}
+template <int N>
+static void waitForGroups() {}
 struct SharedBarrier {
   int all, missing;
   long long bytes;
