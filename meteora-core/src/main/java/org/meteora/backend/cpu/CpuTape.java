@@ -32,6 +32,7 @@ final class CpuTape implements GatedTape {
       GatedLinear layer,
       NDArray x,
       boolean firstOfInput,
+      CpuInput input,
       NDArray y,
       NDArray logits,
       CpuTraining work) {}
@@ -39,6 +40,9 @@ final class CpuTape implements GatedTape {
   private final NDManager manager;
   private final List<Entry> entries = new ArrayList<>();
   private final Map<NDArray, Boolean> inputs = new IdentityHashMap<>();
+
+  /** Of the layer before; null at first. */
+  private CpuInput latest;
 
   /**
    * @param parent gives the device; what the tape keeps is freed when the tape is closed
@@ -53,7 +57,12 @@ final class CpuTape implements GatedTape {
     var owner = x.getManager();
     try (var off = Ops.notRecording();
         NDManager scope = keep ? null : manager.newSubManager()) {
-      var work = new CpuTraining(layer, keep ? manager : scope, x, context);
+      double p = layer.dropout(context);
+      if (latest == null || !latest.isOf(x, p)) {
+        release();
+        latest = new CpuInput(manager, x, p);
+      }
+      var work = new CpuTraining(layer, keep ? manager : scope, x, latest, context);
       var y = work.result();
       var logits = work.logits();
       y.attach(owner);
@@ -61,14 +70,23 @@ final class CpuTape implements GatedTape {
       if (keep) {
         y.setRequiresGradient(true);
         logits.setRequiresGradient(true);
-        entries.add(new Entry(layer, x, inputs.put(x, true) == null, y, logits, work));
+        entries.add(new Entry(layer, x, inputs.put(x, true) == null, latest, y, logits, work));
       }
       return new Output(y, logits);
     }
   }
 
+  /** What the layers before shared; the next begin anew. */
+  private void release() {
+    if (latest != null) {
+      latest.release();
+      latest = null;
+    }
+  }
+
   @Override
   public void backward() {
+    release();
     var gradients = new IdentityHashMap<NDArray, NDArray>();
     for (int i = entries.size() - 1; i >= 0; i--) {
       var entry = entries.get(i);
@@ -88,6 +106,14 @@ final class CpuTape implements GatedTape {
             entry.work().backward(scope, y, logits, gx);
           }
         }
+      }
+      if (i == 0 || entries.get(i - 1).input() != entry.input()) {
+        var shape = entry.work().inputShape();
+        var gx = gradients.get(entry.x());
+        if (gx != null) {
+          entry.input().addTo(Ops.memory(gx), (int) shape[0], (int) shape[1]);
+        }
+        entry.input().release();
       }
       if (entry.firstOfInput() && gradients.containsKey(entry.x())) {
         try (var gx = gradients.remove(entry.x());

@@ -14,7 +14,6 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Gate;
 import org.meteora.moe.GatedLinear;
 import org.meteora.tensor.Blas;
-import org.meteora.tensor.CpuDropout;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -46,7 +45,7 @@ final class CpuTraining {
   private final int out;
   private final int topK;
   private final int maxRank;
-  private final CpuDropout dropout;
+  private final CpuInput input;
   private final NDArray x;
   private final NDArray logits;
   private final NDArray y;
@@ -56,8 +55,10 @@ final class CpuTraining {
   private final MemorySegment z;
 
   /** Forward. */
-  CpuTraining(GatedLinear layer, NDManager manager, NDArray array, ForwardContext context) {
+  CpuTraining(
+      GatedLinear layer, NDManager manager, NDArray array, CpuInput input, ForwardContext context) {
     this.layer = layer;
+    this.input = input;
     bank = layer.layout();
     bank.parametersMayChange();
     var shape = array.getShape();
@@ -76,9 +77,8 @@ final class CpuTraining {
     var memoryX = Ops.memory(x);
     var memoryG = Ops.memory(bank.bank().gate());
     var memoryL = Ops.memory(logits);
-    byTokens((from, to) -> route(from, to, memoryX, memoryG, memoryL));
+    byTokens(tokens, (from, to) -> route(from, to, memoryX, memoryG, memoryL));
     layer.report(context, chosen, shape);
-    dropout = CpuDropout.next(manager, layer.dropout(context));
     maxRank = Math.max(1, bank.bank().maxRank());
     int n = bank.bank().size();
     starts = new int[n + 1];
@@ -95,26 +95,8 @@ final class CpuTraining {
     }
     z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(y);
-    try (var scope = manager.newSubManager()) {
-      var input = inputOfAdapters(scope);
-      byTokens(
-          (from, to) -> {
-            drop(from, to, memoryX, input);
-            forward(from, to, input, memoryY);
-          });
-    }
-  }
-
-  /** x̃ {@code (tokens, in)}: x itself, or room for what {@link #drop} leaves of it. */
-  private MemorySegment inputOfAdapters(NDManager scope) {
-    return Ops.memory(dropout.drops() ? Ops.empty(scope, Dtype.F32, tokens, in) : x);
-  }
-
-  /** What dropout keeps of some tokens. */
-  private void drop(int from, int to, MemorySegment all, MemorySegment kept) {
-    if (dropout.drops()) {
-      dropout.copy(all, kept, (long) from * in, (long) (to - from) * in);
-    }
+    var kept = input.kept(memoryX, tokens, in);
+    byTokens(tokens, (from, to) -> forward(from, to, kept, memoryY));
   }
 
   public NDArray result() {
@@ -129,11 +111,11 @@ final class CpuTraining {
     return new long[] {tokens, in};
   }
 
-  private interface Range {
+  interface Range {
     void run(int from, int to);
   }
 
-  private void byTokens(Range range) {
+  static void byTokens(int tokens, Range range) {
     int workers = Math.min(Workers.count(), tokens);
     onWorkers(workers, i -> (int) ((long) tokens * i / workers), range);
   }
@@ -190,7 +172,7 @@ final class CpuTraining {
     }
   }
 
-  private static MemorySegment at(MemorySegment matrix, long index) {
+  static MemorySegment at(MemorySegment matrix, long index) {
     return matrix.asSlice(index * Float.BYTES);
   }
 
@@ -215,7 +197,7 @@ final class CpuTraining {
   }
 
   private float scale(int adapter) {
-    return (float) (bank.bank().scales()[adapter] * dropout.scale());
+    return (float) (bank.bank().scales()[adapter] * input.scale());
   }
 
   private float factor(int pair, int adapter) {
@@ -276,7 +258,7 @@ final class CpuTraining {
    * @param scope for what is needed on the way
    * @param gy ∂y {@code (…, out)}
    * @param ownLogits the gradient of the logits from elsewhere {@code (…, N)}, or null
-   * @param gx ∂x {@code (tokens, in)} to add to
+   * @param gx ∂x {@code (tokens, in)} to add to; ∂x̃ is left with the input
    */
   public void backward(NDManager scope, NDArray gy, NDArray ownLogits, NDArray gx) {
     if (gx != null) {
@@ -298,11 +280,8 @@ final class CpuTraining {
     var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(gy);
     var memoryGx = gx == null ? null : Ops.memory(gx);
-    var input = wantsA() ? inputOfAdapters(scope) : null;
-    var toInput =
-        gx != null && dropout.drops()
-            ? Ops.memory(Ops.zeros(scope, Dtype.F32, tokens, in))
-            : memoryGx;
+    var kept = wantsA() ? input.kept(Ops.memory(x), tokens, in) : null;
+    var toInput = input.gradient(memoryGx, tokens, in);
     int n = bank.bank().size();
     var logitGradient = Ops.zeros(scope, Dtype.F32, tokens, n);
     if (ownLogits != null) {
@@ -310,19 +289,12 @@ final class CpuTraining {
     }
     var gl = Ops.memory(logitGradient);
     byTokens(
+        tokens,
         (from, to) -> {
-          if (input != null) {
-            drop(from, to, Ops.memory(x), input);
-          }
           toInput(from, to, memoryY, toInput, gz, weightGradients);
-          if (toInput != memoryGx) {
-            drop(from, to, toInput, toInput);
-            long place = (long) from * in;
-            Blas.add((to - from) * in, 1, at(toInput, place), at(memoryGx, place));
-          }
           throughGate(from, to, weightGradients, gl, memoryGx);
         });
-    toGateAndA(scope, input, gl, gz);
+    toGateAndA(scope, kept, gl, gz);
     toB(scope, memoryY);
   }
 
@@ -422,15 +394,14 @@ final class CpuTraining {
   }
 
   /**
-   * @param input x̃ {@code (tokens, in)}; null: A's gradient is not wanted
+   * @param kept x̃ {@code (tokens, in)}; null: A's gradient is not wanted
    */
-  private void toGateAndA(
-      NDManager scope, MemorySegment input, MemorySegment gl, MemorySegment gz) {
+  private void toGateAndA(NDManager scope, MemorySegment kept, MemorySegment gl, MemorySegment gz) {
     var gate = bank.bank().gate();
     int n = bank.bank().size();
     var memoryX = Ops.memory(x);
     var gateGradient = CpuTape.requiresGradient(gate) ? CpuTape.gradientMemory(gate, scope) : null;
-    var gradient = input != null ? CpuTape.gradientMemory(bank.loraA(), scope) : null;
+    var gradient = kept != null ? CpuTape.gradientMemory(bank.loraA(), scope) : null;
     byColumns(
         in,
         (from, to) -> {
@@ -440,8 +411,8 @@ final class CpuTraining {
             var own = at(gateGradient, from);
             Blas.product(true, false, n, width, tokens, gl, n, rows, in, 1, own, in);
           }
-          if (input != null) {
-            toA(from, width, input, gz, gradient);
+          if (kept != null) {
+            toA(from, width, kept, gz, gradient);
           }
         });
   }

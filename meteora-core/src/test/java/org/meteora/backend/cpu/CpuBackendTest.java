@@ -48,11 +48,15 @@ class CpuBackendTest {
   }
 
   private GatedLinear layer(NDManager manager, NDArray gate, NDArray a, NDArray b) {
+    return layer(manager, gate, a, b, 0);
+  }
+
+  private GatedLinear layer(NDManager manager, NDArray gate, NDArray a, NDArray b, double dropout) {
     return new GatedLinear(
         manager.create(weight, Ops.shape(OUT, IN)),
         null,
         new AdapterBank(gate, a, b, RANKS, SCALES),
-        0,
+        dropout,
         new CpuBackend(Dtype.F32),
         0,
         Projection.Q);
@@ -163,7 +167,31 @@ class CpuBackendTest {
     }
   }
 
+  /** Layers of one input drop the same: twice the layer has twice the gradients. */
+  @Test
+  void layersOfOneInputShareWhatIsDropped() {
+    var upstream = random(TOKENS * OUT);
+    var once = gradients(null, upstream, 0.5, 1);
+    var without = gradients(null, upstream);
+    var twice = gradients(null, upstream, 0.5, 2);
+    assertThat(once.get("A")).isNotEqualTo(without.get("A"));
+    for (var entry : twice.entrySet()) {
+      var single = once.get(entry.getKey());
+      for (int i = 0; i < single.length; i++) {
+        assertThat(entry.getValue()[i])
+            .as("%s %d", entry.getKey(), i)
+            .isCloseTo(2 * single[i], within(1e-3f));
+      }
+    }
+  }
+
   private Map<String, float[]> gradients(float[] ofLogits, float[] ofResult) {
+    return gradients(ofLogits, ofResult, 0, 1);
+  }
+
+  /** Of so many layers, all the same and of the same input. */
+  private Map<String, float[]> gradients(
+      float[] ofLogits, float[] ofResult, double dropout, int layers) {
     try (var manager = Devices.newManager(Device.cpu());
         var recording = Ops.recording();
         var tape = new CpuTape(manager)) {
@@ -177,14 +205,17 @@ class CpuBackendTest {
       for (var array : arrays) {
         array.setRequiresGradient(true);
       }
-      var layer = layer(manager, arrays[1], arrays[2], arrays[3]);
+      manager.getEngine().setRandomSeed(3);
+      var layer = layer(manager, arrays[1], arrays[2], arrays[3], dropout);
       var context = ForwardContext.training(ROUTING, Flags.AUTO).withTape(Optional.of(tape));
-      var output = layer.forward(arrays[0], context);
-      if (ofLogits != null) {
-        Ops.backward(output.gateLogits(), manager.create(ofLogits, Ops.shape(TOKENS, 3)));
-      }
-      if (ofResult != null) {
-        Ops.backward(output.y(), manager.create(ofResult, Ops.shape(TOKENS, OUT)));
+      for (int i = 0; i < layers; i++) {
+        var output = layer.forward(arrays[0], context);
+        if (ofLogits != null) {
+          Ops.backward(output.gateLogits(), manager.create(ofLogits, Ops.shape(TOKENS, 3)));
+        }
+        if (ofResult != null) {
+          Ops.backward(output.y(), manager.create(ofResult, Ops.shape(TOKENS, OUT)));
+        }
       }
       tape.backward();
       return Map.of(
