@@ -5,7 +5,6 @@ import ai.djl.huggingface.tokenizers.jni.LibUtils;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.text.Normalizer;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.io.CacheFolders;
@@ -102,7 +101,7 @@ public final class Tokenizer implements AutoCloseable {
     double longest = PatternCost.LONGEST_TEXT / checked.growth();
     int length = text.length();
     if (length <= longest && checked.normalizes()) {
-      length = Normalizer.normalize(text, Normalizer.Form.NFKD).length(); // the longest of them
+      length = TokenizerFile.normalizedLength(text);
     }
     if (length > longest) {
       throw new UserException(

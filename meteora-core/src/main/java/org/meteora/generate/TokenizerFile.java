@@ -3,6 +3,7 @@ package org.meteora.generate;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.text.Normalizer;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -165,7 +166,7 @@ final class TokenizerFile {
   private static double characters(JsonNode part, boolean last) {
     double result =
         switch (part.path("type").asText("")) {
-          case "Replace" -> Math.max(1, part.path("content").asText("").length());
+          case "Replace" -> Math.max(1, normalizedLength(part.path("content").asText("")));
           case "Lowercase" -> 2;
           case "BertNormalizer" -> 6; // spaces beside each character, small letters
           case "ByteLevel" -> last ? 1 : 4;
@@ -179,11 +180,16 @@ final class TokenizerFile {
     return result;
   }
 
+  /** Characters of a text in the normal form that has the most. */
+  static int normalizedLength(String text) {
+    return Normalizer.normalize(text, Normalizer.Form.NFKD).length();
+  }
+
   private static int bytes(JsonNode text) {
     return text.asText("").getBytes(StandardCharsets.UTF_8).length;
   }
 
-  /** A text that is put at every token. */
+  /** A text that is put at every token, or before a whole text. */
   private static void requireShort(Path file, JsonNode text, String path) {
     if (bytes(text) > LARGEST_GROWTH) {
       throw new UserException(file + ": " + cut(path) + " is longer than any token");
@@ -217,7 +223,7 @@ final class TokenizerFile {
               .formatted(file, cut(path), cut(regex.textValue())));
     }
     for (var text :
-        List.of("prefix", "suffix", "continuing_subword_prefix", "end_of_word_suffix")) {
+        List.of("prepend", "prefix", "suffix", "continuing_subword_prefix", "end_of_word_suffix")) {
       requireShort(file, node.path(text), path + "." + text);
     }
     // the library does not ask whether it is called a template

@@ -76,6 +76,24 @@ class TokenizerTest {
       refuses(tokenizer, "\ufdfa".repeat(60_000), "1,080,000", "1,000,000"); // 18 letters each
       assertThat(tokenizer.encode("\ufdfa".repeat(10), false)).isNotEmpty();
     }
+    var normalized =
+        """
+        {"type": "Sequence", "normalizers": [
+          {"type": "Replace", "pattern": {"String": "a"}, "content": "\ufdfa"},
+          {"type": "NFKC"}]}\
+        """;
+    try (var tokenizer = tinyWith(normalized)) {
+      refuses(tokenizer, "a".repeat(55_556), "55,556", "55,555");
+      assertThat(tokenizer.encode("a", false)).isEqualTo(tokenizer.encode("\ufdfa", false));
+    }
+  }
+
+  @Test
+  void aLongTextBeforeEveryTextIsRefused() {
+    var prepend = "{\"type\": \"Prepend\", \"prepend\": \"%s\"}".formatted("_".repeat(257));
+    assertThatThrownBy(() -> tinyWith(prepend))
+        .isInstanceOf(UserException.class)
+        .hasMessageEndingWith("normalizer.prepend is longer than any token");
   }
 
   @Test
