@@ -66,8 +66,8 @@ public final class Attention extends LlamaBlock {
         Ops.transpose(heads.values(), 1, 2).squeeze(0),
         ranges.queries(),
         ranges.keys(),
-        ranges.mostQueries(),
-        ranges.mostKeys());
+        ranges.maxQueries(),
+        ranges.maxKeys());
   }
 
   /** The same, where the tokens of several samples are one row. */

@@ -168,6 +168,7 @@ public final class KvCache implements AutoCloseable {
   /**
    * Where a sequence's keys and values are.
    *
+   * @param row its row
    * @param from its first column
    * @param count its columns
    */
@@ -246,7 +247,9 @@ public final class KvCache implements AutoCloseable {
     return new Layer(keys[layer], values[layer]);
   }
 
-  /** A view of these positions. */
+  /**
+   * A view of these positions, {@code (batch, kvHeads, count, headDim)}, owned by {@code owner}.
+   */
   public NDArray columns(NDArray store, long from, long count, NDManager owner) {
     var all = Ops.narrow(store, 2, from, count);
     all.attach(owner);

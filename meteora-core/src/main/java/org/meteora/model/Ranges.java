@@ -14,8 +14,8 @@ import org.meteora.tensor.Ops;
  *     {@code (pieces + 1)} int32
  * @param keys where the keys that each piece sees begin, behind {@code first}, and where the last
  *     one's end, as {@code queries}
- * @param mostQueries tokens of the longest piece
- * @param mostKeys the most keys that a piece sees
+ * @param maxQueries tokens of the longest piece
+ * @param maxKeys the most keys that a piece sees
  * @param first column of the first piece's first key
  * @param count columns of all keys
  */
@@ -23,8 +23,8 @@ public record Ranges(
     NDArray columns,
     NDArray queries,
     NDArray keys,
-    int mostQueries,
-    int mostKeys,
+    int maxQueries,
+    int maxKeys,
     int first,
     int count) {
 
@@ -50,8 +50,8 @@ public record Ranges(
     var keys = new int[pieces.size() + 1];
     var columns = new long[pieces.stream().mapToInt(Piece::count).sum()];
     int start = pieces.getFirst().first();
-    int mostQueries = 0;
-    int mostKeys = 0;
+    int maxQueries = 0;
+    int maxKeys = 0;
     for (int i = 0; i < pieces.size(); i++) {
       var piece = pieces.get(i);
       if (piece.first() != start + keys[i]) {
@@ -62,15 +62,15 @@ public record Ranges(
       }
       queries[i + 1] = queries[i] + piece.count();
       keys[i + 1] = piece.end() - start;
-      mostQueries = Math.max(mostQueries, piece.count());
-      mostKeys = Math.max(mostKeys, piece.known() + piece.count());
+      maxQueries = Math.max(maxQueries, piece.count());
+      maxKeys = Math.max(maxKeys, piece.known() + piece.count());
     }
     return new Ranges(
         Ops.of(manager, columns, columns.length),
         Ops.of(manager, queries, queries.length),
         Ops.of(manager, keys, keys.length),
-        mostQueries,
-        mostKeys,
+        maxQueries,
+        maxKeys,
         start,
         keys[pieces.size()]);
   }

@@ -362,6 +362,10 @@ public final class Ops {
    * shape, 0.1 s for forward and backward on an H100. On a GPU from compute capability 8.0 on, in
    * 16 bits, with heads of a multiple of 8 up to 256.
    *
+   * @param q {@code (batch, heads, tokens, dim)}
+   * @param k {@code (batch, kvHeads, tokens, dim)}; {@code kvHeads} divides {@code heads}
+   * @param v as {@code k}
+   * @return {@code (batch, heads, tokens, dim)}, a view of {@code (batch, tokens, heads, dim)}
    * @throws IllegalStateException where this libtorch, or the device, has no such kernel
    */
   public static NDArray flashAttention(NDArray q, NDArray k, NDArray v) {
@@ -386,8 +390,8 @@ public final class Ops {
    * @param queryRanges where each sequence's queries begin, and where the last one's end, int32 on
    *     the device
    * @param keyRanges the same of keys
-   * @param mostQueries of a sequence
-   * @param mostKeys of a sequence
+   * @param maxQueries of a sequence
+   * @param maxKeys of a sequence
    * @return {@code (queries, heads, dim)}
    * @throws IllegalStateException where this libtorch, or the device, has no such kernel
    */
@@ -397,9 +401,9 @@ public final class Ops {
       NDArray v,
       NDArray queryRanges,
       NDArray keyRanges,
-      int mostQueries,
-      int mostKeys) {
-    return flash(q, k, v, queryRanges, keyRanges, mostQueries, mostKeys);
+      int maxQueries,
+      int maxKeys) {
+    return flash(q, k, v, queryRanges, keyRanges, maxQueries, maxKeys);
   }
 
   private static NDArray flash(
@@ -408,8 +412,8 @@ public final class Ops {
       NDArray v,
       NDArray queryRanges,
       NDArray keyRanges,
-      int mostQueries,
-      int mostKeys) {
+      int maxQueries,
+      int maxKeys) {
     // 15 arguments from 2.7 on, 17 in 2.15: those that are not given are empty in each
     return new OperatorCall("aten::_flash_attention_forward", "")
         .tensor(q)
@@ -417,8 +421,8 @@ public final class Ops {
         .tensor(v)
         .optionalTensor(queryRanges)
         .optionalTensor(keyRanges)
-        .integer(mostQueries)
-        .integer(mostKeys)
+        .integer(maxQueries)
+        .integer(maxKeys)
         .real(0)
         .bool(true)
         .bool(false)

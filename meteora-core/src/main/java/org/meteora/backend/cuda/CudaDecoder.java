@@ -399,7 +399,7 @@ public final class CudaDecoder implements AutoCloseable {
    * Copies keys and values of prompts to slots of their own.
    *
    * @param filled a span each
-   * @param slots each row's slot
+   * @param slots each span's slot
    * @throws UserException for too little memory
    */
   public void join(KvCache filled, int[] slots) {

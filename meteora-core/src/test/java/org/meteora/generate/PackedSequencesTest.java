@@ -1,0 +1,131 @@
+package org.meteora.generate;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import ai.djl.Device;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.List;
+import java.util.Optional;
+import java.util.Random;
+import org.junit.jupiter.api.Test;
+import org.meteora.model.KvCache;
+import org.meteora.model.Llama;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.RoutingSettings;
+import org.meteora.tensor.Devices;
+
+/**
+ * Sequences one after another in one row, as far as no GPU is needed: where their keys and values
+ * go, and what is said of their routing.
+ */
+class PackedSequencesTest {
+  private static final ForwardContext CONTEXT =
+      ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
+  private static final GenerationConfig GREEDY = GenerationConfig.greedy(List.of(), 90);
+
+  private static List<int[]> prompts(long seed, int... lengths) {
+    var random = new Random(seed);
+    return Arrays.stream(lengths).mapToObj(length -> random.ints(length, 1, 70).toArray()).toList();
+  }
+
+  /** Keys and values as a padded prefill leaves them. */
+  private static KvCache padded(Llama llama, List<int[]> prompts) {
+    var prefill =
+        new PaddedPrefill(llama, 0, prompts, Collections.nCopies(prompts.size(), Optional.empty()));
+    prefill.run(prefill.left(), CONTEXT);
+    return prefill.cache();
+  }
+
+  /** The same numbers, of each prompt alone, one after another. */
+  private static KvCache packed(Llama llama, List<int[]> prompts) {
+    var lengths = prompts.stream().mapToInt(prompt -> prompt.length).toArray();
+    var cache = llama.newCache(llama.manager(), new int[1], Arrays.stream(lengths).sum());
+    cache.pack(lengths);
+    for (int i = 0; i < lengths.length; i++) {
+      var span = cache.spans().get(i);
+      try (var alone = padded(llama, prompts.subList(i, i + 1))) {
+        var columns = List.of(new KvCache.Columns(0, 0, 0, span.from(), span.count()));
+        llama.backend().ops().copyColumns(alone, cache, columns);
+      }
+    }
+    return cache;
+  }
+
+  private static String steps(ModelSession session, int[] tokens, int count) {
+    var seen = new StringBuilder();
+    var next = tokens;
+    for (int step = 0; step < count; step++) {
+      var rows = new ArrayList<DecodeSession.Next>();
+      for (int slot = 0; slot < next.length; slot++) {
+        rows.add(new DecodeSession.Next(slot, next[slot], new int[0], 0, GREEDY, Optional.empty()));
+      }
+      next = session.step(rows);
+      seen.append(Arrays.toString(next));
+    }
+    return seen.toString();
+  }
+
+  @Test
+  void aSessionGoesOnWithThemAsWithPaddedOnes() {
+    var first = prompts(1, 5, 1, 9);
+    var later = prompts(2, 2, 20);
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      try (var expected = new ModelSession(llama, CONTEXT);
+          var session = new ModelSession(llama, CONTEXT)) {
+        expected.join(padded(llama, first), new int[] {2, 0, 1});
+        session.join(packed(llama, first), new int[] {2, 0, 1});
+        int[] tokens = {3, 30, 60};
+        assertThat(steps(session, tokens, 4)).isEqualTo(steps(expected, tokens, 4));
+        expected.join(padded(llama, later), new int[] {4, 3});
+        session.join(packed(llama, later), new int[] {4, 3});
+        int[] more = {9, 8, 7, 6, 5};
+        assertThat(steps(session, more, 4)).isEqualTo(steps(expected, more, 4));
+      }
+    }
+  }
+
+  @Test
+  void aPackedCacheHasOneRow() {
+    try (var manager = Devices.newManager(Device.cpu());
+        var two = RequestsTest.model(manager).newCache(manager, new int[2], 10)) {
+      assertThatThrownBy(() -> two.pack(new int[] {1, 2}))
+          .isInstanceOf(IllegalArgumentException.class);
+      two.setPadding(new int[] {4, 0}, 6);
+      assertThat(two.spans()).containsExactly(new KvCache.Span(0, 4, 2), new KvCache.Span(1, 0, 6));
+    }
+  }
+
+  /** Each token once, though the second sequence's first two were run before. */
+  @Test
+  void eachListenerHasTheRoutingOfItsOwnTokens() {
+    var chosen = List.of(new ArrayList<Integer>(), new ArrayList<Integer>());
+    var sequences = new ArrayList<Sequence>();
+    for (var its : chosen) {
+      var request =
+          new Request(new int[] {1, 2, 3, 4}, GREEDY, 0)
+              .listenedBy(
+                  (layer, module, rows, tokens, k, indices, weights) ->
+                      Arrays.stream(indices).forEach(its::add));
+      sequences.add(new Sequence(sequences.size(), request, 90, RoutingSettings.DEFAULT));
+    }
+    sequences.get(1).reported = 2;
+    var dispatcher = new RoutingDispatcher();
+    dispatcher.begin(
+        List.of(
+            new RoutingDispatcher.Row(sequences.get(0), 0, 1),
+            new RoutingDispatcher.Row(sequences.get(1), 1, 3)));
+    int[] indices = {0, 1, 10, 11, 20, 21, 30, 31};
+    dispatcher.onRouting(0, 0, 1, 4, 2, indices, new float[8]);
+    assertThat(chosen.get(0)).isEmpty();
+    dispatcher.end();
+    assertThat(chosen.get(0)).containsExactly(0, 1);
+    assertThat(chosen.get(1)).containsExactly(20, 21, 30, 31);
+    assertThat(sequences.get(0).reported).isEqualTo(1);
+    assertThat(sequences.get(1).reported).isEqualTo(4);
+  }
+}
