@@ -250,7 +250,10 @@ class EvaluatorTest {
                       yield null;
                     }
                     case "nextNumber" -> next.getAndIncrement();
-                    case "tell" -> told.add((byte[]) arguments[0]) ? null : null;
+                    case "tell" -> {
+                      told.add((byte[]) arguments[0]);
+                      yield null;
+                    }
                     case "told" -> {
                       var all = new ArrayList<byte[]>();
                       told.drainTo(all);
@@ -293,6 +296,7 @@ class EvaluatorTest {
   private static final class Slots extends Echo {
     final int room;
     final Phaser together;
+    boolean begins = true;
     long steps;
 
     /**
@@ -310,6 +314,11 @@ class EvaluatorTest {
 
     @Override
     public void generate(List<Request> requests, int atOnce, AnswerListener listener) {
+      if (!begins) {
+        var reason = new UserException("too little memory");
+        IntStream.range(0, requests.size()).forEach(i -> listener.onFailure(i, reason));
+        return;
+      }
       var left = new TreeMap<Integer, Integer>();
       int at = 0;
       while (at < requests.size() || !left.isEmpty()) {
@@ -379,7 +388,7 @@ class EvaluatorTest {
       assertThat(run.answers().get(i).index()).isEqualTo(i);
       assertThat(run.answers().get(i).answer()).isEqualTo(i == 77 ? "" : "" + i);
     }
-    assertThat(run.problems()).containsExactly(java.util.Map.entry(77, "a token without a row"));
+    assertThat(run.problems()).containsExactly(Map.entry(77, "a token without a row"));
     assertThat(run.throughput().samples()).isEqualTo(299);
     assertThat(sink).hasSize(299).doesNotHaveDuplicates();
     assertThat(runs.stream().skip(1)).allSatisfy(other -> assertThat(other.answers()).isEmpty());
@@ -401,6 +410,31 @@ class EvaluatorTest {
     // nothing left
     assertThat(dealt(two(), samples, whole.answers(), sink).getFirst().answers())
         .isEqualTo(whole.answers());
+  }
+
+  /** One that has no memory to begin with fails all; the others answer them, whoever that one is. */
+  @Test
+  void othersAnswerWhatOneCannotBegin() throws Exception {
+    var samples = IntStream.range(0, 40).mapToObj(i -> sample(i, i % 7)).toList();
+    for (int which = 0; which < 3; which++) {
+      var phaser = new Phaser();
+      var generators = IntStream.range(0, 3).mapToObj(i -> new Slots(4, phaser)).toList();
+      generators.get(which).begins = false;
+      phaser.arriveAndDeregister();
+      var sink = new ArrayList<Answer>();
+      var run = dealt(generators, samples, List.of(), sink).getFirst();
+      for (int i = 0; i < samples.size(); i++) {
+        assertThat(run.answers().get(i).answer()).isEqualTo("" + i);
+      }
+      assertThat(run.problems()).isEmpty();
+      assertThat(sink).hasSize(samples.size()).doesNotHaveDuplicates();
+    }
+    // where none can begin, each has its problem once
+    var none = two();
+    none.forEach(each -> each.begins = false);
+    var run = dealt(none, samples, List.of(), new ArrayList<>()).getFirst();
+    assertThat(run.problems()).hasSize(samples.size());
+    assertThat(run.answers()).hasSize(samples.size()).allMatch(Answer::skipped);
   }
 
   private static List<Slots> two() {
