@@ -87,11 +87,14 @@ public interface Collective extends AutoCloseable {
    */
   long nextNumber();
 
-  /** Tells the first process something, which sees it when it looks; no other waits for it. */
-  void tell(byte[] something);
+  /**
+   * Sends the first process a message, which is there when it asks ({@link #received}); nobody
+   * waits.
+   */
+  void send(byte[] message);
 
-  /** In the first process: what it has been told since it looked last, without waiting. */
-  List<byte[]> told();
+  /** In the first process: messages that have come since it asked last, without waiting. */
+  List<byte[]> received();
 
   /** Returns when every process has called it. */
   default void barrier() {

@@ -49,8 +49,8 @@ public final class Control implements AutoCloseable {
     GIVEN_UP,
     /** Asks the first process for a number, or is its answer. */
     NEXT,
-    /** For the first process, whenever it looks. */
-    TOLD
+    /** For the first process, whenever it asks ({@link Control#received}). */
+    MESSAGE
   }
 
   private final int rank;
@@ -60,10 +60,10 @@ public final class Control implements AutoCloseable {
   /** By rank; the first process has all others, every other the first. */
   private final List<Peer> peers = new CopyOnWriteArrayList<>();
 
-  /** In the first process: the next number, and what it has been told. */
+  /** In the first process: the next number, and messages that have come. */
   private final AtomicLong next = new AtomicLong();
 
-  private final BlockingQueue<byte[]> told = new LinkedBlockingQueue<>();
+  private final BlockingQueue<byte[]> messages = new LinkedBlockingQueue<>();
 
   private volatile boolean closing;
 
@@ -169,7 +169,7 @@ public final class Control implements AutoCloseable {
         switch (Kind.values()[kind]) {
           case DATA -> peer.received.add(bytes);
           case HEARTBEAT -> {}
-          case TOLD -> told.add(bytes);
+          case MESSAGE -> messages.add(bytes);
           case NEXT -> {
             if (rank > 0) {
               peer.numbers.add(bytes);
@@ -378,15 +378,15 @@ public final class Control implements AutoCloseable {
     return ByteBuffer.allocate(Long.BYTES).putLong(value).array();
   }
 
-  /** Sends the first process something that it sees when it looks. */
-  public void tell(byte[] something) {
-    send(peers.getFirst(), Kind.TOLD, something);
+  /** Sends the first process a message, which is there when it asks ({@link #received}). */
+  public void send(byte[] message) {
+    send(peers.getFirst(), Kind.MESSAGE, message);
   }
 
-  /** In the first process: what it has been told since it looked last, without waiting. */
-  public List<byte[]> told() {
+  /** In the first process: messages that have come since it asked last, without waiting. */
+  public List<byte[]> received() {
     var result = new ArrayList<byte[]>();
-    told.drainTo(result);
+    messages.drainTo(result);
     return result;
   }
 

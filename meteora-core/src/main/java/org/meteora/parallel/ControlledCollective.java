@@ -72,13 +72,13 @@ abstract class ControlledCollective implements Collective {
   }
 
   @Override
-  public void tell(byte[] something) {
-    control.tell(something);
+  public void send(byte[] message) {
+    control.send(message);
   }
 
   @Override
-  public List<byte[]> told() {
-    return control.told();
+  public List<byte[]> received() {
+    return control.received();
   }
 
   @Override

@@ -378,13 +378,13 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     }
 
     @Override
-    public void tell(byte[] something) {
-      collective.tell(something);
+    public void send(byte[] message) {
+      collective.send(message);
     }
 
     @Override
-    public List<byte[]> told() {
-      return collective.told();
+    public List<byte[]> received() {
+      return collective.received();
     }
 
     @Override

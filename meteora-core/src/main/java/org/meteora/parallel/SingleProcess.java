@@ -71,12 +71,12 @@ final class SingleProcess implements Collective {
   }
 
   @Override
-  public void tell(byte[] something) {
+  public void send(byte[] message) {
     throw new IllegalStateException("the first process knows it");
   }
 
   @Override
-  public List<byte[]> told() {
+  public List<byte[]> received() {
     return List.of();
   }
 

@@ -99,9 +99,9 @@ class ControlTest {
     assertThat(results).containsOnly(expected.toString()).hasSize(4);
   }
 
-  /** Numbers are given once, though the first process does something else; what is told is kept. */
+  /** Numbers are given once, though the first process does something else; messages are kept. */
   @Test
-  void numbersAreGivenOnceAndWhatIsToldIsThere() throws Exception {
+  void numbersAreGivenOnceAndMessagesCome() throws Exception {
     var results =
         together(
             4,
@@ -115,14 +115,14 @@ class ControlTest {
                 for (int i = 0; i < 50; i++) {
                   mine.add(control.nextNumber());
                   if (control.rank() > 0) {
-                    control.tell(bytes("" + mine.getLast()));
+                    control.send(bytes("" + mine.getLast()));
                   }
                 }
                 control.gather(bytes("end"));
               }
-              if (control.rank() == 0) { // what was told before the end has come with it
+              if (control.rank() == 0) { // messages sent before the end have come with it
                 control
-                    .told()
+                    .received()
                     .forEach(b -> mine.add(Long.valueOf(new String(b, StandardCharsets.UTF_8))));
               }
               return mine;

@@ -40,8 +40,8 @@ import org.slf4j.LoggerFactory;
 public final class Evaluator {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluator.class);
 
-  /** Answers of another process that the first one hears of together. */
-  private static final int TOLD_AT_ONCE = 16;
+  /** Answers of another process that are sent to the first one together. */
+  private static final int ANSWERS_A_MESSAGE = 16;
 
   private final TokenGenerator generator;
   private final TextCodec codec;
@@ -206,7 +206,7 @@ public final class Evaluator {
             fresh.forEach(counts::add);
             progress.step(found.answers().size());
           };
-      var untold = new ArrayList<Answer>();
+      var unsent = new ArrayList<Answer>();
       answer(
           prompts,
           problems,
@@ -220,20 +220,20 @@ public final class Evaluator {
             own.add(answer);
             if (first) {
               keep.accept(new Found(List.of(answer), Map.of(), 0, 0));
-              collective.told().forEach(other -> keep.accept(read(other)));
+              collective.received().forEach(other -> keep.accept(read(other)));
             } else {
-              untold.add(answer);
-              if (untold.size() == TOLD_AT_ONCE) {
-                collective.tell(bytes(new Found(untold, Map.of(), 0, 0)));
-                untold.clear();
+              unsent.add(answer);
+              if (unsent.size() == ANSWERS_A_MESSAGE) {
+                collective.send(bytes(new Found(unsent, Map.of(), 0, 0)));
+                unsent.clear();
               }
             }
           });
-      var rest = new Found(untold, problems, own.answered, (System.nanoTime() - start) / 1e9);
+      var rest = new Found(unsent, problems, own.answered, (System.nanoTime() - start) / 1e9);
       if (first) {
-        // a process's last word comes after all that it has told
+        // a process's last word comes after all messages that it has sent
         var others = collective.gather(new byte[0]).stream().skip(1).map(Evaluator::read).toList();
-        collective.told().forEach(other -> keep.accept(read(other)));
+        collective.received().forEach(other -> keep.accept(read(other)));
         others.forEach(keep);
         // one that could not begin had problems with prompts that others have answered
         problems.keySet().removeIf(index -> !answers[index].skipped());
@@ -331,13 +331,15 @@ public final class Evaluator {
       return own.get(prompt);
     }
 
-    /** Whether what came of it is to be told; without having run it came of it everywhere. */
+    /**
+     * Whether this process passes on what came of it; what fails before it runs does so everywhere.
+     */
     boolean has(int prompt) {
       return prompt < dealt ? own.get(prompt) : prompt % collective.size() == collective.rank();
     }
   }
 
-  /** Answers prompts; what comes is told as it comes. */
+  /** Answers prompts, and passes on what comes of each as it comes. */
   private void answer(
       List<Prompt> prompts,
       Map<Integer, String> problems,

@@ -226,7 +226,7 @@ class EvaluatorTest {
   private static final class Desk {
     final int size;
     final AtomicLong next = new AtomicLong();
-    final BlockingQueue<byte[]> told = new LinkedBlockingQueue<>();
+    final BlockingQueue<byte[]> messages = new LinkedBlockingQueue<>();
     final List<BlockingQueue<byte[]>> sent = new ArrayList<>();
 
     Desk(int size) {
@@ -250,13 +250,13 @@ class EvaluatorTest {
                       yield null;
                     }
                     case "nextNumber" -> next.getAndIncrement();
-                    case "tell" -> {
-                      told.add((byte[]) arguments[0]);
+                    case "send" -> {
+                      messages.add((byte[]) arguments[0]);
                       yield null;
                     }
-                    case "told" -> {
+                    case "received" -> {
                       var all = new ArrayList<byte[]>();
-                      told.drainTo(all);
+                      messages.drainTo(all);
                       yield all;
                     }
                     case "gather" -> gather(rank, (byte[]) arguments[0]);
@@ -412,7 +412,9 @@ class EvaluatorTest {
         .isEqualTo(whole.answers());
   }
 
-  /** One that has no memory to begin with fails all; the others answer them, whoever that one is. */
+  /**
+   * One that has no memory to begin with fails all; the others answer them, whoever that one is.
+   */
   @Test
   void othersAnswerWhatOneCannotBegin() throws Exception {
     var samples = IntStream.range(0, 40).mapToObj(i -> sample(i, i % 7)).toList();

@@ -141,12 +141,12 @@ class ShardedWeightsTest {
     }
 
     @Override
-    public void tell(byte[] something) {
+    public void send(byte[] message) {
       throw new UnsupportedOperationException();
     }
 
     @Override
-    public List<byte[]> told() {
+    public List<byte[]> received() {
       throw new UnsupportedOperationException();
     }
 
