@@ -3,10 +3,12 @@ package org.meteora.backend.cpu;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
+import static org.assertj.core.api.Assertions.withinPercentage;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -182,6 +184,53 @@ class CpuBackendTest {
             .as("%s %d", entry.getKey(), i)
             .isCloseTo(2 * single[i], within(1e-3f));
       }
+    }
+  }
+
+  /** What is dropped depends on the seed alone: the sum is a function whose slope can be seen. */
+  @Test
+  void gradientsBehindDropoutAreSlopes() {
+    var upstream = random(TOKENS * OUT);
+    var gradients = gradients(null, upstream, 0.5, 2);
+    var names = List.of("x", "gate", "A", "B");
+    var values = List.of(x, gate, a, b);
+    for (int i = 0; i < names.size(); i++) {
+      var direction = random(values.get(i).length);
+      double step = 1e-3;
+      double slope = 0;
+      for (int sign : new int[] {1, -1}) {
+        var moved = new ArrayList<>(values);
+        var its = values.get(i).clone();
+        for (int j = 0; j < its.length; j++) {
+          its[j] += (float) (sign * step * direction[j]);
+        }
+        moved.set(i, its);
+        slope += sign * 2 * sum(moved, upstream, 0.5) / (2 * step);
+      }
+      double expected = 0;
+      for (int j = 0; j < direction.length; j++) {
+        expected += gradients.get(names.get(i))[j] * direction[j];
+      }
+      assertThat(slope).as(names.get(i)).isCloseTo(expected, withinPercentage(1));
+    }
+  }
+
+  /** Of a layer's result times these numbers, with the same seed as {@link #gradients}. */
+  private double sum(List<float[]> values, float[] upstream, double dropout) {
+    try (var manager = Devices.newManager(Device.cpu());
+        var tape = new CpuTape(manager)) {
+      var input = manager.create(values.get(0), Ops.shape(TOKENS, IN));
+      var g = manager.create(values.get(1), Ops.shape(3, IN));
+      var loraA = manager.create(values.get(2), Ops.shape(TOTAL, IN));
+      var loraB = manager.create(values.get(3), Ops.shape(OUT, TOTAL));
+      manager.getEngine().setRandomSeed(3);
+      var context = ForwardContext.training(ROUTING, Flags.AUTO).withTape(Optional.of(tape));
+      var y = layer(manager, g, loraA, loraB, dropout).forward(input, context).y().toFloatArray();
+      double sum = 0;
+      for (int i = 0; i < y.length; i++) {
+        sum += (double) y[i] * upstream[i];
+      }
+      return sum;
     }
   }
 
