@@ -21,7 +21,6 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.atomic.AtomicBoolean;
-import java.util.concurrent.locks.ReentrantReadWriteLock;
 import org.meteora.UserException;
 import org.meteora.foreign.Functions;
 import org.meteora.io.AtomicFiles;
@@ -49,15 +48,13 @@ public final class Nvrtc {
   /** The code for an option that the compiler does not know. */
   private static final int INVALID_OPTION = 5;
 
-  /** Held for reading while the compiler is at work. */
-  private static final ReentrantReadWriteLock WORKING = new ReentrantReadWriteLock();
+  private final Compilations compilations = new Compilations(3000);
 
   private final SymbolLookup library;
   private final String version;
 
   private Nvrtc() {
-    // the process ends when the compiler is not at work: its library would be torn down under it
-    Runtime.getRuntime().addShutdownHook(new Thread(WORKING.writeLock()::lock));
+    Runtime.getRuntime().addShutdownHook(new Thread(compilations::finish));
     this.library = find();
     try (var arena = Arena.ofConfined()) {
       var both = arena.allocate(8, 8);
@@ -206,7 +203,7 @@ public final class Nvrtc {
   }
 
   private byte[] compile(Source source, List<String> options, boolean machineCode) {
-    WORKING.readLock().lock();
+    compilations.begin();
     try (var arena = Arena.ofConfined()) {
       var out = arena.allocate(8, 8);
       call(
@@ -244,7 +241,7 @@ public final class Nvrtc {
         call("nvrtcDestroyProgram", "P", out.address());
       }
     } finally {
-      WORKING.readLock().unlock();
+      compilations.end();
     }
   }
 
