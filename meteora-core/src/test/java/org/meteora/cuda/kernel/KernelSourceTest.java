@@ -82,6 +82,7 @@ class KernelSourceTest {
     "decode_layer.cpp, BF16, PRODUCT, 2, 32, 64, 2, 12",
     "decode_layer.cpp, F32, PRODUCT, 3, 64, 64, 2, 6",
     "decode_layer.cpp, F32, STANDARDIZED, 3, 64, 64, 2, 2",
+    "decode_layer.cpp, F16, STANDARDIZED, 3, 64, 64, 2, 2",
     "decode_layer.cpp, F32, NORM, 2, 64, 64, 2, 2",
     "decode_layer.cpp, BF16, GIVEN, 2, 32, 64, 2, 2",
     "decode_layer.cpp, F32, GIVEN, 4, 64, 64, 2, 2",

@@ -411,6 +411,7 @@ static void masked(int rows) {
   }
   Left left(all, rows, true, true);
   left.chain.slots = left.slots = 1;
+  left.chain.x = left.x.p;
   const int outputs = 2 * inter;
   int columns = 0;
   for (auto l : all) columns += (GATED ? l->linear.n : 0) + (l->linear.n ? l->sum : 0);
