@@ -244,7 +244,7 @@ class ProcessesTest {
     mpirun("mpirun.openmpi");
     var arguments = new ArrayList<>(List.of("eval", "--task=reverse_word", "--greedy", "--save"));
     arguments.addAll(models());
-    // several windows of batches
+    // many more than there is room for at once
     var data = Files.createDirectories(folder.resolve("datasets/reverse_word"));
     var lines = Files.readAllLines(TINY.resolve("datasets/reverse_word/test.jsonl"));
     Files.write(
