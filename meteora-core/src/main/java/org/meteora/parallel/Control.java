@@ -29,6 +29,8 @@ import org.meteora.UserException;
  * #SILENCE}, is lost, and so is the run.
  *
  * <p>Tensors do not go this way: NCCL and MPI move them.
+ *
+ * <p>Long, because both ends of each message stand beside each other.
  */
 public final class Control implements AutoCloseable {
   /** After so long without a sign of life a process counts as lost. */

@@ -83,11 +83,18 @@ public final class CudaDecoder implements AutoCloseable {
   private double temperature = 1;
   private Optional<RoutingListener> listener = Optional.empty();
 
-  /** Stands for routers of single sequences: what they choose is given with each step. */
-  private record Given() implements Router.Scoring {
+  /**
+   * Stands for routers by which kernels score nothing.
+   *
+   * @param scores {@link Scores#GIVEN}: what sequences' routers choose comes with each step; {@link
+   *     Scores#ALL}: all adapters act
+   * @param weighing what a layer's weights of all adapters come from; empty where they are given
+   */
+  private record Unscored(Scores scores, Optional<Router.Weighing> weighing)
+      implements Router.Scoring {
     @Override
     public String name() {
-      return "given";
+      return "unscored";
     }
 
     @Override
@@ -97,46 +104,31 @@ public final class CudaDecoder implements AutoCloseable {
 
     @Override
     public ScoredBank forKernels(GatedLinear linear) {
-      return linear.layout().scored(Scores.GIVEN, null);
-    }
-  }
-
-  /** Stands for routers by which all adapters act, with weights of a layer or given ones. */
-  private record All(Optional<Router.Weighing> weighing) implements Router.Scoring {
-    @Override
-    public String name() {
-      return "all";
-    }
-
-    @Override
-    public NDArray scores(GatedLinear linear, NDArray x) {
-      throw new IllegalStateException("nothing is scored");
-    }
-
-    @Override
-    public ScoredBank forKernels(GatedLinear linear) {
-      return linear.layout().scored(Scores.ALL, null);
+      return linear.layout().scored(scores, null);
     }
 
     @Override
     public boolean equals(Object other) { // the same weighing router, not an equal one
-      return other instanceof All all && all.weighing.orElse(null) == weighing.orElse(null);
+      return other instanceof Unscored unscored
+          && unscored.scores == scores
+          && unscored.weighing.orElse(null) == weighing.orElse(null);
     }
 
     @Override
     public int hashCode() {
-      return weighing.map(System::identityHashCode).orElse(0);
+      return 31 * scores.hashCode() + weighing.map(System::identityHashCode).orElse(0);
     }
   }
 
   private static Router.Scoring forKernels(Llama model, RoutingSettings routing) {
     return switch (routing.router()) {
       case Router.Scoring scoring -> scoring;
-      case Router.Weighing weighing -> new All(Optional.of(weighing));
+      case Router.Weighing weighing -> new Unscored(Scores.ALL, Optional.of(weighing));
       default ->
-          !routing.isOfEach()
-              ? Router.GATES
-              : allAct(model, routing.width()) ? new All(Optional.empty()) : new Given();
+          routing.isOfEach()
+              ? new Unscored(
+                  allAct(model, routing.width()) ? Scores.ALL : Scores.GIVEN, Optional.empty())
+              : Router.GATES;
     };
   }
 
@@ -260,7 +252,7 @@ public final class CudaDecoder implements AutoCloseable {
   }
 
   private Optional<Router.Weighing> weighing() {
-    return router instanceof All all ? all.weighing() : Optional.empty();
+    return router instanceof Unscored unscored ? unscored.weighing() : Optional.empty();
   }
 
   private Optional<DecodeModel.Weigher> weigher(int layer) {
@@ -289,10 +281,7 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** Whether the router chooses there: one adapter without a gate acts always, or as is given. */
   private boolean chooses(GatedLinear linear) {
-    return linear.bank().gate() != null
-        || linear.bank().size() > 1
-        || router instanceof Given
-        || router instanceof All;
+    return linear.bank().gate() != null || linear.bank().size() > 1 || router instanceof Unscored;
   }
 
   private DecodeModel.Linear linear(GatedLinear linear) {
