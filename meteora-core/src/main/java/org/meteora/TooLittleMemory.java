@@ -10,9 +10,11 @@ public final class TooLittleMemory extends UserException {
     super(message);
   }
 
-  /** Whether an exception is libtorch's or a driver's for memory that a GPU or the host lacks. */
+  /** Whether an exception says, ours or libtorch's or a driver's, that memory is lacking. */
   public static boolean isReportedBy(RuntimeException e) {
     var message = String.valueOf(e.getMessage());
-    return message.contains("out of memory") || message.contains("can't allocate memory");
+    return e instanceof TooLittleMemory
+        || message.contains("out of memory")
+        || message.contains("can't allocate memory");
   }
 }

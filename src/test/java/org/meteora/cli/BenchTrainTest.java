@@ -11,6 +11,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import org.junit.jupiter.api.Test;
 import org.meteora.io.Jsonl;
+import picocli.CommandLine;
 
 /** What {@code bench train} prints, on a very small model. */
 class BenchTrainTest {
@@ -77,5 +78,21 @@ class BenchTrainTest {
     } finally {
       System.setErr(stderr);
     }
+  }
+
+  @Test
+  void whatIsNotMeasuredIsALineOfJsonToo() throws Exception {
+    var out = new ByteArrayOutputStream();
+    var stdout = System.out;
+    System.setOut(new PrintStream(out, true, StandardCharsets.UTF_8));
+    try {
+      CommandLine.populateCommand(new BenchModel(), "--json").reportNotMeasured("steps", "no room");
+      CommandLine.populateCommand(new BenchModel()).reportNotMeasured("steps", "no room");
+    } finally {
+      System.setOut(stdout);
+    }
+    assertThat(out.toString(StandardCharsets.UTF_8).lines())
+        .containsExactly(
+            "{\"what\":\"steps\",\"not_measured\":\"no room\"}", "steps are not measured: no room");
   }
 }

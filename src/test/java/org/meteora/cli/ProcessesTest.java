@@ -315,6 +315,8 @@ class ProcessesTest {
     assertThat(found.get("of what all do by themselves").get("share").asDouble())
         .isCloseTo(2 * first / step / together, within(1e-9));
 
+    assertThat(result.out().lines()).allSatisfy(line -> assertThat(line).startsWith("{"));
+
     // what does not fit is refused before it is loaded
     var large = new ArrayList<>(arguments);
     large.add("--adapters=100000000");

@@ -170,6 +170,14 @@ final class BenchModel {
     }
   }
 
+  /** Says why something is not measured. */
+  void reportNotMeasured(String what, String why) {
+    System.out.println(
+        json.isGiven()
+            ? Jsonl.JSON.createObjectNode().put("what", what).put("not_measured", why)
+            : what + " are not measured: " + why);
+  }
+
   /** How many different adapters some tokens choose, if they choose at random. */
   double touched(double tokens) {
     double share = Math.min(1, (double) topK() / adapters);

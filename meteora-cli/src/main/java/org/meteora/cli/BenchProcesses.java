@@ -225,7 +225,7 @@ final class BenchProcesses {
             });
     double tokens = batch.tokens();
     var lack = lacking(need(1, 1));
-    lack.ifPresent(why -> System.out.println("processes by themselves are not measured: " + why));
+    lack.ifPresent(why -> options.reportNotMeasured("processes by themselves", why));
     var alone = lack.isPresent() ? Optional.<Alone>empty() : Optional.of(alone());
     alone.ifPresent(
         it -> {

@@ -87,6 +87,9 @@ public interface Collective extends AutoCloseable {
    */
   long nextNumber();
 
+  /** In the first process: how many numbers have been given. */
+  long numbersGiven();
+
   /**
    * Sends the first process a message, which is there when it asks ({@link #received}); nobody
    * waits.

@@ -366,6 +366,11 @@ public final class Control implements AutoCloseable {
     next.set(0);
   }
 
+  /** In the first process: how many numbers have been given. */
+  public long numbersGiven() {
+    return next.get();
+  }
+
   /** A number that no other process is given. */
   public long nextNumber() {
     if (rank == 0) {

@@ -72,6 +72,11 @@ abstract class ControlledCollective implements Collective {
   }
 
   @Override
+  public long numbersGiven() {
+    return control.numbersGiven();
+  }
+
+  @Override
   public void send(byte[] message) {
     control.send(message);
   }

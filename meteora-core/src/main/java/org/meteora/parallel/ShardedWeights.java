@@ -378,6 +378,11 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     }
 
     @Override
+    public long numbersGiven() {
+      return collective.numbersGiven();
+    }
+
+    @Override
     public void send(byte[] message) {
       collective.send(message);
     }

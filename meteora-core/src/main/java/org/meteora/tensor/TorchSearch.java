@@ -7,6 +7,7 @@ import java.io.IOException;
 import java.lang.invoke.MethodHandles;
 import java.lang.invoke.MethodType;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.DirectoryNotEmptyException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -110,16 +111,21 @@ final class TorchSearch {
     }
   }
 
-  /** Runs with another build have left DJL's library for Java there, which is unpacked anew. */
+  /**
+   * Runs with another build have left DJL's library for Java there, which is unpacked anew. Another
+   * process may do the same at this moment.
+   */
   static void makeWay(Path folder) throws IOException {
     if (Files.isDirectory(folder)) {
       for (var file : list(folder)) {
         if (file.getFileName().toString().endsWith("libdjl_torch.so")) {
-          Files.delete(file);
+          Files.deleteIfExists(file);
         }
       }
-      if (list(folder).isEmpty()) {
-        Files.delete(folder);
+      try {
+        Files.deleteIfExists(folder);
+      } catch (DirectoryNotEmptyException e) {
+        // something else lies there, or another process has fetched a build meanwhile
       }
     }
   }

@@ -93,4 +93,14 @@ class MemoryNeedTest {
     assertThat(MemoryNeed.activationBytes(CONFIG, Dtype.BF16, 1, 1000, true))
         .isEqualTo(again - 2 * 1000 * 32 * 2);
   }
+
+  /** Whoever reports it: this software, libtorch on a host or a GPU, or a driver. */
+  @Test
+  void aLackOfMemoryIsKnown() {
+    assertThat(TooLittleMemory.isReportedBy(new TooLittleMemory("12 MiB are needed"))).isTrue();
+    assertThat(TooLittleMemory.isReportedBy(new RuntimeException("CUDA out of memory"))).isTrue();
+    assertThat(TooLittleMemory.isReportedBy(new RuntimeException("can't allocate memory")))
+        .isTrue();
+    assertThat(TooLittleMemory.isReportedBy(new RuntimeException())).isFalse();
+  }
 }

@@ -8,8 +8,11 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Optional;
+import java.util.concurrent.Callable;
+import java.util.concurrent.Executors;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -39,6 +42,26 @@ class LibTorchTest {
     Files.writeString(folder.resolve("somebody's"), "");
     TorchSearch.makeWay(folder);
     assertThat(folder).isNotEmptyDirectory();
+  }
+
+  /** Several processes that begin at the same time take away what one has taken away already. */
+  @Test
+  void severalMakeWayAtOnce() throws Exception {
+    try (var threads = Executors.newFixedThreadPool(4)) {
+      for (int round = 0; round < 200; round++) {
+        var folder = Files.createDirectory(home.resolve("build-" + round));
+        Files.writeString(folder.resolve("0.36.0-libdjl_torch.so"), "");
+        Callable<Void> one =
+            () -> {
+              TorchSearch.makeWay(folder);
+              return null;
+            };
+        for (var each : threads.invokeAll(Collections.nCopies(4, one))) {
+          each.get();
+        }
+        assertThat(folder).doesNotExist();
+      }
+    }
   }
 
   private Path wheel(String prefix, String version, String cuda) throws IOException {

@@ -4,7 +4,6 @@ import com.fasterxml.jackson.core.JsonProcessingException;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.BitSet;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
@@ -310,35 +309,6 @@ public final class Evaluator {
     }
   }
 
-  /**
-   * Which prompts are this process's. Each goes through the same list, and takes the next one that
-   * nobody has when it has room: that of the number it is given. So all end at about the same time,
-   * however long answers are.
-   */
-  private final class Dealing {
-    private final BitSet own = new BitSet();
-
-    /** All before it are dealt. */
-    private int dealt;
-
-    /** Whether it is this process's, asked in order when there is room for it. */
-    boolean takes(int prompt) {
-      while (prompt >= dealt) {
-        int next = (int) collective.nextNumber();
-        own.set(next);
-        dealt = next + 1;
-      }
-      return own.get(prompt);
-    }
-
-    /**
-     * Whether this process passes on what came of it; what fails before it runs does so everywhere.
-     */
-    boolean has(int prompt) {
-      return prompt < dealt ? own.get(prompt) : prompt % collective.size() == collective.rank();
-    }
-  }
-
   /** Answers prompts, and passes on what comes of each as it comes. */
   private void answer(
       List<Prompt> prompts,
@@ -354,7 +324,7 @@ public final class Evaluator {
         requests,
         Math.clamp(each, 1, batchSize),
         new AnswerListener() {
-          private final Dealing dealing = new Dealing();
+          private final Dealing dealing = new Dealing(collective, prompts.size());
           private long tokens;
 
           @Override
@@ -390,7 +360,7 @@ public final class Evaluator {
                     "%,.0f tokens/s, %d running, %d waiting, %,d columns, %,d prefix tokens",
                     tokens / ((System.nanoTime() - start) / 1e9),
                     load.running(),
-                    load.waiting(),
+                    load.waiting() - dealing.takenByOthers(),
                     load.columns(),
                     load.prefixTokens()));
           }

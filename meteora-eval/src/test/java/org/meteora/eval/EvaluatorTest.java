@@ -250,6 +250,7 @@ class EvaluatorTest {
                       yield null;
                     }
                     case "nextNumber" -> next.getAndIncrement();
+                    case "numbersGiven" -> next.get();
                     case "send" -> {
                       messages.add((byte[]) arguments[0]);
                       yield null;
@@ -396,6 +397,25 @@ class EvaluatorTest {
     var steps = generators.stream().mapToLong(each -> each.steps).summaryStatistics();
     assertThat(steps.getMin()).isGreaterThan(200);
     assertThat(steps.getMax() - steps.getMin()).isLessThanOrEqualTo(40);
+  }
+
+  /** What another process has taken does not wait, though it is in this one's list. */
+  @Test
+  void whatOthersHaveTakenDoesNotWait() {
+    var desk = new Desk(2);
+    var first = new Dealing(desk.of(0), 7);
+    var second = new Dealing(desk.of(1), 7);
+    assertThat(first.takes(0)).isTrue();
+    assertThat(first.takenByOthers()).isZero();
+    assertThat(second.takes(0)).isFalse(); // but the second prompt
+    assertThat(second.takes(2)).isTrue();
+    assertThat(first.takenByOthers()).isEqualTo(2);
+    assertThat(first.takes(1)).isFalse(); // but the fourth
+    assertThat(first.takenByOthers()).isZero();
+    for (int i = 3; i < 9; i++) { // one that asks beyond the end
+      second.takes(i);
+    }
+    assertThat(first.takenByOthers()).isEqualTo(3);
   }
 
   @Test

@@ -141,6 +141,11 @@ class ShardedWeightsTest {
     }
 
     @Override
+    public long numbersGiven() {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
     public void send(byte[] message) {
       throw new UnsupportedOperationException();
     }

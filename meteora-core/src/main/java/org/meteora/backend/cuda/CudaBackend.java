@@ -89,7 +89,7 @@ public final class CudaBackend implements Backend {
       Ops.attentionByRanges(queries, keys, keys, queryRanges, keyRanges, 2, 2);
       return true;
     } catch (IllegalStateException e) {
-      CudaForward.LOG.info("prompts are padded to one length: {}", e.getMessage());
+      CudaForward.LOG.info("sequences of unequal length are padded: {}", e.getMessage());
       return false;
     }
   }
