@@ -7,9 +7,9 @@ import java.util.List;
 /** An optimiser's work on flat float32 buffers by a backend's own kernels, one launch each. */
 public interface OptimizerKernels {
   /**
-   * A copy of float32 values into a tensor of the model's dtype.
+   * A copy of values into a tensor of the model's dtype.
    *
-   * @param from row-major
+   * @param from row-major, float32 or the model's dtype, all copies alike
    * @param to one or two dimensions, with any strides
    */
   record Copy(NDArray from, NDArray to) {}

@@ -223,7 +223,7 @@ public final class Checkpoints {
         parameters.takeSlice(optimizer.variance(), variance);
       }
       optimizer.restore(optimizerSteps);
-      parameters.publish();
+      parameters.publishWhole();
       return new Position(step, steps);
     } catch (Damaged | IOException | IllegalArgumentException e) {
       throw damaged(path, e);

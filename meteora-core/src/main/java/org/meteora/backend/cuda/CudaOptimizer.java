@@ -61,6 +61,7 @@ public final class CudaOptimizer implements OptimizerKernels {
     }
     cuda.makeCurrent();
     var parts = copies.stream().map(CudaOptimizer::part).toList();
+    boolean rounded = Ops.dtype(copies.getFirst().from()) != Dtype.F32;
     try (var arena = Arena.ofConfined()) {
       var host = CStruct.array(arena, parts);
       var table = Ops.empty(owner, Dtype.U8, host.byteSize());
@@ -69,7 +70,7 @@ public final class CudaOptimizer implements OptimizerKernels {
           parts.stream().mapToLong(part -> (long) part.rows() * part.columns()).max().orElseThrow();
       return () -> {
         cuda.makeCurrent();
-        kernels.publish(Ops.dataPointer(table), parts.size(), largest);
+        kernels.publish(Ops.dataPointer(table), parts.size(), largest, rounded);
       };
     }
   }

@@ -187,7 +187,7 @@ public final class TrainingKernels {
   record TrainingAddGradients(long parts, long from) {}
 
   /** Mirrors the struct of this name in {@code training.cuh}. */
-  record TrainingPublish(long parts) {}
+  record TrainingPublish(long parts, boolean rounded) {}
 
   /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingAdamW(
@@ -577,13 +577,14 @@ public final class TrainingKernels {
   }
 
   /**
-   * Rounds float32 values into the model's tensors.
+   * Copies values into the model's tensors.
    *
    * @param parts {@code count} {@link PublishedPart}, in device memory
    * @param largest elements of the largest
+   * @param rounded whether the values are in the model's dtype already; float32 otherwise
    */
-  public void publish(long parts, int count, long largest) {
-    each(KernelName.TRAINING_PUBLISH, count, largest, new TrainingPublish(parts));
+  public void publish(long parts, int count, long largest, boolean rounded) {
+    each(KernelName.TRAINING_PUBLISH, count, largest, new TrainingPublish(parts, rounded));
   }
 
   private void each(KernelName kernel, int parts, long largest, Record argument) {

@@ -523,20 +523,22 @@ extern "C" __global__ void __launch_bounds__(256) training_add_gradients(const _
   }
 }
 
-// Rounds float32 values into the model's tensors. Grid (any, parts).
+// Float32 values, or such as are rounded already, into the model's tensors. Grid (any, parts).
 struct PublishedPart {
-  const float* from;
+  const void* from;
   T* to;
   int rows, columns, toStride, toColumn;
 };
 struct TrainingPublish {
   const PublishedPart* parts;
+  int rounded;  // whether they come in the model's dtype
 };
 extern "C" __global__ void __launch_bounds__(256) training_publish(const __grid_constant__ TrainingPublish p) {
   const PublishedPart part = p.parts[blockIdx.y];
   const long long count = (long long)part.rows * part.columns;
   for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < count; i += (long long)gridDim.x * 256)
-    part.to[i / part.columns * part.toStride + i % part.columns * part.toColumn] = fromFloat(part.from[i]);
+    part.to[i / part.columns * part.toStride + i % part.columns * part.toColumn] =
+        p.rounded ? ((const T*)part.from)[i] : fromFloat(((const float*)part.from)[i]);
 }
 
 // One step of AdamW on a stretch of the flat buffers, gradients scaled first.

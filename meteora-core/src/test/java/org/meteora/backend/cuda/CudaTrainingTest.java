@@ -498,7 +498,7 @@ class CudaTrainingTest {
               new PublishedPart(at[1], Ops.dataPointer(wide) + 4 * 2, 4, 5, 8, 1),
               new PublishedPart(at[1], Ops.dataPointer(transposed), 4, 5, 1, 4));
       try (var arena = Arena.ofConfined()) {
-        kernels.publish(CStruct.array(arena, parts).address(), 2, 20);
+        kernels.publish(CStruct.array(arena, parts).address(), 2, 20, false);
       }
       var published = manager.create(Arrays.copyOf(all[1], 20), Ops.shape(4, 5));
       assertThat(Ops.contiguous(Ops.narrow(wide, 1, 2, 5)).toFloatArray())

@@ -34,8 +34,8 @@ import org.meteora.tensor.Ops;
  * of the buffers, which are padded to as many equal slices: {@link #reduce} sums the slice's
  * gradients, those of layers that are done ({@link #reduceLayer}) while others are still computed;
  * {@link #publish} gathers everybody's slice. On a GPU a process keeps the master values of its
- * slice alone; whole they exist in the gradient buffer, from {@link #publish} until {@link
- * #clearGradients}.
+ * slice alone, and what is published is gathered in the model's dtype; whole, the master values
+ * exist in the gradient buffer after {@link #gather} and {@link #publishWhole}.
  *
  * <p>Long, because two buffers, their slices and the model's tensors are kept in step here and
  * nowhere else.
@@ -84,6 +84,12 @@ public final class FlatParameters implements AutoCloseable, Gradients {
 
   /** {@code (processes · part)}: all master values, perhaps the same buffer as the gradients. */
   private final NDArray whole;
+
+  /**
+   * {@code (processes · part)}: all values as the model has them, in the gradients' memory; empty
+   * where {@link #whole} is published.
+   */
+  private final Optional<NDArray> rounded;
 
   /** {@code (processes · part)}. */
   private final NDArray gradients;
@@ -175,6 +181,16 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     if (sliced) {
       Ops.copy(masters, slice);
     }
+    rounded =
+        sliced && kernels.isPresent() && dtypes.getFirst() != Dtype.F32
+            ? Optional.of(
+                Ops.view(
+                    manager,
+                    Ops.dataPointer(gradients),
+                    dtypes.getFirst(),
+                    new long[] {part * processes},
+                    new long[] {1}))
+            : Optional.empty();
   }
 
   private NDArray target(Part part) {
@@ -301,7 +317,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
         Ops.copy(masters, view(whole, collective.rank() * part, part));
       }
     }
-    copyToModel();
+    publishWhole();
   }
 
   /** Takes this process's slice out of a whole {@code (size)} in host memory. */
@@ -401,13 +417,13 @@ public final class FlatParameters implements AutoCloseable, Gradients {
    * gradients are undefined then.
    */
   public void publish() {
-    if (collective.size() > 1) {
+    if (rounded.isPresent()) {
+      var own = view(rounded.get(), collective.rank() * part, part);
+      Ops.copy(own, masters);
+      collective.allGather(own, rounded.get());
+    } else if (collective.size() > 1) {
       collective.allGather(masters, whole);
     }
-    copyToModel();
-  }
-
-  private void copyToModel() {
     if (kernels.isPresent()) {
       if (copies == null) {
         copies =
@@ -415,7 +431,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
                 .get()
                 .prepare(
                     entries.values().stream()
-                        .map(entry -> new OptimizerKernels.Copy(entry.value(), entry.target()))
+                        .map(entry -> new OptimizerKernels.Copy(published(entry), entry.target()))
                         .toList(),
                     manager);
       }
@@ -427,6 +443,22 @@ public final class FlatParameters implements AutoCloseable, Gradients {
         Ops.copy(entry.target(), entry.value());
       }
     }
+  }
+
+  /** As {@link #publish}; {@link #values} has all master values then. */
+  public void publishWhole() {
+    publish();
+    if (rounded.isPresent()) {
+      collective.allGather(masters, whole);
+    }
+  }
+
+  /** The values that {@link #publish} gathers, in the parameter's shape. */
+  private NDArray published(Entry entry) {
+    var slot = entry.slot();
+    return rounded
+        .map(all -> view(all, slot.offset(), slot.size()).reshape(entry.target().getShape()))
+        .orElse(entry.value());
   }
 
   /** The optimiser's kernels, on a GPU. */
