@@ -9,6 +9,7 @@ import java.util.Optional;
 import java.util.function.IntConsumer;
 import org.meteora.TooLittleMemory;
 import org.meteora.backend.Backends;
+import org.meteora.checkpoint.TrainableModel;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.model.Architecture;
 import org.meteora.model.FrozenWeights;
@@ -84,7 +85,7 @@ final class BenchProcesses {
               dropout,
               weights);
       context = options.context(ForwardMode.AUTO).forTraining(true);
-      tensors = BenchTrainCommand.parameters(llama);
+      tensors = TrainableModel.parameters(llama, false);
     }
 
     /** Median milliseconds of a step of so many processes. */

@@ -1,9 +1,7 @@
 package org.meteora.cli;
 
-import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
 import java.util.Collections;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -11,6 +9,7 @@ import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.checkpoint.TrainableModel;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
@@ -22,7 +21,6 @@ import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardMode;
-import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
@@ -153,7 +151,7 @@ final class BenchTrainCommand implements Callable<Integer> {
       var model =
           RandomLlama.create(
               config, manager, options.dtype(), options.adapters, options.rank, backend, dropout);
-      try (var parameters = new FlatParameters(manager, parameters(model));
+      try (var parameters = new FlatParameters(manager, TrainableModel.parameters(model, false));
           var optimizer = new AdamW(parameters, 0)) {
         for (var mode : MODES) {
           if (mode == ForwardMode.GATHER && batch * tokens > 256) {
@@ -215,7 +213,7 @@ final class BenchTrainCommand implements Callable<Integer> {
           RandomLlama.create(
               config, manager, options.dtype(), options.adapters, options.rank, backend, dropout);
       var context = options.context(ForwardMode.AUTO).forTraining(dropout > 0);
-      try (var parameters = new FlatParameters(manager, parameters(model));
+      try (var parameters = new FlatParameters(manager, TrainableModel.parameters(model, false));
           var optimizer = new AdamW(parameters, 0)) {
         double first = 0;
         for (var recompute : List.of(Recompute.ALL, Recompute.AUTO)) {
@@ -320,21 +318,6 @@ final class BenchTrainCommand implements Callable<Integer> {
             .toArray(),
         promptTokens,
         row % options.adapters);
-  }
-
-  static Map<String, NDArray> parameters(Llama model) {
-    var result = new LinkedHashMap<String, NDArray>();
-    for (int layer = 0; layer < model.layers().size(); layer++) {
-      var projections = model.layers().get(layer).projections();
-      for (var module : Projection.values()) {
-        var bank = projections.get(module.ordinal()).bank();
-        var path = module.path(layer);
-        result.put(path + ".moe_gate", bank.gate());
-        result.put(path + ".lora_A", bank.loraA());
-        result.put(path + ".lora_B", bank.loraB());
-      }
-    }
-    return result;
   }
 
   private static void step(

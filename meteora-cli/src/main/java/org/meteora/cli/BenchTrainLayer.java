@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.List;
 import java.util.Locale;
 import org.meteora.backend.Backends;
+import org.meteora.checkpoint.TrainableModel;
 import org.meteora.model.Architecture;
 import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
@@ -55,7 +56,7 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
         var model =
             RandomLlama.create(
                 config, own, options.dtype(), options.adapters, options.rank, backend, dropout);
-        try (var parameters = new FlatParameters(own, BenchTrainCommand.parameters(model))) {
+        try (var parameters = new FlatParameters(own, TrainableModel.parameters(model, false))) {
           for (var mode : BenchTrainCommand.MODES) {
             if (mode == ForwardMode.GATHER && batch * tokens > 256) {
               continue;

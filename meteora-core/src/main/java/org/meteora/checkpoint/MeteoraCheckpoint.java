@@ -16,6 +16,7 @@ import org.meteora.UserException;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.model.Architecture;
+import org.meteora.model.Llama;
 import org.meteora.nn.Projection;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.safetensors.SafetensorsWriter;
@@ -288,23 +289,19 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    * @param model a model with gates
    * @param withBase whether the base weights go in too, as in published checkpoints
    */
-  public static Map<String, NDArray> tensors(org.meteora.model.Llama model, boolean withBase) {
+  public static Map<String, NDArray> tensors(Llama model, boolean withBase) {
     var result = new LinkedHashMap<String, NDArray>();
     for (int layer = 0; layer < model.layers().size(); layer++) {
       var block = model.layers().get(layer);
-      var projections = block.projections();
-      for (var module : Projection.values()) {
-        var path = module.path(layer);
-        var bank = projections.get(module.ordinal()).bank();
-        result.put(gateKey(path), bank.gate());
-        result.put(loraAKey(path), bank.loraA());
-        result.put(loraBKey(path), bank.loraB());
+      for (var linear : block.projections()) {
+        var path = linear.path();
+        result.put(gateKey(path), linear.bank().gate());
+        result.put(loraAKey(path), linear.bank().loraA());
+        result.put(loraBKey(path), linear.bank().loraB());
         if (withBase) {
-          result.put(
-              PREFIX + path + ".base_layer.weight", projections.get(module.ordinal()).weight());
-          if (projections.get(module.ordinal()).bias() != null) {
-            result.put(
-                PREFIX + path + ".base_layer.bias", projections.get(module.ordinal()).bias());
+          result.put(PREFIX + path + ".base_layer.weight", linear.weight());
+          if (linear.bias() != null) {
+            result.put(PREFIX + path + ".base_layer.bias", linear.bias());
           }
         }
       }
@@ -349,8 +346,7 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    *
    * @throws UserException when the file system refuses
    */
-  public static void write(
-      Path folder, org.meteora.model.Llama model, List<Adapter> adapters, boolean withBase) {
+  public static void write(Path folder, Llama model, List<Adapter> adapters, boolean withBase) {
     SafetensorsWriter.write(
         folder.resolve("model.safetensors"),
         tensors(model, withBase),

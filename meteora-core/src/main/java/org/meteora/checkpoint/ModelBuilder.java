@@ -272,9 +272,7 @@ final class ModelBuilder implements LlamaFactory.Weights {
           parts.isEmpty()
               ? Ops.zeros(host, Dtype.F32, axis == 0 ? 0 : shape[0], axis == 0 ? shape[1] : 0)
               : NDArrays.concat(parts, axis);
-      var copy = Ops.empty(manager, dtype, kept.getShape().getShape());
-      Ops.copy(copy, kept);
-      return copy;
+      return Ops.copyOf(kept, manager, dtype);
     }
   }
 
@@ -308,13 +306,12 @@ final class ModelBuilder implements LlamaFactory.Weights {
             ranks,
             scales);
       }
-      var allA = NDArrays.concat(new NDList(a), 0);
-      var allB = NDArrays.concat(new NDList(b), 1);
-      var deviceA = Ops.empty(manager, dtype, allA.getShape().getShape());
-      var deviceB = Ops.empty(manager, dtype, allB.getShape().getShape());
-      Ops.copy(deviceA, allA);
-      Ops.copy(deviceB, allB);
-      return new AdapterBank(null, deviceA, deviceB, ranks, scales);
+      return new AdapterBank(
+          null,
+          Ops.copyOf(NDArrays.concat(new NDList(a), 0), manager, dtype),
+          Ops.copyOf(NDArrays.concat(new NDList(b), 1), manager, dtype),
+          ranks,
+          scales);
     }
   }
 }

@@ -126,38 +126,6 @@ public final class TrainableModel implements AutoCloseable {
   }
 
   /**
-   * Gates and adapters of a MeteoRA checkpoint, to be trained further.
-   *
-   * @param adapterDir the adapters' folders; needed when the checkpoint does not name its adapters
-   * @throws org.meteora.UserException when anything is missing, broken or does not fit
-   */
-  public static TrainableModel meteora(Spec spec, Path checkpointPath, Optional<Path> adapterDir) {
-    return load(
-        spec,
-        Collective.single(),
-        loader -> {
-          var config = loader.config();
-          try (var checkpoint = MeteoraCheckpoint.open(checkpointPath, adapterDir, config)) {
-            return build(
-                spec,
-                loader,
-                checkpoint.adapters(),
-                Router.GATES,
-                builder ->
-                    (layer, module) -> {
-                      var bank = builder.bank(checkpoint, config, layer, module);
-                      return new AdapterBank(
-                          writable(builder.manager(), bank.gate()),
-                          writable(builder.manager(), bank.loraA()),
-                          writable(builder.manager(), bank.loraB()),
-                          bank.ranks(),
-                          bank.scales());
-                    });
-          }
-        });
-  }
-
-  /**
    * New adapters without gates, as PEFT begins: A uniform in ±1/√in, the same for all, B zero.
    *
    * @param names of the adapters; several are one stack, and a router must say which acts
@@ -394,19 +362,9 @@ public final class TrainableModel implements AutoCloseable {
     for (int i = 0; i < values.length; i++) {
       values[i] = (float) ((2 * random.nextDouble() - 1) * bound);
     }
-    var result = Ops.empty(manager, dtype, rows, columns);
     try (var host = Devices.newHostManager()) {
-      Ops.copy(result, host.create(values, Ops.shape(rows, columns)));
+      return Ops.copyOf(host.create(values, Ops.shape(rows, columns)), manager, dtype);
     }
-    return result;
-  }
-
-  /** Weights on the CPU may lie in a mapped file: trained ones get memory of their own. */
-  private static NDArray writable(NDManager manager, NDArray array) {
-    var copy = Ops.empty(manager, Ops.dtype(array), array.getShape().getShape());
-    Ops.copy(copy, array);
-    array.close();
-    return copy;
   }
 
   /** The model itself. */
@@ -456,26 +414,24 @@ public final class TrainableModel implements AutoCloseable {
    * @param gatesOnly leave A and B out
    */
   public Map<String, NDArray> parameters(boolean gatesOnly) {
+    return parameters(llama, gatesOnly);
+  }
+
+  /** As {@link #parameters(boolean)}, of any model with adapters. */
+  public static Map<String, NDArray> parameters(Llama llama, boolean gatesOnly) {
     var result = new LinkedHashMap<String, NDArray>();
-    var adapted = new LinkedHashMap<String, NDArray>();
-    for (int layer = 0; layer < llama.layers().size(); layer++) {
-      var projections = llama.layers().get(layer).projections();
-      for (var module : Projection.values()) {
-        var bank = projections.get(module.ordinal()).bank();
-        if (bank == null) {
-          continue;
-        }
-        var path = module.path(layer);
-        if (bank.gate() != null) {
-          result.put(path + ".moe_gate", bank.gate());
-        }
-        if (!gatesOnly && bank.loraA().getShape().size() > 0) {
-          adapted.put(path + ".lora_A", bank.loraA());
-          adapted.put(path + ".lora_B", bank.loraB());
-        }
-      }
-    }
-    result.putAll(adapted);
+    llama
+        .adapted()
+        .filter(linear -> linear.bank().gate() != null)
+        .forEach(linear -> result.put(linear.path() + ".moe_gate", linear.bank().gate()));
+    llama
+        .adapted()
+        .filter(linear -> !gatesOnly && linear.bank().loraA().getShape().size() > 0)
+        .forEach(
+            linear -> {
+              result.put(linear.path() + ".lora_A", linear.bank().loraA());
+              result.put(linear.path() + ".lora_B", linear.bank().loraB());
+            });
     return result;
   }
 

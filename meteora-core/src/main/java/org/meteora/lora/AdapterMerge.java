@@ -149,17 +149,11 @@ public record AdapterMerge(
                         parts.stream().map(AdapterMerge::factor).toList())
                   };
             };
-        allA.put(module.path(), kept(merged[0], manager));
-        allB.put(module.path(), kept(merged[1], manager));
+        allA.put(module.path(), Ops.copyOf(merged[0], manager, Dtype.F32));
+        allB.put(module.path(), Ops.copyOf(merged[1], manager, Dtype.F32));
       }
     }
     return new Merged(config(adapters, modules, allA), allA, allB);
-  }
-
-  private static NDArray kept(NDArray x, NDManager manager) {
-    var copy = Ops.empty(manager, Dtype.F32, x.getShape().getShape());
-    Ops.copy(copy, x);
-    return copy;
   }
 
   private static List<Module> modules(List<LoraAdapter> adapters) {

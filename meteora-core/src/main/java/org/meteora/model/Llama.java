@@ -7,8 +7,11 @@ import ai.djl.ndarray.types.Shape;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import java.util.List;
+import java.util.stream.LongStream;
+import java.util.stream.Stream;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -85,6 +88,16 @@ public final class Llama extends LlamaBlock {
   /** Its decoder layers, in order. */
   public List<DecoderLayer> layers() {
     return layers;
+  }
+
+  /** The linears of all layers, in the order of layers and projections. */
+  public Stream<GatedLinear> linears() {
+    return layers.stream().flatMap(layer -> layer.projections().stream());
+  }
+
+  /** Those of them that have adapters. */
+  public Stream<GatedLinear> adapted() {
+    return linears().filter(linear -> linear.bank() != null);
   }
 
   /**
@@ -228,7 +241,7 @@ public final class Llama extends LlamaBlock {
 
   /** The angles of positions 0 to {@code seq}, {@code (1, seq, 1, headDim)}. */
   public RotaryEmbedding.Angles angles(NDManager owner, int seq) {
-    return rotary.angles(owner, java.util.stream.LongStream.range(0, seq).toArray(), 1);
+    return rotary.angles(owner, LongStream.range(0, seq).toArray(), 1);
   }
 
   /** Embeds ids {@code (batch, seq)} int64: {@code (batch, seq, hidden)}. */

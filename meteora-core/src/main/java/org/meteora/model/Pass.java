@@ -44,31 +44,17 @@ public record Pass(
 
   /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
   public Pass on(Optional<GatedTape> tape) {
-    return new Pass(
-        angles,
-        mask,
-        causal,
-        samples,
-        ranges,
-        cache,
-        ops,
-        context.withTape(tape),
-        new ArrayList<>());
+    return with(context.withTape(tape), new ArrayList<>());
+  }
+
+  private Pass with(ForwardContext other, List<NDArray> logits) {
+    return new Pass(angles, mask, causal, samples, ranges, cache, ops, other, logits);
   }
 
   /** This pass inside a decoder layer whose q, k and v read this, for routers that look at it. */
   Pass inside(NDArray layerInput) {
     return context.routing().router() instanceof Router.Weighing
-        ? new Pass(
-            angles,
-            mask,
-            causal,
-            samples,
-            ranges,
-            cache,
-            ops,
-            context.withLayerInput(layerInput),
-            gateLogits)
+        ? with(context.withLayerInput(layerInput), gateLogits)
         : this;
   }
 

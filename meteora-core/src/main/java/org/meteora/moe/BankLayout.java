@@ -62,12 +62,9 @@ public final class BankLayout {
   }
 
   private static NDArray transposedCopy(NDManager manager, NDArray b, Dtype dtype) {
-    var shape = b.getShape();
-    var copy = Ops.empty(manager, dtype, shape.get(1), shape.get(0));
     try (var view = Ops.transpose(b, 0, 1)) {
-      Ops.copy(copy, view);
+      return Ops.copyOf(view, manager, dtype);
     }
-    return copy;
   }
 
   /** The adapters. */

@@ -233,6 +233,11 @@ public final class GatedLinear extends AbstractBlock {
     return projection;
   }
 
+  /** Its path in the model, such as {@code model.layers.0.self_attn.q_proj}. */
+  public String path() {
+    return projection.path(layer);
+  }
+
   /** Whether the gate chooses. */
   public boolean gated(ForwardContext context) {
     return router(context) instanceof Router.Gates;

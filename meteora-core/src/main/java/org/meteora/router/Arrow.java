@@ -6,6 +6,7 @@ import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.ScoredBank;
 import org.meteora.nn.Scores;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -33,7 +34,7 @@ public final class Arrow implements Router.Scoring {
             linear -> {
               var bank = linear.bank();
               long in = linear.weight().getShape().get(1);
-              try (var host = UpdateForm.host()) {
+              try (var host = Devices.newHostManager()) {
                 var prototypes = Ops.zeros(host, Dtype.F64, bank.size(), in);
                 for (int i = 0; i < bank.size(); i++) {
                   if (bank.ranks()[i] > 0) {
@@ -43,7 +44,7 @@ public final class Arrow implements Router.Scoring {
                   }
                 }
                 return new Table(
-                    UpdateForm.place(model.manager(), prototypes, model.dtype()),
+                    Ops.copyOf(prototypes, model.manager(), model.dtype()),
                     Spectr.absent(model.manager(), bank));
               }
             });

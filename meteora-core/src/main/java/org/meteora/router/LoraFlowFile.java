@@ -14,6 +14,7 @@ import org.meteora.model.Llama;
 import org.meteora.moe.LayerGate;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -58,7 +59,7 @@ public final class LoraFlowFile {
    */
   static LoraFlow router(Llama model, Path path, List<String> adapters) {
     try (var file = SafetensorsFile.open(path);
-        var host = UpdateForm.host()) {
+        var host = Devices.newHostManager()) {
       var rows = rows(file, adapters);
       var gates = new ArrayList<LayerGate>();
       var read = new HashSet<String>();
@@ -79,8 +80,8 @@ public final class LoraFlowFile {
         var b = tensor(file, host, bias, adapters.size());
         gates.add(
             new LayerGate(
-                UpdateForm.place(model.manager(), Ops.indexSelect(w, 0, index), model.dtype()),
-                UpdateForm.place(model.manager(), Ops.indexSelect(b, 0, index), Dtype.F32)));
+                Ops.copyOf(Ops.indexSelect(w, 0, index), model.manager(), model.dtype()),
+                Ops.copyOf(Ops.indexSelect(b, 0, index), model.manager(), Dtype.F32)));
       }
       for (var key : file.tensors().keySet()) {
         if (!read.contains(key)) {

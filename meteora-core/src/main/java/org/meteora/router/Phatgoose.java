@@ -7,6 +7,7 @@ import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.ScoredBank;
 import org.meteora.nn.Scores;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -68,11 +69,11 @@ public final class Phatgoose implements Router.Scoring {
                   standardize(vectors.of(i, linear), directions, i * in);
                 }
               }
-              try (var host = UpdateForm.host()) {
+              try (var host = Devices.newHostManager()) {
                 return new Table(
-                    UpdateForm.place(
-                        model.manager(),
+                    Ops.copyOf(
                         host.create(directions, Ops.shape(bank.size(), in)),
+                        model.manager(),
                         model.dtype()),
                     Spectr.absent(model.manager(), bank));
               }

@@ -75,7 +75,7 @@ public final class PhatgooseFile {
               model,
               (adapter, linear) -> {
                 var file = files.get(adapter);
-                var key = key(linear.projection().path(linear.layer()));
+                var key = key(linear.path());
                 read.computeIfAbsent(file.path(), path -> new HashSet<>()).add(key);
                 return vector(file, key, linear);
               });

@@ -11,6 +11,7 @@ import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.ScoredBank;
 import org.meteora.nn.Scores;
+import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -55,7 +56,7 @@ public final class Spectr implements Router.Scoring {
     var bank = linear.bank();
     long in = linear.weight().getShape().get(1);
     var owners = new float[bank.totalRank() * bank.size()];
-    try (var host = UpdateForm.host()) {
+    try (var host = Devices.newHostManager()) {
       var forms = Ops.zeros(host, Dtype.F64, bank.totalRank(), in);
       for (int i = 0; i < bank.size(); i++) {
         int rank = bank.ranks()[i];
@@ -69,7 +70,7 @@ public final class Spectr implements Router.Scoring {
         }
       }
       return new Table(
-          UpdateForm.place(model.manager(), forms, model.dtype()),
+          Ops.copyOf(forms, model.manager(), model.dtype()),
           bank.totalRank() == 0
               ? null
               : Ops.of(model.manager(), owners, bank.totalRank(), bank.size()),
@@ -115,7 +116,7 @@ public final class Spectr implements Router.Scoring {
     var bank = linear.bank();
     long out = linear.weight().getShape().get(0);
     try (var off = Ops.notRecording();
-        var host = UpdateForm.host()) {
+        var host = Devices.newHostManager()) {
       var left = Ops.zeros(host, Dtype.F64, bank.totalRank(), out);
       for (int i = 0; i < bank.size(); i++) {
         if (bank.ranks()[i] > 0) {
@@ -124,7 +125,7 @@ public final class Spectr implements Router.Scoring {
               UpdateForm.left(host, bank, i));
         }
       }
-      return UpdateForm.place(manager, left, dtype);
+      return Ops.copyOf(left, manager, dtype);
     }
   }
 

@@ -3,7 +3,6 @@ package org.meteora.router;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import org.meteora.lora.AdapterBank;
-import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -15,11 +14,6 @@ import org.meteora.tensor.Ops;
  */
 final class UpdateForm {
   private UpdateForm() {}
-
-  /** A manager for what is computed here: on the CPU, whatever device the model is on. */
-  static NDManager host() {
-    return Devices.newHostManager();
-  }
 
   /** M of adapter {@code i}, {@code (r, in)} float64; its rank must not be 0. */
   static NDArray of(NDManager host, AdapterBank bank, int i) {
@@ -58,16 +52,7 @@ final class UpdateForm {
 
   private static NDArray part(NDManager host, NDArray x, int dim, int from, int length) {
     try (var view = Ops.narrow(x, dim, from, length)) {
-      var copy = Ops.empty(host, Dtype.F64, view.getShape().getShape());
-      Ops.copy(copy, view);
-      return copy;
+      return Ops.copyOf(view, host, Dtype.F64);
     }
-  }
-
-  /** A copy on the owner's device. */
-  static NDArray place(NDManager owner, NDArray x, Dtype dtype) {
-    var copy = Ops.empty(owner, dtype, x.getShape().getShape());
-    Ops.copy(copy, x);
-    return copy;
   }
 }

@@ -202,6 +202,11 @@ public final class Ops {
       x.attach(manager);
       return x;
     }
+    return copyOf(x, manager, dtype);
+  }
+
+  /** A copy of {@code x}, owned by the manager and on its device, in this dtype. */
+  public static NDArray copyOf(NDArray x, NDManager manager, Dtype dtype) {
     var copy = empty(manager, dtype, x.getShape().getShape());
     copy(copy, x);
     return copy;

@@ -21,6 +21,7 @@ import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.Pass;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
 import org.meteora.moe.GatedTape;
 import org.meteora.moe.Router;
 import org.meteora.nn.Projection;
@@ -150,14 +151,7 @@ public final class LlamaLearner implements Learner {
 
   /** The first layer with an adapter, before which no gradient is needed; 0 when there is none. */
   private int firstTrained() {
-    for (int layer = 0; layer < llama.layers().size(); layer++) {
-      for (var projection : llama.layers().get(layer).projections()) {
-        if (projection.bank() != null) {
-          return layer;
-        }
-      }
-    }
-    return 0;
+    return llama.adapted().findFirst().map(GatedLinear::layer).orElse(0);
   }
 
   @Override
@@ -471,18 +465,15 @@ public final class LlamaLearner implements Learner {
 
     WithoutB() {
       try (var off = Ops.notRecording()) {
-        for (var layer : llama.layers()) {
-          for (var projection : layer.projections()) {
-            var bank = projection.bank();
-            if (bank != null && bank.loraB().getShape().size() > 0) {
-              var b = bank.loraB();
-              var copy = Ops.empty(scope, Ops.dtype(b), b.getShape().getShape());
-              Ops.copy(copy, b);
-              values.put(b, copy);
-              Ops.copy(b, Ops.zeros(scope, Ops.dtype(b), b.getShape().getShape()));
-            }
-          }
-        }
+        llama
+            .adapted()
+            .map(linear -> linear.bank().loraB())
+            .filter(b -> b.getShape().size() > 0)
+            .forEach(
+                b -> {
+                  values.put(b, Ops.copyOf(b, scope, Ops.dtype(b)));
+                  Ops.clear(b);
+                });
       }
     }
 

@@ -127,6 +127,12 @@ public record TrainConfig(
   private static final List<String> LORA =
       List.of("r", "alpha", "target_modules", "layers_to_transform", "use_rslora", "response_only");
 
+  /** All keys of gates' training, but the section for adapters. */
+  public static final Set<String> METEORA_KEYS = keys(METEORA);
+
+  /** All keys of an adapter's training. */
+  public static final Set<String> LORA_KEYS = keys(LORA);
+
   /** What a resumed run may have otherwise: it changes what is done, not what the values mean. */
   private static final Set<String> MAY_CHANGE =
       Set.of(
@@ -283,8 +289,7 @@ public record TrainConfig(
 
   private static Map<String, Object> known(
       Map<String, Object> values, String where, List<String> more) {
-    var names = new TreeSet<>(COMMON);
-    names.addAll(more);
+    var names = keys(more);
     if (more == METEORA) {
       names.add("lora");
     }
@@ -306,10 +311,14 @@ public record TrainConfig(
     return result;
   }
 
-  private static TrainConfig read(Map<String, Object> values, List<String> more, boolean lora) {
+  private static Set<String> keys(List<String> more) {
     var names = new TreeSet<>(COMMON);
     names.addAll(more);
-    var s = new Settings("training settings", values, names);
+    return names;
+  }
+
+  private static TrainConfig read(Map<String, Object> values, List<String> more, boolean lora) {
+    var s = new Settings("training settings", values, keys(more));
     if (s.has("max_steps") && s.has("epochs")) {
       throw new UserException("training settings: give max_steps or epochs, not both");
     }

@@ -9,7 +9,12 @@ import java.util.Optional;
 import org.junit.jupiter.api.Assumptions;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.Jsonl;
+import org.meteora.lora.LoraAdapter;
 import org.meteora.moe.Flags;
+import org.meteora.parallel.Collective;
+import org.meteora.safetensors.SafetensorsFolder;
+import org.meteora.tensor.Devices;
+import org.meteora.tensor.Ops;
 import org.meteora.train.batch.TrainingSample;
 
 /** The reference data that a fresh clone does not have. */
@@ -40,8 +45,27 @@ final class Fixtures {
 
   /** The MeteoRA model whose training step the reference data describe. */
   static TrainableModel meteora() {
-    return TrainableModel.meteora(
-        spec(0), TINY.resolve("meteora"), Optional.of(TINY.resolve("adapters")));
+    return meteora(spec(0));
+  }
+
+  /** Its adapters, embedded, and everything that is trained as the checkpoint has it. */
+  private static TrainableModel meteora(TrainableModel.Spec spec) {
+    var folders = LoraAdapter.list(TINY.resolve("adapters"));
+    var model = TrainableModel.meteora(spec, folders, Collective.single());
+    try (var checkpoint = SafetensorsFolder.open(TINY.resolve("meteora"));
+        var host = Devices.newHostManager()) {
+      model
+          .parameters(false)
+          .forEach(
+              (name, tensor) ->
+                  Ops.copy(
+                      tensor,
+                      checkpoint.read(
+                          host,
+                          "base_model.model." + name + ".weight",
+                          tensor.getShape().getShape())));
+    }
+    return model;
   }
 
   /** The same in the memory of a GPU. */
@@ -50,7 +74,7 @@ final class Fixtures {
   }
 
   static TrainableModel meteoraOnGpu(String dtype, double dropout) {
-    return TrainableModel.meteora(
+    return meteora(
         new TrainableModel.Spec(
             TINY.resolve("base"),
             Optional.of("cuda"),
@@ -58,9 +82,7 @@ final class Fixtures {
             2,
             dropout,
             42,
-            Flags.AUTO),
-        TINY.resolve("meteora"),
-        Optional.of(TINY.resolve("adapters")));
+            Flags.AUTO));
   }
 
   static JsonNode expected() {

@@ -96,13 +96,7 @@ final class CudaTraining implements LlamaTraining {
     var groups = layers.stream().flatMap(layer -> layer.groups().stream()).toList();
     adapters = groups.stream().mapToInt(TrainingGroup::adapters).max().orElse(0);
     gates = groups.stream().mapToLong(TrainingGroup::gates).sum();
-    dropout =
-        llama.layers().stream()
-            .flatMap(layer -> layer.projections().stream())
-            .filter(linear -> linear.bank() != null)
-            .mapToDouble(GatedLinear::dropout)
-            .max()
-            .orElse(0);
+    dropout = llama.adapted().mapToDouble(GatedLinear::dropout).max().orElse(0);
     workspace = new TrainingMemory(manager);
     activations = new TrainingMemory(manager);
   }
@@ -114,10 +108,9 @@ final class CudaTraining implements LlamaTraining {
    */
   static Optional<LlamaTraining> of(
       Llama llama, Gradients gradients, Recompute recompute, TrainingDevice device) {
-    var linears = llama.layers().stream().flatMap(layer -> layer.projections().stream()).toList();
-    var adapted = linears.stream().filter(linear -> linear.bank() != null).toList();
+    var adapted = llama.adapted().toList();
     boolean fits =
-        linears.stream().allMatch(linear -> Ops.dtype(linear.weight()) == llama.dtype())
+        llama.linears().allMatch(linear -> Ops.dtype(linear.weight()) == llama.dtype())
             && llama.layers().stream().allMatch(CudaTraining::fits)
             && adapted.stream().map(linear -> linear.bank().size()).distinct().count() <= 1
             && adapted.stream().allMatch(linear -> linear.bank().size() <= Kernels.MAX_ADAPTERS)
@@ -511,13 +504,7 @@ final class CudaTraining implements LlamaTraining {
 
   /** What inference has kept of the parameters is made anew. */
   private void parametersMayChange() {
-    for (var layer : llama.layers()) {
-      for (var linear : layer.projections()) {
-        if (linear.bank() != null) {
-          linear.layout().parametersMayChange();
-        }
-      }
-    }
+    llama.adapted().forEach(linear -> linear.layout().parametersMayChange());
   }
 
   private boolean gated(ForwardContext context) {

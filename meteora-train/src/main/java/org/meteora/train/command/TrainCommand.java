@@ -160,15 +160,8 @@ public final class TrainCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     var loaded = config.load();
-    var options = training.given();
-    put(options, "tasks", tasks);
-    put(options, "recipe", recipe);
-    put(options, "train", train);
-    put(options, "adapter_learning_rate", adapterLearningRate);
-    put(options, "adapter_max_grad_norm", adapterMaxGradNorm);
-    put(options, "keep", keep);
-    put(options, "gate_loss_weight", gateLossWeight);
-    put(options, "routing_top_k", topK.value().orElse(null));
+    topK.value(); // is checked
+    var options = training.given(TrainConfig.METEORA_KEYS);
     boolean flow = router.equals(LoraFlow.NAME);
     checkRouter(flow);
     if (flow) {

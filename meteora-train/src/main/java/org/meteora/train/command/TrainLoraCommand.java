@@ -141,12 +141,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     var loaded = config.load();
-    var options = training.given();
-    put(options, "r", rank);
-    put(options, "alpha", alpha);
-    put(options, "target_modules", targetModules);
-    put(options, "layers_to_transform", layersToTransform);
-    put(options, "use_rslora", useRslora);
+    var options = training.given(TrainConfig.LORA_KEYS);
     var settings = TrainConfig.lora(loaded.train(), options);
     var base = loaded.requireBaseModelPath();
     var target = outputDir != null ? outputDir : loaded.adapterDir().orElse(Path.of("adapters"));

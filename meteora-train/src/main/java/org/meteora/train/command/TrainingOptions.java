@@ -1,6 +1,7 @@
 package org.meteora.train.command;
 
 import java.util.ArrayList;
+import java.util.Collection;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -10,12 +11,18 @@ import org.meteora.data.config.SeedOption;
 import org.meteora.data.config.ShardBaseOption;
 import org.meteora.train.TrainConfig;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /**
  * Options of both training commands. Each has the name of its key in the section {@code train:}.
  */
 public final class TrainingOptions {
+  @Spec(Spec.Target.MIXEE)
+  private CommandSpec command;
+
   @Option(
       names = "--batch-size",
       paramLabel = "N",
@@ -154,35 +161,22 @@ public final class TrainingOptions {
   @Option(names = "--resume", description = "go on from the last checkpoint")
   boolean resume;
 
-  /** What was given on the command line, by the names of the config section. */
-  Map<String, Object> given() {
+  /**
+   * What was given on the command line, by the names of the config section: the value of every
+   * option of the command whose name is one of these keys.
+   */
+  Map<String, Object> given(Collection<String> keys) {
     var result = new LinkedHashMap<String, Object>();
-    put(result, "batch_size", batchSize);
-    put(result, "gradient_accumulation_steps", gradientAccumulationSteps);
-    put(result, "learning_rate", learningRate);
-    put(result, "warmup_ratio", warmupRatio);
-    put(result, "weight_decay", weightDecay);
-    put(result, "max_grad_norm", maxGradNorm);
-    put(result, "max_steps", maxSteps);
-    put(result, "epochs", epochs);
-    put(result, "max_seq_len", maxSeqLen);
-    put(
-        result,
-        "gradient_checkpointing",
-        noGradientCheckpointing ? Boolean.FALSE : gradientCheckpointing);
-    put(result, "seed", seed.value().orElse(null));
-    put(result, "eval_ratio", evalRatio);
-    put(result, "eval_steps", evalSteps);
-    put(result, "eval_samples", evalSamples);
-    put(result, "save_steps", saveSteps);
-    put(result, "save_total_limit", saveTotalLimit);
-    put(result, "report_to", reportTo);
-    put(result, "dropout", dropout);
-    put(result, "append_eos", appendEos);
-    put(result, "response_only", responseOnly);
-    put(result, "device", device.device().orElse(null));
+    for (var option : command.options()) {
+      put(result, key(option), keys.contains(key(option)) ? option.getValue() : null);
+    }
+    put(result, "gradient_checkpointing", noGradientCheckpointing ? false : null);
     put(result, "dtype", device.dtype().orElse(null));
     return result;
+  }
+
+  private static String key(OptionSpec option) {
+    return option.longestName().substring(2).replace('-', '_');
   }
 
   /** What must be the same in all processes that train together. */

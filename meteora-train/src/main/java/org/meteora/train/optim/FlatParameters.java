@@ -344,8 +344,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
       return Optional.empty();
     }
     try (var host = scope.newSubManager(ai.djl.Device.cpu())) {
-      var copy = Ops.empty(host, Dtype.F32, size);
-      Ops.copy(copy, gradients());
+      var copy = Ops.copyOf(gradients(), host, Dtype.F32);
       copy.attach(scope);
       return Optional.of(copy);
     }
