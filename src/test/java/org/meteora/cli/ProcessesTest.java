@@ -138,9 +138,13 @@ class ProcessesTest {
   }
 
   private void same(String run, String other) {
+    same(run, other, 4);
+  }
+
+  private void same(String run, String other, int steps) {
     var expected = losses(run);
     var actual = losses(other);
-    assertThat(actual).hasSameSizeAs(expected).hasSize(4);
+    assertThat(actual).hasSameSizeAs(expected).hasSize(steps);
     expected.forEach(
         (step, loss) -> assertThat(actual.get(step)).isCloseTo(loss, within(1e-6 * loss)));
   }
@@ -171,6 +175,48 @@ class ProcessesTest {
     var rest = run("mpirun.openmpi", 2, resume);
     assertThat(rest.code()).as(rest.err()).isZero();
     same("one", "four");
+  }
+
+  /** A second part of the run, in which the adapters are trained too, begins in both. */
+  @Test
+  void processesDecideAlike() throws Exception {
+    mpirun("mpirun.openmpi");
+    for (var task : List.of("crow", "zebra")) {
+      var lines = new StringBuilder();
+      for (int i = 0; i < 24; i++) {
+        var sample = Map.of("prompt", task + " " + i + "\n", "response", task + task);
+        lines.append(Jsonl.JSON.writeValueAsString(sample)).append('\n');
+      }
+      Files.createDirectories(folder.resolve("data").resolve(task));
+      Files.writeString(folder.resolve("data").resolve(task).resolve("train.jsonl"), lines);
+    }
+    var common =
+        List.of(
+            "--base-model-path=" + TINY.resolve("base"),
+            "--adapter-dir=" + folder.resolve("adapters"),
+            "--target-dir=" + folder.resolve("data"),
+            "--device=cpu");
+    var lora =
+        new ArrayList<>(
+            List.of("train-lora", "--task=crow,zebra", "--max-steps=40", "--learning-rate=1e-2"));
+    lora.addAll(common);
+    assertThat(Main.run(lora.toArray(String[]::new))).isZero();
+    for (int processes : new int[] {1, 2}) {
+      var command =
+          new ArrayList<>(
+              List.of(
+                  "train",
+                  "--learning-rate=1e-6", // gates guess
+                  "--batch-size=2",
+                  "--gradient-accumulation-steps=" + 2 / processes,
+                  "--max-steps=4",
+                  "--output-dir=" + folder.resolve("run" + processes)));
+      command.addAll(common);
+      var result = run("mpirun.openmpi", processes, command);
+      assertThat(result.code()).as(result.err()).isZero();
+      assertThat(result.err()).containsOnlyOnce("from step 5 on");
+    }
+    same("run1", "run2", 6);
   }
 
   private Path checkpoint(String run, int step) {

@@ -3,6 +3,7 @@ package org.meteora.train;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Optional;
+import org.meteora.train.listener.Part;
 import org.meteora.train.optim.FlatParameters;
 
 /** Lets the fuzzing of a run's own files in. */
@@ -11,7 +12,7 @@ public final class TrainDoor {
 
   /** The best model so far, as a run that goes on takes it up and ends with it. */
   public static void best(Path folder, FlatParameters parameters) {
-    var best = new BestModel(folder, parameters);
+    var best = new BestModel(folder, new Part(0, 5, 1e-3, 1e-3, 0), parameters);
     best.resume(5);
     if (best.step() > 0) {
       best.restore();

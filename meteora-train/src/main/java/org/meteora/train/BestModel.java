@@ -12,13 +12,15 @@ import org.meteora.io.AtomicFiles;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Ops;
+import org.meteora.train.listener.Part;
 import org.meteora.train.optim.FlatParameters;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
  * The parameters of the evaluation with the lowest answer loss so far, in {@code best.safetensors}
- * of the run's folder.
+ * of the run's folder; those of a second part, which trains more, in {@code
+ * best-of-all.safetensors}.
  */
 final class BestModel {
   private static final Logger LOG = LoggerFactory.getLogger(BestModel.class);
@@ -28,12 +30,15 @@ final class BestModel {
   private long step;
   private double loss = Double.POSITIVE_INFINITY;
 
-  BestModel(Path folder, FlatParameters parameters) {
-    file = folder.resolve("best.safetensors");
+  /**
+   * @param part whose parameters they are: another part of a run has others
+   */
+  BestModel(Path folder, Part part, FlatParameters parameters) {
+    file = folder.resolve(part.before() == 0 ? "best.safetensors" : "best-of-all.safetensors");
     this.parameters = parameters;
   }
 
-  /** The step it is from; 0 when there is none. */
+  /** The step whose parameters they are; 0 when there is none. */
   long step() {
     return step;
   }

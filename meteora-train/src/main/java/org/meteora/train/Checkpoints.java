@@ -26,6 +26,7 @@ import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
+import org.meteora.train.listener.Part;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
 import org.slf4j.Logger;
@@ -47,6 +48,9 @@ public final class Checkpoints {
   private static final String FILE = "trainer.safetensors";
   private static final int FORMAT = 2;
 
+  /** Steps before the part of the run that a checkpoint is of. */
+  private static final String BEFORE = "steps_before_part";
+
   private final Path folder;
   private final int keep;
 
@@ -54,11 +58,11 @@ public final class Checkpoints {
    * Where a run stands.
    *
    * @param step optimiser steps made
-   * @param steps optimiser steps planned
+   * @param part of the run that makes them
    * @param identity what a resumed run must share
    * @param settings all settings, for the record
    */
-  public record State(long step, long steps, RunIdentity identity, Map<String, Object> settings) {}
+  public record State(long step, Part part, RunIdentity identity, Map<String, Object> settings) {}
 
   /**
    * Where a checkpoint stands.
@@ -171,7 +175,8 @@ public final class Checkpoints {
     var result = new LinkedHashMap<String, String>();
     result.put("format", String.valueOf(FORMAT));
     result.put("step", String.valueOf(state.step()));
-    result.put("planned_steps", String.valueOf(state.steps()));
+    result.put("planned_steps", String.valueOf(state.part().end()));
+    result.put(BEFORE, String.valueOf(state.part().before()));
     result.put("optimizer_steps", String.valueOf(trained.step()));
     result.put("identity", Jsonl.JSON.valueToTree(state.identity()).toString());
     result.put("settings", Jsonl.JSON.valueToTree(state.settings()).toString());
@@ -208,8 +213,9 @@ public final class Checkpoints {
       }
       long step = number(metadata, "step");
       long steps = number(metadata, "planned_steps");
+      long before = before(metadata);
       long optimizerSteps = number(metadata, "optimizer_steps");
-      if (step > steps || optimizerSteps != step || step != stepOf(checkpoint)) {
+      if (step > steps || optimizerSteps != step - before || step != stepOf(checkpoint)) {
         throw new Damaged(
             "it is said to be at step %s of %s, its optimiser at step %s"
                 .formatted(step, steps, optimizerSteps));
@@ -230,6 +236,26 @@ public final class Checkpoints {
     } catch (UserException e) {
       throw e.getMessage().startsWith(path.toString()) ? damaged(path, e) : e;
     }
+  }
+
+  /**
+   * Steps before the part of the run that a checkpoint is of; 0 in the first.
+   *
+   * @throws UserException when the checkpoint is damaged
+   */
+  static long before(Path checkpoint) {
+    var path = checkpoint.resolve(FILE);
+    try (var file = SafetensorsFile.open(path)) {
+      return before(file.metadata());
+    } catch (Damaged | IllegalArgumentException e) {
+      throw damaged(path, e);
+    } catch (UserException e) {
+      throw e.getMessage().startsWith(path.toString()) ? damaged(path, e) : e;
+    }
+  }
+
+  private static long before(Map<String, String> metadata) {
+    return metadata.containsKey(BEFORE) ? number(metadata, BEFORE) : 0;
   }
 
   /** What a file says that no training wrote. */

@@ -22,6 +22,7 @@ import org.meteora.train.listener.TextLosses;
  */
 final class HeldOut {
   private final TrainConfig config;
+  private final double gateLossWeight;
   private final Learner learner;
   private final List<String> tasks;
   private final Collective collective;
@@ -33,15 +34,18 @@ final class HeldOut {
   private Optional<TextLosses> base = Optional.empty();
 
   /**
+   * @param gateLossWeight factor of the gates' loss in what is minimised
    * @param samples of all tasks, of which {@code eval_samples} are drawn, at least one of each
    */
   HeldOut(
       TrainConfig config,
+      double gateLossWeight,
       Learner learner,
       List<TrainingSample> samples,
       List<String> tasks,
       Collective collective) {
     this.config = config;
+    this.gateLossWeight = gateLossWeight;
     this.learner = learner;
     this.tasks = tasks;
     this.collective = collective;
@@ -87,7 +91,7 @@ final class HeldOut {
   }
 
   private StepReport.Losses measure(BiFunction<Learner, Batch, Learner.Sums> how) {
-    var tally = new Tally(config, tasks, collective);
+    var tally = new Tally(config, gateLossWeight, tasks, collective);
     for (int i = collective.rank(); i < batches.size(); i += collective.size()) {
       tally.add(batches.get(i), how.apply(learner, batches.get(i)));
     }

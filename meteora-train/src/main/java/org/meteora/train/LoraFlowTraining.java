@@ -77,6 +77,8 @@ public record LoraFlowTraining(
           Run.train(
               "lora-flow for " + target,
               config,
+              part -> part,
+              0,
               model,
               parameters,
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),

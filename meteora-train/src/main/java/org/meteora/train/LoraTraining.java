@@ -101,6 +101,8 @@ public record LoraTraining(
         Run.train(
             name,
             config,
+            part -> part,
+            0,
             model,
             parameters,
             learner,

@@ -18,10 +18,12 @@ import org.meteora.io.CacheFolders;
 import org.meteora.io.FolderNames;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.LoraAdapter;
+import org.meteora.model.LlamaTraining;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
 import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.listener.AnswerWatch;
 import org.meteora.train.optim.FlatParameters;
 
 /**
@@ -189,10 +191,7 @@ public record MeteoraTraining(
             config.seed(),
             flags);
     var folders = tasks.stream().map(adapterDir::resolve).toList();
-    try (var model = TrainableModel.meteora(spec, folders, sharers);
-        var parameters =
-            new FlatParameters(
-                model.llama().manager(), model.parameters(config.gatesOnly()), collective)) {
+    try (var model = TrainableModel.meteora(spec, folders, sharers)) {
       var train = new ArrayList<TrainingSample>();
       var eval = new ArrayList<TrainingSample>();
       for (int i = 0; i < tasks.size(); i++) {
@@ -208,43 +207,100 @@ public record MeteoraTraining(
         train.addAll(samples.train());
         eval.addAll(samples.eval());
       }
+      long before = from.map(Checkpoints::before).orElse(0L);
+      var data = new Data(tasks, train, eval);
+      if (before > 0) {
+        return part(model, data, before, before, from, collective, stop).map(it -> result());
+      }
+      var first = part(model, data, 0, 0, from, collective, stop);
+      if (first.isEmpty() || !wantsMore(first.get())) {
+        return first.map(it -> result());
+      }
+      // what it has come to is written: nothing that happens in the next part takes that away
+      var made = first.get();
+      return part(model, data, made.steps(), made.kept(), Optional.empty(), collective, stop)
+          .map(it -> result());
+    }
+  }
+
+  /**
+   * Samples of all tasks.
+   *
+   * @param tasks names by index
+   */
+  private record Data(List<String> tasks, List<TrainingSample> train, List<TrainingSample> eval) {}
+
+  /**
+   * A part of the run, and its result written.
+   *
+   * @param before steps before it; 0: the first part
+   * @param begin the step whose parameters the model has
+   * @param from a checkpoint of the part to go on from
+   * @return empty when stopped early
+   */
+  private Optional<Trainer.Outcome> part(
+      TrainableModel model,
+      Data data,
+      long before,
+      long begin,
+      Optional<Path> from,
+      Collective collective,
+      BooleanSupplier stop) {
+    boolean gatesOnly = before == 0 && config.trained() != TrainConfig.Trained.ALL;
+    try (var parameters =
+        new FlatParameters(model.llama().manager(), model.parameters(gatesOnly), collective)) {
+      var learner =
+          LlamaLearner.of(
+              model.llama(), model.context(), config.recompute(), data.tasks().size(), parameters);
       var outcome =
           Run.train(
-              "train",
+              before == 0 ? "train" : "train, all together",
               config,
+              first -> before == 0 ? first : config.second(first, before),
+              begin,
               model,
               parameters,
-              LlamaLearner.of(
-                  model.llama(), model.context(), config.recompute(), tasks.size(), parameters),
+              learner,
               basePath,
-              folders,
-              train,
-              eval,
-              tasks,
+              data.tasks().stream().map(adapterDir::resolve).toList(),
+              data.train(),
+              data.eval(),
+              data.tasks(),
               output,
               from,
               folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
               collective,
               stop);
-      if (outcome.isEmpty()) {
-        return Optional.empty();
+      learner.ownPasses().ifPresent(LlamaTraining::close);
+      if (collective.rank() == 0) {
+        outcome.ifPresent(it -> write(model, data.tasks(), it));
       }
-      var result = output.resolve("meteora");
-      if (collective.rank() > 0) {
-        return Optional.of(result);
-      }
-      MeteoraCheckpoint.write(result, model.llama(), model.adapters(), withBase);
-      if (withBase) {
-        copyModelFiles(result);
-      }
-      var inputs = new LinkedHashMap<String, Object>();
-      inputs.put("base_model_path", CacheFolders.shown(basePath));
-      inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
-      inputs.put("target_dir", CacheFolders.shown(datasets));
-      inputs.put("tasks", tasks);
-      Run.record(result, config.describe(), model, inputs, outcome.get());
-      return Optional.of(result);
+      return outcome;
     }
+  }
+
+  private Path result() {
+    return output.resolve("meteora");
+  }
+
+  /**
+   * Whether the gates leave the answers so much worse than the adapters' that more is to be done.
+   */
+  private static boolean wantsMore(Trainer.Outcome gates) {
+    return gates.evaluation().filter(AnswerWatch::staysAbove).isPresent();
+  }
+
+  private void write(TrainableModel model, List<String> tasks, Trainer.Outcome outcome) {
+    MeteoraCheckpoint.write(result(), model.llama(), model.adapters(), withBase);
+    if (withBase) {
+      copyModelFiles(result());
+    }
+    var inputs = new LinkedHashMap<String, Object>();
+    inputs.put("base_model_path", CacheFolders.shown(basePath));
+    inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
+    inputs.put("target_dir", CacheFolders.shown(datasets));
+    inputs.put("tasks", tasks);
+    Run.record(result(), config.describe(), model, inputs, outcome);
   }
 
   private Path data(String task) {

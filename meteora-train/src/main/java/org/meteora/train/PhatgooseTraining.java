@@ -73,6 +73,8 @@ public record PhatgooseTraining(
           Run.train(
               name + ", phatgoose",
               config,
+              part -> part,
+              0,
               model,
               parameters,
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),

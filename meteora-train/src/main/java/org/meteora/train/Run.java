@@ -10,6 +10,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
+import java.util.function.UnaryOperator;
 import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.io.AtomicFiles;
@@ -26,6 +27,7 @@ import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.listener.AnswerWatch;
 import org.meteora.train.listener.Curves;
 import org.meteora.train.listener.MetricsFile;
+import org.meteora.train.listener.Part;
 import org.meteora.train.listener.ProgressListener;
 import org.meteora.train.listener.TensorBoardFile;
 import org.meteora.train.listener.TrainingListener;
@@ -128,6 +130,8 @@ final class Run {
    * Trains.
    *
    * @param name shown with the progress
+   * @param part which part of the run, from its first
+   * @param begin the step whose parameters the part begins with; 0 in the first
    * @param learner of the model
    * @param basePath the base model's folder
    * @param adapters PEFT folders embedded, in the order of their indices
@@ -140,6 +144,8 @@ final class Run {
   static Optional<Trainer.Outcome> train(
       String name,
       TrainConfig config,
+      UnaryOperator<Part> part,
+      long begin,
       TrainableModel model,
       FlatParameters parameters,
       Learner learner,
@@ -154,14 +160,15 @@ final class Run {
       Collective collective,
       BooleanSupplier stop) {
     var batches = new Batches(train, config.batchSize(), config.answersOnly(), config.seed());
-    long steps = config.steps(batches.perEpoch(), collective.size());
+    var first = config.first(batches.perEpoch(), collective.size());
+    var now = part.apply(first);
     LOG.info(
         "{}: {} samples ({} held out), {} steps of {} samples, {} trained parameters, {} on {}{},"
             + " forward mode {}",
         name,
         train.size(),
         eval.size(),
-        steps,
+        now.steps(),
         (long) config.batchSize() * config.accumulation() * collective.size(),
         parameters.size(),
         model.llama().dtype().label(),
@@ -169,18 +176,21 @@ final class Run {
         Devices.name(model.llama().manager().getDevice()),
         model.context().mode().name().toLowerCase(Locale.ROOT));
     requireMemory(
-        config, model, parameters, batches, steps * config.accumulation() * collective.size());
+        config, model, parameters, batches, now.end() * config.accumulation() * collective.size());
     var identity = RunIdentity.of(config, model, tasks, train, basePath, adapters);
     Processes.requireSame(collective, identity.lines());
     var metrics = folder.resolve("metrics.jsonl");
     var trainer =
         new Trainer(
             config,
+            now,
+            begin,
             learner,
             parameters,
             batches,
             new HeldOut(
                 config,
+                now.gateLossWeight(),
                 learner,
                 eval,
                 tasks,
@@ -190,25 +200,25 @@ final class Run {
             folder,
             export,
             collective,
-            listeners(name, config, folder, metrics, stop),
+            listeners(name, config, now, folder, metrics, stop),
             stop);
     var outcome = trainer.run(resume);
-    if (outcome.steps() < steps) {
-      LOG.info("{}", stopped(config, outcome.steps(), steps));
+    if (outcome.steps() < now.end()) {
+      LOG.info("{}", stopped(config, outcome.steps(), now.end()));
       return Optional.empty();
     }
     return Optional.of(outcome);
   }
 
   private static List<TrainingListener> listeners(
-      String name, TrainConfig config, Path folder, Path metrics, BooleanSupplier stop) {
+      String name, TrainConfig config, Part part, Path folder, Path metrics, BooleanSupplier stop) {
     var result =
         new ArrayList<TrainingListener>(
             List.of(
                 new ProgressListener(name),
                 new MetricsFile(metrics),
                 new Curves(metrics, folder, stop),
-                new AnswerWatch()));
+                new AnswerWatch(!config.mayGoOn(part))));
     if (config.tensorBoard()) {
       result.add(new TensorBoardFile(folder, config.describe()));
     }

@@ -25,14 +25,19 @@ final class Tally {
   private static final int EACH = 8;
 
   private final TrainConfig config;
+  private final double gateLossWeight;
   private final List<String> tasks;
   private final Collective collective;
 
   /** Gate loss, its labels, tokens, then the tasks'. */
   private final double[] sums;
 
-  Tally(TrainConfig config, List<String> tasks, Collective collective) {
+  /**
+   * @param gateLossWeight factor of the gates' loss in what is minimised
+   */
+  Tally(TrainConfig config, double gateLossWeight, List<String> tasks, Collective collective) {
     this.config = config;
+    this.gateLossWeight = gateLossWeight;
     this.tasks = tasks;
     this.collective = collective;
     sums = new double[FIXED + EACH * tasks.size()];
@@ -78,7 +83,7 @@ final class Tally {
     return new StepReport.Losses(
         languageModel,
         gate,
-        Double.isNaN(gate) ? languageModel : languageModel + config.gateLossWeight() * gate,
+        Double.isNaN(gate) ? languageModel : languageModel + gateLossWeight * gate,
         total[RIGHT] / total[RIGHT_OF], // NaN without gates
         byTask(all, RIGHT, RIGHT_OF),
         total[DOMINATED] / total[DOMINATED_OF],

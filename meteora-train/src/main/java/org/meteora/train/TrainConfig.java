@@ -2,6 +2,7 @@ package org.meteora.train;
 
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
@@ -11,6 +12,7 @@ import org.meteora.lora.LoraConfig;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
+import org.meteora.train.listener.Part;
 
 /**
  * Everything a training run depends on besides its data. Read from the section {@code train:} of
@@ -45,7 +47,7 @@ import org.meteora.nn.Projection;
  * @param tensorBoard event files are written beside {@code metrics.jsonl}
  * @param dropout on the adapters' input
  * @param appendEos end every sample with the model's end token; empty: as the adapters were trained
- * @param gatesOnly train the gates and leave A and B as they are
+ * @param trained the gates, or the adapters too
  * @param gateLossWeight factor of the gates' loss
  * @param topK adapters for each token in training
  * @param device {@code cpu}, {@code cuda} or {@code cuda:1}; empty: a GPU when there is one
@@ -81,7 +83,7 @@ public record TrainConfig(
     boolean tensorBoard,
     double dropout,
     Optional<Boolean> appendEos,
-    boolean gatesOnly,
+    Trained trained,
     double gateLossWeight,
     int topK,
     Optional<String> device,
@@ -164,7 +166,7 @@ public record TrainConfig(
       long evalSteps,
       long saveSteps,
       double gateLossWeight,
-      boolean gatesOnly,
+      Trained trained,
       boolean keepBest,
       Optional<Boolean> asAdapters) {
     /** The original's, and {@code train-lora}'s. */
@@ -182,7 +184,7 @@ public record TrainConfig(
             500,
             3000,
             50,
-            false,
+            Trained.ALL,
             false,
             Optional.of(false));
 
@@ -201,9 +203,29 @@ public record TrainConfig(
             100,
             600,
             10,
-            true,
+            Trained.AUTO,
             true,
             Optional.empty());
+  }
+
+  /** The adapters' peak rate in the second part of {@link Trained#AUTO}. */
+  private static final double SECOND_RATE = 2e-3;
+
+  /** How much lower the gates' peak rate is there than in the first. */
+  private static final double SECOND_OF_GATES = 10;
+
+  /** What {@code train} trains. */
+  public enum Trained {
+    /** The gates; A and B stay as they are. */
+    GATES,
+    /** Gates, A and B. */
+    ALL,
+    /** The gates, and where they leave the answers worse than the adapters', a part of all. */
+    AUTO;
+
+    private String label() {
+      return name().toLowerCase(Locale.ROOT);
+    }
   }
 
   /** Passes over the data of {@code train-lora} when neither steps nor epochs are given. */
@@ -352,6 +374,10 @@ public record TrainConfig(
       }
     }
     double dropout = s.number("dropout", 0.1, 0, 0.99);
+    var trained =
+        Trained.valueOf(
+            s.choice("train", recipe.trained().label(), "auto", "gates", "all")
+                .toUpperCase(Locale.ROOT));
     var dtype = s.text("dtype");
     if (dtype.isPresent()) {
       s.choice("dtype", "", "f32", "float32", "bf16", "bfloat16");
@@ -361,7 +387,11 @@ public record TrainConfig(
         s.integer("gradient_accumulation_steps", recipe.accumulation(), 1),
         recipeName,
         rate,
-        s.number("adapter_learning_rate", recipe.adapterLearningRate().orElse(rate), 0, 1e3),
+        s.number(
+            "adapter_learning_rate",
+            trained == Trained.AUTO ? SECOND_RATE : recipe.adapterLearningRate().orElse(rate),
+            0,
+            1e3),
         s.number("warmup_ratio", recipe.warmupRatio(), 0, 1),
         s.number("weight_decay", recipe.weightDecay(), 0, 1),
         s.number("max_grad_norm", recipe.maxGradNorm(), 0, 1e12),
@@ -382,7 +412,7 @@ public record TrainConfig(
         s.choice("report_to", "none", "none", "tensorboard").equals("tensorboard"),
         dropout,
         s.has("append_eos") ? Optional.of(s.flag("append_eos", false)) : recipe.asAdapters(),
-        s.choice("train", recipe.gatesOnly() ? "gates" : "all", "all", "gates").equals("gates"),
+        trained,
         s.number("gate_loss_weight", recipe.gateLossWeight(), 0, 1e9),
         s.integer("routing_top_k", RoutingSettings.DEFAULT.topK(), 1),
         s.text("device"),
@@ -440,7 +470,7 @@ public record TrainConfig(
         tensorBoard,
         dropout,
         Optional.of(appendEos.orElse(adaptersAppendEos)),
-        gatesOnly,
+        trained,
         gateLossWeight,
         topK,
         device,
@@ -449,6 +479,41 @@ public record TrainConfig(
         lora,
         Optional.of(responseOnly.orElse(adaptersResponseOnly)),
         gated);
+  }
+
+  /**
+   * A run's part, or its first of two.
+   *
+   * @param batchesPerEpoch micro-batches of each pass over the data
+   */
+  Part first(long batchesPerEpoch, int processes) {
+    return new Part(
+        0,
+        steps(batchesPerEpoch, processes),
+        learningRate,
+        gated ? adapterLearningRate : learningRate,
+        gateLossWeight);
+  }
+
+  /**
+   * The part that follows the gates': everything together, for the answers' sake alone, since the
+   * gates' loss would pull the adapters away from their tasks.
+   *
+   * @param first the gates'
+   * @param before steps that it made
+   */
+  Part second(Part first, long before) {
+    return new Part(
+        before,
+        Math.max(1, first.steps() / 2),
+        learningRate / SECOND_OF_GATES,
+        adapterLearningRate,
+        0);
+  }
+
+  /** Whether another part may follow this one. */
+  boolean mayGoOn(Part part) {
+    return trained == Trained.AUTO && part.before() == 0;
   }
 
   /** Steps of a run whose data make {@code batchesPerEpoch} micro-batches on each pass. */
@@ -514,7 +579,7 @@ public record TrainConfig(
       result.put("adapter_learning_rate", adapterLearningRate);
       adapterMaxGradNorm.ifPresent(value -> result.put("adapter_max_grad_norm", value));
       result.put("keep", keepBest ? "best" : "last");
-      result.put("train", gatesOnly ? "gates" : "all");
+      result.put("train", trained.label());
       result.put("gate_loss_weight", gateLossWeight);
       result.put("routing_top_k", topK);
     } else {

@@ -12,6 +12,8 @@ import org.meteora.backend.Backends;
 import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
+import org.meteora.train.listener.Evaluation;
+import org.meteora.train.listener.Part;
 import org.meteora.train.listener.StepReport;
 import org.meteora.train.listener.TrainingListener;
 import org.meteora.train.optim.AdamW;
@@ -40,6 +42,8 @@ public final class Trainer {
   private static final String MICRO_BATCHES = "gradient_accumulation_steps × processes";
 
   private final TrainConfig config;
+  private final Part part;
+  private final long begin;
   private final Learner learner;
   private final FlatParameters parameters;
   private final Batches train;
@@ -55,6 +59,8 @@ public final class Trainer {
 
   /**
    * @param config settings
+   * @param part of the run that this is
+   * @param begin the step whose parameters the part begins with; 0 in the first
    * @param learner makes losses and gradients
    * @param parameters what is trained
    * @param train micro-batches to learn from
@@ -69,6 +75,8 @@ public final class Trainer {
    */
   public Trainer(
       TrainConfig config,
+      Part part,
+      long begin,
       Learner learner,
       FlatParameters parameters,
       Batches train,
@@ -81,6 +89,8 @@ public final class Trainer {
       List<TrainingListener> listeners,
       BooleanSupplier stop) {
     this.config = config;
+    this.part = part;
+    this.begin = begin;
     this.learner = learner;
     this.parameters = parameters;
     this.train = train;
@@ -103,8 +113,9 @@ public final class Trainer {
    *
    * @param steps made in all; fewer than planned when it was stopped
    * @param kept the step whose parameters the model has now
+   * @param evaluation of these, when another part may follow; else empty
    */
-  public record Outcome(long steps, long kept) {}
+  public record Outcome(long steps, long kept, Optional<Evaluation> evaluation) {}
 
   /**
    * Trains to the last step. Then the model has the parameters of the best evaluation, or with
@@ -116,23 +127,26 @@ public final class Trainer {
    *     resume} is another run's, or lies beyond the last step
    */
   public Outcome run(Optional<Path> resume) {
-    long steps = config.steps(train.perEpoch(), collective.size());
-    var update = new Update(config, parameters, steps);
-    var best = new BestModel(folder, parameters);
+    long steps = part.end();
+    var update = new Update(config, parameters, part);
+    var best = new BestModel(folder, part, parameters);
     if (config.gated() && !heldOut.isEmpty()) {
       heldOut.measureReferences();
     }
     try (var optimizer = new AdamW(parameters, config.weightDecay())) {
-      long step = resume.map(c -> restore(c, steps, optimizer)).orElse(0L);
+      long step = resume.map(c -> restore(c, steps, optimizer)).orElse(part.before());
       if (collective.rank() == 0) {
         checkpoints.removeAfter(step);
-        best.resume(step);
+        best.resume(resume.isPresent() ? step : 0);
       }
       parameters.broadcast();
       long start = step;
       listeners.forEach(listener -> listener.onStart(start, steps));
-      if (step == 0) {
-        evaluate(0, best);
+      if (resume.isEmpty()) {
+        if (part.before() > 0) {
+          listeners.forEach(listener -> listener.onPart(part, begin));
+        }
+        evaluate(step, begin, best);
       }
       var speed = new Speed();
       boolean saved = true;
@@ -167,20 +181,25 @@ public final class Trainer {
                 Backends.memoryInUse(parameters.values().getDevice()));
         listeners.forEach(listener -> listener.onStep(report));
         if (step % config.evalSteps() == 0 || step == steps) {
-          evaluate(step, best);
+          evaluate(step, step, best);
         }
         if (step % config.saveSteps() == 0 || step == steps) {
-          written = save(step, steps, optimizer);
+          written = save(step, optimizer);
           saved = true;
         }
       }
       if (!saved) {
-        written = save(step, steps, optimizer);
+        written = save(step, optimizer);
       }
       if (!written) {
         throw new UserException("training ended, but its last checkpoint could not be written");
       }
-      return new Outcome(step, step == steps ? keep(step, best) : step);
+      if (step < steps) {
+        return new Outcome(step, step, Optional.empty());
+      }
+      boolean mayGoOn = config.mayGoOn(part) && !heldOut.isEmpty();
+      return new Outcome(
+          step, keep(step, best), mayGoOn ? Optional.of(heldOut.evaluate()) : Optional.empty());
     } finally {
       listeners.forEach(TrainingListener::onEnd);
     }
@@ -241,8 +260,8 @@ public final class Trainer {
 
   private StepReport.Losses accumulateGradients(long step, List<Batch> batches, Counts counts) {
     double weight = 1 / Math.max(1, counts.labels());
-    double gateWeight = config.gateLossWeight() / Math.max(1, counts.gateLabels());
-    var tally = new Tally(config, tasks, collective);
+    double gateWeight = part.gateLossWeight() / Math.max(1, counts.gateLabels());
+    var tally = new Tally(config, part.gateLossWeight(), tasks, collective);
     parameters.clearGradients();
     for (int i = 0; i < batches.size(); i++) {
       var batch = batches.get(i);
@@ -288,17 +307,21 @@ public final class Trainer {
     return 1 - batches.stream().mapToLong(Batch::tokens).sum() / positions;
   }
 
-  private void evaluate(long step, BestModel best) {
+  /**
+   * @param step made
+   * @param madeBy the step that made the parameters; 0: they are not a run's yet
+   */
+  private void evaluate(long step, long madeBy, BestModel best) {
     if (heldOut.isEmpty()) {
       return;
     }
     var evaluation = heldOut.evaluate();
     listeners.forEach(listener -> listener.onEvaluation(step, evaluation));
-    if (config.keepBest() && step > 0 && ofFirst(best.isBetter(evaluation.answerLoss()))) {
+    if (config.keepBest() && madeBy > 0 && ofFirst(best.isBetter(evaluation.answerLoss()))) {
       try (var scope = parameters.manager().newSubManager()) {
         parameters
             .gather(scope, parameters.masters())
-            .ifPresent(values -> best.keep(step, evaluation.answerLoss(), values));
+            .ifPresent(values -> best.keep(madeBy, evaluation.answerLoss(), values));
       }
     }
   }
@@ -309,12 +332,12 @@ public final class Trainer {
   }
 
   /** A full disk does not end a run of days: the earlier checkpoints stay, the next may succeed. */
-  private boolean save(long step, long steps, AdamW optimizer) {
+  private boolean save(long step, AdamW optimizer) {
     boolean written = true;
     try (var scope = parameters.manager().newSubManager()) {
       var trained = Checkpoints.Trained.of(scope, parameters, optimizer);
       if (trained.isPresent()) {
-        var state = new Checkpoints.State(step, steps, identity, config.describe());
+        var state = new Checkpoints.State(step, part, identity, config.describe());
         var path = checkpoints.save(state, trained.get(), export);
         listeners.forEach(listener -> listener.onCheckpoint(step, path));
       }

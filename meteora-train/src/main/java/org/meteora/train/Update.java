@@ -2,6 +2,7 @@ package org.meteora.train;
 
 import java.util.ArrayList;
 import java.util.List;
+import org.meteora.train.listener.Part;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.CosineSchedule;
 import org.meteora.train.optim.FlatParameters;
@@ -19,11 +20,13 @@ final class Update {
   private final TrainConfig config;
   private final FlatParameters parameters;
   private final List<Stretch> stretches = new ArrayList<>();
+  private final long before;
   private final CosineSchedule schedule;
   private final CosineSchedule adapters;
 
-  Update(TrainConfig config, FlatParameters parameters, long steps) {
+  Update(TrainConfig config, FlatParameters parameters, Part part) {
     this.config = config;
+    this.before = part.before();
     this.parameters = parameters;
     for (var slot : parameters.slots()) {
       boolean gate = slot.name().endsWith(GATE);
@@ -40,17 +43,13 @@ final class Update {
         stretches.add(new Stretch(gate, start, end));
       }
     }
-    schedule = CosineSchedule.of(config.learningRate(), config.warmupRatio(), steps);
-    adapters =
-        CosineSchedule.of(
-            config.gated() ? config.adapterLearningRate() : config.learningRate(),
-            config.warmupRatio(),
-            steps);
+    schedule = CosineSchedule.of(part.rate(), config.warmupRatio(), part.steps());
+    adapters = CosineSchedule.of(part.adapterRate(), config.warmupRatio(), part.steps());
   }
 
   /** The rate of a step, counted from 0: the gates', or that of an adapter trained alone. */
   double rate(long step) {
-    return schedule.rate(step);
+    return schedule.rate(step - before);
   }
 
   /** The norm of all gradients, over all processes. */
@@ -77,7 +76,7 @@ final class Update {
       parts.add(
           each.gates()
               ? new AdamW.Part(each.from(), each.to(), rate(step), gates)
-              : new AdamW.Part(each.from(), each.to(), adapters.rate(step), others));
+              : new AdamW.Part(each.from(), each.to(), adapters.rate(step - before), others));
     }
     optimizer.step(parts);
   }

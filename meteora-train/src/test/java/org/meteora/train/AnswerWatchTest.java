@@ -22,7 +22,7 @@ class AnswerWatchTest {
 
   private static String warnings(double oracle, double... answers) {
     var said = new StringBuilder();
-    var watch = new AnswerWatch(said::append);
+    var watch = new AnswerWatch(true, said::append);
     watch.onStart(0, answers.length - 1);
     for (int step = 0; step < answers.length; step++) {
       watch.onEvaluation(step, evaluation(answers[step], oracle));

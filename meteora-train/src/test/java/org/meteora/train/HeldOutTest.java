@@ -66,7 +66,7 @@ class HeldOutTest {
     var config =
         TrainConfig.meteora(Map.of(), Map.of("eval_samples", 20, "batch_size", 4)).as(false, true);
     var learner = new Known();
-    var heldOut = new HeldOut(config, learner, samples(), TASKS, Collective.single());
+    var heldOut = new HeldOut(config, 50, learner, samples(), TASKS, Collective.single());
     assertThat(heldOut.evaluate().oracle()).isEmpty();
     heldOut.measureReferences();
     learner.seen.clear();
@@ -85,7 +85,8 @@ class HeldOutTest {
   @Test
   void nothingHeldOut() {
     var config = TrainConfig.meteora(Map.of(), Map.of()).as(false, true);
-    assertThat(new HeldOut(config, new Known(), List.of(), TASKS, Collective.single()).isEmpty())
+    assertThat(
+            new HeldOut(config, 50, new Known(), List.of(), TASKS, Collective.single()).isEmpty())
         .isTrue();
   }
 }

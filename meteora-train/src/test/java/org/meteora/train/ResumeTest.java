@@ -103,10 +103,12 @@ class ResumeTest {
           new LlamaLearner(
               tiny.llama, Tiny.context(2, org.meteora.moe.ForwardMode.AUTO), Recompute.ALL, 3);
       var heldOut =
-          new HeldOut(decided, learner, samples.subList(34, 40), TASKS, Collective.single());
+          new HeldOut(decided, 50, learner, samples.subList(34, 40), TASKS, Collective.single());
       var outcome =
           new Trainer(
                   decided,
+                  decided.first(9, 1),
+                  0,
                   learner,
                   parameters,
                   new Batches(samples.subList(0, 34), 4, false, 42),

@@ -35,7 +35,7 @@ class TrainConfigTest {
     assertThat(config.appendEos()).contains(false);
     assertThat(config.adapterLearningRate()).isEqualTo(5e-4);
     assertThat(config.adapterMaxGradNorm()).isEmpty();
-    assertThat(config.gatesOnly()).isFalse();
+    assertThat(config.trained()).isEqualTo(TrainConfig.Trained.ALL);
     assertThat(config.keepBest()).isFalse();
     var lora = TrainConfig.lora(Map.of(), Map.of());
     assertThat(lora.lora().rank()).isEqualTo(8);
@@ -88,7 +88,7 @@ class TrainConfigTest {
     assertThat(TrainConfig.meteora(Map.of("recipe", "paper"), Map.of("recipe", "default")))
         .isEqualTo(plain);
     assertThat(plain.keepBest()).isTrue();
-    assertThat(plain.gatesOnly()).isTrue();
+    assertThat(plain.trained()).isEqualTo(TrainConfig.Trained.AUTO);
     assertThat(plain.steps(10, 1)).isEqualTo(600);
     assertThat(plain.responseOnly()).isEmpty(); // as the adapters
     assertThat(plain.as(true, false).responseOnly()).contains(false);
@@ -124,8 +124,8 @@ class TrainConfigTest {
     assertThat(TrainConfig.meteora(Map.of(), Map.of()).identity())
         .containsEntry("routing_top_k", "2")
         .containsEntry("recipe", "default")
-        .containsEntry("train", "gates")
-        .containsEntry("adapter_learning_rate", "1.0E-4")
+        .containsEntry("train", "auto")
+        .containsEntry("adapter_learning_rate", "0.002")
         .containsEntry("adapter_max_grad_norm", "1.0")
         .containsEntry("gate_loss_weight", "10.0")
         .containsEntry("max_seq_len", "4096")

@@ -16,6 +16,7 @@ import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.ForwardMode;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.TrainingSample;
+import org.meteora.train.listener.Part;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
 
@@ -107,7 +108,7 @@ class TrainingGpuTest {
       var saved =
           new Checkpoints(folder, 1)
               .save(
-                  new Checkpoints.State(12, 12, identity, Map.of()),
+                  new Checkpoints.State(12, new Part(0, 12, 1e-3, 1e-3, 0), identity, Map.of()),
                   Checkpoints.Trained.of(model.llama().manager(), parameters, optimizer)
                       .orElseThrow(),
                   path -> {});

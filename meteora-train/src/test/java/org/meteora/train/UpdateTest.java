@@ -37,7 +37,7 @@ class UpdateTest {
       Ops.copy(parameters.gradients(), manager.create(gradients));
       double norm = optimizer.gradientNorm();
       assertThat(norm).isCloseTo(Math.sqrt(8 * 9 + 8 * 16), within(1e-4));
-      new Update(config, parameters, 10).apply(optimizer, 0, norm);
+      new Update(config, parameters, config.first(1, 1)).apply(optimizer, 0, norm);
       var values = parameters.values().toFloatArray();
       var means = optimizer.mean().toFloatArray();
       for (int i = 0; i < 16; i++) {

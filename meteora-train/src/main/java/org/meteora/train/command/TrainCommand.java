@@ -70,7 +70,8 @@ public final class TrainCommand implements Callable<Integer> {
       names = "--adapter-learning-rate",
       paramLabel = "X",
       description =
-          "peak rate of the adapters (with --train all; default: 1e-4; paper: as the gates)")
+          "peak rate of the adapters (default: 2e-3 in the second part of --train auto, 1e-4 with"
+              + " --train all; paper: as the gates)")
   private Double adapterLearningRate;
 
   @Option(
@@ -92,7 +93,10 @@ public final class TrainCommand implements Callable<Integer> {
   @Option(
       names = "--train",
       paramLabel = "WHAT",
-      description = "gates: the gates alone; all: gates and adapters (default: gates; paper: all)")
+      description =
+          "gates: the gates alone; all: gates and adapters; auto: the gates, and where the answers'"
+              + " loss then is more than 10%% above that of the tasks' own adapters, half as many"
+              + " steps of both on the answers (default: auto; paper: all)")
   private String train;
 
   @Option(

@@ -59,7 +59,11 @@ public final class TrainingOptions {
       description = "clip the gradient's global norm; 0: never (default: 0.3; train: 0)")
   private Double maxGradNorm;
 
-  @Option(names = "--max-steps", paramLabel = "N", description = "optimiser steps")
+  @Option(
+      names = "--max-steps",
+      paramLabel = "N",
+      description =
+          "optimiser steps (default: 3 epochs; train: 600, of the gates unless all is trained)")
   private Long maxSteps;
 
   @Option(

@@ -19,21 +19,35 @@ public final class AnswerWatch implements TrainingListener {
   private static final double ABOVE_ORACLE = 1.1;
 
   private final Consumer<String> log;
+  private final boolean last;
   private long steps;
   private double lowest = Double.POSITIVE_INFINITY;
   private long lowestStep;
   private boolean rose;
 
-  /** Warns in the log. */
-  public AnswerWatch() {
-    this(LOG::warn);
+  /**
+   * Warns in the log.
+   *
+   * @param last whether the run ends with this part; another would mend what is above the adapters'
+   */
+  public AnswerWatch(boolean last) {
+    this(last, LOG::warn);
   }
 
   /**
+   * @param last as above
    * @param log gets each warning, one line
    */
-  public AnswerWatch(Consumer<String> log) {
+  public AnswerWatch(boolean last, Consumer<String> log) {
+    this.last = last;
     this.log = log;
+  }
+
+  /**
+   * Whether the answers' loss is too far above that of the tasks' own adapters, which are known.
+   */
+  public static boolean staysAbove(Evaluation evaluation) {
+    return evaluation.answerLoss() > ABOVE_ORACLE * evaluation.oracle().orElseThrow().answer();
   }
 
   @Override
@@ -64,7 +78,7 @@ public final class AnswerWatch implements TrainingListener {
               loss));
     }
     double oracle = evaluation.oracle().get().answer();
-    if (step == steps && lowest > ABOVE_ORACLE * oracle) {
+    if (last && step == steps && lowest > ABOVE_ORACLE * oracle) {
       log.accept(
           String.format(
               Locale.ROOT,

@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.function.BooleanSupplier;
 import javax.imageio.ImageIO;
+import org.knowm.xchart.AnnotationLine;
 import org.knowm.xchart.BitmapEncoder;
 import org.knowm.xchart.XYChart;
 import org.knowm.xchart.XYChartBuilder;
@@ -80,8 +81,12 @@ public final class Curves implements TrainingListener {
     try {
       Map<String, Line> losses = new LinkedHashMap<>();
       Map<String, Line> accuracies = new LinkedHashMap<>();
+      var parts = new ArrayList<Double>();
       for (var node : MetricsFile.read(metrics)) {
         double step = node.path("step").asDouble();
+        if (node.path("event").asText().equals(MetricsFile.PART)) {
+          parts.add(step);
+        }
         boolean eval = node.path("event").asText().equals("eval");
         var suffix = eval ? " (held out)" : "";
         if (!eval) {
@@ -107,9 +112,10 @@ public final class Curves implements TrainingListener {
               .forEach(e -> add(accuracies, e.getKey(), step, 100 * e.getValue().asDouble()));
         }
       }
-      save(losses, "Loss", "cross-entropy", "loss.png");
+      save(losses, parts, "Loss", "cross-entropy", "loss.png");
       save(
           accuracies,
+          parts,
           "Tokens whose gates, each and jointly, chose the task's adapter",
           "%",
           "gate-accuracy.png");
@@ -129,7 +135,11 @@ public final class Curves implements TrainingListener {
     }
   }
 
-  private void save(Map<String, Line> lines, String title, String unit, String name) {
+  /**
+   * @param parts where another part of the run begins
+   */
+  private void save(
+      Map<String, Line> lines, List<Double> parts, String title, String unit, String name) {
     if (lines.isEmpty()) {
       return;
     }
@@ -137,7 +147,7 @@ public final class Curves implements TrainingListener {
         new XYChartBuilder()
             .width(1100)
             .height(600)
-            .title(title)
+            .title(title + (parts.isEmpty() ? "" : " (from the line on adapters are trained too)"))
             .xAxisTitle("step")
             .yAxisTitle(unit)
             .build();
@@ -148,6 +158,7 @@ public final class Curves implements TrainingListener {
             chart
                 .addSeries(label, thin(line.x()), thin(line.y()))
                 .setMarker(line.x().size() < 40 ? SeriesMarkers.CIRCLE : SeriesMarkers.NONE));
+    parts.forEach(step -> chart.addAnnotation(new AnnotationLine(step, true, false)));
     ImageIO.setUseCache(false); // else it needs a folder for temporary files
     AtomicFiles.writeStream(
         folder.resolve(name),

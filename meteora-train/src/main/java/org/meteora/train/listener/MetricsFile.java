@@ -19,14 +19,18 @@ import org.slf4j.LoggerFactory;
 
 /**
  * {@code metrics.jsonl}: one JSON object a line for every step ({@code "event": "step"}) and
- * evaluation ({@code "eval"}). A resumed run goes on with the file: lines of steps that are made
- * again, and a last line that was cut off, are taken out first.
+ * evaluation ({@code "eval"}), and where a second part begins ({@code "part"}). A resumed run goes
+ * on with the file: lines of steps that are made again, and a last line that was cut off, are taken
+ * out first.
  */
 public final class MetricsFile implements TrainingListener {
   private static final Logger LOG = LoggerFactory.getLogger(MetricsFile.class);
 
   /** The keys of an evaluation's losses of texts, and what to call them. */
   static final Map<String, String> HELD_OUT = heldOut();
+
+  /** The event of a part's begin. */
+  static final String PART = "part";
 
   private final Path file;
   private boolean failed;
@@ -48,6 +52,9 @@ public final class MetricsFile implements TrainingListener {
   public void onStart(long step, long steps) {
     var kept = new StringBuilder();
     for (var node : read(file)) {
+      if (node.path("event").asText().equals(PART) && node.path("step").asLong() >= step) {
+        break; // it begins again
+      }
       if (node.path("step").asLong() <= step) {
         kept.append(node).append('\n');
       }
@@ -76,6 +83,13 @@ public final class MetricsFile implements TrainingListener {
       LOG.warn("cannot read {}: {}", file, AtomicFiles.reason(e));
     }
     return result;
+  }
+
+  @Override
+  public void onPart(Part part, long kept) {
+    var node = Jsonl.JSON.createObjectNode().put("event", PART).put("step", part.before());
+    node.setAll((ObjectNode) Jsonl.JSON.valueToTree(part.describe()));
+    append(node.put("kept_step", kept));
   }
 
   @Override

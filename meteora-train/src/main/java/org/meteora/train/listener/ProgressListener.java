@@ -28,6 +28,16 @@ public final class ProgressListener implements TrainingListener {
   }
 
   @Override
+  public void onPart(Part part, long kept) {
+    LOG.info(
+        "from step {} on, with what step {} had come to, gates and adapters are trained together:"
+            + " {}",
+        part.before() + 1,
+        kept,
+        part.describe());
+  }
+
+  @Override
   public void onStep(StepReport report) {
     var losses = report.losses();
     var gates =

@@ -7,6 +7,13 @@ public interface TrainingListener {
   /** Before the first step. {@code step} steps were made by the run that this one resumes. */
   default void onStart(long step, long steps) {}
 
+  /**
+   * After {@link #onStart}, when another part than the run's first begins.
+   *
+   * @param kept the step whose parameters it begins with
+   */
+  default void onPart(Part part, long kept) {}
+
   /** After every step. */
   default void onStep(StepReport report) {}
 
