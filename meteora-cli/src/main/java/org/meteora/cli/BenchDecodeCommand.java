@@ -1,25 +1,27 @@
 package org.meteora.cli;
 
-import ai.djl.ndarray.NDManager;
+import ai.djl.ndarray.NDArray;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
-import java.util.Locale;
 import java.util.Optional;
 import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.meteora.UserException;
 import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.Router;
 import org.meteora.nn.Projection;
+import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -120,7 +122,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
             for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.FUSED}) {
               options.report(
-                  name(batch, "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT)),
+                  name(batch, "MeteoRA, " + mode.label()),
                   graph(model, batch, options.context(mode)),
                   baseline[i],
                   batch,
@@ -136,7 +138,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
           }
           for (var mode : BenchModel.MODES) {
             step(
-                "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT) + (gpu ? ", eager" : ""),
+                "MeteoRA, " + mode.label() + (gpu ? ", eager" : ""),
                 model,
                 batch,
                 options.context(mode),
@@ -176,31 +178,14 @@ final class BenchDecodeCommand implements Callable<Integer> {
     return 0;
   }
 
-  /** Keys and values of the context. */
-  private double cacheBytes(Architecture config, int batch) {
-    return 2.0
-        * config.numHiddenLayers()
-        * config.numKeyValueHeads()
-        * config.headDim()
-        * batch
-        * context
-        * options.dtype().bytes();
-  }
-
   /** What a step must read: weights, cache, gates, and A and B of the adapters that are chosen. */
   private double bytes(Architecture config, int batch, boolean gated) {
-    double numbers = (double) config.vocabSize() * config.hiddenSize();
-    for (var module : Projection.values()) {
-      var shape = config.shape(module);
-      double layer = (double) shape[0] * shape[1];
-      if (gated) {
-        layer +=
-            (double) options.adapters * shape[1]
-                + options.touched(batch) * options.rank * (shape[0] + shape[1]);
-      }
-      numbers += config.numHiddenLayers() * layer;
-    }
-    return numbers * options.dtype().bytes() + cacheBytes(config, batch);
+    double layer = BenchModel.Sizes.of(config, Projection.values()).weights();
+    layer += gated ? options.adapterNumbers(config, options.touched(batch)) : 0;
+    double numbers =
+        (double) config.vocabSize() * config.hiddenSize() + config.numHiddenLayers() * layer;
+    return numbers * options.dtype().bytes()
+        + MemoryNeed.cacheBytes(config, options.dtype(), batch, context);
   }
 
   private String name(int batch, String what) {
@@ -210,38 +195,32 @@ final class BenchDecodeCommand implements Callable<Integer> {
   private void matmuls(Llama model, int batch) {
     try (var scope = model.manager().newSubManager()) {
       var config = model.config();
-      float last = 0;
       var inputs =
-          new ai.djl.ndarray.NDArray[] {
-            input(scope, model, batch, config.hiddenSize()),
-            input(scope, model, batch, (long) config.numAttentionHeads() * config.headDim()),
-            input(scope, model, batch, config.intermediateSize())
-          };
+          LongStream.of(
+                  config.hiddenSize(),
+                  (long) config.numAttentionHeads() * config.headDim(),
+                  config.intermediateSize())
+              .mapToObj(size -> RandomLlama.normal(scope, model.dtype(), 1, batch, size))
+              .toArray(NDArray[]::new);
       for (var layer : model.layers()) {
-        var projections = layer.projections();
-        for (var module : Projection.values()) {
+        for (var linear : layer.projections()) {
+          var module = linear.projection();
           var x = inputs[module == Projection.DOWN ? 2 : module == Projection.O ? 1 : 0];
-          Ops.linear(x, projections.get(module.ordinal()).weight(), null).close();
+          Ops.linear(x, linear.weight(), null).close();
         }
       }
-      var logits =
-          Ops.cast(Ops.linear(inputs[0], model.head(), null), org.meteora.tensor.Dtype.F32);
-      last += logits.toFloatArray()[0];
-      if (Float.isNaN(last)) {
+      var logits = Ops.cast(Ops.linear(inputs[0], model.head(), null), Dtype.F32);
+      if (Float.isNaN(logits.toFloatArray()[0])) {
         throw new IllegalStateException("random weights gave NaN");
       }
     }
   }
 
-  private ai.djl.ndarray.NDArray input(NDManager scope, Llama model, int batch, long size) {
-    return RandomLlama.normal(scope, model.dtype(), 1, batch, size);
-  }
-
-  /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
   private double graph(Llama model, int batch, ForwardContext context) {
     return graph(model, batch, context, GREEDY);
   }
 
+  /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
   private double graph(Llama model, int batch, ForwardContext context, GenerationConfig config) {
     try (var manager = model.manager().newSubManager();
         var cache =
@@ -250,11 +229,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 new int[batch],
                 this.context + 2 * options.repeat.value() + BenchModel.WARM_UP);
         var decoder = new CudaDecoder(model, context.routing())) {
-      var ids = new long[batch * this.context];
-      Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
-      try (var scope = manager.newSubManager()) {
-        model.next(scope.create(ids, Ops.shape(batch, this.context)), cache, context);
-      }
+      BenchModel.prefill(model, cache, batch, this.context, context);
+      var ids = BenchModel.ids(model, batch);
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
       var slots = IntStream.range(0, batch).toArray();
       decoder.begin(batch, this.context + 2 * options.repeat.value() + BenchModel.WARM_UP, context);
@@ -293,20 +269,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 manager,
                 new int[batch],
                 this.context + 2 * options.repeat.value() + BenchModel.WARM_UP)) {
-      var ids = new long[batch * this.context];
-      Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
-      try (var scope = manager.newSubManager()) {
-        model.next(scope.create(ids, Ops.shape(batch, this.context)), cache, context);
-      }
-      Runnable step =
-          () -> {
-            try (var scope = manager.newSubManager()) {
-              model
-                  .next(
-                      scope.create(Arrays.copyOf(ids, batch), Ops.shape(batch, 1)), cache, context)
-                  .toFloatArray();
-            }
-          };
+      BenchModel.prefill(model, cache, batch, this.context, context);
+      Runnable step = () -> BenchModel.prefill(model, cache, batch, 1, context);
       if (baseline > 0) {
         options.report(name(batch, what), options.median(step), baseline, batch, floor);
       } else {

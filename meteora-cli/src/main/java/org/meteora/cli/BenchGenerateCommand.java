@@ -235,19 +235,9 @@ final class BenchGenerateCommand implements Callable<Integer> {
    */
   private double floor(Architecture config, int atOnce, int prefix, boolean gated) {
     double weights = (double) config.vocabSize() * config.hiddenSize();
-    double products = weights;
-    double adapters = 0;
-    for (var module : Projection.values()) {
-      var shape = config.shape(module);
-      double layer = (double) shape[0] * shape[1];
-      products += config.numHiddenLayers() * layer;
-      if (gated) {
-        adapters +=
-            config.numHiddenLayers()
-                * ((double) options.adapters * shape[1]
-                    + options.touched(atOnce) * options.rank * (shape[0] + shape[1]));
-      }
-    }
+    double layers = config.numHiddenLayers();
+    double products = weights + layers * BenchModel.Sizes.of(config, Projection.values()).weights();
+    double adapters = gated ? layers * options.adapterNumbers(config, options.touched(atOnce)) : 0;
     double column = 2.0 * config.numHiddenLayers() * config.numKeyValueHeads() * config.headDim();
     double context = promptTokens + newTokens / 2.0;
     double bytes = (products + adapters + atOnce * context * column) * options.dtype().bytes();

@@ -2,7 +2,6 @@ package org.meteora.cli;
 
 import java.util.Collections;
 import java.util.List;
-import java.util.Locale;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
@@ -73,7 +72,7 @@ final class BenchLinearCommand implements Callable<Integer> {
           double floor =
               floor(2 * count * weights / rate, size * (weights + count * both), bandwidth);
           double gates = (double) options.adapters * shape[1];
-          double ranks = Math.min(options.topK(), options.adapters) * (double) options.rank;
+          double ranks = options.acting() * (double) options.rank;
           double gatedFloor =
               floor(
                   2 * count * (weights + gates + ranks * both) / rate,
@@ -90,7 +89,7 @@ final class BenchLinearCommand implements Callable<Integer> {
               continue; // gathering B for every token would need count · k · r · out numbers
             }
             options.report(
-                name + mode.name().toLowerCase(Locale.ROOT),
+                name + mode.label(),
                 time(gated, x, options.context(mode)),
                 base,
                 count,

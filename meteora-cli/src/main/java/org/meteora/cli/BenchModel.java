@@ -7,6 +7,7 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
@@ -16,6 +17,7 @@ import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
+import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
@@ -25,6 +27,7 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -210,13 +213,64 @@ final class BenchModel {
     return ForwardContext.inference(new RoutingSettings(topK(), 1), Flags.of(mode));
   }
 
-  Llama model(Architecture config, NDManager manager, int adapters) {
-    return model(config, manager, adapters, MemoryNeed.NONE);
+  /** A random model with adapters, to be trained with this dropout. */
+  Llama trained(Architecture config, NDManager manager, double dropout) {
+    var backend = Backends.of(manager, dtype());
+    return RandomLlama.create(config, manager, dtype(), adapters, rank, backend, dropout);
+  }
+
+  /** Runs prompts {@code (batch, tokens)} behind nothing; the logits are waited for. */
+  static void prefill(Llama model, KvCache cache, int batch, int tokens, ForwardContext context) {
+    try (var scope = model.manager().newSubManager()) {
+      var ids = Ops.of(scope, ids(model, batch * tokens), batch, tokens);
+      model.next(ids, cache, context).toFloatArray();
+    }
+  }
+
+  /** Some token ids. */
+  static long[] ids(Llama model, int count) {
+    return LongStream.range(0, count)
+        .map(i -> (i * 7919L + 13) % model.config().vocabSize())
+        .toArray();
+  }
+
+  /**
+   * Sums over the linears of a layer.
+   *
+   * @param weights out · in
+   * @param in of a gate's row
+   * @param sides in + out: a rank of A and B
+   */
+  record Sizes(double weights, double in, double sides) {
+    static Sizes of(Architecture config, Projection... linears) {
+      double weights = 0;
+      double in = 0;
+      double sides = 0;
+      for (var linear : linears) {
+        var shape = config.shape(linear);
+        weights += (double) shape[0] * shape[1];
+        in += shape[1];
+        sides += shape[0] + shape[1];
+      }
+      return new Sizes(weights, in, sides);
+    }
+  }
+
+  /** Numbers of a layer's gates, and of A and B of so many of its adapters. */
+  double adapterNumbers(Architecture config, double acting) {
+    var sizes = Sizes.of(config, Projection.values());
+    return adapters * sizes.in() + acting * rank * sizes.sides();
+  }
+
+  /** Adapters that act on a token, of those there are. */
+  int acting() {
+    return Math.min(topK(), adapters);
   }
 
   /**
    * A random model.
    *
+   * @param adapters N; 0 for the base model alone
    * @param more what will be needed beside it; said before it is made if there is no room
    */
   Llama model(Architecture config, NDManager manager, int adapters, MemoryNeed more) {

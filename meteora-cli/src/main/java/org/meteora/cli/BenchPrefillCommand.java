@@ -1,11 +1,10 @@
 package org.meteora.cli;
 
-import java.util.Arrays;
-import java.util.Locale;
 import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.nn.Projection;
@@ -56,31 +55,21 @@ final class BenchPrefillCommand implements Callable<Integer> {
         var recording = Ops.notRecording()) {
       double rate = options.multiplicationRate(manager);
       double count = (double) batch * tokens;
-      double flops = 2.0 * tokens * count * config.numAttentionHeads() * config.headDim();
-      double adapters = 0;
-      int ranks = Math.min(options.topK(), options.adapters) * options.rank;
-      for (var module : Projection.values()) {
-        var shape = config.shape(module);
-        flops += 2.0 * count * shape[0] * shape[1];
-        adapters +=
-            2.0 * count * ((double) ranks * (shape[0] + shape[1]) + options.adapters * shape[1]);
-      }
+      double scores = 2.0 * tokens * count * config.numAttentionHeads() * config.headDim();
+      double weights = BenchModel.Sizes.of(config, Projection.values()).weights();
+      double flops = scores + 2 * count * weights;
+      double adapters = 2 * count * options.adapterNumbers(config, options.acting());
       double floor = config.numHiddenLayers() * flops / rate;
       double gatedFloor = config.numHiddenLayers() * (flops + adapters) / rate;
       var cache = options.cache(config, batch, tokens);
       var more = options.need(config, options.adapters).and(cache);
       var base = options.model(config, manager, 0, more);
-      var model = options.model(config, manager, options.adapters);
+      var model = options.model(config, manager, options.adapters, MemoryNeed.NONE);
       for (var mode : options.modes(ForwardMode.MASKED, ForwardMode.ALL)) {
         var context = options.context(mode);
         var times = options.medians(() -> prefill(base, context), () -> prefill(model, context));
         options.report("base model", times[0], times[0], count, floor);
-        options.report(
-            "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
-            times[1],
-            times[0],
-            count,
-            gatedFloor);
+        options.report("MeteoRA, " + mode.label(), times[1], times[0], count, gatedFloor);
       }
       var auto = options.context(ForwardMode.AUTO);
       for (var name : names) {
@@ -96,11 +85,9 @@ final class BenchPrefillCommand implements Callable<Integer> {
   }
 
   private void prefill(Llama model, ForwardContext context) {
-    var ids = new long[batch * tokens];
-    Arrays.setAll(ids, i -> (i * 7919L + 13) % model.config().vocabSize());
     try (var manager = model.manager().newSubManager();
         var cache = model.newCache(manager, new int[batch], tokens)) {
-      model.next(manager.create(ids, Ops.shape(batch, tokens)), cache, context).toFloatArray();
+      BenchModel.prefill(model, cache, batch, tokens, context);
     }
   }
 }

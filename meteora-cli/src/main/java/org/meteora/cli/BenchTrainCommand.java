@@ -3,7 +3,6 @@ package org.meteora.cli;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
@@ -19,7 +18,6 @@ import org.meteora.model.LlamaTraining;
 import org.meteora.model.LlamaTraining.Part;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
-import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
@@ -147,10 +145,7 @@ final class BenchTrainCommand implements Callable<Integer> {
       var more = options.need(config, options.adapters).and(training(config, false));
       var base = options.model(config, manager, 0, more);
       var auto = options.context(ForwardMode.AUTO).forTraining(true);
-      var backend = Backends.of(manager, options.dtype());
-      var model =
-          RandomLlama.create(
-              config, manager, options.dtype(), options.adapters, options.rank, backend, dropout);
+      var model = options.trained(config, manager, dropout);
       try (var parameters = new FlatParameters(manager, TrainableModel.parameters(model, false));
           var optimizer = new AdamW(parameters, 0)) {
         for (var mode : MODES) {
@@ -160,7 +155,7 @@ final class BenchTrainCommand implements Callable<Integer> {
           var learner =
               new LlamaLearner(model, auto.withMode(mode), Recompute.NONE, options.adapters);
           compare(
-              "MeteoRA, " + mode.name().toLowerCase(Locale.ROOT),
+              "MeteoRA, " + mode.label(),
               base,
               samples,
               () -> step(learner, samples, parameters, optimizer));
@@ -209,9 +204,7 @@ final class BenchTrainCommand implements Callable<Integer> {
     try (var manager = options.manager()) {
       var backend = Backends.of(manager, options.dtype());
       options.need(config, options.adapters).and(training(config, true)).require(backend);
-      var model =
-          RandomLlama.create(
-              config, manager, options.dtype(), options.adapters, options.rank, backend, dropout);
+      var model = options.trained(config, manager, dropout);
       var context = options.context(ForwardMode.AUTO).forTraining(dropout > 0);
       try (var parameters = new FlatParameters(manager, TrainableModel.parameters(model, false));
           var optimizer = new AdamW(parameters, 0)) {

@@ -3,13 +3,12 @@ package org.meteora.cli;
 import ai.djl.ndarray.NDArray;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.List;
-import java.util.Locale;
-import org.meteora.backend.Backends;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.model.Architecture;
 import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
@@ -41,7 +40,7 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
       double rate = options.multiplicationRate(manager);
       double base;
       try (var own = manager.newSubManager()) {
-        var model = options.model(config, own, 0);
+        var model = options.model(config, own, 0, MemoryNeed.NONE);
         base =
             layerTime(
                 model,
@@ -51,11 +50,8 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
             "frozen layer, gradient to the input", base, base, tokenCount(), flops(config) / rate);
       }
       try (var own = manager.newSubManager()) {
-        var backend = Backends.of(own, options.dtype());
         double floor = (flops(config) + adapterFlops(config)) / rate;
-        var model =
-            RandomLlama.create(
-                config, own, options.dtype(), options.adapters, options.rank, backend, dropout);
+        var model = options.trained(config, own, dropout);
         try (var parameters = new FlatParameters(own, TrainableModel.parameters(model, false))) {
           for (var mode : BenchTrainCommand.MODES) {
             if (mode == ForwardMode.GATHER && batch * tokens > 256) {
@@ -66,9 +62,7 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
                 continue;
               }
               options.report(
-                  "MeteoRA, "
-                      + mode.name().toLowerCase(Locale.ROOT)
-                      + (drop ? ", dropout " + dropout : ""),
+                  "MeteoRA, " + mode.label() + (drop ? ", dropout " + dropout : ""),
                   layerTime(model, options.context(mode).forTraining(drop), parameters),
                   base,
                   tokenCount(),
@@ -86,25 +80,15 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
 
   /** Forward, and the gradient to the input, of a layer without adapters. */
   private double flops(Architecture config) {
-    double sizes = 0;
-    for (var module : Projection.values()) {
-      var shape = config.shape(module);
-      sizes += (double) shape[0] * shape[1];
-    }
     double scores =
         2.0 * tokens * tokenCount() * config.numAttentionHeads() * config.headDim(); // causal
-    return 2 * 2 * tokenCount() * sizes + 3.5 * scores;
+    return 2 * 2 * tokenCount() * BenchModel.Sizes.of(config, Projection.values()).weights()
+        + 3.5 * scores;
   }
 
   /** Forward and both gradients of the gates and of the chosen adapters. */
   private double adapterFlops(Architecture config) {
-    double sizes = 0;
-    int chosen = Math.min(options.topK(), options.adapters) * options.rank;
-    for (var module : Projection.values()) {
-      var shape = config.shape(module);
-      sizes += (double) chosen * (shape[0] + shape[1]) + (double) options.adapters * shape[1];
-    }
-    return 3 * 2 * tokenCount() * sizes;
+    return 3 * 2 * tokenCount() * options.adapterNumbers(config, options.acting());
   }
 
   private double layerTime(Llama model, ForwardContext context, Gradients gradients) {

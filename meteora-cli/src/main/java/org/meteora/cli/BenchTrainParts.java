@@ -1,7 +1,6 @@
 package org.meteora.cli;
 
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Locale;
@@ -137,24 +136,12 @@ final class BenchTrainParts {
   }
 
   private double base(Projection... projections) {
-    return 2
-        * tokens
-        * Arrays.stream(projections)
-            .mapToDouble(each -> (double) config.shape(each)[0] * config.shape(each)[1])
-            .sum();
+    return 2 * tokens * BenchModel.Sizes.of(config, projections).weights();
   }
 
   /** One product each with all A and gates, and with all B. */
   private double adapters() {
-    double ranks = (double) options.adapters * options.rank;
-    return 2
-        * tokens
-        * Arrays.stream(Projection.values())
-            .mapToDouble(
-                each ->
-                    ranks * (config.shape(each)[0] + config.shape(each)[1])
-                        + (double) options.adapters * config.shape(each)[1])
-            .sum();
+    return 2 * tokens * options.adapterNumbers(config, options.adapters);
   }
 
   /** Causal attention, forward. */

@@ -4,7 +4,6 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.TreeMap;
@@ -91,7 +90,7 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter, Map<String, Str
    */
   public Map<String, Object> describe() {
     var result = new LinkedHashMap<String, Object>();
-    result.put("forward_mode", mode.name().toLowerCase(Locale.ROOT));
+    result.put("forward_mode", mode.label());
     result.put("single_adapter", singleAdapter.isPresent() ? singleAdapter.getAsInt() : null);
     result.put("flags", given);
     return result;

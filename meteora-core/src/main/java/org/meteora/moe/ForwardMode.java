@@ -1,5 +1,7 @@
 package org.meteora.moe;
 
+import java.util.Locale;
+
 /** How the adapters' contribution is computed; all modes give the same result. */
 public enum ForwardMode {
   /** The best for the device and the number of tokens, from measurements. */
@@ -15,5 +17,10 @@ public enum ForwardMode {
   /** {@code batch} v2: all ranks in one matmul, masked by the routing weights. */
   MASKED,
   /** Fused CUDA kernels at inference; as {@link #AUTO} elsewhere, with a line in the log. */
-  FUSED
+  FUSED;
+
+  /** As logs and reports have it: in lower case. */
+  public String label() {
+    return name().toLowerCase(Locale.ROOT);
+  }
 }

@@ -5,7 +5,6 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
@@ -174,7 +173,7 @@ final class Run {
         model.llama().dtype().label(),
         collective.size() == 1 ? "" : collective.size() + " × ",
         Devices.name(model.llama().manager().getDevice()),
-        model.context().mode().name().toLowerCase(Locale.ROOT));
+        model.context().mode().label());
     requireMemory(
         config, model, parameters, batches, now.end() * config.accumulation() * collective.size());
     var identity = RunIdentity.of(config, model, tasks, train, basePath, adapters);
