@@ -54,7 +54,7 @@ class MergeCommandTest {
     refused("--rank goes with", "--method", "ties", "--rank", "2");
     refused("--seed goes with", "--method", "ties", "--seed", "2");
     refused("no such adapter", "--method", "cat", "--tasks", "sort_letters,gone");
-    refused("there is no method tyes: choose one of linear, cat, svd, ties, ", "--method", "tyes");
+    refused("'--method': expected one of [LINEAR, CAT, SVD, TIES, ", "--method", "tyes");
     refused("twice", "--method", "cat", "--tasks", "sort_letters,sort_letters");
     Files.writeString(Files.createDirectories(folder.resolve("x")).resolve("file"), "mine");
     refused("is not empty", "--method", "cat");

@@ -4,11 +4,9 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashSet;
 import java.util.List;
-import java.util.Locale;
 import java.util.OptionalInt;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
@@ -23,12 +21,10 @@ import org.meteora.lora.AdapterMerge;
 import org.meteora.lora.LoraAdapter;
 import org.meteora.tensor.Devices;
 import picocli.CommandLine.Command;
-import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
-import picocli.CommandLine.TypeConversionException;
 
 /** {@code meteora merge}: one adapter from several. */
 @Command(
@@ -56,7 +52,6 @@ final class MergeCommand implements Callable<Integer> {
 
   @Option(
       names = "--method",
-      converter = MethodName.class,
       required = true,
       paramLabel = "NAME",
       description = "linear, cat, svd, ties, ties_svd, magnitude_prune, dare_linear or dare_ties.")
@@ -162,7 +157,6 @@ final class MergeCommand implements Callable<Integer> {
   }
 
   private void check(List<Path> folders, List<Double> factors) {
-    var name = name(method);
     if (factors.size() != folders.size()) {
       throw new UserException(
           "--weights has %s numbers for %s adapters: ".formatted(factors.size(), folders.size())
@@ -173,19 +167,19 @@ final class MergeCommand implements Callable<Integer> {
       throw new UserException("--weights must be numbers, not " + weights);
     }
     if (density != null && !method.prunes()) {
-      throw new UserException("--density has no meaning for --method " + name);
+      throw new UserException("--density has no meaning for --method " + method);
     }
     if (density != null && !(density > 0 && density <= 1)) {
       throw new UserException("--density must be above 0 and at most 1, not " + density);
     }
     if (rank != null && !method.choosesRank()) {
-      throw new UserException("--rank goes with --method svd and ties_svd, not " + name);
+      throw new UserException("--rank goes with --method svd and ties_svd, not " + method);
     }
     if (rank != null && rank < 1) {
       throw new UserException("--rank must be at least 1, not " + rank);
     }
     if (seed.value().isPresent() && !method.drops()) {
-      throw new UserException("--seed goes with --method dare_linear and dare_ties, not " + name);
+      throw new UserException("--seed goes with --method dare_linear and dare_ties, not " + method);
     }
   }
 
@@ -206,28 +200,5 @@ final class MergeCommand implements Callable<Integer> {
     return Jsonl.readFile(adapter.resolve("adapter_config.json"))
         .path("base_model_name_or_path")
         .asText("");
-  }
-
-  private static String name(AdapterMerge.Method method) {
-    return method.name().toLowerCase(Locale.ROOT);
-  }
-
-  /** Methods by the names that help gives them. */
-  static final class MethodName implements ITypeConverter<AdapterMerge.Method> {
-    @Override
-    public AdapterMerge.Method convert(String value) {
-      var methods = AdapterMerge.Method.values();
-      return Arrays.stream(methods)
-          .filter(method -> name(method).equals(value.toLowerCase(Locale.ROOT)))
-          .findFirst()
-          .orElseThrow(
-              () ->
-                  new TypeConversionException(
-                      "there is no method %s: choose one of %s"
-                          .formatted(
-                              value,
-                              String.join(
-                                  ", ", Arrays.stream(methods).map(MergeCommand::name).toList()))));
-    }
   }
 }

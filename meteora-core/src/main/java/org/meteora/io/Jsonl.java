@@ -90,6 +90,24 @@ public final class Jsonl {
   }
 
   /**
+   * The texts of the list {@code name} in {@code node}; none where there is no such field.
+   *
+   * @throws UserException naming {@code where} when it is another thing than a list of texts
+   */
+  public static List<String> texts(JsonNode node, String name, String where) {
+    var list = node.path(name);
+    var texts = new ArrayList<String>();
+    for (var each : list) {
+      if (!list.isArray() || !each.isTextual()) {
+        throw new UserException(
+            where + ": \"" + name + "\" must be a list of texts, it is " + list);
+      }
+      texts.add(each.textValue());
+    }
+    return texts;
+  }
+
+  /**
    * Reads a whole JSON file.
    *
    * @throws UserException when it is missing or not JSON

@@ -10,6 +10,7 @@ import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.Set;
@@ -79,6 +80,12 @@ public record AdapterMerge(
 
     boolean elects() {
       return this == TIES || this == TIES_SVD || this == DARE_TIES;
+    }
+
+    /** The name that PEFT has for it. */
+    @Override
+    public String toString() {
+      return name().toLowerCase(Locale.ROOT);
     }
   }
 
@@ -192,7 +199,7 @@ public record AdapterMerge(
       if (ranks.values().stream().distinct().count() > 1) {
         throw new UserException(
             "the method %s needs adapters of equal rank, and on %s they have "
-                    .formatted(method.name().toLowerCase(java.util.Locale.ROOT), module.path())
+                    .formatted(method, module.path())
                 + ranks.entrySet().stream()
                     .map(each -> each.getKey() + " " + each.getValue())
                     .collect(Collectors.joining(", "))

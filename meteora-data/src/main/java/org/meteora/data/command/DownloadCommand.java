@@ -81,7 +81,7 @@ public final class DownloadCommand implements Callable<Integer> {
       names = "--type",
       paramLabel = "model|dataset",
       description = "Kind of repository (default: model, or what a short name is).")
-  private Optional<String> type;
+  private Optional<Repository.Type> type;
 
   @Option(
       names = "--write-config",
@@ -110,9 +110,7 @@ public final class DownloadCommand implements Callable<Integer> {
                   String.join(
                       ", ", KnownRepository.ALL.stream().map(KnownRepository::name).toList())));
     }
-    var kind =
-        type.map(DownloadCommand::parseType)
-            .orElse(known.map(KnownRepository::type).orElse(Repository.Type.MODEL));
+    var kind = type.or(() -> known.map(KnownRepository::type)).orElse(Repository.Type.MODEL);
     var id = known.map(KnownRepository::id).orElse(name);
     var entry = known.or(() -> KnownRepository.ofId(kind, id));
     var repository = new Repository(kind, id, revision);
@@ -157,13 +155,5 @@ public final class DownloadCommand implements Callable<Integer> {
     } else if (base.isPresent() && !Files.isDirectory(baseFolder.get())) {
       out.println("# the base model is not there yet: meteora download " + base.get().name());
     }
-  }
-
-  private static Repository.Type parseType(String text) {
-    return switch (text) {
-      case "model" -> Repository.Type.MODEL;
-      case "dataset" -> Repository.Type.DATASET;
-      default -> throw new UserException("--type must be model or dataset, not " + text);
-    };
   }
 }

@@ -2,7 +2,6 @@ package org.meteora.data.composite;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -79,14 +78,7 @@ public record CompositeTask(String name, List<String> tasks) {
     if (!Files.isRegularFile(file)) {
       return find(name);
     }
-    var tasks = new ArrayList<String>();
-    var named = Jsonl.readFile(file).path("tasks");
-    for (var task : named) {
-      if (!named.isArray() || !task.isTextual()) {
-        throw new UserException(file + ": \"tasks\" must be a list of names, it is " + named);
-      }
-      tasks.add(task.textValue());
-    }
+    var tasks = Jsonl.texts(Jsonl.readFile(file), "tasks", file.toString());
     if (tasks.isEmpty()) {
       throw new UserException(file + ": no \"tasks\"");
     }

@@ -21,17 +21,17 @@ public final class HubCache {
 
   /** {@code HF_HOME}, or {@code huggingface} in the user's cache. */
   public static Path home(Map<String, String> environment, Path userHome) {
-    return value(environment, "HF_HOME", userHome)
+    return path(environment, "HF_HOME", userHome)
         .orElseGet(
             () ->
-                value(environment, "XDG_CACHE_HOME", userHome)
+                path(environment, "XDG_CACHE_HOME", userHome)
                     .orElse(userHome.resolve(".cache"))
                     .resolve("huggingface"));
   }
 
   /** {@code HF_HUB_CACHE}, or {@code hub} in {@link #home}. */
   public static Path of(Map<String, String> environment, Path userHome) {
-    return value(environment, "HF_HUB_CACHE", userHome)
+    return path(environment, "HF_HUB_CACHE", userHome)
         .orElseGet(() -> home(environment, userHome).resolve("hub"));
   }
 
@@ -78,16 +78,20 @@ public final class HubCache {
             .formatted(name, cache, name, name.substring(name.indexOf('/') + 1)));
   }
 
-  private static Optional<Path> value(Map<String, String> environment, String name, Path userHome) {
+  /** A variable's text, without white space at its ends; empty where that leaves nothing. */
+  public static Optional<String> value(Map<String, String> environment, String name) {
     return Optional.ofNullable(environment.get(name))
         .map(String::strip)
-        .filter(text -> !text.isEmpty())
-        .map(text -> expand(text, userHome));
+        .filter(text -> !text.isEmpty());
   }
 
-  private static Path expand(String text, Path userHome) {
-    return text.equals("~") || text.startsWith("~/")
-        ? userHome.resolve(text.substring(Math.min(2, text.length())))
-        : MeteoraConfig.expand(text);
+  /** A variable's path, with a leading {@code ~} for the home folder. */
+  public static Optional<Path> path(Map<String, String> environment, String name, Path userHome) {
+    return value(environment, name)
+        .map(
+            text ->
+                text.equals("~") || text.startsWith("~/")
+                    ? userHome.resolve(text.substring(Math.min(2, text.length())))
+                    : MeteoraConfig.expand(text));
   }
 }

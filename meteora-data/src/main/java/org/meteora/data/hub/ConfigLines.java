@@ -1,6 +1,5 @@
 package org.meteora.data.hub;
 
-import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -14,6 +13,7 @@ import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.data.config.PlainYaml;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Texts;
 
 /** The lines of config.yaml that point to what was downloaded. */
 public final class ConfigLines {
@@ -79,12 +79,7 @@ public final class ConfigLines {
    * @throws UserException when the file is not YAML, or not a map, before or after
    */
   public static void write(Path config, Map<String, Path> lines) {
-    String text;
-    try {
-      text = Files.exists(config) ? Files.readString(config) : "";
-    } catch (IOException e) {
-      throw new UserException("cannot read " + config + ": " + AtomicFiles.reason(e), e);
-    }
+    var text = Files.exists(config) ? Texts.read(config) : "";
     var before = parse(config, text);
     var missing = new ArrayList<String>();
     for (var entry : lines.entrySet()) {
@@ -101,7 +96,7 @@ public final class ConfigLines {
       text +=
           (text.isEmpty() || text.endsWith("\n") ? "" : "\n") + String.join("\n", missing) + "\n";
     }
-    var expected = new LinkedHashMap<>(before);
+    var expected = new LinkedHashMap<Object, Object>(before);
     lines.forEach((key, value) -> expected.put(key, value.toString()));
     if (!expected.equals(parse(config, text))) {
       throw new UserException(
@@ -114,18 +109,11 @@ public final class ConfigLines {
     AtomicFiles.writeString(config, text);
   }
 
-  private static Map<?, ?> parseMap(Path config, String text) {
-    var value = PlainYaml.load(text, config.toString());
-    if (value == null) {
-      return Map.of();
-    }
-    if (value instanceof Map<?, ?> map) {
-      return map;
-    }
-    throw new UserException(config + " must be a map of keys and values");
-  }
-
-  private static Map<Object, Object> parse(Path config, String text) {
-    return new LinkedHashMap<>(parseMap(config, text));
+  private static Map<?, ?> parse(Path config, String text) {
+    return switch (PlainYaml.load(text, config.toString())) {
+      case null -> Map.of();
+      case Map<?, ?> map -> map;
+      default -> throw new UserException(config + " must be a map of keys and values");
+    };
   }
 }

@@ -57,7 +57,7 @@ public record HubSettings(
     if (offline.matches("(?i)1|true|yes|on")) {
       throw new UserException("HF_HUB_OFFLINE=" + offline + " forbids downloads; unset it");
     }
-    var endpointText = value(environment, "HF_ENDPOINT").orElse("https://huggingface.co");
+    var endpointText = HubCache.value(environment, "HF_ENDPOINT").orElse("https://huggingface.co");
     URI endpoint;
     try {
       endpoint = URI.create(endpointText.replaceAll("/+$", ""));
@@ -72,12 +72,10 @@ public record HubSettings(
     }
     var home = HubCache.home(environment, userHome);
     var tokenFile =
-        value(environment, "HF_TOKEN_PATH")
-            .map(text -> expand(text, userHome))
-            .orElse(home.resolve("token"));
+        HubCache.path(environment, "HF_TOKEN_PATH", userHome).orElse(home.resolve("token"));
     var token =
-        value(environment, "HF_TOKEN")
-            .or(() -> value(environment, "HUGGING_FACE_HUB_TOKEN"))
+        HubCache.value(environment, "HF_TOKEN")
+            .or(() -> HubCache.value(environment, "HUGGING_FACE_HUB_TOKEN"))
             .or(() -> read(tokenFile));
     if (token.isPresent() && !token.get().matches("[\\x21-\\x7e]+")) {
       throw new UserException(
@@ -96,18 +94,6 @@ public record HubSettings(
   /** The settings of this process. */
   public static HubSettings fromEnvironment() {
     return fromEnvironment(System.getenv(), CacheFolders.home().orElse(Path.of("/nonexistent")));
-  }
-
-  private static Optional<String> value(Map<String, String> environment, String name) {
-    return Optional.ofNullable(environment.get(name))
-        .map(String::strip)
-        .filter(text -> !text.isEmpty());
-  }
-
-  private static Path expand(String text, Path userHome) {
-    return text.equals("~") || text.startsWith("~/")
-        ? userHome.resolve(text.substring(Math.min(2, text.length())))
-        : Path.of(text);
   }
 
   private static Optional<String> read(Path tokenFile) {

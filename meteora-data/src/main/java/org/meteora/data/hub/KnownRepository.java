@@ -16,7 +16,6 @@ import java.util.Optional;
  * @param folder where they go unless the user says otherwise
  * @param baseModel the short name of the base model that these checkpoints were trained on; empty
  *     for anything else
- * @param about one line for the help
  */
 public record KnownRepository(
     String name,
@@ -24,52 +23,35 @@ public record KnownRepository(
     String id,
     List<String> includes,
     String folder,
-    String baseModel,
-    String about) {
+    String baseModel) {
 
   private static final List<String> MODEL_FILES =
       List.of("*.json", "*.safetensors", "tokenizer.model", "LICENSE*", "USE_POLICY*");
 
   public static final List<KnownRepository> ALL =
       List.of(
-          model(
-              "meteora-llama2-13b",
-              "ParagonLight/MeteoRA-llama2-13b",
-              "llama2-13b",
-              "the paper's adapters and gates for Llama 2 13B"),
-          model(
-              "meteora-llama3-8b",
-              "ParagonLight/MeteoRA-llama3-8b",
-              "llama3-8b",
-              "the paper's adapters and gates for Llama 3 8B"),
+          model("meteora-llama2-13b", "ParagonLight/MeteoRA-llama2-13b", "llama2-13b"),
+          model("meteora-llama3-8b", "ParagonLight/MeteoRA-llama3-8b", "llama3-8b"),
           new KnownRepository(
               "llama2-13b",
               MODEL,
               "meta-llama/Llama-2-13b-hf",
               MODEL_FILES,
               "models/Llama-2-13b-hf",
-              "",
-              "base model (gated)"),
+              ""),
           new KnownRepository(
               "llama3-8b",
               MODEL,
               "meta-llama/Meta-Llama-3-8B",
               MODEL_FILES,
               "models/Meta-Llama-3-8B",
-              "",
-              "base model (gated)"),
-          data("meteora-dataset", "NJUDeepEngine/meteora_dataset", "the paper's own data set"),
-          data("bigbench", "tasksource/bigbench", "BIG-bench as parquet"),
-          data("gsm8k", "openai/gsm8k", "configuration main", "main/*"),
-          data("cnn_dailymail", "abisee/cnn_dailymail", "version 3.0.0", "3.0.0/*"),
-          data(
-              "news_commentary",
-              "Helsinki-NLP/news_commentary",
-              "de-en, en-es, en-it",
-              "de-en/*",
-              "en-es/*",
-              "en-it/*"),
-          data("alpaca", "tatsu-lab/alpaca", "instructions", "*.parquet"));
+              ""),
+          data("meteora-dataset", "NJUDeepEngine/meteora_dataset"),
+          data("bigbench", "tasksource/bigbench"),
+          data("gsm8k", "openai/gsm8k", "main/*"),
+          data("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0/*"),
+          data("news_commentary", "Helsinki-NLP/news_commentary", "de-en/*", "en-es/*", "en-it/*"),
+          data("alpaca", "tatsu-lab/alpaca", "*.parquet"));
 
   /** The entry of a short name. */
   public static Optional<KnownRepository> find(String name) {
@@ -83,12 +65,12 @@ public record KnownRepository(
         .findFirst();
   }
 
-  private static KnownRepository model(String name, String id, String base, String about) {
+  private static KnownRepository model(String name, String id, String base) {
     return new KnownRepository(
-        name, MODEL, id, List.of(), "ckpt/" + id.substring(id.indexOf('/') + 1), base, about);
+        name, MODEL, id, List.of(), "ckpt/" + id.substring(id.indexOf('/') + 1), base);
   }
 
-  private static KnownRepository data(String name, String id, String about, String... includes) {
-    return new KnownRepository(name, DATASET, id, List.of(includes), "sources/" + name, "", about);
+  private static KnownRepository data(String name, String id, String... includes) {
+    return new KnownRepository(name, DATASET, id, List.of(includes), "sources/" + name, "");
   }
 }

@@ -2,7 +2,6 @@ package org.meteora.data.tasks;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
@@ -35,14 +34,7 @@ public final class MetricsFile {
     if (!Files.isRegularFile(file)) {
       return Optional.empty();
     }
-    var metrics = new ArrayList<String>();
-    var named = Jsonl.readFile(file).path("metrics");
-    for (var key : named) {
-      if (!named.isArray() || !key.isTextual()) {
-        throw new UserException(file + ": \"metrics\" must be a list of texts, it holds " + key);
-      }
-      metrics.add(key.textValue());
-    }
+    var metrics = Jsonl.texts(Jsonl.readFile(file), "metrics", file.toString());
     if (metrics.isEmpty()) {
       throw new UserException(file + ": \"metrics\" must be a list of metrics, at least one");
     }
