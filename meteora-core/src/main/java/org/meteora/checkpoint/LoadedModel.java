@@ -136,6 +136,21 @@ public final class LoadedModel implements AutoCloseable {
       return of(basePath, name, Optional.empty(), Optional.of(adapterDir));
     }
 
+    /** The same with another routing temperature. */
+    public Spec at(double otherTemperature) {
+      return new Spec(
+          basePath,
+          model,
+          checkpointPath,
+          adapterDir,
+          topK,
+          Optional.of(otherTemperature),
+          device,
+          dtype,
+          flags,
+          router);
+    }
+
     /** The same on another device, in its usual dtype. */
     public Spec on(String otherDevice) {
       return new Spec(

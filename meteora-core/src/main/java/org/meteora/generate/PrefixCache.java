@@ -22,8 +22,11 @@ final class PrefixCache implements AutoCloseable {
   /** Beginnings are multiples of so many tokens. */
   static final int STEP = 32;
 
-  /** Tokens that are worth a prefill of one prompt alone. */
+  /** Tokens at least that are worth a prefill of one prompt alone. */
   private static final int WORTH = 2 * STEP;
+
+  /** Passes of as many tokens as are computed in one, in which what a pass costs by itself goes. */
+  private static final int PASSES = 32;
 
   /** Bytes that are kept at most, and of what is free. */
   private static final long MOST = 2L << 30;
@@ -58,6 +61,7 @@ final class PrefixCache implements AutoCloseable {
 
   private final Llama model;
   private final long capacity;
+  private final int worth;
   private final Map<Key, Kept> kept = new HashMap<>();
   private final LinkedHashSet<Kept> byUse = new LinkedHashSet<>(); // longest ago first
   private final int[] routings;
@@ -69,21 +73,34 @@ final class PrefixCache implements AutoCloseable {
    * @param sequences that will be asked for, by their places
    */
   PrefixCache(Llama model, List<Sequence> sequences) {
-    this(model, sequences, () -> Math.min(MOST, model.backend().memory(0).free() / SHARE));
+    this(model, sequences, 0);
+  }
+
+  /**
+   * @param passTokens of a pass that takes much longer than one of a single token
+   */
+  PrefixCache(Llama model, List<Sequence> sequences, int passTokens) {
+    this(
+        model,
+        sequences,
+        Math.max(WORTH, passTokens / PASSES),
+        () -> Math.min(MOST, model.backend().memory(0).free() / SHARE));
   }
 
   /**
    * @param capacity bytes that are kept at most
    */
   PrefixCache(Llama model, List<Sequence> sequences, long capacity) {
-    this(model, sequences, () -> capacity);
+    this(model, sequences, WORTH, () -> capacity);
   }
 
   /**
+   * @param worth tokens that are worth a prefill of one prompt alone
    * @param most asked only where there is something to keep
    */
-  private PrefixCache(Llama model, List<Sequence> sequences, LongSupplier most) {
+  private PrefixCache(Llama model, List<Sequence> sequences, int worth, LongSupplier most) {
     this.model = model;
+    this.worth = worth;
     routings = routings(sequences);
     shared = new int[routings.length];
     int distinct = Arrays.stream(routings).max().orElse(-1) + 1;
@@ -190,7 +207,7 @@ final class PrefixCache implements AutoCloseable {
   /** Whether a prompt begins as another does for a good part, and that is not known yet. */
   boolean isWorthKeeping(int prompt, int[] tokens) {
     int fresh = shared[prompt] - find(prompt, tokens).map(Hit::tokens).orElse(0);
-    return fresh >= WORTH && 4 * fresh >= tokens.length;
+    return fresh >= worth && 4 * fresh >= tokens.length;
   }
 
   /** A cache takes memory for whole blocks. */

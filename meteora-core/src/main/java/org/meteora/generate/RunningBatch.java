@@ -32,7 +32,7 @@ import org.slf4j.LoggerFactory;
 final class RunningBatch implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(RunningBatch.class);
 
-  /** Tokens of prompts that join together at most: each joining moves what is there. */
+  /** Tokens of prompts that may join together at least: each joining moves what is there. */
   private static final long JOINING_TOKENS = 2048;
 
   private final Llama model;
@@ -76,7 +76,9 @@ final class RunningBatch implements AutoCloseable {
             .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
     packs = model.backend().runsPacked(model.config());
     prefixes =
-        keepsPrefixes ? new PrefixCache(model, sequences) : new PrefixCache(model, sequences, 0);
+        keepsPrefixes
+            ? new PrefixCache(model, sequences, decoding.prefillTokens())
+            : new PrefixCache(model, sequences, 0L);
     int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
     session = decoding.begin(this.maxSequences, tokens, this.context);
     scheduler =
@@ -85,7 +87,7 @@ final class RunningBatch implements AutoCloseable {
                 Math.min(this.maxSequences, session.sequences()),
                 session.kvCapacity(),
                 KvCache.BLOCK,
-                JOINING_TOKENS,
+                Math.max(JOINING_TOKENS, decoding.prefillTokens()),
                 !packs),
             which -> listener.wants(sequences.get(which).request));
     for (int i = 0; i < sequences.size(); i++) {

@@ -183,6 +183,10 @@ public final class GatedLinear extends AbstractBlock {
           report(context, routing.download(), shape);
         }
       }
+      case Router.Probe probe -> {
+        probe.see(this, rows, batchRows(shape));
+        return new Output(y, null);
+      }
       case Router.Probing probing -> throw unprobed(probing);
       case Router.Reading reading -> throw unprobed(reading);
     }
@@ -246,7 +250,8 @@ public final class GatedLinear extends AbstractBlock {
   /** Who chooses here: the context's router, unless there is nothing to choose. */
   public Router router(ForwardContext context) {
     var router = context.routing().router();
-    if (bank.gate() == null && bank.size() == 1 && !(router instanceof Router.Weighing)) {
+    boolean chooses = !(router instanceof Router.Weighing || router instanceof Router.Probe);
+    if (bank.gate() == null && bank.size() == 1 && chooses) {
       return ONLY;
     }
     if (router instanceof Router.Gates && bank.gate() == null) {
@@ -259,6 +264,11 @@ public final class GatedLinear extends AbstractBlock {
   public static IllegalStateException unprobed(Router router) {
     return new IllegalStateException(
         router.name() + " must see the prompts first: use a Generator");
+  }
+
+  /** Whether there is one adapter, and nothing chooses. */
+  public boolean isOnly(ForwardContext context) {
+    return router(context) == ONLY;
   }
 
   /** k, cut to the adapters there are. */
@@ -281,7 +291,7 @@ public final class GatedLinear extends AbstractBlock {
    * adapter there is.
    */
   public void report(ForwardContext context, Choice choice, Shape shape) {
-    if (context.listener().isPresent() && router(context) != ONLY) {
+    if (context.listener().isPresent() && !isOnly(context)) {
       int rows = batchRows(shape);
       context
           .listener()

@@ -11,7 +11,7 @@ import org.meteora.nn.Scores;
 import org.meteora.tensor.Ops;
 
 /**
- * Who decides which adapters act on a token. Each is one of five kinds, by what it gives or looks
+ * Who decides which adapters act on a token. Each is one of six kinds, by what it gives or looks
  * at; {@link Gate} turns scores into weights. Immutable, but for a {@link Probe}.
  */
 public sealed interface Router {
@@ -77,8 +77,14 @@ public sealed interface Router {
     SequenceRouter of(int[] prompt);
   }
 
-  /** Sees the prompts; for one pass of one thread. */
-  interface Probe extends Choosing {
+  /** Sees the prompts in a pass on which no adapter acts; for one pass of one thread. */
+  non-sealed interface Probe extends Router {
+    /**
+     * @param x a linear's input {@code (tokens, in)}, row after row of the batch
+     * @param rows of the batch, padded on their left
+     */
+    void see(GatedLinear linear, NDArray x, int rows);
+
     /**
      * After the pass: what serves each of its rows from now on.
      *

@@ -43,6 +43,11 @@ public record RoutingSettings(int topK, double temperature, Router router) {
     return router instanceof Router.Fixed fixed ? fixed.topK() : topK;
   }
 
+  /** The same with another T. */
+  public RoutingSettings withTemperature(double value) {
+    return new RoutingSettings(topK, value, router);
+  }
+
   /** The same with another router. */
   public RoutingSettings withRouter(Router value) {
     return new RoutingSettings(topK, temperature, value);

@@ -7,7 +7,6 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.meteora.model.Llama;
-import org.meteora.moe.Choice;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.SequenceRouter;
@@ -117,12 +116,11 @@ public final class Logo implements Router.Probing {
   }
 
   @Override
-  public Probe probe() {
+  public Router.Probe probe() {
     return new LastToken();
   }
 
-  /** No adapter acts while it runs along. */
-  private final class LastToken implements Probe {
+  private final class LastToken implements Router.Probe {
     private List<float[]> scores;
 
     @Override
@@ -131,24 +129,24 @@ public final class Logo implements Router.Probing {
     }
 
     @Override
-    public Choice choose(GatedLinear linear, NDArray x, int rows) {
-      int tokens = (int) x.getShape().get(0);
-      if (linear == probed) {
-        int n = linear.bank().size();
-        var lasts = new long[rows]; // prompts are padded on their left
+    public void see(GatedLinear linear, NDArray x, int rows) {
+      if (linear != probed) {
+        return;
+      }
+      int n = linear.bank().size();
+      long width = x.getShape().get(0) / rows;
+      var lasts = new long[rows]; // prompts are padded on their left
+      for (int row = 0; row < rows; row++) {
+        lasts[row] = (row + 1) * width - 1;
+      }
+      try (var index = Ops.of(x.getManager(), lasts, rows);
+          var h = Ops.indexSelect(x, 0, index)) {
+        var values = Logo.this.scores(h);
+        scores = new ArrayList<>();
         for (int row = 0; row < rows; row++) {
-          lasts[row] = (long) (row + 1) * (tokens / rows) - 1;
-        }
-        try (var index = Ops.of(x.getManager(), lasts, rows);
-            var h = Ops.indexSelect(x, 0, index)) {
-          var values = Logo.this.scores(h);
-          scores = new ArrayList<>();
-          for (int row = 0; row < rows; row++) {
-            scores.add(Arrays.copyOfRange(values, row * n, (row + 1) * n));
-          }
+          scores.add(Arrays.copyOfRange(values, row * n, (row + 1) * n));
         }
       }
-      return new Choice(tokens, 1); // adapter 0 with the weight 0: nothing
     }
 
     @Override
@@ -168,7 +166,7 @@ public final class Logo implements Router.Probing {
                 .toList();
         double sum = best.stream().mapToDouble(i -> row[i]).sum();
         var weights = best.stream().map(i -> sum > 0 ? (float) (row[i] / sum) : 1f / k).toList();
-        routers.add(new Fixed(name(), k, best, weights));
+        routers.add(new Router.Fixed(name(), k, best, weights));
       }
       return routers;
     }

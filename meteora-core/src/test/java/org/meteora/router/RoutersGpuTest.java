@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Optional;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
@@ -19,6 +20,7 @@ import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.KvCache;
 import org.meteora.moe.Choice;
+import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.tensor.Devices;
@@ -54,6 +56,56 @@ class RoutersGpuTest {
         assertThat(RoutersTest.worst(actual, expected)).isLessThan(1e-4);
       }
     }
+  }
+
+  /** Prefill of many tokens and of few, with gates that are not asked and without. */
+  @ParameterizedTest
+  @CsvSource({"true, 2", "false, 2", "false, 4"})
+  void prefillsOfGivenChoicesAreTheCpus(boolean gated, int k) {
+    var prompts = Fixtures.prompts();
+    var router = byPlace(prompts.size(), k, 0);
+    try (var cpu = tiny("cpu", gated, "meteora");
+        var gpu = tiny("cuda", gated, "meteora")) {
+      for (int piece : new int[] {1000, 1}) {
+        var expected = RoutersTest.logits(cpu.llama(), with(cpu, router), prompts, piece);
+        var actual = RoutersTest.logits(gpu.llama(), with(gpu, router), prompts, piece);
+        assertThat(RoutersTest.worst(actual, expected)).isLessThan(1e-4);
+      }
+      var none = with(gpu, Router.none());
+      var without = RoutersTest.logits(gpu.llama(), none, prompts, 1000);
+      var some = RoutersTest.logits(gpu.llama(), with(gpu, router), prompts, 1000);
+      assertThat(RoutersTest.worst(some, without)).isGreaterThan(1e-2);
+    }
+  }
+
+  @Test
+  void prefillsOfOneAdapterAreTheCpus() {
+    var prompts = Fixtures.prompts();
+    try (var cpu = tiny("cpu", false, "task_b");
+        var gpu = tiny("cuda", false, "task_b")) {
+      var expected = RoutersTest.logits(cpu.llama(), cpu.generator().context(), prompts, 1000);
+      for (int piece : new int[] {1000, 1}) {
+        var context = gpu.generator().context();
+        var actual = RoutersTest.logits(gpu.llama(), context, prompts, piece);
+        assertThat(RoutersTest.worst(actual, expected)).isLessThan(1e-4);
+      }
+    }
+  }
+
+  private static LoadedModel tiny(String device, boolean gated, String model) {
+    var tiny = Fixtures.tinyLlama();
+    return LoadedModel.load(
+        new LoadedModel.Spec(
+            tiny.resolve("base"),
+            model,
+            gated ? Optional.of(tiny.resolve("meteora")) : Optional.empty(),
+            Optional.of(tiny.resolve("adapters")),
+            Optional.of(2),
+            Optional.of(1.5),
+            device,
+            Optional.of("f32"),
+            Flags.AUTO,
+            gated || !model.equals("meteora") ? "gate" : "uniform"));
   }
 
   /**

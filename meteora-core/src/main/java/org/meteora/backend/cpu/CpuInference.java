@@ -69,6 +69,12 @@ final class CpuInference {
             choice = Gate.all(weighing.weights(linear, flat, context)).download();
           }
         }
+        case Router.Probe probe -> {
+          try (var flat = rows.reshape(tokens, in)) {
+            probe.see(linear, flat, GatedLinear.batchRows(shape));
+          }
+          return new Output(y, null);
+        }
         case Router.Probing probing -> throw GatedLinear.unprobed(probing);
         case Router.Reading reading -> throw GatedLinear.unprobed(reading);
       }

@@ -21,6 +21,7 @@ import org.meteora.model.LlamaTraining;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedForward;
 import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -132,6 +133,22 @@ public final class CudaBackend implements Backend {
 
   @Override
   public GatedForward.RoutedPass begin(ForwardContext context) {
+    boolean given = GivenChoice.serves(context.routing().router());
+    if (!given || context.training() || !context.backendChooses()) {
+      return heard(context);
+    }
+    var router = new GivenChoice((Router.Choosing) context.routing().router(), manager);
+    var pass = heard(context.withRouting(context.routing().withRouter(router)));
+    return new GatedForward.RoutedPass(
+        pass.context(),
+        () -> {
+          try (router) {
+            pass.close();
+          }
+        });
+  }
+
+  private GatedForward.RoutedPass heard(ForwardContext context) {
     if (context.listener().isEmpty()) {
       return new GatedForward.RoutedPass(context, () -> {});
     }

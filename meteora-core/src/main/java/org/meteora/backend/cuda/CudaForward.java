@@ -25,8 +25,9 @@ import org.slf4j.LoggerFactory;
 /**
  * Gated linears with one input on a GPU. At inference one product finds the logits of all their
  * gates and z = x Aᵀ of all their adapters; for that their A and gates are moved into one matrix
- * when the group is made. In training, where {@link CudaTraining} refuses a pass, each is {@link
- * MaskedTraining}.
+ * when the group is made. Where routers go by places alone ({@link GivenChoice}), or there is one
+ * adapter, nothing is scored, and z is multiplied by coefficients that are there. In training,
+ * where {@link CudaTraining} refuses a pass, each is {@link MaskedTraining}.
  */
 final class CudaForward extends PortableForward {
   static final Logger LOG = LoggerFactory.getLogger(CudaForward.class);
@@ -37,6 +38,10 @@ final class CudaForward extends PortableForward {
   private final List<GatedLinear> gated;
   private final List<GatedLinear> adapted;
   private final NDArray stacked;
+  private final NDArray all;
+  private final GivenChoice.Ranks ranks;
+  private final int[] firstRanks;
+  private NDArray scales;
   private final Map<Choosing, FusedInference> fused = new HashMap<>();
   private final Set<Choosing> refused = new HashSet<>();
 
@@ -54,7 +59,9 @@ final class CudaForward extends PortableForward {
     boolean gateless = adapted.stream().allMatch(linear -> linear.bank().gate() == null);
     // a linear by itself that is one of a group has its parameters in the group's stack
     boolean stacks = !adapted.isEmpty() && BankLayout.canStack(layouts) && (allGated || gateless);
-    var all = stacks ? BankLayout.stack(layouts) : null;
+    this.all = stacks ? BankLayout.stack(layouts) : null;
+    this.ranks = stacks ? GivenChoice.Ranks.of(adapted, all) : null;
+    this.firstRanks = GivenChoice.firstRanks(adapted);
     this.gated = stacks && allGated ? adapted : List.of();
     this.stacked = gated.isEmpty() ? null : all;
   }
@@ -72,6 +79,14 @@ final class CudaForward extends PortableForward {
 
   @Override
   public List<Output> forward(NDArray x, ForwardContext context) {
+    if (all != null && !context.training() && context.backendChooses()) {
+      if (adapted.stream().allMatch(linear -> linear.isOnly(context))) {
+        return scaled(x, scales(), context);
+      }
+      if (context.routing().router() instanceof GivenChoice given) {
+        return given(x, context, given);
+      }
+    }
     var fusible = fusible(context);
     var kernels = kernels(context, fusible);
     if (kernels == null) {
@@ -104,6 +119,63 @@ final class CudaForward extends PortableForward {
                       : forward(linear, x, context))
           .toList();
     }
+  }
+
+  private List<Output> given(NDArray x, ForwardContext context, GivenChoice given) {
+    int rows = GatedLinear.batchRows(x.getShape());
+    NDArray coefficients;
+    try (var flat = flat(x)) {
+      coefficients = given.coefficients(adapted, ranks, flat, rows, Ops.dtype(all));
+    }
+    return scaled(x, coefficients, context);
+  }
+
+  /** With z of all ranks times coefficients {@code (tokens or 1, columns)}. */
+  private List<Output> scaled(NDArray x, NDArray coefficients, ForwardContext context) {
+    try (var flat = flat(x);
+        var z = Ops.linear(flat, all, null)) {
+      z.muli(coefficients);
+      return linears().stream()
+          .map(
+              linear -> {
+                int at = adapted.indexOf(linear);
+                if (at < 0) {
+                  return forward(linear, x, context);
+                }
+                var y = linear.base(x);
+                if (!linear.isOnly(context)
+                    && context.routing().router() instanceof GivenChoice given) {
+                  int rows = GatedLinear.batchRows(x.getShape());
+                  linear.report(context, given.choose(linear, flat, rows), x.getShape());
+                }
+                add(y, z, firstRanks[at], linear);
+                return new Output(y, null);
+              })
+          .toList();
+    }
+  }
+
+  private static void add(NDArray y, NDArray z, int first, GatedLinear linear) {
+    try (var to = y.reshape(-1, linear.weight().getShape().get(0));
+        var its = Ops.narrow(z, 1, first, linear.bank().totalRank())) {
+      Ops.addLinear(to, its, linear.bank().loraB());
+    }
+  }
+
+  /** A new view {@code (tokens, in)}. */
+  private static NDArray flat(NDArray x) {
+    return x.reshape(-1, x.getShape().get(x.getShape().dimension() - 1));
+  }
+
+  /** {@code (1, columns)}: the scale of the only adapter in each linear. */
+  private synchronized NDArray scales() {
+    if (scales == null) {
+      var manager = all.getManager();
+      try (var one = Ops.of(manager, new float[] {1}, 1, 1)) {
+        scales = GivenChoice.coefficients(manager, one, adapted, ranks.columns(), Ops.dtype(all));
+      }
+    }
+    return scales;
   }
 
   private Output add(

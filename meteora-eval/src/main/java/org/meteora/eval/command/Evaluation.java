@@ -50,7 +50,6 @@ final class Evaluation implements AutoCloseable {
   private final Collective sharers;
   private final String device;
   private final PrintWriter out;
-  private LoadedModel.Spec spec;
   private LoadedModel loaded;
   private RoutingMatrix routesOfAll;
 
@@ -103,7 +102,8 @@ final class Evaluation implements AutoCloseable {
       var processes = ShardedWeights.meeting(loaded.llama().frozen(), all);
       var chosen = chosen();
       var context = loaded.generator().context();
-      var generator = generator(routing(task, context.routing()));
+      var asked = temperature(wanted, context.routing());
+      var generator = generator(routing(task, asked));
       var evaluator =
           new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, settings.batchSize())
               .dealtTo(processes);
@@ -121,7 +121,7 @@ final class Evaluation implements AutoCloseable {
                             ids -> loaded.tokenizer().decode(ids, false)));
       }
       var described = settings.describe(test, chosen);
-      Map<String, Object> modelDescribed = save ? loaded.describe() : Map.of();
+      Map<String, Object> modelDescribed = save ? loaded.describe(asked) : Map.of();
       var there =
           save ? result.begin(described, modelDescribed, settings.existing()) : List.<Answer>of();
       if (!there.isEmpty()) {
@@ -158,7 +158,7 @@ final class Evaluation implements AutoCloseable {
       }
       if (settings.routes()) {
         var how = new LinkedHashMap<>(described);
-        how.put("model", loaded.describe());
+        how.put("model", loaded.describe(asked));
         matrix.write("Routing of " + task.name(), how, routesFolder);
         LOG.info("wrote the routing to {}", routesFolder);
         if (routesOfAll == null) {
@@ -223,7 +223,7 @@ final class Evaluation implements AutoCloseable {
     load(wanted);
     var chosen = chosen();
     var described = settings.describe(test, chosen);
-    var given = loaded.generator().context().routing();
+    var given = temperature(wanted, loaded.generator().context().routing());
     // what a router refuses is said before the first point's work
     points.points().forEach(each -> routing(task, each.routing(given, loaded::router)));
     var report = new SweepReport(task.name(), points);
@@ -266,14 +266,18 @@ final class Evaluation implements AutoCloseable {
     return settings.prefixCache() ? generator : generator.withoutPrefixes();
   }
 
+  /** The model stays where only the temperature is another. */
   private void load(LoadedModel.Spec wanted) {
-    if (!wanted.equals(spec)) {
+    if (loaded == null || !wanted.at(1).equals(loaded.spec().at(1))) {
       close();
       loaded =
           LoadedModel.load(
               wanted, sharers, new LoadedModel.Room(settings.batchSize(), settings.maxLength()));
-      spec = wanted;
     }
+  }
+
+  private static RoutingSettings temperature(LoadedModel.Spec wanted, RoutingSettings routing) {
+    return wanted.temperature().map(routing::withTemperature).orElse(routing);
   }
 
   private void requireGates(LoadedModel.Spec wanted) {
@@ -351,7 +355,6 @@ final class Evaluation implements AutoCloseable {
   @Override
   public void close() {
     if (loaded != null) {
-      spec = null;
       loaded.close();
       loaded = null;
     }
