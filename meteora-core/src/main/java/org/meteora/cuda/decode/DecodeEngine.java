@@ -262,8 +262,9 @@ public final class DecodeEngine implements AutoCloseable {
       throw new IllegalArgumentException(
           "%d adapters, %d weights for %d rows".formatted(indices.length, weights.length, active));
     }
+    var adapters = model.maxAdapters(); // looks at every linear
     for (var index : indices) {
-      Objects.checkIndex(index, model.maxAdapters());
+      Objects.checkIndex(index, adapters);
     }
     memory.choice(indices, weights, active);
   }
