@@ -2,6 +2,7 @@ package org.meteora.train.batch;
 
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.Optional;
@@ -32,6 +33,9 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
    */
   public record Tokenization(int maxLength, int endToken, boolean responseOnly) {}
 
+  /** Lines whose texts are kept while they are encoded. */
+  private static final int AT_ONCE = 4096;
+
   /**
    * Reads a task file, {@code {"prompt": …, "response": …}} a line, and splits it: its lines are
    * shuffled with the seed, and the last {@code evalRatio} of them are held out (at least one line
@@ -55,33 +59,20 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
     var lines = new ArrayList<Optional<TrainingSample>>();
     var cut = new AtomicInteger();
     var dropped = new AtomicInteger();
+    var texts = new ArrayList<Text>();
     Jsonl.forEach(
         file,
         (node, line) -> {
           var where = file + ":" + line;
-          var prompt = tokenizer.encode(Jsonl.text(node, "prompt", where), false);
-          var response = tokenizer.encode(Jsonl.text(node, "response", where), false);
-          int end = tokenization.endToken() >= 0 ? 1 : 0;
-          var tokens = new int[prompt.length + response.length + end];
-          System.arraycopy(prompt, 0, tokens, 0, prompt.length);
-          System.arraycopy(response, 0, tokens, prompt.length, response.length);
-          if (end == 1) {
-            tokens[tokens.length - 1] = tokenization.endToken();
+          texts.add(
+              new Text(
+                  line, Jsonl.text(node, "prompt", where), Jsonl.text(node, "response", where)));
+          if (texts.size() == AT_ONCE) {
+            lines.addAll(encode(texts, name, task, tokenizer, tokenization, cut, dropped));
+            texts.clear();
           }
-          if (tokens.length > tokenization.maxLength()) {
-            tokens = java.util.Arrays.copyOf(tokens, tokenization.maxLength());
-            cut.incrementAndGet();
-          }
-          if (tokens.length < (tokenization.responseOnly() ? Math.max(2, prompt.length + 1) : 2)) {
-            dropped.incrementAndGet(); // nothing to predict
-            lines.add(Optional.empty());
-            return;
-          }
-          lines.add(
-              Optional.of(
-                  new TrainingSample(
-                      name + ":" + line, tokens, Math.min(prompt.length, tokens.length), task)));
         });
+    lines.addAll(encode(texts, name, task, tokenizer, tokenization, cut, dropped));
     if (cut.get() > 0) {
       LOG.info("{}: {} samples cut to {} tokens", name, cut, tokenization.maxLength());
     }
@@ -111,6 +102,43 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
       train.add(eval.removeFirst());
     }
     return new TaskSamples(List.copyOf(train), List.copyOf(eval));
+  }
+
+  private record Text(int line, String prompt, String response) {}
+
+  /** Samples by all processors, in order; none where there is nothing to predict. */
+  private static List<Optional<TrainingSample>> encode(
+      List<Text> texts,
+      String name,
+      int task,
+      Tokenizer tokenizer,
+      Tokenization tokenization,
+      AtomicInteger cut,
+      AtomicInteger dropped) {
+    return texts.parallelStream()
+        .map(
+            text -> {
+              var prompt = tokenizer.encode(text.prompt, false);
+              var response = tokenizer.encode(text.response, false);
+              int end = tokenization.endToken() >= 0 ? 1 : 0;
+              var tokens = Arrays.copyOf(prompt, prompt.length + response.length + end);
+              System.arraycopy(response, 0, tokens, prompt.length, response.length);
+              if (end == 1) {
+                tokens[tokens.length - 1] = tokenization.endToken();
+              }
+              if (tokens.length > tokenization.maxLength()) {
+                tokens = Arrays.copyOf(tokens, tokenization.maxLength());
+                cut.incrementAndGet();
+              }
+              int least = tokenization.responseOnly() ? Math.max(2, prompt.length + 1) : 2;
+              if (tokens.length < least) {
+                dropped.incrementAndGet(); // nothing to predict
+                return Optional.<TrainingSample>empty();
+              }
+              int prompts = Math.min(prompt.length, tokens.length);
+              return Optional.of(new TrainingSample(name + ":" + text.line, tokens, prompts, task));
+            })
+        .toList();
   }
 
   private static List<TrainingSample> samples(List<Optional<TrainingSample>> lines) {
