@@ -113,6 +113,14 @@ public final class Texts {
     return result == null ? text : result.toString();
   }
 
+  /** The text with what HTML has a meaning for escaped. */
+  public static String escapeHtml(String text) {
+    return text.replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+        .replace("\"", "&quot;");
+  }
+
   /** Lines of columns that are as wide as their widest cell, two spaces before each. */
   public static String aligned(List<List<String>> rows) {
     var text = new StringBuilder();

@@ -1,5 +1,7 @@
 package org.meteora.eval.compare;
 
+import static org.meteora.io.Texts.escapeHtml;
+
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -41,7 +43,7 @@ public final class ComparisonHtml {
 
   /** The page. */
   public static String of(Comparison comparison) {
-    var title = escape(String.join(", ", comparison.columns()));
+    var title = escapeHtml(String.join(", ", comparison.columns()));
     var html =
         new StringBuilder(
             ("<!DOCTYPE html>\n"
@@ -51,7 +53,7 @@ public final class ComparisonHtml {
                     + "<h1>%s</h1>\n")
                 .formatted(title, STYLE, title));
     for (var warning : comparison.warnings()) {
-      html.append("<p class=\"warning\">").append(escape(warning)).append("</p>\n");
+      html.append("<p class=\"warning\">").append(escapeHtml(warning)).append("</p>\n");
     }
     var tables = Tables.of(comparison);
     table(html, tables.getFirst());
@@ -60,7 +62,7 @@ public final class ComparisonHtml {
       html.append("<span class=\"key\" style=\"background:")
           .append(colour(c))
           .append("\"></span>")
-          .append(escape(comparison.columns().get(c)));
+          .append(escapeHtml(comparison.columns().get(c)));
     }
     html.append("</p>\n");
     for (var score : scores(comparison)) {
@@ -75,7 +77,7 @@ public final class ComparisonHtml {
     html.append("<h2>Samples where they differ</h2>\n");
     comparison.samples().forEach(each -> samples(html, comparison, each));
     return html.append("<p>")
-        .append(escape(ComparisonText.method(comparison)))
+        .append(escapeHtml(ComparisonText.method(comparison)))
         .append("</p>\n</body></html>\n")
         .toString();
   }
@@ -86,13 +88,13 @@ public final class ComparisonHtml {
 
   private static void table(StringBuilder html, Tables.Table table) {
     html.append("<h2>")
-        .append(escape(table.title()))
+        .append(escapeHtml(table.title()))
         .append("</h2>\n<div class=\"wide\"><table><tr>");
-    table.header().forEach(each -> html.append("<th>").append(escape(each)).append("</th>"));
+    table.header().forEach(each -> html.append("<th>").append(escapeHtml(each)).append("</th>"));
     html.append("</tr>\n");
     for (var row : table.rows()) {
       html.append("<tr>");
-      row.forEach(each -> html.append("<td>").append(escape(each)).append("</td>"));
+      row.forEach(each -> html.append("<td>").append(escapeHtml(each)).append("</td>"));
       html.append("</tr>\n");
     }
     html.append("</table></div>\n");
@@ -151,8 +153,8 @@ public final class ComparisonHtml {
     double margin = high > low ? (high - low) * 0.05 : 0.5;
     var scale = new Scale(low - margin, high + margin);
     html.append("<h3>")
-        .append(escape(score))
-        .append(changes ? ", difference from " + escape(comparison.columns().getFirst()) : "")
+        .append(escapeHtml(score))
+        .append(changes ? ", difference from " + escapeHtml(comparison.columns().getFirst()) : "")
         .append("</h3>\n<svg viewBox=\"0 0 ")
         .append(WIDTH)
         .append(' ')
@@ -160,7 +162,7 @@ public final class ComparisonHtml {
         .append("\" width=\"")
         .append(WIDTH)
         .append("\" role=\"img\" aria-label=\"")
-        .append(escape(score))
+        .append(escapeHtml(score))
         .append("\">\n");
     scale.axis(html, height - 22, changes);
     int y = 4;
@@ -168,7 +170,7 @@ public final class ComparisonHtml {
       int middle = y + line.marks().size() * LINE / 2 + 4;
       html.append(
           "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n"
-              .formatted(LABELS - 10, middle, escape(shortened(line.label()))));
+              .formatted(LABELS - 10, middle, escapeHtml(shortened(line.label()))));
       for (var mark : line.marks()) {
         int at = y + LINE / 2;
         html.append(
@@ -178,7 +180,7 @@ public final class ComparisonHtml {
                     + "<line x1=\"%6$.1f\" x2=\"%7$.1f\" y1=\"%8$d\" y2=\"%8$d\""
                     + " stroke-width=\"2\"/><circle cx=\"%9$.1f\" cy=\"%8$d\" r=\"4\"/></g>%n",
                 colour(mark.column()),
-                escape(comparison.columns().get(mark.column())),
+                escapeHtml(comparison.columns().get(mark.column())),
                 mark.value(),
                 mark.interval().low(),
                 mark.interval().high(),
@@ -228,7 +230,7 @@ public final class ComparisonHtml {
 
   private static void samples(
       StringBuilder html, Comparison comparison, Comparison.Samples samples) {
-    html.append("<details><summary>").append(escape(ComparisonText.summary(samples)));
+    html.append("<details><summary>").append(escapeHtml(ComparisonText.summary(samples)));
     if (samples.different().size() > SAMPLES) {
       html.append(" (the first ").append(SAMPLES).append(" here, all in the JSON)");
     }
@@ -241,29 +243,24 @@ public final class ComparisonHtml {
               for (int c = 0; c < comparison.columns().size(); c++) {
                 if (sample.answers().get(c) != null) {
                   html.append(" · ")
-                      .append(escape(comparison.columns().get(c)))
-                      .append(escape(ComparisonText.verdict(sample, c)));
+                      .append(escapeHtml(comparison.columns().get(c)))
+                      .append(escapeHtml(ComparisonText.verdict(sample, c)));
                 }
               }
-              html.append("</summary>\n<pre>").append(escape(sample.prompt())).append("</pre>\n");
-              html.append("truth<pre>").append(escape(sample.truth())).append("</pre>\n");
+              html.append("</summary>\n<pre>")
+                  .append(escapeHtml(sample.prompt()))
+                  .append("</pre>\n");
+              html.append("truth<pre>").append(escapeHtml(sample.truth())).append("</pre>\n");
               for (int c = 0; c < comparison.columns().size(); c++) {
                 if (Objects.nonNull(sample.answers().get(c))) {
-                  html.append(escape(comparison.columns().get(c)))
+                  html.append(escapeHtml(comparison.columns().get(c)))
                       .append("<pre>")
-                      .append(escape(sample.answers().get(c)))
+                      .append(escapeHtml(sample.answers().get(c)))
                       .append("</pre>\n");
                 }
               }
               html.append("</details>\n");
             });
     html.append("</details>\n");
-  }
-
-  private static String escape(String text) {
-    return text.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace("\"", "&quot;");
   }
 }

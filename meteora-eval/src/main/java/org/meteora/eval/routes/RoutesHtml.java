@@ -1,5 +1,7 @@
 package org.meteora.eval.routes;
 
+import static org.meteora.io.Texts.escapeHtml;
+
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -52,7 +54,7 @@ public final class RoutesHtml {
     meta.put("patterns", Palette.PATTERNS);
     return fill(
         "routes.html",
-        Map.of("title", escape(title), "meta", embedded(meta), "data", encoding.base64(trace)));
+        Map.of("title", escapeHtml(title), "meta", embedded(meta), "data", encoding.base64(trace)));
   }
 
   private static Map<String, Object> part(RoutingTrace trace, Part part) {
@@ -141,13 +143,6 @@ public final class RoutesHtml {
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }
-  }
-
-  static String escape(String text) {
-    return text.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace("\"", "&quot;");
   }
 
   /** A resource with its {@code {{names}}} replaced, each once; values are not searched again. */

@@ -28,6 +28,7 @@ public final class RoutesPng {
   private final int[] dominant;
   private final double[] mean;
   private final int[] looks;
+  private final List<Integer> order; // of the adapters, by falling mean
 
   private RoutesPng(RoutingTrace trace) {
     this.trace = trace;
@@ -44,6 +45,11 @@ public final class RoutesPng {
         mean[a] += shares[t][a] / Math.max(1, trace.routedTokens());
       }
     }
+    order =
+        IntStream.range(0, mean.length)
+            .boxed()
+            .sorted(Comparator.comparingDouble(a -> -mean[a]))
+            .toList();
   }
 
   /** Writes the figure, 2200 pixels wide, as high as the text needs. */
@@ -86,11 +92,6 @@ public final class RoutesPng {
     int strip = 16;
     int height = 120;
     int tokens = shares.length;
-    var order =
-        IntStream.range(0, mean.length)
-            .boxed()
-            .sorted(Comparator.comparingDouble(a -> -mean[a]))
-            .toList();
     int bins = Math.min(tokens, (int) (width / 1.5));
     int bottom = top + strip + height;
     for (int b = 0; b < bins; b++) {
@@ -212,12 +213,7 @@ public final class RoutesPng {
   }
 
   private int legend(Graphics2D g, int y) {
-    var shown =
-        IntStream.range(0, mean.length)
-            .filter(a -> mean[a] > 0)
-            .boxed()
-            .sorted(Comparator.comparingDouble(a -> -mean[a]))
-            .toList();
+    var shown = order.stream().filter(a -> mean[a] > 0).toList();
     int columns = 3;
     double width = (WIDTH - 2.0 * MARGIN) / columns;
     for (int i = 0; i < shown.size(); i++) {

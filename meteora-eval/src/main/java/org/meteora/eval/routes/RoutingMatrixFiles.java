@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.TreeMap;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.io.Texts;
 
 /** A {@link RoutingMatrix} as JSON, as a picture and as a page. */
 final class RoutingMatrixFiles {
@@ -118,7 +119,7 @@ final class RoutingMatrixFiles {
         "matrix.html",
         Map.of(
             "title",
-            RoutesHtml.escape(title),
+            Texts.escapeHtml(title),
             "meta",
             RoutesHtml.embedded(meta),
             "share",

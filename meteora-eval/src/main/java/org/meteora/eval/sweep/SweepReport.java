@@ -1,5 +1,7 @@
 package org.meteora.eval.sweep;
 
+import static org.meteora.io.Texts.escapeHtml;
+
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
@@ -121,12 +123,12 @@ public final class SweepReport {
             </style></head><body>
             <h1>%1$s</h1>
             """
-                .formatted(escape(task)));
+                .formatted(escapeHtml(task)));
     var keys = new ArrayList<>(sweep.keys().keySet());
     var across = keys.getLast();
     var down = keys.size() > 1 ? keys.get(keys.size() - 2) : null;
     for (var name : names()) {
-      html.append("<h2>").append(escape(name)).append("</h2>\n");
+      html.append("<h2>").append(escapeHtml(name)).append("</h2>\n");
       var maps = new LinkedHashMap<Map<String, String>, List<Sweep.Point>>();
       for (var point : sweep.points()) {
         var others = new LinkedHashMap<>(point.values());
@@ -137,7 +139,9 @@ public final class SweepReport {
       maps.forEach(
           (others, points) -> {
             if (!others.isEmpty()) {
-              html.append("<h3>").append(escape(new Sweep.Point(others).name())).append("</h3>\n");
+              html.append("<h3>")
+                  .append(escapeHtml(new Sweep.Point(others).name()))
+                  .append("</h3>\n");
             }
             map(html, name, points, across, down);
           });
@@ -158,7 +162,7 @@ public final class SweepReport {
     int height = TOP + rows.size() * CELL_HEIGHT;
     html.append(
         "<svg viewBox=\"0 0 %1$d %2$d\" width=\"%1$d\" role=\"img\" aria-label=\"%3$s\">\n"
-            .formatted(width, height, escape(name)));
+            .formatted(width, height, escapeHtml(name)));
     html.append(label(LEFT - 10, 15, "end", across));
     for (int c = 0; c < columns.size(); c++) {
       html.append(label(LEFT + c * CELL_WIDTH + CELL_WIDTH / 2, 15, "middle", columns.get(c)));
@@ -217,13 +221,6 @@ public final class SweepReport {
 
   private static String label(int x, int y, String anchor, String text) {
     return "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n"
-        .formatted(x, y, anchor, escape(text));
-  }
-
-  private static String escape(String text) {
-    return text.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace("\"", "&quot;");
+        .formatted(x, y, anchor, escapeHtml(text));
   }
 }
