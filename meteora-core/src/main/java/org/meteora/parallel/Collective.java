@@ -75,37 +75,13 @@ public interface Collective extends AutoCloseable {
   /** The first process's bytes, at all. */
   byte[] broadcast(byte[] ofFirst);
 
-  /**
-   * In the first process: {@link #nextNumber} begins from 0 again. All others must have what they
-   * wanted of the numbers before, and hear of it, such as by {@link #broadcast(byte[])}.
-   */
-  void restartNumbers();
-
-  /**
-   * A number that no other process is given, in order: whose turn it is. Unlike all else this is
-   * called by a process for itself.
-   */
-  long nextNumber();
-
-  /** In the first process: how many numbers have been given. */
-  long numbersGiven();
-
-  /**
-   * Sends the first process a message, which is there when it asks ({@link #received}); nobody
-   * waits.
-   */
-  void send(byte[] message);
-
-  /** In the first process: messages that have come since it asked last, without waiting. */
-  List<byte[]> received();
-
   /** Returns when every process has called it. */
   default void barrier() {
     sum(new double[0]);
   }
 
-  /** Ends the run of all others: this process has failed and says why in one line. */
-  void fail(String message);
+  /** What a process sends and asks by itself, whatever the others do. */
+  Messages messages();
 
   @Override
   void close();

@@ -32,7 +32,7 @@ import org.meteora.UserException;
  *
  * <p>Long, because both ends of each message stand beside each other.
  */
-public final class Control implements AutoCloseable {
+public final class Control implements Messages, AutoCloseable {
   /** After so long without a sign of life a process counts as lost. */
   public static final Duration SILENCE = Duration.ofSeconds(20);
 
@@ -286,7 +286,7 @@ public final class Control implements AutoCloseable {
     }
   }
 
-  /** Ends the run of all others: this process has failed and says why in one line. */
+  @Override
   public void fail(String message) {
     synchronized (this) {
       if (closing) {
@@ -361,17 +361,17 @@ public final class Control implements AutoCloseable {
     return ofFirst;
   }
 
-  /** In the first process: numbers are given from 0 again. No other may be waiting for one. */
+  @Override
   public void restartNumbers() {
     next.set(0);
   }
 
-  /** In the first process: how many numbers have been given. */
+  @Override
   public long numbersGiven() {
     return next.get();
   }
 
-  /** A number that no other process is given. */
+  @Override
   public long nextNumber() {
     if (rank == 0) {
       return next.getAndIncrement();
@@ -385,12 +385,12 @@ public final class Control implements AutoCloseable {
     return ByteBuffer.allocate(Long.BYTES).putLong(value).array();
   }
 
-  /** Sends the first process a message, which is there when it asks ({@link #received}). */
+  @Override
   public void send(byte[] message) {
     send(peers.getFirst(), Kind.MESSAGE, message);
   }
 
-  /** In the first process: messages that have come since it asked last, without waiting. */
+  @Override
   public List<byte[]> received() {
     var result = new ArrayList<byte[]>();
     messages.drainTo(result);

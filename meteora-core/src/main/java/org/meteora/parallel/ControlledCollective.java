@@ -62,33 +62,8 @@ abstract class ControlledCollective implements Collective {
   }
 
   @Override
-  public void restartNumbers() {
-    control.restartNumbers();
-  }
-
-  @Override
-  public long nextNumber() {
-    return control.nextNumber();
-  }
-
-  @Override
-  public long numbersGiven() {
-    return control.numbersGiven();
-  }
-
-  @Override
-  public void send(byte[] message) {
-    control.send(message);
-  }
-
-  @Override
-  public List<byte[]> received() {
-    return control.received();
-  }
-
-  @Override
-  public void fail(String message) {
-    control.fail(message);
+  public Messages messages() {
+    return control;
   }
 
   @Override

@@ -368,33 +368,8 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     }
 
     @Override
-    public void restartNumbers() {
-      collective.restartNumbers();
-    }
-
-    @Override
-    public long nextNumber() {
-      return collective.nextNumber();
-    }
-
-    @Override
-    public long numbersGiven() {
-      return collective.numbersGiven();
-    }
-
-    @Override
-    public void send(byte[] message) {
-      collective.send(message);
-    }
-
-    @Override
-    public List<byte[]> received() {
-      return collective.received();
-    }
-
-    @Override
-    public void fail(String message) {
-      collective.fail(message);
+    public Messages messages() {
+      return collective.messages();
     }
 
     @Override

@@ -5,7 +5,7 @@ import java.util.List;
 import org.meteora.tensor.Ops;
 
 /** A collective of one. */
-final class SingleProcess implements Collective {
+final class SingleProcess implements Collective, Messages {
   private long next;
 
   @Override
@@ -58,6 +58,11 @@ final class SingleProcess implements Collective {
   @Override
   public byte[] broadcast(byte[] ofFirst) {
     return ofFirst;
+  }
+
+  @Override
+  public Messages messages() {
+    return this;
   }
 
   @Override

@@ -27,7 +27,7 @@ final class Dealing {
   /** Whether it is this process's, asked in order when there is room for it. */
   boolean takes(int prompt) {
     while (prompt >= dealt) {
-      int next = (int) collective.nextNumber();
+      int next = (int) collective.messages().nextNumber();
       own.set(next);
       dealt = next + 1;
     }
@@ -43,6 +43,6 @@ final class Dealing {
 
   /** How many others have taken that this process, the first, has not come to. */
   long takenByOthers() {
-    return Math.max(0, Math.min(prompts, collective.numbersGiven()) - dealt);
+    return Math.max(0, Math.min(prompts, collective.messages().numbersGiven()) - dealt);
   }
 }

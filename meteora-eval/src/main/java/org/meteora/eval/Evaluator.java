@@ -166,7 +166,7 @@ public final class Evaluator {
   public Run run(
       String task, List<Sample> samples, List<Answer> there, Consumer<List<Answer>> sink) {
     var answers = new Answer[samples.size()];
-    collective.restartNumbers();
+    collective.messages().restartNumbers();
     read(collective.broadcast(bytes(new Found(there, Map.of(), 0, 0)))).answers().stream()
         .filter(answer -> !answer.skipped() && answer.index() < answers.length)
         .forEach(answer -> answers[answer.index()] = answer);
@@ -219,11 +219,11 @@ public final class Evaluator {
             own.add(answer);
             if (first) {
               keep.accept(new Found(List.of(answer), Map.of(), 0, 0));
-              collective.received().forEach(other -> keep.accept(read(other)));
+              collective.messages().received().forEach(other -> keep.accept(read(other)));
             } else {
               unsent.add(answer);
               if (unsent.size() == ANSWERS_A_MESSAGE) {
-                collective.send(bytes(new Found(unsent, Map.of(), 0, 0)));
+                collective.messages().send(bytes(new Found(unsent, Map.of(), 0, 0)));
                 unsent.clear();
               }
             }
@@ -232,7 +232,7 @@ public final class Evaluator {
       if (first) {
         // a process's last word comes after all messages that it has sent
         var others = collective.gather(new byte[0]).stream().skip(1).map(Evaluator::read).toList();
-        collective.received().forEach(other -> keep.accept(read(other)));
+        collective.messages().received().forEach(other -> keep.accept(read(other)));
         others.forEach(keep);
         // one that could not begin had problems with prompts that others have answered
         problems.keySet().removeIf(index -> !answers[index].skipped());

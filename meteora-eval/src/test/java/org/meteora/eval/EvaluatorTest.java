@@ -29,6 +29,7 @@ import org.meteora.generate.Request;
 import org.meteora.generate.TokenGenerator;
 import org.meteora.moe.RoutingListener;
 import org.meteora.parallel.Collective;
+import org.meteora.parallel.Messages;
 
 /** The runner with a model that repeats the number it was asked about. */
 class EvaluatorTest {
@@ -238,11 +239,12 @@ class EvaluatorTest {
       return (Collective)
           Proxy.newProxyInstance(
               Collective.class.getClassLoader(),
-              new Class<?>[] {Collective.class},
+              new Class<?>[] {Collective.class, Messages.class},
               (proxy, method, arguments) ->
                   switch (method.getName()) {
                     case "rank" -> rank;
                     case "size" -> size;
+                    case "messages" -> proxy;
                     case "restartNumbers" -> {
                       if (rank == 0) {
                         next.set(0);

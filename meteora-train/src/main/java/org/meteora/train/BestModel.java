@@ -73,8 +73,8 @@ final class BestModel {
   private void read(Consumer<NDArray> values) {
     try (var saved = SafetensorsFile.open(file);
         var scope = parameters.manager().newSubManager(Device.cpu())) {
-      values.accept(Checkpoints.tensor(saved, scope, "parameters", parameters.size(), false));
-    } catch (Checkpoints.Damaged e) {
+      values.accept(StateFile.tensor(saved, scope, "parameters", parameters.size(), false));
+    } catch (StateFile.Damaged e) {
       throw damaged(e.getMessage(), e);
     }
   }

@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.io.UncheckedIOException;
-import java.lang.foreign.ValueLayout;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -24,8 +23,6 @@ import org.meteora.io.FolderLock;
 import org.meteora.io.Jsonl;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
-import org.meteora.tensor.Dtype;
-import org.meteora.tensor.Ops;
 import org.meteora.train.listener.Part;
 import org.meteora.train.optim.AdamW;
 import org.meteora.train.optim.FlatParameters;
@@ -203,7 +200,7 @@ public final class Checkpoints {
         throw new UserException(
             path + ": not the checkpoint of a training that this version can go on with");
       }
-      identity.requireSame(checkpoint, Jsonl.JSON.readTree(text(metadata, "identity")));
+      identity.requireSame(checkpoint, Jsonl.JSON.readTree(StateFile.text(metadata, "identity")));
       var slots = Jsonl.JSON.valueToTree(parameters.slots()).toString();
       if (!slots.equals(metadata.get("slots"))) {
         throw new UserException(
@@ -211,19 +208,19 @@ public final class Checkpoints {
                 + checkpoint
                 + ": the trained parameters have other names or shapes");
       }
-      long step = number(metadata, "step");
-      long steps = number(metadata, "planned_steps");
+      long step = StateFile.number(metadata, "step");
+      long steps = StateFile.number(metadata, "planned_steps");
       long before = before(metadata);
-      long optimizerSteps = number(metadata, "optimizer_steps");
+      long optimizerSteps = StateFile.number(metadata, "optimizer_steps");
       if (step > steps || optimizerSteps != step - before || step != stepOf(checkpoint)) {
-        throw new Damaged(
+        throw new StateFile.Damaged(
             "it is said to be at step %s of %s, its optimiser at step %s"
                 .formatted(step, steps, optimizerSteps));
       }
       try (var scope = parameters.manager().newSubManager(ai.djl.Device.cpu())) {
-        var values = tensor(file, scope, "parameters", parameters.size(), false);
-        var mean = tensor(file, scope, "adam.mean", parameters.size(), false);
-        var variance = tensor(file, scope, "adam.variance", parameters.size(), true);
+        var values = StateFile.tensor(file, scope, "parameters", parameters.size(), false);
+        var mean = StateFile.tensor(file, scope, "adam.mean", parameters.size(), false);
+        var variance = StateFile.tensor(file, scope, "adam.variance", parameters.size(), true);
         parameters.takeSlice(parameters.masters(), values);
         parameters.takeSlice(optimizer.mean(), mean);
         parameters.takeSlice(optimizer.variance(), variance);
@@ -231,7 +228,7 @@ public final class Checkpoints {
       optimizer.restore(optimizerSteps);
       parameters.publishWhole();
       return new Position(step, steps);
-    } catch (Damaged | IOException | IllegalArgumentException e) {
+    } catch (StateFile.Damaged | IOException | IllegalArgumentException e) {
       throw damaged(path, e);
     } catch (UserException e) {
       throw e.getMessage().startsWith(path.toString()) ? damaged(path, e) : e;
@@ -247,7 +244,7 @@ public final class Checkpoints {
     var path = checkpoint.resolve(FILE);
     try (var file = SafetensorsFile.open(path)) {
       return before(file.metadata());
-    } catch (Damaged | IllegalArgumentException e) {
+    } catch (StateFile.Damaged | IllegalArgumentException e) {
       throw damaged(path, e);
     } catch (UserException e) {
       throw e.getMessage().startsWith(path.toString()) ? damaged(path, e) : e;
@@ -255,14 +252,7 @@ public final class Checkpoints {
   }
 
   private static long before(Map<String, String> metadata) {
-    return metadata.containsKey(BEFORE) ? number(metadata, BEFORE) : 0;
-  }
-
-  /** What a file says that no training wrote. */
-  static final class Damaged extends RuntimeException {
-    Damaged(String what) {
-      super(what);
-    }
+    return metadata.containsKey(BEFORE) ? StateFile.number(metadata, BEFORE) : 0;
   }
 
   private static UserException damaged(Path path, Exception why) {
@@ -287,48 +277,6 @@ public final class Checkpoints {
                             .formatted(checkpoint.resolveSibling(other.getFileName()), checkpoint))
                 .orElse("; there is none before it: start again in another folder"),
         why);
-  }
-
-  private static String text(Map<String, String> metadata, String name) {
-    var value = metadata.get(name);
-    if (value == null) {
-      throw new Damaged("its metadata lacks \"" + name + "\"");
-    }
-    return value;
-  }
-
-  private static long number(Map<String, String> metadata, String name) {
-    var text = text(metadata, name);
-    if (!text.matches("\\d{1,15}")) {
-      throw new Damaged("its metadata has \"" + name + "\": \"" + text + "\"");
-    }
-    return Long.parseLong(text);
-  }
-
-  /**
-   * A tensor of the state: float32, one dimension, as many finite numbers as are trained.
-   *
-   * @throws Damaged when it is something else
-   */
-  static NDArray tensor(
-      SafetensorsFile file, NDManager scope, String name, long size, boolean positive) {
-    var info = file.tensors().get(name);
-    if (info == null || info.dtype() != Dtype.F32 || !info.hasShape(size)) {
-      throw new Damaged(
-          info == null
-              ? "it lacks the tensor " + name
-              : "%s is %s %s, not f32 [%s]"
-                  .formatted(name, info.dtype().label(), info.shape(), size));
-    }
-    var tensor = file.read(scope, name);
-    var memory = Ops.memory(tensor);
-    for (long i = 0; i < size; i++) {
-      float value = memory.getAtIndex(ValueLayout.JAVA_FLOAT, i);
-      if (!Float.isFinite(value) || positive && value < 0) {
-        throw new Damaged(name + " holds " + value + " at " + i);
-      }
-    }
-    return tensor;
   }
 
   /** The run's whole checkpoints, oldest first. */

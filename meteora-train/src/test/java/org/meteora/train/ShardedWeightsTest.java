@@ -34,6 +34,7 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.parallel.Collective;
+import org.meteora.parallel.Messages;
 import org.meteora.parallel.ShardedWeights;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -131,32 +132,9 @@ class ShardedWeightsTest {
     }
 
     @Override
-    public void restartNumbers() {
+    public Messages messages() {
       throw new UnsupportedOperationException();
     }
-
-    @Override
-    public long nextNumber() {
-      throw new UnsupportedOperationException();
-    }
-
-    @Override
-    public long numbersGiven() {
-      throw new UnsupportedOperationException();
-    }
-
-    @Override
-    public void send(byte[] message) {
-      throw new UnsupportedOperationException();
-    }
-
-    @Override
-    public List<byte[]> received() {
-      throw new UnsupportedOperationException();
-    }
-
-    @Override
-    public void fail(String message) {}
 
     @Override
     public void close() {}

@@ -97,7 +97,7 @@ public final class ProcessOptions {
       if (!ending.compareAndSet(false, true)) {
         awaitEnd();
       }
-      all.fail(e instanceof UserException ? e.getMessage() : String.valueOf(e));
+      all.messages().fail(e instanceof UserException ? e.getMessage() : String.valueOf(e));
       if (launch.rank() > 0) {
         if (System.getenv("METEORA_DEBUG") != null) {
           e.printStackTrace(error());
