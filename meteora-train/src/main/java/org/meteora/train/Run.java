@@ -217,7 +217,7 @@ final class Run {
                 new ProgressListener(name),
                 new MetricsFile(metrics),
                 new Curves(metrics, folder, stop),
-                new AnswerWatch(!config.mayGoOn(part))));
+                new AnswerWatch(part.before() == 0, !config.mayGoOn(part))));
     if (config.tensorBoard()) {
       result.add(new TensorBoardFile(folder, config.describe()));
     }

@@ -21,8 +21,12 @@ class AnswerWatchTest {
   }
 
   private static String warnings(double oracle, double... answers) {
+    return warnings(true, true, oracle, answers);
+  }
+
+  private static String warnings(boolean first, boolean last, double oracle, double... answers) {
     var said = new StringBuilder();
-    var watch = new AnswerWatch(true, said::append);
+    var watch = new AnswerWatch(first, last, said::append);
     watch.onStart(0, answers.length - 1);
     for (int step = 0; step < answers.length; step++) {
       watch.onEvaluation(step, evaluation(answers[step], oracle));
@@ -42,5 +46,16 @@ class AnswerWatchTest {
     assertThat(warnings(1, 3, 2, 1.5))
         .startsWith("the answer loss, 1.5000 at best, stays 50% above the 1.0000 of each task's")
         .contains("--max-steps");
+  }
+
+  /**
+   * What is above after the gates' part is mended by the next, in which the loss rises at first.
+   */
+  @Test
+  void partsOfARun() {
+    assertThat(warnings(true, false, 1, 3, 2, 1.5)).isEmpty();
+    assertThat(warnings(true, false, 1, 3, 2, 2.5)).startsWith("step 2: the answer loss rose");
+    assertThat(warnings(false, true, 1, 1.5, 2, 1.05)).isEmpty();
+    assertThat(warnings(false, true, 1, 1.5, 2, 1.4)).contains("stays 40% above");
   }
 }

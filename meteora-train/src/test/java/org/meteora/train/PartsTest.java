@@ -14,6 +14,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.io.Jsonl;
@@ -170,6 +171,24 @@ class PartsTest {
     try (var files = Files.newDirectoryStream(folder.resolve("run"), "events.*")) {
       assertThat(files).isNotEmpty();
     }
+  }
+
+  /** Its second part steps other tensors by other gradients than the first. */
+  @Test
+  @Tag("gpu")
+  void aSecondPartOnAGpu() {
+    train("cpu", Map.of("dropout", 0), false, () -> false).orElseThrow();
+    var gpu = Map.<String, Object>of("dropout", 0, "device", "cuda", "dtype", "f32");
+    train("gpu", gpu, false, () -> false).orElseThrow();
+    var expected = values(metrics("cpu", "step"), "lm_loss");
+    var actual = values(metrics("gpu", "step"), "lm_loss");
+    assertThat(actual).hasSize(ALL);
+    for (int i = 0; i < ALL; i++) {
+      assertThat(actual.get(i)).isCloseTo(expected.get(i), within(1e-3 * expected.get(i)));
+    }
+    train("bf16", Map.of("device", "cuda"), false, () -> false).orElseThrow();
+    var answers = values(metrics("bf16", "eval"), "answer_loss");
+    assertThat(answers.getLast()).isLessThan(answers.get(4));
   }
 
   /** Stopped in either part, or killed in the second before its first checkpoint. */

@@ -42,13 +42,15 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
    * How much of everything.
    *
    * @param train training samples a task
-   * @param test test samples a task and composite prompts
+   * @param test single questions asked of each task
+   * @param composites composite prompts
    * @param adapterSteps of each adapter's training
-   * @param gateSteps of the training of gates and adapters together
+   * @param gates options of the gates' training; none: the defaults
    * @param routed composite answers whose tokens' adapters are looked at
    */
-  record Size(int train, int test, int adapterSteps, int gateSteps, int routed) {
-    static final Size WHOLE = new Size(1500, 100, 230, 700, 20);
+  record Size(
+      int train, int test, int composites, int adapterSteps, List<String> gates, int routed) {
+    static final Size WHOLE = new Size(1500, 100, 400, 230, List.of(), 10);
   }
 
   void start() {
@@ -62,20 +64,24 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     title("An adapter for each task, trained on that task alone");
     meteora("train-lora", "--target-dir", in("practice"), "--task", String.join(",", names));
     title("All adapters in one model: gates learn to choose among them");
-    meteora("train", "--target-dir", in("practice"), "--output-dir", in("run"));
+    var train = new ArrayList<>(List.of("--target-dir", in("practice"), "--output-dir", in("run")));
+    train.addAll(size.gates());
+    meteora("train", train.toArray(String[]::new));
     title("Three tasks in one prompt");
     meteora(
         "create-composite",
         "--tasks",
         String.join(",", COMPOSITE),
         "--nums",
-        String.valueOf(size.test()));
+        String.valueOf(size.composites()));
     title("Each task without adapters, with its own adapter, and with all of them behind gates");
+    var limit = String.valueOf(size.test());
+    var all = String.join(",", names);
+    evaluate(all, "--model", "base", "--limit", limit);
     for (var name : names) {
-      for (var model : List.of("base", name, "meteora")) {
-        evaluate(name, "--model", model);
-      }
+      evaluate(name, "--model", name, "--limit", limit);
     }
+    evaluate(all, "--model", "meteora", "--limit", limit);
     title("Three tasks at once: the gates have to change adapters from line to line");
     evaluate("composite_3", "--routes");
     title("Which adapter acts on which token");
@@ -148,7 +154,7 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     }
     for (var task : DemoTask.ALL) {
       var train = task.questions("train", size.train(), List.of());
-      var test = task.questions("test", size.test(), train);
+      var test = task.questions("test", Math.max(size.test(), size.composites()), train);
       var questions = folder.resolve("datasets").resolve(task.name());
       Sample.write(questions.resolve("train.jsonl"), train);
       Sample.write(questions.resolve("test.jsonl"), test);
@@ -166,27 +172,19 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
         target_dir: %1$s/datasets
         eval_result_save_dir: %1$s/results
         routing_temperature: 1       # the paper's 15 for three tasks blurs gates this sure
-        train:
-          recipe: paper              # gates and adapters together, with what is said here
-          batch_size: 12
-          gradient_accumulation_steps: 1
-          learning_rate: 2e-3
-          warmup_ratio: 0.05
-          max_grad_norm: 1
-          max_steps: %2$d
-          dropout: 0
-          gradient_checkpointing: false
+        train:                       # gates are trained by the defaults
           append_eos: true
-          gate_loss_weight: 1        # the paper's 50 is for a model of billions of parameters
           lora:
             batch_size: 8
+            gradient_accumulation_steps: 1
             learning_rate: 2e-3
-            max_steps: %3$d
+            max_steps: %2$d
+            dropout: 0
             # no adapters where a token has not seen its question yet: gates could only guess there
             target_modules: [o_proj, gate_proj, up_proj, down_proj]
             layers_to_transform: [1, 2, 3, 4, 5]
         """
-            .formatted(folder, size.gateSteps(), size.adapterSteps());
+            .formatted(folder, size.adapterSteps());
     AtomicFiles.writeString(folder.resolve("config.yaml"), config);
     out.println();
     out.print(config);
@@ -223,7 +221,8 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
       product *= accuracy("meteora", name);
     }
     double all = allRight();
-    out.printf("%-36s %28.0f%n", "all three right", 100 * all);
+    out.printf(
+        "%-36s %28.0f  (%s)%n", "all three right", 100 * all, interval(all, size.composites()));
     out.printf("%-36s %28.0f%n", "the single tasks' product", 100 * product);
     if (product > 0) {
       out.printf("%-36s %28.2f%n", "of which reached", all / product);
@@ -239,6 +238,15 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
         in("results/meteora/composite_3.routes/routing.html"),
         in("results"));
     out.flush();
+  }
+
+  /** Wilson's 95 % interval of a share, in per cent. */
+  private static String interval(double share, int of) {
+    double z = 1.96;
+    double centre = (share + z * z / (2 * of)) / (1 + z * z / of);
+    double half =
+        z * Math.sqrt(share * (1 - share) / of + z * z / (4.0 * of * of)) / (1 + z * z / of);
+    return "%.0f to %.0f".formatted(100 * (centre - half), 100 * (centre + half));
   }
 
   /** Share of the composite prompts all of whose answers are right. */

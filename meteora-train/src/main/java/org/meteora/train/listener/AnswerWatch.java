@@ -19,6 +19,7 @@ public final class AnswerWatch implements TrainingListener {
   private static final double ABOVE_ORACLE = 1.1;
 
   private final Consumer<String> log;
+  private final boolean first;
   private final boolean last;
   private long steps;
   private double lowest = Double.POSITIVE_INFINITY;
@@ -28,17 +29,20 @@ public final class AnswerWatch implements TrainingListener {
   /**
    * Warns in the log.
    *
+   * @param first whether the run begins with this part; in another the loss rises before it falls
    * @param last whether the run ends with this part; another would mend what is above the adapters'
    */
-  public AnswerWatch(boolean last) {
-    this(last, LOG::warn);
+  public AnswerWatch(boolean first, boolean last) {
+    this(first, last, LOG::warn);
   }
 
   /**
+   * @param first as above
    * @param last as above
    * @param log gets each warning, one line
    */
-  public AnswerWatch(boolean last, Consumer<String> log) {
+  public AnswerWatch(boolean first, boolean last, Consumer<String> log) {
+    this.first = first;
     this.last = last;
     this.log = log;
   }
@@ -64,7 +68,7 @@ public final class AnswerWatch implements TrainingListener {
     if (loss < lowest) {
       lowest = loss;
       lowestStep = step;
-    } else if (loss > RISE * lowest && !rose) {
+    } else if (first && !rose && loss > RISE * lowest) {
       rose = true;
       log.accept(
           String.format(
