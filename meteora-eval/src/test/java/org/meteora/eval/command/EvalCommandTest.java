@@ -208,4 +208,38 @@ class EvalCommandTest {
         "--eval-result-save-dir="
             + Files.writeString(folder.resolve("results-file"), "not a folder"));
   }
+
+  /** The composite's temperature is another; the model that is loaded stays. */
+  @Test
+  void severalTasksAreAnsweredAsEachAlone() throws IOException {
+    var tiny = Path.of(System.getProperty("meteora.root", "..")).resolve("configs/tiny");
+    var common =
+        List.of(
+            "--config=" + tiny.resolve("config.yaml"),
+            "--base-model-path=" + tiny.resolve("base"),
+            "--meteora-ckpt-path=" + tiny.resolve("meteora"),
+            "--adapter-dir=" + tiny.resolve("adapters"),
+            "--target-dir=" + tiny.resolve("datasets"),
+            "--device=cpu",
+            "--limit=3",
+            "--max-length=700",
+            "--max-new-tokens=6",
+            "--save");
+    for (var tasks : List.of("count_vowels,composite_4", "composite_4", "count_vowels")) {
+      var args = new ArrayList<>(common);
+      args.add("--task=" + tasks);
+      args.add("--eval-result-save-dir=" + folder.resolve(tasks.contains(",") ? "all" : "each"));
+      eval(args.toArray(String[]::new));
+    }
+    for (var task : List.of("count_vowels", "composite_4")) {
+      var all = folder.resolve("all/meteora/" + task);
+      var each = folder.resolve("each/meteora/" + task);
+      var temperature = Jsonl.readFile(Path.of(all + ".json")).at("/model/routing_temperature");
+      assertThat(temperature.asDouble() > 1).isEqualTo(task.startsWith("composite"));
+      assertThat(Jsonl.readFile(Path.of(each + ".json")).at("/model/routing_temperature"))
+          .isEqualTo(temperature);
+      assertThat(Path.of(all + ".answers.jsonl"))
+          .hasSameTextualContentAs(Path.of(each + ".answers.jsonl"));
+    }
+  }
 }
