@@ -39,6 +39,13 @@ final class Scheduler {
   private final IntPredicate wanted;
   private Limits limits;
   private int maxRunning;
+
+  /** Whether the last that were admitted were not more because of their prompts' length alone. */
+  private boolean filling;
+
+  /** Places that nobody had, summed over the steps since somebody was last admitted. */
+  private int idle;
+
   private final ArrayDeque<Integer> waiting = new ArrayDeque<>();
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
   private final Map<Integer, Integer> tokens = new HashMap<>();
@@ -135,14 +142,23 @@ final class Scheduler {
     return new Plan(preempted, admitted, rejected);
   }
 
-  /** A prefill of several costs less than several of one: a few wait for each other. */
+  /**
+   * A prefill of several costs less than several of one: a few wait for each other, as long as what
+   * stands empty meanwhile is less than one step of all.
+   */
   private boolean hasRoom() {
     int free = maxRunning - running.size();
+    if (running.isEmpty() || free == 0 || waiting.isEmpty()) {
+      return running.isEmpty();
+    }
+    idle += free;
     int few = Math.max(1, maxRunning / 16);
-    return running.isEmpty() || free > 0 && free >= Math.min(few, waiting.size());
+    return filling || free >= Math.min(few, waiting.size()) || idle >= maxRunning;
   }
 
   private void admit(List<Integer> admitted, List<Integer> rejected) {
+    filling = false;
+    idle = 0;
     long width = 0;
     long sum = 0;
     int longest = longest();
@@ -165,6 +181,7 @@ final class Scheduler {
       sum += its - known.get(first);
       long computed = limits.pads ? (admitted.size() + 1) * width : sum;
       if (!admitted.isEmpty() && computed > limits.prefillTokens) {
+        filling = true;
         return;
       }
       // one block more than it needs now: else it could be preempted at once

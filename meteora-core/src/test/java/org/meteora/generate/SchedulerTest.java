@@ -153,6 +153,34 @@ class SchedulerTest {
   }
 
   @Test
+  void oneThatNobodyJoinsDoesNotWaitForLong() {
+    var scheduler = new Scheduler(new Limits(32, Long.MAX_VALUE, 8, 1000, true));
+    for (int i = 0; i < 40; i++) {
+      scheduler.add(i, 5, 0);
+    }
+    assertThat(scheduler.next(true).admitted()).hasSize(32);
+    scheduler.remove(3);
+    int steps = 1;
+    while (scheduler.next(true).admitted().isEmpty()) {
+      steps++;
+    }
+    assertThat(steps).isEqualTo(32); // its place has stood empty for as long as a step of all
+  }
+
+  @Test
+  void theLastPlaceIsFilledAsTheFirstAre() {
+    var scheduler = new Scheduler(new Limits(64, Long.MAX_VALUE, 8, 9 * 5, false));
+    for (int i = 0; i < 128; i++) {
+      scheduler.add(i, 5, 0);
+    }
+    for (int i = 0; i < 7; i++) {
+      assertThat(scheduler.next(true).admitted()).hasSize(9);
+    }
+    assertThat(scheduler.next(true).admitted()).containsExactly(63);
+    assertThat(scheduler.next(true).admitted()).isEmpty();
+  }
+
+  @Test
   void whoFindsNoMemoryWaitsAndIsNotLost() {
     var scheduler = new Scheduler(new Limits(4, Long.MAX_VALUE, 8, 1000, true));
     for (int i = 0; i < 3; i++) {
