@@ -10,8 +10,14 @@ import org.meteora.UserException;
  * @param router who chooses: the gates, unless said otherwise
  */
 public record RoutingSettings(int topK, double temperature, Router router) {
-  /** The paper's k = 2 and T = 1. */
-  public static final RoutingSettings DEFAULT = new RoutingSettings(2, 1);
+  /** k, for help texts. */
+  public static final int DEFAULT_TOP_K = 2;
+
+  /**
+   * The paper's k = 2 and T = 1: what holds for models, training, benchmarks and blocks alike where
+   * no option, file or request says otherwise; commands give composite tasks a T of their own.
+   */
+  public static final RoutingSettings DEFAULT = new RoutingSettings(DEFAULT_TOP_K, 1);
 
   public RoutingSettings {
     if (topK < 1) {

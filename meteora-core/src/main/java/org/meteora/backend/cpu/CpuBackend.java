@@ -91,6 +91,7 @@ public final class CpuBackend implements Backend {
               && linears.stream().allMatch(each -> each.bank() == null || each.layout().isPlain());
     }
 
+    /** What runs unless a flag names a form. */
     @Override
     protected Output best(GatedLinear linear, NDArray x, ForwardContext context) {
       if (context.tape().isPresent()) {

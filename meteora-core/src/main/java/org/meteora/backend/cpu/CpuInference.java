@@ -3,6 +3,7 @@ package org.meteora.backend.cpu;
 import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Optional;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.Choice;
 import org.meteora.moe.ForwardContext;
@@ -29,65 +30,66 @@ final class CpuInference {
   private CpuInference() {}
 
   /**
-   * One linear.
+   * One linear: called by {@link CpuBackend} for each, unless a flag names another form.
    *
    * @param x {@code (…, in)} float32
    */
   static Output forward(GatedLinear linear, NDArray x, ForwardContext context) {
-    var bank = linear.bank();
-    var shape = x.getShape();
-    var y = linear.base(x);
-    int in = (int) shape.get(shape.dimension() - 1);
-    int tokens = (int) (shape.size() / in);
-    NDArray logits = null;
+    var y = linear.base(x); // x Wᵀ (+ bias)
+    int n = linear.bank().size();
+    boolean gated = linear.gated(context);
+    var shape = GatedLinear.withLast(x.getShape(), n).getShape();
+    var logits = gated ? Ops.empty(x.getManager(), Dtype.F32, shape) : null;
     try (var rows = Ops.contiguous(x)) {
-      Choice choice;
-      switch (linear.router(context)) {
-        case Router.Gates gates -> {
-          logits =
-              Ops.empty(
-                  x.getManager(), Dtype.F32, GatedLinear.withLast(shape, bank.size()).getShape());
-          choice =
-              route(
-                  rows, bank.gate(), logits, linear.topK(context), context.routing().temperature());
+      var choice = choose(linear, rows, logits, context);
+      if (choice.isPresent()) {
+        linear.report(context, choice.get(), x.getShape());
+        if (linear.bank().totalRank() > 0) {
+          add(rows, y, linear.layout(), choice.get()); // Σ weight · s · (x Aᵀ) Bᵀ
         }
+      }
+    }
+    if (gated && !context.gateLogits()) {
+      logits.close();
+      return new Output(y, null);
+    }
+    return new Output(y, logits);
+  }
+
+  /**
+   * Each token's adapters and their weights; empty where a router only looks.
+   *
+   * @param x {@code (…, in)} row-major
+   * @param logits {@code (…, N)} of gates, written here
+   */
+  private static Optional<Choice> choose(
+      GatedLinear linear, NDArray x, NDArray logits, ForwardContext context) {
+    double temperature = context.routing().temperature();
+    int batchRows = GatedLinear.batchRows(x.getShape());
+    int n = linear.bank().size();
+    try (var rows = x.reshape(-1, linear.weight().getShape().get(1))) {
+      int tokens = (int) rows.getShape().get(0);
+      return switch (linear.router(context)) {
+        case Router.Gates gates ->
+            Optional.of(route(x, linear.bank().gate(), logits, linear.topK(context), temperature));
         case Router.Scoring scoring -> {
-          choice = new Choice(tokens, linear.topK(context));
-          try (var flat = rows.reshape(tokens, in);
-              var scores = Ops.contiguous(scoring.scores(linear, flat))) {
-            double temperature = context.routing().temperature();
-            Gate.choose(Ops.memory(scores), bank.size(), choice, 0, tokens, temperature);
+          var choice = new Choice(tokens, linear.topK(context));
+          try (var scores = Ops.contiguous(scoring.scores(linear, rows))) {
+            Gate.choose(Ops.memory(scores), n, choice, 0, tokens, temperature);
           }
+          yield Optional.of(choice);
         }
-        case Router.Choosing choosing -> {
-          try (var flat = rows.reshape(tokens, in)) {
-            choice = choosing.choose(linear, flat, GatedLinear.batchRows(shape));
-          }
-        }
-        case Router.Weighing weighing -> {
-          try (var flat = rows.reshape(tokens, in)) {
-            choice = Gate.all(weighing.weights(linear, flat, context)).download();
-          }
-        }
+        case Router.Choosing choosing -> Optional.of(choosing.choose(linear, rows, batchRows));
+        case Router.Weighing weighing ->
+            Optional.of(Gate.all(weighing.weights(linear, rows, context)).download());
         case Router.Probe probe -> {
-          try (var flat = rows.reshape(tokens, in)) {
-            probe.see(linear, flat, GatedLinear.batchRows(shape));
-          }
-          return new Output(y, null);
+          probe.see(linear, rows, batchRows);
+          yield Optional.empty();
         }
         case Router.Probing probing -> throw GatedLinear.unprobed(probing);
         case Router.Reading reading -> throw GatedLinear.unprobed(reading);
-      }
-      linear.report(context, choice, shape);
-      if (bank.totalRank() > 0) {
-        add(rows, y, linear.layout(), choice);
-      }
+      };
     }
-    if (logits != null && !context.gateLogits()) {
-      logits.close();
-      logits = null;
-    }
-    return new Output(y, logits);
   }
 
   /**

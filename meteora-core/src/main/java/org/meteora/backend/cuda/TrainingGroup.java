@@ -336,7 +336,9 @@ final class TrainingGroup {
   }
 
   /**
-   * All linears' results {@code y = x Wᵀ (+ bias) + c Bᵀ}.
+   * All linears' results {@code y = x Wᵀ (+ bias) + c Bᵀ}: called by {@link TrainingLayer} for each
+   * input of a layer in every pass of {@link CudaTraining}, which a GPU's training is unless that
+   * refuses.
    *
    * @param rows from {@link #rows}
    * @param c scratch {@code (tokens, ranks)}

@@ -326,6 +326,11 @@ public final class DecodeEngine implements AutoCloseable {
     return plans.computeIfAbsent(bucket(active), this::plan).works();
   }
 
+  /**
+   * Where 17 rows part from 16: up to {@link #MAX_STREAMED_ROWS} the products are our own, which
+   * read each weight once for all rows; more rows, rounded up to one of {@link #BUCKETS}, are
+   * cuBLAS's. {@link StepGraphs} captures the steps of both.
+   */
   private StepPlan plan(int rows) {
     return rows > MAX_STREAMED_ROWS
         ? new LibraryPlan(kernels, model, cache, memory, library, rows)

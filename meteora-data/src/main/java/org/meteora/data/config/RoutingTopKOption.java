@@ -2,6 +2,7 @@ package org.meteora.data.config;
 
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.moe.RoutingSettings;
 import picocli.CommandLine.Option;
 
 /** How many adapters act on a token. */
@@ -9,7 +10,8 @@ public final class RoutingTopKOption {
   @Option(
       names = "--routing-top-k",
       paramLabel = "K",
-      description = "Adapters that act on a token (default: 2).")
+      description =
+          "Adapters that act on a token (default: " + RoutingSettings.DEFAULT_TOP_K + ").")
   private Integer routingTopK;
 
   /**

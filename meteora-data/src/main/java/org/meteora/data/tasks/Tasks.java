@@ -19,7 +19,8 @@ import org.meteora.data.tasks.Task.Prompt;
 
 /**
  * The catalogue of tasks: source, prompt, normaliser and metrics of each. A task is added here, and
- * in no other code but tests.
+ * in no other code but tests: whether its files are Parquet, JSON lines or JSON is told by their
+ * names' endings ({@link org.meteora.data.source.SourceLocator}).
  *
  * <p>A metric's key is the name of its class in lower case: {@code exact_accuracy} is {@code
  * ExactAccuracy}.
