@@ -376,12 +376,13 @@ public final class LlamaLearner implements Learner {
       llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // of the next step
       try (var input = inputs.removeLast();
           var each = again ? record(scope, input, i, pass, seed) : recorded.removeLast();
-          var on = Ops.recording()) {
+          var recording = Ops.recording()) {
         var scalar = each.output().mul(gradient).sum();
         Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);
-        each.tape().ifPresent(GatedTape::backward);
+        boolean on = i > first;
+        each.tape().ifPresent(tape -> tape.backward(on));
         gradient.close();
-        if (i > first) {
+        if (on) {
           gradient = gradientOf(each.input(), scope);
         }
       }
@@ -397,13 +398,13 @@ public final class LlamaLearner implements Learner {
     return layer + 1 < llama.layers().size() ? layer + 1 : FrozenWeights.HEAD;
   }
 
-  /** One layer from a leaf on; the first one's needs a gradient only for the tape's sake. */
+  /** One layer from a leaf on; nobody asks for the gradient of the first one's input. */
   private Recorded record(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
     var inner = scope.newSubManager();
     var tape = tape(inner, layer, context);
     try (var on = Ops.recording()) {
       var own = pass.on(tape);
-      var hidden = layer > first || tape.isPresent() ? leaf(inner, input) : Ops.alias(inner, input);
+      var hidden = layer > first ? leaf(inner, input) : Ops.alias(inner, input);
       var output = run(hidden, layer, own, seed);
       return new Recorded(inner, hidden, output, own.gateLogits(), tape);
     }

@@ -13,6 +13,7 @@ import org.meteora.moe.GatedForward;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.GatedLinear.Output;
 import org.meteora.moe.GatedTape;
+import org.meteora.moe.Router;
 import org.meteora.moe.forward.PortableForward;
 import org.meteora.tensor.Blas;
 import org.meteora.tensor.Dtype;
@@ -47,11 +48,16 @@ public final class CpuBackend implements Backend {
       NDManager parent, List<GatedLinear> linears, ForwardContext context) {
     boolean fits =
         context.backendChooses()
-            && linears.stream().allMatch(each -> each.bank() != null && each.bank().gate() != null)
             && inJava
-            && linears.stream().allMatch(each -> each.layout().isPlainInTraining())
-            && linears.stream().allMatch(each -> each.gated(context));
+            && linears.stream().allMatch(each -> each.bank() != null && onTape(each, context));
     return fits ? Optional.of(new CpuTape(parent)) : Optional.empty();
+  }
+
+  /** Chosen by gates, or by what looks at no tensor; nothing else is written in Java. */
+  private static boolean onTape(GatedLinear linear, ForwardContext context) {
+    var router = linear.router(context);
+    return (router instanceof Router.Gates || router instanceof Router.Fixed)
+        && linear.layout().isPlainInTraining();
   }
 
   @Override

@@ -17,11 +17,11 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
- * Training passes through gated layers whose adapters are computed in Java, forward and backward:
- * on the CPU in float32, where libtorch's operations for the few ranks that a token chose cost more
- * than the arithmetic they do.
+ * Training passes through layers whose adapters are computed in Java, forward and backward: on the
+ * CPU in float32, where libtorch's operations for the few ranks that act on a token cost more than
+ * the arithmetic they do.
  *
- * <p>Such a layer is a gap in libtorch's graph: its result and its gate logits are leaves. After
+ * <p>Such a layer is a gap in libtorch's graph: its result and its gate's logits are leaves. After
  * the backward pass from what was computed of them, {@link #backward} takes the layers from the
  * last to the first, computes the gradients of their parameters and of their input from that of
  * their result, and sends the input's on into libtorch's graph, up to the results of the layers
@@ -66,10 +66,14 @@ final class CpuTape implements GatedTape {
       var y = work.result();
       var logits = work.logits();
       y.attach(owner);
-      logits.attach(owner);
+      if (logits != null) {
+        logits.attach(owner);
+      }
       if (keep) {
         y.setRequiresGradient(true);
-        logits.setRequiresGradient(true);
+        if (logits != null) {
+          logits.setRequiresGradient(true);
+        }
         entries.add(new Entry(layer, x, inputs.put(x, true) == null, latest, y, logits, work));
       }
       return new Output(y, logits);
@@ -85,25 +89,27 @@ final class CpuTape implements GatedTape {
   }
 
   @Override
-  public void backward() {
+  public void backward(boolean toInput) {
     release();
+    var start = toInput || entries.isEmpty() ? null : entries.getFirst().x();
     var gradients = new IdentityHashMap<NDArray, NDArray>();
     for (int i = entries.size() - 1; i >= 0; i--) {
       var entry = entries.get(i);
       try (NDManager scope = manager.newSubManager()) {
         var y = gradient(entry.y(), scope);
-        var logits = gradient(entry.logits(), scope);
+        var logits = entry.logits() == null ? null : gradient(entry.logits(), scope);
         if (y != null || logits != null) {
           try (var off = Ops.notRecording()) {
             if (y == null) { // the logits alone went on: a loss of the gates by themselves
               y = Ops.zeros(scope, Dtype.F32, entry.y().getShape().getShape());
             }
             var gx = gradients.get(entry.x());
-            if (gx == null) {
-              gx = Ops.zeros(manager, Ops.dtype(entry.x()), entry.work().inputShape());
+            boolean firstToIt = gx == null && entry.x() != start;
+            if (firstToIt) {
+              gx = Ops.empty(manager, Dtype.F32, entry.work().inputShape());
               gradients.put(entry.x(), gx);
             }
-            entry.work().backward(scope, y, logits, gx);
+            entry.work().backward(scope, y, logits, gx, firstToIt);
           }
         }
       }

@@ -13,15 +13,18 @@ import org.meteora.moe.Choice;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Gate;
 import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
 import org.meteora.tensor.Blas;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
 
 /**
- * One gated layer in one training pass on {@link CpuTape}: forward, what backward needs of it, and
- * backward. The (token, adapter) pairs are sorted by adapter; rows of the pairs of one adapter are
- * gathered, a few dozen at a time, and go to the BLAS.
+ * One layer with adapters in one training pass on {@link CpuTape}: forward, what backward needs of
+ * it, and backward. A gate chooses, or somebody else has chosen: the only adapter there is, or one
+ * for each sample. The (token, adapter) pairs are sorted by adapter; rows of the pairs of one
+ * adapter are gathered, a few dozen at a time, and go to the BLAS. Where an adapter's tokens follow
+ * one another, as all do of an only adapter, their rows are used where they lie.
  *
  * <pre>
  * z = A_i x̃ (x̃: what dropout keeps of x; s takes its 1 / (1 − p) in),   y += w s B_i z
@@ -37,6 +40,9 @@ import org.meteora.tensor.Workers;
 final class CpuTraining {
   /** Rows gathered at once: as many as stay in the second-level cache. */
   private static final int ROWS = 64;
+
+  /** Rows used at once where they lie. */
+  private static final int RUN = 512;
 
   private final GatedLinear layer;
   private final BankLayout bank;
@@ -70,14 +76,20 @@ final class CpuTraining {
     var outer = Arrays.copyOf(shape.getShape(), shape.dimension());
     outer[outer.length - 1] = out;
     y = Ops.linear(x, layer.weight(), layer.bias()).reshape(Ops.shape(outer));
-    outer[outer.length - 1] = bank.bank().size();
-    logits = Ops.empty(manager, Dtype.F32, outer);
-    topK = layer.topK(context);
-    chosen = new Choice(tokens, topK);
-    var memoryX = Ops.memory(x);
-    var memoryG = Ops.memory(bank.bank().gate());
-    var memoryL = Ops.memory(logits);
-    byTokens(tokens, (from, to) -> route(from, to, memoryX, memoryG, memoryL));
+    if (layer.router(context) instanceof Router.Fixed fixed) {
+      logits = null;
+      chosen = fixed.choose(layer, x, GatedLinear.batchRows(shape));
+      topK = chosen.topK();
+    } else {
+      outer[outer.length - 1] = bank.bank().size();
+      logits = Ops.empty(manager, Dtype.F32, outer);
+      topK = layer.topK(context);
+      chosen = new Choice(tokens, topK);
+      var memoryX = Ops.memory(x);
+      var memoryG = Ops.memory(bank.bank().gate());
+      var memoryL = Ops.memory(logits);
+      byTokens(tokens, (from, to) -> route(from, to, memoryX, memoryG, memoryL));
+    }
     layer.report(context, chosen, shape);
     maxRank = Math.max(1, bank.bank().maxRank());
     int n = bank.bank().size();
@@ -95,7 +107,7 @@ final class CpuTraining {
     }
     z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, maxRank));
     var memoryY = Ops.memory(y);
-    var kept = input.kept(memoryX, tokens, in);
+    var kept = input.kept(Ops.memory(x), tokens, in);
     byTokens(tokens, (from, to) -> forward(from, to, kept, memoryY));
   }
 
@@ -103,6 +115,7 @@ final class CpuTraining {
     return y;
   }
 
+  /** Of the gate; null where somebody else has chosen. */
   public NDArray logits() {
     return logits;
   }
@@ -159,17 +172,30 @@ final class CpuTraining {
     void run(int adapter, int rank, int at, int count);
   }
 
-  /** Pieces of at most {@link #ROWS} pairs of one adapter, of tokens {@code from} to {@code to}. */
+  /**
+   * Pieces of at most {@link #ROWS} pairs of one adapter, of tokens {@code from} to {@code to}, or
+   * of {@link #RUN} that follow one another.
+   */
   private void pieces(int from, int to, Piece piece) {
     for (int adapter = 0; adapter < bank.bank().size(); adapter++) {
       int rank = bank.rank(adapter);
       if (rank > 0) {
         int end = position(adapter, to);
-        for (int at = position(adapter, from); at < end; at += ROWS) {
-          piece.run(adapter, rank, at, Math.min(ROWS, end - at));
+        int count;
+        for (int at = position(adapter, from); at < end; at += count) {
+          count = Math.min(RUN, end - at);
+          if (!isRun(at, count)) {
+            count = Math.min(ROWS, count);
+          }
+          piece.run(adapter, rank, at, count);
         }
       }
     }
+  }
+
+  /** Whether the tokens of these pairs of one adapter follow one another. */
+  private boolean isRun(int at, int count) {
+    return order[at + count - 1] / topK - order[at] / topK == count - 1;
   }
 
   static MemorySegment at(MemorySegment matrix, long index) {
@@ -180,19 +206,80 @@ final class CpuTraining {
     return arena.allocate((long) rows * columns * Float.BYTES, 64);
   }
 
-  /** Columns {@code first} … of the rows of some pairs' tokens, one row after another. */
-  private void gather(
+  /** Rows of a matrix, so many numbers apart. */
+  private record Rows(MemorySegment memory, int stride) {}
+
+  /**
+   * Columns {@code first} … of the rows of some pairs' tokens.
+   *
+   * @param room takes them, one row after another, unless they can be used where they lie
+   */
+  private Rows rows(
       MemorySegment matrix,
       int columns,
       int first,
       int width,
       int at,
       int count,
-      MemorySegment to) {
+      MemorySegment room) {
+    if (isRun(at, count)) {
+      return new Rows(at(matrix, (long) (order[at] / topK) * columns + first), columns);
+    }
     long bytes = (long) width * Float.BYTES;
     for (int i = 0; i < count; i++) {
       long token = order[at + i] / topK;
-      MemorySegment.copy(matrix, (token * columns + first) * Float.BYTES, to, i * bytes, bytes);
+      MemorySegment.copy(matrix, (token * columns + first) * Float.BYTES, room, i * bytes, bytes);
+    }
+    return new Rows(room, width);
+  }
+
+  /**
+   * {@code C = X Mᵀ} with few rows of M: C {@code (count, rank)}, its rows {@link #maxRank} apart,
+   * X {@code (count, width)}, M {@code (rank, width)}. As Cᵀ, since the BLAS does best when its
+   * result has long rows.
+   */
+  private void narrow(
+      Rows x,
+      int width,
+      MemorySegment m,
+      int rank,
+      int count,
+      MemorySegment room,
+      MemorySegment c) {
+    Blas.product(false, true, rank, count, width, m, width, x.memory(), x.stride(), 0, room, count);
+    for (int i = 0; i < count; i++) {
+      for (int r = 0; r < rank; r++) {
+        float value = room.getAtIndex(JAVA_FLOAT, (long) r * count + i);
+        c.setAtIndex(JAVA_FLOAT, (long) i * maxRank + r, value);
+      }
+    }
+  }
+
+  /**
+   * Adds {@code Z M} to the rows of some pairs' tokens in a matrix {@code (tokens, width)}.
+   *
+   * @param z {@code (count, rank)}, its rows {@link #maxRank} apart
+   * @param m {@code (rank, width)}, or its transpose
+   * @param room for as many results as are gathered at once
+   */
+  private void addProduct(
+      MemorySegment z,
+      int rank,
+      boolean transposed,
+      MemorySegment m,
+      int strideM,
+      int width,
+      int at,
+      int count,
+      MemorySegment room,
+      MemorySegment matrix) {
+    boolean run = isRun(at, count);
+    var to = run ? at(matrix, (long) (order[at] / topK) * width) : room;
+    Blas.product(
+        false, transposed, count, width, rank, z, maxRank, m, strideM, run ? 1 : 0, to, width);
+    for (int i = 0; i < count && !run; i++) {
+      long token = order[at + i] / topK;
+      Blas.add(width, 1, at(room, (long) i * width), at(matrix, token * width));
     }
   }
 
@@ -218,36 +305,23 @@ final class CpuTraining {
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, ROWS, in);
       var results = scratch(arena, ROWS, out);
+      var narrow = scratch(arena, RUN, maxRank);
       pieces(
           from,
           to,
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
-            gather(x, in, 0, in, at, count, rows);
             var own = at(z, (long) at * maxRank);
-            Blas.product(
-                false,
-                true,
-                count,
-                rank,
-                in,
-                rows,
-                in,
-                at(a, (long) offset * in),
-                in,
-                0,
-                own,
-                maxRank);
-            Blas.product(
-                false, true, count, out, rank, own, maxRank, at(b, offset), all, 0, results, out);
+            var ownA = at(a, (long) offset * in);
+            narrow(rows(x, in, 0, in, at, count, rows), in, ownA, rank, count, narrow, own);
             for (int i = 0; i < count; i++) {
-              int pair = order[at + i];
-              Blas.add(
-                  out,
-                  factor(pair, adapter),
-                  at(results, (long) i * out),
-                  at(y, (long) (pair / topK) * out));
+              float factor = factor(order[at + i], adapter);
+              for (int r = 0; r < rank; r++) {
+                float value = own.getAtIndex(JAVA_FLOAT, (long) i * maxRank + r);
+                narrow.setAtIndex(JAVA_FLOAT, (long) i * maxRank + r, factor * value);
+              }
             }
+            addProduct(narrow, rank, true, at(b, offset), all, out, at, count, results, y);
           });
     }
   }
@@ -258,44 +332,41 @@ final class CpuTraining {
    * @param scope for what is needed on the way
    * @param gy ∂y {@code (…, out)}
    * @param ownLogits the gradient of the logits from elsewhere {@code (…, N)}, or null
-   * @param gx ∂x {@code (tokens, in)} to add to; ∂x̃ is left with the input
+   * @param gx ∂x {@code (tokens, in)} to add to, or null; ∂x̃ is left with the input
+   * @param first whether {@code gx} is undefined, and to be written instead of added to
    */
-  public void backward(NDManager scope, NDArray gy, NDArray ownLogits, NDArray gx) {
+  public void backward(NDManager scope, NDArray gy, NDArray ownLogits, NDArray gx, boolean first) {
+    var memoryY = Ops.memory(gy);
+    var memoryGx = gx == null ? null : Ops.memory(gx);
     if (gx != null) {
-      Blas.product(
-          false,
-          false,
-          tokens,
-          in,
-          out,
-          Ops.memory(gy),
-          out,
-          Ops.memory(layer.weight()),
-          in,
-          1,
-          Ops.memory(gx),
-          in);
+      var weight = Ops.memory(layer.weight());
+      int beta = first ? 0 : 1;
+      Blas.product(false, false, tokens, in, out, memoryY, out, weight, in, beta, memoryGx, in);
     }
     var weightGradients = new float[order.length];
     var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, maxRank));
-    var memoryY = Ops.memory(gy);
-    var memoryGx = gx == null ? null : Ops.memory(gx);
     var kept = wantsA() ? input.kept(Ops.memory(x), tokens, in) : null;
     var toInput = input.gradient(memoryGx, tokens, in);
-    int n = bank.bank().size();
-    var logitGradient = Ops.zeros(scope, Dtype.F32, tokens, n);
-    if (ownLogits != null) {
-      Ops.copy(logitGradient, ownLogits.reshape(tokens, n));
-    }
-    var gl = Ops.memory(logitGradient);
+    var gl = logits == null ? null : logitGradient(scope, ownLogits);
     byTokens(
         tokens,
         (from, to) -> {
           toInput(from, to, memoryY, toInput, gz, weightGradients);
-          throughGate(from, to, weightGradients, gl, memoryGx);
+          if (gl != null) {
+            throughGate(from, to, weightGradients, gl, memoryGx);
+          }
         });
     toGateAndA(scope, kept, gl, gz);
     toB(scope, memoryY);
+  }
+
+  private MemorySegment logitGradient(NDManager scope, NDArray ownLogits) {
+    int n = bank.bank().size();
+    var gradient = Ops.zeros(scope, Dtype.F32, tokens, n);
+    if (ownLogits != null) {
+      Ops.copy(gradient, ownLogits.reshape(tokens, n));
+    }
+    return Ops.memory(gradient);
   }
 
   /** ∂z, ∂w and ∂x̃ of some tokens; z becomes w s z, which is what ∂B needs. */
@@ -308,16 +379,16 @@ final class CpuTraining {
       var rows = scratch(arena, ROWS, out);
       var transposed = scratch(arena, maxRank, out);
       var results = scratch(arena, ROWS, in);
+      var narrow = scratch(arena, RUN, maxRank);
       pieces(
           from,
           to,
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
-            gather(gy, out, 0, out, at, count, rows);
             var own = at(gz, (long) at * maxRank);
             transpose(b, offset, all, rank, transposed);
-            Blas.product(
-                false, true, count, rank, out, rows, out, transposed, out, 0, own, maxRank);
+            var ownRows = rows(gy, out, 0, out, at, count, rows);
+            narrow(ownRows, out, transposed, rank, count, narrow, own);
             float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
@@ -334,23 +405,8 @@ final class CpuTraining {
               gw[pair] = scale * dot;
             }
             if (gx != null) {
-              Blas.product(
-                  false,
-                  false,
-                  count,
-                  in,
-                  rank,
-                  own,
-                  maxRank,
-                  at(a, (long) offset * in),
-                  in,
-                  0,
-                  results,
-                  in);
-              for (int i = 0; i < count; i++) {
-                long token = order[at + i] / topK;
-                Blas.add(in, 1, at(results, (long) i * in), at(gx, token * in));
-              }
+              var ownA = at(a, (long) offset * in);
+              addProduct(own, rank, false, ownA, in, in, at, count, results, gx);
             }
           });
     }
@@ -395,12 +451,14 @@ final class CpuTraining {
 
   /**
    * @param kept x̃ {@code (tokens, in)}; null: A's gradient is not wanted
+   * @param gl ∂logits {@code (tokens, N)}; null without a gate
    */
   private void toGateAndA(NDManager scope, MemorySegment kept, MemorySegment gl, MemorySegment gz) {
     var gate = bank.bank().gate();
     int n = bank.bank().size();
     var memoryX = Ops.memory(x);
-    var gateGradient = CpuTape.requiresGradient(gate) ? CpuTape.gradientMemory(gate, scope) : null;
+    boolean wantsGate = gl != null && CpuTape.requiresGradient(gate);
+    var gateGradient = wantsGate ? CpuTape.gradientMemory(gate, scope) : null;
     var gradient = kept != null ? CpuTape.gradientMemory(bank.loraA(), scope) : null;
     byColumns(
         in,
@@ -424,7 +482,7 @@ final class CpuTraining {
           0,
           tokens,
           (adapter, rank, at, count) -> {
-            gather(x, in, from, width, at, count, rows);
+            var own = rows(x, in, from, width, at, count, rows);
             Blas.product(
                 true,
                 false,
@@ -433,8 +491,8 @@ final class CpuTraining {
                 count,
                 at(gz, (long) at * maxRank),
                 maxRank,
-                rows,
-                width,
+                own.memory(),
+                own.stride(),
                 1,
                 at(gradient, bank.offset(adapter) * in + from),
                 in);
@@ -460,18 +518,17 @@ final class CpuTraining {
                 0,
                 tokens,
                 (adapter, rank, at, count) -> {
-                  gather(gy, out, from, width, at, count, rows);
-                  var own = at(z, (long) at * maxRank);
+                  var own = rows(gy, out, from, width, at, count, rows);
                   Blas.product(
                       true,
                       false,
                       rank,
                       width,
                       count,
-                      own,
+                      at(z, (long) at * maxRank),
                       maxRank,
-                      rows,
-                      width,
+                      own.memory(),
+                      own.stride(),
                       0,
                       transposed,
                       width);
