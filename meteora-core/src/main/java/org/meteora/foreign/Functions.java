@@ -71,6 +71,19 @@ public final class Functions {
   }
 
   /**
+   * Calls a function where speed does not matter: arguments are boxed.
+   *
+   * @return its result; null of one that has none
+   */
+  public static Object call(MethodHandle function, Object... arguments) {
+    try {
+      return function.invokeWithArguments(arguments);
+    } catch (Throwable e) {
+      throw unchecked(e);
+    }
+  }
+
+  /**
    * What a call of a handle threw, to be thrown on: itself where it is unchecked.
    *
    * @param thrown declared by {@link MethodHandle#invokeExact}, and never a checked exception

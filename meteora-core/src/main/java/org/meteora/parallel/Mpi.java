@@ -6,7 +6,6 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
@@ -116,13 +115,7 @@ final class Mpi {
   private static void leaveSignalsAlone() {
     var setenv = Functions.bind("setenv", "(AAI)I");
     try (var arena = Arena.ofConfined()) {
-      int code =
-          (int)
-              setenv.invokeExact(
-                  arena.allocateFrom("UCX_ERROR_SIGNALS"), arena.allocateFrom(""), 1);
-      assert code == 0;
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
+      Functions.call(setenv, arena.allocateFrom("UCX_ERROR_SIGNALS"), arena.allocateFrom(""), 1);
     }
   }
 
@@ -146,12 +139,7 @@ final class Mpi {
   }
 
   private void call(MethodHandle function, Object... arguments) {
-    int code;
-    try {
-      code = (int) function.invokeWithArguments(Arrays.asList(arguments));
-    } catch (Throwable e) {
-      throw new IllegalStateException("a call of MPI failed", e);
-    }
+    int code = (int) Functions.call(function, arguments);
     if (code != 0) {
       throw new UserException("MPI: a call failed with error " + code);
     }

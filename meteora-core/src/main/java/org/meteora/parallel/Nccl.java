@@ -77,10 +77,8 @@ final class Nccl {
   byte[] uniqueId() {
     try (var arena = Arena.ofConfined()) {
       var id = arena.allocate(ID);
-      check("ncclGetUniqueId", (int) bind("ncclGetUniqueId", "(A)I").invokeExact(id));
+      call("ncclGetUniqueId", bind("ncclGetUniqueId", "(A)I"), id);
       return id.toArray(JAVA_BYTE);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
     }
   }
 
@@ -92,10 +90,8 @@ final class Nccl {
       var out = arena.allocate(JAVA_LONG);
       var type = FunctionDescriptor.of(JAVA_INT, ADDRESS, JAVA_INT, ID, JAVA_INT);
       var init = Linker.nativeLinker().downcallHandle(find("ncclCommInitRank"), type);
-      check("ncclCommInitRank", (int) init.invokeExact(out, size, struct, rank));
+      call("ncclCommInitRank", init, out, size, struct, rank);
       communicator = out.get(JAVA_LONG, 0);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
     }
   }
 
@@ -109,58 +105,36 @@ final class Nccl {
 
   /** Sums in place; pointers are device memory. */
   void sum(long data, long count, Dtype dtype, long stream) {
-    try {
-      check(
-          "ncclAllReduce",
-          (int) allReduce.invokeExact(data, data, count, type(dtype), SUM, communicator, stream));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    call("ncclAllReduce", allReduce, data, data, count, type(dtype), SUM, communicator, stream);
   }
 
   /** Sums of this process's part; {@code count} numbers a part. */
   void reduceScatter(long data, long part, long count, Dtype dtype, long stream) {
-    try {
-      check(
-          "ncclReduceScatter",
-          (int)
-              reduceScatter.invokeExact(data, part, count, type(dtype), SUM, communicator, stream));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    call(
+        "ncclReduceScatter",
+        reduceScatter,
+        data,
+        part,
+        count,
+        type(dtype),
+        SUM,
+        communicator,
+        stream);
   }
 
   /** The sum of all processes' numbers, in place in process {@code to}. */
   void reduce(long data, long count, Dtype dtype, int to, long stream) {
-    try {
-      check(
-          "ncclReduce",
-          (int) reduce.invokeExact(data, data, count, type(dtype), SUM, to, communicator, stream));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    call("ncclReduce", reduce, data, data, count, type(dtype), SUM, to, communicator, stream);
   }
 
   /** All parts of {@code size} bytes. */
   void allGather(long part, long data, long size, long stream) {
-    try {
-      check(
-          "ncclAllGather",
-          (int) allGather.invokeExact(part, data, size, UINT8, communicator, stream));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    call("ncclAllGather", allGather, part, data, size, UINT8, communicator, stream);
   }
 
   /** The bytes of process {@code from}, in place. */
   void broadcast(long data, long size, int from, long stream) {
-    try {
-      check(
-          "ncclBroadcast",
-          (int) broadcast.invokeExact(data, data, size, UINT8, from, communicator, stream));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    call("ncclBroadcast", broadcast, data, data, size, UINT8, from, communicator, stream);
   }
 
   /** Leaves, when all that was queued has ended. */
@@ -168,26 +142,19 @@ final class Nccl {
     if (communicator != 0) {
       long ending = communicator;
       communicator = 0;
-      try {
-        int ignored = (int) destroy.invokeExact(ending);
-      } catch (Throwable e) {
-        throw Functions.unchecked(e);
-      }
+      Functions.call(destroy, ending);
     }
   }
 
-  private void check(String what, int code) {
+  private void call(String what, MethodHandle function, Object... arguments) {
+    int code = (int) Functions.call(function, arguments);
     if (code != SUCCESS && code != IN_PROGRESS) {
       throw new UserException("NCCL: " + what + " failed: " + message(code));
     }
   }
 
   private String message(int code) {
-    try {
-      var text = (MemorySegment) errorString.invokeExact(code);
-      return text.reinterpret(256).getString(0) + " (" + code + ")";
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    var text = (MemorySegment) Functions.call(errorString, code);
+    return text.reinterpret(256).getString(0) + " (" + code + ")";
   }
 }

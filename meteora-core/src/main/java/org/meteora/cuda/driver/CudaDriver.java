@@ -11,7 +11,6 @@ import java.lang.invoke.MethodHandle;
 import java.lang.invoke.MethodHandles;
 import java.lang.invoke.MethodType;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import org.meteora.UserException;
 import org.meteora.foreign.Functions;
@@ -67,7 +66,7 @@ final class CudaDriver {
   static final MethodHandle LAUNCH = bind("cuLaunchKernelEx", "PPPP");
 
   static {
-    var code = (int) invoke(INIT, 0);
+    var code = (int) Functions.call(INIT, 0);
     if (code != 0) {
       throw new UserException(
           "the CUDA driver does not start ("
@@ -125,19 +124,9 @@ final class CudaDriver {
   /** Loads and starts the driver, if that has not happened yet. */
   static void load() {}
 
-  private static Object invoke(MethodHandle handle, Object... arguments) {
-    try {
-      return handle.invokeWithArguments(Arrays.asList(arguments));
-    } catch (UserException e) {
-      throw e; // a function that this driver lacks
-    } catch (Throwable e) {
-      throw new IllegalStateException("a native call failed", e);
-    }
-  }
-
   /** Calls a function outside the hot path and checks its result. */
   static void call(String what, MethodHandle handle, Object... arguments) {
-    check(what, (int) invoke(handle, arguments));
+    check(what, (int) Functions.call(handle, arguments));
   }
 
   static void check(String what, int code) {
@@ -150,7 +139,7 @@ final class CudaDriver {
   static long allocate(long bytes) {
     try (var arena = Arena.ofConfined()) {
       var out = arena.allocate(JAVA_LONG);
-      int code = (int) invoke(ALLOCATE, out.address(), bytes);
+      int code = (int) Functions.call(ALLOCATE, out.address(), bytes);
       if (code != OUT_OF_MEMORY) {
         check("allocating " + bytes + " bytes", code);
       }
@@ -178,7 +167,7 @@ final class CudaDriver {
   private static String message(int code) {
     try (var arena = Arena.ofConfined()) {
       var out = arena.allocate(ADDRESS);
-      invoke(ERROR_STRING, code, out.address());
+      Functions.call(ERROR_STRING, code, out.address());
       var text = out.get(ValueLayout.JAVA_LONG, 0);
       return text == 0
           ? "error " + code

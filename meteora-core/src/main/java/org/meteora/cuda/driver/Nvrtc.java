@@ -265,13 +265,8 @@ public final class Nvrtc {
             .find(name)
             .orElseThrow(
                 () -> new UserException("libnvrtc has no " + name + ": 11.2 or newer is needed"));
-    try {
-      return (int)
-          Functions.bind(symbol, "(" + signature.replace('P', 'J') + ")I")
-              .invokeWithArguments(arguments);
-    } catch (Throwable e) {
-      throw new IllegalStateException("a native call failed: " + name, e);
-    }
+    return (int)
+        Functions.call(Functions.bind(symbol, "(" + signature.replace('P', 'J') + ")I"), arguments);
   }
 
   private void call(String name, String signature, Object... arguments) {
