@@ -229,7 +229,8 @@ public final class Comparer {
         Interval.percentile(minus(otherResampled, firstResampled)),
         p,
         onlyFirst,
-        onlyThis);
+        onlyThis,
+        null);
   }
 
   static double[] minus(double[] a, double[] b) {

@@ -74,18 +74,27 @@ public record Comparison(
    * @param mcnemar accuracies' two-sided p-value of McNemar's exact test; null for other scores
    * @param onlyFirst samples that the first column alone has right; null for other scores
    * @param onlyThis samples that this column alone has right
+   * @param share means': of the first column's mean; null for other scores, and where that may be 0
    */
   public record Change(
       double difference,
       Interval interval,
       Double mcnemar,
       @JsonProperty("only_first") Integer onlyFirst,
-      @JsonProperty("only_this") Integer onlyThis) {
+      @JsonProperty("only_this") Integer onlyThis,
+      Share share) {
     /** Whether the interval leaves zero out. */
     public boolean clear() {
       return interval != null && !interval.contains(0);
     }
   }
+
+  /**
+   * One mean over another.
+   *
+   * @param interval paired 95 % bootstrap interval
+   */
+  public record Share(double value, Interval interval) {}
 
   /**
    * Where the systems differ on one evaluation: one is right and another is not; where nothing is

@@ -1,6 +1,7 @@
 package org.meteora.eval.compare;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -96,11 +97,22 @@ final class Means {
                 Interval.percentile(Comparer.minus(resampled, first)),
                 null,
                 null,
-                null);
+                null,
+                share(mean, firstMean, resampled, first));
       }
       cells.add(new Comparison.Cell(mean, Interval.percentile(resampled), change));
     }
     return new Comparison.Row(group, "mean", score, shared.size(), cells, publishedMeans(shared));
+  }
+
+  private static Comparison.Share share(
+      double mean, double firstMean, double[] resampled, double[] first) {
+    if (Arrays.stream(first).anyMatch(each -> each <= 0)) {
+      return null;
+    }
+    var shares = new double[first.length];
+    Arrays.setAll(shares, i -> resampled[i] / first[i]);
+    return new Comparison.Share(mean / firstMean, Interval.percentile(shares));
   }
 
   private static List<Scored> shared(List<Scored> rows, List<Integer> columns) {

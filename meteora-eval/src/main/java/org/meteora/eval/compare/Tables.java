@@ -60,6 +60,12 @@ final class Tables {
         var line = begin(row);
         cells.forEach(cell -> line.add(change(row, cell == null ? null : cell.change())));
         rows.add(line);
+        if (shares(cells).anyMatch(Objects::nonNull)) {
+          var divided = begin(row);
+          divided.set(0, divided.getFirst() + ", divided by " + comparison.columns().getFirst());
+          shares(cells).forEach(share -> divided.add(share(share)));
+          rows.add(divided);
+        }
       }
     }
     return new Table(
@@ -68,6 +74,11 @@ final class Tables {
             + ", on the same samples (*: the 95 % interval leaves 0 out)",
         header,
         rows);
+  }
+
+  private static Stream<Comparison.Share> shares(List<Comparison.Cell> cells) {
+    return cells.stream()
+        .map(cell -> cell == null || cell.change() == null ? null : cell.change().share());
   }
 
   private static Table settings(Comparison comparison) {
@@ -120,6 +131,17 @@ final class Tables {
                 number(row, change.interval().low(), true),
                 number(row, change.interval().high(), true));
     return change.mcnemar() == null ? text : text + ", " + probability(change.mcnemar());
+  }
+
+  private static String share(Comparison.Share share) {
+    return share == null
+        ? NONE
+        : String.format(
+            Locale.ROOT,
+            "%.3f (%.3f to %.3f)",
+            share.value(),
+            share.interval().low(),
+            share.interval().high());
   }
 
   private static String probability(double p) {

@@ -10,10 +10,12 @@ import java.io.StringWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.IntFunction;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
@@ -183,6 +185,31 @@ class ComparerTest {
     var correct = row(comparison, "composite_10", "Avg correct nums");
     assertThat(correct.cells().get(0).score()).isCloseTo(3.5, within(1e-12));
     assertThat(comparison.samples().getFirst().different()).isNotEmpty();
+  }
+
+  /** Where the first is always right, a share is the mean itself. */
+  @Test
+  void meansAreDividedByTheFirst() {
+    for (var task : List.of("winowhy", "gsm8k")) {
+      save("all", "meteora", EvalTask.of(task), 40, null, i -> "t" + i % 7);
+      save("third", "meteora", EvalTask.of(task), 40, null, i -> i % 3 == 0 ? "t" + i % 7 : "x");
+      save("none", "meteora", EvalTask.of(task), 40, null, i -> "x");
+    }
+    var folders = Stream.of("third", "all", "none").map(it -> folder.resolve(it).toString());
+    var arguments = new ArrayList<>(folders.toList());
+    var backwards = Comparer.compare(arguments, 500, 1, false).means().getFirst();
+    assertThat(backwards.cells().get(1).change().share().value()).isCloseTo(40 / 14., within(1e-9));
+    assertThat(backwards.cells().get(2).change().share().value()).isZero();
+    Collections.swap(arguments, 0, 1);
+    var comparison = Comparer.compare(arguments, 500, 1, false);
+    var third = comparison.means().getFirst().cells().get(1);
+    assertThat(third.change().share().value()).isCloseTo(14 / 40., within(1e-9));
+    assertThat(third.change().share().interval()).isEqualTo(third.interval());
+    assertThat(ComparisonText.plain(comparison, 0))
+        .containsPattern("single tasks: mean, divided by meteora all +Accuracy +0.350 \\(0.2");
+    Collections.swap(arguments, 0, 2); // nothing is right in the first
+    var undivided = Comparer.compare(arguments, 500, 1, false).means().getFirst();
+    assertThat(undivided.cells().get(1).change().share()).isNull();
   }
 
   private static String lines(int sample, int every) {
