@@ -185,10 +185,20 @@ final class CudaForward extends PortableForward {
       GatedLinear linear,
       NDArray x,
       ForwardContext context) {
-    var y = linear.base(x);
-    try (var flat = y.reshape(-1, linear.weight().getShape().get(0));
-        var z = kernels.z(masked, at)) {
-      Ops.addLinear(flat, z, kernels.loraB(at));
+    NDArray y;
+    try (var z = kernels.z(masked, at)) {
+      if (linear.bias() == null) { // the long product reads for nothing what is there
+        try (var rows = Ops.linear(z, kernels.loraB(at), null);
+            var flat = flat(x)) {
+          Ops.addLinear(rows, flat, linear.weight());
+          y = rows.reshape(GatedLinear.withLast(x.getShape(), linear.weight().getShape().get(0)));
+        }
+      } else {
+        y = linear.base(x);
+        try (var flat = flat(y)) {
+          Ops.addLinear(flat, z, kernels.loraB(at));
+        }
+      }
     }
     NDArray logits = null;
     if (context.gateLogits()) {

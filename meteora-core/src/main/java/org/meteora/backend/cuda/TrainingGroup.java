@@ -358,12 +358,14 @@ final class TrainingGroup {
         pass.kernels().bias(tokens, member.out(), member.bias(), outputs[i]);
       }
       var y = matrix(outputs[i], tokens, member.out());
-      boolean biased = member.bias() != 0;
-      device.multiply(y, matrix(x, tokens, in), member.weight().transpose(), biased);
-      if (member.hasAdapters()) {
+      boolean begun = member.bias() != 0;
+      if (member.hasAdapters()) { // before: what is there costs the long product nothing to read
         pass.watch().adapters(true);
-        device.multiply(y, columns(c, tokens, member), member.b().transpose(), true);
+        device.multiply(y, columns(c, tokens, member), member.b().transpose(), begun);
+        pass.watch().adapters(false);
+        begun = true;
       }
+      device.multiply(y, matrix(x, tokens, in), member.weight().transpose(), begun);
     }
     pass.watch().adapters(false);
   }
@@ -429,29 +431,32 @@ final class TrainingGroup {
     if (slopeOfX == 0) {
       return;
     }
-    for (int i = 0; i < slopes.length; i++) {
-      var member = members.get(i);
-      var slope = matrix(slopes[i], tokens, member.out());
-      device.multiply(matrix(slopeOfX, tokens, in), slope, member.weight(), i > 0);
-    }
+    boolean begun = false;
     if (stride > 0) {
       pass.watch().adapters(true);
       if (dropped == 0) {
-        back(tokens, 0, stride, scratch, slopeOfX, true);
+        back(tokens, 0, stride, scratch, slopeOfX);
+        begun = true;
       } else {
         if (gates > 0 && pass.gated()) {
-          back(tokens, ranks, stride - ranks, scratch, slopeOfX, true);
+          back(tokens, ranks, stride - ranks, scratch, slopeOfX);
+          begun = true;
         }
-        back(tokens, 0, ranks, scratch, slopeOfDropped, false);
+        back(tokens, 0, ranks, scratch, slopeOfDropped);
       }
       pass.watch().adapters(false);
+    }
+    for (int i = 0; i < slopes.length; i++) {
+      var member = members.get(i);
+      var slope = matrix(slopes[i], tokens, member.out());
+      device.multiply(matrix(slopeOfX, tokens, in), slope, member.weight(), begun || i > 0);
     }
   }
 
   /** The gradient of S's input from that of some columns of its product. */
-  private void back(int tokens, int row, int count, Scratch scratch, long to, boolean add) {
+  private void back(int tokens, int row, int count, Scratch scratch, long to) {
     var slope = rows(scratch.slopeOfRows(), tokens, row, count);
-    device.multiply(matrix(to, tokens, in), slope, stack(row, count), add);
+    device.multiply(matrix(to, tokens, in), slope, stack(row, count), false);
   }
 
   private void gradients(Pass pass, long x, long dropped, long[] slopes, Scratch scratch) {
