@@ -84,13 +84,11 @@ public final class Fonts {
       var library = SymbolLookup.libraryLookup("libfontconfig.so.1", Arena.global());
       var set =
           (MemorySegment)
-              Functions.bind(library, "FcConfigGetFonts", "(AI)A")
-                  .invokeExact(MemorySegment.NULL, 0);
+              Functions.call(
+                  Functions.bind(library, "FcConfigGetFonts", "(AI)A"), MemorySegment.NULL, 0);
       return set.address() == 0 ? 0 : set.reinterpret(4).get(JAVA_INT, 0);
     } catch (IllegalArgumentException | java.util.NoSuchElementException e) {
       return 0;
-    } catch (Throwable e) {
-      throw new IllegalStateException(e);
     }
   }
 }

@@ -13,8 +13,6 @@ import java.net.Socket;
 import java.net.SocketTimeoutException;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.time.Duration;
 import java.util.Arrays;
 import java.util.List;
@@ -22,6 +20,7 @@ import java.util.Optional;
 import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
+import org.meteora.io.Digests;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -288,11 +287,7 @@ final class Rendezvous {
   }
 
   private static byte[] jobHash(Launch launch) {
-    try {
-      return MessageDigest.getInstance("SHA-256")
-          .digest((launch.job() + "/" + launch.size()).getBytes(StandardCharsets.UTF_8));
-    } catch (NoSuchAlgorithmException e) {
-      throw new IllegalStateException(e);
-    }
+    return Digests.sha256()
+        .digest((launch.job() + "/" + launch.size()).getBytes(StandardCharsets.UTF_8));
   }
 }

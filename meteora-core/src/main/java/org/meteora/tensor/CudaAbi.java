@@ -49,22 +49,14 @@ final class CudaAbi {
 
   /** Makes a stream current on this thread; the result undoes it. */
   static long enterStream(long stream, int device) {
-    try {
-      var slot = StableAbi.slot();
-      StableAbi.check(
-          (int) StreamGuard.CREATE_GUARD.invokeExact(stream, device, slot), "cuda_stream_guard");
-      return slot.get(JAVA_LONG, 0);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    var slot = StableAbi.slot();
+    StableAbi.check(
+        (int) Functions.call(StreamGuard.CREATE_GUARD, stream, device, slot), "cuda_stream_guard");
+    return slot.get(JAVA_LONG, 0);
   }
 
   static void leaveStream(long guard) {
-    try {
-      StableAbi.check((int) StreamGuard.DELETE_GUARD.invokeExact(guard), "cuda_stream_guard");
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    StableAbi.check((int) Functions.call(StreamGuard.DELETE_GUARD, guard), "cuda_stream_guard");
   }
 
   static boolean canAddProduct(NDArray y) {

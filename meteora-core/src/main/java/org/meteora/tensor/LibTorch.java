@@ -243,25 +243,22 @@ public final class LibTorch {
 
   /** Asks the NVIDIA driver; nothing of CUDA is set up by it. */
   public static Driver driver() {
-    try {
+    try (var arena = Arena.ofConfined()) {
       var library = SymbolLookup.libraryLookup("libcuda.so.1", Arena.global());
-      try (var arena = Arena.ofConfined()) {
-        var number = arena.allocate(JAVA_INT);
-        if ((int) Functions.bind(library, "cuInit", "(I)I").invokeExact(0) != 0) {
-          return Driver.NONE;
-        }
-        int counted = (int) Functions.bind(library, "cuDeviceGetCount", "(A)I").invokeExact(number);
-        int gpus = number.get(JAVA_INT, 0);
-        int versioned =
-            (int) Functions.bind(library, "cuDriverGetVersion", "(A)I").invokeExact(number);
-        return counted == 0 && versioned == 0
-            ? new Driver(gpus, number.get(JAVA_INT, 0))
-            : Driver.NONE;
+      var number = arena.allocate(JAVA_INT);
+      if ((int) Functions.call(Functions.bind(library, "cuInit", "(I)I"), 0) != 0) {
+        return Driver.NONE;
       }
+      int counted =
+          (int) Functions.call(Functions.bind(library, "cuDeviceGetCount", "(A)I"), number);
+      int gpus = number.get(JAVA_INT, 0);
+      int versioned =
+          (int) Functions.call(Functions.bind(library, "cuDriverGetVersion", "(A)I"), number);
+      return counted == 0 && versioned == 0
+          ? new Driver(gpus, number.get(JAVA_INT, 0))
+          : Driver.NONE;
     } catch (IllegalArgumentException | java.util.NoSuchElementException e) {
       return Driver.NONE; // no driver
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
     }
   }
 }

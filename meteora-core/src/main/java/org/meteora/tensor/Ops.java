@@ -376,11 +376,10 @@ public final class Ops {
   public static NDArray flashAttention(NDArray q, NDArray k, NDArray v) {
     int queries = (int) q.getShape().get(2);
     int keys = (int) k.getShape().get(2);
-    return transpose(
-        flash(
-            transpose(q, 1, 2), transpose(k, 1, 2), transpose(v, 1, 2), null, null, queries, keys),
-        1,
-        2);
+    var rows =
+        attentionByRanges(
+            transpose(q, 1, 2), transpose(k, 1, 2), transpose(v, 1, 2), null, null, queries, keys);
+    return transpose(rows, 1, 2);
   }
 
   /**
@@ -393,7 +392,7 @@ public final class Ops {
    *     dimension's values must lie one after another
    * @param v as {@code k}
    * @param queryRanges where each sequence's queries begin, and where the last one's end, int32 on
-   *     the device
+   *     the device; null where q, k and v are {@code (batch, …)}
    * @param keyRanges the same of keys
    * @param maxQueries of a sequence
    * @param maxKeys of a sequence
@@ -401,17 +400,6 @@ public final class Ops {
    * @throws IllegalStateException where this libtorch, or the device, has no such kernel
    */
   public static NDArray attentionByRanges(
-      NDArray q,
-      NDArray k,
-      NDArray v,
-      NDArray queryRanges,
-      NDArray keyRanges,
-      int maxQueries,
-      int maxKeys) {
-    return flash(q, k, v, queryRanges, keyRanges, maxQueries, maxKeys);
-  }
-
-  private static NDArray flash(
       NDArray q,
       NDArray k,
       NDArray v,

@@ -213,14 +213,10 @@ final class StableAbi {
 
   /** Seeds the random numbers of the CPU and of all GPUs. */
   static void seed(long seed) {
-    try {
-      // a Generator is a pointer to its implementation, and comes by reference
-      var generator = (MemorySegment) Seeds.CPU_GENERATOR.invokeExact();
-      Seeds.SEED_CPU.invokeExact(generator.reinterpret(8).get(JAVA_LONG, 0), seed);
-      Seeds.SEED_CUDA.invokeExact(seed);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    // a Generator is a pointer to its implementation, and comes by reference
+    var generator = (MemorySegment) Functions.call(Seeds.CPU_GENERATOR);
+    Functions.call(Seeds.SEED_CPU, generator.reinterpret(8).get(JAVA_LONG, 0), seed);
+    Functions.call(Seeds.SEED_CUDA, seed);
   }
 
   static void copy(NDArray target, NDArray source) {

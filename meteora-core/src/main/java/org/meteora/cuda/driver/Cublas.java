@@ -7,7 +7,6 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.UserException;
@@ -98,11 +97,7 @@ public final class Cublas implements AutoCloseable {
   }
 
   private static void call(String what, MethodHandle function, Object... arguments) {
-    try {
-      check(what, (int) function.invokeWithArguments(Arrays.asList(arguments)));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    check(what, (int) Functions.call(function, arguments));
   }
 
   private static void check(String what, int code, Object... numbers) {

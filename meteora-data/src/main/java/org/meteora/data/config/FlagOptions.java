@@ -1,64 +1,56 @@
 package org.meteora.data.config;
 
 import java.util.HashMap;
-import java.util.Map;
+import java.util.Locale;
+import java.util.Optional;
 import org.meteora.moe.Flags;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /**
  * The flags that choose an implementation: as options, which win, as variables of the environment,
- * and as keys of {@code config.yaml}.
+ * and as keys of {@code config.yaml}. Each option is read by its name.
  */
 public final class FlagOptions {
-  private final Map<String, String> given = new HashMap<>();
+  @Spec(Spec.Target.SELF)
+  private CommandSpec own;
 
   @Option(
       names = "--moelinear-use-accelerate-fwd",
       paramLabel = "0|1",
       description = "0: the plain formula, routing in its training form (default: 1).")
-  private void accelerate(String value) {
-    given.put("MOELINEAR_USE_ACCELERATE_FWD", value);
-  }
+  private String accelerate;
 
   @Option(
       names = "--moelinear-fwd-inner-loop-mode",
       paramLabel = "MODE",
       description = "batch, all, parallel or auto (default: auto).")
-  private void loop(String value) {
-    given.put("MOELINEAR_FWD_INNER_LOOP_MODE", value);
-  }
+  private String loop;
 
   @Option(
       names = "--moelinear-accelerate-fwd-backend",
       paramLabel = "NAME",
       description = "torch, triton, fused or auto (default: auto).")
-  private void backend(String value) {
-    given.put("MOELINEAR_ACCELERATE_FWD_BACKEND", value);
-  }
+  private String backend;
 
   @Option(
       names = "--moelinear-accelerate-fwd-backend-torch-version",
       paramLabel = "v1|v2",
       description = "v1: gather the chosen rows; v2: all ranks, masked.")
-  private void torchVersion(String value) {
-    given.put("MOELINEAR_ACCELERATE_FWD_BACKEND_TORCH_VERSION", value);
-  }
+  private String torchVersion;
 
   @Option(
       names = "--moelinear-accelerate-fwd-backend-triton-version",
       paramLabel = "v1…v4",
       description = "Accepted: there is one fused path.")
-  private void tritonVersion(String value) {
-    given.put("MOELINEAR_ACCELERATE_FWD_BACKEND_TRITON_VERSION", value);
-  }
+  private String tritonVersion;
 
   @Option(
       names = "--moelinear-single-moe-lora",
       paramLabel = "INDEX",
       description = "That adapter on every token, no gate.")
-  private void single(String value) {
-    given.put("MOELINEAR_SINGLE_MOE_LORA", value);
-  }
+  private String single;
 
   /**
    * The flags in force.
@@ -68,7 +60,15 @@ public final class FlagOptions {
   public Flags over(MeteoraConfig config) {
     var all = new HashMap<>(config.flags());
     all.putAll(System.getenv());
-    all.putAll(given);
+    for (var option : own.options()) {
+      Optional.ofNullable(option.<String>getValue())
+          .ifPresent(value -> all.put(variable(option.longestName()), value));
+    }
     return Flags.fromEnvironment(all);
+  }
+
+  /** {@code --moelinear-x} is {@code MOELINEAR_X}. */
+  private static String variable(String option) {
+    return option.substring(2).replace('-', '_').toUpperCase(Locale.ROOT);
   }
 }
