@@ -3,6 +3,7 @@ package org.meteora.model;
 import java.util.Optional;
 import org.meteora.lora.AdapterBank;
 import org.meteora.moe.GatedForward;
+import org.meteora.moe.GatedTape;
 
 /**
  * What computes a model on one kind of device: chosen once, when the model is made, by {@code
@@ -11,6 +12,15 @@ import org.meteora.moe.GatedForward;
 public interface Backend extends GatedForward.Provider {
   /** What lies between the products at inference. */
   LayerOps ops();
+
+  /**
+   * What lies between the products of a training pass on a tape of this backend.
+   *
+   * @param tape from {@link #tape}
+   */
+  default LayerOps ops(GatedTape tape) {
+    return TensorOps.INSTANCE;
+  }
 
   /**
    * The memory that a model's tensors are taken from.

@@ -42,8 +42,13 @@ public record Pass(
     ForwardContext context,
     List<NDArray> gateLogits) {
 
-  /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
-  public Pass on(Optional<GatedTape> tape) {
+  /**
+   * This pass, with its gated layers on a tape; its list of gate logits is a new one.
+   *
+   * @param backend whose tape it is
+   */
+  public Pass on(Optional<GatedTape> tape, Backend backend) {
+    var ops = tape.isPresent() ? backend.ops(tape.get()) : this.ops;
     return with(context.withTape(tape), new ArrayList<>());
   }
 

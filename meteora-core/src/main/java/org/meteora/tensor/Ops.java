@@ -286,6 +286,22 @@ public final class Ops {
         .run(source.getManager());
   }
 
+  /** {@link #scatterAdd} into {@code x} itself; not to be recorded. */
+  public static void scatterAddInPlace(NDArray x, int dim, NDArray index, NDArray source) {
+    new OperatorCall("aten::scatter_add_", "")
+        .tensor(x)
+        .integer(dim)
+        .tensor(index)
+        .tensor(source)
+        .run(x.getManager())
+        .close();
+  }
+
+  /** {@code x} replaced by e to its power, under another handle; not to be recorded. */
+  public static NDArray expInPlace(NDArray x) {
+    return new OperatorCall("aten::exp_", "").tensor(x).run(x.getManager());
+  }
+
   /** The k largest along the last dimension, best first: values, indices (int64). */
   public static NDArray[] topK(NDArray x, int k) {
     return new OperatorCall("aten::topk", "")

@@ -378,7 +378,13 @@ public final class LlamaLearner implements Learner {
           var each = again ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var recording = Ops.recording()) {
         var scalar = each.output().mul(gradient).sum();
-        Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);
+        boolean onTape = each.tape().isPresent(); // then logits are leaves in host memory
+        if (onTape && gates != null && !each.logits().isEmpty()) {
+          gates.addWithGradients(each.logits(), gateWeight);
+          Ops.backward(scalar, null);
+        } else {
+          Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);
+        }
         boolean on = i > first;
         each.tape().ifPresent(tape -> tape.backward(on));
         gradient.close();
@@ -403,7 +409,7 @@ public final class LlamaLearner implements Learner {
     var inner = scope.newSubManager();
     var tape = tape(inner, layer, context);
     try (var on = Ops.recording()) {
-      var own = pass.on(tape);
+      var own = pass.on(tape, llama.backend());
       var hidden = layer > first ? leaf(inner, input) : Ops.alias(inner, input);
       var output = run(hidden, layer, own, seed);
       return new Recorded(inner, hidden, output, own.gateLogits(), tape);
@@ -419,7 +425,12 @@ public final class LlamaLearner implements Learner {
   private NDArray forward(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
     try (var off = Ops.notRecording();
         var inner = scope.newSubManager()) {
-      var output = run(Ops.alias(inner, input), layer, pass.on(tape(inner, layer, context)), seed);
+      var output =
+          run(
+              Ops.alias(inner, input),
+              layer,
+              pass.on(tape(inner, layer, context), llama.backend()),
+              seed);
       output.attach(scope);
       return output;
     }
@@ -509,7 +520,7 @@ public final class LlamaLearner implements Learner {
       for (int i = 0; i < llama.layers().size(); i++) {
         llama.frozen().use(i, after(i));
         try (var inner = scope.newSubManager()) {
-          var own = pass.on(tape(inner, i, asks));
+          var own = pass.on(tape(inner, i, asks), llama.backend());
           var output = run(Ops.alias(inner, hidden), i, own, 0);
           if (gates != null && !own.gateLogits().isEmpty()) {
             gates.add(own.gateLogits());

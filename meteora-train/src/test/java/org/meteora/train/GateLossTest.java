@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.within;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
@@ -90,19 +91,39 @@ class GateLossTest {
       assertThat(dominated[row]).isBetween(1f, LENGTH - 1f);
     }
     try (var manager = Devices.newManager(Device.cpu());
-        var gates = new GateLoss(manager, batch.gateLabels(), ADAPTERS, topK)) {
+        var recording = Ops.recording();
+        var gates = new GateLoss(manager, batch.gateLabels(), ADAPTERS, topK);
+        var inJava = new GateLoss(manager, batch.gateLabels(), ADAPTERS, topK)) {
       // two layers, one after the other
       for (int layer = 0; layer < 2; layer++) {
-        var own = new ArrayList<NDArray>();
-        for (int gate = layer * GATES / 2; gate < (layer + 1) * GATES / 2; gate++) {
-          own.add(manager.create(flat(logits[gate]), Ops.shape(batch.rows(), LENGTH, ADAPTERS)));
+        var own = leaves(manager, logits, layer, batch.rows());
+        Ops.backward(Ops.scale(gates.add(own), 0.3), null);
+        var others = leaves(manager, logits, layer, batch.rows());
+        inJava.addWithGradients(others, 0.3);
+        for (int gate = 0; gate < own.size(); gate++) {
+          assertThat(others.get(gate).getGradient().toFloatArray())
+              .containsExactly(own.get(gate).getGradient().toFloatArray(), within(1e-6f));
         }
-        gates.add(own);
       }
+      assertThat(inJava.sum()).isCloseTo(loss, within(1e-4 * loss));
+      assertThat(inJava.gates()).isEqualTo(gates.gates());
+      assertThat(byRow(inJava.right())).containsExactly(right);
+      assertThat(byRow(inJava.dominated())).containsExactly(dominated);
       assertThat(gates.sum()).isCloseTo(loss, within(1e-4 * loss));
       assertThat(byRow(gates.right())).containsExactly(right);
       assertThat(byRow(gates.dominated())).containsExactly(dominated);
     }
+  }
+
+  private static List<NDArray> leaves(
+      NDManager manager, float[][][][] logits, int layer, int rows) {
+    var own = new ArrayList<NDArray>();
+    for (int gate = layer * GATES / 2; gate < (layer + 1) * GATES / 2; gate++) {
+      var leaf = manager.create(flat(logits[gate]), Ops.shape(rows, LENGTH, ADAPTERS));
+      leaf.setRequiresGradient(true);
+      own.add(leaf);
+    }
+    return own;
   }
 
   private static float[] byRow(float[] positions) {

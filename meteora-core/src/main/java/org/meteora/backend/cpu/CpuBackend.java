@@ -66,6 +66,11 @@ public final class CpuBackend implements Backend {
   }
 
   @Override
+  public LayerOps ops(GatedTape tape) {
+    return new CpuTapeOps((CpuTape) tape);
+  }
+
+  @Override
   public boolean keepsRecordings(long bytes) {
     return bytes <= memory(bytes).free() / 2;
   }

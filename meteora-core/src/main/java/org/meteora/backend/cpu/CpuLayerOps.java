@@ -35,6 +35,13 @@ public final class CpuLayerOps extends TensorOps {
 
   @Override
   public NDArray norm(NDArray x, RmsNorm norm) {
+    return norm(x, norm, null);
+  }
+
+  /**
+   * @param scales set to {@code 1 / sqrt(mean(x²) + eps)} of each row; or null
+   */
+  static NDArray norm(NDArray x, RmsNorm norm, float[] scales) {
     var shape = x.getShape();
     int hidden = (int) shape.get(shape.dimension() - 1);
     var out = Ops.empty(x.getManager(), Dtype.F32, shape.getShape());
@@ -50,12 +57,63 @@ public final class CpuLayerOps extends TensorOps {
             for (int i = first; i < end; i++) {
               long offset = (long) i * hidden * Float.BYTES;
               MemorySegment.copy(from, JAVA_FLOAT, offset, row, 0, hidden);
-              norm(row, factors, norm.eps());
+              float scale = norm(row, factors, norm.eps());
+              if (scales != null) {
+                scales[i] = scale;
+              }
               MemorySegment.copy(row, 0, to, JAVA_FLOAT, offset, hidden);
             }
           });
     }
     return out;
+  }
+
+  /**
+   * The gradient of a norm's input: {@code s (g w) − x s³ / n · Σ (g w x)}, s being the row's
+   * scale.
+   *
+   * @param gradient of the result, row-major as all of these; becomes that of {@code x}
+   */
+  static void normBackward(NDArray x, RmsNorm norm, float[] scales, NDArray gradient) {
+    int hidden = (int) x.getShape().get(x.getShape().dimension() - 1);
+    try (var rowMajor = Ops.contiguous(x)) {
+      var inputs = Ops.memory(rowMajor);
+      var gradients = Ops.memory(gradient);
+      var factors = Ops.memory(norm.weight()).toArray(JAVA_FLOAT);
+      onWorkers(
+          scales.length,
+          hidden,
+          (first, end) -> {
+            var row = new float[hidden];
+            var slope = new float[hidden];
+            for (int i = first; i < end; i++) {
+              long offset = (long) i * hidden * Float.BYTES;
+              MemorySegment.copy(inputs, JAVA_FLOAT, offset, row, 0, hidden);
+              MemorySegment.copy(gradients, JAVA_FLOAT, offset, slope, 0, hidden);
+              normBackward(row, factors, scales[i], slope);
+              MemorySegment.copy(slope, 0, gradients, JAVA_FLOAT, offset, hidden);
+            }
+          });
+    }
+  }
+
+  private static void normBackward(float[] row, float[] weight, float scale, float[] slope) {
+    for (int i = 0; i < row.length; i++) {
+      slope[i] *= weight[i];
+    }
+    double even = 0;
+    double odd = 0;
+    for (int i = 0; i + 1 < row.length; i += 2) {
+      even += slope[i] * row[i];
+      odd += slope[i + 1] * row[i + 1];
+    }
+    if (row.length % 2 == 1) {
+      even += slope[row.length - 1] * row[row.length - 1];
+    }
+    float share = (float) ((even + odd) * scale * scale * scale / row.length);
+    for (int i = 0; i < row.length; i++) {
+      slope[i] = scale * slope[i] - share * row[i];
+    }
   }
 
   @Override
@@ -72,7 +130,8 @@ public final class CpuLayerOps extends TensorOps {
         heads(queries, headDim), heads(keys, headDim), heads(values, headDim), pass, layer);
   }
 
-  private static void norm(float[] row, float[] weight, float eps) {
+  /** Returns what the row was multiplied by before its weights. */
+  private static float norm(float[] row, float[] weight, float eps) {
     double even = 0; // two sums: an addition need not wait for the one before
     double odd = 0;
     for (int i = 0; i + 1 < row.length; i += 2) {
@@ -86,6 +145,7 @@ public final class CpuLayerOps extends TensorOps {
     for (int i = 0; i < row.length; i++) {
       row[i] = row[i] * scale * weight[i];
     }
+    return scale;
   }
 
   /**
@@ -94,6 +154,15 @@ public final class CpuLayerOps extends TensorOps {
    * @param x {@code (batch, seq, heads · headDim)} row-major
    */
   static void rotate(NDArray x, RotaryEmbedding.Angles angles) {
+    rotate(x, angles, false);
+  }
+
+  /** Turns the gradient of what was rotated into that of what it was before, in place. */
+  static void rotateBackward(NDArray gradient, RotaryEmbedding.Angles angles) {
+    rotate(gradient, angles, true);
+  }
+
+  private static void rotate(NDArray x, RotaryEmbedding.Angles angles, boolean backward) {
     var shape = x.getShape();
     int width = (int) shape.get(2);
     int rows = (int) (shape.size() / width);
@@ -114,7 +183,11 @@ public final class CpuLayerOps extends TensorOps {
             long angle = (long) (i % positions) * dim * Float.BYTES;
             MemorySegment.copy(memory, JAVA_FLOAT, offset, row, 0, width);
             MemorySegment.copy(cos, JAVA_FLOAT, angle, c, 0, dim);
-            MemorySegment.copy(sin, JAVA_FLOAT, angle, s, 0, dim);
+            // the transpose of a rotation: what each half got of the other, it gives
+            int half = backward ? dim / 2 : 0;
+            MemorySegment.copy(sin, JAVA_FLOAT, angle, s, half, dim - half);
+            MemorySegment.copy(
+                sin, JAVA_FLOAT, angle + (long) (dim - half) * Float.BYTES, s, 0, half);
             for (int head = 0; head < width; head += dim) {
               rotate(row, head, dim / 2, c, s);
             }

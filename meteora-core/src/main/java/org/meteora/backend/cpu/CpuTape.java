@@ -9,6 +9,8 @@ import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
+import org.meteora.model.RmsNorm;
+import org.meteora.model.RotaryEmbedding;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.GatedLinear.Output;
@@ -28,18 +30,31 @@ import org.meteora.tensor.Ops;
  * before. All gated layers between the input and the result of a pass must be on one tape.
  */
 final class CpuTape implements GatedTape {
-  private record Entry(
+  private sealed interface Entry {}
+
+  /**
+   * @param scales of its rows
+   */
+  private record Norm(RmsNorm norm, NDArray x, NDArray y, float[] scales) implements Entry {}
+
+  private record Linear(
       GatedLinear layer,
       NDArray x,
       boolean firstOfInput,
       CpuInput input,
       NDArray y,
       NDArray logits,
-      CpuTraining work) {}
+      CpuTraining work)
+      implements Entry {}
 
   private final NDManager manager;
   private final List<Entry> entries = new ArrayList<>();
   private final Map<NDArray, Boolean> inputs = new IdentityHashMap<>();
+
+  /** Results of norms, and of layers that were rotated. */
+  private final Map<NDArray, Boolean> normed = new IdentityHashMap<>();
+
+  private final Map<NDArray, RotaryEmbedding.Angles> rotated = new IdentityHashMap<>();
 
   /** Of the layer before; null at first. */
   private CpuInput latest;
@@ -74,7 +89,7 @@ final class CpuTape implements GatedTape {
         if (logits != null) {
           logits.setRequiresGradient(true);
         }
-        entries.add(new Entry(layer, x, inputs.put(x, true) == null, latest, y, logits, work));
+        entries.add(new Linear(layer, x, inputs.put(x, true) == null, latest, y, logits, work));
       }
       return new Output(y, logits);
     }
@@ -88,48 +103,134 @@ final class CpuTape implements GatedTape {
     }
   }
 
+  /** A norm, as {@link CpuLayerOps}. */
+  NDArray norm(NDArray x, RmsNorm norm) {
+    boolean keep = Ops.isRecording();
+    try (var off = Ops.notRecording()) {
+      var shape = x.getShape();
+      int rows = (int) (shape.size() / shape.get(shape.dimension() - 1));
+      var scales = new float[rows];
+      var y = CpuLayerOps.norm(x, norm, scales);
+      if (keep) {
+        y.setRequiresGradient(true);
+        entries.add(new Norm(norm, x, y, scales));
+        normed.put(y, true);
+      }
+      return y;
+    }
+  }
+
+  /** Rotates the result of a layer on this tape in place: backward needs nothing of it. */
+  void rotate(NDArray y, RotaryEmbedding.Angles angles) {
+    CpuLayerOps.rotate(y, angles);
+    if (Ops.isRecording()) {
+      rotated.put(y, angles);
+    }
+  }
+
   @Override
   public void backward(boolean toInput) {
     release();
-    var start = toInput || entries.isEmpty() ? null : entries.getFirst().x();
+    var start = toInput ? null : inputs.isEmpty() ? null : firstLinear().x();
     var gradients = new IdentityHashMap<NDArray, NDArray>();
     for (int i = entries.size() - 1; i >= 0; i--) {
-      var entry = entries.get(i);
       try (NDManager scope = manager.newSubManager()) {
-        var y = gradient(entry.y(), scope);
-        var logits = entry.logits() == null ? null : gradient(entry.logits(), scope);
-        if (y != null || logits != null) {
-          try (var off = Ops.notRecording()) {
-            if (y == null) { // the logits alone went on: a loss of the gates by themselves
-              y = Ops.zeros(scope, Dtype.F32, entry.y().getShape().getShape());
+        switch (entries.get(i)) {
+          case Norm norm -> backward(norm, gradients.remove(norm.y()), scope);
+          case Linear linear -> {
+            backward(linear, start, gradients, scope);
+            if (i == 0
+                || !(entries.get(i - 1) instanceof Linear before)
+                || before.input() != linear.input()) {
+              endOfInput(linear, gradients.get(linear.x()));
             }
-            var gx = gradients.get(entry.x());
-            boolean firstToIt = gx == null && entry.x() != start;
-            if (firstToIt) {
-              gx = Ops.empty(manager, Dtype.F32, entry.work().inputShape());
-              gradients.put(entry.x(), gx);
+            if (linear.firstOfInput() && !normed.containsKey(linear.x())) {
+              toGraph(linear.x(), gradients.remove(linear.x()));
             }
-            entry.work().backward(scope, y, logits, gx, firstToIt);
           }
-        }
-      }
-      if (i == 0 || entries.get(i - 1).input() != entry.input()) {
-        var shape = entry.work().inputShape();
-        var gx = gradients.get(entry.x());
-        if (gx != null) {
-          entry.input().addTo(Ops.memory(gx), (int) shape[0], (int) shape[1]);
-        }
-        entry.input().release();
-      }
-      if (entry.firstOfInput() && gradients.containsKey(entry.x())) {
-        try (var gx = gradients.remove(entry.x());
-            var shaped = gx.reshape(entry.x().getShape())) {
-          Ops.backward(entry.x(), shaped);
         }
       }
     }
     entries.clear();
     inputs.clear();
+    normed.clear();
+    rotated.clear();
+  }
+
+  private Linear firstLinear() {
+    return entries.stream()
+        .filter(Linear.class::isInstance)
+        .map(Linear.class::cast)
+        .findFirst()
+        .orElseThrow();
+  }
+
+  /**
+   * @param start what needs no gradient, or null
+   * @param gradients of inputs, added to
+   */
+  private void backward(
+      Linear entry, NDArray start, Map<NDArray, NDArray> gradients, NDManager scope) {
+    var y = gradient(entry.y(), scope);
+    var logits = entry.logits() == null ? null : gradient(entry.logits(), scope);
+    if (y == null && logits == null) {
+      return;
+    }
+    try (var off = Ops.notRecording()) {
+      if (y == null) { // the logits alone went on: a loss of the gates by themselves
+        y = Ops.zeros(scope, Dtype.F32, entry.y().getShape().getShape());
+      } else if (rotated.containsKey(entry.y())) {
+        CpuLayerOps.rotateBackward(y, rotated.get(entry.y()));
+      }
+      var gx = gradients.get(entry.x());
+      boolean firstToIt = gx == null && entry.x() != start;
+      if (firstToIt) {
+        gx = Ops.empty(manager, Dtype.F32, entry.work().inputShape());
+        gradients.put(entry.x(), gx);
+      }
+      entry.work().backward(scope, y, logits, gx, firstToIt);
+    }
+  }
+
+  /** All layers of an input have added to its gradient. */
+  private static void endOfInput(Linear entry, NDArray gx) {
+    if (gx != null) {
+      var shape = entry.work().inputShape();
+      entry.input().addTo(Ops.memory(gx), (int) shape[0], (int) shape[1]);
+    }
+    entry.input().release();
+  }
+
+  /**
+   * @param ofLayers the result's gradient from layers on this tape, given away; or null
+   */
+  private static void backward(Norm entry, NDArray ofLayers, NDManager scope) {
+    var gradient = gradient(entry.y(), scope);
+    if (ofLayers != null) {
+      ofLayers.attach(scope);
+    }
+    if (gradient == null && ofLayers == null) {
+      return;
+    }
+    var all = gradient == null ? ofLayers : gradient;
+    try (var off = Ops.notRecording()) {
+      if (gradient != null && ofLayers != null) {
+        gradient.addi(ofLayers.reshape(gradient.getShape()));
+      }
+      CpuLayerOps.normBackward(entry.x(), entry.norm(), entry.scales(), all);
+    }
+    all.attach(scope);
+    toGraph(entry.x(), Ops.alias(scope, all));
+  }
+
+  /** Sends a gradient on from here, and frees it. */
+  private static void toGraph(NDArray x, NDArray gradient) {
+    if (gradient != null) {
+      try (var gx = gradient;
+          var shaped = gx.reshape(x.getShape())) {
+        Ops.backward(x, shaped);
+      }
+    }
   }
 
   /** Of a leaf; libtorch's binding says no for everything else. */

@@ -331,7 +331,8 @@ final class CpuTraining {
    *
    * @param scope for what is needed on the way
    * @param gy ∂y {@code (…, out)}
-   * @param ownLogits the gradient of the logits from elsewhere {@code (…, N)}, or null
+   * @param ownLogits the gradient of the logits from elsewhere {@code (…, N)}, or null; undefined
+   *     afterwards
    * @param gx ∂x {@code (tokens, in)} to add to, or null; ∂x̃ is left with the input
    * @param first whether {@code gx} is undefined, and to be written instead of added to
    */
@@ -360,13 +361,10 @@ final class CpuTraining {
     toB(scope, memoryY);
   }
 
+  /** Where it is added up: in what came from elsewhere, which nobody else needs. */
   private MemorySegment logitGradient(NDManager scope, NDArray ownLogits) {
-    int n = bank.bank().size();
-    var gradient = Ops.zeros(scope, Dtype.F32, tokens, n);
-    if (ownLogits != null) {
-      Ops.copy(gradient, ownLogits.reshape(tokens, n));
-    }
-    return Ops.memory(gradient);
+    return Ops.memory(
+        ownLogits != null ? ownLogits : Ops.zeros(scope, Dtype.F32, tokens, bank.bank().size()));
   }
 
   /** ∂z, ∂w and ∂x̃ of some tokens; z becomes w s z, which is what ∂B needs. */

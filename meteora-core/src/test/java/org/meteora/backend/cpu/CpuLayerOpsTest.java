@@ -61,4 +61,37 @@ class CpuLayerOpsTest {
       }
     }
   }
+
+  @Test
+  void gradientsOfNormAndRotationAgreeWithTensorOperations() {
+    int dim = 12;
+    int seq = 90;
+    try (var manager = Devices.newManager(Device.cpu());
+        var recording = Ops.recording()) {
+      var upstream = gaussian(manager, 2, seq, 5 * dim);
+      var x = gaussian(manager, 2, seq, 5 * dim);
+      x.setRequiresGradient(true);
+      var norm = new RmsNorm(gaussian(manager, 5 * dim), 1e-5);
+      Ops.backward(norm.forward(x), upstream);
+      var expected = x.getGradient();
+      try (var off = Ops.notRecording()) {
+        var gradient = upstream.duplicate();
+        var scales = new float[2 * seq];
+        CpuLayerOps.norm(x, norm, scales);
+        CpuLayerOps.normBackward(x, norm, scales, gradient);
+        assertClose(gradient, expected);
+      }
+      var angles =
+          new RotaryEmbedding.Angles(
+              gaussian(manager, 1, seq, 1, dim), gaussian(manager, 1, seq, 1, dim));
+      var y = gaussian(manager, 2, seq, 5 * dim);
+      y.setRequiresGradient(true);
+      var heads = y.reshape(2, seq, 5, dim);
+      Ops.backward(RotaryEmbedding.rotate(heads, angles), upstream.reshape(2, seq, 5, dim));
+      try (var off = Ops.notRecording()) {
+        CpuLayerOps.rotateBackward(upstream, angles);
+        assertClose(upstream, y.getGradient());
+      }
+    }
+  }
 }

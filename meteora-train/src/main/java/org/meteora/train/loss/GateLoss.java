@@ -1,14 +1,20 @@
 package org.meteora.train.loss;
 
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
 import java.util.List;
+import org.meteora.moe.Choice;
 import org.meteora.moe.Gate;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
+import org.meteora.tensor.Workers;
 import org.meteora.train.batch.Batch;
 
 /**
@@ -21,6 +27,7 @@ import org.meteora.train.batch.Batch;
 public final class GateLoss implements AutoCloseable {
   private final NDManager manager;
   private final int topK;
+  private final int[] labelOf;
   private final NDArray target;
   private final NDArray labels;
   private final NDArray counted;
@@ -42,10 +49,13 @@ public final class GateLoss implements AutoCloseable {
     var oneHot = new float[positions * adapters];
     var label = new long[positions];
     var mask = new float[positions];
+    labelOf = new int[positions];
+    Arrays.fill(labelOf, Batch.IGNORED);
     for (int i = 0; i < positions; i++) {
       if (gateLabels[i] != Batch.IGNORED) {
         oneHot[i * adapters + (int) gateLabels[i]] = 1;
         label[i] = gateLabels[i];
+        labelOf[i] = (int) gateLabels[i];
         mask[i] = 1;
       }
     }
@@ -81,6 +91,80 @@ public final class GateLoss implements AutoCloseable {
     }
     gates += logits.size();
     return loss;
+  }
+
+  /**
+   * The same where all is float32 in host memory: a fifth of the time that tensor operations take.
+   *
+   * @param logits as for {@link #add}, leaves of their own
+   * @param weight what the loss is multiplied by; its gradients are added to the leaves
+   */
+  public void addWithGradients(List<NDArray> logits, double weight) {
+    int positions = labelOf.length;
+    int adapters = (int) target.getShape().get(2);
+    var sumOfLosses = Ops.memory(losses);
+    var hits = Ops.memory(right);
+    var votes = Ops.memory(weights);
+    for (var gate : logits) {
+      try (var scope = gate.getManager().newSubManager()) {
+        var gradient = Ops.empty(scope, Dtype.F32, gate.getShape().getShape());
+        var values = Ops.memory(gate);
+        var slopes = Ops.memory(gradient);
+        var chosen = new Choice(positions, topK);
+        Workers.run(
+            Workers.count(),
+            worker -> {
+              int from = (int) ((long) positions * worker / Workers.count());
+              int to = (int) ((long) positions * (worker + 1) / Workers.count());
+              Gate.choose(values, adapters, chosen, from, to, 1);
+              var row = new float[adapters];
+              for (int at = from; at < to; at++) {
+                long offset = (long) at * adapters;
+                MemorySegment.copy(values, JAVA_FLOAT, offset * Float.BYTES, row, 0, adapters);
+                add(sumOfLosses, at, loss(row, labelOf[at], weight));
+                MemorySegment.copy(row, 0, slopes, JAVA_FLOAT, offset * Float.BYTES, adapters);
+                add(hits, at, chosen.indices()[at * topK] == labelOf[at] ? 1 : 0);
+                for (int pair = at * topK; pair < (at + 1) * topK; pair++) {
+                  add(votes, offset + chosen.indices()[pair], chosen.weights()[pair]);
+                }
+              }
+            });
+        Ops.backward(gate, gradient);
+      }
+    }
+    gates += logits.size();
+  }
+
+  private static void add(MemorySegment sums, long index, float value) {
+    sums.setAtIndex(JAVA_FLOAT, index, sums.getAtIndex(JAVA_FLOAT, index) + value);
+  }
+
+  /**
+   * A position's loss; its gradient takes the logits' place.
+   *
+   * @param label negative where there is none
+   */
+  private static float loss(float[] logits, int label, double weight) {
+    if (label < 0) {
+      Arrays.fill(logits, 0);
+      return 0;
+    }
+    float highest = Float.NEGATIVE_INFINITY;
+    for (float each : logits) {
+      highest = Math.max(highest, each);
+    }
+    double own = logits[label] - highest;
+    double sum = 0;
+    for (int i = 0; i < logits.length; i++) {
+      logits[i] = (float) Math.exp(logits[i] - highest);
+      sum += logits[i];
+    }
+    float scale = (float) (weight / sum);
+    for (int i = 0; i < logits.length; i++) {
+      logits[i] *= scale;
+    }
+    logits[label] -= (float) weight;
+    return (float) (Math.log(sum) - own);
   }
 
   /** 1 where a choice {@code (…, positions)} is the label, of positions that count. */

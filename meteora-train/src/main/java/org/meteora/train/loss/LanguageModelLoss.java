@@ -124,8 +124,9 @@ public final class LanguageModelLoss {
       losses[(int) where[i]] = -chosen[i];
     }
     if (gradient != null) {
-      var slope = logProbabilities.exp();
-      slope = Ops.scatterAdd(slope, 1, label, scope.full(Ops.shape(count, 1), -1f));
+      // all in place: the logits are the largest tensor there is
+      var slope = Ops.expInPlace(logProbabilities);
+      Ops.scatterAddInPlace(slope, 1, label, scope.full(Ops.shape(count, 1), -1f));
       var each = new float[count];
       for (int i = 0; i < count; i++) {
         each[i] = (float) weights[(int) (where[i] * weights.length / labels.length)];
