@@ -62,10 +62,7 @@ public record LoraFlowTraining(
       Optional<Path> from, Collective collective, Collective sharers, BooleanSupplier stop) {
     var folders =
         MeteoraTraining.order(adapterDir, adapters).stream().map(adapterDir::resolve).toList();
-    var spec =
-        new TrainableModel.Spec(
-            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
-    try (var model = TrainableModel.loraFlow(spec, folders, sharers);
+    try (var model = TrainableModel.loraFlow(config.model(basePath, flags), folders, sharers);
         var parameters =
             new FlatParameters(model.llama().manager(), model.loraFlowParameters(), collective)) {
       var names = model.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
@@ -84,8 +81,7 @@ public record LoraFlowTraining(
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
               basePath,
               folders,
-              learnt.train(),
-              learnt.eval(),
+              learnt,
               List.of(target),
               output,
               from,

@@ -73,18 +73,15 @@ public record LoraTraining(
       AtomicFiles.removeLeftovers(output);
     }
     var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW, collective);
-    try (var model = TrainableModel.lora(spec(), List.of(name), config.lora(), sharers);
+    try (var model =
+            TrainableModel.lora(
+                config.model(basePath, flags), List.of(name), config.lora(), sharers);
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(false), collective)) {
       var learner =
           LlamaLearner.of(model.llama(), model.context(), config.recompute(), 0, parameters);
       return run(model, parameters, learner, folder, from, collective, stop);
     }
-  }
-
-  private TrainableModel.Spec spec() {
-    return new TrainableModel.Spec(
-        basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
   }
 
   private Optional<Path> run(
@@ -108,8 +105,7 @@ public record LoraTraining(
             learner,
             basePath,
             List.of(),
-            samples.train(),
-            samples.eval(),
+            samples,
             List.of(name),
             folder,
             from,
@@ -210,7 +206,11 @@ public record LoraTraining(
       }
       var names = trainings.stream().map(LoraTraining::name).toList();
       try (var model =
-          TrainableModel.lora(first.spec(), names, first.config().lora(), Collective.single())) {
+          TrainableModel.lora(
+              first.config().model(first.basePath(), first.flags()),
+              names,
+              first.config().lora(),
+              Collective.single())) {
         var lack = lacking.apply(first, model);
         if (lack.isPresent()) {
           LOG.info("{} adapters at once: {}", names.size(), lack.get());

@@ -181,17 +181,8 @@ public record MeteoraTraining(
       }
       Sample.read(data(task)); // mistakes in it are found before the model is loaded
     }
-    var spec =
-        new TrainableModel.Spec(
-            basePath,
-            config.device(),
-            config.dtype(),
-            config.topK(),
-            config.dropout(),
-            config.seed(),
-            flags);
     var folders = tasks.stream().map(adapterDir::resolve).toList();
-    try (var model = TrainableModel.meteora(spec, folders, sharers)) {
+    try (var model = TrainableModel.meteora(config.model(basePath, flags), folders, sharers)) {
       var train = new ArrayList<TrainingSample>();
       var eval = new ArrayList<TrainingSample>();
       for (int i = 0; i < tasks.size(); i++) {
@@ -208,27 +199,22 @@ public record MeteoraTraining(
         eval.addAll(samples.eval());
       }
       long before = from.map(Checkpoints::before).orElse(0L);
-      var data = new Data(tasks, train, eval);
+      var samples = new TaskSamples(train, eval);
       if (before > 0) {
-        return part(model, data, before, before, from, collective, stop).map(it -> result());
+        return part(model, tasks, samples, before, before, from, collective, stop)
+            .map(it -> result());
       }
-      var first = part(model, data, 0, 0, from, collective, stop);
+      var first = part(model, tasks, samples, 0, 0, from, collective, stop);
       if (first.isEmpty() || !wantsMore(first.get())) {
         return first.map(it -> result());
       }
       // what it has come to is written: nothing that happens in the next part takes that away
       var made = first.get();
-      return part(model, data, made.steps(), made.kept(), Optional.empty(), collective, stop)
+      return part(
+              model, tasks, samples, made.steps(), made.kept(), Optional.empty(), collective, stop)
           .map(it -> result());
     }
   }
-
-  /**
-   * Samples of all tasks.
-   *
-   * @param tasks names by index
-   */
-  private record Data(List<String> tasks, List<TrainingSample> train, List<TrainingSample> eval) {}
 
   /**
    * A part of the run, and its result written.
@@ -240,7 +226,8 @@ public record MeteoraTraining(
    */
   private Optional<Trainer.Outcome> part(
       TrainableModel model,
-      Data data,
+      List<String> tasks,
+      TaskSamples samples,
       long before,
       long begin,
       Optional<Path> from,
@@ -251,7 +238,7 @@ public record MeteoraTraining(
         new FlatParameters(model.llama().manager(), model.parameters(gatesOnly), collective)) {
       var learner =
           LlamaLearner.of(
-              model.llama(), model.context(), config.recompute(), data.tasks().size(), parameters);
+              model.llama(), model.context(), config.recompute(), tasks.size(), parameters);
       var outcome =
           Run.train(
               before == 0 ? "train" : "train, all together",
@@ -262,10 +249,9 @@ public record MeteoraTraining(
               parameters,
               learner,
               basePath,
-              data.tasks().stream().map(adapterDir::resolve).toList(),
-              data.train(),
-              data.eval(),
-              data.tasks(),
+              tasks.stream().map(adapterDir::resolve).toList(),
+              samples,
+              tasks,
               output,
               from,
               folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
@@ -273,7 +259,7 @@ public record MeteoraTraining(
               stop);
       learner.ownPasses().ifPresent(LlamaTraining::close);
       if (collective.rank() == 0) {
-        outcome.ifPresent(it -> write(model, data.tasks(), it));
+        outcome.ifPresent(it -> write(model, tasks, it));
       }
       return outcome;
     }

@@ -59,10 +59,7 @@ public record PhatgooseTraining(
       Collective collective,
       Collective sharers,
       BooleanSupplier stop) {
-    var spec =
-        new TrainableModel.Spec(
-            basePath, config.device(), config.dtype(), 1, config.dropout(), config.seed(), flags);
-    try (var model = TrainableModel.phatgoose(spec, adapter, sharers);
+    try (var model = TrainableModel.phatgoose(config.model(basePath, flags), adapter, sharers);
         var parameters =
             new FlatParameters(model.llama().manager(), model.parameters(true), collective)) {
       var name = adapter.getFileName().toString();
@@ -80,8 +77,7 @@ public record PhatgooseTraining(
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
               basePath,
               List.of(adapter),
-              samples.train(),
-              samples.eval(),
+              samples,
               List.of(name),
               folder,
               from,

@@ -22,7 +22,6 @@ import org.meteora.parallel.ShardedWeights;
 import org.meteora.tensor.Devices;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TaskSamples;
-import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.listener.AnswerWatch;
 import org.meteora.train.listener.Curves;
 import org.meteora.train.listener.MetricsFile;
@@ -150,23 +149,23 @@ final class Run {
       Learner learner,
       Path basePath,
       List<Path> adapters,
-      List<TrainingSample> train,
-      List<TrainingSample> eval,
+      TaskSamples samples,
       List<String> tasks,
       Path folder,
       Optional<Path> resume,
       Consumer<Path> export,
       Collective collective,
       BooleanSupplier stop) {
-    var batches = new Batches(train, config.batchSize(), config.answersOnly(), config.seed());
+    var batches =
+        new Batches(samples.train(), config.batchSize(), config.answersOnly(), config.seed());
     var first = config.first(batches.perEpoch(), collective.size());
     var now = part.apply(first);
     LOG.info(
         "{}: {} samples ({} held out), {} steps of {} samples, {} trained parameters, {} on {}{},"
             + " forward mode {}",
         name,
-        train.size(),
-        eval.size(),
+        samples.train().size(),
+        samples.eval().size(),
         now.steps(),
         (long) config.batchSize() * config.accumulation() * collective.size(),
         parameters.size(),
@@ -176,7 +175,7 @@ final class Run {
         model.context().mode().label());
     requireMemory(
         config, model, parameters, batches, now.end() * config.accumulation() * collective.size());
-    var identity = RunIdentity.of(config, model, tasks, train, basePath, adapters);
+    var identity = RunIdentity.of(config, model, tasks, samples.train(), basePath, adapters);
     Processes.requireSame(collective, identity.lines());
     var metrics = folder.resolve("metrics.jsonl");
     var trainer =
@@ -191,7 +190,7 @@ final class Run {
                 config,
                 now.gateLossWeight(),
                 learner,
-                eval,
+                samples.eval(),
                 tasks,
                 ShardedWeights.meeting(model.llama().frozen(), collective)),
             tasks,

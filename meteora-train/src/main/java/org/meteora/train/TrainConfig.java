@@ -1,5 +1,6 @@
 package org.meteora.train;
 
+import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -8,8 +9,10 @@ import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
 import org.meteora.UserException;
+import org.meteora.checkpoint.TrainableModel;
 import org.meteora.lora.LoraConfig;
 import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.moe.Flags;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.Projection;
 import org.meteora.train.listener.Part;
@@ -437,6 +440,11 @@ public record TrainConfig(
       case "false" -> Recompute.NONE;
       default -> Recompute.AUTO;
     };
+  }
+
+  /** The model to train: each token takes one adapter where no gates are trained. */
+  TrainableModel.Spec model(Path basePath, Flags flags) {
+    return new TrainableModel.Spec(basePath, device, dtype, gated ? topK : 1, dropout, seed, flags);
   }
 
   /** Whether the language-model loss counts answers alone; not before it has been decided. */
