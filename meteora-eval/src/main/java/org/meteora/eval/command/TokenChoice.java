@@ -23,7 +23,7 @@ public record TokenChoice(
     Optional<Integer> noRepeatNgramSize,
     Optional<Long> seed) {
   /** Hugging Face's, where neither the model nor the user says otherwise. */
-  private static final int DEFAULT_TOP_K = 50;
+  private static final int MOST_LIKELY = 50;
 
   private boolean samples() {
     return temperature.isPresent() || topP.isPresent() || topK.isPresent();
@@ -107,7 +107,7 @@ public record TokenChoice(
     return chosen.withSampling(
         temperature.orElse(model.temperature()),
         topP.orElse(model.topP()),
-        topK.orElse(model.sample() ? model.topK() : DEFAULT_TOP_K),
+        topK.orElse(model.sample() ? model.topK() : MOST_LIKELY),
         seed.orElseThrow());
   }
 }
