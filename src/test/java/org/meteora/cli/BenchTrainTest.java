@@ -55,6 +55,9 @@ class BenchTrainTest {
           .isCloseTo(
               lines.get(i + 1).get("ms").asDouble() / lines.get(i).get("ms").asDouble(),
               within(1e-3));
+      // absent where a step takes less than the processors' time is counted in
+      assertThat(lines.get(i).path("processor_ratio").asDouble(1)).isEqualTo(1);
+      assertThat(lines.get(i + 1).path("processor_ms").asDouble(0)).isNotNegative();
     }
     assertThat(lines.toString()).contains("auto", "masked", "gather", "all", "layers recomputed");
   }

@@ -2,7 +2,9 @@ package org.meteora.cli;
 
 import ai.djl.Device;
 import ai.djl.ndarray.NDManager;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
+import java.lang.management.ManagementFactory;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
@@ -315,6 +317,12 @@ final class BenchModel {
    * speed, is then the same for all of them.
    */
   double[] medians(Runnable... runs) {
+    var turns = turns(runs);
+    return IntStream.range(0, runs.length).mapToDouble(turns::median).toArray();
+  }
+
+  /** As {@link #medians}, with every turn. */
+  Turns turns(Runnable... runs) {
     long warm = System.nanoTime() + runs.length * 1_000_000_000L;
     for (int i = 0;
         i < Math.max(2, repeat.value() / 3) || System.nanoTime() < warm && i < WARM_UP;
@@ -323,17 +331,89 @@ final class BenchModel {
         run.run();
       }
     }
-    var times = new double[runs.length][repeat.value()];
+    var turns = new Turns(new double[runs.length][repeat.value()], new double[runs.length][]);
+    for (int which = 0; which < runs.length; which++) {
+      turns.processor()[which] = new double[repeat.value()];
+    }
     for (int i = 0; i < repeat.value(); i++) {
       for (int which = 0; which < runs.length; which++) {
         long start = System.nanoTime();
+        long used = processorNanos();
         runs[which].run();
-        times[which][i] = (System.nanoTime() - start) / 1e6;
+        turns.wall()[which][i] = (System.nanoTime() - start) / 1e6;
+        turns.processor()[which][i] = (processorNanos() - used) / 1e6;
       }
     }
-    return Arrays.stream(times)
-        .mapToDouble(own -> Arrays.stream(own).sorted().toArray()[repeat.value() / 2])
-        .toArray();
+    return turns;
+  }
+
+  /**
+   * What some runs took that took turns.
+   *
+   * @param wall milliseconds of each run's each turn
+   * @param processor the same of the processors' time, of all threads
+   */
+  record Turns(double[][] wall, double[][] processor) {
+    private static double median(double[] values) {
+      return Arrays.stream(values).sorted().toArray()[values.length / 2];
+    }
+
+    private static double ratio(double[] own, double[] first) {
+      return median(IntStream.range(0, own.length).mapToDouble(i -> own[i] / first[i]).toArray());
+    }
+
+    /** Median of a run's wall times. */
+    double median(int which) {
+      return median(wall[which]);
+    }
+
+    /**
+     * Median of what a run took over what the first took in the same turn: other work on the
+     * machine comes and goes, and slows both down.
+     */
+    double ratio(int which) {
+      return ratio(wall[which], wall[0]);
+    }
+  }
+
+  /** Of all threads of this process, in steps of 10 ms; 0 where Java does not know. */
+  private static long processorNanos() {
+    return ManagementFactory.getOperatingSystemMXBean()
+            instanceof com.sun.management.OperatingSystemMXBean system
+        ? system.getProcessCpuTime()
+        : 0;
+  }
+
+  /** Says what a run took, and what of the first one's. */
+  void report(String what, Turns turns, int which, double tokens) {
+    double processor = Turns.median(turns.processor()[which]);
+    boolean known = Arrays.stream(turns.processor()[0]).allMatch(each -> each > 0);
+    double ratio = known ? Turns.ratio(turns.processor()[which], turns.processor()[0]) : 0;
+    if (json.isGiven()) {
+      var line = line(what, turns.median(which), turns.ratio(which), tokens);
+      if (known) {
+        line.put("processor_ms", processor).put("processor_ratio", ratio);
+      }
+      System.out.println(line);
+    } else {
+      System.out.println(
+          text(what, turns.median(which), turns.ratio(which), tokens)
+              + (known ? "   processors %.0f ms, %.3f ×".formatted(processor, ratio) : ""));
+    }
+  }
+
+  private static ObjectNode line(String what, double milliseconds, double ratio, double tokens) {
+    return Jsonl.JSON
+        .createObjectNode()
+        .put("what", what)
+        .put("ms", milliseconds)
+        .put("ratio", ratio)
+        .put("tokens_per_second", tokens / milliseconds * 1000);
+  }
+
+  private static String text(String what, double milliseconds, double ratio, double tokens) {
+    return "%-34s %10.3f ms   %6.3f ×   %,10.1f tokens/s"
+        .formatted(what, milliseconds, ratio, tokens / milliseconds * 1000);
   }
 
   void report(String what, double milliseconds, double baseline, double tokens) {
@@ -345,27 +425,17 @@ final class BenchModel {
    */
   void report(String what, double milliseconds, double baseline, double tokens, double floor) {
     if (json.isGiven()) {
-      var line =
-          Jsonl.JSON
-              .createObjectNode()
-              .put("what", what)
-              .put("ms", milliseconds)
-              .put("ratio", milliseconds / baseline)
-              .put("tokens_per_second", tokens / milliseconds * 1000);
+      var line = line(what, milliseconds, milliseconds / baseline, tokens);
       if (floor > 0) {
         line.put("floor_ms", floor).put("reached", floor / milliseconds);
       }
       System.out.println(line);
     } else {
-      System.out.printf(
-          "%-34s %10.3f ms   %6.3f ×   %,10.1f tokens/s%s%n",
-          what,
-          milliseconds,
-          milliseconds / baseline,
-          tokens / milliseconds * 1000,
-          floor > 0
-              ? "   floor %.3f ms, %.0f %%".formatted(floor, 100 * floor / milliseconds)
-              : "");
+      System.out.println(
+          text(what, milliseconds, milliseconds / baseline, tokens)
+              + (floor > 0
+                  ? "   floor %.3f ms, %.0f %%".formatted(floor, 100 * floor / milliseconds)
+                  : ""));
     }
   }
 }

@@ -39,17 +39,18 @@ import picocli.CommandLine.Option;
             + " layer's input; nothing of it is trained), MeteoRA in each mode (forward, both"
             + " losses, gradients of all gates, A and B, AdamW), and AdamW by itself. The first"
             + " lines keep all activations, the last one recomputes layers. Steps of the base model"
-            + " and of each mode take turns, and a ratio is over the base model's steps of its own"
-            + " turns. On a GPU: MeteoRA's whole step, with every layer recomputed and with as many"
-            + " as must be, part by part beside what each part needs at least, and the same step"
-            + " recorded by libtorch. With --layer: one decoder layer, forward and backward, over"
-            + " the frozen layer alone (gradient to its input only), and how near each comes to its"
-            + " multiplications at the rate of a large product. With --processes, or started by"
-            + " torchrun, mpirun or srun: a step of the first process while the others wait, of"
-            + " every process by itself at the same time (cards differ, and all wait for the"
-            + " slowest), and of all together, layers recomputed, each process with a batch of its"
-            + " own; the part of a step beyond what the slowest does by itself, and the speed of"
-            + " all over that of so many first ones and over the sum of theirs.",
+            + " and of each mode take turns; a ratio is the median of each turn's, in wall time and"
+            + " in time of the processors, threads that wait for others included. The base model is"
+            + " recorded by libtorch. On a GPU: MeteoRA's whole step, with every layer recomputed"
+            + " and with as many as must be, part by part beside what each part needs at least, and"
+            + " the same step recorded by libtorch. With --layer: one decoder layer, forward and"
+            + " backward, over the frozen layer alone (gradient to its input only), and how near"
+            + " each comes to its multiplications at the rate of a large product. With --processes,"
+            + " or started by torchrun, mpirun or srun: a step of the first process while the"
+            + " others wait, of every process by itself at the same time (cards differ, and all"
+            + " wait for the slowest), and of all together, layers recomputed, each process with a"
+            + " batch of its own; the part of a step beyond what the slowest does by itself, and"
+            + " the speed of all over that of so many first ones and over the sum of theirs.",
     footer = {
       "",
       "Examples:",
@@ -271,9 +272,9 @@ final class BenchTrainCommand implements Callable<Integer> {
   }
 
   private void compare(String what, Llama base, Batch samples, Runnable step) {
-    var times = options.medians(() -> baseStep(base, samples), step);
-    options.report("base model, gradient to the input", times[0], times[0], tokenCount());
-    options.report(what, times[1], times[0], tokenCount());
+    var turns = options.turns(() -> baseStep(base, samples), step);
+    options.report("base model, gradient to the input", turns, 0, tokenCount());
+    options.report(what, turns, 1, tokenCount());
   }
 
   /** Random tokens, each sequence of another task. */
