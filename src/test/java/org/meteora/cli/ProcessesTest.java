@@ -216,7 +216,7 @@ class ProcessesTest {
       assertThat(result.code()).as(result.err()).isZero();
       assertThat(result.err()).containsOnlyOnce("from step 5 on");
     }
-    same("run1", "run2", 6);
+    same("run1", "run2", 8);
   }
 
   private Path checkpoint(String run, int step) {

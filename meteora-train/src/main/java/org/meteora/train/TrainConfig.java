@@ -511,12 +511,7 @@ public record TrainConfig(
    * @param before steps that it made
    */
   Part second(Part first, long before) {
-    return new Part(
-        before,
-        Math.max(1, first.steps() / 2),
-        learningRate / SECOND_OF_GATES,
-        adapterLearningRate,
-        0);
+    return new Part(before, first.steps(), learningRate / SECOND_OF_GATES, adapterLearningRate, 0);
   }
 
   /** Whether another part may follow this one. */

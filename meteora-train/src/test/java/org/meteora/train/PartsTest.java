@@ -31,7 +31,7 @@ class PartsTest {
   /** Steps of the gates' part, and of the whole run. */
   private static final int FIRST = 6;
 
-  private static final int ALL = 9;
+  private static final int ALL = 12;
 
   @TempDir Path folder;
 
@@ -159,7 +159,7 @@ class PartsTest {
     }
     // the gates' result evaluated once more, then the second part's
     var evaluations = metrics("run", "eval");
-    assertThat(values(evaluations, "step")).containsExactly(0d, 2d, 4d, 6d, 6d, 8d, 9d);
+    assertThat(values(evaluations, "step")).containsExactly(0d, 2d, 4d, 6d, 6d, 8d, 10d, 12d);
     var answers = values(evaluations, "answer_loss");
     double oracle = evaluations.getFirst().get("oracle_answer_loss").asDouble();
     assertThat(answers.get(4)).isGreaterThan(1.1 * oracle);

@@ -99,7 +99,7 @@ class DemoTest {
             folder.resolve("demo"),
             new PrintWriter(text),
             Main::run,
-            new Demo.Size(60, 3, 4, 2, List.of("--max-steps", "2"), 1));
+            new Demo.Size(60, 3, 4, 2, 2, 1));
     demo.start();
     assertThat(text.toString())
         .contains("$ meteora train-lora", "$ meteora train ", "$ meteora eval", "$ meteora routes")

@@ -45,12 +45,11 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
    * @param test single questions asked of each task
    * @param composites composite prompts
    * @param adapterSteps of each adapter's training
-   * @param gates options of the gates' training; none: the defaults
+   * @param gateSteps of the gates' training, before it goes on with the adapters
    * @param routed composite answers whose tokens' adapters are looked at
    */
-  record Size(
-      int train, int test, int composites, int adapterSteps, List<String> gates, int routed) {
-    static final Size WHOLE = new Size(1500, 100, 400, 230, List.of(), 10);
+  record Size(int train, int test, int composites, int adapterSteps, int gateSteps, int routed) {
+    static final Size WHOLE = new Size(1500, 100, 400, 230, 300, 10);
   }
 
   void start() {
@@ -64,9 +63,7 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     title("An adapter for each task, trained on that task alone");
     meteora("train-lora", "--target-dir", in("practice"), "--task", String.join(",", names));
     title("All adapters in one model: gates learn to choose among them");
-    var train = new ArrayList<>(List.of("--target-dir", in("practice"), "--output-dir", in("run")));
-    train.addAll(size.gates());
-    meteora("train", train.toArray(String[]::new));
+    meteora("train", "--target-dir", in("practice"), "--output-dir", in("run"));
     title("Three tasks in one prompt");
     meteora(
         "create-composite",
@@ -172,8 +169,9 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
         target_dir: %1$s/datasets
         eval_result_save_dir: %1$s/results
         routing_temperature: 1       # the paper's 15 for three tasks blurs gates this sure
-        train:                       # gates are trained by the defaults
+        train:                       # gates are trained by the defaults, in half the steps
           append_eos: true
+          max_steps: %3$d
           lora:
             batch_size: 8
             gradient_accumulation_steps: 1
@@ -184,7 +182,7 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
             target_modules: [o_proj, gate_proj, up_proj, down_proj]
             layers_to_transform: [1, 2, 3, 4, 5]
         """
-            .formatted(folder, size.adapterSteps());
+            .formatted(folder, size.adapterSteps(), size.gateSteps());
     AtomicFiles.writeString(folder.resolve("config.yaml"), config);
     out.println();
     out.print(config);

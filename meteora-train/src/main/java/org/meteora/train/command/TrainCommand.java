@@ -95,7 +95,7 @@ public final class TrainCommand implements Callable<Integer> {
       paramLabel = "WHAT",
       description =
           "gates: the gates alone; all: gates and adapters; auto: the gates, and where the answers'"
-              + " loss then is more than 10%% above that of the tasks' own adapters, half as many"
+              + " loss then is more than 10%% above that of the tasks' own adapters, as many"
               + " steps of both on the answers (default: auto; paper: all)")
   private String train;
 
