@@ -56,6 +56,27 @@ public interface Collective extends AutoCloseable {
    */
   Queued reduceAside(NDArray buffer, int to);
 
+  /**
+   * Parts that do not change any more, to be gathered again and again. All processes call this
+   * together, with as many parts of the same sizes; and gather them in the same order, though none
+   * need be waited for.
+   *
+   * @param parts of this process, which must stay until all have gathered for the last time
+   */
+  default Constants constants(List<NDArray> parts) {
+    return (which, buffer) -> allGatherAside(parts.get(which), buffer);
+  }
+
+  /** Parts that all processes have given. */
+  @FunctionalInterface
+  interface Constants extends AutoCloseable {
+    /** As {@link #allGatherAside}, of the part {@code which}. */
+    Queued gather(int which, NDArray buffer);
+
+    @Override
+    default void close() {}
+  }
+
   /** Work beside libtorch's stream. */
   @FunctionalInterface
   interface Queued {

@@ -1,9 +1,9 @@
 package org.meteora.parallel;
 
 import ai.djl.ndarray.NDArray;
+import java.util.List;
 import java.util.function.LongConsumer;
 import org.meteora.cuda.driver.Cuda;
-import org.meteora.cuda.driver.Event;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.tensor.Ops;
 
@@ -12,11 +12,9 @@ final class NcclCollective extends ControlledCollective {
   /** Where libtorch queues its work. */
   private static final long LIBTORCH = 0;
 
-  private static final Stream LIBTORCH_STREAM = Stream.of(LIBTORCH);
-
   private final Nccl nccl;
   private final Cuda cuda;
-  private Stream aside;
+  private Aside aside;
 
   /**
    * @param nccl its communicator has all processes
@@ -65,31 +63,17 @@ final class NcclCollective extends ControlledCollective {
                 Ops.dataPointer(buffer), buffer.getShape().size(), Ops.dtype(buffer), to, stream));
   }
 
-  /** Queues work on the stream beside libtorch's, behind what libtorch has been given so far. */
+  /** NCCL's work beside libtorch's. */
   private Queued aside(LongConsumer work) {
-    cuda.makeCurrent();
     if (aside == null) {
-      aside = Stream.createUrgent(cuda);
+      aside = new Aside(cuda, Stream.createUrgent(cuda));
     }
-    try (var given = new Event()) {
-      given.record(LIBTORCH_STREAM);
-      aside.await(given);
-    }
-    work.accept(aside.handle());
-    var done = new Event();
-    done.record(aside);
-    return new Queued() {
-      private boolean awaited;
+    return aside.queue(work);
+  }
 
-      @Override
-      public void await() {
-        if (!awaited) {
-          awaited = true;
-          LIBTORCH_STREAM.await(done);
-          done.close();
-        }
-      }
-    };
+  @Override
+  public Constants constants(List<NDArray> parts) {
+    return PeerConstants.of(this, cuda, parts).orElseGet(() -> super.constants(parts));
   }
 
   @Override

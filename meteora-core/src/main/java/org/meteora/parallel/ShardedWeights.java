@@ -7,6 +7,7 @@ import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.UUID;
 import java.util.regex.Pattern;
 import org.meteora.model.Architecture;
 import org.meteora.model.FrozenWeights;
@@ -53,6 +54,7 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
 
   private final List<NDArray> own = new ArrayList<>();
   private final List<Buffer> buffers = new ArrayList<>();
+  private Collective.Constants constants;
   private Table embedding;
   private Table head;
 
@@ -131,7 +133,11 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     NDArray memory;
     Collective.Queued gathering;
 
-    Table(String name, long... shape) {
+    /** Which of the constants it is. */
+    final int which;
+
+    Table(int which, String name, long... shape) {
+      this.which = which;
       long length = partOf(shape[0] * shape[1]);
       ownPart = Ops.empty(manager, dtype, length);
       readOwn(ownPart, 0, name, shape);
@@ -150,7 +156,7 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
             var matrix = numbers.reshape(handle.getShape())) {
           Ops.share(handle, matrix);
         }
-        gathering = collective.allGatherAside(ownPart, memory);
+        gathering = constants().gather(which, memory);
       }
     }
 
@@ -167,11 +173,11 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
   @Override
   public NDArray get(String name, long... shape) {
     if (name.equals("model.embed_tokens.weight")) {
-      embedding = new Table(name, shape);
+      embedding = new Table(layers, name, shape);
       return embedding.handle;
     }
     if (name.equals("lm_head.weight")) {
-      head = new Table(name, shape);
+      head = new Table(layers + 1, name, shape);
       return head.handle;
     }
     var matcher = LAYER.matcher(name);
@@ -248,6 +254,20 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     };
   }
 
+  /** All parts, the layers' first, when all have been read: at the first pass, which all make. */
+  private Collective.Constants constants() {
+    if (constants == null) {
+      var parts = new ArrayList<>(own);
+      parts.add(embedding.ownPart);
+      if (head != null) {
+        parts.add(head.ownPart);
+      }
+      constants = collective.constants(parts);
+      manager.attachInternal(UUID.randomUUID().toString(), constants);
+    }
+    return constants;
+  }
+
   private void gather(int which) {
     if (which < 0) {
       table(which).gather();
@@ -256,7 +276,7 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     var buffer = buffers.get(which % BUFFERS);
     if (buffer.layer != which) {
       buffer.layer = which;
-      buffer.gathering = collective.allGatherAside(own.get(which), buffer.memory);
+      buffer.gathering = constants().gather(which, buffer.memory);
     }
   }
 

@@ -35,6 +35,7 @@ import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.parallel.Collective;
 import org.meteora.parallel.Messages;
+import org.meteora.parallel.PeerDoor;
 import org.meteora.parallel.ShardedWeights;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -122,13 +123,21 @@ class ShardedWeightsTest {
     }
 
     @Override
+    public Constants constants(List<NDArray> parts) {
+      return Ops.isInHostMemory(parts.getFirst())
+          ? Collective.super.constants(parts)
+          : PeerDoor.constants(this, parts).orElseGet(() -> Collective.super.constants(parts));
+    }
+
+    @Override
     public List<byte[]> gather(byte[] mine) {
-      throw new UnsupportedOperationException();
+      var everything = exchange(mine);
+      return rank > 0 ? List.of() : Arrays.stream(everything).map(each -> (byte[]) each).toList();
     }
 
     @Override
     public byte[] broadcast(byte[] ofFirst) {
-      throw new UnsupportedOperationException();
+      return (byte[]) exchange(ofFirst)[0];
     }
 
     @Override

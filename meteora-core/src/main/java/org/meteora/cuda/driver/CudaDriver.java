@@ -12,6 +12,7 @@ import java.lang.invoke.MethodHandles;
 import java.lang.invoke.MethodType;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.foreign.Functions;
 
@@ -84,6 +85,11 @@ final class CudaDriver {
       throw new UserException(
           "no CUDA driver here (libcuda.so.1 is not found): choose --device cpu", e);
     }
+  }
+
+  /** A function that not everything needs. */
+  static Optional<MemorySegment> find(String name) {
+    return LIBRARY.find(name);
   }
 
   private static MethodHandle bind(String name, String signature) {

@@ -1,0 +1,57 @@
+package org.meteora.parallel;
+
+import java.util.function.LongConsumer;
+import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Event;
+import org.meteora.cuda.driver.Stream;
+
+/** A stream beside libtorch's, for what moves while that one computes. */
+final class Aside implements AutoCloseable {
+  private static final Stream LIBTORCH = Stream.of(0);
+
+  private final Cuda cuda;
+  private final Stream stream;
+
+  /**
+   * @param stream is closed with it
+   */
+  Aside(Cuda cuda, Stream stream) {
+    this.cuda = cuda;
+    this.stream = stream;
+  }
+
+  /**
+   * Queues work behind what libtorch has been given so far.
+   *
+   * @param work is given the stream
+   */
+  Collective.Queued queue(LongConsumer work) {
+    cuda.makeCurrent();
+    try (var given = new Event()) {
+      given.record(LIBTORCH);
+      stream.await(given);
+    }
+    work.accept(stream.handle());
+    var done = new Event();
+    done.record(stream);
+    return new Collective.Queued() {
+      private boolean awaited;
+
+      @Override
+      public void await() {
+        if (!awaited) {
+          awaited = true;
+          LIBTORCH.await(done);
+          done.close();
+        }
+      }
+    };
+  }
+
+  @Override
+  public void close() {
+    cuda.makeCurrent();
+    stream.synchronize();
+    stream.close();
+  }
+}
