@@ -9,6 +9,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
+import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
@@ -25,6 +26,8 @@ import org.meteora.train.batch.TaskSamples;
 import org.meteora.train.batch.TrainingSample;
 import org.meteora.train.listener.AnswerWatch;
 import org.meteora.train.optim.FlatParameters;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Embeds the adapters of a folder into a base model and trains gates, or gates and adapters, on the
@@ -48,6 +51,8 @@ public record MeteoraTraining(
     boolean withBase,
     boolean resume,
     Flags flags) {
+  private static final Logger LOG = LoggerFactory.getLogger(MeteoraTraining.class);
+
   /** The default task: its adapter comes last. */
   private static final String DEFAULT_TASK = "alpaca";
 
@@ -210,9 +215,25 @@ public record MeteoraTraining(
       }
       // what it has come to is written: nothing that happens in the next part takes that away
       var made = first.get();
-      return part(
-              model, tasks, samples, made.steps(), made.kept(), Optional.empty(), collective, stop)
-          .map(it -> result());
+      try {
+        return part(
+                model,
+                tasks,
+                samples,
+                made.steps(),
+                made.kept(),
+                Optional.empty(),
+                collective,
+                stop)
+            .map(it -> result());
+      } catch (TooLittleMemory e) {
+        if (collective.size() > 1) {
+          throw e; // the others may have room and go on
+        }
+        LOG.warn(
+            "the adapters cannot be trained too, the gates are the result: {}", e.getMessage());
+        return Optional.of(result());
+      }
     }
   }
 

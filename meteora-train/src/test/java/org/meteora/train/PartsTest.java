@@ -17,6 +17,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.meteora.TooLittleMemory;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
@@ -237,6 +238,24 @@ class PartsTest {
     train("gates", Map.of("train", "gates"), false, () -> false).orElseThrow();
     assertThat(how("gates").get("kept_step").asLong()).isEqualTo(kept);
     same(result("ruined"), result("gates"));
+  }
+
+  /** No room for the adapters' gradients: the gates are the result, and a later start may go on. */
+  @Test
+  void tooLittleMemoryForTheSecondPart() {
+    BooleanSupplier full =
+        () -> {
+          if (made("run") > FIRST) {
+            throw new TooLittleMemory("too little memory");
+          }
+          return false;
+        };
+    assertThat(train("run", Map.of(), false, full)).isPresent();
+    assertThat(how("run").get("steps").asInt()).isEqualTo(FIRST);
+    train("gates", Map.of("train", "gates"), false, () -> false).orElseThrow();
+    same(result("run"), result("gates"));
+    train("run", Map.of(), true, () -> false).orElseThrow();
+    assertThat(how("run").get("steps").asInt()).isEqualTo(ALL);
   }
 
   /** With one adapter under two names no choice is wrong. */
