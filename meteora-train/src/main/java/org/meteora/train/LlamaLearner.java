@@ -48,7 +48,7 @@ import org.meteora.train.loss.LanguageModelLoss;
  *
  * <p>The gates' loss is added where a layer is recorded: for a layer with output y and gradient g
  * the scalar {@code Σ y·g + weight · gateLoss(layer)} has the gradients wanted, in one backward
- * pass.
+ * pass. On a tape the logits are leaves, which get the loss's gradients beforehand.
  *
  * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
@@ -377,12 +377,13 @@ public final class LlamaLearner implements Learner {
       try (var input = inputs.removeLast();
           var each = again ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var recording = Ops.recording()) {
-        var scalar = each.output().mul(gradient).sum();
-        boolean onTape = each.tape().isPresent(); // then logits are leaves in host memory
-        if (onTape && gates != null && !each.logits().isEmpty()) {
-          gates.addWithGradients(each.logits(), gateWeight);
-          Ops.backward(scalar, null);
+        if (each.tape().isPresent()) { // the gates' logits are leaves in host memory
+          if (gates != null && !each.logits().isEmpty()) {
+            gates.addWithGradients(each.logits(), gateWeight);
+          }
+          Ops.backward(each.output(), gradient);
         } else {
+          var scalar = each.output().mul(gradient).sum();
           Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);
         }
         boolean on = i > first;

@@ -10,8 +10,8 @@ import org.meteora.tensor.Ops;
 
 /**
  * What gated layers with one input share in a training pass: q, k and v, gate and up. Dropout draws
- * once for all of them, so that {@code x̃}, what it keeps, is made once forward and once backward,
- * and {@code ∂x̃} is summed over them before it goes through.
+ * once for all of them, so that {@code x̃}, what it keeps, is made once, and {@code ∂x̃} is summed
+ * over them before it goes through.
  */
 final class CpuInput {
   /** Rows that stay in the second-level cache between two things that are done to them. */

@@ -74,7 +74,9 @@ final class CpuTape implements GatedTape {
         NDManager scope = keep ? null : manager.newSubManager()) {
       double p = layer.dropout(context);
       if (latest == null || !latest.isOf(x, p)) {
-        release();
+        if (!keep) { // else x̃ is kept for backward
+          release();
+        }
         latest = new CpuInput(manager, x, p);
       }
       var work = new CpuTraining(layer, keep ? manager : scope, x, latest, context);
@@ -130,7 +132,7 @@ final class CpuTape implements GatedTape {
 
   @Override
   public void backward(boolean toInput) {
-    release();
+    latest = null;
     var start = toInput ? null : inputs.isEmpty() ? null : firstLinear().x();
     var gradients = new IdentityHashMap<NDArray, NDArray>();
     for (int i = entries.size() - 1; i >= 0; i--) {

@@ -234,23 +234,24 @@ final class CpuTraining {
   }
 
   /**
-   * {@code C = X Mᵀ} with few rows of M: C {@code (count, rank)}, its rows {@link #maxRank} apart,
-   * X {@code (count, width)}, M {@code (rank, width)}. As Cᵀ, since the BLAS does best when its
+   * {@code C = X Mᵀ} with few rows of M: C {@code (count, rank)}, its rows so many numbers apart, X
+   * {@code (count, width)}, M {@code (rank, width)}. As Cᵀ, since the BLAS does best when its
    * result has long rows.
    */
-  private void narrow(
+  private static void narrow(
       Rows x,
       int width,
       MemorySegment m,
       int rank,
       int count,
       MemorySegment room,
-      MemorySegment c) {
+      MemorySegment c,
+      int strideC) {
     Blas.product(false, true, rank, count, width, m, width, x.memory(), x.stride(), 0, room, count);
     for (int i = 0; i < count; i++) {
       for (int r = 0; r < rank; r++) {
         float value = room.getAtIndex(JAVA_FLOAT, (long) r * count + i);
-        c.setAtIndex(JAVA_FLOAT, (long) i * maxRank + r, value);
+        c.setAtIndex(JAVA_FLOAT, (long) i * strideC + r, value);
       }
     }
   }
@@ -293,8 +294,11 @@ final class CpuTraining {
 
   private void route(int from, int to, MemorySegment x, MemorySegment gate, MemorySegment logits) {
     int n = bank.bank().size();
-    var own = at(logits, (long) from * n);
-    Blas.product(false, true, to - from, n, in, at(x, (long) from * in), in, gate, in, 0, own, n);
+    try (var arena = Arena.ofConfined()) {
+      var rows = new Rows(at(x, (long) from * in), in);
+      var room = scratch(arena, n, to - from);
+      narrow(rows, in, gate, n, to - from, room, at(logits, (long) from * n), n);
+    }
     Gate.choose(logits, n, chosen, from, to, 1);
   }
 
@@ -313,7 +317,8 @@ final class CpuTraining {
             int offset = (int) bank.offset(adapter);
             var own = at(z, (long) at * maxRank);
             var ownA = at(a, (long) offset * in);
-            narrow(rows(x, in, 0, in, at, count, rows), in, ownA, rank, count, narrow, own);
+            var ownRows = rows(x, in, 0, in, at, count, rows);
+            narrow(ownRows, in, ownA, rank, count, narrow, own, maxRank);
             for (int i = 0; i < count; i++) {
               float factor = factor(order[at + i], adapter);
               for (int r = 0; r < rank; r++) {
@@ -386,7 +391,7 @@ final class CpuTraining {
             var own = at(gz, (long) at * maxRank);
             transpose(b, offset, all, rank, transposed);
             var ownRows = rows(gy, out, 0, out, at, count, rows);
-            narrow(ownRows, out, transposed, rank, count, narrow, own);
+            narrow(ownRows, out, transposed, rank, count, narrow, own, maxRank);
             float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
