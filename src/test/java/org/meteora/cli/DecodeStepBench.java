@@ -2,8 +2,11 @@ package org.meteora.cli;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
+import java.util.Random;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import org.meteora.cli.RandomDecodeModel.Sizes;
 import org.meteora.cuda.decode.DecodeEngine;
@@ -64,12 +67,18 @@ final class DecodeStepBench {
 
   /** The engine at about {@code context} cached tokens of {@code batch} sequences. */
   private DecodeEngine engine(
-      DecodeModel m, KvMemory cache, int context, MatrixVector.Tuning tuning) {
-    var batch = cache.slots();
-    var engine = new DecodeEngine(cuda, m, cache, batch, tuning);
+      DecodeModel m, KvMemory cache, int batch, int context, MatrixVector.Tuning tuning) {
+    var each = cache.blocks() / batch;
+    var engine = new DecodeEngine(cuda, m, cache, batch, each, tuning);
     var lengths = new int[batch];
     Arrays.fill(lengths, context);
-    engine.rows(IntStream.range(0, batch).toArray(), lengths, new int[batch]);
+    var order = IntStream.range(0, cache.blocks()).boxed().collect(Collectors.toList());
+    Collections.shuffle(order, new Random(1)); // as blocks lie after a while
+    var tables = new int[batch][each];
+    for (var i = 0; i < batch * each; i++) {
+      tables[i / each][i % each] = order.get(i);
+    }
+    engine.rows(tables, lengths);
     return engine;
   }
 
@@ -84,7 +93,7 @@ final class DecodeStepBench {
       long[] scratch) {
     var cache = random.cache(batch, context + steps + 16);
     var times = new double[steps];
-    try (var engine = engine(m, cache, context, tuning);
+    try (var engine = engine(m, cache, batch, context, tuning);
         var begin = new Event();
         var end = new Event()) {
       engine.useGraphs(graphs);
@@ -126,7 +135,7 @@ final class DecodeStepBench {
   private double[] profile(DecodeModel m, int batch, int context, MatrixVector.Tuning tuning) {
     var cache = random.cache(batch, context + 64);
     var micros = new double[PHASES.size() + 1];
-    try (var engine = engine(m, cache, context, tuning);
+    try (var engine = engine(m, cache, batch, context, tuning);
         var begin = new Event();
         var end = new Event()) {
       engine.step(new int[batch]);

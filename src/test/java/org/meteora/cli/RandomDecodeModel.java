@@ -12,6 +12,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.nn.KvBlock;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
@@ -140,9 +141,10 @@ final class RandomDecodeModel implements AutoCloseable {
     return sizes;
   }
 
-  /** A KV cache of random numbers, valid until {@link #release}. */
+  /** A pool of random keys and values, valid until {@link #release}. */
   KvMemory cache(int batch, int maxLength) {
-    var each = (long) batch * sizes.kvHeads() * maxLength * sizes.headDim();
+    var blocks = batch * KvBlock.of(maxLength);
+    var each = (long) blocks * sizes.kvHeads() * KvBlock.TOKENS * sizes.headDim();
     var keys = new long[sizes.layers()];
     var values = new long[sizes.layers()];
     for (var i = 0; i < keys.length; i++) {
@@ -150,7 +152,7 @@ final class RandomDecodeModel implements AutoCloseable {
       values[i] = random(each, 1, 0);
     }
     stream.synchronize();
-    return new KvMemory(keys, values, batch, maxLength);
+    return new KvMemory(keys, values, blocks, maxLength);
   }
 
   /** Frees the newest cache. */

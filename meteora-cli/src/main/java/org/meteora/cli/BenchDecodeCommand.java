@@ -1,12 +1,14 @@
 package org.meteora.cli;
 
 import ai.djl.ndarray.NDArray;
-import java.util.Arrays;
+import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
 import java.util.Optional;
+import java.util.Random;
 import java.util.SplittableRandom;
 import java.util.concurrent.Callable;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.meteora.UserException;
@@ -14,12 +16,14 @@ import org.meteora.backend.cuda.CudaDecoder;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.Architecture;
+import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.Router;
+import org.meteora.nn.KvBlock;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -232,32 +236,59 @@ final class BenchDecodeCommand implements Callable<Integer> {
       BenchModel.prefill(model, cache, batch, this.context, context);
       var ids = BenchModel.ids(model, batch);
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
-      var slots = IntStream.range(0, batch).toArray();
-      decoder.begin(batch, this.context + 2 * options.repeat.value() + BenchModel.WARM_UP, context);
-      decoder.join(cache, slots);
+      int most = this.context + 2 * options.repeat.value() + BenchModel.WARM_UP;
+      decoder.begin(batch, most, context);
+      var blocks = scattered(batch, KvBlock.of(most), decoder.blocks());
+      var columns = new ArrayList<KvCache.Columns>();
+      for (int row = 0; row < batch; row++) {
+        for (int at = 0; at < this.context; at += KvCache.BLOCK) {
+          int count = Math.min(KvCache.BLOCK, this.context - at);
+          columns.add(new KvCache.Columns(row, at, blocks[row][at / KvCache.BLOCK], 0, count));
+        }
+      }
+      decoder.join(cache, columns);
       var uniform = new SplittableRandom(1).longs(batch).toArray();
       // what a router that has looked at the prompts chose is the same at every place
       var router = context.routing().router();
-      var next =
-          Arrays.stream(slots)
-              .mapToObj(
-                  i ->
-                      new DecodeSession.Next(
-                          i,
-                          (int) ids[i],
-                          new int[0],
-                          uniform[i],
-                          config,
-                          switch (router) {
-                            case Router.Fixed fixed -> Optional.of(new Router.Rows.Row(fixed, 0));
-                            case Router.Rows all -> Optional.of(all.rows().get(i));
-                            default -> Optional.empty();
-                          }))
-              .toList();
-      double result = options.median(() -> decoder.step(next));
+      var steps = new int[1];
+      double result =
+          options.median(
+              () -> {
+                int length = this.context + steps[0]++;
+                decoder.step(
+                    IntStream.range(0, batch)
+                        .mapToObj(
+                            i ->
+                                new DecodeSession.Next(
+                                    blocks[i],
+                                    length,
+                                    (int) ids[i],
+                                    new int[0],
+                                    uniform[i],
+                                    config,
+                                    switch (router) {
+                                      case Router.Fixed fixed ->
+                                          Optional.of(new Router.Rows.Row(fixed, 0));
+                                      case Router.Rows all -> Optional.of(all.rows().get(i));
+                                      default -> Optional.empty();
+                                    }))
+                        .toList());
+              });
       beyond = options.usedBytes() - without;
       return result;
     }
+  }
+
+  /** Blocks of each sequence, all over the pool as they are after a while. */
+  private static int[][] scattered(int sequences, int each, int blocks) {
+    var all = IntStream.range(0, blocks).boxed().collect(Collectors.toList());
+    Collections.shuffle(all, new Random(1));
+    var tables = new int[sequences][];
+    for (int i = 0; i < sequences; i++) {
+      tables[i] =
+          all.subList(i * each, (i + 1) * each).stream().mapToInt(Integer::intValue).toArray();
+    }
+    return tables;
   }
 
   /** Steps, operation by operation; without a baseline in turns with the bare matmuls. */

@@ -7,6 +7,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Optional;
 import java.util.function.IntFunction;
+import org.meteora.UserException;
 import org.meteora.backend.cpu.CpuBackend;
 import org.meteora.backend.cuda.CudaBackend;
 import org.meteora.backend.cuda.CudaDecoding;
@@ -19,6 +20,7 @@ import org.meteora.model.Backend;
 import org.meteora.model.Llama;
 import org.meteora.model.OptimizerKernels;
 import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Dtype;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -63,15 +65,21 @@ public final class Backends {
     var device = manager.getDevice();
     Optional<String> refused =
         device.isGpu() ? refusal.apply(device.getDeviceId()) : Optional.empty();
+    boolean invariant = flags.mode() == ForwardMode.INVARIANT;
+    if (invariant && (device.isGpu() || dtype != Dtype.F32)) {
+      throw new UserException(
+          "--batch-invariant is for f32 on the CPU, not for %s on %s"
+              .formatted(dtype.label(), device.isGpu() ? "a GPU" : "the CPU"));
+    }
     Backend backend =
         !device.isGpu()
-            ? new CpuBackend(dtype)
+            ? new CpuBackend(dtype, invariant)
             : refused.isEmpty()
                 ? new CudaBackend(manager, dtype)
                 : new TensorBackend(device, refused.get());
     var asked =
         switch (flags.mode()) {
-          case AUTO -> "";
+          case AUTO, INVARIANT -> "";
           case FUSED ->
               backend instanceof CudaBackend
                   ? ""

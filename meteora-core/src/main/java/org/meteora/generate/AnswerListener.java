@@ -9,11 +9,11 @@ public interface AnswerListener {
    *
    * @param waiting requests that do not run yet
    * @param running requests that run
-   * @param columns of keys and values that they take
+   * @param blocks of keys and values that they have
    * @param prefixTokens tokens of prompts so far that were not computed since a prompt that begins
    *     alike was
    */
-  record Load(int waiting, int running, long columns, long prefixTokens) {}
+  record Load(int waiting, int running, int blocks, long prefixTokens) {}
 
   /**
    * Whether a request for which there is room is still to be run: another process may have it.

@@ -7,7 +7,8 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 
 /**
- * Decode steps of sequences that come and go. What is wanted of the gated layers was given at its
+ * Decode steps of sequences that come and go. Their keys and values are in the blocks of one pool;
+ * which are whose is the caller's business. What is wanted of the gated layers was given at its
  * beginning; for one thread.
  */
 public interface DecodeSession extends AutoCloseable {
@@ -17,7 +18,9 @@ public interface DecodeSession extends AutoCloseable {
   /**
    * A sequence's next step.
    *
-   * @param slot its place in the session
+   * @param blocks of the pool that hold its keys and values in order, the newest token's included,
+   *     which are written in the step; the same array as in the step before while they are the same
+   * @param length tokens before the newest
    * @param token its newest
    * @param banned tokens that it must not choose
    * @param uniform a random number in [0, 1), in units of 2^−64; unused without sampling
@@ -25,40 +28,36 @@ public interface DecodeSession extends AutoCloseable {
    * @param router chooses its adapters; empty for the router of the whole session
    */
   record Next(
-      int slot,
+      int[] blocks,
+      int length,
       int token,
       int[] banned,
       long uniform,
       GenerationConfig config,
       Optional<Router.Rows.Row> router) {}
 
-  /** Sequences at once that there is memory for when they come to what was said. */
-  int sequences();
+  /** Keys and values: each row is a block of {@link KvCache#BLOCK} tokens. */
+  KvCache pool();
 
-  /** Columns of keys and values that there is memory for, of all sequences together. */
-  long kvCapacity();
+  /** Blocks of the pool. */
+  int blocks();
 
   /**
-   * Takes over from a prefill.
+   * Copies keys and values of prompts into blocks.
    *
-   * @param filled keys and values of prompts, a span each; the session's from now on
-   * @param slots a free place for each, below the number of sequences
+   * @param filled holds them
+   * @param columns from there to blocks of the pool
    * @throws org.meteora.UserException when there is too little memory
    */
-  void join(KvCache filled, int[] slots);
+  void join(KvCache filled, List<KvCache.Columns> columns);
 
   /**
    * One step: runs a token of each sequence through the model and chooses the next. A routing
    * listener hears them in this order.
    *
-   * @param rows all sequences that are there, those that were there before first and in the same
-   *     order
    * @return the rows' next tokens; {@link #NOT_FINITE} where logits are not finite
    */
   int[] step(List<Next> rows);
-
-  /** A sequence goes; its place is free. */
-  void leave(int slot);
 
   @Override
   void close();
@@ -67,8 +66,9 @@ public interface DecodeSession extends AutoCloseable {
   interface Provider extends AutoCloseable {
     /**
      * @param sequences at once, at most
-     * @param tokens that a sequence is expected to come to, prompt and answer
+     * @param tokens that a sequence may come to, prompt and answer
      * @param context what the request wants of the gated layers
+     * @throws org.meteora.UserException when there is no memory for a single block
      */
     DecodeSession begin(int sequences, int tokens, ForwardContext context);
 

@@ -25,7 +25,7 @@ final class PackedPrefill implements Prefill {
   /**
    * @param known what is known of each prompt's beginning
    */
-  PackedPrefill(Llama model, List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {
+  PackedPrefill(Llama model, List<int[]> prompts, List<Optional<Known>> known) {
     this.model = model;
     this.prompts = prompts;
     first = new int[prompts.size()];
@@ -42,7 +42,7 @@ final class PackedPrefill implements Prefill {
         if (known.get(i).isPresent()) {
           var hit = known.get(i).get();
           there[i] = hit.tokens();
-          hit.copyTo(cache, 0, first[i], there[i]);
+          hit.copyTo(model.backend().ops(), cache, 0, first[i], there[i]);
         }
       }
     } catch (RuntimeException | Error e) {
@@ -100,8 +100,8 @@ final class PackedPrefill implements Prefill {
   }
 
   @Override
-  public KvCache cache() {
-    return cache;
+  public Optional<KvCache> cache() {
+    return Optional.of(cache);
   }
 
   @Override

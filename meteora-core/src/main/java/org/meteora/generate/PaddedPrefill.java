@@ -24,13 +24,12 @@ final class PaddedPrefill implements Prefill {
    * @param padToken fills the left of shorter prompts
    * @param known what is known of each prompt's beginning
    */
-  PaddedPrefill(
-      Llama model, int padToken, List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {
+  PaddedPrefill(Llama model, int padToken, List<int[]> prompts, List<Optional<Known>> known) {
     this.model = model;
     int longest = prompts.stream().mapToInt(prompt -> prompt.length).max().orElseThrow();
     int most = 0;
     for (int row = 0; row < prompts.size(); row++) {
-      int its = known.get(row).map(PrefixCache.Hit::tokens).orElse(0);
+      int its = known.get(row).map(Known::tokens).orElse(0);
       most = Math.max(most, prompts.get(row).length - its);
     }
     width = most;
@@ -49,7 +48,10 @@ final class PaddedPrefill implements Prefill {
       for (int row = 0; row < prompts.size(); row++) {
         int count = prompts.get(row).length - width;
         if (count > 0) {
-          known.get(row).orElseThrow().copyTo(cache, row, padding[row], count);
+          known
+              .get(row)
+              .orElseThrow()
+              .copyTo(model.backend().ops(), cache, row, padding[row], count);
         }
       }
       cache.setPadding(padding, longest - width);
@@ -86,8 +88,8 @@ final class PaddedPrefill implements Prefill {
   }
 
   @Override
-  public KvCache cache() {
-    return cache;
+  public Optional<KvCache> cache() {
+    return Optional.of(cache);
   }
 
   @Override

@@ -1,14 +1,15 @@
 package org.meteora.generate;
 
+import java.util.Optional;
 import org.meteora.model.KvCache;
 
 /** Prompts that are run through a model together, in one or more passes. */
-sealed interface Prefill extends AutoCloseable permits PaddedPrefill, PackedPrefill {
+sealed interface Prefill extends AutoCloseable permits PaddedPrefill, PackedPrefill, BlockPrefill {
   /** Whether all tokens have been run. */
   boolean isDone();
 
-  /** Keys and values so far, a span each. */
-  KvCache cache();
+  /** Keys and values so far, a span each; empty where they are in blocks. */
+  Optional<KvCache> cache();
 
   /** Logits of each prompt's last token {@code (prompts, vocab)}, when all have been run. */
   float[] logits();

@@ -2,7 +2,6 @@ package org.meteora.generate;
 
 import java.util.ArrayDeque;
 import java.util.ArrayList;
-import java.util.BitSet;
 import java.util.Collections;
 import java.util.Deque;
 import java.util.HashSet;
@@ -39,7 +38,8 @@ final class RunningBatch implements AutoCloseable {
   private final DecodeSession.Provider decoding;
   private final List<Sequence> sequences;
   private final AnswerListener listener;
-  private final PrefixCache prefixes;
+  private final Beginnings beginnings;
+  private final boolean keepsPrefixes;
   private final RoutingDispatcher dispatcher = new RoutingDispatcher();
   private final ForwardContext context;
   private final boolean packs;
@@ -49,7 +49,7 @@ final class RunningBatch implements AutoCloseable {
   private final Set<Integer> alone = new HashSet<>(); // too much for one prefill with others
   private List<Integer> filled = List.of(); // the first that join, whose prompts are being run
   private Optional<Prefill> prefill = Optional.empty();
-  private final BitSet usedSlots = new BitSet();
+  private final int tokens; // of a sequence at most
   private DecodeSession session;
   private int maxSequences;
   private final int later;
@@ -75,23 +75,43 @@ final class RunningBatch implements AutoCloseable {
             .withRouting(routing(sequences))
             .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
     packs = model.backend().runsPacked(model.config());
-    prefixes =
-        keepsPrefixes
-            ? new PrefixCache(model, sequences, decoding.prefillTokens())
-            : new PrefixCache(model, sequences, 0L);
-    int tokens = sequences.stream().mapToInt(Sequence::expectedTokens).max().orElseThrow();
+    boolean pads = !packs && !model.backend().fillsBlocks();
+    beginnings = new Beginnings(sequences, KvCache.BLOCK, decoding.prefillTokens());
+    this.keepsPrefixes = keepsPrefixes;
+    tokens = sequences.stream().mapToInt(Sequence::most).max().orElseThrow();
     session = decoding.begin(this.maxSequences, tokens, this.context);
     scheduler =
         new Scheduler(
-            new Scheduler.Limits(
-                Math.min(this.maxSequences, session.sequences()),
-                session.kvCapacity(),
-                KvCache.BLOCK,
-                Math.max(JOINING_TOKENS, decoding.prefillTokens()),
-                !packs),
-            which -> listener.wants(sequences.get(which).request));
+            new Scheduler.Limits(this.maxSequences, pads),
+            new KvBlocks(session.blocks(), KvCache.BLOCK),
+            new AsScheduled());
     for (int i = 0; i < sequences.size(); i++) {
-      scheduler.add(i, sequences.get(i).length(), prefixes.sharedBy(i));
+      scheduler.add(i, sequences.get(i).length());
+    }
+  }
+
+  /** The sequences as the scheduler knows them. */
+  private final class AsScheduled implements Scheduler.Sequences {
+    @Override
+    public int[] tokens(int sequence) {
+      return sequences.get(sequence).tokens();
+    }
+
+    @Override
+    public int routing(int sequence) {
+      return keepsPrefixes ? beginnings.routing(sequence) : -1;
+    }
+
+    @Override
+    public boolean goesAhead(int sequence, int known) {
+      return alone.contains(sequence)
+          || keepsPrefixes
+              && beginnings.goesAhead(sequence, sequences.get(sequence).length(), known);
+    }
+
+    @Override
+    public boolean isWanted(int sequence) {
+      return listener.wants(sequences.get(sequence).request);
     }
   }
 
@@ -141,21 +161,36 @@ final class RunningBatch implements AutoCloseable {
 
   private void toTheEnd() {
     while (scheduler.waiting() + scheduler.running() > 0) {
-      var plan = scheduler.next(joining.isEmpty());
-      plan.preempted().forEach(this::leave);
-      plan.rejected().forEach(this::reject);
-      joining.addAll(plan.admitted());
+      // those that run do not wait for more than that of others' prompts
+      long budget = decoding.prefillTokens();
+      boolean waits = !running.isEmpty();
+      plan(Math.max(JOINING_TOKENS, budget));
       listener.onStep(
           new AnswerListener.Load(
               scheduler.waiting() + later,
               scheduler.running(),
-              scheduler.columns(),
-              prefixes.tokensSpared()));
-      runPrompts();
+              scheduler.blocksHeld(),
+              scheduler.tokensSpared()));
+      while (!joining.isEmpty() && budget > 0) {
+        budget -= runPrompts(waits ? budget : Long.MAX_VALUE);
+        waits = true;
+        // a pass of few tokens takes almost as long as one of many: few are left for the next
+        plan(2 * budget < decoding.prefillTokens() ? 0 : budget);
+      }
       if (!running.isEmpty()) {
         step(List.copyOf(running));
       }
     }
+  }
+
+  /**
+   * @param tokens of prompts that may join
+   */
+  private void plan(long tokens) {
+    var plan = scheduler.next(joining.isEmpty() ? tokens : 0);
+    plan.preempted().forEach(this::leave);
+    plan.rejected().forEach(this::reject);
+    joining.addAll(plan.admitted());
   }
 
   private void step(List<Integer> present) {
@@ -166,7 +201,11 @@ final class RunningBatch implements AutoCloseable {
             .toList());
     int[] next;
     try {
-      next = session.step(present.stream().map(which -> sequences.get(which).next()).toList());
+      next =
+          session.step(
+              present.stream()
+                  .map(which -> sequences.get(which).next(scheduler.blocks(which)))
+                  .toList());
     } catch (TooLittleMemory e) {
       restartWithFewer(present, e);
       return;
@@ -179,8 +218,6 @@ final class RunningBatch implements AutoCloseable {
 
   /** What a step needed is not there: all that run are preempted, and fewer at once go on. */
   private void restartWithFewer(List<Integer> present, TooLittleMemory reason) {
-    int longest = present.stream().mapToInt(which -> sequences.get(which).length()).max().orElse(1);
-    prefixes.close();
     for (int which : List.copyOf(joining).reversed()) {
       leave(which);
       scheduler.preempt(which);
@@ -196,16 +233,13 @@ final class RunningBatch implements AutoCloseable {
     LOG.debug("{} sequences at once failed, fewer now: {}", maxSequences, reason.getMessage());
     maxSequences = Math.max(1, Math.min(maxSequences / 2, present.size()));
     session.close();
-    session = decoding.begin(maxSequences, longest + KvCache.BLOCK, context);
-    scheduler.limit(Math.min(maxSequences, session.sequences()), session.kvCapacity());
+    session = decoding.begin(maxSequences, tokens, context);
+    scheduler.limit(maxSequences, new KvBlocks(session.blocks(), KvCache.BLOCK));
   }
 
   /** One that runs, or is about to join, no longer does. */
   private void leave(int which) {
-    if (running.remove((Integer) which)) {
-      session.leave(sequences.get(which).slot);
-      usedSlots.clear(sequences.get(which).slot);
-    }
+    running.remove((Integer) which);
     if (joining.remove(which) && filled.contains(which)) {
       endPrefill();
     }
@@ -222,17 +256,22 @@ final class RunningBatch implements AutoCloseable {
                 + " tokens"));
   }
 
-  /** Prompts of those that join, no more of them than those that run are to wait for. */
-  private void runPrompts() {
-    long budget = running.isEmpty() ? Long.MAX_VALUE : decoding.prefillTokens();
-    while (budget > 0 && !joining.isEmpty()) {
+  /**
+   * Runs prompts of those that join.
+   *
+   * @param budget tokens to run at most
+   * @return tokens that were run
+   */
+  private long runPrompts(long budget) {
+    long done = 0;
+    while (done < budget && !joining.isEmpty()) {
       float[] logits;
       try {
         if (prefill.isEmpty()) {
           beginPrefill();
         }
         var its = prefill.get();
-        budget -= run(its, budget);
+        done += run(its, budget - done);
         if (!its.isDone()) {
           continue;
         }
@@ -253,32 +292,45 @@ final class RunningBatch implements AutoCloseable {
                 logits, i * vocab, vocab, sequence.banned(), sequence.uniform()));
       }
     }
+    return done;
   }
 
-  /** Those whose beginnings others share are run one by one: the others need not compute them. */
   private void beginPrefill() {
     filled = new ArrayList<>();
     for (int which : joining) {
-      boolean single =
-          alone.contains(which) || prefixes.isWorthKeeping(which, sequences.get(which).tokens());
-      if (!single || filled.isEmpty()) {
+      if (!alone.contains(which) || filled.isEmpty()) {
         filled.add(which);
       }
-      if (single) {
+      if (alone.contains(which)) {
         break;
       }
     }
     lookAtPrompts();
     var prompts = filled.stream().map(which -> sequences.get(which).tokens()).toList();
-    var known = new ArrayList<Optional<PrefixCache.Hit>>();
-    for (int i = 0; i < prompts.size(); i++) {
-      known.add(prefixes.find(filled.get(i), prompts.get(i)));
-    }
-    prefill =
-        Optional.of(packs ? new PackedPrefill(model, prompts, known) : padded(prompts, known));
+    prefill = Optional.of(prefill(prompts));
   }
 
-  private PaddedPrefill padded(List<int[]> prompts, List<Optional<PrefixCache.Hit>> known) {
+  private Prefill prefill(List<int[]> prompts) {
+    if (model.backend().fillsBlocks()) {
+      return new BlockPrefill(
+          model,
+          session.pool(),
+          prompts,
+          filled.stream().map(scheduler::blocks).toList(),
+          filled.stream().mapToInt(scheduler::known).toArray());
+    }
+    var known = filled.stream().map(this::known).toList();
+    return packs ? new PackedPrefill(model, prompts, known) : padded(prompts, known);
+  }
+
+  private Optional<Known> known(int which) {
+    int known = scheduler.known(which);
+    return known == 0
+        ? Optional.empty()
+        : Optional.of(new Known(session.pool(), scheduler.blocks(which), known));
+  }
+
+  private PaddedPrefill padded(List<int[]> prompts, List<Optional<Known>> known) {
     return new PaddedPrefill(model, sequences.getFirst().config.padTokenId(), prompts, known);
   }
 
@@ -295,6 +347,15 @@ final class RunningBatch implements AutoCloseable {
         }
         dispatcher.begin(rows);
         packed.run(pieces, routed(rows, true));
+      }
+      case BlockPrefill straight -> {
+        var pieces = straight.next(budget);
+        for (var piece : pieces) {
+          var sequence = sequences.get(filled.get(piece.prompt()));
+          rows.add(new RoutingDispatcher.Row(sequence, piece.first(), piece.count()));
+        }
+        dispatcher.begin(rows);
+        straight.run(pieces, routed(rows, true));
       }
       case PaddedPrefill padded -> {
         int columns = (int) Math.clamp(budget / filled.size(), 1, padded.left());
@@ -386,36 +447,20 @@ final class RunningBatch implements AutoCloseable {
 
   /** Those whose prompts have been run take part in the next step. */
   private void join(Prefill its) {
-    var slots = new int[filled.size()];
-    for (int i = 0; i < slots.length; i++) {
-      int which = filled.get(i);
-      int[] tokens = sequences.get(which).tokens();
-      if (prefixes.isWorthKeeping(which, tokens)) {
-        keep(which, tokens, its.cache(), i);
+    if (its.cache().isPresent()) {
+      var cache = its.cache().get();
+      var columns = new ArrayList<KvCache.Columns>();
+      var spans = cache.spans();
+      for (int i = 0; i < spans.size(); i++) {
+        int which = filled.get(i);
+        columns.addAll(
+            Known.columns(spans.get(i), scheduler.known(which), scheduler.blocks(which)));
       }
-      slots[i] = usedSlots.nextClearBit(0);
-      usedSlots.set(slots[i]);
-      sequences.get(which).slot = slots[i];
+      session.join(cache, columns);
     }
-    prefill = Optional.empty(); // its cache is the session's from now on
-    try {
-      session.join(its.cache(), slots);
-    } catch (UserException e) {
-      for (int slot : slots) {
-        usedSlots.clear(slot);
-      }
-      throw e;
-    }
+    endPrefill();
     joining.removeAll(filled);
     running.addAll(filled);
-  }
-
-  private void keep(int which, int[] prompt, KvCache filled, int row) {
-    try {
-      prefixes.keep(which, prompt, filled, row);
-    } catch (TooLittleMemory e) {
-      LOG.debug("a beginning is not kept: {}", e.getMessage());
-    }
   }
 
   /** Takes a sequence's next token; one that ends leaves. */
@@ -447,6 +492,5 @@ final class RunningBatch implements AutoCloseable {
   public void close() {
     endPrefill();
     session.close();
-    prefixes.close();
   }
 }

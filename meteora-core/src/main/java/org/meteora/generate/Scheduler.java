@@ -2,45 +2,70 @@ package org.meteora.generate;
 
 import java.util.ArrayDeque;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.function.IntPredicate;
 
 /**
- * Decides which sequences run: those that came first are admitted as soon as there is memory, and
- * when there is too little for all that run, those that joined last are preempted: they wait in
- * front, with what they have so far. It knows sequences by numbers, their tokens, and how much
- * memory there is; no tensors.
- *
- * <p>Keys and values of the sequences that run are a table of as many columns for each as the
- * longest needs, taken in blocks of columns.
+ * Decides which sequences run and what blocks of keys and values they have: those that came first
+ * are admitted as soon as there are blocks for them, and when one that runs finds none, those that
+ * joined last are preempted: they wait in front, with what they have so far. It knows sequences by
+ * numbers, their tokens, blocks and budgets; no tensors.
  */
 final class Scheduler {
   /**
    * @param sequences that may run at once, at least 1
-   * @param kvCapacity columns there is memory for, of all that run
-   * @param block columns that are taken at a time
-   * @param prefillTokens of prompts that may join together, padding included; a single sequence may
-   *     have more
    * @param pads whether prompts that join together are padded to one length
    */
-  record Limits(int sequences, long kvCapacity, int block, long prefillTokens, boolean pads) {}
+  record Limits(int sequences, boolean pads) {}
+
+  /** What it asks about sequences. */
+  interface Sequences {
+    /** All tokens so far, of prompt and answer. */
+    int[] tokens(int sequence);
+
+    /** Who routes it, as a number; negative: it shares nothing. */
+    int routing(int sequence);
+
+    /**
+     * Whether its prompt is run before others join, since they begin alike.
+     *
+     * @param known how many of its tokens are known
+     */
+    boolean goesAhead(int sequence, int known);
+
+    /** Whether it is still to be run; one that is not is dropped. */
+    boolean isWanted(int sequence);
+  }
 
   /**
    * What to do before the next step, in this order.
    *
    * @param preempted those that are to wait again
    * @param admitted those that join
-   * @param rejected those for which there is too little memory even alone; they are gone
+   * @param rejected those for which there are too few blocks even alone; they are gone
    */
   record Plan(List<Integer> preempted, List<Integer> admitted, List<Integer> rejected) {}
 
-  private final IntPredicate wanted;
-  private Limits limits;
+  /** What a sequence that runs has. */
+  private static final class Held {
+    final int known; // tokens, when it joined
+    int[] blocks;
+    int full; // blocks whose content is computed, and can be found
+
+    Held(int known, int[] blocks) {
+      this.known = known;
+      this.blocks = blocks;
+    }
+  }
+
+  private final Sequences sequences;
+  private final boolean pads;
+  private KvBlocks blocks;
   private int maxRunning;
 
-  /** Whether the last that were admitted were not more because of their prompts' length alone. */
+  /** Whether the last that were admitted were not more because of their prompts alone. */
   private boolean filling;
 
   /** Places that nobody had, summed over the steps since somebody was last admitted. */
@@ -49,38 +74,34 @@ final class Scheduler {
   private final ArrayDeque<Integer> waiting = new ArrayDeque<>();
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
   private final Map<Integer, Integer> tokens = new HashMap<>();
-  private final Map<Integer, Integer> known = new HashMap<>();
+  private final Map<Integer, Held> held = new HashMap<>();
+  private long tokensSpared;
 
-  Scheduler(Limits limits) {
-    this(limits, sequence -> true);
-  }
-
-  /**
-   * @param wanted whether a sequence for which there is a place is still to be run; one that is not
-   *     is dropped
-   */
-  Scheduler(Limits limits, IntPredicate wanted) {
-    this.limits = limits;
-    this.wanted = wanted;
+  Scheduler(Limits limits, KvBlocks blocks, Sequences sequences) {
+    this.sequences = sequences;
+    this.blocks = blocks;
+    this.pads = limits.pads;
     this.maxRunning = limits.sequences;
   }
 
-  /**
-   * A sequence waits, behind those that do.
-   *
-   * @param known how many of its tokens need not be computed when it joins
-   */
-  void add(int sequence, int itsTokens, int known) {
+  /** A sequence waits, behind those that do. */
+  void add(int sequence, int itsTokens) {
     if (tokens.putIfAbsent(sequence, itsTokens) != null) {
       throw new IllegalArgumentException("sequence " + sequence + " is there already");
     }
-    this.known.put(sequence, known);
     waiting.addLast(sequence);
   }
 
-  /** A sequence that runs has one token more. */
+  /** A sequence that runs has one token more; keys and values of all before are computed. */
   void grew(int sequence) {
-    tokens.merge(sequence, 1, Integer::sum);
+    int computed = tokens.merge(sequence, 1, Integer::sum) - 1;
+    var its = held.get(sequence);
+    if ((its.full + 1) * blocks.size() <= computed) {
+      int[] all = sequences.tokens(sequence);
+      while ((its.full + 1) * blocks.size() <= computed) {
+        blocks.fill(its.blocks, its.full++, sequences.routing(sequence), all);
+      }
+    }
   }
 
   /**
@@ -88,20 +109,33 @@ final class Scheduler {
    * now are all that run from now on.
    */
   void preempt(int sequence) {
-    running.remove((Integer) sequence);
-    waiting.addFirst(sequence);
+    putBack(sequence);
     maxRunning = Math.max(1, running.size());
   }
 
-  /** From now on so many at once, with memory for so many columns. */
-  void limit(int sequences, long kvCapacity) {
-    limits = new Limits(sequences, kvCapacity, limits.block, limits.prefillTokens, limits.pads);
+  private void putBack(int sequence) {
+    running.remove((Integer) sequence);
+    blocks.give(held.remove(sequence).blocks);
+    waiting.addFirst(sequence);
+  }
+
+  /**
+   * From now on so many at once, with these blocks.
+   *
+   * @throws IllegalStateException while some run, who have others
+   */
+  void limit(int sequences, KvBlocks blocks) {
+    if (!running.isEmpty()) {
+      throw new IllegalStateException(running.size() + " sequences have blocks of before");
+    }
+    this.blocks = blocks;
     maxRunning = sequences;
   }
 
   /** A sequence that runs has ended. */
   void remove(int sequence) {
     running.remove((Integer) sequence);
+    blocks.give(held.remove(sequence).blocks);
     tokens.remove(sequence);
   }
 
@@ -113,33 +147,64 @@ final class Scheduler {
     return running.size();
   }
 
-  /** Columns that those that run take. */
-  long columns() {
-    return running.isEmpty() ? 0 : columns(running.size(), longest());
+  /**
+   * The blocks of a sequence that runs, in order: for all its tokens, and for one more when it has
+   * just joined. The same array as long as they are the same.
+   */
+  int[] blocks(int sequence) {
+    return held.get(sequence).blocks;
+  }
+
+  /** How many of its first tokens were known when a sequence that runs joined: whole blocks. */
+  int known(int sequence) {
+    return held.get(sequence).known;
+  }
+
+  /** Blocks that those that run have. */
+  int blocksHeld() {
+    return blocks.taken();
+  }
+
+  /** Tokens so far that were known when somebody joined. */
+  long tokensSpared() {
+    return tokensSpared;
   }
 
   /**
    * Who is preempted and who is admitted now; they count as waiting and as running from now on.
+   * Each that runs has blocks for its tokens then.
    *
-   * @param mayAdmit whether any may join
+   * @param prefillTokens of prompts that may join together now, padding included; a single sequence
+   *     may have more; 0: none may join
    */
-  Plan next(boolean mayAdmit) {
+  Plan next(long prefillTokens) {
     var preempted = new ArrayList<Integer>();
-    while (running.size() > 1 && columns(running.size(), longest()) > limits.kvCapacity) {
-      int last = running.removeLast();
-      waiting.addFirst(last);
-      preempted.add(last);
-    }
     var admitted = new ArrayList<Integer>();
     var rejected = new ArrayList<Integer>();
-    if (running.size() == 1 && columns(1, longest()) > limits.kvCapacity) {
-      rejected.add(running.removeFirst());
-      tokens.remove(rejected.getFirst());
+    for (int i = 0; i < running.size(); i++) {
+      int which = running.get(i);
+      int needed = blocks.of(tokens.get(which));
+      while (held.containsKey(which) && held.get(which).blocks.length < needed) {
+        if (blocks.free() > 0) {
+          append(held.get(which));
+        } else if (running.size() > 1) {
+          preempted.add(running.getLast()); // perhaps itself
+          putBack(running.getLast());
+        } else {
+          rejected.add(which);
+          remove(which);
+        }
+      }
     }
-    if (mayAdmit && preempted.isEmpty() && hasRoom()) {
-      admit(admitted, rejected);
+    if (prefillTokens > 0 && preempted.isEmpty() && hasRoom()) {
+      admit(prefillTokens, admitted, rejected);
     }
     return new Plan(preempted, admitted, rejected);
+  }
+
+  private void append(Held to) {
+    to.blocks = Arrays.copyOf(to.blocks, to.blocks.length + 1);
+    to.blocks[to.blocks.length - 1] = blocks.take();
   }
 
   /**
@@ -156,53 +221,58 @@ final class Scheduler {
     return filling || free >= Math.min(few, waiting.size()) || idle >= maxRunning;
   }
 
-  private void admit(List<Integer> admitted, List<Integer> rejected) {
+  private void admit(long prefillTokens, List<Integer> admitted, List<Integer> rejected) {
     filling = false;
     idle = 0;
     long width = 0;
     long sum = 0;
-    int longest = longest();
     while (!waiting.isEmpty() && running.size() < maxRunning) {
       int first = waiting.getFirst();
-      if (!wanted.test(first)) {
+      if (!sequences.isWanted(first)) {
         waiting.removeFirst();
         tokens.remove(first);
         continue;
       }
       int its = tokens.get(first);
-      if (columns(1, its) > limits.kvCapacity) {
+      int needed = blocks.of(its + 1);
+      if (needed > blocks.count()) {
         waiting.removeFirst();
         tokens.remove(first);
         rejected.add(first);
         continue;
       }
+      // the last token is always computed: its logits are wanted
+      int[] shared = blocks.find(sequences.routing(first), sequences.tokens(first), its - 1);
+      int known = shared.length * blocks.size();
+      boolean ahead = sequences.goesAhead(first, known);
       // with padding a prefill is as wide as the one needs of which the least is known
-      width = Math.max(width, its - known.get(first));
-      sum += its - known.get(first);
-      long computed = limits.pads ? (admitted.size() + 1) * width : sum;
-      if (!admitted.isEmpty() && computed > limits.prefillTokens) {
+      width = Math.max(width, its - known);
+      sum += its - known;
+      long computed = pads ? (admitted.size() + 1) * width : sum;
+      if (!admitted.isEmpty() && (ahead || computed > prefillTokens)) {
         filling = true;
         return;
       }
-      // one block more than it needs now: else it could be preempted at once
-      int with = Math.max(longest, its);
-      if (!running.isEmpty()
-          && columns(running.size() + 1, with + limits.block) > limits.kvCapacity) {
+      // one more for each than is needed now: else it could be preempted at once
+      int left = blocks.free() - blocks.unused(shared) - (needed - shared.length);
+      if (left < (running.isEmpty() ? 0 : running.size() + 1)) {
         return;
       }
-      longest = with;
+      blocks.share(shared);
+      var has = new Held(known, shared);
+      while (has.blocks.length < needed) {
+        append(has);
+      }
+      has.full = shared.length;
+      held.put(first, has);
+      tokensSpared += known;
       waiting.removeFirst();
       running.add(first);
       admitted.add(first);
+      if (ahead) {
+        filling = true;
+        return;
+      }
     }
-  }
-
-  private int longest() {
-    return running.stream().mapToInt(tokens::get).max().orElse(0);
-  }
-
-  /** Columns that so many sequences take, of which the longest has so many tokens. */
-  private long columns(int sequences, int longest) {
-    return (long) sequences * ((longest + limits.block - 1) / limits.block * limits.block);
   }
 }

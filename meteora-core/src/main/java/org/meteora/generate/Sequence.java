@@ -3,7 +3,6 @@ package org.meteora.generate;
 import java.util.Arrays;
 import java.util.Optional;
 import java.util.function.Predicate;
-import org.meteora.model.KvCache;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
@@ -11,9 +10,6 @@ import org.meteora.moe.SequenceRouter;
 
 /** A request and what has come of it. */
 final class Sequence {
-  /** Tokens for which memory is taken at once, of a sequence that may get longer. */
-  private static final int EXPECTED = 1024;
-
   final int request;
   final int[] prompt;
   final GenerationConfig config;
@@ -22,7 +18,6 @@ final class Sequence {
   final int limit;
   final Sampler sampler;
   final NoRepeatNgram ngrams;
-  int slot;
 
   /**
    * Who chooses for it alone; empty for a router of the whole batch, or one that has not looked.
@@ -102,10 +97,9 @@ final class Sequence {
     return length;
   }
 
-  /** Of prompt and answer: all that it may come to, but answers end before most often. */
-  int expectedTokens() {
-    long most = Math.min(limit, (long) prompt.length + config.maxNewTokens());
-    return (int) Math.min(most, Math.max(EXPECTED, length() + KvCache.BLOCK));
+  /** Tokens of prompt and answer that it may come to. */
+  int most() {
+    return (int) Math.min(limit, (long) prompt.length + config.maxNewTokens());
   }
 
   /** What is to be computed before its next step: prompt and answer so far. */
@@ -113,9 +107,13 @@ final class Sequence {
     return Arrays.copyOf(tokens, length);
   }
 
-  DecodeSession.Next next() {
+  /**
+   * @param blocks that have its keys and values
+   */
+  DecodeSession.Next next(int[] blocks) {
     return new DecodeSession.Next(
-        slot,
+        blocks,
+        length - 1,
         tokens[length - 1],
         banned(),
         uniform(),

@@ -32,6 +32,11 @@ public final class Attention extends LlamaBlock {
     int KV = architecture.numKeyValueHeads();
     int D = architecture.headDim();
     var projected = project(input, x, pass);
+    if (pass.rows() != null) {
+      var attended =
+          pass.ops().attend(projected.get(0), projected.get(1), projected.get(2), pass, layer);
+      return project(output, attended, pass).getFirst();
+    }
     var heads =
         pass.ops().rotate(projected.get(0), projected.get(1), projected.get(2), pass, layer);
     NDArray mixed;

@@ -60,6 +60,15 @@ public interface Backend extends GatedForward.Provider {
   }
 
   /**
+   * Whether inference can run any tokens of sequences as one row over their blocks, {@link
+   * Llama#next(ai.djl.ndarray.NDArray, KvCache, BlockTables, int[],
+   * org.meteora.moe.ForwardContext)}.
+   */
+  default boolean fillsBlocks() {
+    return false;
+  }
+
+  /**
    * Makes ready what inference will ask for, while the caller loads the model; returns at once.
    *
    * @param topK adapters a token

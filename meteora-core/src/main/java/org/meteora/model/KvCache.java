@@ -6,17 +6,22 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import org.meteora.TooLittleMemory;
+import org.meteora.nn.KvBlock;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
  * Keys and values of the tokens so far, {@code (batch, kvHeads, capacity, headDim)} for each layer.
- * Rows are left-padded: row b's first {@code padding[b]} positions are no tokens. Memory is taken
- * in blocks of positions; when a block is full, the next is added. Not for training.
+ * Rows are left-padded: row b's first {@code padding[b]} positions are no tokens. Memory for more
+ * positions is added when it is full. Or a pool, whose rows are blocks of {@link #BLOCK} positions
+ * of any sequences. Not for training.
  */
 public final class KvCache implements AutoCloseable {
+  /** Positions of a block of a pool. */
+  public static final int BLOCK = KvBlock.TOKENS;
+
   /** Positions added at a time. */
-  public static final int BLOCK = 256;
+  private static final int GROW = 256;
 
   /**
    * Added to the score of a key that must not be seen; finite, so that a padding query's softmax
@@ -42,14 +47,41 @@ public final class KvCache implements AutoCloseable {
    * @throws TooLittleMemory when they are not to be had
    */
   public KvCache(Architecture config, NDManager parent, Dtype dtype, int[] padding, int expected) {
+    this(config, parent, dtype, padding);
+    orClose(() -> reserve(expected));
+  }
+
+  private KvCache(Architecture config, NDManager parent, Dtype dtype, int[] padding) {
     this.config = config;
     this.manager = parent.newSubManager();
     this.dtype = dtype;
     this.padding = padding.clone();
     keys = new NDArray[config.numHiddenLayers()];
     values = new NDArray[config.numHiddenLayers()];
+  }
+
+  /**
+   * A pool of blocks; nothing is in them, not even zeros: memory of the host is had when it is
+   * written.
+   *
+   * @throws TooLittleMemory when they are not to be had
+   */
+  public static KvCache pool(Architecture config, NDManager parent, Dtype dtype, int blocks) {
+    var pool = new KvCache(config, parent, dtype, new int[blocks]);
+    pool.orClose(
+        () -> {
+          for (int layer = 0; layer < pool.keys.length; layer++) {
+            pool.keys[layer] = pool.allocated(BLOCK, false);
+            pool.values[layer] = pool.allocated(BLOCK, false);
+          }
+        });
+    pool.capacity = BLOCK;
+    return pool;
+  }
+
+  private void orClose(Runnable allocation) {
     try {
-      reserve(expected);
+      allocation.run();
     } catch (RuntimeException | Error e) {
       manager.close(); // some layers have theirs
       throw e;
@@ -81,7 +113,7 @@ public final class KvCache implements AutoCloseable {
     if (positions <= capacity) {
       return;
     }
-    int grown = (positions + BLOCK - 1) / BLOCK * BLOCK;
+    int grown = (positions + GROW - 1) / GROW * GROW;
     for (int layer = 0; layer < keys.length; layer++) {
       keys[layer] = grown(keys[layer], grown);
       values[layer] = grown(values[layer], grown);
@@ -91,7 +123,8 @@ public final class KvCache implements AutoCloseable {
   }
 
   private NDArray grown(NDArray old, int positions) {
-    var larger = allocated(positions);
+    // what stands where no token is must be finite: a weight of zero does not hide NaN
+    var larger = allocated(positions, true);
     if (old != null) {
       if (length > 0) {
         try (var target = Ops.narrow(larger, 2, 0, length);
@@ -104,11 +137,13 @@ public final class KvCache implements AutoCloseable {
     return larger;
   }
 
-  private NDArray allocated(int positions) {
+  private NDArray allocated(int positions, boolean zeros) {
     int heads = config.numKeyValueHeads();
+    int dim = config.headDim();
     try {
-      // what stands where no token is must be finite: a weight of zero does not hide NaN
-      return Ops.zeros(manager, dtype, padding.length, heads, positions, config.headDim());
+      return zeros
+          ? Ops.zeros(manager, dtype, padding.length, heads, positions, dim)
+          : Ops.empty(manager, dtype, padding.length, heads, positions, dim);
     } catch (RuntimeException e) {
       if (!TooLittleMemory.isReportedBy(e)) {
         throw e;

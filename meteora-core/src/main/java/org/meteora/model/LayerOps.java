@@ -2,6 +2,7 @@ package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
 import java.util.List;
+import org.meteora.tensor.Ops;
 
 /** What lies between a model's products. */
 public interface LayerOps {
@@ -53,11 +54,33 @@ public interface LayerOps {
   Heads rotate(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer);
 
   /**
+   * Rotates queries and keys, puts keys and values into the blocks of a pass whose cache is a pool,
+   * and attends.
+   *
+   * @param queries {@code (rows, 1, heads · headDim)}, or {@code (1, tokens, heads · headDim)}
+   *     where {@link Backend#fillsBlocks}; keys and values as well, of their heads; all may be
+   *     changed
+   * @return as {@code queries}
+   */
+  NDArray attend(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer);
+
+  /**
    * {@code silu(gate) · up}.
    *
    * @param gate may be changed
    */
   NDArray siluUp(NDArray gate, NDArray up);
+
+  /**
+   * Logits.
+   *
+   * @param x {@code (rows, hidden)}
+   * @param head {@code (vocab, hidden)}
+   * @return {@code (rows, vocab)}
+   */
+  default NDArray head(NDArray x, NDArray head) {
+    return Ops.linear(x, head, null);
+  }
 
   /** Copies columns of all layers' keys and values from one cache into another. */
   void copyColumns(KvCache from, KvCache to, List<KvCache.Columns> columns);

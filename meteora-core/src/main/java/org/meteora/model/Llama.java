@@ -6,13 +6,16 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.stream.LongStream;
 import java.util.stream.Stream;
+import org.meteora.TooLittleMemory;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.RoutingSettings;
+import org.meteora.nn.KvBlock;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -24,6 +27,9 @@ import org.meteora.tensor.Ops;
  * <p>It owns nothing: its parameters belong to the manager they were made in.
  */
 public final class Llama extends LlamaBlock {
+  /** Bytes that a pool leaves for prefills, at most; where little is free, half of it. */
+  private static final long RESERVE = 3L << 30;
+
   private final Architecture config;
   private final Dtype dtype;
   private final NDManager manager;
@@ -133,6 +139,77 @@ public final class Llama extends LlamaBlock {
   }
 
   /**
+   * A pool of so many blocks of keys and values.
+   *
+   * @throws TooLittleMemory when they are not to be had
+   */
+  public KvCache newPool(NDManager owner, int blocks) {
+    return KvCache.pool(config, owner, dtype, blocks);
+  }
+
+  /**
+   * Blocks of a pool for sequences: as many as they may need, and one more each, which a scheduler
+   * keeps free for those that run; or as there is memory for.
+   *
+   * @param sequences at once
+   * @param tokens of each at most
+   * @param free bytes, of which some are left for prefills
+   * @throws TooLittleMemory when that is not one block
+   */
+  public int blocks(int sequences, int tokens, long free) {
+    long wanted = sequences * (KvBlock.of(tokens) + 1L);
+    long usable = (free - Math.min(RESERVE, free / 2)) / 10 * 9;
+    long blocks = Math.min(wanted, usable / MemoryNeed.cacheBytes(config, dtype, 1, KvCache.BLOCK));
+    if (blocks < 1) {
+      throw new TooLittleMemory(
+          "too little memory for the keys and values of %d sequences".formatted(sequences));
+    }
+    return (int) Math.min(blocks, Integer.MAX_VALUE);
+  }
+
+  /**
+   * One step of decoding: a token of each row, whose keys and values are in blocks of a pool.
+   *
+   * @param ids {@code (rows, 1)} int64, on the model's device
+   * @param tables where the rows' keys and values are
+   * @param context what the request wants of the gated layers
+   * @return logits {@code (rows, vocab)} float32, owned by the manager of {@code ids}
+   */
+  public NDArray next(NDArray ids, KvCache pool, BlockTables tables, ForwardContext context) {
+    var owner = ids.getManager();
+    try (var scope = owner.newSubManager();
+        var routed = backend.begin(context);
+        var whole = frozen.begin()) {
+      var pass =
+          Pass.blocks(scope, rotary, pool, tables, false, dtype, backend.ops(), routed.context());
+      return headed(hidden(ids, pass, scope).squeeze(1), owner);
+    }
+  }
+
+  /**
+   * Runs any tokens of sequences, whose keys and values are in blocks of a pool; where {@link
+   * Backend#fillsBlocks}.
+   *
+   * @param ids {@code (1, tokens)} int64, on the model's device
+   * @param tables of each token; those of one sequence are in order, none left out
+   * @param last the tokens whose logits are wanted
+   * @param context what the request wants of the gated layers
+   * @return {@code (last, vocab)} float32, owned by the manager of {@code ids}
+   */
+  public NDArray next(
+      NDArray ids, KvCache pool, BlockTables tables, int[] last, ForwardContext context) {
+    var owner = ids.getManager();
+    try (var scope = owner.newSubManager();
+        var routed = backend.begin(context);
+        var whole = frozen.begin()) {
+      var pass =
+          Pass.blocks(scope, rotary, pool, tables, true, dtype, backend.ops(), routed.context());
+      var wanted = Ops.of(scope, Arrays.stream(last).asLongStream().toArray(), last.length);
+      return headed(Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, wanted), owner);
+    }
+  }
+
+  /**
    * Runs new tokens behind those in the cache: prefill, or one step of decoding.
    *
    * @param ids {@code (batch, seq)} int64, on the model's device, left-padded as the cache says
@@ -188,7 +265,7 @@ public final class Llama extends LlamaBlock {
   /** Logits {@code (rows, vocab)} float32 of the last layer's outputs, owned by {@code owner}. */
   private NDArray headed(NDArray last, NDManager owner) {
     frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
-    var logits = Ops.cast(Ops.linear(backend.ops().norm(last, norm), head, null), Dtype.F32);
+    var logits = Ops.cast(backend.ops().head(backend.ops().norm(last, norm), head), Dtype.F32);
     logits.attach(owner);
     return logits;
   }

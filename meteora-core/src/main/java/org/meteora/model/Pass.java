@@ -26,6 +26,7 @@ import org.meteora.tensor.Ops;
  * @param ranges where the tokens of several sequences lie, of which each sees itself alone; null: a
  *     row is one sequence
  * @param cache keys and values before this pass; null in training
+ * @param rows where keys and values of rows are, where the cache is a pool; else null
  * @param ops what lies between the products
  * @param context of the gated layers
  * @param gateLogits filled with every gate's logits {@code (batch, seq, N)}, in the order of layers
@@ -38,6 +39,7 @@ public record Pass(
     int[] samples,
     Ranges ranges,
     KvCache cache,
+    PooledRows rows,
     LayerOps ops,
     ForwardContext context,
     List<NDArray> gateLogits) {
@@ -53,7 +55,7 @@ public record Pass(
   }
 
   private Pass with(ForwardContext other, List<NDArray> logits) {
-    return new Pass(angles, mask, causal, samples, ranges, cache, ops, other, logits);
+    return new Pass(angles, mask, causal, samples, ranges, cache, rows, ops, other, logits);
   }
 
   /** This pass inside a decoder layer whose q, k and v read this, for routers that look at it. */
@@ -107,6 +109,35 @@ public record Pass(
         null,
         null,
         cache,
+        null,
+        ops,
+        context,
+        new ArrayList<>());
+  }
+
+  /**
+   * A pass over tokens whose keys and values are in blocks, each its own row or all in one.
+   *
+   * @param manager owns masks, angles and indices; they must live as long as the pass
+   */
+  static Pass blocks(
+      NDManager manager,
+      RotaryEmbedding rotary,
+      KvCache pool,
+      BlockTables tables,
+      boolean oneRow,
+      Dtype dtype,
+      LayerOps ops,
+      ForwardContext context) {
+    var position = Arrays.stream(tables.lengths()).asLongStream().toArray();
+    return new Pass(
+        rotary.angles(manager, position, oneRow ? 1 : position.length),
+        null,
+        false,
+        null,
+        null,
+        pool,
+        new PooledRows(manager, tables, dtype),
         ops,
         context,
         new ArrayList<>());
@@ -134,6 +165,7 @@ public record Pass(
         null,
         Ranges.of(manager, pieces),
         cache,
+        null,
         ops,
         context,
         new ArrayList<>());
@@ -178,6 +210,7 @@ public record Pass(
         null,
         true,
         samples,
+        null,
         null,
         null,
         context.training() ? TensorOps.INSTANCE : ops,

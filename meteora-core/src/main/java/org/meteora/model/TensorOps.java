@@ -35,6 +35,12 @@ public class TensorOps implements LayerOps {
 
   @Override
   public Heads rotate(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    var heads = rotated(queries, keys, values, pass);
+    return behindTheCache(heads.queries(), heads.keys(), heads.values(), pass, layer);
+  }
+
+  /** Of this pass alone. */
+  private static Heads rotated(NDArray queries, NDArray keys, NDArray values, Pass pass) {
     int headDim = (int) pass.angles().cos().getShape().get(3);
     var shape = queries.getShape();
     long heads = shape.get(2) / headDim;
@@ -44,12 +50,47 @@ public class TensorOps implements LayerOps {
             NDArrays.concat(new NDList(queries, keys), 2)
                 .reshape(shape.get(0), shape.get(1), heads + keyHeads, headDim),
             pass.angles());
-    return behindTheCache(
+    return new Heads(
         Ops.transpose(Ops.narrow(rotated, 2, 0, heads), 1, 2),
         Ops.transpose(Ops.narrow(rotated, 2, heads, keyHeads), 1, 2),
-        heads(values, headDim),
-        pass,
-        layer);
+        heads(values, headDim));
+  }
+
+  @Override
+  public NDArray attend(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    var heads = rotated(queries, keys, values, pass);
+    var store = pass.cache().layer(layer);
+    long rows = queries.getShape().get(0);
+    long kvHeads = heads.keys().getShape().get(1);
+    long headDim = heads.keys().getShape().get(3);
+    var indices = pass.rows().indices((int) kvHeads);
+    put(heads.keys(), store.keys(), indices.newest(), headDim);
+    put(heads.values(), store.values(), indices.newest(), headDim);
+    var grouped = heads.queries().reshape(rows, kvHeads, -1, headDim);
+    return Ops.attention(
+            grouped,
+            gathered(store.keys(), indices, kvHeads, grouped),
+            gathered(store.values(), indices, kvHeads, grouped),
+            indices.mask(),
+            false)
+        .reshape(rows, 1, queries.getShape().get(2));
+  }
+
+  private static void put(NDArray fresh, NDArray pool, NDArray at, long headDim) {
+    try (var flat = pool.reshape(-1, headDim)) {
+      Ops.put(flat, at, fresh.reshape(-1, headDim));
+    }
+  }
+
+  /** {@code (rows, kvHeads, columns, headDim)}. */
+  private static NDArray gathered(
+      NDArray pool, PooledRows.Indices indices, long kvHeads, NDArray like) {
+    long headDim = like.getShape().get(3);
+    try (var flat = pool.reshape(-1, headDim)) {
+      var all = Ops.indexSelect(flat, 0, indices.all());
+      all.attach(like.getManager());
+      return all.reshape(like.getShape().get(0), kvHeads, indices.columns(), headDim);
+    }
   }
 
   /** {@code (batch, seq, heads · headDim)} as {@code (batch, heads, seq, headDim)}. */

@@ -39,6 +39,19 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter, Map<String, Str
   }
 
   /**
+   * These with {@link ForwardMode#INVARIANT}.
+   *
+   * @throws UserException when they ask for another form
+   */
+  public Flags invariant() {
+    if (mode != ForwardMode.AUTO) {
+      throw new UserException(
+          "--batch-invariant is a form of its own; the flags ask for the form " + mode.label());
+    }
+    return new Flags(ForwardMode.INVARIANT, singleAdapter, given);
+  }
+
+  /**
    * Reads the flags. With none of them set the mode is {@link ForwardMode#AUTO}.
    *
    * @throws UserException for a value that is not a choice, naming variable, value and choices

@@ -17,7 +17,12 @@ public enum ForwardMode {
   /** {@code batch} v2: all ranks in one matmul, masked by the routing weights. */
   MASKED,
   /** Fused CUDA kernels at inference; as {@link #AUTO} elsewhere, with a line in the log. */
-  FUSED;
+  FUSED,
+  /**
+   * What comes of a token is the same, to the bit, however many others are beside it: for float32
+   * on the CPU.
+   */
+  INVARIANT;
 
   /** As logs and reports have it: in lower case. */
   public String label() {

@@ -30,10 +30,17 @@ public final class Blas {
     private final MemorySegment letterB = memory.asSlice(1, 1);
     private final MemorySegment alpha = memory.asSlice(32, 4);
     private final MemorySegment beta = memory.asSlice(36, 4);
+    private final MemorySegment[] numbers = new MemorySegment[6];
+
+    Arguments() {
+      for (int slot = 0; slot < numbers.length; slot++) {
+        numbers[slot] = memory.asSlice(4L + 4L * slot, 4);
+      }
+    }
 
     MemorySegment number(int slot, int value) {
-      memory.set(JAVA_INT, 4L + 4L * slot, value);
-      return memory.asSlice(4L + 4L * slot, 4);
+      numbers[slot].set(JAVA_INT, 0, value);
+      return numbers[slot];
     }
 
     MemorySegment letter(MemorySegment slot, boolean transpose) {

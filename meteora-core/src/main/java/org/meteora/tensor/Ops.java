@@ -273,6 +273,17 @@ public final class Ops {
         .run(index.getManager());
   }
 
+  /** Writes rows {@code (n, …)} to the rows {@code index (n)} int64 of {@code x}, in place. */
+  public static void put(NDArray x, NDArray index, NDArray rows) {
+    new OperatorCall("aten::index_copy_", "")
+        .tensor(x)
+        .integer(0)
+        .tensor(index)
+        .tensor(rows)
+        .run(x.getManager())
+        .close();
+  }
+
   /**
    * {@code x} with {@code source} added at positions {@code index} (same shape as {@code source})
    * along {@code dim}.

@@ -12,6 +12,7 @@ import java.util.TreeMap;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -261,6 +262,75 @@ class BatchingTest {
     }
   }
 
+  /** The same sessions with so few blocks. */
+  private static DecodeSession.Provider withBlocks(DecodeSession.Provider decoding, int blocks) {
+    return new DecodeSession.Provider() {
+      @Override
+      public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
+        var all = decoding.begin(sequences, tokens, context);
+        return new DecodeSession() {
+          @Override
+          public KvCache pool() {
+            return all.pool();
+          }
+
+          @Override
+          public int blocks() {
+            return blocks;
+          }
+
+          @Override
+          public void join(KvCache filled, List<KvCache.Columns> columns) {
+            all.join(filled, columns);
+          }
+
+          @Override
+          public int[] step(List<Next> rows) {
+            for (var row : rows) {
+              assertThat(Arrays.stream(row.blocks()).max().orElseThrow()).isLessThan(blocks);
+            }
+            return all.step(rows);
+          }
+
+          @Override
+          public void close() {
+            all.close();
+          }
+        };
+      }
+
+      @Override
+      public void close() {}
+    };
+  }
+
+  /** Prompts and answers of up to three blocks each. */
+  @Test
+  void whoFindsNoBlockIsPutBackAndGoesOn() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var decoding = Backends.decoding(llama);
+      var requests = requests(6, 24);
+      var expected = answers(llama, decoding, requests, 1);
+      for (int blocks : new int[] {3, 4, 5, 9}) {
+        for (int atOnce : new int[] {4, 24}) {
+          assertThat(answers(llama, withBlocks(decoding, blocks), requests, atOnce))
+              .as("%d blocks, %d at once", blocks, atOnce)
+              .isEqualTo(expected);
+        }
+      }
+      var lengths = requests.stream().map(each -> each.prompt().length).toList();
+      var few = answers(llama, withBlocks(decoding, 2), requests, 4);
+      for (int i = 0; i < lengths.size(); i++) {
+        if (lengths.get(i) > 64) {
+          assertThat(few.get(i)).contains("a sequence of " + lengths.get(i) + " tokens");
+        } else {
+          assertThat(few.get(i)).isEqualTo(expected.get(i));
+        }
+      }
+    }
+  }
+
   @Test
   void oneThatFailsEndsAlone() {
     try (var manager = Devices.newManager(Device.cpu())) {
@@ -290,9 +360,9 @@ class BatchingTest {
       prompts.add(prompt);
     }
     prompts.add(new int[] {1, 2, 3});
-    assertThat(PrefixCache.shared(prompts)).containsExactly(64, 64, 64, 64, 64, 64, 0);
+    assertThat(Beginnings.shared(prompts, 32)).containsExactly(64, 64, 64, 64, 64, 64, 0);
     prompts.add(prompts.getFirst().clone()); // the same once more: all but the last step
-    assertThat(PrefixCache.shared(prompts)[0]).isEqualTo(64);
+    assertThat(Beginnings.shared(prompts, 32)[0]).isEqualTo(64);
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = RequestsTest.model(manager);
       var spared = new long[1];

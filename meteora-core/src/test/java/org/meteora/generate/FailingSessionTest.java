@@ -37,27 +37,26 @@ class FailingSessionTest {
     return new DecodeSession.Provider() {
       @Override
       public DecodeSession begin(int atOnce, int expected, ForwardContext context) {
-        var all = new ModelSession(llama, context);
+        var all = new ModelSession(llama, atOnce, expected, context);
         return new DecodeSession() {
           private int steps;
 
           @Override
-          public int sequences() {
-            return all.sequences();
+          public KvCache pool() {
+            return all.pool();
           }
 
           @Override
-          public long kvCapacity() {
-            return all.kvCapacity();
+          public int blocks() {
+            return all.blocks();
           }
 
           @Override
-          public void join(KvCache filled, int[] slots) {
-            if (slots.length > rows) {
-              filled.close();
+          public void join(KvCache filled, List<KvCache.Columns> columns) {
+            if (columns.size() > rows) {
               throw new TooLittleMemory("too little for prompts");
             }
-            all.join(filled, slots);
+            all.join(filled, columns);
           }
 
           @Override
@@ -66,11 +65,6 @@ class FailingSessionTest {
               throw new TooLittleMemory("too little");
             }
             return all.step(next);
-          }
-
-          @Override
-          public void leave(int slot) {
-            all.leave(slot);
           }
 
           @Override

@@ -46,46 +46,46 @@ class PackedPrefillGpuTest {
   }
 
   /** Some that are one token, some that begin alike. */
-  private static List<Sequence> sequences() {
+  private static List<int[]> prompts() {
     var random = new Random(3);
     var header = random.ints(70, 1, 70).toArray();
-    var sequences = new ArrayList<Sequence>();
+    var prompts = new ArrayList<int[]>();
     for (int length : new int[] {5, 1, 78, 23, 1, 71, 40}) {
       var prompt = random.ints(length, 1, 70).toArray();
       if (length > 70) {
         System.arraycopy(header, 0, prompt, 0, 70);
       }
-      var request = new Request(prompt, GenerationConfig.greedy(List.of(), 90), length);
-      sequences.add(new Sequence(sequences.size(), request, 90, ASKS.routing()));
+      prompts.add(prompt);
     }
-    return sequences;
+    return prompts;
   }
 
   /** What is known of a prompt: its logits, and keys and values of all layers. */
-  private record Known(float[] logits, List<float[]> cache) {}
+  private record Outcome(float[] logits, List<float[]> cache) {}
 
-  private static List<Known> known(Prefill prefill) {
-    int vocab = prefill.logits().length / prefill.cache().spans().size();
-    var all = new ArrayList<Known>();
-    for (var span : prefill.cache().spans()) {
+  private static List<Outcome> outcome(Prefill prefill) {
+    int vocab = prefill.logits().length / prefill.cache().orElseThrow().spans().size();
+    var all = new ArrayList<Outcome>();
+    for (var span : prefill.cache().orElseThrow().spans()) {
       var values = new ArrayList<float[]>();
-      for (int layer = 0; layer < prefill.cache().layers(); layer++) {
-        var its = prefill.cache().layer(layer);
+      for (int layer = 0; layer < prefill.cache().orElseThrow().layers(); layer++) {
+        var its = prefill.cache().orElseThrow().layer(layer);
         for (var store : List.of(its.keys(), its.values())) {
           try (var scope = store.getManager().newSubManager()) {
-            var columns = prefill.cache().columns(store, span.from(), span.count(), scope);
+            var columns =
+                prefill.cache().orElseThrow().columns(store, span.from(), span.count(), scope);
             var row = Ops.narrow(columns, 0, span.row(), 1);
             values.add(Ops.cast(row, Dtype.F32).toFloatArray());
           }
         }
       }
       int at = all.size() * vocab;
-      all.add(new Known(Arrays.copyOfRange(prefill.logits(), at, at + vocab), values));
+      all.add(new Outcome(Arrays.copyOfRange(prefill.logits(), at, at + vocab), values));
     }
     return all;
   }
 
-  private static double worst(Known a, Known b) {
+  private static double worst(Outcome a, Outcome b) {
     double worst = worst(a.logits, b.logits);
     for (int i = 0; i < a.cache.size(); i++) {
       worst = Math.max(worst, worst(a.cache.get(i), b.cache.get(i)));
@@ -106,34 +106,33 @@ class PackedPrefillGpuTest {
   @ParameterizedTest
   @EnumSource(names = {"BF16", "F16"})
   void everyPromptIsComputedAsAlone(Dtype dtype) {
-    var sequences = sequences();
-    var prompts = sequences.stream().map(Sequence::tokens).toList();
-    List<Optional<PrefixCache.Hit>> nothing = Collections.nCopies(prompts.size(), Optional.empty());
+    var prompts = prompts();
+    List<Optional<Known>> nothing = Collections.nCopies(prompts.size(), Optional.empty());
     try (var manager = Devices.newManager(Device.gpu())) {
       var llama = model(manager, dtype);
       assertThat(llama.backend().runsPacked(llama.config())).isTrue();
-      var expected = new ArrayList<Known>();
+      var expected = new ArrayList<Outcome>();
       for (var prompt : prompts) {
         try (var alone = new PaddedPrefill(llama, 0, List.of(prompt), nothing.subList(0, 1))) {
           alone.run(alone.left(), ASKS);
-          expected.addAll(known(alone));
+          expected.addAll(outcome(alone));
         }
       }
       for (int most : new int[] {1, 7, 50, 1000}) {
-        try (var prefixes = new PrefixCache(llama, sequences);
+        try (var pool = llama.newPool(manager, 4);
             var packed = new PackedPrefill(llama, prompts, nothing)) {
           run(packed, most, prompts.stream().mapToInt(prompt -> prompt.length).sum());
-          check(dtype + ", pieces of " + most, known(packed), expected, dtype);
-          assertThat(prefixes.isWorthKeeping(2, prompts.get(2))).isTrue();
-          prefixes.keep(2, prompts.get(2), packed.cache(), 2);
-          var hits = new ArrayList<Optional<PrefixCache.Hit>>();
-          for (int i = 0; i < prompts.size(); i++) {
-            hits.add(prefixes.find(i, prompts.get(i)));
-          }
-          assertThat(hits.stream().filter(Optional::isPresent)).hasSize(2);
+          check(dtype + ", pieces of " + most, outcome(packed), expected, dtype);
+          int[] blocks = {3, 1, 0};
+          var columns = Known.columns(packed.cache().orElseThrow().spans().get(2), 0, blocks);
+          llama.backend().ops().copyColumns(packed.cache().orElseThrow(), pool, columns);
+          var begins = Optional.of(new Known(pool, blocks, 64));
+          var hits = new ArrayList<>(nothing);
+          hits.set(2, begins);
+          hits.set(5, begins);
           try (var again = new PackedPrefill(llama, prompts, hits)) {
             run(again, most, prompts.stream().mapToInt(prompt -> prompt.length).sum() - 2 * 64);
-            check(dtype + ", beginnings known", known(again), expected, dtype);
+            check(dtype + ", beginnings known", outcome(again), expected, dtype);
           }
         }
       }
@@ -152,7 +151,7 @@ class PackedPrefillGpuTest {
     assertThat(done).isEqualTo(tokens);
   }
 
-  private static void check(String what, List<Known> its, List<Known> expected, Dtype dtype) {
+  private static void check(String what, List<Outcome> its, List<Outcome> expected, Dtype dtype) {
     for (int i = 0; i < expected.size(); i++) {
       assertThat(worst(its.get(i), expected.get(i)))
           .as("%s, prompt %d", what, i)

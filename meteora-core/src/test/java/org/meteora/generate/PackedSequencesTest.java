@@ -37,7 +37,7 @@ class PackedSequencesTest {
     var prefill =
         new PaddedPrefill(llama, 0, prompts, Collections.nCopies(prompts.size(), Optional.empty()));
     prefill.run(prefill.left(), CONTEXT);
-    return prefill.cache();
+    return prefill.cache().orElseThrow();
   }
 
   /** The same numbers, of each prompt alone, one after another. */
@@ -55,18 +55,54 @@ class PackedSequencesTest {
     return cache;
   }
 
-  private static String steps(ModelSession session, int[] tokens, int count) {
-    var seen = new StringBuilder();
-    var next = tokens;
-    for (int step = 0; step < count; step++) {
-      var rows = new ArrayList<DecodeSession.Next>();
-      for (int slot = 0; slot < next.length; slot++) {
-        rows.add(new DecodeSession.Next(slot, next[slot], new int[0], 0, GREEDY, Optional.empty()));
-      }
-      next = session.step(rows);
-      seen.append(Arrays.toString(next));
+  /** A session's sequences: their blocks, the newest tokens, and what they have come to. */
+  private static final class Stepped {
+    final ModelSession session;
+    final List<int[]> tables = new ArrayList<>();
+    final List<Integer> lengths = new ArrayList<>();
+    int[] newest = {};
+
+    Stepped(ModelSession session) {
+      this.session = session;
     }
-    return seen.toString();
+
+    void join(KvCache filled, int... first) {
+      try (filled) {
+        var columns = new ArrayList<KvCache.Columns>();
+        for (var span : filled.spans()) {
+          var table = new int[] {tables.size() % 2 == 0 ? tables.size() + 1 : tables.size() - 1};
+          tables.add(table);
+          lengths.add(span.count());
+          columns.addAll(Known.columns(span, 0, table));
+        }
+        session.join(filled, columns);
+      }
+      int before = newest.length;
+      newest = Arrays.copyOf(newest, before + first.length);
+      System.arraycopy(first, 0, newest, before, first.length);
+    }
+
+    String steps(int count) {
+      var seen = new StringBuilder();
+      for (int step = 0; step < count; step++) {
+        var rows = new ArrayList<DecodeSession.Next>();
+        for (int i = 0; i < newest.length; i++) {
+          rows.add(
+              new DecodeSession.Next(
+                  tables.get(i),
+                  lengths.get(i),
+                  newest[i],
+                  new int[0],
+                  0,
+                  GREEDY,
+                  Optional.empty()));
+          lengths.set(i, lengths.get(i) + 1);
+        }
+        newest = session.step(rows);
+        seen.append(Arrays.toString(newest));
+      }
+      return seen.toString();
+    }
   }
 
   @Test
@@ -75,16 +111,16 @@ class PackedSequencesTest {
     var later = prompts(2, 2, 20);
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = RequestsTest.model(manager);
-      try (var expected = new ModelSession(llama, CONTEXT);
-          var session = new ModelSession(llama, CONTEXT)) {
-        expected.join(padded(llama, first), new int[] {2, 0, 1});
-        session.join(packed(llama, first), new int[] {2, 0, 1});
-        int[] tokens = {3, 30, 60};
-        assertThat(steps(session, tokens, 4)).isEqualTo(steps(expected, tokens, 4));
-        expected.join(padded(llama, later), new int[] {4, 3});
-        session.join(packed(llama, later), new int[] {4, 3});
-        int[] more = {9, 8, 7, 6, 5};
-        assertThat(steps(session, more, 4)).isEqualTo(steps(expected, more, 4));
+      try (var expected = new ModelSession(llama, 6, 32, CONTEXT);
+          var session = new ModelSession(llama, 6, 32, CONTEXT)) {
+        var padded = new Stepped(expected);
+        var packed = new Stepped(session);
+        padded.join(padded(llama, first), 3, 30, 60);
+        packed.join(packed(llama, first), 3, 30, 60);
+        assertThat(packed.steps(4)).isEqualTo(padded.steps(4));
+        padded.join(padded(llama, later), 9, 8);
+        packed.join(packed(llama, later), 9, 8);
+        assertThat(packed.steps(4)).isEqualTo(padded.steps(4));
       }
     }
   }

@@ -48,7 +48,7 @@ class SamplerGpuTest {
       this.parts = parts;
       parameters = cuda.allocateZeroed(DeviceSampler.BYTES, stream);
       logits = cuda.allocateZeroed(4L * parts * rows * vocab, stream);
-      rest = cuda.allocateZeroed(4L * rows * (2 * DeviceSampler.BLOCKS + 3), stream);
+      rest = cuda.allocateZeroed(4L * rows * (2 * DeviceSampler.BLOCKS + 2), stream);
       values = arena.allocate(4L * parts * rows * vocab, 16);
       choice = new DeviceSampler(host);
     }
@@ -60,12 +60,12 @@ class SamplerGpuTest {
       return chooseAgain();
     }
 
-    /** Gives every row this place in the cache; 0 at first. */
-    void slots(int slot) {
+    /** Says that every row has so many tokens; 0 at first. */
+    void lengths(int tokens) {
       var all = arena.allocate(4L * rows, 4);
-      all.asByteBuffer().order(ByteOrder.nativeOrder()).asIntBuffer().put(filled(slot));
+      all.asByteBuffer().order(ByteOrder.nativeOrder()).asIntBuffer().put(filled(tokens));
       cuda.toDevice(
-          rest.address() + 4L * rows * (2 * DeviceSampler.BLOCKS + 2), all, 4L * rows, stream);
+          rest.address() + 4L * rows * (2 * DeviceSampler.BLOCKS + 1), all, 4L * rows, stream);
     }
 
     private int[] filled(int value) {
@@ -96,14 +96,12 @@ class SamplerGpuTest {
                   bestAt,
                   tokens,
                   tokens + 4L * rows,
-                  tokens + 8L * rows,
                   parameters.address(),
                   0,
                   vocab,
                   parts,
                   rows,
                   DeviceSampler.BLOCKS,
-                  1 << 30,
                   0),
               false)
           .forEach(launch -> launch.on(stream));
@@ -266,7 +264,7 @@ class SamplerGpuTest {
           expected[row] = DeviceSampler.NOT_FINITE;
         }
         assertThat(gpu.choose(all)).as("sampling %s", sample).isEqualTo(expected);
-        gpu.slots(-1);
+        gpu.lengths(-1);
         assertThat(gpu.chooseAgain())
             .as("rows that are not there")
             .doesNotContain(DeviceSampler.NOT_FINITE);

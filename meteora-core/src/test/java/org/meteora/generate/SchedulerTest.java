@@ -1,11 +1,14 @@
 package org.meteora.generate;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import org.junit.jupiter.api.RepeatedTest;
 import org.junit.jupiter.api.RepetitionInfo;
@@ -13,48 +16,129 @@ import org.junit.jupiter.api.Test;
 import org.meteora.generate.Scheduler.Limits;
 
 class SchedulerTest {
+  /** Sequences that are lists of tokens, wanted, and that share nothing, unless it is said. */
+  private static class Plain implements Scheduler.Sequences {
+    final Map<Integer, int[]> tokens = new HashMap<>();
+
+    void append(int sequence, int token) {
+      int[] its = Arrays.copyOf(tokens.get(sequence), tokens.get(sequence).length + 1);
+      its[its.length - 1] = token;
+      tokens.put(sequence, its);
+    }
+
+    @Override
+    public int[] tokens(int sequence) {
+      return tokens.get(sequence);
+    }
+
+    @Override
+    public int routing(int sequence) {
+      return -1;
+    }
+
+    @Override
+    public boolean goesAhead(int sequence, int known) {
+      return false;
+    }
+
+    @Override
+    public boolean isWanted(int sequence) {
+      return true;
+    }
+  }
+
+  /** A scheduler and its sequences. */
+  private record Queue(Scheduler scheduler, Plain sequences) {
+    static Queue of(Limits limits, KvBlocks blocks) {
+      return of(limits, blocks, new Plain());
+    }
+
+    static Queue of(Limits limits, KvBlocks blocks, Plain sequences) {
+      return new Queue(new Scheduler(limits, blocks, sequences), sequences);
+    }
+
+    void add(int sequence, int... tokens) {
+      sequences.tokens.put(sequence, tokens);
+      scheduler.add(sequence, tokens.length);
+    }
+
+    void grow(int sequence) {
+      sequences.append(sequence, 1);
+      scheduler.grew(sequence);
+    }
+
+    List<Integer> admitted() {
+      return admitted(1000);
+    }
+
+    List<Integer> admitted(long tokens) {
+      return scheduler.next(tokens).admitted();
+    }
+  }
+
+  private static KvBlocks plenty() {
+    return new KvBlocks(10_000, 8);
+  }
+
   /**
-   * Random arrivals against a plain simulation that keeps who waits and who runs in two lists:
-   * every sequence ends, none is lost or run twice, nobody overtakes, and memory is never exceeded.
+   * Random arrivals of sequences, some of which begin alike, against a plain simulation that keeps
+   * who waits and who runs in two lists, and for each block what was last computed into it: every
+   * sequence ends, none is lost or run twice, nobody overtakes, no more blocks are taken than there
+   * are, each has the blocks that it needs, and what it shares is what it would have computed.
    */
-  @RepeatedTest(60)
+  @RepeatedTest(100)
   void randomArrivals(RepetitionInfo repetition) {
     var random = new Random(repetition.getCurrentRepetition());
-    int block = 1 + random.nextInt(8);
+    int size = 1 + random.nextInt(8);
     int most = 1 + random.nextInt(6);
-    long kvCapacity = 30 + random.nextInt(200);
+    int count = 4 + random.nextInt(40);
     boolean pads = random.nextBoolean();
-    var scheduler = new Scheduler(new Limits(most, kvCapacity, block, 40, pads));
-    var length = new HashMap<Integer, Integer>();
-    var known = new HashMap<Integer, Integer>();
+    var routing = new HashMap<Integer, Integer>();
+    var sequences =
+        new Plain() {
+          @Override
+          public int routing(int sequence) {
+            return routing.get(sequence);
+          }
+
+          @Override
+          public boolean goesAhead(int sequence, int known) {
+            return sequence % 7 == 3 && known < tokens(sequence).length / 2;
+          }
+        };
+    var blocks = new KvBlocks(count, size);
+    var scheduler = new Scheduler(new Limits(most, pads), blocks, sequences);
+    var computed = new HashMap<Integer, String>(); // of each block
     var end = new HashMap<Integer, Integer>();
     var waiting = new ArrayList<Integer>();
     var running = new ArrayList<Integer>();
     var gone = new HashSet<Integer>();
+    int[] header = random.ints(50, 0, 9).toArray();
     int all = 40;
     int arrived = 0;
     for (int round = 0; gone.size() < all; round++) {
       assertThat(round).as("rounds").isLessThan(20_000);
       while (arrived < all && (random.nextInt(3) == 0 || waiting.isEmpty() && running.isEmpty())) {
-        int tokens = 1 + random.nextInt(random.nextInt(10) == 0 ? 300 : 30);
-        length.put(arrived, tokens);
-        end.put(arrived, tokens + 1 + random.nextInt(25));
+        int length = 1 + random.nextInt(random.nextInt(10) == 0 ? 300 : 30);
+        int[] tokens = random.ints(length, 0, 9).toArray();
+        System.arraycopy(header, 0, tokens, 0, Math.min(random.nextInt(50), tokens.length));
+        sequences.tokens.put(arrived, tokens);
+        routing.put(arrived, random.nextInt(3) - 1);
+        end.put(arrived, length + 1 + random.nextInt(25));
         waiting.addLast(arrived);
-        known.put(arrived, random.nextInt(tokens));
-        scheduler.add(arrived, tokens, known.get(arrived));
+        scheduler.add(arrived, length);
         arrived++;
       }
       boolean mayAdmit = running.isEmpty() || random.nextInt(4) > 0;
-      var plan = scheduler.next(mayAdmit);
+      var plan = scheduler.next(mayAdmit ? 40 : 0);
       assertThat(mayAdmit || plan.admitted().isEmpty()).isTrue();
       for (int each : plan.preempted()) {
         assertThat(running.removeLast()).as("the last to join leaves first").isEqualTo(each);
         waiting.addFirst(each);
       }
       for (int each : plan.rejected()) {
-        assertThat(columns(1, length.get(each), block))
-            .as("too long alone")
-            .isGreaterThan(kvCapacity);
+        int needed = (sequences.tokens(each).length + size) / size;
+        assertThat(needed).as("too long alone").isGreaterThanOrEqualTo(count);
         assertThat(waiting.remove((Integer) each) || running.remove((Integer) each)).isTrue();
         gone.add(each);
       }
@@ -63,24 +147,54 @@ class SchedulerTest {
       for (int each : plan.admitted()) {
         assertThat(waiting.removeFirst()).as("nobody overtakes").isEqualTo(each);
         running.addLast(each);
-        width = Math.max(width, length.get(each) - known.get(each));
-        sum += length.get(each) - known.get(each);
+        int[] its = sequences.tokens(each);
+        int known = scheduler.known(each);
+        assertThat(known).isLessThan(its.length);
+        width = Math.max(width, its.length - known);
+        sum += its.length - known;
+        for (int i = 0; i < known / size; i++) {
+          assertThat(computed.get(scheduler.blocks(each)[i]))
+              .as("known")
+              .isEqualTo(content(routing.get(each), its, (i + 1) * size));
+        }
       }
-      long computed = pads ? plan.admitted().size() * width : sum;
-      assertThat(plan.admitted().size() <= 1 || computed <= 40).isTrue();
+      long together = pads ? plan.admitted().size() * width : sum;
+      assertThat(plan.admitted().size() <= 1 || together <= 40).isTrue();
       assertThat(running).hasSizeLessThanOrEqualTo(most);
-      int longest = running.stream().mapToInt(length::get).max().orElse(0);
-      assertThat(columns(running.size(), longest, block)).isLessThanOrEqualTo(kvCapacity);
-      assertThat(scheduler.columns()).isEqualTo(columns(running.size(), longest, block));
+      var taken = new HashMap<Integer, String>();
+      for (int each : running) {
+        int[] table = scheduler.blocks(each);
+        int length = sequences.tokens(each).length;
+        assertThat(table.length * size).isBetween(length, length + size);
+        for (int i = 0; i < table.length; i++) {
+          int upTo = (i + 1) * size;
+          var its =
+              upTo < length
+                  ? content(routing.get(each), sequences.tokens(each), upTo)
+                  : "of " + each;
+          var other = taken.putIfAbsent(table[i], its);
+          assertThat(other == null || other.equals(its) && routing.get(each) >= 0)
+              .as("a block of two sequences holds what both have")
+              .isTrue();
+        }
+      }
+      assertThat(taken).hasSizeLessThanOrEqualTo(count);
+      assertThat(scheduler.blocksHeld()).isEqualTo(taken.size());
+      assertThat(blocks.taken()).isEqualTo(taken.size());
       assertThat(scheduler.running()).isEqualTo(running.size());
       assertThat(scheduler.waiting()).isEqualTo(waiting.size());
       assertThat(running.isEmpty())
           .as("somebody runs")
           .isEqualTo(running.isEmpty() && (waiting.isEmpty() || !mayAdmit));
       for (int each : List.copyOf(running)) {
-        length.merge(each, 1, Integer::sum);
+        int[] its = sequences.tokens(each);
+        int[] table = scheduler.blocks(each);
+        for (int i = scheduler.known(each) / size; i < its.length / size; i++) {
+          computed.put(table[i], content(routing.get(each), its, (i + 1) * size));
+        }
+        sequences.append(each, random.nextInt(9));
         scheduler.grew(each);
-        if (length.get(each) >= end.get(each)) {
+        if (sequences.tokens(each).length >= end.get(each)) {
           running.remove((Integer) each);
           scheduler.remove(each);
           gone.add(each);
@@ -88,80 +202,141 @@ class SchedulerTest {
       }
     }
     assertThat(gone).hasSize(all);
+    assertThat(blocks.taken()).isZero();
   }
 
-  private static long columns(int sequences, int longest, int block) {
-    int blocks = 0;
-    while (blocks * block < longest) {
-      blocks++;
-    }
-    return (long) sequences * blocks * block;
+  private static String content(int routing, int[] tokens, int length) {
+    return routing + Arrays.toString(Arrays.copyOf(tokens, length));
   }
 
   /** While prompts are being run nobody else joins; those that run may still have to leave. */
   @Test
   void nobodyJoinsWhileOthersAreAboutTo() {
-    var scheduler = new Scheduler(new Limits(4, 40, 8, 1000, true));
+    var queue = Queue.of(new Limits(4, true), new KvBlocks(5, 8));
     for (int i = 0; i < 3; i++) {
-      scheduler.add(i, 6, 0);
+      queue.add(i, new int[6]);
     }
-    assertThat(scheduler.next(true).admitted()).containsExactly(0, 1);
-    scheduler.remove(1);
-    assertThat(scheduler.next(false).admitted()).isEmpty();
-    assertThat(scheduler.next(true).admitted()).containsExactly(2);
-    for (int i = 0; i < 15; i++) {
-      scheduler.grew(0);
+    assertThat(queue.admitted()).containsExactly(0, 1);
+    queue.scheduler.remove(1);
+    assertThat(queue.scheduler.next(0).admitted()).isEmpty();
+    assertThat(queue.admitted()).containsExactly(2);
+    for (int i = 0; i < 34; i++) {
+      assertThat(queue.scheduler.next(0).preempted().contains(2)).isEqualTo(i == 27);
+      queue.grow(0);
     }
-    assertThat(scheduler.next(false).preempted()).containsExactly(2);
+  }
+
+  /** One that is put back finds what it had computed, when nobody needed its blocks. */
+  @Test
+  void oneThatIsPutBackGoesOn() {
+    var shares =
+        new Plain() {
+          @Override
+          public int routing(int sequence) {
+            return 0;
+          }
+        };
+    var queue = Queue.of(new Limits(4, true), new KvBlocks(6, 4), shares);
+    queue.add(0, 1, 2, 3);
+    queue.add(1, 7, 8, 9);
+    assertThat(queue.admitted()).containsExactly(0, 1);
+    for (int i = 0; i < 9; i++) {
+      assertThat(queue.scheduler.next(0).preempted()).isEmpty();
+      queue.grow(0);
+      queue.grow(1);
+    }
+    // three blocks each: the next that the first needs is of the second
+    queue.grow(0);
+    assertThat(queue.scheduler.next(0).preempted()).containsExactly(1);
+    queue.scheduler.remove(0);
+    assertThat(queue.admitted()).containsExactly(1);
+    assertThat(queue.scheduler.known(1)).isEqualTo(8);
+    assertThat(queue.scheduler.tokensSpared()).isEqualTo(8);
+    assertThat(queue.sequences.tokens(1)).hasSize(12);
+  }
+
+  /** What others begin with is run first, and they join behind it. */
+  @Test
+  void othersWaitForWhoGoesAhead() {
+    var sequences =
+        new Plain() {
+          @Override
+          public int routing(int sequence) {
+            return sequence == 4 ? -1 : 0;
+          }
+
+          @Override
+          public boolean goesAhead(int sequence, int known) {
+            return sequence != 0 && known == 0;
+          }
+        };
+    var queue = Queue.of(new Limits(8, true), new KvBlocks(100, 2), sequences);
+    queue.add(0, 9, 9);
+    for (int i = 1; i < 5; i++) {
+      queue.add(i, 1, 2, 3, 4, 5 + i);
+    }
+    assertThat(queue.admitted()).containsExactly(0);
+    assertThat(queue.admitted()).containsExactly(1);
+    queue.grow(1);
+    assertThat(queue.admitted()).containsExactly(2, 3);
+    assertThat(queue.scheduler.blocks(3)).startsWith(queue.scheduler.blocks(1)[0]);
+    assertThat(queue.scheduler.known(3)).isEqualTo(4);
+    assertThat(queue.admitted()).containsExactly(4);
+    assertThat(queue.scheduler.known(4)).isZero();
+    assertThat(queue.scheduler.tokensSpared()).isEqualTo(8);
   }
 
   /** Those that another process has are dropped when it is their turn, and take no place. */
   @Test
   void thoseThatAreNotWantedTakeNoPlace() {
     var asked = new ArrayList<Integer>();
-    var scheduler =
-        new Scheduler(
-            new Limits(2, Long.MAX_VALUE, 8, 1000, true),
-            each -> {
-              asked.add(each);
-              return each % 3 == 1;
+    var queue =
+        Queue.of(
+            new Limits(2, true),
+            plenty(),
+            new Plain() {
+              @Override
+              public boolean isWanted(int sequence) {
+                asked.add(sequence);
+                return sequence % 3 == 1;
+              }
             });
     for (int i = 0; i < 9; i++) {
-      scheduler.add(i, 5, 0);
+      queue.add(i, new int[5]);
     }
-    assertThat(scheduler.next(true).admitted()).containsExactly(1, 4);
+    assertThat(queue.admitted()).containsExactly(1, 4);
     assertThat(asked).containsExactly(0, 1, 2, 3, 4);
-    scheduler.remove(1);
-    assertThat(scheduler.next(true).admitted()).containsExactly(7);
-    scheduler.remove(4);
-    scheduler.remove(7);
-    assertThat(scheduler.next(true).admitted()).isEmpty();
-    assertThat(scheduler.waiting() + scheduler.running()).isZero();
+    queue.scheduler.remove(1);
+    assertThat(queue.admitted()).containsExactly(7);
+    queue.scheduler.remove(4);
+    queue.scheduler.remove(7);
+    assertThat(queue.admitted()).isEmpty();
+    assertThat(queue.scheduler.waiting() + queue.scheduler.running()).isZero();
   }
 
   @Test
   void fewWaitForEachOther() {
-    var scheduler = new Scheduler(new Limits(32, Long.MAX_VALUE, 8, 1000, true));
+    var queue = Queue.of(new Limits(32, true), plenty());
     for (int i = 0; i < 40; i++) {
-      scheduler.add(i, 5, 0);
+      queue.add(i, new int[5]);
     }
-    assertThat(scheduler.next(true).admitted()).hasSize(32);
-    scheduler.remove(3);
-    assertThat(scheduler.next(true).admitted()).isEmpty();
-    scheduler.remove(4);
-    assertThat(scheduler.next(true).admitted()).containsExactly(32, 33);
+    assertThat(queue.admitted()).hasSize(32);
+    queue.scheduler.remove(3);
+    assertThat(queue.admitted()).isEmpty();
+    queue.scheduler.remove(4);
+    assertThat(queue.admitted()).containsExactly(32, 33);
   }
 
   @Test
   void oneThatNobodyJoinsDoesNotWaitForLong() {
-    var scheduler = new Scheduler(new Limits(32, Long.MAX_VALUE, 8, 1000, true));
+    var queue = Queue.of(new Limits(32, true), plenty());
     for (int i = 0; i < 40; i++) {
-      scheduler.add(i, 5, 0);
+      queue.add(i, new int[5]);
     }
-    assertThat(scheduler.next(true).admitted()).hasSize(32);
-    scheduler.remove(3);
+    assertThat(queue.admitted()).hasSize(32);
+    queue.scheduler.remove(3);
     int steps = 1;
-    while (scheduler.next(true).admitted().isEmpty()) {
+    while (queue.admitted().isEmpty()) {
       steps++;
     }
     assertThat(steps).isEqualTo(32); // its place has stood empty for as long as a step of all
@@ -169,44 +344,48 @@ class SchedulerTest {
 
   @Test
   void theLastPlaceIsFilledAsTheFirstAre() {
-    var scheduler = new Scheduler(new Limits(64, Long.MAX_VALUE, 8, 9 * 5, false));
+    var queue = Queue.of(new Limits(64, false), plenty());
     for (int i = 0; i < 128; i++) {
-      scheduler.add(i, 5, 0);
+      queue.add(i, new int[5]);
     }
     for (int i = 0; i < 7; i++) {
-      assertThat(scheduler.next(true).admitted()).hasSize(9);
+      assertThat(queue.admitted(9 * 5)).hasSize(9);
     }
-    assertThat(scheduler.next(true).admitted()).containsExactly(63);
-    assertThat(scheduler.next(true).admitted()).isEmpty();
+    assertThat(queue.admitted(9 * 5)).containsExactly(63);
+    assertThat(queue.admitted(9 * 5)).isEmpty();
   }
 
   @Test
   void whoFindsNoMemoryWaitsAndIsNotLost() {
-    var scheduler = new Scheduler(new Limits(4, Long.MAX_VALUE, 8, 1000, true));
+    var blocks = plenty();
+    var queue = Queue.of(new Limits(4, true), blocks);
     for (int i = 0; i < 3; i++) {
-      scheduler.add(i, 5, 0);
+      queue.add(i, new int[5]);
     }
-    assertThat(scheduler.next(true).admitted()).containsExactly(0, 1, 2);
-    scheduler.preempt(2);
-    assertThat(scheduler.next(true).admitted()).isEmpty();
-    scheduler.remove(0);
-    assertThat(scheduler.next(true).admitted()).containsExactly(2);
+    assertThat(queue.admitted()).containsExactly(0, 1, 2);
+    queue.scheduler.preempt(2);
+    assertThat(queue.admitted()).isEmpty();
+    assertThatThrownBy(() -> queue.scheduler.limit(1, plenty()))
+        .isInstanceOf(IllegalStateException.class);
+    queue.scheduler.remove(0);
+    assertThat(queue.admitted()).containsExactly(2);
+    assertThat(blocks.taken()).isEqualTo(2);
   }
 
   @Test
   void paddingCountsInAPrefill() {
     var padded = longBeforeMany(true);
-    assertThat(padded.next(true).admitted()).containsExactly(0);
-    assertThat(padded.next(true).admitted()).hasSize(100);
-    assertThat(longBeforeMany(false).next(true).admitted()).hasSize(101);
+    assertThat(padded.admitted(2048)).containsExactly(0);
+    assertThat(padded.admitted(2048)).hasSize(100);
+    assertThat(longBeforeMany(false).admitted(2048)).hasSize(101);
   }
 
-  private static Scheduler longBeforeMany(boolean pads) {
-    var scheduler = new Scheduler(new Limits(128, Long.MAX_VALUE, 8, 2048, pads));
-    scheduler.add(0, 1500, 0);
+  private static Queue longBeforeMany(boolean pads) {
+    var queue = Queue.of(new Limits(128, pads), plenty());
+    queue.add(0, new int[1500]);
     for (int i = 1; i < 101; i++) {
-      scheduler.add(i, 5, 0);
+      queue.add(i, new int[5]);
     }
-    return scheduler;
+    return queue;
   }
 }

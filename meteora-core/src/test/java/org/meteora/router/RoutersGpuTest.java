@@ -144,7 +144,11 @@ class RoutersGpuTest {
         next(gpu, onDevice, gpuCache, prompt, 7, actual);
         var greedy = GenerationConfig.greedy(List.of(), 100);
         decoder.begin(rows, 12, actual);
-        decoder.join(gpuCache, IntStream.range(0, rows).toArray());
+        var columns =
+            IntStream.range(0, rows)
+                .mapToObj(row -> new KvCache.Columns(row, 0, rows - 1 - row, 0, 7))
+                .toList();
+        decoder.join(gpuCache, columns);
         for (int step = 0; step < 5; step++) {
           int add = step;
           var tokens = IntStream.range(0, rows).map(row -> 9 + (row * 11 + add) % 70).toArray();
@@ -162,7 +166,8 @@ class RoutersGpuTest {
                   .mapToObj(
                       r ->
                           new DecodeSession.Next(
-                              r,
+                              new int[] {rows - 1 - r},
+                              7 + add,
                               tokens[r],
                               new int[0],
                               0,

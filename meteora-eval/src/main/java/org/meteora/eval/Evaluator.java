@@ -357,11 +357,11 @@ public final class Evaluator {
             progress.note(
                 String.format(
                     Locale.ROOT,
-                    "%,.0f tokens/s, %d running, %d waiting, %,d columns, %,d prefix tokens",
+                    "%,.0f tokens/s, %d running, %d waiting, %,d blocks, %,d prefix tokens",
                     tokens / ((System.nanoTime() - start) / 1e9),
                     load.running(),
                     load.waiting() - dealing.takenByOthers(),
-                    load.columns(),
+                    load.blocks(),
                     load.prefixTokens()));
           }
         });

@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.List;
 import java.util.Optional;
+import org.meteora.UserException;
 import org.meteora.io.HostMemory;
 import org.meteora.model.Backend;
 import org.meteora.model.LayerOps;
@@ -28,14 +29,30 @@ public final class CpuBackend implements Backend {
   private static final int LOOP_FROM_TOKENS = 16;
 
   private final boolean inJava;
+  private final boolean invariant;
   private final LayerOps ops;
 
   /**
    * @param dtype of weights and activations
    */
   public CpuBackend(Dtype dtype) {
+    this(dtype, false);
+  }
+
+  /**
+   * @param invariant whether nothing may depend on the number of tokens that are run together: only
+   *     in float32
+   * @throws UserException where that cannot be had
+   */
+  public CpuBackend(Dtype dtype, boolean invariant) {
     inJava = dtype == Dtype.F32 && Blas.isAvailable();
-    ops = dtype == Dtype.F32 ? new CpuLayerOps() : TensorOps.INSTANCE;
+    this.invariant = invariant;
+    if (invariant && !(inJava && RowProduct.isInvariant())) {
+      throw new UserException(
+          "--batch-invariant cannot be had here: the BLAS of this libtorch "
+              + (inJava ? "adds a row's products in an order of its number" : "cannot be called"));
+    }
+    ops = dtype == Dtype.F32 ? new CpuLayerOps(invariant) : TensorOps.INSTANCE;
   }
 
   @Override
@@ -81,6 +98,11 @@ public final class CpuBackend implements Backend {
   }
 
   @Override
+  public boolean fillsBlocks() {
+    return inJava;
+  }
+
+  @Override
   public boolean readsMappedFiles() {
     return true;
   }
@@ -104,12 +126,22 @@ public final class CpuBackend implements Backend {
 
     /** What runs unless a flag names a form. */
     @Override
+    protected NDArray base(GatedLinear linear, NDArray x) {
+      return invariant
+          ? RowProduct.linear(x, linear.weight(), linear.bias())
+          : super.base(linear, x);
+    }
+
+    @Override
     protected Output best(GatedLinear linear, NDArray x, ForwardContext context) {
       if (context.tape().isPresent()) {
         return context.tape().get().forward(linear, x, context);
       }
       if (!context.training() && plain) {
         return CpuInference.forward(linear, x, context);
+      }
+      if (invariant && !context.training()) {
+        throw new UserException("--batch-invariant is for adapters in f32");
       }
       long tokens = x.getShape().size() / linear.weight().getShape().get(1);
       return linear.formula(

@@ -4,9 +4,11 @@ import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Optional;
+import org.meteora.UserException;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.Choice;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.moe.Gate;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.GatedLinear.Output;
@@ -32,10 +34,14 @@ final class CpuInference {
   /**
    * One linear: called by {@link CpuBackend} for each, unless a flag names another form.
    *
+   * <p>In {@link ForwardMode#INVARIANT} nothing depends on the number of tokens.
+   *
    * @param x {@code (…, in)} float32
    */
   static Output forward(GatedLinear linear, NDArray x, ForwardContext context) {
-    var y = linear.base(x); // x Wᵀ (+ bias)
+    boolean invariant = context.mode() == ForwardMode.INVARIANT;
+    // x Wᵀ (+ bias)
+    var y = invariant ? RowProduct.linear(x, linear.weight(), linear.bias()) : linear.base(x);
     int n = linear.bank().size();
     boolean gated = linear.gated(context);
     var shape = GatedLinear.withLast(x.getShape(), n).getShape();
@@ -45,7 +51,7 @@ final class CpuInference {
       if (choice.isPresent()) {
         linear.report(context, choice.get(), x.getShape());
         if (linear.bank().totalRank() > 0) {
-          add(rows, y, linear.layout(), choice.get()); // Σ weight · s · (x Aᵀ) Bᵀ
+          add(rows, y, linear.layout(), choice.get(), invariant); // Σ weight · s · (x Aᵀ) Bᵀ
         }
       }
     }
@@ -65,13 +71,22 @@ final class CpuInference {
   private static Optional<Choice> choose(
       GatedLinear linear, NDArray x, NDArray logits, ForwardContext context) {
     double temperature = context.routing().temperature();
+    boolean invariant = context.mode() == ForwardMode.INVARIANT;
     int batchRows = GatedLinear.batchRows(x.getShape());
     int n = linear.bank().size();
     try (var rows = x.reshape(-1, linear.weight().getShape().get(1))) {
       int tokens = (int) rows.getShape().get(0);
       return switch (linear.router(context)) {
         case Router.Gates gates ->
-            Optional.of(route(x, linear.bank().gate(), logits, linear.topK(context), temperature));
+            Optional.of(
+                route(
+                    x, linear.bank().gate(), logits, linear.topK(context), temperature, invariant));
+        case Router other when invariant && !(other instanceof Router.Choosing) ->
+            throw new UserException(
+                "--batch-invariant: what the router "
+                    + other.name()
+                    + " sums depends on how many tokens there are; gates and single adapters do"
+                    + " without");
         case Router.Scoring scoring -> {
           var choice = new Choice(tokens, linear.topK(context));
           try (var scores = Ops.contiguous(scoring.scores(linear, rows))) {
@@ -99,12 +114,14 @@ final class CpuInference {
    * @param logits {@code (…, N)}, written here
    */
   private static Choice route(
-      NDArray x, NDArray gate, NDArray logits, int topK, double temperature) {
+      NDArray x, NDArray gate, NDArray logits, int topK, double temperature, boolean invariant) {
     int n = (int) gate.getShape().get(0);
     int in = (int) gate.getShape().get(1);
     int tokens = (int) (x.getShape().size() / in);
     var values = Ops.memory(logits);
-    if (tokens == 1) {
+    if (invariant) {
+      RowProduct.run(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
+    } else if (tokens == 1) {
       Blas.multiply(n, in, 1, Ops.memory(gate), Ops.memory(x), 0, values);
     } else {
       Blas.productTransposed(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
@@ -120,7 +137,7 @@ final class CpuInference {
    * @param x {@code (…, in)} row-major
    * @param y {@code (…, out)} row-major
    */
-  private static void add(NDArray x, NDArray y, BankLayout bank, Choice chosen) {
+  private static void add(NDArray x, NDArray y, BankLayout bank, Choice chosen, boolean invariant) {
     int in = (int) (x.getShape().size() / chosen.tokens());
     int out = (int) (y.getShape().size() / chosen.tokens());
     var work =
@@ -133,7 +150,7 @@ final class CpuInference {
             out,
             bank,
             chosen);
-    if (chosen.tokens() < GROUP_FROM) {
+    if (chosen.tokens() < GROUP_FROM && !invariant) {
       work.tokenByToken();
     } else {
       int workers = Math.min(Workers.count(), chosen.tokens());
@@ -204,6 +221,7 @@ final class CpuInference {
       for (int pair = from * k; pair < to * k; pair++) {
         order[next[chosen.indices()[pair]]++] = pair;
       }
+      largest = Math.max(largest, RowProduct.FEWEST); // fewer rows are summed otherwise
       Blas.threads(1);
       try (var arena = Arena.ofConfined()) {
         var inputs = arena.allocate((long) largest * in * Float.BYTES, 64);
@@ -222,8 +240,9 @@ final class CpuInference {
             long width = (long) in * Float.BYTES;
             MemorySegment.copy(x, token * width, inputs, i * width, width);
           }
-          Blas.productTransposed(count, rank, in, inputs, rows(a, first, in), z);
-          Blas.product(count, out, rank, z, rows(b, first, out), results);
+          int together = Math.max(count, RowProduct.FEWEST);
+          Blas.productTransposed(together, rank, in, inputs, rows(a, first, in), z);
+          Blas.product(together, out, rank, z, rows(b, first, out), results);
           for (int i = 0; i < count; i++) {
             int pair = order[starts[adapter] + i];
             Blas.add(out, factor(pair), rows(results, i, out), rows(y, pair / k, out));

@@ -8,6 +8,7 @@ import org.meteora.model.Pass;
 import org.meteora.model.RmsNorm;
 import org.meteora.model.RotaryEmbedding;
 import org.meteora.model.TensorOps;
+import org.meteora.tensor.Blas;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -20,6 +21,15 @@ import org.meteora.tensor.Workers;
 public final class CpuLayerOps extends TensorOps {
   /** So many numbers are worth another thread. */
   private static final int SHARE = 1 << 14;
+
+  private final boolean invariant;
+
+  /**
+   * @param invariant whether nothing may depend on the number of rows
+   */
+  CpuLayerOps(boolean invariant) {
+    this.invariant = invariant;
+  }
 
   private interface Rows {
     void run(int from, int to);
@@ -128,6 +138,66 @@ public final class CpuLayerOps extends TensorOps {
     int headDim = (int) pass.angles().cos().getShape().get(3);
     return behindTheCache(
         heads(queries, headDim), heads(keys, headDim), heads(values, headDim), pass, layer);
+  }
+
+  @Override
+  public NDArray attend(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    if (!Blas.isAvailable()) {
+      return super.attend(queries, keys, values, pass, layer);
+    }
+    rotate(queries, pass.angles());
+    rotate(keys, pass.angles());
+    var out = Ops.empty(queries.getManager(), Dtype.F32, queries.getShape().getShape());
+    int headDim = (int) pass.angles().cos().getShape().get(3);
+    var store = pass.cache().layer(layer);
+    try (var v = Ops.contiguous(values)) {
+      new BlockAttention(
+              Ops.memory(queries),
+              Ops.memory(keys),
+              Ops.memory(v),
+              Ops.memory(out),
+              Ops.memory(store.keys()),
+              Ops.memory(store.values()),
+              (int) queries.getShape().get(2) / headDim,
+              (int) keys.getShape().get(2) / headDim,
+              headDim,
+              pass.rows().tables(),
+              invariant ? 1 : BlockAttention.TOGETHER)
+          .run();
+    }
+    return out;
+  }
+
+  @Override
+  public NDArray head(NDArray x, NDArray head) {
+    return invariant ? RowProduct.linear(x, head, null) : super.head(x, head);
+  }
+
+  @Override
+  public NDArray siluUp(NDArray gate, NDArray up) {
+    if (!invariant) {
+      return super.siluUp(gate, up);
+    }
+    // libtorch takes what does not fill a vector by another exp
+    var out = Ops.empty(gate.getManager(), Dtype.F32, gate.getShape().getShape());
+    int width = (int) gate.getShape().get(gate.getShape().dimension() - 1);
+    try (var g = Ops.contiguous(gate);
+        var u = Ops.contiguous(up)) {
+      var gates = Ops.memory(g);
+      var ups = Ops.memory(u);
+      var to = Ops.memory(out);
+      onWorkers(
+          (int) (gate.size() / width),
+          width,
+          (first, end) -> {
+            for (long i = (long) first * width; i < (long) end * width; i++) {
+              float x = gates.getAtIndex(JAVA_FLOAT, i);
+              double silu = x / (1 + Math.exp(-x));
+              to.setAtIndex(JAVA_FLOAT, i, (float) silu * ups.getAtIndex(JAVA_FLOAT, i));
+            }
+          });
+    }
+    return out;
   }
 
   /** Returns what the row was multiplied by before its weights. */

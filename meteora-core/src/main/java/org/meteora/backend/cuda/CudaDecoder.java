@@ -10,7 +10,6 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Predicate;
-import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.cuda.decode.DecodeEngine;
 import org.meteora.cuda.decode.DecodeModel;
@@ -26,7 +25,6 @@ import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
-import org.meteora.model.MemoryNeed;
 import org.meteora.model.RotaryEmbedding;
 import org.meteora.moe.Choice;
 import org.meteora.moe.ForwardContext;
@@ -35,15 +33,16 @@ import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.moe.ScoredBank;
+import org.meteora.nn.KvBlock;
 import org.meteora.nn.Projection;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Ops;
 
 /**
  * Decode steps of a {@link Llama} on a GPU through the {@link DecodeEngine}, behind a prefill that
- * the model itself has done into a {@link KvCache}. libtorch works on the default stream, the
- * engine on its own; each waits for the other where they meet, at {@link #join} and when the cache
- * grows.
+ * the model itself has done, from a pool of blocks of keys and values that is taken at {@link
+ * #begin}. libtorch works on the default stream, the engine on its own; each waits for the other
+ * where they meet, at {@link #join}.
  *
  * <p>Not thread-safe.
  *
@@ -57,11 +56,8 @@ public final class CudaDecoder implements AutoCloseable {
   /** Tokens at most that {@link #step} keeps a row from choosing. */
   public static final int MAX_BANNED = DeviceSampler.MAX_BANNED;
 
-  /** Bytes that are left for a prefill, at most. */
-  private static final long RESERVE = 3L << 30;
-
-  /** Columns added to the cache at least, when it is full. */
-  private static final int GROW = 128;
+  /** Blocks of a sequence that an engine is made for at least: a longer one asks for another. */
+  private static final int FEWEST_BLOCKS = 64;
 
   private static final Stream LIBTORCH = Stream.of(0);
 
@@ -75,10 +71,10 @@ public final class CudaDecoder implements AutoCloseable {
   private final Arena host = Arena.ofShared();
   private final MemorySegment logits;
   private DecodeEngine engine;
-  private KvCache cache;
-  private int slotCount;
-  private int[] lengths = {};
-  private int[] present = {};
+  private KvCache pool;
+  private int blocks;
+  private int[][] present = {}; // tables of the step before
+  private int[] expected = {}; // lengths, if the same rows go on
   private Choice given;
   private double temperature = 1;
   private Optional<RoutingListener> listener = Optional.empty();
@@ -346,114 +342,60 @@ public final class CudaDecoder implements AutoCloseable {
    * Begins anew, without sequences.
    *
    * @param sequences at once, at most
-   * @param tokens that a sequence is expected to come to
+   * @param tokens that a sequence may come to
    * @param context T and the listener
    * @throws UserException as the constructor
    */
   public void begin(int sequences, int tokens, ForwardContext context) {
-    close(cache);
-    cache = null;
+    close(pool);
+    pool = null;
     listener = context.listener();
     temperature = context.routing().temperature();
-    // a cache that grows is copied, and graphs are captured anew: what is expected is taken at once
-    slotCount = (int) Math.clamp(kvCapacity() / tokens, 1, sequences);
-    lengths = new int[slotCount];
-    present = new int[0];
-    if (engine != null && engine.maxRows() < slotCount) {
+    present = new int[0][];
+    int maxBlocks = Math.max(FEWEST_BLOCKS, Integer.highestOneBit(2 * KvBlock.of(tokens) - 1));
+    if (engine != null && (engine.maxRows() < sequences || engine.maxBlocks() < maxBlocks)) {
       engine.close();
       engine = null;
     }
-    reserve(tokens);
-  }
-
-  /** Sequences at once that there is memory for when they come to what was said. */
-  public int sequences() {
-    return slotCount;
-  }
-
-  /** Columns of keys and values that there is memory for, of all sequences together. */
-  public long kvCapacity() {
-    long column = MemoryNeed.cacheBytes(model.config(), model.dtype(), 1, 1);
     cuda.makeCurrent();
-    long there = cache == null ? 0 : (long) slotCount * cache.capacity();
-    return there + columns(cuda.free(Long.MAX_VALUE), column);
-  }
-
-  /** Columns that free memory is for; where little is free, a prefill gets half of it. */
-  static long columns(long free, long bytesOfColumn) {
-    return (free - Math.min(RESERVE, free / 2)) / 10 * 9 / bytesOfColumn;
-  }
-
-  /**
-   * Copies keys and values of prompts to slots of their own.
-   *
-   * @param filled a span each
-   * @param slots each span's slot
-   * @throws UserException for too little memory
-   */
-  public void join(KvCache filled, int[] slots) {
-    cuda.makeCurrent();
-    int longest = 0;
-    var columns = new ArrayList<KvCache.Columns>();
-    var spans = filled.spans();
-    for (int i = 0; i < slots.length; i++) {
-      var its = spans.get(i);
-      columns.add(new KvCache.Columns(its.row(), its.from(), slots[i], 0, its.count()));
-      longest = Math.max(longest, its.count());
-    }
-    present = new int[0];
-    reserve(longest + 1);
-    for (var each : columns) {
-      lengths[each.row()] = each.count();
-    }
-    model.backend().ops().copyColumns(filled, cache, columns);
-    LIBTORCH.synchronize();
-  }
-
-  /** A slot is free. */
-  public void leave(int slot) {
-    lengths[slot] = 0;
-    present = new int[0];
-  }
-
-  /** Makes sure of so many columns a slot. */
-  private void reserve(int columns) {
-    int longest = Arrays.stream(lengths).max().orElse(0);
-    int most = Math.max(columns, longest + 1);
-    if (cache != null && most <= cache.capacity()) {
-      return;
-    }
-    if (cache == null && longest > 0) {
-      throw new TooLittleMemory(
-          "too little memory for keys and values of %,d tokens".formatted(most));
-    }
-    if (cache == null) {
-      cache = model.newCache(model.manager(), new int[slotCount], most);
-    } else {
-      cache.setPadding(new int[slotCount], Math.min(longest, cache.capacity()));
-      try {
-        cache.reserve(most + GROW);
-      } catch (RuntimeException e) {
-        end(); // some layers have moved: what is there cannot be gone on with
-        throw e;
-      }
-    }
+    blocks = model.blocks(sequences, tokens, cuda.free(Long.MAX_VALUE));
+    pool = model.newPool(model.manager(), blocks);
     var keys = new long[model.layers().size()];
     var values = new long[keys.length];
     for (int layer = 0; layer < keys.length; layer++) {
-      keys[layer] = Ops.dataPointer(cache.layer(layer).keys());
-      values[layer] = Ops.dataPointer(cache.layer(layer).values());
+      keys[layer] = Ops.dataPointer(pool.layer(layer).keys());
+      values[layer] = Ops.dataPointer(pool.layer(layer).values());
     }
-    var memory = new KvMemory(keys, values, slotCount, cache.capacity());
+    var memory = new KvMemory(keys, values, blocks, tokens);
     LIBTORCH.synchronize();
     if (engine == null) {
-      int rows = Math.max(slotCount, DecodeEngine.MAX_STREAMED_ROWS);
-      engine = new DecodeEngine(cuda, addresses, memory, rows);
+      int rows = Math.max(sequences, DecodeEngine.MAX_STREAMED_ROWS);
+      engine = new DecodeEngine(cuda, addresses, memory, rows, maxBlocks);
     } else {
       engine.cache(memory);
     }
     engine.temperature(temperature);
-    present = new int[0];
+  }
+
+  /** Keys and values, a row a block. */
+  public KvCache pool() {
+    return pool;
+  }
+
+  /** Blocks of the pool. */
+  public int blocks() {
+    return blocks;
+  }
+
+  /**
+   * Copies keys and values of prompts into blocks.
+   *
+   * @throws UserException for too little memory
+   */
+  public void join(KvCache filled, List<KvCache.Columns> columns) {
+    cuda.makeCurrent();
+    model.backend().ops().copyColumns(filled, pool, columns);
+    LIBTORCH.synchronize();
   }
 
   /**
@@ -465,28 +407,42 @@ public final class CudaDecoder implements AutoCloseable {
    */
   public int[] step(List<DecodeSession.Next> rows) {
     cuda.makeCurrent();
-    var slots = rows.stream().mapToInt(DecodeSession.Next::slot).toArray();
-    reserve(1);
-    if (!Arrays.equals(slots, present)) {
-      engine.rows(
-          slots, Arrays.stream(slots).map(slot -> lengths[slot]).toArray(), new int[slots.length]);
-      present = slots;
+    var tables = rows.stream().map(DecodeSession.Next::blocks).toArray(int[][]::new);
+    var lengths = rows.stream().mapToInt(DecodeSession.Next::length).toArray();
+    if (!Arrays.equals(lengths, expected) || !goOn(tables)) {
+      engine.rows(tables, lengths);
+    } else {
+      engine.blocks(tables);
     }
+    present = tables;
+    expected = lengths;
     boolean given = addresses.isGiven();
     if (given) {
       takeChoice(rows);
     }
     engine.fetchRouting(listener.isPresent() && !given);
-    var tokens = new int[slots.length];
-    for (int row = 0; row < slots.length; row++) {
+    var tokens = new int[tables.length];
+    for (int row = 0; row < tokens.length; row++) {
       var next = rows.get(row);
       tokens[row] = next.token();
       choose(row, next);
-      lengths[slots[row]]++;
+      expected[row]++;
     }
     var chosen = engine.step(tokens);
     listener.ifPresent(this::report);
     return chosen;
+  }
+
+  /** Whether these are the tables of the step before, some with more blocks. */
+  private boolean goOn(int[][] tables) {
+    for (int row = 0; row < tables.length; row++) {
+      int[] now = tables[row];
+      int[] before = present[row];
+      if (now != before && Arrays.mismatch(now, before) != before.length) {
+        return false;
+      }
+    }
+    return true;
   }
 
   /** What the rows' own routers choose. */
@@ -569,8 +525,8 @@ public final class CudaDecoder implements AutoCloseable {
   /** Gives back the memory of all sequences. */
   public void end() {
     cuda.makeCurrent();
-    close(cache);
-    cache = null;
+    close(pool);
+    pool = null;
   }
 
   private static void close(KvCache old) {
@@ -581,8 +537,8 @@ public final class CudaDecoder implements AutoCloseable {
 
   @Override
   public void close() {
-    close(cache);
-    cache = null;
+    close(pool);
+    pool = null;
     if (engine != null) {
       engine.close();
     }

@@ -69,14 +69,15 @@ public final class CudaDecoding implements DecodeSession.Provider {
         refusal = Optional.of(e.getMessage());
       }
     }
-    return byOperations(refusal.get(), context);
+    return byOperations(refusal.get(), sequences, tokens, context);
   }
 
-  private DecodeSession byOperations(String reason, ForwardContext context) {
+  private DecodeSession byOperations(
+      String reason, int sequences, int tokens, ForwardContext context) {
     if (logged.add(reason)) {
       LOG.info("decoding operation by operation, not as a CUDA graph: {}", reason);
     }
-    return new ModelSession(model, context);
+    return new ModelSession(model, sequences, tokens, context);
   }
 
   private CudaDecoder decoder(ForwardContext context) {
@@ -101,20 +102,18 @@ public final class CudaDecoding implements DecodeSession.Provider {
     }
 
     @Override
-    public int sequences() {
-      return decoder.sequences();
+    public KvCache pool() {
+      return decoder.pool();
     }
 
     @Override
-    public long kvCapacity() {
-      return decoder.kvCapacity();
+    public int blocks() {
+      return decoder.blocks();
     }
 
     @Override
-    public void join(KvCache filled, int[] slots) {
-      try (filled) {
-        decoder.join(filled, slots);
-      }
+    public void join(KvCache filled, List<KvCache.Columns> columns) {
+      decoder.join(filled, columns);
     }
 
     @Override
@@ -130,11 +129,6 @@ public final class CudaDecoding implements DecodeSession.Provider {
         }
       }
       return chosen;
-    }
-
-    @Override
-    public void leave(int slot) {
-      decoder.leave(slot);
     }
 
     @Override

@@ -117,6 +117,11 @@ public final class CudaLayerOps implements LayerOps {
   }
 
   @Override
+  public NDArray attend(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
+    return TensorOps.INSTANCE.attend(queries, keys, values, pass, layer);
+  }
+
+  @Override
   public NDArray siluUp(NDArray gate, NDArray up) {
     long pointer = Ops.dataPointer(gate);
     kernels().siluUp(pointer, Ops.dataPointer(up), pointer, gate.size(), LIBTORCH);

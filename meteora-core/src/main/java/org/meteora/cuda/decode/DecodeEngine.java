@@ -13,6 +13,7 @@ import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector;
+import org.meteora.nn.KvBlock;
 import org.meteora.nn.Scores;
 
 /**
@@ -27,8 +28,8 @@ import org.meteora.nn.Scores;
  * and reads their B while the rest is multiplied. The residual stream, all sums, logits and z are
  * float32.
  *
- * <p>Use: fill the KV cache by prefill, name the batch by {@link #rows}, then {@link #step} per
- * token. Not thread-safe.
+ * <p>Use: fill blocks of keys and values by prefill, name the batch by {@link #rows}, then {@link
+ * #step} per token, {@link #blocks} where a sequence has got another block. Not thread-safe.
  */
 public final class DecodeEngine implements AutoCloseable {
   /** Sequences of a step at most. */
@@ -55,21 +56,28 @@ public final class DecodeEngine implements AutoCloseable {
 
   private KvMemory cache;
   private int[] lengthOfRow = {};
+  private int[] roomOfRow = {};
   private int active;
   private boolean fetchRouting;
 
   /**
    * @param maxRows sequences at most, 1…{@link #MAX_ROWS}
+   * @param maxBlocks of a sequence
    * @throws UserException when there is too little device memory or the model has what the kernels
    *     do not know
    */
-  public DecodeEngine(Cuda cuda, DecodeModel model, KvMemory cache, int maxRows) {
-    this(cuda, model, cache, maxRows, MatrixVector.Tuning.standard());
+  public DecodeEngine(Cuda cuda, DecodeModel model, KvMemory cache, int maxRows, int maxBlocks) {
+    this(cuda, model, cache, maxRows, maxBlocks, MatrixVector.Tuning.standard());
   }
 
   /** With products tuned otherwise, for measurements. */
   public DecodeEngine(
-      Cuda cuda, DecodeModel model, KvMemory cache, int maxRows, MatrixVector.Tuning tuning) {
+      Cuda cuda,
+      DecodeModel model,
+      KvMemory cache,
+      int maxRows,
+      int maxBlocks,
+      MatrixVector.Tuning tuning) {
     check(model, maxRows);
     this.cuda = cuda;
     this.model = model;
@@ -88,7 +96,14 @@ public final class DecodeEngine implements AutoCloseable {
       this.library = products;
       this.memory =
           new StepMemory(
-              kernels, model, this.maxRows, productFloats(), logitFloats(), slicedFloats(), stream);
+              kernels,
+              model,
+              this.maxRows,
+              maxBlocks,
+              productFloats(),
+              logitFloats(),
+              slicedFloats(),
+              stream);
     } catch (RuntimeException | Error e) {
       if (products != null) {
         products.close();
@@ -168,7 +183,12 @@ public final class DecodeEngine implements AutoCloseable {
     return maxRows;
   }
 
-  /** Device bytes beyond weights, adapters and KV cache. */
+  /** Blocks of a sequence that it takes. */
+  public int maxBlocks() {
+    return memory.maxBlocks();
+  }
+
+  /** Device bytes beyond weights, adapters and keys and values. */
   public long scratchBytes() {
     return memory.bytes();
   }
@@ -194,7 +214,7 @@ public final class DecodeEngine implements AutoCloseable {
     memory.routing(layer, module, bucket(active), indices, weights);
   }
 
-  /** Goes on with another cache; graphs are captured anew. {@link #rows} must follow. */
+  /** Goes on with another pool; graphs are captured anew. {@link #rows} must follow. */
   public void cache(KvMemory other) {
     cuda.makeCurrent();
     stream.synchronize();
@@ -212,32 +232,51 @@ public final class DecodeEngine implements AutoCloseable {
   /**
    * Names the sequences of the steps to come.
    *
-   * @param slot each row's place in the KV cache
-   * @param length each row's columns in the cache that are filled, left padding included; the next
-   *     token goes there
-   * @param start each row's first column that is not padding
+   * @param blocks each row's blocks of the pool, in order
+   * @param length each row's tokens in them; the next goes behind
    */
-  public void rows(int[] slot, int[] length, int[] start) {
-    if (slot.length < 1
-        || slot.length > maxRows
-        || length.length != slot.length
-        || start.length != slot.length) {
-      throw new IllegalArgumentException(slot.length + " rows, " + maxRows + " at most");
+  public void rows(int[][] blocks, int[] length) {
+    if (blocks.length < 1 || blocks.length > maxRows || length.length != blocks.length) {
+      throw new IllegalArgumentException(blocks.length + " rows, " + maxRows + " at most");
     }
-    for (var i = 0; i < slot.length; i++) {
-      if (slot[i] < 0
-          || slot[i] >= cache.slots()
-          || length[i] < 0
-          || start[i] < 0
-          || start[i] > length[i]) {
+    check(blocks);
+    for (var i = 0; i < length.length; i++) {
+      if (length[i] < 0 || length[i] > roomOfRow[i]) {
         throw new IllegalArgumentException(
-            "row %d: slot %d, length %d, start %d".formatted(i, slot[i], length[i], start[i]));
+            "row %d: %d tokens in %d blocks".formatted(i, length[i], blocks[i].length));
       }
     }
     cuda.makeCurrent();
-    memory.rows(slot, length, start);
-    active = slot.length;
+    memory.rows(blocks, length);
+    active = blocks.length;
     lengthOfRow = length.clone();
+  }
+
+  /**
+   * Gives the rows that are there blocks behind those that they have.
+   *
+   * @param blocks as in {@link #rows}; the same array means no more
+   */
+  public void blocks(int[][] blocks) {
+    if (blocks.length != active) {
+      throw new IllegalArgumentException(blocks.length + " tables for " + active + " rows");
+    }
+    check(blocks);
+    cuda.makeCurrent();
+    memory.tables(blocks);
+  }
+
+  private void check(int[][] blocks) {
+    for (var each : blocks) {
+      if (each.length > memory.maxBlocks()) {
+        throw new IllegalArgumentException(
+            each.length + " blocks, " + memory.maxBlocks() + " at most");
+      }
+      for (var block : each) {
+        Objects.checkIndex(block, cache.blocks());
+      }
+    }
+    roomOfRow = Arrays.stream(blocks).mapToInt(each -> each.length * KvBlock.TOKENS).toArray();
   }
 
   /**
@@ -292,9 +331,8 @@ public final class DecodeEngine implements AutoCloseable {
    */
   public void enqueue() {
     for (var i = 0; i < active; i++) {
-      if (lengthOfRow[i] >= cache.maxLength()) {
-        throw new IllegalStateException(
-            "row " + i + " has filled the KV cache's " + cache.maxLength() + " columns");
+      if (lengthOfRow[i] >= roomOfRow[i]) {
+        throw new IllegalStateException("row " + i + " has filled its blocks");
       }
     }
     for (var i = 0; i < active; i++) {

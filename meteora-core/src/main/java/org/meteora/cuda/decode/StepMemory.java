@@ -50,7 +50,11 @@ final class StepMemory implements AutoCloseable {
   private final boolean weighed;
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
   private final Arena host = Arena.ofShared();
-  private final MemorySegment rowsOnHost;
+  private final int maxBlocks;
+  private final HostMemory tablesLocked;
+  private final MemorySegment tablesOnHost;
+  private int[][] present = {};
+  private final MemorySegment lengthsOnHost;
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
   private final HostMemory locked;
   private final MemorySegment onHost;
@@ -72,11 +76,11 @@ final class StepMemory implements AutoCloseable {
   /** float32, as {@link #choice}. */
   final long choiceWeights;
 
-  /** int32 (rows), places in the KV cache; negative: no sequence. Likewise lengths and starts. */
-  final long slots;
+  /** int32 (blocks of a sequence, maxRows), each row's blocks of the pool in a column. */
+  final long tables;
 
+  /** int32 (rows), tokens before the newest; negative: no sequence. */
   final long lengths;
-  final long starts;
 
   /** float32, 1 / T. */
   final long inverseTemperature;
@@ -120,6 +124,7 @@ final class StepMemory implements AutoCloseable {
   final long logits;
 
   /**
+   * @param maxBlocks blocks of a sequence at most
    * @param yFloats floats of the largest product
    * @param logitFloats floats of the head's product
    * @param slicedFloats floats of scratch of products in slices
@@ -129,6 +134,7 @@ final class StepMemory implements AutoCloseable {
       Kernels kernels,
       DecodeModel model,
       int maxRows,
+      int maxBlocks,
       long yFloats,
       long logitFloats,
       long slicedFloats,
@@ -136,6 +142,7 @@ final class StepMemory implements AutoCloseable {
     this.cuda = kernels.cuda();
     this.stream = stream;
     this.maxRows = maxRows;
+    this.maxBlocks = maxBlocks;
     this.layers = model.layers().size();
     this.topK = kernels.constants().topK();
     this.choiceAt = DeviceSampler.BYTES + 4 * maxRows;
@@ -145,11 +152,15 @@ final class StepMemory implements AutoCloseable {
     this.weighed = all && !model.isGiven();
     this.routingAt =
         choiceAt + (given ? 2 * 4 * maxRows * topK : weighed ? 0 : 4 * maxRows * mixed);
-    this.rowsOnHost = host.allocate(4L * maxRows * 3, 16);
-    HostMemory made = null;
+    this.lengthsOnHost = host.allocate(4L * maxRows, 16);
+    var locking = new ArrayList<HostMemory>();
     try {
-      made = new HostMemory(cuda, routingAt + routingBytes(layers, maxRows));
-      this.locked = made;
+      this.locked = new HostMemory(cuda, routingAt + routingBytes(layers, maxRows));
+      locking.add(locked);
+      this.tablesLocked = new HostMemory(cuda, 4L * maxBlocks * maxRows);
+      locking.add(tablesLocked);
+      this.tablesOnHost = tablesLocked.memory();
+      tablesOnHost.fill((byte) 0);
       this.onHost = locked.memory();
       onHost.fill((byte) 0);
       this.exchanged = zeros(onHost.byteSize());
@@ -161,9 +172,8 @@ final class StepMemory implements AutoCloseable {
       var size = model.dtype().bytes();
       var group = kernels.constants().group();
       var heads = (long) maxRows * model.heads() * model.headDim();
-      this.slots = zeros(4L * maxRows);
+      this.tables = zeros(4L * maxBlocks * maxRows);
       this.lengths = zeros(4L * maxRows);
-      this.starts = zeros(4L * maxRows);
       this.inverseTemperature = zeros(4);
       this.residual = zeros(4L * maxRows * model.hidden());
       this.normed = zeros((long) size * maxRows * model.hidden());
@@ -196,9 +206,7 @@ final class StepMemory implements AutoCloseable {
       temperature(1);
     } catch (RuntimeException | Error e) {
       owned.forEach(DeviceMemory::close);
-      if (made != null) {
-        made.close();
-      }
+      locking.forEach(HostMemory::close);
       host.close();
       throw e;
     }
@@ -330,19 +338,43 @@ final class StepMemory implements AutoCloseable {
   }
 
   /** Names the rows' sequences, none in rows beyond; waits for the copy. */
-  void rows(int[] slot, int[] length, int[] start) {
+  void rows(int[][] blocks, int[] length) {
     stream.synchronize();
+    present = new int[maxRows][];
+    tables(blocks);
     for (var i = 0; i < maxRows; i++) {
-      var is = i < slot.length;
-      rowsOnHost.setAtIndex(JAVA_INT, i, is ? slot[i] : -1);
-      rowsOnHost.setAtIndex(JAVA_INT, maxRows + i, is ? length[i] : 0);
-      rowsOnHost.setAtIndex(JAVA_INT, 2 * maxRows + i, is ? start[i] : 0);
+      lengthsOnHost.setAtIndex(JAVA_INT, i, i < length.length ? length[i] : -1);
     }
-    var bytes = 4L * maxRows;
-    cuda.toDevice(slots, rowsOnHost, bytes, stream);
-    cuda.toDevice(lengths, rowsOnHost.asSlice(bytes), bytes, stream);
-    cuda.toDevice(starts, rowsOnHost.asSlice(2 * bytes), bytes, stream);
+    cuda.toDevice(lengths, lengthsOnHost, 4L * maxRows, stream);
     stream.synchronize();
+  }
+
+  /** Queues the copy of the rows' blocks, where they are not the same arrays as before. */
+  void tables(int[][] blocks) {
+    var depth = 0;
+    var changed = false;
+    for (var row = 0; row < blocks.length; row++) {
+      var its = blocks[row];
+      depth = Math.max(depth, its.length);
+      if (its != present[row]) {
+        present[row] = its;
+        changed = true;
+        for (var i = 0; i < its.length; i++) {
+          tablesOnHost.setAtIndex(JAVA_INT, (long) i * maxRows + row, its[i]);
+        }
+      }
+    }
+    if (changed) {
+      cuda.toDevice(tables, tablesOnHost, 4L * depth * maxRows, stream);
+    }
+  }
+
+  int maxRows() {
+    return maxRows;
+  }
+
+  int maxBlocks() {
+    return maxBlocks;
   }
 
   /** Sets what the next {@link #upload} gives the first rows to choose, {@code (rows, k)}. */
@@ -387,6 +419,7 @@ final class StepMemory implements AutoCloseable {
   public void close() {
     owned.forEach(DeviceMemory::close);
     locked.close();
+    tablesLocked.close();
     host.close();
   }
 }

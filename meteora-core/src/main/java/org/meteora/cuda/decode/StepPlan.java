@@ -58,14 +58,12 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             memory.bestAt,
             memory.tokens,
             memory.lengths,
-            memory.slots,
             memory.sampling,
             memory.gateTilesDone(),
             model.vocab(),
             logitSlots,
             rows,
             DeviceSampler.BLOCKS,
-            cache.maxLength(),
             memory.gateCounters()),
         overlap);
   }
@@ -85,14 +83,13 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             memory.query,
             cache.keys()[index],
             cache.values()[index],
-            memory.slots,
+            memory.tables,
             memory.lengths,
-            memory.starts,
             model.invFreq(),
             model.heads(),
             model.kvHeads(),
             model.headDim(),
-            cache.maxLength(),
+            memory.maxRows(),
             (float) (1 / Math.sqrt(model.headDim())),
             model.ropeScale()));
   }
@@ -104,6 +101,7 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
     return DecodeAttentionKernel.launch(
         kernels,
         rows,
+        cache.maxLength(),
         behindOwn,
         new DecodeAttention(
             memory.query,
@@ -112,12 +110,11 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             memory.attended,
             memory.partial,
             memory.counters,
-            memory.slots,
+            memory.tables,
             memory.lengths,
-            memory.starts,
             model.heads(),
             model.kvHeads(),
-            cache.maxLength(),
+            memory.maxRows(),
             1));
   }
 }

@@ -4,7 +4,7 @@ import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.tensor.Dtype;
 
-/** Attention of one new token of each row over its KV cache, split over the sequence. */
+/** Attention of one new token of each row over its keys and values, split over the sequence. */
 public final class DecodeAttentionKernel {
   /** Columns that one block takes without help from a second cluster of blocks. */
   private static final int LONG = 512;
@@ -13,14 +13,13 @@ public final class DecodeAttentionKernel {
    * Mirrors the struct of this name in {@code attention.cuh}.
    *
    * @param q float32 (rows, heads, headDim), rotated and scaled
-   * @param kCache (slots, kvHeads, maxLength, headDim)
+   * @param kCache (blocks, kvHeads, KvBlock.TOKENS, headDim)
    * @param vCache as {@code kCache}
    * @param out (rows, heads, headDim)
    * @param partial {@link #partialFloats}, scratch
    * @param counters uint32 (rows, heads / group), zero between launches
-   * @param slots int32 (rows); negative: no sequence
-   * @param lengths int32 (rows), columns before the newest
-   * @param starts int32 (rows), the first column that is not padding
+   * @param tables int32 (blocks of a sequence, tableRows), a column a row
+   * @param lengths int32 (rows), tokens before the newest; negative: no sequence
    * @param splits blocks that share a row and a group of heads, or that are in a cluster
    */
   public record DecodeAttention(
@@ -30,17 +29,16 @@ public final class DecodeAttentionKernel {
       long out,
       long partial,
       long counters,
-      long slots,
+      long tables,
       long lengths,
-      long starts,
       int heads,
       int kvHeads,
-      int maxLength,
+      int tableRows,
       int splits) {
     private DecodeAttention withSplits(int splits) {
       return new DecodeAttention(
-          q, kCache, vCache, out, partial, counters, slots, lengths, starts, heads, kvHeads,
-          maxLength, splits);
+          q, kCache, vCache, out, partial, counters, tables, lengths, heads, kvHeads, tableRows,
+          splits);
     }
   }
 
@@ -60,9 +58,13 @@ public final class DecodeAttentionKernel {
     return (int) Math.clamp(wanted, 1, 32);
   }
 
-  /** The launch; {@code argument.splits} is chosen here. */
+  /**
+   * The launch; {@code argument.splits} is chosen here.
+   *
+   * @param maxLength tokens of a sequence at most
+   */
   public static Kernel.Launch launch(
-      Kernels kernels, int rows, boolean overlap, DecodeAttention argument) {
+      Kernels kernels, int rows, int maxLength, boolean overlap, DecodeAttention argument) {
     var cuda = kernels.cuda();
     var constants = kernels.constants();
     var groups = argument.heads() / constants.group();
@@ -82,7 +84,7 @@ public final class DecodeAttentionKernel {
     var fewest = pairs >= 4 * cuda.multiprocessors() ? 1 : 2;
     var cluster = Integer.highestOneBit(Math.clamp(cuda.multiprocessors() / pairs, fewest, 8));
     var splits = cluster;
-    if (argument.maxLength() > LONG * cluster && maxSplits >= 2 * cluster) {
+    if (maxLength > LONG * cluster && maxSplits >= 2 * cluster) {
       cluster = 2;
       splits = Integer.highestOneBit(maxSplits);
     }

@@ -44,14 +44,13 @@ public final class DecodeLayerKernels {
       long q,
       long kCache,
       long vCache,
-      long slots,
+      long tables,
       long lengths,
-      long starts,
       long invFreq,
       int heads,
       int kvHeads,
       int headDim,
-      int maxLength,
+      int tableRows,
       float scale,
       float ropeScale) {}
 

@@ -55,9 +55,8 @@ public final class DeviceSampler {
    *     the first, and banned tokens are −∞
    * @param best float32 (rows, {@link #BLOCKS}), scratch
    * @param bestAt int32, as {@code best}
-   * @param tokens int32 (rows), receives the choice, or {@link #NOT_FINITE} where a row has a slot
-   * @param lengths int32 (rows), up to {@code maxLength}; raised by 1 where a row has a slot
-   * @param slots int32 (rows), negative for a row that is not there
+   * @param tokens int32 (rows), receives the choice, or {@link #NOT_FINITE} where a row is there
+   * @param lengths int32 (rows), negative for a row that is not there; raised by 1 where one is
    * @param sampling the parameters on the device
    * @param clear uint32 (clearCount), set to zero; or 0
    * @param blocks {@link #BLOCKS}
@@ -68,14 +67,12 @@ public final class DeviceSampler {
       long bestAt,
       long tokens,
       long lengths,
-      long slots,
       long sampling,
       long clear,
       int vocab,
       int logitSlots,
       int rows,
       int blocks,
-      int maxLength,
       int clearCount) {}
 
   private static final CStruct PARAMETERS = CStruct.of(SamplingParameters.class);

@@ -20,6 +20,7 @@ import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.io.CacheFolders;
+import org.meteora.nn.KvBlock;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
@@ -123,7 +124,8 @@ public final class Kernels {
         "-DMAX_ROWS=" + MatrixVector.MAX_ROWS,
         "-DMAX_SEQUENCES=" + DeviceSampler.MAX_ROWS,
         "-DMAX_RANK=" + AdapterMemory.MAX_RANK,
-        "-DMAX_BANNED=" + DeviceSampler.MAX_BANNED);
+        "-DMAX_BANNED=" + DeviceSampler.MAX_BANNED,
+        "-DKV_BLOCK=" + KvBlock.TOKENS);
   }
 
   /** Compiles ahead, several at once: a module takes seconds. */

@@ -48,7 +48,7 @@ public abstract class PortableForward implements GatedForward {
   /** One linear by itself. */
   protected final Output forward(GatedLinear linear, NDArray x, ForwardContext context) {
     if (linear.bank() == null) {
-      return new Output(linear.base(x), null);
+      return new Output(base(linear, x), null);
     }
     return switch (context.mode()) {
       case REFERENCE -> linear.formula(x, context, REFERENCE);
@@ -56,8 +56,13 @@ public abstract class PortableForward implements GatedForward {
       case PARALLEL -> linear.formula(x, context, parallel);
       case GATHER -> linear.formula(x, context, GATHER);
       case MASKED -> masked(linear, x, context);
-      case AUTO, FUSED -> best(linear, x, context);
+      case AUTO, FUSED, INVARIANT -> best(linear, x, context);
     };
+  }
+
+  /** The product of a linear without adapters. */
+  protected NDArray base(GatedLinear linear, NDArray x) {
+    return linear.base(x);
   }
 
   /** What {@link org.meteora.moe.ForwardMode#MASKED} stands for on this device. */

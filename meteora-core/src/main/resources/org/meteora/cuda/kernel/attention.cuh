@@ -1,5 +1,6 @@
-// DecodeAttention of one new token per row over its KV cache, split over the sequence. Grid (splits, heads / GROUP, rows), 128
-// threads. The block that ends last for a row and head group joins the splits and leaves the counter at zero.
+// DecodeAttention of one new token per row over its keys and values, split over the sequence. Those of tokens t are number
+// t % KV_BLOCK of a block of the pool (blocks, kvHeads, KV_BLOCK, HEAD_DIM), tables[t / KV_BLOCK][row]. Grid (splits, heads /
+// GROUP, rows), 128 threads. The block that ends last for a row and head group joins the splits and leaves the counter at zero.
 struct DecodeAttention {
   const float* q;
   const T* kCache;
@@ -7,11 +8,14 @@ struct DecodeAttention {
   T* out;
   float* partial;
   unsigned* counters;
-  const int* slots;
-  const int* lengths;
-  const int* starts;
-  int heads, kvHeads, maxLength, splits;
+  const int* tables;
+  const int* lengths;  // negative: no sequence
+  int heads, kvHeads, tableRows, splits;
 };
+// Where a block's keys or values of a head begin.
+__device__ __forceinline__ u64 inPool(int block, int kvHeads, int kvHead) {
+  return ((u64)block * kvHeads + kvHead) * (KV_BLOCK * HEAD_DIM);
+}
 #define SEGMENTS ((HEAD_DIM + 7) / 8)
 #define LANE_SEGMENTS ((SEGMENTS + 7) / 8)
 #define PADDED (SEGMENTS * 8)
@@ -24,25 +28,24 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention(const __grid_
   __shared__ bool last;
   releaseNext();
   const int split = blockIdx.x, group = blockIdx.y, row = blockIdx.z, tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
-  const int kvHead = group * GROUP / (p.heads / p.kvHeads), slot = p.slots[row];
+  const int kvHead = group * GROUP / (p.heads / p.kvHeads), length = p.lengths[row] + 1;
   const bool aligned = HEAD_DIM % 8 == 0;
   int begin = 0, end = 0, active = 1;  // splits that have work: at least KEYS keys each, or all
-  if (slot >= 0) {
-    int length = p.lengths[row] + 1 < p.maxLength ? p.lengths[row] + 1 : p.maxLength, first = p.starts[row];
-    int each = ((length - first + p.splits - 1) / p.splits + KEYS - 1) / KEYS * KEYS;
-    active = (length - first + each - 1) / each;
-    begin = first + split * each;
+  if (length > 0) {
+    int each = ((length + p.splits - 1) / p.splits + KEYS - 1) / KEYS * KEYS;
+    active = (length + each - 1) / each;
+    begin = split * each;
     end = begin + each < length ? begin + each : length;
   }
   if (split >= active) return;
-  const u64 cacheAt = ((u64)(slot < 0 ? 0 : slot) * p.kvHeads + kvHead) * p.maxLength * HEAD_DIM;
-  const T* keys = p.kCache + cacheAt;
-  const T* values = p.vCache + cacheAt;
-  // Lengths and all columns but the newest are older than this step: they can come closer before the previous kernel ends.
+  auto blockOf = [&](int key) { return inPool(p.tables[key / KV_BLOCK * p.tableRows + row], p.kvHeads, kvHead); };
+  // Tables, lengths and all columns but the newest are older than this step: they can come closer before the previous kernel
+  // ends.
   for (int at = begin * HEAD_DIM + tid * (128 / (int)sizeof(T)); at < end * HEAD_DIM && at < (begin + 4 * KEYS) * HEAD_DIM;
        at += 128 * (128 / (int)sizeof(T))) {
-    prefetch(keys + at);
-    prefetch(values + at);
+    const u64 there = blockOf(at / HEAD_DIM) + at % (KV_BLOCK * HEAD_DIM);
+    prefetch(p.kCache + there);
+    prefetch(p.vCache + there);
   }
   waitForPrevious();
 
@@ -73,6 +76,9 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention(const __grid_
   const int keyGroup = tid / SEGMENTS, segment = tid - keyGroup * SEGMENTS;
 
   for (int t0 = begin; t0 < end; t0 += KEYS) {
+    u64 blocks[KEYS / KV_BLOCK];
+#pragma unroll
+    for (int i = 0; i < KEYS / KV_BLOCK; i++) blocks[i] = t0 + i * KV_BLOCK < end ? blockOf(t0 + i * KV_BLOCK) : 0;
 #pragma unroll
     for (int pass = 0; pass < KEYS / 16; pass++) {
       int local = pass * 16 + (tid >> 3), key = t0 + local;
@@ -83,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention(const __grid_
 #pragma unroll
         for (int s = 0; s < LANE_SEGMENTS; s++) {
           float f[8];
-          load8(keys + (u64)key * HEAD_DIM, ((tid & 7) + 8 * s) * 8, HEAD_DIM, aligned, f);
+          load8(p.kCache + blocks[pass * 16 / KV_BLOCK] + local % KV_BLOCK * HEAD_DIM, ((tid & 7) + 8 * s) * 8, HEAD_DIM, aligned, f);
 #pragma unroll
           for (int h = 0; h < GROUP; h++)
 #pragma unroll
@@ -123,7 +129,10 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention(const __grid_
       for (int local = keyGroup; local < KEYS; local += KEY_GROUPS) {
         if (t0 + local < end) {
           float f[8];
-          load8(values + (u64)(t0 + local) * HEAD_DIM, segment * 8, HEAD_DIM, aligned, f);
+          u64 block = blocks[0];
+#pragma unroll
+          for (int i = 1; i < KEYS / KV_BLOCK; i++) block = local >= i * KV_BLOCK ? blocks[i] : block;
+          load8(p.vCache + block + local % KV_BLOCK * HEAD_DIM, segment * 8, HEAD_DIM, aligned, f);
 #pragma unroll
           for (int h = 0; h < GROUP; h++) {
             float w = score[h][local];
@@ -208,43 +217,42 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention_cluster(const
   releaseNext();
   const int group = blockIdx.y, row = blockIdx.z, cluster = blockIdx.x / p.splits, rank = blockIdx.x % p.splits;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-  const int kvHead = group * GROUP / (p.heads / p.kvHeads), slot = p.slots[row];
-  int begin = 0, end = 0, newest = -1, clusters = 1;  // that have work
-  if (slot >= 0) {
-    newest = p.lengths[row];
-    int length = newest + 1 < p.maxLength ? newest + 1 : p.maxLength, first = p.starts[row];
-    int each = ((length - first + gridDim.x - 1) / gridDim.x + 15) / 16 * 16;
+  const int kvHead = group * GROUP / (p.heads / p.kvHeads), newest = p.lengths[row];
+  int begin = 0, end = 0, clusters = 1;  // that have work
+  if (newest >= 0) {
+    int length = newest + 1, each = ((length + gridDim.x - 1) / gridDim.x + 15) / 16 * 16;
     if (each < KEYS) each = KEYS;
-    clusters = (length - first + each * p.splits - 1) / (each * p.splits);
-    begin = first + blockIdx.x * each;
+    clusters = (length + each * p.splits - 1) / (each * p.splits);
+    begin = blockIdx.x * each;
     end = begin + each < length ? begin + each : length;
   }
   if (cluster >= clusters) return;
-  const u64 cacheAt = ((u64)(slot < 0 ? 0 : slot) * p.kvHeads + kvHead) * p.maxLength * HEAD_DIM;
-  const T* keys = p.kCache + cacheAt + q * 8;
-  const T* values = p.vCache + cacheAt + g * 8;
   uint4 k[2][QUADS], v[4][OCTETS];
-  auto loadKeys = [&](int from, int but) {
+  // 16 keys from a multiple of 16 on are in one block.
+  auto blockOf = [&](int key) { return key < end ? p.tables[key / KV_BLOCK * p.tableRows + row] : 0; };
+  auto loadKeys = [&](int block, int from, int but) {
+    const T* keys = p.kCache + inPool(block, p.kvHeads, kvHead) + from % KV_BLOCK * HEAD_DIM + q * 8;
 #pragma unroll
     for (int t = 0; t < 2; t++) {
-      int key = from + t * 8 + g;
+      int at = t * 8 + g;
 #pragma unroll
-      for (int s = 0; s < QUADS; s++) k[t][s] = loadIf(key < end && key != but, keys + (u64)key * HEAD_DIM + s * 32);
+      for (int s = 0; s < QUADS; s++) k[t][s] = loadIf(from + at < end && from + at != but, keys + at * HEAD_DIM + s * 32);
     }
   };
-  auto loadValues = [&](int from, int but) {
+  auto loadValues = [&](int block, int from, int but) {
+    const T* values = p.vCache + inPool(block, p.kvHeads, kvHead) + from % KV_BLOCK * HEAD_DIM + g * 8;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      int key = from + (i >> 1) * 8 + q * 2 + (i & 1);
+      int at = (i >> 1) * 8 + q * 2 + (i & 1);
 #pragma unroll
-      for (int s = 0; s < OCTETS; s++) v[i][s] = loadIf(key < end && key != but, values + (u64)key * HEAD_DIM + s * 64);
+      for (int s = 0; s < OCTETS; s++) v[i][s] = loadIf(from + at < end && from + at != but, values + at * HEAD_DIM + s * 64);
     }
   };
-  // All columns but the newest are older than this step, and so are the lengths: the first are here before the previous
-  // kernel ends.
-  int t0 = begin + warp * 16;
-  loadKeys(t0, newest);
-  loadValues(t0, newest);
+  // All columns but the newest are older than this step, and so are tables and lengths: the first are here before the
+  // previous kernel ends.
+  int t0 = begin + warp * 16, block = blockOf(t0), next = blockOf(t0 + 64);
+  loadKeys(block, t0, newest);
+  loadValues(block, t0, newest);
   waitForPrevious();
 
   unsigned query[QUADS][4];  // of row g: head g % 4, from four on what rounding left over
@@ -264,8 +272,8 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention_cluster(const
     }
   }
   if (t0 <= newest && newest < t0 + 16) {
-    loadKeys(t0, -1);
-    loadValues(t0, -1);
+    loadKeys(block, t0, -1);
+    loadValues(block, t0, -1);
   }
 
   float o[OCTETS][8][2];  // of row g: dimensions 64 s + 16 q + j and 8 more
@@ -292,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention_cluster(const
         m = fmaxf(m, w[t][i]);
       }
     }
-    loadKeys(t0 + 64, -1);
+    loadKeys(next, t0 + 64, -1);
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
     m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
     m = fmaxf(m, runningMax);
@@ -323,7 +331,8 @@ extern "C" __global__ void __launch_bounds__(128) decode_attention_cluster(const
         o[s][j][1] = c[1];
       }
     }
-    loadValues(t0 + 64, -1);
+    loadValues(next, t0 + 64, -1);
+    next = blockOf(t0 + 128);
   }
 
   // The warps' results, then the blocks'.

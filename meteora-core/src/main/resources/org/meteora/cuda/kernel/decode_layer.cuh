@@ -11,11 +11,10 @@ struct DecodeRouteRopeAppend {
   float* q;
   T* kCache;
   T* vCache;
-  const int* slots;
-  const int* lengths;
-  const int* starts;
+  const int* tables;   // as in DecodeAttention
+  const int* lengths;  // negative: no sequence
   const float* invFreq;
-  int heads, kvHeads, headDim, maxLength;
+  int heads, kvHeads, headDim, tableRows;
   float scale, ropeScale;
 };
 // Which linear a head belongs to, and which head it is there.
@@ -38,14 +37,16 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
   const RoutedLinear& l = p.linear[which];
   const bool whole = l.vectors && half % N == 0, writes = head == 0 && blockIdx.y == 0;
   const AdapterInfo known = loadAdapterInfo(p.product, l);
-  const int slot = p.slots[row], length = p.lengths[row];
+  const int length = p.lengths[row];
+  const int place =  // in the pool, in tokens
+      length < 0 ? -1 : p.tables[length / KV_BLOCK * p.tableRows + row] * KV_BLOCK + length % KV_BLOCK;
   float sine[N], cosine[N];
 #pragma unroll
   for (int k = 0; k < N; k++) {
     sine[k] = 0.f;
     cosine[k] = 1.f;
     if (which < 2 && k < left) {
-      sincosf((float)(length - p.starts[row]) * p.invFreq[i + k], &sine[k], &cosine[k]);
+      sincosf((float)length * p.invFreq[i + k], &sine[k], &cosine[k]);
       sine[k] *= p.ropeScale;
       cosine[k] *= p.ropeScale;
     }
@@ -93,8 +94,8 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
     }
     storeFloats<N>(q, half % N == 0, left, v[0]);
     storeFloats<N>(q + half, half % N == 0, left, v[1]);
-  } else if (slot >= 0 && length < p.maxLength) {
-    T* cache = (which == 1 ? p.kCache : p.vCache) + (((u64)slot * p.kvHeads + head) * p.maxLength + length) * p.headDim + i;
+  } else if (place >= 0) {
+    T* cache = (which == 1 ? p.kCache : p.vCache) + (((u64)(place / KV_BLOCK) * p.kvHeads + head) * KV_BLOCK + place % KV_BLOCK) * p.headDim + i;
     storePacked<N>(cache, half % N == 0, left, v[0]);
     storePacked<N>(cache + half, half % N == 0, left, v[1]);
   }

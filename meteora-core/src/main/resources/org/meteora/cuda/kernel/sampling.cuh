@@ -16,11 +16,10 @@ struct SampleTokens {
   float* best;
   int* bestAt;
   int* tokens;
-  int* lengths;
-  const int* slots;
+  int* lengths;  // negative: no sequence
   const SamplingParameters* sampling;
   unsigned* clear;        // counters of the step's products, for the next step
-  int vocab, logitSlots, rows, blocks, maxLength, clearCount;
+  int vocab, logitSlots, rows, blocks, clearCount;
 };
 __device__ __forceinline__ void better(float& v, int& at, float w, int b) {
   if (w > v || (w == v && b < at)) { v = w; at = b; }
@@ -257,8 +256,8 @@ extern "C" __global__ void __launch_bounds__(PICK) sample_tokens(const __grid_co
     if (drawn >= 0) at = drawn;
   }
   if (threadIdx.x == 0) {
-    const bool live = p.slots[row] >= 0;
+    const bool live = p.lengths[row] >= 0;
     p.tokens[row] = live && !finite ? NOT_FINITE : at == 0x7fffffff ? 0 : at;
-    if (live && p.lengths[row] < p.maxLength) p.lengths[row]++;
+    if (live) p.lengths[row]++;
   }
 }

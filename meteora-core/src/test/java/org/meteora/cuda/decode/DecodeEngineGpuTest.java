@@ -14,6 +14,7 @@ import org.meteora.cuda.decode.ReferenceLlama.Config;
 import org.meteora.cuda.kernel.Gpu;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector.Tuning;
+import org.meteora.nn.KvBlock;
 import org.meteora.tensor.Dtype;
 
 /** A whole decode step against the same model in float64. */
@@ -185,16 +186,15 @@ class DecodeEngineGpuTest {
       reference.temperature = 3;
       var random = new Random(5);
       try (var engine =
-          new DecodeEngine(gpu.cuda, reference.model, reference.cache, rows, tuning)) {
+          new DecodeEngine(
+              gpu.cuda, reference.model, reference.cache, rows, reference.maxBlocks(), tuning)) {
         engine.temperature(3);
         var slots = new int[rows];
-        var starts = new int[rows];
         for (var i = 0; i < rows; i++) {
           slots[i] = rows + 1 - i;
-          starts[i] = random.nextInt(4);
         }
-        var lengths = starts.clone();
-        engine.rows(slots, lengths, starts);
+        var lengths = new int[rows];
+        engine.rows(reference.tables(slots), lengths);
         double worst = 0;
         // A row leaves the comparison once a choice of adapters hangs by a thread: rounding may
         // turn it.
@@ -207,7 +207,7 @@ class DecodeEngineGpuTest {
           var next = engine.step(tokens);
           var logits = gpu.get(engine.logits(), rows * config.vocab(), Dtype.F32);
           for (var i = 0; i < rows; i++) {
-            var expected = reference.step(tokens[i], slots[i], lengths[i]++, starts[i]);
+            var expected = reference.step(tokens[i], slots[i], lengths[i]++);
             var got = Arrays.copyOfRange(logits, i * config.vocab(), (i + 1) * config.vocab());
             assertThat(got[next[i]]).isEqualTo(Arrays.stream(got).max().orElseThrow());
             decided[i] &=
@@ -258,25 +258,25 @@ class DecodeEngineGpuTest {
     int[] columns = {0, 1, 14, 15, 16, 17, 62, 63, 64, 65, 127, 128, 129, 511, 640, most - 100};
     try (var gpu = new Gpu(heads * 1000L + headDim + most)) {
       var reference = new ReferenceLlama(gpu, config, rows, most);
-      try (var engine = new DecodeEngine(gpu.cuda, reference.model, reference.cache, rows)) {
+      try (var engine =
+          new DecodeEngine(
+              gpu.cuda, reference.model, reference.cache, rows, reference.maxBlocks())) {
         double worst = 0;
         for (var from = 0; from < columns.length; from += rows) {
           var slots = new int[rows];
           var lengths = new int[rows];
-          var starts = new int[rows];
           for (var i = 0; i < rows; i++) {
             slots[i] = rows - 1 - i;
             lengths[i] = columns[(from + i) % columns.length];
-            starts[i] = Math.min(lengths[i], (from + i) % 5);
             reference.fill(gpu, slots[i], lengths[i]);
           }
-          engine.rows(slots, lengths, starts);
+          engine.rows(reference.tables(slots), lengths);
           for (var step = 0; step < 3; step++) {
             var tokens = gpu.random.ints(rows, 0, config.vocab()).toArray();
             engine.step(tokens);
             var logits = gpu.get(engine.logits(), rows * config.vocab(), Dtype.F32);
             for (var i = 0; i < rows; i++) {
-              var expected = reference.step(tokens[i], slots[i], lengths[i]++, starts[i]);
+              var expected = reference.step(tokens[i], slots[i], lengths[i]++);
               var got = Arrays.copyOfRange(logits, i * config.vocab(), (i + 1) * config.vocab());
               var error = Gpu.error(got, expected);
               worst = Math.max(worst, error);
@@ -304,10 +304,12 @@ class DecodeEngineGpuTest {
     try (var gpu = new Gpu(1)) {
       var most = 70; // steps by products of our own and by cuBLAS take turns
       var reference = new ReferenceLlama(gpu, config, most, 700);
+      var blocks = reference.cache.blocks();
       var again =
-          new KvMemory(copies(gpu, config, most, 700), copies(gpu, config, most, 700), most, 700);
-      try (var graph = new DecodeEngine(gpu.cuda, reference.model, reference.cache, most);
-          var eager = new DecodeEngine(gpu.cuda, reference.model, again, most)) {
+          new KvMemory(copies(gpu, config, blocks), copies(gpu, config, blocks), blocks, 700);
+      var room = reference.maxBlocks();
+      try (var graph = new DecodeEngine(gpu.cuda, reference.model, reference.cache, most, room);
+          var eager = new DecodeEngine(gpu.cuda, reference.model, again, most, room)) {
         eager.useGraphs(false);
         var lengths = new int[most];
         var random = new Random(2);
@@ -315,8 +317,8 @@ class DecodeEngineGpuTest {
           var rows = 1 + random.nextInt(round % 2 == 0 ? 16 : most);
           var slots = random.ints(0, most).distinct().limit(rows).toArray();
           var length = Arrays.stream(slots).map(s -> lengths[s]).toArray();
-          graph.rows(slots, length, new int[rows]);
-          eager.rows(slots, length, new int[rows]);
+          graph.rows(reference.tables(slots), length);
+          eager.rows(reference.tables(slots), length);
           var a = random.ints(rows, 0, 1000).toArray();
           var b = a;
           for (var step = 0; step < 25; step++) {
@@ -331,7 +333,7 @@ class DecodeEngineGpuTest {
           }
         }
         var before = gpu.cuda.memory().free();
-        graph.rows(new int[] {3}, new int[] {0}, new int[] {0});
+        graph.rows(reference.tables(3), new int[1]);
         var token = new int[] {1};
         for (var step = 0; step < 600; step++) {
           token = graph.step(token);
@@ -343,10 +345,11 @@ class DecodeEngineGpuTest {
     }
   }
 
-  private static long[] copies(Gpu gpu, Config config, int slots, int maxLength) {
+  private static long[] copies(Gpu gpu, Config config, int blocks) {
     var addresses = new long[config.layers()];
     for (var i = 0; i < addresses.length; i++) {
-      addresses[i] = gpu.poisoned(2L * slots * config.kvHeads() * maxLength * config.headDim());
+      addresses[i] =
+          gpu.poisoned(2L * blocks * config.kvHeads() * KvBlock.TOKENS * config.headDim());
     }
     return addresses;
   }

@@ -2,12 +2,16 @@ package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Optional;
+import java.util.Random;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.Gpu;
+import org.meteora.nn.KvBlock;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -45,6 +49,10 @@ public final class ReferenceLlama {
   final DecodeModel model;
   final KvMemory cache;
   final int slots;
+
+  /** The blocks of a sequence in each slot, all over the pool. */
+  final int[][] tables;
+
   final int maxLength;
   private final List<Lay> layers = new ArrayList<>();
   private final double[] embedding;
@@ -221,14 +229,34 @@ public final class ReferenceLlama {
             deviceLayers);
     keys = new double[c.layers][slots][maxLength][];
     values = new double[c.layers][slots][maxLength][];
-    var bytes = (long) slots * kv * maxLength * c.dtype.bytes();
+    var each = KvBlock.of(maxLength);
+    var blocks = slots * each + 3; // some are nobody's
+    var bytes = (long) blocks * kv * KvBlock.TOKENS * c.dtype.bytes();
     var k = new long[c.layers];
     var v = new long[c.layers];
     for (var i = 0; i < c.layers; i++) {
       k[i] = gpu.poisoned(bytes);
       v[i] = gpu.poisoned(bytes);
     }
-    cache = new KvMemory(k, v, slots, maxLength);
+    cache = new KvMemory(k, v, blocks, maxLength);
+    var order = IntStream.range(0, blocks).boxed().collect(Collectors.toList());
+    Collections.shuffle(order, new Random(blocks));
+    tables = new int[slots][each];
+    for (var slot = 0; slot < slots; slot++) {
+      for (var i = 0; i < each; i++) {
+        tables[slot][i] = order.get(slot * each + i);
+      }
+    }
+  }
+
+  /** Of sequences in these slots. */
+  int[][] tables(int... slots) {
+    return Arrays.stream(slots).mapToObj(slot -> tables[slot]).toArray(int[][]::new);
+  }
+
+  /** Of a sequence. */
+  int maxBlocks() {
+    return tables[0].length;
   }
 
   /**
@@ -241,14 +269,21 @@ public final class ReferenceLlama {
       for (var here : List.of(keys[l][slot], values[l][slot])) {
         var there = here == keys[l][slot] ? cache.keys()[l] : cache.values()[l];
         for (var head = 0; head < config.kvHeads; head++) {
-          var at =
-              there + ((long) slot * config.kvHeads + head) * maxLength * d * config.dtype.bytes();
           var some = new double[columns * d];
           var scale = here == keys[l][slot] ? 1 : Math.sqrt(Math.max(1, columns / Math.E));
           for (var i = 0; i < some.length; i++) {
             some[i] = scale * gpu.random.nextGaussian();
           }
-          some = gpu.write(at, some, config.dtype);
+          for (var from = 0; from < columns; from += KvBlock.TOKENS) {
+            var block = (long) tables[slot][from / KvBlock.TOKENS] * config.kvHeads + head;
+            var end = Math.min(columns, from + KvBlock.TOKENS) * d;
+            var its =
+                gpu.write(
+                    there + block * KvBlock.TOKENS * d * config.dtype.bytes(),
+                    Arrays.copyOfRange(some, from * d, end),
+                    config.dtype);
+            System.arraycopy(its, 0, some, from * d, its.length);
+          }
           for (var p = 0; p < columns; p++) {
             if (here[p] == null) {
               here[p] = new double[config.kvHeads * d];
@@ -261,33 +296,33 @@ public final class ReferenceLlama {
   }
 
   /** Logits of one more token of a sequence in {@code slot}, at column {@code length}. */
-  double[] step(int token, int slot, int length, int start) {
+  double[] step(int token, int slot, int length) {
     margin = Double.POSITIVE_INFINITY;
     var h = new double[config.hidden];
     System.arraycopy(embedding, token * config.hidden, h, 0, config.hidden);
     for (var l = 0; l < config.layers; l++) {
       var layer = layers.get(l);
       var x = norm(h, layer.inputNorm);
-      var q = rotate(linear(layer.linears.get(0), x), length - start);
+      var q = rotate(linear(layer.linears.get(0), x), length);
       var d = config.headDim;
-      keys[l][slot][length] = rounded(rotate(linear(layer.linears.get(1), x), length - start));
+      keys[l][slot][length] = rounded(rotate(linear(layer.linears.get(1), x), length));
       values[l][slot][length] = rounded(linear(layer.linears.get(2), x));
       var attended = new double[config.heads * d];
       for (var head = 0; head < config.heads; head++) {
         var kvAt = head / (config.heads / config.kvHeads) * d;
         var scores = new double[length + 1];
         var top = Double.NEGATIVE_INFINITY;
-        for (var p = start; p <= length; p++) {
+        for (var p = 0; p <= length; p++) {
           for (var i = 0; i < d; i++) {
             scores[p] += q[head * d + i] * keys[l][slot][p][kvAt + i] / Math.sqrt(d);
           }
           top = Math.max(top, scores[p]);
         }
         double sum = 0;
-        for (var p = start; p <= length; p++) {
+        for (var p = 0; p <= length; p++) {
           sum += scores[p] = Math.exp(scores[p] - top);
         }
-        for (var p = start; p <= length; p++) {
+        for (var p = 0; p <= length; p++) {
           for (var i = 0; i < d; i++) {
             attended[head * d + i] += scores[p] / sum * values[l][slot][p][kvAt + i];
           }

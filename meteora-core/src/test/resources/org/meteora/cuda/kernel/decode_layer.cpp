@@ -179,37 +179,36 @@ static void siluUpRows(int rows) {
 }
 
 static void ropeAppend(int rows) {
-  const int d = oneOf({2, 10, 18, 64, 128, 130, 256}), heads = 1 + below(4), kv = 1 + below(2), half = d / 2, maxLength = 5;
+  const int d = oneOf({2, 10, 18, 64, 128, 130, 256}), heads = 1 + below(4), kv = 1 + below(2), half = d / 2, each = 3;
   Adapted q(heads * d, rows, false, below(4), someRanks()), k(kv * d, rows, below(2), below(4), someRanks()),
       v(kv * d, rows, below(2), below(4), someRanks());
   Left left({&q, &k, &v}, rows, true, true);
   Array<float> rotated(rows * heads * d), frequencies(half);
-  Array<T> keys((size_t)(rows + 1) * kv * maxLength * d), values(keys.n);
-  Array<int> slots(rows), lengths(rows), starts(rows);
+  Array<T> keys((size_t)(rows + 1) * each * kv * KV_BLOCK * d), values(keys.n);
+  Array<int> lengths(rows), tables(each * (rows + 1));
   for (int i = 0; i < half; i++) frequencies[i] = 1.f / (1 + i);
   for (int m = 0; m < rows; m++) {
-    slots[m] = below(6) ? m + 1 : -1;
-    lengths[m] = below(maxLength + 1);
-    starts[m] = below(lengths[m] + 1);
+    lengths[m] = below(6) ? below(each * KV_BLOCK) : -1;
+    for (int i = 0; i < each; i++) tables[i * (rows + 1) + m] = i * KV_BLOCK <= lengths[m] ? (each - i) * rows + m : -(1 << 20);
   }
   launch<DecodeRouteRopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, below(2) ? decode_route_rope_append : decode_route_rope_append_gates_first,
-                     {left.chain, {q.linear, k.linear, v.linear}, rotated.p, keys.p, values.p, slots.p, lengths.p, starts.p,
-                      frequencies.p, heads, kv, d, maxLength, 0.5f, 1.f});
+                     {left.chain, {q.linear, k.linear, v.linear}, rotated.p, keys.p, values.p, tables.p, lengths.p,
+                      frequencies.p, heads, kv, d, rows + 1, 0.5f, 1.f});
   left.isCleared();
   for (int m = 0; m < rows; m++)
     for (int which = 0; which < 3; which++)
       for (int h = 0; h < (which ? kv : heads); h++)
         for (int i = 0; i < half; i++) {
           double a = left.output(which, m, h * d + i), b = left.output(which, m, h * d + i + half);
-          double angle = (double)(lengths[m] - starts[m]) * frequencies[i];
+          double angle = (double)lengths[m] * frequencies[i];
           double x = which < 2 ? a * std::cos(angle) - b * std::sin(angle) : a;
           double y = which < 2 ? b * std::cos(angle) + a * std::sin(angle) : b;
           if (which == 0) {
             check("q", rotated[(m * heads + h) * d + i], x / 2);
             check("q", rotated[(m * heads + h) * d + i + half], y / 2);
-          } else if (slots[m] >= 0 && lengths[m] < maxLength) {
+          } else if (lengths[m] >= 0) {
             auto& cache = which == 1 ? keys : values;
-            size_t at = (((size_t)slots[m] * kv + h) * maxLength + lengths[m]) * d + i;
+            size_t at = (((size_t)tables[lengths[m] / KV_BLOCK * (rows + 1) + m] * kv + h) * KV_BLOCK + lengths[m] % KV_BLOCK) * d + i;
             check("cache", toFloat(cache[at]), x);
             check("cache", toFloat(cache[at + half]), y);
           }

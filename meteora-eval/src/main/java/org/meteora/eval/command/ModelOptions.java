@@ -44,6 +44,14 @@ public final class ModelOptions {
               + " take all of --adapter-dir (default: gate).")
   private String router;
 
+  @Option(
+      names = "--batch-invariant",
+      description =
+          "What comes of a prompt is the same to the last bit however many run beside it, in what"
+              + " order, and what was known of it before: f32 on the CPU, gates or a single"
+              + " adapter.")
+  private boolean batchInvariant;
+
   @Mixin private RoutingTopKOption topK;
   @Mixin private DeviceOptions device;
   @Mixin private FlagOptions flags;
@@ -87,7 +95,7 @@ public final class ModelOptions {
         Optional.of(temperature(config, autoTemperature)),
         onto,
         device.dtype(),
-        flags.over(config),
+        batchInvariant ? flags.over(config).invariant() : flags.over(config),
         router);
   }
 

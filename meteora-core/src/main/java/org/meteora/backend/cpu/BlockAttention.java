@@ -1,0 +1,212 @@
+package org.meteora.backend.cpu;
+
+import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import org.meteora.model.BlockTables;
+import org.meteora.model.KvCache;
+import org.meteora.tensor.Blas;
+import org.meteora.tensor.Workers;
+
+/**
+ * Attention of tokens over keys and values in blocks, in float32 on the tensors' memory: block by
+ * block two products of the queries of some tokens of one sequence. What comes of a token depends
+ * on nothing but its sequence, and, where several are taken together, on those by rounding.
+ *
+ * @param queries {@code (rows, heads, headDim)}, rotated
+ * @param keys the tokens' own, {@code (rows, kvHeads, headDim)}, rotated
+ * @param values as {@code keys}
+ * @param out as {@code queries}
+ * @param keyBlocks {@code (blocks, kvHeads, BLOCK, headDim)}
+ * @param valueBlocks as {@code keyBlocks}
+ * @param together tokens of a sequence that are taken together at most
+ */
+record BlockAttention(
+    MemorySegment queries,
+    MemorySegment keys,
+    MemorySegment values,
+    MemorySegment out,
+    MemorySegment keyBlocks,
+    MemorySegment valueBlocks,
+    int heads,
+    int kvHeads,
+    int headDim,
+    BlockTables tables,
+    int together) {
+  private static final int BLOCK = KvCache.BLOCK;
+
+  /** Tokens of a sequence that are well taken together. */
+  static final int TOGETHER = 16;
+
+  /** Tokens of one sequence, one after another. */
+  private record Span(int row, int count) {}
+
+  /** Puts the tokens' keys and values into their blocks, and attends. */
+  void run() {
+    long bytes = bytes();
+    int longest = 0;
+    for (int row = 0; row < tables.lengths().length; row++) {
+      int length = tables.lengths()[row];
+      longest = Math.max(longest, length + 1);
+      for (int head = 0; head < kvHeads; head++) {
+        long from = ((long) row * kvHeads + head) * bytes;
+        MemorySegment.copy(keys, from, keyBlocks, at(row, head, length), bytes);
+        MemorySegment.copy(values, from, valueBlocks, at(row, head, length), bytes);
+      }
+    }
+    var spans = spans();
+    int pairs = spans.size() * kvHeads;
+    int width = longest;
+    int workers = Math.min(Workers.count(), pairs);
+    Workers.run(
+        workers,
+        i -> {
+          Blas.threads(1); // of this worker, whose products are small
+          try (var arena = Arena.ofConfined()) {
+            var scratch = new Scratch(arena, together, heads / kvHeads, headDim, width);
+            // those of one worker lie apart: the last of a prompt take longest
+            for (int pair = i; pair < pairs; pair += workers) {
+              attend(spans.get(pair / kvHeads), pair % kvHeads, scratch);
+            }
+          } finally {
+            Blas.threads(0);
+          }
+        });
+  }
+
+  private List<Span> spans() {
+    var spans = new ArrayList<Span>();
+    int rows = tables.lengths().length;
+    int first = 0;
+    for (int row = 1; row <= rows; row++) {
+      boolean goesOn =
+          row < rows
+              && row - first < together
+              && tables.blocks()[row] == tables.blocks()[first]
+              && tables.lengths()[row] == tables.lengths()[row - 1] + 1;
+      if (!goesOn) {
+        spans.add(new Span(first, row - first));
+        first = row;
+      }
+    }
+    return spans;
+  }
+
+  private long bytes() {
+    return (long) headDim * Float.BYTES;
+  }
+
+  private long at(int row, int head, int token) {
+    long block = tables.blocks()[row][token / BLOCK];
+    return ((block * kvHeads + head) * BLOCK + token % BLOCK) * bytes();
+  }
+
+  /** A worker's memory: queries and results of a span's heads, and their scores. */
+  private static final class Scratch {
+    final MemorySegment queries;
+    final MemorySegment results;
+    final MemorySegment scores;
+    final float[] weights;
+
+    Scratch(Arena arena, int together, int group, int headDim, int width) {
+      long rows = (long) together * group;
+      queries = arena.allocate(rows * headDim * Float.BYTES, 64);
+      results = arena.allocate(rows * headDim * Float.BYTES, 64);
+      scores = arena.allocate(rows * width * Float.BYTES, 64);
+      weights = new float[(int) rows * width];
+    }
+  }
+
+  private void attend(Span span, int head, Scratch scratch) {
+    int group = heads / kvHeads;
+    int rows = span.count() * group;
+    int first = tables.lengths()[span.row()];
+    int count = first + span.count(); // keys that the last token sees
+    long its = group * bytes();
+    for (int i = 0; i < span.count(); i++) {
+      MemorySegment.copy(queries, own(span.row() + i, head), scratch.queries, i * its, its);
+    }
+    for (int from = 0; from < count; from += BLOCK) {
+      Blas.product(
+          false,
+          true,
+          rows,
+          Math.min(BLOCK, count - from),
+          headDim,
+          scratch.queries,
+          headDim,
+          keyBlocks.asSlice(at(span.row(), head, from)),
+          headDim,
+          0,
+          scratch.scores.asSlice((long) from * Float.BYTES),
+          count);
+    }
+    MemorySegment.copy(scratch.scores, JAVA_FLOAT, 0, scratch.weights, 0, rows * count);
+    float scale = (float) (1 / Math.sqrt(headDim));
+    for (int i = 0; i < rows; i++) {
+      int seen = i * count + first + 1 + i / group;
+      softmax(scratch.weights, i * count, seen, scale);
+      Arrays.fill(scratch.weights, seen, (i + 1) * count, 0);
+    }
+    MemorySegment.copy(scratch.weights, 0, scratch.scores, JAVA_FLOAT, 0, rows * count);
+    for (int from = 0; from < count; from += BLOCK) {
+      Blas.product(
+          false,
+          false,
+          rows,
+          headDim,
+          Math.min(BLOCK, count - from),
+          scratch.scores.asSlice((long) from * Float.BYTES),
+          count,
+          valueBlocks.asSlice(at(span.row(), head, from)),
+          headDim,
+          from == 0 ? 0 : 1,
+          scratch.results,
+          headDim);
+    }
+    for (int i = 0; i < span.count(); i++) {
+      MemorySegment.copy(scratch.results, i * its, out, own(span.row() + i, head), its);
+    }
+  }
+
+  private long own(int row, int head) {
+    return ((long) row * heads + (long) head * (heads / kvHeads)) * bytes();
+  }
+
+  private static void softmax(float[] x, int from, int to, float scale) {
+    float most = Float.NEGATIVE_INFINITY;
+    for (int i = from; i < to; i++) {
+      most = Math.max(most, x[i]);
+    }
+    for (int i = from; i < to; i++) {
+      x[i] = exp((x[i] - most) * scale);
+    }
+    double sum = 0;
+    for (int i = from; i < to; i++) {
+      sum += x[i];
+    }
+    float factor = (float) (1 / sum);
+    for (int i = from; i < to; i++) {
+      x[i] *= factor;
+    }
+  }
+
+  /** e^x of what is not above zero, within 2^−23 of it: a series around whole powers of two. */
+  private static float exp(float x) {
+    float power = Math.max(x * 1.442695041f, -126) + 12582912f; // rounds: 1.5 · 2^23
+    float whole = power - 12582912f;
+    float rest = Math.max(x, -87.33f) - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * rest + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * rest * rest + rest + 1;
+    return y * Float.intBitsToFloat((Float.floatToRawIntBits(power) - 0x4B400000 + 127) << 23);
+  }
+}
