@@ -60,4 +60,20 @@ class BatchingGpuTest {
       }
     }
   }
+
+  /** A session's rows are not those of the session before, though their lengths would follow. */
+  @Test
+  void aPromptAsLongAsWhatWasAnsweredBefore() {
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = RequestsTest.model(manager);
+      var config = GenerationConfig.greedy(List.of(), 90).withMaxNewTokens(3);
+      var first = List.of(new Request(new int[] {3, 4, 5, 6, 7}, config, 0));
+      var second = List.of(new Request(new int[] {9, 8, 7, 6, 5, 4, 3}, config, 0));
+      var expected = BatchingTest.answers(llama, ModelSession.of(llama), second, 1);
+      try (var decoding = Backends.decoding(llama)) {
+        BatchingTest.answers(llama, decoding, first, 1);
+        assertThat(BatchingTest.answers(llama, decoding, second, 1)).isEqualTo(expected);
+      }
+    }
+  }
 }

@@ -352,6 +352,7 @@ public final class CudaDecoder implements AutoCloseable {
     listener = context.listener();
     temperature = context.routing().temperature();
     present = new int[0][];
+    expected = new int[0]; // no rows go on
     int maxBlocks = Math.max(FEWEST_BLOCKS, Integer.highestOneBit(2 * KvBlock.of(tokens) - 1));
     if (engine != null && (engine.maxRows() < sequences || engine.maxBlocks() < maxBlocks)) {
       engine.close();
