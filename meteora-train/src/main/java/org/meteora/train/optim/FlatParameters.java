@@ -417,9 +417,10 @@ public final class FlatParameters implements AutoCloseable, Gradients {
    */
   public void publish() {
     if (rounded.isPresent()) {
-      var own = view(rounded.get(), collective.rank() * part, part);
-      Ops.copy(own, masters);
-      collective.allGather(own, rounded.get());
+      try (var own = view(rounded.get(), collective.rank() * part, part)) {
+        Ops.copy(own, masters);
+        collective.allGather(own, rounded.get());
+      }
     } else if (collective.size() > 1) {
       collective.allGather(masters, whole);
     }
