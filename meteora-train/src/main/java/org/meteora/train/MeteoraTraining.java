@@ -226,9 +226,11 @@ public record MeteoraTraining(
                 collective,
                 stop)
             .map(it -> result());
-      } catch (TooLittleMemory e) {
-        if (collective.size() > 1) {
-          throw e; // the others may have room and go on
+      } catch (RuntimeException e) {
+        // of several processes others may have room, and go on
+        if (collective.size() > 1 || !TooLittleMemory.isReportedBy(e)) {
+          LOG.warn("what the gates had come to is in {}", result());
+          throw e;
         }
         LOG.warn(
             "the adapters cannot be trained too, the gates are the result: {}", e.getMessage());
@@ -293,7 +295,12 @@ public record MeteoraTraining(
   /**
    * Whether the gates leave the answers so much worse than the adapters' that more is to be done.
    */
-  private static boolean wantsMore(Trainer.Outcome gates) {
+  private boolean wantsMore(Trainer.Outcome gates) {
+    if (config.trained() == TrainConfig.Trained.AUTO && gates.evaluation().isEmpty()) {
+      LOG.info(
+          "with nothing held out (eval_ratio) nothing tells whether the adapters are to be trained"
+              + " too: the gates are the result");
+    }
     return gates.evaluation().filter(AnswerWatch::staysAbove).isPresent();
   }
 
