@@ -87,7 +87,7 @@ public final class AnswerWatch implements TrainingListener {
           String.format(
               Locale.ROOT,
               "the answer loss, %.4f at best, stays %.0f%% above the %.4f of each task's own"
-                  + " adapter: try more --max-steps, or, with --train all, a lower"
+                  + " adapter: try more --max-steps or, if the adapters were trained too, a lower"
                   + " --adapter-learning-rate",
               lowest,
               100 * (lowest / oracle - 1),

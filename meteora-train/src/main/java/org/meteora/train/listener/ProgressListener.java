@@ -30,7 +30,8 @@ public final class ProgressListener implements TrainingListener {
   @Override
   public void onPart(Part part, long kept) {
     LOG.info(
-        "from step {} on, with what step {} had come to, gates and adapters are trained together:"
+        "the gates leave the answers' loss too far above the own adapters' (--train gates ends"
+            + " here): from step {} on, with what step {} had come to, both are trained together:"
             + " {}",
         part.before() + 1,
         kept,
