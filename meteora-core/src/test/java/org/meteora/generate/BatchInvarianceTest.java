@@ -40,13 +40,17 @@ class BatchInvarianceTest {
 
   /** Of sizes that are no multiples of a vector, and long enough to be summed in parts. */
   private static Llama model(NDManager manager) {
+    return model(manager, 700, 4);
+  }
+
+  private static Llama model(NDManager manager, int intermediate, int rank) {
     manager.getEngine().setRandomSeed(5);
     var sizes =
         Jsonl.JSON
             .createObjectNode()
             .put("vocab_size", 171)
             .put("hidden_size", 108)
-            .put("intermediate_size", 700)
+            .put("intermediate_size", intermediate)
             .put("num_hidden_layers", 2)
             .put("num_attention_heads", 6)
             .put("num_key_value_heads", 2);
@@ -55,7 +59,7 @@ class BatchInvarianceTest {
         manager,
         Dtype.F32,
         5,
-        4,
+        rank,
         Backends.of(manager, Dtype.F32, Flags.of(ForwardMode.INVARIANT)),
         0);
   }
@@ -187,6 +191,12 @@ class BatchInvarianceTest {
       var answers = answers(llama, ModelSession.of(llama), List.of(arrow, fixed), 2, true);
       assertThat(answers.get(0)).startsWith("--batch-invariant: what the router arrow sums");
       assertThat(answers.get(1)).startsWith("[");
+      var ofRank1 = model(manager, 700, 1);
+      assertThat(answers(ofRank1, ModelSession.of(ofRank1), List.of(request), 1, true).get(0))
+          .startsWith("--batch-invariant is for ranks of 2 and more: adapter ");
+      var odd = model(manager, 702, 4);
+      assertThat(answers(odd, ModelSession.of(odd), List.of(request), 1, true).get(0))
+          .isEqualTo("--batch-invariant is for linears whose inputs are a multiple of 4, not 702");
     }
   }
 }

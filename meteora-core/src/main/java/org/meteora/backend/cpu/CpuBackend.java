@@ -124,7 +124,6 @@ public final class CpuBackend implements Backend {
               && linears.stream().allMatch(each -> each.bank() == null || each.layout().isPlain());
     }
 
-    /** What runs unless a flag names a form. */
     @Override
     protected NDArray base(GatedLinear linear, NDArray x) {
       return invariant
@@ -132,6 +131,7 @@ public final class CpuBackend implements Backend {
           : super.base(linear, x);
     }
 
+    /** What runs unless a flag names a form. */
     @Override
     protected Output best(GatedLinear linear, NDArray x, ForwardContext context) {
       if (context.tape().isPresent()) {

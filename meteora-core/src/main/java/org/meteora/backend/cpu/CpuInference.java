@@ -149,7 +149,8 @@ final class CpuInference {
             in,
             out,
             bank,
-            chosen);
+            chosen,
+            invariant);
     if (chosen.tokens() < GROUP_FROM && !invariant) {
       work.tokenByToken();
     } else {
@@ -172,7 +173,8 @@ final class CpuInference {
       int in,
       int out,
       BankLayout bank,
-      Choice chosen) {
+      Choice chosen,
+      boolean invariant) {
 
     private MemorySegment rows(MemorySegment matrix, long first, int width) {
       return matrix.asSlice(first * width * Float.BYTES);
@@ -233,6 +235,12 @@ final class CpuInference {
           int rank = bank.rank(adapter);
           if (count == 0 || rank == 0) {
             continue;
+          }
+          if (rank == 1 && invariant) {
+            throw new UserException(
+                "--batch-invariant is for ranks of 2 and more: adapter "
+                    + adapter
+                    + " has the rank 1, whose products the BLAS adds by another routine");
           }
           long first = bank.offset(adapter);
           for (int i = 0; i < count; i++) {
