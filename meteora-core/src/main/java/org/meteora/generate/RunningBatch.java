@@ -471,6 +471,7 @@ final class RunningBatch implements AutoCloseable {
       listener.onFailure(sequence.request, Sampler.notFinite());
       return;
     }
+    scheduler.computed(which);
     if (!sequence.config.eosTokenIds().contains(token)) {
       sequence.accept(token);
       scheduler.grew(which);

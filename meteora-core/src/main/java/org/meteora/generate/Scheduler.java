@@ -92,16 +92,21 @@ final class Scheduler {
     waiting.addLast(sequence);
   }
 
-  /** A sequence that runs has one token more; keys and values of all before are computed. */
-  void grew(int sequence) {
-    int computed = tokens.merge(sequence, 1, Integer::sum) - 1;
+  /** Keys and values of all tokens of a sequence that runs are computed: others may find them. */
+  void computed(int sequence) {
+    int length = tokens.get(sequence);
     var its = held.get(sequence);
-    if ((its.full + 1) * blocks.size() <= computed) {
+    if ((its.full + 1) * blocks.size() <= length) {
       int[] all = sequences.tokens(sequence);
-      while ((its.full + 1) * blocks.size() <= computed) {
+      while ((its.full + 1) * blocks.size() <= length) {
         blocks.fill(its.blocks, its.full++, sequences.routing(sequence), all);
       }
     }
+  }
+
+  /** A sequence that runs has one token more. */
+  void grew(int sequence) {
+    tokens.merge(sequence, 1, Integer::sum);
   }
 
   /**

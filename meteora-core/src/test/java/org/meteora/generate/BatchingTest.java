@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
@@ -365,27 +366,37 @@ class BatchingTest {
     assertThat(Beginnings.shared(prompts, 32)[0]).isEqualTo(64);
     try (var manager = Devices.newManager(Device.cpu())) {
       var llama = RequestsTest.model(manager);
-      var spared = new long[1];
-      var context = ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO));
-      new Generator(llama, Backends.decoding(llama), context)
-          .generate(
-              prompts.stream().map(p -> new Request(p, GREEDY.withMaxNewTokens(4), 0)).toList(),
-              3,
-              new AnswerListener() {
-                @Override
-                public void onAnswer(int request, int[] tokens) {}
-
-                @Override
-                public void onFailure(int request, UserException reason) {
-                  throw reason;
-                }
-
-                @Override
-                public void onStep(Load load) {
-                  spared[0] = load.prefixTokens();
-                }
-              });
-      assertThat(spared[0]).isEqualTo(6 * 64);
+      // those that end at once leave what they begin with, too
+      for (var config :
+          List.of(
+              GREEDY.withMaxNewTokens(4),
+              GenerationConfig.greedy(IntStream.range(0, 70).boxed().toList(), 90))) {
+        assertThat(spared(llama, prompts, config)).isEqualTo(6 * 64);
+      }
     }
+  }
+
+  private static long spared(Llama llama, List<int[]> prompts, GenerationConfig config) {
+    var spared = new long[1];
+    var context = ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO));
+    new Generator(llama, inPieces(Backends.decoding(llama), 30), context)
+        .generate(
+            prompts.stream().map(p -> new Request(p, config, 0)).toList(),
+            3,
+            new AnswerListener() {
+              @Override
+              public void onAnswer(int request, int[] tokens) {}
+
+              @Override
+              public void onFailure(int request, UserException reason) {
+                throw reason;
+              }
+
+              @Override
+              public void onStep(Load load) {
+                spared[0] = load.prefixTokens();
+              }
+            });
+    return spared[0];
   }
 }

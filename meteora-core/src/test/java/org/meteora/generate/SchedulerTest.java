@@ -63,6 +63,7 @@ class SchedulerTest {
     }
 
     void grow(int sequence) {
+      scheduler.computed(sequence);
       sequences.append(sequence, 1);
       scheduler.grew(sequence);
     }
@@ -192,6 +193,7 @@ class SchedulerTest {
         for (int i = scheduler.known(each) / size; i < its.length / size; i++) {
           computed.put(table[i], content(routing.get(each), its, (i + 1) * size));
         }
+        scheduler.computed(each);
         sequences.append(each, random.nextInt(9));
         scheduler.grew(each);
         if (sequences.tokens(each).length >= end.get(each)) {
