@@ -25,8 +25,8 @@ public final class ModelSession implements DecodeSession {
   public ModelSession(Llama model, int sequences, int tokens, ForwardContext context) {
     this.model = model;
     this.context = context;
-    this.manager = model.manager().newSubManager();
     this.blocks = model.blocks(sequences, tokens, model.backend().memory(Long.MAX_VALUE).free());
+    this.manager = model.manager().newSubManager();
     try {
       this.pool = model.newPool(manager, blocks);
     } catch (RuntimeException | Error e) {

@@ -150,9 +150,9 @@ public final class KvCache implements AutoCloseable {
       }
       long bytes = MemoryNeed.cacheBytes(config, dtype, padding.length, positions);
       throw new TooLittleMemory(
-          "too little memory for the keys and values of %d sequences of %,d tokens: %,d MiB are"
-                  .formatted(padding.length, positions, bytes >> 20)
-              + " needed; take fewer sequences at once (--batch-size), or shorter ones");
+          "too little memory for the keys and values of %,d tokens: %,d MiB are needed; take fewer"
+                  .formatted((long) padding.length * positions, bytes >> 20)
+              + " sequences at once (--batch-size), or shorter ones");
     }
   }
 

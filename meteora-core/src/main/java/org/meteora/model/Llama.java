@@ -162,7 +162,8 @@ public final class Llama extends LlamaBlock {
     long blocks = Math.min(wanted, usable / MemoryNeed.cacheBytes(config, dtype, 1, KvCache.BLOCK));
     if (blocks < 1) {
       throw new TooLittleMemory(
-          "too little memory for the keys and values of %d sequences".formatted(sequences));
+          "too little memory for keys and values: %,d MiB are free, and not even those of %d tokens fit"
+              .formatted(free >> 20, KvCache.BLOCK));
     }
     return (int) Math.min(blocks, Integer.MAX_VALUE);
   }

@@ -138,7 +138,7 @@ class LibraryTest {
     try (var manager = Devices.newManager(Device.cpu())) {
       assertThatThrownBy(() -> new KvCache(config, manager, Dtype.F32, new int[1], 1 << 20))
           .isInstanceOf(UserException.class)
-          .hasMessageContaining("too little memory for the keys and values of 1 sequences");
+          .hasMessageContaining("too little memory for the keys and values of 1,048,576 tokens");
     }
   }
 }

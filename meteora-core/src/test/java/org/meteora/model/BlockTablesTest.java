@@ -108,7 +108,7 @@ class BlockTablesTest {
       assertThat(llama.blocks(300_000, 1000, 2 * gib)).isEqualTo((int) (gib / 10 * 9 / block));
       assertThatThrownBy(() -> llama.blocks(3, 100, block))
           .isInstanceOf(TooLittleMemory.class)
-          .hasMessageContaining("keys and values of 3 sequences");
+          .hasMessageContaining("0 MiB are free, and not even those of 32 tokens fit");
     }
   }
 
