@@ -226,7 +226,43 @@ final class Scheduler {
     return filling || free >= Math.min(few, waiting.size()) || idle >= maxRunning;
   }
 
+  /**
+   * Where one group after the other joins, they are of like size: one that is left over would be
+   * computed by itself, and be the last to end.
+   */
+  private long ofEachGroup(long prefillTokens) {
+    var joining = new ArrayList<Integer>();
+    long all = 0;
+    for (int which : waiting) {
+      if (joining.size() == maxRunning - running.size()) {
+        break;
+      }
+      joining.add(tokens.get(which));
+      all += joining.getLast();
+    }
+    if (pads || all <= prefillTokens) {
+      return prefillTokens;
+    }
+    int groups = groups(joining, prefillTokens);
+    long even = Math.min(prefillTokens, (all + groups - 1) / groups);
+    return groups(joining, even) > groups ? prefillTokens : even;
+  }
+
+  private static int groups(List<Integer> joining, long limit) {
+    int groups = 0;
+    long sum = limit;
+    for (int its : joining) {
+      sum += its;
+      if (sum > limit) {
+        groups++;
+        sum = its;
+      }
+    }
+    return groups;
+  }
+
   private void admit(long prefillTokens, List<Integer> admitted, List<Integer> rejected) {
+    long most = ofEachGroup(prefillTokens);
     filling = false;
     idle = 0;
     long width = 0;
@@ -254,7 +290,7 @@ final class Scheduler {
       width = Math.max(width, its - known);
       sum += its - known;
       long computed = pads ? (admitted.size() + 1) * width : sum;
-      if (!admitted.isEmpty() && (ahead || computed > prefillTokens)) {
+      if (!admitted.isEmpty() && (ahead || computed > most)) {
         filling = true;
         return;
       }

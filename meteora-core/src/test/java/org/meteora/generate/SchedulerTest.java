@@ -350,11 +350,20 @@ class SchedulerTest {
     for (int i = 0; i < 128; i++) {
       queue.add(i, new int[5]);
     }
-    for (int i = 0; i < 7; i++) {
-      assertThat(queue.admitted(9 * 5)).hasSize(9);
+    for (int i = 0; i < 8; i++) {
+      assertThat(queue.admitted(9 * 5)).hasSize(8); // not nine, seven times, and one
     }
-    assertThat(queue.admitted(9 * 5)).containsExactly(63);
     assertThat(queue.admitted(9 * 5)).isEmpty();
+  }
+
+  @Test
+  void groupsThatCannotBeOfLikeSizeAreAsFewAsCanBe() {
+    var queue = Queue.of(new Limits(3, false), plenty());
+    queue.add(0, new int[12]);
+    queue.add(1, new int[12]);
+    queue.add(2, new int[2]);
+    assertThat(queue.admitted(20)).containsExactly(0);
+    assertThat(queue.admitted(20)).containsExactly(1, 2);
   }
 
   @Test
