@@ -111,6 +111,10 @@ record BlockAttention(
     final MemorySegment results;
     final MemorySegment scores;
     final float[] weights;
+    final int[] bits;
+    final float[] powers;
+    final MemorySegment bitsMemory;
+    final MemorySegment powersMemory;
 
     Scratch(Arena arena, int together, int group, int headDim, int width) {
       long rows = (long) together * group;
@@ -118,6 +122,10 @@ record BlockAttention(
       results = arena.allocate(rows * headDim * Float.BYTES, 64);
       scores = arena.allocate(rows * width * Float.BYTES, 64);
       weights = new float[(int) rows * width];
+      bits = new int[weights.length];
+      powers = new float[weights.length];
+      bitsMemory = MemorySegment.ofArray(bits);
+      powersMemory = MemorySegment.ofArray(powers);
     }
   }
 
@@ -146,12 +154,7 @@ record BlockAttention(
           count);
     }
     MemorySegment.copy(scratch.scores, JAVA_FLOAT, 0, scratch.weights, 0, rows * count);
-    float scale = (float) (1 / Math.sqrt(headDim));
-    for (int i = 0; i < rows; i++) {
-      int seen = i * count + first + 1 + i / group;
-      softmax(scratch.weights, i * count, seen, scale);
-      Arrays.fill(scratch.weights, seen, (i + 1) * count, 0);
-    }
+    softmax(scratch, rows, count, first, group, (float) (1 / Math.sqrt(headDim)));
     MemorySegment.copy(scratch.weights, 0, scratch.scores, JAVA_FLOAT, 0, rows * count);
     for (int from = 0; from < count; from += BLOCK) {
       Blas.product(
@@ -177,36 +180,68 @@ record BlockAttention(
     return ((long) row * heads + (long) head * (heads / kvHeads)) * bytes();
   }
 
-  private static void softmax(float[] x, int from, int to, float scale) {
-    float most = Float.NEGATIVE_INFINITY;
-    for (int i = from; i < to; i++) {
-      most = Math.max(most, x[i]);
+  /**
+   * Weights of scores, a row for each query, of which it sees the first so many and one more for
+   * each token after the first. In loops that the compiler turns into vectors.
+   */
+  private static void softmax(
+      Scratch scratch, int rows, int count, int first, int group, float scale) {
+    var x = scratch.weights;
+    for (int i = 0; i < rows; i++) {
+      int from = i * count;
+      int seen = from + first + 1 + i / group;
+      float most = Float.NEGATIVE_INFINITY;
+      for (int j = from; j < seen; j++) {
+        most = Math.max(most, x[j]);
+      }
+      float shift = -most * scale;
+      for (int j = from; j < seen; j++) {
+        x[j] = x[j] * scale + shift;
+      }
+      Arrays.fill(x, seen, from + count, 0);
     }
-    for (int i = from; i < to; i++) {
-      x[i] = exp((x[i] - most) * scale);
-    }
-    double sum = 0;
-    for (int i = from; i < to; i++) {
-      sum += x[i];
-    }
-    float factor = (float) (1 / sum);
-    for (int i = from; i < to; i++) {
-      x[i] *= factor;
+    exp(scratch, rows * count);
+    for (int i = 0; i < rows; i++) {
+      int from = i * count;
+      int seen = from + first + 1 + i / group;
+      double even = 0; // two sums: an addition need not wait for the one before
+      double odd = 0;
+      for (int j = from; j + 1 < seen; j += 2) {
+        even += x[j];
+        odd += x[j + 1];
+      }
+      if ((seen - from) % 2 == 1) {
+        even += x[seen - 1];
+      }
+      float factor = (float) (1 / (even + odd));
+      for (int j = from; j < seen; j++) {
+        x[j] *= factor;
+      }
+      Arrays.fill(x, seen, from + count, 0);
     }
   }
 
   /** e^x of what is not above zero, within 2^−23 of it: a series around whole powers of two. */
-  private static float exp(float x) {
-    float power = Math.max(x * 1.442695041f, -126) + 12582912f; // rounds: 1.5 · 2^23
-    float whole = power - 12582912f;
-    float rest = Math.max(x, -87.33f) - whole * 0.693359375f + whole * 2.12194440e-4f;
-    float y = 1.9875691500e-4f;
-    y = y * rest + 1.3981999507e-3f;
-    y = y * rest + 8.3334519073e-3f;
-    y = y * rest + 4.1665795894e-2f;
-    y = y * rest + 1.6666665459e-1f;
-    y = y * rest + 5.0000001201e-1f;
-    y = y * rest * rest + rest + 1;
-    return y * Float.intBitsToFloat((Float.floatToRawIntBits(power) - 0x4B400000 + 127) << 23);
+  private static void exp(Scratch scratch, int count) {
+    var x = scratch.weights;
+    var bits = scratch.bits;
+    var powers = scratch.powers;
+    for (int i = 0; i < count; i++) {
+      float at = Math.max(x[i], -87f);
+      float whole = at * 1.442695041f + 12582912f - 12582912f; // rounded: 1.5 · 2^23
+      bits[i] = (int) whole + 127 << 23;
+      float rest = at - whole * 0.693359375f + whole * 2.12194440e-4f;
+      float y = 1.9875691500e-4f;
+      y = y * rest + 1.3981999507e-3f;
+      y = y * rest + 8.3334519073e-3f;
+      y = y * rest + 4.1665795894e-2f;
+      y = y * rest + 1.6666665459e-1f;
+      y = y * rest + 5.0000001201e-1f;
+      x[i] = y * rest * rest + rest + 1;
+    }
+    MemorySegment.copy(scratch.bitsMemory, 0, scratch.powersMemory, 0, 4L * count);
+    for (int i = 0; i < count; i++) {
+      x[i] *= powers[i];
+    }
   }
 }
