@@ -161,10 +161,11 @@ final class RunningBatch implements AutoCloseable {
 
   private void toTheEnd() {
     while (scheduler.waiting() + scheduler.running() > 0) {
+      long together = Math.max(JOINING_TOKENS, decoding.prefillTokens());
       // those that run do not wait for more than that of others' prompts
-      long budget = decoding.prefillTokens();
       boolean waits = !running.isEmpty();
-      plan(Math.max(JOINING_TOKENS, budget));
+      long budget = waits ? decoding.prefillTokens() : together;
+      plan(together);
       listener.onStep(
           new AnswerListener.Load(
               scheduler.waiting() + later,
@@ -173,9 +174,10 @@ final class RunningBatch implements AutoCloseable {
               scheduler.tokensSpared()));
       while (!joining.isEmpty() && budget > 0) {
         budget -= runPrompts(waits ? budget : Long.MAX_VALUE);
-        waits = true;
         // a pass of few tokens takes almost as long as one of many: few are left for the next
-        plan(2 * budget < decoding.prefillTokens() ? 0 : budget);
+        if (scheduler.isFilling() && 2 * budget >= decoding.prefillTokens()) {
+          plan(budget);
+        }
       }
       if (!running.isEmpty()) {
         step(List.copyOf(running));

@@ -144,6 +144,11 @@ final class Scheduler {
     tokens.remove(sequence);
   }
 
+  /** Whether more could have been admitted, but for the length of their prompts. */
+  boolean isFilling() {
+    return filling;
+  }
+
   int waiting() {
     return waiting.size();
   }
