@@ -76,4 +76,25 @@ class BatchingGpuTest {
       }
     }
   }
+
+  /**
+   * Prompts behind what they share, put back and gone on with: blocks copied to prefills and back.
+   */
+  @Test
+  void whoFindsNoBlockIsPutBackAndGoesOn() {
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = RequestsTest.model(manager);
+      var requests = BatchingTest.requests(6, 16);
+      var expected = BatchingTest.answers(llama, ModelSession.of(llama), requests, 1);
+      try (var decoding = Backends.decoding(llama)) {
+        for (int blocks : new int[] {3, 5, 9}) {
+          assertThat(
+                  BatchingTest.answers(
+                      llama, BatchingTest.withBlocks(decoding, blocks), requests, 6))
+              .as("%d blocks", blocks)
+              .isEqualTo(expected);
+        }
+      }
+    }
+  }
 }

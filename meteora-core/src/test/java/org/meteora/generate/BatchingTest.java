@@ -264,7 +264,7 @@ class BatchingTest {
   }
 
   /** The same sessions with so few blocks. */
-  private static DecodeSession.Provider withBlocks(DecodeSession.Provider decoding, int blocks) {
+  static DecodeSession.Provider withBlocks(DecodeSession.Provider decoding, int blocks) {
     return new DecodeSession.Provider() {
       @Override
       public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
