@@ -61,13 +61,14 @@ record BlockAttention(
     var spans = spans();
     int pairs = spans.size() * kvHeads;
     int width = longest;
+    int most = spans.stream().mapToInt(Span::count).max().orElseThrow();
     int workers = Math.min(Workers.count(), pairs);
     Workers.run(
         workers,
         i -> {
           Blas.threads(1); // of this worker, whose products are small
           try (var arena = Arena.ofConfined()) {
-            var scratch = new Scratch(arena, together, heads / kvHeads, headDim, width);
+            var scratch = new Scratch(arena, most, heads / kvHeads, headDim, width);
             // those of one worker lie apart: the last of a prompt take longest
             for (int pair = i; pair < pairs; pair += workers) {
               attend(spans.get(pair / kvHeads), pair % kvHeads, scratch);
@@ -116,8 +117,8 @@ record BlockAttention(
     final MemorySegment bitsMemory;
     final MemorySegment powersMemory;
 
-    Scratch(Arena arena, int together, int group, int headDim, int width) {
-      long rows = (long) together * group;
+    Scratch(Arena arena, int tokens, int group, int headDim, int width) {
+      long rows = (long) tokens * group;
       queries = arena.allocate(rows * headDim * Float.BYTES, 64);
       results = arena.allocate(rows * headDim * Float.BYTES, 64);
       scores = arena.allocate(rows * width * Float.BYTES, 64);
