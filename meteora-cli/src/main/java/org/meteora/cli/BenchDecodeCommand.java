@@ -281,6 +281,11 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   /** Blocks of each sequence, all over the pool as they are after a while. */
   private static int[][] scattered(int sequences, int each, int blocks) {
+    if (blocks < sequences * each) {
+      throw new UserException(
+          "too little memory for %d sequences of %d blocks of keys and values: there are %d"
+              .formatted(sequences, each, blocks));
+    }
     var all = IntStream.range(0, blocks).boxed().collect(Collectors.toList());
     Collections.shuffle(all, new Random(1));
     var tables = new int[sequences][];

@@ -10,8 +10,9 @@ public interface AnswerListener {
    * @param waiting requests that do not run yet
    * @param running requests that run
    * @param blocks of keys and values that they have
-   * @param prefixTokens tokens of prompts so far that were not computed since a prompt that begins
-   *     alike was
+   * @param prefixTokens tokens so far that were not computed when their sequence joined, since
+   *     their keys and values were there: of one that begins alike, or its own from before it was
+   *     preempted
    */
   record Load(int waiting, int running, int blocks, long prefixTokens) {}
 

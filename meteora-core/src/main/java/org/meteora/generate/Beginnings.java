@@ -36,7 +36,7 @@ final class Beginnings {
 
   /**
    * Sequences of one number have the same keys and values where they have the same tokens; −1 for
-   * those that are alone in that, or heard: their tokens must all be run.
+   * those that are alone in that, or listened to: their tokens must all be run.
    */
   private static int[] routings(List<Sequence> sequences) {
     var numbers = new HashMap<Object, Integer>();
