@@ -5,6 +5,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.function.IntToLongFunction;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
@@ -131,13 +132,18 @@ public final class DecodeEngine implements AutoCloseable {
     var floats = StreamedPlan.productFloats(kernels, model, tuning, few);
     return maxRows == few
         ? floats
-        : Math.max(floats, LibraryPlan.productFloats(kernels, model, maxRows));
+        : Math.max(floats, ofMany(rows -> LibraryPlan.productFloats(kernels, model, rows)));
   }
 
   private long slicedFloats() {
+    return ofMany(rows -> LibraryPlan.scratchFloats(kernels, model, rows));
+  }
+
+  /** The largest of what steps of more rows than are streamed need. */
+  private long ofMany(IntToLongFunction floats) {
     return buckets(maxRows)
         .filter(rows -> rows > MAX_STREAMED_ROWS)
-        .mapToLong(rows -> LibraryPlan.scratchFloats(kernels, model, rows))
+        .mapToLong(floats)
         .max()
         .orElse(0);
   }

@@ -2,6 +2,7 @@ package org.meteora.cuda.decode;
 
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.meteora.cuda.driver.Work;
@@ -11,14 +12,15 @@ import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteSiluUp;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MaskedAdapters;
 import org.meteora.cuda.kernel.MaskedAdapters.DecodeMaskedSiluUp;
+import org.meteora.cuda.kernel.WideProduct;
 import org.meteora.nn.Projection.Input;
 
 /**
- * A step of many rows, whose products are cuBLAS's. A layer: q, k, v and [gates, A] beside each
- * other; routing, adapters, rotary embedding and the cache's next column; attention; o; routing,
- * adapters, residual, norm; gate and up; routing, adapters, SiLU; down; routing, adapters,
- * residual, norm. Of many rows gate's and up's routing is beside their product ({@link
- * LibraryProduct#isMasked}).
+ * A step of many rows, whose products are {@link WideProduct}'s or cuBLAS's. A layer: q, k, v and
+ * [gates, A] beside each other; routing, adapters, rotary embedding and the cache's next column;
+ * attention; o; routing, adapters, residual, norm; gate and up; routing, adapters, SiLU; down;
+ * routing, adapters, residual, norm. Of many rows gate's and up's routing is beside their product
+ * ({@link LibraryProduct#isMasked}).
  */
 final class LibraryPlan extends StepPlan {
   private final LibraryProducts library;
@@ -30,9 +32,29 @@ final class LibraryPlan extends StepPlan {
       StepMemory memory,
       LibraryProducts library,
       int rows) {
-    super(kernels, model, cache, memory, false, rows);
+    super(kernels, model, cache, memory, isOwn(kernels, model, rows), rows);
     this.library = library;
     build();
+  }
+
+  /**
+   * Whether all launches are our own, each of which may begin before the one in front has ended.
+   */
+  private static boolean isOwn(Kernels kernels, DecodeModel model, int rows) {
+    return products(kernels, model, rows).allMatch(LibraryProduct::isOwn)
+        && ownHead(kernels, model, rows).isPresent();
+  }
+
+  private static Optional<WideProduct> ownHead(Kernels kernels, DecodeModel model, int rows) {
+    if (!LibraryProduct.isForOwn(model, rows)) {
+      return Optional.empty();
+    }
+    return WideProduct.of(
+            kernels,
+            List.of(new WideProduct.Matrix(model.head(), model.vocab())),
+            model.hidden(),
+            rows)
+        .filter(product -> product.columns() == model.vocab() && product.slots() == 1);
   }
 
   /** Floats of the largest product of the layers. */
@@ -73,20 +95,20 @@ final class LibraryPlan extends StepPlan {
                 model.eps())));
     for (var i = 0; i < layers.size(); i++) {
       var qkv = product(i, Input.ATTENTION);
-      works.add(qkv.work(memory, library, memory.normed, memory.yA));
+      works.add(qkv.work(memory, library, memory.normed, memory.yA, overlap));
       mix(qkv, memory.yA);
       works.add(ropeAppend(qkv, 0, i));
       works.add(attention(i, true));
       var o = product(i, Input.ATTENTION_HEADS);
-      works.add(o.work(memory, library, memory.attended, memory.yB));
+      works.add(o.work(memory, library, memory.attended, memory.yB, overlap));
       mix(o, memory.yB);
       works.add(addResidualNorm(o, layers.get(i).postAttentionNorm()));
       var gateUp = product(i, Input.MLP);
-      works.add(gateUp.work(memory, library, memory.normed, memory.yA));
+      works.add(gateUp.work(memory, library, memory.normed, memory.yA, overlap));
       mix(gateUp, memory.yA);
       works.add(siluUp(gateUp));
       var down = product(i, Input.MLP_INNER);
-      works.add(down.work(memory, library, memory.activated, memory.yB));
+      works.add(down.work(memory, library, memory.activated, memory.yB, overlap));
       mix(down, memory.yB);
       works.add(
           addResidualNorm(
@@ -97,6 +119,10 @@ final class LibraryPlan extends StepPlan {
   }
 
   private Work head() {
+    var own = ownHead(kernels, model, rows);
+    if (own.isPresent()) {
+      return own.get().launch(memory.normed, memory.logits, model.vocab(), overlap);
+    }
     return library.together(
         List.of(
             new LibraryProducts.Product(
@@ -117,7 +143,8 @@ final class LibraryPlan extends StepPlan {
       return MaskedAdapters.siluUp(
           kernels,
           new DecodeMaskedSiluUp(
-              masked.get(0), masked.get(1), memory.yA, memory.activated, rows, gateUp.ld()));
+              masked.get(0), masked.get(1), memory.yA, memory.activated, rows, gateUp.ld()),
+          overlap);
     }
     var linears = gateUp.linears(memory);
     return layer.siluUpWide(

@@ -260,6 +260,10 @@ final class StepMemory implements AutoCloseable {
     return 4L * layer * rows * mixed;
   }
 
+  int multiprocessors() {
+    return cuda.multiprocessors();
+  }
+
   /** Device bytes. */
   long bytes() {
     return owned.stream().mapToLong(DeviceMemory::bytes).sum();

@@ -131,6 +131,8 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         rows,
         model.maxAdapters(),
         weighedAt(),
+        model.isGiven(),
+        memory.multiprocessors(),
         mixed);
   }
 

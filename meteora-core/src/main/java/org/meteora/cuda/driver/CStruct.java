@@ -158,6 +158,8 @@ public final class CStruct {
       case Integer number -> to.set(JAVA_INT, at, number);
       case Float number -> to.set(JAVA_FLOAT, at, number);
       case Boolean is -> to.set(JAVA_INT, at, is ? 1 : 0);
+      case int[] numbers ->
+          MemorySegment.copy(numbers, 0, to, JAVA_INT, at, fitting(field, numbers.length));
       case long[] numbers ->
           MemorySegment.copy(numbers, 0, to, JAVA_LONG, at, fitting(field, numbers.length));
       case List<?> structs -> {

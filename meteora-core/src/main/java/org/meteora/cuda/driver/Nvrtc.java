@@ -189,7 +189,8 @@ public final class Nvrtc {
       for (var i = 0; i < n; i++) {
         var arch = list.get(JAVA_INT, 4L * i);
         if (arch == capability) {
-          return "sm_" + capability;
+          // with what this GPU alone has
+          return "sm_" + capability + (capability == 90 ? "a" : "");
         }
         best = arch < capability ? Math.max(best, arch) : best;
       }

@@ -17,6 +17,8 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
   private static final int UINT16 = 1;
   private static final int NO_L2_PROMOTION = 0; // with it a product took 1.5 µs longer
 
+  private static final int SWIZZLE_128B = 3;
+
   /**
    * @param address 16-byte aligned
    * @param columns a multiple of 8
@@ -26,7 +28,37 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
    */
   public static TensorMap encode(
       long address, int rows, int columns, int pieceRows, int pieceColumns) {
-    long inner = Math.min(256, Integer.lowestOneBit(columns));
+    return encode(
+        address,
+        rows,
+        columns,
+        Math.min(256, Integer.lowestOneBit(columns)),
+        pieceRows,
+        pieceColumns,
+        0);
+  }
+
+  /**
+   * Of pieces of 64 columns; 16 bytes {@code c} of a piece's row {@code r} arrive at place {@code c
+   * ^ r % 8}.
+   *
+   * @param address 16-byte aligned
+   * @param columns a multiple of 64
+   * @param pieceRows rows of a piece, 256 at most; those beyond the matrix arrive as zeros
+   * @return for a kernel's parameter
+   */
+  public static TensorMap swizzled(long address, int rows, int columns, int pieceRows) {
+    return encode(address, rows, columns, 64, pieceRows, 64, SWIZZLE_128B);
+  }
+
+  private static TensorMap encode(
+      long address,
+      int rows,
+      int columns,
+      long inner,
+      int pieceRows,
+      int pieceColumns,
+      int swizzle) {
     try (var arena = Arena.ofConfined()) {
       var map = arena.allocate(128, 64);
       var sizes = arena.allocateFrom(JAVA_LONG, inner, columns / inner, rows);
@@ -45,7 +77,7 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
           piece.address(),
           every.address(),
           0,
-          0,
+          swizzle,
           NO_L2_PROMOTION,
           0);
       return new TensorMap(map.toArray(JAVA_LONG));

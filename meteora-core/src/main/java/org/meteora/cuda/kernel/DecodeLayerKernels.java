@@ -79,7 +79,13 @@ public final class DecodeLayerKernels {
       int k,
       int partials,
       float eps,
-      boolean vectors) {}
+      boolean vectors,
+      int each) {
+    /** Rows of A of a block, so that all blocks are on the multiprocessors together. */
+    public static int each(int rows) {
+      return rows > 8 ? 2 : 1;
+    }
+  }
 
   /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
   public record DecodeEmbedNorm(
@@ -117,6 +123,8 @@ public final class DecodeLayerKernels {
       int rows,
       int n,
       int logitsAt,
+      boolean given,
+      int resident,
       @Count(MAX_LINEARS) List<MixedLinear> linear) {}
 
   private final Kernels kernels;
@@ -206,8 +214,8 @@ public final class DecodeLayerKernels {
   public Kernel.Launch addMixture(DecodeAddMixture argument) {
     var out = argument.linear().stream().mapToInt(MixedLinear::out).max().orElse(1);
     var together = Math.min(argument.rows(), MatrixVector.MAX_ROWS);
-    // sums of eight warps, and before them coefficients of 264 ranks and up to 256 weights
-    var shared = 4 * together * 8 * (MIXED_OUTPUTS + 8);
+    // coefficients of 264 ranks and the weights, and then sums of four pairs of warps
+    var shared = 4 * together * Math.max(264 + argument.n(), 4 * (MIXED_OUTPUTS + 8));
     return kernels.launch(
         KernelName.DECODE_ADD_MIXTURE,
         Shape.of(
@@ -255,7 +263,7 @@ public final class DecodeLayerKernels {
     return kernels.launch(
         KernelName.DECODE_ROUTE_Z,
         Shape.of(
-                blocks(Math.max(1, maxRank * kernels.constants().topK()), 8),
+                blocks(Math.max(1, maxRank * kernels.constants().topK()), argument.each()),
                 linears,
                 argument.product().rows(),
                 256)

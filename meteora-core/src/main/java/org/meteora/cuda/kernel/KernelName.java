@@ -19,6 +19,11 @@ public enum KernelName {
   /** The same for up to 16 rows. */
   PRODUCT_STREAM16(MatrixVector.StreamedProduct.class),
 
+  /** {@code y = x Wᵀ} for up to 32 rows, by tensor cores out of shared memory. */
+  PRODUCT_WIDE32(WideProduct.ProductWideMaps.class),
+  /** The same for up to 64 rows. */
+  PRODUCT_WIDE64(WideProduct.ProductWideMaps.class),
+
   /** Behind a product without A: routes, and multiplies the chosen adapters' rows of A alone. */
   DECODE_ROUTE_Z(DecodeLayerKernels.DecodeRouteZ.class),
   /** Behind q, k, v: routes, adds the adapters, rotates, and writes the KV cache's next column. */

@@ -198,6 +198,7 @@ public final class Kernels {
           "common.cuh",
           "routing.cuh",
           "product.cuh",
+          "product_wide.cuh",
           "decode_layer.cuh",
           "decode_wide.cuh",
           "decode_mixture.cuh",

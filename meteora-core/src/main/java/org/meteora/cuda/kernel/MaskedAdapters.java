@@ -67,20 +67,30 @@ public final class MaskedAdapters {
     return out % 8 == 0 && outAt % 4 == 0 && ld % 4 == 0 && b % 16 == 0;
   }
 
-  /** Sums the slices of a product of gates and A, chooses, and writes the coefficients. */
-  public static Kernel.Launch sumRoute(Kernels kernels, DecodeSumRoute argument) {
+  /**
+   * Sums the slices of a product of gates and A, where there are some, chooses, and writes the
+   * coefficients.
+   *
+   * @param overlap programmatic dependent launch
+   */
+  public static Kernel.Launch sumRoute(Kernels kernels, DecodeSumRoute argument, boolean overlap) {
     return kernels.launch(
-        KernelName.DECODE_SUM_ROUTE, Shape.of(argument.product().rows(), 1, 1, 512), argument);
+        KernelName.DECODE_SUM_ROUTE,
+        Shape.of(argument.product().rows(), 1, 1, argument.columns() > 0 ? 512 : 64)
+            .withOverlap(overlap),
+        argument);
   }
 
   /** Gate and up with their adapters, and what follows. */
-  public static Kernel.Launch siluUp(Kernels kernels, DecodeMaskedSiluUp argument) {
+  public static Kernel.Launch siluUp(
+      Kernels kernels, DecodeMaskedSiluUp argument, boolean overlap) {
     var blocks = (argument.gate().out() + OUTS - 1) / OUTS;
     kernels.get(KernelName.DECODE_MASKED_SILU_UP).allowShared(2 * RANKS * OUTS * 2);
     return kernels.launch(
         KernelName.DECODE_MASKED_SILU_UP,
         Shape.of(blocks, 1, 1, 128)
-            .withShared(argument.gate().sharedBytes() + argument.up().sharedBytes()),
+            .withShared(argument.gate().sharedBytes() + argument.up().sharedBytes())
+            .withOverlap(overlap),
         argument);
   }
 }

@@ -253,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_gates_fir
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, true>(p); }
 #endif
 
-// For banks too large to multiply whole: z = A x of the chosen adapters only. Grid (rows of A / 8, linears, rows).
+// For banks too large to multiply whole: z = A x of the chosen adapters only. Grid (rows of A / each, linears, rows).
 struct DecodeRouteZ {
   ProductOutput product;
   RoutedLinear linear[3];
@@ -263,53 +263,82 @@ struct DecodeRouteZ {
   float* y;
   int k, partials;
   float eps;
-  int vectors;
+  int vectors, each;  // each: rows of A of a block, 1 or 2: behind a product's own each load takes microseconds, so threads have few
 };
 extern "C" __global__ void __launch_bounds__(256) decode_route_z(const __grid_constant__ DecodeRouteZ p) {
+  __shared__ float sums[8][2];
   releaseNext();
-  waitForPrevious();
   const RoutedLinear& l = p.linear[blockIdx.y];
   const T* a = p.a[blockIdx.y];
-  int row = blockIdx.z, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int row = blockIdx.z, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  // where gates come first all of this is done while the product is at work: it began when its input was there
+  const bool early = p.product.gateTiles > 0;
+  if (!early) waitForPrevious();
   int index[TOPK];
   float weight[TOPK];
 #if SCORES == SCORES_GIVEN
-  if (l.n == 0) return;
-  given(p.product, row, index, weight);
+  if (l.n) given(p.product, row, index, weight);
 #else
-  float logits[NREG];
+  const RoutedLinear* const linears[] = {&l};
+  float logits[1][NREG];
+  if (early && l.n) gatherGates<1>(p.product, row, linears, logits);
+  else gather<0, 1, 1>(p.product, row, nullptr, false, 0, linears, nullptr, logits);
 #pragma unroll
   for (int i = 0; i < NREG; i++) {
     const int e = lane + 32 * i;
-    logits[i] = e < l.n ? scoreOf(sumSlots(p.product, row, l.gateAt + e), l.offsets[e + 1] - l.offsets[e]) : 0.f;
+    logits[0][i] = e < l.n ? scoreOf(logits[0][i], l.offsets[e + 1] - l.offsets[e]) : 0.f;
   }
-  gateTopK(logits, l.n, 1.f, index, weight);
+  if (l.n) gateTopK(logits[0], l.n, 1.f, index, weight);
 #endif
-  int want = blockIdx.x * 8 + warp;
-  float factor = normFactor(p.sumsq, p.partials, p.k, p.eps, row);
+  const T* w[] = {nullptr, nullptr};
+  int to[2], first = blockIdx.x * p.each;  // of the chosen adapters' rows
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
-    if (index[j] < 0) continue;
-    int off = l.offsets[index[j]], rank = l.offsets[index[j] + 1] - off;
-    if (want >= 0 && want < rank) {
-      const T* w = a + (u64)(off + want) * p.k;
-      const T* x = p.x + (u64)row * p.k;
-      float acc = 0;
-      if (p.vectors) {
-#pragma unroll 4
-        for (int at = lane * ELEMENTS_16B; at < p.k; at += 32 * ELEMENTS_16B) {
-          float f[ELEMENTS_16B], h[ELEMENTS_16B];
-          unpack16B(__ldg((const uint4*)(w + at)), f);
-          unpack16B(*(const uint4*)(x + at), h);
+    if (!l.n || index[j] < 0) continue;
+    const int off = l.offsets[index[j]], rank = l.offsets[index[j] + 1] - off;
 #pragma unroll
-          for (int i = 0; i < ELEMENTS_16B; i++) acc += f[i] * h[i];
-        }
-      } else {
-        for (int at = lane; at < p.k; at += 32) acc += toFloat(w[at]) * toFloat(x[at]);
+    for (int r = 0; r < 2; r++)
+      if (r < p.each && first + r >= 0 && first + r < rank) {
+        w[r] = a + (u64)(off + first + r) * p.k;
+        to[r] = off + first + r;
       }
-      acc = warpSum(acc);
-      if (lane == 0) p.y[(u64)row * p.product.ld + l.zAt + off + want] = acc * factor;
-    }
-    want -= rank;
+    first -= rank;
   }
+  const float factor = normFactor(p.sumsq, p.partials, p.k, p.eps, row);
+  const T* const x = p.x + (u64)row * p.k;
+  float sum[] = {0.f, 0.f};
+  if (p.vectors) {
+#pragma unroll 4
+    for (int at = threadIdx.x * ELEMENTS_16B; at < p.k; at += 256 * ELEMENTS_16B) {
+      const uint4 rows[] = {loadIf(w[0], w[0] + at), loadIf(w[1], w[1] + at)};
+      float h[ELEMENTS_16B], f[ELEMENTS_16B];
+      unpack16B(__ldcg((const uint4*)(x + at)), h);
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        unpack16B(rows[r], f);
+#pragma unroll
+        for (int e = 0; e < ELEMENTS_16B; e++) sum[r] += f[e] * h[e];
+      }
+    }
+  } else {
+    for (int at = threadIdx.x; at < p.k; at += 256)
+#pragma unroll
+      for (int r = 0; r < 2; r++)
+        if (w[r]) sum[r] += toFloat(w[r][at]) * toFloat(x[at]);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    sum[r] = warpSum(sum[r]);
+    if (lane == 0) sums[warp][r] = sum[r];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < 2; r++)
+    if (threadIdx.x == r && w[r]) {
+      float v = 0;
+#pragma unroll
+      for (int i = 0; i < 8; i++) v += sums[i][r];
+      p.y[(u64)row * p.product.ld + l.zAt + to[r]] = v * factor;
+    }
+  if (early) waitForPrevious();  // who waits for this waits for the product
 }

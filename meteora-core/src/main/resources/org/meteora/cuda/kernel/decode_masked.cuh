@@ -2,7 +2,7 @@
 // linear's whole Bᵀ is read once and multiplied on the tensor cores by the rows' coefficients weight · scale · z, zeros for
 // adapters not chosen. The choice is made, and the coefficients are written, while W is still multiplied.
 
-// A row's logits and z of gate and up, from their product's slices; its choice; its coefficients in T. A linear's coefficients
+// A row's logits and z of gate and up, from their product's slices, if they are not in y; its choice; its coefficients in T. A linear's coefficients
 // are (rows, stride): all its ranks, and zeros behind them. Grid (rows), 512 threads.
 struct MaskedLinear {
   const T* b;        // Bᵀ (ranks, out)
@@ -20,6 +20,8 @@ struct DecodeSumRoute {
 };
 #if defined(TENSOR_CORES) && __CUDA_ARCH__ >= 900
 extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_constant__ DecodeSumRoute p) {
+  releaseNext();
+  waitForPrevious();
   const int row = blockIdx.x, lane = threadIdx.x & 31;
   for (int column = threadIdx.x; column < p.columns; column += 512) {
     const float* from = p.parts + (u64)row * p.columns + column;
@@ -140,13 +142,17 @@ extern "C" __global__ void __launch_bounds__(128) decode_masked_silu_up(const __
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, firstOut = blockIdx.x * MASKED_OUTS;
   const int ranks = p.gate.stride > p.up.stride ? p.gate.stride : p.up.stride;
   bool copied = false;
+  releaseNext();
+  copyMasked(p.gate, ofGate, 0, firstOut);
+  copyMasked(p.up, ofUp, 0, firstOut);
+  waitForPrevious();
   for (int first = 0; first < p.rows; first += 64) {
     const int row = first + warp * 16 + g;
     MaskedSums gate, up;
     for (int from = 0; from == 0 || from < ranks; from += MASKED_RANKS) {
       const bool copies = !copied || ranks > MASKED_RANKS;
-      if (copies) {
-        if (copied) __syncthreads();
+      if (copies && copied) {
+        __syncthreads();
         copyMasked(p.gate, ofGate, from, firstOut);
         copyMasked(p.up, ofUp, from, firstOut);
       }

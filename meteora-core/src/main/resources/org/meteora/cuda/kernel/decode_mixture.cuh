@@ -16,8 +16,22 @@ struct DecodeAddMixture {
   const float* bias;      // (n): the weights are softmax(logits / T) + bias, and are left there; or null: they are there
   const float* invTemperature;
   int slots, ld, rows, n, logitsAt;
+  int given;              // the weights are there before the step begins
+  int resident;           // blocks that are on the multiprocessors while the product is at work, about
   MixedLinear linear[3];
 };
+
+// B of the blocks that come later goes to L2 while the product is at work.
+__device__ __forceinline__ void fetchLaterB(const DecodeAddMixture& p) {
+  const int block = blockIdx.z * gridDim.x + blockIdx.x;
+  if (blockIdx.y > 0 || block >= p.resident) return;
+  for (int later = block + p.resident; later < (int)(gridDim.x * gridDim.z); later += p.resident) {
+    const MixedLinear& l = p.linear[later / gridDim.x];
+    const int begin = later % gridDim.x * MIXED_OUTPUTS;
+    if (begin < l.out)
+      for (int rank = threadIdx.x; rank < l.ranks; rank += 256) prefetch(l.b + (u64)rank * l.out + begin);
+  }
+}
 
 // A row's weights, by one warp, into shared memory.
 __device__ __forceinline__ void mixtureOf(const DecodeAddMixture& p, int row, bool writes, float* mixture) {
@@ -52,22 +66,27 @@ __device__ __forceinline__ void mixtureOf(const DecodeAddMixture& p, int row, bo
 __device__ __forceinline__ void mixedCoefficients(const DecodeAddMixture& p, const MixedLinear& l, int first, int firstRow, int rows,
                                                   int adapter, float scale, const float* mixture, float* coefficients) {
   const bool is = first + (int)threadIdx.x < l.ranks;
-  const float* z = p.y + (u64)firstRow * p.ld + l.zAt + first + threadIdx.x;
-#pragma unroll 4
-  for (int row = 0; row < rows; row++) {
-    float v = 0;
-    if (is) {
-#pragma unroll 4
-      for (int s = 0; s < p.slots; s++) v += __ldcg(z + ((u64)s * p.rows + row) * p.ld);
-      v *= scale * mixture[row * p.n + adapter];
-    }
-    coefficients[row * MIXED_STRIDE + threadIdx.x] = v;
+  const float* const z = p.y + (u64)firstRow * p.ld + l.zAt + first + threadIdx.x;
+  const unsigned slot = (unsigned)p.rows * p.ld;
+  for (int begin = 0; begin < rows; begin += 4) {
+    float v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] = 0.f;
+#pragma unroll 2
+    for (int s = 0; s < p.slots; s++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (is && begin + i < rows) v[i] += __ldcg(z + s * slot + (unsigned)((begin + i) * p.ld));
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (begin + i < rows)
+        coefficients[(begin + i) * MIXED_STRIDE + threadIdx.x] = is ? v[i] * scale * mixture[(begin + i) * p.n + adapter] : 0.f;
   }
 }
 
 // Grid (⌈outputs of the widest linear / 64⌉, ⌈rows / MAX_ROWS⌉, linears), 256 threads; shared memory for a group of rows: coefficients and
 // weights, and then the warps' sums.
-extern "C" __global__ void __launch_bounds__(256) decode_add_mixture(const __grid_constant__ DecodeAddMixture p) {
+extern "C" __global__ void __launch_bounds__(256, 2) decode_add_mixture(const __grid_constant__ DecodeAddMixture p) {
   DYNAMIC_SHARED(room);
   releaseNext();
   const MixedLinear& l = p.linear[blockIdx.z];
@@ -89,9 +108,7 @@ extern "C" __global__ void __launch_bounds__(256) decode_add_mixture(const __gri
 #else
   const bool tensor = false;
 #endif
-  float plain[MIXED_OUTPUTS * MAX_ROWS / 256];
-#pragma unroll
-  for (int i = 0; i < MIXED_OUTPUTS * MAX_ROWS / 256; i++) plain[i] = 0.f;
+  float sum[MIXED_OUTPUTS * MAX_ROWS / 256];
   for (int first = 0; first < l.ranks || first == 0; first += MIXED_RANKS) {
     const int mine = first + threadIdx.x, adapter = mine < l.ranks ? l.adapter[mine] : 0;
     const float scale = mine < l.ranks ? l.scales[adapter] : 0.f;
@@ -104,10 +121,17 @@ extern "C" __global__ void __launch_bounds__(256) decode_add_mixture(const __gri
     }
 #endif
     if (first == 0) {
-      waitForPrevious();
+      fetchLaterB(p);
+      if (!p.given) waitForPrevious();
       for (int row = warp; row < rows; row += 8) mixtureOf(p, firstRow + row, writes, mixture + row * p.n);
+      waitForPrevious();
       __syncthreads();
       if (begin >= l.out) return;
+#pragma unroll
+      for (int i = 0; i < MIXED_OUTPUTS * MAX_ROWS / 256; i++) {
+        const int at = threadIdx.x + i * 256, row = at / MIXED_OUTPUTS, o = at % MIXED_OUTPUTS;
+        sum[i] = row < rows && begin + o < l.out ? __ldcg(p.y + (u64)(firstRow + row) * p.ld + l.outAt + begin + o) : 0.f;
+      }
     }
     mixedCoefficients(p, l, first, firstRow, rows, adapter, scale, mixture, coefficients);
     __syncthreads();
@@ -146,35 +170,40 @@ extern "C" __global__ void __launch_bounds__(256) decode_add_mixture(const __gri
         if (row >= rows || o >= l.out) continue;
         const T* const b = l.b + (u64)first * l.out + o;
 #pragma unroll 4
-        for (int r = 0; r < ranks; r++) plain[i] += coefficients[row * MIXED_STRIDE + r] * toFloat(b[(u64)r * l.out]);
+        for (int r = 0; r < ranks; r++) sum[i] += coefficients[row * MIXED_STRIDE + r] * toFloat(b[(u64)r * l.out]);
       }
     }
     __syncthreads();
   }
 #ifdef TENSOR_CORES
-  float* const sums = (float*)room + (u64)warp * rows * MIXED_SUMS;
+  // the sums of two warps meet in one place, so that a block is small enough to wait beside the product's
+  float* const ofWarps = (float*)room + (u64)(warp & 3) * rows * MIXED_SUMS;
   if (tensor) {
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-      if (g + 8 * i < rows)
+    for (int turn = 0; turn < 2; turn++) {
+      if (warp >> 2 == turn)
 #pragma unroll
-        for (int t = 0; t < 8; t++)
-          *(float2*)(sums + (g + 8 * i) * MIXED_SUMS + t * 8 + 2 * q) = make_float2(c[t][2 * i], c[t][2 * i + 1]);
-    __syncthreads();
+        for (int i = 0; i < 2; i++)
+          if (g + 8 * i < rows)
+#pragma unroll
+            for (int t = 0; t < 8; t++) {
+              float2* const to = (float2*)(ofWarps + (g + 8 * i) * MIXED_SUMS + t * 8 + 2 * q);
+              const float2 before = turn ? *to : make_float2(0.f, 0.f);
+              *to = make_float2(before.x + c[t][2 * i], before.y + c[t][2 * i + 1]);
+            }
+      __syncthreads();
+    }
   }
 #endif
 #pragma unroll
   for (int i = 0; i < MIXED_OUTPUTS * MAX_ROWS / 256; i++) {
     const int at = threadIdx.x + i * 256, row = at / MIXED_OUTPUTS, o = at % MIXED_OUTPUTS;
     if (row >= rows || begin + o >= l.out) continue;
-    float v = plain[i];
 #ifdef TENSOR_CORES
-    if (tensor) {
-      v = 0;
+    if (tensor)
 #pragma unroll
-      for (int w = 0; w < 8; w++) v += ((const float*)room)[((u64)w * rows + row) * MIXED_SUMS + (o & 7) * 8 + (o >> 3)];
-    }
+      for (int w = 0; w < 4; w++) sum[i] += ((const float*)room)[((u64)w * rows + row) * MIXED_SUMS + (o & 7) * 8 + (o >> 3)];
 #endif
-    p.y[(u64)(firstRow + row) * p.ld + l.outAt + begin + o] += v;
+    p.y[(u64)(firstRow + row) * p.ld + l.outAt + begin + o] = sum[i];
   }
 }

@@ -1,5 +1,4 @@
-// What follows a product in a layer of a decode step of many rows, whose products are a library's: y has one slot, inputs of
-// products are whole, and a warp that has chosen a row's adapters goes on with more of its outputs.
+// What follows a product in a layer of a decode step of many rows: inputs of products are whole, and a warp that has chosen a row's adapters goes on with more of its outputs.
 #define WIDE 4                       // outputs of a lane at a time
 #define WIDE_WARP (32 * WIDE)        // and of a warp
 
@@ -43,6 +42,20 @@ extern "C" __global__ void __launch_bounds__(256) decode_embed_norm(const __grid
     p.out[(u64)row * p.hidden + o] = fromFloat(h[o] * factor * toFloat(p.normWeight[o]));
 }
 
+// N neighbouring outputs of a row.
+template <int N>
+__device__ __forceinline__ void sumSlots(const ProductOutput& c, int row, int at, bool whole, int left, float (&sum)[N]) {
+  const float* y = c.y + (u64)row * c.ld + at;
+  loadFloats<N>(y, whole, left, sum);
+#pragma unroll 3
+  for (int s = 1; s < c.slots; s++) {
+    float v[N];
+    loadFloats<N>(y + (u64)s * c.rows * c.ld, whole, left, v);
+#pragma unroll
+    for (int i = 0; i < N; i++) sum[i] += v[i];
+  }
+}
+
 // A row's adapters of L linears behind gates, for a warp: which, and weight · scale · z.
 template <int L>
 __device__ __forceinline__ void routeRow(const ProductOutput& c, int row, const RoutedLinear* const (&l)[L],
@@ -65,44 +78,64 @@ struct DecodeRouteAddResidualNorm {
   int hidden;
   float eps;
 };
+#define NORM_KEPT 2  // of a lane's runs of outputs, those that wait in registers for what is chosen and for the norm
 extern "C" __global__ void __launch_bounds__(512) decode_route_add_residual_norm(const __grid_constant__ DecodeRouteAddResidualNorm p) {
   releaseNext();
-  const int row = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const int row = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, first = warp * WIDE_WARP + lane * WIDE;
   const RoutedLinear& l = p.linear;
   const RoutedLinear* const linears[] = {&l};
   const bool whole = l.vectors;
   const AdapterInfo known[] = {loadAdapterInfo(p.product, l)};
+  Packed<WIDE> weight[NORM_KEPT];
+#pragma unroll
+  for (int i = 0; i < NORM_KEPT; i++) {
+    const int o = first + i * 16 * WIDE_WARP;
+    weight[i] = loadPacked<WIDE>(p.normWeight + o, whole, p.hidden - o);
+  }
   waitForPrevious();
+  float* const residual = p.h + (u64)row * p.hidden;
+  float sum[NORM_KEPT][WIDE], h[NORM_KEPT][WIDE];
+#pragma unroll
+  for (int i = 0; i < NORM_KEPT; i++) {
+    const int o = first + i * 16 * WIDE_WARP, left = p.hidden - o;
+    sumSlots<WIDE>(p.product, row, l.outAt + o, whole, left, sum[i]);
+    loadFloats<WIDE>(residual + o, whole, left, h[i]);
+  }
   Route chosen[1];
   float z[1][TOPK][MAX_RANK / 32];
   if (l.n) routeRow<1>(p.product, row, linears, known, warp == 0, chosen, z);
-  float* const residual = p.h + (u64)row * p.hidden;
   float squares = 0;
-  for (int begin = warp * WIDE_WARP; begin < p.hidden; begin += 16 * WIDE_WARP) {
-    const int o = begin + lane * WIDE, left = p.hidden - o;
-    float sum[WIDE], h[WIDE];
-    PrefetchedB<WIDE> b;
-    if (l.n) b = prefetchB<WIDE>(l, chosen[0], o, whole, left);
-    loadFloats<WIDE>(p.product.y + (u64)row * p.product.ld + l.outAt + o, whole, left, sum);
-    loadFloats<WIDE>(residual + o, whole, left, h);
+  auto add = [&](int o, float (&sum)[WIDE], float (&h)[WIDE]) {  // by whole warps
+    const int left = p.hidden - o;
     addBias<WIDE>(l, o, left, sum);
-    if (l.n) addRouted<WIDE>(l, chosen[0], z[0], b, o, whole, left, sum);
+    if (l.n) addRouted<WIDE>(l, chosen[0], z[0], prefetchB<WIDE>(l, chosen[0], o, whole, left), o, whole, left, sum);
 #pragma unroll
     for (int i = 0; i < WIDE; i++) {
       h[i] += sum[i];
       squares += i < left ? h[i] * h[i] : 0.f;
     }
     storeFloats<WIDE>(residual + o, whole, left, h);
+  };
+#pragma unroll
+  for (int i = 0; i < NORM_KEPT; i++) add(first + i * 16 * WIDE_WARP, sum[i], h[i]);
+  for (int o = first + NORM_KEPT * 16 * WIDE_WARP; o - lane * WIDE < p.hidden; o += 16 * WIDE_WARP) {
+    float more[WIDE], before[WIDE];
+    sumSlots<WIDE>(p.product, row, l.outAt + o, whole, p.hidden - o, more);
+    loadFloats<WIDE>(residual + o, whole, p.hidden - o, before);
+    add(o, more, before);
   }
   const float factor = rsqrtf(blockSum<16>(squares) / p.hidden + p.eps);
-  for (int begin = warp * WIDE_WARP; begin < p.hidden; begin += 16 * WIDE_WARP) {  // what this thread has written
-    const int o = begin + lane * WIDE, left = p.hidden - o;
-    float h[WIDE];
-    loadFloats<WIDE>(residual + o, whole, left, h);
-    const Packed<WIDE> weight = loadPacked<WIDE>(p.normWeight + o, whole, left);
+  auto normalize = [&](int o, const Packed<WIDE>& weight, float (&h)[WIDE]) {
 #pragma unroll
     for (int i = 0; i < WIDE; i++) h[i] *= factor * unpacked<WIDE>(weight, i);
-    storePacked<WIDE>(p.out + (u64)row * p.hidden + o, whole, left, h);
+    storePacked<WIDE>(p.out + (u64)row * p.hidden + o, whole, p.hidden - o, h);
+  };
+#pragma unroll
+  for (int i = 0; i < NORM_KEPT; i++) normalize(first + i * 16 * WIDE_WARP, weight[i], h[i]);
+  for (int o = first + NORM_KEPT * 16 * WIDE_WARP; o - lane * WIDE < p.hidden; o += 16 * WIDE_WARP) {
+    float after[WIDE];
+    loadFloats<WIDE>(residual + o, whole, p.hidden - o, after);  // what this thread has written
+    normalize(o, loadPacked<WIDE>(p.normWeight + o, whole, p.hidden - o), after);
   }
 }
 
@@ -118,7 +151,6 @@ extern "C" __global__ void __launch_bounds__(128) decode_route_silu_up_wide(cons
   Route chosen[2];
   float z[2][TOPK][MAX_RANK / 32];
   if (adapted) routeRow<2>(p.product, row, linears, known, blockIdx.x == 0 && warp == 0, chosen, z);
-  const float* const y = p.product.y + (u64)row * p.product.ld;
   for (int begin = (blockIdx.x * 4 + warp) * WIDE_WARP; begin < p.inter; begin += gridDim.x * 4 * WIDE_WARP) {
     const int o = begin + lane * WIDE, left = p.inter - o;
     PrefetchedB<WIDE> a, b;
@@ -127,8 +159,8 @@ extern "C" __global__ void __launch_bounds__(128) decode_route_silu_up_wide(cons
       a = prefetchB<WIDE>(p.gate, chosen[0], o, whole, left);
       b = prefetchB<WIDE>(p.up, chosen[1], o, whole, left);
     }
-    loadFloats<WIDE>(y + p.gate.outAt + o, whole, left, gate);
-    loadFloats<WIDE>(y + p.up.outAt + o, whole, left, up);
+    sumSlots<WIDE>(p.product, row, p.gate.outAt + o, whole, left, gate);
+    sumSlots<WIDE>(p.product, row, p.up.outAt + o, whole, left, up);
     addBias<WIDE>(p.gate, o, left, gate);
     addBias<WIDE>(p.up, o, left, up);
     if (adapted) {

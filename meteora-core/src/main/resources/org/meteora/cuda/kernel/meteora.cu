@@ -12,6 +12,7 @@
 #include "routing.cuh"
 #include "product.cuh"
 #if HEAD_DIM > 0
+#include "product_wide.cuh"
 #include "decode_layer.cuh"
 #include "decode_wide.cuh"
 #include "decode_mixture.cuh"

@@ -162,6 +162,11 @@ __device__ __forceinline__ u64 readOnce() {
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
+__device__ __forceinline__ u64 readOften() {
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 // The first 256 threads of a block.
 __device__ __forceinline__ void syncConsumers() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 #endif

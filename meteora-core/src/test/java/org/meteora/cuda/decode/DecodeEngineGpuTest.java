@@ -124,6 +124,16 @@ class DecodeEngineGpuTest {
             standard,
             40),
         Arguments.of(
+            "bf16 all products our own, 32 rows",
+            new Config(Dtype.BF16, 320, 4, 2, 64, 640, 96, 2, UNEQUAL, 2, true),
+            standard,
+            32),
+        Arguments.of(
+            "f16 all products our own, 50 rows",
+            new Config(Dtype.F16, 1024, 8, 2, 128, 2048, 336, 2, ordinary, 2, false),
+            standard,
+            50),
+        Arguments.of(
             "bf16 28 adapters, 72 rows",
             new Config(Dtype.BF16, 1024, 16, 8, 64, 1536, 333, 1, ordinary, 2, false),
             standard,

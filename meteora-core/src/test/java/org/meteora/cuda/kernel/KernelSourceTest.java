@@ -96,7 +96,8 @@ class KernelSourceTest {
     "prefill.cpp, F32, NORM, 3, 64, 0, 0, 2",
     "product.cpp, BF16, PRODUCT, 2, 32, 0, 0, 5",
     "product.cpp, F16, PRODUCT, 2, 32, 0, 0, 3",
-    "product.cpp, BF16, STANDARDIZED, 2, 32, 0, 0, 2"
+    "product.cpp, BF16, STANDARDIZED, 2, 32, 0, 0, 2",
+    "product_wide.cpp, BF16, PRODUCT, 1, 32, 64, 2, 3"
   })
   void agreesWithFloat64AndStaysInside(
       String source,

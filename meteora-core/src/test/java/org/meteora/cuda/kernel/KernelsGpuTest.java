@@ -7,6 +7,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -87,6 +88,59 @@ class KernelsGpuTest {
       }
       if (dtype != Dtype.F32 && gpu.cuda.capability() >= 90) {
         assertThat(gatesFirst).isGreaterThan(4);
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16"})
+  void wideProducts(Dtype dtype) {
+    // rows of x, k, rows of each matrix
+    int[][] shapes = {
+      {17, 4096, 700, 5, 1},
+      {20, 64, 17, 300},
+      {33, 1024, 300, 28, 224},
+      {64, 4096, 260, 100, 100, 252},
+      {57, 640, 37, 16, 64, 16},
+      {40, 192, 9, 9, 9, 9, 9, 9, 9, 9, 9}
+    };
+    try (var gpu = new Gpu(3)) {
+      var kernels = Kernels.of(gpu.cuda, new Kernels.Constants(dtype, 2, 32, 64, 1));
+      Assumptions.assumeTrue(gpu.cuda.capability() == 90);
+      for (var shape : shapes) {
+        var m = shape[0];
+        var k = shape[1];
+        var x = gpu.normal(m * k, 1, 0, dtype);
+        var matrices = new ArrayList<WideProduct.Matrix>();
+        var weights = new ArrayList<double[]>();
+        for (var i = 2; i < shape.length; i++) {
+          var w = gpu.normal(shape[i] * k, 1, 0, dtype);
+          matrices.add(new WideProduct.Matrix(w.address(), shape[i]));
+          weights.add(w.values());
+        }
+        var product = WideProduct.of(kernels, matrices, k, m).orElseThrow();
+        var ld = product.columns() + 4;
+        var y = gpu.zeros(4L * product.slots() * m * ld);
+        product.launch(x.address(), y, ld, false).on(gpu.stream);
+        var parts = gpu.get(y, product.slots() * m * ld, Dtype.F32);
+        for (var i = 0; i < weights.size(); i++) {
+          var n = shape[2 + i];
+          var got = new double[m * n];
+          var expected = new double[m * n];
+          for (var row = 0; row < m; row++) {
+            var input = Arrays.copyOfRange(x.values(), row * k, (row + 1) * k);
+            var part = ReferenceLlama.times(weights.get(i), input, n);
+            System.arraycopy(part, 0, expected, row * n, n);
+            for (var s = 0; s < product.slots(); s++) {
+              for (var o = 0; o < n; o++) {
+                got[row * n + o] += parts[(s * m + row) * ld + product.at(i) + o];
+              }
+            }
+          }
+          assertThat(Gpu.error(got, expected))
+              .as(dtype + " " + Arrays.toString(shape) + " slots " + product.slots())
+              .isLessThan(2e-5);
+        }
       }
     }
   }

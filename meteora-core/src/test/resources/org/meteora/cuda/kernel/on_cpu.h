@@ -200,15 +200,35 @@ static void barrierWait(unsigned b, unsigned parity) {
 static std::unique_ptr<Barrier> consumers;
 static void syncConsumers() { consumers->arrive_and_wait(); }
 static unsigned long long readOnce() { return 0; }
+static unsigned long long readOften() { return 0; }
+// A warpgroup's products of tiles in shared memory, done when they begin: each lane makes its own sums.
+static float ofTile(unsigned long long tile, int row, int column) {
+  const unsigned at = (unsigned)(tile & 0x3fff) * 16 + row / 8 * (unsigned)(tile >> 32 & 0x3fff) * 16 + row % 8 * 128 + column * 2;
+  const unsigned short v = *(const unsigned short*)(dynamicShared + (at ^ (at >> 7 & 7) << 4));
+  return DTYPE == 1 ? halfToFloat(v) : __uint_as_float((unsigned)v << 16);
+}
+template <int N>
+static void multiplyTile(float (&c)[N / 2], unsigned long long w, unsigned long long x) {
+  const int row = (threadIdx.x >> 5 & 3) * 16 + (threadIdx.x & 31) / 4, q = threadIdx.x & 3;
+  for (int i = 0; i < N / 2; i++)
+    for (int k = 0; k < 16; k++) c[i] += ofTile(w, row + (i >> 1 & 1) * 8, k) * ofTile(x, i / 4 * 8 + 2 * q + (i & 1), k);
+}
+template <int N>
+static void holdSums(float (&)[N]) {}
+static void beginTiles() {}
+static void closeTiles() {}
+template <int LEFT>
+static void waitForTiles() {}
 struct TensorMap;
 static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long);
 
 #include "meteora.cu"
 
 #if DTYPE != 0
-struct Matrix {  // what a TensorMap holds here: a matrix of 16-bit numbers
+struct Matrix {  // what a TensorMap holds here: a matrix of 16-bit numbers, and the pieces that are copied of it
   const unsigned short* at;
   int rows, k;
+  int inner = 0, pieceRows = 0, pieceColumns = 0, swizzled = 0;  // zeros: as products of few rows want them
 };
 static TensorMap tensorMap(const Matrix& matrix) {
   TensorMap map = {};
@@ -218,12 +238,14 @@ static TensorMap tensorMap(const Matrix& matrix) {
 static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long) {
   Matrix matrix;
   std::memcpy(&matrix, map->opaque, sizeof matrix);
-  const int columns = 1024, rows = 16, d = std::min(256, matrix.k & -matrix.k);
+  const int columns = matrix.inner ? matrix.pieceColumns : 1024, rows = matrix.inner ? matrix.pieceRows : 16;
+  const int d = matrix.inner ? matrix.inner : std::min(256, matrix.k & -matrix.k);
+  if (matrix.swizzled && to % 1024) std::abort();
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < columns; c++) {
-      const int row = c2 + r, column = c1 * d + c;
+      const int row = c2 + r, column = c1 * d + c, place = matrix.swizzled ? c ^ (r & 7) << 3 : c;
       const bool inside = row < matrix.rows && column < matrix.k;
-      ((unsigned short*)(dynamicShared + to))[r * columns + c] = inside ? matrix.at[(size_t)row * matrix.k + column] : 0;
+      ((unsigned short*)(dynamicShared + to))[r * columns + place] = inside ? matrix.at[(size_t)row * matrix.k + column] : 0;
     }
   moveBarrier(barrier, 0, -rows * columns * 2);
 }
