@@ -4,6 +4,7 @@ import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import java.util.List;
 import org.meteora.backend.cuda.CudaBackend;
+import org.meteora.io.HostMemory;
 import org.meteora.model.Backend;
 import org.meteora.model.LayerOps;
 import org.meteora.model.TensorOps;
@@ -42,7 +43,9 @@ final class TensorBackend implements Backend {
 
   @Override
   public Memory memory(long wanted) {
-    return CudaBackend.memory(device.getDeviceId(), wanted);
+    return device.isGpu()
+        ? CudaBackend.memory(device.getDeviceId(), wanted)
+        : new Memory("this machine", HostMemory.available());
   }
 
   @Override

@@ -119,6 +119,9 @@ class GatedLinearTest {
     }
     try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
       for (var mode : ForwardMode.values()) {
+        if (mode == ForwardMode.INVARIANT && Arrays.stream(ranks).anyMatch(rank -> rank == 1)) {
+          continue; // refused
+        }
         var context =
             ForwardContext.inference(
                 new RoutingSettings(k, mode == ForwardMode.REFERENCE ? 1 : temperature),

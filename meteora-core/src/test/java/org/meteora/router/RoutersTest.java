@@ -9,6 +9,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.EnumSet;
 import java.util.List;
 import java.util.Optional;
 import java.util.Random;
@@ -354,7 +355,7 @@ class RoutersTest {
           for (int i = 0; i < expected.length; i++) {
             expected[i] += base[i];
           }
-          for (var mode : ForwardMode.values()) {
+          for (var mode : EnumSet.complementOf(EnumSet.of(ForwardMode.INVARIANT))) {
             var context = ForwardContext.inference(settings, Flags.of(mode));
             assertThat(worst(linear.forward(x, context).y().toFloatArray(), expected))
                 .as("%s %s k %d %s", name, projection, k, mode)
@@ -502,7 +503,7 @@ class RoutersTest {
       var llama = model(manager, false);
       double t = 0.7;
       var flow = (LoraFlow) router(LoraFlow.NAME, llama);
-      for (var mode : ForwardMode.values()) {
+      for (var mode : EnumSet.complementOf(EnumSet.of(ForwardMode.INVARIANT))) {
         var settings = new RoutingSettings(2, t, flow);
         var context = ForwardContext.inference(settings, Flags.of(mode));
         var slow = context.withRouting(settings.withRouter(new SlowFlow(flow, t)));
@@ -564,7 +565,7 @@ class RoutersTest {
               base[token * out + o] + (float) (added[o] / (1 + Math.exp(-logit)));
         }
       }
-      for (var mode : ForwardMode.values()) {
+      for (var mode : EnumSet.complementOf(EnumSet.of(ForwardMode.INVARIANT))) {
         var settings = RoutingSettings.DEFAULT.withRouter(Phatgoose.ALONE);
         var context = ForwardContext.inference(settings, Flags.of(mode));
         for (var each : List.of(context, context.forTraining(false))) {
