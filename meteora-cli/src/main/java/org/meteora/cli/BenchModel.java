@@ -36,7 +36,12 @@ import org.meteora.tensor.Ops;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
-/** The options of all benchmarks, and the random model they describe. */
+/**
+ * The options of all benchmarks, and the random model they describe.
+ *
+ * <p>Long, because what all benchmarks share stands here: options, model, and how it is timed and
+ * reported.
+ */
 final class BenchModel {
   @Option(
       names = "--preset",

@@ -111,16 +111,7 @@ public final class CpuLayerOps extends TensorOps {
     for (int i = 0; i < row.length; i++) {
       slope[i] *= weight[i];
     }
-    double even = 0;
-    double odd = 0;
-    for (int i = 0; i + 1 < row.length; i += 2) {
-      even += slope[i] * row[i];
-      odd += slope[i + 1] * row[i + 1];
-    }
-    if (row.length % 2 == 1) {
-      even += slope[row.length - 1] * row[row.length - 1];
-    }
-    float share = (float) ((even + odd) * scale * scale * scale / row.length);
+    float share = (float) (dot(slope, row) * scale * scale * scale / row.length);
     for (int i = 0; i < row.length; i++) {
       slope[i] = scale * slope[i] - share * row[i];
     }
@@ -202,20 +193,24 @@ public final class CpuLayerOps extends TensorOps {
 
   /** Returns what the row was multiplied by before its weights. */
   private static float norm(float[] row, float[] weight, float eps) {
-    double even = 0; // two sums: an addition need not wait for the one before
-    double odd = 0;
-    for (int i = 0; i + 1 < row.length; i += 2) {
-      even += row[i] * row[i];
-      odd += row[i + 1] * row[i + 1];
-    }
-    if (row.length % 2 == 1) {
-      even += row[row.length - 1] * row[row.length - 1];
-    }
-    float scale = (float) (1 / Math.sqrt((even + odd) / row.length + eps));
+    float scale = (float) (1 / Math.sqrt(dot(row, row) / row.length + eps));
     for (int i = 0; i < row.length; i++) {
       row[i] = row[i] * scale * weight[i];
     }
     return scale;
+  }
+
+  private static double dot(float[] a, float[] b) {
+    double even = 0; // two sums: an addition need not wait for the one before
+    double odd = 0;
+    for (int i = 0; i + 1 < a.length; i += 2) {
+      even += a[i] * b[i];
+      odd += a[i + 1] * b[i + 1];
+    }
+    if (a.length % 2 == 1) {
+      even += a[a.length - 1] * b[a.length - 1];
+    }
+    return even + odd;
   }
 
   /**

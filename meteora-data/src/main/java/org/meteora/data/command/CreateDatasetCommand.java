@@ -28,7 +28,7 @@ import picocli.CommandLine.Option;
       "",
       "Examples:",
       "  meteora create-dataset --task all",
-      "  meteora create-dataset --task gsm8k --bigbench-dataset-dir data --offline",
+      "  meteora create-dataset --task gsm8k,strategyqa --bigbench-dataset-dir data --offline",
       "  meteora create-dataset --list --bigbench-dataset-dir data",
       "  meteora create-dataset --task date_understanding --bigbench-dataset-dir data"
     })
@@ -37,11 +37,12 @@ public final class CreateDatasetCommand implements Callable<Integer> {
 
   @Option(
       names = "--task",
-      paramLabel = "all|NAME",
+      paramLabel = "all|NAME,…",
+      split = ",",
       description =
-          "One of the 28 tasks, all of them, or any other task of BIG-bench that the folder of"
+          "Some of the 28 tasks, all of them, or any other tasks of BIG-bench that the folder of"
               + " sources holds.")
-  private String task;
+  private List<String> names;
 
   @Option(
       names = "--list",
@@ -67,7 +68,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
     var settings = config.load();
     var root = settings.bigbenchDatasetDir();
     var locator = new SourceLocator(root);
-    if (list == (task != null)) {
+    if (list == (names != null)) {
       throw new UserException("create-dataset needs either --task NAME or --list");
     }
     if (list) {
@@ -75,7 +76,10 @@ public final class CreateDatasetCommand implements Callable<Integer> {
       locator.otherTasks().forEach(name -> System.out.println(name + "  (in " + root + ")"));
       return 0;
     }
-    var tasks = task.equals("all") ? List.copyOf(Tasks.all()) : List.of(locator.task(task));
+    var tasks =
+        names.equals(List.of("all"))
+            ? List.copyOf(Tasks.all())
+            : names.stream().map(locator::task).distinct().toList();
     AtomicFiles.requireWritableFolder(settings.targetDir());
     var maker = new DatasetMaker(settings.targetDir(), seed.orDefault());
     var download = offline ? SourceFetcher.NONE : fetcher.get();

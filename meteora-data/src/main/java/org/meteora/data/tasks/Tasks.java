@@ -242,8 +242,11 @@ public final class Tasks {
     return find(name).orElseThrow(() -> unknown(name, names()));
   }
 
-  /** The refusal of a name, naming the nearest of those there are. */
+  /** The refusal of a name, naming the nearest of those there are, or what lists them. */
   public static UserException unknown(String name, Collection<String> known) {
-    return new UserException("unknown task \"" + name + "\"" + Nearest.hint(name, known));
+    var hint = Nearest.hint(name, known);
+    return new UserException(
+        "unknown task \"%s\"%s"
+            .formatted(name, hint.isEmpty() ? "; \"create-dataset --list\" shows them" : hint));
   }
 }

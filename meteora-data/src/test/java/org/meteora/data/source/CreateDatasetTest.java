@@ -247,8 +247,10 @@ class CreateDatasetTest {
     var made = folder.resolve("datasets/date_understanding");
     assertThat(Sample.read(made.resolve("test.jsonl"))).hasSize(16);
     assertThat(MetricsFile.read(made)).hasValue(List.of("rouge", "exact_accuracy"));
+    var both = run("--task", "numbers,snarks,numbers");
+    assertThat(both.exit()).isZero();
+    assertThat(both.out().lines()).hasSize(2);
     for (var name : List.of("numbers", "snarks")) {
-      assertThat(run("--task", name).exit()).isZero();
       assertThat(MetricsFile.read(folder.resolve("datasets").resolve(name)))
           .hasValue(List.of("exact_accuracy"));
     }
@@ -265,6 +267,8 @@ class CreateDatasetTest {
             2, "unknown task \"DATE_UNDERSTANDNG\"; did you mean \"date_understanding\"?");
     assertThat(run("--task", "WINOWHY").error()).endsWith("did you mean \"winowhy\"?");
     assertThat(run("--task", "../date_understanding").error()).startsWith("unknown task");
+    assertThat(run("--task", "winowhy,zzzzzzzzzzzz").error())
+        .isEqualTo("unknown task \"zzzzzzzzzzzz\"; \"create-dataset --list\" shows them");
     assertThat(run().error()).contains("--task NAME or --list");
     assertThat(run("--list", "--task", "winowhy").error()).contains("--task NAME or --list");
   }
