@@ -29,6 +29,7 @@ public final class WideProduct {
   private static final int GROUP_BYTES = GROUP * CHUNK * 2;
   private static final int SHARED = 196 << 10;
   private static final int MAX_SLICES = 8;
+  private static final int AT_A_TIME = 32; // groups that a block multiplies together at most
 
   /** {@code rows × k} weights at {@code address}. */
   public record Matrix(long address, int rows) {
@@ -112,11 +113,6 @@ public final class WideProduct {
     return 2048 + (Math.max(16, (most + 7) / 8 * 8) - most) * GROUP_BYTES;
   }
 
-  /** Groups of rows of weights that a block multiplies at a time at most. */
-  private int atATime() {
-    return 32;
-  }
-
   private int members(int slices) {
     return Math.max(1, Math.min(kernels.cuda().multiprocessors() / slices, groups));
   }
@@ -126,7 +122,7 @@ public final class WideProduct {
   }
 
   private int passes(int slices) {
-    return blocks(ofBlock(slices), atATime());
+    return blocks(ofBlock(slices), AT_A_TIME);
   }
 
   /** In KiB of a block: weights from memory, x from L2 beside them, copies of y. */
