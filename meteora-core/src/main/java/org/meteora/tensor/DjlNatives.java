@@ -20,6 +20,7 @@ import java.lang.reflect.Modifier;
 import java.nio.ByteBuffer;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.Set;
 import java.util.stream.Collectors;
 
@@ -181,7 +182,7 @@ public final class DjlNatives {
   }
 
   public static long torchToContiguous(long tensor) {
-    return new OperatorCall("aten::contiguous", "").tensor(tensor).integer(0).run();
+    return Operator.run("aten::contiguous", new Operator.Handle(tensor), 0);
   }
 
   // Its values
@@ -235,8 +236,7 @@ public final class DjlNatives {
 
   public static long torchZeros(
       long[] shape, int dtype, int layout, int[] device, boolean gradient) {
-    return inPlace(
-        new OperatorCall("aten::zero_", ""), torchEmpty(shape, dtype, layout, device, gradient));
+    return inPlace("aten::zero_", torchEmpty(shape, dtype, layout, device, gradient));
   }
 
   public static long torchOnes(
@@ -278,10 +278,7 @@ public final class DjlNatives {
 
   public static long tensorUniform(
       double from, double to, long[] shape, int dtype, int layout, int[] device, boolean gradient) {
-    return inPlace(
-        new OperatorCall("aten::uniform_", ""),
-        torchEmpty(shape, dtype, layout, device, gradient),
-        call -> call.real(from).real(to).none());
+    return inPlace("aten::uniform_", torchEmpty(shape, dtype, layout, device, gradient), from, to);
   }
 
   public static long torchNormal(
@@ -293,17 +290,16 @@ public final class DjlNatives {
       int[] device,
       boolean gradient) {
     return inPlace(
-        new OperatorCall("aten::normal_", ""),
-        torchEmpty(shape, dtype, layout, device, gradient),
-        call -> call.real(mean).real(deviation).none());
+        "aten::normal_", torchEmpty(shape, dtype, layout, device, gradient), mean, deviation);
   }
 
   public static long torchRandint(
       long low, long high, long[] shape, int dtype, int layout, int[] device, boolean gradient) {
     return inPlace(
-        new OperatorCall("aten::random_", "from"),
+        "aten::random_.from",
         torchEmpty(shape, dtype, layout, device, gradient),
-        call -> call.integer(low).optionalInteger(high).none());
+        low,
+        Optional.of(high));
   }
 
   private static long fill(long tensor, double value) {
@@ -317,15 +313,11 @@ public final class DjlNatives {
     }
   }
 
-  private static long inPlace(OperatorCall call, long tensor) {
-    return inPlace(call, tensor, arguments -> {});
-  }
-
-  private static long inPlace(
-      OperatorCall call, long tensor, java.util.function.Consumer<OperatorCall> arguments) {
-    call.tensor(tensor);
-    arguments.accept(call);
-    StableAbi.delete(call.run());
+  private static long inPlace(String operator, long tensor, Object... more) {
+    var arguments = new Object[more.length + 1];
+    arguments[0] = new Operator.Handle(tensor);
+    System.arraycopy(more, 0, arguments, 1, more.length);
+    Operator.callInPlace(operator, arguments);
     return tensor;
   }
 

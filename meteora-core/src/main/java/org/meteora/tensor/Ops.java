@@ -8,6 +8,7 @@ import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
+import java.util.Optional;
 
 /**
  * Tensor operations that DJL's {@link NDArray} lacks or cannot do in bfloat16. Results belong to
@@ -44,13 +45,7 @@ public final class Ops {
 
   /** A new tensor with the values of {@code x} in {@code dtype}. */
   public static NDArray convert(NDArray x, Dtype dtype) {
-    return new OperatorCall("aten::to", "dtype")
-        .tensor(x)
-        .integer(dtype.scalarType())
-        .bool(false)
-        .bool(true)
-        .none()
-        .run(x.getManager());
+    return Operator.call("aten::to.dtype", x, dtype, false, true);
   }
 
   /** A tensor with undefined contents on the manager's device. */
@@ -85,7 +80,7 @@ public final class Ops {
 
   /** Sets all values of {@code x} to zero; not to be recorded. */
   public static void clear(NDArray x) {
-    new OperatorCall("aten::zero_", "").tensor(x).run(x.getManager()).close();
+    Operator.callInPlace("aten::zero_", x);
   }
 
   /**
@@ -125,23 +120,19 @@ public final class Ops {
    */
   public static void share(NDArray x, NDArray source) {
     try (var off = notRecording();
-        var alias =
-            new OperatorCall("aten::set_", "source_Tensor")
-                .tensor(x)
-                .tensor(source)
-                .run(x.getManager())) {
+        var alias = Operator.call("aten::set_.source_Tensor", x, source)) {
       assert dataPointer(alias) == dataPointer(source);
     }
   }
 
   /** A second handle on the same tensor (same memory), owned by {@code manager}. */
   public static NDArray alias(NDManager manager, NDArray x) {
-    return new OperatorCall("aten::alias", "").tensor(x).run(manager);
+    return Operator.callIn(manager, "aten::alias", x);
   }
 
   /** The same memory outside of the graph that {@code x} belongs to, owned by {@code manager}. */
   public static NDArray detach(NDManager manager, NDArray x) {
-    return new OperatorCall("aten::detach", "").tensor(x).run(manager);
+    return Operator.callIn(manager, "aten::detach", x);
   }
 
   /**
@@ -149,11 +140,7 @@ public final class Ops {
    * or null.
    */
   public static NDArray linear(NDArray x, NDArray weight, NDArray bias) {
-    return new OperatorCall("aten::linear", "")
-        .tensor(x)
-        .tensor(weight)
-        .optionalTensor(bias)
-        .run(x.getManager());
+    return Operator.call("aten::linear", x, weight, Optional.ofNullable(bias));
   }
 
   /**
@@ -219,12 +206,12 @@ public final class Ops {
 
   /** {@code x · sigmoid(x)}. */
   public static NDArray silu(NDArray x) {
-    return new OperatorCall("aten::silu", "").tensor(x).run(x.getManager());
+    return Operator.call("aten::silu", x);
   }
 
   /** {@code x} row-major; {@code x} itself, under another handle, when it is already. */
   public static NDArray contiguous(NDArray x) {
-    return new OperatorCall("aten::contiguous", "").tensor(x).integer(0).run(x.getManager());
+    return Operator.call("aten::contiguous", x, 0);
   }
 
   /** Whether the values of {@code x} lie one after another, the last dimension's first. */
@@ -242,46 +229,27 @@ public final class Ops {
 
   /** {@code 1 / sqrt(x)}. */
   public static NDArray rsqrt(NDArray x) {
-    return new OperatorCall("aten::rsqrt", "").tensor(x).run(x.getManager());
+    return Operator.call("aten::rsqrt", x);
   }
 
   /** A view of {@code length} entries of dimension {@code dim} from {@code start}. */
   public static NDArray narrow(NDArray x, int dim, long start, long length) {
-    return new OperatorCall("aten::narrow", "")
-        .tensor(x)
-        .integer(dim)
-        .integer(start)
-        .integer(length)
-        .run(x.getManager());
+    return Operator.call("aten::narrow", x, dim, start, length);
   }
 
   /** A view with two dimensions exchanged. */
   public static NDArray transpose(NDArray x, int dim0, int dim1) {
-    return new OperatorCall("aten::transpose", "int")
-        .tensor(x)
-        .integer(dim0)
-        .integer(dim1)
-        .run(x.getManager());
+    return Operator.call("aten::transpose.int", x, dim0, dim1);
   }
 
   /** Rows of {@code x} along {@code dim} by {@code index (n)} int64. */
   public static NDArray indexSelect(NDArray x, int dim, NDArray index) {
-    return new OperatorCall("aten::index_select", "")
-        .tensor(x)
-        .integer(dim)
-        .tensor(index)
-        .run(index.getManager());
+    return Operator.callIn(index.getManager(), "aten::index_select", x, dim, index);
   }
 
   /** Writes rows {@code (n, …)} to the rows {@code index (n)} int64 of {@code x}, in place. */
   public static void put(NDArray x, NDArray index, NDArray rows) {
-    new OperatorCall("aten::index_copy_", "")
-        .tensor(x)
-        .integer(0)
-        .tensor(index)
-        .tensor(rows)
-        .run(x.getManager())
-        .close();
+    Operator.callInPlace("aten::index_copy_", x, 0, index, rows);
   }
 
   /**
@@ -289,39 +257,22 @@ public final class Ops {
    * along {@code dim}.
    */
   public static NDArray scatterAdd(NDArray x, int dim, NDArray index, NDArray source) {
-    return new OperatorCall("aten::scatter_add", "")
-        .tensor(x)
-        .integer(dim)
-        .tensor(index)
-        .tensor(source)
-        .run(source.getManager());
+    return Operator.callIn(source.getManager(), "aten::scatter_add", x, dim, index, source);
   }
 
   /** {@link #scatterAdd} into {@code x} itself; not to be recorded. */
   public static void scatterAddInPlace(NDArray x, int dim, NDArray index, NDArray source) {
-    new OperatorCall("aten::scatter_add_", "")
-        .tensor(x)
-        .integer(dim)
-        .tensor(index)
-        .tensor(source)
-        .run(x.getManager())
-        .close();
+    Operator.callInPlace("aten::scatter_add_", x, dim, index, source);
   }
 
   /** {@code x} replaced by e to its power, under another handle; not to be recorded. */
   public static NDArray expInPlace(NDArray x) {
-    return new OperatorCall("aten::exp_", "").tensor(x).run(x.getManager());
+    return Operator.call("aten::exp_", x);
   }
 
   /** The k largest along the last dimension, best first: values, indices (int64). */
   public static NDArray[] topK(NDArray x, int k) {
-    return new OperatorCall("aten::topk", "")
-        .tensor(x)
-        .integer(k)
-        .integer(-1)
-        .bool(true)
-        .bool(true)
-        .runPair(x.getManager());
+    return Operator.callForAll(2, "aten::topk", x, k, -1, true, true);
   }
 
   /**
@@ -329,24 +280,17 @@ public final class Ops {
    * (m, k)}, S {@code (k)} in descending order, V {@code (n, k)}, k = min(m, n).
    */
   public static NDArray[] svd(NDArray x) {
-    return new OperatorCall("aten::svd", "").tensor(x).bool(true).bool(true).run(x.getManager(), 3);
+    return Operator.callForAll(3, "aten::svd", x, true, true);
   }
 
   /** Ones and zeros: a one at each place with the probability there, from libtorch's generator. */
   public static NDArray bernoulli(NDArray probabilities) {
-    return new OperatorCall("aten::bernoulli", "")
-        .tensor(probabilities)
-        .none()
-        .run(probabilities.getManager());
+    return Operator.call("aten::bernoulli", probabilities);
   }
 
   /** Softmax over the last dimension, computed and returned in float32. */
   public static NDArray softmax(NDArray x) {
-    return new OperatorCall("aten::softmax", "int")
-        .tensor(x)
-        .integer(-1)
-        .optionalInteger(Dtype.F32.scalarType())
-        .run(x.getManager());
+    return Operator.call("aten::softmax.int", x, -1, Optional.of(Dtype.F32));
   }
 
   /** Zeroes entries with probability {@code p} and scales the rest by {@code 1 / (1 − p)}. */
@@ -355,7 +299,7 @@ public final class Ops {
       var manager = x.getManager();
       return x.mul(CpuDropout.next(manager, p).factors(manager, x.getShape()));
     }
-    return new OperatorCall("aten::dropout", "").tensor(x).real(p).bool(true).run(x.getManager());
+    return Operator.call("aten::dropout", x, p, true);
   }
 
   /**
@@ -376,16 +320,16 @@ public final class Ops {
     if (repeated) {
       grouped = false;
     }
-    return new OperatorCall("aten::scaled_dot_product_attention", "")
-        .tensor(q)
-        .tensor(repeated ? repeatHeads(k, heads) : k)
-        .tensor(repeated ? repeatHeads(v, heads) : v)
-        .optionalTensor(mask)
-        .real(0)
-        .bool(causal)
-        .none()
-        .bool(grouped)
-        .run(q.getManager());
+    return Operator.call(
+        "aten::scaled_dot_product_attention",
+        q,
+        repeated ? repeatHeads(k, heads) : k,
+        repeated ? repeatHeads(v, heads) : v,
+        Optional.ofNullable(mask),
+        0.0,
+        causal,
+        Optional.empty(),
+        grouped);
   }
 
   /**
@@ -435,19 +379,19 @@ public final class Ops {
       int maxQueries,
       int maxKeys) {
     // 15 arguments from 2.7 on, 17 in 2.15: those that are not given are empty in each
-    return new OperatorCall("aten::_flash_attention_forward", "")
-        .tensor(q)
-        .tensor(k)
-        .tensor(v)
-        .optionalTensor(queryRanges)
-        .optionalTensor(keyRanges)
-        .integer(maxQueries)
-        .integer(maxKeys)
-        .real(0)
-        .bool(true)
-        .bool(false)
-        .noneForTheRest()
-        .runFirst(q.getManager(), 5);
+    return Operator.callForFirst(
+        5,
+        "aten::_flash_attention_forward",
+        q,
+        k,
+        v,
+        Optional.ofNullable(queryRanges),
+        Optional.ofNullable(keyRanges),
+        maxQueries,
+        maxKeys,
+        0.0,
+        true,
+        false);
   }
 
   /** Pieces of these lengths along {@code dim}: views, whose gradients are joined in one go. */
@@ -465,13 +409,7 @@ public final class Ops {
 
   /** Rows of {@code weight (n, dim)} by {@code ids (…)} int64: {@code (…, dim)}. */
   public static NDArray embedding(NDArray weight, NDArray ids) {
-    return new OperatorCall("aten::embedding", "")
-        .tensor(weight)
-        .tensor(ids)
-        .integer(-1)
-        .bool(false)
-        .bool(false)
-        .run(ids.getManager());
+    return Operator.callIn(ids.getManager(), "aten::embedding", weight, ids, -1, false, false);
   }
 
   /**

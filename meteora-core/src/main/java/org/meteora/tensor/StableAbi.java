@@ -16,9 +16,9 @@ import org.meteora.foreign.Functions;
 /**
  * libtorch's stable C ABI ({@code aoti_torch_*}) through the foreign-function interface: what DJL's
  * own binding cannot name, first of all bfloat16, and any ATen operator by its name ({@link
- * OperatorCall}). A {@link PtNDArray}'s handle is the ABI's {@code AtenTensorHandle}.
+ * Operator}). A {@link PtNDArray}'s handle is the ABI's {@code AtenTensorHandle}.
  *
- * <p>With {@link OperatorCall} and {@link CudaAbi} the only class that holds method handles to
+ * <p>With {@link Operator} and {@link CudaAbi} the only class that holds method handles to
  * libtorch; everything else calls {@link Ops}.
  */
 final class StableAbi {
