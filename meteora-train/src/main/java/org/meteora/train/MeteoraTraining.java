@@ -14,6 +14,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.MeteoraCheckpoint;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.data.Sample;
+import org.meteora.data.config.Nearest;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.FolderNames;
@@ -78,7 +79,7 @@ public record MeteoraTraining(
           FolderNames.require("the adapter", task);
           throw new UserException(
               "no adapter %s in %s".formatted(task, adapterDir)
-                  + Settings.nearest(task, found)
+                  + Nearest.to(task, found)
                       .map(n -> ", did you mean " + n + "?")
                       .orElse("; there are " + String.join(", ", found)));
         }

@@ -7,6 +7,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.data.config.Nearest;
 
@@ -29,7 +30,7 @@ final class Settings {
                 .formatted(
                     where,
                     entry.getKey(),
-                    nearest(key, known).map(k -> ", did you mean \"" + k + "\"?").orElse("")));
+                    Nearest.to(key, known).map(k -> ", did you mean \"" + k + "\"?").orElse("")));
       }
       if (entry.getValue() != null) {
         this.values.put(key, entry.getValue());
@@ -37,9 +38,15 @@ final class Settings {
     }
   }
 
-  /** The known name with the fewest edits, when there is a close one. */
-  static Optional<String> nearest(String word, Collection<String> known) {
-    return Nearest.to(word, known);
+  /** The same, with values for what is not there yet. */
+  Settings over(Map<String, Object> defaults) {
+    defaults.forEach(values::putIfAbsent);
+    return this;
+  }
+
+  /** All that are there. */
+  Map<String, Object> values() {
+    return Map.copyOf(values);
   }
 
   boolean has(String key) {
@@ -51,22 +58,18 @@ final class Settings {
         where + ": " + key + " must be " + wanted + ", it is \"" + values.get(key) + "\"");
   }
 
-  int integer(String key, int otherwise, int minimum) {
-    long value = whole(key, otherwise, minimum);
+  int integer(String key, int minimum) {
+    long value = whole(key, minimum);
     if (value > Integer.MAX_VALUE) {
       throw wrong(key, "at most " + Integer.MAX_VALUE);
     }
     return (int) value;
   }
 
-  long whole(String key, long otherwise, long minimum) {
-    var value = values.get(key);
-    if (value == null) {
-      return otherwise;
-    }
+  long whole(String key, long minimum) {
     long number;
     try {
-      number = Long.parseLong(value.toString().replace("_", ""));
+      number = Long.parseLong(values.get(key).toString().replace("_", ""));
     } catch (NumberFormatException e) {
       throw wrong(key, "a whole number");
     }
@@ -76,14 +79,10 @@ final class Settings {
     return number;
   }
 
-  double number(String key, double otherwise, double minimum, double maximum) {
-    var value = values.get(key);
-    if (value == null) {
-      return otherwise;
-    }
+  double number(String key, double minimum, double maximum) {
     double number;
     try {
-      number = Double.parseDouble(value.toString());
+      number = Double.parseDouble(values.get(key).toString());
     } catch (NumberFormatException e) {
       throw wrong(key, "a number");
     }
@@ -93,24 +92,25 @@ final class Settings {
     return number;
   }
 
-  boolean flag(String key, boolean otherwise) {
-    var value = values.get(key);
-    if (value == null) {
-      return otherwise;
-    }
-    return switch (value.toString()) {
+  boolean flag(String key) {
+    return switch (values.get(key).toString()) {
       case "true" -> true;
       case "false" -> false;
       default -> throw wrong(key, "true or false");
     };
   }
 
+  /** A value that need not be there. */
+  <T> Optional<T> ifGiven(String key, Function<String, T> read) {
+    return has(key) ? Optional.of(read.apply(key)) : Optional.empty();
+  }
+
   Optional<String> text(String key) {
     return Optional.ofNullable(values.get(key)).map(Object::toString);
   }
 
-  String choice(String key, String otherwise, String... choices) {
-    var value = text(key).orElse(otherwise);
+  String choice(String key, String... choices) {
+    var value = values.get(key).toString();
     if (!List.of(choices).contains(value)) {
       throw wrong(key, "one of " + String.join(", ", choices));
     }

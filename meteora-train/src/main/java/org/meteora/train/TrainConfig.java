@@ -1,5 +1,7 @@
 package org.meteora.train;
 
+import static java.util.Map.entry;
+
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -10,6 +12,7 @@ import java.util.Set;
 import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
+import org.meteora.data.config.Nearest;
 import org.meteora.lora.LoraConfig;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.moe.Flags;
@@ -61,6 +64,7 @@ import org.meteora.train.listener.Part;
  *     adapters were trained
  * @param gated whether this is the training of gates ({@code train}) or of one adapter ({@code
  *     train-lora})
+ * @param values all of these by the names of the settings
  */
 public record TrainConfig(
     int batchSize,
@@ -94,7 +98,8 @@ public record TrainConfig(
     List<String> tasks,
     LoraConfig lora,
     Optional<Boolean> responseOnly,
-    boolean gated) {
+    boolean gated,
+    Map<String, Object> values) {
   private static final List<String> COMMON =
       List.of(
           "batch_size",
@@ -151,65 +156,55 @@ public record TrainConfig(
           "save_total_limit",
           "report_to");
 
-  /**
-   * What a recipe gives where nothing else is said.
-   *
-   * @param adapterLearningRate empty: the gates' rate
-   */
-  private record Recipe(
-      int batchSize,
-      int accumulation,
-      double learningRate,
-      Optional<Double> adapterLearningRate,
-      double warmupRatio,
-      double weightDecay,
-      double maxGradNorm,
-      Optional<Double> adapterMaxGradNorm,
-      long maxSteps,
-      long evalSteps,
-      long saveSteps,
-      double gateLossWeight,
-      Trained trained,
-      boolean keepBest,
-      Optional<Boolean> asAdapters) {
-    /** The original's, and {@code train-lora}'s. */
-    static final Recipe PAPER =
-        new Recipe(
-            4,
-            2,
-            5e-4,
-            Optional.empty(),
-            0.005,
-            0.01,
-            0.3,
-            Optional.empty(),
-            15_000,
-            500,
-            3000,
-            50,
-            Trained.ALL,
-            false,
-            Optional.of(false));
+  /** What holds where neither file nor options say otherwise, whatever the recipe. */
+  private static final Map<String, Object> DEFAULTS =
+      Map.ofEntries(
+          entry("recipe", "default"),
+          entry("max_seq_len", 4096),
+          entry("gradient_checkpointing", "auto"),
+          entry("seed", 42),
+          entry("eval_ratio", 0.1),
+          entry("eval_samples", 256),
+          entry("save_total_limit", 3),
+          entry("report_to", "none"),
+          entry("dropout", 0.1),
+          entry("routing_top_k", RoutingSettings.DEFAULT.topK()),
+          entry("r", 8),
+          entry("alpha", 16),
+          entry("use_rslora", false));
 
-    /** What was found to keep the adapters' knowledge. */
-    static final Recipe DEFAULT =
-        new Recipe(
-            16,
-            1,
-            2e-2,
-            Optional.of(1e-4),
-            0.05,
-            0,
-            0,
-            Optional.of(1.0),
-            600,
-            100,
-            600,
-            10,
-            Trained.AUTO,
-            true,
-            Optional.empty());
-  }
+  /** The original's, and {@code train-lora}'s. */
+  private static final Map<String, Object> PAPER =
+      Map.ofEntries(
+          entry("batch_size", 4),
+          entry("gradient_accumulation_steps", 2),
+          entry("learning_rate", 5e-4),
+          entry("warmup_ratio", 0.005),
+          entry("weight_decay", 0.01),
+          entry("max_grad_norm", 0.3),
+          entry("eval_steps", 500),
+          entry("save_steps", 3000),
+          entry("gate_loss_weight", 50),
+          entry("train", "all"),
+          entry("keep", "last"),
+          entry("append_eos", false),
+          entry("response_only", false));
+
+  /** What was found to keep the adapters' knowledge. */
+  private static final Map<String, Object> DEFAULT =
+      Map.ofEntries(
+          entry("batch_size", 16),
+          entry("gradient_accumulation_steps", 1),
+          entry("learning_rate", 2e-2),
+          entry("warmup_ratio", 0.05),
+          entry("weight_decay", 0),
+          entry("max_grad_norm", 0),
+          entry("adapter_max_grad_norm", 1),
+          entry("eval_steps", 100),
+          entry("save_steps", 600),
+          entry("gate_loss_weight", 10),
+          entry("train", "auto"),
+          entry("keep", "best"));
 
   /** The adapters' peak rate in the second part of {@link Trained#AUTO}. */
   private static final double SECOND_RATE = 2e-3;
@@ -342,25 +337,26 @@ public record TrainConfig(
     return names;
   }
 
-  private static TrainConfig read(Map<String, Object> values, List<String> more, boolean lora) {
-    var s = new Settings("training settings", values, keys(more));
+  private static TrainConfig read(Map<String, Object> given, List<String> more, boolean lora) {
+    return read(new Settings("training settings", given, keys(more)), lora);
+  }
+
+  private static TrainConfig read(Settings s, boolean lora) {
+    s.over(DEFAULTS);
+    var recipe = s.choice("recipe", "default", "paper");
+    boolean paper = lora || recipe.equals("paper");
+    if (lora) {
+      s.over(Map.of("response_only", true));
+    }
+    s.over(paper ? PAPER : DEFAULT);
     if (s.has("max_steps") && s.has("epochs")) {
       throw new UserException("training settings: give max_steps or epochs, not both");
     }
-    var recipeName = s.choice("recipe", "default", "default", "paper");
-    var recipe = lora || recipeName.equals("paper") ? Recipe.PAPER : Recipe.DEFAULT;
-    double rate = s.number("learning_rate", recipe.learningRate(), 0, 1e3);
-    Optional<Long> maxSteps =
-        s.has("max_steps") ? Optional.of(s.whole("max_steps", 0, 1)) : Optional.empty();
-    Optional<Double> epochs =
-        s.has("epochs") ? Optional.of(s.number("epochs", 0, 1e-6, 1e9)) : Optional.empty();
-    if (maxSteps.isEmpty() && epochs.isEmpty()) {
-      if (lora) {
-        epochs = Optional.of(DEFAULT_LORA_EPOCHS);
-      } else {
-        maxSteps = Optional.of(recipe.maxSteps());
-      }
+    if (!s.has("max_steps") && !s.has("epochs")) {
+      s.over(
+          lora ? Map.of("epochs", DEFAULT_LORA_EPOCHS) : Map.of("max_steps", paper ? 15_000 : 600));
     }
+    double rate = s.number("learning_rate", 0, 1e3);
     var targets = s.list("target_modules");
     if (targets.isEmpty() || targets.equals(List.of("all-linear"))) {
       targets = Projection.NAMES;
@@ -371,71 +367,64 @@ public record TrainConfig(
             "target_modules: unknown module \""
                 + target
                 + "\""
-                + Settings.nearest(target, Projection.NAMES)
+                + Nearest.to(target, Projection.NAMES)
                     .map(n -> ", did you mean \"" + n + "\"?")
                     .orElse("; choose from " + String.join(", ", Projection.NAMES)));
       }
     }
-    double dropout = s.number("dropout", 0.1, 0, 0.99);
+    double dropout = s.number("dropout", 0, 0.99);
     var trained =
-        Trained.valueOf(
-            s.choice("train", recipe.trained().label(), "auto", "gates", "all")
-                .toUpperCase(Locale.ROOT));
-    var dtype = s.text("dtype");
-    if (dtype.isPresent()) {
-      s.choice("dtype", "", "f32", "float32", "bf16", "bfloat16");
+        Trained.valueOf(s.choice("train", "auto", "gates", "all").toUpperCase(Locale.ROOT));
+    if (s.has("dtype")) {
+      s.choice("dtype", "f32", "float32", "bf16", "bfloat16");
     }
+    s.over(
+        Map.of(
+            "adapter_learning_rate", trained == Trained.AUTO ? SECOND_RATE : paper ? rate : 1e-4));
     return new TrainConfig(
-        s.integer("batch_size", recipe.batchSize(), 1),
-        s.integer("gradient_accumulation_steps", recipe.accumulation(), 1),
-        recipeName,
+        s.integer("batch_size", 1),
+        s.integer("gradient_accumulation_steps", 1),
+        recipe,
         rate,
-        s.number(
-            "adapter_learning_rate",
-            trained == Trained.AUTO ? SECOND_RATE : recipe.adapterLearningRate().orElse(rate),
-            0,
-            1e3),
-        s.number("warmup_ratio", recipe.warmupRatio(), 0, 1),
-        s.number("weight_decay", recipe.weightDecay(), 0, 1),
-        s.number("max_grad_norm", recipe.maxGradNorm(), 0, 1e12),
-        s.has("adapter_max_grad_norm")
-            ? Optional.of(s.number("adapter_max_grad_norm", 0, 0, 1e12))
-            : recipe.adapterMaxGradNorm(),
-        maxSteps,
-        epochs,
-        s.integer("max_seq_len", 4096, 2),
+        s.number("adapter_learning_rate", 0, 1e3),
+        s.number("warmup_ratio", 0, 1),
+        s.number("weight_decay", 0, 1),
+        s.number("max_grad_norm", 0, 1e12),
+        s.ifGiven("adapter_max_grad_norm", key -> s.number(key, 0, 1e12)),
+        s.ifGiven("max_steps", key -> s.whole(key, 1)),
+        s.ifGiven("epochs", key -> s.number(key, 1e-6, 1e9)),
+        s.integer("max_seq_len", 2),
         recompute(s),
-        s.whole("seed", 42, Long.MIN_VALUE),
-        s.number("eval_ratio", 0.1, 0, 0.9),
-        s.whole("eval_steps", recipe.evalSteps(), 1),
-        s.integer("eval_samples", 256, 1),
-        s.choice("keep", recipe.keepBest() ? "best" : "last", "best", "last").equals("best"),
-        s.whole("save_steps", recipe.saveSteps(), 1),
-        s.integer("save_total_limit", 3, 1),
-        s.choice("report_to", "none", "none", "tensorboard").equals("tensorboard"),
+        s.whole("seed", Long.MIN_VALUE),
+        s.number("eval_ratio", 0, 0.9),
+        s.whole("eval_steps", 1),
+        s.integer("eval_samples", 1),
+        s.choice("keep", "best", "last").equals("best"),
+        s.whole("save_steps", 1),
+        s.integer("save_total_limit", 1),
+        s.choice("report_to", "none", "tensorboard").equals("tensorboard"),
         dropout,
-        s.has("append_eos") ? Optional.of(s.flag("append_eos", false)) : recipe.asAdapters(),
+        s.ifGiven("append_eos", s::flag),
         trained,
-        s.number("gate_loss_weight", recipe.gateLossWeight(), 0, 1e9),
-        s.integer("routing_top_k", RoutingSettings.DEFAULT.topK(), 1),
+        s.number("gate_loss_weight", 0, 1e9),
+        s.integer("routing_top_k", 1),
         s.text("device"),
-        dtype,
+        s.text("dtype"),
         s.list("tasks"),
         LoraConfig.of(
-            s.integer("r", 8, 1),
-            s.number("alpha", 16, 1e-6, 1e6),
+            s.integer("r", 1),
+            s.number("alpha", 1e-6, 1e6),
             dropout,
             Set.copyOf(targets),
-            s.flag("use_rslora", false),
+            s.flag("use_rslora"),
             s.integers("layers_to_transform")),
-        s.has("response_only")
-            ? Optional.of(s.flag("response_only", true))
-            : lora ? Optional.of(true) : recipe.asAdapters(),
-        !lora);
+        s.ifGiven("response_only", s::flag),
+        !lora,
+        s.values());
   }
 
   private static Recompute recompute(Settings s) {
-    return switch (s.choice("gradient_checkpointing", "auto", "auto", "true", "false")) {
+    return switch (s.choice("gradient_checkpointing", "auto", "true", "false")) {
       case "true" -> Recompute.ALL;
       case "false" -> Recompute.NONE;
       default -> Recompute.AUTO;
@@ -454,39 +443,10 @@ public record TrainConfig(
 
   /** These settings, with what was left open decided as the adapters were trained. */
   TrainConfig as(boolean adaptersAppendEos, boolean adaptersResponseOnly) {
-    return new TrainConfig(
-        batchSize,
-        accumulation,
-        recipe,
-        learningRate,
-        adapterLearningRate,
-        warmupRatio,
-        weightDecay,
-        maxGradNorm,
-        adapterMaxGradNorm,
-        maxSteps,
-        epochs,
-        maxSeqLen,
-        recompute,
-        seed,
-        evalRatio,
-        evalSteps,
-        evalSamples,
-        keepBest,
-        saveSteps,
-        saveTotalLimit,
-        tensorBoard,
-        dropout,
-        Optional.of(appendEos.orElse(adaptersAppendEos)),
-        trained,
-        gateLossWeight,
-        topK,
-        device,
-        dtype,
-        tasks,
-        lora,
-        Optional.of(responseOnly.orElse(adaptersResponseOnly)),
-        gated);
+    var decided = new LinkedHashMap<>(values);
+    decided.put("append_eos", appendEos.orElse(adaptersAppendEos));
+    decided.put("response_only", responseOnly.orElse(adaptersResponseOnly));
+    return read(new Settings("training settings", decided, decided.keySet()), !gated);
   }
 
   /**
