@@ -52,10 +52,8 @@ public record LoraFlowTraining(
    *     diverges
    */
   public Optional<Path> run(Collective collective, Collective sharers, BooleanSupplier stop) {
-    try (var lock = collective.rank() == 0 ? Checkpoints.lock(output) : null) {
-      var start = resume ? Run.Start.RESUME : Run.Start.NEW;
-      return run(Run.resume(output, start, collective), collective, sharers, stop);
-    }
+    var start = resume ? Run.Start.RESUME : Run.Start.NEW;
+    return Run.in(output, start, collective, from -> run(from, collective, sharers, stop));
   }
 
   private Optional<Path> run(
@@ -70,24 +68,15 @@ public record LoraFlowTraining(
           LoraTraining.samples(
               config, data, samples, model.tokenizer(), Run.tokenization(config, model));
       var target = String.join(",", data.keySet());
+      var run = new Run(config, basePath, folders, List.of(target), output, from, collective, stop);
       var outcome =
-          Run.train(
+          run.train(
               "lora-flow for " + target,
-              config,
-              part -> part,
-              0,
               model,
               parameters,
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
-              basePath,
-              folders,
               learnt,
-              List.of(target),
-              output,
-              from,
-              folder -> LoraFlowFile.write(folder, values(parameters), names),
-              collective,
-              stop);
+              folder -> LoraFlowFile.write(folder, values(parameters), names));
       if (outcome.isEmpty()) {
         return Optional.empty();
       }

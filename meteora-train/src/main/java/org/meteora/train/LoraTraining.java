@@ -61,18 +61,22 @@ public record LoraTraining(
    * @throws org.meteora.UserException when data or model are missing, or the loss diverges
    */
   public Optional<Path> run(Collective collective, Collective sharers, BooleanSupplier stop) {
-    var folder = output.resolve("training");
-    try (var lock = collective.rank() == 0 ? Checkpoints.lock(folder) : null) {
-      return run(folder, collective, sharers, stop);
-    }
+    return Run.in(folder(), start(), collective, from -> run(from, collective, sharers, stop));
+  }
+
+  private Run.Start start() {
+    return resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW;
+  }
+
+  private Path folder() {
+    return output.resolve("training");
   }
 
   private Optional<Path> run(
-      Path folder, Collective collective, Collective sharers, BooleanSupplier stop) {
+      Optional<Path> from, Collective collective, Collective sharers, BooleanSupplier stop) {
     if (collective.rank() == 0) {
       AtomicFiles.removeLeftovers(output);
     }
-    var from = Run.resume(folder, resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW, collective);
     try (var model =
             TrainableModel.lora(
                 config.model(basePath, flags), List.of(name), config.lora(), sharers);
@@ -80,7 +84,7 @@ public record LoraTraining(
             new FlatParameters(model.llama().manager(), model.parameters(false), collective)) {
       var learner =
           LlamaLearner.of(model.llama(), model.context(), config.recompute(), 0, parameters);
-      return run(model, parameters, learner, folder, from, collective, stop);
+      return run(model, parameters, learner, from, collective, stop);
     }
   }
 
@@ -88,30 +92,14 @@ public record LoraTraining(
       TrainableModel model,
       FlatParameters parameters,
       Learner learner,
-      Path folder,
       Optional<Path> from,
       Collective collective,
       BooleanSupplier stop) {
     var samples =
         samples(config, data, samplesPerTask, model.tokenizer(), Run.tokenization(config, model));
+    var run = new Run(config, basePath, List.of(), List.of(name), folder(), from, collective, stop);
     var outcome =
-        Run.train(
-            name,
-            config,
-            part -> part,
-            0,
-            model,
-            parameters,
-            learner,
-            basePath,
-            List.of(),
-            samples,
-            List.of(name),
-            folder,
-            from,
-            target -> write(target, parameters),
-            collective,
-            stop);
+        run.train(name, model, parameters, learner, samples, target -> write(target, parameters));
     if (outcome.isEmpty()) {
       return Optional.empty();
     }
@@ -198,11 +186,9 @@ public record LoraTraining(
     try {
       var from = new ArrayList<Optional<Path>>();
       for (var each : trainings) {
-        var folder = each.output().resolve("training");
-        locks.add(Checkpoints.lock(folder));
+        locks.add(Checkpoints.lock(each.folder()));
         AtomicFiles.removeLeftovers(each.output());
-        var start = each.resume() ? Run.Start.RESUME_OR_NEW : Run.Start.NEW;
-        from.add(Run.resume(folder, start, Collective.single()));
+        from.add(Run.resume(each.folder(), each.start(), Collective.single()));
       }
       var names = trainings.stream().map(LoraTraining::name).toList();
       try (var model =
@@ -241,7 +227,6 @@ public record LoraTraining(
                             model,
                             parameters.get(i),
                             learner,
-                            trainings.get(i).output().resolve("training"),
                             from.get(i),
                             Collective.single(),
                             () -> failed.getAsBoolean() || stop.getAsBoolean()));

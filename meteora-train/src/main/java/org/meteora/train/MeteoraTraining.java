@@ -118,9 +118,9 @@ public record MeteoraTraining(
               + flags.singleAdapter().getAsInt()
               + " switches the gates off that are to be trained: unset it");
     }
-    try (var lock = collective.rank() == 0 ? Checkpoints.lock(output) : null) {
-      return asAdapters().train(collective, sharers, stop);
-    }
+    var start = resume ? Run.Start.RESUME : Run.Start.NEW;
+    return Run.in(
+        output, start, collective, from -> asAdapters().train(from, collective, sharers, stop));
   }
 
   /**
@@ -172,11 +172,11 @@ public record MeteoraTraining(
     return first;
   }
 
-  private Optional<Path> train(Collective collective, Collective sharers, BooleanSupplier stop) {
+  private Optional<Path> train(
+      Optional<Path> from, Collective collective, Collective sharers, BooleanSupplier stop) {
     if (collective.rank() == 0) {
       AtomicFiles.removeLeftovers(output.resolve("meteora"));
     }
-    var from = Run.resume(output, resume ? Run.Start.RESUME : Run.Start.NEW, collective);
     var tasks = order(adapterDir, config.tasks());
     for (var task : tasks) {
       if (!Files.isRegularFile(data(task))) {
@@ -206,27 +206,18 @@ public record MeteoraTraining(
       }
       long before = from.map(Checkpoints::before).orElse(0L);
       var samples = new TaskSamples(train, eval);
+      var run = new Run(config, basePath, folders, tasks, output, from, collective, stop);
       if (before > 0) {
-        return part(model, tasks, samples, before, before, from, collective, stop)
-            .map(it -> result());
+        return part(run, model, samples, before, before).map(it -> result());
       }
-      var first = part(model, tasks, samples, 0, 0, from, collective, stop);
+      var first = part(run, model, samples, 0, 0);
       if (first.isEmpty() || !wantsMore(first.get())) {
         return first.map(it -> result());
       }
       // what it has come to is written: nothing that happens in the next part takes that away
       var made = first.get();
       try {
-        return part(
-                model,
-                tasks,
-                samples,
-                made.steps(),
-                made.kept(),
-                Optional.empty(),
-                collective,
-                stop)
-            .map(it -> result());
+        return part(run.anew(), model, samples, made.steps(), made.kept()).map(it -> result());
       } catch (RuntimeException e) {
         // of several processes others may have room, and go on
         if (collective.size() > 1 || !TooLittleMemory.isReportedBy(e)) {
@@ -245,45 +236,30 @@ public record MeteoraTraining(
    *
    * @param before steps before it; 0: the first part
    * @param begin the step whose parameters the model has
-   * @param from a checkpoint of the part to go on from
    * @return empty when stopped early
    */
   private Optional<Trainer.Outcome> part(
-      TrainableModel model,
-      List<String> tasks,
-      TaskSamples samples,
-      long before,
-      long begin,
-      Optional<Path> from,
-      Collective collective,
-      BooleanSupplier stop) {
+      Run run, TrainableModel model, TaskSamples samples, long before, long begin) {
     boolean gatesOnly = before == 0 && config.trained() != TrainConfig.Trained.ALL;
     try (var parameters =
-        new FlatParameters(model.llama().manager(), model.parameters(gatesOnly), collective)) {
+        new FlatParameters(
+            model.llama().manager(), model.parameters(gatesOnly), run.collective())) {
       var learner =
           LlamaLearner.of(
-              model.llama(), model.context(), config.recompute(), tasks.size(), parameters);
+              model.llama(), model.context(), config.recompute(), run.tasks().size(), parameters);
       var outcome =
-          Run.train(
+          run.train(
               before == 0 ? "train" : "train, all together",
-              config,
               first -> before == 0 ? first : config.second(first, before),
               begin,
               model,
               parameters,
               learner,
-              basePath,
-              tasks.stream().map(adapterDir::resolve).toList(),
               samples,
-              tasks,
-              output,
-              from,
-              folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false),
-              collective,
-              stop);
+              folder -> MeteoraCheckpoint.write(folder, model.llama(), model.adapters(), false));
       learner.ownPasses().ifPresent(LlamaTraining::close);
-      if (collective.rank() == 0) {
-        outcome.ifPresent(it -> write(model, tasks, it));
+      if (run.collective().rank() == 0) {
+        outcome.ifPresent(it -> write(model, run.tasks(), it));
       }
       return outcome;
     }

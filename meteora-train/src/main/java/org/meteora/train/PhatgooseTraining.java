@@ -47,10 +47,8 @@ public record PhatgooseTraining(
    */
   public Optional<Path> run(Collective collective, Collective sharers, BooleanSupplier stop) {
     var folder = adapter.resolve("training").resolve("phatgoose");
-    try (var lock = collective.rank() == 0 ? Checkpoints.lock(folder) : null) {
-      var start = resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW;
-      return run(folder, Run.resume(folder, start, collective), collective, sharers, stop);
-    }
+    var start = resume ? Run.Start.RESUME_OR_NEW : Run.Start.NEW;
+    return Run.in(folder, start, collective, from -> run(folder, from, collective, sharers, stop));
   }
 
   private Optional<Path> run(
@@ -66,24 +64,17 @@ public record PhatgooseTraining(
       var samples =
           LoraTraining.samples(
               config, data, samplesPerTask, model.tokenizer(), Run.tokenization(config, model));
+      var run =
+          new Run(
+              config, basePath, List.of(adapter), List.of(name), folder, from, collective, stop);
       var outcome =
-          Run.train(
+          run.train(
               name + ", phatgoose",
-              config,
-              part -> part,
-              0,
               model,
               parameters,
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
-              basePath,
-              List.of(adapter),
               samples,
-              List.of(name),
-              folder,
-              from,
-              target -> PhatgooseFile.write(target, adapter, vectors(parameters)),
-              collective,
-              stop);
+              target -> PhatgooseFile.write(target, adapter, vectors(parameters)));
       if (outcome.isEmpty()) {
         return Optional.empty();
       }

@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
+import java.util.function.Function;
 import java.util.function.UnaryOperator;
 import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
@@ -34,9 +35,26 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * What LoRA's and MeteoRA's training share: from a model and samples to a finished run in a folder.
+ * What all trainings share: from a model and samples to a finished run in a folder.
+ *
+ * @param config settings
+ * @param basePath the base model's folder
+ * @param adapters PEFT folders embedded, in the order of their indices
+ * @param tasks names by index
+ * @param folder gets checkpoints, metrics and curves
+ * @param from the checkpoint to go on from
+ * @param collective the processes that train together
+ * @param stop asked after every step
  */
-final class Run {
+record Run(
+    TrainConfig config,
+    Path basePath,
+    List<Path> adapters,
+    List<String> tasks,
+    Path folder,
+    Optional<Path> from,
+    Collective collective,
+    BooleanSupplier stop) {
   private static final Logger LOG = LoggerFactory.getLogger(Run.class);
 
   /** How a run begins. */
@@ -48,8 +66,6 @@ final class Run {
     /** From the folder's last checkpoint, or from the beginning when there is none. */
     RESUME_OR_NEW
   }
-
-  private Run() {}
 
   /** Finds the checkpoint to go on from, before anything is loaded. */
   static Optional<Path> resume(Path folder, Start start, Collective collective) {
@@ -99,12 +115,8 @@ final class Run {
    *
    * @throws org.meteora.TooLittleMemory naming what is needed and what is free
    */
-  private static void requireMemory(
-      TrainConfig config,
-      TrainableModel model,
-      FlatParameters parameters,
-      Batches batches,
-      long microBatches) {
+  private void requireMemory(
+      TrainableModel model, FlatParameters parameters, Batches batches, long microBatches) {
     var llama = model.llama();
     long tokens = batches.mostTokens(microBatches);
     long before =
@@ -125,37 +137,52 @@ final class Run {
   }
 
   /**
+   * Runs a training in a folder that no other run may write into meanwhile.
+   *
+   * @param training gets the checkpoint to go on from
+   */
+  static <T> T in(
+      Path folder, Start start, Collective collective, Function<Optional<Path>, T> training) {
+    try (var lock = collective.rank() == 0 ? Checkpoints.lock(folder) : null) {
+      return training.apply(resume(folder, start, collective));
+    }
+  }
+
+  /** The same from its beginning. */
+  Run anew() {
+    return new Run(config, basePath, adapters, tasks, folder, Optional.empty(), collective, stop);
+  }
+
+  /** {@link #train} of a run that has one part. */
+  Optional<Trainer.Outcome> train(
+      String name,
+      TrainableModel model,
+      FlatParameters parameters,
+      Learner learner,
+      TaskSamples samples,
+      Consumer<Path> export) {
+    return train(name, part -> part, 0, model, parameters, learner, samples, export);
+  }
+
+  /**
    * Trains.
    *
    * @param name shown with the progress
    * @param part which part of the run, from its first
    * @param begin the step whose parameters the part begins with; 0 in the first
    * @param learner of the model
-   * @param basePath the base model's folder
-   * @param adapters PEFT folders embedded, in the order of their indices
-   * @param tasks names by index
-   * @param folder gets checkpoints, metrics and curves
    * @param export writes the model into a checkpoint's folder, given the master values
-   * @param collective the processes that train it together
    * @return empty when stopped before the last step
    */
-  static Optional<Trainer.Outcome> train(
+  Optional<Trainer.Outcome> train(
       String name,
-      TrainConfig config,
       UnaryOperator<Part> part,
       long begin,
       TrainableModel model,
       FlatParameters parameters,
       Learner learner,
-      Path basePath,
-      List<Path> adapters,
       TaskSamples samples,
-      List<String> tasks,
-      Path folder,
-      Optional<Path> resume,
-      Consumer<Path> export,
-      Collective collective,
-      BooleanSupplier stop) {
+      Consumer<Path> export) {
     var batches =
         new Batches(samples.train(), config.batchSize(), config.answersOnly(), config.seed());
     var first = config.first(batches.perEpoch(), collective.size());
@@ -174,10 +201,9 @@ final class Run {
         Devices.name(model.llama().manager().getDevice()),
         model.context().mode().label());
     requireMemory(
-        config, model, parameters, batches, now.end() * config.accumulation() * collective.size());
+        model, parameters, batches, now.end() * config.accumulation() * collective.size());
     var identity = RunIdentity.of(config, model, tasks, samples.train(), basePath, adapters);
     Processes.requireSame(collective, identity.lines());
-    var metrics = folder.resolve("metrics.jsonl");
     var trainer =
         new Trainer(
             config,
@@ -198,9 +224,9 @@ final class Run {
             folder,
             export,
             collective,
-            listeners(name, config, now, folder, metrics, stop),
+            listeners(name, now),
             stop);
-    var outcome = trainer.run(resume);
+    var outcome = trainer.run(from);
     if (outcome.steps() < now.end()) {
       LOG.info("{}", stopped(config, outcome.steps(), now.end()));
       return Optional.empty();
@@ -208,8 +234,8 @@ final class Run {
     return Optional.of(outcome);
   }
 
-  private static List<TrainingListener> listeners(
-      String name, TrainConfig config, Part part, Path folder, Path metrics, BooleanSupplier stop) {
+  private List<TrainingListener> listeners(String name, Part part) {
+    var metrics = folder.resolve("metrics.jsonl");
     var result =
         new ArrayList<TrainingListener>(
             List.of(
