@@ -1,7 +1,5 @@
 package org.meteora.cli;
 
-import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -16,6 +14,7 @@ import org.meteora.data.config.SeedOption;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderLock;
 import org.meteora.io.FolderNames;
+import org.meteora.io.Folders;
 import org.meteora.io.Jsonl;
 import org.meteora.lora.AdapterMerge;
 import org.meteora.lora.LoraAdapter;
@@ -185,13 +184,9 @@ final class MergeCommand implements Callable<Integer> {
 
   private static void requireNew(Path folder) {
     AtomicFiles.removeLeftovers(folder);
-    try (var entries = Files.list(folder)) {
-      if (entries.anyMatch(entry -> !entry.endsWith(FolderLock.NAME))) {
-        throw new UserException(
-            "--output-dir " + folder + " is not empty: remove it, or name a new folder");
-      }
-    } catch (IOException e) {
-      throw new UserException("cannot read " + folder + ": " + AtomicFiles.reason(e), e);
+    if (Folders.entries(folder).stream().anyMatch(entry -> !entry.endsWith(FolderLock.NAME))) {
+      throw new UserException(
+          "--output-dir " + folder + " is not empty: remove it, or name a new folder");
     }
   }
 

@@ -2,13 +2,13 @@ package org.meteora.checkpoint;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
-import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Folders;
 import org.meteora.io.Progress;
 import org.meteora.lora.AdapterMerge;
 import org.meteora.safetensors.SafetensorsFile;
@@ -106,18 +106,14 @@ public final class MergedModel {
   }
 
   private static void copyOthers(Path base, Path output) {
-    try (var entries = Files.newDirectoryStream(base)) {
-      for (var entry : entries) {
-        var name = entry.getFileName().toString();
-        if (Files.isRegularFile(entry)
-            && !name.equals("config.json")
-            && !name.endsWith(".safetensors")
-            && OTHER_WEIGHTS.stream().noneMatch(name::endsWith)) {
-          copy(entry, output.resolve(name));
-        }
+    for (var entry : Folders.entries(base)) {
+      var name = entry.getFileName().toString();
+      if (Files.isRegularFile(entry)
+          && !name.equals("config.json")
+          && !name.endsWith(".safetensors")
+          && OTHER_WEIGHTS.stream().noneMatch(name::endsWith)) {
+        copy(entry, output.resolve(name));
       }
-    } catch (IOException e) {
-      throw new UserException("cannot read " + base + ": " + AtomicFiles.reason(e), e);
     }
     copy(base.resolve("config.json"), output.resolve("config.json"));
   }

@@ -1,5 +1,6 @@
 package org.meteora.io;
 
+import com.fasterxml.jackson.core.JsonGenerator;
 import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
@@ -128,6 +129,14 @@ public final class Jsonl {
       throw new UserException(
           file + (at == null ? "" : ":" + at.getLineNr()) + ": not valid JSON: " + reason(e));
     }
+  }
+
+  /** Writes a JSON file; an iterator in the value is a list whose elements are made on the way. */
+  public static void write(Path file, Object value) {
+    AtomicFiles.writeStream(
+        file,
+        out ->
+            JSON.writer().without(JsonGenerator.Feature.AUTO_CLOSE_TARGET).writeValue(out, value));
   }
 
   /** What a parser found wrong, in one line, without advice to programmers. */

@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -13,6 +12,7 @@ import java.util.Optional;
 import java.util.TreeSet;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
+import org.meteora.io.Folders;
 import org.meteora.safetensors.SafetensorsFile;
 
 /**
@@ -139,16 +139,7 @@ public record LoraAdapter(
       throw new UserException(
           "no such folder of adapters: " + adapterDir + "; \"meteora train-lora\" makes adapters");
     }
-    var found = new TreeSet<Path>();
-    try (var entries = Files.newDirectoryStream(adapterDir)) {
-      for (var entry : entries) {
-        if (Files.isRegularFile(entry.resolve("adapter_config.json"))) {
-          found.add(entry);
-        }
-      }
-    } catch (java.io.IOException e) {
-      throw new UserException("cannot read the folder " + adapterDir, e);
-    }
+    var found = Folders.having(adapterDir, "adapter_config.json");
     if (found.isEmpty()) {
       throw new UserException(
           "no adapters in "
@@ -156,7 +147,7 @@ public record LoraAdapter(
               + ": a folder with adapter_config.json for each was expected, as \"meteora"
               + " train-lora\" makes them");
     }
-    return new ArrayList<>(found);
+    return found;
   }
 
   /** The rank of this adapter on a module; empty when it does not target it. */

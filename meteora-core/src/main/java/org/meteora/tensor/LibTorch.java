@@ -19,6 +19,7 @@ import org.meteora.UserException;
 import org.meteora.foreign.Functions;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
+import org.meteora.io.Folders;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -72,8 +73,8 @@ public final class LibTorch {
       var result = new ArrayList<Path>(List.of(folder.get()));
       // a wheel: site-packages/torch/lib beside site-packages/nvidia/*/lib
       var site = folder.get().getParent().getParent();
-      for (var lib : TorchSearch.list(site == null ? null : site.resolve("nvidia"))) {
-        result.add(lib.resolve("lib"));
+      if (site != null) {
+        Folders.readable(site.resolve("nvidia")).forEach(lib -> result.add(lib.resolve("lib")));
       }
       return result.stream().filter(Files::isDirectory).toList();
     }

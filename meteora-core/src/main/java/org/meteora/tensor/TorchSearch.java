@@ -19,6 +19,7 @@ import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.io.CacheFolders;
+import org.meteora.io.Folders;
 import org.meteora.tensor.LibTorch.Build;
 
 /**
@@ -117,7 +118,7 @@ final class TorchSearch {
    */
   static void makeWay(Path folder) throws IOException {
     if (Files.isDirectory(folder)) {
-      for (var file : list(folder)) {
+      for (var file : Folders.readable(folder)) {
         if (file.getFileName().toString().endsWith("libdjl_torch.so")) {
           Files.deleteIfExists(file);
         }
@@ -151,7 +152,7 @@ final class TorchSearch {
   static List<Build> inPrefix(Path prefix, String foundBy) {
     var folders = new ArrayList<Path>();
     for (var lib : List.of("lib", "lib64")) {
-      for (var python : list(prefix.resolve(lib))) {
+      for (var python : Folders.readable(prefix.resolve(lib))) {
         if (python.getFileName().toString().startsWith("python3")) {
           folders.add(python.resolve("site-packages/torch/lib"));
         }
@@ -224,16 +225,5 @@ final class TorchSearch {
       }
     }
     return Optional.of(new Build(Optional.of(folder), version, builtFor, foundBy));
-  }
-
-  static List<Path> list(Path folder) {
-    if (folder == null || !Files.isDirectory(folder)) {
-      return List.of();
-    }
-    try (var files = Files.list(folder)) {
-      return files.sorted().toList();
-    } catch (IOException e) {
-      return List.of();
-    }
   }
 }

@@ -1,7 +1,7 @@
 package org.meteora.eval;
 
-import com.fasterxml.jackson.core.JsonProcessingException;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -260,11 +260,7 @@ public final class Evaluator {
   }
 
   private static byte[] bytes(Found found) {
-    try {
-      return Jsonl.JSON.writeValueAsBytes(found);
-    } catch (JsonProcessingException e) {
-      throw new IllegalStateException(e);
-    }
+    return Jsonl.JSON.valueToTree(found).toString().getBytes(StandardCharsets.UTF_8);
   }
 
   private static Found read(byte[] bytes) {

@@ -9,7 +9,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
-import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -20,6 +19,7 @@ import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderLock;
+import org.meteora.io.Folders;
 import org.meteora.io.Jsonl;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsWriter;
@@ -281,21 +281,10 @@ public final class Checkpoints {
 
   /** The run's whole checkpoints, oldest first. */
   public List<Path> list() {
-    var found = new ArrayList<Path>();
-    if (Files.isDirectory(folder)) {
-      try (var entries = Files.newDirectoryStream(folder, "checkpoint-*")) {
-        for (var entry : entries) {
-          if (NAME.matcher(entry.getFileName().toString()).matches()
-              && Files.isRegularFile(entry.resolve(FILE))) {
-            found.add(entry);
-          }
-        }
-      } catch (IOException e) {
-        throw new UserException("cannot read " + folder + ": " + AtomicFiles.reason(e), e);
-      }
-    }
-    found.sort(Comparator.comparingLong(Checkpoints::stepOf));
-    return found;
+    return Folders.having(folder, FILE).stream()
+        .filter(entry -> stepOf(entry) >= 0)
+        .sorted(Comparator.comparingLong(Checkpoints::stepOf))
+        .toList();
   }
 
   /** The last whole checkpoint. */

@@ -1,17 +1,16 @@
 package org.meteora.cuda.driver;
 
 import java.io.File;
-import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.SymbolLookup;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Comparator;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.io.CacheFolders;
+import org.meteora.io.Folders;
 import org.meteora.tensor.LibTorch;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -38,21 +37,14 @@ final class CudaLibraries {
       }
     }
     for (var folder : folders()) {
-      try (var files = Files.list(folder)) {
-        var found =
-            files
-                .filter(file -> file.getFileName().toString().matches(pattern))
-                .sorted(Comparator.reverseOrder())
-                .toList();
-        for (var file : found) {
-          try {
+      for (var file : Folders.readable(folder).reversed()) {
+        try {
+          if (file.getFileName().toString().matches(pattern)) {
             return Optional.of(SymbolLookup.libraryLookup(file, Arena.global()));
-          } catch (IllegalArgumentException e) {
-            LOG.debug("{} does not load", file);
           }
+        } catch (IllegalArgumentException e) {
+          LOG.debug("{} does not load", file);
         }
-      } catch (IOException e) {
-        // no such folder
       }
     }
     return Optional.empty();
@@ -76,18 +68,9 @@ final class CudaLibraries {
     }
     for (var folder : List.copyOf(folders)) {
       var wheels = folder.resolve("../../nvidia").normalize();
-      try (var parts = Files.list(wheels)) {
-        parts.map(part -> part.resolve("lib")).filter(Files::isDirectory).forEach(folders::add);
-      } catch (IOException e) {
-        // no wheels there
-      }
+      Folders.readable(wheels).forEach(part -> folders.add(part.resolve("lib")));
     }
-    var djl = CacheFolders.engine().resolve("pytorch");
-    try (var versions = Files.list(djl)) {
-      versions.filter(Files::isDirectory).forEach(folders::add);
-    } catch (IOException e) {
-      // DJL has fetched nothing
-    }
+    folders.addAll(Folders.readable(CacheFolders.engine().resolve("pytorch"))); // what DJL fetched
     var home = System.getenv("CUDA_HOME");
     if (home != null) {
       folders.add(Path.of(home, "lib64"));

@@ -1,7 +1,6 @@
 package org.meteora.model.llama;
 
 import com.fasterxml.jackson.databind.JsonNode;
-import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
@@ -9,6 +8,7 @@ import java.util.Locale;
 import java.util.Set;
 import java.util.stream.Collectors;
 import org.meteora.UserException;
+import org.meteora.io.Folders;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
 import org.meteora.nn.Projection;
@@ -48,12 +48,10 @@ public final class LlamaConfig {
   }
 
   private static void requireNoGguf(Path folder) {
-    try (var files = Files.newDirectoryStream(folder, "*.{gguf,GGUF}")) {
-      for (var each : files) {
+    for (var each : Folders.entries(folder)) {
+      if (each.toString().matches("(?i).*\\.gguf")) {
         throw new UserException(each + GGUF);
       }
-    } catch (IOException e) {
-      throw new UserException("cannot read the folder " + folder, e);
     }
   }
 

@@ -16,7 +16,7 @@ import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.data.tasks.Task;
 import org.meteora.data.tasks.Tasks;
-import org.meteora.io.AtomicFiles;
+import org.meteora.io.Folders;
 import org.meteora.io.Jsonl;
 
 /**
@@ -128,17 +128,11 @@ public final class SourceLocator {
 
   private static Optional<Records> split(Path folder, String split) {
     var name = Pattern.compile("(.*[-_.])?" + split + "([-_.].*)?\\.(parquet|jsonl|json)");
-    List<Path> files;
-    try (var entries = Files.list(folder)) {
-      files =
-          entries
-              .filter(Files::isRegularFile)
-              .filter(file -> name.matcher(file.getFileName().toString()).matches())
-              .sorted()
-              .toList();
-    } catch (IOException e) {
-      throw new UserException("cannot read the folder " + folder + ": " + AtomicFiles.reason(e), e);
-    }
+    var files =
+        Folders.entries(folder).stream()
+            .filter(Files::isRegularFile)
+            .filter(file -> name.matcher(file.getFileName().toString()).matches())
+            .toList();
     // one form is enough: the first that is there
     for (var extension : List.of(".jsonl", ".parquet", ".json")) {
       var chosen = files.stream().filter(file -> file.toString().endsWith(extension)).toList();

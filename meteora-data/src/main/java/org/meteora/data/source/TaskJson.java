@@ -1,7 +1,6 @@
 package org.meteora.data.source;
 
 import com.fasterxml.jackson.databind.node.NullNode;
-import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -9,7 +8,7 @@ import java.util.Comparator;
 import java.util.LinkedHashSet;
 import java.util.List;
 import org.meteora.UserException;
-import org.meteora.io.AtomicFiles;
+import org.meteora.io.Folders;
 
 /**
  * BIG-bench's original {@code task.json}, turned into the records that were published from it: the
@@ -96,14 +95,7 @@ final class TaskJson {
   }
 
   static List<Path> subFolders(Path folder) {
-    if (!Files.isDirectory(folder)) {
-      return List.of();
-    }
-    try (var entries = Files.list(folder)) {
-      return entries.filter(Files::isDirectory).sorted().toList();
-    } catch (IOException e) {
-      throw new UserException("cannot read the folder " + folder + ": " + AtomicFiles.reason(e), e);
-    }
+    return Folders.entries(folder).stream().filter(Files::isDirectory).toList();
   }
 
   private List<TaskJsonExamples> files() {

@@ -1,13 +1,11 @@
 package org.meteora.eval.command;
 
-import com.fasterxml.jackson.core.JsonProcessingException;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.SeedOption;
 import org.meteora.eval.compare.Comparer;
-import org.meteora.eval.compare.Comparison;
 import org.meteora.eval.compare.ComparisonHtml;
 import org.meteora.eval.compare.ComparisonText;
 import org.meteora.eval.statistics.Bootstrap;
@@ -101,7 +99,7 @@ public final class CompareCommand implements Callable<Integer> {
           switch (ending(file)) {
             case "html" -> ComparisonHtml.of(comparison);
             case "md" -> ComparisonText.markdown(comparison, samples);
-            case "json" -> json(comparison);
+            case "json" -> Jsonl.JSON.valueToTree(comparison).toPrettyString() + "\n";
             default -> ComparisonText.plain(comparison, samples);
           });
     }
@@ -118,13 +116,5 @@ public final class CompareCommand implements Callable<Integer> {
       throw new UserException("--out " + file + ": a name in .html, .md, .json or .txt is needed");
     }
     return ending;
-  }
-
-  private static String json(Comparison comparison) {
-    try {
-      return Jsonl.JSON.writerWithDefaultPrettyPrinter().writeValueAsString(comparison) + "\n";
-    } catch (JsonProcessingException e) {
-      throw new IllegalStateException(e);
-    }
   }
 }

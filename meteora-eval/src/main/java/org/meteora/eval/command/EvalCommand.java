@@ -1,7 +1,5 @@
 package org.meteora.eval.command;
 
-import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -18,8 +16,8 @@ import org.meteora.eval.report.SavedAnswers;
 import org.meteora.eval.report.SavedResult;
 import org.meteora.eval.report.ScoreTable;
 import org.meteora.eval.sweep.Sweep;
-import org.meteora.io.AtomicFiles;
 import org.meteora.io.Digests;
+import org.meteora.io.Folders;
 import org.meteora.parallel.Collective;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -236,20 +234,11 @@ public final class EvalCommand implements Callable<Integer> {
     if (!tasks.equals(List.of("all"))) {
       return tasks.stream().distinct().toList();
     }
-    try (var folders = Files.list(targetDir)) {
-      var found =
-          folders
-              .filter(folder -> Files.isRegularFile(folder.resolve("test.jsonl")))
-              .map(folder -> folder.getFileName().toString())
-              .sorted()
-              .toList();
-      if (found.isEmpty()) {
-        throw new UserException("--task all: no folder in " + targetDir + " has a test.jsonl");
-      }
-      return found;
-    } catch (IOException e) {
-      throw new UserException("cannot read " + targetDir + ": " + AtomicFiles.reason(e), e);
+    var found = Folders.having(targetDir, "test.jsonl");
+    if (found.isEmpty()) {
+      throw new UserException("--task all: no folder in " + targetDir + " has a test.jsonl");
     }
+    return found.stream().map(folder -> folder.getFileName().toString()).toList();
   }
 
   private List<EvalTask> evaluated(MeteoraConfig settings) {

@@ -1,6 +1,5 @@
 package org.meteora.eval.report;
 
-import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -285,12 +284,7 @@ public final class SavedResult implements AutoCloseable {
     json.put("throughput", run.throughput());
     run.batching().ifPresent(batching -> json.put("batching", batching));
     json.put("answers", answersFile().getFileName().toString());
-    try {
-      AtomicFiles.writeString(
-          file(), Jsonl.JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
-    } catch (JsonProcessingException e) {
-      throw new IllegalStateException(e);
-    }
+    AtomicFiles.writeString(file(), Jsonl.JSON.valueToTree(json).toPrettyString() + "\n");
     delete(partialSettings(), partialFile());
   }
 

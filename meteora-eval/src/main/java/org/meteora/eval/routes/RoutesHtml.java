@@ -132,17 +132,14 @@ public final class RoutesHtml {
 
   /** JSON that cannot end the script element it stands in. */
   static String embedded(Object value) {
-    try {
-      return Jsonl.JSON
-          .writeValueAsString(value)
-          .replace("<", "\\u003c")
-          .replace(">", "\\u003e")
-          .replace("&", "\\u0026")
-          .replace("\u2028", "\\u2028")
-          .replace("\u2029", "\\u2029");
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
+    return Jsonl.JSON
+        .valueToTree(value)
+        .toString()
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029");
   }
 
   /** A resource with its {@code {{names}}} replaced, each once; values are not searched again. */

@@ -1,12 +1,14 @@
 package org.meteora.eval.routes;
 
-import com.fasterxml.jackson.core.JsonGenerator;
-import java.io.IOException;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.Base64;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.io.Texts;
@@ -35,75 +37,49 @@ final class RoutingMatrixFiles {
 
   /** Shares and firsts over all gates, for every layer, for every module, and for every gate. */
   private void writeJson(Map<String, Object> settings, Path file) {
-    AtomicFiles.writeStream(
-        file,
-        out -> {
-          try (var json =
-              Jsonl.JSON
-                  .getFactory()
-                  .createGenerator(out)
-                  .disable(JsonGenerator.Feature.AUTO_CLOSE_TARGET)) {
-            json.writeStartObject();
-            json.writeStringField("format", "meteora-routing-matrix-1");
-            json.writeObjectField("settings", settings);
-            json.writeObjectField("adapters", adapters);
-            json.writeObjectField("tasks", tasks);
-            json.writeObjectField("modules", RoutingRecorder.MODULES);
-            json.writeNumberField("layers", matrix.layers());
-            json.writeFieldName("all");
-            shares(json, RoutingTrace.ALL, RoutingTrace.ALL);
-            json.writeArrayFieldStart("by_layer");
-            for (int layer = 0; layer < matrix.layers(); layer++) {
-              shares(json, layer, RoutingTrace.ALL);
-            }
-            json.writeEndArray();
-            json.writeArrayFieldStart("by_module");
-            for (int module = 0; module < MODULES; module++) {
-              shares(json, RoutingTrace.ALL, module);
-            }
-            json.writeEndArray();
-            json.writeArrayFieldStart("by_gate");
-            for (int layer = 0; layer < matrix.layers(); layer++) {
-              json.writeStartArray();
-              for (int module = 0; module < MODULES; module++) {
-                shares(json, layer, module);
-              }
-              json.writeEndArray();
-            }
-            json.writeEndArray();
-            json.writeEndObject();
-          }
-        });
+    var json = new LinkedHashMap<String, Object>();
+    json.put("format", "meteora-routing-matrix-1");
+    json.put("settings", settings);
+    json.put("adapters", adapters);
+    json.put("tasks", tasks);
+    json.put("modules", RoutingRecorder.MODULES);
+    json.put("layers", matrix.layers());
+    json.put("all", shares(RoutingTrace.ALL, RoutingTrace.ALL));
+    json.put("by_layer", layers().map(layer -> shares(layer, RoutingTrace.ALL)).toList());
+    json.put("by_module", modules().map(module -> shares(RoutingTrace.ALL, module)).toList());
+    json.put(
+        "by_gate",
+        layers().map(layer -> modules().map(module -> shares(layer, module)).toList()).iterator());
+    Jsonl.write(file, json);
   }
 
-  private void shares(JsonGenerator json, int layer, int module) throws IOException {
-    json.writeStartObject();
-    json.writeArrayFieldStart("counted");
-    for (var each : tasks) {
-      json.writeNumber(matrix.count(each, layer, module));
-    }
-    json.writeEndArray();
-    json.writeArrayFieldStart("right_first");
-    for (var each : tasks) {
-      if (adapters.contains(each)) {
-        json.writeNumber((float) matrix.rightFirst(each, layer, module));
-      } else {
-        json.writeNull();
-      }
-    }
-    json.writeEndArray();
+  private Stream<Integer> layers() {
+    return IntStream.range(0, matrix.layers()).boxed();
+  }
+
+  private static Stream<Integer> modules() {
+    return IntStream.range(0, MODULES).boxed();
+  }
+
+  private Map<String, Object> shares(int layer, int module) {
+    var json = new LinkedHashMap<String, Object>();
+    json.put("counted", tasks.stream().map(task -> matrix.count(task, layer, module)).toList());
+    json.put(
+        "right_first",
+        tasks.stream()
+            .map(
+                task ->
+                    adapters.contains(task) ? (float) matrix.rightFirst(task, layer, module) : null)
+            .toList());
     for (boolean first : new boolean[] {false, true}) {
-      json.writeArrayFieldStart(first ? "first" : "share");
-      for (var each : tasks) {
-        json.writeStartArray();
-        for (double value : matrix.sum(each, layer, module, first)) {
-          json.writeNumber((float) value);
-        }
-        json.writeEndArray();
-      }
-      json.writeEndArray();
+      json.put(
+          first ? "first" : "share",
+          tasks.stream()
+              .map(task -> Arrays.stream(matrix.sum(task, layer, module, first)))
+              .map(sums -> sums.mapToObj(each -> (float) each).toList())
+              .toList());
     }
-    json.writeEndObject();
+    return json;
   }
 
   /** One self-contained page: the heat map with selectors for layer, module and measure. */

@@ -2,7 +2,6 @@ package org.meteora.eval.routes;
 
 import java.util.List;
 import java.util.Map;
-import java.util.Objects;
 
 /**
  * Which adapters every gate chose for every token of one prompt and its answer, with what weights:
@@ -12,74 +11,35 @@ import java.util.Objects;
  * <p>A <b>share</b> of an adapter at a token is the mean, over the gates looked at, of the weight
  * the gate gave it: shares of one token sum to 1. The adapter with the largest share
  * <b>dominates</b> the token.
+ *
+ * @param adapters their names in index order
+ * @param tokens prompt, then answer
+ * @param parts the tasks' stretches of the text, in order, not overlapping; empty when none are
+ *     known
+ * @param settings what the run depended on
+ * @param topK adapters for each token and gate
+ * @param routedTokens how many tokens have a routing: all, or all but the last, which was written
+ *     but not read
+ * @param indices by gate, of each token topK adapters, the heaviest first, or −1 for none
+ * @param weights of these
  */
-public final class RoutingTrace {
+public record RoutingTrace(
+    List<String> adapters,
+    List<RoutedToken> tokens,
+    List<Part> parts,
+    Map<String, Object> settings,
+    int layers,
+    int topK,
+    int routedTokens,
+    short[][] indices,
+    float[][] weights) {
   /** Stands for all layers, or all modules. */
   public static final int ALL = -1;
 
-  private final List<String> adapters;
-  private final List<RoutedToken> tokens;
-  private final List<Part> parts;
-  private final Map<String, Object> settings;
-  private final int layers;
-  private final int topK;
-  private final int routed;
-  private final short[][] indices;
-  private final float[][] weights;
-
-  RoutingTrace(
-      List<String> adapters,
-      List<RoutedToken> tokens,
-      List<Part> parts,
-      Map<String, Object> settings,
-      int layers,
-      int topK,
-      int routed,
-      short[][] indices,
-      float[][] weights) {
-    this.adapters = List.copyOf(adapters);
-    this.tokens = List.copyOf(tokens);
-    this.parts = List.copyOf(parts);
-    this.settings = Objects.requireNonNull(settings);
-    this.layers = layers;
-    this.topK = topK;
-    this.routed = routed;
-    this.indices = indices;
-    this.weights = weights;
-  }
-
-  /** Adapters' names in index order. */
-  public List<String> adapters() {
-    return adapters;
-  }
-
-  /** Prompt, then answer. */
-  public List<RoutedToken> tokens() {
-    return tokens;
-  }
-
-  /** The tasks' stretches of the text, in order, not overlapping; empty when none are known. */
-  public List<Part> parts() {
-    return parts;
-  }
-
-  /** What the run depended on. */
-  public Map<String, Object> settings() {
-    return settings;
-  }
-
-  public int layers() {
-    return layers;
-  }
-
-  /** Adapters for each token and gate. */
-  public int topK() {
-    return topK;
-  }
-
-  /** How many tokens have a routing: all, or all but the last, which was written but not read. */
-  public int routedTokens() {
-    return routed;
+  public RoutingTrace {
+    adapters = List.copyOf(adapters);
+    tokens = List.copyOf(tokens);
+    parts = List.copyOf(parts);
   }
 
   public int promptTokens() {
@@ -109,7 +69,7 @@ public final class RoutingTrace {
    */
   public double[] shares(int layer, int module, int token) {
     var shares = new double[adapters.size()];
-    if (token >= routed) {
+    if (token >= routedTokens) {
       return shares;
     }
     int modules = RoutingRecorder.MODULES.size();
@@ -170,7 +130,7 @@ public final class RoutingTrace {
     var mean = new double[adapters.size()];
     int count = 0;
     int right = 0;
-    for (int t = part.from(); t < Math.min(part.to(), routed); t++) {
+    for (int t = part.from(); t < Math.min(part.to(), routedTokens); t++) {
       var shares = shares(ALL, ALL, t);
       int dominant = dominant(shares);
       count += dominant >= 0 ? 1 : 0;

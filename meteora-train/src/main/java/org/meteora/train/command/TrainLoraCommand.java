@@ -2,7 +2,6 @@ package org.meteora.train.command;
 
 import static org.meteora.train.command.TrainingOptions.put;
 
-import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -19,6 +18,7 @@ import org.meteora.data.Sample;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.io.FolderNames;
+import org.meteora.io.Folders;
 import org.meteora.parallel.Collective;
 import org.meteora.tensor.Devices;
 import org.meteora.train.LoraTraining;
@@ -311,22 +311,13 @@ public final class TrainLoraCommand implements Callable<Integer> {
 
   /** Every folder with data to train on, by name. */
   private static List<String> allTasks(Path datasets) {
-    try (var folders = Files.list(datasets)) {
-      var found =
-          folders
-              .filter(folder -> Files.isRegularFile(folder.resolve("train.jsonl")))
-              .map(folder -> folder.getFileName().toString())
-              .sorted()
-              .toList();
-      if (!found.isEmpty()) {
-        return found;
-      }
-    } catch (IOException e) {
-      // said below
+    var found = Folders.having(datasets, "train.jsonl");
+    if (found.isEmpty()) {
+      throw new UserException(
+          "no tasks to train on in "
+              + datasets
+              + ": \"meteora create-dataset\" makes their folders, with a train.jsonl each");
     }
-    throw new UserException(
-        "no tasks to train on in "
-            + datasets
-            + ": \"meteora create-dataset\" makes their folders, with a train.jsonl each");
+    return found.stream().map(folder -> folder.getFileName().toString()).toList();
   }
 }
