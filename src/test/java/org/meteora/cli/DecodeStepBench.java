@@ -69,7 +69,7 @@ final class DecodeStepBench {
   private DecodeEngine engine(
       DecodeModel m, KvMemory cache, int batch, int context, MatrixVector.Tuning tuning) {
     var each = cache.blocks() / batch;
-    var engine = new DecodeEngine(cuda, m, cache, batch, each, tuning);
+    var engine = new DecodeEngine(cuda, m, cache, batch, each, 1, tuning);
     var lengths = new int[batch];
     Arrays.fill(lengths, context);
     var order = IntStream.range(0, cache.blocks()).boxed().collect(Collectors.toList());

@@ -120,6 +120,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
       try (var own = manager.newSubManager()) {
         var model = options.model(config, own, options.adapters, cache);
         var auto = options.context(ForwardMode.AUTO);
+        // one of each: what backends lay out for a router stays as long as the model
+        var routed = RandomRouters.of(names, model, options.adapters);
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
           double floor = bytes(config, batch, true) / bandwidth;
@@ -150,23 +152,17 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 floor);
           }
           for (var name : names) {
-            var routed = RandomRouters.context(name, model, options.adapters, batch, auto);
-            if (gpu && CudaDecoder.refusal(model, batch, routed).isEmpty()) {
+            var its = RandomRouters.context(routed.get(name), model, batch, auto);
+            if (gpu && CudaDecoder.refusal(model, batch, its).isEmpty()) {
               options.report(
                   name(batch, "router " + name),
-                  graph(model, batch, routed),
+                  graph(model, batch, its),
                   baseline[i],
                   batch,
                   floor);
               continue;
             }
-            step(
-                "router " + name + (gpu ? ", eager" : ""),
-                model,
-                batch,
-                routed,
-                baseline[i],
-                floor);
+            step("router " + name + (gpu ? ", eager" : ""), model, batch, its, baseline[i], floor);
           }
           var listened = auto.withListener(Optional.of(options.recorder()));
           var recorded = "MeteoRA, auto, routing recorded";
@@ -232,7 +228,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 manager,
                 new int[batch],
                 this.context + 2 * options.repeat.value() + BenchModel.WARM_UP);
-        var decoder = new CudaDecoder(model, context.routing())) {
+        var decoder = new CudaDecoder(model, context.routing(), false)) {
       BenchModel.prefill(model, cache, batch, this.context, context);
       var ids = BenchModel.ids(model, batch);
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
@@ -305,7 +301,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
                 manager,
                 new int[batch],
                 this.context + 2 * options.repeat.value() + BenchModel.WARM_UP)) {
-      BenchModel.prefill(model, cache, batch, this.context, context);
+      // not measured, and gathering the adapters of all prompts' tokens takes more than a GPU has
+      BenchModel.prefill(model, cache, batch, this.context, context.withMode(ForwardMode.AUTO));
       Runnable step = () -> BenchModel.prefill(model, cache, batch, 1, context);
       if (baseline > 0) {
         options.report(name(batch, what), options.median(step), baseline, batch, floor);

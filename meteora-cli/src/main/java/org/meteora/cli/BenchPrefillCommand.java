@@ -73,7 +73,8 @@ final class BenchPrefillCommand implements Callable<Integer> {
       }
       var auto = options.context(ForwardMode.AUTO);
       for (var name : names) {
-        var routed = RandomRouters.context(name, model, options.adapters, batch, auto);
+        var router = RandomRouters.of(name, model, options.adapters);
+        var routed = RandomRouters.context(router, model, batch, auto);
         var times = options.medians(() -> prefill(base, auto), () -> prefill(model, routed));
         options.report("router " + name, times[1], times[0], count, gatedFloor);
       }

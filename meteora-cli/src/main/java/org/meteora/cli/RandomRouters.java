@@ -1,7 +1,10 @@
 package org.meteora.cli;
 
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
+import java.util.function.Function;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.meteora.model.Llama;
@@ -66,17 +69,22 @@ final class RandomRouters {
     return router instanceof Oracle oracle ? oracle.of(names.getFirst()) : router;
   }
 
+  /** Several, by name. */
+  static Map<String, Router> of(List<String> names, Llama model, int adapters) {
+    return names.stream()
+        .distinct()
+        .collect(Collectors.toMap(Function.identity(), name -> of(name, model, adapters)));
+  }
+
   /**
    * What a pass with a router over a random model's adapters wants; the router has seen what it
    * must see of the prompts.
    *
-   * @param adapters N
+   * @param router of that model
    * @param batch sequences
    * @param context with the gates
    */
-  static ForwardContext context(
-      String name, Llama model, int adapters, int batch, ForwardContext context) {
-    var router = of(name, model, adapters);
+  static ForwardContext context(Router router, Llama model, int batch, ForwardContext context) {
     var routing = context.routing();
     if (router instanceof Router.Probing probing) {
       var probe = probing.probe();

@@ -66,16 +66,18 @@ public final class Backends {
     Optional<String> refused =
         device.isGpu() ? refusal.apply(device.getDeviceId()) : Optional.empty();
     boolean invariant = flags.mode() == ForwardMode.INVARIANT;
-    if (invariant && (device.isGpu() || dtype != Dtype.F32)) {
+    if (invariant && !device.isGpu() && dtype != Dtype.F32) {
       throw new UserException(
-          "--batch-invariant is for f32 on the CPU, not for %s on %s"
-              .formatted(dtype.label(), device.isGpu() ? "a GPU" : "the CPU"));
+          "--batch-invariant is for f32 on the CPU, not for %s there".formatted(dtype.label()));
+    }
+    if (invariant && refused.isPresent()) {
+      throw new UserException("--batch-invariant cannot be had here: " + refused.get());
     }
     Backend backend =
         !device.isGpu()
             ? new CpuBackend(dtype, invariant)
             : refused.isEmpty()
-                ? new CudaBackend(manager, dtype)
+                ? new CudaBackend(manager, dtype, invariant)
                 : new TensorBackend(device, refused.get());
     var asked =
         switch (flags.mode()) {
@@ -126,8 +128,8 @@ public final class Backends {
   public static DecodeSession.Provider decoding(Llama model) {
     // CUDA graphs replay what they captured: weights that are gathered pass by pass cannot be in
     // them
-    return model.backend() instanceof CudaBackend && model.frozen().isResident()
-        ? new CudaDecoding(model)
+    return model.backend() instanceof CudaBackend cuda && model.frozen().isResident()
+        ? new CudaDecoding(model, cuda.isInvariant())
         : ModelSession.of(model);
   }
 }

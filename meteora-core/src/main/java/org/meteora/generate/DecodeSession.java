@@ -2,6 +2,7 @@ package org.meteora.generate;
 
 import java.util.List;
 import java.util.Optional;
+import java.util.OptionalInt;
 import org.meteora.model.KvCache;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
@@ -80,6 +81,15 @@ public interface DecodeSession extends AutoCloseable {
     /** Tokens of prompts that a step waits for at most. */
     default int prefillTokens() {
       return 512;
+    }
+
+    /**
+     * Tokens of each pass over a prompt but its last, where sums depend on what is run together and
+     * none may: each prompt is then run by itself, what is known of it counts in such passes, and
+     * no sequence is put back. Empty where they may, or do not.
+     */
+    default OptionalInt passTokens() {
+      return OptionalInt.empty();
     }
 
     /** Frees what was kept for later sessions. */

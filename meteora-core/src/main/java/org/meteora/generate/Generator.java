@@ -94,8 +94,9 @@ public final class Generator implements TokenGenerator {
     }
     var batches = new LinkedHashMap<Object, List<Sequence>>();
     for (var sequence : sequences) {
-      // a batch has one k and T and one router, or a router for each of its rows
-      Object runsWith = sequence.routing.isOfEach() ? "each" : sequence.routing;
+      // a batch has one k and T and one router, or a router for each of its rows and the widest k
+      Object each = decoding.passTokens().isPresent() ? sequence.routing.width() : "each";
+      Object runsWith = sequence.routing.isOfEach() ? each : sequence.routing;
       batches.computeIfAbsent(runsWith, key -> new ArrayList<>()).add(sequence);
     }
     int max = Math.min(atOnce, decoding.maxSequences());

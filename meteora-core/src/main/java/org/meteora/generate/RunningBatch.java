@@ -8,6 +8,7 @@ import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.Set;
 import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
@@ -43,6 +44,7 @@ final class RunningBatch implements AutoCloseable {
   private final RoutingDispatcher dispatcher = new RoutingDispatcher();
   private final ForwardContext context;
   private final boolean packs;
+  private final OptionalInt pass; // tokens, of prompts that are run by themselves
   private final Scheduler scheduler;
   private final List<Integer> running = new ArrayList<>(); // in the order in which they joined
   private final Deque<Integer> joining = new ArrayDeque<>(); // admitted, in order
@@ -75,6 +77,7 @@ final class RunningBatch implements AutoCloseable {
             .withRouting(routing(sequences))
             .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
     packs = model.backend().runsPacked(model.config());
+    pass = decoding.passTokens();
     boolean pads = !packs && !model.backend().fillsBlocks();
     beginnings = new Beginnings(sequences, KvCache.BLOCK, decoding.prefillTokens());
     this.keepsPrefixes = keepsPrefixes;
@@ -82,7 +85,7 @@ final class RunningBatch implements AutoCloseable {
     session = decoding.begin(this.maxSequences, tokens, this.context);
     scheduler =
         new Scheduler(
-            new Scheduler.Limits(this.maxSequences, pads),
+            new Scheduler.Limits(this.maxSequences, pads, pass),
             new KvBlocks(session.blocks(), KvCache.BLOCK),
             new AsScheduled());
     for (int i = 0; i < sequences.size(); i++) {
@@ -98,13 +101,19 @@ final class RunningBatch implements AutoCloseable {
     }
 
     @Override
+    public int most(int sequence) {
+      return sequences.get(sequence).most();
+    }
+
+    @Override
     public int routing(int sequence) {
       return keepsPrefixes ? beginnings.routing(sequence) : -1;
     }
 
     @Override
     public boolean goesAhead(int sequence, int known) {
-      return alone.contains(sequence)
+      return pass.isPresent()
+          || alone.contains(sequence)
           || keepsPrefixes
               && beginnings.goesAhead(sequence, sequences.get(sequence).length(), known);
     }
@@ -336,8 +345,12 @@ final class RunningBatch implements AutoCloseable {
     return new PaddedPrefill(model, sequences.getFirst().config.padTokenId(), prompts, known);
   }
 
-  /** Runs so many tokens at most, but one of each where they are padded, and returns how many. */
-  private long run(Prefill its, long budget) {
+  /**
+   * Runs so many tokens at most, but one of each where they are padded and whole passes where that
+   * is asked for, and returns how many.
+   */
+  private long run(Prefill its, long left) {
+    long budget = pass.isPresent() ? pass.getAsInt() : left;
     var rows = new ArrayList<RoutingDispatcher.Row>();
     switch (its) {
       case PackedPrefill packed -> {

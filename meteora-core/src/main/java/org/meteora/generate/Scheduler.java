@@ -6,6 +6,7 @@ import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.OptionalInt;
 
 /**
  * Decides which sequences run and what blocks of keys and values they have: those that came first
@@ -17,13 +18,17 @@ final class Scheduler {
   /**
    * @param sequences that may run at once, at least 1
    * @param pads whether prompts that join together are padded to one length
+   * @param pass as {@link DecodeSession.Provider#passTokens} says, in whole blocks
    */
-  record Limits(int sequences, boolean pads) {}
+  record Limits(int sequences, boolean pads, OptionalInt pass) {}
 
   /** What it asks about sequences. */
   interface Sequences {
     /** All tokens so far, of prompt and answer. */
     int[] tokens(int sequence);
+
+    /** How many it may come to. */
+    int most(int sequence);
 
     /** Who routes it, as a number; negative: it shares nothing. */
     int routing(int sequence);
@@ -51,17 +56,20 @@ final class Scheduler {
   /** What a sequence that runs has. */
   private static final class Held {
     final int known; // tokens, when it joined
+    final int shares; // tokens at most that others may find
     int[] blocks;
     int full; // blocks whose content is computed, and can be found
 
-    Held(int known, int[] blocks) {
+    Held(int known, int shares, int[] blocks) {
       this.known = known;
+      this.shares = shares;
       this.blocks = blocks;
     }
   }
 
   private final Sequences sequences;
   private final boolean pads;
+  private final OptionalInt pass;
   private KvBlocks blocks;
   private int maxRunning;
 
@@ -81,6 +89,7 @@ final class Scheduler {
     this.sequences = sequences;
     this.blocks = blocks;
     this.pads = limits.pads;
+    this.pass = limits.pass;
     this.maxRunning = limits.sequences;
   }
 
@@ -94,8 +103,8 @@ final class Scheduler {
 
   /** Keys and values of all tokens of a sequence that runs are computed: others may find them. */
   void computed(int sequence) {
-    int length = tokens.get(sequence);
     var its = held.get(sequence);
+    int length = Math.min(tokens.get(sequence), its.shares);
     if ((its.full + 1) * blocks.size() <= length) {
       int[] all = sequences.tokens(sequence);
       while ((its.full + 1) * blocks.size() <= length) {
@@ -266,6 +275,10 @@ final class Scheduler {
     return groups;
   }
 
+  private int inPasses(int tokens) {
+    return pass.isPresent() ? tokens / pass.getAsInt() * pass.getAsInt() : tokens;
+  }
+
   private void admit(long prefillTokens, List<Integer> admitted, List<Integer> rejected) {
     long most = ofEachGroup(prefillTokens);
     filling = false;
@@ -280,7 +293,7 @@ final class Scheduler {
         continue;
       }
       int its = tokens.get(first);
-      int needed = blocks.of(its + 1);
+      int needed = blocks.of(pass.isPresent() ? sequences.most(first) : its + 1);
       if (needed > blocks.count()) {
         waiting.removeFirst();
         tokens.remove(first);
@@ -289,7 +302,8 @@ final class Scheduler {
       }
       // the last token is always computed: its logits are wanted
       int[] shared = blocks.find(sequences.routing(first), sequences.tokens(first), its - 1);
-      int known = shared.length * blocks.size();
+      int known = inPasses(shared.length * blocks.size());
+      shared = Arrays.copyOf(shared, known / blocks.size());
       boolean ahead = sequences.goesAhead(first, known);
       // with padding a prefill is as wide as the one needs of which the least is known
       width = Math.max(width, its - known);
@@ -305,7 +319,8 @@ final class Scheduler {
         return;
       }
       blocks.share(shared);
-      var has = new Held(known, shared);
+      // answers are computed otherwise than prompts
+      var has = new Held(known, pass.isPresent() ? inPasses(its) : Integer.MAX_VALUE, shared);
       while (has.blocks.length < needed) {
         append(has);
       }

@@ -89,6 +89,6 @@ public record ForwardContext(
 
   /** Whether the flags leave the implementation to the backend. */
   public boolean backendChooses() {
-    return mode == ForwardMode.AUTO || mode == ForwardMode.FUSED;
+    return mode == ForwardMode.AUTO || mode == ForwardMode.FUSED || mode == ForwardMode.INVARIANT;
   }
 }

@@ -19,8 +19,8 @@ public enum ForwardMode {
   /** Fused CUDA kernels at inference; as {@link #AUTO} elsewhere, with a line in the log. */
   FUSED,
   /**
-   * What comes of a token is the same, to the bit, however many others are beside it: for float32
-   * on the CPU.
+   * What comes of a sequence is the same, to the bit, however many others are beside it: as {@link
+   * #AUTO} but for that, in float32 on the CPU and by kernels of our own on a GPU.
    */
   INVARIANT;
 

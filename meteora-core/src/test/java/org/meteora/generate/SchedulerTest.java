@@ -9,7 +9,9 @@ import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.OptionalInt;
 import java.util.Random;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.RepeatedTest;
 import org.junit.jupiter.api.RepetitionInfo;
 import org.junit.jupiter.api.Test;
@@ -29,6 +31,11 @@ class SchedulerTest {
     @Override
     public int[] tokens(int sequence) {
       return tokens.get(sequence);
+    }
+
+    @Override
+    public int most(int sequence) {
+      return tokens(sequence).length + 1;
     }
 
     @Override
@@ -108,7 +115,7 @@ class SchedulerTest {
           }
         };
     var blocks = new KvBlocks(count, size);
-    var scheduler = new Scheduler(new Limits(most, pads), blocks, sequences);
+    var scheduler = new Scheduler(new Limits(most, pads, OptionalInt.empty()), blocks, sequences);
     var computed = new HashMap<Integer, String>(); // of each block
     var end = new HashMap<Integer, Integer>();
     var waiting = new ArrayList<Integer>();
@@ -214,7 +221,7 @@ class SchedulerTest {
   /** While prompts are being run nobody else joins; those that run may still have to leave. */
   @Test
   void nobodyJoinsWhileOthersAreAboutTo() {
-    var queue = Queue.of(new Limits(4, true), new KvBlocks(5, 8));
+    var queue = Queue.of(new Limits(4, true, OptionalInt.empty()), new KvBlocks(5, 8));
     for (int i = 0; i < 3; i++) {
       queue.add(i, new int[6]);
     }
@@ -238,7 +245,7 @@ class SchedulerTest {
             return 0;
           }
         };
-    var queue = Queue.of(new Limits(4, true), new KvBlocks(6, 4), shares);
+    var queue = Queue.of(new Limits(4, true, OptionalInt.empty()), new KvBlocks(6, 4), shares);
     queue.add(0, 1, 2, 3);
     queue.add(1, 7, 8, 9);
     assertThat(queue.admitted()).containsExactly(0, 1);
@@ -272,7 +279,7 @@ class SchedulerTest {
             return sequence != 0 && known == 0;
           }
         };
-    var queue = Queue.of(new Limits(8, true), new KvBlocks(100, 2), sequences);
+    var queue = Queue.of(new Limits(8, true, OptionalInt.empty()), new KvBlocks(100, 2), sequences);
     queue.add(0, 9, 9);
     for (int i = 1; i < 5; i++) {
       queue.add(i, 1, 2, 3, 4, 5 + i);
@@ -294,7 +301,7 @@ class SchedulerTest {
     var asked = new ArrayList<Integer>();
     var queue =
         Queue.of(
-            new Limits(2, true),
+            new Limits(2, true, OptionalInt.empty()),
             plenty(),
             new Plain() {
               @Override
@@ -316,9 +323,54 @@ class SchedulerTest {
     assertThat(queue.scheduler.waiting() + queue.scheduler.running()).isZero();
   }
 
+  /**
+   * Where prompts are run by themselves in passes: nobody is put back, and answers are not shared.
+   */
+  @Test
+  void wholePassesOfPromptsAreShared() {
+    var sequences =
+        new Plain() {
+          @Override
+          public int most(int sequence) {
+            return 30;
+          }
+
+          @Override
+          public int routing(int sequence) {
+            return 0;
+          }
+
+          @Override
+          public boolean goesAhead(int sequence, int known) {
+            return true;
+          }
+        };
+    var queue = Queue.of(new Limits(5, false, OptionalInt.of(8)), new KvBlocks(25, 4), sequences);
+    queue.add(0, IntStream.range(0, 21).toArray());
+    queue.add(1, IntStream.range(0, 29).toArray()); // as 0 with its answer
+    queue.add(2, IntStream.range(0, 16).toArray());
+    queue.add(3, IntStream.range(0, 17).toArray());
+    assertThat(queue.admitted()).containsExactly(0);
+    for (int i = 0; i < 9; i++) {
+      queue.scheduler.computed(0);
+      queue.sequences.append(0, 21 + i);
+      queue.scheduler.grew(0);
+    }
+    assertThat(queue.scheduler.blocks(0)).hasSize(8); // for 30 tokens, from the beginning
+    assertThat(queue.admitted()).containsExactly(1);
+    assertThat(queue.scheduler.known(1)).isEqualTo(16);
+    assertThat(queue.admitted()).containsExactly(2);
+    assertThat(queue.scheduler.known(2))
+        .isEqualTo(8); // its last token is computed, and so its pass
+    assertThat(queue.admitted()).isEmpty(); // 8, 4 and 6 more blocks are taken
+    queue.scheduler.remove(0);
+    assertThat(queue.admitted()).containsExactly(3);
+    assertThat(queue.scheduler.known(3)).isEqualTo(16);
+  }
+
   @Test
   void fewWaitForEachOther() {
-    var queue = Queue.of(new Limits(32, true), plenty());
+    var queue = Queue.of(new Limits(32, true, OptionalInt.empty()), plenty());
     for (int i = 0; i < 40; i++) {
       queue.add(i, new int[5]);
     }
@@ -331,7 +383,7 @@ class SchedulerTest {
 
   @Test
   void oneThatNobodyJoinsDoesNotWaitForLong() {
-    var queue = Queue.of(new Limits(32, true), plenty());
+    var queue = Queue.of(new Limits(32, true, OptionalInt.empty()), plenty());
     for (int i = 0; i < 40; i++) {
       queue.add(i, new int[5]);
     }
@@ -346,7 +398,7 @@ class SchedulerTest {
 
   @Test
   void theLastPlaceIsFilledAsTheFirstAre() {
-    var queue = Queue.of(new Limits(64, false), plenty());
+    var queue = Queue.of(new Limits(64, false, OptionalInt.empty()), plenty());
     for (int i = 0; i < 128; i++) {
       queue.add(i, new int[5]);
     }
@@ -358,7 +410,7 @@ class SchedulerTest {
 
   @Test
   void groupsThatCannotBeOfLikeSizeAreAsFewAsCanBe() {
-    var queue = Queue.of(new Limits(3, false), plenty());
+    var queue = Queue.of(new Limits(3, false, OptionalInt.empty()), plenty());
     queue.add(0, new int[12]);
     queue.add(1, new int[12]);
     queue.add(2, new int[2]);
@@ -369,7 +421,7 @@ class SchedulerTest {
   @Test
   void whoFindsNoMemoryWaitsAndIsNotLost() {
     var blocks = plenty();
-    var queue = Queue.of(new Limits(4, true), blocks);
+    var queue = Queue.of(new Limits(4, true, OptionalInt.empty()), blocks);
     for (int i = 0; i < 3; i++) {
       queue.add(i, new int[5]);
     }
@@ -392,7 +444,7 @@ class SchedulerTest {
   }
 
   private static Queue longBeforeMany(boolean pads) {
-    var queue = Queue.of(new Limits(128, pads), plenty());
+    var queue = Queue.of(new Limits(128, pads, OptionalInt.empty()), plenty());
     queue.add(0, new int[1500]);
     for (int i = 1; i < 101; i++) {
       queue.add(i, new int[5]);

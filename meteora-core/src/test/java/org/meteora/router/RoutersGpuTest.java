@@ -139,7 +139,7 @@ class RoutersGpuTest {
       var prompt = IntStream.range(0, rows * 7).mapToLong(i -> 5 + i * 37 % 80).toArray();
       try (var cpuCache = cpu.llama().newCache(onHost, new int[rows], 12);
           var gpuCache = gpu.llama().newCache(onDevice, new int[rows], 12);
-          var decoder = new CudaDecoder(gpu.llama(), actual.routing())) {
+          var decoder = new CudaDecoder(gpu.llama(), actual.routing(), false)) {
         next(cpu, onHost, cpuCache, prompt, 7, expected);
         next(gpu, onDevice, gpuCache, prompt, 7, actual);
         var greedy = GenerationConfig.greedy(List.of(), 100);

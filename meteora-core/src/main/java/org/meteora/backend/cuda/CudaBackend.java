@@ -36,6 +36,7 @@ public final class CudaBackend implements Backend {
   private final NDManager manager;
   private final Cuda cuda;
   private final Dtype dtype;
+  private final boolean invariant;
   private final LayerOps ops;
   private final ConcurrentLinkedDeque<RoutingGatherer> gatherers = new ConcurrentLinkedDeque<>();
   private Optional<Boolean> packs = Optional.empty();
@@ -44,17 +45,24 @@ public final class CudaBackend implements Backend {
    * @param manager of the model's parameters, on a CUDA device: memory for gathered routings goes
    *     with it
    * @param dtype of weights and activations
+   * @param invariant whether nothing may depend on what else is generated at the same time
    */
-  public CudaBackend(NDManager manager, Dtype dtype) {
+  public CudaBackend(NDManager manager, Dtype dtype, boolean invariant) {
     this.manager = manager;
     this.cuda = Cuda.device(manager.getDevice().getDeviceId());
     this.dtype = dtype;
+    this.invariant = invariant;
     this.ops = new CudaLayerOps(cuda, dtype);
   }
 
   @Override
   public LayerOps ops() {
     return ops;
+  }
+
+  /** Whether nothing may depend on what else is generated at the same time. */
+  public boolean isInvariant() {
+    return invariant;
   }
 
   @Override

@@ -20,6 +20,7 @@ import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
@@ -53,6 +54,9 @@ public final class CudaDecoder implements AutoCloseable {
   /** Sequences at most. */
   public static final int MAX_ROWS = DecodeEngine.MAX_ROWS;
 
+  /** Rows of all steps of an invariant decoder, and so sequences of it at most. */
+  public static final int INVARIANT_ROWS = 64;
+
   /** Tokens at most that {@link #step} keeps a row from choosing. */
   public static final int MAX_BANNED = DeviceSampler.MAX_BANNED;
 
@@ -64,6 +68,7 @@ public final class CudaDecoder implements AutoCloseable {
   private final Llama model;
   private final int topK;
   private final Router.Scoring router;
+  private final boolean invariant;
   private final Cuda cuda;
   private final DecodeModel addresses;
   private final NDArray frequencies;
@@ -172,10 +177,12 @@ public final class CudaDecoder implements AutoCloseable {
   /**
    * @param model on a CUDA device; stays the caller's
    * @param routing k, cut to the number of adapters there is, and who chooses
+   * @param invariant whether what comes of a row may depend on nothing but what is in its blocks
    * @throws UserException when the kernels do not know its shapes or there is too little memory
    */
-  public CudaDecoder(Llama model, RoutingSettings routing) {
+  public CudaDecoder(Llama model, RoutingSettings routing, boolean invariant) {
     this.model = model;
+    this.invariant = invariant;
     this.topK = routing.width();
     this.router = forKernels(model, routing);
     this.cuda = Cuda.device(model.manager().getDevice().getDeviceId());
@@ -354,6 +361,7 @@ public final class CudaDecoder implements AutoCloseable {
     present = new int[0][];
     expected = new int[0]; // no rows go on
     int maxBlocks = Math.max(FEWEST_BLOCKS, Integer.highestOneBit(2 * KvBlock.of(tokens) - 1));
+    int rows = invariant ? INVARIANT_ROWS : Math.max(sequences, DecodeEngine.MAX_STREAMED_ROWS);
     if (engine != null && (engine.maxRows() < sequences || engine.maxBlocks() < maxBlocks)) {
       engine.close();
       engine = null;
@@ -367,15 +375,57 @@ public final class CudaDecoder implements AutoCloseable {
       keys[layer] = Ops.dataPointer(pool.layer(layer).keys());
       values[layer] = Ops.dataPointer(pool.layer(layer).values());
     }
-    var memory = new KvMemory(keys, values, blocks, tokens);
+    // attention is cut by how long a sequence may be
+    int longest = invariant ? model.config().maxPositionEmbeddings() : tokens;
+    var memory = new KvMemory(keys, values, blocks, longest);
     LIBTORCH.synchronize();
     if (engine == null) {
-      int rows = Math.max(sequences, DecodeEngine.MAX_STREAMED_ROWS);
-      engine = new DecodeEngine(cuda, addresses, memory, rows, maxBlocks);
+      engine =
+          new DecodeEngine(
+              cuda,
+              addresses,
+              memory,
+              rows,
+              maxBlocks,
+              invariant ? rows : 1,
+              MatrixVector.Tuning.standard());
+      if (invariant) {
+        requireRowsAlike();
+      }
     } else {
       engine.cache(memory);
     }
     engine.temperature(temperature);
+  }
+
+  /**
+   * Whether a library's products add up every row in the same order, wherever it lies: the first
+   * step of a sequence, in all rows at once, must have the same logits in each.
+   */
+  private void requireRowsAlike() {
+    int rows = engine.maxRows();
+    var tables = new int[rows][1];
+    engine.rows(tables, new int[rows]);
+    engine.temperature(temperature);
+    if (addresses.isGiven()) {
+      var weights = new float[rows * addresses.topK()];
+      Arrays.fill(weights, 1f / addresses.topK());
+      engine.choice(new int[weights.length], weights);
+    }
+    var tokens = new int[rows];
+    Arrays.fill(tokens, model.config().vocabSize() / 2);
+    engine.step(tokens);
+    var first = new float[model.config().vocabSize()];
+    var other = new float[first.length];
+    logits(0, first);
+    for (int row = 1; row < rows; row++) {
+      logits(row, other);
+      if (!Arrays.equals(first, other)) {
+        throw new UserException(
+            "the products of a step of %d rows are not summed alike in all of them"
+                .formatted(rows));
+      }
+    }
   }
 
   /** Keys and values, a row a block. */

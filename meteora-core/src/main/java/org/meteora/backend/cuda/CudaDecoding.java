@@ -2,6 +2,7 @@ package org.meteora.backend.cuda;
 
 import java.util.List;
 import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicReference;
@@ -19,26 +20,41 @@ import org.slf4j.LoggerFactory;
  * Sessions on a GPU: {@link CudaDecoder}'s steps where it can take them, and the model's own, with
  * a line in the log that says why, where it cannot. A decoder is kept for the next session; while
  * it is in use another session makes its own.
+ *
+ * <p>Where nothing may depend on what runs beside a sequence, every step is one of {@link
+ * CudaDecoder#INVARIANT_ROWS} rows, whoever has them, and every prompt is run by itself, in passes
+ * of {@link #INVARIANT_PASS} tokens: the same kernels then add the same numbers in the same order.
  */
 public final class CudaDecoding implements DecodeSession.Provider {
   private static final Logger LOG = LoggerFactory.getLogger(CudaDecoding.class);
 
   private static final long PREFILL = 2048L * 7_000_000_000L;
 
+  /** A pass of an 8B model on an H100 takes the host as long as the GPU at about as many tokens. */
+  private static final int INVARIANT_PASS = 512;
+
   private final Llama model;
+  private final boolean invariant;
   private final Set<String> logged = ConcurrentHashMap.newKeySet();
   private final AtomicReference<CudaDecoder> idle = new AtomicReference<>();
 
   /**
    * @param model on a CUDA device
+   * @param invariant whether nothing may depend on what runs beside a sequence
    */
-  public CudaDecoding(Llama model) {
+  public CudaDecoding(Llama model, boolean invariant) {
     this.model = model;
+    this.invariant = invariant;
   }
 
   @Override
   public int maxSequences() {
-    return CudaDecoder.MAX_ROWS;
+    return invariant ? CudaDecoder.INVARIANT_ROWS : CudaDecoder.MAX_ROWS;
+  }
+
+  @Override
+  public OptionalInt passTokens() {
+    return invariant ? OptionalInt.of(INVARIANT_PASS) : OptionalInt.empty();
   }
 
   /** As much arithmetic as 2,048 tokens of an 8B model: a small one's pass is mostly launches. */
@@ -55,7 +71,8 @@ public final class CudaDecoding implements DecodeSession.Provider {
 
   @Override
   public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
-    var refusal = CudaDecoder.refusal(model, sequences, context);
+    int rows = invariant ? CudaDecoder.INVARIANT_ROWS : sequences;
+    var refusal = CudaDecoder.refusal(model, rows, context);
     if (refusal.isEmpty()) {
       CudaDecoder decoder = null;
       try {
@@ -68,6 +85,9 @@ public final class CudaDecoding implements DecodeSession.Provider {
         }
         refusal = Optional.of(e.getMessage());
       }
+    }
+    if (invariant) {
+      throw new UserException("--batch-invariant cannot be had here: " + refusal.get());
     }
     return byOperations(refusal.get(), sequences, tokens, context);
   }
@@ -88,7 +108,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
     if (kept != null) {
       kept.close();
     }
-    return new CudaDecoder(model, context.routing());
+    return new CudaDecoder(model, context.routing(), invariant);
   }
 
   private final class Session implements DecodeSession {

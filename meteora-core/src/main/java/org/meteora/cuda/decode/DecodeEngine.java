@@ -52,6 +52,7 @@ public final class DecodeEngine implements AutoCloseable {
   private final StepMemory memory;
   private final StepGraphs graphs;
   private final int maxRows;
+  private final int fewestRows;
   private final Map<Integer, StepPlan> plans = new HashMap<>();
   private final LibraryProducts library;
 
@@ -68,16 +69,20 @@ public final class DecodeEngine implements AutoCloseable {
    *     do not know
    */
   public DecodeEngine(Cuda cuda, DecodeModel model, KvMemory cache, int maxRows, int maxBlocks) {
-    this(cuda, model, cache, maxRows, maxBlocks, MatrixVector.Tuning.standard());
+    this(cuda, model, cache, maxRows, maxBlocks, 1, MatrixVector.Tuning.standard());
   }
 
-  /** With products tuned otherwise, for measurements. */
+  /**
+   * @param fewestRows that a step is run with, {@code maxRows} for steps that are all alike
+   * @param tuning of products of up to {@link #MAX_STREAMED_ROWS} rows
+   */
   public DecodeEngine(
       Cuda cuda,
       DecodeModel model,
       KvMemory cache,
       int maxRows,
       int maxBlocks,
+      int fewestRows,
       MatrixVector.Tuning tuning) {
     check(model, maxRows);
     this.cuda = cuda;
@@ -85,6 +90,7 @@ public final class DecodeEngine implements AutoCloseable {
     this.cache = cache;
     this.tuning = tuning;
     this.maxRows = bucket(maxRows);
+    this.fewestRows = fewestRows;
     cuda.makeCurrent();
     this.kernels = Kernels.of(cuda, constants(model));
     this.stream = Stream.create(cuda);
@@ -179,6 +185,11 @@ public final class DecodeEngine implements AutoCloseable {
     return Arrays.stream(BUCKETS).filter(each -> each >= rows).findFirst().orElseThrow();
   }
 
+  /** The number of rows that the steps to come are run with. */
+  private int stepRows() {
+    return bucket(Math.max(fewestRows, active));
+  }
+
   /** The numbers of rows of steps of up to {@code maxRows}. */
   static IntStream buckets(int maxRows) {
     return Arrays.stream(BUCKETS).filter(each -> each <= maxRows);
@@ -217,7 +228,7 @@ public final class DecodeEngine implements AutoCloseable {
    * @param weights their weights; written
    */
   public void routing(int layer, int module, int[] indices, float[] weights) {
-    memory.routing(layer, module, bucket(active), indices, weights);
+    memory.routing(layer, module, stepRows(), indices, weights);
   }
 
   /** Goes on with another pool; graphs are captured anew. {@link #rows} must follow. */
@@ -344,12 +355,12 @@ public final class DecodeEngine implements AutoCloseable {
     for (var i = 0; i < active; i++) {
       lengthOfRow[i]++;
     }
-    graphs.launch(bucket(active), launches());
+    graphs.launch(stepRows(), launches());
   }
 
   /** Waits for the last step and returns its tokens. */
   public int[] nextTokens() {
-    return memory.download(active, bucket(active), fetchRouting);
+    return memory.download(active, stepRows(), fetchRouting);
   }
 
   /**
@@ -367,7 +378,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   /** What a step queues, in order. */
   public List<Work> launches() {
-    return plans.computeIfAbsent(bucket(active), this::plan).works();
+    return plans.computeIfAbsent(stepRows(), this::plan).works();
   }
 
   /**

@@ -197,7 +197,7 @@ class DecodeEngineGpuTest {
       var random = new Random(5);
       try (var engine =
           new DecodeEngine(
-              gpu.cuda, reference.model, reference.cache, rows, reference.maxBlocks(), tuning)) {
+              gpu.cuda, reference.model, reference.cache, rows, reference.maxBlocks(), 1, tuning)) {
         engine.temperature(3);
         var slots = new int[rows];
         for (var i = 0; i < rows; i++) {
