@@ -14,6 +14,7 @@ import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
@@ -52,6 +53,7 @@ final class RunningBatch implements AutoCloseable {
   private List<Integer> filled = List.of(); // the first that join, whose prompts are being run
   private Optional<Prefill> prefill = Optional.empty();
   private final int tokens; // of a sequence at most
+  private long held = JOINING_TOKENS; // tokens that prefills had memory for
   private DecodeSession session;
   private int maxSequences;
   private final int later;
@@ -235,7 +237,7 @@ final class RunningBatch implements AutoCloseable {
     }
     for (int which : present.reversed()) {
       leave(which);
-      if (maxSequences == 1) {
+      if (maxSequences == 1 || pass.isPresent()) { // an answer would be computed otherwise again
         fail(which, reason);
       } else {
         scheduler.preempt(which);
@@ -244,7 +246,12 @@ final class RunningBatch implements AutoCloseable {
     LOG.debug("{} sequences at once failed, fewer now: {}", maxSequences, reason.getMessage());
     maxSequences = Math.max(1, Math.min(maxSequences / 2, present.size()));
     session.close();
-    session = decoding.begin(maxSequences, tokens, context);
+    try {
+      session = decoding.begin(maxSequences, tokens, context);
+    } catch (UserException e) {
+      scheduler.leaveAll().forEach(which -> listener.onFailure(sequences.get(which).request, e));
+      return;
+    }
     scheduler.limit(maxSequences, new KvBlocks(session.blocks(), KvCache.BLOCK));
   }
 
@@ -308,10 +315,16 @@ final class RunningBatch implements AutoCloseable {
 
   private void beginPrefill() {
     filled = new ArrayList<>();
+    long all = 0;
+    int longest = 0;
     for (int which : joining) {
-      if (!alone.contains(which) || filled.isEmpty()) {
-        filled.add(which);
+      int its = sequences.get(which).length();
+      longest = Math.max(longest, its);
+      all = packs ? all + its : (filled.size() + 1L) * longest;
+      if (!filled.isEmpty() && (alone.contains(which) || !canHold(all))) {
+        break;
       }
+      filled.add(which);
       if (alone.contains(which)) {
         break;
       }
@@ -319,6 +332,19 @@ final class RunningBatch implements AutoCloseable {
     lookAtPrompts();
     var prompts = filled.stream().map(which -> sequences.get(which).tokens()).toList();
     prefill = Optional.of(prefill(prompts));
+  }
+
+  /** Whether there is memory for so many tokens' keys and values, known ones among them. */
+  private boolean canHold(long its) {
+    if (its > held && !model.backend().fillsBlocks()) {
+      long bytes = MemoryNeed.cacheBytes(model.config(), model.dtype(), 1, its);
+      long both = 2 * bytes; // as much again for what the passes need
+      if (model.backend().memory(both).free() < both) {
+        return false;
+      }
+      held = its;
+    }
+    return true;
   }
 
   private Prefill prefill(List<int[]> prompts) {

@@ -146,6 +146,14 @@ final class Scheduler {
     maxRunning = sequences;
   }
 
+  /** Nobody waits any longer: those that did, and are wanted, are gone. */
+  List<Integer> leaveAll() {
+    var wanted = waiting.stream().filter(sequences::isWanted).toList();
+    tokens.keySet().removeAll(waiting);
+    waiting.clear();
+    return wanted;
+  }
+
   /** A sequence that runs has ended. */
   void remove(int sequence) {
     running.remove((Integer) sequence);

@@ -3,6 +3,7 @@ package org.meteora.generate;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import ai.djl.Device;
+import java.lang.reflect.Proxy;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -13,8 +14,11 @@ import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.model.Backend;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
+import org.meteora.model.MemoryNeed;
+import org.meteora.model.RandomLlama;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
@@ -22,6 +26,7 @@ import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.router.Routers;
 import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
 
 /**
  * Answers do not depend on who else is answered, nor on the order, nor on what was there before.
@@ -165,6 +170,48 @@ class BatchingTest {
             .isEqualTo(expected);
         assertThat(heard).isEqualTo(alone);
       }
+    }
+  }
+
+  /**
+   * What is known of prompts is copied for a prefill: where there is no memory for all, some join
+   * after others.
+   */
+  @Test
+  void whatIsKnownCountsInAPrefill() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var small = RequestsTest.model(manager);
+      var asked = new ArrayList<Long>();
+      var backend =
+          (Backend)
+              Proxy.newProxyInstance(
+                  Backend.class.getClassLoader(),
+                  new Class<?>[] {Backend.class},
+                  (proxy, method, given) -> {
+                    if (method.getName().equals("fillsBlocks")) {
+                      return false;
+                    }
+                    if (method.getName().equals("memory") && (long) given[0] < Long.MAX_VALUE) {
+                      asked.add((long) given[0]);
+                      return new Backend.Memory("test", asked.getFirst() - 1);
+                    }
+                    return method.invoke(small.backend(), given);
+                  });
+      manager.getEngine().setRandomSeed(5);
+      var llama = RandomLlama.create(small.config(), manager, Dtype.F32, 5, 4, backend, 0);
+      var random = new Random(1);
+      int[] prompt = random.ints(82, 10, 70).toArray();
+      var requests = new ArrayList<Request>();
+      for (int i = 0; i < 60; i++) {
+        requests.add(new Request(prompt, GREEDY.withMaxNewTokens(2), i));
+      }
+      var expected = answers(small, ModelSession.of(small), requests.subList(0, 1), 1).get(0);
+      assertThat(answers(llama, ModelSession.of(llama), requests, 60).values())
+          .hasSize(60)
+          .containsOnly(expected);
+      // 24 of 82 tokens are less than 2,048, 25 are more
+      long both = 2 * MemoryNeed.cacheBytes(llama.config(), Dtype.F32, 25, 82);
+      assertThat(asked).containsOnly(both).hasSize(2);
     }
   }
 

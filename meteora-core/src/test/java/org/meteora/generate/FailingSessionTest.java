@@ -8,6 +8,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.TooLittleMemory;
@@ -152,6 +153,65 @@ class FailingSessionTest {
       assertThat(answers(llama, narrow(llama, 1, 0, 3), ASKS, 3)).isEqualTo(expected);
       assertThat(answers(llama, narrow(llama, 0, 0, 3), ASKS, 3))
           .containsExactly("0: too little", "1: too little", "2: too little");
+    }
+  }
+
+  /** As {@link #narrow} of no sequence, where something is otherwise. */
+  private static class Narrow implements DecodeSession.Provider {
+    private final DecodeSession.Provider narrow;
+    int begun;
+
+    Narrow(Llama llama, int sequences) {
+      narrow = narrow(llama, sequences, 2, 3);
+    }
+
+    @Override
+    public DecodeSession begin(int atOnce, int expected, ForwardContext context) {
+      begun++;
+      return narrow.begin(atOnce, expected, context);
+    }
+
+    @Override
+    public void close() {
+      // nothing is kept
+    }
+  }
+
+  @Test
+  void allFailWhereThereIsNoMemoryForFewerEither() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var decoding =
+          new Narrow(llama, 2) {
+            @Override
+            public DecodeSession begin(int atOnce, int expected, ForwardContext context) {
+              if (begun > 0) {
+                throw new TooLittleMemory("not one block");
+              }
+              return super.begin(atOnce, expected, context);
+            }
+          };
+      assertThat(answers(llama, decoding, ASKS, 3))
+          .containsExactly("0: not one block", "1: not one block", "2: not one block");
+    }
+  }
+
+  /** A prompt with its answer is not computed as the answer was: who ran fails, others go on. */
+  @Test
+  void nothingThatMustBeAloneIsComputedAgain() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var decoding =
+          new Narrow(llama, 1) {
+            @Override
+            public OptionalInt passTokens() {
+              return OptionalInt.of(KvCache.BLOCK);
+            }
+          };
+      var expected = answers(llama, ModelSession.of(llama), ASKS, 3);
+      assertThat(answers(llama, decoding, ASKS, 2))
+          .containsExactly("0: too little", "1: too little", expected.get(2));
+      assertThat(decoding.begun).isEqualTo(2);
     }
   }
 
