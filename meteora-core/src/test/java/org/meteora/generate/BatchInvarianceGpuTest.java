@@ -258,11 +258,11 @@ class BatchInvarianceGpuTest {
       try (var decoding = Backends.decoding(llama)) {
         var alone = new ArrayList<String>();
         var expected = new ArrayList<String>();
-        for (var each : BatchingTest.mixed(llama, requests(24), alone)) {
+        for (var each : BatchingTest.mixed(llama, requests(12), alone)) {
           expected.add(generate(llama, decoding, List.of(each), 1, false).answers().get(0));
         }
         var heard = new ArrayList<String>();
-        var together = BatchingTest.mixed(llama, requests(24), heard);
+        var together = BatchingTest.mixed(llama, requests(12), heard);
         assertThat(generate(llama, decoding, together, 9, true).answers().values())
             .containsExactlyElementsOf(expected);
         assertThat(heard).isEqualTo(alone);

@@ -48,8 +48,8 @@ public final class ModelOptions {
       names = "--batch-invariant",
       description =
           "What comes of a prompt is the same to the last bit however many run beside it, in what"
-              + " order, and what was known of it before: f32 on the CPU, gates or a single"
-              + " adapter.")
+              + " order, and what was known of it before. On the CPU in f32, with gates or a single"
+              + " adapter; on a GPU at the pace of 64 sequences at once.")
   private boolean batchInvariant;
 
   @Mixin private RoutingTopKOption topK;
