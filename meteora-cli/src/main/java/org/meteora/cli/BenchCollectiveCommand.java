@@ -1,7 +1,7 @@
 package org.meteora.cli;
 
+import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
-import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
@@ -74,19 +74,8 @@ final class BenchCollectiveCommand implements Callable<Integer> {
     }
   }
 
-  private double time(Runnable run, ai.djl.ndarray.NDArray buffer) {
-    var times = new double[repeat.value()];
-    for (int i = -3; i < repeat.value(); i++) {
-      BenchProcesses.await(buffer);
-      long start = System.nanoTime();
-      run.run();
-      BenchProcesses.await(buffer);
-      if (i >= 0) {
-        times[i] = (System.nanoTime() - start) / 1e6;
-      }
-    }
-    Arrays.sort(times);
-    return times[repeat.value() / 2];
+  private double time(Runnable run, NDArray buffer) {
+    return BenchModel.medianOfAll(repeat.value(), buffer, run);
   }
 
   private static void report(int mebibytes, String what, double ms, double bytes) {

@@ -99,22 +99,12 @@ final class BenchDecodeCommand implements Callable<Integer> {
             options.report(name(batch, "bare matmuls"), bare[i], bare[i], batch);
             baseline[i] = bare[i];
           }
+          double floor = bytes(config, batch, false) / bandwidth;
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
             baseline[i] = graph(base, batch, auto);
-            options.report(
-                name(batch, "base model"),
-                baseline[i],
-                baseline[i],
-                batch,
-                bytes(config, batch, false) / bandwidth);
+            options.report(name(batch, "base model"), baseline[i], baseline[i], batch, floor);
           }
-          step(
-              gpu ? "base model, eager" : "base model",
-              base,
-              batch,
-              auto,
-              baseline[i],
-              bytes(config, batch, false) / bandwidth);
+          step(gpu ? "base model, eager" : "base model", base, batch, auto, baseline[i], floor);
         }
       }
       try (var own = manager.newSubManager()) {
@@ -127,9 +117,10 @@ final class BenchDecodeCommand implements Callable<Integer> {
           double floor = bytes(config, batch, true) / bandwidth;
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
             for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.FUSED}) {
-              options.report(
-                  name(batch, "MeteoRA, " + mode.label()),
-                  graph(model, batch, options.context(mode)),
+              graph(
+                  "MeteoRA, " + mode.label(),
+                  model,
+                  options.context(mode),
                   baseline[i],
                   batch,
                   floor);
@@ -154,21 +145,16 @@ final class BenchDecodeCommand implements Callable<Integer> {
           for (var name : names) {
             var its = RandomRouters.context(routed.get(name), model, batch, auto);
             if (gpu && CudaDecoder.refusal(model, batch, its).isEmpty()) {
-              options.report(
-                  name(batch, "router " + name),
-                  graph(model, batch, its),
-                  baseline[i],
-                  batch,
-                  floor);
-              continue;
+              graph("router " + name, model, its, baseline[i], batch, floor);
+            } else {
+              var label = "router " + name + (gpu ? ", eager" : "");
+              step(label, model, batch, its, baseline[i], floor);
             }
-            step("router " + name + (gpu ? ", eager" : ""), model, batch, its, baseline[i], floor);
           }
           var listened = auto.withListener(Optional.of(options.recorder()));
           var recorded = "MeteoRA, auto, routing recorded";
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            options.report(
-                name(batch, recorded), graph(model, batch, listened), baseline[i], batch, floor);
+            graph(recorded, model, listened, baseline[i], batch, floor);
           } else {
             step(recorded, model, batch, listened, baseline[i], floor);
           }
@@ -216,23 +202,25 @@ final class BenchDecodeCommand implements Callable<Integer> {
     }
   }
 
+  /** Measures and reports steps as generation takes them on a GPU. */
+  private void graph(
+      String what, Llama model, ForwardContext context, double baseline, int batch, double floor) {
+    options.report(name(batch, what), graph(model, batch, context), baseline, batch, floor);
+  }
+
   private double graph(Llama model, int batch, ForwardContext context) {
     return graph(model, batch, context, GREEDY);
   }
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
   private double graph(Llama model, int batch, ForwardContext context, GenerationConfig config) {
+    int most = most();
     try (var manager = model.manager().newSubManager();
-        var cache =
-            model.newCache(
-                manager,
-                new int[batch],
-                this.context + 2 * options.repeat.value() + BenchModel.WARM_UP);
+        var cache = model.newCache(manager, new int[batch], most);
         var decoder = new CudaDecoder(model, context.routing(), false)) {
       BenchModel.prefill(model, cache, batch, this.context, context);
       var ids = BenchModel.ids(model, batch);
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
-      int most = this.context + 2 * options.repeat.value() + BenchModel.WARM_UP;
       decoder.begin(batch, most, context);
       var blocks = scattered(batch, KvBlock.of(most), decoder.blocks());
       var columns = new ArrayList<KvCache.Columns>();
@@ -275,6 +263,11 @@ final class BenchDecodeCommand implements Callable<Integer> {
     }
   }
 
+  /** Tokens of a sequence at most. */
+  private int most() {
+    return context + 2 * options.repeat.value() + BenchModel.WARM_UP;
+  }
+
   /** Blocks of each sequence, all over the pool as they are after a while. */
   private static int[][] scattered(int sequences, int each, int blocks) {
     if (blocks < sequences * each) {
@@ -296,11 +289,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
   private void step(
       String what, Llama model, int batch, ForwardContext context, double baseline, double floor) {
     try (var manager = model.manager().newSubManager();
-        var cache =
-            model.newCache(
-                manager,
-                new int[batch],
-                this.context + 2 * options.repeat.value() + BenchModel.WARM_UP)) {
+        var cache = model.newCache(manager, new int[batch], most())) {
       // not measured, and gathering the adapters of all prompts' tokens takes more than a GPU has
       BenchModel.prefill(model, cache, batch, this.context, context.withMode(ForwardMode.AUTO));
       Runnable step = () -> BenchModel.prefill(model, cache, batch, 1, context);

@@ -10,7 +10,6 @@ import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
 import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
-import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -110,8 +109,7 @@ final class BenchLinearCommand implements Callable<Integer> {
     return options.median(
         () -> {
           try (var scope = x.getManager().newSubManager()) {
-            var y = layer.forward(Ops.alias(scope, x), withLogits).y();
-            Ops.cast(Ops.narrow(y, 0, 0, 1), Dtype.F32).toFloatArray(); // waits for a device
+            BenchModel.await(layer.forward(Ops.alias(scope, x), withLogits).y());
           }
         });
   }

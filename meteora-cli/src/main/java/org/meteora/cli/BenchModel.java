@@ -1,6 +1,7 @@
 package org.meteora.cli;
 
 import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
@@ -164,28 +165,25 @@ final class BenchModel {
 
   /** Says how much of the GPU's memory is in use beyond what is named. */
   void reportMemory(String what, long bytes) {
-    if (json.isGiven()) {
-      System.out.println(Jsonl.JSON.createObjectNode().put("what", what).put("bytes", bytes));
-    } else {
-      System.out.printf("%-34s %10d MiB%n", what, bytes >> 20);
-    }
+    print(line(what).put("bytes", bytes), "%-34s %10d MiB".formatted(what, bytes >> 20));
   }
 
   /** Says what part one figure is of another. */
   void reportShare(String what, double share) {
-    if (json.isGiven()) {
-      System.out.println(Jsonl.JSON.createObjectNode().put("what", what).put("share", share));
-    } else {
-      System.out.printf("%-36s %8.1f %%%n", what, 100 * share);
-    }
+    print(line(what).put("share", share), "%-36s %8.1f %%".formatted(what, 100 * share));
   }
 
   /** Says why something is not measured. */
   void reportNotMeasured(String what, String why) {
-    System.out.println(
-        json.isGiven()
-            ? Jsonl.JSON.createObjectNode().put("what", what).put("not_measured", why)
-            : what + " are not measured: " + why);
+    print(line(what).put("not_measured", why), what + " are not measured: " + why);
+  }
+
+  private static ObjectNode line(String what) {
+    return Jsonl.JSON.createObjectNode().put("what", what);
+  }
+
+  private void print(ObjectNode line, String text) {
+    System.out.println(json.isGiven() ? line : text);
   }
 
   /** How many different adapters some tokens choose, if they choose at random. */
@@ -205,8 +203,7 @@ final class BenchModel {
           median(
               () -> {
                 try (var scope = own.newSubManager()) {
-                  var y = Ops.linear(Ops.alias(scope, a), b, null);
-                  Ops.cast(Ops.narrow(y.reshape(-1), 0, 0, 1), Dtype.F32).toFloatArray();
+                  await(Ops.linear(Ops.alias(scope, a), b, null));
                 }
               });
       double rate = 2.0 * size * size * size / ms;
@@ -232,6 +229,32 @@ final class BenchModel {
       var ids = Ops.of(scope, ids(model, batch * tokens), batch, tokens);
       model.next(ids, cache, context).toFloatArray();
     }
+  }
+
+  /** Reads a number, and so waits for all that was queued before. */
+  static void await(NDArray array) {
+    try (var scope = array.getManager().newSubManager();
+        var off = Ops.notRecording()) {
+      var first = Ops.narrow(Ops.alias(scope, array).reshape(-1), 0, 0, 1);
+      if (Float.isNaN(Ops.cast(first, Dtype.F32).toFloatArray()[0])) {
+        throw new IllegalStateException("random weights gave NaN");
+      }
+    }
+  }
+
+  /** Median milliseconds of a run in this process, of as many in every other. */
+  static double medianOfAll(int repeat, NDArray awaited, Runnable run) {
+    var times = new double[repeat];
+    for (int i = -3; i < repeat; i++) {
+      await(awaited);
+      long start = System.nanoTime();
+      run.run();
+      await(awaited);
+      if (i >= 0) {
+        times[i] = (System.nanoTime() - start) / 1e6;
+      }
+    }
+    return Turns.median(times);
   }
 
   /** Some token ids. */
@@ -394,31 +417,29 @@ final class BenchModel {
     double processor = Turns.median(turns.processor()[which]);
     boolean known = Arrays.stream(turns.processor()[0]).allMatch(each -> each > 0);
     double ratio = known ? Turns.ratio(turns.processor()[which], turns.processor()[0]) : 0;
-    if (json.isGiven()) {
-      var line = line(what, turns.median(which), turns.ratio(which), tokens);
-      if (known) {
-        line.put("processor_ms", processor).put("processor_ratio", ratio);
-      }
-      System.out.println(line);
-    } else {
-      System.out.println(
-          text(what, turns.median(which), turns.ratio(which), tokens)
-              + (known ? "   processors %.0f ms, %.3f ×".formatted(processor, ratio) : ""));
+    var line = line(what, turns.median(which), turns.ratio(which), tokens);
+    var text = text(line);
+    if (known) {
+      line.put("processor_ms", processor).put("processor_ratio", ratio);
+      text += "   processors %.0f ms, %.3f ×".formatted(processor, ratio);
     }
+    print(line, text);
   }
 
   private static ObjectNode line(String what, double milliseconds, double ratio, double tokens) {
-    return Jsonl.JSON
-        .createObjectNode()
-        .put("what", what)
+    return line(what)
         .put("ms", milliseconds)
         .put("ratio", ratio)
         .put("tokens_per_second", tokens / milliseconds * 1000);
   }
 
-  private static String text(String what, double milliseconds, double ratio, double tokens) {
+  private static String text(ObjectNode line) {
     return "%-34s %10.3f ms   %6.3f ×   %,10.1f tokens/s"
-        .formatted(what, milliseconds, ratio, tokens / milliseconds * 1000);
+        .formatted(
+            line.get("what").textValue(),
+            line.get("ms").doubleValue(),
+            line.get("ratio").doubleValue(),
+            line.get("tokens_per_second").doubleValue());
   }
 
   void report(String what, double milliseconds, double baseline, double tokens) {
@@ -429,18 +450,12 @@ final class BenchModel {
    * @param floor milliseconds that the device needs at least, 0 for not known
    */
   void report(String what, double milliseconds, double baseline, double tokens, double floor) {
-    if (json.isGiven()) {
-      var line = line(what, milliseconds, milliseconds / baseline, tokens);
-      if (floor > 0) {
-        line.put("floor_ms", floor).put("reached", floor / milliseconds);
-      }
-      System.out.println(line);
-    } else {
-      System.out.println(
-          text(what, milliseconds, milliseconds / baseline, tokens)
-              + (floor > 0
-                  ? "   floor %.3f ms, %.0f %%".formatted(floor, 100 * floor / milliseconds)
-                  : ""));
+    var line = line(what, milliseconds, milliseconds / baseline, tokens);
+    var text = text(line);
+    if (floor > 0) {
+      line.put("floor_ms", floor).put("reached", floor / milliseconds);
+      text += "   floor %.3f ms, %.0f %%".formatted(floor, 100 * floor / milliseconds);
     }
+    print(line, text);
   }
 }

@@ -23,8 +23,6 @@ import org.meteora.moe.ForwardMode;
 import org.meteora.parallel.Collective;
 import org.meteora.parallel.ShardedWeights;
 import org.meteora.tensor.Devices;
-import org.meteora.tensor.Dtype;
-import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.optim.AdamW;
@@ -34,29 +32,13 @@ import org.meteora.train.optim.FlatParameters;
  * A training step of one process, of every process by itself at the same time, then that of all
  * together, each on a batch of the same size: weak scaling. All processes make the same number of
  * steps.
+ *
+ * @param device of this process
+ * @param dropout on the adapters' input
+ * @param batch of each process
  */
-final class BenchProcesses {
-  private static final int WARM_UP = 3;
-
-  private final BenchModel options;
-  private final Collective all;
-  private final String device;
-  private final double dropout;
-  private final Batch batch;
-
-  /**
-   * @param device of this process
-   * @param dropout on the adapters' input
-   * @param batch of each process
-   */
-  BenchProcesses(BenchModel options, Collective all, String device, double dropout, Batch batch) {
-    this.options = options;
-    this.all = all;
-    this.device = device;
-    this.dropout = dropout;
-    this.batch = batch;
-  }
-
+record BenchProcesses(
+    BenchModel options, Collective all, String device, double dropout, Batch batch) {
   /** A random model and what trains it. */
   private final class Model implements AutoCloseable {
     final NDManager manager = Devices.newManager(Devices.parse(device));
@@ -128,22 +110,8 @@ final class BenchProcesses {
 
     /** Of as many runs in every process. */
     double median(Runnable run) {
-      var times = new double[options.repeat.value()];
-      for (int i = -WARM_UP; i < times.length; i++) {
-        awaitDevice();
-        long start = System.nanoTime();
-        run.run();
-        awaitDevice();
-        if (i >= 0) {
-          times[i] = (System.nanoTime() - start) / 1e6;
-        }
-      }
-      Arrays.sort(times);
-      return times[times.length / 2];
-    }
-
-    private void awaitDevice() {
-      await(tensors.values().iterator().next());
+      var awaited = tensors.values().iterator().next();
+      return BenchModel.medianOfAll(options.repeat.value(), awaited, run);
     }
 
     @Override
@@ -294,14 +262,5 @@ final class BenchProcesses {
     return withoutReserve
         ? GpuMeasure.usedBytes(Cuda.device(own.getDeviceId()))
         : Backends.memoryInUse(own);
-  }
-
-  /** Reads a number, and so waits for all that was queued before. */
-  static void await(NDArray array) {
-    try (var scope = array.getManager().newSubManager();
-        var off = Ops.notRecording()) {
-      var first = Ops.narrow(Ops.alias(scope, array).reshape(-1), 0, 0, 1);
-      Ops.cast(first, Dtype.F32).toFloatArray();
-    }
   }
 }

@@ -15,37 +15,25 @@ import org.meteora.nn.Projection;
 
 /**
  * Where a whole training step's time goes on a GPU, part by part, beside what each needs at least.
+ *
+ * @param rows sequences
+ * @param seq tokens of each
+ * @param drops with dropout
+ * @param rate multiplications and additions a millisecond
+ * @param bandwidth bytes a millisecond
  */
-final class BenchTrainParts {
+record BenchTrainParts(
+    BenchModel options,
+    Architecture config,
+    int rows,
+    int seq,
+    boolean drops,
+    double rate,
+    double bandwidth) {
   private static final Stream LIBTORCH = Stream.of(0);
 
-  private final BenchModel options;
-  private final Architecture config;
-  private final double tokens;
-  private final int seq;
-  private final boolean drops;
-  private final double rate;
-  private final double bandwidth;
-
-  /**
-   * @param rate multiplications and additions a millisecond
-   * @param bandwidth bytes a millisecond
-   */
-  BenchTrainParts(
-      BenchModel options,
-      Architecture config,
-      int rows,
-      int seq,
-      boolean drops,
-      double rate,
-      double bandwidth) {
-    this.options = options;
-    this.config = config;
-    this.tokens = (double) rows * seq;
-    this.seq = seq;
-    this.drops = drops;
-    this.rate = rate;
-    this.bandwidth = bandwidth;
+  private double tokens() {
+    return (double) rows * seq;
   }
 
   /** The GPU's time of each part between two marks, and the host's of the whole. */
@@ -107,10 +95,10 @@ final class BenchTrainParts {
       all += ms;
       if (ms > 0) {
         var name = part.name().toLowerCase(Locale.ROOT).replace('_', ' ');
-        options.report("  " + name, ms, step, tokens, floor(part, recomputed));
+        options.report("  " + name, ms, step, tokens(), floor(part, recomputed));
       }
     }
-    options.report("  the GPU's time of these", all, step, tokens);
+    options.report("  the GPU's time of these", all, step, tokens());
   }
 
   /** Milliseconds that a part needs at least. */
@@ -126,7 +114,7 @@ final class BenchTrainParts {
               * layers
               * ((base(Projection.values()) - base(Projection.DOWN) + adapters() + scores()) / rate
                   + forwardBytes() / bandwidth);
-      case LOSS -> 4 * tokens * config.vocabSize() * config.hiddenSize() / rate;
+      case LOSS -> 4 * tokens() * config.vocabSize() * config.hiddenSize() / rate;
       case BACKWARD -> layers * base(Projection.values()) / rate;
       case BACKWARD_ADAPTERS, WEIGHT_GRADIENTS -> layers * adapters() / rate;
       case ATTENTION_BACKWARD -> layers * 2.5 * scores() / rate;
@@ -136,17 +124,17 @@ final class BenchTrainParts {
   }
 
   private double base(Projection... projections) {
-    return 2 * tokens * BenchModel.Sizes.of(config, projections).weights();
+    return 2 * tokens() * BenchModel.Sizes.of(config, projections).weights();
   }
 
   /** One product each with all A and gates, and with all B. */
   private double adapters() {
-    return 2 * tokens * options.adapterNumbers(config, options.adapters);
+    return 2 * tokens() * options.adapterNumbers(config, options.adapters);
   }
 
   /** Causal attention, forward. */
   private double scores() {
-    return 2.0 * seq * tokens * config.numAttentionHeads() * config.headDim();
+    return 2.0 * seq * tokens() * config.numAttentionHeads() * config.headDim();
   }
 
   /** What must be read and written between a layer's products, forward. */
@@ -156,7 +144,7 @@ final class BenchTrainParts {
     double heads = (config.numAttentionHeads() + config.numKeyValueHeads()) * config.headDim();
     double dropped = drops ? 3 * hidden + hidden + inner : 0;
     // norm, rotation, sum and norm, activation, sum
-    return tokens
+    return tokens()
         * options.dtype().bytes()
         * (2 * hidden + 2 * heads + 4 * hidden + 3 * inner + 3 * hidden + dropped);
   }
@@ -167,7 +155,7 @@ final class BenchTrainParts {
     double heads = (config.numAttentionHeads() + 2 * config.numKeyValueHeads()) * config.headDim();
     double dropped = drops ? 2 * (3 * hidden + inner) + 2 * hidden : 0;
     // activation again and its gradients, two norms again and their gradients, rotation
-    return tokens
+    return tokens()
         * options.dtype().bytes()
         * (3 * inner + 5 * inner + 2 * 2 * hidden + 2 * 4 * hidden + 2 * heads + dropped);
   }

@@ -152,55 +152,31 @@ public record GenerationConfig(
     return List.copyOf(result);
   }
 
+  /** The same but for these: everything that can be chosen without another model. */
+  private GenerationConfig with(
+      boolean sample, double temperature, double topP, int topK, int ngram, int most, long seed) {
+    return new GenerationConfig(
+        sample, temperature, topP, topK, ngram, most, maxNewTokens, eosTokenIds, padTokenId, seed);
+  }
+
   /** The same, drawing from the distribution. */
   public GenerationConfig withSampling(double temperature, double topP, int topK, long seed) {
-    return new GenerationConfig(
-        true,
-        temperature,
-        topP,
-        topK,
-        noRepeatNgramSize,
-        maxLength,
-        maxNewTokens,
-        eosTokenIds,
-        padTokenId,
-        seed);
+    return with(true, temperature, topP, topK, noRepeatNgramSize, maxLength, seed);
   }
 
   /** The same, taking the most likely token. */
   public GenerationConfig withGreedy() {
-    return new GenerationConfig(
-        false, 1, 1, 0, noRepeatNgramSize, maxLength, maxNewTokens, eosTokenIds, padTokenId, seed);
+    return with(false, 1, 1, 0, noRepeatNgramSize, maxLength, seed);
   }
 
   /** No so many tokens in a row twice; 0 for no such rule. */
   public GenerationConfig withNoRepeatNgramSize(int size) {
-    return new GenerationConfig(
-        sample,
-        temperature,
-        topP,
-        topK,
-        size,
-        maxLength,
-        maxNewTokens,
-        eosTokenIds,
-        padTokenId,
-        seed);
+    return with(sample, temperature, topP, topK, size, maxLength, seed);
   }
 
   /** Tokens of prompt and answer together, at most. */
   public GenerationConfig withMaxLength(int length) {
-    return new GenerationConfig(
-        sample,
-        temperature,
-        topP,
-        topK,
-        noRepeatNgramSize,
-        length,
-        maxNewTokens,
-        eosTokenIds,
-        padTokenId,
-        seed);
+    return with(sample, temperature, topP, topK, noRepeatNgramSize, length, seed);
   }
 
   /** Tokens of the answer, at most. */
