@@ -2,10 +2,11 @@ package org.meteora.cli;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.Callable;
-import org.meteora.UserException;
 import org.meteora.data.config.DeviceOptions;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.parallel.Collective;
 import org.meteora.tensor.Devices;
@@ -42,9 +43,7 @@ final class BenchCollectiveCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (mebibytes.stream().anyMatch(n -> n < 1)) {
-      throw new UserException("--mib must be at least 1");
-    }
+    Limits.atLeast(1, "--mib", Collections.min(mebibytes));
     return processes.run(
         where.device().orElse("auto"),
         List.of("--mib " + mebibytes, "--repeat " + repeat.value()),

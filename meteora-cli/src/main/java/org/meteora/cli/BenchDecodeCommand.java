@@ -13,6 +13,7 @@ import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.meteora.UserException;
 import org.meteora.backend.cuda.CudaDecoder;
+import org.meteora.data.config.Limits;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.model.Architecture;
@@ -74,9 +75,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (Collections.min(batches) < 1 || context < 1) {
-      throw new UserException("--batch and --context must be at least 1");
-    }
+    Limits.atLeast(1, "--batch", Collections.min(batches));
+    Limits.atLeast(1, "--context", context);
     var names = routers.names();
     var config = options.config();
     try (var manager = options.manager();

@@ -17,6 +17,7 @@ import org.knowm.xchart.style.Styler;
 import org.knowm.xchart.style.markers.SeriesMarkers;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.data.config.Limits;
 import org.meteora.generate.AnswerListener;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
@@ -101,10 +102,10 @@ final class BenchGenerateCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (Collections.min(sequences) < 1 || rounds < 1 || promptTokens < 1 || newTokens < 1) {
-      throw new UserException(
-          "--sequences, --rounds, --prompt-tokens and --new-tokens must be at least 1");
-    }
+    Limits.atLeast(1, "--sequences", Collections.min(sequences));
+    Limits.atLeast(1, "--rounds", rounds);
+    Limits.atLeast(1, "--prompt-tokens", promptTokens);
+    Limits.atLeast(1, "--new-tokens", newTokens);
     for (int each : shared) {
       if (each < 0 || each >= promptTokens) {
         throw new UserException(

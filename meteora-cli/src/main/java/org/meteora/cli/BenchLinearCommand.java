@@ -3,8 +3,8 @@ package org.meteora.cli;
 import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.Callable;
-import org.meteora.UserException;
 import org.meteora.backend.Backends;
+import org.meteora.data.config.Limits;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
@@ -40,9 +40,7 @@ final class BenchLinearCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (Collections.min(tokens) < 1) {
-      throw new UserException("--tokens must be at least 1");
-    }
+    Limits.atLeast(1, "--tokens", Collections.min(tokens));
     var config = options.config();
     double rate;
     double bandwidth;

@@ -16,6 +16,7 @@ import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.JsonOption;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.eval.routes.RoutingMatrix;
 import org.meteora.io.Jsonl;
@@ -99,9 +100,8 @@ final class BenchModel {
   static final int WARM_UP = 100;
 
   Architecture config() {
-    if (adapters < 1 || rank < 1) {
-      throw new UserException("--adapters and --rank must be at least 1");
-    }
+    Limits.atLeast(1, "--adapters", adapters);
+    Limits.atLeast(1, "--rank", rank);
     if (configFile != null) {
       return LlamaConfig.parse(Jsonl.readFile(configFile), configFile.toString());
     }

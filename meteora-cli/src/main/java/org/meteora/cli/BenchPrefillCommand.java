@@ -2,7 +2,7 @@ package org.meteora.cli;
 
 import java.util.Optional;
 import java.util.concurrent.Callable;
-import org.meteora.UserException;
+import org.meteora.data.config.Limits;
 import org.meteora.model.Llama;
 import org.meteora.model.MemoryNeed;
 import org.meteora.moe.ForwardContext;
@@ -46,9 +46,8 @@ final class BenchPrefillCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (batch < 1 || tokens < 1) {
-      throw new UserException("--batch and --tokens must be at least 1");
-    }
+    Limits.atLeast(1, "--batch", batch);
+    Limits.atLeast(1, "--tokens", tokens);
     var names = routers.names();
     var config = options.config();
     try (var manager = options.manager();

@@ -10,6 +10,7 @@ import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
 import org.meteora.model.Architecture;
@@ -279,12 +280,9 @@ final class BenchTrainCommand implements Callable<Integer> {
 
   /** Random tokens, each sequence of another task. */
   private Batch batch(Architecture config) {
-    if (batch < 1 || tokens < 2) {
-      throw new UserException("--batch must be at least 1 and --tokens at least 2");
-    }
-    if (lengths.stream().anyMatch(length -> length < 2)) {
-      throw new UserException("--lengths must each be at least 2");
-    }
+    Limits.atLeast(1, "--batch", batch);
+    Limits.atLeast(2, "--tokens", tokens);
+    Limits.atLeast(2, "--lengths", lengths.toArray(Integer[]::new));
     if (!(dropout >= 0 && dropout < 1)) {
       throw new UserException("--dropout must be at least 0 and less than 1, it is " + dropout);
     }

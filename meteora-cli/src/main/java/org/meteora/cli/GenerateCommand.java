@@ -9,6 +9,7 @@ import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.JsonOption;
+import org.meteora.data.config.Limits;
 import org.meteora.eval.command.GenerationOptions;
 import org.meteora.eval.command.MaxNewTokensOption;
 import org.meteora.eval.command.ModelOptions;
@@ -81,9 +82,7 @@ final class GenerateCommand implements Callable<Integer> {
   @Override
   public Integer call() throws Exception {
     maxNewTokens.value();
-    if (batchSize < 1) {
-      throw new UserException("--batch-size must be at least 1, not " + batchSize);
-    }
+    Limits.atLeast(1, "--batch-size", batchSize);
     if (stops.contains("")) {
       throw new UserException("--stop must be a text that is not empty");
     }

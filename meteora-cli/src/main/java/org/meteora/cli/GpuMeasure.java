@@ -1,9 +1,6 @@
 package org.meteora.cli;
 
 import ai.djl.pytorch.jni.JniUtils;
-import java.io.IOException;
-import java.io.UncheckedIOException;
-import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
@@ -14,6 +11,7 @@ import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.io.CacheFolders;
+import org.meteora.io.Texts;
 
 /** What benchmarks ask of a GPU; {@code measure.cu} has its kernels. */
 final class GpuMeasure {
@@ -30,14 +28,9 @@ final class GpuMeasure {
 
   GpuMeasure(Cuda cuda) {
     this.cuda = cuda;
-    try (var in = GpuMeasure.class.getResourceAsStream("measure.cu")) {
-      var source =
-          new Nvrtc.Source(new String(in.readAllBytes(), StandardCharsets.UTF_8), Map.of());
-      var code = Nvrtc.get().compile(source, List.of(), cuda.capability(), CacheFolders.kernels());
-      this.module = Module.load(cuda, code);
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
+    var source = new Nvrtc.Source(Texts.resource(GpuMeasure.class, "measure.cu"), Map.of());
+    var code = Nvrtc.get().compile(source, List.of(), cuda.capability(), CacheFolders.kernels());
+    this.module = Module.load(cuda, code);
   }
 
   /** Queues writing {@code count} bfloat16 numbers, uniform in {@code shift} ± {@code scale}. */

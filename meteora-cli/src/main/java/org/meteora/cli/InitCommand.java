@@ -1,12 +1,11 @@
 package org.meteora.cli;
 
-import java.io.IOException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.Texts;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
@@ -45,10 +44,6 @@ final class InitCommand implements Callable<Integer> {
 
   /** The file as it is written. */
   static String template() {
-    try (var in = InitCommand.class.getResourceAsStream("/config.yaml")) {
-      return new String(in.readAllBytes(), StandardCharsets.UTF_8);
-    } catch (IOException e) {
-      throw new IllegalStateException(e);
-    }
+    return Texts.resource(InitCommand.class, "/config.yaml");
   }
 }

@@ -10,6 +10,7 @@ import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.checkpoint.MergedModel;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.SeedOption;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderLock;
@@ -174,9 +175,7 @@ final class MergeCommand implements Callable<Integer> {
     if (rank != null && !method.choosesRank()) {
       throw new UserException("--rank goes with --method svd and ties_svd, not " + method);
     }
-    if (rank != null && rank < 1) {
-      throw new UserException("--rank must be at least 1, not " + rank);
-    }
+    Limits.atLeast(1, "--rank", rank);
     if (seed.value().isPresent() && !method.drops()) {
       throw new UserException("--seed goes with --method dare_linear and dare_ties, not " + method);
     }

@@ -1,6 +1,7 @@
 package org.meteora.cli;
 
 import org.meteora.UserException;
+import org.meteora.data.config.Limits;
 import picocli.CommandLine.Option;
 
 /** How often a benchmark measures. */
@@ -18,9 +19,7 @@ final class RepeatOption {
    * @throws UserException when it is below 1
    */
   int value() {
-    if (repeat < 1) {
-      throw new UserException("--repeat must be at least 1, not " + repeat);
-    }
+    Limits.atLeast(1, "--repeat", repeat);
     return repeat;
   }
 }

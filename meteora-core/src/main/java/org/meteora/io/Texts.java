@@ -6,6 +6,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
 import java.io.Reader;
+import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
@@ -37,6 +38,15 @@ public final class Texts {
       throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
     } catch (OutOfMemoryError e) {
       throw new UserException("cannot read " + file + ": it is too large to be read at once");
+    }
+  }
+
+  /** A text that comes with this software, beside a class or, with a slash before it, anywhere. */
+  public static String resource(Class<?> beside, String name) {
+    try (var in = beside.getResourceAsStream(name)) {
+      return decode(in.readAllBytes());
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
     }
   }
 

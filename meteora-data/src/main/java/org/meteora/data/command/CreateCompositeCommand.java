@@ -11,6 +11,7 @@ import org.meteora.data.Sample;
 import org.meteora.data.composite.CompositeMaker;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.SeedOption;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderLock;
@@ -71,9 +72,7 @@ public final class CreateCompositeCommand implements Callable<Integer> {
   public Integer call() {
     var settings = config.load();
     var composite = composite();
-    if (nums < 1) {
-      throw new UserException("--nums must be at least 1, it is " + nums);
-    }
+    Limits.atLeast(1, "--nums", nums);
     var samples = new ArrayList<List<Sample>>();
     for (var task : composite.tasks()) {
       samples.add(read(settings.targetDir(), task, "test.jsonl"));

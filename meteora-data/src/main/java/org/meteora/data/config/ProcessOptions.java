@@ -62,9 +62,7 @@ public final class ProcessOptions {
   public int run(String device, List<String> settings, Work work) {
     var launch = Launch.of(System.getenv());
     Launch.unusedSlurm(System.getenv()).ifPresent(LOG::warn);
-    if (processes != null && processes < 1) {
-      throw new UserException("--processes must be at least 1, not " + processes);
-    }
+    Limits.atLeast(1, "--processes", processes);
     if (processes != null && launch.size() > 1) {
       throw new UserException(
           "--processes starts processes itself, and this is one of "

@@ -20,9 +20,7 @@ public final class RoutingTopKOption {
    * @throws UserException when it is below 1
    */
   public Optional<Integer> value() {
-    if (routingTopK != null && routingTopK < 1) {
-      throw new UserException("--routing-top-k must be at least 1, not " + routingTopK);
-    }
+    Limits.atLeast(1, "--routing-top-k", routingTopK);
     return Optional.ofNullable(routingTopK);
   }
 }

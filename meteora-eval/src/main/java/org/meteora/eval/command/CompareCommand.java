@@ -4,6 +4,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.SeedOption;
 import org.meteora.eval.compare.Comparer;
 import org.meteora.eval.compare.ComparisonHtml;
@@ -82,12 +83,8 @@ public final class CompareCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
-    if (resamples < 1) {
-      throw new UserException("--resamples must be at least 1, not " + resamples);
-    }
-    if (samples < 0) {
-      throw new UserException("--samples must be at least 0, not " + samples);
-    }
+    Limits.atLeast(1, "--resamples", resamples);
+    Limits.atLeast(0, "--samples", samples);
     for (var file : files) {
       ending(file);
       AtomicFiles.requireWritableFolder(file.toAbsolutePath().getParent());

@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
@@ -292,17 +293,11 @@ public final class EvalCommand implements Callable<Integer> {
   }
 
   private void check() {
-    atLeast("--limit", limit == null ? 1 : limit, 1);
-    atLeast("--batch-size", batchSize, 1);
-    atLeast("--check-batching", checkBatching, 0);
-    atLeast("--max-length", maxLength, 1);
+    Limits.atLeast(1, "--limit", limit);
+    Limits.atLeast(1, "--batch-size", batchSize);
+    Limits.atLeast(0, "--check-batching", checkBatching);
+    Limits.atLeast(1, "--max-length", maxLength);
     maxNewTokens.value();
     generation.check();
-  }
-
-  private static void atLeast(String option, int value, int least) {
-    if (value < least) {
-      throw new UserException(option + " must be at least " + least + ", not " + value);
-    }
   }
 }

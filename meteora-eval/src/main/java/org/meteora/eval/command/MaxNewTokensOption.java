@@ -2,6 +2,7 @@ package org.meteora.eval.command;
 
 import java.util.Optional;
 import org.meteora.UserException;
+import org.meteora.data.config.Limits;
 import picocli.CommandLine.Option;
 
 /** How long an answer may be. */
@@ -20,9 +21,7 @@ public final class MaxNewTokensOption {
    * @throws UserException when it is below 1
    */
   public Optional<Integer> value() {
-    if (maxNewTokens != null && maxNewTokens < 1) {
-      throw new UserException("--max-new-tokens must be at least 1, not " + maxNewTokens);
-    }
+    Limits.atLeast(1, "--max-new-tokens", maxNewTokens);
     return Optional.ofNullable(maxNewTokens);
   }
 

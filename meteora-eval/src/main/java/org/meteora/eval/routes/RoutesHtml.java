@@ -5,7 +5,6 @@ import static org.meteora.io.Texts.escapeHtml;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.UncheckedIOException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Base64;
@@ -16,6 +15,7 @@ import java.util.stream.IntStream;
 import java.util.zip.GZIPOutputStream;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
+import org.meteora.io.Texts;
 
 /**
  * Writes a trace as one self-contained page. The gates' choices travel as bytes, gzip and Base64:
@@ -144,12 +144,7 @@ public final class RoutesHtml {
 
   /** A resource with its {@code {{names}}} replaced, each once; values are not searched again. */
   static String fill(String resource, Map<String, String> values) {
-    String template;
-    try (var in = RoutesHtml.class.getResourceAsStream(resource)) {
-      template = new String(in.readAllBytes(), StandardCharsets.UTF_8);
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
+    var template = Texts.resource(RoutesHtml.class, resource);
     var page = new StringBuilder();
     int done = 0;
     for (int at; (at = template.indexOf("{{", done)) >= 0; ) {

@@ -9,6 +9,7 @@ import java.util.concurrent.Callable;
 import java.util.function.Supplier;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
+import org.meteora.data.config.Limits;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.RoutingTopKOption;
 import org.meteora.io.FolderNames;
@@ -150,9 +151,7 @@ public final class TrainCommand implements Callable<Integer> {
         throw new UserException(
             "--router lora-flow writes no model that --with-base could complete: leave it out");
       }
-      if (samples != null && samples < 1) {
-        throw new UserException("--samples must be at least 1, not " + samples);
-      }
+      Limits.atLeast(1, "--samples", samples);
       if (task.contains(",")) {
         throw new UserException(
             "--router lora-flow learns one task, and --task names several: " + task);
