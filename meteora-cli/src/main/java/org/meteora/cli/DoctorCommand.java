@@ -1,13 +1,10 @@
 package org.meteora.cli;
 
-import static java.lang.foreign.Arena.global;
-
 import ai.djl.Device;
 import ai.djl.pytorch.jni.JniUtils;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.io.PrintWriter;
-import java.lang.foreign.SymbolLookup;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -20,6 +17,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.data.config.JsonOption;
 import org.meteora.data.hub.HubSettings;
+import org.meteora.foreign.Functions;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
@@ -201,15 +199,10 @@ public final class DoctorCommand implements Callable<Integer> {
   }
 
   private static String library(String use, String... names) {
-    for (var name : names) {
-      try {
-        SymbolLookup.libraryLookup(name, global());
-        return name;
-      } catch (IllegalArgumentException e) {
-        // the next
-      }
-    }
-    throw new UserException(names[0] + " is not found; " + use);
+    return Arrays.stream(names)
+        .filter(name -> Functions.library(name).isPresent())
+        .findFirst()
+        .orElseThrow(() -> new UserException(names[0] + " is not found; " + use));
   }
 
   /** A small gated model: the device's own way against the plain formula, logits and answers. */

@@ -7,12 +7,14 @@ import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
+import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
+import java.util.Optional;
 
 /**
  * Binds C functions. A signature is written as the JVM writes a method's, {@code (JI)V}: {@code B I
@@ -23,6 +25,18 @@ public final class Functions {
   private static final Linker LINKER = Linker.nativeLinker();
 
   private Functions() {}
+
+  /** The first of these libraries that loads, by its name on the library path or by its path. */
+  public static Optional<SymbolLookup> library(String... names) {
+    for (var name : names) {
+      try {
+        return Optional.of(SymbolLookup.libraryLookup(name, Arena.global()));
+      } catch (IllegalArgumentException e) {
+        // the next name
+      }
+    }
+    return Optional.empty();
+  }
 
   /** The handle of a function that is there. */
   public static MethodHandle bind(MemorySegment function, String signature) {

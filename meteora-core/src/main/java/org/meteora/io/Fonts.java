@@ -4,9 +4,7 @@ import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import java.io.IOException;
 import java.io.UncheckedIOException;
-import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.SymbolLookup;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -80,15 +78,11 @@ public final class Fonts {
 
   /** How many fonts fontconfig knows; 0 without it. */
   private static int systemFonts() {
-    try {
-      var library = SymbolLookup.libraryLookup("libfontconfig.so.1", Arena.global());
-      var set =
-          (MemorySegment)
-              Functions.call(
-                  Functions.bind(library, "FcConfigGetFonts", "(AI)A"), MemorySegment.NULL, 0);
-      return set.address() == 0 ? 0 : set.reinterpret(4).get(JAVA_INT, 0);
-    } catch (IllegalArgumentException | java.util.NoSuchElementException e) {
-      return 0;
-    }
+    return Functions.library("libfontconfig.so.1")
+        .flatMap(library -> library.find("FcConfigGetFonts"))
+        .map(function -> Functions.call(Functions.bind(function, "(AI)A"), MemorySegment.NULL, 0))
+        .map(MemorySegment.class::cast)
+        .map(set -> set.address() == 0 ? 0 : set.reinterpret(4).get(JAVA_INT, 0))
+        .orElse(0);
   }
 }

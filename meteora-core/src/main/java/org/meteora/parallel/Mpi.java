@@ -6,8 +6,6 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
-import java.util.List;
-import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.foreign.Functions;
 
@@ -19,8 +17,8 @@ final class Mpi {
   /** Numbers in one call: counts are ints. */
   private static final long PIECE = 1L << 28;
 
-  private static final List<String> OPEN_MPI = List.of("libmpi.so.40", "libmpi.so.80", "libmpi.so");
-  private static final List<String> MPICH = List.of("libmpich.so.12", "libmpi.so.12", "libmpi.so");
+  private static final String[] OPEN_MPI = {"libmpi.so.40", "libmpi.so.80", "libmpi.so"};
+  private static final String[] MPICH = {"libmpich.so.12", "libmpi.so.12", "libmpi.so"};
 
   private final SymbolLookup library;
   private final boolean openMpi;
@@ -69,8 +67,8 @@ final class Mpi {
     leaveSignalsAlone();
     var names = launch.manager() == Launch.Manager.PMI ? MPICH : OPEN_MPI;
     var mpi =
-        open(names)
-            .or(() -> open(names == MPICH ? OPEN_MPI : MPICH))
+        Functions.library(names)
+            .or(() -> Functions.library(names == MPICH ? OPEN_MPI : MPICH))
             .map(Mpi::new)
             .orElseThrow(
                 () ->
@@ -117,17 +115,6 @@ final class Mpi {
     try (var arena = Arena.ofConfined()) {
       Functions.call(setenv, arena.allocateFrom("UCX_ERROR_SIGNALS"), arena.allocateFrom(""), 1);
     }
-  }
-
-  private static Optional<SymbolLookup> open(List<String> names) {
-    for (var name : names) {
-      try {
-        return Optional.of(SymbolLookup.libraryLookup(name, Arena.global()));
-      } catch (IllegalArgumentException e) {
-        // the next name
-      }
-    }
-    return Optional.empty();
   }
 
   /** {@code I} is an int, {@code P} a pointer, {@code H} one of MPI's handles. */

@@ -47,15 +47,15 @@ final class Nccl {
    * @param path {@code libnccl.so.2}, a name or a path
    */
   Nccl(String path) {
-    try {
-      library = SymbolLookup.libraryLookup(path, Arena.global());
-    } catch (IllegalArgumentException e) {
-      throw new UserException(
-          "several GPUs need NCCL, and "
-              + path
-              + " cannot be loaded: pip install nvidia-nccl-cu13 (or -cu12) beside PyTorch",
-          e);
-    }
+    library =
+        Functions.library(path)
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "several GPUs need NCCL, and "
+                            + path
+                            + " cannot be loaded: pip install nvidia-nccl-cu13 (or -cu12) beside"
+                            + " PyTorch"));
     allReduce = bind("ncclAllReduce", "(JJJIIJJ)I");
     reduceScatter = bind("ncclReduceScatter", "(JJJIIJJ)I");
     allGather = bind("ncclAllGather", "(JJJIJJ)I");

@@ -14,21 +14,12 @@ final class CudaAbi {
 
   /** libtorch's in-place {@code out = beta · self + alpha · a b} on CUDA, where it has one. */
   private static final class Product {
-    static final MethodHandle ADDMM;
-
-    static {
-      MethodHandle found = null;
-      try {
-        found =
-            SymbolLookup.libraryLookup("libtorch_cuda.so", Arena.global())
-                .find("aoti_torch_cuda_addmm_out")
-                .map(symbol -> Functions.bind(symbol, "(JJJJDD)I"))
-                .orElse(null);
-      } catch (IllegalArgumentException e) {
-        // a libtorch without CUDA: the caller has another way
-      }
-      ADDMM = found;
-    }
+    /** Null in a libtorch without CUDA: the caller has another way. */
+    static final MethodHandle ADDMM =
+        Functions.library("libtorch_cuda.so")
+            .flatMap(library -> library.find("aoti_torch_cuda_addmm_out"))
+            .map(symbol -> Functions.bind(symbol, "(JJJJDD)I"))
+            .orElse(null);
 
     private Product() {}
   }

@@ -22,14 +22,14 @@ public final class Ops {
 
   /** The true dtype, bfloat16 included (which DJL calls UNKNOWN). */
   public static Dtype dtype(NDArray x) {
-    return StableAbi.dtype(x);
+    return Dtype.ofScalarType(StableAbi.scalarType(StableAbi.handleOf(x)));
   }
 
   /**
    * Address of the first element: in host memory, or on the device. Valid while the array is open.
    */
   public static long dataPointer(NDArray x) {
-    return StableAbi.dataPointer(x);
+    return StableAbi.dataPointer(StableAbi.handleOf(x));
   }
 
   /** The memory of a row-major float32 tensor on the CPU. Valid while the array is open. */
@@ -103,7 +103,7 @@ public final class Ops {
 
   /** How many elements lie between neighbours of each dimension. */
   public static long[] strides(NDArray x) {
-    return StableAbi.strides(x);
+    return StableAbi.strides(StableAbi.handleOf(x));
   }
 
   /**
@@ -111,7 +111,7 @@ public final class Ops {
    * must broadcast. Not differentiable.
    */
   public static void copy(NDArray target, NDArray source) {
-    StableAbi.copy(target, source);
+    StableAbi.copy(StableAbi.handleOf(target), StableAbi.handleOf(source));
   }
 
   /**
@@ -216,15 +216,7 @@ public final class Ops {
 
   /** Whether the values of {@code x} lie one after another, the last dimension's first. */
   public static boolean isRowMajor(NDArray x) {
-    var strides = StableAbi.strides(x);
-    long expected = 1;
-    for (int i = strides.length - 1; i >= 0; i--) {
-      if (x.getShape().get(i) != 1 && strides[i] != expected) {
-        return x.isEmpty();
-      }
-      expected *= x.getShape().get(i);
-    }
-    return true;
+    return StableAbi.isRowMajor(StableAbi.handleOf(x));
   }
 
   /** {@code 1 / sqrt(x)}. */

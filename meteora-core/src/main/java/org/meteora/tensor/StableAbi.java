@@ -124,15 +124,11 @@ final class StableAbi {
     return new PtNDArray((PtNDManager) manager, handle);
   }
 
-  static long dataPointer(NDArray array) {
-    return query(GET_DATA_PTR, handleOf(array), "get_data_ptr");
+  static long dataPointer(long tensor) {
+    return query(GET_DATA_PTR, tensor, "get_data_ptr");
   }
 
-  static long[] strides(NDArray array) {
-    return strides(handleOf(array));
-  }
-
-  private static long[] strides(long tensor) {
+  static long[] strides(long tensor) {
     return numbers(GET_STRIDES, tensor, "get_strides");
   }
 
@@ -147,10 +143,6 @@ final class StableAbi {
         : MemorySegment.ofAddress(query(function, tensor, what))
             .reinterpret(8 * count)
             .toArray(JAVA_LONG);
-  }
-
-  static Dtype dtype(NDArray array) {
-    return Dtype.ofScalarType(scalarType(handleOf(array)));
   }
 
   static int scalarType(long tensor) {
@@ -184,7 +176,7 @@ final class StableAbi {
         query(GET_NUMEL, tensor, "get_numel") * Dtype.ofScalarType(scalarType(tensor)).bytes();
     return size == 0
         ? MemorySegment.ofArray(new byte[0])
-        : MemorySegment.ofAddress(query(GET_DATA_PTR, tensor, "get_data_ptr")).reinterpret(size);
+        : MemorySegment.ofAddress(dataPointer(tensor)).reinterpret(size);
   }
 
   /** A second handle on a tensor. */
@@ -217,10 +209,6 @@ final class StableAbi {
     var generator = (MemorySegment) Functions.call(Seeds.CPU_GENERATOR);
     Functions.call(Seeds.SEED_CPU, generator.reinterpret(8).get(JAVA_LONG, 0), seed);
     Functions.call(Seeds.SEED_CUDA, seed);
-  }
-
-  static void copy(NDArray target, NDArray source) {
-    copy(handleOf(target), handleOf(source));
   }
 
   static void copy(long target, long source) {

@@ -100,11 +100,8 @@ public final class Workers {
     } finally {
       JOBS.remove(name);
     }
-    switch (job.failure().get()) {
-      case null -> {}
-      case RuntimeException e -> throw e;
-      case Error e -> throw e;
-      case Throwable e -> throw new IllegalStateException(e);
+    if (job.failure().get() != null) {
+      throw Functions.unchecked(job.failure().get());
     }
   }
 }

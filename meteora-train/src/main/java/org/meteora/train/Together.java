@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.OptionalInt;
 import java.util.function.BooleanSupplier;
 import java.util.stream.IntStream;
+import org.meteora.foreign.Functions;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.train.batch.Batch;
@@ -110,14 +111,10 @@ final class Together {
     if (interrupted) {
       Thread.currentThread().interrupt();
     }
-    switch (failure) {
-      case null -> {
-        return results;
-      }
-      case RuntimeException e -> throw e;
-      case Error e -> throw e;
-      case Throwable e -> throw new IllegalStateException(e);
+    if (failure != null) {
+      throw Functions.unchecked(failure);
     }
+    return results;
   }
 
   private final class Own implements Learner {

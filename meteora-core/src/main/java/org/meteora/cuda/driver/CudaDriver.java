@@ -21,7 +21,12 @@ import org.meteora.foreign.Functions;
  * {@code long}. Failures are {@link UserException}s of one line that name the call.
  */
 final class CudaDriver {
-  private static final SymbolLookup LIBRARY = open();
+  private static final SymbolLookup LIBRARY =
+      Functions.library("libcuda.so.1")
+          .orElseThrow(
+              () ->
+                  new UserException(
+                      "no CUDA driver here (libcuda.so.1 is not found): choose --device cpu"));
 
   /** The code of an allocation for which there is too little memory. */
   private static final int OUT_OF_MEMORY = 2;
@@ -77,15 +82,6 @@ final class CudaDriver {
   }
 
   private CudaDriver() {}
-
-  private static SymbolLookup open() {
-    try {
-      return SymbolLookup.libraryLookup("libcuda.so.1", Arena.global());
-    } catch (IllegalArgumentException e) {
-      throw new UserException(
-          "no CUDA driver here (libcuda.so.1 is not found): choose --device cpu", e);
-    }
-  }
 
   /** A function that not everything needs. */
   static Optional<MemorySegment> find(String name) {

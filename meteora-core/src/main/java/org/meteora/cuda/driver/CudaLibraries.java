@@ -1,7 +1,6 @@
 package org.meteora.cuda.driver;
 
 import java.io.File;
-import java.lang.foreign.Arena;
 import java.lang.foreign.SymbolLookup;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -9,19 +8,17 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.Stream;
+import org.meteora.foreign.Functions;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Folders;
 import org.meteora.tensor.LibTorch;
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
 
 /**
  * Where CUDA's libraries are found: in the process already or on the library path, beside libtorch,
  * among the CUDA libraries of its Python wheel, in DJL's folder and in {@code /usr/local/cuda}.
  */
 final class CudaLibraries {
-  private static final Logger LOG = LoggerFactory.getLogger(CudaLibraries.class);
-
   private CudaLibraries() {}
 
   /**
@@ -29,25 +26,12 @@ final class CudaLibraries {
    * @param pattern of file names, of which the last in the alphabet is preferred
    */
   static Optional<SymbolLookup> find(List<String> names, String pattern) {
-    for (var name : names) {
-      try {
-        return Optional.of(SymbolLookup.libraryLookup(name, Arena.global()));
-      } catch (IllegalArgumentException e) {
-        // not on the library path
-      }
-    }
-    for (var folder : folders()) {
-      for (var file : Folders.readable(folder).reversed()) {
-        try {
-          if (file.getFileName().toString().matches(pattern)) {
-            return Optional.of(SymbolLookup.libraryLookup(file, Arena.global()));
-          }
-        } catch (IllegalArgumentException e) {
-          LOG.debug("{} does not load", file);
-        }
-      }
-    }
-    return Optional.empty();
+    var there =
+        folders().stream()
+            .flatMap(folder -> Folders.readable(folder).reversed().stream())
+            .filter(file -> file.getFileName().toString().matches(pattern))
+            .map(Path::toString);
+    return Functions.library(Stream.concat(names.stream(), there).toArray(String[]::new));
   }
 
   /** The folders, for a message. */

@@ -102,14 +102,8 @@ public final class PeerMemory implements AutoCloseable {
   /** Copies between devices, or on one; the stream's device is the current one. */
   public static Copies copies() {
     var copy = bind("cuMemcpyDtoDAsync_v2", Functions.descriptor("(JJJJ)I"));
-    return (to, from, bytes, stream) -> {
-      try {
-        CudaDriver.check(
-            "copying between devices", (int) copy.invokeExact(to, from, bytes, stream));
-      } catch (Throwable e) {
-        throw Functions.unchecked(e);
-      }
-    };
+    return (to, from, bytes, stream) ->
+        call("copying between devices", copy, to, from, bytes, stream);
   }
 
   /** Queues copies. */
