@@ -270,7 +270,7 @@ final class RunningBatch implements AutoCloseable {
         sequence.request,
         new UserException(
             "too little memory for the keys and values of a sequence of "
-                + sequence.length()
+                + (pass.isPresent() ? sequence.most() : sequence.length())
                 + " tokens"));
   }
 

@@ -28,6 +28,8 @@ import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
+import org.meteora.moe.GatedLinear;
+import org.meteora.moe.Router;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.KvBlock;
 import org.meteora.tensor.Devices;
@@ -267,6 +269,31 @@ class BatchInvarianceGpuTest {
             .containsExactlyElementsOf(expected);
         assertThat(heard).isEqualTo(alone);
         assertThat(expected).allMatch(answer -> answer.startsWith("["));
+      }
+    }
+  }
+
+  @Test
+  void whatRunsOperationByOperationIsRefused() {
+    var router =
+        new Router.Weighing() {
+          @Override
+          public String name() {
+            return "mine";
+          }
+
+          @Override
+          public NDArray weights(GatedLinear linear, NDArray x, ForwardContext context) {
+            throw new AssertionError("nothing is run");
+          }
+        };
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = model(manager, Dtype.F32, 5);
+      try (var decoding = Backends.decoding(llama)) {
+        var request = requests(1).getFirst().withRouting(new RoutingSettings(2, 1, router));
+        assertThat(generate(llama, decoding, List.of(request), 1, true).answers().get(0))
+            .isEqualTo(
+                "--batch-invariant cannot be had here: the router mine runs by tensor operations");
       }
     }
   }
