@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
+import java.util.OptionalInt;
 import java.util.Random;
 import java.util.TreeMap;
 import java.util.stream.IntStream;
@@ -144,7 +145,28 @@ class BatchInvarianceTest {
           assertThat(answers(llama, decoding, requests, atOnce, prefixes)).isEqualTo(expected);
         }
       }
+      assertThat(answers(llama, inPasses(decoding, 32), requests, 5, true)).isEqualTo(expected);
     }
+  }
+
+  /** The same sessions, with each prompt by itself in passes of so many tokens, as on a GPU. */
+  private static DecodeSession.Provider inPasses(DecodeSession.Provider decoding, int tokens) {
+    return new DecodeSession.Provider() {
+      @Override
+      public DecodeSession begin(int sequences, int expected, ForwardContext context) {
+        return decoding.begin(sequences, expected, context);
+      }
+
+      @Override
+      public OptionalInt passTokens() {
+        return OptionalInt.of(tokens);
+      }
+
+      @Override
+      public void close() {
+        decoding.close();
+      }
+    };
   }
 
   private static Map<Integer, String> answers(
