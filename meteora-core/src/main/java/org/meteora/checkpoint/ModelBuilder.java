@@ -27,45 +27,25 @@ import org.meteora.tensor.Ops;
 /**
  * Builds a {@link Llama} from mapped files: weights stay where they are mapped when device and
  * dtype are the file's, and are converted once otherwise; nothing passes through the Java heap.
+ *
+ * @param manager owns the parameters; its device is the model's
+ * @param prefix of every key in {@code base}: empty, or {@code base_model.model.} for a full
+ *     MeteoRA checkpoint
+ * @param tied whether the head is the embedding
+ * @param adapter whose own embedding, head and norms take the place of the base's; null for none
  */
-final class ModelBuilder implements LlamaFactory.Weights {
+record ModelBuilder(
+    NDManager manager,
+    Backend backend,
+    Dtype dtype,
+    SafetensorsFolder base,
+    String prefix,
+    boolean tied,
+    LoraAdapter adapter,
+    Progress progress)
+    implements LlamaFactory.Weights {
   private static final String EMBEDDING = "model.embed_tokens.weight";
   private static final String HEAD = "lm_head.weight";
-
-  private final NDManager manager;
-  private final Backend backend;
-  private final Dtype dtype;
-  private final SafetensorsFolder base;
-  private final String prefix;
-  private final boolean tied;
-  private final LoraAdapter adapter;
-  private final Progress progress;
-
-  /**
-   * @param manager owns the parameters; its device is the model's
-   * @param prefix of every key in {@code base}: empty, or {@code base_model.model.} for a full
-   *     MeteoRA checkpoint
-   * @param tied whether the head is the embedding
-   * @param adapter whose own embedding, head and norms take the place of the base's; null for none
-   */
-  ModelBuilder(
-      NDManager manager,
-      Backend backend,
-      Dtype dtype,
-      SafetensorsFolder base,
-      String prefix,
-      boolean tied,
-      LoraAdapter adapter,
-      Progress progress) {
-    this.manager = manager;
-    this.backend = backend;
-    this.dtype = dtype;
-    this.base = base;
-    this.prefix = prefix;
-    this.tied = tied;
-    this.adapter = adapter;
-    this.progress = progress;
-  }
 
   /**
    * @param banks the adapters of a layer's module; may return null
@@ -75,15 +55,6 @@ final class ModelBuilder implements LlamaFactory.Weights {
     var weights =
         sharers.size() == 1 ? this : new ShardedWeights(this, config, manager, dtype, sharers);
     return LlamaFactory.build(config, manager, dtype, weights, banks, backend, dropout);
-  }
-
-  /** Owns the parameters. */
-  NDManager manager() {
-    return manager;
-  }
-
-  Backend backend() {
-    return backend;
   }
 
   @Override

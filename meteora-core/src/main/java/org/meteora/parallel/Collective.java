@@ -4,20 +4,14 @@ import ai.djl.ndarray.NDArray;
 import java.util.List;
 
 /**
- * What crosses processes. Every process calls the same methods in the same order, from one thread,
- * unless a method says otherwise. With one process ({@link #single}) nothing happens.
+ * What crosses processes, tensors among it. Every process calls the same methods in the same order,
+ * from one thread, unless a method says otherwise. With one process ({@link #single}) nothing
+ * happens.
  *
  * <p>Tensors are row-major and whole; on a GPU a call queues its work on libtorch's current stream
- * and returns, on the CPU it returns when the work is done. Numbers and bytes are there when the
- * call returns.
+ * and returns, on the CPU it returns when the work is done.
  */
-public interface Collective extends AutoCloseable {
-  /** This process's number, from 0. */
-  int rank();
-
-  /** How many processes there are. */
-  int size();
-
+public interface Collective extends Exchange, AutoCloseable {
   /** Replaces a float32 or bfloat16 buffer by its sum over all processes, in place. */
   void sum(NDArray buffer);
 
@@ -86,23 +80,6 @@ public interface Collective extends AutoCloseable {
 
   /** Replaces a buffer of any dtype by the first process's, in place. */
   void broadcast(NDArray buffer);
-
-  /** The sums over all processes of a few numbers, added in the order of ranks. */
-  double[] sum(double[] values);
-
-  /** Everybody's bytes at the first process, in the order of ranks; an empty list at all others. */
-  List<byte[]> gather(byte[] mine);
-
-  /** The first process's bytes, at all. */
-  byte[] broadcast(byte[] ofFirst);
-
-  /** Returns when every process has called it. */
-  default void barrier() {
-    sum(new double[0]);
-  }
-
-  /** What a process sends and asks by itself, whatever the others do. */
-  Messages messages();
 
   @Override
   void close();

@@ -32,7 +32,7 @@ import org.meteora.UserException;
  *
  * <p>Long, because both ends of each message stand beside each other.
  */
-public final class Control implements Messages, AutoCloseable {
+public final class Control implements Exchange, Messages, AutoCloseable {
   /** After so long without a sign of life a process counts as lost. */
   public static final Duration SILENCE = Duration.ofSeconds(20);
 
@@ -340,7 +340,34 @@ public final class Control implements Messages, AutoCloseable {
     }
   }
 
-  /** Everybody's bytes at the first process, in the order of ranks; an empty list at all others. */
+  @Override
+  public double[] sum(double[] values) {
+    var sums = new double[values.length];
+    for (var one : gather(bytes(values))) {
+      var numbers = numbers(one);
+      if (numbers.length != sums.length) {
+        throw new IllegalStateException("processes do not agree on what they sum");
+      }
+      for (int i = 0; i < sums.length; i++) {
+        sums[i] += numbers[i];
+      }
+    }
+    return numbers(broadcast(bytes(sums)));
+  }
+
+  private static byte[] bytes(double[] values) {
+    var buffer = ByteBuffer.allocate(Double.BYTES * values.length);
+    buffer.asDoubleBuffer().put(values);
+    return buffer.array();
+  }
+
+  private static double[] numbers(byte[] bytes) {
+    var values = new double[bytes.length / Double.BYTES];
+    ByteBuffer.wrap(bytes).asDoubleBuffer().get(values);
+    return values;
+  }
+
+  @Override
   public List<byte[]> gather(byte[] mine) {
     if (rank > 0) {
       send(peers.getFirst(), Kind.DATA, mine);
@@ -352,7 +379,7 @@ public final class Control implements Messages, AutoCloseable {
     return result;
   }
 
-  /** The first process's bytes, at all. */
+  @Override
   public byte[] broadcast(byte[] ofFirst) {
     if (rank > 0) {
       return take(peers.getFirst(), peers.getFirst().received);
@@ -397,10 +424,17 @@ public final class Control implements Messages, AutoCloseable {
     return result;
   }
 
+  @Override
+  public Messages messages() {
+    return this;
+  }
+
+  @Override
   public int rank() {
     return rank;
   }
 
+  @Override
   public int size() {
     return size;
   }

@@ -1,7 +1,6 @@
 package org.meteora.parallel;
 
 import ai.djl.ndarray.NDArray;
-import java.nio.ByteBuffer;
 import java.util.List;
 import org.meteora.tensor.Ops;
 
@@ -25,30 +24,7 @@ abstract class ControlledCollective implements Collective {
 
   @Override
   public double[] sum(double[] values) {
-    var all = control.gather(bytes(values));
-    var sums = new double[values.length];
-    for (var one : all) {
-      var numbers = numbers(one);
-      if (numbers.length != sums.length) {
-        throw new IllegalStateException("processes do not agree on what they sum");
-      }
-      for (int i = 0; i < sums.length; i++) {
-        sums[i] += numbers[i];
-      }
-    }
-    return numbers(control.broadcast(bytes(sums)));
-  }
-
-  private static byte[] bytes(double[] values) {
-    var buffer = ByteBuffer.allocate(Double.BYTES * values.length);
-    buffer.asDoubleBuffer().put(values);
-    return buffer.array();
-  }
-
-  private static double[] numbers(byte[] bytes) {
-    var values = new double[bytes.length / Double.BYTES];
-    ByteBuffer.wrap(bytes).asDoubleBuffer().get(values);
-    return values;
+    return control.sum(values);
   }
 
   @Override

@@ -14,8 +14,6 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Consumer;
-import java.util.function.Function;
-import java.util.function.UnaryOperator;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.tensor.Devices;
@@ -54,7 +52,7 @@ public final class Processes {
     var mpi = byMpi || !device.isGpu() ? Optional.of(Mpi.start(launch)) : Optional.<Mpi>empty();
     var control = byMpi ? meet(launch, mpi.orElseThrow(), onLost) : meet(launch, onLost);
     try {
-      requireSame(control::gather, control::broadcast, settings);
+      requireSame(control, settings);
     } catch (UserException e) {
       control.close();
       throw e;
@@ -185,24 +183,18 @@ public final class Processes {
    *
    * @throws UserException in all of them, naming the first difference
    */
-  public static void requireSame(Collective all, List<String> lines) {
-    requireSame(all::gather, all::broadcast, lines);
-  }
-
-  private static void requireSame(
-      Function<byte[], List<byte[]>> gather, UnaryOperator<byte[]> broadcast, List<String> lines) {
+  public static void requireSame(Exchange all, List<String> lines) {
     var mine = String.join("\n", lines);
-    var all = gather.apply(mine.getBytes(StandardCharsets.UTF_8));
+    var theirs = all.gather(mine.getBytes(StandardCharsets.UTF_8));
     var verdict = "";
-    for (int rank = 1; rank < all.size() && verdict.isEmpty(); rank++) {
-      var other = new String(all.get(rank), StandardCharsets.UTF_8);
+    for (int rank = 1; rank < theirs.size() && verdict.isEmpty(); rank++) {
+      var other = new String(theirs.get(rank), StandardCharsets.UTF_8);
       if (!other.equals(mine)) {
         verdict = "the processes were started differently: " + difference(mine, other, rank);
       }
     }
     var shared =
-        new String(
-            broadcast.apply(verdict.getBytes(StandardCharsets.UTF_8)), StandardCharsets.UTF_8);
+        new String(all.broadcast(verdict.getBytes(StandardCharsets.UTF_8)), StandardCharsets.UTF_8);
     if (!shared.isEmpty()) {
       throw new UserException(shared);
     }

@@ -318,11 +318,11 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
    * @param frozen a model's
    * @param all {@code all} itself where nothing is shared
    */
-  public static Collective meeting(FrozenWeights frozen, Collective all) {
+  public static Exchange meeting(FrozenWeights frozen, Collective all) {
     return frozen instanceof ShardedWeights shared ? shared.new Meeting() : all;
   }
 
-  private final class Meeting implements Collective {
+  private final class Meeting implements Exchange {
     @Override
     public int rank() {
       return collective.rank();
@@ -331,42 +331,6 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     @Override
     public int size() {
       return collective.size();
-    }
-
-    @Override
-    public void sum(NDArray buffer) {
-      takePartUntilAllAreHere();
-      collective.sum(buffer);
-    }
-
-    @Override
-    public void reduceScatter(NDArray buffer, NDArray ofOwn) {
-      takePartUntilAllAreHere();
-      collective.reduceScatter(buffer, ofOwn);
-    }
-
-    @Override
-    public void allGather(NDArray ofOwn, NDArray buffer) {
-      takePartUntilAllAreHere();
-      collective.allGather(ofOwn, buffer);
-    }
-
-    @Override
-    public Queued allGatherAside(NDArray ofOwn, NDArray buffer) {
-      takePartUntilAllAreHere();
-      return collective.allGatherAside(ofOwn, buffer);
-    }
-
-    @Override
-    public Queued reduceAside(NDArray buffer, int to) {
-      takePartUntilAllAreHere();
-      return collective.reduceAside(buffer, to);
-    }
-
-    @Override
-    public void broadcast(NDArray buffer) {
-      takePartUntilAllAreHere();
-      collective.broadcast(buffer);
     }
 
     @Override
@@ -390,11 +354,6 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     @Override
     public Messages messages() {
       return collective.messages();
-    }
-
-    @Override
-    public void close() {
-      collective.close();
     }
   }
 }

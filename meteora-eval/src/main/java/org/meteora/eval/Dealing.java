@@ -1,7 +1,7 @@
 package org.meteora.eval;
 
 import java.util.BitSet;
-import org.meteora.parallel.Collective;
+import org.meteora.parallel.Exchange;
 
 /**
  * Which prompts are this process's. Each goes through the same list, and takes the next one that
@@ -9,7 +9,7 @@ import org.meteora.parallel.Collective;
  * however long answers are.
  */
 final class Dealing {
-  private final Collective collective;
+  private final Exchange collective;
   private final int prompts;
   private final BitSet own = new BitSet();
 
@@ -19,7 +19,7 @@ final class Dealing {
   /**
    * @param prompts how many there are
    */
-  Dealing(Collective collective, int prompts) {
+  Dealing(Exchange collective, int prompts) {
     this.collective = collective;
     this.prompts = prompts;
   }

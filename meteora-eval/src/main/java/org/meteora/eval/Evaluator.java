@@ -25,6 +25,7 @@ import org.meteora.io.Jsonl;
 import org.meteora.io.Progress;
 import org.meteora.moe.RoutingListener;
 import org.meteora.parallel.Collective;
+import org.meteora.parallel.Exchange;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -47,7 +48,7 @@ public final class Evaluator {
   private final GenerationConfig config;
   private final int batchSize;
   private final Optional<Function<int[], RoutingListener>> listeners;
-  private final Collective collective;
+  private final Exchange collective;
 
   /**
    * What came of an evaluation.
@@ -120,7 +121,7 @@ public final class Evaluator {
       GenerationConfig config,
       int batchSize,
       Optional<Function<int[], RoutingListener>> listeners,
-      Collective collective) {
+      Exchange collective) {
     if (batchSize < 1) {
       throw new UserException("the batch size must be at least 1, not " + batchSize);
     }
@@ -146,7 +147,7 @@ public final class Evaluator {
    * one, and the first process gets all answers. What {@link #run} returns at the others holds
    * nothing.
    */
-  public Evaluator dealtTo(Collective processes) {
+  public Evaluator dealtTo(Exchange processes) {
     return new Evaluator(generator, codec, config, batchSize, listeners, processes);
   }
 

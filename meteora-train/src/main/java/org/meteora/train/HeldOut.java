@@ -8,7 +8,7 @@ import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.Random;
 import java.util.function.BiFunction;
-import org.meteora.parallel.Collective;
+import org.meteora.parallel.Exchange;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
 import org.meteora.train.batch.TrainingSample;
@@ -25,7 +25,7 @@ final class HeldOut {
   private final double gateLossWeight;
   private final Learner learner;
   private final List<String> tasks;
-  private final Collective collective;
+  private final Exchange collective;
 
   /** Each of one task's samples. */
   private final List<Batch> batches = new ArrayList<>();
@@ -43,7 +43,7 @@ final class HeldOut {
       Learner learner,
       List<TrainingSample> samples,
       List<String> tasks,
-      Collective collective) {
+      Exchange collective) {
     this.config = config;
     this.gateLossWeight = gateLossWeight;
     this.learner = learner;

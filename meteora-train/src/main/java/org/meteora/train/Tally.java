@@ -3,7 +3,7 @@ package org.meteora.train;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import org.meteora.parallel.Collective;
+import org.meteora.parallel.Exchange;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.listener.StepReport;
 import org.meteora.train.listener.TextLosses;
@@ -27,7 +27,7 @@ final class Tally {
   private final TrainConfig config;
   private final double gateLossWeight;
   private final List<String> tasks;
-  private final Collective collective;
+  private final Exchange collective;
 
   /** Gate loss, its labels, tokens, then the tasks'. */
   private final double[] sums;
@@ -35,7 +35,7 @@ final class Tally {
   /**
    * @param gateLossWeight factor of the gates' loss in what is minimised
    */
-  Tally(TrainConfig config, double gateLossWeight, List<String> tasks, Collective collective) {
+  Tally(TrainConfig config, double gateLossWeight, List<String> tasks, Exchange collective) {
     this.config = config;
     this.gateLossWeight = gateLossWeight;
     this.tasks = tasks;

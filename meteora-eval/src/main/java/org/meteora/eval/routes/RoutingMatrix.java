@@ -9,7 +9,7 @@ import java.util.Map;
 import java.util.function.Function;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.RoutingListener;
-import org.meteora.parallel.Collective;
+import org.meteora.parallel.Exchange;
 
 /**
  * Routing of a whole evaluation: for every task and gate, how much weight each adapter got and how
@@ -131,7 +131,7 @@ public final class RoutingMatrix {
   private record Sums(double[][] weight, long[][] first, long[] tokens) {}
 
   /** Adds, at the first process, what all others counted. */
-  public void addOthers(Collective processes) {
+  public void addOthers(Exchange processes) {
     try {
       var all = processes.gather(Jsonl.JSON.writeValueAsBytes(counted()));
       for (int rank = 1; rank < all.size(); rank++) {
