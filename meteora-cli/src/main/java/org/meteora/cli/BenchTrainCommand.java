@@ -320,12 +320,9 @@ final class BenchTrainCommand implements Callable<Integer> {
 
   private static void learn(LlamaLearner learner, Batch samples, FlatParameters parameters) {
     parameters.clearGradients();
-    learner.learn(samples, 1.0 / samples.labelCount(), weight(samples), 1);
+    double gateWeight = GATE_LOSS_WEIGHT / samples.gateLabelCount();
+    learner.learn(samples, 1.0 / samples.labelCount(), gateWeight, 1);
     parameters.collectGradients();
-  }
-
-  private static double weight(Batch samples) {
-    return GATE_LOSS_WEIGHT / samples.gateLabelCount();
   }
 
   private static void update(FlatParameters parameters, AdamW optimizer) {
@@ -352,7 +349,7 @@ final class BenchTrainCommand implements Callable<Integer> {
               normed,
               model.head(),
               samples.labels(),
-              1.0 / samples.labelCount(),
+              new double[] {1.0 / samples.labelCount()},
               true,
               LanguageModelLoss.chunkTokens(model.config().vocabSize()));
       Ops.backward(normed, loss.gradient());

@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.Function;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.generate.DecodeSession;
@@ -84,14 +85,11 @@ public final class LoadedModel implements AutoCloseable {
     boolean fromAdapters() {
       return model.equals("meteora")
           && !router.equals(Routers.GATE)
-          && (checkpointPath.filter(Files::exists).isEmpty() || namesLoraFlow());
+          && (checkpointPath.filter(Files::exists).isEmpty()
+              || router.equals(LoraFlow.NAME) && loraFlow().isPresent());
     }
 
-    /** Whether the checkpoint's path names what {@code train --router lora-flow} wrote. */
-    private boolean namesLoraFlow() {
-      return router.equals(LoraFlow.NAME) && loraFlow().isPresent();
-    }
-
+    /** The checkpoint's path, where it names what {@code train --router lora-flow} wrote. */
     private Optional<Path> loraFlow() {
       return checkpointPath
           .map(LoraFlowFile::of)
@@ -138,21 +136,15 @@ public final class LoadedModel implements AutoCloseable {
 
     /** The same with another routing temperature. */
     public Spec at(double otherTemperature) {
-      return new Spec(
-          basePath,
-          model,
-          checkpointPath,
-          adapterDir,
-          topK,
-          Optional.of(otherTemperature),
-          device,
-          dtype,
-          flags,
-          router);
+      return with(Optional.of(otherTemperature), device);
     }
 
     /** The same on another device, in its usual dtype. */
     public Spec on(String otherDevice) {
+      return with(temperature, otherDevice);
+    }
+
+    private Spec with(Optional<Double> temperature, String device) {
       return new Spec(
           basePath,
           model,
@@ -160,7 +152,7 @@ public final class LoadedModel implements AutoCloseable {
           adapterDir,
           topK,
           temperature,
-          otherDevice,
+          device,
           dtype,
           flags,
           router);
@@ -292,14 +284,14 @@ public final class LoadedModel implements AutoCloseable {
                       ? null
                       : backend.forInference(builder.bank(adapters, config, layer, module));
         };
-    var need = MemoryNeed.NONE;
+    var adapterFiles = new ArrayList<SafetensorsFile>();
     if (checkpoint != null && !baseFromCheckpoint) {
-      for (var file : checkpoint.weights().files()) {
-        need = need.and("adapters", bytes(file, loader.dtype()));
-      }
+      adapterFiles.addAll(checkpoint.weights().files());
     }
-    for (var adapter : adapters) {
-      need = need.and("adapters", bytes(adapter.weights(), loader.dtype()));
+    adapters.forEach(each -> adapterFiles.add(each.weights()));
+    var need = MemoryNeed.NONE;
+    for (var file : adapterFiles) {
+      need = need.and("adapters", bytes(file, loader.dtype()));
     }
     long tokens = Math.min(room.tokens(), config.maxPositionEmbeddings());
     var cache =
@@ -307,12 +299,10 @@ public final class LoadedModel implements AutoCloseable {
             "a cache of %,d x %,d tokens".formatted(room.sequences(), tokens),
             MemoryNeed.cacheBytes(config, loader.dtype(), room.sequences(), tokens));
     var llama = loader.build(base, banks, need, cache, flags, 0);
-    var sources = new ArrayList<Path>();
-    files.files().forEach(file -> sources.add(file.path()));
-    if (checkpoint != null && !baseFromCheckpoint) {
-      checkpoint.weights().files().forEach(file -> sources.add(file.path()));
-    }
-    adapters.forEach(each -> sources.add(each.weights().path()));
+    var sources =
+        Stream.concat(files.files().stream(), adapterFiles.stream())
+            .map(SafetensorsFile::path)
+            .toList();
     var generation = GenerationConfig.read(spec.basePath(), config);
     var context = ForwardContext.inference(settings, flags);
     return new LoadedModel(spec, llama, context, names, generation, loader, sources);

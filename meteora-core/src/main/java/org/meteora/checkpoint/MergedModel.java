@@ -112,13 +112,9 @@ public final class MergedModel {
           && !name.equals("config.json")
           && !name.endsWith(".safetensors")
           && OTHER_WEIGHTS.stream().noneMatch(name::endsWith)) {
-        copy(entry, output.resolve(name));
+        AtomicFiles.copy(entry, output.resolve(name));
       }
     }
-    copy(base.resolve("config.json"), output.resolve("config.json"));
-  }
-
-  private static void copy(Path from, Path to) {
-    AtomicFiles.writeStream(to, out -> Files.copy(from, out));
+    AtomicFiles.copy(base.resolve("config.json"), output.resolve("config.json"));
   }
 }

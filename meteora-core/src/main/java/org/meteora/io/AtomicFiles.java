@@ -162,6 +162,11 @@ public final class AtomicFiles {
         });
   }
 
+  /** {@link #write(Path, Body)} of what another file holds. */
+  public static void copy(Path source, Path target) {
+    writeStream(target, out -> Files.copy(source, out));
+  }
+
   /** {@link #write(Path, Body)} of a text in UTF-8. */
   public static void writeString(Path target, String text) {
     writeStream(target, out -> out.write(text.getBytes(StandardCharsets.UTF_8)));

@@ -342,7 +342,9 @@ public final class CacheFolders {
     boolean unpacking = false;
     IOException cause = null;
     for (var each = failure; each != null && cause == null; each = each.getCause()) {
-      unpacking |= each.getStackTrace().length > 0 && isUnpacker(each);
+      unpacking |=
+          Arrays.stream(each.getStackTrace())
+              .anyMatch(frame -> frame.getClassName().endsWith(".jni.LibUtils"));
       cause = each instanceof IOException io ? io : null;
     }
     if (unpacking && cause == null) {
@@ -376,11 +378,6 @@ public final class CacheFolders {
         remove(probe);
       }
     }
-  }
-
-  private static boolean isUnpacker(Throwable failure) {
-    return Arrays.stream(failure.getStackTrace())
-        .anyMatch(frame -> frame.getClassName().endsWith(".jni.LibUtils"));
   }
 
   private static long newest(Path entry) throws IOException {

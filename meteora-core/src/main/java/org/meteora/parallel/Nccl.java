@@ -149,12 +149,8 @@ final class Nccl {
   private void call(String what, MethodHandle function, Object... arguments) {
     int code = (int) Functions.call(function, arguments);
     if (code != SUCCESS && code != IN_PROGRESS) {
-      throw new UserException("NCCL: " + what + " failed: " + message(code));
+      var text = ((MemorySegment) Functions.call(errorString, code)).reinterpret(256).getString(0);
+      throw new UserException("NCCL: %s failed: %s (%s)".formatted(what, text, code));
     }
-  }
-
-  private String message(int code) {
-    var text = (MemorySegment) Functions.call(errorString, code);
-    return text.reinterpret(256).getString(0) + " (" + code + ")";
   }
 }

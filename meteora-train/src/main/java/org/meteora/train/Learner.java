@@ -32,17 +32,15 @@ public interface Learner {
    * gateWeight · gate / gates}.
    *
    * @param seed of dropout
+   * @param done may be given the decoder layers, from the last to the first, when their gradients
+   *     have got all that this batch adds to them
    */
-  Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed);
+  Sums learn(
+      Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done);
 
-  /**
-   * The same, told while it goes on whose gradients have got all that this batch adds to them.
-   *
-   * @param done may be given the decoder layers, from the last to the first
-   */
-  default Sums learn(
-      Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done) {
-    return learn(batch, languageModelWeight, gateWeight, seed);
+  /** The same, told to nobody meanwhile. */
+  default Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
+    return learn(batch, languageModelWeight, gateWeight, seed, layer -> {});
   }
 
   /** The sums alone, without dropout. */

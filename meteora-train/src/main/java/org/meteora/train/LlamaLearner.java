@@ -155,11 +155,6 @@ public final class LlamaLearner implements Learner {
   }
 
   @Override
-  public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
-    return learn(batch, languageModelWeight, gateWeight, seed, layer -> {});
-  }
-
-  @Override
   public Sums learn(
       Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done) {
     return learn(batch, new double[] {languageModelWeight}, gateWeight, seed, done);
@@ -170,11 +165,7 @@ public final class LlamaLearner implements Learner {
    *
    * @param languageModelWeights of each row, or one for all
    */
-  Sums learn(Batch batch, double[] languageModelWeights, double gateWeight, long seed) {
-    return learn(batch, languageModelWeights, gateWeight, seed, layer -> {});
-  }
-
-  private Sums learn(
+  Sums learn(
       Batch batch, double[] languageModelWeights, double gateWeight, long seed, IntConsumer done) {
     if (ownPasses().isPresent()) {
       double each = gateWeight / Math.max(1, gateCount());
@@ -535,7 +526,12 @@ public final class LlamaLearner implements Learner {
       llama.frozen().use(FrozenWeights.HEAD, FrozenWeights.NONE);
       var loss =
           LanguageModelLoss.compute(
-              normed, llama.head(), placed(batch, batch.labels()), 0, false, chunkTokens);
+              normed,
+              llama.head(),
+              placed(batch, batch.labels()),
+              new double[1],
+              false,
+              chunkTokens);
       return sums(loss, gates, batch);
     }
   }

@@ -1,6 +1,5 @@
 package org.meteora.train;
 
-import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -302,12 +301,8 @@ public record MeteoraTraining(
     for (var name : MODEL_FILES) {
       var source = basePath.resolve(name);
       if (Files.isRegularFile(source)) {
-        AtomicFiles.writeStream(target.resolve(name), out -> copy(source, out));
+        AtomicFiles.copy(source, target.resolve(name));
       }
     }
-  }
-
-  private static void copy(Path source, java.io.OutputStream out) throws IOException {
-    Files.copy(source, out);
   }
 }

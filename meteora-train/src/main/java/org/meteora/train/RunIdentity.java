@@ -65,18 +65,12 @@ public record RunIdentity(Map<String, String> settings, Map<String, String> file
     return result;
   }
 
-  /** This less a setting. */
-  RunIdentity without(String name) {
-    var fewer = new LinkedHashMap<>(settings);
-    fewer.remove(name);
-    return new RunIdentity(fewer, files);
-  }
-
-  /** This and one more setting. */
-  RunIdentity with(String name, String value) {
-    var more = new LinkedHashMap<>(settings);
-    more.put(name, value);
-    return new RunIdentity(more, files);
+  /** This with another setting in the place of one. */
+  RunIdentity replaced(String name, String other, String value) {
+    var result = new LinkedHashMap<>(settings);
+    result.remove(name);
+    result.put(other, value);
+    return new RunIdentity(result, files);
   }
 
   /**

@@ -6,6 +6,7 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.OptionalInt;
 import java.util.function.BooleanSupplier;
+import java.util.function.IntConsumer;
 import java.util.stream.IntStream;
 import org.meteora.foreign.Functions;
 import org.meteora.moe.ForwardContext;
@@ -127,7 +128,8 @@ final class Together {
     }
 
     @Override
-    public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
+    public Sums learn(
+        Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done) {
       var request = new Request(batch, languageModelWeight, seed);
       synchronized (Together.this) {
         waiting[adapter] = request;
@@ -236,7 +238,8 @@ final class Together {
                 batch,
                 weights.stream().mapToDouble(Double::doubleValue).toArray(),
                 0,
-                Batches.mix(seeds.stream().mapToLong(Long::longValue).toArray()));
+                Batches.mix(seeds.stream().mapToLong(Long::longValue).toArray()),
+                layer -> {});
     int from = 0;
     for (int i : adapters) {
       int to = from + waiting[i].batch.rows();

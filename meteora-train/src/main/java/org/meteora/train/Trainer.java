@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
+import java.util.function.IntConsumer;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.parallel.Collective;
@@ -103,9 +104,10 @@ public final class Trainer {
     this.listeners = collective.rank() == 0 ? List.copyOf(listeners) : List.of();
     this.stop = stop;
     this.identity =
-        identity
-            .without("gradient_accumulation_steps")
-            .with(MICRO_BATCHES, String.valueOf((long) config.accumulation() * collective.size()));
+        identity.replaced(
+            "gradient_accumulation_steps",
+            MICRO_BATCHES,
+            String.valueOf((long) config.accumulation() * collective.size()));
   }
 
   /**
@@ -269,10 +271,8 @@ public final class Trainer {
       long number = (long) i * collective.size() + collective.rank();
       long seed = Batches.mix(config.seed(), step, number);
       boolean last = i == batches.size() - 1;
-      var sums =
-          last
-              ? learner.learn(batch, weight, gateWeight, seed, parameters::reduceLayer)
-              : learner.learn(batch, weight, gateWeight, seed);
+      IntConsumer done = last ? parameters::reduceLayer : layer -> {};
+      var sums = learner.learn(batch, weight, gateWeight, seed, done);
       if (!Double.isFinite(sums.languageModel()) || !Double.isFinite(sums.gate())) {
         throw notFinite(
             step,

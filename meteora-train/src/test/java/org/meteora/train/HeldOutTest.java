@@ -8,6 +8,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
+import java.util.function.IntConsumer;
 import org.junit.jupiter.api.Test;
 import org.meteora.parallel.Collective;
 import org.meteora.train.batch.Batch;
@@ -22,7 +23,8 @@ class HeldOutTest {
     final Map<Integer, Integer> seen = new HashMap<>();
 
     @Override
-    public Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
+    public Sums learn(
+        Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done) {
       throw new AssertionError("an evaluation does not learn");
     }
 

@@ -37,24 +37,10 @@ public final class LanguageModelLoss {
    * @param hidden after the last norm, {@code (rows, seq, hidden)}
    * @param head {@code (vocab, hidden)}
    * @param labels {@code (rows · seq)}, already shifted, {@link Batch#IGNORED} where there is none
-   * @param weight scales the gradient: 1 / number of labels of the whole step
+   * @param weights scale the gradient, as 1 / number of labels of the whole step does: one for all,
+   *     of each row, or of each position
    * @param withGradient whether the gradient is wanted
    * @param chunkTokens tokens at once, from {@link #chunkTokens}
-   */
-  public static Result compute(
-      NDArray hidden,
-      NDArray head,
-      long[] labels,
-      double weight,
-      boolean withGradient,
-      int chunkTokens) {
-    return compute(hidden, head, labels, new double[] {weight}, withGradient, chunkTokens);
-  }
-
-  /**
-   * The same with weights.
-   *
-   * @param weights one for all, of each row, or of each position
    */
   public static Result compute(
       NDArray hidden,

@@ -143,10 +143,19 @@ public final class AdamW implements AutoCloseable {
     }
   }
 
+  private OptimizerKernels.Step factors(Part part) {
+    return new OptimizerKernels.Step(
+        part.gradientScale(),
+        1 - part.rate() * weightDecay,
+        part.rate() / (1 - Math.pow(BETA1, steps)),
+        Math.sqrt(1 - Math.pow(BETA2, steps)),
+        BETA1,
+        BETA2,
+        EPSILON);
+  }
+
   private void deviceStep(Part part) {
-    double bias1 = 1 - Math.pow(BETA1, steps);
-    double bias2 = 1 - Math.pow(BETA2, steps);
-    double rate = part.rate();
+    var factors = factors(part);
     if (parameters.kernels().isPresent()) {
       parameters
           .kernels()
@@ -158,14 +167,7 @@ public final class AdamW implements AutoCloseable {
               variance,
               part.from(),
               part.to(),
-              new OptimizerKernels.Step(
-                  part.gradientScale(),
-                  1 - rate * weightDecay,
-                  rate / bias1,
-                  Math.sqrt(bias2),
-                  BETA1,
-                  BETA2,
-                  EPSILON));
+              factors);
       return;
     }
     for (long at = part.from(); at < part.to(); at += PIECE) {
@@ -179,8 +181,8 @@ public final class AdamW implements AutoCloseable {
         }
         m.muli(BETA1).addi(g.mul(1 - BETA1));
         v.muli(BETA2).addi(g.square().muli(1 - BETA2));
-        var denominator = v.sqrt().divi(Math.sqrt(bias2)).addi(EPSILON);
-        p.muli(1 - rate * weightDecay).subi(m.div(denominator).muli(rate / bias1));
+        var denominator = v.sqrt().divi(factors.bias()).addi(EPSILON);
+        p.muli(factors.decay()).subi(m.div(denominator).muli(factors.rate()));
       }
     }
   }
@@ -231,12 +233,7 @@ public final class AdamW implements AutoCloseable {
   }
 
   private void hostStep(Part part) {
-    var factors =
-        new Factors(
-            (float) part.gradientScale(),
-            (float) (1 - part.rate() * weightDecay),
-            (float) (part.rate() / (1 - Math.pow(BETA1, steps))),
-            (float) Math.sqrt(1 - Math.pow(BETA2, steps)));
+    var factors = factors(part);
     var values = Ops.memory(parameters.masters());
     var gradients = Ops.memory(parameters.gradientSlice());
     var means = Ops.memory(mean);
@@ -255,7 +252,7 @@ public final class AdamW implements AutoCloseable {
             read(gradients, at, g, count);
             read(means, at, m, count);
             read(variances, at, v, count);
-            factors.apply(p, g, m, v, count);
+            step(factors, p, g, m, v, count);
             write(p, values, at, count);
             write(m, means, at, count);
             write(v, variances, at, count);
@@ -271,23 +268,26 @@ public final class AdamW implements AutoCloseable {
     MemorySegment.copy(from, 0, to, JAVA_FLOAT, at * Float.BYTES, count);
   }
 
-  /** What a step multiplies by; loops over arrays, which the compiler turns into vector code. */
-  private record Factors(float gradient, float decay, float rate, float bias) {
-    void apply(float[] p, float[] g, float[] m, float[] v, int count) {
-      float keep1 = (float) BETA1;
-      float take1 = (float) (1 - BETA1);
-      float keep2 = (float) BETA2;
-      float take2 = (float) (1 - BETA2);
-      float epsilon = (float) EPSILON;
-      for (int i = 0; i < count; i++) {
-        float scaled = gradient * g[i];
-        m[i] = keep1 * m[i] + take1 * scaled;
-        v[i] = keep2 * v[i] + take2 * (scaled * scaled);
-      }
-      for (int i = 0; i < count; i++) {
-        float denominator = (float) Math.sqrt(v[i]) / bias + epsilon;
-        p[i] = decay * p[i] - rate * (m[i] / denominator);
-      }
+  /** Loops over arrays, which the compiler turns into vector code. */
+  private static void step(
+      OptimizerKernels.Step factors, float[] p, float[] g, float[] m, float[] v, int count) {
+    float gradient = (float) factors.gradientScale();
+    float keep1 = (float) BETA1;
+    float take1 = (float) (1 - BETA1);
+    float keep2 = (float) BETA2;
+    float take2 = (float) (1 - BETA2);
+    for (int i = 0; i < count; i++) {
+      float scaled = gradient * g[i];
+      m[i] = keep1 * m[i] + take1 * scaled;
+      v[i] = keep2 * v[i] + take2 * (scaled * scaled);
+    }
+    float decay = (float) factors.decay();
+    float rate = (float) factors.rate();
+    float bias = (float) factors.bias();
+    float epsilon = (float) EPSILON;
+    for (int i = 0; i < count; i++) {
+      float denominator = (float) Math.sqrt(v[i]) / bias + epsilon;
+      p[i] = decay * p[i] - rate * (m[i] / denominator);
     }
   }
 
