@@ -4,7 +4,7 @@ import java.util.Optional;
 import org.meteora.model.KvCache;
 
 /** Prompts that are run through a model together, in one or more passes. */
-sealed interface Prefill extends AutoCloseable permits PaddedPrefill, PackedPrefill, BlockPrefill {
+sealed interface Prefill extends AutoCloseable permits PaddedPrefill, OneRowPrefill {
   /** Whether all tokens have been run. */
   boolean isDone();
 

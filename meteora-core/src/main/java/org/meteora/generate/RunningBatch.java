@@ -379,17 +379,7 @@ final class RunningBatch implements AutoCloseable {
     long budget = pass.isPresent() ? pass.getAsInt() : left;
     var rows = new ArrayList<RoutingDispatcher.Row>();
     switch (its) {
-      case PackedPrefill packed -> {
-        var pieces = packed.next(budget);
-        for (int i = 0; i < pieces.size(); i++) {
-          var sequence = sequences.get(filled.get(packed.current() + i));
-          var piece = pieces.get(i);
-          rows.add(new RoutingDispatcher.Row(sequence, piece.known(), piece.count()));
-        }
-        dispatcher.begin(rows);
-        packed.run(pieces, routed(rows, true));
-      }
-      case BlockPrefill straight -> {
+      case OneRowPrefill straight -> {
         var pieces = straight.next(budget);
         for (var piece : pieces) {
           var sequence = sequences.get(filled.get(piece.prompt()));

@@ -18,7 +18,6 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.meteora.backend.Backends;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
-import org.meteora.model.Ranges;
 import org.meteora.model.SmallArchitecture;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -143,7 +142,7 @@ class PackedPrefillGpuTest {
     int done = 0;
     while (!prefill.isDone()) {
       var pieces = prefill.next(most);
-      int its = pieces.stream().mapToInt(Ranges.Piece::count).sum();
+      int its = pieces.stream().mapToInt(OneRowPrefill.Piece::count).sum();
       assertThat(its).isBetween(1, most);
       prefill.run(pieces, ASKS);
       done += its;
