@@ -1,8 +1,8 @@
 package org.meteora.lora;
 
-import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
@@ -155,31 +155,26 @@ public record LoraConfig(
 
   /** Writes {@code adapter_config.json} as PEFT reads it. */
   public void write(Path folder, String baseModelName) {
-    JsonNode json =
-        Jsonl.JSON
-            .createObjectNode()
-            .put("base_model_name_or_path", baseModelName)
-            .put("bias", "none")
-            .put("fan_in_fan_out", false)
-            .put("inference_mode", true)
-            .put("init_lora_weights", true)
-            .put("lora_alpha", alpha)
-            .put("lora_dropout", dropout)
-            .put("peft_type", "LORA")
-            .put("r", rank)
-            .put("task_type", "CAUSAL_LM")
-            .put("use_dora", false)
-            .put("use_rslora", rsLora)
-            .<com.fasterxml.jackson.databind.node.ObjectNode>set(
-                "target_modules", Jsonl.JSON.valueToTree(new TreeSet<>(targets.names())))
-            .<com.fasterxml.jackson.databind.node.ObjectNode>set(
-                "layers_to_transform",
-                layersToTransform.isEmpty()
-                    ? Jsonl.JSON.nullNode()
-                    : Jsonl.JSON.valueToTree(new TreeSet<>(layersToTransform)))
-            .<com.fasterxml.jackson.databind.node.ObjectNode>set(
-                "rank_pattern", Jsonl.JSON.valueToTree(rankPattern))
-            .set("alpha_pattern", Jsonl.JSON.valueToTree(alphaPattern));
-    AtomicFiles.writeString(folder.resolve("adapter_config.json"), json.toPrettyString() + "\n");
+    var json = new LinkedHashMap<String, Object>();
+    json.put("base_model_name_or_path", baseModelName);
+    json.put("bias", "none");
+    json.put("fan_in_fan_out", false);
+    json.put("inference_mode", true);
+    json.put("init_lora_weights", true);
+    json.put("lora_alpha", alpha);
+    json.put("lora_dropout", dropout);
+    json.put("peft_type", "LORA");
+    json.put("r", rank);
+    json.put("task_type", "CAUSAL_LM");
+    json.put("use_dora", false);
+    json.put("use_rslora", rsLora);
+    json.put("target_modules", new TreeSet<>(targets.names()));
+    json.put(
+        "layers_to_transform",
+        layersToTransform.isEmpty() ? null : new TreeSet<>(layersToTransform));
+    json.put("rank_pattern", rankPattern);
+    json.put("alpha_pattern", alphaPattern);
+    var text = Jsonl.JSON.valueToTree(json).toPrettyString();
+    AtomicFiles.writeString(folder.resolve("adapter_config.json"), text + "\n");
   }
 }

@@ -61,12 +61,6 @@ public final class BankLayout {
     expansion = Ops.of(manager, expand, n, Math.max(1, bank.totalRank()));
   }
 
-  private static NDArray transposedCopy(NDManager manager, NDArray b, Dtype dtype) {
-    try (var view = Ops.transpose(b, 0, 1)) {
-      return Ops.copyOf(view, manager, dtype);
-    }
-  }
-
   /** The adapters. */
   public AdapterBank bank() {
     return bank;
@@ -111,8 +105,8 @@ public final class BankLayout {
       if (Ops.dtype(view) == dtype && Ops.isRowMajor(view)) {
         loraBTransposed = view;
       } else {
+        loraBTransposed = Ops.copyOf(view, manager, dtype);
         view.close();
-        loraBTransposed = transposedCopy(manager, bank.loraB(), dtype);
       }
     }
     return loraBTransposed;

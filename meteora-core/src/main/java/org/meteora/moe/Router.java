@@ -212,11 +212,19 @@ public sealed interface Router {
     @Override
     public Choice choose(GatedLinear linear, NDArray x, int rows) {
       int tokens = (int) x.getShape().get(0);
-      var choice = new Choice(tokens, topK);
-      long all = adapters.size() / topK;
+      int all = adapters.size() / topK;
       if (tokens % all != 0) {
         throw new IllegalArgumentException(tokens + " tokens, adapters of " + all + " rows");
       }
+      var choice = choice(tokens);
+      requireBelow(linear.bank().size(), choice.indices());
+      return choice;
+    }
+
+    /** Each row's for as many of so many tokens. */
+    private Choice choice(int tokens) {
+      var choice = new Choice(tokens, topK);
+      long all = adapters.size() / topK;
       for (int token = 0; token < tokens; token++) {
         int from = (int) (token * all / tokens) * topK;
         for (int j = 0; j < topK; j++) {
@@ -224,7 +232,6 @@ public sealed interface Router {
           choice.weights()[token * topK + j] = weights.get(from + j);
         }
       }
-      requireBelow(linear.bank().size(), choice.indices());
       return choice;
     }
 
@@ -255,12 +262,7 @@ public sealed interface Router {
       if (!isOne()) {
         throw new IllegalStateException("for " + adapters.size() / topK + " rows, not for one");
       }
-      var choice = new Choice(tokens, topK);
-      for (int i = 0; i < tokens * topK; i++) {
-        choice.indices()[i] = adapters.get(i % topK);
-        choice.weights()[i] = weights.get(i % topK);
-      }
-      return choice;
+      return choice(tokens);
     }
   }
 

@@ -35,9 +35,7 @@ public final class SafetensorsFile implements AutoCloseable {
   private final Path path;
   private final long size;
   private final FileTime modified;
-  private final Map<String, TensorInfo> tensors;
-  private final Map<String, String> unread;
-  private final Map<String, String> metadata;
+  private final SafetensorsHeader header;
   private final Arena arena;
   private final MemorySegment data;
 
@@ -45,17 +43,13 @@ public final class SafetensorsFile implements AutoCloseable {
       Path path,
       long size,
       FileTime modified,
-      Map<String, TensorInfo> tensors,
-      Map<String, String> unread,
-      Map<String, String> metadata,
+      SafetensorsHeader header,
       Arena arena,
       MemorySegment data) {
     this.path = path;
     this.size = size;
     this.modified = modified;
-    this.tensors = tensors;
-    this.unread = unread;
-    this.metadata = metadata;
+    this.header = header;
     this.arena = arena;
     this.data = data;
   }
@@ -82,8 +76,7 @@ public final class SafetensorsFile implements AutoCloseable {
                   .map(FileChannel.MapMode.READ_ONLY, 0, size, arena)
                   .asSlice(header.dataStart());
       opened = true;
-      return new SafetensorsFile(
-          path, size, modified, header.tensors(), header.unread(), header.metadata(), arena, data);
+      return new SafetensorsFile(path, size, modified, header, arena, data);
     } catch (IOException e) {
       throw new UserException("cannot read " + path + ": " + AtomicFiles.reason(e), e);
     } finally {
@@ -100,17 +93,17 @@ public final class SafetensorsFile implements AutoCloseable {
 
   /** What the header holds under {@code __metadata__}. */
   public Map<String, String> metadata() {
-    return metadata;
+    return header.metadata();
   }
 
   /** All tensors by name, in the header's order. */
   public Map<String, TensorInfo> tensors() {
-    return tensors;
+    return header.tensors();
   }
 
   /** Tensors of a dtype that is not read here, by name, and their dtypes. */
   public Map<String, String> unread() {
-    return unread;
+    return header.unread();
   }
 
   /**
@@ -135,7 +128,7 @@ public final class SafetensorsFile implements AutoCloseable {
    * @throws UserException when one of its values is NaN or infinite
    */
   public void requireFinite(String name) {
-    var tensor = tensors.get(name);
+    var tensor = header.tensors().get(name);
     if (tensor == null || !tensor.dtype().isFloatingPoint() || tensor.bytes() == 0) {
       return;
     }
@@ -169,12 +162,12 @@ public final class SafetensorsFile implements AutoCloseable {
    * @throws UserException when there is no such tensor, or its dtype is not read
    */
   public TensorInfo requireInfo(String name) {
-    var tensor = tensors.get(name);
+    var tensor = header.tensors().get(name);
     if (tensor == null) {
       throw new UserException(
-          unread.containsKey(name)
+          header.unread().containsKey(name)
               ? "%s: the tensor %s is %s, expected F32, F16 or BF16"
-                  .formatted(path, name, unread.get(name))
+                  .formatted(path, name, header.unread().get(name))
               : path + ": there is no tensor " + name);
     }
     return tensor;

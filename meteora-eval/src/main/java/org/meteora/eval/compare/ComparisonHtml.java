@@ -6,7 +6,6 @@ import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
-import java.util.Objects;
 import java.util.stream.Stream;
 import org.meteora.eval.statistics.Interval;
 
@@ -53,16 +52,15 @@ public final class ComparisonHtml {
                     + "<h1>%s</h1>\n")
                 .formatted(title, STYLE, title));
     for (var warning : comparison.warnings()) {
-      html.append("<p class=\"warning\">").append(escapeHtml(warning)).append("</p>\n");
+      html.append(element("p class=\"warning\"", warning));
     }
     var tables = Tables.of(comparison);
     table(html, tables.getFirst());
     html.append("<p>");
     for (int c = 0; c < comparison.columns().size(); c++) {
-      html.append("<span class=\"key\" style=\"background:")
-          .append(colour(c))
-          .append("\"></span>")
-          .append(escapeHtml(comparison.columns().get(c)));
+      html.append(
+          "<span class=\"key\" style=\"background:%s\"></span>%s"
+              .formatted(colour(c), escapeHtml(comparison.columns().get(c))));
     }
     html.append("</p>\n");
     for (var score : scores(comparison)) {
@@ -76,10 +74,18 @@ public final class ComparisonHtml {
     }
     html.append("<h2>Samples where they differ</h2>\n");
     comparison.samples().forEach(each -> samples(html, comparison, each));
-    return html.append("<p>")
-        .append(escapeHtml(ComparisonText.method(comparison)))
-        .append("</p>\n</body></html>\n")
+    return html.append(element("p", ComparisonText.method(comparison)))
+        .append("</body></html>\n")
         .toString();
+  }
+
+  /**
+   * A line of text in an element.
+   *
+   * @param tag its name, attributes may follow
+   */
+  private static String element(String tag, String text) {
+    return "<%s>%s</%s>\n".formatted(tag, escapeHtml(text), tag.split(" ")[0]);
   }
 
   private static String colour(int column) {
@@ -87,14 +93,12 @@ public final class ComparisonHtml {
   }
 
   private static void table(StringBuilder html, Tables.Table table) {
-    html.append("<h2>")
-        .append(escapeHtml(table.title()))
-        .append("</h2>\n<div class=\"wide\"><table><tr>");
-    table.header().forEach(each -> html.append("<th>").append(escapeHtml(each)).append("</th>"));
+    html.append(element("h2", table.title())).append("<div class=\"wide\"><table><tr>\n");
+    table.header().forEach(each -> html.append(element("th", each)));
     html.append("</tr>\n");
     for (var row : table.rows()) {
-      html.append("<tr>");
-      row.forEach(each -> html.append("<td>").append(escapeHtml(each)).append("</td>"));
+      html.append("<tr>\n");
+      row.forEach(each -> html.append(element("td", each)));
       html.append("</tr>\n");
     }
     html.append("</table></div>\n");
@@ -152,18 +156,11 @@ public final class ComparisonHtml {
     }
     double margin = high > low ? (high - low) * 0.05 : 0.5;
     var scale = new Scale(low - margin, high + margin);
-    html.append("<h3>")
-        .append(escapeHtml(score))
-        .append(changes ? ", difference from " + escapeHtml(comparison.columns().getFirst()) : "")
-        .append("</h3>\n<svg viewBox=\"0 0 ")
-        .append(WIDTH)
-        .append(' ')
-        .append(height)
-        .append("\" width=\"")
-        .append(WIDTH)
-        .append("\" role=\"img\" aria-label=\"")
-        .append(escapeHtml(score))
-        .append("\">\n");
+    var difference = changes ? ", difference from " + comparison.columns().getFirst() : "";
+    html.append(element("h3", score + difference))
+        .append(
+            "<svg viewBox=\"0 0 %1$d %2$d\" width=\"%1$d\" role=\"img\" aria-label=\"%3$s\">\n"
+                .formatted(WIDTH, height, escapeHtml(score)));
     scale.axis(html, height - 22, changes);
     int y = 4;
     for (var line : lines) {
@@ -247,16 +244,12 @@ public final class ComparisonHtml {
                       .append(escapeHtml(ComparisonText.verdict(sample, c)));
                 }
               }
-              html.append("</summary>\n<pre>")
-                  .append(escapeHtml(sample.prompt()))
-                  .append("</pre>\n");
-              html.append("truth<pre>").append(escapeHtml(sample.truth())).append("</pre>\n");
+              html.append("</summary>\n").append(element("pre", sample.prompt()));
+              html.append("truth").append(element("pre", sample.truth()));
               for (int c = 0; c < comparison.columns().size(); c++) {
-                if (Objects.nonNull(sample.answers().get(c))) {
+                if (sample.answers().get(c) != null) {
                   html.append(escapeHtml(comparison.columns().get(c)))
-                      .append("<pre>")
-                      .append(escapeHtml(sample.answers().get(c)))
-                      .append("</pre>\n");
+                      .append(element("pre", sample.answers().get(c)));
                 }
               }
               html.append("</details>\n");
