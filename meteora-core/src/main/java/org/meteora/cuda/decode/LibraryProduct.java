@@ -34,10 +34,10 @@ final class LibraryProduct extends StepProduct {
   /**
    * Choices that fall on an adapter, rows times k over adapters, from which gate's and up's
    * adapters are masked, where gates and A are staged ({@link FewColumns#isStaged}). A step of
-   * Llama-3-8B's shapes with 28 adapters of rank 8 and k 2 on an H100, as before, staged, and
-   * masked too: 10.86, 11.17, 10.92 ms at 64 rows (4.6 choices), 13.78, 13.74, 13.40 at 128 (9.1),
-   * 21.58, 20.33, 19.79 at 256. So it is on from 96 rows (6.9), which is not measured but has as
-   * many blocks as 128.
+   * Llama-3-8B's shapes with 28 adapters of rank 8 and k 2 on an H100, with every row's own B read
+   * and masked: 13.74, 13.40 ms at 128 rows (9.1 choices), 20.33, 19.79 at 256; a later form of the
+   * masked kernel takes 0.35 and 0.60 less. So it is on from 96 rows (6.9), which is not measured
+   * but has as many blocks as 128.
    */
   private static final int MASKED_CHOICES = 6;
 
@@ -161,8 +161,7 @@ final class LibraryProduct extends StepProduct {
 
   /** Floats of scratch memory. */
   long scratchFloats() {
-    var coefficients = isMasked() ? (long) rows * (stride(0) + stride(1)) : 0;
-    return productFloats() + coefficients * model.dtype().bytes() / 4;
+    return productFloats() + (isMasked() ? coefficientBytes(0) + coefficientBytes(1) : 0) / 4;
   }
 
   /** Floats of scratch memory of the products of gates and A. */
@@ -275,6 +274,10 @@ final class LibraryProduct extends StepProduct {
     return MaskedAdapters.stride(group.ranks(which + 1) - group.ranks(which));
   }
 
+  private long coefficientBytes(int which) {
+    return (long) MaskedAdapters.coefficientRows(rows) * stride(which) * model.dtype().bytes();
+  }
+
   /** Gate and up with their coefficients, which lie behind what the product needs to be made. */
   List<MaskedLinear> masked(StepMemory memory) {
     var coefficients = memory.sliced + 4 * productFloats(); // in whole 16 bytes, as rows are
@@ -290,7 +293,7 @@ final class LibraryProduct extends StepProduct {
               linear.out(),
               group.ranks(i + 1) - group.ranks(i),
               stride(i)));
-      coefficients += (long) rows * stride(i) * model.dtype().bytes();
+      coefficients += coefficientBytes(i);
     }
     return result;
   }

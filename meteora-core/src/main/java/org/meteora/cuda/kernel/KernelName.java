@@ -68,8 +68,13 @@ public enum KernelName {
 
   /** The sum of the slices of gate's and up's gates and A, the choice, coefficients for whole B. */
   DECODE_SUM_ROUTE(MaskedAdapters.DecodeSumRoute.class),
-  /** Behind gate and up of many rows: the adapters by whole B, {@code silu(gate) · up}. */
-  DECODE_MASKED_SILU_UP(MaskedAdapters.DecodeMaskedSiluUp.class),
+  /**
+   * Behind gate and up of many rows: the adapters by whole B, {@code silu(gate) · up}; 64 rows at a
+   * time.
+   */
+  DECODE_MASKED_SILU_UP64(MaskedAdapters.DecodeMaskedSiluUp.class),
+  /** The same, 128 rows at a time. */
+  DECODE_MASKED_SILU_UP128(MaskedAdapters.DecodeMaskedSiluUp.class),
 
   /** Sums the logits' slots, removes banned tokens, and finds each block's largest. */
   SAMPLE_BLOCK_MAXIMA(DeviceSampler.SampleTokens.class),

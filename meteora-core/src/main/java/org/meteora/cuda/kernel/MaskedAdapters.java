@@ -25,7 +25,7 @@ public final class MaskedAdapters {
    * @param b Bᵀ (Σr, out); 0 without adapters, like all but {@code bias}, {@code outAt} and {@code
    *     out}
    * @param bias (out), or 0
-   * @param coefficients (rows, stride)
+   * @param coefficients (rows in whole 16, stride), as the tensor cores take them
    * @param outAt where the outputs lie in a row of y
    * @param stride Σr in whole 32
    */
@@ -62,6 +62,11 @@ public final class MaskedAdapters {
     return (ranks + 31) / 32 * 32;
   }
 
+  /** Rows of coefficients. */
+  public static int coefficientRows(int rows) {
+    return (rows + 15) / 16 * 16;
+  }
+
   /** Whether the kernels take a linear. */
   public static boolean takes(int outAt, int out, int ld, long b) {
     return out % 8 == 0 && outAt % 4 == 0 && ld % 4 == 0 && b % 16 == 0;
@@ -85,10 +90,14 @@ public final class MaskedAdapters {
   public static Kernel.Launch siluUp(
       Kernels kernels, DecodeMaskedSiluUp argument, boolean overlap) {
     var blocks = (argument.gate().out() + OUTS - 1) / OUTS;
-    kernels.get(KernelName.DECODE_MASKED_SILU_UP).allowShared(2 * RANKS * OUTS * 2);
+    var name =
+        argument.rows() <= 64
+            ? KernelName.DECODE_MASKED_SILU_UP64
+            : KernelName.DECODE_MASKED_SILU_UP128;
+    kernels.get(name).allowShared(2 * RANKS * OUTS * 2);
     return kernels.launch(
-        KernelName.DECODE_MASKED_SILU_UP,
-        Shape.of(blocks, 1, 1, 128)
+        name,
+        Shape.of(blocks, 1, 1, 256)
             .withShared(argument.gate().sharedBytes() + argument.up().sharedBytes())
             .withOverlap(overlap),
         argument);

@@ -77,6 +77,11 @@ __device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+// Four matrices of 8 × 8 in shared memory, transposed: lane 8 m + r says where row r of matrix m lies, and lane 4 g + q gets of
+// matrix m rows 2q and 2q + 1 at column g, as mma wants b.
+__device__ __forceinline__ void loadTransposed(unsigned at, unsigned (&v)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(at) : "memory");
+}
 #endif
 
 // Of a counter that other blocks raise; what they wrote before is seen after it.

@@ -3,11 +3,11 @@
 // adapters not chosen. The choice is made, and the coefficients are written, while W is still multiplied.
 
 // A row's logits and z of gate and up, from their product's slices, if they are not in y; its choice; its coefficients in T. A linear's coefficients
-// are (rows, stride): all its ranks, and zeros behind them. Grid (rows), 512 threads.
+// lie as mma wants them, (rows / 16, stride / 16, 32 lanes, 8): of all its ranks, and zeros behind them. Grid (rows), 512 threads.
 struct MaskedLinear {
   const T* b;        // Bᵀ (ranks, out)
   const T* bias;     // (out) or null
-  T* coefficients;   // (rows, stride)
+  T* coefficients;   // of rows in whole 16
   int outAt, out, ranks, stride;  // stride: ranks in whole 32
 };
 struct DecodeSumRoute {
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_
   float z[1][TOPK][MAX_RANK / 32];
   routeRow<1>(p.product, row, linears, known, true, chosen, z);
   const MaskedLinear& to = p.masked[warp];
-  T* const coefficients = to.coefficients + (u64)row * to.stride;
+  T* const coefficients = to.coefficients + (u64)(row >> 4) * 16 * to.stride + (row & 7) * 32 + (row >> 3 & 1) * 2;
   for (int r = lane; r < to.stride; r += 32) {
     float v = 0;
 #pragma unroll
@@ -48,107 +48,109 @@ extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_
       const float low = __shfl_sync(0xffffffffu, z[0][j][0], at & 31), high = __shfl_sync(0xffffffffu, z[0][j][1], at & 31);
       if (at >= 0 && at < chosen[0].rank[j]) v += at < 32 ? low : high;
     }
-    coefficients[r] = fromFloat(v);
+    coefficients[(r >> 4) * 256 + (r >> 1 & 3) * 8 + (r >> 3 & 1) * 4 + (r & 1)] = fromFloat(v);
   }
 }
 
-// A block has 64 outputs of all rows, a warp 16 of 64 rows at a time. In shared memory: 256 ranks of Bᵀ at its outputs.
+// A block has 64 outputs of gate and of up, and B of up to 256 ranks of theirs in shared memory; a warp 32 rows and 8 NT of the outputs
+// at a time.
 #define MASKED_OUTS 64
 #define MASKED_RANKS 256
 __device__ __forceinline__ int maskedRanks(const MaskedLinear& l, int from) {
   return l.stride - from < MASKED_RANKS ? l.stride - from : MASKED_RANKS;
 }
 
-// Begins to copy ranks `from` to from + MASKED_RANKS at 64 outputs. 16 bytes of eight rows lie so that neither rows' nor columns'
-// neighbours share banks.
+// Begins to copy ranks `from` to from + MASKED_RANKS. 16 bytes of eight ranks lie so that they share no banks.
 __device__ __forceinline__ void copyMasked(const MaskedLinear& l, unsigned to, int from, int firstOut) {
   const int ranks = maskedRanks(l, from);
-  for (int i = threadIdx.x; i < ranks * 8; i += 128) {
+  for (int i = threadIdx.x; i < ranks * 8; i += 256) {
     const int r = i >> 3, c = i & 7, o = firstOut + c * 8;
     const bool is = from + r < l.ranks && o < l.out;
-    copyAsync(to + r * 128 + ((c ^ (r >> 3 & 3) << 1) << 4), is, l.b + (is ? (u64)(from + r) * l.out + o : 0));
+    copyAsync(to + r * 128 + ((c ^ (r & 7)) << 4), is, l.b + (is ? (u64)(from + r) * l.out + o : 0));
   }
 }
 
-// A warp's results: of row g, then row g + 8, outputs 16 q + 8 i + j of 64 are v[j][i], v[j][2 + i].
+// A warp's sums: of two tiles of 16 rows, NT of 8 outputs, as mma has them.
+template <int NT>
 struct MaskedSums {
-  float v[8][4];
+  float v[2][NT][4];
 };
-// A lane's coefficients of up to MASKED_RANKS ranks, of row g and of the row 8 behind. Of 32 ranks it has those from 8 q to
-// 8 q + 7: any order will do.
-struct MaskedCoefficients {
-  uint4 a[MASKED_RANKS / 32], b[MASKED_RANKS / 32];
-};
-__device__ __forceinline__ void loadCoefficients(const MaskedLinear& l, int from, int row, int rows, MaskedCoefficients& c) {
-  const int steps = maskedRanks(l, from) / 32;
-  const T* const p = l.coefficients + (u64)row * l.stride + from + (threadIdx.x & 3) * 8;
+// What the product has left, or zeros.
+template <int NT>
+__device__ __forceinline__ void loadSums(const MaskedLinear& l, const float* y, int ld, int row, int rows, int o, MaskedSums<NT>& sums) {
+  const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
 #pragma unroll
-  for (int s = 0; s < MASKED_RANKS / 32; s++) {
-    c.a[s] = loadIf(s < steps && row < rows, p + s * 32);
-    c.b[s] = loadIf(s < steps && row + 8 < rows, p + (u64)8 * l.stride + s * 32);
-  }
+  for (int m = 0; m < 2; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        const int r = row + m * 16 + half * 8 + g, at = o + n * 8;
+        float2 u = make_float2(0, 0);
+        if (r < rows && at < l.out) u = *(const float2*)(y + (u64)r * ld + l.outAt + at + 2 * q);
+        sums.v[m][n][2 * half] = u.x;
+        sums.v[m][n][2 * half + 1] = u.y;
+      }
 }
-// += coefficients · Bᵀ of the ranks that are in shared memory.
-__device__ __forceinline__ void addMasked(const MaskedLinear& l, unsigned at, int from, const MaskedCoefficients& c, MaskedSums& sums) {
-  const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, steps = maskedRanks(l, from) / 32;
-#pragma unroll
-  for (int s = 0; s < MASKED_RANKS / 32; s++)
+// += coefficients · Bᵀ of the ranks that are in shared memory, from output `out` of the block on.
+template <int NT>
+__device__ __forceinline__ void addMasked(const MaskedLinear& l, unsigned at, int from, int row, int rows, int out, MaskedSums<NT>& sums) {
+  constexpr int AHEAD = NT > 2 ? 3 : 4;  // steps whose coefficients are on their way or multiplied: what registers there are
+  const int lane = threadIdx.x & 31, steps = maskedRanks(l, from) / 16;
+  const T* const first = l.coefficients + ((u64)(row >> 4) * (l.stride >> 4) + (from >> 4)) * 256 + lane * 8;
+  const T* const second = first + (u64)(l.stride >> 4) * 256;
+  uint4 a[AHEAD][2];
+  auto load = [&](int s) {
+    a[s % AHEAD][0] = a[s % AHEAD][1] = make_uint4(0, 0, 0, 0);
     if (s < steps) {
-      uint4 w[8];
+      a[s % AHEAD][0] = *(const uint4*)(first + s * 256);
+      if (row + 16 < rows) a[s % AHEAD][1] = *(const uint4*)(second + s * 256);
+    }
+  };
 #pragma unroll
-      for (int i = 0; i < 8; i++) w[i] = loadShared(at + (s * 32 + q * 8 + i) * 128 + ((g ^ q << 1) << 4));
+  for (int s = 0; s < AHEAD - 1; s++) load(s);
 #pragma unroll
-      for (int j = 0; j < 8; j++) {
-        const int take = j & 1 ? 0x7632 : 0x5410;
-        unsigned v[4];
+  for (int s = 0; s < MASKED_RANKS / 16; s++) {
+    if (s >= steps) break;
+    load(s + AHEAD - 1);
+    const int rank = s * 16 + (lane & 15), column = out / 8 + (lane >> 4);
 #pragma unroll
-        for (int i = 0; i < 4; i++) v[i] = __byte_perm((&w[2 * i].x)[j / 2], (&w[2 * i + 1].x)[j / 2], take);
-        mma(sums.v[j], c.a[s].x, c.b[s].x, c.a[s].y, c.b[s].y, v[0], v[1]);
-        mma(sums.v[j], c.a[s].z, c.b[s].z, c.a[s].w, c.b[s].w, v[2], v[3]);
+    for (int n = 0; n < NT; n += 2) {
+      unsigned b[4];
+      loadTransposed(at + rank * 128 + (((column + n) ^ (rank & 7)) << 4), b);
+#pragma unroll
+      for (int m = 0; m < 2; m++) {
+        const uint4& x = a[s % AHEAD][m];
+        mma(sums.v[m][n], x.x, x.y, x.z, x.w, b[0], b[1]);
+        mma(sums.v[m][n + 1], x.x, x.y, x.z, x.w, b[2], b[3]);
       }
     }
-}
-
-// Outputs 16 q + 8 i, + 1, … + 7 of a row of y and of the row 8 behind, or zeros.
-__device__ __forceinline__ void loadSums(const MaskedLinear& l, const float* y, int ld, int row, int rows, int firstOut, MaskedSums& sums) {
-  const int o = firstOut + (threadIdx.x & 3) * 16;
-#pragma unroll
-  for (int half = 0; half < 2; half++)
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int at = o + 8 * i + 4 * h;
-        float4 u = make_float4(0, 0, 0, 0);
-        if (row + 8 * half < rows && at < l.out) u = *(const float4*)(y + (u64)(row + 8 * half) * ld + l.outAt + at);
-        sums.v[4 * h][2 * half + i] = u.x;
-        sums.v[4 * h + 1][2 * half + i] = u.y;
-        sums.v[4 * h + 2][2 * half + i] = u.z;
-        sums.v[4 * h + 3][2 * half + i] = u.w;
-      }
+  }
 }
 __device__ __forceinline__ float biasAt(const MaskedLinear& l, int o) { return l.bias && o < l.out ? toFloat(l.bias[o]) : 0.f; }
 
-// act (rows, inter) = silu(gate) · up, both with their adapters. Grid (⌈inter / 64⌉), 128 threads.
+// act (rows, inter) = silu(gate) · up, both with their adapters. Grid (⌈inter / 64⌉), 256 threads.
 struct DecodeMaskedSiluUp {
   MaskedLinear gate, up;
   const float* y;  // (rows, ld)
   T* out;
   int rows, ld;
 };
-extern "C" __global__ void __launch_bounds__(128) decode_masked_silu_up(const __grid_constant__ DecodeMaskedSiluUp p) {
+template <int NT>
+__device__ __forceinline__ void maskedSiluUp(const DecodeMaskedSiluUp& p) {
   DYNAMIC_SHARED(memory);
+  constexpr int DOWN = NT;  // warps under each other; beside them are 8 / DOWN
   const unsigned ofGate = shared32(memory), ofUp = ofGate + maskedRanks(p.gate, 0) * MASKED_OUTS * 2;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, firstOut = blockIdx.x * MASKED_OUTS;
-  const int ranks = p.gate.stride > p.up.stride ? p.gate.stride : p.up.stride;
+  const int ranks = p.gate.stride > p.up.stride ? p.gate.stride : p.up.stride, out = warp / DOWN * NT * 8, o = firstOut + out;
   bool copied = false;
   releaseNext();
   copyMasked(p.gate, ofGate, 0, firstOut);
   copyMasked(p.up, ofUp, 0, firstOut);
   waitForPrevious();
-  for (int first = 0; first < p.rows; first += 64) {
-    const int row = first + warp * 16 + g;
-    MaskedSums gate, up;
+  for (int first = 0; first < p.rows; first += DOWN * 32) {
+    const int row = first + warp % DOWN * 32;
+    MaskedSums<NT> gate, up;
     for (int from = 0; from == 0 || from < ranks; from += MASKED_RANKS) {
       const bool copies = !copied || ranks > MASKED_RANKS;
       if (copies && copied) {
@@ -157,34 +159,45 @@ extern "C" __global__ void __launch_bounds__(128) decode_masked_silu_up(const __
         copyMasked(p.up, ofUp, from, firstOut);
       }
       if (from == 0) {
-        loadSums(p.gate, p.y, p.ld, row, p.rows, firstOut, gate);
-        loadSums(p.up, p.y, p.ld, row, p.rows, firstOut, up);
+        loadSums<NT>(p.gate, p.y, p.ld, row, p.rows, o, gate);
+        loadSums<NT>(p.up, p.y, p.ld, row, p.rows, o, up);
       }
-      MaskedCoefficients c;
-      loadCoefficients(p.gate, from, row, p.rows, c);
       if (copies) {
         copiesDone();
         __syncthreads();
       }
       copied = true;
-      if (first + warp * 16 >= p.rows) continue;
-      addMasked(p.gate, ofGate, from, c, gate);
-      loadCoefficients(p.up, from, row, p.rows, c);
-      addMasked(p.up, ofUp, from, c, up);
+      if (row >= p.rows) continue;
+      addMasked<NT>(p.gate, ofGate, from, row, p.rows, out, gate);
+      addMasked<NT>(p.up, ofUp, from, row, p.rows, out, up);
     }
+    if (row >= p.rows) continue;
 #pragma unroll
-    for (int half = 0; half < 2; half++)
+    for (int m = 0; m < 2; m++)
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int o = firstOut + q * 16 + i * 8;
-        float v[8];
+      for (int half = 0; half < 2; half++)
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const float a = gate.v[j][2 * half + i] + biasAt(p.gate, o + j), b = up.v[j][2 * half + i] + biasAt(p.up, o + j);
-          v[j] = a / (1.f + __expf(-a)) * b;
+        for (int n = 0; n < NT; n += 2) {
+          unsigned w[2];
+#pragma unroll
+          for (int t = 0; t < 2; t++) {
+            float v[2];
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+              const int at = o + (n + t) * 8 + 2 * q + j;
+              const float a = gate.v[m][n + t][2 * half + j] + biasAt(p.gate, at), b = up.v[m][n + t][2 * half + j] + biasAt(p.up, at);
+              v[j] = a / (1.f + __expf(-a)) * b;
+            }
+            w[t] = pair(fromFloat(v[0]), fromFloat(v[1]));
+          }
+          // an even lane takes four outputs of the first tile, an odd one of the second
+          const unsigned other = __shfl_xor_sync(0xffffffffu, q & 1 ? w[0] : w[1], 1);
+          const int r = row + m * 16 + half * 8 + g, at = o + (n + (q & 1)) * 8 + (q & 2) * 2;
+          if (r < p.rows && at < p.gate.out)
+            *(uint2*)(p.out + (u64)r * p.gate.out + at) = q & 1 ? make_uint2(other, w[1]) : make_uint2(w[0], other);
         }
-        if (row + 8 * half < p.rows && o < p.gate.out) store8(p.out + (u64)(row + 8 * half) * p.gate.out, o, p.gate.out, true, v);
-      }
   }
 }
+extern "C" __global__ void __launch_bounds__(256, 2) decode_masked_silu_up64(const __grid_constant__ DecodeMaskedSiluUp p) { maskedSiluUp<2>(p); }
+extern "C" __global__ void __launch_bounds__(256, 2) decode_masked_silu_up128(const __grid_constant__ DecodeMaskedSiluUp p) { maskedSiluUp<4>(p); }
 #endif

@@ -395,7 +395,7 @@ struct Masked {
   Array<T> coefficients;
   MaskedLinear linear;
   Masked(const Adapted& of, int rows)
-      : coefficients((size_t)rows * ((of.linear.n ? of.sum + 31 : 0) / 32 * 32)),
+      : coefficients((size_t)(rows + 15) / 16 * 16 * ((of.linear.n ? of.sum + 31 : 0) / 32 * 32)),
         linear{of.linear.b, of.linear.bias, coefficients.p, of.linear.outAt, of.linear.out, of.linear.n ? of.sum : 0,
                (of.linear.n ? of.sum + 31 : 0) / 32 * 32} {}
 };
@@ -447,7 +447,7 @@ static void masked(int rows) {
   Array<unsigned char> memory(shared);
   dynamicShared = memory.p;
   Array<T> out((size_t)rows * inter);
-  launch<DecodeMaskedSiluUp>(128, (inter + 63) / 64, 1, 1, decode_masked_silu_up,
+  launch<DecodeMaskedSiluUp>(256, (inter + 63) / 64, 1, 1, below(2) ? decode_masked_silu_up64 : decode_masked_silu_up128,
                              {route.masked[0], route.masked[1], left.y->p, out.p, rows, left.ld});
   for (int m = 0; m < rows; m++)
     for (int o = 0; o < inter; o++) {

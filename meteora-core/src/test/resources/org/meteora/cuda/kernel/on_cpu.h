@@ -164,6 +164,13 @@ static unsigned char* dynamicShared;
 #define DYNAMIC_SHARED(name) unsigned char* const name = dynamicShared
 static unsigned shared32(const void* p) { return (unsigned)((const unsigned char*)p - dynamicShared); }
 static uint4 loadShared(unsigned at) { return *(const uint4*)(dynamicShared + at); }
+static void loadTransposed(unsigned at, unsigned (&v)[4]) {
+  const int g = (threadIdx.x & 31) >> 2, q = threadIdx.x & 3;
+  for (int m = 0; m < 4; m++) {
+    const unsigned low = fromLane(at, 8 * m + 2 * q), high = fromLane(at, 8 * m + 2 * q + 1);
+    v[m] = *(const unsigned short*)(dynamicShared + low + 2 * g) | (unsigned)*(const unsigned short*)(dynamicShared + high + 2 * g) << 16;
+  }
+}
 static void storeShared(unsigned at, uint4 v) { *(uint4*)(dynamicShared + at) = v; }
 static void copyAsync(unsigned to, bool wanted, const void* from) { storeShared(to, loadIf(wanted, from)); }
 static void copiesDone() {}
