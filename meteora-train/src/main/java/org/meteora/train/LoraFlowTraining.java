@@ -1,6 +1,5 @@
 package org.meteora.train;
 
-import ai.djl.ndarray.NDArray;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -76,13 +75,13 @@ public record LoraFlowTraining(
               parameters,
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
               learnt,
-              folder -> LoraFlowFile.write(folder, values(parameters), names));
+              folder -> LoraFlowFile.write(folder, parameters.values(name -> name), names));
       if (outcome.isEmpty()) {
         return Optional.empty();
       }
       var result = output.resolve("lora-flow");
       if (collective.rank() == 0) {
-        LoraFlowFile.write(result, values(parameters), names);
+        LoraFlowFile.write(result, parameters.values(name -> name), names);
         var inputs = new LinkedHashMap<String, Object>();
         inputs.put("base_model_path", CacheFolders.shown(basePath));
         inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
@@ -93,11 +92,5 @@ public record LoraFlowTraining(
       }
       return Optional.of(result);
     }
-  }
-
-  private static Map<String, NDArray> values(FlatParameters parameters) {
-    var result = new LinkedHashMap<String, NDArray>();
-    parameters.slots().forEach(slot -> result.put(slot.name(), parameters.value(slot.name())));
-    return result;
   }
 }

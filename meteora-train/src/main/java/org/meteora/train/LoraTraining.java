@@ -1,6 +1,5 @@
 package org.meteora.train;
 
-import ai.djl.ndarray.NDArray;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -290,10 +289,7 @@ public record LoraTraining(
 
   /** The adapter in float32 under PEFT's keys, then its configuration. */
   private void write(Path folder, FlatParameters parameters) {
-    var tensors = new LinkedHashMap<String, NDArray>();
-    for (var slot : parameters.slots()) {
-      tensors.put("base_model.model." + slot.name() + ".weight", parameters.value(slot.name()));
-    }
+    var tensors = parameters.values(name -> "base_model.model." + name + ".weight");
     SafetensorsWriter.write(
         folder.resolve("adapter_model.safetensors"), tensors, Map.of("format", "pt"));
     config.lora().write(folder, basePath.toString());

@@ -92,12 +92,8 @@ public record PhatgooseTraining(
     }
   }
 
+  /** By module. */
   private static Map<String, NDArray> vectors(FlatParameters parameters) {
-    var result = new LinkedHashMap<String, NDArray>();
-    for (var slot : parameters.slots()) {
-      var module = slot.name().substring(0, slot.name().lastIndexOf('.'));
-      result.put(module, parameters.value(slot.name()));
-    }
-    return result;
+    return parameters.values(name -> name.substring(0, name.lastIndexOf('.')));
   }
 }

@@ -1,5 +1,6 @@
 package org.meteora.train.batch;
 
+import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Collectors;
 
@@ -52,44 +53,40 @@ public record Batch(List<TrainingSample> samples, boolean responseOnly) {
 
   /** Token ids {@code (rows, seq)} row-major, padding is token 0 (it is never attended to). */
   public long[] ids() {
-    int length = length();
-    var ids = new long[rows() * length];
-    for (int row = 0; row < rows(); row++) {
-      var tokens = samples.get(row).tokens();
-      for (int t = 0; t < tokens.length; t++) {
-        ids[row * length + t] = tokens[t];
-      }
-    }
-    return ids;
+    return padded(0, (sample, t) -> sample.tokens()[t]);
   }
 
   /** Language-model labels {@code (rows, seq)}: the next token, or {@link #IGNORED}. */
   public long[] labels() {
-    int length = length();
-    var labels = new long[rows() * length];
-    java.util.Arrays.fill(labels, IGNORED);
-    for (int row = 0; row < rows(); row++) {
-      var sample = samples.get(row);
-      int first = responseOnly ? Math.max(0, sample.promptTokens() - 1) : 0;
-      for (int t = first; t + 1 < sample.length(); t++) {
-        labels[row * length + t] = sample.tokens()[t + 1];
-      }
-    }
-    return labels;
+    return padded(
+        IGNORED,
+        (sample, t) ->
+            t + 1 == sample.length() || responseOnly && t + 1 < sample.promptTokens()
+                ? IGNORED
+                : sample.tokens()[t + 1]);
   }
 
   /** Gate labels {@code (rows, seq)}: the row's adapter wherever a next token exists. */
   public long[] gateLabels() {
+    return padded(IGNORED, (sample, t) -> t + 1 == sample.length() ? IGNORED : sample.task());
+  }
+
+  private interface OfToken {
+    long number(TrainingSample sample, int position);
+  }
+
+  /** {@code (rows, seq)}: a number of each token, and one for padding. */
+  private long[] padded(long padding, OfToken of) {
     int length = length();
-    var labels = new long[rows() * length];
-    java.util.Arrays.fill(labels, IGNORED);
+    var result = new long[rows() * length];
+    Arrays.fill(result, padding);
     for (int row = 0; row < rows(); row++) {
       var sample = samples.get(row);
-      for (int t = 0; t + 1 < sample.length(); t++) {
-        labels[row * length + t] = sample.task();
+      for (int t = 0; t < sample.length(); t++) {
+        result[row * length + t] = of.number(sample, t);
       }
     }
-    return labels;
+    return result;
   }
 
   /** How many labels count in the language-model loss. */

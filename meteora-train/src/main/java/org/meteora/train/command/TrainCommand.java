@@ -194,32 +194,30 @@ public final class TrainCommand implements Callable<Integer> {
             put(options, "device", device);
             var sharers = training.shardBase.sharers(all);
             stop.listen();
-            if (flow) {
-              new LoraFlowTraining(
-                      read.get(),
-                      base,
-                      adapterDir,
-                      tasks == null ? List.of() : List.of(tasks.split(",")),
-                      Map.of(task, loaded.targetDir().resolve(task).resolve("train.jsonl")),
-                      samples == null ? DEFAULT_SAMPLES : samples,
-                      outputDir,
-                      training.resume,
-                      training.flags.over(loaded))
-                  .run(all, sharers, stop)
-                  .ifPresent(System.out::println);
-              return 0;
-            }
-            new MeteoraTraining(
-                    read.get(),
-                    base,
-                    adapterDir,
-                    loaded.targetDir(),
-                    outputDir,
-                    withBase,
-                    training.resume,
-                    training.flags.over(loaded))
-                .run(all, sharers, stop)
-                .ifPresent(System.out::println);
+            var made =
+                flow
+                    ? new LoraFlowTraining(
+                            read.get(),
+                            base,
+                            adapterDir,
+                            tasks == null ? List.of() : List.of(tasks.split(",")),
+                            Map.of(task, loaded.targetDir().resolve(task).resolve("train.jsonl")),
+                            samples == null ? DEFAULT_SAMPLES : samples,
+                            outputDir,
+                            training.resume,
+                            training.flags.over(loaded))
+                        .run(all, sharers, stop)
+                    : new MeteoraTraining(
+                            read.get(),
+                            base,
+                            adapterDir,
+                            loaded.targetDir(),
+                            outputDir,
+                            withBase,
+                            training.resume,
+                            training.flags.over(loaded))
+                        .run(all, sharers, stop);
+            made.ifPresent(System.out::println);
             return 0;
           });
     }

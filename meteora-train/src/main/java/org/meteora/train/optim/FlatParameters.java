@@ -13,6 +13,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.function.UnaryOperator;
 import org.meteora.backend.Backends;
 import org.meteora.model.Gradients;
 import org.meteora.model.OptimizerKernels;
@@ -363,6 +364,17 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   /** A parameter's master value in its own shape, a view of {@link #values}: whole when that is. */
   public NDArray value(String name) {
     return entries.get(name).value();
+  }
+
+  /**
+   * All of them, as {@link #value}.
+   *
+   * @param name what a parameter is called in the result
+   */
+  public Map<String, NDArray> values(UnaryOperator<String> name) {
+    var result = new LinkedHashMap<String, NDArray>();
+    entries.forEach((own, entry) -> result.put(name.apply(own), entry.value()));
+    return result;
   }
 
   @Override
