@@ -1,5 +1,6 @@
 package org.meteora.eval.compare;
 
+import static org.meteora.eval.report.HtmlPage.element;
 import static org.meteora.io.Texts.escapeHtml;
 
 import java.util.ArrayList;
@@ -7,6 +8,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.stream.Stream;
+import org.meteora.eval.report.HtmlPage;
 import org.meteora.eval.statistics.Interval;
 
 /** A comparison as one HTML page that needs nothing else: tables, plots of intervals, samples. */
@@ -23,34 +25,11 @@ public final class ComparisonHtml {
   private static final int RIGHT = 30;
   private static final int LINE = 16;
 
-  private static final String STYLE =
-      """
-      :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-      body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
-      table { border-collapse: collapse; margin: 0.7em 0; font-variant-numeric: tabular-nums; }
-      th, td { text-align: left; padding: 0.25em 0.8em 0.25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-      .wide { overflow-x: auto; }
-      .warning { background: #fb06; padding: 0.3em 0.7em; margin: 0.3em 0; }
-      svg { max-width: 100%; height: auto; display: block; }
-      svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
-      details { margin: 0.3em 0; } summary { cursor: pointer; }
-      pre { white-space: pre-wrap; background: var(--soft); padding: 0.5em; margin: 0.2em 0; }
-      .key { display: inline-block; width: 0.8em; height: 0.8em; margin: 0 0.3em 0 1em; }
-      """;
-
   private ComparisonHtml() {}
 
   /** The page. */
   public static String of(Comparison comparison) {
-    var title = escapeHtml(String.join(", ", comparison.columns()));
-    var html =
-        new StringBuilder(
-            ("<!DOCTYPE html>\n"
-                    + "<html lang=\"en\"><head><meta charset=\"utf-8\"><title>%s</title>\n"
-                    + "<meta name=\"viewport\" content=\"width=device-width\"><style>\n"
-                    + "%s</style></head><body>\n"
-                    + "<h1>%s</h1>\n")
-                .formatted(title, STYLE, title));
+    var html = new StringBuilder();
     for (var warning : comparison.warnings()) {
       html.append(element("p class=\"warning\"", warning));
     }
@@ -74,18 +53,8 @@ public final class ComparisonHtml {
     }
     html.append("<h2>Samples where they differ</h2>\n");
     comparison.samples().forEach(each -> samples(html, comparison, each));
-    return html.append(element("p", ComparisonText.method(comparison)))
-        .append("</body></html>\n")
-        .toString();
-  }
-
-  /**
-   * A line of text in an element.
-   *
-   * @param tag its name, attributes may follow
-   */
-  private static String element(String tag, String text) {
-    return "<%s>%s</%s>\n".formatted(tag, escapeHtml(text), tag.split(" ")[0]);
+    html.append(element("p", ComparisonText.method(comparison)));
+    return HtmlPage.of(String.join(", ", comparison.columns()), html);
   }
 
   private static String colour(int column) {

@@ -13,9 +13,9 @@ import java.util.Map;
 import java.util.TreeMap;
 import java.util.stream.IntStream;
 import java.util.zip.GZIPOutputStream;
+import org.meteora.eval.report.HtmlPage;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
-import org.meteora.io.Texts;
 
 /**
  * Writes a trace as one self-contained page. The gates' choices travel as bytes, gzip and Base64:
@@ -52,7 +52,8 @@ public final class RoutesHtml {
     meta.put("settings", trace.settings());
     meta.put("colours", IntStream.of(Palette.COLOURS).mapToObj(RoutesHtml::rgb).toList());
     meta.put("patterns", Palette.PATTERNS);
-    return fill(
+    return HtmlPage.filled(
+        RoutesHtml.class,
         "routes.html",
         Map.of("title", escapeHtml(title), "meta", embedded(meta), "data", encoding.base64(trace)));
   }
@@ -140,18 +141,5 @@ public final class RoutesHtml {
         .replace("&", "\\u0026")
         .replace("\u2028", "\\u2028")
         .replace("\u2029", "\\u2029");
-  }
-
-  /** A resource with its {@code {{names}}} replaced, each once; values are not searched again. */
-  static String fill(String resource, Map<String, String> values) {
-    var template = Texts.resource(RoutesHtml.class, resource);
-    var page = new StringBuilder();
-    int done = 0;
-    for (int at; (at = template.indexOf("{{", done)) >= 0; ) {
-      int end = template.indexOf("}}", at);
-      page.append(template, done, at).append(values.get(template.substring(at + 2, end)));
-      done = end + 2;
-    }
-    return page.append(template, done, template.length()).toString();
   }
 }

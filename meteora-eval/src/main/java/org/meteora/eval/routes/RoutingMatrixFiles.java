@@ -9,6 +9,7 @@ import java.util.Map;
 import java.util.TreeMap;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import org.meteora.eval.report.HtmlPage;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.io.Texts;
@@ -91,7 +92,8 @@ final class RoutingMatrixFiles {
     meta.put("modules", RoutingRecorder.MODULES);
     meta.put("layers", matrix.layers());
     meta.put("settings", settings);
-    return RoutesHtml.fill(
+    return HtmlPage.filled(
+        RoutesHtml.class,
         "matrix.html",
         Map.of(
             "title",

@@ -1,5 +1,6 @@
 package org.meteora.eval.sweep;
 
+import static org.meteora.eval.report.HtmlPage.element;
 import static org.meteora.io.Texts.escapeHtml;
 
 import java.util.ArrayList;
@@ -12,6 +13,7 @@ import java.util.TreeMap;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Scores;
+import org.meteora.eval.report.HtmlPage;
 import org.meteora.eval.statistics.Figure;
 import org.meteora.eval.statistics.Interval;
 import org.meteora.io.Texts;
@@ -112,23 +114,12 @@ public final class SweepReport {
    * it down, a map for each combination of the others.
    */
   public String html() {
-    var html =
-        new StringBuilder(
-            """
-            <!DOCTYPE html>
-            <html lang="en"><head><meta charset="utf-8"><title>%1$s</title><style>
-            :root { color-scheme: light dark; }
-            body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
-            svg text { font: 13px system-ui, sans-serif; fill: currentColor; }
-            </style></head><body>
-            <h1>%1$s</h1>
-            """
-                .formatted(escapeHtml(task)));
+    var html = new StringBuilder();
     var keys = new ArrayList<>(sweep.keys().keySet());
     var across = keys.getLast();
     var down = keys.size() > 1 ? keys.get(keys.size() - 2) : null;
     for (var name : names()) {
-      html.append("<h2>").append(escapeHtml(name)).append("</h2>\n");
+      html.append(element("h2", name));
       var maps = new LinkedHashMap<Map<String, String>, List<Sweep.Point>>();
       for (var point : sweep.points()) {
         var others = new LinkedHashMap<>(point.values());
@@ -139,14 +130,12 @@ public final class SweepReport {
       maps.forEach(
           (others, points) -> {
             if (!others.isEmpty()) {
-              html.append("<h3>")
-                  .append(escapeHtml(new Sweep.Point(others).name()))
-                  .append("</h3>\n");
+              html.append(element("h3", new Sweep.Point(others).name()));
             }
             map(html, name, points, across, down);
           });
     }
-    return html.append("</body></html>\n").toString();
+    return HtmlPage.of(task, html);
   }
 
   private void map(

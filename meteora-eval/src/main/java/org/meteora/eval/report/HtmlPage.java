@@ -1,0 +1,48 @@
+package org.meteora.eval.report;
+
+import static org.meteora.io.Texts.escapeHtml;
+
+import java.util.Map;
+import org.meteora.io.Texts;
+
+/** Pages that need nothing else. */
+public final class HtmlPage {
+  private HtmlPage() {}
+
+  /**
+   * A page of headings, tables and drawings.
+   *
+   * @param title text
+   * @param body HTML
+   */
+  public static String of(String title, CharSequence body) {
+    var values = Map.of("title", escapeHtml(title), "body", body.toString());
+    return filled(HtmlPage.class, "page.html", values);
+  }
+
+  /**
+   * A line of text in an element.
+   *
+   * @param tag its name, attributes may follow
+   */
+  public static String element(String tag, String text) {
+    return "<%s>%s</%s>\n".formatted(tag, escapeHtml(text), tag.split(" ")[0]);
+  }
+
+  /**
+   * A resource with its {@code {{names}}} replaced; values are not searched again.
+   *
+   * @param beside the class beside which it lies
+   */
+  public static String filled(Class<?> beside, String resource, Map<String, String> values) {
+    var template = Texts.resource(beside, resource);
+    var page = new StringBuilder();
+    int done = 0;
+    for (int at; (at = template.indexOf("{{", done)) >= 0; ) {
+      int end = template.indexOf("}}", at);
+      page.append(template, done, at).append(values.get(template.substring(at + 2, end)));
+      done = end + 2;
+    }
+    return page.append(template, done, template.length()).toString();
+  }
+}
