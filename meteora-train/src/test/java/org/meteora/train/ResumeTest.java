@@ -188,7 +188,7 @@ class ResumeTest {
     for (var keep : List.of("best", "last")) {
       var options = new HashMap<String, Object>();
       options.putAll(Map.of("recipe", "paper", "keep", keep, "max_steps", 12, "eval_steps", 2));
-      options.putAll(Map.of("save_steps", 2, "save_total_limit", 9, "learning_rate", 1));
+      options.putAll(Map.of("save_steps", 2, "save_total_limit", 9, "learning_rate", 3));
       options.put("max_grad_norm", 0);
       var config = TrainConfig.meteora(Map.of(), options);
       var into = folder.resolve(keep);

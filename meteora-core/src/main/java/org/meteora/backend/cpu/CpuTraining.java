@@ -55,6 +55,10 @@ final class CpuTraining {
   private final NDArray x;
   private final NDArray logits;
   private final NDArray y;
+
+  /** {@code (Σr, out)}: rows that lie together, for the BLAS both ways. */
+  private final NDArray transposedB;
+
   private final Choice chosen;
   private final int[] starts;
   private final int[] order;
@@ -106,6 +110,9 @@ final class CpuTraining {
       order[next[chosen.indices()[pair]]++] = pair;
     }
     z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, maxRank));
+    try (var view = Ops.transpose(bank.loraB(), 0, 1)) {
+      transposedB = Ops.copyOf(view, manager, Dtype.F32);
+    }
     var memoryY = Ops.memory(y);
     var kept = input.kept(Ops.memory(x), tokens, in);
     byTokens(tokens, (from, to) -> forward(from, to, kept, memoryY));
@@ -260,15 +267,13 @@ final class CpuTraining {
    * Adds {@code Z M} to the rows of some pairs' tokens in a matrix {@code (tokens, width)}.
    *
    * @param z {@code (count, rank)}, its rows {@link #maxRank} apart
-   * @param m {@code (rank, width)}, or its transpose
+   * @param m {@code (rank, width)}
    * @param room for as many results as are gathered at once
    */
   private void addProduct(
       MemorySegment z,
       int rank,
-      boolean transposed,
       MemorySegment m,
-      int strideM,
       int width,
       int at,
       int count,
@@ -276,8 +281,7 @@ final class CpuTraining {
       MemorySegment matrix) {
     boolean run = isRun(at, count);
     var to = run ? at(matrix, (long) (order[at] / topK) * width) : room;
-    Blas.product(
-        false, transposed, count, width, rank, z, maxRank, m, strideM, run ? 1 : 0, to, width);
+    Blas.product(false, false, count, width, rank, z, maxRank, m, width, run ? 1 : 0, to, width);
     for (int i = 0; i < count && !run; i++) {
       long token = order[at + i] / topK;
       Blas.add(width, 1, at(room, (long) i * width), at(matrix, token * width));
@@ -304,8 +308,7 @@ final class CpuTraining {
 
   private void forward(int from, int to, MemorySegment x, MemorySegment y) {
     var a = Ops.memory(bank.loraA());
-    var b = Ops.memory(bank.loraB());
-    int all = bank.bank().totalRank();
+    var b = Ops.memory(transposedB);
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, ROWS, in);
       var results = scratch(arena, ROWS, out);
@@ -326,7 +329,8 @@ final class CpuTraining {
                 narrow.setAtIndex(JAVA_FLOAT, (long) i * maxRank + r, factor * value);
               }
             }
-            addProduct(narrow, rank, true, at(b, offset), all, out, at, count, results, y);
+            var ownB = at(b, (long) offset * out);
+            addProduct(narrow, rank, ownB, out, at, count, results, y);
           });
     }
   }
@@ -376,11 +380,9 @@ final class CpuTraining {
   private void toInput(
       int from, int to, MemorySegment gy, MemorySegment gx, MemorySegment gz, float[] gw) {
     var a = Ops.memory(bank.loraA());
-    var b = Ops.memory(bank.loraB());
-    int all = bank.bank().totalRank();
+    var b = Ops.memory(transposedB);
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, ROWS, out);
-      var transposed = scratch(arena, maxRank, out);
       var results = scratch(arena, ROWS, in);
       var narrow = scratch(arena, RUN, maxRank);
       pieces(
@@ -389,9 +391,9 @@ final class CpuTraining {
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
             var own = at(gz, (long) at * maxRank);
-            transpose(b, offset, all, rank, transposed);
             var ownRows = rows(gy, out, 0, out, at, count, rows);
-            narrow(ownRows, out, transposed, rank, count, narrow, own, maxRank);
+            var ownB = at(b, (long) offset * out);
+            narrow(ownRows, out, ownB, rank, count, narrow, own, maxRank);
             float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
@@ -409,19 +411,9 @@ final class CpuTraining {
             }
             if (gx != null) {
               var ownA = at(a, (long) offset * in);
-              addProduct(own, rank, false, ownA, in, in, at, count, results, gx);
+              addProduct(own, rank, ownA, in, at, count, results, gx);
             }
           });
-    }
-  }
-
-  /** An adapter's columns of B as rows. */
-  private void transpose(MemorySegment b, int offset, int all, int rank, MemorySegment to) {
-    for (int r = 0; r < rank; r++) {
-      for (int row = 0; row < out; row++) {
-        float value = b.getAtIndex(JAVA_FLOAT, (long) row * all + offset + r);
-        to.setAtIndex(JAVA_FLOAT, (long) r * out + row, value);
-      }
     }
   }
 
