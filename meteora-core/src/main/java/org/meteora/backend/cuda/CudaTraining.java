@@ -670,7 +670,9 @@ final class CudaTraining implements LlamaTraining {
       }
       var each = attended[i];
       attended[i] = null;
-      layer.backward(silent, i, plan.inputs[i], here, each, plan.scratch, plan.slope, i > first);
+      boolean fresh = kept[i] == null;
+      layer.backward(
+          silent, i, plan.inputs[i], here, each, plan.scratch, plan.slope, i > first, fresh);
       done.accept(i);
     }
     // nothing is still being fetched when the pass has ended
@@ -746,7 +748,8 @@ final class CudaTraining implements LlamaTraining {
       watching.phase(Watching.Phase.FORWARD);
       var attended = each.forward(pass, layer, x, again, plan.scratch, plan.inputs[0], true);
       watching.phase(Watching.Phase.BACKWARD);
-      each.backward(pass, layer, x, again, attended, plan.scratch, Ops.dataPointer(result), true);
+      each.backward(
+          pass, layer, x, again, attended, plan.scratch, Ops.dataPointer(result), true, true);
       return result;
     }
   }

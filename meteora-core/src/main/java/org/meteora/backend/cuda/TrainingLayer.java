@@ -225,9 +225,10 @@ final class TrainingLayer {
     kernels.silu(
         tokens, shape.intermediateSize(), kept.gate(), kept.up(), s.inner(), dropped, dropout);
     if (output != 0) {
-      project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, s.normed());
+      // not into scratch, where what the backward pass can use again would be lost
+      project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, output);
       watch.between();
-      kernels.add((long) tokens * shape.hiddenSize(), kept.h(), s.normed(), output);
+      kernels.add((long) tokens * shape.hiddenSize(), kept.h(), output, output);
     } else {
       watch.adapters(true);
       group(Projection.Input.MLP_INNER)
@@ -380,6 +381,8 @@ final class TrainingLayer {
    * @param attended of its forward pass; closed
    * @param slope the gradient of its output; becomes that of its input
    * @param toInput whether that is wanted
+   * @param fresh whether its forward pass has just ended, and its last product's input is still
+   *     there
    */
   void backward(
       Pass pass,
@@ -389,7 +392,8 @@ final class TrainingLayer {
       Attended attended,
       TrainingMemory.Scratch s,
       long slope,
-      boolean toInput) {
+      boolean toInput,
+      boolean fresh) {
     int tokens = pass.tokens();
     int inner = shape.intermediateSize();
     var kernels = pass.kernels();
@@ -398,7 +402,9 @@ final class TrainingLayer {
     watch.between();
     var dropout = dropout(pass, layer, Projection.Input.MLP_INNER);
     long dropped = where(dropout, s.droppedInner());
-    kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
+    if (!fresh && group(Projection.Input.MLP_INNER).hasAdapters()) {
+      kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
+    }
     backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, s.inner(), slope);
     watch.between();
     kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);

@@ -19,6 +19,9 @@ public final class TrainingKernels {
   private static final int THREADS = 256;
   private static final int MAX_LINEARS = 3;
 
+  /** Blocks that keep every multiprocessor at work. */
+  private static final int BLOCKS = 132 * 16;
+
   /** Blocks of a sum of squares: the order of the sum depends on it. */
   public static final int SQUARES_BLOCKS = 1024;
 
@@ -589,7 +592,8 @@ public final class TrainingKernels {
 
   private void each(KernelName kernel, int parts, long largest, Record argument) {
     if (parts > 0 && largest > 0) {
-      int blocks = (int) Math.min(64, (largest + 4L * THREADS - 1) / (4 * THREADS));
+      int most = Math.max(64, BLOCKS / parts);
+      int blocks = (int) Math.min(most, (largest + 4L * THREADS - 1) / (4 * THREADS));
       launcher.launch(kernel, Shape.of(blocks, parts, 1, THREADS), argument);
     }
   }
@@ -616,7 +620,7 @@ public final class TrainingKernels {
       double beta2,
       double epsilon) {
     if (count > 0) {
-      int blocks = (int) Math.min(132 * 16, (count + THREADS - 1) / THREADS);
+      int blocks = (int) Math.min(BLOCKS, (count + THREADS - 1) / THREADS);
       launcher.launch(
           KernelName.TRAINING_ADAM_W,
           Shape.of(blocks, 1, 1, THREADS),

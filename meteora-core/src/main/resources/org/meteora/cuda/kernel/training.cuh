@@ -320,6 +320,26 @@ __device__ __forceinline__ float trainingSoftmax(const float* logits, int n, flo
   return warpSum(sum);
 }
 
+// to = factor · from for the chosen adapters' ranks, 0 for the others, by a warp.
+__device__ __forceinline__ void scaleChosen(const T* from, T* to, int ranks, bool aligned, const int* begin, const int* end,
+                                            const float* factor) {
+  for (int at = (threadIdx.x & 31) * 8; at < ranks; at += 256) {
+    float f[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) any |= begin[j] < at + 8 && end[j] > at;
+    if (any) {
+      load8(from, at, ranks, aligned, f);
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        const float own = factorOf(at + i, begin, end, factor);
+        f[i] = own == 0.f ? 0.f : own * f[i];
+      }
+    }
+    store8(to, at, ranks, aligned, f);
+  }
+}
+
 // c = weight · scale · z for the chosen adapters' ranks, 0 for the others; and, where targets are given, each token's sum of the
 // gates' cross-entropies, how many of them have the target first, and all adapters' weights over all gates. A warp a token.
 struct TrainingRoute {
@@ -343,6 +363,7 @@ extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_co
   float loss = 0, right = 0;
   for (int k = 0; k < p.linears; k++) {
     const TrainingLinear& l = p.linear[k];
+    const bool aligned = (p.stride | p.ranks | l.zAt | l.ranks) % 8 == 0;
     float logits[NREG], weight[TOPK], factor[TOPK];
     int index[TOPK], begin[TOPK], end[TOPK];
     trainingChoice(l, row, p.gated, p.fixed ? p.fixed[token] : 0, logits, index, weight);
@@ -352,7 +373,7 @@ extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_co
       end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
       factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
     }
-    for (int r = lane; r < l.ranks; r += 32) p.c[token * p.ranks + l.zAt + r] = scaled(factorOf(r, begin, end, factor), row[l.zAt + r]);
+    scaleChosen(row + l.zAt, p.c + token * p.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
     if (p.gated && p.votes) {
 #pragma unroll
       for (int i = 0; i < NREG; i++)
@@ -397,6 +418,7 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
   const int target = p.targets ? p.targets[token] : -1;
   for (int k = 0; k < p.linears; k++) {
     const TrainingLinear& l = p.linear[k];
+    const bool aligned = (p.stride | p.ranks | l.zAt | l.ranks) % 8 == 0;
     float logits[NREG], weight[TOPK], factor[TOPK], ofWeight[TOPK];
     int index[TOPK], begin[TOPK], end[TOPK];
     trainingChoice(l, row, p.gated, p.fixed ? p.fixed[token] : 0, logits, index, weight);
@@ -413,11 +435,8 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
       ofWeight[j] = scale * warpSum(dot);
       mean += weight[j] * ofWeight[j];
     }
-    for (int r = lane; r < l.ranks; r += 32) {
-      const float f = factorOf(r, begin, end, factor);
-      p.c[token * p.ranks + l.zAt + r] = scaled(f, row[l.zAt + r]);
-      out[l.zAt + r] = scaled(f, slope[l.zAt + r]);
-    }
+    scaleChosen(row + l.zAt, p.c + token * p.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
+    scaleChosen(slope + l.zAt, out + l.zAt, l.ranks, aligned, begin, end, factor);
     if (!p.gated) continue;
     float largest = 0, sum = 1;
     if (target >= 0) sum = trainingSoftmax(logits, l.n, largest);
@@ -516,10 +535,21 @@ struct TrainingAddGradients {
 };
 extern "C" __global__ void __launch_bounds__(256) training_add_gradients(const __grid_constant__ TrainingAddGradients p) {
   const GradientPart part = p.parts[blockIdx.y];
-  const long long count = (long long)part.rows * part.columns;
+  const float* from = p.from + part.from;
+  const bool plain = part.fromStride == part.columns && part.toStride == part.columns;  // one long row
+  const long long columns = plain ? (long long)part.rows * part.columns : part.columns, fours = (columns + 3) / 4;
+  const bool aligned = (columns | part.fromStride | part.toStride | (long long)((u64)part.to / 4) | (long long)((u64)from / 4)) % 4 == 0;
+  const long long count = plain ? fours : part.rows * fours;
   for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < count; i += (long long)gridDim.x * 256) {
-    const long long row = i / part.columns, column = i % part.columns;
-    part.to[row * part.toStride + column] += p.from[part.from + row * part.fromStride + column];
+    const long long row = plain ? 0 : i / fours, column = (i - row * fours) * 4;
+    float* to = part.to + row * part.toStride + column;
+    const float* add = from + row * part.fromStride + column;
+    if (aligned) {
+      const float4 a = *(const float4*)to, b = *(const float4*)add;
+      *(float4*)to = make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+    } else {
+      for (int j = 0; j < 4 && column + j < columns; j++) to[j] += add[j];
+    }
   }
 }
 
