@@ -1,6 +1,7 @@
 package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
+import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.meteora.moe.GatedForward;
@@ -18,8 +19,13 @@ public final class Mlp extends LlamaBlock {
   }
 
   NDArray forward(NDArray x, Pass pass) {
-    var projected = project(input, x, pass);
-    return project(output, pass.ops().siluUp(projected.get(0), projected.get(1)), pass).getFirst();
+    var together = input.siluUp(x, pass.context());
+    var inner = together.orElseGet(() -> siluUp(project(input, x, pass), pass));
+    return project(output, inner, pass).getFirst();
+  }
+
+  private static NDArray siluUp(List<NDArray> projected, Pass pass) {
+    return pass.ops().siluUp(projected.get(0), projected.get(1));
   }
 
   Stream<GatedLinear> projections() {

@@ -217,6 +217,39 @@ class TinyLlamaGpuTest extends TinyLlamaChecks {
     }
   }
 
+  /**
+   * Of many adapters those alone are multiplied that each token chose, from four tokens each on.
+   */
+  @ParameterizedTest
+  @EnumSource(
+      value = Dtype.class,
+      names = {"F32", "F16", "BF16"})
+  void manyAdaptersAgree(Dtype dtype) {
+    try (var manager = Devices.newManager(ai.djl.Device.gpu());
+        var recording = Ops.notRecording()) {
+      var bank = RandomLlama.bank(new long[] {264, 128}, manager, dtype, 100, 8).withTransposedB();
+      var weight = RandomLlama.normal(manager, dtype, 1 / Math.sqrt(128), 264, 128);
+      var bias = RandomLlama.normal(manager, dtype, 1, 264);
+      var backend = Backends.of(manager, dtype);
+      var layer = new GatedLinear(weight, bias, bank, 0, backend, 0, Projection.Q);
+      for (int tokens : new int[] {399, 401}) {
+        var context = ForwardContext.inference(new RoutingSettings(2, 3), Flags.AUTO);
+        var x = RandomLlama.normal(manager, dtype, 1, tokens, 128);
+        var masked = layer.forward(x, context.withMode(ForwardMode.MASKED).withGateLogits(true));
+        for (boolean logits : new boolean[] {true, false}) {
+          var output = layer.forward(x, context.withGateLogits(logits));
+          assertThat(relativeError(floats(output.y()), floats(masked.y())))
+              .as("%d tokens", tokens)
+              .isLessThan(tolerance(dtype, tokens));
+          if (logits) {
+            assertThat(relativeError(floats(output.gateLogits()), floats(masked.gateLogits())))
+                .isLessThan(dtype == Dtype.F32 ? 1e-5 : 1e-2);
+          }
+        }
+      }
+    }
+  }
+
   /** The kernels' layer behind a training pass: what it keeps of B is made anew. */
   @ParameterizedTest
   @ValueSource(booleans = {true, false})

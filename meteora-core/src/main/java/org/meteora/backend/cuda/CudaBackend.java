@@ -38,6 +38,7 @@ public final class CudaBackend implements Backend {
   private final Dtype dtype;
   private final boolean invariant;
   private final LayerOps ops;
+  private final Products products;
   private final ConcurrentLinkedDeque<RoutingGatherer> gatherers = new ConcurrentLinkedDeque<>();
   private Optional<Boolean> packs = Optional.empty();
 
@@ -53,6 +54,7 @@ public final class CudaBackend implements Backend {
     this.dtype = dtype;
     this.invariant = invariant;
     this.ops = new CudaLayerOps(cuda, dtype);
+    this.products = new Products(cuda, manager);
   }
 
   @Override
@@ -136,7 +138,7 @@ public final class CudaBackend implements Backend {
 
   @Override
   public GatedForward of(List<GatedLinear> linears) {
-    return new CudaForward(linears, this::onStreams);
+    return new CudaForward(linears, products, this::onStreams);
   }
 
   @Override

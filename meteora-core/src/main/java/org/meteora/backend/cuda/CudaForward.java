@@ -35,6 +35,7 @@ final class CudaForward extends PortableForward {
   /** What kernels are made for. */
   private record Choosing(Router.Scoring router, int topK) {}
 
+  private final Products products;
   private final List<GatedLinear> gated;
   private final List<GatedLinear> adapted;
   private final NDArray stacked;
@@ -46,10 +47,12 @@ final class CudaForward extends PortableForward {
   private final Set<Choosing> refused = new HashSet<>();
 
   /**
+   * @param products of an inference pass
    * @param streams runs parts on several streams
    */
-  CudaForward(List<GatedLinear> linears, LoopForward.Runner streams) {
+  CudaForward(List<GatedLinear> linears, Products products, LoopForward.Runner streams) {
     super(linears, new LoopForward(streams));
+    this.products = products;
     this.adapted = linears.stream().filter(CudaForward::isAdapted).toList();
     if (adapted.stream().mapToInt(linear -> linear.bank().size()).distinct().count() > 1) {
       throw new IllegalArgumentException("linears of one input with different adapters");
@@ -92,11 +95,9 @@ final class CudaForward extends PortableForward {
     if (kernels == null) {
       return super.forward(x, context);
     }
-    var shape = x.getShape();
-    var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
     double temperature = context.routing().temperature();
-    var choices = choices(shape, context, fusible);
-    if (rows.getShape().get(0) <= MatrixVector.MAX_ROWS && !context.gateLogits()) {
+    var choices = choices(x.getShape(), context, fusible);
+    if (isFew(x) && !context.gateLogits()) {
       var outputs = new ArrayList<Output>();
       var bases = new ArrayList<NDArray>();
       for (var linear : linears()) {
@@ -107,18 +108,32 @@ final class CudaForward extends PortableForward {
           outputs.add(forward(linear, x, context));
         }
       }
-      kernels.routeAndAdd(rows, bases, temperature, choices);
+      try (var rows = flat(x)) {
+        kernels.routeAndAdd(rows, bases, temperature, choices);
+      }
       return outputs;
     }
-    try (var masked = kernels.masked(rows, temperature, choices)) {
+    var results = kernels.forward(x, temperature, choices);
+    try (var all = results.logits()) {
       return linears().stream()
           .map(
-              linear ->
-                  fusible.contains(linear)
-                      ? add(kernels, masked, fusible.indexOf(linear), linear, x, context)
-                      : forward(linear, x, context))
+              linear -> {
+                int at = fusible.indexOf(linear);
+                return at < 0
+                    ? forward(linear, x, context)
+                    : new Output(
+                        results.y().get(at),
+                        context.gateLogits()
+                            ? logits(kernels.logits(results, at), linear, x)
+                            : null);
+              })
           .toList();
     }
+  }
+
+  private static boolean isFew(NDArray x) {
+    var shape = x.getShape();
+    return shape.size() / shape.get(shape.dimension() - 1) <= MatrixVector.MAX_ROWS;
   }
 
   private List<Output> given(NDArray x, ForwardContext context, GivenChoice given) {
@@ -178,36 +193,11 @@ final class CudaForward extends PortableForward {
     return scales;
   }
 
-  private Output add(
-      FusedInference kernels,
-      NDArray masked,
-      int at,
-      GatedLinear linear,
-      NDArray x,
-      ForwardContext context) {
-    NDArray y;
-    try (var z = kernels.z(masked, at)) {
-      if (linear.bias() == null) { // the long product reads for nothing what is there
-        try (var rows = Ops.linear(z, kernels.loraB(at), null);
-            var flat = flat(x)) {
-          Ops.addLinear(rows, flat, linear.weight());
-          y = rows.reshape(GatedLinear.withLast(x.getShape(), linear.weight().getShape().get(0)));
-        }
-      } else {
-        y = linear.base(x);
-        try (var flat = flat(y)) {
-          Ops.addLinear(flat, z, kernels.loraB(at));
-        }
-      }
+  private static NDArray logits(NDArray view, GatedLinear linear, NDArray x) {
+    try (view) {
+      var rowMajor = Ops.contiguous(view);
+      return rowMajor.reshape(GatedLinear.withLast(x.getShape(), linear.bank().size()));
     }
-    NDArray logits = null;
-    if (context.gateLogits()) {
-      try (var view = kernels.logits(masked, at)) {
-        var rowMajor = Ops.contiguous(view);
-        logits = rowMajor.reshape(GatedLinear.withLast(x.getShape(), linear.bank().size()));
-      }
-    }
-    return new Output(y, logits);
   }
 
   /** Where kernels write their choices for an input of this shape; null when nobody listens. */
@@ -255,7 +245,8 @@ final class CudaForward extends PortableForward {
     boolean gates = wanted.router() instanceof Router.Gates;
     try {
       var made =
-          new FusedInference(fusible, wanted.router(), gates ? stacked : null, wanted.topK());
+          new FusedInference(
+              fusible, wanted.router(), products, gates ? stacked : null, wanted.topK());
       fused.put(wanted, made);
       return made;
     } catch (UserException e) {

@@ -5,7 +5,8 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.UUID;
-import java.util.stream.IntStream;
+import org.meteora.UserException;
+import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels;
@@ -14,15 +15,17 @@ import org.meteora.moe.BankLayout;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.moe.ScoredBank;
+import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
  * The adapters of gated linears with one input by CUDA kernels of our own, at inference, on
  * libtorch's stream: for up to {@link org.meteora.cuda.kernel.MatrixVector#MAX_ROWS} tokens one
- * product with all gates and A and one launch that routes and adds; for more, a launch that masks z
- * = x Aᵀ between two of libtorch's products. Its device memory goes with the manager of the
- * adapters. Its scratch serves one pass at a time: what a pass queues is queued under its lock, on
- * one stream.
+ * product with all gates and A and one launch that routes and adds; for more, the linears as a
+ * whole: a product with all gates and A, a launch that masks z = x Aᵀ, products with B, or, with
+ * many adapters, those alone that each token chose; and the base's products, which add. Its device
+ * memory goes with the manager of the adapters. Its scratch serves one pass at a time: what a pass
+ * queues is queued under its lock, on one stream.
  */
 final class FusedInference implements AutoCloseable {
   private static final Stream LIBTORCH = Stream.of(0);
@@ -30,8 +33,14 @@ final class FusedInference implements AutoCloseable {
   private final List<GatedLinear> linears;
   private final Router.Scoring router;
   private final List<ScoredBank> banks;
+  private final Products products;
   private final NDArray stacked;
   private final boolean ownsStack;
+
+  /** Where each linear's A begins in the stack, and behind all A each one's gate. */
+  private final int[] rankAt;
+
+  private final int[] gateAt;
   private final long[] loraB;
   private final AdapterKernels kernels;
   private final Cuda cuda;
@@ -41,13 +50,35 @@ final class FusedInference implements AutoCloseable {
   /**
    * @param linears one to three with adapters, on a CUDA device
    * @param router chooses among them
+   * @param products multiplies
    * @param stacked their A and gates, as {@link BankLayout#stack} laid them; null: make such a one
-   * @throws org.meteora.UserException for what the kernels do not know
+   * @throws UserException for what the kernels do not know
    */
-  FusedInference(List<GatedLinear> linears, Router.Scoring router, NDArray stacked, int topK) {
+  FusedInference(
+      List<GatedLinear> linears,
+      Router.Scoring router,
+      Products products,
+      NDArray stacked,
+      int topK) {
+    for (var linear : linears) {
+      if (!Ops.isRowMajor(linear.weight())) {
+        throw new UserException("weights that do not lie row by row");
+      }
+    }
+    products.open();
     this.linears = linears;
+    this.products = products;
     this.router = router;
     this.banks = linears.stream().map(router::forKernels).toList();
+    this.rankAt = new int[linears.size() + 1];
+    this.gateAt = new int[linears.size() + 1];
+    for (int i = 0; i < linears.size(); i++) {
+      rankAt[i + 1] = rankAt[i] + linears.get(i).bank().totalRank();
+    }
+    gateAt[0] = rankAt[linears.size()];
+    for (int i = 0; i < linears.size(); i++) {
+      gateAt[i + 1] = gateAt[i] + gateRows(i);
+    }
     this.ownsStack = stacked == null;
     this.stacked = ownsStack ? stack() : stacked;
     this.loraB = addressesOfB();
@@ -66,8 +97,8 @@ final class FusedInference implements AutoCloseable {
       targets.add(
           new AdapterKernels.Target(
               new AdapterMemory(
-                  gateRows(i) == 0 ? 0 : first + row * gateAt(i),
-                  first + row * rankAt(i),
+                  gateRows(i) == 0 ? 0 : first + row * gateAt[i],
+                  first + row * rankAt[i],
                   loraB[i],
                   bank.ranks(),
                   scales),
@@ -89,15 +120,15 @@ final class FusedInference implements AutoCloseable {
     var linear = linears.getFirst();
     var manager = linear.bank().loraA().getManager();
     var dtype = Ops.dtype(linear.weight());
-    int rows = AdapterKernels.columns(gateAt(linears.size()));
+    int rows = AdapterKernels.columns(gateAt[linears.size()]);
     var all = Ops.zeros(manager, dtype, rows, linear.weight().getShape().get(1));
     for (int i = 0; i < linears.size(); i++) {
       int ranks = linears.get(i).bank().totalRank();
-      try (var view = Ops.narrow(all, 0, rankAt(i), ranks)) {
+      try (var view = Ops.narrow(all, 0, rankAt[i], ranks)) {
         Ops.copy(view, banks.get(i).loraA());
       }
       if (gateRows(i) > 0) {
-        try (var view = Ops.narrow(all, 0, gateAt(i), gateRows(i))) {
+        try (var view = Ops.narrow(all, 0, gateAt[i], gateRows(i))) {
           Ops.copy(view, banks.get(i).gate());
         }
       }
@@ -132,7 +163,7 @@ final class FusedInference implements AutoCloseable {
     try (var rows = Ops.contiguous(x)) {
       kernels.routeAndAdd(
           Ops.dataPointer(rows),
-          y.stream().mapToLong(Ops::dataPointer).toArray(),
+          addresses(y),
           (int) x.getShape().get(0),
           choices,
           temperature,
@@ -141,51 +172,142 @@ final class FusedInference implements AutoCloseable {
   }
 
   /**
-   * All linears' z, scaled by weight · scale and zero for adapters not chosen, and their logits.
+   * The linears' results for many tokens.
    *
-   * @param x {@code (tokens, in)}
-   * @param choices as for few
-   * @return as {@link AdapterKernels#scaleForPrefill} leaves it; {@link #z} and {@link #logits} are
-   *     views
+   * @param y per linear, {@code (…, out)}
+   * @param logits a row a token, of which {@link #logits} are
    */
-  synchronized NDArray masked(NDArray x, double temperature, long[] choices) {
+  record Results(List<NDArray> y, NDArray logits, int gatesAt) {}
+
+  /**
+   * The linears with their adapters, for many tokens.
+   *
+   * @param x {@code (…, in)}
+   * @param choices as for few
+   */
+  synchronized Results forward(NDArray x, double temperature, long[] choices) {
     cuda.makeCurrent();
-    var rows = Ops.linear(x, stacked, null);
-    try (var input = Ops.contiguous(x)) {
-      kernels.scaleForPrefill(
-          Ops.dataPointer(rows),
-          Ops.dataPointer(input),
-          x.getShape().get(0),
-          choices,
-          temperature,
-          LIBTORCH);
+    if (Ops.dtype(x) != dtype()) {
+      throw new IllegalArgumentException("an input in " + Ops.dtype(x) + ", not " + dtype());
     }
+    int tokens = tokens(x);
+    boolean groups = kernels.groups(tokens);
+    int gatesAt = groups ? 0 : gateAt[0];
+    var y = linears.stream().map(linear -> empty(x, linear)).toList();
+    NDArray rows;
+    try (var input = Ops.contiguous(x)) {
+      var matrix = Matrix.of(Ops.dataPointer(input), tokens, in(), dtype());
+      rows = rows(x, matrix, groups);
+      if (groups) {
+        try (var scratch = scratch(x, tokens)) {
+          var pass = grouped(rows, matrix, choices, temperature, scratch);
+          kernels.group(pass, LIBTORCH);
+          kernels.addGrouped(pass, addresses(y), LIBTORCH);
+        }
+      } else {
+        kernels.scaleForPrefill(
+            Ops.dataPointer(rows), matrix.address(), tokens, choices, temperature, LIBTORCH);
+      }
+      for (int i = 0; i < y.size(); i++) {
+        if (!groups) {
+          addZ(rows, i, y.get(i));
+        }
+        base(matrix, i, y.get(i)); // the long product reads for nothing what is there
+      }
+    }
+    return new Results(y, rows, gatesAt);
+  }
+
+  private int tokens(NDArray x) {
+    return (int) (x.size() / in());
+  }
+
+  private int in() {
+    return (int) stacked.getShape().get(1);
+  }
+
+  private Dtype dtype() {
+    return Ops.dtype(stacked);
+  }
+
+  private static long[] addresses(List<NDArray> arrays) {
+    return arrays.stream().mapToLong(Ops::dataPointer).toArray();
+  }
+
+  private static NDArray empty(NDArray x, GatedLinear linear) {
+    var shape = GatedLinear.withLast(x.getShape(), linear.weight().getShape().get(0));
+    return Ops.empty(x.getManager(), Ops.dtype(x), shape.getShape());
+  }
+
+  private NDArray scratch(NDArray x, int tokens) {
+    return Ops.empty(x.getManager(), Dtype.I64, (kernels.groupedBytes(tokens) + 7) / 8);
+  }
+
+  /** {@code x · [A gates]ᵀ}, or of the gates alone. */
+  private NDArray rows(NDArray x, Matrix input, boolean gatesAlone) {
+    int from = gatesAlone ? gateAt[0] : 0;
+    int columns = (int) stacked.getShape().get(0) - from;
+    var rows = Ops.empty(x.getManager(), dtype(), input.rows(), columns);
+    long first = Ops.dataPointer(stacked) + (long) dtype().bytes() * from * in();
+    products.multiply(
+        Matrix.of(Ops.dataPointer(rows), input.rows(), columns, dtype()),
+        input,
+        Matrix.of(first, columns, in(), dtype()).transpose(),
+        false);
     return rows;
   }
 
-  /** A linear's B {@code (out, Σr)}, to be multiplied by its masked z; stays the bank's. */
-  NDArray loraB(int linear) {
-    return banks.get(linear).loraB();
+  private AdapterKernels.Grouped grouped(
+      NDArray rows, Matrix input, long[] choices, double temperature, NDArray scratch) {
+    return new AdapterKernels.Grouped(
+        Ops.dataPointer(rows),
+        (int) rows.getShape().get(1),
+        input.address(),
+        input.rows(),
+        choices,
+        temperature,
+        Ops.dataPointer(scratch));
   }
 
-  /** A linear's masked z {@code (tokens, Σr)}. */
-  NDArray z(NDArray masked, int linear) {
-    return Ops.narrow(masked, 1, rankAt(linear), linears.get(linear).bank().totalRank());
+  private static Matrix output(NDArray y, int tokens) {
+    return Matrix.of(Ops.dataPointer(y), tokens, (int) (y.size() / tokens), Ops.dtype(y));
   }
 
-  /** A linear's logits {@code (tokens, N)}. */
-  NDArray logits(NDArray masked, int linear) {
-    return Ops.narrow(masked, 1, gateAt(linear), linears.get(linear).bank().size());
+  /** {@code y = z · Bᵀ}. */
+  private void addZ(NDArray rows, int linear, NDArray y) {
+    int tokens = (int) rows.getShape().get(0);
+    int stride = (int) rows.getShape().get(1);
+    int ranks = linears.get(linear).bank().totalRank();
+    long z = Ops.dataPointer(rows) + (long) dtype().bytes() * rankAt[linear];
+    var to = output(y, tokens);
+    products.multiply(
+        to,
+        new Matrix(z, tokens, ranks, stride, dtype()),
+        Matrix.of(loraB[linear], ranks, to.columns(), dtype()),
+        false);
   }
 
-  /** Where a linear's A begins in the stack. */
-  private int rankAt(int linear) {
-    return linears.subList(0, linear).stream().mapToInt(each -> each.bank().totalRank()).sum();
+  /** {@code y += x · Wᵀ}, and the bias. */
+  private void base(Matrix input, int linear, NDArray y) {
+    var its = linears.get(linear);
+    var to = output(y, input.rows());
+    products.multiply(
+        to,
+        input,
+        Matrix.of(Ops.dataPointer(its.weight()), to.columns(), in(), dtype()).transpose(),
+        true);
+    if (its.bias() != null) {
+      y.addi(its.bias());
+    }
   }
 
-  /** Where a linear's gate begins in the stack, behind all A. */
-  private int gateAt(int linear) {
-    return rankAt(linears.size()) + IntStream.range(0, linear).map(this::gateRows).sum();
+  /** A linear's logits {@code (tokens, N)}, a view. */
+  NDArray logits(Results results, int linear) {
+    return Ops.narrow(
+        results.logits(),
+        1,
+        results.gatesAt() + gateAt[linear] - gateAt[0],
+        linears.get(linear).bank().size());
   }
 
   @Override

@@ -32,6 +32,20 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
     return sum;
   }
 
+  /** Whether A and B are where 16 bytes can be read at once. */
+  boolean isAligned() {
+    return (a | b) % 16 == 0;
+  }
+
+  /** The largest rank. */
+  int maxRank() {
+    var largest = 0;
+    for (var rank : ranks) {
+      largest = Math.max(largest, rank);
+    }
+    return largest;
+  }
+
   /** N + 1 offsets of the adapters' rows in {@code a}. */
   public int[] offsets() {
     var offsets = new int[ranks.length + 1];

@@ -85,6 +85,14 @@ public enum KernelName {
   DECODE_ROUTE_ADD_ADAPTERS(AdapterKernels.DecodeRouteAddAdapters.class),
   /** Routes, and scales z = A x by weight · scale, to zero for adapters not chosen. */
   PREFILL_ROUTE_SCALE_Z(AdapterKernels.PrefillRouteScaleZ.class),
+  /** Routes, for the kernels behind {@link #GROUP_TOKENS}. */
+  PREFILL_ROUTE(AdapterKernels.PrefillRoute.class),
+  /** Tokens sorted by their adapters. */
+  GROUP_TOKENS(GroupedAdapters.GroupTokens.class),
+  /** z = x Aᵀ of the adapters that each token chose. */
+  GROUP_Z(GroupedAdapters.GroupZ.class),
+  /** z Bᵀ of the adapters that each token chose. */
+  GROUP_ADD(GroupedAdapters.GroupAdd.class),
   /** 0 for a token's top k, −∞ for other adapters, to be added to the logits. */
   TRAINING_TOP_K_MASK(TopKMask.TrainingTopKMask.class),
 

@@ -206,6 +206,7 @@ public final class Kernels {
           "attention.cuh",
           "sampling.cuh",
           "gated.cuh",
+          "grouped.cuh",
           "prefill.cuh",
           "training.cuh");
 

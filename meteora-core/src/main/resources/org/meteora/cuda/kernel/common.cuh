@@ -82,6 +82,26 @@ __device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned
 __device__ __forceinline__ void loadTransposed(unsigned at, unsigned (&v)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(at) : "memory");
 }
+// As mma, of the first 8 columns of a and rows of b.
+__device__ __forceinline__ void mma8(float* c, unsigned a0, unsigned a1, unsigned b0) {
+#if DTYPE == 2
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+#else
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+#endif
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(b0));
+}
+// The sums of two pairs.
+__device__ __forceinline__ unsigned addPairs(unsigned a, unsigned b) {
+  unsigned sum;
+#if DTYPE == 2
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
+#else
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+#endif
+  return sum;
+}
 #endif
 
 // Of a counter that other blocks raise; what they wrote before is seen after it.

@@ -56,12 +56,11 @@ struct PrefillRouteScaleZ {
   float invTemperature;
   ScaledLinear linear[3];
 };
-extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __grid_constant__ PrefillRouteScaleZ p) {
-  const ScaledLinear& l = p.linear[blockIdx.y];
-  int lane = threadIdx.x & 31;
-  long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
-  if (token >= p.tokens) return;
-  T* z = p.rows + token * p.stride + l.at;
+// The choice of a token for one linear and its weights, by a warp; written down where that is wanted.
+template <class P>
+__device__ __forceinline__ void choose(const P& p, const ScaledLinear& l, long long token, int* index, float* weight) {
+  const int lane = threadIdx.x & 31;
+  const T* z = p.rows + token * p.stride + l.at;
   const T* ofGate = p.rows + token * p.stride + l.logitsAt;
   float logits[NREG];
 #pragma unroll
@@ -82,9 +81,22 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __
 #if SCORES == SCORES_STANDARDIZED
   if (TOPK > 1) inverse *= inverseDeviation(p.x + token * p.k, p.k, 1.f);
 #endif
+  gateTopK(logits, l.n, inverse, index, weight);
+#pragma unroll
+  for (int j = 0; j < TOPK; j++) {
+    if (lane == 0 && l.indices) l.indices[token * TOPK + j] = index[j];
+    if (lane == 0 && l.weights) l.weights[token * TOPK + j] = weight[j];
+  }
+}
+extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __grid_constant__ PrefillRouteScaleZ p) {
+  const ScaledLinear& l = p.linear[blockIdx.y];
+  const int lane = threadIdx.x & 31;
+  const long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
+  if (token >= p.tokens) return;
+  T* z = p.rows + token * p.stride + l.at;
   int index[TOPK], begin[TOPK], end[TOPK];
   float weight[TOPK], factor[TOPK];
-  gateTopK(logits, l.n, inverse, index, weight);
+  choose(p, l, token, index, weight);
 #if SCORES == SCORES_NORM
   __syncwarp();  // z has been read by all lanes
 #endif
@@ -93,8 +105,6 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route_scale_z(const __
     begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
     end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
     factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
-    if (lane == 0 && l.indices) l.indices[token * TOPK + j] = index[j];
-    if (lane == 0 && l.weights) l.weights[token * TOPK + j] = weight[j];
   }
   for (int r = lane; r < l.sumR; r += 32) z[r] = scaled(factorOf(r, begin, end, factor), z[r]);
 }

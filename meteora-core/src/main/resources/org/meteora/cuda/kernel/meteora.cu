@@ -21,5 +21,6 @@
 #include "sampling.cuh"
 #endif
 #include "gated.cuh"
+#include "grouped.cuh"
 #include "prefill.cuh"
 #include "training.cuh"

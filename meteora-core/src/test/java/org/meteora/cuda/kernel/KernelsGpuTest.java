@@ -17,6 +17,7 @@ import org.meteora.cuda.decode.ReferenceLlama;
 import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.kernel.MatrixVector.Segment;
 import org.meteora.cuda.kernel.MatrixVector.Tuning;
+import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /** Single kernels against float64 on random shapes. */
@@ -346,6 +347,98 @@ class KernelsGpuTest {
             .isLessThan(dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3);
       }
     }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16"})
+  void groupedAdaptersOfAPrefill(Dtype dtype) {
+    int[][] ranks = {{8, 8, 8, 8, 8}, {64, 3, 0, 17, 8, 16}, {2, 9}};
+    try (var gpu = new Gpu(7)) {
+      Assumptions.assumeTrue(GroupedAdapters.isAvailable(gpu.cuda, dtype));
+      for (var round = 0; round < ranks.length; round++) {
+        groupedAdapters(gpu, dtype, ranks[round], new int[] {300, 37, 2100}[round], 1 + round % 3);
+      }
+      var many = new int[200];
+      Arrays.fill(many, 8);
+      groupedAdapters(gpu, dtype, many, 700, 2);
+    }
+  }
+
+  private static void groupedAdapters(Gpu gpu, Dtype dtype, int[] ranks, int tokens, int k) {
+    var n = ranks.length;
+    var topK = Math.min(k, n);
+    var in = n == 5 ? 1312 : 96;
+    int[] outs = {72, 72, 8};
+    var banks = new ArrayList<Bank>();
+    for (var out : outs) {
+      banks.add(bank(gpu, dtype, in, out, ranks, false));
+    }
+    var x = gpu.normal(tokens * in, 1, 0, dtype);
+    var sum = Arrays.stream(ranks).sum();
+    var stride = AdapterKernels.columns(3 * (n + sum));
+    var values = new double[tokens * stride];
+    for (var t = 0; t < tokens; t++) {
+      var row = Arrays.copyOfRange(x.values(), t * in, (t + 1) * in);
+      for (var bank = 0; bank < 3; bank++) {
+        var z = ReferenceLlama.times(banks.get(bank).a(), row, sum);
+        System.arraycopy(z, 0, values, t * stride + bank * sum, sum);
+        // distinct logits: ties may fall either way
+        var order = gpu.random.ints(0, 2 * n + 1).distinct().limit(n).toArray();
+        for (var e = 0; e < n; e++) {
+          values[t * stride + 3 * sum + bank * n + e] = order[e] / 8.0 - 2;
+        }
+      }
+    }
+    var rows = gpu.put(values, dtype);
+    var chosenBy = new long[3];
+    Arrays.setAll(chosenBy, i -> gpu.poisoned(8L * tokens * topK));
+    var targets = banks.stream().map(Bank::target).toList();
+    var y = new long[3];
+    Arrays.setAll(y, i -> gpu.poisoned(2L * tokens * outs[i]));
+    try (var kernels =
+        new AdapterKernels(gpu.cuda, dtype, Scores.PRODUCT, topK, in, targets, gpu.stream)) {
+      assertThat(kernels.canGroup()).isTrue();
+      var scratch = gpu.poisoned(kernels.groupedBytes(tokens));
+      var logits = rows.address() + 2L * 3 * sum;
+      var pass =
+          new AdapterKernels.Grouped(logits, stride, x.address(), tokens, chosenBy, 2, scratch);
+      kernels.group(pass, gpu.stream);
+      kernels.addGrouped(pass, y, gpu.stream);
+      gpu.stream.synchronize();
+    }
+    for (var i = 0; i < 3; i++) {
+      var got = gpu.get(y[i], tokens * outs[i], dtype);
+      assertThat(
+              Gpu.error(got, groupedReference(banks.get(i), rows, i, stride, ranks, topK, tokens)))
+          .as("%s n %d linear %d", dtype, n, i)
+          .isLessThan(dtype == Dtype.F16 ? 1e-3 : 6e-3);
+      var chosen = gpu.get(chosenBy[i], tokens * topK, Dtype.I32);
+      assertThat(Arrays.stream(chosen)).allMatch(e -> e >= 0 && e < n);
+    }
+  }
+
+  /** What the adapters of bank i add, whose z and logits are in rows. */
+  private static double[] groupedReference(
+      Bank bank, Gpu.Array rows, int i, int stride, int[] ranks, int topK, int tokens) {
+    var n = ranks.length;
+    var sum = Arrays.stream(ranks).sum();
+    var out = bank.target().out();
+    var added = new double[tokens * out];
+    for (var t = 0; t < tokens; t++) {
+      var gate = t * stride + 3 * sum + i * n;
+      var w = ReferenceLlama.weights(Arrays.copyOfRange(rows.values(), gate, gate + n), topK, 2);
+      var at = 0;
+      for (var e = 0; e < n; at += ranks[e++]) {
+        var factor = w[e] * bank.target().adapters().scales()[e];
+        for (var r = at; factor != 0 && r < at + ranks[e]; r++) {
+          var z = factor * rows.values()[t * stride + i * sum + r];
+          for (var o = 0; o < out; o++) {
+            added[t * out + o] += z * bank.b()[o * sum + r];
+          }
+        }
+      }
+    }
+    return added;
   }
 
   @ParameterizedTest

@@ -158,6 +158,15 @@ static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
     for (int k = 0; k < 16; k++) c[i] += a[w][g + i / 2 * 8][k] * b[w][k][q * 2 + i % 2];
   __syncwarp();
 }
+static void mma8(float* c, unsigned a0, unsigned a1, unsigned b0) { mma(c, a0, a1, 0, 0, b0, 0); }
+static unsigned addPairs(unsigned a, unsigned b) {
+  auto number = [](unsigned v) { return DTYPE == 1 ? halfToFloat(v) : __uint_as_float(v << 16); };
+  auto sum = [&](int shift) {
+    const float v = number(a >> shift & 0xffff) + number(b >> shift & 0xffff);
+    return (unsigned)(DTYPE == 1 ? floatToHalf(v) : floatToBfloat(v)) << shift;
+  };
+  return sum(0) | sum(16);
+}
 
 // Shared memory of a size that the launch names, its barriers, and copies by tensor maps, which are done when they begin.
 static unsigned char* dynamicShared;

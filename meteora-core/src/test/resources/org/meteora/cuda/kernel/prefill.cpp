@@ -158,6 +158,74 @@ static void rope() {
   }
 }
 
+#ifdef TENSOR_CORES
+// Two linears' adapters by groups of tokens, chosen as given.
+static void grouped() {
+  const int n = TOPK + below(4), tokens = 17 + below(30), chunk = oneOf({24, 64}), k = 32 * (1 + below(40)), out = 8 * (1 + below(9));
+  const int chunks = (tokens + chunk - 1) / chunk, tiles = chunk / TILE + std::min(n, chunk), lists = chunks * TOPK;
+  struct One {
+    Array<int> chosen, offsets, order;
+    Array<uint2> tile;
+    Array<float> factors;
+    Array<T> rows, b, z, y;
+    One(int n, int tokens, int tiles, int lists, int sum, int k, int out, int ranks)
+        : chosen(TOPK * tokens), offsets(n + 1), order(lists * tiles * TILE), tile(lists * tiles), factors(TOPK * tokens), rows(sum * k), b(sum * out),
+          z((size_t)TOPK * tokens * ranks), y(tokens * out) {}
+  };
+  std::vector<int> ranks;
+  int sum = 0, most = 1;
+  for (int e = 0; e < n; e++) {
+    ranks.push_back(below(5) ? oneOf({1, 7, 8, 9, 16}) : 0);
+    sum += ranks.back();
+    most = std::max(most, ranks.back());
+  }
+  if (!sum) ranks[0] = sum = 1;
+  most = (most + 7) / 8 * 8;
+  Array<T> x(tokens * k);
+  fill(x);
+  std::vector<std::unique_ptr<One>> all;
+  GroupTokens group{{}, tokens, chunk, tiles};
+  GroupZ product{{}, tokens, tiles, most, lists};
+  GroupAdd add{{}, tokens, chunk, tiles, most, below(2)};
+  std::vector<std::vector<double>> added(2, std::vector<double>(tokens * out));
+  for (int l = 0; l < 2; l++) {
+    all.push_back(std::make_unique<One>(n, tokens, tiles, lists, sum, k, out, most));
+    One& one = *all.back();
+    one.offsets[0] = 0;
+    for (int e = 0; e < n; e++) one.offsets[e + 1] = one.offsets[e] + ranks[e];
+    fill(one.rows);
+    fill(one.b);
+    const bool narrow = below(2);  // most tokens choose the same
+    for (int t = 0; t < tokens; t++) {
+      std::vector<int> order(n);
+      for (int e = 0; e < n; e++) order[e] = e;
+      if (!narrow || !below(4)) std::shuffle(order.begin(), order.end(), generator);
+      for (int j = 0; j < TOPK; j++) {
+        const int e = one.chosen[j * tokens + t] = order[j];
+        const float factor = one.factors[j * tokens + t] = normal() / std::sqrt(16.f * k);
+        for (int r = one.offsets[e]; r < one.offsets[e + 1]; r++) {
+          double z = 0;
+          for (int i = 0; i < k; i++) z += (double)toFloat(x[t * k + i]) * toFloat(one.rows[r * k + i]);
+          for (int o = 0; o < out; o++) added[l][t * out + o] += z * factor * toFloat(one.b[r * out + o]);
+        }
+      }
+    }
+    const TokenGroups groups{one.chosen.p, one.offsets.p, one.order.p, one.tile.p};
+    group.linear[l] = groups;
+    product.linear[l] = {groups, x.p, one.rows.p, one.factors.p, one.z.p, k};
+    add.linear[l] = {groups, one.b.p, one.z.p, one.y.p, out};
+  }
+  std::vector<unsigned char> shared(chunk * 64 + lists * tiles * sizeof(GroupedTile));
+  dynamicShared = shared.data();
+  launch<GroupTokens>(256, TOPK, chunks, 2, group_tokens, group);
+  launch<GroupZ>(256, tiles, most / 8, 2 * lists, group_z, product);
+  launch<GroupAdd>(GROUP_THREADS, (out + 31) / 32, chunks, 2, group_add, add);
+
+  for (int l = 0; l < 2; l++)
+    for (int i = 0; i < tokens * out; i++) check("added", toFloat(all[l]->y[i]), added[l][i]);
+}
+#endif
+
 int main(int, char** arguments) {
   generator.seed(std::atoi(arguments[1]));
   for (int round = std::atoi(arguments[2]); round > 0; round--) {
@@ -165,6 +233,9 @@ int main(int, char** arguments) {
     norm();
     silu();
     rope();
+#ifdef TENSOR_CORES
+    grouped();
+#endif
   }
   std::printf("largest error %g\n", worst);
 }

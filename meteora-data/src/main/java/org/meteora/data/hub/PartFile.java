@@ -17,7 +17,6 @@ import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
 import org.meteora.UserException;
-import org.meteora.io.AtomicFiles;
 
 /**
  * A file on its way: {@code NAME.part} of the final size, and {@code NAME.part.journal} beside it,
@@ -387,7 +386,9 @@ final class PartFile implements Closeable {
   void publish() throws IOException {
     data.force(true);
     Files.move(part, target, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-    AtomicFiles.syncFolder(target.toAbsolutePath().getParent());
+    try (var folder = FileChannel.open(target.toAbsolutePath().getParent())) {
+      folder.force(true);
+    }
     Files.deleteIfExists(journalFile);
   }
 
