@@ -2,7 +2,6 @@ package org.meteora.cli;
 
 import ai.djl.Device;
 import ai.djl.pytorch.jni.JniUtils;
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Files;
@@ -69,6 +68,11 @@ public final class DoctorCommand implements Callable<Integer> {
    */
   private record Line(String name, String state, String text) {}
 
+  /**
+   * @param runs whether a model can run here
+   */
+  private record Report(boolean runs, List<Line> checks) {}
+
   /** A check: what it found, or why not. */
   private interface Check {
     String run() throws Exception;
@@ -81,7 +85,7 @@ public final class DoctorCommand implements Callable<Integer> {
     boolean runs = examine();
     var out = command.commandLine().getOut();
     if (json.isGiven()) {
-      out.println(toJson(runs).toPrettyString());
+      out.println(Jsonl.JSON.valueToTree(new Report(runs, lines)).toPrettyString());
     } else {
       print(out);
     }
@@ -276,19 +280,5 @@ public final class DoctorCommand implements Callable<Integer> {
     for (var line : lines) {
       out.printf("%-" + width + "s  %-5s  %s%n", line.name(), line.state(), line.text());
     }
-  }
-
-  private ObjectNode toJson(boolean runs) {
-    var result = Jsonl.JSON.createObjectNode();
-    result.put("runs", runs);
-    var checks = result.putArray("checks");
-    for (var line : lines) {
-      checks
-          .addObject()
-          .put("name", line.name())
-          .put("state", line.state())
-          .put("text", line.text());
-    }
-    return result;
   }
 }

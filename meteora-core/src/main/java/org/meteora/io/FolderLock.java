@@ -180,12 +180,23 @@ public final class FolderLock implements AutoCloseable {
             + "; wait until it is done, or choose another folder");
   }
 
-  /** Whether this process has the lock now. A file system without locks is said and believed. */
-  private static boolean locked(FileChannel channel, Path file) {
+  /**
+   * Locks a file until the channel is closed; false when another process or channel has it.
+   *
+   * @throws IOException when the file system has no locks
+   */
+  public static boolean isLocked(FileChannel channel) throws IOException {
     try {
       return channel.tryLock() != null;
     } catch (OverlappingFileLockException e) {
       return false;
+    }
+  }
+
+  /** Whether this process has the lock now. A file system without locks is said and believed. */
+  private static boolean locked(FileChannel channel, Path file) {
+    try {
+      return isLocked(channel);
     } catch (IOException e) {
       LOG.warn(
           "{} cannot be locked ({}): see to it that one run at a time writes there",

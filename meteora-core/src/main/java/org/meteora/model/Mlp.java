@@ -1,7 +1,6 @@
 package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
-import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.meteora.moe.GatedForward;
@@ -19,13 +18,8 @@ public final class Mlp extends LlamaBlock {
   }
 
   NDArray forward(NDArray x, Pass pass) {
-    var together = input.siluUp(x, pass.context());
-    var inner = together.orElseGet(() -> siluUp(project(input, x, pass), pass));
-    return project(output, inner, pass).getFirst();
-  }
-
-  private static NDArray siluUp(List<NDArray> projected, Pass pass) {
-    return pass.ops().siluUp(projected.get(0), projected.get(1));
+    var projected = project(input, x, pass);
+    return project(output, pass.ops().siluUp(projected.get(0), projected.get(1)), pass).getFirst();
   }
 
   Stream<GatedLinear> projections() {

@@ -21,16 +21,6 @@ public interface GatedForward {
    */
   List<GatedLinear.Output> forward(NDArray x, ForwardContext context);
 
-  /**
-   * {@code silu(first) · second} of two linears' results, where that is done together; empty: it is
-   * for the caller to do.
-   *
-   * @param x {@code (…, in)}; the result belongs to its manager
-   */
-  default Optional<NDArray> siluUp(NDArray x, ForwardContext context) {
-    return Optional.empty();
-  }
-
   /** A backend's implementations; one object serves a model. */
   interface Provider {
     /**

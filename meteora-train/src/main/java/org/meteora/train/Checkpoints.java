@@ -4,11 +4,9 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.io.IOException;
 import java.io.UncheckedIOException;
-import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -147,12 +145,12 @@ public final class Checkpoints {
       export.accept(unfinished);
       SafetensorsWriter.write(
           unfinished.resolve(FILE), trained.tensors(), metadata(state, trained));
-      sync(unfinished);
+      AtomicFiles.syncFolder(unfinished);
       if (Files.exists(target)) {
         retire(target);
       }
       Files.move(unfinished, target, StandardCopyOption.ATOMIC_MOVE);
-      sync(folder);
+      AtomicFiles.syncFolder(folder);
     } catch (IOException | UncheckedIOException | UserException e) {
       remove(unfinished);
       throw new UserException(
@@ -323,12 +321,6 @@ public final class Checkpoints {
   private void removeUnfinished() throws IOException {
     try (var entries = Files.newDirectoryStream(folder, UNFINISHED + "*")) {
       entries.forEach(Checkpoints::remove);
-    }
-  }
-
-  private static void sync(Path directory) throws IOException {
-    try (var channel = FileChannel.open(directory, StandardOpenOption.READ)) {
-      channel.force(true);
     }
   }
 

@@ -214,8 +214,8 @@ public final class DecodeLayerKernels {
   public Kernel.Launch addMixture(DecodeAddMixture argument) {
     var out = argument.linear().stream().mapToInt(MixedLinear::out).max().orElse(1);
     var together = Math.min(argument.rows(), MatrixVector.MAX_ROWS);
-    // coefficients of 264 ranks and the weights, and then sums of four pairs of warps
-    var shared = 4 * together * Math.max(264 + argument.n(), 4 * (MIXED_OUTPUTS + 8));
+    // coefficients, and then sums of four pairs of warps; the weights
+    var shared = 4 * together * (4 * (MIXED_OUTPUTS + 8) + argument.n());
     return kernels.launch(
         KernelName.DECODE_ADD_MIXTURE,
         Shape.of(

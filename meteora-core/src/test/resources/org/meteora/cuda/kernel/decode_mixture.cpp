@@ -44,7 +44,7 @@ static void mixture() {
   p.resident = 1 + below(4);
   int widest = 1;
   for (int i = 0; i < linears; i++) widest = std::max(widest, p.linear[i].out);
-  Array<unsigned char> shared(std::min(rows, MAX_ROWS) * std::max(MIXED_STRIDE + n, 4 * MIXED_SUMS) * 4);
+  Array<unsigned char> shared(std::min(rows, MAX_ROWS) * (MIXED_ROOM + n) * 4);
   dynamicShared = shared.p;
   launch<DecodeAddMixture>(256, (widest + 63) / 64, (rows + MAX_ROWS - 1) / MAX_ROWS, std::max(1, linears), decode_add_mixture, p);
   auto sum = [&](int row, int column) {

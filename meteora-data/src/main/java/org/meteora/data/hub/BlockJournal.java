@@ -4,7 +4,6 @@ import java.io.Closeable;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
-import java.nio.channels.OverlappingFileLockException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
@@ -14,6 +13,7 @@ import java.util.HexFormat;
 import java.util.TreeMap;
 import java.util.zip.CRC32C;
 import org.meteora.UserException;
+import org.meteora.io.FolderLock;
 
 /**
  * Which blocks of a file have been written.
@@ -39,7 +39,7 @@ final class BlockJournal implements Closeable {
     blocks = blocks(file.size(), blockBytes);
     channel = open(journal);
     try {
-      if (!lock()) {
+      if (!FolderLock.isLocked(channel)) {
         throw new UserException(
             "another download is writing " + target + "; wait until it is done");
       }
@@ -57,14 +57,6 @@ final class BlockJournal implements Closeable {
         StandardOpenOption.WRITE,
         StandardOpenOption.CREATE,
         LinkOption.NOFOLLOW_LINKS);
-  }
-
-  private boolean lock() throws IOException {
-    try {
-      return channel.tryLock() != null;
-    } catch (OverlappingFileLockException e) {
-      return false;
-    }
   }
 
   static int blocks(long size, int blockBytes) {

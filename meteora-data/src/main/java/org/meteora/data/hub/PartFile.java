@@ -17,6 +17,7 @@ import java.util.concurrent.ArrayBlockingQueue;
 import java.util.concurrent.ThreadPoolExecutor;
 import java.util.concurrent.TimeUnit;
 import org.meteora.UserException;
+import org.meteora.io.AtomicFiles;
 
 /**
  * A file on its way: {@code NAME.part} of the final size, and {@code NAME.part.journal} beside it,
@@ -386,9 +387,7 @@ final class PartFile implements Closeable {
   void publish() throws IOException {
     data.force(true);
     Files.move(part, target, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-    try (var folder = FileChannel.open(target.toAbsolutePath().getParent())) {
-      folder.force(true);
-    }
+    AtomicFiles.syncFolder(target.toAbsolutePath().getParent());
     Files.deleteIfExists(journalFile);
   }
 
