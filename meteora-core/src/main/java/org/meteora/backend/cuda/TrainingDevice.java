@@ -18,6 +18,14 @@ interface TrainingDevice {
   /** As {@link Cublas#multiply}. */
   void multiply(Matrix c, Matrix a, Matrix b, boolean add);
 
+  /**
+   * From so many ranks of a linear on, {@code z} and the gradient of {@code c} are multiplied
+   * adapter by adapter, of the tokens that chose it, and not over all ranks.
+   */
+  default int manyRanks() {
+    return 1024;
+  }
+
   /** Sets memory to zero. */
   void clear(long address, long bytes);
 
