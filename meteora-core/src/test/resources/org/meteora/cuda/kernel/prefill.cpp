@@ -202,7 +202,7 @@ static void grouped() {
       if (!narrow || !below(4)) std::shuffle(order.begin(), order.end(), generator);
       for (int j = 0; j < TOPK; j++) {
         const int e = one.chosen[j * tokens + t] = order[j];
-        const float factor = one.factors[j * tokens + t] = normal() / std::sqrt(16.f * k);
+        const float factor = one.factors[j * tokens + t] = normal() / std::sqrt(64.f * k);
         for (int r = one.offsets[e]; r < one.offsets[e + 1]; r++) {
           double z = 0;
           for (int i = 0; i < k; i++) z += (double)toFloat(x[t * k + i]) * toFloat(one.rows[r * k + i]);
