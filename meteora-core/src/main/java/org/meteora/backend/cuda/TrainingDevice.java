@@ -62,6 +62,11 @@ interface TrainingDevice {
       }
 
       @Override
+      public int manyRanks() { // float32 has no tensor cores here
+        return dtype == Dtype.F32 ? Integer.MAX_VALUE : TrainingDevice.super.manyRanks();
+      }
+
+      @Override
       public void clear(long address, long bytes) {
         cuda.fill(address, 0, bytes, stream);
       }
