@@ -280,11 +280,12 @@ public final class TrainableModel implements AutoCloseable {
                 adapters,
                 router,
                 builder ->
-                    (layer, module) -> {
-                      var bank = builder.bank(opened, config, layer, module);
-                      var made = maker.of(bank, builder.manager(), layer, module);
-                      return made == null ? null : builder.backend().forInference(made);
-                    });
+                    (layer, module) ->
+                        maker.of(
+                            builder.bank(opened, config, layer, module),
+                            builder.manager(),
+                            layer,
+                            module));
           } finally {
             opened.forEach(LoraAdapter::close);
           }
