@@ -50,18 +50,20 @@ public record Pass(
    * @param backend whose tape it is
    */
   public Pass on(Optional<GatedTape> tape, Backend backend) {
-    var ops = tape.isPresent() ? backend.ops(tape.get()) : this.ops;
-    return with(context.withTape(tape), new ArrayList<>());
+    return with(
+        tape.isPresent() ? backend.ops(tape.get()) : ops,
+        context.withTape(tape),
+        new ArrayList<>());
   }
 
-  private Pass with(ForwardContext other, List<NDArray> logits) {
-    return new Pass(angles, mask, causal, samples, ranges, cache, rows, ops, other, logits);
+  private Pass with(LayerOps between, ForwardContext other, List<NDArray> logits) {
+    return new Pass(angles, mask, causal, samples, ranges, cache, rows, between, other, logits);
   }
 
   /** This pass inside a decoder layer whose q, k and v read this, for routers that look at it. */
   Pass inside(NDArray layerInput) {
     return context.routing().router() instanceof Router.Weighing
-        ? with(context.withLayerInput(layerInput), gateLogits)
+        ? with(ops, context.withLayerInput(layerInput), gateLogits)
         : this;
   }
 

@@ -6,11 +6,18 @@ import static org.assertj.core.api.Assertions.within;
 import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.List;
+import java.util.Optional;
 import java.util.Random;
 import org.junit.jupiter.api.Test;
+import org.meteora.model.Pass;
 import org.meteora.model.RmsNorm;
 import org.meteora.model.RotaryEmbedding;
+import org.meteora.moe.Flags;
+import org.meteora.moe.ForwardContext;
+import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Devices;
+import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /** Against the tensor operations that training records; few rows and many, of odd widths too. */
@@ -40,6 +47,19 @@ class CpuLayerOpsTest {
         var turned = Ops.transpose(x, 0, 1); // not row-major
         assertClose(new CpuLayerOps(false).norm(turned, norm), norm.forward(turned));
       }
+    }
+  }
+
+  @Test
+  void aPassOnATapeIsNormedAndRotatedByIt() {
+    var backend = new CpuBackend(Dtype.F32, false);
+    var context = ForwardContext.training(new RoutingSettings(2, 1), Flags.AUTO);
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var pass =
+          new Pass(null, null, true, null, null, null, null, backend.ops(), context, List.of());
+      assertThat(pass.on(Optional.empty(), backend).ops()).isSameAs(backend.ops());
+      assertThat(pass.on(Optional.of(new CpuTape(manager)), backend).ops())
+          .isInstanceOf(CpuTapeOps.class);
     }
   }
 
