@@ -337,7 +337,13 @@ public final class AdapterKernels implements AutoCloseable {
     return GroupedAdapters.isAvailable(cuda, kernels.constants().dtype())
         && gates() > 0
         && in % 32 == 0
-        && targets.stream().allMatch(t -> t.out() % 8 == 0 && t.adapters().isAligned());
+        && targets.stream()
+            .allMatch(
+                t ->
+                    t.out() % 8 == 0
+                        && t.adapters().isAligned()
+                        // places in B are counted in 32 bits, in bytes
+                        && (long) t.adapters().sumOfRanks() * t.out() < 1L << 31);
   }
 
   GroupedAdapters grouped(int tokens) {

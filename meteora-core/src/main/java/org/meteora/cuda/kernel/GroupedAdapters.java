@@ -85,6 +85,9 @@ public final class GroupedAdapters {
   private final int tiles;
   private final int ranks;
 
+  /** Bytes of {@code group_add}'s shared memory at most, the same for all that share kernels. */
+  private final int allowed;
+
   /**
    * @param kernels of the top k, for whose adapters a choice is an index
    * @param adapters that a linear has
@@ -98,6 +101,7 @@ public final class GroupedAdapters {
     while (shared(most) > kernels.cuda().sharedMemory()) {
       most /= 2;
     }
+    this.allowed = shared(most);
     this.chunk = Math.min(most, (tokens + 7) / 8 * 8);
     this.tiles = tiles(chunk);
     this.ranks = ranks(maxRank);
@@ -167,7 +171,8 @@ public final class GroupedAdapters {
   public void add(List<GroupedRows> linears, Stream stream) {
     int shared = shared(chunk);
     int widest = linears.stream().mapToInt(GroupedRows::out).max().orElseThrow();
-    kernels.get(KernelName.GROUP_ADD).allowShared(shared);
+    // never less than another thread's launch is about to take
+    kernels.get(KernelName.GROUP_ADD).allowShared(allowed);
     kernels.run(
         KernelName.GROUP_ADD,
         Shape.of((widest + 31) / 32, chunks(), linears.size(), 1024).withShared(shared),

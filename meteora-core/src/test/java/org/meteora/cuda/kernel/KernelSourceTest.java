@@ -97,7 +97,9 @@ class KernelSourceTest {
     "product.cpp, BF16, PRODUCT, 2, 32, 0, 0, 5",
     "product.cpp, F16, PRODUCT, 2, 32, 0, 0, 3",
     "product.cpp, BF16, STANDARDIZED, 2, 32, 0, 0, 2",
-    "product_wide.cpp, BF16, PRODUCT, 1, 32, 64, 2, 3"
+    "product_wide.cpp, BF16, PRODUCT, 1, 32, 64, 2, 3",
+    "training.cpp, BF16, PRODUCT, 2, 32, 0, 0, 6",
+    "training.cpp, F32, PRODUCT, 3, 64, 0, 0, 6"
   })
   void agreesWithFloat64AndStaysInside(
       String source,

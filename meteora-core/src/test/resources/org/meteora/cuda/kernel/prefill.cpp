@@ -215,7 +215,7 @@ static void grouped() {
     product.linear[l] = {groups, x.p, one.rows.p, one.factors.p, one.z.p, k};
     add.linear[l] = {groups, one.b.p, one.z.p, one.y.p, out};
   }
-  std::vector<unsigned char> shared(chunk * 64 + lists * tiles * sizeof(GroupedTile));
+  std::vector<unsigned char> shared((TOPK > 1 ? chunk * 64 : 0) + TOPK * tiles * sizeof(GroupedTile));
   dynamicShared = shared.data();
   launch<GroupTokens>(256, TOPK, chunks, 2, group_tokens, group);
   launch<GroupZ>(256, tiles, most / 8, 2 * lists, group_z, product);
