@@ -23,6 +23,9 @@ public final class Folders {
     try (var entries = Files.list(folder)) {
       return entries.sorted().toList();
     } catch (IOException | UncheckedIOException e) { // the latter while entries are listed
+      if (!Files.exists(folder)) { // another process has removed it meanwhile
+        return List.of();
+      }
       throw new UserException("cannot read the folder " + folder + ": " + AtomicFiles.reason(e), e);
     }
   }
