@@ -57,7 +57,11 @@ final class CpuTraining {
   private final NDArray y;
 
   /** {@code (Σr, out)}: rows that lie together, for the BLAS both ways. */
-  private final NDArray transposedB;
+  // taken by the thread that begins: DJL finds out a tensor's shape when it is first asked, and
+  // threads that ask at once may see half of it
+  private final MemorySegment memoryA;
+
+  private final MemorySegment transposedB;
 
   private final Choice chosen;
   private final int[] starts;
@@ -111,8 +115,9 @@ final class CpuTraining {
     }
     z = Ops.memory(Ops.empty(manager, Dtype.F32, order.length, maxRank));
     try (var view = Ops.transpose(bank.loraB(), 0, 1)) {
-      transposedB = Ops.copyOf(view, manager, Dtype.F32);
+      transposedB = Ops.memory(Ops.copyOf(view, manager, Dtype.F32));
     }
+    memoryA = Ops.memory(bank.loraA());
     var memoryY = Ops.memory(y);
     var kept = input.kept(Ops.memory(x), tokens, in);
     byTokens(tokens, (from, to) -> forward(from, to, kept, memoryY));
@@ -307,8 +312,6 @@ final class CpuTraining {
   }
 
   private void forward(int from, int to, MemorySegment x, MemorySegment y) {
-    var a = Ops.memory(bank.loraA());
-    var b = Ops.memory(transposedB);
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, ROWS, in);
       var results = scratch(arena, ROWS, out);
@@ -319,7 +322,7 @@ final class CpuTraining {
           (adapter, rank, at, count) -> {
             int offset = (int) bank.offset(adapter);
             var own = at(z, (long) at * maxRank);
-            var ownA = at(a, (long) offset * in);
+            var ownA = at(memoryA, (long) offset * in);
             var ownRows = rows(x, in, 0, in, at, count, rows);
             narrow(ownRows, in, ownA, rank, count, narrow, own, maxRank);
             for (int i = 0; i < count; i++) {
@@ -329,7 +332,7 @@ final class CpuTraining {
                 narrow.setAtIndex(JAVA_FLOAT, (long) i * maxRank + r, factor * value);
               }
             }
-            var ownB = at(b, (long) offset * out);
+            var ownB = at(transposedB, (long) offset * out);
             addProduct(narrow, rank, ownB, out, at, count, results, y);
           });
     }
@@ -379,8 +382,6 @@ final class CpuTraining {
   /** ∂z, ∂w and ∂x̃ of some tokens; z becomes w s z, which is what ∂B needs. */
   private void toInput(
       int from, int to, MemorySegment gy, MemorySegment gx, MemorySegment gz, float[] gw) {
-    var a = Ops.memory(bank.loraA());
-    var b = Ops.memory(transposedB);
     try (var arena = Arena.ofConfined()) {
       var rows = scratch(arena, ROWS, out);
       var results = scratch(arena, ROWS, in);
@@ -392,7 +393,7 @@ final class CpuTraining {
             int offset = (int) bank.offset(adapter);
             var own = at(gz, (long) at * maxRank);
             var ownRows = rows(gy, out, 0, out, at, count, rows);
-            var ownB = at(b, (long) offset * out);
+            var ownB = at(transposedB, (long) offset * out);
             narrow(ownRows, out, ownB, rank, count, narrow, own, maxRank);
             float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
@@ -410,7 +411,7 @@ final class CpuTraining {
               gw[pair] = scale * dot;
             }
             if (gx != null) {
-              var ownA = at(a, (long) offset * in);
+              var ownA = at(memoryA, (long) offset * in);
               addProduct(own, rank, ownA, in, at, count, results, gx);
             }
           });
