@@ -11,6 +11,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.cuda.kernel.GroupedPrefill;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
@@ -191,7 +192,7 @@ final class FusedInference implements AutoCloseable {
       throw new IllegalArgumentException("an input in " + Ops.dtype(x) + ", not " + dtype());
     }
     int tokens = tokens(x);
-    boolean groups = kernels.groups(tokens);
+    boolean groups = kernels.grouped().isQuicker(tokens);
     int gatesAt = groups ? 0 : gateAt[0];
     var y = linears.stream().map(linear -> empty(x, linear)).toList();
     NDArray rows;
@@ -201,8 +202,8 @@ final class FusedInference implements AutoCloseable {
       if (groups) {
         try (var scratch = scratch(x, tokens)) {
           var pass = grouped(rows, matrix, choices, temperature, scratch);
-          kernels.group(pass, LIBTORCH);
-          kernels.addGrouped(pass, addresses(y), LIBTORCH);
+          kernels.grouped().group(pass, LIBTORCH);
+          kernels.grouped().add(pass, addresses(y), LIBTORCH);
         }
       } else {
         kernels.scaleForPrefill(
@@ -240,7 +241,7 @@ final class FusedInference implements AutoCloseable {
   }
 
   private NDArray scratch(NDArray x, int tokens) {
-    return Ops.empty(x.getManager(), Dtype.I64, (kernels.groupedBytes(tokens) + 7) / 8);
+    return Ops.empty(x.getManager(), Dtype.I64, (kernels.grouped().scratchBytes(tokens) + 7) / 8);
   }
 
   /** {@code x · [A gates]ᵀ}, or of the gates alone. */
@@ -257,9 +258,9 @@ final class FusedInference implements AutoCloseable {
     return rows;
   }
 
-  private AdapterKernels.Grouped grouped(
+  private GroupedPrefill.Pass grouped(
       NDArray rows, Matrix input, long[] choices, double temperature, NDArray scratch) {
-    return new AdapterKernels.Grouped(
+    return new GroupedPrefill.Pass(
         Ops.dataPointer(rows),
         (int) rows.getShape().get(1),
         input.address(),

@@ -20,15 +20,14 @@ import org.meteora.tensor.Dtype;
 /**
  * The adapters' part of one to three gated linears that share their input, on somebody else's
  * tensors and stream: {@code y += Σ weight · scale · (x Aᵀ) Bᵀ} over the top-k adapters of each
- * token (paper, section 3.1). The base product is done before, by cuBLAS.
+ * token (paper, section 3.1). The base's product is cuBLAS's.
  *
  * <p>{@link #routeAndAdd} is for up to 16 tokens outside a {@code DecodeEngine}, in whose steps the
  * kernels of {@link DecodeLayerKernels} route and add instead: one product with all gates and A,
  * then one launch that routes and adds. {@link #scaleForPrefill} is for a prefill: behind one
  * product with all A and gates it turns z = x Aᵀ of all adapters into the weighted z, zero for
- * those not chosen, so that one matrix product with Bᵀ finishes each linear. {@link #group} and
- * {@link #addGrouped} are for a prefill with many adapters: behind a product with the gates alone
- * they multiply, of each token, only those that it chose.
+ * those not chosen, so that one matrix product with Bᵀ finishes each linear. {@link #grouped} is
+ * for a prefill with many adapters.
  *
  * <p>Any rank 1…64 and unequal ranks, 0 where an adapter does not target a linear; up to 256
  * adapters, top-k up to 8. Not thread-safe; owns a few hundred KiB of device memory.
@@ -39,11 +38,6 @@ public final class AdapterKernels implements AutoCloseable {
 
   /** Linears with one input at most. */
   private static final int MAX_LINEARS = 3;
-
-  /** See {@link #groups}. */
-  private static final int TOKENS_AN_ADAPTER = 4;
-
-  private static final int RANKS_A_CHOSEN_ONE = 48;
 
   /** Mirrors the struct of this name in {@code gated.cuh}. */
   record DecodeRouteAddAdapters(
@@ -72,19 +66,6 @@ public final class AdapterKernels implements AutoCloseable {
       float invTemperature,
       @Count(MAX_LINEARS) List<ScaledLinear> linear) {}
 
-  /** Mirrors the struct of this name in {@code grouped.cuh}. */
-  record GroupedRoute(ScaledLinear linear, long chosen, long factors) {}
-
-  /** Mirrors the struct of this name in {@code grouped.cuh}. */
-  record PrefillRoute(
-      long rows,
-      long tokens,
-      long stride,
-      long x,
-      int k,
-      float invTemperature,
-      @Count(MAX_LINEARS) List<GroupedRoute> linear) {}
-
   private final Cuda cuda;
   private final Kernels kernels;
   private final List<Target> targets;
@@ -98,6 +79,7 @@ public final class AdapterKernels implements AutoCloseable {
   private final long inverseTemperature;
   private final long scratch;
   private final int ld;
+  private final GroupedPrefill grouped;
   private double temperature = Double.NaN;
 
   /**
@@ -132,6 +114,7 @@ public final class AdapterKernels implements AutoCloseable {
         arrays.add(new long[] {offsets.address(), scales.address()});
       }
       this.ld = gates() + ranks();
+      this.grouped = new GroupedPrefill(kernels, this.targets, arrays, in);
       var floats = 0L;
       for (var rows = 1; rows <= MatrixVector.MAX_ROWS; rows++) {
         floats = Math.max(floats, (long) product(rows).slots() * rows * ld);
@@ -280,7 +263,8 @@ public final class AdapterKernels implements AutoCloseable {
     if (tokens == 0) {
       return;
     }
-    var linears = scaledLinears(tokens, choices, ranks());
+    var linears =
+        scaledLinears(targets, arrays, kernels.constants().topK(), tokens, choices, ranks());
     kernels
         .launch(
             KernelName.PREFILL_ROUTE_SCALE_Z,
@@ -297,157 +281,31 @@ public final class AdapterKernels implements AutoCloseable {
   }
 
   /**
-   * A prefill whose adapters are added by {@link GroupedAdapters}.
+   * The linears for a kernel that chooses for many tokens.
    *
-   * @param logits (tokens, stride): those of each linear
-   * @param x (tokens, in), contiguous, what they were made from
-   * @param choices as for decode
-   * @param temperature routing temperature T
-   * @param scratch {@link #groupedBytes}
+   * @param arrays per linear, where offsets and scales of its adapters are
+   * @param choices as for {@link #routeAndAdd}
+   * @param logitsFrom of a row: where logits begin, behind z of each linear, if there
    */
-  public record Grouped(
-      long logits,
-      int stride,
-      long x,
-      int tokens,
+  static List<ScaledLinear> scaledLinears(
+      List<Target> targets,
+      List<long[]> arrays,
+      int topK,
+      long tokens,
       long[] choices,
-      double temperature,
-      long scratch) {}
-
-  /** Where one linear's things lie in a scratch. */
-  record GroupedScratch(GroupedAdapters.TokenGroups groups, long factors, long z) {}
-
-  /**
-   * Whether {@link #group} is for so many tokens. What it costs goes with the ranks that a token
-   * chooses, and with the tiles of 16 tokens, of which there are nearly as many as adapters where
-   * tokens are few; what {@link #scaleForPrefill}'s way costs goes with all ranks. On an H100
-   * (Llama-3-8B's linears, 2048 tokens, rank 8, top 2) this is quicker with 256 adapters and slower
-   * with 28; between these the limit is by reckoning.
-   */
-  public boolean groups(int tokens) {
-    int chosen = kernels.constants().topK() * GroupedAdapters.ranks(maxRank());
-    int adapters = targets.getFirst().adapters().count();
-    return tokens >= TOKENS_AN_ADAPTER * adapters
-        && ranks() >= targets.size() * RANKS_A_CHOSEN_ONE * chosen
-        && canGroup();
-  }
-
-  /** Whether the kernels of {@link #group} take these linears. */
-  boolean canGroup() {
-    return GroupedAdapters.isAvailable(cuda, kernels.constants().dtype())
-        && gates() > 0
-        && in % 32 == 0
-        && targets.stream()
-            .allMatch(
-                t ->
-                    t.out() % 8 == 0
-                        && t.adapters().isAligned()
-                        // places in B are counted in 32 bits, in bytes
-                        && (long) t.adapters().sumOfRanks() * t.out() < 1L << 31);
-  }
-
-  GroupedAdapters grouped(int tokens) {
-    return new GroupedAdapters(kernels, tokens, kernels.constants().maxAdapters(), maxRank());
-  }
-
-  private int maxRank() {
-    return targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
-  }
-
-  private static long whole(long bytes) {
-    return (bytes + 255) / 256 * 256;
-  }
-
-  private long groupedBytes(GroupedAdapters grouped, int tokens) {
-    long perToken = whole(4L * kernels.constants().topK() * tokens);
-    return 2 * perToken
-        + whole(grouped.orderBytes())
-        + whole(grouped.tileBytes())
-        + whole(grouped.zBytes());
-  }
-
-  /** Bytes of scratch that {@link Grouped} names. */
-  public long groupedBytes(int tokens) {
-    return targets.size() * groupedBytes(grouped(tokens), tokens);
-  }
-
-  GroupedScratch scratch(GroupedAdapters grouped, Grouped pass, int target) {
-    long at = pass.scratch() + target * groupedBytes(grouped, pass.tokens());
-    long perToken = whole(4L * kernels.constants().topK() * pass.tokens());
-    long order = at + 2 * perToken;
-    long tile = order + whole(grouped.orderBytes());
-    return new GroupedScratch(
-        new GroupedAdapters.TokenGroups(at, arrays.get(target)[0], order, tile),
-        at + perToken,
-        tile + whole(grouped.tileBytes()));
-  }
-
-  /** Chooses, sorts the tokens by their choices, and leaves their z in the scratch. */
-  public void group(Grouped pass, Stream stream) {
-    var grouped = grouped(pass.tokens());
-    var routes = new ArrayList<GroupedRoute>();
-    var groups = new ArrayList<GroupedAdapters.TokenGroups>();
-    var products = new ArrayList<GroupedAdapters.GroupedZ>();
-    var linears = scaledLinears(pass.tokens(), pass.choices(), 0);
-    for (int i = 0; i < targets.size(); i++) {
-      var its = scratch(grouped, pass, i);
-      routes.add(new GroupedRoute(linears.get(i), its.groups().chosen(), its.factors()));
-      groups.add(its.groups());
-      long a = targets.get(i).adapters().a();
-      products.add(
-          new GroupedAdapters.GroupedZ(its.groups(), pass.x(), a, its.factors(), its.z(), in));
-    }
-    kernels.run(
-        KernelName.PREFILL_ROUTE,
-        Shape.of((pass.tokens() + 7) / 8, targets.size(), 1, 256),
-        new PrefillRoute(
-            pass.logits(),
-            pass.tokens(),
-            pass.stride(),
-            pass.x(),
-            in,
-            (float) (1 / pass.temperature()),
-            routes),
-        stream);
-    grouped.group(groups, stream);
-    grouped.z(products, stream);
-  }
-
-  private GroupedAdapters.GroupedRows rows(
-      GroupedAdapters grouped, Grouped pass, int target, long y) {
-    var its = scratch(grouped, pass, target);
-    var linear = targets.get(target);
-    return new GroupedAdapters.GroupedRows(
-        its.groups(), linear.adapters().b(), its.z(), y, linear.out());
-  }
-
-  /**
-   * Behind {@link #group}: what the adapters of each linear add.
-   *
-   * @param y per linear, (tokens, out), contiguous; is written
-   */
-  public void addGrouped(Grouped pass, long[] y, Stream stream) {
-    var grouped = grouped(pass.tokens());
-    var linears = new ArrayList<GroupedAdapters.GroupedRows>();
-    for (int i = 0; i < y.length; i++) {
-      linears.add(rows(grouped, pass, i, y[i]));
-    }
-    grouped.add(linears, stream);
-  }
-
-  /** In a row of z of each linear, if there, and then the logits of each. */
-  private List<ScaledLinear> scaledLinears(long tokens, long[] choices, int logitsFrom) {
+      int logitsFrom) {
     var linears = new ArrayList<ScaledLinear>();
     var at = 0;
     var logitsAt = logitsFrom;
     for (var i = 0; i < targets.size(); i++) {
       var adapters = targets.get(i).adapters();
+      var chosen = choices == null ? 0 : choices[i];
       linears.add(
           new ScaledLinear(
               arrays.get(i)[0],
               arrays.get(i)[1],
-              indices(choices, i, 0),
-              weights(choices, i, tokens, 0),
+              chosen,
+              chosen == 0 ? 0 : chosen + 4 * topK * tokens,
               at,
               logitsAt,
               adapters.count(),
@@ -456,6 +314,11 @@ public final class AdapterKernels implements AutoCloseable {
       logitsAt += adapters.gateRows();
     }
     return linears;
+  }
+
+  /** The same for a prefill with many adapters: of each token only those that it chose. */
+  public GroupedPrefill grouped() {
+    return grouped;
   }
 
   private void temperature(double value, Stream stream) {

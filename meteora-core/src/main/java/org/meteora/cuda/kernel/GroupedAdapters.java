@@ -16,7 +16,7 @@ import org.meteora.tensor.Dtype;
  * <p>Tokens are sorted chunk by chunk, k times over: list j of a chunk is by the adapters that its
  * tokens chose as j-th, so that a token is once in each list and sums have one order.
  */
-public final class GroupedAdapters {
+final class GroupedAdapters {
   /** Tokens of a tile. */
   private static final int TILE = 16;
 
@@ -34,7 +34,7 @@ public final class GroupedAdapters {
    * @param order {@link #orderBytes}, is written
    * @param tile {@link #tileBytes}, is written
    */
-  public record TokenGroups(long chosen, long offsets, long order, long tile) {}
+  record TokenGroups(long chosen, long offsets, long order, long tile) {}
 
   /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupTokens(
@@ -46,11 +46,11 @@ public final class GroupedAdapters {
    *
    * @param x (tokens, k)
    * @param rows (Σr, k), A
-   * @param factors float32 (topK, tokens), or 0 for 1
+   * @param factors float32 (topK, tokens)
    * @param z (topK, tokens, ranks), zeros behind an adapter's rank in whole eights
    * @param k in whole 32
    */
-  public record GroupedZ(TokenGroups groups, long x, long rows, long factors, long z, int k) {}
+  record GroupedZ(TokenGroups groups, long x, long rows, long factors, long z, int k) {}
 
   /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupZ(
@@ -64,7 +64,7 @@ public final class GroupedAdapters {
    * @param y (tokens, out)
    * @param out in whole 8
    */
-  public record GroupedRows(TokenGroups groups, long rows, long z, long y, int out) {}
+  record GroupedRows(TokenGroups groups, long rows, long z, long y, int out) {}
 
   /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupAdd(
@@ -93,7 +93,7 @@ public final class GroupedAdapters {
    * @param adapters that a linear has
    * @param maxRank the largest of them
    */
-  public GroupedAdapters(Kernels kernels, int tokens, int adapters, int maxRank) {
+  GroupedAdapters(Kernels kernels, int tokens, int adapters, int maxRank) {
     this.kernels = kernels;
     this.tokens = tokens;
     this.adapters = adapters;
@@ -108,7 +108,7 @@ public final class GroupedAdapters {
   }
 
   /** Whether there are such kernels for a dtype on a GPU. */
-  public static boolean isAvailable(Cuda cuda, Dtype dtype) {
+  static boolean isAvailable(Cuda cuda, Dtype dtype) {
     return dtype != Dtype.F32 && cuda.capability() >= 80;
   }
 
@@ -122,7 +122,7 @@ public final class GroupedAdapters {
   }
 
   /** Elements of a token's z. */
-  public static int ranks(int maxRank) {
+  static int ranks(int maxRank) {
     return (maxRank + 7) / 8 * 8;
   }
 
@@ -135,22 +135,22 @@ public final class GroupedAdapters {
   }
 
   /** What {@link TokenGroups#order} takes. */
-  public long orderBytes() {
+  long orderBytes() {
     return 4L * lists() * tiles * TILE;
   }
 
   /** What {@link TokenGroups#tile} takes. */
-  public long tileBytes() {
+  long tileBytes() {
     return 8L * lists() * tiles;
   }
 
   /** What a z takes. */
-  public long zBytes() {
+  long zBytes() {
     return 2L * kernels.constants().topK() * tokens * ranks;
   }
 
   /** Sorts the tokens of linears. */
-  public void group(List<TokenGroups> linears, Stream stream) {
+  void group(List<TokenGroups> linears, Stream stream) {
     kernels.run(
         KernelName.GROUP_TOKENS,
         Shape.of(kernels.constants().topK(), chunks(), linears.size(), 256).withOverlap(true),
@@ -159,7 +159,7 @@ public final class GroupedAdapters {
   }
 
   /** {@code z = factor · x · rowsᵀ} of linears whose tokens have been sorted. */
-  public void z(List<GroupedZ> linears, Stream stream) {
+  void z(List<GroupedZ> linears, Stream stream) {
     kernels.run(
         KernelName.GROUP_Z,
         Shape.of(tiles, ranks / 8, linears.size() * lists(), 256).withOverlap(true),
@@ -168,7 +168,7 @@ public final class GroupedAdapters {
   }
 
   /** {@code y = z · rows} of linears whose tokens have been sorted. */
-  public void add(List<GroupedRows> linears, Stream stream) {
+  void add(List<GroupedRows> linears, Stream stream) {
     int shared = shared(chunk);
     int widest = linears.stream().mapToInt(GroupedRows::out).max().orElseThrow();
     // never less than another thread's launch is about to take

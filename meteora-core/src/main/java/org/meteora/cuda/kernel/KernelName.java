@@ -86,7 +86,7 @@ public enum KernelName {
   /** Routes, and scales z = A x by weight · scale, to zero for adapters not chosen. */
   PREFILL_ROUTE_SCALE_Z(AdapterKernels.PrefillRouteScaleZ.class),
   /** Routes, for the kernels behind {@link #GROUP_TOKENS}. */
-  PREFILL_ROUTE(AdapterKernels.PrefillRoute.class),
+  PREFILL_ROUTE(GroupedPrefill.PrefillRoute.class),
   /** Tokens sorted by their adapters. */
   GROUP_TOKENS(GroupedAdapters.GroupTokens.class),
   /** z = x Aᵀ of the adapters that each token chose. */

@@ -103,7 +103,7 @@ struct GroupedZ {
   TokenGroups groups;
   const T* x;     // (tokens, k)
   const T* rows;  // (Σr, k)
-  const float* factors;  // (TOPK, tokens), or null for 1
+  const float* factors;  // (TOPK, tokens)
   T* z;
   int k;  // in whole 32
 };
@@ -171,10 +171,8 @@ extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant_
   float v = 0;
 #pragma unroll
   for (int w = 0; w < 8; w++) v += parts[w][row][i];
-  if (r + i >= rank) v = 0;
   const u64 place = (u64)j * p.tokens + token;
-  if (l.factors) v *= l.factors[place];
-  l.z[place * p.ranks + r + i] = fromFloat(v);
+  l.z[place * p.ranks + r + i] = fromFloat(r + i < rank ? v * l.factors[place] : 0.f);
 }
 
 __device__ __forceinline__ uint4 packed8(const float (*c)[4], int half) {

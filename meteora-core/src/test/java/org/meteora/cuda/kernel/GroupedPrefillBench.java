@@ -179,14 +179,14 @@ final class GroupedPrefillBench {
         var all = Matrix.of(stack, columns, group.in, DTYPE);
         var z = Matrix.of(rows, tokens, columns, DTYPE);
         var pass =
-            new AdapterKernels.Grouped(
+            new GroupedPrefill.Pass(
                 rows,
                 gates.rows(),
                 x,
                 tokens,
                 null,
                 1,
-                add(memory, cuda.allocate(kernels.groupedBytes(tokens))));
+                add(memory, cuda.allocate(kernels.grouped().scratchBytes(tokens))));
         var prefill = new PrefillKernels(cuda, DTYPE);
         Runnable base = () -> base(group, input, w, y, false);
         Runnable stacked = () -> blas.multiply(z, input, all.transpose(), false);
@@ -229,16 +229,16 @@ final class GroupedPrefillBench {
             });
         report(name, "x gates", gatesOnly);
         gatesOnly.run();
-        var grouped = kernels.grouped(tokens);
+        var grouped = kernels.grouped().adapters(tokens);
         var groups =
             IntStream.range(0, linears)
-                .mapToObj(i -> kernels.scratch(grouped, pass, i).groups())
+                .mapToObj(i -> kernels.grouped().scratch(grouped, pass, i).groups())
                 .toList();
         var products =
             IntStream.range(0, linears)
                 .mapToObj(
                     i -> {
-                      var its = kernels.scratch(grouped, pass, i);
+                      var its = kernels.grouped().scratch(grouped, pass, i);
                       return new GroupedAdapters.GroupedZ(
                           its.groups(),
                           x,
@@ -248,24 +248,24 @@ final class GroupedPrefillBench {
                           group.in);
                     })
                 .toList();
-        report(name, "route, sort, z", () -> kernels.group(pass, stream));
+        report(name, "route, sort, z", () -> kernels.grouped().group(pass, stream));
         report(name, "sort", () -> grouped.group(groups, stream));
         report(name, "z", () -> grouped.z(products, stream));
-        report(name, "add", () -> kernels.addGrouped(pass, other, stream));
+        report(name, "add", () -> kernels.grouped().add(pass, other, stream));
         report(
             name,
             "GROUPED",
             () -> {
               gatesOnly.run();
-              kernels.group(pass, stream);
-              kernels.addGrouped(pass, y, stream);
+              kernels.grouped().group(pass, stream);
+              kernels.grouped().add(pass, y, stream);
               baseAdds.run();
               if (isMlp) {
                 silu.run();
               }
             });
         var same =
-            new AdapterKernels.Grouped(
+            new GroupedPrefill.Pass(
                 rows + 2L * linears * ranks, columns, x, tokens, null, 1, pass.scratch());
         compare(group, tokens, kernels, same, y, other, stacked, scale, zb);
       }
@@ -280,17 +280,17 @@ final class GroupedPrefillBench {
       Group group,
       int tokens,
       AdapterKernels kernels,
-      AdapterKernels.Grouped same,
+      GroupedPrefill.Pass same,
       long[] y,
       long[] other,
       Runnable stacked,
       Runnable scale,
       Runnable zb) {
     stacked.run();
-    kernels.group(same, stream); // its logits, for the others are rounded in other ways
+    kernels.grouped().group(same, stream); // its logits, for the others are rounded in other ways
     scale.run();
     zb.run();
-    kernels.addGrouped(same, other, stream);
+    kernels.grouped().add(same, other, stream);
     stream.synchronize();
     for (int i = 0; i < y.length; i++) {
       int count = Math.min(tokens * group.outs[i], 1 << 21);

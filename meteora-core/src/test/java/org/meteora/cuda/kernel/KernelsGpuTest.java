@@ -397,13 +397,12 @@ class KernelsGpuTest {
     Arrays.setAll(y, i -> gpu.poisoned(2L * tokens * outs[i]));
     try (var kernels =
         new AdapterKernels(gpu.cuda, dtype, Scores.PRODUCT, topK, in, targets, gpu.stream)) {
-      assertThat(kernels.canGroup()).isTrue();
-      var scratch = gpu.poisoned(kernels.groupedBytes(tokens));
+      assertThat(kernels.grouped().isAvailable()).isTrue();
+      var scratch = gpu.poisoned(kernels.grouped().scratchBytes(tokens));
       var logits = rows.address() + 2L * 3 * sum;
-      var pass =
-          new AdapterKernels.Grouped(logits, stride, x.address(), tokens, chosenBy, 2, scratch);
-      kernels.group(pass, gpu.stream);
-      kernels.addGrouped(pass, y, gpu.stream);
+      var pass = new GroupedPrefill.Pass(logits, stride, x.address(), tokens, chosenBy, 2, scratch);
+      kernels.grouped().group(pass, gpu.stream);
+      kernels.grouped().add(pass, y, gpu.stream);
       gpu.stream.synchronize();
     }
     for (var i = 0; i < 3; i++) {
