@@ -56,11 +56,11 @@ final class CpuTraining {
   private final NDArray logits;
   private final NDArray y;
 
-  /** {@code (Σr, out)}: rows that lie together, for the BLAS both ways. */
-  // taken by the thread that begins: DJL finds out a tensor's shape when it is first asked, and
-  // threads that ask at once may see half of it
+  // both taken by the thread that begins: DJL asks for a tensor's shape when it is first wanted,
+  // and threads that want it at once may see half of it
   private final MemorySegment memoryA;
 
+  /** {@code (Σr, out)}: rows that lie together, for the BLAS both ways. */
   private final MemorySegment transposedB;
 
   private final Choice chosen;
