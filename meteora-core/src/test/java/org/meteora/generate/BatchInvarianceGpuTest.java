@@ -7,21 +7,17 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.Random;
-import java.util.TreeMap;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
-import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.io.Jsonl;
-import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
@@ -93,33 +89,17 @@ class BatchInvarianceGpuTest {
   /** Sessions with short passes, which note every row's keys and values after each step. */
   private static DecodeSession.Provider watched(
       DecodeSession.Provider decoding, List<String> computed) {
-    return new DecodeSession.Provider() {
+    return new DelegatingSession.Provider(decoding) {
       @Override
       public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
-        var session = decoding.begin(sequences, tokens, context);
-        return new DecodeSession() {
-          @Override
-          public KvCache pool() {
-            return session.pool();
-          }
-
-          @Override
-          public int blocks() {
-            return session.blocks();
-          }
-
-          @Override
-          public void join(KvCache filled, List<KvCache.Columns> columns) {
-            session.join(filled, columns);
-          }
-
+        return new DelegatingSession(super.begin(sequences, tokens, context)) {
           @Override
           public int[] step(List<Next> rows) {
-            int[] chosen = session.step(rows);
-            var pool = session.pool().layer(session.pool().layers() - 1);
+            int[] chosen = super.step(rows);
+            var pool = pool().layer(pool().layers() - 1);
             var keys = floats(pool.keys());
             var values = floats(pool.values());
-            int each = keys.length / session.blocks();
+            int each = keys.length / blocks();
             for (int i = 0; i < chosen.length; i++) {
               var next = rows.get(i);
               computed.add(
@@ -132,28 +112,13 @@ class BatchInvarianceGpuTest {
             }
             return chosen;
           }
-
-          @Override
-          public void close() {
-            session.close();
-          }
         };
       }
 
       @Override
-      public int maxSequences() {
-        return decoding.maxSequences();
-      }
-
-      @Override
       public OptionalInt passTokens() {
-        assertThat(decoding.passTokens()).isPresent();
+        assertThat(super.passTokens()).isPresent();
         return OptionalInt.of(32);
-      }
-
-      @Override
-      public void close() {
-        decoding.close();
       }
     };
   }
@@ -189,23 +154,9 @@ class BatchInvarianceGpuTest {
       int atOnce,
       boolean prefixes) {
     var computed = new ArrayList<String>();
-    var answers = new TreeMap<Integer, String>();
     var generator = new Generator(llama, watched(decoding, computed), ASKS);
-    (prefixes ? generator : generator.withoutPrefixes())
-        .generate(
-            requests,
-            atOnce,
-            new AnswerListener() {
-              @Override
-              public void onAnswer(int request, int[] tokens) {
-                answers.put(request, Arrays.toString(tokens));
-              }
-
-              @Override
-              public void onFailure(int request, UserException reason) {
-                answers.put(request, reason.getMessage());
-              }
-            });
+    var answers =
+        BatchingTest.answers(prefixes ? generator : generator.withoutPrefixes(), requests, atOnce);
     Collections.sort(computed);
     return new Result(answers, computed);
   }

@@ -11,7 +11,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.Random;
-import java.util.TreeMap;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -151,20 +150,10 @@ class BatchInvarianceTest {
 
   /** The same sessions, with each prompt by itself in passes of so many tokens, as on a GPU. */
   private static DecodeSession.Provider inPasses(DecodeSession.Provider decoding, int tokens) {
-    return new DecodeSession.Provider() {
-      @Override
-      public DecodeSession begin(int sequences, int expected, ForwardContext context) {
-        return decoding.begin(sequences, expected, context);
-      }
-
+    return new DelegatingSession.Provider(decoding) {
       @Override
       public OptionalInt passTokens() {
         return OptionalInt.of(tokens);
-      }
-
-      @Override
-      public void close() {
-        decoding.close();
       }
     };
   }
@@ -176,23 +165,8 @@ class BatchInvarianceTest {
       int atOnce,
       boolean prefixes) {
     var generator = new Generator(llama, decoding, ASKS);
-    var answers = new TreeMap<Integer, String>();
-    (prefixes ? generator : generator.withoutPrefixes())
-        .generate(
-            requests,
-            atOnce,
-            new AnswerListener() {
-              @Override
-              public void onAnswer(int request, int[] tokens) {
-                answers.put(request, Arrays.toString(tokens));
-              }
-
-              @Override
-              public void onFailure(int request, UserException reason) {
-                answers.put(request, reason.getMessage());
-              }
-            });
-    return answers;
+    return BatchingTest.answers(
+        prefixes ? generator : generator.withoutPrefixes(), requests, atOnce);
   }
 
   @Test

@@ -15,7 +15,6 @@ import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.model.Backend;
-import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
@@ -61,46 +60,40 @@ class BatchingTest {
   static Map<Integer, String> answers(
       Llama llama, DecodeSession.Provider decoding, List<Request> requests, int atOnce) {
     var context = ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO));
+    return answers(new Generator(llama, decoding, context), requests, atOnce);
+  }
+
+  /** Tokens of each request's answer, or why it has none. */
+  static Map<Integer, String> answers(Generator generator, List<Request> requests, int atOnce) {
     var answers = new TreeMap<Integer, String>();
-    new Generator(llama, decoding, context)
-        .generate(
-            requests,
-            atOnce,
-            new AnswerListener() {
-              @Override
-              public void onAnswer(int request, int[] tokens) {
-                assertThat(answers.put(request, Arrays.toString(tokens))).isNull();
-              }
+    generator.generate(
+        requests,
+        atOnce,
+        new AnswerListener() {
+          @Override
+          public void onAnswer(int request, int[] tokens) {
+            assertThat(answers.put(request, Arrays.toString(tokens))).isNull();
+          }
 
-              @Override
-              public void onFailure(int request, UserException reason) {
-                assertThat(answers.put(request, reason.getMessage())).isNull();
-              }
+          @Override
+          public void onFailure(int request, UserException reason) {
+            assertThat(answers.put(request, reason.getMessage())).isNull();
+          }
 
-              @Override
-              public void onStep(Load load) {
-                assertThat(load.running()).isLessThanOrEqualTo(atOnce);
-              }
-            });
+          @Override
+          public void onStep(Load load) {
+            assertThat(load.running()).isLessThanOrEqualTo(atOnce);
+          }
+        });
     return answers;
   }
 
   /** The same sessions, whose steps wait for fewer tokens of prompts. */
   static DecodeSession.Provider inPieces(DecodeSession.Provider decoding, int tokens) {
-    return new DecodeSession.Provider() {
-      @Override
-      public DecodeSession begin(int sequences, int expected, ForwardContext context) {
-        return decoding.begin(sequences, expected, context);
-      }
-
+    return new DelegatingSession.Provider(decoding) {
       @Override
       public int prefillTokens() {
         return tokens;
-      }
-
-      @Override
-      public void close() {
-        decoding.close();
       }
     };
   }
@@ -230,15 +223,12 @@ class BatchingTest {
       }
       answers(
           llama,
-          new DecodeSession.Provider() {
+          new DelegatingSession.Provider(decoding) {
             @Override
             public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
               widths.add(context.routing().width());
-              return decoding.begin(sequences, tokens, context);
+              return super.begin(sequences, tokens, context);
             }
-
-            @Override
-            public void close() {}
           },
           requests,
           3);
@@ -312,24 +302,13 @@ class BatchingTest {
 
   /** The same sessions with so few blocks. */
   static DecodeSession.Provider withBlocks(DecodeSession.Provider decoding, int blocks) {
-    return new DecodeSession.Provider() {
+    return new DelegatingSession.Provider(decoding) {
       @Override
       public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
-        var all = decoding.begin(sequences, tokens, context);
-        return new DecodeSession() {
-          @Override
-          public KvCache pool() {
-            return all.pool();
-          }
-
+        return new DelegatingSession(super.begin(sequences, tokens, context)) {
           @Override
           public int blocks() {
             return blocks;
-          }
-
-          @Override
-          public void join(KvCache filled, List<KvCache.Columns> columns) {
-            all.join(filled, columns);
           }
 
           @Override
@@ -337,18 +316,10 @@ class BatchingTest {
             for (var row : rows) {
               assertThat(Arrays.stream(row.blocks()).max().orElseThrow()).isLessThan(blocks);
             }
-            return all.step(rows);
-          }
-
-          @Override
-          public void close() {
-            all.close();
+            return super.step(rows);
           }
         };
       }
-
-      @Override
-      public void close() {}
     };
   }
 

@@ -35,29 +35,18 @@ class FailingSessionTest {
 
   /** Its steps have memory for so many sequences of so many tokens, and so many may join. */
   private static DecodeSession.Provider narrow(Llama llama, int sequences, int tokens, int rows) {
-    return new DecodeSession.Provider() {
+    return new DelegatingSession.Provider(ModelSession.of(llama)) {
       @Override
       public DecodeSession begin(int atOnce, int expected, ForwardContext context) {
-        var all = new ModelSession(llama, atOnce, expected, context);
-        return new DecodeSession() {
+        return new DelegatingSession(super.begin(atOnce, expected, context)) {
           private int steps;
-
-          @Override
-          public KvCache pool() {
-            return all.pool();
-          }
-
-          @Override
-          public int blocks() {
-            return all.blocks();
-          }
 
           @Override
           public void join(KvCache filled, List<KvCache.Columns> columns) {
             if (columns.size() > rows) {
               throw new TooLittleMemory("too little for prompts");
             }
-            all.join(filled, columns);
+            super.join(filled, columns);
           }
 
           @Override
@@ -65,19 +54,9 @@ class FailingSessionTest {
             if (next.size() > sequences && steps++ >= tokens) {
               throw new TooLittleMemory("too little");
             }
-            return all.step(next);
-          }
-
-          @Override
-          public void close() {
-            all.close();
+            return super.step(next);
           }
         };
-      }
-
-      @Override
-      public void close() {
-        // nothing is kept
       }
     };
   }
@@ -157,23 +136,17 @@ class FailingSessionTest {
   }
 
   /** As {@link #narrow} of no sequence, where something is otherwise. */
-  private static class Narrow implements DecodeSession.Provider {
-    private final DecodeSession.Provider narrow;
+  private static class Narrow extends DelegatingSession.Provider {
     int begun;
 
     Narrow(Llama llama, int sequences) {
-      narrow = narrow(llama, sequences, 2, 3);
+      super(narrow(llama, sequences, 2, 3));
     }
 
     @Override
     public DecodeSession begin(int atOnce, int expected, ForwardContext context) {
       begun++;
-      return narrow.begin(atOnce, expected, context);
-    }
-
-    @Override
-    public void close() {
-      // nothing is kept
+      return super.begin(atOnce, expected, context);
     }
   }
 
