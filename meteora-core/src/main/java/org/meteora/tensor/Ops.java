@@ -32,10 +32,14 @@ public final class Ops {
     return StableAbi.dataPointer(StableAbi.handleOf(x));
   }
 
-  /** The memory of a row-major float32 tensor on the CPU. Valid while the array is open. */
+  /**
+   * The memory of a row-major float32 tensor on the CPU. Valid while the array is open. Several
+   * threads may ask at once, which DJL's own {@link NDArray#getShape} is not made for: it keeps
+   * what it has found out in a field that is not volatile.
+   */
   public static MemorySegment memory(NDArray x) {
     return MemorySegment.ofAddress(dataPointer(x))
-        .reinterpret(x.getShape().size() * Dtype.F32.bytes());
+        .reinterpret(StableAbi.count(StableAbi.handleOf(x)) * Dtype.F32.bytes());
   }
 
   /** {@code x} converted to {@code dtype}; {@code x} itself when it has that dtype already. */

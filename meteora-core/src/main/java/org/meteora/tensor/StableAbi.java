@@ -145,6 +145,11 @@ final class StableAbi {
             .toArray(JAVA_LONG);
   }
 
+  /** How many elements it has. */
+  static long count(long tensor) {
+    return query(GET_NUMEL, tensor, "get_numel");
+  }
+
   static int scalarType(long tensor) {
     return (int) query(GET_DTYPE, tensor, "get_dtype");
   }
@@ -163,7 +168,7 @@ final class StableAbi {
     long expected = 1;
     for (int i = sizes.length - 1; i >= 0; i--) {
       if (sizes[i] != 1 && strides[i] != expected) {
-        return query(GET_NUMEL, tensor, "get_numel") == 0;
+        return count(tensor) == 0;
       }
       expected *= sizes[i];
     }
@@ -172,8 +177,7 @@ final class StableAbi {
 
   /** The memory of a row-major tensor on the CPU; valid as long as that. */
   static MemorySegment bytes(long tensor) {
-    long size =
-        query(GET_NUMEL, tensor, "get_numel") * Dtype.ofScalarType(scalarType(tensor)).bytes();
+    long size = count(tensor) * Dtype.ofScalarType(scalarType(tensor)).bytes();
     return size == 0
         ? MemorySegment.ofArray(new byte[0])
         : MemorySegment.ofAddress(dataPointer(tensor)).reinterpret(size);

@@ -4,6 +4,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
+import ai.djl.pytorch.engine.PtNDArray;
+import java.util.List;
 import org.junit.jupiter.api.Test;
 
 class OpsTest {
@@ -28,6 +30,20 @@ class OpsTest {
       assertThatThrownBy(() -> Ops.of(manager, new float[] {1, 2, 3}, 2, 2))
           .isInstanceOf(IllegalArgumentException.class)
           .hasMessageContaining("3 values for [2, 2]");
+    }
+  }
+
+  /** What DJL keeps of it, several threads could not ask for at once. */
+  @Test
+  void memoryIsFoundWithoutTheShapeThatDjlKeeps() throws ReflectiveOperationException {
+    var kept = PtNDArray.class.getDeclaredField("shape");
+    kept.setAccessible(true);
+    try (var manager = Devices.newManager(ai.djl.Device.cpu())) {
+      for (var shape : List.of(Ops.shape(3, 5), Ops.shape(), Ops.shape(0, 4))) {
+        var fresh = Ops.empty(manager, Dtype.F32, shape.getShape());
+        assertThat(Ops.memory(fresh).byteSize()).isEqualTo(4 * shape.size());
+        assertThat(kept.get(fresh)).isNull();
+      }
     }
   }
 

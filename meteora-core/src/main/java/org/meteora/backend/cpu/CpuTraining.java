@@ -55,9 +55,6 @@ final class CpuTraining {
   private final NDArray x;
   private final NDArray logits;
   private final NDArray y;
-
-  // both taken by the thread that begins: DJL asks for a tensor's shape when it is first wanted,
-  // and threads that want it at once may see half of it
   private final MemorySegment memoryA;
 
   /** {@code (Σr, out)}: rows that lie together, for the BLAS both ways. */
