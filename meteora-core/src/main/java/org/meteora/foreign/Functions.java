@@ -15,6 +15,8 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
 import java.util.Optional;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Binds C functions. A signature is written as the JVM writes a method's, {@code (JI)V}: {@code B I
@@ -24,6 +26,8 @@ import java.util.Optional;
 public final class Functions {
   private static final Linker LINKER = Linker.nativeLinker();
 
+  private static final Logger LOG = LoggerFactory.getLogger(Functions.class);
+
   private Functions() {}
 
   /** The first of these libraries that loads, by its name on the library path or by its path. */
@@ -32,7 +36,7 @@ public final class Functions {
       try {
         return Optional.of(SymbolLookup.libraryLookup(name, Arena.global()));
       } catch (IllegalArgumentException e) {
-        // the next name
+        LOG.debug("{} does not load", name);
       }
     }
     return Optional.empty();
