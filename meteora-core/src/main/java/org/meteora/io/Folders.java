@@ -32,7 +32,11 @@ public final class Folders {
 
   /** As {@link #entries}; nothing where it cannot be read. */
   public static List<Path> readable(Path folder) {
-    return Files.isReadable(folder) ? entries(folder) : List.of();
+    try {
+      return entries(folder);
+    } catch (UserException e) {
+      return List.of();
+    }
   }
 
   /** The folders in a folder that hold a file of this name, sorted. */
