@@ -95,7 +95,7 @@ public final class AtomicFiles {
   /** Tells others that the file is being written; a file system without locks is left at that. */
   private static boolean lock(FileChannel channel) {
     try {
-      return FolderLock.isLocked(channel);
+      return FolderLock.tryLock(channel);
     } catch (IOException e) {
       return true;
     }

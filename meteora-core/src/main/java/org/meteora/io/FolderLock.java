@@ -185,7 +185,7 @@ public final class FolderLock implements AutoCloseable {
    *
    * @throws IOException when the file system has no locks
    */
-  public static boolean isLocked(FileChannel channel) throws IOException {
+  public static boolean tryLock(FileChannel channel) throws IOException {
     try {
       return channel.tryLock() != null;
     } catch (OverlappingFileLockException e) {
@@ -196,7 +196,7 @@ public final class FolderLock implements AutoCloseable {
   /** Whether this process has the lock now. A file system without locks is said and believed. */
   private static boolean locked(FileChannel channel, Path file) {
     try {
-      return isLocked(channel);
+      return tryLock(channel);
     } catch (IOException e) {
       LOG.warn(
           "{} cannot be locked ({}): see to it that one run at a time writes there",

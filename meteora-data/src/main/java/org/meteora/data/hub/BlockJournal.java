@@ -39,7 +39,7 @@ final class BlockJournal implements Closeable {
     blocks = blocks(file.size(), blockBytes);
     channel = open(journal);
     try {
-      if (!FolderLock.isLocked(channel)) {
+      if (!FolderLock.tryLock(channel)) {
         throw new UserException(
             "another download is writing " + target + "; wait until it is done");
       }
