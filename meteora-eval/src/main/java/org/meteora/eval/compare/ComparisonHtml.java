@@ -128,15 +128,23 @@ public final class ComparisonHtml {
     var difference = changes ? ", difference from " + comparison.columns().getFirst() : "";
     html.append(element("h3", score + difference))
         .append(
-            "<svg viewBox=\"0 0 %1$d %2$d\" width=\"%1$d\" role=\"img\" aria-label=\"%3$s\">\n"
-                .formatted(WIDTH, height, escapeHtml(score)));
+            String.format(
+                Locale.ROOT, // a browser reads no other digits
+                "<svg viewBox=\"0 0 %1$d %2$d\" width=\"%1$d\" role=\"img\" aria-label=\"%3$s\">\n",
+                WIDTH,
+                height,
+                escapeHtml(score)));
     scale.axis(html, height - 22, changes);
     int y = 4;
     for (var line : lines) {
       int middle = y + line.marks().size() * LINE / 2 + 4;
       html.append(
-          "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n"
-              .formatted(LABELS - 10, middle, escapeHtml(shortened(line.label()))));
+          String.format(
+              Locale.ROOT,
+              "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n",
+              LABELS - 10,
+              middle,
+              escapeHtml(shortened(line.label()))));
       for (var mark : line.marks()) {
         int at = y + LINE / 2;
         html.append(

@@ -209,7 +209,12 @@ public final class SweepReport {
   }
 
   private static String label(int x, int y, String anchor, String text) {
-    return "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n"
-        .formatted(x, y, anchor, escapeHtml(text));
+    return String.format(
+        Locale.ROOT,
+        "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n",
+        x,
+        y,
+        anchor,
+        escapeHtml(text));
   }
 }

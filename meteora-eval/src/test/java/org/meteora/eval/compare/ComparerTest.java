@@ -12,6 +12,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.IntFunction;
@@ -248,6 +249,17 @@ class ComparerTest {
         .contains("| task | score |", "own adapter");
     var html = Files.readString(folder.resolve("c.html"));
     assertThat(html).contains("<svg", "x &lt;i&gt;").doesNotContain("<i>", "http://", "https://");
+    var usual = Locale.getDefault();
+    try {
+      Locale.setDefault(Locale.forLanguageTag("ar-EG")); // whose digits no browser reads in a size
+      line.execute(
+          folder.resolve("r").toString(), "--out", folder.resolve("arabic.html").toString());
+    } finally {
+      Locale.setDefault(usual);
+    }
+    assertThat(Files.readString(folder.resolve("arabic.html")))
+        .containsPattern("<svg viewBox=\"0 0 [0-9]+ [0-9]+\" width=\"[0-9]+\"")
+        .doesNotContainPattern("=\"[٠-٩]");
     var json = Jsonl.readFile(folder.resolve("c.json"));
     assertThat(json.at("/rows/0/cells/0/interval/low").isNumber()).isTrue();
     assertThat(json.path("columns").size()).isEqualTo(3);
