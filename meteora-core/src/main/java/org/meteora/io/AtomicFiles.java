@@ -157,7 +157,11 @@ public final class AtomicFiles {
         });
   }
 
-  /** {@link #write(Path, Body)} of what another file holds. */
+  /**
+   * {@link #write(Path, Body)} of what another file holds.
+   *
+   * @throws UserException naming the target when the one cannot be read or the other not written
+   */
   public static void copy(Path source, Path target) {
     writeStream(target, out -> Files.copy(source, out));
   }

@@ -39,7 +39,12 @@ public final class Folders {
     }
   }
 
-  /** The folders in a folder that hold a file of this name, sorted. */
+  /**
+   * The folders in a folder that hold a file of this name, sorted by name; nothing where there is
+   * no such folder.
+   *
+   * @throws UserException when it cannot be read
+   */
   public static List<Path> having(Path folder, String file) {
     return entries(folder).stream().filter(it -> Files.isRegularFile(it.resolve(file))).toList();
   }

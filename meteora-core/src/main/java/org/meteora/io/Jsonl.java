@@ -131,7 +131,11 @@ public final class Jsonl {
     }
   }
 
-  /** Writes a JSON file; an iterator in the value is a list whose elements are made on the way. */
+  /**
+   * Writes a JSON file; an iterator in the value is a list whose elements are made on the way.
+   *
+   * @throws UserException when it cannot be written; what was there before stays
+   */
   public static void write(Path file, Object value) {
     AtomicFiles.writeStream(
         file,

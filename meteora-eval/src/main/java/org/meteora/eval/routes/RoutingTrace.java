@@ -17,6 +17,7 @@ import java.util.Map;
  * @param parts the tasks' stretches of the text, in order, not overlapping; empty when none are
  *     known
  * @param settings what the run depended on
+ * @param layers decoder layers; gate {@code layer · 7 + module} is that of a layer's module
  * @param topK adapters for each token and gate
  * @param routedTokens how many tokens have a routing: all, or all but the last, which was written
  *     but not read
