@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.nio.file.Path;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -57,6 +58,37 @@ class TrainConfigTest {
     assertThat(lora.lora().rank()).isEqualTo(4);
     assertThat(lora.learningRate()).isEqualTo(1e-3);
     assertThat(lora.steps(5, 1)).isEqualTo(100);
+  }
+
+  /** What the adapters decide is read anew with all the rest: nothing else may change by that. */
+  @Test
+  void nothingButWhatWasOpenIsDecidedByTheAdapters() {
+    var given = new HashMap<String, Object>();
+    given.put("append_eos", true);
+    given.put("response_only", false);
+    given.put("epochs", "2.5");
+    given.put("learning_rate", 3e-3);
+    given.put("seed", -7);
+    given.put("weight_decay", 0.2);
+    given.put("device", "cpu");
+    given.put("dtype", "f32");
+    var ofLora = new HashMap<>(given);
+    ofLora.put("r", 4);
+    ofLora.put("target_modules", "q_proj,v_proj");
+    ofLora.put("layers_to_transform", List.of(1, 2));
+    given.put("tasks", List.of("a", "b"));
+    for (var recipe : List.of("default", "paper")) {
+      given.put("recipe", recipe);
+      for (var train : List.of("auto", "gates", "all")) {
+        given.put("train", train);
+        var config = TrainConfig.meteora(Map.of(), given);
+        assertThat(config.as(false, true)).isEqualTo(config);
+      }
+    }
+    var lora = TrainConfig.lora(Map.of(), ofLora);
+    assertThat(lora.as(false, true)).isEqualTo(lora);
+    var flow = TrainConfig.loraFlow(Map.of(), Map.of());
+    assertThat(flow.as(true, false)).isEqualTo(flow);
   }
 
   @Test
