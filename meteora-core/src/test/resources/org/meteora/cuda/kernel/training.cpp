@@ -53,6 +53,7 @@ static void route() {
   launch<TrainingRouteBackward>(256, (tokens + 7) / 8, 1, 1, training_route_backward, back);
   for (int t = 0; t < tokens; t++) {
     double ofToken = 0;
+    int first = 0;  // gates that have the target first
     std::vector<double> voted(n);
     for (auto& at : all) {
       One& one = *at;
@@ -84,8 +85,10 @@ static void route() {
         check("slope of a logit", toFloat(out[(size_t)t * stride + one.logitsAt + e]), v);
       }
       if (targets[t] >= 0) ofToken += std::log(whole) - order[0].first - toFloat(row[one.logitsAt + targets[t]]);
+      first += order[0].second == targets[t];
     }
     check("loss", loss[t], ofToken);
+    check("right", right[t], first);
     for (int e = 0; e < n; e++) check("votes", votes[(size_t)t * n + e], voted[e]);
     for (int i = used; i < stride; i++) check("padding", toFloat(out[(size_t)t * stride + i]), 0);
   }
