@@ -14,10 +14,15 @@ public final class Kernel {
 
   private final String name;
   private final long function;
+  private final boolean overlaps;
 
-  Kernel(String name, long function) {
+  /**
+   * @param overlaps whether the device knows programmatic dependent launch
+   */
+  Kernel(String name, long function, boolean overlaps) {
     this.name = name;
     this.function = function;
+    this.overlaps = overlaps;
   }
 
   /** Lets blocks use more dynamic shared memory than the usual 48 KiB. */
@@ -66,7 +71,7 @@ public final class Kernel {
       config.set(JAVA_LONG, 32, stream.handle());
       config.set(JAVA_LONG, 40, config.address() + CONFIG);
       var attributes = 0;
-      if (shape.overlap()) {
+      if (shape.overlap() && kernel.overlaps) {
         attribute(config, attributes++, PROGRAMMATIC_STREAM_SERIALIZATION, 1);
       }
       if (shape.cluster() > 1) {

@@ -7,9 +7,13 @@ import java.lang.foreign.MemorySegment;
 
 /** Machine code on one GPU, as long as the process lives. */
 public final class Module {
+  private static final int OVERLAPS = 90; // compute capability
+
+  private final Cuda cuda;
   private final long handle;
 
-  private Module(long handle) {
+  private Module(Cuda cuda, long handle) {
+    this.cuda = cuda;
     this.handle = handle;
   }
 
@@ -20,7 +24,7 @@ public final class Module {
       var image = arena.allocate(code.length + 1L, 16);
       MemorySegment.copy(code, 0, image, JAVA_BYTE, 0, code.length);
       return new Module(
-          CudaDriver.pointer("loading kernels", CudaDriver.MODULE_LOAD, image.address()));
+          cuda, CudaDriver.pointer("loading kernels", CudaDriver.MODULE_LOAD, image.address()));
     }
   }
 
@@ -33,7 +37,8 @@ public final class Module {
               "finding kernel " + name,
               CudaDriver.MODULE_FUNCTION,
               handle,
-              arena.allocateFrom(name).address()));
+              arena.allocateFrom(name).address()),
+          cuda.capability() >= OVERLAPS);
     }
   }
 }

@@ -7,7 +7,8 @@ package org.meteora.cuda.driver;
  * @param threads of a block
  * @param shared bytes of dynamic shared memory of a block
  * @param overlap lets the blocks start before the kernel in front has ended (programmatic dependent
- *     launch); only for kernels that wait for it themselves
+ *     launch; compute capability 9.0 and newer, nothing before); only for kernels that wait for it
+ *     themselves
  * @param cluster this many blocks beside each other in x run at the same time and read each other's
  *     shared memory; compute capability 9.0 and newer, 1 anywhere
  */
