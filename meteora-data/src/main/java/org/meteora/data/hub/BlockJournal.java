@@ -2,15 +2,18 @@ package org.meteora.data.hub;
 
 import java.io.Closeable;
 import java.io.IOException;
-import java.nio.ByteBuffer;
+import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
-import java.util.Arrays;
+import java.util.HashMap;
 import java.util.HexFormat;
-import java.util.TreeMap;
+import java.util.Map;
+import java.util.Set;
+import java.util.regex.Pattern;
 import java.util.zip.CRC32C;
 import org.meteora.UserException;
 import org.meteora.io.FolderLock;
@@ -22,10 +25,11 @@ import org.meteora.io.FolderLock;
  * its number, the CRC-32C of its content, and the CRC-32C of the line itself.
  */
 final class BlockJournal implements Closeable {
-  private static final int LINE = 27;
+  private static final Pattern LINE =
+      Pattern.compile("(([0-9a-f]{8}) ([0-9a-f]{8})) ([0-9a-f]{8})\n");
 
   private final FileChannel channel;
-  private final byte[] head;
+  private final String head;
   private final int blocks;
 
   /**
@@ -63,28 +67,19 @@ final class BlockJournal implements Closeable {
     return Math.toIntExact((size + blockBytes - 1) / blockBytes);
   }
 
-  private static byte[] head(HubFile file, int blockBytes) {
-    return ("meteora-download 1 " + file.size() + " " + blockBytes + " " + file.hash() + "\n")
-        .getBytes(StandardCharsets.US_ASCII);
+  private static String head(HubFile file, int blockBytes) {
+    return "meteora-download 1 " + file.size() + " " + blockBytes + " " + file.hash() + "\n";
   }
 
   /**
    * The checksums of the blocks that an earlier process wrote, by their numbers; empty when the
    * journal is another content's. What follows its last valid line is cut off.
    */
-  TreeMap<Integer, Integer> restore() throws IOException {
-    var written = new TreeMap<Integer, Integer>();
-    long valid = read(channel, head, blocks, written);
-    channel.truncate(valid);
-    channel.position(valid);
+  Map<Integer, Integer> restore() throws IOException {
+    var written = new HashMap<Integer, Integer>();
+    int valid = read(Channels.newInputStream(channel).readAllBytes(), head, blocks, written);
+    channel.truncate(valid).position(valid);
     return written;
-  }
-
-  /** Begins a journal without blocks. */
-  void begin() throws IOException {
-    channel.truncate(0);
-    channel.write(ByteBuffer.wrap(head), 0);
-    channel.position(head.length);
   }
 
   /** Makes it empty, which is no journal of any content. */
@@ -92,40 +87,38 @@ final class BlockJournal implements Closeable {
     channel.truncate(0);
   }
 
-  /** The checksums of a journal's blocks, without changing it. */
-  static TreeMap<Integer, Integer> peek(Path journal, HubFile file, int blockBytes)
-      throws IOException {
-    var written = new TreeMap<Integer, Integer>();
-    try (var channel = FileChannel.open(journal, StandardOpenOption.READ)) {
-      read(channel, head(file, blockBytes), blocks(file.size(), blockBytes), written);
-    }
-    return written;
+  /** Begins an empty one. */
+  void begin() throws IOException {
+    write(head);
+  }
+
+  /** The numbers of a journal's blocks, without changing it. */
+  static Set<Integer> peek(Path journal, HubFile file, int blockBytes) throws IOException {
+    var written = new HashMap<Integer, Integer>();
+    read(
+        Files.readAllBytes(journal),
+        head(file, blockBytes),
+        blocks(file.size(), blockBytes),
+        written);
+    return written.keySet();
   }
 
   /** Returns how much of the journal is valid, 0 for another content's. */
-  private static long read(
-      FileChannel channel, byte[] head, int blocks, TreeMap<Integer, Integer> written)
-      throws IOException {
-    var all = new byte[Math.toIntExact(Math.min(channel.size(), Integer.MAX_VALUE - 8))];
-    var buffer = ByteBuffer.wrap(all);
-    while (buffer.hasRemaining() && channel.read(buffer, buffer.position()) >= 0) {
-      // until it is whole
-    }
-    if (all.length < head.length || !Arrays.equals(all, 0, head.length, head, 0, head.length)) {
+  private static int read(byte[] journal, String head, int blocks, Map<Integer, Integer> written) {
+    var text = new String(journal, StandardCharsets.ISO_8859_1);
+    if (!text.startsWith(head)) {
       return 0;
     }
-    int at = head.length;
-    for (; at + LINE <= all.length; at += LINE) {
-      var line = new String(all, at, LINE, StandardCharsets.ISO_8859_1);
-      if (!line.matches("[0-9a-f]{8} [0-9a-f]{8} [0-9a-f]{8}\n")
-          || Integer.parseUnsignedInt(line.substring(18, 26), 16) != crc(all, at, 17)) {
+    int at = head.length();
+    for (var line = LINE.matcher(text); line.region(at, text.length()).lookingAt(); ) {
+      int block = Integer.parseUnsignedInt(line.group(2), 16);
+      if (Integer.parseUnsignedInt(line.group(4), 16) != crc(line.group(1))
+          || block < 0
+          || block >= blocks) {
         break;
       }
-      int block = Integer.parseUnsignedInt(line.substring(0, 8), 16);
-      if (block < 0 || block >= blocks) {
-        break;
-      }
-      written.put(block, Integer.parseUnsignedInt(line.substring(9, 17), 16));
+      written.put(block, Integer.parseUnsignedInt(line.group(3), 16));
+      at = line.end();
     }
     return at;
   }
@@ -134,16 +127,23 @@ final class BlockJournal implements Closeable {
   void add(int block, int checksum) throws IOException {
     var hex = HexFormat.of(); // String.format takes long in a fresh process
     var text = hex.toHexDigits(block) + " " + hex.toHexDigits(checksum);
-    int own = crc(text.getBytes(StandardCharsets.US_ASCII), 0, text.length());
-    var line = (text + " " + hex.toHexDigits(own) + "\n").getBytes(StandardCharsets.US_ASCII);
-    for (var buffer = ByteBuffer.wrap(line); buffer.hasRemaining(); ) {
-      channel.write(buffer);
+    write(text + " " + hex.toHexDigits(crc(text)) + "\n");
+  }
+
+  private void write(String text) throws IOException {
+    for (var bytes = StandardCharsets.US_ASCII.encode(text); bytes.hasRemaining(); ) {
+      channel.write(bytes);
     }
   }
 
-  static int crc(byte[] bytes, int from, int length) {
+  private static int crc(String text) {
+    return crc(text.getBytes(StandardCharsets.US_ASCII), text.length());
+  }
+
+  /** The CRC-32C of the first bytes. */
+  static int crc(byte[] bytes, int length) {
     var crc = new CRC32C();
-    crc.update(bytes, from, length);
+    crc.update(bytes, 0, length);
     return (int) crc.getValue();
   }
 

@@ -5,6 +5,7 @@ import java.io.InputStream;
 import java.net.URI;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.BitSet;
 import java.util.HexFormat;
 import java.util.Map;
 import java.util.concurrent.ExecutorService;
@@ -15,7 +16,6 @@ import java.util.function.LongConsumer;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
-import org.meteora.io.Digests;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -28,8 +28,6 @@ final class FileDownload {
   private static final Pattern CONTENT_RANGE =
       Pattern.compile("bytes (\\d{1,18})-(\\d{1,18})/(\\d{1,18}|\\*)");
   private static final int WRONG_HASHES = 2;
-
-  private static final int ASIDE = 64 << 10;
 
   /** Bytes a second from which on more connections only cost: writing and hashing are the limit. */
   private static final double ENOUGH = 192 << 20;
@@ -76,7 +74,7 @@ final class FileDownload {
             part.publish();
             return;
           }
-          part.discard();
+          PartFile.discard(target);
           if (attempt == WRONG_HASHES) {
             throw new UserException(
                 ("%s: what the server sent has the hash %s, the listing says %s (twice"
@@ -112,17 +110,7 @@ final class FileDownload {
       return HexFormat.of().formatHex(digest.digest());
     } finally {
       workers.shutdownNow();
-      boolean interrupted = false;
-      while (!workers.isTerminated()) {
-        try {
-          workers.awaitTermination(1, java.util.concurrent.TimeUnit.DAYS);
-        } catch (InterruptedException e) {
-          interrupted = true;
-        }
-      }
-      if (interrupted) {
-        Thread.currentThread().interrupt();
-      }
+      workers.close();
     }
   }
 
@@ -150,33 +138,21 @@ final class FileDownload {
     // all connections get something, and the ranges advance together, close to the hashing
     int maximum =
         Math.clamp(
-            part.blocks() / (2 * layout.connections()), 1, layout.rangeBytes() / part.blockBytes());
+            part.blocks() / (2 * layout.connections()),
+            1,
+            layout.rangeBytes() / layout.blockBytes());
     try {
       for (PartFile.Range range; (range = part.claim(maximum, owner)) != null; ) {
-        var sink = new BlockSink(part, range);
         try {
-          get(part, range, sink, owner);
-          if (sink.progress == 0) {
-            throw new IOException("the server sent none of the bytes asked for");
-          }
-          retry.progressed();
+          get(part, range, retry, owner);
         } catch (LeftToAnother e) {
           return;
-        } catch (StatusException e) {
-          boolean expired = direct.getAndSet(null) != null;
-          if (!e.mayPass() && !expired) {
-            throw hub.explain(repository, e);
-          }
-          retry.pause(e);
         } catch (IOException e) {
-          direct.set(null);
-          if (sink.progress > 0) {
-            retry.progressed();
+          boolean expired = direct.getAndSet(null) != null;
+          if (e instanceof StatusException status && !status.mayPass() && !expired) {
+            throw hub.explain(repository, status);
           }
-          sink.release();
           retry.pause(e);
-        } finally {
-          sink.release();
         }
       }
     } catch (InterruptedException e) {
@@ -186,28 +162,29 @@ final class FileDownload {
     }
   }
 
-  private void get(PartFile part, PartFile.Range range, BlockSink sink, Object owner)
+  private void get(PartFile part, PartFile.Range range, Retry retry, Object owner)
       throws IOException, InterruptedException {
     var cached = direct.get();
     var address =
         cached != null ? cached : repository.fileAddress(hub.settings().endpoint(), file.path());
     long from = part.start(range.first());
-    long to = part.end(range.last());
+    long to = part.start(range.last()) + part.length(range.last());
     var headers = Map.of("Range", "bytes=" + from + "-" + (to - 1), "Accept-Encoding", "identity");
-    var source =
-        hub.http()
-            .get(
-                address,
-                headers,
-                reply -> {
-                  check(reply, part, from, to, owner);
-                  sink.startAt(reply.status() == 206 ? from : 0);
-                  return sink;
-                });
-    direct.compareAndSet(cached, hub.http().isEndpoint(source) ? null : source);
+    try (var sink = new BlockSink(part, range, retry)) {
+      hub.http()
+          .get(
+              address,
+              headers,
+              (reply, body) -> {
+                check(reply, from, to, part, owner);
+                sink.drain(reply.status() == 206 ? range.first() : 0, body);
+                var source = reply.address();
+                direct.compareAndSet(cached, hub.http().isEndpoint(source) ? null : source);
+              });
+    }
   }
 
-  private void check(Http.Reply reply, PartFile part, long from, long to, Object owner)
+  private void check(Http.Reply reply, long from, long to, PartFile part, Object owner)
       throws IOException {
     if (!reply.header("Content-Encoding").orElse("identity").equals("identity")) {
       throw new IOException("the server sent the file in an encoding nobody asked for");
@@ -217,16 +194,16 @@ final class FileDownload {
       if (!range.matches()
           || Long.parseLong(range.group(1)) != from
           || Long.parseLong(range.group(2)) >= to
-          || !(range.group(3).equals("*") || Long.parseLong(range.group(3)) == part.size())) {
+          || !(range.group(3).equals("*") || Long.parseLong(range.group(3)) == file.size())) {
         throw new IOException("the server sent another part of the file than was asked for");
       }
     } else if (reply.status() == 200) {
-      long length = reply.header("Content-Length").map(Long::parseLong).orElse(part.size());
-      if (length != part.size()) {
+      long length = reply.header("Content-Length").map(Long::parseLong).orElse(file.size());
+      if (length != file.size()) {
         throw new IOException(
-            "the server's file has " + length + " bytes, the listing says " + part.size());
+            "the server's file has " + length + " bytes, the listing says " + file.size());
       }
-      boolean askedForAll = from == 0 && to == part.size();
+      boolean askedForAll = from == 0 && to == file.size();
       if (!askedForAll && !part.ownSequential(owner)) {
         throw new LeftToAnother();
       }
@@ -235,108 +212,71 @@ final class FileDownload {
     }
   }
 
-  /** Writes the blocks it has claimed, or can claim as they pass, and lets the others go by. */
-  private final class BlockSink implements Http.Sink {
+  /** Keeps the blocks it has claimed, or can claim as they pass, and lets the others go by. */
+  private final class BlockSink implements AutoCloseable {
     private final PartFile part;
-    private final PartFile.Range range;
-    private final boolean[] held;
-    private long position;
-    private int open = -1;
-    private boolean extra;
-    private byte[] content;
-    private long progress;
+    private final Retry retry;
 
-    BlockSink(PartFile part, PartFile.Range range) {
+    /** Blocks that are claimed and have not arrived. */
+    private final BitSet held = new BitSet();
+
+    private boolean progress;
+
+    BlockSink(PartFile part, PartFile.Range range, Retry retry) {
       this.part = part;
-      this.range = range;
-      held = new boolean[range.last() - range.first() + 1];
-      java.util.Arrays.fill(held, true);
+      this.retry = retry;
+      held.set(range.first(), range.last() + 1);
     }
 
-    void startAt(long position) {
-      this.position = position;
+    /** Reads a body that begins with the block {@code first}, to its end. */
+    void drain(int first, InputStream body) throws IOException {
+      int block = first;
+      while (block < part.blocks() && read(block, body)) {
+        block++;
+      }
+      if (block == part.blocks() && body.read() >= 0) {
+        throw new IOException("the server sent more bytes than the file has");
+      }
+      if (!progress) {
+        throw new IOException("the server sent none of the bytes asked for");
+      }
     }
 
+    /** Returns whether the body had the whole block. */
+    private boolean read(int block, InputStream body) throws IOException {
+      boolean wanted = held.get(block) || part.tryClaim(block);
+      held.set(block, wanted);
+      var content = part.buffer();
+      int length = part.length(block);
+      int at = 0;
+      try {
+        for (int n; at < length && (n = body.read(content, at, length - at)) >= 0; at += n) {
+          if (wanted) {
+            received.add(n);
+            arrived.accept(n);
+          }
+        }
+      } finally {
+        if (wanted && at < length) {
+          arrived.accept(-at); // in vain
+        }
+        if (!wanted || at < length) {
+          part.recycle(content);
+        }
+      }
+      if (wanted && at == length) {
+        held.clear(block);
+        part.put(block, content);
+        progress = true;
+        retry.progressed();
+      }
+      return at == length;
+    }
+
+    /** Gives back what has not arrived. */
     @Override
-    public void drain(InputStream body) throws IOException {
-      byte[] aside = null; // for what is not needed
-      while (true) {
-        int block = (int) (position / part.blockBytes());
-        if (position < part.size() && position == part.start(block)) {
-          extra = !inRange(block) && part.tryClaim(block);
-          open = extra || (inRange(block) && held[block - range.first()]) ? block : -1;
-          if (open >= 0) {
-            content = part.buffer();
-          }
-        }
-        int n;
-        if (open == block) {
-          int at = (int) (position - part.start(block));
-          n = body.read(content, at, (int) (part.end(block) - position));
-        } else {
-          aside = aside != null ? aside : new byte[ASIDE];
-          long wanted = position < part.size() ? part.end(block) - position : 1;
-          n = body.read(aside, 0, (int) Math.min(wanted, ASIDE));
-        }
-        if (n < 0) {
-          return;
-        }
-        if (position >= part.size()) {
-          throw new IOException("the server sent more bytes than the file has");
-        }
-        position += n;
-        if (open == block) {
-          received.add(n);
-          arrived.accept(n);
-        }
-        if (position == part.end(block) && open == block) {
-          var whole = content;
-          content = null;
-          part.put(block, whole);
-          progress += part.end(block) - part.start(block);
-          if (extra) {
-            extra = false;
-          } else {
-            held[block - range.first()] = false;
-          }
-          open = -1;
-        }
-      }
+    public void close() {
+      held.stream().forEach(part::release);
     }
-
-    private boolean inRange(int block) {
-      return block >= range.first() && block <= range.last();
-    }
-
-    /** Gives back what was not done; what it had of a block was in vain. */
-    void release() {
-      if (content != null) {
-        part.recycle(content);
-        content = null;
-      }
-      if (open >= 0) {
-        arrived.accept(part.start(open) - position);
-        if (extra) {
-          part.release(open);
-        }
-        open = -1;
-      }
-      for (int i = 0; i < held.length; i++) {
-        if (held[i]) {
-          held[i] = false;
-          part.release(range.first() + i);
-        }
-      }
-    }
-  }
-
-  /** Whether {@code target} is already the file of the listing. */
-  static boolean isThere(Path target, HubFile file) throws IOException {
-    if (!Files.isRegularFile(target) || Files.size(target) != file.size()) {
-      return false;
-    }
-    var digest = file.digest();
-    Digests.update(digest, target, Long.MAX_VALUE);
-    return HexFormat.of().formatHex(digest.digest()).equals(file.hash());
   }
 }

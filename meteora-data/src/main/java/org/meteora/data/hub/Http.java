@@ -36,20 +36,18 @@ final class Http {
   /** What is read of an error page so that its connection can be used again. */
   private static final int ERROR_PAGE = 64 << 10;
 
-  /** Reads a body to its end. */
-  @FunctionalInterface
-  interface Sink {
-    void drain(InputStream body) throws IOException;
-  }
-
-  /** Looks at the head of a good reply (2xx) and says where its body goes. */
+  /** Looks at the head of a good reply (2xx) and reads its body to the end. */
   @FunctionalInterface
   interface OnReply {
-    Sink open(Reply reply) throws IOException;
+    void read(Reply reply, InputStream body) throws IOException;
   }
 
-  /** A reply's head. */
-  record Reply(int status, Map<String, String> headers) {
+  /**
+   * A reply's head.
+   *
+   * @param address that it came from, after redirects
+   */
+  record Reply(URI address, int status, Map<String, String> headers) {
     /** All values of the header, with commas between them; the case of its name does not matter. */
     Optional<String> header(String name) {
       return Optional.ofNullable(headers.get(name));
@@ -65,27 +63,22 @@ final class Http {
   /**
    * Fetches {@code uri}, through redirects.
    *
-   * @return the address that the content came from
    * @throws StatusException for a reply other than 2xx
-   * @throws IOException for anything else that broke on the way, and what the sink threw
+   * @throws IOException for anything else that broke on the way, and what {@code onReply} threw
    */
-  URI get(URI uri, Map<String, String> headers, OnReply onReply)
+  void get(URI uri, Map<String, String> headers, OnReply onReply)
       throws IOException, InterruptedException {
     var at = uri;
     for (int hop = 0; hop <= REDIRECTS; hop++) {
       var reply = exchange(at, headers, onReply);
       if (reply.status / 100 == 2) {
-        return at;
+        return;
       }
-      boolean redirect =
+      at =
           switch (reply.status) {
-            case 301, 302, 303, 307, 308 -> true;
-            default -> false;
+            case 301, 302, 303, 307, 308 -> redirect(at, reply);
+            default -> throw new StatusException(reply, isEndpoint(at));
           };
-      if (!redirect) {
-        throw new StatusException(at, reply, isEndpoint(at));
-      }
-      at = redirect(at, reply);
     }
     throw new IOException(uri.getHost() + " redirects in a circle");
   }
@@ -98,7 +91,18 @@ final class Http {
         && port(endpoint) == port(uri);
   }
 
-  private static int port(URI uri) {
+  /** Where a link leads, or an address; empty unless it is http or https to a port of a host. */
+  static Optional<URI> address(URI from, String link) {
+    try {
+      return Optional.of(from.resolve(link))
+          .filter(to -> String.valueOf(to.getScheme()).matches("(?i)https?"))
+          .filter(to -> to.getHost() != null && to.getPort() <= 65_535);
+    } catch (IllegalArgumentException e) {
+      return Optional.empty();
+    }
+  }
+
+  static int port(URI uri) {
     return uri.getPort() >= 0
         ? uri.getPort()
         : "https".equalsIgnoreCase(uri.getScheme()) ? 443 : 80;
@@ -109,20 +113,11 @@ final class Http {
         reply
             .header("Location")
             .orElseThrow(() -> new IOException(from.getHost() + " redirects to nowhere"));
-    URI to;
-    try {
-      to = from.resolve(location);
-    } catch (IllegalArgumentException e) {
-      throw new IOException(from.getHost() + " redirects to a broken address", e);
-    }
-    boolean http = "http".equalsIgnoreCase(to.getScheme());
-    if (to.getHost() == null || !(http || "https".equalsIgnoreCase(to.getScheme()))) {
-      throw new IOException(from.getHost() + " redirects to something that is not http");
-    }
-    if (to.getPort() > 65_535) {
-      throw new IOException(from.getHost() + " redirects to a port that does not exist");
-    }
-    if (http && "https".equalsIgnoreCase(from.getScheme())) {
+    var to =
+        address(from, location)
+            .orElseThrow(
+                () -> new IOException(from.getHost() + " redirects to what is no http address"));
+    if ("http".equalsIgnoreCase(to.getScheme()) && "https".equalsIgnoreCase(from.getScheme())) {
       throw new IOException(from.getHost() + " redirects from https to plain http: refused");
     }
     return to;
@@ -150,9 +145,11 @@ final class Http {
     }
     boolean whole = false;
     try {
-      var reply = head(connection, via);
+      var reply = head(uri, connection, via);
       if (reply.status / 100 == 2) {
-        copy(connection, onReply.open(reply));
+        try (var body = new Body(connection)) {
+          onReply.read(reply, body);
+        }
         whole = true;
       } else {
         whole = skip(connection, reply.status);
@@ -179,7 +176,7 @@ final class Http {
     };
   }
 
-  private static Reply head(HttpURLConnection connection, Optional<Proxies.Via> via)
+  private static Reply head(URI uri, HttpURLConnection connection, Optional<Proxies.Via> via)
       throws IOException {
     try {
       int status = connection.getResponseCode();
@@ -199,7 +196,7 @@ final class Http {
         throw new IOException("Proxy returns 407");
       }
       requireOneLength(connection, headers);
-      return new Reply(status, headers);
+      return new Reply(uri, status, headers);
     } catch (IOException e) {
       var failure = broken(connection, e);
       if (via.isEmpty()) {
@@ -208,10 +205,9 @@ final class Http {
       var proxy = via.get().name();
       if (String.valueOf(e.getMessage()).matches(".*Proxy returns.*407.*")) {
         throw new UserException(
-            "the proxy "
-                + proxy
-                + " refuses the login, or wants one: http://NAME:PASSWORD@HOST:PORT in the variable"
-                + " that names it",
+            ("the proxy %s refuses the login, or wants one: http://NAME:PASSWORD@HOST:PORT in the"
+                    + " variable that names it")
+                .formatted(proxy),
             e);
       }
       throw new IOException(failure.getMessage() + " (through the proxy " + proxy + ")", e);
@@ -233,31 +229,25 @@ final class Http {
     headers.put("Content-Length", each[0]);
   }
 
-  private static void copy(HttpURLConnection connection, Sink sink) throws IOException {
-    long length = connection.getContentLengthLong(); // -1: until the server closes
-    try (var body = new Body(connection)) {
-      sink.drain(body);
-      if (body.arrived < length) {
-        throw broken(connection, new IOException("the connection broke off"));
-      }
-    }
-  }
-
-  /** Counts bytes, and says whose connection is broken. */
+  /** Ends where the server said it would, and says whose connection is broken. */
   private static final class Body extends FilterInputStream {
     private final HttpURLConnection connection;
-    private long arrived;
+    private long missing;
 
     Body(HttpURLConnection connection) throws IOException {
       super(connection.getInputStream());
       this.connection = connection;
+      missing = connection.getContentLengthLong(); // -1: until the server closes
     }
 
     @Override
     public int read(byte[] to, int from, int length) throws IOException {
       try {
         int n = in.read(to, from, length);
-        arrived += Math.max(n, 0);
+        if (n < 0 && missing > 0) {
+          throw new IOException("the connection broke off");
+        }
+        missing -= Math.max(n, 0);
         return n;
       } catch (IOException e) {
         throw broken(connection, e);

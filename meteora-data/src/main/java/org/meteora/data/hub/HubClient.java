@@ -10,9 +10,12 @@ import java.net.URI;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.Supplier;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
 
@@ -48,8 +51,7 @@ public final class HubClient {
       throw broken(repository, "no commit");
     }
     var pinned = repository.at(commit);
-    var files = new ArrayList<HubFile>();
-    var paths = new HashSet<String>();
+    var files = new LinkedHashMap<String, HubFile>();
     var pages = new HashSet<URI>();
     var next = Optional.of(pinned.treeAddress(settings.endpoint()));
     while (next.isPresent()) {
@@ -66,23 +68,22 @@ public final class HubClient {
       for (var each : entries) {
         if (each instanceof Map<?, ?> entry && text(entry, "type").equals("file")) {
           var file = file(repository, entry);
-          if (!paths.add(file.path())) {
+          if (files.put(file.path(), file) != null) {
             throw broken(repository, "\"" + file.path() + "\" twice");
           }
-          files.add(file);
         }
       }
       next = page.next;
     }
-    for (var file : files) {
+    for (var path : files.keySet()) {
       for (var suffix : List.of(PartFile.PART, PartFile.JOURNAL)) {
-        if (file.path().endsWith(suffix)
-            && paths.contains(file.path().substring(0, file.path().length() - suffix.length()))) {
-          throw broken(repository, "\"" + file.path() + "\", a name that downloads use themselves");
+        if (files.containsKey(path + suffix)) {
+          throw broken(
+              repository, "\"" + path + suffix + "\", a name that downloads use themselves");
         }
       }
     }
-    return new Listing(pinned, List.copyOf(files));
+    return new Listing(pinned, List.copyOf(files.values()));
   }
 
   HubSettings settings() {
@@ -125,29 +126,19 @@ public final class HubClient {
   private Page json(Repository repository, URI address) throws InterruptedException {
     var retry = new Retry(settings.timing(), "the listing of the " + repository);
     while (true) {
-      var body = new byte[1][];
-      var link = new String[] {""};
       try {
-        var from =
-            http.get(
-                address,
-                Map.of("Accept", "application/json"),
-                reply -> {
-                  link[0] = reply.header("Link").orElse("");
-                  return in -> {
-                    body[0] = in.readNBytes(LARGEST_PAGE + 1);
-                    if (body[0].length > LARGEST_PAGE) {
-                      throw new IOException("a listing's page of more than 64 MiB");
-                    }
-                  };
-                });
-        var content = parse(body[0]);
-        var next = NEXT.matcher(link[0]);
-        return new Page(
-            content,
-            next.find()
-                ? Optional.of(nextPage(repository, from, next.group(1)))
-                : Optional.empty());
+        var page = new AtomicReference<Page>();
+        http.get(
+            address,
+            Map.of("Accept", "application/json"),
+            (reply, body) -> {
+              var json = body.readNBytes(LARGEST_PAGE + 1);
+              if (json.length > LARGEST_PAGE) {
+                throw new IOException("a listing's page of more than 64 MiB");
+              }
+              page.set(new Page(parse(json), nextPage(repository, reply)));
+            });
+        return page.get();
       } catch (StatusException e) {
         if (!e.mayPass()) {
           throw explain(repository, e);
@@ -165,25 +156,26 @@ public final class HubClient {
    * The address of the next page at the endpoint. A mirror passes on what the Hub says, which is an
    * address at the Hub: of it counts what is asked for, not whom.
    */
-  private URI nextPage(Repository repository, URI from, String link) {
-    URI to;
-    try {
-      to = from.resolve(link);
-    } catch (IllegalArgumentException e) {
-      throw broken(repository, "a next page without an address: " + link);
+  private Optional<URI> nextPage(Repository repository, Http.Reply reply) {
+    var next = NEXT.matcher(reply.header("Link").orElse(""));
+    if (!next.find()) {
+      return Optional.empty();
     }
-    boolean http =
-        "http".equalsIgnoreCase(to.getScheme()) || "https".equalsIgnoreCase(to.getScheme());
-    var path = to.getRawPath() == null ? "" : to.getRawPath();
+    var link = next.group(1);
+    Supplier<UserException> refusal =
+        () -> broken(repository, "a next page that is not one: " + link);
+    var to = Http.address(reply.address(), link).orElseThrow(refusal);
+    var path = to.getRawPath();
     var prefix = settings.endpoint().getRawPath();
-    if (http && to.getHost() != null && this.http.isEndpoint(to) && path.startsWith(prefix)) {
+    if (http.isEndpoint(to) && path.startsWith(prefix)) {
       path = path.substring(prefix.length());
     }
     int asked = path.indexOf("/api/");
-    if (!http || to.getPort() > 65_535 || asked < 0 || to.getRawQuery() == null) {
-      throw broken(repository, "a next page that is not one: " + link);
+    if (asked < 0 || to.getRawQuery() == null) {
+      throw refusal.get();
     }
-    return URI.create(settings.endpoint() + path.substring(asked) + "?" + to.getRawQuery());
+    return Optional.of(
+        URI.create(settings.endpoint() + path.substring(asked) + "?" + to.getRawQuery()));
   }
 
   /**

@@ -1,9 +1,10 @@
 package org.meteora.data.hub;
 
 import java.io.IOException;
-import java.nio.ByteBuffer;
+import java.io.OutputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.DigestOutputStream;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.HexFormat;
@@ -15,6 +16,7 @@ import java.util.concurrent.TimeUnit;
 import java.util.function.ToLongFunction;
 import java.util.function.UnaryOperator;
 import java.util.regex.Pattern;
+import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.Progress;
@@ -139,26 +141,37 @@ public final class HubDownloader {
     return items;
   }
 
+  /** Whether a file is already that of the listing. */
   private static boolean isThere(Item item) {
     try {
-      if (!FileDownload.isThere(item.target, item.file)) {
+      if (!Files.isRegularFile(item.target)
+          || Files.size(item.target) != item.file.size()
+          || !copy(item.target, OutputStream.nullOutputStream(), item.file)) {
         return false;
       }
       // a kill between renaming and tidying up leaves a journal behind
-      for (var suffix : List.of(PartFile.PART, PartFile.JOURNAL)) {
-        Files.deleteIfExists(item.target.resolveSibling(item.target.getFileName() + suffix));
-      }
+      PartFile.discard(item.target);
       return true;
     } catch (IOException e) {
       throw new UserException("cannot read " + item.target + ": " + AtomicFiles.reason(e), e);
     }
   }
 
+  /** Returns whether what was copied is the file of the listing. */
+  private static boolean copy(Path from, OutputStream to, HubFile file) throws IOException {
+    var digest = file.digest();
+    Files.copy(from, new DigestOutputStream(to, digest));
+    return HexFormat.of().formatHex(digest.digest()).equals(file.hash());
+  }
+
   /** Small files side by side, one connection each; big ones one by one, with all connections. */
   private void fetchAll(Repository repository, List<Item> items, Meter meter)
       throws InterruptedException {
     var layout = hub.settings().layout();
-    var small = items.stream().filter(i -> i.file.size() <= layout.rangeBytes() / 4).toList();
+    var bySize =
+        items.stream()
+            .collect(Collectors.partitioningBy(i -> i.file.size() <= layout.rangeBytes() / 4));
+    var small = bySize.get(true);
     var pool = Executors.newFixedThreadPool(layout.connections(), Thread.ofVirtual().factory());
     try {
       var done = new ExecutorCompletionService<Void>(pool);
@@ -181,10 +194,8 @@ public final class HubDownloader {
       pool.shutdownNow();
       pool.awaitTermination(1, TimeUnit.MINUTES);
     }
-    for (var item : items) {
-      if (item.file.size() > layout.rangeBytes() / 4) {
-        fetch(repository, item, layout.connections(), meter);
-      }
+    for (var item : bySize.get(false)) {
+      fetch(repository, item, layout.connections(), meter);
     }
   }
 
@@ -211,20 +222,10 @@ public final class HubDownloader {
       if (!Files.isRegularFile(blob) || Files.size(blob) != item.file.size()) {
         return false;
       }
-      AtomicFiles.write(
+      AtomicFiles.writeStream(
           item.target,
-          channel -> {
-            var digest = item.file.digest();
-            var buffer = new byte[1 << 18];
-            try (var in = Files.newInputStream(blob)) {
-              for (int n; (n = in.read(buffer)) >= 0; ) {
-                digest.update(buffer, 0, n);
-                for (var bytes = ByteBuffer.wrap(buffer, 0, n); bytes.hasRemaining(); ) {
-                  channel.write(bytes);
-                }
-              }
-            }
-            if (!HexFormat.of().formatHex(digest.digest()).equals(item.file.hash())) {
+          out -> {
+            if (!copy(blob, out, item.file)) {
               throw new IOException("not what its name says");
             }
           });

@@ -29,12 +29,6 @@ public record HubSettings(
     Timing timing,
     Layout layout,
     Proxies proxies) {
-  /** Without proxies. */
-  public HubSettings(
-      URI endpoint, Optional<String> token, Path cache, Timing timing, Layout layout) {
-    this(endpoint, token, cache, timing, layout, Proxies.NONE);
-  }
-
   /**
    * How a file is cut.
    *
@@ -58,18 +52,12 @@ public record HubSettings(
       throw new UserException("HF_HUB_OFFLINE=" + offline + " forbids downloads; unset it");
     }
     var endpointText = HubCache.value(environment, "HF_ENDPOINT").orElse("https://huggingface.co");
-    URI endpoint;
-    try {
-      endpoint = URI.create(endpointText.replaceAll("/+$", ""));
-    } catch (IllegalArgumentException e) {
-      throw new UserException("HF_ENDPOINT is not an address: " + endpointText);
-    }
-    if (endpoint.getHost() == null
-        || endpoint.getPort() > 65_535
-        || !("http".equals(endpoint.getScheme()) || "https".equals(endpoint.getScheme()))) {
-      throw new UserException(
-          "HF_ENDPOINT must be like https://huggingface.co, found: " + endpointText);
-    }
+    var endpoint =
+        Http.address(URI.create(""), endpointText.replaceAll("/+$", ""))
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "HF_ENDPOINT must be like https://huggingface.co, found: " + endpointText));
     var home = HubCache.home(environment, userHome);
     var tokenFile =
         HubCache.path(environment, "HF_TOKEN_PATH", userHome).orElse(home.resolve("token"));
@@ -81,11 +69,10 @@ public record HubSettings(
       throw new UserException(
           "the Hub token (HF_TOKEN or " + tokenFile + ") holds characters no token has");
     }
-    var cache = HubCache.of(environment, userHome);
     return new HubSettings(
         endpoint,
         token,
-        cache,
+        HubCache.of(environment, userHome),
         Timing.DEFAULT,
         Layout.DEFAULT,
         Proxies.fromEnvironment(environment));

@@ -30,22 +30,10 @@ public record KnownRepository(
 
   public static final List<KnownRepository> ALL =
       List.of(
-          model("meteora-llama2-13b", "ParagonLight/MeteoRA-llama2-13b", "llama2-13b"),
-          model("meteora-llama3-8b", "ParagonLight/MeteoRA-llama3-8b", "llama3-8b"),
-          new KnownRepository(
-              "llama2-13b",
-              MODEL,
-              "meta-llama/Llama-2-13b-hf",
-              MODEL_FILES,
-              "models/Llama-2-13b-hf",
-              ""),
-          new KnownRepository(
-              "llama3-8b",
-              MODEL,
-              "meta-llama/Meta-Llama-3-8B",
-              MODEL_FILES,
-              "models/Meta-Llama-3-8B",
-              ""),
+          checkpoints("meteora-llama2-13b", "ParagonLight/MeteoRA-llama2-13b", "llama2-13b"),
+          checkpoints("meteora-llama3-8b", "ParagonLight/MeteoRA-llama3-8b", "llama3-8b"),
+          base("llama2-13b", "meta-llama/Llama-2-13b-hf"),
+          base("llama3-8b", "meta-llama/Meta-Llama-3-8B"),
           data("meteora-dataset", "NJUDeepEngine/meteora_dataset"),
           data("bigbench", "tasksource/bigbench"),
           data("gsm8k", "openai/gsm8k", "main/*"),
@@ -65,9 +53,17 @@ public record KnownRepository(
         .findFirst();
   }
 
-  private static KnownRepository model(String name, String id, String base) {
-    return new KnownRepository(
-        name, MODEL, id, List.of(), "ckpt/" + id.substring(id.indexOf('/') + 1), base);
+  private static KnownRepository checkpoints(String name, String id, String base) {
+    return new KnownRepository(name, MODEL, id, List.of(), "ckpt/" + bare(id), base);
+  }
+
+  private static KnownRepository base(String name, String id) {
+    return new KnownRepository(name, MODEL, id, MODEL_FILES, "models/" + bare(id), "");
+  }
+
+  /** The name without its owner. */
+  private static String bare(String id) {
+    return id.substring(id.indexOf('/') + 1);
   }
 
   private static KnownRepository data(String name, String id, String... includes) {

@@ -11,11 +11,12 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.security.MessageDigest;
 import java.util.ArrayDeque;
+import java.util.BitSet;
 import java.util.HashMap;
 import java.util.Map;
-import java.util.concurrent.ArrayBlockingQueue;
-import java.util.concurrent.ThreadPoolExecutor;
-import java.util.concurrent.TimeUnit;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Semaphore;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 
@@ -31,8 +32,8 @@ import org.meteora.io.AtomicFiles;
  * <p>Blocks that arrive about when they are to be hashed are hashed from the memory they arrived
  * in, whole: what was hashed is what was written. The others are read back.
  *
- * <p>Blocks are {@code missing}, {@code claimed} by one connection, or {@code done}. All methods
- * may be called from several threads.
+ * <p>Blocks are {@link #missing}, claimed by one connection, or {@link #written}. All methods may
+ * be called from several threads.
  *
  * <p>Long, because the states of the blocks are under one lock.
  */
@@ -40,13 +41,10 @@ final class PartFile implements Closeable {
   static final String PART = ".part";
   static final String JOURNAL = ".part.journal";
 
-  private static final byte MISSING = 0;
-  private static final byte CLAIMED = 1;
-  private static final byte DONE = 2;
-
   /** Files of no more blocks are written by the threads that receive them. */
   private static final int SMALL_FILE_BLOCKS = 8;
 
+  private static final int WAITING = 5;
   private static final long SYNC_EVERY = 64 << 20;
 
   private final Path target;
@@ -54,10 +52,15 @@ final class PartFile implements Closeable {
   private final Path journalFile;
   private final long size;
   private final int blockBytes;
-  private final byte[] states;
-  private final int[] checksums;
+  private final int blocks;
   private final FileChannel data;
   private final BlockJournal journal;
+
+  /** Blocks that nobody fetches. */
+  private final BitSet missing = new BitSet();
+
+  /** Blocks that are done, and their checksums. */
+  private Map<Integer, Integer> written = new HashMap<>();
 
   /** Blocks' buffers, to be used again. */
   private final ArrayDeque<byte[]> spare = new ArrayDeque<>();
@@ -71,25 +74,14 @@ final class PartFile implements Closeable {
   private int next;
 
   /**
-   * Writes while the next blocks arrive; who brings them waits when it does not keep up. More
-   * threads than this one would only wait for each other: a file system lets one at a time write.
+   * Writes while the next blocks arrive. More threads than this one would only wait for each other:
+   * a file system lets one at a time write.
    */
-  private final ThreadPoolExecutor writer =
-      new ThreadPoolExecutor(
-          1,
-          1,
-          1,
-          TimeUnit.MINUTES,
-          new ArrayBlockingQueue<>(4),
-          Thread.ofPlatform().daemon().name("write").factory(),
-          (task, pool) -> {
-            try {
-              pool.getQueue().put(task);
-            } catch (InterruptedException e) {
-              Thread.currentThread().interrupt();
-              fail(e);
-            }
-          });
+  private final ExecutorService writer =
+      Executors.newSingleThreadExecutor(Thread.ofPlatform().daemon().name("write").factory());
+
+  /** Blocks that may wait for {@link #writer}; who brings more waits too. */
+  private final Semaphore room = new Semaphore(WAITING);
 
   private long unsynced;
   private boolean syncing;
@@ -106,13 +98,11 @@ final class PartFile implements Closeable {
   PartFile(Path target, HubFile file, int blockBytes, int ahead) throws IOException {
     this.target = target;
     this.ahead = ahead;
-    this.part = target.resolveSibling(target.getFileName() + PART);
-    this.journalFile = target.resolveSibling(target.getFileName() + JOURNAL);
+    this.part = beside(target, PART);
+    this.journalFile = beside(target, JOURNAL);
     this.size = file.size();
     this.blockBytes = blockBytes;
-    int blocks = BlockJournal.blocks(size, blockBytes);
-    states = new byte[blocks];
-    checksums = new int[blocks];
+    blocks = BlockJournal.blocks(size, blockBytes);
     journal = new BlockJournal(journalFile, target, file, blockBytes);
     try {
       data = BlockJournal.open(part);
@@ -129,12 +119,11 @@ final class PartFile implements Closeable {
   }
 
   private void restore() throws IOException {
-    var written = data.size() == size ? journal.restore() : Map.<Integer, Integer>of();
-    written.forEach(
-        (block, checksum) -> {
-          states[block] = DONE;
-          checksums[block] = checksum;
-        });
+    if (data.size() == size) {
+      written = journal.restore();
+    }
+    missing.set(0, blocks);
+    written.keySet().forEach(missing::clear);
     if (written.isEmpty()) {
       // shortened first: a new size with the old journal must never be seen together
       journal.clear();
@@ -146,10 +135,14 @@ final class PartFile implements Closeable {
     }
   }
 
+  private static Path beside(Path target, String suffix) {
+    return target.resolveSibling(target.getFileName() + suffix);
+  }
+
   /** How many bytes of {@code file} an earlier try has left, by its journal alone. */
   static long bytesThere(Path target, HubFile file, int blockBytes) {
-    var part = target.resolveSibling(target.getFileName() + PART);
-    var journalFile = target.resolveSibling(target.getFileName() + JOURNAL);
+    var part = beside(target, PART);
+    var journalFile = beside(target, JOURNAL);
     try {
       if (!Files.isRegularFile(journalFile, LinkOption.NOFOLLOW_LINKS)
           || !Files.isRegularFile(part, LinkOption.NOFOLLOW_LINKS)
@@ -157,7 +150,7 @@ final class PartFile implements Closeable {
         return 0;
       }
       long there = 0;
-      for (int block : BlockJournal.peek(journalFile, file, blockBytes).keySet()) {
+      for (int block : BlockJournal.peek(journalFile, file, blockBytes)) {
         there += Math.min(blockBytes, file.size() - (long) block * blockBytes);
       }
       return there;
@@ -167,23 +160,15 @@ final class PartFile implements Closeable {
   }
 
   int blocks() {
-    return states.length;
-  }
-
-  int blockBytes() {
-    return blockBytes;
-  }
-
-  long size() {
-    return size;
+    return blocks;
   }
 
   long start(int block) {
     return (long) block * blockBytes;
   }
 
-  long end(int block) {
-    return Math.min(size, start(block) + blockBytes);
+  int length(int block) {
+    return (int) Math.min(blockBytes, size - start(block));
   }
 
   /** Blocks {@code first} to {@code last}, both inclusive. */
@@ -198,17 +183,11 @@ final class PartFile implements Closeable {
    */
   synchronized Range claim(int maximum, Object owner) throws InterruptedException {
     while (!finished && failure == null && (sequentialOwner == null || sequentialOwner == owner)) {
-      for (int first = 0; first < states.length; first++) {
-        if (states[first] == MISSING) {
-          int last = first;
-          states[first] = CLAIMED;
-          while (last + 1 < states.length
-              && last + 1 - first < maximum
-              && states[last + 1] == MISSING) {
-            states[++last] = CLAIMED;
-          }
-          return new Range(first, last);
-        }
+      int first = missing.nextSetBit(0);
+      if (first >= 0) {
+        int end = Math.min(missing.nextClearBit(first), first + maximum);
+        missing.clear(first, end);
+        return new Range(first, end - 1);
       }
       wait();
     }
@@ -217,11 +196,9 @@ final class PartFile implements Closeable {
 
   /** Claims one block that passes by. */
   synchronized boolean tryClaim(int block) {
-    if (states[block] != MISSING) {
-      return false;
-    }
-    states[block] = CLAIMED;
-    return true;
+    boolean free = missing.get(block);
+    missing.clear(block);
+    return free;
   }
 
   /** Whether {@code owner} is now the one connection to a server that sends whole files only. */
@@ -235,10 +212,8 @@ final class PartFile implements Closeable {
 
   /** Gives a block back that was claimed and not done. */
   synchronized void release(int block) {
-    if (states[block] == CLAIMED) {
-      states[block] = MISSING;
-      notifyAll();
-    }
+    missing.set(block);
+    notifyAll();
   }
 
   /** A buffer for a block, as large as the largest. */
@@ -259,52 +234,52 @@ final class PartFile implements Closeable {
    * @param content begins with the block; one of {@link #buffer}'s, not the caller's any more
    */
   void put(int block, byte[] content) {
-    if (states.length <= SMALL_FILE_BLOCKS) {
+    if (blocks <= SMALL_FILE_BLOCKS) {
       write(block, content);
     } else {
-      writer.execute(() -> write(block, content));
+      room.acquireUninterruptibly();
+      writer.execute(
+          () -> {
+            write(block, content);
+            room.release();
+          });
     }
   }
 
   /** Whether blocks wait to be written: the disk is what takes the time. */
   boolean isBehind() {
-    return !writer.getQueue().isEmpty();
+    return room.availablePermits() < WAITING - 1;
   }
 
   private void write(int block, byte[] content) {
     try {
-      int length = (int) (end(block) - start(block));
-      int checksum = BlockJournal.crc(content, 0, length);
+      int length = length(block);
+      int checksum = BlockJournal.crc(content, length);
       long position = start(block);
       for (var bytes = ByteBuffer.wrap(content, 0, length); bytes.hasRemaining(); ) {
         position += data.write(bytes, position);
       }
-      if (done(block, checksum, content)) {
-        Thread.ofPlatform().daemon().name("sync").start(this::sync);
-      }
+      done(block, checksum, content);
     } catch (IOException | RuntimeException e) {
       fail(e);
     }
   }
 
-  /** Returns whether it is time to sync. */
-  private synchronized boolean done(int block, int checksum, byte[] content) throws IOException {
+  private synchronized void done(int block, int checksum, byte[] content) throws IOException {
     journal.add(block, checksum);
-    states[block] = DONE;
-    checksums[block] = checksum;
-    unsynced += end(block) - start(block);
+    written.put(block, checksum);
+    unsynced += length(block);
     if (block >= next && block - next < ahead) {
       fresh.put(block, content);
     } else {
       spare.push(content);
     }
     notifyAll();
-    boolean now = !syncing && unsynced >= SYNC_EVERY;
-    if (now) {
+    if (!syncing && unsynced >= SYNC_EVERY) {
       syncing = true;
       unsynced = 0;
+      Thread.ofPlatform().daemon().name("sync").start(this::sync);
     }
-    return now;
   }
 
   /** Has the disk work while the rest arrives. */
@@ -328,12 +303,12 @@ final class PartFile implements Closeable {
    */
   void hashNext(MessageDigest digest) throws InterruptedException, IOException {
     int block = next;
-    int length = (int) (end(block) - start(block));
+    int length = length(block);
     while (true) {
       byte[] content;
       int expected;
       synchronized (this) {
-        while (states[block] != DONE) {
+        while (!written.containsKey(block)) {
           if (failure instanceof UserException user) {
             throw user;
           }
@@ -343,7 +318,7 @@ final class PartFile implements Closeable {
           wait();
         }
         content = fresh.remove(block);
-        expected = checksums[block];
+        expected = written.get(block);
       }
       boolean right = true;
       if (content == null) {
@@ -352,7 +327,7 @@ final class PartFile implements Closeable {
         while (bytes.hasRemaining() && data.read(bytes, start(block) + bytes.position()) >= 0) {
           // until it is whole
         }
-        right = !bytes.hasRemaining() && BlockJournal.crc(content, 0, length) == expected;
+        right = !bytes.hasRemaining() && BlockJournal.crc(content, length) == expected;
       }
       if (right) {
         digest.update(content, 0, length);
@@ -363,7 +338,8 @@ final class PartFile implements Closeable {
           next = block + 1;
           return;
         }
-        states[block] = MISSING;
+        written.remove(block);
+        missing.set(block);
         notifyAll();
       }
     }
@@ -391,10 +367,10 @@ final class PartFile implements Closeable {
     Files.deleteIfExists(journalFile);
   }
 
-  /** Removes both files. */
-  void discard() throws IOException {
-    Files.deleteIfExists(part);
-    Files.deleteIfExists(journalFile);
+  /** Removes both files, if they are there. */
+  static void discard(Path target) throws IOException {
+    Files.deleteIfExists(beside(target, PART));
+    Files.deleteIfExists(beside(target, JOURNAL));
   }
 
   @Override

@@ -9,11 +9,12 @@ import java.net.URI;
 import java.net.URLDecoder;
 import java.net.UnknownHostException;
 import java.nio.charset.StandardCharsets;
-import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.regex.Pattern;
 import org.meteora.UserException;
 
 /**
@@ -42,7 +43,7 @@ record Proxies(Map<String, Via> byScheme, List<String> exceptions) {
    *     that is not supported
    */
   static Proxies fromEnvironment(Map<String, String> environment) {
-    var found = new java.util.HashMap<String, Via>();
+    var found = new HashMap<String, Via>();
     for (var scheme : List.of("http", "https")) {
       value(environment, scheme + "_proxy")
           .or(() -> value(environment, "all_proxy"))
@@ -50,12 +51,10 @@ record Proxies(Map<String, Via> byScheme, List<String> exceptions) {
           .ifPresent(variable -> found.put(scheme, parse(variable.getKey(), variable.getValue())));
     }
     var exceptions =
-        value(environment, "no_proxy")
-            .map(variable -> Arrays.stream(variable.getValue().split("[,\\s]+")))
-            .stream()
-            .flatMap(each -> each)
-            .map(each -> each.toLowerCase(Locale.ROOT))
+        value(environment, "no_proxy").stream()
+            .flatMap(variable -> Pattern.compile("[,\\s]+").splitAsStream(variable.getValue()))
             .filter(each -> !each.isEmpty())
+            .map(each -> each.toLowerCase(Locale.ROOT))
             .toList();
     return new Proxies(Map.copyOf(found), exceptions);
   }
@@ -74,43 +73,37 @@ record Proxies(Map<String, Via> byScheme, List<String> exceptions) {
   }
 
   private static Via parse(String variable, String text) {
-    URI uri;
+    URI uri = null;
     try {
       uri = URI.create(text.contains("://") ? text : "http://" + text);
     } catch (IllegalArgumentException e) {
+      // refused below
+    }
+    if (uri == null || uri.getHost() == null || uri.getPort() > 65_535 || uri.getPort() == 0) {
       throw new UserException(variable + " is not the address of a proxy (http://HOST:PORT)");
     }
-    if (uri.getHost() == null || uri.getPort() > 65_535 || uri.getPort() == 0) {
-      throw new UserException(variable + " is not the address of a proxy (http://HOST:PORT)");
-    }
-    var host = uri.getHost().replaceAll("[\\[\\]]", "");
     var login = Optional.ofNullable(uri.getRawUserInfo()).map(Proxies::login);
     return switch (uri.getScheme().toLowerCase(Locale.ROOT)) {
-      case "http" -> {
-        int port = uri.getPort() < 0 ? 80 : uri.getPort();
-        yield new Via(
-            new Proxy(Proxy.Type.HTTP, new InetSocketAddress(host, port)),
-            host + ":" + port,
-            login);
-      }
+      case "http" -> via(Proxy.Type.HTTP, uri, 80, login);
       case "socks", "socks5", "socks5h" -> {
         if (login.isPresent()) {
           throw new UserException(
               variable + ": a login at a SOCKS proxy is not supported; use an HTTP proxy");
         }
-        int port = uri.getPort() < 0 ? 1080 : uri.getPort();
-        yield new Via(
-            new Proxy(Proxy.Type.SOCKS, new InetSocketAddress(host, port)),
-            host + ":" + port,
-            login);
+        yield via(Proxy.Type.SOCKS, uri, 1080, login);
       }
       default ->
           throw new UserException(
-              variable
-                  + ": proxies of the kind "
-                  + uri.getScheme()
-                  + ":// are not supported; http://, socks5:// and socks5h:// are");
+              "%s: proxies of the kind %s:// are not supported; http://, socks5:// and socks5h:// are"
+                  .formatted(variable, uri.getScheme()));
     };
+  }
+
+  private static Via via(
+      Proxy.Type type, URI uri, int defaultPort, Optional<PasswordAuthentication> login) {
+    var host = uri.getHost().replaceAll("[\\[\\]]", "");
+    int port = uri.getPort() < 0 ? defaultPort : uri.getPort();
+    return new Via(new Proxy(type, new InetSocketAddress(host, port)), host + ":" + port, login);
   }
 
   private static PasswordAuthentication login(String userInfo) {
@@ -132,11 +125,7 @@ record Proxies(Map<String, Via> byScheme, List<String> exceptions) {
 
   private boolean isExcepted(URI address) {
     var host = address.getHost().replaceAll("[\\[\\]]", "").toLowerCase(Locale.ROOT);
-    int port =
-        address.getPort() >= 0
-            ? address.getPort()
-            : address.getScheme().equalsIgnoreCase("https") ? 443 : 80;
-    return exceptions.stream().anyMatch(exception -> matches(exception, host, port));
+    return exceptions.stream().anyMatch(each -> matches(each, host, Http.port(address)));
   }
 
   private static boolean matches(String exception, String host, int port) {

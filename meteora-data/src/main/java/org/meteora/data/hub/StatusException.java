@@ -1,7 +1,6 @@
 package org.meteora.data.hub;
 
 import java.io.IOException;
-import java.net.URI;
 import java.time.DateTimeException;
 import java.time.Duration;
 import java.time.Instant;
@@ -17,8 +16,8 @@ final class StatusException extends IOException {
   private final transient Http.Reply reply;
   private final boolean fromEndpoint;
 
-  StatusException(URI uri, Http.Reply reply, boolean fromEndpoint) {
-    super(uri.getHost() + " answered " + reply.status() + errorText(reply));
+  StatusException(Http.Reply reply, boolean fromEndpoint) {
+    super(reply.address().getHost() + " answered " + reply.status() + errorText(reply));
     this.reply = reply;
     this.fromEndpoint = fromEndpoint;
   }

@@ -263,7 +263,8 @@ class HubDownloaderTest {
     assertThatThrownBy(this::download).hasMessageContaining("the Hub refuses the token");
     var s = settings();
     var anonymous =
-        new HubSettings(s.endpoint(), Optional.empty(), s.cache(), s.timing(), s.layout());
+        new HubSettings(
+            s.endpoint(), Optional.empty(), s.cache(), s.timing(), s.layout(), Proxies.NONE);
     assertThatThrownBy(() -> download(anonymous))
         .hasMessageContaining("does not exist, is private or is gated")
         .hasMessageContaining("set HF_TOKEN");
@@ -335,7 +336,9 @@ class HubDownloaderTest {
       var endpoint = java.net.URI.create("http://127.0.0.1:" + busy.getLocalPort());
       assertThatThrownBy(
               () ->
-                  download(new HubSettings(endpoint, s.token(), s.cache(), s.timing(), s.layout())))
+                  download(
+                      new HubSettings(
+                          endpoint, s.token(), s.cache(), s.timing(), s.layout(), Proxies.NONE)))
           .hasMessageContaining("asks to wait");
       var list = List.copyOf(times);
       assertThat(list).hasSize(2);

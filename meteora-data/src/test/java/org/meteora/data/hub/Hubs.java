@@ -23,7 +23,8 @@ final class Hubs {
   }
 
   static HubSettings settings(FakeHub hub, Path cache, HubSettings.Layout layout, Timing timing) {
-    return new HubSettings(hub.endpoint(), Optional.of("hf_secret"), cache, timing, layout);
+    return new HubSettings(
+        hub.endpoint(), Optional.of("hf_secret"), cache, timing, layout, Proxies.NONE);
   }
 
   static byte[] random(java.util.Random random, int size) {

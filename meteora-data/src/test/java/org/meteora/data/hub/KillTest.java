@@ -27,7 +27,13 @@ class KillTest {
       var environment = Map.of("HF_ENDPOINT", args[0]);
       var found = HubSettings.fromEnvironment(environment, Path.of(args[1]));
       var settings =
-          new HubSettings(found.endpoint(), found.token(), found.cache(), found.timing(), LAYOUT);
+          new HubSettings(
+              found.endpoint(),
+              found.token(),
+              found.cache(),
+              found.timing(),
+              LAYOUT,
+              found.proxies());
       var hub = new HubClient(settings);
       new HubDownloader(hub)
           .download(

@@ -419,7 +419,8 @@ class ProxiesTest {
             Optional.empty(),
             folder,
             Hubs.FAST,
-            HubSettings.Layout.DEFAULT));
+            HubSettings.Layout.DEFAULT,
+            Proxies.NONE));
   }
 
   /** A mirror hands on the Hub's own links; the next page is asked of the mirror all the same. */
