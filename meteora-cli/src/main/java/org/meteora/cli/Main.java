@@ -156,7 +156,7 @@ public final class Main implements Runnable {
     for (var command :
         new Object[] {
           new InitCommand(),
-          new CreateDatasetCommand(HubSourceFetcher::fromEnvironment),
+          new CreateDatasetCommand(new HubSourceFetcher()),
           new CreateCompositeCommand(),
           new DownloadCommand(),
           new TrainLoraCommand(),

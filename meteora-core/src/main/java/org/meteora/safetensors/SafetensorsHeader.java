@@ -44,24 +44,6 @@ record SafetensorsHeader(
           .enable(JsonParser.Feature.STRICT_DUPLICATE_DETECTION)
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
 
-  /** Bits of the dtypes that are passed over: what the format knows and this model never uses. */
-  private static final Map<String, Integer> OTHER_DTYPES =
-      Map.ofEntries(
-          Map.entry("I8", 8),
-          Map.entry("I16", 16),
-          Map.entry("U16", 16),
-          Map.entry("U32", 32),
-          Map.entry("U64", 64),
-          Map.entry("C64", 64),
-          Map.entry("F8_E4M3", 8),
-          Map.entry("F8_E5M2", 8),
-          Map.entry("F8_E8M0", 8),
-          Map.entry("F8_E4M3FNUZ", 8),
-          Map.entry("F8_E5M2FNUZ", 8),
-          Map.entry("F6_E2M3", 6),
-          Map.entry("F6_E3M2", 6),
-          Map.entry("F4", 4));
-
   /**
    * Reads the header.
    *
@@ -104,24 +86,23 @@ record SafetensorsHeader(
     long dataSize = size - 8 - length;
     var tensors = new LinkedHashMap<String, TensorInfo>();
     var unread = new LinkedHashMap<String, String>();
-    var extents = new ArrayList<Extent>();
+    var all = new ArrayList<TensorInfo>();
     Map<String, String> metadata = Map.of();
     for (var entry : json.properties()) {
-      if (entry.getKey().equals("__metadata__")) {
+      var name = entry.getKey();
+      if (name.equals("__metadata__")) {
         metadata = metadata(path, entry.getValue());
+        continue;
+      }
+      var tensor = tensor(path, name, entry.getValue(), dataSize);
+      all.add(tensor);
+      if (tensor.dtype() != null) {
+        tensors.put(name, tensor);
       } else {
-        var name = entry.getKey();
-        var extent = extent(path, name, entry.getValue(), dataSize);
-        extents.add(extent);
-        var dtype = dtype(path, name, entry.getValue());
-        if (dtype.isPresent()) {
-          tensors.put(name, tensor(path, extent, dtype.get(), entry.getValue()));
-        } else {
-          unread.put(name, entry.getValue().path("dtype").textValue());
-        }
+        unread.put(name, entry.getValue().path("dtype").textValue());
       }
     }
-    checkLayout(path, extents, dataSize);
+    checkLayout(path, all, dataSize);
     return new SafetensorsHeader(
         Collections.unmodifiableMap(tensors),
         Collections.unmodifiableMap(unread),
@@ -158,56 +139,10 @@ record SafetensorsHeader(
     return result;
   }
 
-  /** Where a tensor lies. */
-  private record Extent(String name, long begin, long end) {}
-
-  /** Empty for a dtype that is not used here: such a tensor is passed over. */
-  private static Optional<Dtype> dtype(Path path, String name, JsonNode node) {
-    var text = node.path("dtype").asText("");
-    if (!node.path("dtype").isTextual() || text.isEmpty()) {
-      throw broken(path, "tensor " + name + " has no dtype");
-    }
-    return Arrays.stream(Dtype.values())
-        .filter(each -> each.safetensorsName().equals(text))
-        .findFirst();
-  }
-
-  private static List<Long> shape(Path path, String name, JsonNode node, long bits, long bytes) {
-    var shape = new ArrayList<Long>();
-    long count = 1;
-    if (!node.path("shape").isArray()) {
-      throw broken(path, "tensor " + name + " has no shape");
-    }
-    for (var dimension : node.path("shape")) {
-      if (!dimension.isIntegralNumber()
-          || !dimension.canConvertToLong()
-          || dimension.longValue() < 0) {
-        throw broken(path, "tensor " + name + " has the dimension " + dimension);
-      }
-      shape.add(dimension.longValue());
-      try {
-        count = Math.multiplyExact(count, dimension.longValue());
-      } catch (ArithmeticException e) {
-        throw broken(path, "tensor " + name + " has an impossible shape " + node.path("shape"));
-      }
-    }
-    if (count > Long.MAX_VALUE / 64 || bits > 0 && (count * bits + 7) / 8 != bytes) {
-      throw broken(
-          path,
-          "tensor %s %s %s does not fill its %s bytes"
-              .formatted(name, node.path("dtype").asText(), shape, bytes));
-    }
-    return List.copyOf(shape);
-  }
-
-  private static Extent extent(Path path, String name, JsonNode node, long dataSize) {
+  /** What the header says of a tensor; without a dtype where it is one that is not used here. */
+  private static TensorInfo tensor(Path path, String name, JsonNode node, long dataSize) {
     var offsets = node.path("data_offsets");
-    if (!offsets.isArray()
-        || offsets.size() != 2
-        || !offsets.get(0).canConvertToLong()
-        || !offsets.get(1).canConvertToLong()
-        || !offsets.get(0).isIntegralNumber()
-        || !offsets.get(1).isIntegralNumber()) {
+    if (offsets.size() != 2 || !isLong(offsets.path(0)) || !isLong(offsets.path(1))) {
       throw broken(path, "tensor " + name + " has no data_offsets [begin, end]");
     }
     long begin = offsets.get(0).longValue();
@@ -218,19 +153,61 @@ record SafetensorsHeader(
           "tensor %s lies at bytes %s to %s, the file holds %s (is it truncated?)"
               .formatted(name, begin, end, dataSize));
     }
-    int bits = OTHER_DTYPES.getOrDefault(node.path("dtype").asText(""), 0);
-    shape(path, name, node, bits, end - begin);
-    return new Extent(name, begin, end);
+    var dtype = node.path("dtype").asText("");
+    if (!node.path("dtype").isTextual() || dtype.isEmpty()) {
+      throw broken(path, "tensor " + name + " has no dtype");
+    }
+    if (!node.path("shape").isArray()) {
+      throw broken(path, "tensor " + name + " has no shape");
+    }
+    var shape = new ArrayList<Long>();
+    long count = 1;
+    for (var dimension : node.path("shape")) {
+      if (!isLong(dimension) || dimension.longValue() < 0) {
+        throw broken(path, "tensor " + name + " has the dimension " + dimension);
+      }
+      shape.add(dimension.longValue());
+      try {
+        count = Math.multiplyExact(count, dimension.longValue());
+      } catch (ArithmeticException e) {
+        throw broken(path, "tensor " + name + " has an impossible shape " + node.path("shape"));
+      }
+    }
+    int bits = bits(dtype);
+    if (count > Long.MAX_VALUE / 64 || bits > 0 && (count * bits + 7) / 8 != end - begin) {
+      throw broken(
+          path,
+          "tensor %s %s %s does not fill its %s bytes".formatted(name, dtype, shape, end - begin));
+    }
+    return new TensorInfo(name, known(dtype).orElse(null), List.copyOf(shape), begin, end);
   }
 
-  private static TensorInfo tensor(Path path, Extent extent, Dtype dtype, JsonNode node) {
-    var shape = shape(path, extent.name(), node, 8L * dtype.bytes(), extent.end() - extent.begin());
-    return new TensorInfo(extent.name(), dtype, shape, extent.begin(), extent.end());
+  private static boolean isLong(JsonNode number) {
+    return number.isIntegralNumber() && number.canConvertToLong();
   }
 
-  private static void checkLayout(Path path, List<Extent> tensors, long dataSize) {
+  private static Optional<Dtype> known(String dtype) {
+    return Arrays.stream(Dtype.values())
+        .filter(each -> each.safetensorsName().equals(dtype))
+        .findFirst();
+  }
+
+  /** Bits of a number: also of what the format knows and this model never uses; 0 of others. */
+  private static int bits(String dtype) {
+    return switch (dtype) {
+      case "F4" -> 4;
+      case "F6_E2M3", "F6_E3M2" -> 6;
+      case "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ" -> 8;
+      case "I16", "U16" -> 16;
+      case "U32" -> 32;
+      case "U64", "C64" -> 64;
+      default -> known(dtype).map(each -> 8 * each.bytes()).orElse(0);
+    };
+  }
+
+  private static void checkLayout(Path path, List<TensorInfo> tensors, long dataSize) {
     var sorted = new ArrayList<>(tensors);
-    sorted.sort(Comparator.comparingLong(Extent::begin).thenComparingLong(Extent::end));
+    sorted.sort(Comparator.comparingLong(TensorInfo::begin).thenComparingLong(TensorInfo::end));
     long at = 0;
     for (var tensor : sorted) {
       if (tensor.begin() < at) {

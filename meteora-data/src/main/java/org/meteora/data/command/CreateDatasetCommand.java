@@ -3,7 +3,6 @@ package org.meteora.data.command;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
-import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
@@ -54,12 +53,12 @@ public final class CreateDatasetCommand implements Callable<Integer> {
   @Option(names = "--offline", description = "Download nothing: use what is on disk.")
   private boolean offline;
 
-  private final Supplier<SourceFetcher> fetcher;
+  private final SourceFetcher fetcher;
 
   /**
    * @param fetcher brings what is missing, unless {@code --offline}
    */
-  public CreateDatasetCommand(Supplier<SourceFetcher> fetcher) {
+  public CreateDatasetCommand(SourceFetcher fetcher) {
     this.fetcher = fetcher;
   }
 
@@ -82,7 +81,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
             : names.stream().map(locator::task).distinct().toList();
     AtomicFiles.requireWritableFolder(settings.targetDir());
     var maker = new DatasetMaker(settings.targetDir(), seed.orDefault());
-    var download = offline ? SourceFetcher.NONE : fetcher.get();
+    var download = offline ? SourceFetcher.NONE : fetcher;
     var rows = new ArrayList<String>();
     boolean incomplete = false;
     for (var each : tasks) {
@@ -91,9 +90,8 @@ public final class CreateDatasetCommand implements Callable<Integer> {
       var source = locator.find(each);
       if (source.isEmpty()) {
         try {
-          if (download.fetch(each, places.getFirst())) {
-            source = locator.find(each);
-          }
+          download.fetch(each, places.getFirst());
+          source = locator.find(each);
         } catch (UserException e) {
           problem = e.getMessage();
         }

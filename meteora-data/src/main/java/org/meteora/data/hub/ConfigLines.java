@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
@@ -29,38 +30,35 @@ public final class ConfigLines {
    * @return nothing for a data set, or a folder that holds neither
    */
   public static Map<String, Path> of(Path folder, List<Path> files, Optional<Path> baseModel) {
-    var adapters = new TreeMap<Path, Integer>();
-    var checkpoints = new TreeMap<Path, Boolean>();
+    var adapters = new TreeMap<Path, Integer>(); // how many a folder holds
+    var checkpoints = new TreeSet<Path>();
     boolean isBase = false;
     for (var file : files) {
       var name = file.getFileName().toString();
-      var parent = file.getParent();
-      if (parent == null) {
+      var parent = folder.resolve(file).getParent();
+      if (file.getParent() == null) {
         isBase |= name.equals("config.json");
       } else if (name.equals("adapter_config.json")) {
-        var holder = parent.getParent() == null ? Path.of("") : parent.getParent();
-        adapters.merge(holder, 1, Integer::sum);
+        adapters.merge(parent.getParent(), 1, Integer::sum);
       } else if (parent.getFileName().toString().matches("top_\\d+")) {
-        checkpoints.put(parent, parent.getFileName().toString().equals("top_2"));
+        checkpoints.add(parent);
       }
     }
     // a folder with gates may carry an adapter_config.json of its own
-    adapters.keySet().removeIf(holder -> checkpoints.keySet().stream().anyMatch(holder::equals));
+    adapters.keySet().removeAll(checkpoints);
     var lines = new LinkedHashMap<String, Path>();
     if (!checkpoints.isEmpty()) {
       var best =
-          checkpoints.entrySet().stream()
-              .filter(Map.Entry::getValue)
+          checkpoints.stream()
+              .filter(each -> each.endsWith("top_2"))
               .findFirst()
-              .orElseGet(checkpoints::firstEntry)
-              .getKey();
-      var checkpointHolder = best.getParent() == null ? Path.of("") : best.getParent();
-      adapters.keySet().removeIf(holder -> adapters.size() > 1 && holder.equals(checkpointHolder));
+              .orElseGet(checkpoints::first);
+      adapters.keySet().removeIf(holder -> adapters.size() > 1 && holder.equals(best.getParent()));
       baseModel.ifPresent(base -> lines.put("base_model_path", base));
-      lines.put("meteora_ckpt_path", folder.resolve(best));
+      lines.put("meteora_ckpt_path", best);
       adapters.entrySet().stream()
           .max(Map.Entry.comparingByValue())
-          .ifPresent(entry -> lines.put("adapter_dir", folder.resolve(entry.getKey())));
+          .ifPresent(entry -> lines.put("adapter_dir", entry.getKey()));
     } else if (isBase) {
       lines.put("base_model_path", folder);
     }
@@ -81,20 +79,15 @@ public final class ConfigLines {
   public static void write(Path config, Map<String, Path> lines) {
     var text = Files.exists(config) ? Texts.read(config) : "";
     var before = parse(config, text);
-    var missing = new ArrayList<String>();
+    var all = new ArrayList<String>();
     for (var entry : lines.entrySet()) {
       var line = line(entry.getKey(), entry.getValue());
       var old =
           Pattern.compile("(?m)^" + Pattern.quote(entry.getKey()) + "[ \\t]*:.*$").matcher(text);
-      if (old.find()) {
-        text = old.replaceFirst(Matcher.quoteReplacement(line));
-      } else {
-        missing.add(line);
-      }
-    }
-    if (!missing.isEmpty()) {
-      text +=
-          (text.isEmpty() || text.endsWith("\n") ? "" : "\n") + String.join("\n", missing) + "\n";
+      var end = text.isEmpty() || text.endsWith("\n") ? "" : "\n";
+      text =
+          old.find() ? old.replaceFirst(Matcher.quoteReplacement(line)) : text + end + line + "\n";
+      all.add(line);
     }
     var expected = new LinkedHashMap<Object, Object>(before);
     lines.forEach((key, value) -> expected.put(key, value.toString()));
@@ -102,9 +95,7 @@ public final class ConfigLines {
       throw new UserException(
           config
               + " is written in a way that cannot be edited line by line; set by hand: "
-              + String.join(
-                  "; ",
-                  lines.entrySet().stream().map(e -> line(e.getKey(), e.getValue())).toList()));
+              + String.join("; ", all));
     }
     AtomicFiles.writeString(config, text);
   }

@@ -4,6 +4,7 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.function.Supplier;
 import org.meteora.UserException;
 import org.meteora.data.source.SourceFetcher;
 import org.meteora.data.tasks.Task;
@@ -13,31 +14,24 @@ import org.meteora.data.tasks.Task;
  * flat into the folder where they are looked for.
  */
 public final class HubSourceFetcher implements SourceFetcher {
-  private final HubClient hub;
+  private final Supplier<HubClient> hub;
   private final Map<Repository, HubClient.Listing> listings = new HashMap<>();
   private boolean unreachable;
 
-  public HubSourceFetcher(HubClient hub) {
+  /**
+   * @param hub looked at when it is needed
+   */
+  public HubSourceFetcher(Supplier<HubClient> hub) {
     this.hub = hub;
   }
 
-  /** A fetcher with this process's environment, which is looked at when it is first needed. */
-  public static SourceFetcher fromEnvironment() {
-    return new SourceFetcher() {
-      private HubSourceFetcher fetcher;
-
-      @Override
-      public synchronized boolean fetch(Task task, Path folder) {
-        if (fetcher == null) {
-          fetcher = new HubSourceFetcher(new HubClient(HubSettings.fromEnvironment()));
-        }
-        return fetcher.fetch(task, folder);
-      }
-    };
+  /** A fetcher with this process's environment. */
+  public HubSourceFetcher() {
+    this(() -> new HubClient(HubSettings.fromEnvironment()));
   }
 
   @Override
-  public synchronized boolean fetch(Task task, Path folder) {
+  public void fetch(Task task, Path folder) {
     var repository = new Repository(Repository.Type.DATASET, task.source().repository(), "main");
     try {
       var listing = listings.get(repository);
@@ -45,13 +39,12 @@ public final class HubSourceFetcher implements SourceFetcher {
         listing = list(repository);
         listings.put(repository, listing);
       }
-      new HubDownloader(hub)
+      new HubDownloader(hub.get())
           .download(
               listing,
               task.source().files(),
               folder,
               path -> path.substring(path.lastIndexOf('/') + 1));
-      return true;
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
       throw new UserException("interrupted while fetching " + repository, e);
@@ -64,7 +57,7 @@ public final class HubSourceFetcher implements SourceFetcher {
       throw new UserException("not fetched, since the Hub did not answer before");
     }
     try {
-      return hub.list(repository);
+      return hub.get().list(repository);
     } catch (UserException e) {
       unreachable =
           e.getCause() instanceof IOException && !(e.getCause() instanceof StatusException);

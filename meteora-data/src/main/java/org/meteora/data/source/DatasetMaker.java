@@ -1,13 +1,14 @@
 package org.meteora.data.source;
 
+import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.file.Path;
 import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.util.ArrayList;
 import java.util.Collections;
-import java.util.HashSet;
 import java.util.HexFormat;
+import java.util.List;
 import java.util.Random;
 import java.util.Set;
 import org.meteora.UserException;
@@ -66,36 +67,33 @@ public final class DatasetMaker {
   private Written write(Task task, SourceLocator.Source source) {
     var folder = targetDir.resolve(task.name());
     var digest = Digests.sha256();
-    var train = source.train();
-    Records test;
-    if (source.test().isPresent()) {
-      test = source.test().get();
-    } else {
-      // no test split: a fifth of the records, drawn with the seed
-      int[] total = new int[1];
-      source.train().forEach((node, where) -> total[0]++);
-      var order = new ArrayList<Integer>();
-      for (int i = 0; i < total[0]; i++) {
-        order.add(i);
-      }
-      Collections.shuffle(order, new Random(seed));
-      Set<Integer> chosen = new HashSet<>(order.subList(0, total[0] / 5));
-      train = filtered(source.train(), chosen, false);
-      test = filtered(source.train(), chosen, true);
-    }
-    var records = train;
+    var parts =
+        source
+            .test()
+            .map(test -> List.of(source.train(), test))
+            .orElseGet(() -> split(source.train()));
     int[] counts = new int[2];
     // train.jsonl takes its place after test.jsonl has: a broken record of either leaves both as
     // they were
     AtomicFiles.writeStream(
         folder.resolve("train.jsonl"),
         out -> {
-          counts[0] = write(out, task, "train", records, MOST_TRAIN, digest);
+          counts[0] = write(out, task, "train", parts.getFirst(), MOST_TRAIN, digest);
           AtomicFiles.writeStream(
               folder.resolve("test.jsonl"),
-              testOut -> counts[1] = write(testOut, task, "test", test, MOST_TEST, digest));
+              testOut ->
+                  counts[1] = write(testOut, task, "test", parts.getLast(), MOST_TEST, digest));
         });
     return new Written(counts[0], counts[1], HexFormat.of().formatHex(digest.digest()));
+  }
+
+  /** Train and test of a source without a test split: a fifth of it, drawn with the seed. */
+  private List<Records> split(Records all) {
+    var order = new ArrayList<Integer>();
+    all.forEach((node, where) -> order.add(order.size()));
+    Collections.shuffle(order, new Random(seed));
+    var chosen = Set.copyOf(order.subList(0, order.size() / 5));
+    return List.of(filtered(all, chosen, false), filtered(all, chosen, true));
   }
 
   private static Records filtered(Records records, Set<Integer> chosen, boolean wanted) {
@@ -127,7 +125,7 @@ public final class DatasetMaker {
           count[0]++;
           try {
             hashed.write(task.prompt().of(node, where).line());
-          } catch (java.io.IOException e) {
+          } catch (IOException e) {
             // not as it is: the reader of the source would take it for its own
             throw new UserException(
                 "cannot write " + task.name() + "/" + split + ".jsonl: " + AtomicFiles.reason(e),

@@ -147,18 +147,13 @@ record ParquetRecords(Path file) implements Records {
 
   private static void read(ParquetInput input, Check check, BlockingQueue<Step> steps) {
     try {
-      Step end;
+      var failure = Optional.<Throwable>empty();
       try {
         rows(input, check, steps);
-        end = new Step.End(Optional.empty());
-      } catch (IOException
-          | RuntimeException
-          | OutOfMemoryError
-          | StackOverflowError
-          | InternalError e) {
-        end = new Step.End(Optional.of(e));
+      } catch (IOException | RuntimeException | VirtualMachineError e) {
+        failure = Optional.of(e);
       }
-      steps.put(end);
+      steps.put(new Step.End(failure));
     } catch (InterruptedException e) {
       // nobody waits for the rest
     }

@@ -7,12 +7,11 @@ import org.meteora.data.tasks.Task;
 @FunctionalInterface
 public interface SourceFetcher {
   /** Fetches nothing: what is missing stays missing. */
-  SourceFetcher NONE = (task, folder) -> false;
+  SourceFetcher NONE = (task, folder) -> {};
 
   /**
    * @param folder where the source's files are expected
-   * @return whether they are there now
    * @throws org.meteora.UserException when fetching failed
    */
-  boolean fetch(Task task, Path folder);
+  void fetch(Task task, Path folder);
 }

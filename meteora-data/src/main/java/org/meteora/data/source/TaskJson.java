@@ -104,7 +104,7 @@ final class TaskJson {
       var found = new ArrayList<TaskJsonExamples>();
       if (Files.isRegularFile(own)) {
         var root = TaskJsonExamples.scan(own, MINIMUM_VALIDATION);
-        if (root.starts() != null) {
+        if (root.distinct() != null) {
           found.add(root);
         }
       }
@@ -115,7 +115,7 @@ final class TaskJson {
         }
         for (var file : subTasks) {
           var examples = TaskJsonExamples.scan(file, MINIMUM_VALIDATION / subTasks.size());
-          if (examples.starts() == null) {
+          if (examples.distinct() == null) {
             throw new UserException(file + ": no \"examples\"" + tooDeep(folder));
           }
           found.add(examples);

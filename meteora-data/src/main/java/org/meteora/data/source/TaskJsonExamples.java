@@ -30,17 +30,10 @@ import org.meteora.io.Jsonl;
  * A {@code task.json}: its prefixes, and where its distinct examples lie.
  *
  * @param minimum validation examples at least
- * @param starts offsets in bytes; null when the file has no key {@code examples}
- * @param lengths in bytes
- * @param numbers of the distinct examples among all, from 0
+ * @param distinct the examples that count; null when the file has no key {@code examples}
  */
 record TaskJsonExamples(
-    Path file,
-    Map<String, JsonNode> settings,
-    int minimum,
-    long[] starts,
-    int[] lengths,
-    int[] numbers) {
+    Path file, Map<String, JsonNode> settings, int minimum, List<Example> distinct) {
   /** Choices are keys: no table of keys that is kept for ever, none that a hostile file fills. */
   private static final ObjectMapper JSON =
       new ObjectMapper(
@@ -57,12 +50,19 @@ record TaskJsonExamples(
   private static final List<String> OTHER_SETTINGS =
       List.of(APPEND_CHOICES, "preferred_score", "metrics");
 
+  /**
+   * Where an example lies in the file, in bytes.
+   *
+   * @param number among all, from 0
+   */
+  record Example(int number, long start, int length) {}
+
   /** The first 128 bits of an example's digest. */
   private record Key(long high, long low) {}
 
   static TaskJsonExamples scan(Path file, int minimum) {
     var settings = new HashMap<String, JsonNode>();
-    TaskJsonExamples found = null;
+    List<Example> found = null;
     try (var in = Files.newInputStream(file);
         var parser = JSON.getFactory().createParser(in)) {
       if (parser.nextToken() != JsonToken.START_OBJECT) {
@@ -75,7 +75,7 @@ record TaskJsonExamples(
         var name = parser.currentName();
         parser.nextToken();
         if (name.equals("examples")) {
-          found = examples(file, parser, settings, minimum);
+          found = examples(file, parser);
         } else if (PREFIXES.contains(name) || OTHER_SETTINGS.contains(name)) {
           settings.put(name, JSON.readTree(parser));
         } else {
@@ -95,19 +95,14 @@ record TaskJsonExamples(
         throw new UserException(file + ": \"" + prefix + "\" must be a string");
       }
     }
-    return found != null ? found : new TaskJsonExamples(file, settings, minimum, null, null, null);
+    return new TaskJsonExamples(file, settings, minimum, found);
   }
 
-  private static TaskJsonExamples examples(
-      Path file, JsonParser parser, Map<String, JsonNode> settings, int minimum)
-      throws IOException {
+  private static List<Example> examples(Path file, JsonParser parser) throws IOException {
     if (!parser.isExpectedStartArrayToken()) {
       throw new UserException(file + ": \"examples\" must be a list");
     }
-    var starts = new long[16];
-    var lengths = new int[16];
-    var numbers = new int[16];
-    int count = 0;
+    var distinct = new ArrayList<Example>();
     var seen = new HashSet<Key>();
     var digest = Digests.sha256();
     for (int number = 0; parser.nextToken() != JsonToken.END_ARRAY; number++) {
@@ -118,23 +113,11 @@ record TaskJsonExamples(
       var node = JSON.readTree(parser);
       var bits = ByteBuffer.wrap(digest.digest(JSON.writeValueAsBytes(node)));
       if (seen.add(new Key(bits.getLong(), bits.getLong()))) {
-        if (count == starts.length) {
-          starts = Arrays.copyOf(starts, 2 * count);
-          lengths = Arrays.copyOf(lengths, 2 * count);
-          numbers = Arrays.copyOf(numbers, 2 * count);
-        }
-        starts[count] = start;
-        lengths[count] = Math.toIntExact(parser.currentLocation().getByteOffset() - start);
-        numbers[count++] = number;
+        long length = parser.currentLocation().getByteOffset() - start;
+        distinct.add(new Example(number, start, Math.toIntExact(length)));
       }
     }
-    return new TaskJsonExamples(
-        file,
-        settings,
-        minimum,
-        Arrays.copyOf(starts, count),
-        Arrays.copyOf(lengths, count),
-        Arrays.copyOf(numbers, count));
+    return distinct;
   }
 
   private static UserException unreadable(Path file, IOException e) {
@@ -151,39 +134,39 @@ record TaskJsonExamples(
   }
 
   private int validation() {
-    return Math.max(starts.length / 5, minimum);
+    return Math.max(distinct.size() / 5, minimum);
   }
 
   /** BIG-bench gives empty splits for the whole task when one file is too small. */
   void requireSplit() {
-    if (validation() >= starts.length) {
+    if (validation() >= distinct.size()) {
       throw new UserException(
           "%s: %s different examples are too few for a split: more than %s are needed"
-              .formatted(file, starts.length, validation()));
+              .formatted(file, distinct.size(), validation()));
     }
   }
 
   /** Hands over one split in its published order. */
   void forEach(boolean train, BiConsumer<JsonNode, String> each) {
-    int total = starts.length;
+    int total = distinct.size();
     var order = MersenneTwister.examples(total);
     int from = train ? 0 : total - validation();
     int to = train ? total - validation() : total;
     try (var channel = FileChannel.open(file)) {
       for (int i = from; i < to; i++) {
-        var where = file + ": example " + numbers[order[i]] + " (from 0)";
-        var example = JSON.readTree(bytes(channel, order[i]));
-        each.accept(record(example, i - from, where), where);
+        var example = distinct.get(order[i]);
+        var where = file + ": example " + example.number() + " (from 0)";
+        each.accept(record(JSON.readTree(bytes(channel, example)), i - from, where), where);
       }
     } catch (IOException e) {
       throw unreadable(file, e);
     }
   }
 
-  private byte[] bytes(FileChannel channel, int index) throws IOException {
-    var buffer = ByteBuffer.allocate(lengths[index]);
+  private byte[] bytes(FileChannel channel, Example example) throws IOException {
+    var buffer = ByteBuffer.allocate(example.length());
     while (buffer.hasRemaining()) {
-      if (channel.read(buffer, starts[index] + buffer.position()) < 0) {
+      if (channel.read(buffer, example.start() + buffer.position()) < 0) {
         throw new UserException(file + ": has become shorter while it was read");
       }
     }
@@ -251,9 +234,8 @@ record TaskJsonExamples(
   private static List<String> targets(JsonNode example, String where) {
     var target = example.get("target");
     if (target != null) {
-      var list = target.isArray() ? target : JSON.createArrayNode().add(target);
       var texts = new ArrayList<String>();
-      for (var each : list) {
+      for (var each : target.isArray() ? target : List.of(target)) {
         if (!each.isTextual()) {
           throw new UserException(
               where + ": \"target\" must be a string or a list of strings, it holds " + each);

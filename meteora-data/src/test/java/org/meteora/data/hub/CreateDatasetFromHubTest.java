@@ -41,7 +41,7 @@ class CreateDatasetFromHubTest {
         add(server, "Helsinki-NLP/news_commentary/" + pair + "/train", "translations");
       }
       var hub = new HubClient(Hubs.settings(server, folder, HubSettings.Layout.DEFAULT));
-      var online = create(new HubSourceFetcher(hub), "one");
+      var online = create(new HubSourceFetcher(() -> hub), "one");
       assertThat(online.lines()).hasSize(Tasks.all().size());
       for (var task : Tasks.all()) {
         assertThat(online).containsPattern(task.name() + " +written .* sha256 [0-9a-f]{16}");
@@ -49,7 +49,7 @@ class CreateDatasetFromHubTest {
       assertThat(online).containsPattern("gsm8k +written +10 train +10 test");
       assertThat(online).containsPattern("winowhy +written +50 train +50 test");
       int requests = server.requests.size();
-      assertThat(create(new HubSourceFetcher(hub), "two", "--offline")).isEqualTo(online);
+      assertThat(create(new HubSourceFetcher(() -> hub), "two", "--offline")).isEqualTo(online);
       assertThat(server.requests).hasSize(requests);
     }
   }
@@ -74,7 +74,7 @@ class CreateDatasetFromHubTest {
               folder.resolve("sources").toString(),
               "--target-dir",
               folder.resolve(target).toString());
-      var command = new CommandLine(new CreateDatasetCommand(() -> fetcher));
+      var command = new CommandLine(new CreateDatasetCommand(fetcher));
       var all = new java.util.ArrayList<>(arguments);
       all.addAll(List.of(more));
       assertThat(command.execute(all.toArray(String[]::new)))

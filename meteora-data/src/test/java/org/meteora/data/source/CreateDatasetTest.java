@@ -170,7 +170,7 @@ class CreateDatasetTest {
     put("alpaca/train.jsonl", "{\"instruction\":\"no output\"}\n".repeat(5));
     put("disfl_qa/train.jsonl", "{\"inputs\":\"i\",\"targets\":[\"t\"]}\n");
     put("disfl_qa/validation.jsonl", "{\"inputs\":\"i\",\"targets\":[\"t\"]}\n");
-    var command = new CommandLine(new CreateDatasetCommand(() -> SourceFetcher.NONE));
+    var command = new CommandLine(new CreateDatasetCommand(SourceFetcher.NONE));
     var sources = folder.resolve("sources").toString();
     var datasets = folder.resolve("datasets").toString();
     assertThat(
@@ -187,7 +187,7 @@ class CreateDatasetTest {
   private record Run(int exit, String out, String error) {}
 
   private Run run(String... arguments) {
-    var command = new CommandLine(new CreateDatasetCommand(() -> SourceFetcher.NONE));
+    var command = new CommandLine(new CreateDatasetCommand(SourceFetcher.NONE));
     var error = new StringBuilder();
     command.setExecutionExceptionHandler(
         (e, line, result) -> {
