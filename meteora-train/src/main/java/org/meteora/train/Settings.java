@@ -11,7 +11,10 @@ import java.util.function.Function;
 import org.meteora.UserException;
 import org.meteora.data.config.Nearest;
 
-/** Reads typed settings out of a map of names to YAML values; mistakes name the key. */
+/**
+ * Reads typed settings out of a map of names to YAML values, and keeps what was read in the values'
+ * place; mistakes name the key.
+ */
 final class Settings {
   private final Map<String, Object> values = new LinkedHashMap<>();
   private final String where;
@@ -38,10 +41,15 @@ final class Settings {
     }
   }
 
-  /** The same, with values for what is not there yet. */
-  Settings over(Map<String, Object> defaults) {
-    defaults.forEach(values::putIfAbsent);
-    return this;
+  /** Gives a setting a value, unless it has one; null: none. */
+  void over(String key, Object standard) {
+    if (standard != null) {
+      values.putIfAbsent(key, standard);
+    }
+  }
+
+  void put(String key, Object value) {
+    values.put(key, value);
   }
 
   /** All that are there. */
@@ -59,22 +67,26 @@ final class Settings {
   }
 
   int integer(String key, int minimum) {
-    long value = whole(key, minimum);
-    if (value > Integer.MAX_VALUE) {
-      throw wrong(key, "at most " + Integer.MAX_VALUE);
-    }
-    return (int) value;
+    int number = (int) whole(key, minimum, Integer.MAX_VALUE);
+    values.put(key, number);
+    return number;
   }
 
   long whole(String key, long minimum) {
+    long number = whole(key, minimum, Long.MAX_VALUE);
+    values.put(key, number);
+    return number;
+  }
+
+  private long whole(String key, long minimum, long maximum) {
     long number;
     try {
       number = Long.parseLong(values.get(key).toString().replace("_", ""));
     } catch (NumberFormatException e) {
       throw wrong(key, "a whole number");
     }
-    if (number < minimum) {
-      throw wrong(key, "at least " + minimum);
+    if (number < minimum || number > maximum) {
+      throw wrong(key, number < minimum ? "at least " + minimum : "at most " + maximum);
     }
     return number;
   }
@@ -89,15 +101,19 @@ final class Settings {
     if (!(number >= minimum && number <= maximum)) {
       throw wrong(key, "between " + minimum + " and " + maximum);
     }
+    values.put(key, number);
     return number;
   }
 
   boolean flag(String key) {
-    return switch (values.get(key).toString()) {
-      case "true" -> true;
-      case "false" -> false;
-      default -> throw wrong(key, "true or false");
-    };
+    boolean flag =
+        switch (values.get(key).toString()) {
+          case "true" -> true;
+          case "false" -> false;
+          default -> throw wrong(key, "true or false");
+        };
+    values.put(key, flag);
+    return flag;
   }
 
   /** A value that need not be there. */
@@ -114,6 +130,7 @@ final class Settings {
     if (!List.of(choices).contains(value)) {
       throw wrong(key, "one of " + String.join(", ", choices));
     }
+    values.put(key, value);
     return value;
   }
 
@@ -127,6 +144,7 @@ final class Settings {
         throw wrong(key, "whole numbers with commas between them");
       }
     }
+    values.put(key, List.copyOf(result));
     return result;
   }
 

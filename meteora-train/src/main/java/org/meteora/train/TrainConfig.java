@@ -1,15 +1,17 @@
 package org.meteora.train;
 
-import static java.util.Map.entry;
+import static java.util.function.Predicate.not;
 
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
-import java.util.TreeSet;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.data.config.Nearest;
@@ -64,7 +66,7 @@ import org.meteora.train.listener.Part;
  *     adapters were trained
  * @param gated whether this is the training of gates ({@code train}) or of one adapter ({@code
  *     train-lora})
- * @param values all of these by the names of the settings
+ * @param values all of these by the names of the settings, as they are recorded
  */
 public record TrainConfig(
     int batchSize,
@@ -100,48 +102,78 @@ public record TrainConfig(
     Optional<Boolean> responseOnly,
     boolean gated,
     Map<String, Object> values) {
-  private static final List<String> COMMON =
+  /**
+   * A setting that both a file and options may give.
+   *
+   * @param standard what it is otherwise by the recipe that keeps the adapters' knowledge; null:
+   *     nothing
+   * @param paper the same by the original's, which {@code train-lora} has too
+   */
+  private record Setting(String name, Object standard, Object paper) {}
+
+  private static Setting setting(String name, Object standard, Object paper) {
+    return new Setting(name, standard, paper);
+  }
+
+  private static Setting setting(String name, Object both) {
+    return setting(name, both, both);
+  }
+
+  private static final List<Setting> COMMON =
       List.of(
-          "batch_size",
-          "gradient_accumulation_steps",
-          "learning_rate",
-          "warmup_ratio",
-          "weight_decay",
-          "max_grad_norm",
-          "max_steps",
-          "epochs",
-          "max_seq_len",
-          "gradient_checkpointing",
-          "seed",
-          "eval_ratio",
-          "eval_steps",
-          "eval_samples",
-          "save_steps",
-          "save_total_limit",
-          "report_to",
-          "dropout",
-          "append_eos",
-          "device",
-          "dtype");
-  private static final List<String> METEORA =
+          setting("batch_size", 16, 4),
+          setting("gradient_accumulation_steps", 1, 2),
+          setting("learning_rate", 2e-2, 5e-4),
+          setting("warmup_ratio", 0.05, 0.005),
+          setting("weight_decay", 0, 0.01),
+          setting("max_grad_norm", 0, 0.3),
+          setting("max_steps", null),
+          setting("epochs", null),
+          setting("max_seq_len", 4096),
+          setting("gradient_checkpointing", "auto"),
+          setting("seed", 42),
+          setting("eval_ratio", 0.1),
+          setting("eval_steps", 100, 500),
+          setting("eval_samples", 256),
+          setting("save_steps", 600, 3000),
+          setting("save_total_limit", 3),
+          setting("report_to", "none"),
+          setting("dropout", 0.1),
+          setting("append_eos", null, false),
+          setting("device", null),
+          setting("dtype", null));
+
+  private static final List<Setting> METEORA =
       List.of(
-          "recipe",
-          "train",
-          "adapter_learning_rate",
-          "adapter_max_grad_norm",
-          "gate_loss_weight",
-          "routing_top_k",
-          "response_only",
-          "keep",
-          "tasks");
-  private static final List<String> LORA =
-      List.of("r", "alpha", "target_modules", "layers_to_transform", "use_rslora", "response_only");
+          setting("response_only", null, false),
+          setting("recipe", "default"),
+          setting("adapter_learning_rate", null),
+          setting("adapter_max_grad_norm", 1, null),
+          setting("keep", "best", "last"),
+          setting("train", "auto", "all"),
+          setting("gate_loss_weight", 10, 50),
+          setting("routing_top_k", RoutingSettings.DEFAULT.topK()),
+          setting("tasks", null));
+
+  private static final List<Setting> LORA =
+      List.of(
+          setting("response_only", null),
+          setting("r", 8),
+          setting("alpha", 16),
+          setting("use_rslora", false),
+          setting("target_modules", null),
+          setting("layers_to_transform", null));
 
   /** All keys of gates' training, but the section for adapters. */
   public static final Set<String> METEORA_KEYS = keys(METEORA);
 
   /** All keys of an adapter's training. */
   public static final Set<String> LORA_KEYS = keys(LORA);
+
+  /** What is told elsewhere: of the device that was found, and of all tasks. */
+  private static final Set<String> NOT_DESCRIBED = Set.of("device", "dtype", "tasks");
+
+  private static final List<String> ALL_LINEAR = List.of("all-linear");
 
   /** What a resumed run may have otherwise: it changes what is done, not what the values mean. */
   private static final Set<String> MAY_CHANGE =
@@ -156,56 +188,6 @@ public record TrainConfig(
           "save_total_limit",
           "report_to");
 
-  /** What holds where neither file nor options say otherwise, whatever the recipe. */
-  private static final Map<String, Object> DEFAULTS =
-      Map.ofEntries(
-          entry("recipe", "default"),
-          entry("max_seq_len", 4096),
-          entry("gradient_checkpointing", "auto"),
-          entry("seed", 42),
-          entry("eval_ratio", 0.1),
-          entry("eval_samples", 256),
-          entry("save_total_limit", 3),
-          entry("report_to", "none"),
-          entry("dropout", 0.1),
-          entry("routing_top_k", RoutingSettings.DEFAULT.topK()),
-          entry("r", 8),
-          entry("alpha", 16),
-          entry("use_rslora", false));
-
-  /** The original's, and {@code train-lora}'s. */
-  private static final Map<String, Object> PAPER =
-      Map.ofEntries(
-          entry("batch_size", 4),
-          entry("gradient_accumulation_steps", 2),
-          entry("learning_rate", 5e-4),
-          entry("warmup_ratio", 0.005),
-          entry("weight_decay", 0.01),
-          entry("max_grad_norm", 0.3),
-          entry("eval_steps", 500),
-          entry("save_steps", 3000),
-          entry("gate_loss_weight", 50),
-          entry("train", "all"),
-          entry("keep", "last"),
-          entry("append_eos", false),
-          entry("response_only", false));
-
-  /** What was found to keep the adapters' knowledge. */
-  private static final Map<String, Object> DEFAULT =
-      Map.ofEntries(
-          entry("batch_size", 16),
-          entry("gradient_accumulation_steps", 1),
-          entry("learning_rate", 2e-2),
-          entry("warmup_ratio", 0.05),
-          entry("weight_decay", 0),
-          entry("max_grad_norm", 0),
-          entry("adapter_max_grad_norm", 1),
-          entry("eval_steps", 100),
-          entry("save_steps", 600),
-          entry("gate_loss_weight", 10),
-          entry("train", "auto"),
-          entry("keep", "best"));
-
   /** The adapters' peak rate in the second part of {@link Trained#AUTO}. */
   private static final double SECOND_RATE = 2e-3;
 
@@ -219,11 +201,7 @@ public record TrainConfig(
     /** Gates, A and B. */
     ALL,
     /** The gates, and where they leave the answers worse than the adapters', a part of all. */
-    AUTO;
-
-    private String label() {
-      return name().toLowerCase(Locale.ROOT);
-    }
+    AUTO
   }
 
   /** Passes over the data of {@code train-lora} when neither steps nor epochs are given. */
@@ -239,9 +217,7 @@ public record TrainConfig(
    */
   public static TrainConfig meteora(Map<String, Object> section, Map<String, Object> options) {
     checkLora(section);
-    var merged = new LinkedHashMap<>(section);
-    merged.remove("lora");
-    return read(merge(known(merged, "config section train", METEORA), options), METEORA, false);
+    return read(merge(own(section), options), METEORA, false);
   }
 
   /**
@@ -285,12 +261,20 @@ public record TrainConfig(
     return read(merged, List.of(), true);
   }
 
-  /** The section's keys that are not for gates alone. */
-  private static Map<String, Object> common(Map<String, Object> section) {
+  /** The section without its sub-section. */
+  private static Map<String, Object> own(Map<String, Object> section) {
     var result = new LinkedHashMap<>(section);
     result.remove("lora");
-    known(result, "config section train", METEORA);
-    METEORA.forEach(result::remove);
+    var known = keys(METEORA);
+    known.add("lora");
+    new Settings("config section train", result, known);
+    return result;
+  }
+
+  /** The section's keys that are not for gates alone. */
+  private static Map<String, Object> common(Map<String, Object> section) {
+    var result = own(section);
+    METEORA.forEach(each -> result.remove(each.name()));
     return result;
   }
 
@@ -304,17 +288,8 @@ public record TrainConfig(
     }
     var result = new LinkedHashMap<String, Object>();
     map.forEach((key, value) -> result.put(String.valueOf(key), value));
-    return known(result, "config section train.lora", LORA);
-  }
-
-  private static Map<String, Object> known(
-      Map<String, Object> values, String where, List<String> more) {
-    var names = keys(more);
-    if (more == METEORA) {
-      names.add("lora");
-    }
-    new Settings(where, values, names);
-    return values;
+    new Settings("config section train.lora", result, LORA_KEYS);
+    return result;
   }
 
   /** {@code over} on top of {@code under}; steps and epochs replace each other. */
@@ -331,56 +306,44 @@ public record TrainConfig(
     return result;
   }
 
-  private static Set<String> keys(List<String> more) {
-    var names = new TreeSet<>(COMMON);
-    names.addAll(more);
-    return names;
+  private static Set<String> keys(List<Setting> more) {
+    return Stream.of(COMMON, more)
+        .flatMap(List::stream)
+        .map(Setting::name)
+        .collect(Collectors.toCollection(LinkedHashSet::new));
   }
 
-  private static TrainConfig read(Map<String, Object> given, List<String> more, boolean lora) {
+  private static TrainConfig read(Map<String, Object> given, List<Setting> more, boolean lora) {
     return read(new Settings("training settings", given, keys(more)), lora);
   }
 
   private static TrainConfig read(Settings s, boolean lora) {
-    s.over(DEFAULTS);
+    s.over("recipe", "default");
     var recipe = s.choice("recipe", "default", "paper");
     boolean paper = lora || recipe.equals("paper");
     if (lora) {
-      s.over(Map.of("response_only", true));
+      s.over("response_only", true);
     }
-    s.over(paper ? PAPER : DEFAULT);
+    Stream.of(COMMON, METEORA, LORA)
+        .flatMap(List::stream)
+        .forEach(each -> s.over(each.name(), paper ? each.paper() : each.standard()));
     if (s.has("max_steps") && s.has("epochs")) {
       throw new UserException("training settings: give max_steps or epochs, not both");
     }
-    if (!s.has("max_steps") && !s.has("epochs")) {
-      s.over(
-          lora ? Map.of("epochs", DEFAULT_LORA_EPOCHS) : Map.of("max_steps", paper ? 15_000 : 600));
+    if (lora && !s.has("max_steps")) {
+      s.over("epochs", DEFAULT_LORA_EPOCHS);
+    } else if (!s.has("epochs")) {
+      s.over("max_steps", paper ? 15_000 : 600);
     }
     double rate = s.number("learning_rate", 0, 1e3);
-    var targets = s.list("target_modules");
-    if (targets.isEmpty() || targets.equals(List.of("all-linear"))) {
-      targets = Projection.NAMES;
-    }
-    for (var target : targets) {
-      if (!Projection.NAMES.contains(target)) {
-        throw new UserException(
-            "target_modules: unknown module \""
-                + target
-                + "\""
-                + Nearest.to(target, Projection.NAMES)
-                    .map(n -> ", did you mean \"" + n + "\"?")
-                    .orElse("; choose from " + String.join(", ", Projection.NAMES)));
-      }
-    }
+    var targets = targets(s);
     double dropout = s.number("dropout", 0, 0.99);
     var trained =
         Trained.valueOf(s.choice("train", "auto", "gates", "all").toUpperCase(Locale.ROOT));
     if (s.has("dtype")) {
       s.choice("dtype", "f32", "float32", "bf16", "bfloat16");
     }
-    s.over(
-        Map.of(
-            "adapter_learning_rate", trained == Trained.AUTO ? SECOND_RATE : paper ? rate : 1e-4));
+    s.over("adapter_learning_rate", trained == Trained.AUTO ? SECOND_RATE : paper ? rate : 1e-4);
     return new TrainConfig(
         s.integer("batch_size", 1),
         s.integer("gradient_accumulation_steps", 1),
@@ -415,7 +378,7 @@ public record TrainConfig(
             s.integer("r", 1),
             s.number("alpha", 1e-6, 1e6),
             dropout,
-            Set.copyOf(targets),
+            targets,
             s.flag("use_rslora"),
             s.integers("layers_to_transform")),
         s.ifGiven("response_only", s::flag),
@@ -424,11 +387,29 @@ public record TrainConfig(
   }
 
   private static Recompute recompute(Settings s) {
-    return switch (s.choice("gradient_checkpointing", "auto", "true", "false")) {
-      case "true" -> Recompute.ALL;
-      case "false" -> Recompute.NONE;
-      default -> Recompute.AUTO;
-    };
+    if (s.choice("gradient_checkpointing", "auto", "true", "false").equals("auto")) {
+      return Recompute.AUTO;
+    }
+    return s.flag("gradient_checkpointing") ? Recompute.ALL : Recompute.NONE;
+  }
+
+  private static Set<String> targets(Settings s) {
+    var given = s.list("target_modules");
+    for (var target : given) {
+      if (!Projection.NAMES.contains(target) && !given.equals(ALL_LINEAR)) {
+        throw new UserException(
+            "target_modules: unknown module \""
+                + target
+                + "\""
+                + Nearest.to(target, Projection.NAMES)
+                    .map(n -> ", did you mean \"" + n + "\"?")
+                    .orElse("; choose from " + String.join(", ", Projection.NAMES)));
+      }
+    }
+    boolean all = given.isEmpty() || given.equals(ALL_LINEAR);
+    var targets = Projection.NAMES.stream().filter(name -> all || given.contains(name)).toList();
+    s.put("target_modules", targets);
+    return Set.copyOf(targets);
   }
 
   /** The model to train: each token takes one adapter where no gates are trained. */
@@ -503,56 +484,17 @@ public record TrainConfig(
   /** {@link #describe} without what an adapter looks like. */
   Map<String, Object> describeWithoutAdapter() {
     var result = describe();
-    result.keySet().removeAll(List.of("r", "alpha", "use_rslora"));
-    result.keySet().removeAll(List.of("target_modules", "layers_to_transform"));
+    LORA.stream().map(Setting::name).filter(not("response_only"::equals)).forEach(result::remove);
     return result;
   }
 
   /** The settings as names and values, for records of a run. */
   public Map<String, Object> describe() {
     var result = new LinkedHashMap<String, Object>();
-    result.put("batch_size", batchSize);
-    result.put("gradient_accumulation_steps", accumulation);
-    result.put("learning_rate", learningRate);
-    result.put("warmup_ratio", warmupRatio);
-    result.put("weight_decay", weightDecay);
-    result.put("max_grad_norm", maxGradNorm);
-    maxSteps.ifPresent(value -> result.put("max_steps", value));
-    epochs.ifPresent(value -> result.put("epochs", value));
-    result.put("max_seq_len", maxSeqLen);
-    result.put(
-        "gradient_checkpointing",
-        switch (recompute) {
-          case AUTO -> "auto";
-          case ALL -> true;
-          case NONE -> false;
-        });
-    result.put("seed", seed);
-    result.put("eval_ratio", evalRatio);
-    result.put("eval_steps", evalSteps);
-    result.put("eval_samples", evalSamples);
-    result.put("save_steps", saveSteps);
-    result.put("save_total_limit", saveTotalLimit);
-    result.put("report_to", tensorBoard ? "tensorboard" : "none");
-    result.put("dropout", dropout);
-    appendEos.ifPresent(value -> result.put("append_eos", value));
-    responseOnly.ifPresent(value -> result.put("response_only", value));
-    if (gated) {
-      result.put("recipe", recipe);
-      result.put("adapter_learning_rate", adapterLearningRate);
-      adapterMaxGradNorm.ifPresent(value -> result.put("adapter_max_grad_norm", value));
-      result.put("keep", keepBest ? "best" : "last");
-      result.put("train", trained.label());
-      result.put("gate_loss_weight", gateLossWeight);
-      result.put("routing_top_k", topK);
-    } else {
-      result.put("r", lora.rank());
-      result.put("alpha", lora.alpha());
-      result.put("use_rslora", lora.rsLora());
-      result.put(
-          "target_modules",
-          Projection.NAMES.stream().filter(lora.targetModules()::contains).toList());
-      result.put("layers_to_transform", List.copyOf(new TreeSet<>(lora.layersToTransform())));
+    for (var key : gated ? METEORA_KEYS : LORA_KEYS) {
+      if (values.containsKey(key) && !NOT_DESCRIBED.contains(key)) {
+        result.put(key, values.get(key));
+      }
     }
     return result;
   }
