@@ -34,79 +34,46 @@ import org.slf4j.LoggerFactory;
  * <p>Everything a step does follows from the parameters, the optimiser's state, the step's number
  * and the seed. So a run resumed from a checkpoint goes on exactly as if it had never stopped: bit
  * for bit on a CPU with the same number of threads.
+ *
+ * @param config settings
+ * @param part of the run that this is
+ * @param begin the step whose parameters the part begins with; 0 in the first
+ * @param learner makes losses and gradients
+ * @param parameters what is trained
+ * @param train micro-batches to learn from
+ * @param heldOut samples to evaluate on
+ * @param tasks names by adapter index
+ * @param identity what a resumed run must share
+ * @param folder of the run: gets checkpoints, and the best model so far
+ * @param export writes the model into a checkpoint's folder
+ * @param collective the other processes
+ * @param listeners watch; those of the first process are told
+ * @param stop asked after every step; true, in any process: write a checkpoint and return
  */
-public final class Trainer {
+record Trainer(
+    TrainConfig config,
+    Part part,
+    long begin,
+    Learner learner,
+    FlatParameters parameters,
+    Batches train,
+    HeldOut heldOut,
+    List<String> tasks,
+    RunIdentity identity,
+    Path folder,
+    Consumer<Path> export,
+    Collective collective,
+    List<TrainingListener> listeners,
+    BooleanSupplier stop) {
   private static final Logger LOG = LoggerFactory.getLogger(Trainer.class);
   private static final int SPEED_STEPS = 20;
 
-  /** What makes a step the same on any number of processes. */
-  private static final String MICRO_BATCHES = "gradient_accumulation_steps × processes";
-
-  private final TrainConfig config;
-  private final Part part;
-  private final long begin;
-  private final Learner learner;
-  private final FlatParameters parameters;
-  private final Batches train;
-  private final HeldOut heldOut;
-  private final List<String> tasks;
-  private final RunIdentity identity;
-  private final Path folder;
-  private final Checkpoints checkpoints;
-  private final Consumer<Path> export;
-  private final Collective collective;
-  private final List<TrainingListener> listeners;
-  private final BooleanSupplier stop;
-
-  /**
-   * @param config settings
-   * @param part of the run that this is
-   * @param begin the step whose parameters the part begins with; 0 in the first
-   * @param learner makes losses and gradients
-   * @param parameters what is trained
-   * @param train micro-batches to learn from
-   * @param heldOut samples to evaluate on
-   * @param tasks names by adapter index
-   * @param identity what a resumed run must share
-   * @param folder of the run: gets checkpoints, and the best model so far
-   * @param export writes the model into a checkpoint's folder
-   * @param collective the other processes
-   * @param listeners watch; those of the first process are told
-   * @param stop asked after every step; true, in any process: write a checkpoint and return
-   */
-  public Trainer(
-      TrainConfig config,
-      Part part,
-      long begin,
-      Learner learner,
-      FlatParameters parameters,
-      Batches train,
-      HeldOut heldOut,
-      List<String> tasks,
-      RunIdentity identity,
-      Path folder,
-      Consumer<Path> export,
-      Collective collective,
-      List<TrainingListener> listeners,
-      BooleanSupplier stop) {
-    this.config = config;
-    this.part = part;
-    this.begin = begin;
-    this.learner = learner;
-    this.parameters = parameters;
-    this.train = train;
-    this.heldOut = heldOut;
-    this.tasks = List.copyOf(tasks);
-    this.folder = folder;
-    this.checkpoints = new Checkpoints(folder, config.saveTotalLimit());
-    this.export = export;
-    this.collective = collective;
-    this.listeners = collective.rank() == 0 ? List.copyOf(listeners) : List.of();
-    this.stop = stop;
-    this.identity =
+  Trainer {
+    listeners = collective.rank() == 0 ? listeners : List.of();
+    identity = // what makes a step the same on any number of processes
         identity.replaced(
             "gradient_accumulation_steps",
-            MICRO_BATCHES,
+            "gradient_accumulation_steps × processes",
             String.valueOf((long) config.accumulation() * collective.size()));
   }
 
@@ -117,7 +84,7 @@ public final class Trainer {
    * @param kept the step whose parameters the model has now
    * @param evaluation of these, when another part may follow; else empty
    */
-  public record Outcome(long steps, long kept, Optional<Evaluation> evaluation) {}
+  record Outcome(long steps, long kept, Optional<Evaluation> evaluation) {}
 
   /**
    * Trains to the last step. Then the model has the parameters of the best evaluation, or with
@@ -128,7 +95,7 @@ public final class Trainer {
    *     samples; parameters and checkpoints stay as they were before that step; or when {@code
    *     resume} is another run's, or lies beyond the last step
    */
-  public Outcome run(Optional<Path> resume) {
+  Outcome run(Optional<Path> resume) {
     long steps = part.end();
     var update = new Update(config, parameters, part);
     var best = new BestModel(folder, part, parameters);
@@ -138,7 +105,7 @@ public final class Trainer {
     try (var optimizer = new AdamW(parameters, config.weightDecay())) {
       long step = resume.map(c -> restore(c, steps, optimizer)).orElse(part.before());
       if (collective.rank() == 0) {
-        checkpoints.removeAfter(step);
+        checkpoints().removeAfter(step);
         best.resume(resume.isPresent() ? step : 0);
       }
       parameters.broadcast();
@@ -170,14 +137,15 @@ public final class Trainer {
         parameters.publish();
         step++;
         saved = false;
-        speed.add(losses.tokens(), (System.nanoTime() - began) / 1e9);
+        double seconds = (System.nanoTime() - began) / 1e9;
+        speed.add(losses.tokens(), seconds);
         var report =
             new StepReport(
                 step,
                 update.rate(step - 1),
                 norm,
                 losses,
-                speed.lastSeconds(),
+                seconds,
                 speed.tokensPerSecond(),
                 padding(batches),
                 Backends.memoryInUse(parameters.values().getDevice()));
@@ -205,6 +173,10 @@ public final class Trainer {
     } finally {
       listeners.forEach(TrainingListener::onEnd);
     }
+  }
+
+  private Checkpoints checkpoints() {
+    return new Checkpoints(folder, config.saveTotalLimit());
   }
 
   /** Puts the best evaluation's parameters into the model, if they are to be kept. */
@@ -296,7 +268,7 @@ public final class Trainer {
                     .map(Batch::sampleIds)
                     .reduce((a, b) -> a + ", " + b)
                     .orElse("none"),
-                checkpoints
+                checkpoints()
                     .latest()
                     .map(path -> "; the checkpoint before it is " + path)
                     .orElse("")));
@@ -338,7 +310,7 @@ public final class Trainer {
       var trained = Checkpoints.Trained.of(scope, parameters, optimizer);
       if (trained.isPresent()) {
         var state = new Checkpoints.State(step, part, identity, config.describe());
-        var path = checkpoints.save(state, trained.get(), export);
+        var path = checkpoints().save(state, trained.get(), export);
         listeners.forEach(listener -> listener.onCheckpoint(step, path));
       }
     } catch (UserException e) {
@@ -359,16 +331,9 @@ public final class Trainer {
       }
     }
 
-    double lastSeconds() {
-      return last.getLast()[1];
-    }
-
     double tokensPerSecond() {
-      return sum(0) / Math.max(1e-9, sum(1));
-    }
-
-    private double sum(int column) {
-      return last.stream().mapToDouble(entry -> entry[column]).sum();
+      double tokens = last.stream().mapToDouble(each -> each[0]).sum();
+      return tokens / Math.max(1e-9, last.stream().mapToDouble(each -> each[1]).sum());
     }
   }
 }
