@@ -93,7 +93,7 @@ public final class Curves implements TrainingListener {
           add(losses, "language model", step, node.path("lm_loss").asDouble(Double.NaN));
         }
         add(losses, "gates" + suffix, step, node.path("gate_loss").asDouble(Double.NaN));
-        for (var each : MetricsFile.HELD_OUT.entrySet()) {
+        for (var each : MetricsFile.HELD_OUT) {
           add(losses, each.getValue(), step, node.path(each.getKey()).asDouble(Double.NaN));
         }
         add(

@@ -9,7 +9,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.meteora.io.AtomicFiles;
@@ -27,7 +26,12 @@ public final class MetricsFile implements TrainingListener {
   private static final Logger LOG = LoggerFactory.getLogger(MetricsFile.class);
 
   /** The keys of an evaluation's losses of texts, and what to call them. */
-  static final Map<String, String> HELD_OUT = heldOut();
+  static final List<Map.Entry<String, String>> HELD_OUT =
+      List.of(
+          Map.entry("answer_loss", "answers (held out)"),
+          Map.entry("oracle_answer_loss", "answers, own adapter"),
+          Map.entry("base_answer_loss", "answers, base"),
+          Map.entry("prompt_loss", "prompts (held out)"));
 
   /** The event of a part's begin. */
   static final String PART = "part";
@@ -37,15 +41,6 @@ public final class MetricsFile implements TrainingListener {
 
   public MetricsFile(Path file) {
     this.file = file;
-  }
-
-  private static Map<String, String> heldOut() {
-    var result = new LinkedHashMap<String, String>();
-    result.put("answer_loss", "answers (held out)");
-    result.put("oracle_answer_loss", "answers, own adapter");
-    result.put("base_answer_loss", "answers, base");
-    result.put("prompt_loss", "prompts (held out)");
-    return result;
   }
 
   @Override
@@ -94,25 +89,32 @@ public final class MetricsFile implements TrainingListener {
 
   @Override
   public void onStep(StepReport report) {
-    var node = Jsonl.JSON.createObjectNode().put("event", "step").put("step", report.step());
-    put(node, report.losses());
+    append(node(report));
+  }
+
+  @Override
+  public void onEvaluation(long step, Evaluation evaluation) {
+    append(node(step, evaluation));
+  }
+
+  /** A step's line. */
+  static ObjectNode node(StepReport report) {
+    var node = node("step", report.step(), report.losses());
     put(node, "learning_rate", report.learningRate());
     put(node, "grad_norm", report.gradientNorm());
     put(node, "seconds", report.seconds());
     put(node, "tokens_per_second", report.tokensPerSecond());
     put(node, "padding", report.padding());
-    node.put("memory_bytes", report.memoryBytes());
-    append(node);
+    return node.put("memory_bytes", report.memoryBytes());
   }
 
-  @Override
-  public void onEvaluation(long step, Evaluation evaluation) {
-    var node = Jsonl.JSON.createObjectNode().put("event", "eval").put("step", step);
-    put(node, evaluation.losses());
+  /** An evaluation's line. */
+  static ObjectNode node(long step, Evaluation evaluation) {
+    var node = node("eval", step, evaluation.losses());
     put(node, "", evaluation.losses().texts());
     evaluation.oracle().ifPresent(texts -> put(node, "oracle_", texts));
     evaluation.base().ifPresent(texts -> put(node, "base_", texts));
-    append(node);
+    return node;
   }
 
   private static void put(ObjectNode node, String whose, TextLosses texts) {
@@ -122,7 +124,8 @@ public final class MetricsFile implements TrainingListener {
     put(node, whose + "prompt_loss_by_task", texts.promptByTask());
   }
 
-  private static void put(ObjectNode node, StepReport.Losses losses) {
+  private static ObjectNode node(String event, long step, StepReport.Losses losses) {
+    var node = Jsonl.JSON.createObjectNode().put("event", event).put("step", step);
     put(node, "loss", losses.total());
     put(node, "lm_loss", losses.languageModel());
     put(node, "gate_loss", losses.gate());
@@ -130,7 +133,7 @@ public final class MetricsFile implements TrainingListener {
     put(node, "gate_accuracy_by_task", losses.gateAccuracyByTask());
     put(node, "dominant_accuracy", losses.dominantAccuracy());
     put(node, "dominant_accuracy_by_task", losses.dominantAccuracyByTask());
-    node.put("tokens", losses.tokens());
+    return node.put("tokens", losses.tokens());
   }
 
   private static void put(ObjectNode node, String key, Map<String, Double> byTask) {

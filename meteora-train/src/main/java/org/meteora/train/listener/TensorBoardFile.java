@@ -1,5 +1,7 @@
 package org.meteora.train.listener;
 
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.nio.ByteBuffer;
@@ -8,9 +10,10 @@ import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
-import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.Set;
 import java.util.function.Consumer;
+import java.util.stream.Stream;
 import java.util.zip.CRC32C;
 import org.meteora.io.AtomicFiles;
 import org.slf4j.Logger;
@@ -39,6 +42,12 @@ public final class TensorBoardFile implements TrainingListener {
   /** {@code SessionLog.SessionStatus.START}: events of this step and later ones are void. */
   private static final int START = 1;
 
+  /** Metrics of a step that say how fast it was. */
+  private static final Set<String> SPEED =
+      Set.of("seconds", "tokens_per_second", "padding", "memory_bytes");
+
+  private static final Set<String> NO_CURVES = Set.of("event", "step", "tokens");
+
   private final Path folder;
   private final Map<String, Object> settings;
   private Path file;
@@ -53,7 +62,7 @@ public final class TensorBoardFile implements TrainingListener {
    */
   public TensorBoardFile(Path folder, Map<String, Object> settings) {
     this.folder = folder;
-    this.settings = new LinkedHashMap<>(settings);
+    this.settings = settings;
   }
 
   @Override
@@ -73,49 +82,16 @@ public final class TensorBoardFile implements TrainingListener {
 
   @Override
   public void onStep(StepReport report) {
-    var values = losses("train", report.losses());
-    values.put("train/learning_rate", report.learningRate());
-    values.put("train/grad_norm", report.gradientNorm());
-    values.put("speed/seconds", report.seconds());
-    values.put("speed/tokens_per_second", report.tokensPerSecond());
-    values.put("speed/padding", report.padding());
-    values.put("speed/memory_bytes", (double) report.memoryBytes());
-    write(report.step(), values);
+    write(report.step(), MetricsFile.node(report), "train");
   }
 
   @Override
   public void onEvaluation(long step, Evaluation evaluation) {
-    var values = losses("eval", evaluation.losses());
-    texts(values, "eval", evaluation.losses().texts());
-    evaluation.oracle().ifPresent(texts -> texts(values, "oracle", texts));
-    evaluation.base().ifPresent(texts -> texts(values, "base", texts));
-    write(step, values);
+    write(step, MetricsFile.node(step, evaluation), "eval");
   }
 
-  private static Map<String, Double> losses(String where, StepReport.Losses losses) {
-    var values = new LinkedHashMap<String, Double>();
-    values.put(where + "/loss", losses.total());
-    values.put(where + "/lm_loss", losses.languageModel());
-    values.put(where + "/gate_loss", losses.gate());
-    values.put(where + "/gate_accuracy", losses.gateAccuracy());
-    values.put(where + "/dominant_accuracy", losses.dominantAccuracy());
-    byTask(values, where + "_gate_accuracy", losses.gateAccuracyByTask());
-    byTask(values, where + "_dominant_accuracy", losses.dominantAccuracyByTask());
-    return values;
-  }
-
-  private static void texts(Map<String, Double> values, String where, TextLosses texts) {
-    values.put(where + "/answer_loss", texts.answer());
-    values.put(where + "/prompt_loss", texts.prompt());
-    byTask(values, where + "_answer_loss", texts.answerByTask());
-    byTask(values, where + "_prompt_loss", texts.promptByTask());
-  }
-
-  private static void byTask(Map<String, Double> values, String group, Map<String, Double> tasks) {
-    tasks.forEach((task, value) -> values.put(group + "/" + task, value));
-  }
-
-  private void write(long step, Map<String, Double> values) {
+  private void write(long step, ObjectNode metrics, String where) {
+    metrics.remove(NO_CURVES);
     append(
         event(
             step,
@@ -123,13 +99,26 @@ public final class TensorBoardFile implements TrainingListener {
                 it.message(
                     5,
                     summary ->
-                        values.forEach(
-                            (tag, value) -> {
-                              if (Double.isFinite(value)) {
-                                summary.message(
-                                    1, one -> one.text(1, tag).float32(2, value.floatValue()));
-                              }
-                            }))));
+                        metrics
+                            .properties()
+                            .forEach(e -> add(summary, where, e.getKey(), e.getValue())))));
+  }
+
+  /** Adds a number, or one of each task. */
+  private static void add(Message summary, String where, String name, JsonNode value) {
+    var others = Stream.of("oracle", "base").filter(other -> name.startsWith(other + "_"));
+    var group = others.findFirst().orElse(SPEED.contains(name) ? "speed" : where);
+    var key = name.startsWith(group + "_") ? name.substring(group.length() + 1) : name;
+    if (value.isNumber()) {
+      scalar(summary, group + "/" + key, value);
+    } else {
+      var prefix = group + "_" + key.replace("_by_task", "/");
+      value.properties().forEach(e -> scalar(summary, prefix + e.getKey(), e.getValue()));
+    }
+  }
+
+  private static void scalar(Message summary, String tag, JsonNode value) {
+    summary.message(1, one -> one.text(1, tag).float32(2, value.floatValue()));
   }
 
   /** A value that the plugin "text" shows. */
