@@ -3,6 +3,7 @@ package org.meteora.cli;
 import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
 import java.util.Collections;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.Random;
@@ -111,7 +112,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
         var model = options.model(config, own, options.adapters, cache);
         var auto = options.context(ForwardMode.AUTO);
         // one of each: what backends lay out for a router stays as long as the model
-        var routed = RandomRouters.of(names, model, options.adapters);
+        var routed = new HashMap<String, Router>();
+        names.forEach(name -> routed.put(name, RandomRouters.of(name, model, options.adapters)));
         for (int i = 0; i < bare.length; i++) {
           int batch = batches.get(i);
           double floor = bytes(config, batch, true) / bandwidth;

@@ -2,7 +2,6 @@ package org.meteora.cli;
 
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.BitSet;
 import java.util.List;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
@@ -115,11 +114,7 @@ final class GenerateCommand implements Callable<Integer> {
   private final class Printer implements AnswerListener {
     private final LoadedModel model;
     private final List<PromptLine> prompts;
-    private final List<PromptLine> asked = new ArrayList<>();
-    private final List<StopTexts> stopTexts = new ArrayList<>();
-    private final List<TextStream> streams = new ArrayList<>();
-    private final List<StringBuilder> held = new ArrayList<>();
-    private final BitSet ended = new BitSet();
+    private final List<Answer> answers = new ArrayList<>();
     private int turn;
     private int skipped;
 
@@ -141,10 +136,7 @@ final class GenerateCommand implements Callable<Integer> {
                   generation.given(),
                   maxNewTokens.orDefault(),
                   ends));
-          asked.add(prompt);
-          stopTexts.add(ends);
-          streams.add(new TextStream(ends));
-          held.add(new StringBuilder());
+          answers.add(new Answer(prompt, ends));
         } catch (UserException e) {
           skip(prompt, e);
         }
@@ -163,52 +155,62 @@ final class GenerateCommand implements Callable<Integer> {
     @Override
     public void onToken(int request, int token) {
       if (!json.isGiven()) {
-        held.get(request).append(streams.get(request).add(token));
+        var answer = answers.get(request);
+        answer.held.append(answer.stream.add(token));
         print();
       }
     }
 
     @Override
     public void onAnswer(int request, int[] tokens) {
-      var text = json.isGiven() ? line(request, tokens) : streams.get(request).rest();
-      held.get(request).append(text).append(System.lineSeparator());
-      end(request);
-    }
-
-    private String line(int request, int[] tokens) {
-      var node =
-          Jsonl.JSON
-              .createObjectNode()
-              .put("prompt", asked.get(request).text())
-              .put("text", stopTexts.get(request).before(tokens));
-      var array = node.putArray("token_ids");
-      for (int token : tokens) {
-        array.add(token);
-      }
-      return node.toString();
+      var answer = answers.get(request);
+      var text = json.isGiven() ? answer.line(tokens) : answer.stream.rest();
+      answer.held.append(text).append(System.lineSeparator());
+      end(answer);
     }
 
     @Override
     public void onFailure(int request, UserException reason) {
-      skip(asked.get(request), reason);
-      end(request);
+      skip(answers.get(request).prompt, reason);
+      end(answers.get(request));
     }
 
-    private void end(int request) {
-      ended.set(request);
+    private void end(Answer answer) {
+      answer.ended = true;
       print();
-      while (turn < asked.size() && ended.get(turn)) {
+      while (turn < answers.size() && answers.get(turn).ended) {
         turn++;
         print();
       }
     }
 
     private void print() {
-      if (turn < held.size() && !held.get(turn).isEmpty()) {
-        System.out.print(held.get(turn));
+      if (turn < answers.size() && !answers.get(turn).held.isEmpty()) {
+        System.out.print(answers.get(turn).held);
         System.out.flush();
-        held.get(turn).setLength(0);
+        answers.get(turn).held.setLength(0);
       }
+    }
+  }
+
+  /** An answer in the making, and what of it waits for its turn. */
+  private static final class Answer {
+    final PromptLine prompt;
+    final StopTexts ends;
+    final TextStream stream;
+    final StringBuilder held = new StringBuilder();
+    boolean ended;
+
+    Answer(PromptLine prompt, StopTexts ends) {
+      this.prompt = prompt;
+      this.ends = ends;
+      this.stream = new TextStream(ends);
+    }
+
+    String line(int[] tokens) {
+      var node = Jsonl.JSON.createObjectNode().put("prompt", prompt.text());
+      node.put("text", ends.before(tokens)).set("token_ids", Jsonl.JSON.valueToTree(tokens));
+      return node.toString();
     }
   }
 }

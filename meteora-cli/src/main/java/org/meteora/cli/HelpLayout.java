@@ -2,11 +2,11 @@ package org.meteora.cli;
 
 import java.util.ArrayList;
 import java.util.Comparator;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Collectors;
 import org.meteora.data.config.ConfigOptions;
 import org.meteora.data.config.DeviceOptions;
 import org.meteora.data.config.FlagOptions;
@@ -29,25 +29,31 @@ import picocli.CommandLine.Model.UsageMessageSpec;
  */
 final class HelpLayout {
   private static final String OWN = "Options";
+  private static final String TRAINING = "Training (keys of train: in config.yaml)";
+  private static final String MODEL = "Model and device";
+  private static final String ROUTING = "Routing";
+  private static final String SAMPLING = "Sampling";
   private static final String OUTPUT = "Output";
+  private static final String SETTINGS = "Settings and folders (keys of config.yaml)";
   private static final String RARE = "Which implementation runs (rarely needed)";
 
-  /** The headings, in their order, of options that commands share, by the mixin that has them. */
-  private static final Map<Class<?>, String> SHARED = new LinkedHashMap<>();
+  private static final List<String> HEADINGS =
+      List.of(OWN, TRAINING, MODEL, ROUTING, SAMPLING, OUTPUT, SETTINGS, RARE);
 
-  static {
-    SHARED.put(TrainingOptions.class, "Training (keys of train: in config.yaml)");
-    SHARED.put(ModelOptions.class, "Model and device");
-    SHARED.put(DeviceOptions.class, "Model and device");
-    SHARED.put(ProcessOptions.class, "Model and device");
-    SHARED.put(ShardBaseOption.class, "Model and device");
-    SHARED.put(RoutingTopKOption.class, "Routing");
-    SHARED.put(GenerationOptions.class, "Sampling");
-    SHARED.put(ConfigOptions.class, "Settings and folders (keys of config.yaml)");
-    SHARED.put(FlagOptions.class, RARE);
-  }
+  /** The headings of options that commands share, by the mixin that has them. */
+  private static final Map<Class<?>, String> SHARED =
+      Map.of(
+          TrainingOptions.class, TRAINING,
+          ModelOptions.class, MODEL,
+          DeviceOptions.class, MODEL,
+          ProcessOptions.class, MODEL,
+          ShardBaseOption.class, MODEL,
+          RoutingTopKOption.class, ROUTING,
+          GenerationOptions.class, SAMPLING,
+          ConfigOptions.class, SETTINGS,
+          FlagOptions.class, RARE);
 
-  private static final Set<String> ROUTING =
+  private static final Set<String> OF_ROUTING =
       Set.of("--router", "--routing-temperature", "--routing-top-k");
 
   /** Options of any command that say what is kept or shown. */
@@ -84,13 +90,9 @@ final class HelpLayout {
     for (var group : spec.argGroups()) {
       if (group.multiplicity().min() > 0) {
         parts.add(
-            "("
-                + String.join(
-                    " | ",
-                    group.options().stream()
-                        .map(option -> option.longestName() + " " + option.paramLabel())
-                        .toList())
-                + ")");
+            group.options().stream()
+                .map(option -> option.longestName() + " " + option.paramLabel())
+                .collect(Collectors.joining(" | ", "(", ")")));
       }
     }
     spec.positionalParameters()
@@ -105,36 +107,21 @@ final class HelpLayout {
   }
 
   private static String options(Help help) {
-    var groups = new LinkedHashMap<String, List<OptionSpec>>();
-    groups.put(OWN, new ArrayList<>());
-    SHARED.values().forEach(heading -> groups.putIfAbsent(heading, new ArrayList<>()));
-    var output = new ArrayList<OptionSpec>();
-    for (var option : help.commandSpec().options()) {
-      if (!option.hidden()) {
-        var heading = heading(help.commandSpec(), option.longestName());
-        (heading.equals(OUTPUT) ? output : groups.get(heading)).add(option);
+    var command = help.commandSpec();
+    var groups =
+        command.options().stream()
+            .filter(option -> !option.hidden())
+            .collect(Collectors.groupingBy(option -> heading(command, option.longestName())));
+    groups.get(OWN).sort(Comparator.comparing(option -> isMixedIn(command, option)));
+    var text = new StringBuilder();
+    for (var heading : HEADINGS) {
+      if (groups.containsKey(heading)) {
+        var layout = help.createDefaultLayout(groups.get(heading), List.of(), help.colorScheme());
+        layout.addOptions(groups.get(heading), new Labels());
+        text.append(String.format("%n%s:%n", heading)).append(layout);
       }
     }
-    groups.get(OWN).sort(Comparator.comparing(option -> isMixedIn(help.commandSpec(), option)));
-    var text = new StringBuilder();
-    groups.forEach(
-        (heading, options) -> {
-          if (heading.equals("Settings and folders (keys of config.yaml)")) {
-            section(text, help, OUTPUT, output);
-          }
-          section(text, help, heading, options);
-        });
     return text.toString();
-  }
-
-  private static void section(
-      StringBuilder text, Help help, String heading, List<OptionSpec> options) {
-    if (options.isEmpty()) {
-      return;
-    }
-    var layout = help.createDefaultLayout(options, List.of(), help.colorScheme());
-    layout.addOptions(options, new Labels());
-    text.append(String.format("%n%s:%n", heading)).append(layout);
   }
 
   /** {@code =LABEL}, without picocli's syntax for what may be left out or repeated. */
@@ -153,8 +140,8 @@ final class HelpLayout {
   }
 
   private static String heading(CommandSpec command, String option) {
-    return ROUTING.contains(option)
-        ? SHARED.get(RoutingTopKOption.class)
+    return OF_ROUTING.contains(option)
+        ? ROUTING
         : OUTPUTS.contains(option) ? OUTPUT : shared(command, option).orElse(OWN);
   }
 

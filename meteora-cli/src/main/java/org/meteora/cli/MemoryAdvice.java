@@ -38,41 +38,38 @@ final class MemoryAdvice {
 
   static Optional<UserException> explain(Throwable exception, CommandLine line) {
     for (var e = exception; e != null; e = e.getCause()) {
-      if (e instanceof TooLittleMemory) {
-        return Optional.of(new UserException(e.getMessage() + lower(line), exception));
-      }
-      if (e instanceof OutOfMemoryError) {
-        return Optional.of(
-            new UserException(
-                "the Java heap is full (%,d MiB): give it more with METEORA_JAVA_OPTS=-Xmx8g%s"
-                    .formatted(Runtime.getRuntime().maxMemory() >> 20, lower(line)),
-                exception));
-      }
-      var message = String.valueOf(e.getMessage());
-      var device = DEVICE.matcher(message);
-      if (device.find()) {
-        return Optional.of(
-            new UserException(
-                (device.group(2) == null
-                        ? "the GPU has too little memory: " + device.group(1) + " more are needed"
-                        : "GPU %s has too little memory: %s more are needed, %s of its %s are free"
-                            .formatted(
-                                device.group(2), device.group(1), device.group(4), device.group(3)))
-                    + lower(line),
-                exception));
-      }
-      var host = HOST.matcher(message);
-      if (host.find()) {
-        return Optional.of(
-            new UserException(
-                "too little memory: %,d MiB more are needed, %,d MiB are free"
-                        .formatted(
-                            (Long.parseLong(host.group(1)) >> 20) + 1, HostMemory.available() >> 20)
-                    + lower(line),
-                exception));
+      var reason = reason(e);
+      if (reason.isPresent()) {
+        return reason.map(text -> new UserException(text + lower(line), exception));
       }
     }
     return Optional.empty();
+  }
+
+  private static Optional<String> reason(Throwable e) {
+    var message = String.valueOf(e.getMessage());
+    if (e instanceof TooLittleMemory) {
+      return Optional.of(message);
+    }
+    if (e instanceof OutOfMemoryError) {
+      return Optional.of(
+          "the Java heap is full (%,d MiB): give it more with METEORA_JAVA_OPTS=-Xmx8g"
+              .formatted(Runtime.getRuntime().maxMemory() >> 20));
+    }
+    var device = DEVICE.matcher(message);
+    if (device.find()) {
+      return Optional.of(
+          device.group(2) == null
+              ? "the GPU has too little memory: " + device.group(1) + " more are needed"
+              : "GPU %s has too little memory: %s more are needed, %s of its %s are free"
+                  .formatted(device.group(2), device.group(1), device.group(4), device.group(3)));
+    }
+    var host = HOST.matcher(message);
+    return host.find()
+        ? Optional.of(
+            "too little memory: %,d MiB more are needed, %,d MiB are free"
+                .formatted((Long.parseLong(host.group(1)) >> 20) + 1, HostMemory.available() >> 20))
+        : Optional.empty();
   }
 
   /** The options of a command, of those that take memory. */

@@ -1,15 +1,12 @@
 package org.meteora.cli;
 
-import java.util.List;
-import java.util.Map;
 import java.util.Random;
-import java.util.function.Function;
-import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.GatedLinear;
 import org.meteora.moe.LayerGate;
 import org.meteora.moe.Router;
 import org.meteora.router.LoraFlow;
@@ -24,56 +21,37 @@ final class RandomRouters {
   private RandomRouters() {}
 
   /**
-   * @param name of {@link Routers#NAMES}
-   */
-  static Router of(String name, Llama model, List<String> adapters) {
-    return switch (name) {
-      case "phatgoose" ->
-          new Phatgoose(
-              model,
-              (adapter, linear) -> {
-                var random = new Random(adapter);
-                var v = new float[(int) linear.weight().getShape().get(1)];
-                for (int i = 0; i < v.length; i++) {
-                  v[i] = (float) random.nextGaussian();
-                }
-                return v;
-              });
-      case LoraFlow.NAME ->
-          new LoraFlow(
-              model.layers().stream()
-                  .map(
-                      layer ->
-                          new LayerGate(
-                              RandomLlama.normal(
-                                  model.manager(),
-                                  model.dtype(),
-                                  0.02,
-                                  adapters.size(),
-                                  model.config().hiddenSize()),
-                              RandomLlama.normal(
-                                  model.manager(), Dtype.F32, 0.02, adapters.size())))
-                  .toList());
-      default -> Routers.of(name, model, adapters);
-    };
-  }
-
-  /**
-   * As above, over so many adapters; the oracle's task is the first one's.
+   * The oracle's task is the first adapter's.
    *
+   * @param name of {@link Routers#NAMES}
    * @param adapters N
    */
   static Router of(String name, Llama model, int adapters) {
     var names = IntStream.range(0, adapters).mapToObj(i -> "adapter " + i).toList();
-    var router = of(name, model, names);
-    return router instanceof Oracle oracle ? oracle.of(names.getFirst()) : router;
+    return switch (name) {
+      case "phatgoose" -> new Phatgoose(model, RandomRouters::vector);
+      case LoraFlow.NAME ->
+          new LoraFlow(model.layers().stream().map(layer -> gate(model, adapters)).toList());
+      case "oracle" -> new Oracle(names).of(names.getFirst());
+      default -> Routers.of(name, model, names);
+    };
   }
 
-  /** Several, by name. */
-  static Map<String, Router> of(List<String> names, Llama model, int adapters) {
-    return names.stream()
-        .distinct()
-        .collect(Collectors.toMap(Function.identity(), name -> of(name, model, adapters)));
+  private static float[] vector(int adapter, GatedLinear linear) {
+    var random = new Random(adapter);
+    var v = new float[(int) linear.weight().getShape().get(1)];
+    for (int i = 0; i < v.length; i++) {
+      v[i] = (float) random.nextGaussian();
+    }
+    return v;
+  }
+
+  private static LayerGate gate(Llama model, long adapters) {
+    var manager = model.manager();
+    long hidden = model.config().hiddenSize();
+    return new LayerGate(
+        RandomLlama.normal(manager, model.dtype(), 0.02, adapters, hidden),
+        RandomLlama.normal(manager, Dtype.F32, 0.02, adapters));
   }
 
   /**

@@ -1,5 +1,7 @@
 package org.meteora.cli.demo;
 
+import static java.util.stream.Collectors.joining;
+
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.List;
@@ -65,15 +67,7 @@ record DemoTask(
               "sort_digits",
               "Sort the digits: %s",
               random -> digits(random, 3, 6),
-              digits ->
-                  digits
-                      .chars()
-                      .sorted()
-                      .collect(
-                          StringBuilder::new,
-                          (text, digit) -> text.append((char) digit),
-                          StringBuilder::append)
-                      .toString()),
+              digits -> digits.chars().sorted().mapToObj(Character::toString).collect(joining())),
           new DemoTask(
               "translate_zorbish",
               "Translate into Zorbish: %s",
@@ -135,16 +129,14 @@ record DemoTask(
   private static String digits(Random random, int minimum, int maximum) {
     return random
         .ints(length(random, minimum, maximum), 0, 10)
-        .collect(StringBuilder::new, StringBuilder::append, StringBuilder::append)
-        .toString();
+        .mapToObj(Integer::toString)
+        .collect(joining());
   }
 
   private static String shift(String word) {
-    var result = new StringBuilder();
-    for (char letter : word.toCharArray()) {
-      result.append((char) ('A' + (letter - 'A' + 1) % 26));
-    }
-    return result.toString();
+    return word.chars()
+        .mapToObj(letter -> Character.toString('A' + (letter - 'A' + 1) % 26))
+        .collect(joining());
   }
 
   private Sample sample(String input) {
