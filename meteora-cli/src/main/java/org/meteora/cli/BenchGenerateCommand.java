@@ -185,15 +185,14 @@ final class BenchGenerateCommand implements Callable<Integer> {
     double ms = run(generator, config, atOnce, prefix, newTokens);
     double tokens = (double) atOnce * rounds * newTokens;
     var how = prefix > 0 ? ", " + prefix + " shared" : "";
-    var of = label + how;
-    var name = of + ", " + atOnce + " at once";
-    measured.computeIfAbsent(of, key -> new TreeMap<>()).put(atOnce, tokens / ms * 1000);
-    double baseline =
-        measured.containsKey("base model" + how)
-            ? tokens / measured.get("base model" + how).get(atOnce) * 1000
-            : ms;
+    measured.computeIfAbsent(label + how, key -> new TreeMap<>()).put(atOnce, tokens / ms * 1000);
+    var base = measured.get("base model" + how);
     options.report(
-        name, ms, baseline, tokens, bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
+        label + how + ", " + atOnce + " at once",
+        ms,
+        base == null ? ms : tokens / base.get(atOnce) * 1000,
+        tokens,
+        bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
   }
 
   /** Milliseconds. */

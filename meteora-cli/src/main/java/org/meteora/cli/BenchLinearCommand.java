@@ -1,5 +1,6 @@
 package org.meteora.cli;
 
+import ai.djl.ndarray.NDArray;
 import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.Callable;
@@ -66,19 +67,13 @@ final class BenchLinearCommand implements Callable<Integer> {
           double size = options.dtype().bytes();
           double weights = (double) shape[0] * shape[1];
           double both = shape[0] + shape[1];
-          double floor =
-              floor(2 * count * weights / rate, size * (weights + count * both), bandwidth);
+          double read = weights + count * both;
+          double floor = floor(2 * count * weights / rate, size * read, bandwidth);
           double gates = (double) options.adapters * shape[1];
-          double ranks = options.acting() * (double) options.rank;
+          double acting = gates + options.acting() * (double) options.rank * both;
+          double touched = gates + options.touched(count) * options.rank * both;
           double gatedFloor =
-              floor(
-                  2 * count * (weights + gates + ranks * both) / rate,
-                  size
-                      * (weights
-                          + count * both
-                          + gates
-                          + options.touched(count) * options.rank * both),
-                  bandwidth);
+              floor(2 * count * (weights + acting) / rate, size * (read + touched), bandwidth);
           double base = time(plain, x, options.context(ForwardMode.AUTO));
           options.report(name + "base", base, base, count, floor);
           for (var mode : options.modes(ForwardMode.GATHER, ForwardMode.MASKED, ForwardMode.ALL)) {
@@ -102,7 +97,7 @@ final class BenchLinearCommand implements Callable<Integer> {
     return bandwidth == 0 ? arithmetic : Math.max(arithmetic, bytes / bandwidth);
   }
 
-  private double time(GatedLinear layer, ai.djl.ndarray.NDArray x, ForwardContext context) {
+  private double time(GatedLinear layer, NDArray x, ForwardContext context) {
     var withLogits = context.withGateLogits(true);
     return options.median(
         () -> {

@@ -11,6 +11,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.Cuda;
@@ -87,13 +88,9 @@ final class BenchModel {
 
   /** AUTO, FUSED where there is a GPU, and these. */
   List<ForwardMode> modes(ForwardMode... others) {
-    var result = new java.util.ArrayList<ForwardMode>();
-    result.add(ForwardMode.AUTO);
-    if (onGpu()) {
-      result.add(ForwardMode.FUSED);
-    }
-    result.addAll(List.of(others));
-    return result;
+    var first =
+        onGpu() ? Stream.of(ForwardMode.AUTO, ForwardMode.FUSED) : Stream.of(ForwardMode.AUTO);
+    return Stream.concat(first, Stream.of(others)).toList();
   }
 
   /** Warm-up runs at most, so that a KV cache of so many more columns is enough. */
@@ -154,13 +151,14 @@ final class BenchModel {
     return bandwidth / 1e3;
   }
 
-  private Cuda cuda() {
+  /** The GPU that {@code --device} says. */
+  Cuda cuda() {
     return Cuda.device(device().getDeviceId());
   }
 
-  /** Bytes in use on the GPU; 0 on a CPU. */
+  /** Bytes in use on the GPU. */
   long usedBytes() {
-    return onGpu() ? GpuMeasure.usedBytes(cuda()) : 0;
+    return GpuMeasure.usedBytes(cuda());
   }
 
   /** Says how much of the GPU's memory is in use beyond what is named. */
@@ -345,8 +343,7 @@ final class BenchModel {
    * speed, is then the same for all of them.
    */
   double[] medians(Runnable... runs) {
-    var turns = turns(runs);
-    return IntStream.range(0, runs.length).mapToDouble(turns::median).toArray();
+    return Arrays.stream(turns(runs).wall()).mapToDouble(Turns::median).toArray();
   }
 
   /** As {@link #medians}, with every turn. */
@@ -359,10 +356,8 @@ final class BenchModel {
         run.run();
       }
     }
-    var turns = new Turns(new double[runs.length][repeat.value()], new double[runs.length][]);
-    for (int which = 0; which < runs.length; which++) {
-      turns.processor()[which] = new double[repeat.value()];
-    }
+    var turns =
+        new Turns(new double[runs.length][repeat.value()], new double[runs.length][repeat.value()]);
     for (int i = 0; i < repeat.value(); i++) {
       for (int which = 0; which < runs.length; which++) {
         long start = System.nanoTime();
@@ -386,21 +381,15 @@ final class BenchModel {
       return Arrays.stream(values).sorted().toArray()[values.length / 2];
     }
 
-    private static double ratio(double[] own, double[] first) {
-      return median(IntStream.range(0, own.length).mapToDouble(i -> own[i] / first[i]).toArray());
-    }
-
-    /** Median of a run's wall times. */
-    double median(int which) {
-      return median(wall[which]);
-    }
-
     /**
      * Median of what a run took over what the first took in the same turn: other work on the
      * machine comes and goes, and slows both down.
      */
-    double ratio(int which) {
-      return ratio(wall[which], wall[0]);
+    private static double ratio(double[][] times, int which) {
+      return median(
+          IntStream.range(0, times[0].length)
+              .mapToDouble(i -> times[which][i] / times[0][i])
+              .toArray());
     }
   }
 
@@ -414,12 +403,12 @@ final class BenchModel {
 
   /** Says what a run took, and what of the first one's. */
   void report(String what, Turns turns, int which, double tokens) {
-    double processor = Turns.median(turns.processor()[which]);
-    boolean known = Arrays.stream(turns.processor()[0]).allMatch(each -> each > 0);
-    double ratio = known ? Turns.ratio(turns.processor()[which], turns.processor()[0]) : 0;
-    var line = line(what, turns.median(which), turns.ratio(which), tokens);
+    var line =
+        line(what, Turns.median(turns.wall()[which]), Turns.ratio(turns.wall(), which), tokens);
     var text = text(line);
-    if (known) {
+    if (Arrays.stream(turns.processor()[0]).allMatch(each -> each > 0)) { // it is known
+      double processor = Turns.median(turns.processor()[which]);
+      double ratio = Turns.ratio(turns.processor(), which);
       line.put("processor_ms", processor).put("processor_ratio", ratio);
       text += "   processors %.0f ms, %.3f ×".formatted(processor, ratio);
     }

@@ -6,7 +6,6 @@ import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.Map;
 import java.util.Optional;
-import java.util.function.IntConsumer;
 import org.meteora.TooLittleMemory;
 import org.meteora.backend.Backends;
 import org.meteora.checkpoint.TrainableModel;
@@ -70,27 +69,11 @@ record BenchProcesses(
       tensors = TrainableModel.parameters(llama, false);
     }
 
-    /** Median milliseconds of a step of so many processes. */
-    double steps(FlatParameters parameters, Collective collective) {
+    /** Median milliseconds of a step of the processes that share the parameters. */
+    double steps(FlatParameters parameters) {
       var learner = LlamaLearner.of(llama, context, Recompute.ALL, options.adapters, parameters);
       try (var optimizer = new AdamW(parameters, 0)) {
-        IntConsumer done = collective.size() > 1 ? parameters::reduceLayer : layer -> {};
-        return median(
-            () -> {
-              parameters.clearGradients();
-              learner.learn(
-                  batch,
-                  1.0 / batch.labelCount(),
-                  BenchTrainCommand.GATE_LOSS_WEIGHT / batch.gateLabelCount(),
-                  1,
-                  done);
-              parameters.collectGradients();
-              parameters.reduce();
-              double norm = optimizer.gradientNorm();
-              norm = Math.sqrt(parameters.sum(norm * norm));
-              optimizer.step(BenchTrainCommand.RATE, AdamW.clipFactor(norm, 1));
-              parameters.publish();
-            });
+        return median(() -> BenchTrainCommand.step(learner, batch, parameters, optimizer));
       }
     }
 
@@ -205,7 +188,7 @@ record BenchProcesses(
         });
     try (var model = new Model(shardBase ? all : Collective.single());
         var parameters = new FlatParameters(model.manager, model.tensors, all)) {
-      double step = model.steps(parameters, all);
+      double step = model.steps(parameters);
       double scale = alone.map(Alone::first).orElse(step);
       var name = all.size() + " processes" + (shardBase ? ", base shared" : "");
       options.report(name, step, scale, tokens * all.size());
@@ -240,10 +223,10 @@ record BenchProcesses(
   private Alone alone() {
     try (var model = new Model(Collective.single());
         var parameters = new FlatParameters(model.manager, model.tensors)) {
-      double first = all.rank() == 0 ? model.steps(parameters, Collective.single()) : 0;
+      double first = all.rank() == 0 ? model.steps(parameters) : 0;
       first = all.sum(new double[] {first})[0]; // the others wait
       var each = new double[all.size()];
-      each[all.rank()] = model.steps(parameters, Collective.single());
+      each[all.rank()] = model.steps(parameters);
       return new Alone(first, all.sum(each));
     }
   }
@@ -256,10 +239,7 @@ record BenchProcesses(
 
   private long usedBytes(boolean withoutReserve) {
     var own = Devices.parse(device);
-    if (!own.isGpu()) {
-      return Backends.memoryInUse(own);
-    }
-    return withoutReserve
+    return own.isGpu() && withoutReserve
         ? GpuMeasure.usedBytes(Cuda.device(own.getDeviceId()))
         : Backends.memoryInUse(own);
   }

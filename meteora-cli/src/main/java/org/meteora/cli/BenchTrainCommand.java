@@ -9,7 +9,6 @@ import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.checkpoint.TrainableModel;
-import org.meteora.cuda.driver.Cuda;
 import org.meteora.data.config.Limits;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
@@ -20,7 +19,6 @@ import org.meteora.model.LlamaTraining.Part;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
 import org.meteora.moe.ForwardMode;
-import org.meteora.tensor.Devices;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
 import org.meteora.train.batch.Batch;
@@ -64,10 +62,10 @@ import picocli.CommandLine.Option;
 final class BenchTrainCommand implements Callable<Integer> {
   static final List<ForwardMode> MODES =
       List.of(ForwardMode.AUTO, ForwardMode.MASKED, ForwardMode.GATHER, ForwardMode.ALL);
-  static final double GATE_LOSS_WEIGHT = 50;
+  private static final double GATE_LOSS_WEIGHT = 50;
 
   /** So small that the weights stay what they are, however many steps are measured. */
-  static final double RATE = 1e-12;
+  private static final double RATE = 1e-12;
 
   @Mixin private BenchModel options;
 
@@ -201,7 +199,6 @@ final class BenchTrainCommand implements Callable<Integer> {
       rate = options.multiplicationRate(manager);
       bandwidth = options.readRate();
     }
-    var cuda = Cuda.device(Devices.parse(options.deviceName()).getDeviceId());
     var parts = new BenchTrainParts(options, config, batch, tokens, dropout > 0, rate, bandwidth);
     try (var manager = options.manager()) {
       var backend = Backends.of(manager, options.dtype());
@@ -228,7 +225,7 @@ final class BenchTrainCommand implements Callable<Integer> {
           }
           var own = learner.ownPasses();
           if (own.isPresent() && lengths.isEmpty()) {
-            try (var marks = new BenchTrainParts.Marks(cuda)) {
+            try (var marks = new BenchTrainParts.Marks(options.cuda())) {
               own.get().watch(marks);
               var steps = new ArrayList<Map<Part, Double>>();
               for (int i = 0; i < 5; i++) {
@@ -312,21 +309,26 @@ final class BenchTrainCommand implements Callable<Integer> {
         row % options.adapters);
   }
 
-  private static void step(
+  /** As a training makes it, alone or among several processes. */
+  static void step(
       LlamaLearner learner, Batch samples, FlatParameters parameters, AdamW optimizer) {
     learn(learner, samples, parameters);
+    parameters.reduce();
     update(parameters, optimizer);
   }
 
   private static void learn(LlamaLearner learner, Batch samples, FlatParameters parameters) {
     parameters.clearGradients();
     double gateWeight = GATE_LOSS_WEIGHT / samples.gateLabelCount();
-    learner.learn(samples, 1.0 / samples.labelCount(), gateWeight, 1);
+    double weight = 1.0 / samples.labelCount();
+    learner.learn(samples, weight, gateWeight, 1, parameters::reduceLayer);
     parameters.collectGradients();
   }
 
   private static void update(FlatParameters parameters, AdamW optimizer) {
-    optimizer.step(RATE, AdamW.clipFactor(optimizer.gradientNorm(), 1));
+    double norm = optimizer.gradientNorm();
+    norm = Math.sqrt(parameters.sum(norm * norm));
+    optimizer.step(RATE, AdamW.clipFactor(norm, 1));
     parameters.publish();
   }
 

@@ -2,8 +2,10 @@ package org.meteora.cli;
 
 import ai.djl.Device;
 import ai.djl.pytorch.jni.JniUtils;
+import com.sun.management.OperatingSystemMXBean;
 import java.io.IOException;
 import java.io.PrintWriter;
+import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -21,11 +23,9 @@ import org.meteora.generate.DecodeSession;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
 import org.meteora.generate.ModelSession;
-import org.meteora.generate.TokenListener;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Fonts;
 import org.meteora.io.Jsonl;
-import org.meteora.model.Architecture;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
@@ -164,15 +164,12 @@ public final class DoctorCommand implements Callable<Integer> {
   }
 
   private static String memory() {
-    if (java.lang.management.ManagementFactory.getOperatingSystemMXBean()
-        instanceof com.sun.management.OperatingSystemMXBean system) {
-      return "%,d MiB, %,d MiB free; %d processors"
-          .formatted(
-              system.getTotalMemorySize() / MIB,
-              system.getFreeMemorySize() / MIB,
-              Runtime.getRuntime().availableProcessors());
-    }
-    return Runtime.getRuntime().availableProcessors() + " processors";
+    var processors = Runtime.getRuntime().availableProcessors() + " processors";
+    return ManagementFactory.getOperatingSystemMXBean() instanceof OperatingSystemMXBean system
+        ? "%,d MiB, %,d MiB free; %s"
+            .formatted(
+                system.getTotalMemorySize() / MIB, system.getFreeMemorySize() / MIB, processors)
+        : processors;
   }
 
   private static String disk() throws IOException {
@@ -230,9 +227,9 @@ public final class DoctorCommand implements Callable<Integer> {
       var own = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
       var plain =
           ForwardContext.inference(RoutingSettings.DEFAULT, Flags.of(ForwardMode.REFERENCE));
-      var logits = logits(config, model, own);
+      var logits = logits(model, own);
       var answer = answer(model, decoding, own);
-      var expected = logits(config, model, plain);
+      var expected = logits(model, plain);
       var expectedAnswer = answer(model, ModelSession.of(model), plain);
       double difference = 0;
       double norm = 0;
@@ -255,12 +252,11 @@ public final class DoctorCommand implements Callable<Integer> {
     }
   }
 
-  private static float[] logits(Architecture config, Llama model, ForwardContext context) {
-    var ids = new long[2 * 24];
-    Arrays.setAll(ids, i -> (i * 7919L + 13) % config.vocabSize());
+  private static float[] logits(Llama model, ForwardContext context) {
     try (var scope = model.manager().newSubManager();
         var cache = model.newCache(scope, new int[2], 24)) {
-      return model.next(scope.create(ids, Ops.shape(2, 24)), cache, context).toFloatArray();
+      var ids = Ops.of(scope, BenchModel.ids(model, 2 * 24), 2, 24);
+      return model.next(ids, cache, context).toFloatArray();
     }
   }
 
@@ -268,9 +264,8 @@ public final class DoctorCommand implements Callable<Integer> {
       throws Exception {
     try (decoding) {
       var config = GenerationConfig.greedy(List.of(), 64).withMaxNewTokens(16);
-      TokenListener nobody = (row, token) -> {};
       return new Generator(model, decoding, context)
-          .generate(List.of(new int[] {1, 2, 3, 5, 8, 13}), config, nobody)
+          .generate(List.of(new int[] {1, 2, 3, 5, 8, 13}), config, (row, token) -> {})
           .getFirst();
     }
   }

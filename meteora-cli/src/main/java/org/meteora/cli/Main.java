@@ -186,9 +186,7 @@ public final class Main implements Runnable {
 
   private static void addHelp(CommandLine line) {
     for (var sub : line.getSubcommands().values()) {
-      if (!sub.getCommandSpec().mixinStandardHelpOptions()) {
-        sub.getCommandSpec().mixinStandardHelpOptions(true);
-      }
+      sub.getCommandSpec().mixinStandardHelpOptions(true);
       addHelp(sub);
     }
   }
@@ -211,18 +209,14 @@ public final class Main implements Runnable {
 
   private static int parameterError(ParameterException exception, String[] arguments) {
     var line = exception.getCommandLine();
-    var message = new StringBuilder(Printable.line(exception.getMessage()));
+    var message = Printable.line(exception.getMessage());
     if (exception instanceof UnmatchedArgumentException unmatched
         && !unmatched.getUnmatched().isEmpty()) {
-      var suggestions = unmatched.getSuggestions();
-      message.setLength(0);
-      message
-          .append("unknown ")
-          .append(unmatched.isUnknownOption() ? "option " : "argument ")
-          .append(Printable.line(unmatched.getUnmatched().getFirst()));
-      if (!suggestions.isEmpty()) {
-        message.append("; did you mean ").append(String.join(" or ", suggestions)).append('?');
-      }
+      var suggestions = String.join(" or ", unmatched.getSuggestions());
+      message =
+          (unmatched.isUnknownOption() ? "unknown option " : "unknown argument ")
+              + Printable.line(unmatched.getUnmatched().getFirst())
+              + (suggestions.isEmpty() ? "" : "; did you mean " + suggestions + "?");
     }
     line.getErr()
         .println(
@@ -245,12 +239,9 @@ public final class Main implements Runnable {
         exception instanceof UserException mine && !(mine instanceof TooLittleMemory)
             ? Optional.of(mine)
             : CacheFolders.explain(exception).or(() -> MemoryAdvice.explain(exception, line));
-    if (mistake.isPresent()) {
-      line.getErr().println(Printable.line(mistake.get().getMessage()));
-      return CommandLine.ExitCode.USAGE;
-    }
-    line.getErr().println(Printable.line(unexpected(exception)));
-    return CommandLine.ExitCode.SOFTWARE;
+    var text = mistake.map(Throwable::getMessage).orElseGet(() -> unexpected(exception));
+    line.getErr().println(Printable.line(text));
+    return mistake.isPresent() ? CommandLine.ExitCode.USAGE : CommandLine.ExitCode.SOFTWARE;
   }
 
   /** The failure and, where it is another, what caused it in the first place. */

@@ -6,7 +6,9 @@ import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.List;
+import java.util.Map;
 import java.util.function.ToIntFunction;
 import java.util.regex.Pattern;
 import java.util.stream.IntStream;
@@ -65,12 +67,8 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     title("All adapters in one model: gates learn to choose among them");
     meteora("train", "--target-dir", in("practice"), "--output-dir", in("run"));
     title("Three tasks in one prompt");
-    meteora(
-        "create-composite",
-        "--tasks",
-        String.join(",", COMPOSITE),
-        "--nums",
-        String.valueOf(size.composites()));
+    var composites = String.valueOf(size.composites());
+    meteora("create-composite", "--tasks", String.join(",", COMPOSITE), "--nums", composites);
     title("Each task without adapters, with its own adapter, and with all of them behind gates");
     var limit = String.valueOf(size.test());
     var all = String.join(",", names);
@@ -83,14 +81,8 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     evaluate("composite_3", "--routes");
     title("Which adapter acts on which token");
     for (int i = 0; i < size.routed(); i++) {
-      meteora(
-          "routes",
-          "--task",
-          "composite_3",
-          "--sample",
-          String.valueOf(i),
-          "--out",
-          in("routes/" + i));
+      var sample = String.valueOf(i);
+      meteora("routes", "--task", "composite_3", "--sample", sample, "--out", in("routes/" + i));
     }
     summary(names, (System.nanoTime() - began) / 1e9);
   }
@@ -317,14 +309,10 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
   }
 
   private static String heaviest(JsonNode shares) {
-    var best = "";
-    double largest = 0;
-    for (var share : shares.properties()) {
-      if (share.getValue().asDouble() > largest) {
-        largest = share.getValue().asDouble();
-        best = share.getKey();
-      }
-    }
-    return best;
+    return shares.properties().stream()
+        .filter(share -> share.getValue().asDouble() > 0)
+        .max(Comparator.comparingDouble(share -> share.getValue().asDouble()))
+        .map(Map.Entry::getKey)
+        .orElse("");
   }
 }
