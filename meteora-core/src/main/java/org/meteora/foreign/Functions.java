@@ -88,6 +88,22 @@ public final class Functions {
     };
   }
 
+  /** A call by {@link MethodHandle#invokeExact}. */
+  @FunctionalInterface
+  public interface ExactCall {
+    /** The function's result. */
+    int run() throws Throwable;
+  }
+
+  /** Calls a function where speed matters. */
+  public static int call(ExactCall call) {
+    try {
+      return call.run();
+    } catch (Throwable e) {
+      throw unchecked(e);
+    }
+  }
+
   /**
    * Calls a function where speed does not matter: arguments are boxed.
    *

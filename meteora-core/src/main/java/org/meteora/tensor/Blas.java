@@ -1,12 +1,12 @@
 package org.meteora.tensor;
 
-import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.MethodHandle;
+import java.util.Arrays;
 import org.meteora.foreign.Functions;
 
 /**
@@ -21,36 +21,50 @@ public final class Blas {
   private static final MethodHandle LOCAL_THREADS =
       StableAbi.optional("MKL_Set_Num_Threads_Local", "(I)I");
 
-  /** Arguments by address: two letters, then six numbers, then two factors. */
+  private static final MemorySegment AS_IT_IS = Arena.global().allocateFrom("N");
+  private static final MemorySegment TRANSPOSED = Arena.global().allocateFrom("T");
+  private static final MemorySegment NEXT = Arena.global().allocateFrom(JAVA_INT, 1);
+
   private static final ThreadLocal<Arguments> ARGUMENTS = ThreadLocal.withInitial(Arguments::new);
 
+  /** Numbers are given by their addresses. */
   private static final class Arguments {
-    private final MemorySegment memory = Arena.global().allocate(64, 8);
-    private final MemorySegment letterA = memory.asSlice(0, 1);
-    private final MemorySegment letterB = memory.asSlice(1, 1);
-    private final MemorySegment alpha = memory.asSlice(32, 4);
-    private final MemorySegment beta = memory.asSlice(36, 4);
-    private final MemorySegment[] numbers = new MemorySegment[6];
+    private final MemorySegment[] slots = new MemorySegment[8];
 
     Arguments() {
-      for (int slot = 0; slot < numbers.length; slot++) {
-        numbers[slot] = memory.asSlice(4L + 4L * slot, 4);
-      }
+      Arrays.setAll(slots, slot -> Arena.global().allocate(JAVA_INT));
     }
 
-    MemorySegment number(int slot, int value) {
-      numbers[slot].set(JAVA_INT, 0, value);
-      return numbers[slot];
+    MemorySegment of(int slot, int value) {
+      slots[slot].set(JAVA_INT, 0, value);
+      return slots[slot];
     }
 
-    MemorySegment letter(MemorySegment slot, boolean transpose) {
-      slot.set(JAVA_BYTE, 0, (byte) (transpose ? 'T' : 'N'));
-      return slot;
+    MemorySegment of(int slot, float value) {
+      slots[slot].set(JAVA_FLOAT, 0, value);
+      return slots[slot];
+    }
+  }
+
+  /**
+   * A matrix.
+   *
+   * @param stride numbers from one row to the next
+   * @param isTransposed whether its transpose is meant
+   */
+  public record Matrix(MemorySegment memory, int stride, boolean isTransposed) {
+    /** As it lies in memory. */
+    public Matrix(MemorySegment memory, int stride) {
+      this(memory, stride, false);
     }
 
-    MemorySegment factor(MemorySegment slot, float value) {
-      slot.set(JAVA_FLOAT, 0, value);
-      return slot;
+    /** The same memory as the other's transpose. */
+    public Matrix transpose() {
+      return new Matrix(memory, stride, !isTransposed);
+    }
+
+    private MemorySegment letter() {
+      return isTransposed ? TRANSPOSED : AS_IT_IS;
     }
   }
 
@@ -61,32 +75,20 @@ public final class Blas {
     return GEMV != null && GEMM != null && AXPY != null;
   }
 
-  /** {@code y = alpha · A x + beta · y}, A {@code (rows, columns)}. */
+  /** {@code y = A x}, A {@code (rows, columns)}. */
   public static void multiply(
-      int rows,
-      int columns,
-      float alpha,
-      MemorySegment a,
-      MemorySegment x,
-      float beta,
-      MemorySegment y) {
-    gemv(true, rows, columns, alpha, a, x, beta, y);
+      int rows, int columns, MemorySegment a, MemorySegment x, MemorySegment y) {
+    gemv(TRANSPOSED, rows, columns, 1, a, x, 0, y);
   }
 
-  /** {@code y = alpha · Aᵀ x + beta · y}, A {@code (rows, columns)}. */
-  public static void multiplyTransposed(
-      int rows,
-      int columns,
-      float alpha,
-      MemorySegment a,
-      MemorySegment x,
-      float beta,
-      MemorySegment y) {
-    gemv(false, rows, columns, alpha, a, x, beta, y);
+  /** {@code y += alpha · Aᵀ x}, A {@code (rows, columns)}. */
+  public static void addTransposed(
+      int rows, int columns, float alpha, MemorySegment a, MemorySegment x, MemorySegment y) {
+    gemv(AS_IT_IS, rows, columns, alpha, a, x, 1, y);
   }
 
   private static void gemv(
-      boolean transpose,
+      MemorySegment letter,
       int rows,
       int columns,
       float alpha,
@@ -95,19 +97,20 @@ public final class Blas {
       float beta,
       MemorySegment y) {
     var by = ARGUMENTS.get();
+    var width = by.of(0, columns);
     try {
       GEMV.invokeExact(
-          by.letter(by.letterA, transpose),
-          by.number(0, columns),
-          by.number(1, rows),
-          by.factor(by.alpha, alpha),
+          letter,
+          width,
+          by.of(1, rows),
+          by.of(2, alpha),
           a,
-          by.number(2, columns),
+          width,
           x,
-          by.number(3, 1),
-          by.factor(by.beta, beta),
+          NEXT,
+          by.of(3, beta),
           y,
-          by.number(4, 1));
+          NEXT);
     } catch (Throwable e) {
       throw Functions.unchecked(e);
     }
@@ -118,76 +121,43 @@ public final class Blas {
    * products lose more by waking threads than they gain.
    *
    * @param threads at least 1; 0 for the library's own choice
+   * @return what it was before
    */
-  public static void threads(int threads) {
-    if (LOCAL_THREADS != null) {
-      try {
-        int before = (int) LOCAL_THREADS.invokeExact(threads);
-        assert before >= 0;
-      } catch (Throwable e) {
-        throw Functions.unchecked(e);
-      }
-    }
+  static int threads(int threads) {
+    return LOCAL_THREADS == null
+        ? 0
+        : Functions.call(() -> (int) LOCAL_THREADS.invokeExact(threads));
   }
 
   /** {@code y += alpha · x}, {@code count} numbers. */
   public static void add(int count, float alpha, MemorySegment x, MemorySegment y) {
     var by = ARGUMENTS.get();
     try {
-      AXPY.invokeExact(
-          by.number(0, count), by.factor(by.alpha, alpha), x, by.number(1, 1), y, by.number(2, 1));
+      AXPY.invokeExact(by.of(0, count), by.of(1, alpha), x, NEXT, y, NEXT);
     } catch (Throwable e) {
       throw Functions.unchecked(e);
     }
   }
 
-  /** {@code C = A Bᵀ}: A {@code (m, k)}, B {@code (n, k)}, C {@code (m, n)}. */
-  public static void productTransposed(
-      int m, int n, int k, MemorySegment a, MemorySegment b, MemorySegment c) {
-    product(false, true, m, n, k, a, k, b, k, 0, c, n);
-  }
-
-  /** {@code C = A B}: A {@code (m, k)}, B {@code (k, n)}, C {@code (m, n)}. */
-  public static void product(
-      int m, int n, int k, MemorySegment a, MemorySegment b, MemorySegment c) {
-    product(false, false, m, n, k, a, k, b, n, 0, c, n);
-  }
-
-  /**
-   * {@code C = A' B' + beta · C}, A' being A or its transpose, {@code (m, k)}; B' {@code (k, n)}; C
-   * {@code (m, n)}. Rows of the stored matrices are {@code lda}, {@code ldb} and {@code ldc}
-   * numbers apart.
-   */
-  public static void product(
-      boolean transposeA,
-      boolean transposeB,
-      int m,
-      int n,
-      int k,
-      MemorySegment a,
-      int lda,
-      MemorySegment b,
-      int ldb,
-      float beta,
-      MemorySegment c,
-      int ldc) {
+  /** {@code C = A B + beta · C}: A {@code (m, k)}, B {@code (k, n)}, C {@code (m, n)}. */
+  public static void product(int m, int n, int k, Matrix a, Matrix b, float beta, Matrix c) {
     var by = ARGUMENTS.get();
     try {
       // row-major C = A B is column-major Cᵀ = Bᵀ Aᵀ
       GEMM.invokeExact(
-          by.letter(by.letterA, transposeB),
-          by.letter(by.letterB, transposeA),
-          by.number(0, n),
-          by.number(1, m),
-          by.number(2, k),
-          by.factor(by.alpha, 1),
-          b,
-          by.number(3, ldb),
-          a,
-          by.number(4, lda),
-          by.factor(by.beta, beta),
-          c,
-          by.number(5, ldc));
+          b.letter(),
+          a.letter(),
+          by.of(0, n),
+          by.of(1, m),
+          by.of(2, k),
+          by.of(3, 1f),
+          b.memory,
+          by.of(4, b.stride),
+          a.memory,
+          by.of(5, a.stride),
+          by.of(6, beta),
+          c.memory,
+          by.of(7, c.stride));
     } catch (Throwable e) {
       throw Functions.unchecked(e);
     }

@@ -30,12 +30,15 @@ public final class Workers {
   private record Job(
       int tasks, IntConsumer task, AtomicInteger next, AtomicReference<Throwable> failure) {
     void work() {
+      int before = Blas.threads(1);
       try {
         for (int i = next.getAndIncrement(); i < tasks; i = next.getAndIncrement()) {
           task.accept(i);
         }
       } catch (Throwable e) { // must not pass through native frames
         failure.compareAndSet(null, e);
+      } finally {
+        Blas.threads(before);
       }
     }
   }
@@ -65,36 +68,52 @@ public final class Workers {
 
   /** How many threads libtorch uses for an operation of the calling thread. */
   public static int count() {
-    if (MAX_THREADS == null) {
-      return Runtime.getRuntime().availableProcessors();
-    }
-    try {
-      return (int) MAX_THREADS.invokeExact();
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    return MAX_THREADS == null
+        ? Runtime.getRuntime().availableProcessors()
+        : Functions.call(() -> (int) MAX_THREADS.invokeExact());
+  }
+
+  /** What is done to numbers {@code from} to {@code to}. */
+  public interface Range {
+    /** Does it. */
+    void run(int from, int to);
+  }
+
+  /** Runs {@code range} on equal parts of 0 … {@code count − 1}, one a thread, as {@link #run}. */
+  public static void share(int count, Range range) {
+    share(count, count, range);
+  }
+
+  /**
+   * As {@link #share(int, Range)}.
+   *
+   * @param most parts at most
+   */
+  public static void share(int count, int most, Range range) {
+    int parts = Math.min(count(), Math.min(count, most));
+    run(
+        parts,
+        i -> range.run((int) ((long) count * i / parts), (int) ((long) count * (i + 1) / parts)));
   }
 
   /**
    * Runs {@code task} for 0 … {@code tasks − 1}, spread over the threads, and returns when all have
-   * ended.
+   * ended. Each thread has a BLAS to itself.
    *
    * @throws RuntimeException what a task threw first
    */
   public static void run(int tasks, IntConsumer task) {
-    if (tasks == 1) {
-      task.accept(0);
-      return;
-    }
-    if (PARALLEL == null) {
-      IntStream.range(0, tasks).parallel().forEach(task);
-      return;
-    }
     long name = NAMES.incrementAndGet();
     var job = new Job(tasks, task, new AtomicInteger(), new AtomicReference<>());
     JOBS.put(name, job);
     try {
-      PARALLEL.invokeExact(ENTRY, MemorySegment.ofAddress(name), Math.min(tasks, count()), 0);
+      if (tasks == 1) {
+        job.work();
+      } else if (PARALLEL == null) {
+        IntStream.range(0, count()).parallel().forEach(i -> job.work());
+      } else {
+        PARALLEL.invokeExact(ENTRY, MemorySegment.ofAddress(name), Math.min(tasks, count()), 0);
+      }
     } catch (Throwable e) {
       throw Functions.unchecked(e);
     } finally {

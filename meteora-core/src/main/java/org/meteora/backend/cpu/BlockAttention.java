@@ -10,6 +10,7 @@ import java.util.List;
 import org.meteora.model.BlockTables;
 import org.meteora.model.KvCache;
 import org.meteora.tensor.Blas;
+import org.meteora.tensor.Blas.Matrix;
 import org.meteora.tensor.Workers;
 
 /**
@@ -66,15 +67,12 @@ record BlockAttention(
     Workers.run(
         workers,
         i -> {
-          Blas.threads(1); // of this worker, whose products are small
           try (var arena = Arena.ofConfined()) {
             var scratch = new Scratch(arena, most, heads / kvHeads, headDim, width);
             // those of one worker lie apart: the last of a prompt take longest
             for (int pair = i; pair < pairs; pair += workers) {
               attend(spans.get(pair / kvHeads), pair % kvHeads, scratch);
             }
-          } finally {
-            Blas.threads(0);
           }
         });
   }
@@ -136,41 +134,25 @@ record BlockAttention(
     int first = tables.lengths()[span.row()];
     int count = first + span.count(); // keys that the last token sees
     long its = group * bytes();
+    var asked = new Matrix(scratch.queries, headDim);
+    var results = new Matrix(scratch.results, headDim);
     for (int i = 0; i < span.count(); i++) {
       MemorySegment.copy(queries, own(span.row() + i, head), scratch.queries, i * its, its);
     }
     for (int from = 0; from < count; from += BLOCK) {
-      Blas.product(
-          false,
-          true,
-          rows,
-          Math.min(BLOCK, count - from),
-          headDim,
-          scratch.queries,
-          headDim,
-          keyBlocks.asSlice(at(span.row(), head, from)),
-          headDim,
-          0,
-          scratch.scores.asSlice((long) from * Float.BYTES),
-          count);
+      int some = Math.min(BLOCK, count - from);
+      var own = new Matrix(keyBlocks.asSlice(at(span.row(), head, from)), headDim);
+      var scores = new Matrix(scratch.scores.asSlice((long) from * Float.BYTES), count);
+      Blas.product(rows, some, headDim, asked, own.transpose(), 0, scores);
     }
     MemorySegment.copy(scratch.scores, JAVA_FLOAT, 0, scratch.weights, 0, rows * count);
     softmax(scratch, rows, count, first, group, (float) (1 / Math.sqrt(headDim)));
     MemorySegment.copy(scratch.weights, 0, scratch.scores, JAVA_FLOAT, 0, rows * count);
     for (int from = 0; from < count; from += BLOCK) {
-      Blas.product(
-          false,
-          false,
-          rows,
-          headDim,
-          Math.min(BLOCK, count - from),
-          scratch.scores.asSlice((long) from * Float.BYTES),
-          count,
-          valueBlocks.asSlice(at(span.row(), head, from)),
-          headDim,
-          from == 0 ? 0 : 1,
-          scratch.results,
-          headDim);
+      int some = Math.min(BLOCK, count - from);
+      var weights = new Matrix(scratch.scores.asSlice((long) from * Float.BYTES), count);
+      var own = new Matrix(valueBlocks.asSlice(at(span.row(), head, from)), headDim);
+      Blas.product(rows, headDim, some, weights, own, from == 0 ? 0 : 1, results);
     }
     for (int i = 0; i < span.count(); i++) {
       MemorySegment.copy(scratch.results, i * its, out, own(span.row() + i, head), its);

@@ -14,6 +14,7 @@ import org.meteora.moe.GatedLinear;
 import org.meteora.moe.GatedLinear.Output;
 import org.meteora.moe.Router;
 import org.meteora.tensor.Blas;
+import org.meteora.tensor.Blas.Matrix;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -122,9 +123,11 @@ final class CpuInference {
     if (invariant) {
       RowProduct.run(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
     } else if (tokens == 1) {
-      Blas.multiply(n, in, 1, Ops.memory(gate), Ops.memory(x), 0, values);
+      Blas.multiply(n, in, Ops.memory(gate), Ops.memory(x), values);
     } else {
-      Blas.productTransposed(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
+      var transposed = new Matrix(Ops.memory(gate), in).transpose();
+      Blas.product(
+          tokens, n, in, new Matrix(Ops.memory(x), in), transposed, 0, new Matrix(values, n));
     }
     var choice = new Choice(tokens, topK);
     Gate.choose(values, n, choice, 0, tokens, temperature);
@@ -154,13 +157,7 @@ final class CpuInference {
     if (chosen.tokens() < GROUP_FROM && !invariant) {
       work.tokenByToken();
     } else {
-      int workers = Math.min(Workers.count(), chosen.tokens());
-      Workers.run(
-          workers,
-          i ->
-              work.adapterByAdapter(
-                  (int) ((long) chosen.tokens() * i / workers),
-                  (int) ((long) chosen.tokens() * (i + 1) / workers)));
+      Workers.share(chosen.tokens(), work::adapterByAdapter);
     }
   }
 
@@ -194,9 +191,9 @@ final class CpuInference {
           if (rank > 0) {
             int token = pair / chosen.topK();
             long first = bank.offset(adapter);
-            Blas.multiply(rank, in, 1, rows(a, first, in), rows(x, token, in), 0, z);
-            Blas.multiplyTransposed(
-                rank, out, factor(pair), rows(b, first, out), z, 1, rows(y, token, out));
+            Blas.multiply(rank, in, rows(a, first, in), rows(x, token, in), z);
+            Blas.addTransposed(
+                rank, out, factor(pair), rows(b, first, out), z, rows(y, token, out));
           }
         }
       }
@@ -224,7 +221,6 @@ final class CpuInference {
         order[next[chosen.indices()[pair]]++] = pair;
       }
       largest = Math.max(largest, RowProduct.FEWEST); // fewer rows are summed otherwise
-      Blas.threads(1);
       try (var arena = Arena.ofConfined()) {
         var inputs = arena.allocate((long) largest * in * Float.BYTES, 64);
         var z =
@@ -249,15 +245,16 @@ final class CpuInference {
             MemorySegment.copy(x, token * width, inputs, i * width, width);
           }
           int together = Math.max(count, RowProduct.FEWEST);
-          Blas.productTransposed(together, rank, in, inputs, rows(a, first, in), z);
-          Blas.product(together, out, rank, z, rows(b, first, out), results);
+          var ownA = new Matrix(rows(a, first, in), in);
+          var ownB = new Matrix(rows(b, first, out), out);
+          var ownZ = new Matrix(z, rank);
+          Blas.product(together, rank, in, new Matrix(inputs, in), ownA.transpose(), 0, ownZ);
+          Blas.product(together, out, rank, ownZ, ownB, 0, new Matrix(results, out));
           for (int i = 0; i < count; i++) {
             int pair = order[starts[adapter] + i];
             Blas.add(out, factor(pair), rows(results, i, out), rows(y, pair / k, out));
           }
         }
-      } finally {
-        Blas.threads(0);
       }
     }
   }

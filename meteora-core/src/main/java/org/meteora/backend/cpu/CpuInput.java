@@ -7,6 +7,7 @@ import org.meteora.tensor.Blas;
 import org.meteora.tensor.CpuDropout;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
+import org.meteora.tensor.Workers;
 
 /**
  * What gated layers with one input share in a training pass: q, k and v, gate and up. Dropout draws
@@ -65,7 +66,7 @@ final class CpuInput {
     }
     if (kept == null) {
       kept = room(tokens, in, false);
-      CpuTraining.byTokens(
+      Workers.share(
           tokens, (from, to) -> dropout.copy(x, kept, (long) from * in, (long) (to - from) * in));
     }
     return kept;
@@ -85,7 +86,7 @@ final class CpuInput {
   /** Adds to gx {@code (tokens, in)} what of ∂x̃ was not dropped; once all layers have added. */
   void addTo(MemorySegment gx, int tokens, int in) {
     if (gradient != null) {
-      CpuTraining.byTokens(
+      Workers.share(
           tokens,
           (from, to) -> {
             for (int row = from; row < to; row += AT_ONCE) {

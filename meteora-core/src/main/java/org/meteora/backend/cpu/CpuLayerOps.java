@@ -31,16 +31,8 @@ public final class CpuLayerOps extends TensorOps {
     this.invariant = invariant;
   }
 
-  private interface Rows {
-    void run(int from, int to);
-  }
-
-  private static void onWorkers(int rows, int width, Rows work) {
-    long shares = Math.max(1, (long) rows * width / SHARE);
-    int workers = (int) Math.min(Math.min(Workers.count(), rows), shares);
-    Workers.run(
-        workers,
-        i -> work.run((int) ((long) rows * i / workers), (int) ((long) rows * (i + 1) / workers)));
+  private static void onWorkers(int rows, int width, Workers.Range work) {
+    Workers.share(rows, (int) Math.max(1, (long) rows * width / SHARE), work);
   }
 
   @Override

@@ -7,7 +7,6 @@ import ai.djl.ndarray.NDManager;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
-import java.util.function.IntUnaryOperator;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.Choice;
 import org.meteora.moe.ForwardContext;
@@ -15,6 +14,7 @@ import org.meteora.moe.Gate;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
 import org.meteora.tensor.Blas;
+import org.meteora.tensor.Blas.Matrix;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -93,7 +93,7 @@ final class CpuTraining {
       var memoryX = Ops.memory(x);
       var memoryG = Ops.memory(bank.bank().gate());
       var memoryL = Ops.memory(logits);
-      byTokens(tokens, (from, to) -> route(from, to, memoryX, memoryG, memoryL));
+      Workers.share(tokens, (from, to) -> route(from, to, memoryX, memoryG, memoryL));
     }
     layer.report(context, chosen, shape);
     maxRank = Math.max(1, bank.bank().maxRank());
@@ -117,7 +117,7 @@ final class CpuTraining {
     memoryA = Ops.memory(bank.loraA());
     var memoryY = Ops.memory(y);
     var kept = input.kept(Ops.memory(x), tokens, in);
-    byTokens(tokens, (from, to) -> forward(from, to, kept, memoryY));
+    Workers.share(tokens, (from, to) -> forward(from, to, kept, memoryY));
   }
 
   public NDArray result() {
@@ -133,33 +133,9 @@ final class CpuTraining {
     return new long[] {tokens, in};
   }
 
-  interface Range {
-    void run(int from, int to);
-  }
-
-  static void byTokens(int tokens, Range range) {
-    int workers = Math.min(Workers.count(), tokens);
-    onWorkers(workers, i -> (int) ((long) tokens * i / workers), range);
-  }
-
-  private static void byColumns(int columns, Range range) {
+  private static void byColumns(int columns, Workers.Range range) {
     int lines = (columns + 15) / 16; // whole cache lines
-    int workers = Math.min(Workers.count(), lines);
-    onWorkers(workers, i -> (int) Math.min(columns, 16L * (lines * (long) i / workers)), range);
-  }
-
-  /** One range a thread, each thread with a BLAS to itself. */
-  private static void onWorkers(int workers, IntUnaryOperator start, Range range) {
-    Workers.run(
-        workers,
-        i -> {
-          Blas.threads(1);
-          try {
-            range.run(start.applyAsInt(i), start.applyAsInt(i + 1));
-          } finally {
-            Blas.threads(0);
-          }
-        });
+    Workers.share(lines, (from, to) -> range.run(16 * from, (int) Math.min(columns, 16L * to)));
   }
 
   /** First sorted position, from {@code at} on, of the adapter whose token is not before this. */
@@ -215,15 +191,12 @@ final class CpuTraining {
     return arena.allocate((long) rows * columns * Float.BYTES, 64);
   }
 
-  /** Rows of a matrix, so many numbers apart. */
-  private record Rows(MemorySegment memory, int stride) {}
-
   /**
    * Columns {@code first} … of the rows of some pairs' tokens.
    *
    * @param room takes them, one row after another, unless they can be used where they lie
    */
-  private Rows rows(
+  private Matrix rows(
       MemorySegment matrix,
       int columns,
       int first,
@@ -232,14 +205,14 @@ final class CpuTraining {
       int count,
       MemorySegment room) {
     if (isRun(at, count)) {
-      return new Rows(at(matrix, (long) (order[at] / topK) * columns + first), columns);
+      return new Matrix(at(matrix, (long) (order[at] / topK) * columns + first), columns);
     }
     long bytes = (long) width * Float.BYTES;
     for (int i = 0; i < count; i++) {
       long token = order[at + i] / topK;
       MemorySegment.copy(matrix, (token * columns + first) * Float.BYTES, room, i * bytes, bytes);
     }
-    return new Rows(room, width);
+    return new Matrix(room, width);
   }
 
   /**
@@ -248,7 +221,7 @@ final class CpuTraining {
    * result has long rows.
    */
   private static void narrow(
-      Rows x,
+      Matrix x,
       int width,
       MemorySegment m,
       int rank,
@@ -256,7 +229,8 @@ final class CpuTraining {
       MemorySegment room,
       MemorySegment c,
       int strideC) {
-    Blas.product(false, true, rank, count, width, m, width, x.memory(), x.stride(), 0, room, count);
+    var result = new Matrix(room, count);
+    Blas.product(rank, count, width, new Matrix(m, width), x.transpose(), 0, result);
     for (int i = 0; i < count; i++) {
       for (int r = 0; r < rank; r++) {
         float value = room.getAtIndex(JAVA_FLOAT, (long) r * count + i);
@@ -282,8 +256,9 @@ final class CpuTraining {
       MemorySegment room,
       MemorySegment matrix) {
     boolean run = isRun(at, count);
-    var to = run ? at(matrix, (long) (order[at] / topK) * width) : room;
-    Blas.product(false, false, count, width, rank, z, maxRank, m, width, run ? 1 : 0, to, width);
+    var to = new Matrix(run ? at(matrix, (long) (order[at] / topK) * width) : room, width);
+    var zs = new Matrix(z, maxRank);
+    Blas.product(count, width, rank, zs, new Matrix(m, width), run ? 1 : 0, to);
     for (int i = 0; i < count && !run; i++) {
       long token = order[at + i] / topK;
       Blas.add(width, 1, at(room, (long) i * width), at(matrix, token * width));
@@ -301,7 +276,7 @@ final class CpuTraining {
   private void route(int from, int to, MemorySegment x, MemorySegment gate, MemorySegment logits) {
     int n = bank.bank().size();
     try (var arena = Arena.ofConfined()) {
-      var rows = new Rows(at(x, (long) from * in), in);
+      var rows = new Matrix(at(x, (long) from * in), in);
       var room = scratch(arena, n, to - from);
       narrow(rows, in, gate, n, to - from, room, at(logits, (long) from * n), n);
     }
@@ -349,16 +324,16 @@ final class CpuTraining {
     var memoryY = Ops.memory(gy);
     var memoryGx = gx == null ? null : Ops.memory(gx);
     if (gx != null) {
-      var weight = Ops.memory(layer.weight());
-      int beta = first ? 0 : 1;
-      Blas.product(false, false, tokens, in, out, memoryY, out, weight, in, beta, memoryGx, in);
+      var weight = new Matrix(Ops.memory(layer.weight()), in);
+      var result = new Matrix(memoryGx, in);
+      Blas.product(tokens, in, out, new Matrix(memoryY, out), weight, first ? 0 : 1, result);
     }
     var weightGradients = new float[order.length];
     var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, maxRank));
     var kept = wantsA() ? input.kept(Ops.memory(x), tokens, in) : null;
     var toInput = input.gradient(memoryGx, tokens, in);
     var gl = logits == null ? null : logitGradient(scope, ownLogits);
-    byTokens(
+    Workers.share(
         tokens,
         (from, to) -> {
           toInput(from, to, memoryY, toInput, gz, weightGradients);
@@ -431,10 +406,9 @@ final class CpuTraining {
       }
     }
     if (gx != null) {
-      var gate = Ops.memory(bank.bank().gate());
-      var rows = at(gl, (long) from * n);
-      var own = at(gx, (long) from * in);
-      Blas.product(false, false, to - from, in, n, rows, n, gate, in, 1, own, in);
+      var gate = new Matrix(Ops.memory(bank.bank().gate()), in);
+      var rows = new Matrix(at(gl, (long) from * n), n);
+      Blas.product(to - from, in, n, rows, gate, 1, new Matrix(at(gx, (long) from * in), in));
     }
   }
 
@@ -458,9 +432,9 @@ final class CpuTraining {
         (from, to) -> {
           int width = to - from;
           if (gateGradient != null) {
-            var rows = at(memoryX, from);
-            var own = at(gateGradient, from);
-            Blas.product(true, false, n, width, tokens, gl, n, rows, in, 1, own, in);
+            var rows = new Matrix(at(memoryX, from), in);
+            var own = new Matrix(at(gateGradient, from), in);
+            Blas.product(n, width, tokens, new Matrix(gl, n).transpose(), rows, 1, own);
           }
           if (kept != null) {
             toA(from, width, kept, gz, gradient);
@@ -476,19 +450,9 @@ final class CpuTraining {
           tokens,
           (adapter, rank, at, count) -> {
             var own = rows(x, in, from, width, at, count, rows);
-            Blas.product(
-                true,
-                false,
-                rank,
-                width,
-                count,
-                at(gz, (long) at * maxRank),
-                maxRank,
-                own.memory(),
-                own.stride(),
-                1,
-                at(gradient, bank.offset(adapter) * in + from),
-                in);
+            var slopes = new Matrix(at(gz, (long) at * maxRank), maxRank).transpose();
+            var to = new Matrix(at(gradient, bank.offset(adapter) * in + from), in);
+            Blas.product(rank, width, count, slopes, own, 1, to);
           });
     }
   }
@@ -512,26 +476,10 @@ final class CpuTraining {
                 tokens,
                 (adapter, rank, at, count) -> {
                   var own = rows(gy, out, from, width, at, count, rows);
-                  Blas.product(
-                      true,
-                      false,
-                      rank,
-                      width,
-                      count,
-                      at(z, (long) at * maxRank),
-                      maxRank,
-                      own.memory(),
-                      own.stride(),
-                      0,
-                      transposed,
-                      width);
-                  addTransposed(
-                      transposed,
-                      rank,
-                      width,
-                      gradient,
-                      (long) from * all + bank.offset(adapter),
-                      all);
+                  var zs = new Matrix(at(z, (long) at * maxRank), maxRank).transpose();
+                  Blas.product(rank, width, count, zs, own, 0, new Matrix(transposed, width));
+                  long place = (long) from * all + bank.offset(adapter);
+                  addTransposed(transposed, rank, width, gradient, place, all);
                 });
           }
         });

@@ -8,6 +8,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.Random;
 import org.meteora.UserException;
 import org.meteora.tensor.Blas;
+import org.meteora.tensor.Blas.Matrix;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
@@ -89,24 +90,9 @@ final class RowProduct {
         i -> {
           int from = out / OUTPUTS * i / shares * OUTPUTS;
           int to = i + 1 == shares ? out : out / OUTPUTS * (i + 1) / shares * OUTPUTS;
-          Blas.threads(1);
-          try {
-            Blas.product(
-                false,
-                true,
-                rows,
-                to - from,
-                in,
-                x,
-                in,
-                weight.asSlice((long) from * in * Float.BYTES),
-                in,
-                0,
-                y.asSlice((long) from * Float.BYTES),
-                out);
-          } finally {
-            Blas.threads(0);
-          }
+          var own = new Matrix(weight.asSlice((long) from * in * Float.BYTES), in);
+          var results = new Matrix(y.asSlice((long) from * Float.BYTES), out);
+          Blas.product(rows, to - from, in, new Matrix(x, in), own.transpose(), 0, results);
         });
   }
 

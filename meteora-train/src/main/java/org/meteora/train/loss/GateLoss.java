@@ -111,12 +111,9 @@ public final class GateLoss implements AutoCloseable {
         var values = Ops.memory(gate);
         var slopes = Ops.memory(gradient);
         var chosen = new Choice(positions, topK);
-        int workers = Workers.count(); // of this thread: a worker may be told another number
-        Workers.run(
-            workers,
-            worker -> {
-              int from = (int) ((long) positions * worker / workers);
-              int to = (int) ((long) positions * (worker + 1) / workers);
+        Workers.share(
+            positions,
+            (from, to) -> {
               Gate.choose(values, adapters, chosen, from, to, 1);
               var row = new float[adapters];
               for (int at = from; at < to; at++) {
