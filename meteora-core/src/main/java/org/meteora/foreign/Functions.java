@@ -91,12 +91,12 @@ public final class Functions {
   /** A call by {@link MethodHandle#invokeExact}. */
   @FunctionalInterface
   public interface ExactCall {
-    /** The function's result. */
-    int run() throws Throwable;
+    /** The function's result, a number. */
+    long run() throws Throwable;
   }
 
   /** Calls a function where speed matters. */
-  public static int call(ExactCall call) {
+  public static long call(ExactCall call) {
     try {
       return call.run();
     } catch (Throwable e) {

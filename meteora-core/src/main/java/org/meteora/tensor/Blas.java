@@ -126,7 +126,7 @@ public final class Blas {
   static int threads(int threads) {
     return LOCAL_THREADS == null
         ? 0
-        : Functions.call(() -> (int) LOCAL_THREADS.invokeExact(threads));
+        : (int) Functions.call(() -> (int) LOCAL_THREADS.invokeExact(threads));
   }
 
   /** {@code y += alpha · x}, {@code count} numbers. */

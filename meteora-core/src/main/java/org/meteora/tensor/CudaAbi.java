@@ -42,12 +42,13 @@ final class CudaAbi {
   static long enterStream(long stream, int device) {
     var slot = StableAbi.slot();
     StableAbi.check(
-        (int) Functions.call(StreamGuard.CREATE_GUARD, stream, device, slot), "cuda_stream_guard");
+        "cuda_stream_guard",
+        () -> (int) StreamGuard.CREATE_GUARD.invokeExact(stream, device, slot));
     return slot.get(JAVA_LONG, 0);
   }
 
   static void leaveStream(long guard) {
-    StableAbi.check((int) Functions.call(StreamGuard.DELETE_GUARD, guard), "cuda_stream_guard");
+    StableAbi.check("cuda_stream_guard", () -> (int) StreamGuard.DELETE_GUARD.invokeExact(guard));
   }
 
   static boolean canAddProduct(NDArray y) {
@@ -56,20 +57,11 @@ final class CudaAbi {
 
   /** {@code y += a · b} on CUDA, all matrices. */
   static void addProduct(NDArray y, NDArray a, NDArray b) {
-    try {
-      StableAbi.check(
-          (int)
-              Product.ADDMM.invokeExact(
-                  StableAbi.handleOf(y),
-                  StableAbi.handleOf(y),
-                  StableAbi.handleOf(a),
-                  StableAbi.handleOf(b),
-                  1.0,
-                  1.0),
-          "addmm_out");
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    long out = StableAbi.handleOf(y);
+    long left = StableAbi.handleOf(a);
+    long right = StableAbi.handleOf(b);
+    StableAbi.check(
+        "addmm_out", () -> (int) Product.ADDMM.invokeExact(out, out, left, right, 1.0, 1.0));
   }
 
   /**

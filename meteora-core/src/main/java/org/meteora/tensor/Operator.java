@@ -22,7 +22,7 @@ import org.meteora.foreign.Functions;
 final class Operator {
   private static final MethodHandle DISPATCH =
       StableAbi.handle("aoti_torch_call_dispatcher", "(AAA)I");
-  private static final MethodHandle MALLOC = Functions.bind("malloc", "(J)A");
+  private static final MethodHandle MALLOC = Functions.bind("malloc", "(J)J");
 
   private static final Map<String, Name> NAMES = new ConcurrentHashMap<>();
 
@@ -82,19 +82,15 @@ final class Operator {
     var known = NAMES.computeIfAbsent(name, Name::of);
     var stack = StableAbi.scratch();
     stack.fill((byte) 0);
-    try {
-      for (int i = 0; i < arguments.length; i++) {
-        stack.setAtIndex(JAVA_LONG, i, slot(arguments[i]));
-      }
-      StableAbi.check((int) DISPATCH.invokeExact(known.operator, known.overload, stack), name);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
+    for (int i = 0; i < arguments.length; i++) {
+      stack.setAtIndex(JAVA_LONG, i, slot(arguments[i]));
     }
+    StableAbi.check(name, () -> (int) DISPATCH.invokeExact(known.operator, known.overload, stack));
     return stack;
   }
 
   /** An argument as the dispatcher takes it; of a tensor it takes a handle of its own. */
-  private static long slot(Object argument) throws Throwable {
+  private static long slot(Object argument) {
     return switch (argument) {
       case NDArray array -> StableAbi.newHandle(StableAbi.handleOf(array));
       case Handle handle -> StableAbi.newHandle(handle.tensor());
@@ -105,9 +101,9 @@ final class Operator {
       case Integer number -> number;
       case Optional<?> optional when optional.isEmpty() -> 0;
       case Optional<?> optional -> {
-        var box = ((MemorySegment) MALLOC.invokeExact(8L)).reinterpret(8); // the operator frees it
-        box.set(JAVA_LONG, 0, slot(optional.get()));
-        yield box.address();
+        long box = Functions.call(() -> (long) MALLOC.invokeExact(8L)); // the operator frees it
+        MemorySegment.ofAddress(box).reinterpret(8).set(JAVA_LONG, 0, slot(optional.get()));
+        yield box;
       }
       default -> throw new IllegalArgumentException("no argument of an operator: " + argument);
     };

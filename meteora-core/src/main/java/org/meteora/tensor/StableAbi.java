@@ -79,8 +79,8 @@ final class StableAbi {
     return handle(symbol, "(JA)I");
   }
 
-  static void check(int status, String what) {
-    if (status != 0) {
+  static void check(String what, Functions.ExactCall call) {
+    if (Functions.call(call) != 0) {
       var reason = NativeErrors.reason(Errors.WHAT == null ? NativeErrors.take() : Errors.what());
       throw new IllegalStateException(
           "libtorch failed in "
@@ -106,14 +106,10 @@ final class StableAbi {
   }
 
   private static long query(MethodHandle function, long handle, String what) {
-    try {
-      var slot = slot();
-      slot.set(JAVA_LONG, 0, 0);
-      check((int) function.invokeExact(handle, slot), what);
-      return slot.get(JAVA_LONG, 0);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    var slot = slot();
+    slot.set(JAVA_LONG, 0, 0);
+    check(what, () -> (int) function.invokeExact(handle, slot));
+    return slot.get(JAVA_LONG, 0);
   }
 
   static long handleOf(NDArray array) {
@@ -189,11 +185,7 @@ final class StableAbi {
   }
 
   static void delete(long tensor) {
-    try {
-      check((int) DELETE.invokeExact(tensor), "delete_tensor_object");
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    check("delete_tensor_object", () -> (int) DELETE.invokeExact(tensor));
   }
 
   /** libtorch's own random numbers: functions that 2.7 to 2.15 export alike, not of the C ABI. */
@@ -216,11 +208,7 @@ final class StableAbi {
   }
 
   static void copy(long target, long source) {
-    try {
-      check((int) COPY.invokeExact(target, source, 0), "copy_");
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    check("copy_", () -> (int) COPY.invokeExact(target, source, 0));
   }
 
   /** A row-major tensor over memory of someone else's, which must outlive it. */
@@ -247,14 +235,14 @@ final class StableAbi {
       var sizes = arena.allocateFrom(JAVA_LONG, shape);
       var strides = arena.allocateFrom(JAVA_LONG, stride);
       var result = arena.allocate(JAVA_LONG);
+      long dim = shape.length;
       check(
-          (int)
-              FROM_BLOB.invokeExact(
-                  data, (long) shape.length, sizes, strides, 0L, scalarType, device, index, result),
-          "create_tensor_from_blob");
+          "create_tensor_from_blob",
+          () ->
+              (int)
+                  FROM_BLOB.invokeExact(
+                      data, dim, sizes, strides, 0L, scalarType, device, index, result));
       return result.get(JAVA_LONG, 0);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
     }
   }
 
@@ -295,14 +283,14 @@ final class StableAbi {
       var sizes = arena.allocateFrom(JAVA_LONG, shape);
       var strides = arena.allocateFrom(JAVA_LONG, rowMajor(shape));
       var result = arena.allocate(JAVA_LONG);
+      long dim = shape.length;
       check(
-          (int)
-              EMPTY_STRIDED.invokeExact(
-                  (long) shape.length, sizes, strides, scalarType, device, index, result),
-          "empty_strided");
+          "empty_strided",
+          () ->
+              (int)
+                  EMPTY_STRIDED.invokeExact(
+                      dim, sizes, strides, scalarType, device, index, result));
       return result.get(JAVA_LONG, 0);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
     }
   }
 

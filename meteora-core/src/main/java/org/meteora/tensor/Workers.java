@@ -70,7 +70,7 @@ public final class Workers {
   public static int count() {
     return MAX_THREADS == null
         ? Runtime.getRuntime().availableProcessors()
-        : Functions.call(() -> (int) MAX_THREADS.invokeExact());
+        : (int) Functions.call(() -> (int) MAX_THREADS.invokeExact());
   }
 
   /** What is done to numbers {@code from} to {@code to}. */

@@ -100,7 +100,7 @@ public final class Cublas implements AutoCloseable {
     check(what, (int) Functions.call(function, arguments));
   }
 
-  private static void check(String what, int code, Object... numbers) {
+  private static void check(String what, long code, Object... numbers) {
     if (code != 0) {
       throw new UserException("cuBLAS: " + what.formatted(numbers) + " failed with status " + code);
     }
@@ -188,37 +188,32 @@ public final class Cublas implements AutoCloseable {
     if (m == 0 || n == 0) {
       return;
     }
-    try {
-      // column by column, as cuBLAS sees matrices, cᵀ = bᵀ · aᵀ
-      check(
-          "a product of %d × %d × %d",
-          (int)
-              Library.PRODUCT.invokeExact(
-                  handle,
-                  b.isTransposed() ? TRANSPOSED : AS_IT_IS,
-                  a.isTransposed() ? TRANSPOSED : AS_IT_IS,
-                  n,
-                  m,
-                  k,
-                  ONE.address(),
-                  b.address(),
-                  type(b.dtype()),
-                  b.stride(),
-                  a.address(),
-                  type(a.dtype()),
-                  a.stride(),
-                  add ? ONE.address() : ZERO.address(),
-                  c.address(),
-                  type(c.dtype()),
-                  c.stride(),
-                  COMPUTE_32F,
-                  DEFAULT_ALGORITHM),
-          m,
-          n,
-          k);
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    // column by column, as cuBLAS sees matrices, cᵀ = bᵀ · aᵀ
+    var code =
+        Functions.call(
+            () ->
+                (int)
+                    Library.PRODUCT.invokeExact(
+                        handle,
+                        b.isTransposed() ? TRANSPOSED : AS_IT_IS,
+                        a.isTransposed() ? TRANSPOSED : AS_IT_IS,
+                        n,
+                        m,
+                        k,
+                        ONE.address(),
+                        b.address(),
+                        type(b.dtype()),
+                        b.stride(),
+                        a.address(),
+                        type(a.dtype()),
+                        a.stride(),
+                        add ? ONE.address() : ZERO.address(),
+                        c.address(),
+                        type(c.dtype()),
+                        c.stride(),
+                        COMPUTE_32F,
+                        DEFAULT_ALGORITHM));
+    check("a product of %d × %d × %d", code, m, n, k);
   }
 
   /** Call once the stream has come to an end. */

@@ -10,7 +10,6 @@ import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import org.meteora.TooLittleMemory;
 import org.meteora.UserException;
-import org.meteora.foreign.Functions;
 
 /**
  * One GPU and its primary context, the one libtorch uses too: memory and streams can be shared with
@@ -120,11 +119,8 @@ public final class Cuda {
 
   /** Makes this the calling thread's device. */
   public void makeCurrent() {
-    try {
-      CudaDriver.check("choosing GPU " + index, (int) CudaDriver.SET_CURRENT.invokeExact(context));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    CudaDriver.check(
+        "choosing GPU " + index, () -> (int) CudaDriver.SET_CURRENT.invokeExact(context));
   }
 
   /** Free and total bytes of device memory. */
@@ -189,23 +185,15 @@ public final class Cuda {
    * gets there.
    */
   public void toDevice(long to, MemorySegment from, long bytes, Stream stream) {
-    try {
-      CudaDriver.check(
-          "copying to the GPU",
-          (int) CudaDriver.TO_DEVICE.invokeExact(to, from.address(), bytes, stream.handle()));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    CudaDriver.check(
+        "copying to the GPU",
+        () -> (int) CudaDriver.TO_DEVICE.invokeExact(to, from.address(), bytes, stream.handle()));
   }
 
   public void toHost(MemorySegment to, long from, long bytes, Stream stream) {
-    try {
-      CudaDriver.check(
-          "copying from the GPU",
-          (int) CudaDriver.TO_HOST.invokeExact(to.address(), from, bytes, stream.handle()));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    CudaDriver.check(
+        "copying from the GPU",
+        () -> (int) CudaDriver.TO_HOST.invokeExact(to.address(), from, bytes, stream.handle()));
   }
 
   /** A new device array with these values; waits for the copy. */

@@ -131,7 +131,12 @@ final class CudaDriver {
     check(what, (int) Functions.call(handle, arguments));
   }
 
-  static void check(String what, int code) {
+  /** Makes a call of the hot path and checks its result. */
+  static void check(String what, Functions.ExactCall call) {
+    check(what, (int) Functions.call(call));
+  }
+
+  private static void check(String what, int code) {
     if (code != 0) {
       throw new UserException("CUDA: " + what + " failed: " + message(code));
     }

@@ -1,7 +1,5 @@
 package org.meteora.cuda.driver;
 
-import org.meteora.foreign.Functions;
-
 /**
  * A captured chain of launches, ready to run again with one call; the addresses in it stay those of
  * the capture.
@@ -17,13 +15,9 @@ public final class Graph implements AutoCloseable {
   }
 
   public void launch(Stream stream) {
-    try {
-      CudaDriver.check(
-          "launching a graph",
-          (int) CudaDriver.GRAPH_LAUNCH.invokeExact(executable, stream.handle()));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    CudaDriver.check(
+        "launching a graph",
+        () -> (int) CudaDriver.GRAPH_LAUNCH.invokeExact(executable, stream.handle()));
   }
 
   @Override

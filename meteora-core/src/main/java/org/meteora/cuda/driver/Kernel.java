@@ -5,7 +5,6 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import org.meteora.foreign.Functions;
 
 /** A function of a loaded module that takes one struct by value. */
 public final class Kernel {
@@ -13,6 +12,7 @@ public final class Kernel {
   private static final int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
 
   private final String name;
+  private final String launching;
   private final long function;
   private final boolean overlaps;
 
@@ -21,6 +21,7 @@ public final class Kernel {
    */
   Kernel(String name, long function, boolean overlaps) {
     this.name = name;
+    this.launching = "launching " + name;
     this.function = function;
     this.overlaps = overlaps;
   }
@@ -93,16 +94,11 @@ public final class Kernel {
       try (var arena = Arena.ofConfined()) {
         var value = arena.allocate(argument.byteSize(), alignment);
         value.copyFrom(argument);
-        var parameters = arena.allocateFrom(JAVA_LONG, value.address());
-        var code =
-            (int)
-                CudaDriver.LAUNCH.invokeExact(
-                    config(arena, stream).address(), kernel.function, parameters.address(), 0L);
-        if (code != 0) {
-          CudaDriver.check("launching " + kernel.name, code);
-        }
-      } catch (Throwable e) {
-        throw Functions.unchecked(e);
+        var parameters = arena.allocateFrom(JAVA_LONG, value.address()).address();
+        var config = config(arena, stream).address();
+        CudaDriver.check(
+            kernel.launching,
+            () -> (int) CudaDriver.LAUNCH.invokeExact(config, kernel.function, parameters, 0L));
       }
     }
   }

@@ -1,7 +1,5 @@
 package org.meteora.cuda.driver;
 
-import org.meteora.foreign.Functions;
-
 /** A queue of device work: one of its own, or somebody else's (libtorch's current one). */
 public final class Stream implements AutoCloseable {
   private static final int NON_BLOCKING = 1;
@@ -45,12 +43,8 @@ public final class Stream implements AutoCloseable {
 
   /** Waits until all that was queued has ended. */
   public void synchronize() {
-    try {
-      CudaDriver.check(
-          "waiting for the GPU", (int) CudaDriver.STREAM_SYNCHRONIZE.invokeExact(handle));
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    }
+    CudaDriver.check(
+        "waiting for the GPU", () -> (int) CudaDriver.STREAM_SYNCHRONIZE.invokeExact(handle));
   }
 
   /** Lets what is queued from now on wait for {@code event} as it was recorded last. */
