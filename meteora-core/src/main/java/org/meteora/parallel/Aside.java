@@ -5,20 +5,13 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
 import org.meteora.cuda.driver.Stream;
 
-/** A stream beside libtorch's, for what moves while that one computes. */
-final class Aside implements AutoCloseable {
+/**
+ * A stream beside libtorch's, for what moves while that one computes.
+ *
+ * @param stream is closed with it
+ */
+record Aside(Cuda cuda, Stream stream) implements AutoCloseable {
   private static final Stream LIBTORCH = Stream.of(0);
-
-  private final Cuda cuda;
-  private final Stream stream;
-
-  /**
-   * @param stream is closed with it
-   */
-  Aside(Cuda cuda, Stream stream) {
-    this.cuda = cuda;
-    this.stream = stream;
-  }
 
   /**
    * Queues work behind what libtorch has been given so far.

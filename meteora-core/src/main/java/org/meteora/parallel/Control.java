@@ -111,16 +111,21 @@ public final class Control implements Exchange, Messages, AutoCloseable {
       }
     }
 
-    /** Not while something else is being sent, which does not end where the other was stopped. */
-    private void sendWithin(Duration atMost, Kind kind, byte[] bytes) throws IOException {
+    /**
+     * Not while something else is being sent, which does not end where the other was stopped; nor
+     * to one that has ended, as its reader notices.
+     */
+    private void sendWithin(Duration atMost, Kind kind, String text) {
       try {
         if (sending.tryLock(atMost.toMillis(), TimeUnit.MILLISECONDS)) {
           try {
-            write(kind, bytes);
+            write(kind, text.getBytes(StandardCharsets.UTF_8));
           } finally {
             sending.unlock();
           }
         }
+      } catch (IOException e) {
+        // it has ended
       } catch (InterruptedException e) {
         Thread.currentThread().interrupt();
       }
@@ -159,16 +164,17 @@ public final class Control implements Exchange, Messages, AutoCloseable {
   private void read(Peer peer) {
     try {
       while (true) {
-        int kind = kind(peer);
+        int number = kind(peer);
         int length = peer.in.readInt();
-        if (length < 0 || length > LARGEST || kind < 0 || kind >= Kind.values().length) {
+        if (length < 0 || length > LARGEST || number < 0 || number >= Kind.values().length) {
           throw new IOException("it sent something else than expected");
         }
         var bytes = peer.in.readNBytes(length);
         if (bytes.length < length) {
           throw new IOException("its connection ended");
         }
-        switch (Kind.values()[kind]) {
+        var kind = Kind.values()[number];
+        switch (kind) {
           case DATA -> peer.received.add(bytes);
           case HEARTBEAT -> {}
           case MESSAGE -> messages.add(bytes);
@@ -176,21 +182,16 @@ public final class Control implements Exchange, Messages, AutoCloseable {
             if (rank > 0) {
               peer.numbers.add(bytes);
             } else {
-              peer.send(Kind.NEXT, number(next.getAndIncrement()));
+              var given = ByteBuffer.allocate(Long.BYTES).putLong(next.getAndIncrement());
+              peer.send(Kind.NEXT, given.array());
             }
           }
-          case FAILED -> {
+          case BYE, FAILED, GIVEN_UP -> {
             peer.gone = true;
-            lost(new Lost(-1, new String(bytes, StandardCharsets.UTF_8)), peer);
-            return;
-          }
-          case BYE -> {
-            peer.gone = true;
-            return;
-          }
-          case GIVEN_UP -> {
-            peer.gone = true;
-            lost(new Lost(rank, new String(bytes, StandardCharsets.UTF_8)), peer);
+            if (kind != Kind.BYE) {
+              var text = new String(bytes, StandardCharsets.UTF_8);
+              lost(new Lost(kind == Kind.FAILED ? -1 : rank, text), peer);
+            }
             return;
           }
         }
@@ -221,12 +222,8 @@ public final class Control implements Exchange, Messages, AutoCloseable {
    */
   private void giveUp(Peer peer) {
     if (!closing) {
-      try {
-        var message = "this process had not answered for " + SILENCE.toSeconds() + " s";
-        peer.sendWithin(Duration.ZERO, Kind.GIVEN_UP, message.getBytes(StandardCharsets.UTF_8));
-      } catch (IOException e) {
-        // it has ended
-      }
+      var message = "this process had not answered for " + SILENCE.toSeconds() + " s";
+      peer.sendWithin(Duration.ZERO, Kind.GIVEN_UP, message);
     }
     silent(peer, "has not answered for " + SILENCE.toSeconds() + " s");
   }
@@ -240,24 +237,22 @@ public final class Control implements Exchange, Messages, AutoCloseable {
 
   /** The first process passes it on, so that all know the reason. */
   private void lost(Lost lost, Peer from) {
-    synchronized (this) {
-      if (closing) {
-        return;
-      }
-      closing = true;
+    if (isFirstToEnd()) {
+      tellOthers(lost.message(), from);
+      onLost.accept(lost);
     }
-    tellOthers(lost.message(), from);
-    onLost.accept(lost);
+  }
+
+  private synchronized boolean isFirstToEnd() {
+    boolean first = !closing;
+    closing = true;
+    return first;
   }
 
   private void tellOthers(String message, Peer except) {
     for (var peer : peers) {
       if (peer != except && !peer.gone) {
-        try {
-          peer.sendWithin(HEARTBEAT, Kind.FAILED, message.getBytes(StandardCharsets.UTF_8));
-        } catch (IOException e) {
-          // it has ended as well
-        }
+        peer.sendWithin(HEARTBEAT, Kind.FAILED, message);
       }
     }
   }
@@ -271,11 +266,7 @@ public final class Control implements Exchange, Messages, AutoCloseable {
       beaten = now;
       for (var peer : peers) {
         if (!peer.gone) {
-          try {
-            peer.sendWithin(Duration.ZERO, Kind.HEARTBEAT, new byte[0]);
-          } catch (IOException e) {
-            // its reader notices
-          }
+          peer.sendWithin(Duration.ZERO, Kind.HEARTBEAT, "");
         }
       }
       try {
@@ -288,16 +279,12 @@ public final class Control implements Exchange, Messages, AutoCloseable {
 
   @Override
   public void fail(String message) {
-    synchronized (this) {
-      if (closing) {
-        return;
+    if (isFirstToEnd()) {
+      tellOthers("rank " + rank + ": " + message, null);
+      if (rank > 0) {
+        // until the first process has said it: whoever started them may end all when this one ends
+        awaitGone(Duration.ofSeconds(5));
       }
-      closing = true;
-    }
-    tellOthers("rank " + rank + ": " + message, null);
-    if (rank > 0) {
-      // until the first process has said it: whoever started them may end all when this one ends
-      awaitGone(Duration.ofSeconds(5));
     }
   }
 
@@ -341,33 +328,6 @@ public final class Control implements Exchange, Messages, AutoCloseable {
   }
 
   @Override
-  public double[] sum(double[] values) {
-    var sums = new double[values.length];
-    for (var one : gather(bytes(values))) {
-      var numbers = numbers(one);
-      if (numbers.length != sums.length) {
-        throw new IllegalStateException("processes do not agree on what they sum");
-      }
-      for (int i = 0; i < sums.length; i++) {
-        sums[i] += numbers[i];
-      }
-    }
-    return numbers(broadcast(bytes(sums)));
-  }
-
-  private static byte[] bytes(double[] values) {
-    var buffer = ByteBuffer.allocate(Double.BYTES * values.length);
-    buffer.asDoubleBuffer().put(values);
-    return buffer.array();
-  }
-
-  private static double[] numbers(byte[] bytes) {
-    var values = new double[bytes.length / Double.BYTES];
-    ByteBuffer.wrap(bytes).asDoubleBuffer().get(values);
-    return values;
-  }
-
-  @Override
   public List<byte[]> gather(byte[] mine) {
     if (rank > 0) {
       send(peers.getFirst(), Kind.DATA, mine);
@@ -408,10 +368,6 @@ public final class Control implements Exchange, Messages, AutoCloseable {
     return ByteBuffer.wrap(take(first, first.numbers)).getLong();
   }
 
-  private static byte[] number(long value) {
-    return ByteBuffer.allocate(Long.BYTES).putLong(value).array();
-  }
-
   @Override
   public void send(byte[] message) {
     send(peers.getFirst(), Kind.MESSAGE, message);
@@ -442,31 +398,18 @@ public final class Control implements Exchange, Messages, AutoCloseable {
   /** Leaves; the first process waits until all have. */
   @Override
   public void close() {
-    synchronized (this) {
-      if (closing) {
-        peers.forEach(Control::close);
-        return;
+    if (isFirstToEnd()) {
+      for (var peer : peers) {
+        try {
+          peer.send(Kind.BYE, new byte[0]);
+        } catch (IOException e) {
+          peer.gone = true;
+        }
       }
-      closing = true;
-    }
-    for (var peer : peers) {
-      try {
-        peer.send(Kind.BYE, new byte[0]);
-      } catch (IOException e) {
-        peer.gone = true;
+      if (rank == 0) {
+        awaitGone(SILENCE);
       }
     }
-    if (rank == 0) {
-      awaitGone(SILENCE);
-    }
-    peers.forEach(Control::close);
-  }
-
-  private static void close(Peer peer) {
-    try {
-      peer.socket.close();
-    } catch (IOException e) {
-      // closed already
-    }
+    peers.forEach(peer -> Rendezvous.close(peer.socket));
   }
 }

@@ -23,11 +23,6 @@ abstract class ControlledCollective implements Collective {
   }
 
   @Override
-  public double[] sum(double[] values) {
-    return control.sum(values);
-  }
-
-  @Override
   public List<byte[]> gather(byte[] mine) {
     return control.gather(mine);
   }

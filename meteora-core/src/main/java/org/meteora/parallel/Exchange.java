@@ -1,5 +1,6 @@
 package org.meteora.parallel;
 
+import java.nio.ByteBuffer;
 import java.util.List;
 
 /**
@@ -14,7 +15,31 @@ public interface Exchange {
   int size();
 
   /** The sums over all processes of a few numbers, added in the order of ranks. */
-  double[] sum(double[] values);
+  default double[] sum(double[] values) {
+    var sums = new double[values.length];
+    for (var one : gather(bytes(values))) {
+      var numbers = numbers(one);
+      if (numbers.length != sums.length) {
+        throw new IllegalStateException("processes do not agree on what they sum");
+      }
+      for (int i = 0; i < sums.length; i++) {
+        sums[i] += numbers[i];
+      }
+    }
+    return numbers(broadcast(bytes(sums)));
+  }
+
+  private static byte[] bytes(double[] values) {
+    var buffer = ByteBuffer.allocate(Double.BYTES * values.length);
+    buffer.asDoubleBuffer().put(values);
+    return buffer.array();
+  }
+
+  private static double[] numbers(byte[] bytes) {
+    var values = new double[bytes.length / Double.BYTES];
+    ByteBuffer.wrap(bytes).asDoubleBuffer().get(values);
+    return values;
+  }
 
   /** Everybody's bytes at the first process, in the order of ranks; an empty list at all others. */
   List<byte[]> gather(byte[] mine);

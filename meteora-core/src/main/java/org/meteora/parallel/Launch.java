@@ -197,18 +197,8 @@ public record Launch(
   /** The nodes of SLURM's short form, {@code node[01-03,7],login}, in their order. */
   static List<String> nodes(String list) {
     var result = new ArrayList<String>();
-    int start = 0;
-    int depth = 0;
-    for (int i = 0; i <= list.length(); i++) {
-      char c = i == list.length() ? ',' : list.charAt(i);
-      if (c == '[') {
-        depth++;
-      } else if (c == ']') {
-        depth--;
-      } else if (c == ',' && depth == 0) {
-        expand(list.substring(start, i), result);
-        start = i + 1;
-      }
+    for (var item : list.split(",(?![^\\[]*\\])")) { // commas outside of brackets
+      expand(item, result);
     }
     return result;
   }

@@ -213,14 +213,8 @@ public final class Launcher {
       var text = Files.readString(Path.of("/proc/self/cmdline"));
       return List.of(text.substring(0, text.length() - 1).split("\0", -1));
     } catch (IOException e) {
-      var info = ProcessHandle.current().info(); // not Linux
-      if (info.command().isEmpty() || info.arguments().isEmpty()) {
-        throw new UserException(
-            OPTION + " cannot find out how this process was started; use torchrun or mpirun");
-      }
-      var result = new ArrayList<>(List.of(info.command().get()));
-      result.addAll(List.of(info.arguments().get()));
-      return result;
+      throw new UserException(
+          OPTION + " cannot find out how this process was started; use torchrun or mpirun", e);
     }
   }
 

@@ -33,14 +33,16 @@ final class Nccl {
   private static final int SUCCESS = 0;
   private static final int IN_PROGRESS = 7;
 
+  private record Function(String name, MethodHandle handle) {}
+
   private final SymbolLookup library;
-  private final MethodHandle allReduce;
-  private final MethodHandle reduceScatter;
-  private final MethodHandle allGather;
-  private final MethodHandle broadcast;
-  private final MethodHandle reduce;
-  private final MethodHandle destroy;
-  private final MethodHandle errorString;
+  private final Function allReduce;
+  private final Function reduceScatter;
+  private final Function allGather;
+  private final Function broadcast;
+  private final Function reduce;
+  private final Function destroy;
+  private final Function errorString;
   private long communicator;
 
   /**
@@ -69,15 +71,15 @@ final class Nccl {
     return library.find(name).orElseThrow(() -> new UserException("this NCCL has no " + name));
   }
 
-  private MethodHandle bind(String name, String signature) {
-    return Functions.bind(find(name), signature);
+  private Function bind(String name, String signature) {
+    return new Function(name, Functions.bind(find(name), signature));
   }
 
   /** A new id, which all processes of a communicator must have. */
   byte[] uniqueId() {
     try (var arena = Arena.ofConfined()) {
       var id = arena.allocate(ID);
-      call("ncclGetUniqueId", bind("ncclGetUniqueId", "(A)I"), id);
+      call(bind("ncclGetUniqueId", "(A)I"), id);
       return id.toArray(JAVA_BYTE);
     }
   }
@@ -90,7 +92,7 @@ final class Nccl {
       var out = arena.allocate(JAVA_LONG);
       var type = FunctionDescriptor.of(JAVA_INT, ADDRESS, JAVA_INT, ID, JAVA_INT);
       var init = Linker.nativeLinker().downcallHandle(find("ncclCommInitRank"), type);
-      call("ncclCommInitRank", init, out, size, struct, rank);
+      call(new Function("ncclCommInitRank", init), out, size, struct, rank);
       communicator = out.get(JAVA_LONG, 0);
     }
   }
@@ -105,36 +107,27 @@ final class Nccl {
 
   /** Sums in place; pointers are device memory. */
   void sum(long data, long count, Dtype dtype, long stream) {
-    call("ncclAllReduce", allReduce, data, data, count, type(dtype), SUM, communicator, stream);
+    call(allReduce, data, data, count, type(dtype), SUM, communicator, stream);
   }
 
   /** Sums of this process's part; {@code count} numbers a part. */
   void reduceScatter(long data, long part, long count, Dtype dtype, long stream) {
-    call(
-        "ncclReduceScatter",
-        reduceScatter,
-        data,
-        part,
-        count,
-        type(dtype),
-        SUM,
-        communicator,
-        stream);
+    call(reduceScatter, data, part, count, type(dtype), SUM, communicator, stream);
   }
 
   /** The sum of all processes' numbers, in place in process {@code to}. */
   void reduce(long data, long count, Dtype dtype, int to, long stream) {
-    call("ncclReduce", reduce, data, data, count, type(dtype), SUM, to, communicator, stream);
+    call(reduce, data, data, count, type(dtype), SUM, to, communicator, stream);
   }
 
   /** All parts of {@code size} bytes. */
   void allGather(long part, long data, long size, long stream) {
-    call("ncclAllGather", allGather, part, data, size, UINT8, communicator, stream);
+    call(allGather, part, data, size, UINT8, communicator, stream);
   }
 
   /** The bytes of process {@code from}, in place. */
   void broadcast(long data, long size, int from, long stream) {
-    call("ncclBroadcast", broadcast, data, data, size, UINT8, from, communicator, stream);
+    call(broadcast, data, data, size, UINT8, from, communicator, stream);
   }
 
   /** Leaves, when all that was queued has ended. */
@@ -142,15 +135,17 @@ final class Nccl {
     if (communicator != 0) {
       long ending = communicator;
       communicator = 0;
-      Functions.call(destroy, ending);
+      Functions.call(destroy.handle(), ending);
     }
   }
 
-  private void call(String what, MethodHandle function, Object... arguments) {
-    int code = (int) Functions.call(function, arguments);
+  private void call(Function function, Object... arguments) {
+    int code = (int) Functions.call(function.handle(), arguments);
     if (code != SUCCESS && code != IN_PROGRESS) {
-      var text = ((MemorySegment) Functions.call(errorString, code)).reinterpret(256).getString(0);
-      throw new UserException("NCCL: %s failed: %s (%s)".formatted(what, text, code));
+      var text = (MemorySegment) Functions.call(errorString.handle(), code);
+      throw new UserException(
+          "NCCL: %s failed: %s (%s)"
+              .formatted(function.name(), text.reinterpret(256).getString(0), code));
     }
   }
 }

@@ -22,29 +22,18 @@ import org.slf4j.LoggerFactory;
  * Constants on the GPUs of one machine: each process copies the others' parts out of their memory,
  * without their help. The copy engines do it, and the multiprocessors are left to the products;
  * none waits for another's to begin.
+ *
+ * @param addresses by part and rank
  */
-final class PeerConstants implements Collective.Constants {
+record PeerConstants(
+    PeerMemory memory,
+    PeerMemory.Copies copies,
+    Aside aside,
+    int rank,
+    long[][] addresses,
+    long[] bytes)
+    implements Collective.Constants {
   private static final Logger LOG = LoggerFactory.getLogger(PeerConstants.class);
-
-  private final PeerMemory memory;
-  private final PeerMemory.Copies copies;
-  private final Aside aside;
-  private final int rank;
-
-  /** By part and rank. */
-  private final long[][] addresses;
-
-  private final long[] bytes;
-
-  private PeerConstants(
-      PeerMemory memory, Aside aside, int rank, long[][] addresses, long[] bytes) {
-    this.memory = memory;
-    this.aside = aside;
-    this.rank = rank;
-    this.addresses = addresses;
-    this.bytes = bytes;
-    copies = PeerMemory.copies();
-  }
 
   /**
    * All processes call it together; empty in all of them where one cannot read another's memory.
@@ -54,23 +43,19 @@ final class PeerConstants implements Collective.Constants {
   static Optional<Collective.Constants> of(Collective all, Cuda cuda, List<NDArray> parts) {
     cuda.makeCurrent();
     Stream.of(0).synchronize();
-    var lent = lend(cuda, parts);
-    var everybody = all.gather(lent);
-    var each = all.broadcast(joined(everybody));
+    var each = all.broadcast(joined(all.gather(lend(cuda, parts))));
     var memory = new PeerMemory(cuda);
     Optional<Collective.Constants> result = Optional.empty();
     try {
       var addresses = open(memory, split(each, all.size()), all.rank(), parts);
       var bytes = parts.stream().mapToLong(ControlledCollective::bytes).toArray();
-      result =
-          Optional.of(
-              new PeerConstants(
-                  memory, new Aside(cuda, Stream.create(cuda)), all.rank(), addresses, bytes));
+      var copies = PeerMemory.copies();
+      var aside = new Aside(cuda, Stream.create(cuda));
+      result = Optional.of(new PeerConstants(memory, copies, aside, all.rank(), addresses, bytes));
     } catch (UserException e) {
       LOG.debug("other processes' memory is not read directly: {}", e.getMessage());
     }
-    boolean everywhere = all.sum(new double[] {result.isPresent() ? 1 : 0})[0] == all.size();
-    if (!everywhere) {
+    if (all.sum(new double[] {result.isPresent() ? 1 : 0})[0] < all.size()) {
       result.ifPresentOrElse(Collective.Constants::close, memory::close);
       return Optional.empty();
     }

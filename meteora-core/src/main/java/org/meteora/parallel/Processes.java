@@ -3,6 +3,7 @@ package org.meteora.parallel;
 import ai.djl.Device;
 import java.io.IOException;
 import java.net.Inet4Address;
+import java.net.InetAddress;
 import java.net.NetworkInterface;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
@@ -14,6 +15,7 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Consumer;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.tensor.Devices;
@@ -165,7 +167,7 @@ public final class Processes {
           network
               .inetAddresses()
               .filter(Inet4Address.class::isInstance)
-              .map(address -> address.getHostAddress())
+              .map(InetAddress::getHostAddress)
               .limit(2)
               .forEach(result::add);
         }
@@ -173,9 +175,7 @@ public final class Processes {
     } catch (IOException e) {
       // the loopback address is left
     }
-    return java.util.stream.Stream.concat(
-            result.stream().limit(10), java.util.stream.Stream.of("127.0.0.1"))
-        .toList();
+    return Stream.concat(result.stream().limit(10), Stream.of("127.0.0.1")).toList();
   }
 
   /**

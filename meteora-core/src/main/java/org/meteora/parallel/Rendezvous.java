@@ -183,7 +183,7 @@ final class Rendezvous {
     return bytes;
   }
 
-  private static void close(Closeable connection) {
+  static void close(Closeable connection) {
     try {
       connection.close();
     } catch (IOException e) {

@@ -3,7 +3,6 @@ package org.meteora.parallel;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -188,20 +187,16 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     long at = places.get(matcher.group(2));
     readOwn(own.get(layer), at, name, shape);
     var memory = buffers.get(layer % BUFFERS).memory;
-    try (var numbers = Ops.narrow(memory, 0, at, size(shape))) {
+    try (var numbers = Ops.narrow(memory, 0, at, Ops.shape(shape).size())) {
       return numbers.reshape(shape);
     }
-  }
-
-  private static long size(long... shape) {
-    return Arrays.stream(shape).reduce(1, (a, b) -> a * b);
   }
 
   /** Reads what this process keeps of a tensor that begins at {@code at} in its whole. */
   private void readOwn(NDArray ownPart, long at, String name, long... shape) {
     long first = ownPart.getShape().size() * collective.rank();
     long from = Math.max(at, first);
-    long to = Math.min(at + size(shape), first + ownPart.getShape().size());
+    long to = Math.min(at + Ops.shape(shape).size(), first + ownPart.getShape().size());
     if (from < to) {
       try (var target = Ops.narrow(ownPart, 0, from - first, to - from)) {
         source.read(target, name, from - at, shape);

@@ -46,11 +46,6 @@ final class SingleProcess implements Collective, Messages {
   public void broadcast(NDArray buffer) {}
 
   @Override
-  public double[] sum(double[] values) {
-    return values;
-  }
-
-  @Override
   public List<byte[]> gather(byte[] mine) {
     return List.of(mine);
   }
