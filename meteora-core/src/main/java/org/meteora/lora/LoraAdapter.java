@@ -171,7 +171,7 @@ public record LoraAdapter(
       if (!info.dtype().isFloatingPoint()) {
         throw new UserException(
             "%s: the tensor %s is %s, expected F32, F16 or BF16"
-                .formatted(weights.path(), info.name(), info.dtype().safetensorsName()));
+                .formatted(weights.path(), info.name(), info.dtype()));
       }
     }
     return Optional.of(Math.toIntExact(a.shape().get(0)));
@@ -247,12 +247,7 @@ public record LoraAdapter(
     if (!info.hasShape(shape) || !info.dtype().isFloatingPoint()) {
       throw new UserException(
           "the adapter %s was made for another base model: %s is %s %s, expected %s"
-              .formatted(
-                  name,
-                  info.name(),
-                  info.dtype().safetensorsName(),
-                  info.shape(),
-                  Arrays.toString(shape)));
+              .formatted(name, info.name(), info.dtype(), info.shape(), Arrays.toString(shape)));
     }
   }
 

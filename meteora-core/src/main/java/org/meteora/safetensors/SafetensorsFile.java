@@ -184,12 +184,7 @@ public final class SafetensorsFile implements AutoCloseable {
     if (!info.hasShape(shape) || info.dtype() != Dtype.F32) {
       throw new UserException(
           "%s: %s is %s %s, expected F32 %s"
-              .formatted(
-                  path,
-                  name,
-                  info.dtype().safetensorsName(),
-                  info.shape(),
-                  Arrays.toString(shape)));
+              .formatted(path, name, info.dtype(), info.shape(), Arrays.toString(shape)));
     }
     requireFinite(name);
     return info;

@@ -188,7 +188,7 @@ record SafetensorsHeader(
 
   private static Optional<Dtype> known(String dtype) {
     return Arrays.stream(Dtype.values())
-        .filter(each -> each.safetensorsName().equals(dtype))
+        .filter(each -> each.name().equals(dtype))
         .findFirst();
   }
 

@@ -38,7 +38,7 @@ public final class SafetensorsWriter {
     for (var entry : sorted.entrySet()) {
       var node = header.putObject(entry.getKey());
       var dtype = Ops.dtype(entry.getValue());
-      node.put("dtype", dtype.safetensorsName());
+      node.put("dtype", dtype.name());
       var shape = node.putArray("shape");
       for (long dimension : entry.getValue().getShape().getShape()) {
         shape.add(dimension);

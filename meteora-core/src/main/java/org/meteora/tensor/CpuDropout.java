@@ -7,7 +7,7 @@ import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import java.lang.foreign.MemorySegment;
-import java.util.Arrays;
+import java.util.stream.IntStream;
 
 /**
  * Dropout whose choice is a function of a number's place, so that backward needs no mask kept, and
@@ -20,13 +20,7 @@ public final class CpuDropout {
   private static final int BLOCK = 1024;
 
   /** 0, 1, 2 …: a loop that adds it is turned into vector code, one that adds its index is not. */
-  private static final int[] PLACES = new int[BLOCK];
-
-  static {
-    for (int i = 0; i < PLACES.length; i++) {
-      PLACES[i] = i;
-    }
-  }
+  private static final int[] PLACES = IntStream.range(0, BLOCK).toArray();
 
   private static final int BITS = 24;
 
@@ -71,17 +65,9 @@ public final class CpuDropout {
    * thread; libtorch draws from a generator for each number, which took a tenth of a training step.
    */
   NDArray factors(NDManager manager, Shape shape) {
-    var factors = Ops.empty(manager, Dtype.F32, shape.getShape());
+    var factors = manager.full(shape, (float) scale(), DataType.FLOAT32);
     var memory = Ops.memory(factors);
-    var bits = new int[BLOCK];
-    var hashes = new int[BLOCK];
-    int kept = Float.floatToRawIntBits((float) scale());
-    for (long at = 0; at < shape.size(); at += BLOCK) {
-      int count = (int) Math.min(BLOCK, shape.size() - at);
-      Arrays.fill(bits, kept);
-      clear(bits, hashes, count, at);
-      MemorySegment.copy(bits, 0, memory, JAVA_INT, at * Float.BYTES, count);
-    }
+    copy(memory, memory, 0, shape.size());
     return factors;
   }
 

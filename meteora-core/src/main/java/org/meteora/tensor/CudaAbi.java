@@ -20,8 +20,6 @@ final class CudaAbi {
             .flatMap(library -> library.find("aoti_torch_cuda_addmm_out"))
             .map(symbol -> Functions.bind(symbol, "(JJJJDD)I"))
             .orElse(null);
-
-    private Product() {}
   }
 
   /** Which CUDA stream the calling thread's operations run on. */
@@ -34,8 +32,6 @@ final class CudaAbi {
       CREATE_GUARD = Functions.bind(library, "aoti_torch_create_cuda_stream_guard", "(JIA)I");
       DELETE_GUARD = Functions.bind(library, "aoti_torch_delete_cuda_stream_guard", "(J)I");
     }
-
-    private StreamGuard() {}
   }
 
   /** Makes a stream current on this thread; the result undoes it. */

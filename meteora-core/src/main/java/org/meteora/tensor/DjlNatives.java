@@ -19,7 +19,6 @@ import java.lang.reflect.AccessFlag;
 import java.lang.reflect.Modifier;
 import java.nio.ByteBuffer;
 import java.util.Arrays;
-import java.util.List;
 import java.util.Optional;
 import java.util.Set;
 import java.util.stream.Collectors;
@@ -44,7 +43,7 @@ public final class DjlNatives {
    * command needs: found by disassembling the library and following its calls into its own copies
    * of PyTorch's inline functions.
    */
-  private static final Set<String> REFUSED =
+  static final Set<String> REFUSED =
       Set.of(
           "conj",
           "torchEye",
@@ -339,9 +338,4 @@ public final class DjlNatives {
    * Nothing: with no capability known, DJL's default device is the CPU, and no other is implied.
    */
   public static void torchShowConfig(Set<String> features) {}
-
-  /** All natives that are refused. */
-  static List<String> refused() {
-    return REFUSED.stream().sorted().toList();
-  }
 }

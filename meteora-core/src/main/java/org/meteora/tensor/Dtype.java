@@ -1,39 +1,31 @@
 package org.meteora.tensor;
 
 import java.util.Arrays;
+import java.util.Locale;
 import org.meteora.UserException;
 
-/** Element types: their names here, in safetensors, and libtorch's number for them. */
+/** Element types, by the names that safetensors gives them, and libtorch's number for them. */
 public enum Dtype {
-  F32("f32", "F32", 6, 4),
-  F16("f16", "F16", 5, 2),
-  BF16("bf16", "BF16", 15, 2),
-  F64("f64", "F64", 7, 8),
-  I64("i64", "I64", 4, 8),
-  I32("i32", "I32", 3, 4),
-  BOOL("bool", "BOOL", 11, 1),
-  U8("u8", "U8", 0, 1);
+  F32(6, 4),
+  F16(5, 2),
+  BF16(15, 2),
+  F64(7, 8),
+  I64(4, 8),
+  I32(3, 4),
+  BOOL(11, 1),
+  U8(0, 1);
 
-  private final String label;
-  private final String safetensorsName;
   private final int scalarType;
   private final int bytes;
 
-  Dtype(String label, String safetensorsName, int scalarType, int bytes) {
-    this.label = label;
-    this.safetensorsName = safetensorsName;
+  Dtype(int scalarType, int bytes) {
     this.scalarType = scalarType;
     this.bytes = bytes;
   }
 
   /** What options call it, such as {@code bf16}. */
   public String label() {
-    return label;
-  }
-
-  /** What safetensors calls it, such as {@code BF16}. */
-  public String safetensorsName() {
-    return safetensorsName;
+    return name().toLowerCase(Locale.ROOT);
   }
 
   /** libtorch's {@code ScalarType}. */

@@ -137,13 +137,11 @@ public final class LibTorch {
     var problems = new ArrayList<String>();
     var explicit = TorchSearch.explicit();
     if (explicit.isPresent()) {
-      explicit
-          .flatMap(LibTorch::unusable)
-          .ifPresent(
-              why -> {
-                throw new UserException(
-                    explicit.get() + " cannot be used: " + why + "; " + INSTALL_OR_NAME);
-              });
+      var why = unusable(explicit.get());
+      if (why.isPresent()) {
+        throw new UserException(
+            explicit.get() + " cannot be used: " + why.get() + "; " + INSTALL_OR_NAME);
+      }
       return explicit.get();
     }
     var driver = gpu ? driver() : Driver.NONE;
@@ -250,14 +248,12 @@ public final class LibTorch {
       if ((int) Functions.call(Functions.bind(library, "cuInit", "(I)I"), 0) != 0) {
         return Driver.NONE;
       }
-      int counted =
-          (int) Functions.call(Functions.bind(library, "cuDeviceGetCount", "(A)I"), number);
+      var count = Functions.bind(library, "cuDeviceGetCount", "(A)I");
+      boolean counted = (int) Functions.call(count, number) == 0;
       int gpus = number.get(JAVA_INT, 0);
-      int versioned =
-          (int) Functions.call(Functions.bind(library, "cuDriverGetVersion", "(A)I"), number);
-      return counted == 0 && versioned == 0
-          ? new Driver(gpus, number.get(JAVA_INT, 0))
-          : Driver.NONE;
+      var version = Functions.bind(library, "cuDriverGetVersion", "(A)I");
+      boolean known = counted && (int) Functions.call(version, number) == 0;
+      return known ? new Driver(gpus, number.get(JAVA_INT, 0)) : Driver.NONE;
     } catch (IllegalArgumentException | java.util.NoSuchElementException e) {
       return Driver.NONE; // no driver
     }

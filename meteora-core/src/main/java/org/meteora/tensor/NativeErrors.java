@@ -1,5 +1,6 @@
 package org.meteora.tensor;
 
+import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
@@ -42,34 +43,23 @@ final class NativeErrors {
       long table = cerr.get(JAVA_LONG, 0);
       // std::ios is a virtual base: its offset stands before the table of virtual functions
       long offset = MemorySegment.ofAddress(table - 24).reinterpret(8).get(JAVA_LONG, 0);
-      long buffer =
-          (long)
-              Functions.bind(library, "_ZNKSt9basic_iosIcSt11char_traitsIcEE5rdbufEv", "(J)J")
-                  .invokeExact(cerr.address() + offset);
-      var stream = MemorySegment.ofAddress(buffer + STREAM).reinterpret(8);
-      long standard =
-          Linker.nativeLinker()
-              .defaultLookup()
-              .find("stderr")
-              .orElseThrow()
-              .reinterpret(8)
-              .get(JAVA_LONG, 0);
-      if (stream.get(JAVA_LONG, 0) != standard) {
+      var rdbuf = Functions.bind(library, "_ZNKSt9basic_iosIcSt11char_traitsIcEE5rdbufEv", "(J)A");
+      var buffer = (MemorySegment) Functions.call(rdbuf, cerr.address() + offset);
+      var stream = MemorySegment.ofAddress(buffer.address() + STREAM).reinterpret(8);
+      var standard = Linker.nativeLinker().defaultLookup().find("stderr").orElseThrow();
+      if (stream.get(JAVA_LONG, 0) != standard.reinterpret(8).get(JAVA_LONG, 0)) {
         return null; // another C++ library, or someone else was here: leave it as it is
       }
       var written = Arena.global().allocate(MemoryLayout.sequenceLayout(2, JAVA_LONG));
-      var file =
-          (MemorySegment)
-              Functions.bind("open_memstream", "(JJ)A")
-                  .invokeExact(written.address(), written.address() + 8);
+      var open = Functions.bind("open_memstream", "(JJ)A");
+      var file = (MemorySegment) Functions.call(open, written.address(), written.address() + 8);
       if (file.address() == 0) {
         return null;
       }
-      var kept =
-          new Kept(
-              file, written, Functions.bind("fflush", "(A)I"), Functions.bind("fseeko", "(AJI)I"));
+      var flush = Functions.bind("fflush", "(A)I");
+      var seek = Functions.bind("fseeko", "(AJI)I");
       stream.set(JAVA_LONG, 0, file.address());
-      return kept;
+      return new Kept(file, written, flush, seek);
     } catch (Throwable e) {
       return null; // messages then stay on standard error
     }
@@ -85,12 +75,8 @@ final class NativeErrors {
         return "";
       }
       long size = KEPT.written().get(JAVA_LONG, 8);
-      var text =
-          new String(
-              MemorySegment.ofAddress(KEPT.written().get(JAVA_LONG, 0))
-                  .reinterpret(size)
-                  .toArray(java.lang.foreign.ValueLayout.JAVA_BYTE),
-              StandardCharsets.UTF_8);
+      var bytes = MemorySegment.ofAddress(KEPT.written().get(JAVA_LONG, 0)).reinterpret(size);
+      var text = new String(bytes.toArray(JAVA_BYTE), StandardCharsets.UTF_8);
       int status = (int) KEPT.seek().invokeExact(KEPT.file(), 0L, 0);
       return status == 0 ? text : "";
     } catch (Throwable e) {

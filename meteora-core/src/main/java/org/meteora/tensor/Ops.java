@@ -92,7 +92,7 @@ public final class Ops {
    * not copied.
    */
   public static NDArray wrap(NDManager manager, MemorySegment data, Dtype dtype, long... shape) {
-    return StableAbi.fromBlob(manager, data, shape, dtype);
+    return StableAbi.adopt(manager, StableAbi.fromBlob(data, shape, dtype.scalarType()));
   }
 
   /**

@@ -93,8 +93,6 @@ final class StableAbi {
   private static final class Errors {
     static final MethodHandle WHAT = optional("torch_exception_get_what_without_backtrace", "()A");
 
-    private Errors() {}
-
     static String what() {
       try {
         var text = (MemorySegment) WHAT.invokeExact();
@@ -195,8 +193,6 @@ final class StableAbi {
     static final MethodHandle SEED_CPU =
         handle("_ZN2at16CPUGeneratorImpl16set_current_seedEm", "(JJ)V");
     static final MethodHandle SEED_CUDA = handle("_ZN5torch4cuda15manual_seed_allEm", "(J)V");
-
-    private Seeds() {}
   }
 
   /** Seeds the random numbers of the CPU and of all GPUs. */
@@ -211,11 +207,7 @@ final class StableAbi {
     check("copy_", () -> (int) COPY.invokeExact(target, source, 0));
   }
 
-  /** A row-major tensor over memory of someone else's, which must outlive it. */
-  static NDArray fromBlob(NDManager manager, MemorySegment data, long[] shape, Dtype dtype) {
-    return adopt(manager, fromBlob(data, shape, dtype.scalarType()));
-  }
-
+  /** A row-major tensor over host memory of someone else's, which must outlive it. */
   static long fromBlob(MemorySegment data, long[] shape, int scalarType) {
     return fromBlob(data, shape, rowMajor(shape), scalarType, 0, 0);
   }

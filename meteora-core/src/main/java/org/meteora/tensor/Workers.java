@@ -5,7 +5,6 @@ import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.MethodHandle;
 import java.lang.invoke.MethodHandles;
-import java.lang.invoke.MethodType;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -47,15 +46,9 @@ public final class Workers {
 
   private static MemorySegment entry() {
     try {
-      return Linker.nativeLinker()
-          .upcallStub(
-              MethodHandles.lookup()
-                  .findStatic(
-                      Workers.class,
-                      "enter",
-                      MethodType.methodType(void.class, MemorySegment.class)),
-              Functions.descriptor("(A)V"),
-              Arena.global());
+      var type = Functions.descriptor("(A)V");
+      var enter = MethodHandles.lookup().findStatic(Workers.class, "enter", type.toMethodType());
+      return Linker.nativeLinker().upcallStub(enter, type, Arena.global());
     } catch (ReflectiveOperationException e) {
       throw new IllegalStateException(e);
     }

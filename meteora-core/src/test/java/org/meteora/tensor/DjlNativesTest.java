@@ -33,14 +33,14 @@ class DjlNativesTest {
   void replacesWhatItSays() throws ClassNotFoundException {
     var ours = natives(false);
     assertThat(ours)
-        .containsAll(DjlNatives.refused())
+        .containsAll(DjlNatives.REFUSED)
         .contains("torchDataPtr", "torchDirectByteBuffer", "torchFromBlob", "torchSet");
     assertThat(
             DjlNatives.replaced().stream()
                 .map(method -> method.substring(0, method.indexOf('(')))
                 .collect(Collectors.toSet()))
         .isSubsetOf(ours);
-    assertThat(ours).hasSize(DjlNatives.refused().size() + names(DjlNatives.replaced()));
+    assertThat(ours).hasSize(DjlNatives.REFUSED.size() + names(DjlNatives.replaced()));
   }
 
   private static int names(Set<String> methods) {
