@@ -43,8 +43,10 @@ public final class MeteoraCheckpoint implements AutoCloseable {
   private static final String PREFIX = "base_model.model.";
   private static final int HIGHEST_RANK = 1 << 16;
   private static final Logger LOG = LoggerFactory.getLogger(MeteoraCheckpoint.class);
-  private static final Pattern NORM =
-      Pattern.compile("model\\.layers\\.(\\d{1,6})\\.(?:input|post_attention)_layernorm\\.weight");
+  private static final Pattern BASE_WEIGHT =
+      Pattern.compile(
+          "(?:model\\.embed_tokens|lm_head|model\\.norm"
+              + "|model\\.layers\\.(\\d{1,6})\\.(?:input|post_attention)_layernorm)\\.weight");
 
   private final SafetensorsFolder weights;
   private final List<Adapter> adapters;
@@ -189,14 +191,11 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    */
   static Adapter describe(LoraAdapter adapter, Architecture config) {
     var unknown = new TreeSet<>(adapter.weights().tensors().keySet());
-    adapter
-        .wholeKeys()
-        .forEach(
-            (name, key) -> {
-              if (isBaseWeight(name, config)) {
-                unknown.remove(key);
-              }
-            });
+    for (var whole : adapter.wholeKeys().entrySet()) {
+      if (isBaseWeight(whole.getKey(), config)) {
+        unknown.remove(whole.getValue());
+      }
+    }
     var left = new ArrayList<String>();
     var ranks = new LinkedHashMap<String, Integer>();
     var scales = new LinkedHashMap<String, Double>();
@@ -254,12 +253,10 @@ public final class MeteoraCheckpoint implements AutoCloseable {
 
   /** Whether the base model has a weight of this name that an adapter may have been saved with. */
   private static boolean isBaseWeight(String name, Architecture config) {
-    if (List.of("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight")
-        .contains(name)) {
-      return true;
-    }
-    var norm = NORM.matcher(name);
-    return norm.matches() && Integer.parseInt(norm.group(1)) < config.numHiddenLayers();
+    var weight = BASE_WEIGHT.matcher(name);
+    return weight.matches()
+        && (weight.group(1) == null
+            || Integer.parseInt(weight.group(1)) < config.numHiddenLayers());
   }
 
   static String gateKey(String projection) {
@@ -306,12 +303,9 @@ public final class MeteoraCheckpoint implements AutoCloseable {
         }
       }
       if (withBase) {
-        result.put(
-            PREFIX + "model.layers." + layer + ".input_layernorm.weight",
-            block.inputNorm().weight());
-        result.put(
-            PREFIX + "model.layers." + layer + ".post_attention_layernorm.weight",
-            block.postAttentionNorm().weight());
+        var norm = PREFIX + "model.layers." + layer + ".%s_layernorm.weight";
+        result.put(norm.formatted("input"), block.inputNorm().weight());
+        result.put(norm.formatted("post_attention"), block.postAttentionNorm().weight());
       }
     }
     if (withBase) {
@@ -332,13 +326,8 @@ public final class MeteoraCheckpoint implements AutoCloseable {
       node.set("rank", Jsonl.JSON.valueToTree(adapter.ranks()));
       node.set("scale", Jsonl.JSON.valueToTree(adapter.scales()));
     }
-    return Map.of(
-        "format",
-        "pt",
-        METADATA_KEY,
-        list.toString(),
-        "meteora.base_weights",
-        withBase ? "included" : "left out");
+    var base = withBase ? "included" : "left out";
+    return Map.of("format", "pt", METADATA_KEY, list.toString(), "meteora.base_weights", base);
   }
 
   /**
@@ -347,10 +336,8 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    * @throws UserException when the file system refuses
    */
   public static void write(Path folder, Llama model, List<Adapter> adapters, boolean withBase) {
-    SafetensorsWriter.write(
-        folder.resolve("model.safetensors"),
-        tensors(model, withBase),
-        metadata(adapters, withBase));
+    var file = folder.resolve("model.safetensors");
+    SafetensorsWriter.write(file, tensors(model, withBase), metadata(adapters, withBase));
   }
 
   @Override

@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -17,8 +16,6 @@ import org.meteora.model.Backend;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaFactory;
 import org.meteora.nn.Projection;
-import org.meteora.parallel.Collective;
-import org.meteora.parallel.ShardedWeights;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -29,43 +26,27 @@ import org.meteora.tensor.Ops;
  * dtype are the file's, and are converted once otherwise; nothing passes through the Java heap.
  *
  * @param manager owns the parameters; its device is the model's
- * @param prefix of every key in {@code base}: empty, or {@code base_model.model.} for a full
- *     MeteoRA checkpoint
  * @param tied whether the head is the embedding
- * @param adapter whose own embedding, head and norms take the place of the base's; null for none
  */
 record ModelBuilder(
     NDManager manager,
     Backend backend,
     Dtype dtype,
-    SafetensorsFolder base,
-    String prefix,
+    ModelLoader.Base base,
     boolean tied,
-    LoraAdapter adapter,
     Progress progress)
     implements LlamaFactory.Weights {
   private static final String EMBEDDING = "model.embed_tokens.weight";
   private static final String HEAD = "lm_head.weight";
 
-  /**
-   * @param banks the adapters of a layer's module; may return null
-   * @param sharers the processes that share the frozen weights; one process has them whole
-   */
-  Llama build(Architecture config, LlamaFactory.Banks banks, double dropout, Collective sharers) {
-    var weights =
-        sharers.size() == 1 ? this : new ShardedWeights(this, config, manager, dtype, sharers);
-    return LlamaFactory.build(config, manager, dtype, weights, banks, backend, dropout);
-  }
-
   @Override
   public NDArray get(String name, long... shape) {
-    var own = adapter == null ? null : adapter.wholeKeys().get(name);
-    if (own != null) {
+    if (ofAdapter(name)) {
       try (var host = Devices.newHostManager()) {
-        return Ops.placed(adapter.readWhole(host, name, shape), manager, dtype);
+        return Ops.placed(base.adapter().readWhole(host, name, shape), manager, dtype);
       }
     }
-    return place(base, keyInFile(name), shape);
+    return place(base.files(), keyInFile(name), shape);
   }
 
   /** Only the part's pages of a mapped file are touched. */
@@ -73,11 +54,12 @@ record ModelBuilder(
   public void read(NDArray target, String name, long from, long... shape) {
     try (var host = Devices.newHostManager()) {
       var key = keyInFile(name);
-      boolean own = adapter != null && adapter.wholeKeys().containsKey(name);
-      var whole = own ? adapter.readWhole(host, name, shape) : base.read(host, key, shape);
+      boolean own = ofAdapter(name);
+      var whole =
+          own ? base.adapter().readWhole(host, name, shape) : base.files().read(host, key, shape);
       Ops.copy(target, Ops.narrow(whole.reshape(-1), 0, from, target.getShape().size()));
       if (!own && from + target.getShape().size() == whole.getShape().size()) {
-        progress.step(base.info(key).orElseThrow().bytes());
+        progress.step(base.files().info(key).orElseThrow().bytes());
       }
     }
   }
@@ -90,21 +72,25 @@ record ModelBuilder(
         : key;
   }
 
+  private boolean ofAdapter(String name) {
+    return base.adapter() != null && base.adapter().wholeKeys().containsKey(name);
+  }
+
   private boolean has(String key) {
-    return base.info(key).isPresent();
+    return base.files().info(key).isPresent();
   }
 
   /** As transformers does: a head in the file that differs from the embedding is used. */
   @Override
   public boolean hasOwnHead() {
-    if (adapter != null
-        && (adapter.wholeKeys().containsKey(HEAD) || adapter.wholeKeys().containsKey(EMBEDDING))) {
-      return true;
-    }
-    return has(key(HEAD))
-        && has(key(EMBEDDING))
-        && !base.requireTensor(key(HEAD))
-            .equal(key(HEAD), base.requireTensor(key(EMBEDDING)), key(EMBEDDING));
+    var files = base.files();
+    return ofAdapter(HEAD)
+        || ofAdapter(EMBEDDING)
+        || has(key(HEAD))
+            && has(key(EMBEDDING))
+            && !files
+                .requireTensor(key(HEAD))
+                .equal(key(HEAD), files.requireTensor(key(EMBEDDING)), key(EMBEDDING));
   }
 
   /**
@@ -144,18 +130,17 @@ record ModelBuilder(
 
   /** Published checkpoints keep a projection's weight under {@code base_layer}. */
   private String key(String name) {
-    if (prefix.isEmpty()) {
+    if (base.prefix().isEmpty()) {
       return name;
     }
     int dot = name.lastIndexOf('.');
-    var wrapped = prefix + name.substring(0, dot) + ".base_layer" + name.substring(dot);
-    return base.info(wrapped).isPresent() ? wrapped : prefix + name;
+    var wrapped = base.prefix() + name.substring(0, dot) + ".base_layer" + name.substring(dot);
+    return has(wrapped) ? wrapped : base.prefix() + name;
   }
 
   private NDArray place(SafetensorsFolder files, String key, long... shape) {
-    NDArray mapped;
     try (var host = Devices.newHostManager()) {
-      mapped = files.read(host, key, shape);
+      var mapped = files.read(host, key, shape);
       progress.step(files.info(key).orElseThrow().bytes());
       return Ops.placed(mapped, manager, dtype);
     }
@@ -176,23 +161,19 @@ record ModelBuilder(
       scales[i] = adapter.scales().getOrDefault(path, 1.0);
       total += ranks[i];
     }
-    var gate = place(checkpoint.weights(), MeteoraCheckpoint.gateKey(path), n, shape[1]);
+    var files = checkpoint.weights();
+    var gate = place(files, MeteoraCheckpoint.gateKey(path), n, shape[1]);
+    var keyA = MeteoraCheckpoint.loraAKey(path);
+    var keyB = MeteoraCheckpoint.loraBKey(path);
     var stacked = stackedRanks(checkpoint, path, ranks, total);
     if (stacked == null) {
-      return new AdapterBank(
-          gate,
-          place(checkpoint.weights(), MeteoraCheckpoint.loraAKey(path), total, shape[1]),
-          place(checkpoint.weights(), MeteoraCheckpoint.loraBKey(path), shape[0], total),
-          ranks,
-          scales);
+      var a = place(files, keyA, total, shape[1]);
+      return new AdapterBank(gate, a, place(files, keyB, shape[0], total), ranks, scales);
     }
     int all = Arrays.stream(stacked).sum();
-    return new AdapterBank(
-        gate,
-        acting(checkpoint, MeteoraCheckpoint.loraAKey(path), 0, ranks, stacked, all, shape[1]),
-        acting(checkpoint, MeteoraCheckpoint.loraBKey(path), 1, ranks, stacked, shape[0], all),
-        ranks,
-        scales);
+    var a = acting(files, keyA, 0, ranks, stacked, all, shape[1]);
+    var b = acting(files, keyB, 1, ranks, stacked, shape[0], all);
+    return new AdapterBank(gate, a, b, ranks, scales);
   }
 
   /**
@@ -222,15 +203,10 @@ record ModelBuilder(
 
   /** The rows (axis 0) or columns (axis 1) of the adapters that act. */
   private NDArray acting(
-      MeteoraCheckpoint checkpoint,
-      String key,
-      int axis,
-      int[] ranks,
-      int[] stacked,
-      long... shape) {
+      SafetensorsFolder files, String key, int axis, int[] ranks, int[] stacked, long... shape) {
     try (var host = Devices.newHostManager()) {
-      var file = Ops.cast(checkpoint.weights().read(host, key, shape), Dtype.F32);
-      progress.step(checkpoint.weights().info(key).orElseThrow().bytes());
+      var file = Ops.cast(files.read(host, key, shape), Dtype.F32);
+      progress.step(files.info(key).orElseThrow().bytes());
       var parts = new NDList();
       long at = 0;
       for (int i = 0; i < ranks.length; i++) {
@@ -239,12 +215,15 @@ record ModelBuilder(
         }
         at += stacked[i];
       }
-      var kept =
-          parts.isEmpty()
-              ? Ops.zeros(host, Dtype.F32, axis == 0 ? 0 : shape[0], axis == 0 ? shape[1] : 0)
-              : NDArrays.concat(parts, axis);
-      return Ops.copyOf(kept, manager, dtype);
+      return joined(parts, axis, shape[1 - axis]);
     }
+  }
+
+  /** One behind the other along an axis; perhaps none, of a matrix that is so long otherwise. */
+  private NDArray joined(NDList parts, int axis, long other) {
+    return parts.isEmpty()
+        ? Ops.zeros(manager, dtype, axis == 0 ? 0 : other, axis == 0 ? other : 0)
+        : Ops.copyOf(NDArrays.concat(parts, axis), manager, dtype);
   }
 
   /**
@@ -256,8 +235,8 @@ record ModelBuilder(
     var shape = config.shape(module);
     var ranks = new int[adapters.size()];
     var scales = new double[adapters.size()];
-    var a = new ArrayList<NDArray>();
-    var b = new ArrayList<NDArray>();
+    var a = new NDList();
+    var b = new NDList();
     try (var host = Devices.newHostManager()) {
       for (int i = 0; i < adapters.size(); i++) {
         var adapter = adapters.get(i);
@@ -269,20 +248,7 @@ record ModelBuilder(
           b.add(Ops.cast(adapter.readB(host, path), Dtype.F32));
         }
       }
-      if (a.isEmpty()) {
-        return new AdapterBank(
-            null,
-            Ops.zeros(manager, dtype, 0, shape[1]),
-            Ops.zeros(manager, dtype, shape[0], 0),
-            ranks,
-            scales);
-      }
-      return new AdapterBank(
-          null,
-          Ops.copyOf(NDArrays.concat(new NDList(a), 0), manager, dtype),
-          Ops.copyOf(NDArrays.concat(new NDList(b), 1), manager, dtype),
-          ranks,
-          scales);
+      return new AdapterBank(null, joined(a, 0, shape[1]), joined(b, 1, shape[0]), ranks, scales);
     }
   }
 }

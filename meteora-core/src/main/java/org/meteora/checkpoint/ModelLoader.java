@@ -19,6 +19,7 @@ import org.meteora.model.MemoryNeed;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.parallel.Collective;
+import org.meteora.parallel.ShardedWeights;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
@@ -71,17 +72,13 @@ final class ModelLoader implements AutoCloseable {
       Optional<String> dtype,
       Collective sharers,
       Function<ModelLoader, T> steps) {
-    return closedOnFailure(new ModelLoader(basePath, device, dtype, sharers), steps);
-  }
-
-  /** The result of these steps; closes what they were given if they fail. */
-  static <C extends AutoCloseable, T> T closedOnFailure(C resource, Function<C, T> steps) {
+    var loader = new ModelLoader(basePath, device, dtype, sharers);
     try {
-      return steps.apply(resource);
+      return steps.apply(loader);
     } catch (Throwable e) {
       try {
-        resource.close();
-      } catch (Exception other) {
+        loader.close();
+      } catch (RuntimeException other) {
         e.addSuppressed(other);
       }
       throw e;
@@ -126,27 +123,23 @@ final class ModelLoader implements AutoCloseable {
           bytesInMemory / sharers.size() + 2 * bytesInMemory / (config.numHiddenLayers() + 2);
     }
     var need = MemoryNeed.NONE.and("weights", bytesInMemory).and(more);
-    need.lacking(backend)
-        .ifPresent(
-            lack -> {
-              throw new UserException(lack + smaller(backend));
-            });
+    var lack = need.lacking(backend);
+    if (lack.isPresent()) {
+      throw new UserException(lack.get() + smaller(backend));
+    }
     need.and(wanted)
         .lacking(backend)
         .ifPresent(
-            lack -> LOG.warn("{}: shorter answers, and smaller batches of them, will fit", lack));
+            later -> LOG.warn("{}: shorter answers, and smaller batches of them, will fit", later));
     try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
       var builder =
-          new ModelBuilder(
-              manager,
-              backend,
-              dtype,
-              base.files(),
-              base.prefix(),
-              config.tieWordEmbeddings(),
-              base.adapter(),
-              progress);
-      return builder.build(config, banks.apply(builder), dropout, sharers);
+          new ModelBuilder(manager, backend, dtype, base, config.tieWordEmbeddings(), progress);
+      var weights =
+          sharers.size() == 1
+              ? builder
+              : new ShardedWeights(builder, config, manager, dtype, sharers);
+      return LlamaFactory.build(
+          config, manager, dtype, weights, banks.apply(builder), backend, dropout);
     }
   }
 

@@ -41,14 +41,20 @@ import org.meteora.tensor.Ops;
  *
  * <p>Long, because the ways in which a model to be trained comes to be stand side by side, each
  * with what it begins with.
+ *
+ * @param context what its training wants of the gated layers: k, dropout, and what the flags ask
+ *     for
+ * @param flags that it was loaded with
+ * @param adapters in the order of their indices, with their ranks and scales
+ * @param loader owns its memory and files
  */
-public final class TrainableModel implements AutoCloseable {
-  private final Llama llama;
-  private final ForwardContext context;
-  private final Flags flags;
-  private final List<MeteoraCheckpoint.Adapter> adapters;
-  private final ModelLoader loader;
-
+public record TrainableModel(
+    Llama llama,
+    ForwardContext context,
+    Flags flags,
+    List<MeteoraCheckpoint.Adapter> adapters,
+    ModelLoader loader)
+    implements AutoCloseable {
   /**
    * What every model in training needs.
    *
@@ -71,19 +77,6 @@ public final class TrainableModel implements AutoCloseable {
       long seed,
       Flags flags) {}
 
-  private TrainableModel(
-      Llama llama,
-      ForwardContext context,
-      Flags flags,
-      List<MeteoraCheckpoint.Adapter> adapters,
-      ModelLoader loader) {
-    this.llama = llama;
-    this.context = context;
-    this.flags = flags;
-    this.adapters = adapters;
-    this.loader = loader;
-  }
-
   /**
    * Adapters embedded in a base model, with new gates: uniform in ±1/√in, as a linear layer begins.
    *
@@ -93,17 +86,14 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
   public static TrainableModel meteora(Spec spec, List<Path> folders, Collective sharers) {
-    return embedded(
-        spec,
-        sharers,
-        folders,
-        Router.GATES,
+    BankMaker withGate =
         (bank, manager, layer, module) -> {
           long in = bank.loraA().getShape().get(1);
-          long seed = seed(spec, layer, module.ordinal(), 0);
+          long seed = seed(spec, layer, module, 0);
           var dtype = Ops.dtype(bank.loraA());
-          return bank.withGate(uniform(manager, dtype, 1 / Math.sqrt(in), seed, bank.size(), in));
-        });
+          return bank.withGate(uniform(manager, dtype, seed, bank.size(), in));
+        };
+    return embedded(spec, sharers, folders, Router.GATES, withGate);
   }
 
   /** One base serves all adapters: none of them may have an embedding, head or norm of its own. */
@@ -160,11 +150,7 @@ public final class TrainableModel implements AutoCloseable {
         scales.put(path, targeted ? lora.scaleOf(path, rank) : 1);
       }
     }
-    return build(
-        spec,
-        loader,
-        names.stream().map(name -> new MeteoraCheckpoint.Adapter(name, ranks, scales)).toList(),
-        Router.GATES,
+    Function<ModelBuilder, LlamaFactory.Banks> banks =
         builder ->
             (layer, module) -> {
               var path = module.path(layer);
@@ -173,27 +159,21 @@ public final class TrainableModel implements AutoCloseable {
                 return null;
               }
               var shape = config.shape(module);
-              double bound = 1 / Math.sqrt(shape[1]);
+              var manager = builder.manager();
               int n = names.size();
               var all = new int[n];
               Arrays.fill(all, rank);
               var factors = new double[n];
               Arrays.fill(factors, scales.get(path));
               var first =
-                  uniform(
-                      builder.manager(),
-                      loader.dtype(),
-                      bound,
-                      seed(spec, layer, module.ordinal(), 1),
-                      rank,
-                      shape[1]);
-              return new AdapterBank(
-                  null,
-                  n == 1 ? first : repeated(first, n),
-                  Ops.zeros(builder.manager(), loader.dtype(), shape[0], (long) n * rank),
-                  all,
-                  factors);
-            });
+                  uniform(manager, loader.dtype(), seed(spec, layer, module, 1), rank, shape[1]);
+              var a = n == 1 ? first : repeated(first, n);
+              var b = Ops.zeros(manager, loader.dtype(), shape[0], (long) n * rank);
+              return new AdapterBank(null, a, b, all, factors);
+            };
+    var adapters =
+        names.stream().map(name -> new MeteoraCheckpoint.Adapter(name, ranks, scales)).toList();
+    return build(spec, loader, adapters, Router.GATES, banks);
   }
 
   /**
@@ -205,16 +185,12 @@ public final class TrainableModel implements AutoCloseable {
    * @throws org.meteora.UserException when anything is missing, broken or does not fit
    */
   public static TrainableModel phatgoose(Spec spec, Path folder, Collective sharers) {
-    return embedded(
-        spec,
-        sharers,
-        List.of(folder),
-        Phatgoose.ALONE,
-        acting(
-            (bank, manager, layer, module) ->
-                bank.withGate(
-                    Ops.zeros(
-                        manager, Ops.dtype(bank.loraA()), 1, bank.loraA().getShape().get(1)))));
+    BankMaker withVector =
+        (bank, manager, layer, module) -> {
+          var a = bank.loraA();
+          return bank.withGate(Ops.zeros(manager, Ops.dtype(a), 1, a.getShape().get(1)));
+        };
+    return embedded(spec, sharers, List.of(folder), Phatgoose.ALONE, acting(withVector));
   }
 
   /**
@@ -229,24 +205,21 @@ public final class TrainableModel implements AutoCloseable {
     var banks = acting((bank, manager, layer, module) -> bank);
     var model = embedded(spec, sharers, folders, Router.GATES, banks);
     var llama = model.llama();
+    var manager = llama.manager();
+    int n = folders.size();
     var gates = new ArrayList<LayerGate>();
     for (var layer : llama.layers()) {
       boolean acts = layer.projections().stream().anyMatch(each -> each.bank() != null);
       gates.add(
           acts
               ? new LayerGate(
-                  Ops.zeros(
-                      llama.manager(), llama.dtype(), folders.size(), llama.config().hiddenSize()),
-                  Ops.zeros(llama.manager(), Dtype.F32, folders.size()))
+                  Ops.zeros(manager, llama.dtype(), n, llama.config().hiddenSize()),
+                  Ops.zeros(manager, Dtype.F32, n))
               : null);
     }
-    var router = new LoraFlow(gates);
-    return new TrainableModel(
-        llama,
-        model.context.withRouting(model.context.routing().withRouter(router)),
-        model.flags,
-        model.adapters,
-        model.loader);
+    var routing = model.context.routing().withRouter(new LoraFlow(gates));
+    var context = model.context.withRouting(routing);
+    return new TrainableModel(llama, context, model.flags, model.adapters, model.loader);
   }
 
   /** What a linear gets, made of the bank of all adapters there, whose ranks may all be 0. */
@@ -274,18 +247,13 @@ public final class TrainableModel implements AutoCloseable {
             var adapters =
                 opened.stream().map(each -> MeteoraCheckpoint.describe(each, config)).toList();
             requireNoOwnWeights(spec.basePath(), opened, config);
-            return build(
-                spec,
-                loader,
-                adapters,
-                router,
+            Function<ModelBuilder, LlamaFactory.Banks> banks =
                 builder ->
-                    (layer, module) ->
-                        maker.of(
-                            builder.bank(opened, config, layer, module),
-                            builder.manager(),
-                            layer,
-                            module));
+                    (layer, module) -> {
+                      var bank = builder.bank(opened, config, layer, module);
+                      return maker.of(bank, builder.manager(), layer, module);
+                    };
+            return build(spec, loader, adapters, router, banks);
           } finally {
             opened.forEach(LoraAdapter::close);
           }
@@ -302,14 +270,8 @@ public final class TrainableModel implements AutoCloseable {
     var context = ForwardContext.training(settings, spec.flags());
     var base = loader.own(SafetensorsFolder.open(spec.basePath()));
     var need = MemoryNeed.NONE.and("adapters", adapterBytes(loader, adapters, router));
-    var llama =
-        loader.build(
-            new ModelLoader.Base(base, "", null),
-            banks,
-            need,
-            MemoryNeed.NONE,
-            spec.flags(),
-            spec.dropout());
+    var weights = new ModelLoader.Base(base, "", null);
+    var llama = loader.build(weights, banks, need, MemoryNeed.NONE, spec.flags(), spec.dropout());
     return new TrainableModel(llama, context, spec.flags(), adapters, loader);
   }
 
@@ -351,12 +313,14 @@ public final class TrainableModel implements AutoCloseable {
     return result;
   }
 
-  private static long seed(Spec spec, int layer, int module, int kind) {
-    return ((spec.seed() * 31 + layer) * 31 + module) * 31 + kind;
+  private static long seed(Spec spec, int layer, Projection module, int kind) {
+    return ((spec.seed() * 31 + layer) * 31 + module.ordinal()) * 31 + kind;
   }
 
+  /** In ±1/√columns. */
   private static NDArray uniform(
-      NDManager manager, Dtype dtype, double bound, long seed, long rows, long columns) {
+      NDManager manager, Dtype dtype, long seed, long rows, long columns) {
+    double bound = 1 / Math.sqrt(columns);
     var random = new Random(seed);
     var values = new float[Math.toIntExact(rows * columns)];
     for (int i = 0; i < values.length; i++) {
@@ -367,29 +331,9 @@ public final class TrainableModel implements AutoCloseable {
     }
   }
 
-  /** The model itself. */
-  public Llama llama() {
-    return llama;
-  }
-
-  /** The flags that it was loaded with. */
-  public Flags flags() {
-    return flags;
-  }
-
-  /** What its training wants of the gated layers: k, dropout, and what the flags ask for. */
-  public ForwardContext context() {
-    return context;
-  }
-
   /** The base model's tokenizer. */
   public Tokenizer tokenizer() {
     return loader.tokenizer();
-  }
-
-  /** The adapters in the order of their indices, with their ranks and scales. */
-  public List<MeteoraCheckpoint.Adapter> adapters() {
-    return adapters;
   }
 
   /** What {@link LoraFlow} learns, by {@code layers.<l>.lora_flow.{weight,bias}}. */

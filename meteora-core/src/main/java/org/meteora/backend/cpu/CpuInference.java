@@ -58,7 +58,7 @@ final class CpuInference {
     }
     if (gated && !context.gateLogits()) {
       logits.close();
-      return new Output(y, null);
+      logits = null;
     }
     return new Output(y, logits);
   }
@@ -78,10 +78,7 @@ final class CpuInference {
     try (var rows = x.reshape(-1, linear.weight().getShape().get(1))) {
       int tokens = (int) rows.getShape().get(0);
       return switch (linear.router(context)) {
-        case Router.Gates gates ->
-            Optional.of(
-                route(
-                    x, linear.bank().gate(), logits, linear.topK(context), temperature, invariant));
+        case Router.Gates gates -> Optional.of(route(linear, x, logits, context));
         case Router other when invariant && !(other instanceof Router.Choosing) ->
             throw new UserException(
                 "--batch-invariant: what the router "
@@ -111,16 +108,16 @@ final class CpuInference {
   /**
    * {@link Gate#choose} of x {@code (…, in)}, row-major.
    *
-   * @param gate {@code (N, in)}
    * @param logits {@code (…, N)}, written here
    */
   private static Choice route(
-      NDArray x, NDArray gate, NDArray logits, int topK, double temperature, boolean invariant) {
+      GatedLinear linear, NDArray x, NDArray logits, ForwardContext context) {
+    var gate = linear.bank().gate();
     int n = (int) gate.getShape().get(0);
     int in = (int) gate.getShape().get(1);
     int tokens = (int) (x.getShape().size() / in);
     var values = Ops.memory(logits);
-    if (invariant) {
+    if (context.mode() == ForwardMode.INVARIANT) {
       RowProduct.run(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
     } else if (tokens == 1) {
       Blas.multiply(n, in, Ops.memory(gate), Ops.memory(x), values);
@@ -129,8 +126,8 @@ final class CpuInference {
       Blas.product(
           tokens, n, in, new Matrix(Ops.memory(x), in), transposed, 0, new Matrix(values, n));
     }
-    var choice = new Choice(tokens, topK);
-    Gate.choose(values, n, choice, 0, tokens, temperature);
+    var choice = new Choice(tokens, linear.topK(context));
+    Gate.choose(values, n, choice, 0, tokens, context.routing().temperature());
     return choice;
   }
 
@@ -143,17 +140,9 @@ final class CpuInference {
   private static void add(NDArray x, NDArray y, BankLayout bank, Choice chosen, boolean invariant) {
     int in = (int) (x.getShape().size() / chosen.tokens());
     int out = (int) (y.getShape().size() / chosen.tokens());
-    var work =
-        new Work(
-            Ops.memory(x),
-            Ops.memory(y),
-            Ops.memory(bank.loraA()),
-            Ops.memory(bank.loraBTransposed(false)),
-            in,
-            out,
-            bank,
-            chosen,
-            invariant);
+    var a = Ops.memory(bank.loraA());
+    var b = Ops.memory(bank.loraBTransposed(false));
+    var work = new Work(Ops.memory(x), Ops.memory(y), a, b, in, out, bank, chosen, invariant);
     if (chosen.tokens() < GROUP_FROM && !invariant) {
       work.tokenByToken();
     } else {

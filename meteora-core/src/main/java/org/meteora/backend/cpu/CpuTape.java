@@ -6,9 +6,11 @@ import ai.djl.pytorch.engine.PtNDArray;
 import ai.djl.pytorch.jni.JniUtils;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.IdentityHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import org.meteora.model.RmsNorm;
 import org.meteora.model.RotaryEmbedding;
 import org.meteora.moe.ForwardContext;
@@ -49,10 +51,10 @@ final class CpuTape implements GatedTape {
 
   private final NDManager manager;
   private final List<Entry> entries = new ArrayList<>();
-  private final Map<NDArray, Boolean> inputs = new IdentityHashMap<>();
+  private final Set<NDArray> inputs = Collections.newSetFromMap(new IdentityHashMap<>());
 
   /** Results of norms, and of layers that were rotated. */
-  private final Map<NDArray, Boolean> normed = new IdentityHashMap<>();
+  private final Set<NDArray> normed = Collections.newSetFromMap(new IdentityHashMap<>());
 
   private final Map<NDArray, RotaryEmbedding.Angles> rotated = new IdentityHashMap<>();
 
@@ -91,7 +93,7 @@ final class CpuTape implements GatedTape {
         if (logits != null) {
           logits.setRequiresGradient(true);
         }
-        entries.add(new Linear(layer, x, inputs.put(x, true) == null, latest, y, logits, work));
+        entries.add(new Linear(layer, x, inputs.add(x), latest, y, logits, work));
       }
       return new Output(y, logits);
     }
@@ -116,7 +118,7 @@ final class CpuTape implements GatedTape {
       if (keep) {
         y.setRequiresGradient(true);
         entries.add(new Norm(norm, x, y, scales));
-        normed.put(y, true);
+        normed.add(y);
       }
       return y;
     }
@@ -133,7 +135,7 @@ final class CpuTape implements GatedTape {
   @Override
   public void backward(boolean toInput) {
     latest = null;
-    var start = toInput ? null : inputs.isEmpty() ? null : firstLinear().x();
+    var start = toInput ? null : firstInput();
     var gradients = new IdentityHashMap<NDArray, NDArray>();
     for (int i = entries.size() - 1; i >= 0; i--) {
       try (NDManager scope = manager.newSubManager()) {
@@ -146,7 +148,7 @@ final class CpuTape implements GatedTape {
                 || before.input() != linear.input()) {
               endOfInput(linear, gradients.get(linear.x()));
             }
-            if (linear.firstOfInput() && !normed.containsKey(linear.x())) {
+            if (linear.firstOfInput() && !normed.contains(linear.x())) {
               toGraph(linear.x(), gradients.remove(linear.x()));
             }
           }
@@ -159,12 +161,13 @@ final class CpuTape implements GatedTape {
     rotated.clear();
   }
 
-  private Linear firstLinear() {
-    return entries.stream()
-        .filter(Linear.class::isInstance)
-        .map(Linear.class::cast)
-        .findFirst()
-        .orElseThrow();
+  private NDArray firstInput() {
+    for (var entry : entries) {
+      if (entry instanceof Linear linear) {
+        return linear.x();
+      }
+    }
+    return null;
   }
 
   /**
@@ -211,17 +214,16 @@ final class CpuTape implements GatedTape {
     if (ofLayers != null) {
       ofLayers.attach(scope);
     }
-    if (gradient == null && ofLayers == null) {
+    var all = gradient == null ? ofLayers : gradient;
+    if (all == null) {
       return;
     }
-    var all = gradient == null ? ofLayers : gradient;
     try (var off = Ops.notRecording()) {
-      if (gradient != null && ofLayers != null) {
-        gradient.addi(ofLayers.reshape(gradient.getShape()));
+      if (all != ofLayers && ofLayers != null) {
+        all.addi(ofLayers.reshape(all.getShape()));
       }
       CpuLayerOps.normBackward(entry.x(), entry.norm(), entry.scales(), all);
     }
-    all.attach(scope);
     toGraph(entry.x(), Ops.alias(scope, all));
   }
 

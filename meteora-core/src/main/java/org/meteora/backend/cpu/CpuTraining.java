@@ -332,7 +332,11 @@ final class CpuTraining {
     var gz = Ops.memory(Ops.empty(scope, Dtype.F32, order.length, maxRank));
     var kept = wantsA() ? input.kept(Ops.memory(x), tokens, in) : null;
     var toInput = input.gradient(memoryGx, tokens, in);
-    var gl = logits == null ? null : logitGradient(scope, ownLogits);
+    if (logits != null && ownLogits == null) {
+      ownLogits = Ops.zeros(scope, Dtype.F32, tokens, bank.bank().size());
+    }
+    // added up in what came from elsewhere, which nobody else needs
+    var gl = logits == null ? null : Ops.memory(ownLogits);
     Workers.share(
         tokens,
         (from, to) -> {
@@ -343,12 +347,6 @@ final class CpuTraining {
         });
     toGateAndA(scope, kept, gl, gz);
     toB(scope, memoryY);
-  }
-
-  /** Where it is added up: in what came from elsewhere, which nobody else needs. */
-  private MemorySegment logitGradient(NDManager scope, NDArray ownLogits) {
-    return Ops.memory(
-        ownLogits != null ? ownLogits : Ops.zeros(scope, Dtype.F32, tokens, bank.bank().size()));
   }
 
   /** ∂z, ∂w and ∂x̃ of some tokens; z becomes w s z, which is what ∂B needs. */

@@ -3,6 +3,7 @@ package org.meteora.cuda.decode;
 import java.util.ArrayList;
 import java.util.List;
 import org.meteora.cuda.driver.Cublas;
+import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
 import org.meteora.cuda.driver.Stream;
@@ -16,10 +17,19 @@ import org.meteora.tensor.Dtype;
 final class LibraryProducts implements AutoCloseable {
   private static final int LANES = 4;
 
-  /** {@code y = x · wᵀ}, as {@link Cublas#product} takes it. */
+  /**
+   * {@code y = x · wᵀ}.
+   *
+   * @param x (rows, in), row-major, in {@code dtype}
+   * @param w (out, in), likewise
+   * @param y float32 (rows, ld), of which the first {@code out} columns are written
+   */
   record Product(Dtype dtype, long x, long w, long y, int rows, int in, int out, int ld) {
     Work by(Cublas cublas) {
-      return cublas.product(dtype, x, w, y, rows, in, out, ld);
+      var to = new Matrix(y, rows, out, ld, Dtype.F32);
+      var from = Matrix.of(x, rows, in, dtype);
+      var weight = Matrix.of(w, out, in, dtype).transpose();
+      return lane -> cublas.multiply(to, from, weight, false);
     }
   }
 

@@ -34,7 +34,6 @@ public final class Cublas implements AutoCloseable {
 
   private static final MemorySegment ZERO = Arena.global().allocateFrom(JAVA_FLOAT, 0);
 
-  private final Stream stream;
   private final long handle;
   private final DeviceMemory workspace;
 
@@ -47,8 +46,6 @@ public final class Cublas implements AutoCloseable {
     static final MethodHandle SET_STREAM = bind("cublasSetStream_v2", "PP");
     static final MethodHandle SET_WORKSPACE = bind("cublasSetWorkspace_v2", "PPP");
     static final MethodHandle PRODUCT = bind("cublasGemmEx", "PIIIIIPPIIPIIPPIIII");
-
-    private Library() {}
 
     private static MethodHandle bind(String name, String signature) {
       return FOUND
@@ -71,7 +68,6 @@ public final class Cublas implements AutoCloseable {
     if (!isAvailable()) {
       throw new UserException("no cuBLAS here: none of " + String.join(", ", NAMES) + " is found");
     }
-    this.stream = stream;
     workspace = cuda.allocate(WORKSPACE);
     try {
       handle = create();
@@ -104,26 +100,6 @@ public final class Cublas implements AutoCloseable {
     if (code != 0) {
       throw new UserException("cuBLAS: " + what.formatted(numbers) + " failed with status " + code);
     }
-  }
-
-  /**
-   * {@code y = x · wᵀ}, summed in float32.
-   *
-   * @param x (rows, in), row-major, in {@code dtype}
-   * @param w (out, in), likewise
-   * @param y float32 (rows, ld), of which the first {@code out} columns are written
-   */
-  public Work product(Dtype dtype, long x, long w, long y, int rows, int in, int out, int ld) {
-    return on -> {
-      if (on.handle() != stream.handle()) {
-        throw new IllegalArgumentException("products run on the stream they were made for");
-      }
-      multiply(
-          new Matrix(y, rows, out, ld, Dtype.F32),
-          Matrix.of(x, rows, in, dtype),
-          Matrix.of(w, out, in, dtype).transpose(),
-          false);
-    };
   }
 
   /**

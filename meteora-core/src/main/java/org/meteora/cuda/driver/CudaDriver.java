@@ -100,8 +100,6 @@ final class CudaDriver {
   static final class Missing {
     private static final List<UserException> ALL = new ArrayList<>();
 
-    private Missing() {}
-
     static MethodHandle function(String name, MethodType type) {
       var tooOld =
           new UserException(

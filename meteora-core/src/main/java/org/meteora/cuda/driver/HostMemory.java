@@ -12,14 +12,9 @@ public final class HostMemory implements AutoCloseable {
 
   public HostMemory(Cuda cuda, long bytes) {
     cuda.makeCurrent();
-    memory =
-        MemorySegment.ofAddress(
-                CudaDriver.pointer(
-                    "locking " + bytes + " bytes of host memory",
-                    CudaDriver.HOST_ALLOCATE,
-                    bytes,
-                    0))
-            .reinterpret(bytes);
+    var what = "locking " + bytes + " bytes of host memory";
+    long address = CudaDriver.pointer(what, CudaDriver.HOST_ALLOCATE, bytes, 0);
+    memory = MemorySegment.ofAddress(address).reinterpret(bytes);
   }
 
   /** The memory, valid until {@link #close}. */

@@ -31,13 +31,10 @@ public final class Module {
   /** A kernel by its name in the source. */
   public Kernel kernel(String name) {
     try (var arena = Arena.ofConfined()) {
+      var text = arena.allocateFrom(name).address();
       return new Kernel(
           name,
-          CudaDriver.pointer(
-              "finding kernel " + name,
-              CudaDriver.MODULE_FUNCTION,
-              handle,
-              arena.allocateFrom(name).address()),
+          CudaDriver.pointer("finding kernel " + name, CudaDriver.MODULE_FUNCTION, handle, text),
           cuda.capability() >= OVERLAPS);
     }
   }

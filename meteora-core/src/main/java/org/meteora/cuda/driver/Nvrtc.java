@@ -7,7 +7,6 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.SymbolLookup;
-import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -106,11 +105,6 @@ public final class Nvrtc {
     public Source {
       headers = Collections.unmodifiableMap(new TreeMap<>(headers));
     }
-
-    /** All of it, for a hash. */
-    private String all() {
-      return text + "\0" + headers;
-    }
   }
 
   /**
@@ -125,14 +119,12 @@ public final class Nvrtc {
     var all = new ArrayList<>(options);
     all.add("--gpu-architecture=" + target);
     all.add("--std=c++17");
-    var key =
-        HexFormat.of()
-            .formatHex(
-                Digests.sha256()
-                    .digest(
-                        (source.all() + "\0" + String.join("\0", all) + "\0" + version)
-                            .getBytes(StandardCharsets.UTF_8)));
-    var file = cache.resolve(key.substring(0, 32) + (target.startsWith("sm_") ? ".cubin" : ".ptx"));
+    var hashed =
+        String.join(
+            "\0", source.text(), source.headers().toString(), String.join("\0", all), version);
+    var digest = Digests.sha256().digest(hashed.getBytes(StandardCharsets.UTF_8));
+    var key = HexFormat.of().formatHex(digest, 0, 16);
+    var file = cache.resolve(key + (target.startsWith("sm_") ? ".cubin" : ".ptx"));
     var kept = read(file);
     if (kept.isPresent()) {
       return kept.get();
@@ -142,15 +134,11 @@ public final class Nvrtc {
     }
     var code = compile(source, all, target.startsWith("sm_"));
     try {
-      AtomicFiles.write(
+      AtomicFiles.writeStream(
           file,
-          channel -> {
-            for (var part : List.of(Digests.sha256().digest(code), code)) {
-              var buffer = ByteBuffer.wrap(part);
-              while (buffer.hasRemaining()) {
-                channel.write(buffer);
-              }
-            }
+          out -> {
+            out.write(Digests.sha256().digest(code));
+            out.write(code);
           });
     } catch (UserException e) {
       LOG.warn("compiled kernels are not kept: {}", e.getMessage());

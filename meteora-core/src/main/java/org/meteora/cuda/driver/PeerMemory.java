@@ -49,10 +49,6 @@ public final class PeerMemory implements AutoCloseable {
     return Linker.nativeLinker().downcallHandle(symbol, type);
   }
 
-  private static void call(String what, MethodHandle function, Object... arguments) {
-    CudaDriver.call(what, function, arguments);
-  }
-
   /**
    * What another process needs to read memory of this one, which must stay as long as it may.
    *
@@ -64,9 +60,9 @@ public final class PeerMemory implements AutoCloseable {
     var export = bind("cuIpcGetMemHandle", Functions.descriptor("(AJ)I"));
     try (var arena = Arena.ofConfined()) {
       var base = arena.allocate(JAVA_LONG);
-      call("finding an allocation", range, base, arena.allocate(JAVA_LONG), address);
+      CudaDriver.call("finding an allocation", range, base, arena.allocate(JAVA_LONG), address);
       var handle = arena.allocate(HANDLE);
-      call("lending memory", export, handle, base.get(JAVA_LONG, 0));
+      CudaDriver.call("lending memory", export, handle, base.get(JAVA_LONG, 0));
       return ByteBuffer.allocate(HANDLE_BYTES + Long.BYTES)
           .put(handle.toArray(JAVA_BYTE))
           .putLong(address - base.get(JAVA_LONG, 0))
@@ -94,7 +90,7 @@ public final class PeerMemory implements AutoCloseable {
       var struct = arena.allocate(HANDLE);
       MemorySegment.copy(handle, 0, struct, JAVA_BYTE, 0, HANDLE_BYTES);
       var out = arena.allocate(JAVA_LONG);
-      call("opening another process's memory", open, out, struct, ENABLE_PEER_ACCESS);
+      CudaDriver.call("opening another process's memory", open, out, struct, ENABLE_PEER_ACCESS);
       return out.get(JAVA_LONG, 0);
     }
   }
@@ -103,7 +99,7 @@ public final class PeerMemory implements AutoCloseable {
   public static Copies copies() {
     var copy = bind("cuMemcpyDtoDAsync_v2", Functions.descriptor("(JJJJ)I"));
     return (to, from, bytes, stream) ->
-        call("copying between devices", copy, to, from, bytes, stream);
+        CudaDriver.call("copying between devices", copy, to, from, bytes, stream);
   }
 
   /** Queues copies. */
@@ -121,7 +117,9 @@ public final class PeerMemory implements AutoCloseable {
     }
     cuda.makeCurrent();
     var close = bind("cuIpcCloseMemHandle", Functions.descriptor("(J)I"));
-    opened.values().forEach(base -> call("closing another process's memory", close, base));
+    opened
+        .values()
+        .forEach(base -> CudaDriver.call("closing another process's memory", close, base));
     opened.clear();
   }
 }

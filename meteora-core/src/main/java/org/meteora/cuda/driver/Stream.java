@@ -1,5 +1,9 @@
 package org.meteora.cuda.driver;
 
+import static java.lang.foreign.ValueLayout.JAVA_LONG;
+
+import java.lang.foreign.Arena;
+
 /** A queue of device work: one of its own, or somebody else's (libtorch's current one). */
 public final class Stream implements AutoCloseable {
   private static final int NON_BLOCKING = 1;
@@ -55,29 +59,24 @@ public final class Stream implements AutoCloseable {
   /** Records what {@code work} queues on this stream, without running it, as a graph. */
   public Graph capture(Runnable work) {
     CudaDriver.call("beginning a capture", CudaDriver.BEGIN_CAPTURE, handle, 2);
-    RuntimeException failure = null;
     try {
       work.run();
     } catch (RuntimeException e) {
-      failure = e;
-    }
-    try {
-      var graph = endCapture();
-      if (failure == null) {
-        return new Graph(graph);
+      try {
+        CudaDriver.call("dropping a graph", CudaDriver.GRAPH_DESTROY, endCapture());
+      } catch (RuntimeException other) {
+        e.addSuppressed(other);
       }
-      CudaDriver.call("dropping a graph", CudaDriver.GRAPH_DESTROY, graph);
-    } catch (RuntimeException e) {
-      failure = failure == null ? e : failure;
+      throw e;
     }
-    throw failure;
+    return new Graph(endCapture());
   }
 
   private long endCapture() {
-    try (var arena = java.lang.foreign.Arena.ofConfined()) {
-      var out = arena.allocate(java.lang.foreign.ValueLayout.JAVA_LONG);
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(JAVA_LONG);
       CudaDriver.call("ending a capture", CudaDriver.END_CAPTURE, handle, out.address());
-      return out.get(java.lang.foreign.ValueLayout.JAVA_LONG, 0);
+      return out.get(JAVA_LONG, 0);
     }
   }
 

@@ -28,14 +28,8 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
    */
   public static TensorMap encode(
       long address, int rows, int columns, int pieceRows, int pieceColumns) {
-    return encode(
-        address,
-        rows,
-        columns,
-        Math.min(256, Integer.lowestOneBit(columns)),
-        pieceRows,
-        pieceColumns,
-        0);
+    int inner = Math.min(256, Integer.lowestOneBit(columns));
+    return encode(address, rows, columns, inner, pieceRows, pieceColumns, 0);
   }
 
   /**
