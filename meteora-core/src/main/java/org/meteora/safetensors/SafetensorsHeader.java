@@ -187,9 +187,7 @@ record SafetensorsHeader(
   }
 
   private static Optional<Dtype> known(String dtype) {
-    return Arrays.stream(Dtype.values())
-        .filter(each -> each.name().equals(dtype))
-        .findFirst();
+    return Arrays.stream(Dtype.values()).filter(each -> each.name().equals(dtype)).findFirst();
   }
 
   /** Bits of a number: also of what the format knows and this model never uses; 0 of others. */
