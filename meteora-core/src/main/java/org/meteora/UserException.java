@@ -18,6 +18,17 @@ public class UserException extends RuntimeException {
     super(oneLine(message), cause);
   }
 
+  /**
+   * As {@link #UserException(String)}, formatted.
+   *
+   * @param arguments of the format; a {@link Throwable} at their end is what was found underneath
+   */
+  public UserException(String format, Object... arguments) {
+    super(
+        oneLine(format.formatted(arguments)),
+        arguments[arguments.length - 1] instanceof Throwable cause ? cause : null);
+  }
+
   /** What a file or a user wrote may hold line breaks, and be long. */
   private static String oneLine(String message) {
     var line = message.strip().replaceAll("\\s*\\R\\s*", " ");

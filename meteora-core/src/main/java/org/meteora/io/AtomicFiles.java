@@ -1,5 +1,6 @@
 package org.meteora.io;
 
+import java.io.BufferedOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.io.UncheckedIOException;
@@ -12,6 +13,7 @@ import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
@@ -151,7 +153,7 @@ public final class AtomicFiles {
     write(
         target,
         channel -> {
-          var out = new java.io.BufferedOutputStream(Channels.newOutputStream(channel), 1 << 16);
+          var out = new BufferedOutputStream(Channels.newOutputStream(channel), 1 << 16);
           body.writeTo(out);
           out.flush();
         });
@@ -189,19 +191,13 @@ public final class AtomicFiles {
 
   /** The short reason of a file system's refusal, for people. */
   public static String reason(Exception e) {
-    if (e instanceof AccessDeniedException) {
-      return "permission denied";
-    }
-    if (e instanceof java.nio.file.NoSuchFileException) {
-      return "no such file";
-    }
-    if (e instanceof FileAlreadyExistsException f) {
-      return f.getFile() + " is in the way";
-    }
-    if (e instanceof FileSystemException f && f.getReason() != null) {
-      return f.getReason();
-    }
-    return e.getMessage() == null ? e.getClass().getSimpleName() : e.getMessage();
+    return switch (e) {
+      case AccessDeniedException _ -> "permission denied";
+      case NoSuchFileException _ -> "no such file";
+      case FileAlreadyExistsException f -> f.getFile() + " is in the way";
+      case FileSystemException f when f.getReason() != null -> f.getReason();
+      default -> e.getMessage() == null ? e.getClass().getSimpleName() : e.getMessage();
+    };
   }
 
   /** What was renamed in a folder survives a crash of the machine from now on. */

@@ -2,7 +2,6 @@ package org.meteora.io;
 
 import com.sun.security.auth.module.UnixSystem;
 import java.io.IOException;
-import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
@@ -106,15 +105,8 @@ public final class CacheFolders {
     if (!make(folder)) {
       return fresh("the folder " + folder + " cannot be made");
     }
-    try (var entries = Files.newDirectoryStream(folder)) {
-      for (var entry : entries) {
-        if (System.currentTimeMillis() - newest(entry) > 10_000) {
-          remove(entry); // a library in use stays loaded without its name
-        }
-      }
-    } catch (IOException | RuntimeException e) {
-      LOG.debug("cannot tidy {}", folder, e);
-    }
+    // a library in use stays loaded without its name
+    removeFrom(folder, 1, entry -> System.currentTimeMillis() - newest(entry) > 10_000);
     return folder;
   }
 
@@ -263,10 +255,9 @@ public final class CacheFolders {
       FolderLock.take(fresh, LOCK, fresh + " is new and yet in use");
     } catch (IOException e) {
       throw new UserException(
-          ("no folder for native libraries: %s, and none can be made in %s: %s; name one"
-                  + " by ENGINE_CACHE_DIR")
-              .formatted(why, parent, AtomicFiles.reason(e)),
-          e);
+          "no folder for native libraries: %s, and none can be made in %s: %s; name one"
+              + " by ENGINE_CACHE_DIR",
+          why, parent, AtomicFiles.reason(e), e);
     }
     var folder = fresh;
     Runtime.getRuntime().addShutdownHook(new Thread(() -> remove(folder)));
@@ -280,19 +271,17 @@ public final class CacheFolders {
 
   /** Private folders whose process was killed. */
   private static void removeAbandoned(Path parent) {
-    try (var entries = Files.newDirectoryStream(parent, PRIVATE + "*")) {
-      for (var entry : entries) {
-        var lock = entry.resolve(LOCK);
-        if (Files.isDirectory(entry, LinkOption.NOFOLLOW_LINKS)
-            && (Integer) attribute(entry, "unix:uid") == (int) new UnixSystem().getUid()
-            && Files.isRegularFile(lock, LinkOption.NOFOLLOW_LINKS)
-            && isFree(lock)) {
-          remove(entry);
-        }
-      }
-    } catch (IOException | RuntimeException e) {
-      LOG.debug("cannot tidy {}", parent, e);
-    }
+    removeFrom(
+        parent,
+        1,
+        entry -> {
+          var lock = entry.resolve(LOCK);
+          return entry.getFileName().toString().startsWith(PRIVATE)
+              && Files.isDirectory(entry, LinkOption.NOFOLLOW_LINKS)
+              && (Integer) attribute(entry, "unix:uid") == (int) new UnixSystem().getUid()
+              && Files.isRegularFile(lock, LinkOption.NOFOLLOW_LINKS)
+              && isFree(lock);
+        });
   }
 
   private static boolean isFree(Path lock) throws IOException {
@@ -306,13 +295,28 @@ public final class CacheFolders {
    * moment is told by the files they have open, or have just written.
    */
   static void removeUnfinished(Path folder) {
-    try (var all = Files.walk(folder, 3)) {
-      for (var entry :
-          all.filter(each -> UNFINISHED.matcher(each.getFileName().toString()).matches())
-              .toList()) {
-        if (System.currentTimeMillis() - newest(entry) > SETTLED_MILLIS && !isOpen(entry)) {
-          LOG.debug("removing {}, which was not unpacked to its end", entry);
-          remove(entry);
+    removeFrom(
+        folder,
+        3,
+        entry ->
+            UNFINISHED.matcher(entry.getFileName().toString()).matches()
+                && System.currentTimeMillis() - newest(entry) > SETTLED_MILLIS
+                && !isOpen(entry));
+  }
+
+  /** Whether something may be removed. */
+  @FunctionalInterface
+  private interface Leftover {
+    boolean test(Path path) throws IOException;
+  }
+
+  /** Tidies a folder as far as it lets itself be tidied. */
+  private static void removeFrom(Path folder, int depth, Leftover leftover) {
+    try (var all = Files.walk(folder, depth)) {
+      for (var each : all.skip(1).toList()) { // the first is the folder
+        if (leftover.test(each)) {
+          LOG.debug("removing {}, which was left over", each);
+          remove(each);
         }
       }
     } catch (IOException | RuntimeException e) {
@@ -353,10 +357,9 @@ public final class CacheFolders {
     return unpacking && cause != null
         ? Optional.of(
             new UserException(
-                ("cannot unpack native libraries into %s: %s; make room there, or name"
-                        + " another folder by ENGINE_CACHE_DIR")
-                    .formatted(engine(), AtomicFiles.reason(cause)),
-                failure))
+                "cannot unpack native libraries into %s: %s; make room there, or name"
+                    + " another folder by ENGINE_CACHE_DIR",
+                engine(), AtomicFiles.reason(cause), failure))
         : Optional.empty();
   }
 
@@ -365,11 +368,7 @@ public final class CacheFolders {
     Path probe = null;
     try {
       probe = Files.createTempFile(folder, "room", "");
-      try (var channel = FileChannel.open(probe, StandardOpenOption.WRITE)) {
-        for (var bytes = ByteBuffer.allocate(LIBRARY); bytes.hasRemaining(); ) {
-          channel.write(bytes);
-        }
-      }
+      Files.write(probe, new byte[LIBRARY]);
       return null;
     } catch (IOException e) {
       return e;

@@ -100,8 +100,7 @@ public final class Jsonl {
     var texts = new ArrayList<String>();
     for (var each : list) {
       if (!list.isArray() || !each.isTextual()) {
-        throw new UserException(
-            where + ": \"" + name + "\" must be a list of texts, it is " + list);
+        throw new UserException("%s: \"%s\" must be a list of texts, it is %s", where, name, list);
       }
       texts.add(each.textValue());
     }

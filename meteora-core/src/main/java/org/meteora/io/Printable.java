@@ -3,6 +3,7 @@ package org.meteora.io;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.charset.StandardCharsets;
+import java.util.regex.Pattern;
 
 /**
  * Text that others wrote (names in files, prompts, tokens), made harmless for a terminal: control
@@ -10,6 +11,12 @@ import java.nio.charset.StandardCharsets;
  * \\u001b}, and so are the marks that turn the direction of writing.
  */
 public final class Printable {
+  /** C0 but tab and line feed, DEL, C1, and the marks that reorder text. */
+  private static final Pattern HARMFUL =
+      Pattern.compile(
+          "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\x{61c}\\x{200e}\\x{200f}"
+              + "\\x{2028}-\\x{202e}\\x{2066}-\\x{2069}]");
+
   private Printable() {}
 
   /** Every control character but tab and line feed escaped. */
@@ -23,34 +30,13 @@ public final class Printable {
   }
 
   private static String escape(String text, boolean carriageReturn) {
-    StringBuilder result = null;
-    for (int i = 0; i < text.length(); i++) {
-      char c = text.charAt(i);
-      if (harmful(c) && !(c == '\r' && carriageReturn)) {
-        if (result == null) {
-          result = new StringBuilder(text.substring(0, i));
-        }
-        result.append(escaped(c));
-      } else if (result != null) {
-        result.append(c);
-      }
-    }
-    return result == null ? text : result.toString();
-  }
-
-  /** C0 but tab and line feed, DEL, C1, and the marks that reorder text. */
-  private static boolean harmful(int c) {
-    return c < 0x20 && c != '\n' && c != '\t'
-        || c >= 0x7f && c < 0xa0
-        || c == 0x061c
-        || c == 0x200e
-        || c == 0x200f
-        || c >= 0x2028 && c <= 0x202e
-        || c >= 0x2066 && c <= 0x2069;
-  }
-
-  private static String escaped(int c) {
-    return "\\u%04x".formatted(c);
+    return HARMFUL
+        .matcher(text)
+        .replaceAll(
+            found ->
+                carriageReturn && found.group().equals("\r")
+                    ? "\r"
+                    : "\\\\u%04x".formatted((int) found.group().charAt(0)));
   }
 
   /**

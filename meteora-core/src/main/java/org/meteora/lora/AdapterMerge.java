@@ -168,9 +168,8 @@ public record AdapterMerge(
     for (var adapter : adapters) {
       if (!adapter.wholeKeys().isEmpty()) {
         throw new UserException(
-            "%s: %s is a whole weight; only LoRA can be merged"
-                .formatted(
-                    adapter.weights().path(), adapter.wholeKeys().values().iterator().next()));
+            "%s: %s is a whole weight; only LoRA can be merged",
+            adapter.weights().path(), adapter.wholeKeys().values().iterator().next());
       }
       for (var key : adapter.loraKeys().keySet()) {
         var matcher = MODULE.matcher(key);

@@ -14,6 +14,7 @@ import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.io.Folders;
 import org.meteora.safetensors.SafetensorsFile;
+import org.meteora.safetensors.TensorInfo;
 
 /**
  * A PEFT folder: {@code adapter_config.json} and {@code adapter_model.safetensors}, the latter
@@ -51,8 +52,7 @@ public record LoraAdapter(
    */
   public static LoraAdapter open(Path folder) {
     if (!Files.isDirectory(folder)) {
-      throw new UserException(
-          "no such adapter: " + folder + "; \"meteora train-lora\" makes adapters");
+      throw new UserException("no such adapter: %s; \"meteora train-lora\" makes adapters", folder);
     }
     var config = LoraConfig.read(folder);
     var file = folder.resolve("adapter_model.safetensors");
@@ -108,11 +108,9 @@ public record LoraAdapter(
     }
     if (names.size() > 1) {
       throw new UserException(
-          weights.path()
-              + ": the keys name several adapters ("
-              + String.join(
-                  ", ", names.stream().map(each -> each.isEmpty() ? "none" : each).toList())
-              + "); save one adapter a folder");
+          "%s: the keys name several adapters (%s); save one adapter a folder",
+          weights.path(),
+          String.join(", ", names.stream().map(each -> each.isEmpty() ? "none" : each).toList()));
     }
     for (var unread : weights.unread().entrySet()) {
       throw new UserException(
@@ -142,10 +140,9 @@ public record LoraAdapter(
     var found = Folders.having(adapterDir, "adapter_config.json");
     if (found.isEmpty()) {
       throw new UserException(
-          "no adapters in "
-              + adapterDir
-              + ": a folder with adapter_config.json for each was expected, as \"meteora"
-              + " train-lora\" makes them");
+          "no adapters in %s: a folder with adapter_config.json for each was expected, as \"meteora"
+              + " train-lora\" makes them",
+          adapterDir);
     }
     return found;
   }
@@ -217,8 +214,8 @@ public record LoraAdapter(
     rankOn(module)
         .ifPresent(
             rank -> {
-              requireShape(keyA(module), rank, in);
-              requireShape(keyB(module), out, rank);
+              requireShape(weights.requireInfo(keyA(module)), rank, in);
+              requireShape(weights.requireInfo(keyB(module)), out, rank);
             });
   }
 
@@ -243,21 +240,14 @@ public record LoraAdapter(
    * @throws UserException when a weight of its own has another shape than the base's
    */
   public void requireWholeShape(String base, long... shape) {
-    var info = weights.requireInfo(wholeKeys.get(base));
-    if (!info.hasShape(shape) || !info.dtype().isFloatingPoint()) {
-      throw new UserException(
-          "the adapter %s was made for another base model: %s is %s %s, expected %s"
-              .formatted(name, info.name(), info.dtype(), info.shape(), Arrays.toString(shape)));
-    }
+    requireShape(weights.requireInfo(wholeKeys.get(base)), shape);
   }
 
-  private void requireShape(String key, long rows, long columns) {
-    var info = weights.tensors().get(key);
-    if (!info.hasShape(rows, columns)) {
+  private void requireShape(TensorInfo tensor, long... shape) {
+    if (!tensor.hasShape(shape) || !tensor.dtype().isFloatingPoint()) {
       throw new UserException(
-          ("the adapter %s was made for another base model: %s has the shape %s,"
-                  + " expected [%s, %s]")
-              .formatted(name, key, info.shape(), rows, columns));
+          "the adapter %s was made for another base model: %s is %s %s, expected %s",
+          name, tensor.name(), tensor.dtype(), tensor.shape(), Arrays.toString(shape));
     }
   }
 

@@ -21,86 +21,64 @@ record LoraConfigReader(Path file, JsonNode node) {
 
   /** Keys that are read below. */
   private static final Set<String> HONOURED =
-      Set.of(
-          "peft_type",
-          "r",
-          "lora_alpha",
-          "lora_dropout",
-          "target_modules",
-          "exclude_modules",
-          "layers_to_transform",
-          "layers_pattern",
-          "rank_pattern",
-          "alpha_pattern",
-          "use_rslora",
-          "bias",
-          "modules_to_save",
-          "init_lora_weights");
+      words(
+          """
+          peft_type r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform
+          layers_pattern rank_pattern alpha_pattern use_rslora bias modules_to_save
+          init_lora_weights
+          """);
 
   /**
    * Keys that change nothing of what the adapter computes: where it comes from, how its first
    * values were found, how its gradient was stored, what holds for other layers than linear ones.
    */
   private static final Set<String> WITHOUT_EFFECT =
-      Set.of(
-          "task_type",
-          "auto_mapping",
-          "peft_version",
-          "base_model_name_or_path",
-          "revision",
-          "inference_mode",
-          "fan_in_fan_out",
-          "megatron_core",
-          "loftq_config",
-          "eva_config",
-          "corda_config",
-          "lora_ga_config",
-          "velora_config",
-          "qalora_group_size",
-          "runtime_config",
-          "ensure_weight_tying");
+      words(
+          """
+          task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+          fan_in_fan_out megatron_core loftq_config eva_config corda_config lora_ga_config
+          velora_config qalora_group_size runtime_config ensure_weight_tying
+          """);
 
   /** Ways to begin that leave the base as it is; the others take their start out of the base. */
-  private static final Set<String> PLAIN_STARTS =
-      Set.of("true", "false", "gaussian", "eva", "orthogonal", "mica");
+  private static final Set<String> PLAIN_STARTS = words("true false gaussian eva orthogonal mica");
+
+  private static Set<String> words(String text) {
+    return Set.of(text.split("\\s+"));
+  }
 
   LoraConfig read() {
     if (!node.isObject()) {
-      throw new UserException(file + ": a JSON object was expected");
+      throw refused("a JSON object was expected");
     }
     if (node.has("lora_parameters") || node.has("fine_tune_type")) {
-      throw new UserException(
-          file
-              + ": an adapter of mlx-lm; convert it to PEFT first: r = rank, lora_alpha = scale"
-              + " · rank, lora_A.weight = lora_a transposed, lora_B.weight = lora_b transposed");
+      throw refused(
+          "an adapter of mlx-lm; convert it to PEFT first: r = rank, lora_alpha = scale · rank,"
+              + " lora_A.weight = lora_a transposed, lora_B.weight = lora_b transposed");
     }
     if (node.hasNonNull("peft_type") && !node.get("peft_type").asText().equals("LORA")) {
-      throw new UserException(
-          file + ": peft_type is " + shown("peft_type") + ", only LORA can be embedded");
+      throw refused("peft_type is " + shown("peft_type") + ", only LORA can be embedded");
     }
     for (var entry : node.properties()) {
       var key = entry.getKey();
       if (!HONOURED.contains(key)
           && !WITHOUT_EFFECT.contains(key)
           && !saysNothing(entry.getValue())) {
-        throw new UserException(
-            "%s: %s is not supported, it may change what the adapter computes; here it is %s"
-                .formatted(file, key, shown(key)));
+        throw refused(
+            "%s is not supported, it may change what the adapter computes; here it is %s"
+                .formatted(key, shown(key)));
       }
     }
     requireBaseAsItIs();
     if (node.hasNonNull("bias") && !node.get("bias").asText().equals("none")) {
-      throw new UserException(
-          file + ": bias " + shown("bias") + " is not supported, only \"none\"");
+      throw refused("bias " + shown("bias") + " is not supported, only \"none\"");
     }
     var layersPattern = names("layers_pattern");
     if (!layersPattern.isEmpty() && !layersPattern.contains("layers")) {
-      throw new UserException(
-          file + ": layers_pattern " + shown("layers_pattern") + " is not supported");
+      throw refused("layers_pattern " + shown("layers_pattern") + " is not supported");
     }
-    int rank = rank(node.path("r"), "r");
     return new LoraConfig(
-        rank,
+        rank(node.path("r"), "r"),
         alpha(node.path("lora_alpha"), "lora_alpha"),
         dropout(),
         targets(),
@@ -117,41 +95,38 @@ record LoraConfigReader(Path file, JsonNode node) {
    * weights. An adapter that was converted when it was saved says {@code true} here.
    */
   private void requireBaseAsItIs() {
-    var start = node.path("init_lora_weights");
-    if (!start.isMissingNode()
-        && !start.isNull()
-        && !PLAIN_STARTS.contains(start.asText().toLowerCase(Locale.ROOT))) {
-      throw new UserException(
-          ("%s: init_lora_weights %s is not supported: such a start changes the base"
-                  + " model's weights; save the adapter with"
-                  + " path_initial_model_for_weight_conversion, which makes it a plain LoRA")
-              .formatted(file, shown("init_lora_weights")));
+    if (node.hasNonNull("init_lora_weights")
+        && !PLAIN_STARTS.contains(
+            node.get("init_lora_weights").asText().toLowerCase(Locale.ROOT))) {
+      throw refused(
+          ("init_lora_weights %s is not supported: such a start changes the base model's weights;"
+                  + " save the adapter with path_initial_model_for_weight_conversion, which makes"
+                  + " it a plain LoRA")
+              .formatted(shown("init_lora_weights")));
     }
   }
 
   private double dropout() {
-    var value = node.path("lora_dropout");
-    if (value.isMissingNode() || value.isNull()) {
+    if (!node.hasNonNull("lora_dropout")) {
       return 0;
     }
+    var value = node.get("lora_dropout");
     if (!value.isNumber() || !(value.doubleValue() >= 0 && value.doubleValue() <= 1)) {
-      throw new UserException(
-          file + ": lora_dropout must be in 0…1, it is " + shown("lora_dropout"));
+      throw refused("lora_dropout must be in 0…1, it is " + shown("lora_dropout"));
     }
     return value.doubleValue();
   }
 
   private boolean flag(String key) {
     if (node.hasNonNull(key) && !node.get(key).isBoolean()) {
-      throw new UserException(file + ": " + key + " must be true or false, it is " + shown(key));
+      throw refused(key + " must be true or false, it is " + shown(key));
     }
     return node.path(key).asBoolean(false);
   }
 
   private int rank(JsonNode value, String what) {
     if (!value.isInt() || value.intValue() < 1 || value.intValue() > HIGHEST_RANK) {
-      throw new UserException(
-          file + ": " + what + " must be a number in 1…" + HIGHEST_RANK + given(value));
+      throw refused(what + " must be a number in 1…" + HIGHEST_RANK + given(value));
     }
     return value.intValue();
   }
@@ -160,18 +135,15 @@ record LoraConfigReader(Path file, JsonNode node) {
     // a scale is used in float32
     if (!value.isNumber()
         || !(value.doubleValue() >= Float.MIN_NORMAL && value.doubleValue() < Float.MAX_VALUE)) {
-      throw new UserException(file + ": " + what + " must be a number above 0" + given(value));
+      throw refused(what + " must be a number above 0" + given(value));
     }
     return value.doubleValue();
   }
 
   private LoraConfig.Modules targets() {
-    var value = node.path("target_modules");
-    if (value.isTextual() && value.asText().equalsIgnoreCase("all-linear")) {
-      return new LoraConfig.Modules(Set.copyOf(Projection.NAMES), null);
-    }
     // without it PEFT chooses by the model's type; the tensors tell
-    return value.isMissingNode() || value.isNull()
+    return !node.hasNonNull("target_modules")
+            || node.get("target_modules").asText().equalsIgnoreCase("all-linear")
         ? new LoraConfig.Modules(Set.copyOf(Projection.NAMES), null)
         : modules("target_modules");
   }
@@ -185,19 +157,17 @@ record LoraConfigReader(Path file, JsonNode node) {
   /** A text, or a list of them. */
   private Set<String> names(String key) {
     var value = node.path(key);
+    if (saysNothing(value)) {
+      return Set.of();
+    }
     var result = new LinkedHashSet<String>();
-    if (value.isTextual() && !value.asText().isEmpty()) {
-      result.add(value.asText());
-    } else if (!saysNothing(value)) {
-      for (var each : value) {
-        if (!value.isArray() || !each.isTextual()) {
-          throw new UserException(file + ": " + key + " must be a list of names" + given(value));
-        }
-        result.add(each.asText());
-      }
-      if (result.isEmpty()) {
-        throw new UserException(file + ": " + key + " must be a list of names" + given(value));
-      }
+    boolean names = value.isTextual() || value.isArray();
+    for (var each : value.isTextual() ? List.of(value) : value) {
+      names &= each.isTextual();
+      result.add(each.asText());
+    }
+    if (!names) {
+      throw refused(key + " must be a list of names" + given(value));
     }
     return result;
   }
@@ -214,8 +184,7 @@ record LoraConfigReader(Path file, JsonNode node) {
     var result = new LinkedHashMap<String, Double>();
     for (var entry : patterns("alpha_pattern").properties()) {
       if (ModulePattern.compile(entry.getKey()).isEmpty()) {
-        throw new UserException(
-            file + ": alpha_pattern has a pattern that is not understood: " + cut(entry.getKey()));
+        throw refused("alpha_pattern has a pattern that is not understood: " + cut(entry.getKey()));
       }
       result.put(entry.getKey(), alpha(entry.getValue(), "alpha_pattern: " + entry.getKey()));
     }
@@ -224,24 +193,27 @@ record LoraConfigReader(Path file, JsonNode node) {
 
   private JsonNode patterns(String key) {
     if (node.hasNonNull(key) && !node.get(key).isObject()) {
-      throw new UserException(file + ": " + key + " must be a map" + given(node.get(key)));
+      throw refused(key + " must be a map" + given(node.get(key)));
     }
     return node.path(key);
   }
 
   private Set<Integer> layers() {
-    var value = node.path("layers_to_transform");
     var result = new TreeSet<Integer>();
-    if (!value.isMissingNode() && !value.isNull()) {
+    if (node.hasNonNull("layers_to_transform")) {
+      var value = node.get("layers_to_transform");
       for (var each : value.isArray() ? value : List.of(value)) {
         if (!each.isInt() || each.intValue() < 0) {
-          throw new UserException(
-              file + ": layers_to_transform must be a list of layers" + given(value));
+          throw refused("layers_to_transform must be a list of layers" + given(value));
         }
         result.add(each.intValue());
       }
     }
     return result;
+  }
+
+  private UserException refused(String why) {
+    return new UserException(file + ": " + why);
   }
 
   private String given(JsonNode value) {

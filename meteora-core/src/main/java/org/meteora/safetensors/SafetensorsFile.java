@@ -183,8 +183,8 @@ public final class SafetensorsFile implements AutoCloseable {
     var info = requireInfo(name);
     if (!info.hasShape(shape) || info.dtype() != Dtype.F32) {
       throw new UserException(
-          "%s: %s is %s %s, expected F32 %s"
-              .formatted(path, name, info.dtype(), info.shape(), Arrays.toString(shape)));
+          "%s: %s is %s %s, expected F32 %s",
+          path, name, info.dtype(), info.shape(), Arrays.toString(shape));
     }
     requireFinite(name);
     return info;

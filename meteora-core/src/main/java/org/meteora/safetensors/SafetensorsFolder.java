@@ -6,11 +6,11 @@ import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.TreeMap;
 import java.util.TreeSet;
 import org.meteora.UserException;
 import org.meteora.io.FolderNames;
@@ -44,18 +44,16 @@ public final class SafetensorsFolder implements AutoCloseable {
   public static SafetensorsFolder open(Path path) {
     var result = new SafetensorsFolder(path);
     try {
+      var file = path.resolve("model.safetensors");
+      var index = path.resolve("model.safetensors.index.json");
       if (Files.isRegularFile(path)) {
         result.addAlone(path);
-        return result;
-      }
-      if (!Files.isDirectory(path)) {
+      } else if (!Files.isDirectory(path)) {
         throw new UserException("no such folder: " + path);
-      }
-      var index = path.resolve("model.safetensors.index.json");
-      if (Files.isRegularFile(index) && !Files.isRegularFile(path.resolve("model.safetensors"))) {
+      } else if (Files.isRegularFile(file)) {
+        result.addAlone(file);
+      } else if (Files.isRegularFile(index)) {
         result.addShards(path, index);
-      } else if (Files.isRegularFile(path.resolve("model.safetensors"))) {
-        result.addAlone(path.resolve("model.safetensors"));
       } else {
         throw new UserException(
             "no model.safetensors and no model.safetensors.index.json in " + path);
@@ -80,10 +78,8 @@ public final class SafetensorsFolder implements AutoCloseable {
       }
       names.add(name);
     }
-    var shards = new HashMap<String, SafetensorsFile>();
-    for (var name : names) {
-      shards.put(name, add(folder.resolve(name)));
-    }
+    var shards = new TreeMap<String, SafetensorsFile>();
+    names.forEach(name -> shards.put(name, add(folder.resolve(name))));
     // the index decides which of two shards a tensor is taken from
     for (var entry : map.properties()) {
       var name = entry.getKey();
@@ -94,8 +90,7 @@ public final class SafetensorsFolder implements AutoCloseable {
       }
       owner.put(name, shard);
     }
-    for (var name : names) {
-      var shard = shards.get(name);
+    for (var shard : shards.values()) {
       shard.tensors().keySet().forEach(tensor -> own(tensor, shard, map));
       shard.unread().keySet().forEach(tensor -> own(tensor, shard, map));
     }

@@ -104,11 +104,9 @@ public final class DownloadCommand implements Callable<Integer> {
     var known = KnownRepository.find(name);
     if (known.isEmpty() && !name.contains("/")) {
       throw new UserException(
-          "no short name %s (there are %s); a repository is given as ORG/REPO"
-              .formatted(
-                  name,
-                  String.join(
-                      ", ", KnownRepository.ALL.stream().map(KnownRepository::name).toList())));
+          "no short name %s (there are %s); a repository is given as ORG/REPO",
+          name,
+          String.join(", ", KnownRepository.ALL.stream().map(KnownRepository::name).toList()));
     }
     var kind = type.or(() -> known.map(KnownRepository::type)).orElse(Repository.Type.MODEL);
     var id = known.map(KnownRepository::id).orElse(name);

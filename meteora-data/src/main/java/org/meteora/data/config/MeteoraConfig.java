@@ -122,9 +122,8 @@ public record MeteoraConfig(
       return Optional.of(k);
     }
     throw new UserException(
-        where
-            + ": routing_top_k must be at least 1, it is "
-            + PlainYaml.shown(String.valueOf(value)));
+        "%s: routing_top_k must be at least 1, it is %s",
+        where, PlainYaml.shown(String.valueOf(value)));
   }
 
   private static Map<String, String> flags(Map<String, Object> values, String where) {

@@ -65,9 +65,8 @@ public final class ProcessOptions {
     Limits.atLeast(1, "--processes", processes);
     if (processes != null && launch.size() > 1) {
       throw new UserException(
-          "--processes starts processes itself, and this is one of "
-              + launch.size()
-              + " already: leave it out");
+          "--processes starts processes itself, and this is one of %s already: leave it out",
+          launch.size());
     }
     if (processes != null && processes > 1) {
       if (device.startsWith("cuda")) {

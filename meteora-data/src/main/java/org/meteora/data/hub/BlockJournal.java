@@ -44,8 +44,7 @@ final class BlockJournal implements Closeable {
     channel = open(journal);
     try {
       if (!FolderLock.tryLock(channel)) {
-        throw new UserException(
-            "another download is writing " + target + "; wait until it is done");
+        throw new UserException("another download is writing %s; wait until it is done", target);
       }
     } catch (IOException | RuntimeException e) {
       channel.close();

@@ -93,9 +93,8 @@ public final class ConfigLines {
     lines.forEach((key, value) -> expected.put(key, value.toString()));
     if (!expected.equals(parse(config, text))) {
       throw new UserException(
-          config
-              + " is written in a way that cannot be edited line by line; set by hand: "
-              + String.join("; ", all));
+          "%s is written in a way that cannot be edited line by line; set by hand: %s",
+          config, String.join("; ", all));
     }
     AtomicFiles.writeString(config, text);
   }

@@ -205,10 +205,9 @@ final class Http {
       var proxy = via.get().name();
       if (String.valueOf(e.getMessage()).matches(".*Proxy returns.*407.*")) {
         throw new UserException(
-            ("the proxy %s refuses the login, or wants one: http://NAME:PASSWORD@HOST:PORT in the"
-                    + " variable that names it")
-                .formatted(proxy),
-            e);
+            "the proxy %s refuses the login, or wants one: http://NAME:PASSWORD@HOST:PORT in the"
+                + " variable that names it",
+            proxy, e);
       }
       throw new IOException(failure.getMessage() + " (through the proxy " + proxy + ")", e);
     }

@@ -37,10 +37,9 @@ final class Retry {
   void pause(IOException failure) throws InterruptedException {
     if (++failures >= timing.attempts()) {
       throw new UserException(
-          ("%s: given up after %s attempts without progress: %s; run the same command"
-                  + " again to go on")
-              .formatted(what, failures, reason(failure)),
-          failure);
+          "%s: given up after %s attempts without progress: %s; run the same command"
+              + " again to go on",
+          what, failures, reason(failure), failure);
     }
     long longest =
         Math.min(
@@ -51,9 +50,8 @@ final class Retry {
       var asked = status.retryAfter(Instant.now()).orElse(Duration.ZERO);
       if (asked.compareTo(timing.longestRetryAfter()) > 0) {
         throw new UserException(
-            "%s: %s and asks to wait %s s; run the same command again after that"
-                .formatted(what, reason(failure), asked.toSeconds()),
-            failure);
+            "%s: %s and asks to wait %s s; run the same command again after that",
+            what, reason(failure), asked.toSeconds(), failure);
       }
       // everybody told the same second must not come back in the same one
       pause = asked.isZero() ? pause : asked.toMillis() + pause / 2;

@@ -59,8 +59,7 @@ public final class DatasetMaker {
       return written;
     } catch (OutOfMemoryError e) {
       throw new UserException(
-          "out of memory in the source of " + task.name() + ": it needs a larger heap (java -Xmx)",
-          e);
+          "out of memory in the source of %s: it needs a larger heap (java -Xmx)", task.name(), e);
     }
   }
 
@@ -128,8 +127,7 @@ public final class DatasetMaker {
           } catch (IOException e) {
             // not as it is: the reader of the source would take it for its own
             throw new UserException(
-                "cannot write " + task.name() + "/" + split + ".jsonl: " + AtomicFiles.reason(e),
-                e);
+                "cannot write %s/%s.jsonl: %s", task.name(), split, AtomicFiles.reason(e), e);
           }
         });
     if (count[0] == 0) {

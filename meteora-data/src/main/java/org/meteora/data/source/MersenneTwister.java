@@ -1,5 +1,6 @@
 package org.meteora.data.source;
 
+import java.util.function.IntUnaryOperator;
 import java.util.stream.IntStream;
 
 /**
@@ -71,36 +72,31 @@ final class MersenneTwister {
   /** {@code numpy.random.RandomState(42).permutation(n)}: the order of an example's n choices. */
   static int[] choices(int n) {
     var twister = ofWord(SEED);
-    var order = IntStream.range(0, n).toArray();
-    for (int i = n - 1; i > 0; i--) {
-      int mask = -1 >>> Integer.numberOfLeadingZeros(i);
-      int j;
-      do {
-        j = twister.word() & mask;
-      } while (j > i);
-      swap(order, i, j);
-    }
-    return order;
+    return shuffled(n, i -> twister.word() & -1 >>> Integer.numberOfLeadingZeros(i));
   }
 
   /** {@code random.seed(42)}, then {@code random.shuffle} of 0…n−1: the order of n examples. */
   static int[] examples(int n) {
     var twister = ofArray(SEED);
-    var order = IntStream.range(0, n).toArray();
-    for (int i = n - 1; i > 0; i--) {
-      int shift = Integer.numberOfLeadingZeros(i + 1);
-      int j;
-      do {
-        j = twister.word() >>> shift;
-      } while (j > i);
-      swap(order, i, j);
-    }
-    return order;
+    return shuffled(n, i -> twister.word() >>> Integer.numberOfLeadingZeros(i + 1));
   }
 
-  private static void swap(int[] order, int i, int j) {
-    int kept = order[i];
-    order[i] = order[j];
-    order[j] = kept;
+  /**
+   * Fisher and Yates' shuffle.
+   *
+   * @param draw a number of as many bits as its argument, at least
+   */
+  private static int[] shuffled(int n, IntUnaryOperator draw) {
+    var order = IntStream.range(0, n).toArray();
+    for (int i = n - 1; i > 0; i--) {
+      int j;
+      do {
+        j = draw.applyAsInt(i);
+      } while (j > i);
+      int kept = order[i];
+      order[i] = order[j];
+      order[j] = kept;
+    }
+    return order;
   }
 }

@@ -205,12 +205,8 @@ record ParquetRecords(Path file) implements Records {
     }
     var message = (e instanceof IOException ? e : cause).getMessage();
     return new UserException(
-        "%s: not a readable Parquet file (row %s): %s"
-            .formatted(
-                file,
-                row,
-                message == null ? "damaged data" : message.lines().findFirst().orElse("")),
-        e);
+        "%s: not a readable Parquet file (row %s): %s",
+        file, row, message == null ? "damaged data" : message.lines().findFirst().orElse(""), e);
   }
 
   private static JsonNode object(StructAccessor struct) {

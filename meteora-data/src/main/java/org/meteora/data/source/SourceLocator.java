@@ -174,9 +174,8 @@ public final class SourceLocator {
         }
       } catch (IOException e) {
         throw new UserException(
-            file
-                + ": not valid JSON: "
-                + String.valueOf(e.getMessage()).lines().findFirst().orElse(""));
+            "%s: not valid JSON: %s",
+            file, String.valueOf(e.getMessage()).lines().findFirst().orElse(""));
       }
     };
   }

@@ -225,8 +225,7 @@ record TaskJsonExamples(
 
   private static double score(Map.Entry<String, JsonNode> choice, String where) {
     if (!choice.getValue().isNumber()) {
-      throw new UserException(
-          where + ": the score of \"" + choice.getKey() + "\" must be a number");
+      throw new UserException("%s: the score of \"%s\" must be a number", where, choice.getKey());
     }
     return choice.getValue().doubleValue();
   }
