@@ -9,10 +9,11 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
-import java.util.TreeMap;
+import java.util.concurrent.ConcurrentSkipListMap;
 import java.util.function.Consumer;
 import java.util.function.Function;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
@@ -171,18 +172,28 @@ public final class Evaluator {
     read(collective.broadcast(bytes(new Found(there, Map.of(), 0, 0)))).answers().stream()
         .filter(answer -> !answer.skipped() && answer.index() < answers.length)
         .forEach(answer -> answers[answer.index()] = answer);
-    var problems = new TreeMap<Integer, String>();
+    var problems = new ConcurrentSkipListMap<Integer, String>();
     var counts = new Counts();
     var own = new Counts();
     long start = System.nanoTime();
     try (var progress = new Progress(task, samples.size(), " samples")) {
+      // a long prompt takes the tokenizer milliseconds
+      var encoded =
+          IntStream.range(0, answers.length)
+              .parallel()
+              .mapToObj(
+                  i ->
+                      answers[i] == null
+                          ? encode(samples.get(i).prompt(), i, problems)
+                          : new int[0])
+              .toList();
       var prompts = new ArrayList<Prompt>();
       for (int i = 0; i < samples.size(); i++) {
         if (answers[i] != null) {
           progress.step(1);
           continue;
         }
-        var ids = encode(samples.get(i).prompt(), i, problems);
+        var ids = encoded.get(i);
         if (ids.length == 0 || ids.length > config.maxLength()) {
           answers[i] = skipped(task, i, samples.get(i), ids.length);
           progress.step(1);
