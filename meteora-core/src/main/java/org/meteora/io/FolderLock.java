@@ -1,6 +1,9 @@
 package org.meteora.io;
 
 import static java.nio.charset.StandardCharsets.US_ASCII;
+import static java.nio.file.StandardOpenOption.CREATE;
+import static java.nio.file.StandardOpenOption.READ;
+import static java.nio.file.StandardOpenOption.WRITE;
 
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -12,7 +15,6 @@ import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -42,30 +44,21 @@ public final class FolderLock implements AutoCloseable {
    * unreachable, which closes a channel too, when its {@link FolderLock} is dropped without being
    * closed.
    */
-  private static final Map<Path, Held> HELD = new ConcurrentHashMap<>();
-
-  /**
-   * @param file as {@link #HELD} has it
-   * @param written has the lock
-   * @param read open as long, since closing it ends the lock
-   */
-  private record Held(Path file, FileChannel written, FileChannel read) {
-    void close() {
-      FolderLock.close(written);
-      FolderLock.close(read);
-      HELD.remove(file, this);
-    }
-  }
+  private static final Map<Path, FolderLock> HELD = new ConcurrentHashMap<>();
 
   private final Path file;
-  private final Held held;
+  private final FileChannel locked;
+
+  /** Open as long, since closing it ends the lock. */
+  private final FileChannel read;
 
   /** Folders that were made for the file, the innermost first. */
   private final List<Path> made;
 
-  private FolderLock(Path file, Held held, List<Path> made) {
+  private FolderLock(Path file, FileChannel locked, FileChannel read, List<Path> made) {
     this.file = file;
-    this.held = held;
+    this.locked = locked;
+    this.read = read;
     this.made = made;
   }
 
@@ -81,22 +74,16 @@ public final class FolderLock implements AutoCloseable {
     var file = folder.toAbsolutePath().resolve(name);
     for (int tries = 1; ; tries++) {
       try {
-        var made = missing(file.getParent());
-        return new FolderLock(file, lock(file, refusal), made);
-      } catch (NoSuchFileException | FileAlreadyExistsException e) {
-        // of which the second is what making a folder meets when others make and remove it
-        if (tries == TRIES) {
-          throw cannotWrite(folder, e);
-        }
+        return lock(file, refusal);
       } catch (IOException e) {
-        throw cannotWrite(folder, e);
+        // the second is what making a folder meets when others make and remove it
+        boolean again = e instanceof NoSuchFileException || e instanceof FileAlreadyExistsException;
+        if (!again || tries == TRIES) {
+          throw new UserException(
+              "cannot write into the folder " + folder + ": " + AtomicFiles.reason(e), e);
+        }
       }
     }
-  }
-
-  private static UserException cannotWrite(Path folder, IOException e) {
-    return new UserException(
-        "cannot write into the folder " + folder + ": " + AtomicFiles.reason(e), e);
   }
 
   /**
@@ -104,7 +91,8 @@ public final class FolderLock implements AutoCloseable {
    *
    * @throws NoSuchFileException when another run took it away between its being opened and locked
    */
-  private static synchronized Held lock(Path file, String refusal) throws IOException {
+  private static synchronized FolderLock lock(Path file, String refusal) throws IOException {
+    var made = missing(file.getParent());
     Files.createDirectories(file.getParent());
     var real = file.getParent().toRealPath().resolve(file.getFileName());
     if (HELD.containsKey(real)) {
@@ -112,15 +100,9 @@ public final class FolderLock implements AutoCloseable {
     }
     FileChannel channel = null;
     FileChannel read = null;
-    Held held = null;
+    FolderLock held = null;
     try {
-      channel =
-          FileChannel.open(
-              file,
-              StandardOpenOption.READ,
-              StandardOpenOption.WRITE,
-              StandardOpenOption.CREATE,
-              LinkOption.NOFOLLOW_LINKS);
+      channel = open(file);
       if (!locked(channel, file)) {
         throw refused(refusal, text(channel).split("\n", 2)[0]);
       }
@@ -129,11 +111,11 @@ public final class FolderLock implements AutoCloseable {
       var owner = ProcessHandle.current().pid() + "\n" + random + "\n";
       channel.truncate(0);
       channel.write(ByteBuffer.wrap(owner.getBytes(US_ASCII)), 0);
-      read = FileChannel.open(file, StandardOpenOption.READ, LinkOption.NOFOLLOW_LINKS);
+      read = FileChannel.open(file, READ, LinkOption.NOFOLLOW_LINKS);
       if (!text(read).equals(owner)) {
         throw new NoSuchFileException(file.toString());
       }
-      held = new Held(real, channel, read);
+      held = new FolderLock(real, channel, read, made);
       HELD.put(real, held);
       return held;
     } finally {
@@ -142,6 +124,15 @@ public final class FolderLock implements AutoCloseable {
         close(read);
       }
     }
+  }
+
+  /**
+   * Opens a file to read and write, or makes it.
+   *
+   * @throws IOException also where a link lies in its place, which would lead the bytes elsewhere
+   */
+  public static FileChannel open(Path file) throws IOException {
+    return FileChannel.open(file, READ, WRITE, CREATE, LinkOption.NOFOLLOW_LINKS);
   }
 
   private static UserException refused(String refusal, String process) {
@@ -236,9 +227,11 @@ public final class FolderLock implements AutoCloseable {
   /** Ends the lock; does nothing the second time, when the file may be another run's. */
   @Override
   public void close() {
-    if (held.written().isOpen()) {
+    if (locked.isOpen()) {
       removeIfAlone();
-      held.close();
+      close(locked);
+      close(read);
+      HELD.remove(file, this);
     }
   }
 }

@@ -6,8 +6,11 @@ import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.DataType;
 import ai.djl.pytorch.jni.JniUtils;
+import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Comparator;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -16,7 +19,9 @@ import java.util.OptionalInt;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.function.Function;
 import java.util.function.IntFunction;
+import java.util.function.ToDoubleFunction;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
@@ -102,7 +107,7 @@ public record AdapterMerge(
      *
      * @param baseModelName goes under {@code base_model_name_or_path}
      */
-    public void write(java.nio.file.Path folder, String baseModelName) {
+    public void write(Path folder, String baseModelName) {
       var tensors = new LinkedHashMap<String, NDArray>();
       a.forEach((module, each) -> tensors.put(LoraAdapter.key(module, "lora_A"), each));
       b.forEach((module, each) -> tensors.put(LoraAdapter.key(module, "lora_B"), each));
@@ -116,7 +121,11 @@ public record AdapterMerge(
   private record Module(String path, int layer, String projection) {}
 
   /** One adapter's part on a module. */
-  private record Part(NDArray a, NDArray b, double scale, double weight) {}
+  private record Part(NDArray a, NDArray b, double scale, double weight) {
+    double factor() {
+      return Math.sqrt(Math.abs(weight * scale));
+    }
+  }
 
   /**
    * Merges.
@@ -141,19 +150,19 @@ public record AdapterMerge(
     for (var module : modules) {
       try (var scratch = manager.newSubManager()) {
         var parts = parts(adapters, module.path(), scratch);
-        var merged =
+        NDArray[] merged =
             switch (method) {
               case CAT -> cat(parts);
               case SVD -> decompose(cat(parts), rank(parts));
-              case TIES_SVD -> decompose(updates(parts), rank(parts));
+              case TIES_SVD -> {
+                // whole updates s_i B_i A_i (out, in)
+                Function<Part, NDArray> update = p -> p.b().matMul(p.a()).mul((float) p.scale());
+                yield decompose(combine(parts, update, Part::weight), rank(parts));
+              }
               default ->
                   new NDArray[] {
-                    combine(
-                        parts.stream().map(Part::a).toList(),
-                        parts.stream().map(p -> Math.signum(p.weight()) * factor(p)).toList()),
-                    combine(
-                        parts.stream().map(Part::b).toList(),
-                        parts.stream().map(AdapterMerge::factor).toList())
+                    combine(parts, Part::a, part -> Math.signum(part.weight()) * part.factor()),
+                    combine(parts, Part::b, Part::factor)
                   };
             };
         allA.put(module.path(), Ops.copyOf(merged[0], manager, Dtype.F32));
@@ -164,29 +173,27 @@ public record AdapterMerge(
   }
 
   private static List<Module> modules(List<LoraAdapter> adapters) {
-    var paths = new TreeMap<String, Module>();
+    var modules = new HashSet<Module>();
     for (var adapter : adapters) {
-      if (!adapter.wholeKeys().isEmpty()) {
+      for (var whole : adapter.wholeKeys().values()) {
         throw new UserException(
-            "%s: %s is a whole weight; only LoRA can be merged",
-            adapter.weights().path(), adapter.wholeKeys().values().iterator().next());
+            "%s: %s is a whole weight; only LoRA can be merged", adapter.weights().path(), whole);
       }
       for (var key : adapter.loraKeys().keySet()) {
-        var matcher = MODULE.matcher(key);
-        if (matcher.matches()) {
-          var module =
-              new Module(matcher.group(1), Integer.parseInt(matcher.group(2)), matcher.group(3));
-          paths.put(module.path(), module);
+        var found = MODULE.matcher(key);
+        if (found.matches()) {
+          modules.add(new Module(found.group(1), Integer.parseInt(found.group(2)), found.group(3)));
         } else if (!key.endsWith(".lora_B")) {
           throw new UserException(
               adapter.weights().path() + ": the tensor " + key + " belongs to no projection");
         }
       }
     }
-    return paths.values().stream()
+    return modules.stream()
         .sorted(
             Comparator.comparingInt(Module::layer)
-                .thenComparingInt(each -> Projection.NAMES.indexOf(each.projection())))
+                .thenComparingInt(each -> Projection.NAMES.indexOf(each.projection()))
+                .thenComparing(Module::path))
         .toList();
   }
 
@@ -221,7 +228,7 @@ public record AdapterMerge(
       var a = adapter.readA(scratch, module);
       var b = adapter.readB(scratch, module);
       var own = new long[] {b.getShape().get(0), a.getShape().get(1)};
-      if (shape != null && !java.util.Arrays.equals(shape, own)) {
+      if (shape != null && !Arrays.equals(shape, own)) {
         throw new UserException(
             "the adapters %s and %s were made for other base models: on %s they change (%d, %d) and (%d, %d)"
                 .formatted(first, adapter.name(), module, shape[0], shape[1], own[0], own[1]));
@@ -238,10 +245,6 @@ public record AdapterMerge(
     return parts;
   }
 
-  private static double factor(Part part) {
-    return Math.sqrt(Math.abs(part.weight() * part.scale()));
-  }
-
   /** A {@code (Σr, in)} with the factors in it, B {@code (out, Σr)}. */
   private static NDArray[] cat(List<Part> parts) {
     var a = new NDList();
@@ -251,13 +254,6 @@ public record AdapterMerge(
       b.add(part.b());
     }
     return new NDArray[] {NDArrays.concat(a, 0), NDArrays.concat(b, 1)};
-  }
-
-  /** The combination of whole updates s_i B_i A_i {@code (out, in)}. */
-  private NDArray updates(List<Part> parts) {
-    return combine(
-        parts.stream().map(p -> p.b().matMul(p.a()).mul((float) p.scale())).toList(),
-        parts.stream().map(Part::weight).toList());
   }
 
   private int rank(List<Part> parts) {
@@ -290,9 +286,11 @@ public record AdapterMerge(
   }
 
   /** Tensors of one shape in one: pruned or thinned, with signs elected, as the method has it. */
-  private NDArray combine(List<NDArray> tensors, List<Double> factors) {
-    var sparse = tensors.stream().map(this::sparse).toList();
-    IntFunction<NDArray> weighted = i -> sparse.get(i).mul(factors.get(i).floatValue());
+  private NDArray combine(
+      List<Part> parts, Function<Part, NDArray> tensor, ToDoubleFunction<Part> factor) {
+    var sparse = parts.stream().map(tensor).map(this::sparse).toList();
+    IntFunction<NDArray> weighted =
+        i -> sparse.get(i).mul((float) factor.applyAsDouble(parts.get(i)));
     if (!method.elects()) {
       return IntStream.range(0, sparse.size())
           .mapToObj(weighted)

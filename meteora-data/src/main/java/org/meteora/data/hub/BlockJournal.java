@@ -6,9 +6,7 @@ import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
-import java.nio.file.LinkOption;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.Map;
@@ -41,7 +39,7 @@ final class BlockJournal implements Closeable {
   BlockJournal(Path journal, Path target, HubFile file, int blockBytes) throws IOException {
     head = head(file, blockBytes);
     blocks = blocks(file.size(), blockBytes);
-    channel = open(journal);
+    channel = FolderLock.open(journal);
     try {
       if (!FolderLock.tryLock(channel)) {
         throw new UserException("another download is writing %s; wait until it is done", target);
@@ -50,16 +48,6 @@ final class BlockJournal implements Closeable {
       channel.close();
       throw e;
     }
-  }
-
-  static FileChannel open(Path path) throws IOException {
-    // a link in its place would lead the bytes elsewhere
-    return FileChannel.open(
-        path,
-        StandardOpenOption.READ,
-        StandardOpenOption.WRITE,
-        StandardOpenOption.CREATE,
-        LinkOption.NOFOLLOW_LINKS);
   }
 
   static int blocks(long size, int blockBytes) {

@@ -221,35 +221,40 @@ public final class HubClient {
   /** One line that says what is wrong with a refused request, and what to do. */
   UserException explain(Repository repository, StatusException refusal) {
     var page = repository.page(settings.endpoint());
-    boolean gated = refusal.code().equals("GatedRepo");
     boolean token = settings.token().isPresent();
-    return new UserException(
-        switch (refusal.status()) {
-          case 401, 403 -> {
-            if (gated || refusal.status() == 403) {
-              yield "the %s is gated: accept its conditions at %s".formatted(repository, page)
-                  + (token
-                      ? " with the account your token belongs to, and see that the token may read"
-                          + " gated repositories"
-                      : " and set HF_TOKEN to a token of your account");
-            }
-            yield token
-                ? ("the Hub refuses the token for the %s: check HF_TOKEN, and that %s"
-                        + " exists and is open to your account")
-                    .formatted(repository, page)
-                : ("the %s does not exist, is private or is gated: look at %s and set"
-                        + " HF_TOKEN to a token of your account")
-                    .formatted(repository, page);
-          }
-          case 404 ->
-              refusal.code().equals("RevisionNotFound")
-                  ? "the " + repository + " has no revision " + repository.revision() + ": " + page
-                  : "no %s at %s".formatted(repository, page)
-                      + (repository.type() == Repository.Type.MODEL
-                          ? "; for a data set give --type dataset"
-                          : "; for a model give --type model");
-          default -> "the " + repository + ": " + refusal.getMessage();
-        },
-        refusal);
+    int status = refusal.status();
+    if (status == 403 || status == 401 && refusal.code().equals("GatedRepo")) {
+      return new UserException(
+          "the %s is gated: accept its conditions at %s%s",
+          repository,
+          page,
+          token
+              ? " with the account your token belongs to, and see that the token may read gated"
+                  + " repositories"
+              : " and set HF_TOKEN to a token of your account",
+          refusal);
+    }
+    if (status == 401) {
+      return new UserException(
+          token
+              ? "the Hub refuses the token for the %s: check HF_TOKEN, and that %s exists and is"
+                  + " open to your account"
+              : "the %s does not exist, is private or is gated: look at %s and set HF_TOKEN to a"
+                  + " token of your account",
+          repository,
+          page,
+          refusal);
+    }
+    if (status == 404 && refusal.code().equals("RevisionNotFound")) {
+      return new UserException(
+          "the %s has no revision %s: %s", repository, repository.revision(), page, refusal);
+    }
+    if (status == 404) {
+      boolean model = repository.type() == Repository.Type.MODEL;
+      return new UserException(
+          "no %s at %s; for a %s give --type %s",
+          repository, page, model ? "data set" : "model", model ? "dataset" : "model", refusal);
+    }
+    return new UserException("the " + repository + ": " + refusal.getMessage(), refusal);
   }
 }

@@ -19,6 +19,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Semaphore;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
+import org.meteora.io.FolderLock;
 
 /**
  * A file on its way: {@code NAME.part} of the final size, and {@code NAME.part.journal} beside it,
@@ -105,7 +106,7 @@ final class PartFile implements Closeable {
     blocks = BlockJournal.blocks(size, blockBytes);
     journal = new BlockJournal(journalFile, target, file, blockBytes);
     try {
-      data = BlockJournal.open(part);
+      data = FolderLock.open(part);
     } catch (IOException | RuntimeException e) {
       journal.close();
       throw e;

@@ -5,11 +5,15 @@ import java.nio.file.Files;
 import java.nio.file.InvalidPathException;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
+import java.util.Arrays;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 
 /** Turns paths that a server chose into paths that stay in a folder. */
 final class SafePaths {
+  /** No backslash, no control character. */
+  private static final String PLAIN = "[^\\\\\\x00-\\x1f\\x7f]*";
+
   private SafePaths() {}
 
   /**
@@ -20,15 +24,9 @@ final class SafePaths {
    */
   static Path resolve(Path root, String path) {
     boolean bad =
-        path.isEmpty()
-            || path.startsWith("/")
-            || path.endsWith("/")
-            || path.matches("[A-Za-z]:.*")
-            || path.indexOf('\\') >= 0
-            || path.chars().anyMatch(c -> c < 0x20 || c == 0x7f);
-    for (var part : path.split("/", -1)) {
-      bad |= part.isEmpty() || part.equals(".") || part.equals("..");
-    }
+        path.matches("[A-Za-z]:.*")
+            || Arrays.stream(path.split("/", -1))
+                .anyMatch(part -> part.matches("(\\.\\.?)?") || !part.matches(PLAIN));
     if (bad) {
       throw refused(path, "leads out of the folder");
     }
@@ -37,10 +35,10 @@ final class SafePaths {
       var realRoot = Files.exists(root) ? root.toRealPath() : null;
       for (var part : path.split("/")) {
         at = at.resolve(part);
-        if (realRoot != null && Files.isSymbolicLink(at)) {
-          if (!Files.exists(at) || !at.toRealPath().startsWith(realRoot)) {
-            throw refused(path, "meets the link " + at + ", which leads out of " + root);
-          }
+        if (realRoot != null
+            && Files.isSymbolicLink(at)
+            && !(Files.exists(at) && at.toRealPath().startsWith(realRoot))) {
+          throw refused(path, "meets the link " + at + ", which leads out of " + root);
         }
       }
     } catch (InvalidPathException e) {
