@@ -251,7 +251,8 @@ public record TrainableModel(
                 builder ->
                     (layer, module) -> {
                       var bank = builder.bank(opened, config, layer, module);
-                      return maker.of(bank, builder.manager(), layer, module);
+                      var made = maker.of(bank, builder.manager(), layer, module);
+                      return made == null ? null : builder.backend().forInference(made);
                     };
             return build(spec, loader, adapters, router, banks);
           } finally {

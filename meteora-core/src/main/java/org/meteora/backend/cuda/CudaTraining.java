@@ -524,6 +524,7 @@ final class CudaTraining implements LlamaTraining {
     return new TrainingLayer.Pass(
         new TrainingGroup.Pass(
             plan.tokens,
+            gated ? topK(context) : 1,
             device.kernels(gated ? topK(context) : 1, Math.max(1, adapters)),
             gated,
             new TrainingKernels.Tasks(counts ? plan.at.targets() : 0, gated ? 0 : plan.at.fixed()),

@@ -18,6 +18,14 @@ interface TrainingDevice {
   /** As {@link Cublas#multiply}. */
   void multiply(Matrix c, Matrix a, Matrix b, boolean add);
 
+  /**
+   * From so many ranks of a linear on, {@code z} and the gradient of {@code c} are multiplied
+   * adapter by adapter, of the tokens that chose it, and not over all ranks.
+   */
+  default int manyRanks() {
+    return 1024;
+  }
+
   /** Sets memory to zero. */
   void clear(long address, long bytes);
 
@@ -51,6 +59,11 @@ interface TrainingDevice {
       @Override
       public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
         blas.multiply(c, a, b, add);
+      }
+
+      @Override
+      public int manyRanks() { // float32 has no tensor cores here
+        return dtype == Dtype.F32 ? Integer.MAX_VALUE : TrainingDevice.super.manyRanks();
       }
 
       @Override

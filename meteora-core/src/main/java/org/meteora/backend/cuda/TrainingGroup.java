@@ -6,11 +6,13 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.GradientPart;
+import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.GatedLinear;
@@ -29,6 +31,9 @@ import org.meteora.tensor.Ops;
  * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class TrainingGroup {
+  /** Columns of x and of results that {@link TrainingKernels#chosenProduct} takes. */
+  private static final int CHOSEN_COLUMNS = 128;
+
   /**
    * One linear.
    *
@@ -82,6 +87,7 @@ final class TrainingGroup {
   private final boolean trainsGates;
   private final List<Sink> ofB = new ArrayList<>();
   private final List<NDArray> kept = new ArrayList<>();
+  private final boolean byChoice;
 
   /**
    * @param linears of one input, their adapters as {@link #fits} asks
@@ -116,6 +122,7 @@ final class TrainingGroup {
       ofStack = new Sink(0, 0, 0, 0);
       trainsA = false;
       trainsGates = false;
+      byChoice = false;
       return;
     }
     adapters = adapted.getFirst().bank().size();
@@ -141,7 +148,7 @@ final class TrainingGroup {
     ofStack = sink(parts, manager);
     for (var linear : adapted) {
       var bank = linear.bank();
-      this.linears.add(linear(bank.offsets(), bank.scales(), bank.totalRank(), manager));
+      this.linears.add(linear(bank, manager));
       var sums = gradients.of(bank.loraB());
       if (sums.size() == 1 && sums.getFirst().dim() < 0) {
         ofB.add(new Sink(Ops.dataPointer(sums.getFirst().sum()), 0, 0, 0));
@@ -151,6 +158,7 @@ final class TrainingGroup {
         ofB.add(sink(pieces, manager));
       }
     }
+    byChoice = adapted.stream().allMatch(linear -> isByChoice(linear.bank()));
   }
 
   private Matrix matrix(long address, int rows, int columns) {
@@ -240,18 +248,33 @@ final class TrainingGroup {
     return address;
   }
 
-  private TrainingKernels.Linear linear(
-      int[] starts, double[] scales, int total, NDManager manager) {
+  /** Whether {@link TrainingKernels#chosenProduct} multiplies by these, and gains by it. */
+  private boolean isByChoice(AdapterBank bank) {
+    long out = bank.loraB().getShape().get(0);
+    long in = bank.loraA().getShape().get(1);
+    return bank.totalRank() >= device.manyRanks()
+        && bank.totalRank() < 1 << 16
+        && Arrays.stream(bank.ranks()).allMatch(rank -> rank % 8 == 0)
+        && in % CHOSEN_COLUMNS == 0
+        && out % CHOSEN_COLUMNS == 0
+        && !Ops.isRowMajor(bank.loraB());
+  }
+
+  private TrainingKernels.Linear linear(AdapterBank bank, NDManager manager) {
     try (var arena = Arena.ofConfined()) {
       var offsets = arena.allocate(4L * (adapters + 1), 16);
       var factors = arena.allocate(4L * adapters, 16);
       for (int i = 0; i < adapters; i++) {
-        offsets.setAtIndex(ValueLayout.JAVA_INT, i, starts[i]);
-        factors.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) scales[i]);
+        offsets.setAtIndex(ValueLayout.JAVA_INT, i, bank.offsets()[i]);
+        factors.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) bank.scales()[i]);
       }
-      offsets.setAtIndex(ValueLayout.JAVA_INT, adapters, total);
+      offsets.setAtIndex(ValueLayout.JAVA_INT, adapters, bank.totalRank());
       return new TrainingKernels.Linear(
-          upload(offsets, manager), upload(factors, manager), adapters, total);
+          upload(offsets, manager),
+          upload(factors, manager),
+          adapters,
+          bank.totalRank(),
+          bank.maxRank());
     }
   }
 
@@ -296,10 +319,12 @@ final class TrainingGroup {
   /**
    * What a pass is: how many tokens, what chooses, and who watches.
    *
+   * @param topK adapters of a token
    * @param gated whether gates choose
    */
   record Pass(
       int tokens,
+      int topK,
       TrainingKernels kernels,
       boolean gated,
       TrainingKernels.Tasks tasks,
@@ -312,8 +337,24 @@ final class TrainingGroup {
    * @param dropped as x, the adapters' input; 0: x
    * @param rows {@code (tokens, stride)}; written
    */
-  void rows(Pass pass, long x, long dropped, long rows) {
+  void rows(Pass pass, long x, long dropped, long rows, Scratch scratch) {
     if (stride == 0) {
+      return;
+    }
+    if (byChoice) {
+      if (gates > 0) {
+        times(pass.tokens(), ranks, stride - ranks, x, rows);
+      }
+      var choices = choices(pass, rows, scratch);
+      for (var member : members) {
+        if (member.hasAdapters()) {
+          long a = stack + (long) member.rankAt() * in * bytes;
+          long z = rows + (long) member.rankAt() * bytes;
+          pass.kernels()
+              .chosenProduct(
+                  choices, member.adapted(), in, dropped == 0 ? x : dropped, a, z, stride);
+        }
+      }
       return;
     }
     if (dropped == 0) {
@@ -370,6 +411,14 @@ final class TrainingGroup {
     pass.watch().adapters(false);
   }
 
+  /** Who chooses whom, by the logits in {@code rows}. */
+  private TrainingKernels.Choices choices(Pass pass, long rows, Scratch scratch) {
+    var choices =
+        new TrainingKernels.Choices(scratch.choices(), pass.tokens(), pass.topK(), linears);
+    pass.kernels().choices(choices, routed(pass.gated()), rows, pass.tasks());
+    return choices;
+  }
+
   /** A linear's part of c. */
   private Matrix columns(long c, int tokens, Member member) {
     return new Matrix(c + (long) member.rankAt() * bytes, tokens, member.ranks(), ranks, dtype);
@@ -382,8 +431,9 @@ final class TrainingGroup {
    * @param slopeOfC {@code (tokens, ranks)}
    * @param slopeOfRows {@code (tokens, stride)}
    * @param gradients {@link #bytesOfGradients}
+   * @param choices {@link TrainingKernels.Choices#bytes}
    */
-  record Scratch(long c, long slopeOfC, long slopeOfRows, long gradients) {}
+  record Scratch(long c, long slopeOfC, long slopeOfRows, long gradients, long choices) {}
 
   /**
    * Adds the parameters' gradients to their sums, and gives the input's.
@@ -407,9 +457,15 @@ final class TrainingGroup {
     int tokens = pass.tokens();
     if (stride > 0) {
       pass.watch().adapters(true);
+      var choices = byChoice ? choices(pass, rows, scratch) : null;
       for (int i = 0; i < slopes.length; i++) {
         var member = members.get(i);
-        if (member.hasAdapters()) {
+        if (member.hasAdapters() && byChoice) {
+          long to = scratch.slopeOfC() + (long) member.rankAt() * bytes;
+          long b = member.b().address();
+          pass.kernels()
+              .chosenProduct(choices, member.adapted(), member.out(), slopes[i], b, to, ranks);
+        } else if (member.hasAdapters()) {
           var slope = matrix(slopes[i], tokens, member.out());
           device.multiply(columns(scratch.slopeOfC(), tokens, member), slope, member.b(), false);
         }

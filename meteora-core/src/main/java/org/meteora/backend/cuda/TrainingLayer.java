@@ -232,7 +232,12 @@ final class TrainingLayer {
     } else {
       watch.adapters(true);
       group(Projection.Input.MLP_INNER)
-          .rows(group, s.inner(), dropped, kept.rows()[Projection.Input.MLP_INNER.ordinal()]);
+          .rows(
+              group,
+              s.inner(),
+              dropped,
+              kept.rows()[Projection.Input.MLP_INNER.ordinal()],
+              s.group());
     }
     return attended;
   }
@@ -247,7 +252,7 @@ final class TrainingLayer {
       long... outputs) {
     long rows = kept.rows()[input.ordinal()];
     pass.watch().adapters(true);
-    group(input).rows(pass.group(), x, dropped, rows);
+    group(input).rows(pass.group(), x, dropped, rows, s.group());
     group(input).forward(pass.group(), x, rows, s.group().c(), outputs, pass.counts());
   }
 

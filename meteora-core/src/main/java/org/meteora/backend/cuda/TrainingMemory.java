@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.List;
+import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.model.Architecture;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -133,7 +134,8 @@ final class TrainingMemory {
               region.take(tokens * c),
               region.take(tokens * c),
               region.take(tokens * rows),
-              region.take(gradients)));
+              region.take(gradients),
+              region.take(TrainingKernels.Choices.bytes(tokens))));
     }
 
     /** Where q, k and v go before they are put into rows: without padding those are the rows. */

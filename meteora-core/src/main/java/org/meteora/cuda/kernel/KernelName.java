@@ -127,6 +127,10 @@ public enum KernelName {
   TRAINING_ROUTE_BACKWARD(TrainingKernels.TrainingRouteBackward.class),
   /** Rows by index. */
   TRAINING_ROWS(TrainingKernels.TrainingRows.class),
+  /** Which tokens chose each adapter. */
+  TRAINING_LISTS(TrainingKernels.TrainingLists.class),
+  /** {@code x Mᵀ} of the chosen adapters' ranks alone. */
+  TRAINING_CHOSEN_PRODUCT(TrainingKernels.TrainingChosenProduct.class),
   /** Cross-entropies over the vocabulary, and their gradient. */
   TRAINING_VOCABULARY_LOSS(TrainingKernels.TrainingVocabularyLoss.class),
   /** Adds gradients to their places in the flat buffer. */

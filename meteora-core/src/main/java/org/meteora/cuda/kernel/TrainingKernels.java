@@ -155,6 +155,7 @@ public final class TrainingKernels {
       long votes,
       long loss,
       long right,
+      long chosen,
       long tokens,
       int stride,
       int ranks,
@@ -178,6 +179,22 @@ public final class TrainingKernels {
       boolean gated,
       int used,
       @Count(MAX_LINEARS) List<TrainingLinear> linear) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingLists(
+      long chosen, long offsets, long order, long starts, int tokens, int chosenStride) {}
+
+  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingChosenProduct(
+      long x,
+      long matrix,
+      long offsets,
+      long order,
+      long starts,
+      long out,
+      int k,
+      int stride,
+      int n) {}
 
   /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingRows(long from, long to, long index, long rows, int columns, boolean scatter) {}
@@ -442,8 +459,9 @@ public final class TrainingKernels {
    *
    * @param offsets int32 (adapters + 1): the adapters' first ranks
    * @param scales float32 (adapters)
+   * @param maxRank the largest
    */
-  public record Linear(long offsets, long scales, int adapters, int ranks) {}
+  public record Linear(long offsets, long scales, int adapters, int ranks, int maxRank) {}
 
   /**
    * Who is right, and who acts: int32 (tokens) each.
@@ -466,6 +484,11 @@ public final class TrainingKernels {
 
   /** {@code c (tokens, Σr) = weight · scale · z} of the chosen adapters, 0 of the others. */
   public void route(long tokens, Routed linears, long rows, long c, Tasks tasks, Counts counts) {
+    route(tokens, linears, rows, c, tasks, counts, 0);
+  }
+
+  private void route(
+      long tokens, Routed linears, long rows, long c, Tasks tasks, Counts counts, long chosen) {
     rows(
         KernelName.TRAINING_ROUTE,
         (tokens + 7) / 8,
@@ -477,6 +500,7 @@ public final class TrainingKernels {
             counts.votes(),
             counts.loss(),
             counts.right(),
+            chosen,
             tokens,
             linears.stride(),
             linears.ranks(),
@@ -519,6 +543,87 @@ public final class TrainingKernels {
             linears.gated(),
             linears.used(),
             linears.structs()));
+  }
+
+  /**
+   * Which tokens of a pass chose each adapter, in device memory.
+   *
+   * @param at of {@link #bytes}
+   */
+  public record Choices(long at, int tokens, int topK, List<Linear> linears) {
+    public Choices {
+      linears = List.copyOf(linears);
+    }
+
+    /** Of so many tokens, of up to three linears. */
+    public static long bytes(long tokens) {
+      return 4L * MAX_LINEARS * (2 * tokens * Kernels.MAX_TOP_K + Kernels.MAX_ADAPTERS + 1);
+    }
+
+    /** As the kernels have them: uint32 (tokens, linears, topK). */
+    private long spans() {
+      return at;
+    }
+
+    /** int32 (tokens · topK): the tokens of the linear's first adapter, the next one's … */
+    private long order(int linear) {
+      return at + 4L * tokens * topK * (linears.size() + linear);
+    }
+
+    /** int32 (adapters + 1): where each adapter's begin. */
+    private long starts(int linear) {
+      return order(linears.size()) + 4L * linear * (linears.get(linear).adapters() + 1);
+    }
+  }
+
+  /** Writes them; of {@code rows} the logits alone are read. */
+  public void choices(Choices choices, Routed linears, long rows, Tasks tasks) {
+    int each = choices.linears().size() * choices.topK();
+    route(choices.tokens(), linears, rows, 0, tasks, Counts.NONE, choices.spans());
+    for (int i = 0; i < choices.linears().size(); i++) {
+      var linear = choices.linears().get(i);
+      rows(
+          KernelName.TRAINING_LISTS,
+          linear.adapters(),
+          new TrainingLists(
+              choices.spans() + 4L * i * choices.topK(),
+              linear.offsets(),
+              choices.order(i),
+              choices.starts(i),
+              choices.tokens(),
+              each));
+    }
+  }
+
+  /**
+   * {@code out = x · Mᵀ} of the ranks of the adapters that a token chose; the others are not
+   * written. Adapters' ranks are whole eights.
+   *
+   * @param linear which of the choices'
+   * @param x {@code (tokens, k)}, k whole 128
+   * @param matrix {@code (Σr, k)}
+   * @param out {@code (tokens, stride)}, the linear's first rank
+   */
+  public void chosenProduct(
+      Choices choices, int linear, int k, long x, long matrix, long out, int stride) {
+    var ranks = choices.linears().get(linear);
+    launcher.launch(
+        KernelName.TRAINING_CHOSEN_PRODUCT,
+        Shape.of(
+            choices.tokens() * choices.topK() / 16 + ranks.adapters(),
+            (ranks.maxRank() + 7) / 8,
+            1,
+            128),
+        new TrainingChosenProduct(
+            x,
+            matrix,
+            ranks.offsets(),
+            choices.order(linear),
+            choices.starts(linear),
+            out,
+            k,
+            stride,
+            ranks.adapters()));
   }
 
   /** {@code to[i] = from[index[i]]}; with {@code scatter} {@code to[index[i]] = from[i]}. */

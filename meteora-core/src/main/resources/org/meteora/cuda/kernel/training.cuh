@@ -344,12 +344,13 @@ __device__ __forceinline__ void scaleChosen(const T* from, T* to, int ranks, boo
 // gates' cross-entropies, how many of them have the target first, and all adapters' weights over all gates. A warp a token.
 struct TrainingRoute {
   const T* rows;         // (tokens, stride)
-  T* c;                  // (tokens, ranks), ranks of all linears
+  T* c;                  // (tokens, ranks), ranks of all linears; or null
   const int* fixed;      // (tokens), or null: adapter 0
   const int* targets;    // (tokens), -1: none; or null
   float* votes;          // (tokens, n)
   float* loss;           // (tokens)
   float* right;          // (tokens)
+  unsigned* chosen;      // (tokens, linears, TOPK) first rank | last + 1 << 16 of those that act; or null
   long long tokens;
   int stride, ranks, linears, gated;
   TrainingLinear linear[3];
@@ -372,8 +373,9 @@ extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_co
       begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
       end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
       factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
+      if (p.chosen && lane == 0) p.chosen[(token * p.linears + k) * TOPK + j] = begin[j] | (unsigned)end[j] << 16;
     }
-    scaleChosen(row + l.zAt, p.c + token * p.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
+    if (p.c) scaleChosen(row + l.zAt, p.c + token * p.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
     if (p.gated && p.votes) {
 #pragma unroll
       for (int i = 0; i < NREG; i++)
@@ -452,6 +454,136 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
     }
   }
   for (int at = p.used + lane; at < p.stride; at += 32) out[at] = fromFloat(0.f);
+}
+
+// The tokens that chose each adapter of one linear, in order: order (tokens · TOPK), of adapter i from starts[i] to
+// starts[i + 1]. Adapters without ranks have none. Grid (n), a block an adapter.
+struct TrainingLists {
+  const unsigned* chosen;  // (tokens, chosenStride), as in training_route
+  const int* offsets;      // (n + 1) first ranks of the adapters
+  int* order;
+  int* starts;             // (n + 1)
+  int tokens, chosenStride;
+};
+extern "C" __global__ void __launch_bounds__(256) training_lists(const __grid_constant__ TrainingLists p) {
+  __shared__ int before[8], own[8];
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, rank = p.offsets[blockIdx.x];
+  const bool empty = rank == p.offsets[blockIdx.x + 1];
+  const int from = (int)((long long)p.tokens * warp / 8), to = (int)((long long)p.tokens * (warp + 1) / 8);
+  int less = 0, equal = 0;
+  for (int token = from + lane; token < to; token += 32)
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) {
+      const unsigned span = p.chosen[(long long)token * p.chosenStride + j];
+      const int begin = span & 0xffff;
+      if (begin < (int)(span >> 16)) {
+        less += begin < rank;
+        equal += begin == rank && !empty;
+      }
+    }
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) {
+    less += __shfl_xor_sync(0xffffffffu, less, d);
+    equal += __shfl_xor_sync(0xffffffffu, equal, d);
+  }
+  if (lane == 0) {
+    before[warp] = less;
+    own[warp] = equal;
+  }
+  __syncthreads();
+  int at = 0, all = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    all += before[i];
+    at += i < warp ? own[i] : 0;
+  }
+  if (threadIdx.x == 0) {
+    p.starts[blockIdx.x] = all;
+    int end = all;
+    for (int i = 0; i < 8; i++) end += own[i];
+    if (blockIdx.x + 1 == gridDim.x) p.starts[gridDim.x] = end;
+  }
+  at += all;
+  for (int first = from; first < to; first += 32) {
+    const int token = first + lane;
+    bool here = false;
+    if (token < to && !empty)
+#pragma unroll
+      for (int j = 0; j < TOPK; j++) {
+        const unsigned span = p.chosen[(long long)token * p.chosenStride + j];
+        here |= (int)(span & 0xffff) == rank && (span >> 16) > (span & 0xffff);
+      }
+    const unsigned who = __ballot_sync(0xffffffffu, here);
+    if (here) p.order[at + __popc(who & ((1u << lane) - 1))] = token;
+    at += __popc(who);
+  }
+}
+
+// out = x · Mᵀ of the chosen adapters' ranks alone; what others' would be is not written. Grid (tokens · TOPK / 16 + n, largest
+// rank / 8): a block has up to 16 tokens of one adapter and eight of its ranks, a warp a quarter of the columns.
+struct TrainingChosenProduct {
+  const T* x;            // (tokens, k)
+  const T* matrix;       // (ranks, k), k whole 32
+  const int* offsets;    // (n + 1) first ranks of the adapters, whole eights
+  const int* order;      // as in training_lists
+  const int* starts;
+  T* out;                // (tokens, stride)
+  int k, stride, n;
+};
+extern "C" __global__ void __launch_bounds__(128) training_chosen_product(const __grid_constant__ TrainingChosenProduct p) {
+  __shared__ float sums[3][128];
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  // the adapter whose tile this block is: every lane counts those of NREG adapters
+  int tiles = 0;
+#pragma unroll
+  for (int i = 0; i < NREG; i++) {
+    const int adapter = lane * NREG + i;
+    if (adapter < p.n) tiles += (p.starts[adapter + 1] - p.starts[adapter] + 15) / 16;
+  }
+  int through = tiles;
+#pragma unroll
+  for (int d = 1; d < 32; d <<= 1) {
+    const int other = __shfl_up_sync(0xffffffffu, through, d);
+    through += lane >= d ? other : 0;
+  }
+  const unsigned who = __ballot_sync(0xffffffffu, through > (int)blockIdx.x);
+  if (who == 0) return;
+  const int owner = __ffs(who) - 1;
+  int tile = blockIdx.x - __shfl_sync(0xffffffffu, through - tiles, owner), adapter = owner * NREG;
+  for (;; adapter++) {
+    const int own = (p.starts[adapter + 1] - p.starts[adapter] + 15) / 16;
+    if (tile < own) break;
+    tile -= own;
+  }
+  const int first = p.starts[adapter] + tile * 16, end = p.starts[adapter + 1], rank = p.offsets[adapter] + blockIdx.y * 8;
+  if (rank >= p.offsets[adapter + 1]) return;
+  const int g = lane >> 2, q = lane & 3;
+  const bool upper = first + g < end, lower = first + g + 8 < end;
+  const long long token = p.order[upper ? first + g : first], below = p.order[lower ? first + g + 8 : first];
+  float c[4] = {0, 0, 0, 0};
+#ifdef TENSOR_CORES
+  // eight columns of a row a lane, of which the tensor cores take four at a time: the same ones of both factors
+  const T* a = p.x + token * p.k + 8 * q;
+  const T* b = p.x + below * p.k + 8 * q;
+  const T* m = p.matrix + (long long)(rank + g) * p.k + 8 * q;
+#pragma unroll 4
+  for (int at = warp * 32; at < p.k; at += 128) {
+    const uint4 u = *(const uint4*)(a + at), v = *(const uint4*)(b + at), w = *(const uint4*)(m + at);
+    mma(c, u.x, v.x, u.y, v.y, w.x, w.y);
+    mma(c, u.z, v.z, u.w, v.w, w.z, w.w);
+  }
+#else
+  for (int at = warp * (p.k / 4); at < (warp + 1) * (p.k / 4); at++)
+    for (int i = 0; i < 4; i++)
+      c[i] += toFloat(p.x[(i < 2 ? token : below) * p.k + at]) * toFloat(p.matrix[(long long)(rank + 2 * q + i % 2) * p.k + at]);
+#endif
+  if (warp > 0)
+    for (int i = 0; i < 4; i++) sums[warp - 1][lane * 4 + i] = c[i];
+  __syncthreads();
+  if (warp > 0) return;
+  for (int i = 0; i < 4; i++) c[i] += sums[0][lane * 4 + i] + sums[1][lane * 4 + i] + sums[2][lane * 4 + i];
+  for (int i = 0; i < 4; i++)
+    if (i < 2 ? upper : lower) p.out[(i < 2 ? token : below) * p.stride + rank + 2 * q + i % 2] = fromFloat(c[i]);
 }
 
 // Rows by index: to[i] = from[index[i]], or with `scatter` to[index[i]] = from[i]. One thread: 8 elements of a row.

@@ -27,6 +27,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.CStruct;
+import org.meteora.cuda.kernel.KernelName;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.PublishedPart;
 import org.meteora.io.Jsonl;
@@ -75,19 +76,38 @@ class CudaTrainingTest {
     Model(
         int hidden, int heads, int headDim, boolean gates, double dropout, boolean halves, int seed)
         throws Exception {
+      this(hidden, 22, heads, headDim, gates, new int[0], dropout, halves, seed);
+    }
+
+    /** With adapters of these ranks, and all B transposed; none: some, and one B transposed. */
+    Model(
+        int hidden,
+        int inner,
+        int heads,
+        int headDim,
+        boolean gates,
+        int[] manyRanks,
+        double dropout,
+        boolean halves,
+        int seed)
+        throws Exception {
       this.halves = halves;
       random = new Random(seed);
       var json =
           Jsonl.JSON.readTree(
               """
-              {"vocab_size": 37, "hidden_size": %d, "intermediate_size": 22, "num_hidden_layers": 3,
+              {"vocab_size": 37, "hidden_size": %d, "intermediate_size": %d, "num_hidden_layers": 3,
                "num_attention_heads": %d, "num_key_value_heads": 1, "head_dim": %d,
                "attention_bias": true}\
               """
-                  .formatted(hidden, heads, headDim));
+                  .formatted(hidden, inner, heads, headDim));
       var config = LlamaConfig.parse(json, "test");
-      int[] ranks = gates ? new int[] {2, 3, 1} : new int[] {2, 2};
-      double[] scales = gates ? new double[] {1, 0.5, 2} : new double[] {1.5, 0.5};
+      boolean many = manyRanks.length > 0;
+      int[] ranks = many ? manyRanks : gates ? new int[] {2, 3, 1} : new int[] {2, 2};
+      double[] scales =
+          many
+              ? Arrays.stream(ranks).mapToDouble(rank -> 16.0 / (rank + 8)).toArray()
+              : gates ? new double[] {1, 0.5, 2} : new double[] {1.5, 0.5};
       int total = Arrays.stream(ranks).sum();
       llama =
           LlamaFactory.build(
@@ -110,7 +130,7 @@ class CudaTrainingTest {
                         random(0, 0.5, shape[0], total),
                         ranks,
                         scales);
-                if (module == Projection.UP) {
+                if (many || module == Projection.UP) {
                   bank = bank.withTransposedB();
                 }
                 var path = module.path(layer);
@@ -315,44 +335,69 @@ class CudaTrainingTest {
               : context(true)
                   .withRouting(
                       new RoutingSettings(1, 1).withRouter(new Router.Fixed(List.of(1, 0, 1))));
-      var training = CudaTraining.of(model.llama, model, recompute, device).orElseThrow();
-      assertThat(training.accepts(context)).isTrue();
-      var result = training.run(input, context, true, layer -> {});
-      var expected = reference(model, input, context);
-      for (int i = 0; i < result.losses().length; i++) {
-        if (input.labels()[i] != LlamaTraining.IGNORED) {
-          assertThat(result.losses()[i]).isCloseTo(expected.losses()[i], Offset.offset(2e-4f));
-        }
-      }
-      if (gates) {
-        assertThat(error(result.gateLosses(), expected.gateLosses())).isLessThan(1e-4);
-        for (int i = 0; i < input.tasks().length; i++) {
-          boolean asked = input.tasks()[i] != LlamaTraining.IGNORED;
-          var votes = expected.votes()[i];
-          int most = votes[0] >= Math.max(votes[1], votes[2]) ? 0 : votes[1] >= votes[2] ? 1 : 2;
-          assertThat(result.right()[i]).isEqualTo(asked ? expected.right()[i] : 0);
-          assertThat(result.dominating()[i]).isEqualTo(asked ? most : -1);
-        }
-      }
-      var wrong = new ArrayList<String>();
-      model.parameters.forEach(
-          (name, parameter) -> {
-            NDArray gradient = JniUtils.getGradient((PtNDArray) parameter);
-            double error = error(model.gradient(parameter), gradient.toFloatArray());
-            if (!(error < 1e-3)) {
-              wrong.add(name + " " + error);
-            }
-          });
-      assertThat(wrong).isEmpty();
-      // once more: gradients are added, and nothing else is left of a pass
-      training.run(input, context, true, layer -> {});
-      var name = "model.layers.2.mlp.up_proj.lora_B";
-      NDArray once = JniUtils.getGradient((PtNDArray) model.parameters.get(name));
-      assertThat(error(model.gradient(model.parameters.get(name)), once.mul(2).toFloatArray()))
-          .isLessThan(1e-3);
-      var evaluated = training.run(input, context.forTraining(false), false, layer -> {});
-      assertThat(error(evaluated.losses(), result.losses())).isLessThan(1e-6);
+      agrees(model, input, context, recompute, gates, 1e-3);
     }
+  }
+
+  /** Ranks so many that z and the gradient of c are those of the chosen adapters alone. */
+  @Test
+  void manyRanksAreMultipliedByChoice() throws Exception {
+    int[] ranks = {16, 0, 24};
+    device.launched.clear();
+    device.manyRanks = 40;
+    try (var model = new Model(128, 128, 1, 128, true, ranks, 0, false, 5)) {
+      agrees(model, input(true, true, 0.7), context(true), Recompute.ALL, true, 5e-3);
+      assertThat(device.launched).contains(KernelName.TRAINING_CHOSEN_PRODUCT);
+    } finally {
+      device.manyRanks = 1024;
+    }
+  }
+
+  private static void agrees(
+      Model model,
+      Input input,
+      ForwardContext context,
+      Recompute recompute,
+      boolean gates,
+      double tolerance)
+      throws Exception {
+    var training = CudaTraining.of(model.llama, model, recompute, device).orElseThrow();
+    assertThat(training.accepts(context)).isTrue();
+    var result = training.run(input, context, true, layer -> {});
+    var expected = reference(model, input, context);
+    for (int i = 0; i < result.losses().length; i++) {
+      if (input.labels()[i] != LlamaTraining.IGNORED) {
+        assertThat(result.losses()[i]).isCloseTo(expected.losses()[i], Offset.offset(2e-4f));
+      }
+    }
+    if (gates) {
+      assertThat(error(result.gateLosses(), expected.gateLosses())).isLessThan(1e-4);
+      for (int i = 0; i < input.tasks().length; i++) {
+        boolean asked = input.tasks()[i] != LlamaTraining.IGNORED;
+        var votes = expected.votes()[i];
+        int most = votes[0] >= Math.max(votes[1], votes[2]) ? 0 : votes[1] >= votes[2] ? 1 : 2;
+        assertThat(result.right()[i]).isEqualTo(asked ? expected.right()[i] : 0);
+        assertThat(result.dominating()[i]).isEqualTo(asked ? most : -1);
+      }
+    }
+    var wrong = new ArrayList<String>();
+    model.parameters.forEach(
+        (name, parameter) -> {
+          NDArray gradient = JniUtils.getGradient((PtNDArray) parameter);
+          double error = error(model.gradient(parameter), gradient.toFloatArray());
+          if (!(error < tolerance)) {
+            wrong.add(name + " " + error);
+          }
+        });
+    assertThat(wrong).isEmpty();
+    // once more: gradients are added, and nothing else is left of a pass
+    training.run(input, context, true, layer -> {});
+    var name = "model.layers.2.mlp.up_proj.lora_B";
+    NDArray once = JniUtils.getGradient((PtNDArray) model.parameters.get(name));
+    assertThat(error(model.gradient(model.parameters.get(name)), once.mul(2).toFloatArray()))
+        .isLessThan(tolerance);
+    var evaluated = training.run(input, context.forTraining(false), false, layer -> {});
+    assertThat(error(evaluated.losses(), result.losses())).isLessThan(1e-6);
   }
 
   private static double loss(LlamaTraining.Result result, Input input) {

@@ -8,11 +8,14 @@ import java.lang.invoke.MethodHandle;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.EnumSet;
 import java.util.List;
 import java.util.Optional;
+import java.util.Set;
 import java.util.concurrent.TimeUnit;
 import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.KernelName;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.foreign.Functions;
@@ -28,6 +31,12 @@ final class HostDevice implements TrainingDevice {
 
   /** After so many launches one fails, as when memory runs out; −1: none. */
   int launchesLeft = -1;
+
+  /** What {@link #manyRanks} says. */
+  int manyRanks = 1024;
+
+  /** What has been launched. */
+  final Set<KernelName> launched = EnumSet.noneOf(KernelName.class);
 
   private HostDevice(Path library) {
     var lookup = SymbolLookup.libraryLookup(library, Arena.global());
@@ -75,6 +84,7 @@ final class HostDevice implements TrainingDevice {
           if (launchesLeft >= 0 && launchesLeft-- == 0) {
             throw new IllegalStateException("CUDA out of memory. Tried to allocate 2 GiB");
           }
+          launched.add(name);
           try (var arena = Arena.ofConfined()) {
             var struct = CStruct.of(argument.getClass());
             var memory = arena.allocate(struct.size(), 16);
@@ -116,6 +126,11 @@ final class HostDevice implements TrainingDevice {
     } catch (Throwable e) {
       throw Functions.unchecked(e);
     }
+  }
+
+  @Override
+  public int manyRanks() {
+    return manyRanks;
   }
 
   @Override

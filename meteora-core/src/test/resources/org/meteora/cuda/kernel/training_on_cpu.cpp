@@ -19,6 +19,8 @@ extern "C" int run_kernel(const char* kernel, int x, int y, int z, int threads, 
   KERNEL(TrainingRoute, training_route)
   KERNEL(TrainingRouteBackward, training_route_backward)
   KERNEL(TrainingRows, training_rows)
+  KERNEL(TrainingLists, training_lists)
+  KERNEL(TrainingChosenProduct, training_chosen_product)
   KERNEL(TrainingVocabularyLoss, training_vocabulary_loss)
   KERNEL(TrainingAddGradients, training_add_gradients)
   KERNEL(TrainingPublish, training_publish)
