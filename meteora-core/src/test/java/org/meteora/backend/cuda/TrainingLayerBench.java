@@ -3,7 +3,6 @@ package org.meteora.backend.cuda;
 import ai.djl.Device;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
-import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -40,9 +39,13 @@ import org.meteora.tensor.Ops;
  * Times each product and kernel of a training layer of Llama-3-8B's shapes on a GPU, and the layer
  * beside the frozen one: {@code [--small] [--repeat N] [--adapters N]}. A card that works at its
  * power limit is slower or quicker by what it did before, so turns are in random order, and each is
- * warmed by itself.
+ * warmed by itself. With {@code --compare}: how far the gradients are apart of the form that
+ * multiplies over all ranks and the one of the chosen adapters alone, each by its own choice, and
+ * by the same. With {@code --times} only whole layers are timed.
  */
 public final class TrainingLayerBench {
+  private static final int RANK = 8;
+
   private final Cuda cuda;
   private final NDManager manager;
   private final int batch;
@@ -50,7 +53,6 @@ public final class TrainingLayerBench {
   private final int adapters;
   private final int repeat;
   private final Architecture config;
-  private final Map<NDArray, NDArray> sums = new IdentityHashMap<>();
 
   private TrainingLayerBench(Cuda cuda, NDManager manager, boolean small, int adapters, int repeat)
       throws Exception {
@@ -59,14 +61,14 @@ public final class TrainingLayerBench {
     this.adapters = adapters;
     this.repeat = repeat;
     batch = small ? 2 : 4;
-    tokens = small ? 8 : 2048;
+    tokens = small ? 40 : 2048;
     config =
         LlamaConfig.parse(
             Jsonl.JSON.readTree(
                 small
                     ? """
-                    {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96,
-                     "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}\
+                    {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 384,
+                     "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}\
                     """
                     : """
                     {"vocab_size": 1024, "hidden_size": 4096, "intermediate_size": 14336,
@@ -87,7 +89,11 @@ public final class TrainingLayerBench {
               small,
               option(all, "--adapters", 28),
               option(all, "--repeat", 15));
-      bench.run();
+      if (all.contains("--compare")) {
+        bench.compare();
+      } else {
+        bench.run(!all.contains("--times"));
+      }
     }
   }
 
@@ -98,10 +104,11 @@ public final class TrainingLayerBench {
 
   private Llama model(int count) {
     return RandomLlama.create(
-        config, manager, Dtype.BF16, count, 8, Backends.of(manager, Dtype.BF16), 0.1);
+        config, manager, Dtype.BF16, count, RANK, Backends.of(manager, Dtype.BF16), 0.1);
   }
 
   private Gradients gradients(Llama model) {
+    var sums = new IdentityHashMap<NDArray, NDArray>();
     model
         .adapted()
         .forEach(
@@ -122,26 +129,53 @@ public final class TrainingLayerBench {
         .forTraining(drop);
   }
 
-  private void run() {
+  private void run(boolean launches) {
     var model = model(adapters);
     var frozen = model(0);
-    var gradients = gradients(model);
-    var device = TrainingDevice.of(cuda, Dtype.BF16, manager);
     long hidden = config.hiddenSize();
     var input = RandomLlama.normal(manager, Dtype.BF16, 1, batch, tokens, hidden);
     var slope = RandomLlama.normal(manager, Dtype.BF16, 1, batch, tokens, hidden);
-    try (var passes = CudaTraining.of(model, gradients, Recompute.ALL, device).orElseThrow();
-        var base =
-            CudaTraining.of(frozen, parameter -> List.of(), Recompute.ALL, device).orElseThrow()) {
-      for (boolean drop : new boolean[] {false, true}) {
-        launches(model, gradients, input, slope, drop);
+    var names = new ArrayList<>(List.of("frozen"));
+    var work = new ArrayList<Runnable>();
+    var gradients = gradients(model);
+    var forms = new ArrayList<LlamaTraining>();
+    var device = TrainingDevice.of(cuda, Dtype.BF16, manager);
+    forms.add(CudaTraining.of(frozen, parameter -> List.of(), Recompute.ALL, device).orElseThrow());
+    work.add(() -> layer(forms.getFirst(), input, slope, false));
+    for (boolean byChoice : new boolean[] {false, true}) {
+      var form = new Form(byChoice);
+      if (launches) {
+        System.out.println(form.name());
+        launches(model, gradients, input, slope, false, form);
+        launches(model, gradients, input, slope, true, form);
       }
-      time(
-          List.of("frozen", "MeteoRA", "MeteoRA, dropout"),
-          List.of(
-              () -> layer(base, input, slope, false),
-              () -> layer(passes, input, slope, false),
-              () -> layer(passes, input, slope, true)));
+      var passes = CudaTraining.of(model, gradients, Recompute.ALL, form).orElseThrow();
+      forms.add(passes);
+      for (boolean drop : new boolean[] {false, true}) {
+        names.add(form.name() + (drop ? ", dropout" : ""));
+        work.add(() -> layer(passes, input, slope, drop));
+      }
+    }
+    time(names, work);
+    forms.forEach(LlamaTraining::close);
+  }
+
+  /** Over all ranks, or of the chosen adapters alone, however many they are. */
+  private class Form extends ForwardingDevice {
+    private final boolean byChoice;
+
+    Form(boolean byChoice) {
+      super(TrainingDevice.of(cuda, Dtype.BF16, manager));
+      this.byChoice = byChoice;
+    }
+
+    String name() {
+      return byChoice ? "chosen adapters alone" : "over all ranks";
+    }
+
+    @Override
+    public int manyRanks() {
+      return byChoice ? 1 : Integer.MAX_VALUE;
     }
   }
 
@@ -150,6 +184,150 @@ public final class TrainingLayerBench {
         var off = Ops.notRecording()) {
       wait(passes.layer(0, Ops.alias(scope, input), slope, context(drop)));
     }
+  }
+
+  /** What a form gives: gradients by name, and logits of each linear's gates in order. */
+  private record Given(Map<String, NDArray> gradients, List<float[]> logits) {}
+
+  /** Writes down the gates' logits, or puts others in their place. */
+  private final class Choosing extends Form {
+    private final List<NDArray> logits;
+    private final boolean isGiven;
+    private int next;
+
+    Choosing(boolean byChoice, List<NDArray> given) {
+      super(byChoice);
+      isGiven = given != null;
+      logits = isGiven ? given : new ArrayList<>();
+    }
+
+    @Override
+    public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
+      super.multiply(c, a, b, add);
+      for (int linears = 1; linears <= 3; linears++) {
+        int ranks = linears * adapters * RANK;
+        int stride = (ranks + linears * adapters + 7) / 8 * 8;
+        int from = c.columns() == stride ? ranks : 0;
+        if (c.stride() == stride && c.columns() - from == stride - ranks) {
+          var shape = new long[] {c.rows(), (long) linears * adapters};
+          long at = c.address() + (long) from * c.dtype().bytes();
+          var view = Ops.view(manager, at, c.dtype(), shape, new long[] {stride, 1});
+          if (isGiven) {
+            Ops.copy(view, logits.get(next++));
+          } else {
+            logits.add(Ops.contiguous(view).duplicate());
+          }
+        }
+      }
+    }
+  }
+
+  private static final List<String> NAMES = List.of("q", "k", "v", "o", "gate", "up", "down");
+
+  private void compare() {
+    var model = model(adapters);
+    long hidden = config.hiddenSize();
+    var input = RandomLlama.normal(manager, Dtype.BF16, 1, batch, tokens, hidden);
+    var slope = RandomLlama.normal(manager, Dtype.BF16, 1, batch, tokens, hidden);
+    for (boolean drop : new boolean[] {false, true}) {
+      System.out.printf("%d adapters, dropout %b%n", adapters, drop);
+      var logits = new ArrayList<NDArray>();
+      var all = pass(model, input, slope, drop, new Choosing(false, null), logits);
+      report("all again", pass(model, input, slope, drop, new Choosing(false, null), null), all);
+      report(
+          "by its own choice",
+          pass(model, input, slope, drop, new Choosing(true, null), null),
+          all);
+      report("by the same", pass(model, input, slope, drop, new Choosing(true, logits), null), all);
+    }
+  }
+
+  private Given pass(
+      Llama model,
+      NDArray input,
+      NDArray slope,
+      boolean drop,
+      Choosing device,
+      List<NDArray> keep) {
+    var gradients = gradients(model);
+    var result = new LinkedHashMap<String, NDArray>();
+    try (var passes = CudaTraining.of(model, gradients, Recompute.ALL, device).orElseThrow();
+        var off = Ops.notRecording()) {
+      result.put("x", passes.layer(0, input, slope, context(drop)));
+      int linear = 0;
+      for (var each : model.adapted().toList()) {
+        var bank = each.bank();
+        var name = NAMES.get(linear++);
+        result.put(name + ".A", gradients.of(bank.loraA()).getFirst().sum());
+        result.put(name + ".B", gradients.of(bank.loraB()).getFirst().sum());
+        result.put(name + ".gate", gradients.of(bank.gate()).getFirst().sum());
+      }
+      wait(result.get("x"));
+    }
+    if (device.isGiven && device.next != device.logits.size()) {
+      throw new IllegalStateException(device.next + " of " + device.logits.size() + " were given");
+    }
+    if (keep != null) {
+      keep.addAll(device.logits);
+    }
+    var logits = new ArrayList<float[]>();
+    for (var group : device.logits) {
+      for (long from = 0; from < group.getShape().get(1); from += adapters) {
+        var own = Ops.contiguous(Ops.narrow(group, 1, from, adapters));
+        logits.add(Ops.cast(own, Dtype.F32).toFloatArray());
+      }
+    }
+    return new Given(result, logits);
+  }
+
+  private void report(String what, Given given, Given all) {
+    var others = new StringBuilder();
+    for (int linear = 0; linear < all.logits.size(); linear++) {
+      int count = 0;
+      int ties = 0;
+      for (int at = 0; at < all.logits.get(linear).length; at += adapters) {
+        long ours = best(given.logits.get(linear), at);
+        long theirs = best(all.logits.get(linear), at);
+        count += ours >> 1 != theirs >> 1 ? 1 : 0;
+        ties += theirs & 1;
+      }
+      double share = 100.0 / (batch * tokens);
+      others.append(
+          " %s %.2f %% (ties %.2f %%)".formatted(NAMES.get(linear), share * count, share * ties));
+    }
+    System.out.printf("  %-18s tokens that choose others:%s%n", what, others);
+    var distances = new StringBuilder();
+    double worst = 0;
+    for (var each : all.gradients.entrySet()) {
+      var expected = Ops.cast(each.getValue(), Dtype.F32);
+      var difference = Ops.cast(given.gradients.get(each.getKey()), Dtype.F32).sub(expected);
+      double distance = size(difference) / size(expected);
+      worst = Math.max(worst, distance);
+      distances.append(" %s %.2g".formatted(each.getKey(), distance));
+    }
+    System.out.printf("  %-18s gradients differ by at most %.2g:%s%n", what, worst, distances);
+  }
+
+  /** The two with the largest logits as a set, and whether a third is as large as the second. */
+  private long best(float[] logits, int from) {
+    int first = 0;
+    for (int i = 1; i < adapters; i++) {
+      first = logits[from + i] > logits[from + first] ? i : first;
+    }
+    int second = first == 0 ? 1 : 0;
+    int equal = 0;
+    for (int i = 0; i < adapters; i++) {
+      if (i != first && i != second && logits[from + i] >= logits[from + second]) {
+        equal = logits[from + i] == logits[from + second] ? 1 : 0;
+        second = equal == 1 ? Math.min(i, second) : i;
+      }
+    }
+    long pair = (long) Math.min(first, second) << 20 | Math.max(first, second);
+    return pair << 1 | equal;
+  }
+
+  private static double size(NDArray x) {
+    return Math.sqrt(x.mul(x).sum().getFloat());
   }
 
   private static void wait(NDArray slope) {
@@ -202,12 +380,11 @@ public final class TrainingLayerBench {
 
   /** Microseconds of each launch of a layer, medians. */
   private void launches(
-      Llama model, Gradients gradients, NDArray input, NDArray slope, boolean drop) {
-    var device = TrainingDevice.of(cuda, Dtype.BF16, manager);
+      Llama model, Gradients gradients, NDArray input, NDArray slope, boolean drop, Form device) {
     var stream = Stream.of(0);
     var all = new ArrayList<Timed>();
     var timed =
-        new TrainingDevice() {
+        new ForwardingDevice(device) {
           private void around(String name, double work, double bytes, Runnable launch) {
             var begin = new Event();
             begin.record(stream);
@@ -244,31 +421,6 @@ public final class TrainingLayerBench {
                 2.0 * c.rows() * c.columns() * k,
                 bytes,
                 () -> device.multiply(c, a, b, add));
-          }
-
-          @Override
-          public void clear(long address, long bytes) {
-            device.clear(address, bytes);
-          }
-
-          @Override
-          public void upload(long to, MemorySegment from) {
-            device.upload(to, from);
-          }
-
-          @Override
-          public void download(MemorySegment to, long from) {
-            device.download(to, from);
-          }
-
-          @Override
-          public void makeCurrent() {
-            device.makeCurrent();
-          }
-
-          @Override
-          public long freeBytes() {
-            return device.freeBytes();
           }
         };
     try (var passes = CudaTraining.of(model, gradients, Recompute.ALL, timed).orElseThrow()) {

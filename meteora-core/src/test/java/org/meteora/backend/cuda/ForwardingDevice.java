@@ -1,0 +1,54 @@
+package org.meteora.backend.cuda;
+
+import java.lang.foreign.MemorySegment;
+import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.TrainingKernels;
+
+/** Does all as another device; a test changes what it wants otherwise. */
+class ForwardingDevice implements TrainingDevice {
+  private final TrainingDevice device;
+
+  ForwardingDevice(TrainingDevice device) {
+    this.device = device;
+  }
+
+  @Override
+  public TrainingKernels kernels(int topK, int adapters) {
+    return device.kernels(topK, adapters);
+  }
+
+  @Override
+  public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
+    device.multiply(c, a, b, add);
+  }
+
+  @Override
+  public int manyRanks() {
+    return device.manyRanks();
+  }
+
+  @Override
+  public void clear(long address, long bytes) {
+    device.clear(address, bytes);
+  }
+
+  @Override
+  public void upload(long to, MemorySegment from) {
+    device.upload(to, from);
+  }
+
+  @Override
+  public void download(MemorySegment to, long from) {
+    device.download(to, from);
+  }
+
+  @Override
+  public void makeCurrent() {
+    device.makeCurrent();
+  }
+
+  @Override
+  public long freeBytes() {
+    return device.freeBytes();
+  }
+}
