@@ -251,8 +251,7 @@ public record TrainableModel(
                 builder ->
                     (layer, module) -> {
                       var bank = builder.bank(opened, config, layer, module);
-                      var made = maker.of(bank, builder.manager(), layer, module);
-                      return made == null ? null : builder.backend().forInference(made);
+                      return maker.of(bank, builder.manager(), layer, module);
                     };
             return build(spec, loader, adapters, router, banks);
           } finally {
@@ -272,7 +271,15 @@ public record TrainableModel(
     var base = loader.own(SafetensorsFolder.open(spec.basePath()));
     var need = MemoryNeed.NONE.and("adapters", adapterBytes(loader, adapters, router));
     var weights = new ModelLoader.Base(base, "", null);
-    var llama = loader.build(weights, banks, need, MemoryNeed.NONE, spec.flags(), spec.dropout());
+    Function<ModelBuilder, LlamaFactory.Banks> laidOut =
+        builder -> {
+          var made = banks.apply(builder);
+          return (layer, module) -> {
+            var bank = made.get(layer, module);
+            return bank == null ? null : builder.backend().forInference(bank);
+          };
+        };
+    var llama = loader.build(weights, laidOut, need, MemoryNeed.NONE, spec.flags(), spec.dropout());
     return new TrainableModel(llama, context, spec.flags(), adapters, loader);
   }
 
