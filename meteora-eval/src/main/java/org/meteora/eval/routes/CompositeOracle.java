@@ -45,13 +45,10 @@ public final class CompositeOracle implements Router.Reading {
 
   /** Each token's adapter. */
   private int[] ofPrompt(int[] prompt) {
-    var result = new int[prompt.length];
-    Arrays.fill(result, NONE);
-    var parts = Part.composite(tasks, RoutedToken.of(decode, id -> "", prompt, prompt.length));
-    int end = 0;
-    for (var part : parts) {
-      Arrays.fill(result, part.from(), part.to(), adapters[tasks.indexOf(part.task())]);
-      end = part.to();
+    var result = Part.numbers(tasks, prompt, decode, task -> adapters[tasks.indexOf(task)]);
+    int end = prompt.length;
+    while (end > 0 && result[end - 1] == NONE) {
+      end--;
     }
     Arrays.fill(result, Math.min(end, prompt.length - 1), prompt.length, adapters[0]);
     return result;

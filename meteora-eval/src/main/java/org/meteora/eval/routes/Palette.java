@@ -14,9 +14,8 @@ import java.util.stream.IntStream;
  */
 final class Palette {
   /** RGB; look {@code i} has colour {@code i % 7} and pattern {@code i / 7 % 7}. */
-  static final int[] COLOURS = {
-    0xE69F00, 0x56B4E9, 0x009E73, 0xCC79A7, 0x0072B2, 0xD55E00, 0xF0E442
-  };
+  static final List<Integer> COLOURS =
+      List.of(0xE69F00, 0x56B4E9, 0x009E73, 0xCC79A7, 0x0072B2, 0xD55E00, 0xF0E442);
 
   /** Plain, diagonal up, diagonal down, horizontal, dots, vertical, crossed. */
   static final int PATTERNS = 7;
@@ -24,11 +23,11 @@ final class Palette {
   private Palette() {}
 
   static int colour(int look) {
-    return COLOURS[look % COLOURS.length];
+    return COLOURS.get(look % COLOURS.size());
   }
 
   static int pattern(int look) {
-    return look / COLOURS.length % PATTERNS;
+    return look / COLOURS.size() % PATTERNS;
   }
 
   /**

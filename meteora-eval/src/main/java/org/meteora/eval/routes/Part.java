@@ -1,7 +1,11 @@
 package org.meteora.eval.routes;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
+import java.util.function.Function;
+import java.util.function.ToIntFunction;
+import java.util.regex.MatchResult;
 import java.util.regex.Pattern;
 
 /**
@@ -21,7 +25,7 @@ public record Part(int from, int to, String label, String task, boolean output) 
 
   /** Prompt and answer of one task: two parts, both expecting the task's adapter. */
   public static List<Part> single(String task, List<RoutedToken> tokens) {
-    int prompt = promptTokens(tokens);
+    int prompt = RoutedToken.promptTokens(tokens);
     var parts = new ArrayList<Part>();
     if (prompt > 0) {
       parts.add(new Part(0, prompt, "prompt", task, false));
@@ -41,83 +45,83 @@ public record Part(int from, int to, String label, String task, boolean output) 
    * @param tasks the composite's tasks in the order asked
    */
   public static List<Part> composite(List<String> tasks, List<RoutedToken> tokens) {
-    var text = new StringBuilder();
-    var starts = new int[tokens.size() + 1];
-    for (int i = 0; i < tokens.size(); i++) {
-      starts[i] = text.length();
-      text.append(tokens.get(i).text());
-    }
-    starts[tokens.size()] = text.length();
-    int prompt = promptTokens(tokens);
-    int questions = 0;
-    int done = 0;
-    var parts = new ArrayList<Part>();
-    // the model's answer may contain anything: only the prompt is searched for questions
-    var question = QUESTION.matcher(text).region(0, starts[prompt]);
-    while (question.find()) {
-      answers(tasks, text, done, question.start(), starts, prompt, parts);
-      int task = questions % tasks.size();
-      add(
-          parts,
-          starts,
-          question.start(),
-          question.end(),
-          "question " + (task + 1),
-          tasks.get(task),
-          prompt);
-      questions++;
-      done = question.end();
-    }
-    answers(tasks, text, done, starts[prompt], starts, prompt, parts);
-    answers(tasks, text, starts[prompt], text.length(), starts, prompt, parts);
-    return List.copyOf(parts);
+    return new Search(tasks, tokens).parts();
   }
 
-  private static void answers(
+  /**
+   * What stands for each token of a composite prompt.
+   *
+   * @param numbers by task
+   * @return the number of the task that the token belongs to; −1 where it belongs to none
+   */
+  static int[] numbers(
       List<String> tasks,
-      CharSequence text,
-      int from,
-      int to,
-      int[] starts,
-      int prompt,
-      List<Part> parts) {
-    var answer = ANSWER.matcher(text).region(from, to);
-    while (answer.find()) {
-      int number = Integer.parseInt(answer.group(1));
-      if (number >= 1 && number <= tasks.size()) {
-        var task = tasks.get(number - 1);
-        add(parts, starts, answer.start(), answer.end(), "answer " + number, task, prompt);
+      int[] prompt,
+      Function<int[], String> decode,
+      ToIntFunction<String> numbers) {
+    var result = new int[prompt.length];
+    Arrays.fill(result, -1);
+    for (var part : composite(tasks, RoutedToken.of(decode, id -> "", prompt, prompt.length))) {
+      Arrays.fill(result, part.from(), part.to(), numbers.applyAsInt(part.task()));
+    }
+    return result;
+  }
+
+  /** Finds parts from the text's beginning to its end. */
+  private static final class Search {
+    final List<String> tasks;
+    final int prompt;
+    final StringBuilder text = new StringBuilder();
+    final int[] starts; // of the tokens in the text, and its end
+    final List<Part> found = new ArrayList<>();
+
+    Search(List<String> tasks, List<RoutedToken> tokens) {
+      this.tasks = tasks;
+      prompt = RoutedToken.promptTokens(tokens);
+      starts = new int[tokens.size() + 1];
+      for (int i = 0; i < tokens.size(); i++) {
+        starts[i + 1] = text.append(tokens.get(i).text()).length();
       }
     }
-  }
 
-  /** The tokens that begin in the text between two characters. */
-  private static void add(
-      List<Part> parts,
-      int[] starts,
-      int fromChar,
-      int toChar,
-      String label,
-      String task,
-      int prompt) {
-    int from = parts.isEmpty() ? 0 : parts.getLast().to();
-    while (from < starts.length - 1 && starts[from + 1] <= fromChar) {
-      from++;
+    List<Part> parts() {
+      int questions = 0;
+      int done = 0;
+      // the model's answer may contain anything: only the prompt is searched for questions
+      var question = QUESTION.matcher(text).region(0, starts[prompt]);
+      while (question.find()) {
+        answers(done, question.start());
+        add(question, "question ", questions++ % tasks.size() + 1);
+        done = question.end();
+      }
+      answers(done, starts[prompt]);
+      answers(starts[prompt], text.length());
+      return List.copyOf(found);
     }
-    int to = from;
-    while (to < starts.length - 1 && starts[to] < toChar) {
-      to++;
-    }
-    if (to > from) {
-      parts.add(new Part(from, to, label, task, from >= prompt));
-    }
-  }
 
-  private static int promptTokens(List<RoutedToken> tokens) {
-    int prompt = 0;
-    while (prompt < tokens.size() && !tokens.get(prompt).output()) {
-      prompt++;
+    void answers(int from, int to) {
+      var answer = ANSWER.matcher(text).region(from, to);
+      while (answer.find()) {
+        int number = Integer.parseInt(answer.group(1));
+        if (number >= 1 && number <= tasks.size()) {
+          add(answer, "answer ", number);
+        }
+      }
     }
-    return prompt;
+
+    /** Adds the tokens that begin in a place. */
+    void add(MatchResult place, String kind, int number) {
+      int from = found.isEmpty() ? 0 : found.getLast().to();
+      while (from < starts.length - 1 && starts[from + 1] <= place.start()) {
+        from++;
+      }
+      int to = from;
+      while (to < starts.length - 1 && starts[to] < place.end()) {
+        to++;
+      }
+      if (to > from) {
+        found.add(new Part(from, to, kind + number, tasks.get(number - 1), from >= prompt));
+      }
+    }
   }
 }

@@ -37,6 +37,11 @@ public record RoutedToken(int id, String piece, String text, boolean output) {
     return List.copyOf(result);
   }
 
+  /** How many of a text's tokens are its prompt. */
+  static int promptTokens(List<RoutedToken> tokens) {
+    return (int) tokens.stream().takeWhile(token -> !token.output()).count();
+  }
+
   /**
    * Splits the decoded text into the tokens' shares of it. Tokens are decoded together with the
    * ones before them, for some tokenizers drop a space at the start, and until the text no longer

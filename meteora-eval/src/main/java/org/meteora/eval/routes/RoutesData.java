@@ -1,9 +1,11 @@
 package org.meteora.eval.routes;
 
-import java.io.IOException;
+import com.fasterxml.jackson.annotation.JsonProperty;
+import com.fasterxml.jackson.annotation.JsonUnwrapped;
 import java.io.OutputStreamWriter;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -30,14 +32,16 @@ public final class RoutesData {
     json.put(
         "tokens",
         IntStream.range(0, trace.tokens().size()).mapToObj(t -> token(trace, t)).toList());
-    json.put("parts", trace.verdicts().stream().map(verdict -> part(trace, verdict)).toList());
+    json.put("parts", trace.verdicts().stream().map(verdict -> judged(trace, verdict)).toList());
     json.put(
         "routing", IntStream.range(0, trace.layers()).mapToObj(l -> gates(trace, l)).iterator());
     Jsonl.write(file, json);
   }
 
-  private static Map<String, Object> token(RoutingTrace trace, int index) {
-    var token = trace.tokens().get(index);
+  /** A token, and the shares that are not 0 by adapter. */
+  private record Token(@JsonUnwrapped RoutedToken token, Map<String, Float> shares) {}
+
+  private static Token token(RoutingTrace trace, int index) {
     var shares = trace.shares(RoutingTrace.ALL, RoutingTrace.ALL, index);
     var named = new LinkedHashMap<String, Float>();
     for (int a = 0; a < shares.length; a++) {
@@ -45,88 +49,71 @@ public final class RoutesData {
         named.put(trace.adapters().get(a), (float) shares[a]);
       }
     }
-    var json = new LinkedHashMap<String, Object>();
-    json.put("id", token.id());
-    json.put("piece", token.piece());
-    json.put("text", token.text());
-    json.put("output", token.output());
-    json.put("shares", named);
-    return json;
+    return new Token(trace.tokens().get(index), named);
   }
 
-  private static Map<String, Object> part(RoutingTrace trace, RoutingTrace.Verdict verdict) {
-    var part = verdict.part();
-    int dominant = verdict.dominant();
-    var json = new LinkedHashMap<String, Object>();
-    json.put("from", part.from());
-    json.put("to", part.to());
-    json.put("label", part.label());
-    json.put("task", part.task());
-    json.put("output", part.output());
-    json.put("dominant", dominant < 0 ? "" : trace.adapters().get(dominant));
-    json.put("expected_share", (float) verdict.expectedShare());
-    json.put("right_tokens", (float) verdict.rightTokens());
-    json.put("right", verdict.right());
-    return json;
+  private record Judged(
+      @JsonUnwrapped Part part,
+      String dominant,
+      @JsonProperty("expected_share") float expectedShare,
+      @JsonProperty("right_tokens") float rightTokens,
+      boolean right) {}
+
+  private static Judged judged(RoutingTrace trace, RoutingTrace.Verdict verdict) {
+    return new Judged(
+        verdict.part(),
+        verdict.dominant() < 0 ? "" : trace.adapters().get(verdict.dominant()),
+        (float) verdict.expectedShare(),
+        (float) verdict.rightTokens(),
+        verdict.right());
   }
 
-  /** A layer's choices by module: for each token topK adapters, and their weights. */
-  private static Map<String, Object> gates(RoutingTrace trace, int layer) {
+  /** For each token topK adapters, and their weights. */
+  private record Chosen(List<short[]> indices, List<float[]> weights) {}
+
+  /** A layer's choices by module. */
+  private static Map<String, Chosen> gates(RoutingTrace trace, int layer) {
     int k = trace.topK();
-    var json = new LinkedHashMap<String, Object>();
-    for (int module = 0; module < RoutingRecorder.MODULES.size(); module++) {
-      int gate = layer * RoutingRecorder.MODULES.size() + module;
-      var indices = new short[trace.routedTokens()][];
-      var weights = new float[trace.routedTokens()][];
-      Arrays.setAll(indices, t -> Arrays.copyOfRange(trace.indices()[gate], t * k, (t + 1) * k));
-      Arrays.setAll(weights, t -> Arrays.copyOfRange(trace.weights()[gate], t * k, (t + 1) * k));
-      var both = new LinkedHashMap<String, Object>();
-      both.put("indices", indices);
-      both.put("weights", weights);
-      json.put(RoutingRecorder.MODULES.get(module), both);
+    var json = new LinkedHashMap<String, Chosen>();
+    for (var module : RoutingRecorder.MODULES) {
+      int gate = layer * RoutingRecorder.MODULES.size() + json.size();
+      var indices = new ArrayList<short[]>();
+      var weights = new ArrayList<float[]>();
+      for (int at = 0; at < trace.routedTokens() * k; at += k) {
+        indices.add(Arrays.copyOfRange(trace.indices()[gate], at, at + k));
+        weights.add(Arrays.copyOfRange(trace.weights()[gate], at, at + k));
+      }
+      json.put(module, new Chosen(indices, weights));
     }
     return json;
   }
 
   /** One line for each token, layer, module and rank. */
   public static void writeCsv(RoutingTrace trace, Path file) {
+    var names = trace.adapters().stream().map(RoutesData::quoted).toList();
     AtomicFiles.writeStream(
         file,
         out -> {
           var csv = new OutputStreamWriter(out, StandardCharsets.UTF_8);
           csv.write("token,id,output,layer,module,rank,adapter,weight\n");
-          var names = trace.adapters().stream().map(RoutesData::quoted).toList();
           for (int t = 0; t < trace.routedTokens(); t++) {
             var token = trace.tokens().get(t);
             var start = t + "," + token.id() + "," + token.output() + ",";
             for (int layer = 0; layer < trace.layers(); layer++) {
               for (int module = 0; module < RoutingRecorder.MODULES.size(); module++) {
-                line(csv, trace, names, start, t, layer, module);
+                var gate = start + layer + "," + RoutingRecorder.MODULES.get(module) + ",";
+                for (int k = 0; k < trace.topK(); k++) {
+                  int adapter = trace.adapter(layer, module, t, k);
+                  if (adapter >= 0) {
+                    csv.write(gate + k + "," + names.get(adapter) + ",");
+                    csv.write(trace.weight(layer, module, t, k) + "\n");
+                  }
+                }
               }
             }
           }
           csv.flush();
         });
-  }
-
-  private static void line(
-      OutputStreamWriter csv,
-      RoutingTrace trace,
-      List<String> names,
-      String start,
-      int token,
-      int layer,
-      int module)
-      throws IOException {
-    for (int k = 0; k < trace.topK(); k++) {
-      int adapter = trace.adapter(layer, module, token, k);
-      if (adapter >= 0) {
-        csv.write(start);
-        csv.write(layer + "," + RoutingRecorder.MODULES.get(module) + "," + k + ",");
-        csv.write(names.get(adapter));
-        csv.write("," + trace.weight(layer, module, token, k) + "\n");
-      }
-    }
   }
 
   private static String quoted(String text) {

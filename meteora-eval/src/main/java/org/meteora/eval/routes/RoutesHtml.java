@@ -2,8 +2,11 @@ package org.meteora.eval.routes;
 
 import static org.meteora.io.Texts.escapeHtml;
 
+import com.fasterxml.jackson.annotation.JsonUnwrapped;
+import java.io.BufferedOutputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.OutputStream;
 import java.io.UncheckedIOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -11,7 +14,6 @@ import java.util.Base64;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
-import java.util.stream.IntStream;
 import java.util.zip.GZIPOutputStream;
 import org.meteora.eval.report.HtmlPage;
 import org.meteora.io.AtomicFiles;
@@ -28,10 +30,6 @@ public final class RoutesHtml {
   private RoutesHtml() {}
 
   public static void write(RoutingTrace trace, String title, Path file) {
-    AtomicFiles.writeString(file, page(trace, title));
-  }
-
-  static String page(RoutingTrace trace, String title) {
     var encoding = Encoding.of(trace);
     var meta = new TreeMap<String, Object>();
     meta.put("adapters", trace.adapters());
@@ -48,29 +46,23 @@ public final class RoutesHtml {
     meta.put("texts", trace.tokens().stream().map(RoutedToken::text).toList());
     meta.put("pieces", trace.tokens().stream().map(RoutedToken::piece).toList());
     meta.put("ids", trace.tokens().stream().map(RoutedToken::id).toList());
-    meta.put("parts", trace.parts().stream().map(part -> part(trace, part)).toList());
+    meta.put(
+        "parts",
+        trace.parts().stream()
+            .map(part -> new Expecting(part, trace.adapters().indexOf(part.task())))
+            .toList());
     meta.put("settings", trace.settings());
-    meta.put("colours", IntStream.of(Palette.COLOURS).mapToObj(RoutesHtml::rgb).toList());
+    meta.put(
+        "colours",
+        Palette.COLOURS.stream().map(c -> List.of(c >> 16 & 255, c >> 8 & 255, c & 255)).toList());
     meta.put("patterns", Palette.PATTERNS);
-    return HtmlPage.filled(
-        RoutesHtml.class,
-        "routes.html",
-        Map.of("title", escapeHtml(title), "meta", embedded(meta), "data", encoding.base64(trace)));
+    var values =
+        Map.of("title", escapeHtml(title), "meta", embedded(meta), "data", encoding.base64(trace));
+    AtomicFiles.writeString(file, HtmlPage.filled(RoutesHtml.class, "routes.html", values));
   }
 
-  private static Map<String, Object> part(RoutingTrace trace, Part part) {
-    return Map.of(
-        "from", part.from(),
-        "to", part.to(),
-        "label", part.label(),
-        "task", part.task(),
-        "expected", trace.adapters().indexOf(part.task()),
-        "output", part.output());
-  }
-
-  static List<Integer> rgb(int colour) {
-    return List.of(colour >> 16 & 255, colour >> 8 & 255, colour & 255);
-  }
+  /** A part, and the index of the adapter that it expects; −1 for none. */
+  private record Expecting(@JsonUnwrapped Part part, int expected) {}
 
   /** How weights and indices are written so that the page stays small. */
   private record Encoding(int kept, int weightBytes, int indexBytes) {
@@ -96,24 +88,18 @@ public final class RoutesHtml {
     /** For each gate: a plane of indices for each rank, then a plane of weights for each rank. */
     String base64(RoutingTrace trace) {
       var bytes = new ByteArrayOutputStream(1 << 16);
-      int planes = planes(trace);
       int scale = weightBytes == 2 ? 65535 : 255;
-      try (var out = new GZIPOutputStream(bytes, 1 << 16)) {
-        var plane = new byte[trace.routedTokens() * 2];
-        for (int layer = 0; layer < trace.layers(); layer++) {
-          for (int module = 0; module < RoutingRecorder.MODULES.size(); module++) {
-            for (int k = 0; k < kept; k++) {
-              for (int t = 0; t < trace.routedTokens(); t++) {
-                put(plane, t, trace.adapter(layer, module, t, k), indexBytes);
-              }
-              out.write(plane, 0, trace.routedTokens() * indexBytes);
+      try (var out = new BufferedOutputStream(new GZIPOutputStream(bytes), 1 << 16)) {
+        for (int gate = 0; gate < trace.indices().length; gate++) {
+          for (int k = 0; k < kept; k++) {
+            for (int t = 0; t < trace.routedTokens(); t++) {
+              write(out, trace.indices()[gate][t * trace.topK() + k], indexBytes);
             }
-            for (int k = 0; k < planes; k++) {
-              for (int t = 0; t < trace.routedTokens(); t++) {
-                float weight = Math.clamp(trace.weight(layer, module, t, k), 0f, 1f);
-                put(plane, t, Math.round(weight * scale), weightBytes);
-              }
-              out.write(plane, 0, trace.routedTokens() * weightBytes);
+          }
+          for (int k = 0; k < planes(trace); k++) {
+            for (int t = 0; t < trace.routedTokens(); t++) {
+              float weight = Math.clamp(trace.weights()[gate][t * trace.topK() + k], 0f, 1f);
+              write(out, Math.round(weight * scale), weightBytes);
             }
           }
         }
@@ -123,10 +109,10 @@ public final class RoutesHtml {
       return Base64.getEncoder().encodeToString(bytes.toByteArray());
     }
 
-    private static void put(byte[] plane, int at, int value, int bytes) {
-      plane[at * bytes] = (byte) value;
+    private static void write(OutputStream out, int value, int bytes) throws IOException {
+      out.write(value);
       if (bytes == 2) {
-        plane[at * 2 + 1] = (byte) (value >> 8);
+        out.write(value >> 8);
       }
     }
   }

@@ -7,6 +7,8 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.meteora.io.Jsonl;
 import org.meteora.moe.RoutingListener;
 import org.meteora.parallel.Exchange;
@@ -19,28 +21,16 @@ import org.meteora.parallel.Exchange;
 public final class RoutingMatrix {
   static final int MODULES = RoutingRecorder.MODULES.size();
 
-  private static final class Gate {
-    double[][] weight = new double[0][];
-    long[][] first = new long[0][];
-    long[] tokens = new long[0];
-
-    void grow(int tasks, int adapters) {
-      int had = tokens.length;
-      if (had < tasks) {
-        weight = Arrays.copyOf(weight, tasks);
-        first = Arrays.copyOf(first, tasks);
-        tokens = Arrays.copyOf(tokens, tasks);
-        for (int i = had; i < tasks; i++) {
-          weight[i] = new double[adapters];
-          first[i] = new long[adapters];
-        }
-      }
-    }
+  /** A gate's choices at a task's tokens; fields are public for Jackson. */
+  private static final class Sums {
+    public double[] weight;
+    public long[] first;
+    public long tokens;
   }
 
   private final List<String> adapters;
   private final List<String> tasks = new ArrayList<>();
-  private final List<Gate> gates = new ArrayList<>();
+  private final List<List<Sums>> gates = new ArrayList<>(); // by gate, then by task
 
   /**
    * @param adapters names in index order
@@ -64,19 +54,8 @@ public final class RoutingMatrix {
    */
   public RoutingListener listener(
       String task, List<String> parts, int[] prompt, Function<int[], String> decode) {
-    var rows = rows(parts, prompt, decode);
+    var rows = Part.numbers(parts, prompt, decode, this::row);
     return new SequenceListener(row(task + " (answers)"), rows);
-  }
-
-  /** The matrix row of every token of a composite prompt, −1 for none. */
-  private int[] rows(List<String> parts, int[] prompt, Function<int[], String> decode) {
-    var rows = new int[prompt.length];
-    Arrays.fill(rows, -1);
-    var tokens = RoutedToken.of(decode, id -> "", prompt, prompt.length);
-    for (var part : Part.composite(parts, tokens)) {
-      Arrays.fill(rows, part.from(), part.to(), row(part.task()));
-    }
-    return rows;
   }
 
   private int row(String name) {
@@ -84,6 +63,20 @@ public final class RoutingMatrix {
       tasks.add(name);
     }
     return tasks.indexOf(name);
+  }
+
+  private Sums sums(int gate, int row) {
+    while (gates.size() <= gate) {
+      gates.add(new ArrayList<>());
+    }
+    var rows = gates.get(gate);
+    while (rows.size() <= row) {
+      var sums = new Sums();
+      sums.weight = new double[adapters.size()];
+      sums.first = new long[adapters.size()];
+      rows.add(sums);
+    }
+    return rows.get(row);
   }
 
   /** Of one sequence. */
@@ -101,39 +94,32 @@ public final class RoutingMatrix {
     public void onRouting(
         int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
       int number = layer * MODULES + module;
-      while (gates.size() <= number) {
-        gates.add(new Gate());
-      }
       if (tokensOf.length <= number) {
         tokensOf = Arrays.copyOf(tokensOf, 2 * number + 1);
       }
-      var gate = gates.get(number);
-      gate.grow(tasks.size(), adapters.size());
       for (int t = 0; t < tokens; t++) {
         int place = tokensOf[number]++;
         int to = place < promptRows.length ? promptRows[place] : task;
-        if (to < 0) {
-          continue;
+        if (to >= 0) {
+          var sums = sums(number, to);
+          int at = t * topK;
+          sums.first[indices[at]]++;
+          for (int k = 0; k < topK; k++) {
+            sums.weight[indices[at + k]] += weights[at + k];
+          }
+          sums.tokens++;
         }
-        int at = t * topK;
-        gate.first[to][indices[at]]++;
-        for (int k = 0; k < topK; k++) {
-          gate.weight[to][indices[at + k]] += weights[at + k];
-        }
-        gate.tokens[to]++;
       }
     }
   }
 
   /** What a process counted. */
-  private record Counted(List<String> tasks, List<Sums> gates) {}
-
-  private record Sums(double[][] weight, long[][] first, long[] tokens) {}
+  private record Counted(List<String> tasks, List<List<Sums>> gates) {}
 
   /** Adds, at the first process, what all others counted. */
   public void addOthers(Exchange processes) {
     try {
-      var all = processes.gather(Jsonl.JSON.writeValueAsBytes(counted()));
+      var all = processes.gather(Jsonl.JSON.writeValueAsBytes(new Counted(tasks, gates)));
       for (int rank = 1; rank < all.size(); rank++) {
         add(Jsonl.JSON.readValue(all.get(rank), Counted.class));
       }
@@ -148,29 +134,19 @@ public final class RoutingMatrix {
    * @param other of the same adapters
    */
   public void add(RoutingMatrix other) {
-    add(other.counted());
-  }
-
-  private Counted counted() {
-    return new Counted(
-        tasks, gates.stream().map(g -> new Sums(g.weight, g.first, g.tokens)).toList());
+    add(new Counted(other.tasks, other.gates));
   }
 
   private void add(Counted other) {
     var rows = other.tasks().stream().mapToInt(this::row).toArray();
-    for (int i = 0; i < other.gates().size(); i++) {
-      if (gates.size() <= i) {
-        gates.add(new Gate());
-      }
-      var gate = gates.get(i);
-      gate.grow(tasks.size(), adapters.size());
-      var sums = other.gates().get(i);
-      for (int row = 0; row < sums.tokens().length; row++) {
-        int to = rows[row];
-        gate.tokens[to] += sums.tokens()[row];
+    for (int gate = 0; gate < other.gates().size(); gate++) {
+      for (int row = 0; row < other.gates().get(gate).size(); row++) {
+        var more = other.gates().get(gate).get(row);
+        var sums = sums(gate, rows[row]);
+        sums.tokens += more.tokens;
         for (int a = 0; a < adapters.size(); a++) {
-          gate.weight[to][a] += sums.weight()[row][a];
-          gate.first[to][a] += sums.first()[row][a];
+          sums.weight[a] += more.weight[a];
+          sums.first[a] += more.first[a];
         }
       }
     }
@@ -191,12 +167,7 @@ public final class RoutingMatrix {
 
   /** Token × gate pairs counted for a task. */
   public long count(String task, int layer, int module) {
-    int row = tasks.indexOf(task);
-    long count = 0;
-    for (var gate : selected(layer, module)) {
-      count += row >= 0 && row < gate.tokens.length ? gate.tokens[row] : 0;
-    }
-    return count;
+    return selected(task, layer, module).mapToLong(sums -> sums.tokens).sum();
   }
 
   /**
@@ -222,28 +193,23 @@ public final class RoutingMatrix {
 
   /** {@link #first} or {@link #shares}. */
   double[] sum(String task, int layer, int module, boolean first) {
-    int row = tasks.indexOf(task);
     var sum = new double[adapters.size()];
+    selected(task, layer, module)
+        .forEach(
+            sums -> Arrays.setAll(sum, a -> sum[a] + (first ? sums.first[a] : sums.weight[a])));
     long count = Math.max(1, count(task, layer, module));
-    for (var gate : selected(layer, module)) {
-      for (int a = 0; a < sum.length && row >= 0 && row < gate.tokens.length; a++) {
-        sum[a] += first ? gate.first[row][a] : gate.weight[row][a];
-      }
-    }
-    for (int a = 0; a < sum.length; a++) {
-      sum[a] /= count;
-    }
+    Arrays.setAll(sum, a -> sum[a] / count);
     return sum;
   }
 
-  private List<Gate> selected(int layer, int module) {
-    var selected = new ArrayList<Gate>();
-    for (int g = 0; g < gates.size(); g++) {
-      if ((layer < 0 || g / MODULES == layer) && (module < 0 || g % MODULES == module)) {
-        selected.add(gates.get(g));
-      }
-    }
-    return selected;
+  private Stream<Sums> selected(String task, int layer, int module) {
+    int row = tasks.indexOf(task);
+    return IntStream.range(0, gates.size())
+        .filter(gate -> layer < 0 || gate / MODULES == layer)
+        .filter(gate -> module < 0 || gate % MODULES == module)
+        .mapToObj(gates::get)
+        .filter(rows -> row >= 0 && row < rows.size())
+        .map(rows -> rows.get(row));
   }
 
   /** Writes {@code routing.json}, {@code routing.png} and {@code routing.html}. */

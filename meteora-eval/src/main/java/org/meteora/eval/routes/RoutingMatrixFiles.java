@@ -1,5 +1,7 @@
 package org.meteora.eval.routes;
 
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Base64;
@@ -92,20 +94,13 @@ final class RoutingMatrixFiles {
     meta.put("modules", RoutingRecorder.MODULES);
     meta.put("layers", matrix.layers());
     meta.put("settings", settings);
-    return HtmlPage.filled(
-        RoutesHtml.class,
-        "matrix.html",
-        Map.of(
-            "title",
-            Texts.escapeHtml(title),
-            "meta",
-            RoutesHtml.embedded(meta),
-            "share",
-            quantised(false),
-            "first",
-            quantised(true),
-            "counts",
-            RoutesHtml.embedded(counts())));
+    var values = new TreeMap<String, String>();
+    values.put("title", Texts.escapeHtml(title));
+    values.put("meta", RoutesHtml.embedded(meta));
+    values.put("share", quantised(false));
+    values.put("first", quantised(true));
+    values.put("counts", RoutesHtml.embedded(counts()));
+    return HtmlPage.filled(RoutesHtml.class, "matrix.html", values);
   }
 
   private long[][] counts() {
@@ -120,17 +115,17 @@ final class RoutingMatrixFiles {
 
   /** Gates × tasks × adapters in 16 bits, little end first. */
   private String quantised(boolean first) {
-    var bytes = new byte[matrix.layers() * MODULES * tasks.size() * adapters.size() * 2];
-    int at = 0;
-    for (int g = 0; g < matrix.layers() * MODULES; g++) {
+    int gates = matrix.layers() * MODULES;
+    var bytes =
+        ByteBuffer.allocate(gates * tasks.size() * adapters.size() * 2)
+            .order(ByteOrder.LITTLE_ENDIAN);
+    for (int g = 0; g < gates; g++) {
       for (var each : tasks) {
         for (double value : matrix.sum(each, g / MODULES, g % MODULES, first)) {
-          int quantum = (int) Math.round(Math.clamp(value, 0, 1) * 65535);
-          bytes[at++] = (byte) quantum;
-          bytes[at++] = (byte) (quantum >> 8);
+          bytes.putShort((short) Math.round(Math.clamp(value, 0, 1) * 65535));
         }
       }
     }
-    return Base64.getEncoder().encodeToString(bytes);
+    return Base64.getEncoder().encodeToString(bytes.array());
   }
 }

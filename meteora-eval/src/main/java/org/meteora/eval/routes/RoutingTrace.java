@@ -44,11 +44,7 @@ public record RoutingTrace(
   }
 
   public int promptTokens() {
-    int count = 0;
-    while (count < tokens.size() && !tokens.get(count).output()) {
-      count++;
-    }
-    return count;
+    return RoutedToken.promptTokens(tokens);
   }
 
   /** The adapter a gate chose as number {@code rank} (0 is the heaviest), or −1 for none. */
