@@ -3,13 +3,13 @@ package org.meteora.eval;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.ConcurrentSkipListMap;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Consumer;
 import java.util.function.Function;
 import java.util.stream.Collectors;
@@ -37,19 +37,24 @@ import org.slf4j.LoggerFactory;
  *
  * <p>Long, because batches, streams of sequences and processes share one way to count and to hand
  * over answers.
+ *
+ * @param config its {@code maxLength} is the limit of prompt and answer together; longer prompts
+ *     are skipped
+ * @param batchSize sequences at once at most, at least 1
+ * @param listeners for a prompt's token ids, who is told the routing of them and of the answer
+ * @param collective the processes that have the same samples
  */
-public final class Evaluator {
+public record Evaluator(
+    TokenGenerator generator,
+    TextCodec codec,
+    GenerationConfig config,
+    int batchSize,
+    Optional<Function<int[], RoutingListener>> listeners,
+    Exchange collective) {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluator.class);
 
   /** Answers of another process that are sent to the first one together. */
   private static final int ANSWERS_A_MESSAGE = 16;
-
-  private final TokenGenerator generator;
-  private final TextCodec codec;
-  private final GenerationConfig config;
-  private final int batchSize;
-  private final Optional<Function<int[], RoutingListener>> listeners;
-  private final Exchange collective;
 
   /**
    * What came of an evaluation.
@@ -69,21 +74,13 @@ public final class Evaluator {
       this(answers, throughput, problems, Optional.empty());
     }
 
-    public Run(List<Answer> answers, Throughput throughput) {
-      this(answers, throughput, Map.of());
-    }
-
     /** The same, with its first answers compared with those of an evaluation one by one. */
     public Run comparedWith(Run alone) {
-      int different = 0;
-      for (var answer : alone.answers) {
-        different += answer.decoded().equals(answers.get(answer.index()).decoded()) ? 0 : 1;
-      }
-      return new Run(
-          answers,
-          throughput,
-          problems,
-          Optional.of(new Batching(alone.answers.size(), different)));
+      var different =
+          alone.answers.stream()
+              .filter(each -> !each.decoded().equals(answers.get(each.index()).decoded()));
+      var batching = new Batching(alone.answers.size(), (int) different.count());
+      return new Run(answers, throughput, problems, Optional.of(batching));
     }
   }
 
@@ -95,7 +92,7 @@ public final class Evaluator {
    */
   public record Batching(int checked, int different) {}
 
-  private record Prompt(int index, int[] ids) {}
+  private record Prompt(int index, Sample sample, int[] ids) {}
 
   /**
    * What another process tells the first one.
@@ -106,39 +103,19 @@ public final class Evaluator {
   private record Found(
       List<Answer> answers, Map<Integer, String> problems, int answered, double seconds) {}
 
-  /**
-   * @param config its {@code maxLength} is the limit of prompt and answer together; longer prompts
-   *     are skipped
-   * @param batchSize sequences at once at most, at least 1
-   */
+  public Evaluator {
+    if (batchSize < 1) {
+      throw new UserException("the batch size must be at least 1, not " + batchSize);
+    }
+  }
+
+  /** One in a single process, to which nobody listens. */
   public Evaluator(
       TokenGenerator generator, TextCodec codec, GenerationConfig config, int batchSize) {
     this(generator, codec, config, batchSize, Optional.empty(), Collective.single());
   }
 
-  private Evaluator(
-      TokenGenerator generator,
-      TextCodec codec,
-      GenerationConfig config,
-      int batchSize,
-      Optional<Function<int[], RoutingListener>> listeners,
-      Exchange collective) {
-    if (batchSize < 1) {
-      throw new UserException("the batch size must be at least 1, not " + batchSize);
-    }
-    this.generator = generator;
-    this.codec = codec;
-    this.config = config;
-    this.batchSize = batchSize;
-    this.listeners = listeners;
-    this.collective = collective;
-  }
-
-  /**
-   * The same evaluator, with listeners to the routing.
-   *
-   * @param listeners for a prompt's token ids, who is told the routing of them and of the answer
-   */
+  /** The same evaluator, with {@link #listeners}. */
   public Evaluator listenedBy(Function<int[], RoutingListener> listeners) {
     return new Evaluator(generator, codec, config, batchSize, Optional.of(listeners), collective);
   }
@@ -173,8 +150,8 @@ public final class Evaluator {
         .filter(answer -> !answer.skipped() && answer.index() < answers.length)
         .forEach(answer -> answers[answer.index()] = answer);
     var problems = new ConcurrentSkipListMap<Integer, String>();
-    var counts = new Counts();
-    var own = new Counts();
+    var fresh = new ArrayList<Answer>();
+    var own = new AtomicInteger();
     long start = System.nanoTime();
     try (var progress = new Progress(task, samples.size(), " samples")) {
       // a long prompt takes the tokenizer milliseconds
@@ -194,11 +171,12 @@ public final class Evaluator {
           continue;
         }
         var ids = encoded.get(i);
+        var prompt = new Prompt(i, samples.get(i), ids);
         if (ids.length == 0 || ids.length > config.maxLength()) {
-          answers[i] = skipped(task, i, samples.get(i), ids.length);
+          answers[i] = skipped(task, prompt);
           progress.step(1);
         } else {
-          prompts.add(new Prompt(i, ids));
+          prompts.add(prompt);
         }
       }
       // the longest first: what does not fit into memory is found out at once
@@ -210,25 +188,21 @@ public final class Evaluator {
             found.answers().stream()
                 .filter(answer -> answers[answer.index()] == null || !answer.skipped())
                 .forEach(answer -> answers[answer.index()] = answer);
-            var fresh = found.answers().stream().filter(answer -> !answer.skipped()).toList();
-            if (!fresh.isEmpty()) {
-              sink.accept(fresh);
+            var answered = found.answers().stream().filter(answer -> !answer.skipped()).toList();
+            if (!answered.isEmpty()) {
+              sink.accept(answered);
             }
-            fresh.forEach(counts::add);
+            fresh.addAll(answered);
             progress.step(found.answers().size());
           };
       var unsent = new ArrayList<Answer>();
       answer(
+          task,
           prompts,
           problems,
           progress,
-          found -> {
-            int index = found.prompt.index;
-            var answer =
-                found.tokens == null
-                    ? skipped(task, index, samples.get(index), found.prompt.ids.length)
-                    : answer(task, found.prompt, samples.get(index), found.tokens);
-            own.add(answer);
+          answer -> {
+            own.addAndGet(answer.skipped() ? 0 : 1);
             if (first) {
               keep.accept(new Found(List.of(answer), Map.of(), 0, 0));
               collective.messages().received().forEach(other -> keep.accept(read(other)));
@@ -240,7 +214,7 @@ public final class Evaluator {
               }
             }
           });
-      var rest = new Found(unsent, problems, own.answered, (System.nanoTime() - start) / 1e9);
+      var rest = new Found(unsent, problems, own.get(), (System.nanoTime() - start) / 1e9);
       if (first) {
         // a process's last word comes after all messages that it has sent
         var others = collective.gather(new byte[0]).stream().skip(1).map(Evaluator::read).toList();
@@ -256,7 +230,11 @@ public final class Evaluator {
     double seconds = (System.nanoTime() - start) / 1e9;
     return new Run(
         collective.rank() > 0 ? List.of() : List.of(answers),
-        new Throughput(seconds, counts.answered, counts.promptTokens, counts.newTokens),
+        new Throughput(
+            seconds,
+            fresh.size(),
+            fresh.stream().mapToLong(Answer::promptTokens).sum(),
+            fresh.stream().mapToLong(Answer::newTokens).sum()),
         problems);
   }
 
@@ -297,32 +275,13 @@ public final class Evaluator {
     }
   }
 
-  /**
-   * @param tokens null when it could not be answered
-   */
-  private record Answered(Prompt prompt, int[] tokens) {}
-
-  /** How much this run did. */
-  private static final class Counts {
-    int answered;
-    long promptTokens;
-    long newTokens;
-
-    void add(Answer answer) {
-      if (!answer.skipped()) {
-        answered++;
-        promptTokens += answer.promptTokens();
-        newTokens += answer.newTokens();
-      }
-    }
-  }
-
   /** Answers prompts, and passes on what comes of each as it comes. */
   private void answer(
+      String task,
       List<Prompt> prompts,
       Map<Integer, String> problems,
       Progress progress,
-      Consumer<Answered> sink) {
+      Consumer<Answer> sink) {
     // every sample draws from a stream of its own, whoever runs beside it
     var requests = prompts.stream().map(this::request).toList();
     long start = System.nanoTime();
@@ -348,7 +307,7 @@ public final class Evaluator {
           @Override
           public void onAnswer(int request, int[] answer) {
             if (dealing.has(request)) {
-              sink.accept(new Answered(prompts.get(request), answer));
+              sink.accept(answer(task, prompts.get(request), answer));
             }
           }
 
@@ -356,7 +315,7 @@ public final class Evaluator {
           public void onFailure(int request, UserException reason) {
             if (dealing.has(request)) {
               problems.put(prompts.get(request).index, reason.getMessage());
-              sink.accept(new Answered(prompts.get(request), null));
+              sink.accept(skipped(task, prompts.get(request)));
             }
           }
 
@@ -380,16 +339,15 @@ public final class Evaluator {
     return listeners.map(each -> request.listenedBy(each.apply(prompt.ids))).orElse(request);
   }
 
-  private Answer answer(String task, Prompt prompt, Sample sample, int[] continuation) {
-    var all = Arrays.copyOf(prompt.ids, prompt.ids.length + continuation.length);
-    System.arraycopy(continuation, 0, all, prompt.ids.length, continuation.length);
+  private Answer answer(String task, Prompt prompt, int[] continuation) {
+    var all = IntStream.concat(IntStream.of(prompt.ids), IntStream.of(continuation)).toArray();
     var decoded = codec.decode(all);
-    var cleaned = AnswerCleaner.clean(task, decoded, sample.prompt());
+    var cleaned = AnswerCleaner.clean(task, decoded, prompt.sample.prompt());
     return new Answer(
         task,
         prompt.index,
-        sample.prompt(),
-        sample.response(),
+        prompt.sample.prompt(),
+        prompt.sample.response(),
         decoded,
         cleaned.text(),
         prompt.ids.length,
@@ -398,8 +356,17 @@ public final class Evaluator {
         cleaned.promptLost());
   }
 
-  private static Answer skipped(String task, int index, Sample sample, int tokens) {
+  private static Answer skipped(String task, Prompt prompt) {
     return new Answer(
-        task, index, sample.prompt(), sample.response(), "", "", tokens, 0, true, false);
+        task,
+        prompt.index,
+        prompt.sample.prompt(),
+        prompt.sample.response(),
+        "",
+        "",
+        prompt.ids.length,
+        0,
+        true,
+        false);
   }
 }

@@ -1,8 +1,11 @@
 package org.meteora.eval.command;
 
+import java.io.PrintWriter;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
@@ -10,6 +13,7 @@ import org.meteora.data.config.Limits;
 import org.meteora.data.config.MeteoraConfig;
 import org.meteora.data.config.ProcessOptions;
 import org.meteora.data.config.ShardBaseOption;
+import org.meteora.data.tasks.Tasks;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Scores;
@@ -17,6 +21,8 @@ import org.meteora.eval.report.SavedAnswers;
 import org.meteora.eval.report.SavedResult;
 import org.meteora.eval.report.ScoreTable;
 import org.meteora.eval.sweep.Sweep;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.io.CacheFolders;
 import org.meteora.io.Digests;
 import org.meteora.io.Folders;
 import org.meteora.parallel.Collective;
@@ -52,9 +58,9 @@ public final class EvalCommand implements Callable<Integer> {
   @Spec private CommandSpec command;
 
   @Mixin private ConfigOptions config;
-  @Mixin private ModelOptions model;
-  @Mixin private GenerationOptions generation;
-  @Mixin private MaxNewTokensOption maxNewTokens;
+  @Mixin ModelOptions model;
+  @Mixin GenerationOptions generation;
+  @Mixin MaxNewTokensOption maxNewTokens;
   @Mixin private ProcessOptions processes;
   @Mixin private ShardBaseOption shardBase;
 
@@ -80,13 +86,13 @@ public final class EvalCommand implements Callable<Integer> {
       paramLabel = "N",
       defaultValue = "1",
       description = "Sequences at once at most; prompts join as others end (default: 1).")
-  private int batchSize;
+  int batchSize;
 
   @Option(
       names = "--limit",
       paramLabel = "N",
       description = "The first N samples only (default: all, or the task's cap of 1000).")
-  private Integer limit;
+  Integer limit;
 
   @Option(
       names = "--max-length",
@@ -95,15 +101,15 @@ public final class EvalCommand implements Callable<Integer> {
       description =
           "Tokens of prompt and answer at most; longer prompts are skipped and counted (default:"
               + " 4096, or what the model takes).")
-  private int maxLength;
+  int maxLength;
 
   @Option(names = "--save", description = "Write scores and answers to the result folder.")
-  private boolean save;
+  boolean save;
 
   @Option(
       names = "--debug",
       description = "Print prompt, output and truth of the first ten samples.")
-  private boolean debug;
+  boolean debug;
 
   @Option(
       names = "--check-batching",
@@ -113,14 +119,14 @@ public final class EvalCommand implements Callable<Integer> {
           "Answer the first N samples once more, each alone, and say how many come out otherwise:"
               + " with several at once sums are taken in another order, which in 16 bits can change"
               + " a token.")
-  private int checkBatching;
+  int checkBatching;
 
   @Option(
       names = "--no-prefix-cache",
       description =
           "Compute the whole of each prompt, even where others begin alike. With --batch-size 1 an"
               + " answer's sums then depend on no other sample, order, or run that was resumed.")
-  private boolean noPrefixCache;
+  boolean noPrefixCache;
 
   @Option(
       names = "--resume",
@@ -153,7 +159,7 @@ public final class EvalCommand implements Callable<Integer> {
           "Gather which adapters the gates choose, tasks x adapters:"
               + " <eval_result_save_dir>/meteora/<task>.routes/routing.{html,png,json}; of several"
               + " tasks in tasks.routes too.")
-  private boolean routes;
+  boolean routes;
 
   @Option(
       names = "--rescore",
@@ -186,9 +192,8 @@ public final class EvalCommand implements Callable<Integer> {
               .map(saved -> EvalTask.saved(name, saved, SavedAnswers.metrics(rescore)))
               .orElseGet(() -> evalTask(name));
       scored.requireParts(answers.stream().map(Answer::truth).toList());
-      var out = command.commandLine().getOut();
-      out.print(ScoreTable.of(scored.name() + " (saved answers)", Scores.of(scored, answers)));
-      out.flush();
+      out().print(ScoreTable.of(scored.name() + " (saved answers)", Scores.of(scored, answers)));
+      out().flush();
       return 0;
     }
     if (tasks == null) {
@@ -211,7 +216,7 @@ public final class EvalCommand implements Callable<Integer> {
     check();
     var settings = config.load();
     var evaluated = evaluated(settings);
-    var same = new ArrayList<>(command.commandLine().getParseResult().originalArgs());
+    var same = new ArrayList<>(arguments());
     evaluated.forEach(
         each -> {
           // what is missing is found out before the first task's work, not before the last one's
@@ -259,25 +264,8 @@ public final class EvalCommand implements Callable<Integer> {
     if (!sweep.isEmpty() && all.size() > 1) {
       throw new UserException("--sweep is the work of one process: leave out --processes");
     }
-    var asked =
-        new EvaluationSettings(
-            settings,
-            batchSize,
-            limit,
-            maxLength,
-            maxNewTokens.value(),
-            save,
-            resume
-                ? SavedResult.Existing.RESUME
-                : overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.KEEP_OTHERS,
-            routes,
-            debug,
-            checkBatching,
-            !noPrefixCache,
-            command.commandLine().getParseResult().originalArgs());
-    var out = command.commandLine().getOut();
     var sharers = shardBase.sharers(all);
-    try (var evaluation = new Evaluation(asked, model, generation, all, sharers, device, out)) {
+    try (var evaluation = new Evaluation(this, settings, all, sharers, device)) {
       int code = 0;
       for (var each : evaluated) {
         code =
@@ -290,6 +278,55 @@ public final class EvalCommand implements Callable<Integer> {
       evaluation.writeRoutesOfAll();
       return code;
     }
+  }
+
+  PrintWriter out() {
+    return command.commandLine().getOut();
+  }
+
+  /** The command line's. */
+  List<String> arguments() {
+    return command.commandLine().getParseResult().originalArgs();
+  }
+
+  /** What becomes of answers that are there already. */
+  SavedResult.Existing existing() {
+    return resume
+        ? SavedResult.Existing.RESUME
+        : overwrite ? SavedResult.Existing.OVERWRITE : SavedResult.Existing.KEEP_OTHERS;
+  }
+
+  /**
+   * What a saved result says of the settings.
+   *
+   * @param chosen how tokens are chosen, with the limit that held in the end
+   */
+  Map<String, Object> describe(TestSet test, GenerationConfig chosen) {
+    var result = new LinkedHashMap<String, Object>();
+    result.put("test_file", CacheFolders.shown(test.file()));
+    result.put("test_sha256", Digests.ofFile(test.file()));
+    result.put("tasks", test.task().parts());
+    var own = new LinkedHashMap<>(test.task().metrics());
+    own.keySet().removeAll(Tasks.names());
+    if (!own.isEmpty()) {
+      result.put("metrics", own);
+    }
+    result.put("batch_size", batchSize);
+    result.put("limit", limit);
+    result.put("max_length", chosen.maxLength());
+    maxNewTokens.value().ifPresent(tokens -> result.put("max_new_tokens", tokens));
+    if (noPrefixCache) {
+      result.put("prefix_cache", false);
+    }
+    result.put("no_repeat_ngram_size", chosen.noRepeatNgramSize());
+    result.put("do_sample", chosen.sample());
+    result.put("temperature", chosen.sample() ? chosen.temperature() : null);
+    result.put("top_p", chosen.sample() ? chosen.topP() : null);
+    result.put("top_k", chosen.sample() ? chosen.topK() : null);
+    result.put("seed", chosen.sample() ? chosen.seed() : null);
+    result.put("eos_token_ids", chosen.eosTokenIds());
+    result.put("pad_token_id", chosen.padTokenId());
+    return result;
   }
 
   private void check() {

@@ -1,14 +1,13 @@
 package org.meteora.eval.command;
 
-import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.Sample;
+import org.meteora.data.config.MeteoraConfig;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Evaluator;
@@ -43,37 +42,27 @@ final class Evaluation implements AutoCloseable {
 
   private static final int SHOWN_BY_DEBUG = 10;
 
-  private final EvaluationSettings settings;
-  private final ModelOptions model;
-  private final GenerationOptions generation;
+  private final EvalCommand asked;
+  private final MeteoraConfig config;
   private final Collective all;
   private final Collective sharers;
   private final String device;
-  private final PrintWriter out;
   private LoadedModel loaded;
   private RoutingMatrix routesOfAll;
 
   /**
+   * @param asked options of the command
    * @param all the processes that share the work; the first prints and writes
    * @param sharers those of them that share the base model's weights: all, or one process
    * @param device of this one
-   * @param out for scores
    */
   Evaluation(
-      EvaluationSettings settings,
-      ModelOptions model,
-      GenerationOptions generation,
-      Collective all,
-      Collective sharers,
-      String device,
-      PrintWriter out) {
-    this.settings = settings;
-    this.model = model;
-    this.generation = generation;
+      EvalCommand asked, MeteoraConfig config, Collective all, Collective sharers, String device) {
+    this.asked = asked;
+    this.config = config;
     this.all = all;
     this.sharers = sharers;
     this.device = device;
-    this.out = out;
   }
 
   /**
@@ -84,31 +73,31 @@ final class Evaluation implements AutoCloseable {
    */
   int evaluate(EvalTask task) {
     boolean first = all.rank() == 0;
-    boolean save = settings.save() && first;
-    var wanted = model.spec(settings.config(), task.routingTemperature(), device);
-    var test = TestSet.read(task, settings.config().targetDir(), settings.limit());
-    var results = settings.config().evalResultSaveDir();
+    boolean save = asked.save && first;
+    var wanted = asked.model.spec(config, task.routingTemperature(), device);
+    var test = TestSet.read(task, config.targetDir(), asked.limit);
+    var results = config.evalResultSaveDir();
     var routesFolder = results.resolve("meteora").resolve(task.name() + ".routes");
-    if (settings.routes()) {
+    if (asked.routes) {
       requireGates(wanted);
       if (first) {
         AtomicFiles.requireWritableFolder(routesFolder);
       }
     }
-    generation.check(wanted.basePath());
+    asked.generation.check(wanted.basePath());
     // a folder that cannot be written to is found out before the work, not after it
-    try (var result = save ? new SavedResult(results, model.model(), task.name()) : null) {
+    try (var result = save ? new SavedResult(results, asked.model.model(), task.name()) : null) {
       load(wanted);
       var processes = ShardedWeights.meeting(loaded.llama().frozen(), all);
       var chosen = chosen();
       var context = loaded.generator().context();
-      var asked = temperature(wanted, context.routing());
-      var generator = generator(routing(task, asked));
+      var routed = temperature(wanted, context.routing());
+      var generator = generator(routing(task, routed));
       var evaluator =
-          new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, settings.batchSize())
+          new Evaluator(generator, TextCodec.of(loaded.tokenizer()), chosen, asked.batchSize)
               .dealtTo(processes);
       var matrix = new RoutingMatrix(loaded.adapterNames());
-      if (settings.routes()) {
+      if (asked.routes) {
         evaluator =
             evaluator.listenedBy(
                 prompt ->
@@ -120,25 +109,25 @@ final class Evaluation implements AutoCloseable {
                             prompt,
                             ids -> loaded.tokenizer().decode(ids, false)));
       }
-      var described = settings.describe(test, chosen);
-      Map<String, Object> modelDescribed = save ? loaded.describe(asked) : Map.of();
+      var described = asked.describe(test, chosen);
+      Map<String, Object> modelDescribed = save ? loaded.describe(routed) : Map.of();
       var there =
-          save ? result.begin(described, modelDescribed, settings.existing()) : List.<Answer>of();
+          save ? result.begin(described, modelDescribed, asked.existing()) : List.<Answer>of();
       if (!there.isEmpty()) {
         LOG.info("{} answers are there already", there.size());
       }
       var run =
           evaluator.run(task.name(), test.samples(), there, save ? result::add : answers -> {});
-      if (settings.routes()) {
+      if (asked.routes) {
         matrix.addOthers(processes);
       }
       if (!first) {
         return 0;
       }
-      if (settings.checkBatching() > 0) {
+      if (asked.checkBatching > 0) {
         run = checked(run, generator, chosen, task, test);
       }
-      if (settings.debug()) {
+      if (asked.debug) {
         run.answers().stream().limit(SHOWN_BY_DEBUG).forEach(Evaluation::show);
       }
       var scores = Scores.of(task, run.answers());
@@ -150,24 +139,23 @@ final class Evaluation implements AutoCloseable {
           Math.round(throughput.newTokensPerSecond()));
       boolean complete =
           throughput.samples() == 0
-              && settings.existing() == SavedResult.Existing.RESUME
+              && asked.existing() == SavedResult.Existing.RESUME
               && Files.exists(result.file());
       if (save && !complete) { // before printing: what was worked for is safe, read or not
-        result.write(settings.arguments(), described, () -> modelDescribed, run, scores);
+        result.write(asked.arguments(), described, () -> modelDescribed, run, scores);
         LOG.info("saved {} and {}", result.file(), result.answersFile());
       }
-      if (settings.routes()) {
-        var how = new LinkedHashMap<>(described);
-        how.put("model", loaded.describe(asked));
-        matrix.write("Routing of " + task.name(), how, routesFolder);
+      if (asked.routes) {
+        described.put("model", loaded.describe(routed));
+        matrix.write("Routing of " + task.name(), described, routesFolder);
         LOG.info("wrote the routing to {}", routesFolder);
         if (routesOfAll == null) {
           routesOfAll = new RoutingMatrix(matrix.adapters());
         }
         routesOfAll.add(matrix);
       }
-      out.print(ScoreTable.of(task.name() + " (" + model.model() + ")", scores));
-      out.flush();
+      asked.out().print(ScoreTable.of(task.name() + " (" + asked.model.model() + ")", scores));
+      asked.out().flush();
       return exitCode(run, test.file());
     }
   }
@@ -179,7 +167,7 @@ final class Evaluation implements AutoCloseable {
       GenerationConfig chosen,
       EvalTask task,
       TestSet test) {
-    var some = test.samples().subList(0, Math.min(settings.checkBatching(), test.samples().size()));
+    var some = test.samples().subList(0, Math.min(asked.checkBatching, test.samples().size()));
     var alone =
         new Evaluator(generator.withoutPrefixes(), TextCodec.of(loaded.tokenizer()), chosen, 1)
             .run(task.name() + ", one by one", some);
@@ -195,15 +183,12 @@ final class Evaluation implements AutoCloseable {
   /** Writes one routing matrix of all tasks evaluated, if they were several. */
   void writeRoutesOfAll() {
     if (routesOfAll != null && routesOfAll.tasks().size() > 1) {
-      var folder = settings.config().evalResultSaveDir().resolve("meteora").resolve("tasks.routes");
+      var folder = config.evalResultSaveDir().resolve("meteora").resolve("tasks.routes");
+      var limit = asked.limit == null ? "all" : asked.limit.toString();
       routesOfAll.write(
-          "Routing by task", Map.of("model", loaded.describe(), "limit", samples()), folder);
+          "Routing by task", Map.of("model", loaded.describe(), "limit", limit), folder);
       LOG.info("wrote the routing of all tasks to {}", folder);
     }
-  }
-
-  private String samples() {
-    return settings.limit() == null ? "all" : settings.limit().toString();
   }
 
   /**
@@ -212,17 +197,17 @@ final class Evaluation implements AutoCloseable {
    * @return as {@link #evaluate}
    */
   int sweep(Sweep points, EvalTask task) {
-    if (!model.model().equals("meteora")) {
+    if (!asked.model.model().equals("meteora")) {
       throw new UserException("--sweep varies the routing, which needs --model meteora");
     }
-    var wanted = model.spec(settings.config(), task.routingTemperature(), device);
-    var test = TestSet.read(task, settings.config().targetDir(), settings.limit());
-    var folder = settings.config().evalResultSaveDir().resolve("sweep").resolve(task.name());
+    var wanted = asked.model.spec(config, task.routingTemperature(), device);
+    var test = TestSet.read(task, config.targetDir(), asked.limit);
+    var folder = config.evalResultSaveDir().resolve("sweep").resolve(task.name());
     AtomicFiles.requireWritableFolder(folder);
-    generation.check(wanted.basePath());
+    asked.generation.check(wanted.basePath());
     load(wanted);
     var chosen = chosen();
-    var described = settings.describe(test, chosen);
+    var described = asked.describe(test, chosen);
     var given = temperature(wanted, loaded.generator().context().routing());
     // what a router refuses is said before the first point's work
     points.points().forEach(each -> routing(task, each.routing(given, loaded::router)));
@@ -232,14 +217,14 @@ final class Evaluation implements AutoCloseable {
       var routing = routing(task, point.routing(given, loaded::router));
       var evaluator =
           new Evaluator(
-              generator(routing), TextCodec.of(loaded.tokenizer()), chosen, settings.batchSize());
+              generator(routing), TextCodec.of(loaded.tokenizer()), chosen, asked.batchSize);
       var modelDescribed = loaded.describe(routing);
       try (var result = new SavedResult(folder.resolve(point.name()), "meteora", task.name())) {
         var there =
             result.begin(
                 described,
                 modelDescribed,
-                settings.existing() == SavedResult.Existing.OVERWRITE
+                asked.existing() == SavedResult.Existing.OVERWRITE
                     ? SavedResult.Existing.OVERWRITE
                     : SavedResult.Existing.RESUME);
         LOG.info(
@@ -247,7 +232,7 @@ final class Evaluation implements AutoCloseable {
         var run = evaluator.run(task.name(), test.samples(), there, result::add);
         var scores = Scores.of(task, run.answers());
         if (run.throughput().samples() > 0 || !Files.exists(result.file())) {
-          result.write(settings.arguments(), described, () -> modelDescribed, run, scores);
+          result.write(asked.arguments(), described, () -> modelDescribed, run, scores);
         }
         report.add(point, task, run.answers(), scores);
         code = Math.max(code, exitCode(run, test.file()));
@@ -255,15 +240,17 @@ final class Evaluation implements AutoCloseable {
     }
     var page = folder.resolve("sweep.html");
     AtomicFiles.writeString(page, report.html());
-    out.print(report.table());
-    out.println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
-    out.flush();
+    asked.out().print(report.table());
+    asked
+        .out()
+        .println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
+    asked.out().flush();
     return code;
   }
 
   private Generator generator(RoutingSettings routing) {
     var generator = loaded.generator().withRouting(routing);
-    return settings.prefixCache() ? generator : generator.withoutPrefixes();
+    return asked.noPrefixCache ? generator.withoutPrefixes() : generator;
   }
 
   /** The model stays where only the temperature is another. */
@@ -271,8 +258,7 @@ final class Evaluation implements AutoCloseable {
     if (loaded == null || !wanted.at(1).equals(loaded.spec().at(1))) {
       close();
       loaded =
-          LoadedModel.load(
-              wanted, sharers, new LoadedModel.Room(settings.batchSize(), settings.maxLength()));
+          LoadedModel.load(wanted, sharers, new LoadedModel.Room(asked.batchSize, asked.maxLength));
     }
   }
 
@@ -281,7 +267,7 @@ final class Evaluation implements AutoCloseable {
   }
 
   private void requireGates(LoadedModel.Spec wanted) {
-    if (!model.model().equals("meteora")) {
+    if (!asked.model.model().equals("meteora")) {
       throw new UserException("--routes needs a model with gates: --model meteora");
     }
     if (wanted.flags().singleAdapter().isPresent()) {
@@ -303,13 +289,16 @@ final class Evaluation implements AutoCloseable {
 
   private GenerationConfig chosen() {
     int positions = loaded.llama().config().maxPositionEmbeddings();
-    int maxLength = settings.maxLength();
+    int maxLength = asked.maxLength;
     if (maxLength > positions) {
       LOG.info("the model takes {} tokens: that is the limit, not {}", positions, maxLength);
     }
     var chosen =
-        generation.apply(loaded.generationConfig()).withMaxLength(Math.min(maxLength, positions));
-    return settings.maxNewTokens().map(chosen::withMaxNewTokens).orElse(chosen);
+        asked
+            .generation
+            .apply(loaded.generationConfig())
+            .withMaxLength(Math.min(maxLength, positions));
+    return asked.maxNewTokens.value().map(chosen::withMaxNewTokens).orElse(chosen);
   }
 
   /** Names the samples that were skipped; 1 when some could not be answered. */

@@ -1,10 +1,10 @@
 package org.meteora.eval.routes;
 
 import java.nio.file.Path;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.data.composite.CompositeTask;
@@ -45,8 +45,7 @@ public final class Routes {
     var recorder = new RoutingRecorder();
     var request = new Request(ids, config, 0).listenedBy(recorder);
     var answer = generator.generate(List.of(request), (row, token) -> {}).getFirst();
-    int[] all = Arrays.copyOf(ids, ids.length + answer.length);
-    System.arraycopy(answer, 0, all, ids.length, answer.length);
+    int[] all = IntStream.concat(IntStream.of(ids), IntStream.of(answer)).toArray();
     var tokens =
         RoutedToken.of(each -> tokenizer.decode(each, false), tokenizer::token, all, ids.length);
     var trace = recorder.trace(adapters, tokens, parts.apply(tokens), settings);

@@ -43,7 +43,7 @@ class SavedTest {
   void savedAnswersScoreTheSame() {
     var scores = Scores.of(EvalTask.of(TASK), ANSWERS);
     var saved = new SavedResult(folder, "my_adapter", TASK); // no other run wants its lock
-    var run = new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4));
+    var run = new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4), Map.of());
     saved.write(
         List.of("--task", TASK), Map.of("batch_size", 1), () -> Map.of("k", 2), run, scores);
     assertThat(saved.file()).isEqualTo(folder.resolve("peft/my_adapter/strategyqa.json"));
@@ -111,7 +111,7 @@ class SavedTest {
           List.of(),
           settings,
           () -> MODEL,
-          new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4)),
+          new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4), Map.of()),
           Scores.of(EvalTask.of(TASK), ANSWERS));
     }
   }
