@@ -50,8 +50,7 @@ final class Columns {
       var path = Path.of(argument);
       var label = "";
       int equals = argument.indexOf('=');
-      if (equals > 0 && !Files.exists(path) && argument.indexOf('/') > equals
-          || equals > 0 && !Files.exists(path) && argument.indexOf('/') < 0) {
+      if (equals > 0 && argument.lastIndexOf('/', equals) < 0 && !Files.exists(path)) {
         label = argument.substring(0, equals);
         path = Path.of(argument.substring(equals + 1));
       }
@@ -67,9 +66,7 @@ final class Columns {
 
   private static List<Path> files(Path path) {
     if (path.toString().endsWith(ANSWERS)) {
-      var name = path.getFileName().toString();
-      return List.of(
-          path.resolveSibling(name.substring(0, name.length() - ANSWERS.length()) + ".json"));
+      return List.of(result(path));
     }
     if (!Files.isDirectory(path)) {
       if (!Files.isRegularFile(path)) {
@@ -82,13 +79,9 @@ final class Columns {
     }
     try (var tree = Files.walk(path)) {
       var found =
-          tree.filter(file -> file.toString().endsWith(".json"))
-              .filter(
-                  file -> {
-                    var name = file.getFileName().toString();
-                    return Files.isRegularFile(
-                        file.resolveSibling(name.substring(0, name.length() - 5) + ANSWERS));
-                  })
+          tree.filter(file -> file.toString().endsWith(ANSWERS))
+              .map(Columns::result)
+              .filter(Files::exists)
               .sorted()
               .toList();
       if (found.isEmpty()) {
@@ -101,27 +94,29 @@ final class Columns {
     }
   }
 
+  /** The JSON beside a file of answers. */
+  private static Path result(Path answers) {
+    return answers.resolveSibling(answers.getFileName().toString().replace(ANSWERS, ".json"));
+  }
+
   private static void add(Map<Key, Map<String, SavedRun>> columns, String label, SavedRun run) {
     var task = run.task().name();
-    var folder = run.file().toAbsolutePath().normalize().getParent();
+    var file = run.file().toAbsolutePath().normalize();
     var model = run.model();
     // each own adapter may have a folder of its own; together they are one column
     var key =
         label.isEmpty()
-            ? new Key("", model, model.equals("own adapter") ? "" : folder.toString())
+            ? new Key("", model, model.equals("own adapter") ? "" : file.getParent().toString())
             : new Key(label, "", "");
     var before = columns.computeIfAbsent(key, k -> new LinkedHashMap<>()).putIfAbsent(task, run);
-    if (before == null) {
-      return;
-    }
-    if (!label.isEmpty()) {
+    if (before != null && !label.isEmpty()) {
       throw new UserException(
           "the label %s has two results of %s: %s and %s"
               .formatted(label, task, before.file(), run.file()));
     }
-    var single = new LinkedHashMap<String, SavedRun>();
-    single.put(task, run);
-    columns.put(new Key("", model, run.file().toAbsolutePath().normalize().toString()), single);
+    if (before != null) {
+      columns.put(new Key("", model, file.toString()), Map.of(task, run));
+    }
   }
 
   /** By label or model; where two models are called the same, by what differs in their paths. */
@@ -154,21 +149,21 @@ final class Columns {
     for (var other : all) {
       if (!other.equals(place)) {
         var others = List.of(other.split("/"));
-        int i = 0;
-        while (i < Math.min(parts.size(), others.size()) && parts.get(i).equals(others.get(i))) {
-          i++;
-        }
-        front = Math.min(front, i);
-        int j = 0;
-        while (j < Math.min(parts.size(), others.size())
-            && parts.get(parts.size() - 1 - j).equals(others.get(others.size() - 1 - j))) {
-          j++;
-        }
-        back = Math.min(back, j);
+        front = Math.min(front, common(parts, others));
+        back = Math.min(back, common(parts.reversed(), others.reversed()));
       }
     }
     return front < parts.size() - back
         ? String.join("/", parts.subList(front, parts.size() - back))
         : parts.getLast();
+  }
+
+  /** How many are the same from the beginning. */
+  private static int common(List<String> a, List<String> b) {
+    int i = 0;
+    while (i < Math.min(a.size(), b.size()) && a.get(i).equals(b.get(i))) {
+      i++;
+    }
+    return i;
   }
 }

@@ -7,8 +7,12 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.function.Function;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.eval.Answer;
+import org.meteora.eval.EvalTask;
 import org.meteora.eval.metric.BleuScore;
 import org.meteora.eval.statistics.Bootstrap;
 import org.meteora.eval.statistics.Figure;
@@ -89,45 +93,43 @@ public final class Comparer {
   }
 
   private void evaluate(String evaluation, List<SavedRun> runs) {
-    var present = runs.stream().filter(Objects::nonNull).toList();
-    var maps = present.stream().map(Comparer::byQuestion).toList();
-    var common = new LinkedHashSet<>(maps.getFirst().keySet());
-    maps.forEach(map -> common.retainAll(map.keySet()));
+    var maps = each(runs, Comparer::byQuestion);
+    var common = new LinkedHashSet<>(first(maps).keySet());
+    present(maps).forEach(map -> common.retainAll(map.keySet()));
     int before = common.size();
-    common.removeIf(question -> maps.stream().anyMatch(map -> map.get(question).skipped()));
+    common.removeIf(question -> present(maps).anyMatch(map -> map.get(question).skipped()));
     warnOfSamples(evaluation, runs, before, common.size());
     if (common.isEmpty()) {
       throw new UserException(
           evaluation
               + ": these results have no sample in common: "
-              + String.join(", ", present.stream().map(run -> run.file().toString()).toList()));
+              + String.join(", ", present(runs).map(run -> run.file().toString()).toList()));
     }
-    var answers =
-        new ArrayList<List<Answer>>(); // one list a column, of the common samples; null: no run
-    int at = 0;
-    for (var run : runs) {
-      if (run == null) {
-        answers.add(null);
-        continue;
-      }
-      var map = maps.get(at++);
-      answers.add(common.stream().map(map::get).toList());
-    }
-    score(evaluation, present.getFirst(), answers);
+    score(first(runs).task(), each(maps, map -> common.stream().map(map::get).toList()));
+  }
+
+  /** Of lists with an entry a column, null where there is no run: those that are there. */
+  private static <T> Stream<T> present(List<T> columns) {
+    return columns.stream().filter(Objects::nonNull);
+  }
+
+  private static <T> T first(List<T> columns) {
+    return present(columns).findFirst().orElseThrow();
+  }
+
+  private static <T, R> List<R> each(List<T> columns, Function<T, R> convert) {
+    return columns.stream().map(each -> each == null ? null : convert.apply(each)).toList();
   }
 
   private void warnOfSamples(
       String evaluation, List<SavedRun> runs, int common, int withoutSkipped) {
-    var sizes = new ArrayList<String>();
-    boolean differ = false;
-    for (int i = 0; i < runs.size(); i++) {
-      if (runs.get(i) != null) {
-        int size = runs.get(i).answers().size();
-        differ |= size != common;
-        sizes.add(columns.get(i).label() + " " + size);
+    if (present(runs).anyMatch(run -> run.answers().size() != common)) {
+      var sizes = new ArrayList<String>();
+      for (int c = 0; c < runs.size(); c++) {
+        if (runs.get(c) != null) {
+          sizes.add(columns.get(c).label() + " " + runs.get(c).answers().size());
+        }
       }
-    }
-    if (differ) {
       warnings.add(
           "%s: the runs have other samples (%s); compared are the %d that all have"
               .formatted(evaluation, String.join(", ", sizes), withoutSkipped));
@@ -138,38 +140,29 @@ public final class Comparer {
     }
   }
 
-  private void score(String evaluation, SavedRun any, List<List<Answer>> answers) {
-    var task = any.task();
-    var figures = new ArrayList<Map<String, List<Figure>>>();
-    for (var list : answers) {
-      figures.add(list == null ? null : task.figures(texts(list), truths(list)));
-    }
-    var draws = Bootstrap.seeded(seed, evaluation);
-    var first = figures.stream().filter(Objects::nonNull).findFirst().orElseThrow();
-    for (var part : first.keySet()) {
-      var scores = first.get(part);
+  /**
+   * @param answers to the common samples, a list a column
+   */
+  private void score(EvalTask task, List<List<Answer>> answers) {
+    var figures = each(answers, list -> task.figures(texts(list), truths(list)));
+    var draws = Bootstrap.seeded(seed, task.name());
+    for (var part : first(figures).keySet()) {
       // all columns' figures of this part on the same draws
-      var flat = new ArrayList<Figure>();
-      figures.stream().filter(Objects::nonNull).forEach(each -> flat.addAll(each.get(part)));
-      var resampled = Bootstrap.scores(flat, resamples, draws);
-      for (int s = 0; s < scores.size(); s++) {
-        var byColumn = new double[figures.size()][];
-        var ofColumn = new Figure[figures.size()];
-        int run = 0;
-        for (int c = 0; c < byColumn.length; c++) {
-          if (figures.get(c) != null) {
-            ofColumn[c] = figures.get(c).get(part).get(s);
-            byColumn[c] = resampled[run * scores.size() + s];
-            run++;
-          }
-        }
-        rows.add(row(any, part, ofColumn, byColumn));
+      var all = present(figures).flatMap(each -> each.get(part).stream()).toList();
+      var resampled = Bootstrap.scores(all, resamples, draws);
+      for (int s = 0; s < first(figures).get(part).size(); s++) {
+        int score = s;
+        var ofColumns = each(figures, each -> each.get(part).get(score));
+        var drawn = each(ofColumns, figure -> resampled[all.indexOf(figure)]);
+        var cells =
+            IntStream.range(0, columns.size()).mapToObj(c -> cell(ofColumns, drawn, c)).toList();
+        add(task, part, first(ofColumns).name(), first(answers).size(), cells, drawn);
       }
       if (published) {
-        publishedBleu(any, part, answers);
+        publishedBleu(task, part, answers);
       }
     }
-    samples.add(differences(evaluation, answers, figures));
+    samples.add(differences(task.name(), answers, figures));
   }
 
   private static List<String> texts(List<Answer> answers) {
@@ -180,57 +173,58 @@ public final class Comparer {
     return answers.stream().map(Answer::truth).toList();
   }
 
-  private Means.Scored row(SavedRun any, String part, Figure[] figures, double[][] resampled) {
-    var name = Arrays.stream(figures).filter(Objects::nonNull).findFirst().orElseThrow().name();
-    int count =
-        Arrays.stream(figures).filter(Objects::nonNull).findFirst().orElseThrow().rows().length;
-    var cells = new ArrayList<Comparison.Cell>();
-    for (int c = 0; c < figures.length; c++) {
-      if (figures[c] == null) {
-        cells.add(null);
-        continue;
-      }
-      double score = figures[c].score();
-      if (Double.isNaN(score)) {
-        cells.add(new Comparison.Cell(null, null, null));
-        continue;
-      }
-      Comparison.Change change = null;
-      if (c > 0 && figures[0] != null && !Double.isNaN(figures[0].score())) {
-        change = change(figures[0], figures[c], resampled[0], resampled[c]);
-      }
-      cells.add(new Comparison.Cell(score, Interval.percentile(resampled[c]), change));
-    }
-    return new Means.Scored(
-        new Comparison.Row(
-            any.task().name(), part, name, count, cells, publishedScores(any, part, name)),
-        !any.task().parts().isEmpty(),
-        resampled);
+  private void add(
+      EvalTask task,
+      String part,
+      String score,
+      int count,
+      List<Comparison.Cell> cells,
+      List<double[]> resampled) {
+    List<Double> papers =
+        published && task.name().equals(Published.TASK)
+            ? Published.ALL.stream()
+                .map(paper -> paper.scores().getOrDefault(part, Map.of()).get(score))
+                .toList()
+            : List.of();
+    var row = new Comparison.Row(task.name(), part, score, count, cells, papers);
+    rows.add(new Means.Scored(row, !task.parts().isEmpty(), resampled));
   }
 
-  private static Comparison.Change change(
-      Figure first, Figure other, double[] firstResampled, double[] otherResampled) {
-    Double p = null;
-    Integer onlyFirst = null;
-    Integer onlyThis = null;
-    if (first.isAccuracy()) {
-      int[] only = new int[2];
-      for (int i = 0; i < first.rows().length; i++) {
-        double difference = other.rows()[i][0] - first.rows()[i][0];
-        only[0] += difference < 0 ? 1 : 0;
-        only[1] += difference > 0 ? 1 : 0;
-      }
-      onlyFirst = only[0];
-      onlyThis = only[1];
-      p = McNemar.exact(only[0], only[1]);
+  private static Comparison.Cell cell(List<Figure> figures, List<double[]> resampled, int column) {
+    var figure = figures.get(column);
+    if (figure == null) {
+      return null;
     }
+    if (Double.isNaN(figure.score())) {
+      return new Comparison.Cell(null, null, null);
+    }
+    var first = figures.getFirst();
+    boolean changed = column > 0 && first != null && !Double.isNaN(first.score());
+    var its = resampled.get(column);
+    return new Comparison.Cell(
+        figure.score(),
+        Interval.percentile(its),
+        changed ? change(first, figure, minus(its, resampled.getFirst())) : null);
+  }
+
+  private static Comparison.Change change(Figure first, Figure other, double[] differences) {
+    boolean judged = first.isAccuracy();
+    int onlyFirst = better(first, other);
+    int onlyThis = better(other, first);
     return new Comparison.Change(
         other.score() - first.score(),
-        Interval.percentile(minus(otherResampled, firstResampled)),
-        p,
-        onlyFirst,
-        onlyThis,
+        Interval.percentile(differences),
+        judged ? McNemar.exact(onlyFirst, onlyThis) : null,
+        judged ? onlyFirst : null,
+        judged ? onlyThis : null,
         null);
+  }
+
+  private static int better(Figure one, Figure other) {
+    return (int)
+        IntStream.range(0, one.rows().length)
+            .filter(i -> one.rows()[i][0] > other.rows()[i][0])
+            .count();
   }
 
   static double[] minus(double[] a, double[] b) {
@@ -239,85 +233,58 @@ public final class Comparer {
     return result;
   }
 
-  private List<Double> publishedScores(SavedRun any, String part, String score) {
-    if (!published || !any.task().name().equals(Published.TASK)) {
-      return List.of();
-    }
-    var result = new ArrayList<Double>();
-    Published.ALL.forEach(
-        paper -> result.add(paper.scores().getOrDefault(part, Map.of()).get(score)));
-    return result;
-  }
-
   /** The original's BLEU of one answer: no interval, it is no statistic of the samples. */
-  private void publishedBleu(SavedRun any, String part, List<List<Answer>> answers) {
-    var cells = new ArrayList<Comparison.Cell>();
-    boolean found = false;
-    for (var list : answers) {
-      if (list == null) {
-        cells.add(null);
-        continue;
-      }
-      var metrics = any.task().score(texts(list), truths(list));
-      var own = any.task().parts().isEmpty() ? metrics : metrics.get(part);
-      var bleu = own instanceof Map<?, ?> map ? map.get("bleu_as_published") : null;
-      found |= bleu != null;
-      cells.add(
-          new Comparison.Cell(bleu instanceof BleuScore score ? score.score() : null, null, null));
-    }
-    if (found) {
-      rows.add(
-          new Means.Scored(
-              new Comparison.Row(
-                  any.task().name(),
-                  part,
-                  Published.BLEU,
-                  answers.stream().filter(Objects::nonNull).findFirst().orElseThrow().size(),
-                  cells,
-                  publishedScores(any, part, Published.BLEU)),
-              !any.task().parts().isEmpty(),
-              new double[columns.size()][]));
+  private void publishedBleu(EvalTask task, String part, List<List<Answer>> answers) {
+    var cells =
+        each(
+            answers,
+            list -> {
+              var metrics = task.score(texts(list), truths(list));
+              var own = task.parts().isEmpty() ? metrics : metrics.get(part);
+              var bleu = own instanceof Map<?, ?> map ? map.get("bleu_as_published") : null;
+              return new Comparison.Cell(
+                  bleu instanceof BleuScore score ? score.score() : null, null, null);
+            });
+    if (present(cells).anyMatch(cell -> cell.score() != null)) {
+      add(task, part, Published.BLEU, first(answers).size(), cells, List.of());
     }
   }
 
   private static Comparison.Samples differences(
       String evaluation, List<List<Answer>> answers, List<Map<String, List<Figure>>> figures) {
-    var first = answers.stream().filter(Objects::nonNull).findFirst().orElseThrow();
-    var parts = figures.stream().filter(Objects::nonNull).findFirst().orElseThrow();
+    var parts = first(figures);
     boolean judged = parts.values().stream().flatMap(List::stream).anyMatch(Figure::isAccuracy);
     var different = new ArrayList<Comparison.Difference>();
-    for (int i = 0; i < first.size(); i++) {
+    for (int i = 0; i < first(answers).size(); i++) {
       int sample = i;
-      var given = new ArrayList<String>();
-      answers.forEach(list -> given.add(list == null ? null : list.get(sample).answer()));
+      var given = each(answers, list -> list.get(sample).answer());
       var right = new LinkedHashMap<String, List<Boolean>>();
       for (var part : parts.keySet()) {
-        var verdicts = new ArrayList<Boolean>();
-        for (var each : figures) {
-          verdicts.add(
-              each == null
-                  ? null
-                  : each.get(part).stream()
-                      .filter(Figure::isAccuracy)
-                      .findFirst()
-                      .map(figure -> figure.rows()[sample][0] == 1)
-                      .orElse(null));
-        }
-        if (verdicts.stream().filter(Objects::nonNull).distinct().count() > 1) {
+        var verdicts = each(figures, each -> isRight(each.get(part), sample));
+        if (differ(verdicts)) {
           right.put(part, verdicts);
         }
       }
-      boolean differs =
-          judged
-              ? !right.isEmpty()
-              : given.stream().filter(Objects::nonNull).distinct().count() > 1;
-      if (differs) {
-        var answer = first.get(i);
+      if (judged ? !right.isEmpty() : differ(given)) {
+        var answer = first(answers).get(i);
         different.add(
             new Comparison.Difference(
                 answer.index(), answer.prompt(), answer.truth(), given, right));
       }
     }
-    return new Comparison.Samples(evaluation, first.size(), judged, different);
+    return new Comparison.Samples(evaluation, first(answers).size(), judged, different);
+  }
+
+  /** Null where nothing is right or wrong. */
+  private static Boolean isRight(List<Figure> figures, int sample) {
+    return figures.stream()
+        .filter(Figure::isAccuracy)
+        .findFirst()
+        .map(figure -> figure.rows()[sample][0] == 1)
+        .orElse(null);
+  }
+
+  private static boolean differ(List<?> columns) {
+    return present(columns).distinct().count() > 1;
   }
 }

@@ -55,7 +55,12 @@ public record Comparison(
       String score,
       int samples,
       List<Cell> cells,
-      List<Double> published) {}
+      List<Double> published) {
+    /** The task; of a composite task, which it is and the part. */
+    String label() {
+      return task.equals(evaluation) ? task : evaluation + ": " + task;
+    }
+  }
 
   /**
    * One system's score.

@@ -4,7 +4,6 @@ import static org.meteora.eval.report.HtmlPage.element;
 import static org.meteora.io.Texts.escapeHtml;
 
 import java.util.ArrayList;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.stream.Stream;
@@ -73,12 +72,12 @@ public final class ComparisonHtml {
     html.append("</table></div>\n");
   }
 
-  private static Iterable<String> scores(Comparison comparison) {
-    var result = new LinkedHashSet<String>();
-    comparison.rows().stream()
-        .filter(row -> !row.score().equals(Published.BLEU))
-        .forEach(row -> result.add(row.score()));
-    return result;
+  private static List<String> scores(Comparison comparison) {
+    return comparison.rows().stream()
+        .map(Comparison.Row::score)
+        .filter(score -> !score.equals(Published.BLEU))
+        .distinct()
+        .toList();
   }
 
   /** A mark and a line from end to end of its interval. */
@@ -103,11 +102,7 @@ public final class ComparisonHtml {
                 }
               }
               if (!marks.isEmpty()) {
-                var name =
-                    row.task().equals(row.evaluation())
-                        ? row.task()
-                        : row.evaluation() + ": " + row.task();
-                lines.add(new Line(name, marks));
+                lines.add(new Line(row.label(), marks));
               }
             });
     if (lines.isEmpty()) {
@@ -126,42 +121,27 @@ public final class ComparisonHtml {
     double margin = high > low ? (high - low) * 0.05 : 0.5;
     var scale = new Scale(low - margin, high + margin);
     var difference = changes ? ", difference from " + comparison.columns().getFirst() : "";
-    html.append(element("h3", score + difference))
-        .append(
-            String.format(
-                Locale.ROOT, // a browser reads no other digits
-                "<svg viewBox=\"0 0 %1$d %2$d\" width=\"%1$d\" role=\"img\" aria-label=\"%3$s\">\n",
-                WIDTH,
-                height,
-                escapeHtml(score)));
+    html.append(element("h3", score + difference));
+    HtmlPage.svg(html, WIDTH, height, score);
     scale.axis(html, height - 22, changes);
     int y = 4;
     for (var line : lines) {
       int middle = y + line.marks().size() * LINE / 2 + 4;
-      html.append(
-          String.format(
-              Locale.ROOT,
-              "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n",
-              LABELS - 10,
-              middle,
-              escapeHtml(shortened(line.label()))));
+      HtmlPage.text(html, LABELS - 10, middle, "end", shortened(line.label()));
       for (var mark : line.marks()) {
-        int at = y + LINE / 2;
-        html.append(
-            String.format(
-                Locale.ROOT,
-                "<g stroke=\"%1$s\" fill=\"%1$s\"><title>%2$s: %3$.4f (%4$.4f to %5$.4f)</title>"
-                    + "<line x1=\"%6$.1f\" x2=\"%7$.1f\" y1=\"%8$d\" y2=\"%8$d\""
-                    + " stroke-width=\"2\"/><circle cx=\"%9$.1f\" cy=\"%8$d\" r=\"4\"/></g>%n",
-                colour(mark.column()),
-                escapeHtml(comparison.columns().get(mark.column())),
-                mark.value(),
-                mark.interval().low(),
-                mark.interval().high(),
-                scale.x(mark.interval().low()),
-                scale.x(mark.interval().high()),
-                at,
-                scale.x(mark.value())));
+        HtmlPage.append(
+            html,
+            "<g stroke=\"%1$s\" fill=\"%1$s\"><title>%2$s: %3$.4f (%4$s)</title>"
+                + "<line x1=\"%5$.1f\" x2=\"%6$.1f\" y1=\"%7$d\" y2=\"%7$d\""
+                + " stroke-width=\"2\"/><circle cx=\"%8$.1f\" cy=\"%7$d\" r=\"4\"/></g>%n",
+            colour(mark.column()),
+            escapeHtml(comparison.columns().get(mark.column())),
+            mark.value(),
+            mark.interval().text("%.4f"),
+            scale.x(mark.interval().low()),
+            scale.x(mark.interval().high()),
+            y + LINE / 2,
+            scale.x(mark.value()));
         y += LINE;
       }
       y += 8;
@@ -187,17 +167,16 @@ public final class ComparisonHtml {
       int digits = Math.max(0, (int) -Math.floor(Math.log10(step) + 1e-9));
       for (double value = Math.ceil(low / step) * step; value <= high; value += step) {
         boolean strong = zero && Math.abs(value) < step / 1e6;
-        html.append(
-            String.format(
-                Locale.ROOT,
-                "<line x1=\"%1$.1f\" x2=\"%1$.1f\" y1=\"0\" y2=\"%2$d\" stroke=\"currentColor\""
-                    + " stroke-opacity=\"%3$s\"/><text x=\"%1$.1f\" y=\"%4$d\""
-                    + " text-anchor=\"middle\">%5$s</text>%n",
-                x(value),
-                bottom,
-                strong ? "0.8" : "0.15",
-                bottom + 16,
-                String.format(Locale.ROOT, "%." + digits + "f", strong ? 0 : value)));
+        HtmlPage.append(
+            html,
+            "<line x1=\"%1$.1f\" x2=\"%1$.1f\" y1=\"0\" y2=\"%2$d\" stroke=\"currentColor\""
+                + " stroke-opacity=\"%3$s\"/><text x=\"%1$.1f\" y=\"%4$d\""
+                + " text-anchor=\"middle\">%5$s</text>%n",
+            x(value),
+            bottom,
+            strong ? "0.8" : "0.15",
+            bottom + 16,
+            String.format(Locale.ROOT, "%." + digits + "f", strong ? 0 : value));
       }
     }
   }
@@ -209,28 +188,23 @@ public final class ComparisonHtml {
       html.append(" (the first ").append(SAMPLES).append(" here, all in the JSON)");
     }
     html.append("</summary>\n");
-    samples.different().stream()
-        .limit(SAMPLES)
-        .forEach(
-            sample -> {
-              html.append("<details><summary>sample ").append(sample.index());
-              for (int c = 0; c < comparison.columns().size(); c++) {
-                if (sample.answers().get(c) != null) {
-                  html.append(" · ")
-                      .append(escapeHtml(comparison.columns().get(c)))
-                      .append(escapeHtml(ComparisonText.verdict(sample, c)));
-                }
-              }
-              html.append("</summary>\n").append(element("pre", sample.prompt()));
-              html.append("truth").append(element("pre", sample.truth()));
-              for (int c = 0; c < comparison.columns().size(); c++) {
-                if (sample.answers().get(c) != null) {
-                  html.append(escapeHtml(comparison.columns().get(c)))
-                      .append(element("pre", sample.answers().get(c)));
-                }
-              }
-              html.append("</details>\n");
-            });
+    samples.different().stream().limit(SAMPLES).forEach(each -> sample(html, comparison, each));
+    html.append("</details>\n");
+  }
+
+  private static void sample(
+      StringBuilder html, Comparison comparison, Comparison.Difference sample) {
+    var answers = new StringBuilder();
+    html.append("<details><summary>sample ").append(sample.index());
+    for (int c = 0; c < comparison.columns().size(); c++) {
+      if (sample.answers().get(c) != null) {
+        var column = escapeHtml(comparison.columns().get(c));
+        html.append(" · ").append(column).append(escapeHtml(ComparisonText.verdict(sample, c)));
+        answers.append(column).append(element("pre", sample.answers().get(c)));
+      }
+    }
+    html.append("</summary>\n").append(element("pre", sample.prompt()));
+    html.append("truth").append(element("pre", sample.truth())).append(answers);
     html.append("</details>\n");
   }
 }

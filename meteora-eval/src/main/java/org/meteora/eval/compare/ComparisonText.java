@@ -1,8 +1,9 @@
 package org.meteora.eval.compare;
 
-import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.Objects;
+import java.util.stream.Stream;
 import org.meteora.io.Printable;
 import org.meteora.io.Texts;
 
@@ -22,23 +23,17 @@ public final class ComparisonText {
     comparison.warnings().forEach(warning -> text.append("warning: ").append(warning).append('\n'));
     for (var table : Tables.of(comparison)) {
       text.append(text.isEmpty() ? "" : "\n").append(table.title()).append('\n');
-      plain(text, table);
+      text.append(
+          Texts.aligned(Stream.concat(Stream.of(table.header()), table.rows().stream()).toList()));
     }
     for (var samples : comparison.samples()) {
       text.append('\n').append(summary(samples)).append('\n');
       samples.different().stream()
           .limit(shown)
-          .forEach(sample -> lines(comparison, sample, "  ").forEach(text::append));
+          .forEach(sample -> sample(text, "  ", comparison, sample));
     }
     text.append('\n').append(method(comparison)).append('\n');
     return text.toString();
-  }
-
-  private static void plain(StringBuilder text, Tables.Table table) {
-    var rows = new ArrayList<List<String>>();
-    rows.add(table.header());
-    rows.addAll(table.rows());
-    text.append(Texts.aligned(rows));
   }
 
   /** As Markdown. */
@@ -59,7 +54,7 @@ public final class ComparisonText {
       text.append("\n").append(summary(samples)).append("\n\n");
       samples.different().stream()
           .limit(shown)
-          .forEach(sample -> lines(comparison, sample, "    ").forEach(text::append));
+          .forEach(sample -> sample(text, "    ", comparison, sample));
     }
     return text.append('\n').append(method(comparison)).append('\n').toString();
   }
@@ -87,23 +82,26 @@ public final class ComparisonText {
         .formatted(comparison.resamples(), comparison.seed());
   }
 
-  private static List<String> lines(
-      Comparison comparison, Comparison.Difference sample, String indent) {
-    var lines = new ArrayList<String>();
-    lines.add(indent + "sample " + sample.index() + ": " + oneLine(sample.prompt()) + "\n");
-    lines.add(indent + "  truth: " + oneLine(sample.truth()) + "\n");
+  private static void sample(
+      StringBuilder text, String indent, Comparison comparison, Comparison.Difference sample) {
+    line(text, indent, "sample " + sample.index(), sample.prompt());
+    line(text, indent, "  truth", sample.truth());
     for (int c = 0; c < comparison.columns().size(); c++) {
       if (sample.answers().get(c) != null) {
-        lines.add(
-            "%s  %s%s: %s\n"
-                .formatted(
-                    indent,
-                    comparison.columns().get(c),
-                    verdict(sample, c),
-                    oneLine(sample.answers().get(c))));
+        var label = "  " + comparison.columns().get(c) + verdict(sample, c);
+        line(text, indent, label, sample.answers().get(c));
       }
     }
-    return lines;
+  }
+
+  /** The middle is left out of what is long: a prompt's question often stands at its end. */
+  private static void line(StringBuilder text, String indent, String label, String value) {
+    var line = Printable.text(value.strip().replaceAll("\\s*\\R\\s*", " ⏎ "));
+    if (line.length() > LONGEST) {
+      var end = line.substring(line.length() - 2 * LONGEST / 3);
+      line = line.substring(0, LONGEST / 3) + " […] " + end;
+    }
+    text.append(indent).append(label).append(": ").append(line).append('\n');
   }
 
   /** Right or wrong; of a composite task, which parts are right of those that differ. */
@@ -118,18 +116,8 @@ public final class ComparisonText {
     var parts =
         sample.right().entrySet().stream()
             .filter(part -> Objects.equals(part.getValue().get(column), true))
-            .map(java.util.Map.Entry::getKey)
+            .map(Map.Entry::getKey)
             .toList();
     return parts.isEmpty() ? " (right in none)" : " (right in " + String.join(", ", parts) + ")";
-  }
-
-  /** On one line, the middle left out of long ones: a prompt's question often stands at its end. */
-  private static String oneLine(String text) {
-    var line = Printable.text(text.strip().replaceAll("\\s*\\R\\s*", " ⏎ "));
-    return line.length() <= LONGEST
-        ? line
-        : line.substring(0, LONGEST / 3)
-            + " […] "
-            + line.substring(line.length() - 2 * LONGEST / 3);
   }
 }

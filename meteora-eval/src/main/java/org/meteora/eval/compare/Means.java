@@ -6,6 +6,7 @@ import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import org.meteora.eval.statistics.Interval;
 
 /** Means over scores of a comparison. */
@@ -15,7 +16,7 @@ final class Means {
    *
    * @param resampled one array a column; null where there is no score
    */
-  record Scored(Comparison.Row row, boolean composite, double[][] resampled) {}
+  record Scored(Comparison.Row row, boolean composite, List<double[]> resampled) {}
 
   private Means() {}
 
@@ -54,10 +55,7 @@ final class Means {
   private static Comparison.Row mean(
       String group, String score, List<Scored> all, int columns, int resamples) {
     // over the tasks that all have; a system that leaves fewer than two of them has no mean
-    var taking = new ArrayList<Integer>();
-    for (int c = 0; c < columns; c++) {
-      taking.add(c);
-    }
+    var taking = new ArrayList<>(IntStream.range(0, columns).boxed().toList());
     taking.removeIf(c -> all.stream().noneMatch(scored -> has(scored, c)));
     var shared = shared(all, taking);
     while (shared.size() < 2 && taking.size() > 1) {
@@ -83,7 +81,7 @@ final class Means {
       for (var scored : shared) {
         mean += scored.row().cells().get(c).score() / shared.size();
         for (int i = 0; i < resamples; i++) {
-          resampled[i] += scored.resampled()[c][i] / shared.size();
+          resampled[i] += scored.resampled().get(c)[i] / shared.size();
         }
       }
       Comparison.Change change = null;

@@ -9,6 +9,7 @@ import java.util.Objects;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.stream.Collectors;
 
 /** In what the settings of saved runs differ. */
 final class SettingsDifferences {
@@ -40,7 +41,7 @@ final class SettingsDifferences {
           "model.meteora_ckpt_path",
           "model.adapter_dir");
 
-  private static final String BASE_WEIGHTS = "base weights (sha256)";
+  private static final String ADAPTERS = "adapters and gates (sha256)";
 
   private final List<Columns.Column> columns;
 
@@ -78,23 +79,20 @@ final class SettingsDifferences {
             });
     result.keySet().removeIf(name -> PLACES.contains(name) || name.startsWith("model.sha256."));
     var base = json.path("model").path("base_model_path").asText("");
-    var weights = new StringBuilder();
-    var others = new StringBuilder();
-    json.path("model")
-        .path("sha256")
-        .properties()
-        .forEach(
-            file ->
-                (!base.isEmpty() && file.getKey().startsWith(base) ? weights : others)
-                    .append(' ')
-                    .append(
-                        file.getValue().asText(),
-                        0,
-                        Math.min(8, file.getValue().asText().length())));
-    result.put(BASE_WEIGHTS, weights.isEmpty() ? "none" : weights.toString().strip());
-    result.put(
-        "adapters and gates (sha256)", others.isEmpty() ? "none" : others.toString().strip());
+    var sums =
+        json.path("model").path("sha256").properties().stream()
+            .collect(
+                Collectors.partitioningBy(
+                    file -> !base.isEmpty() && file.getKey().startsWith(base),
+                    Collectors.mapping(
+                        file -> shortened(file.getValue().asText()), Collectors.joining(" "))));
+    result.put("base weights (sha256)", sums.get(true).isEmpty() ? "none" : sums.get(true));
+    result.put(ADAPTERS, sums.get(false).isEmpty() ? "none" : sums.get(false));
     return result;
+  }
+
+  private static String shortened(String sum) {
+    return sum.substring(0, Math.min(8, sum.length()));
   }
 
   private static void flatten(String name, JsonNode node, Map<String, String> result) {
@@ -108,22 +106,19 @@ final class SettingsDifferences {
   /** What a comparison of models or of routing means to change. */
   private static boolean meant(String name) {
     return name.startsWith("model.") && !name.equals("model.dtype")
-        || name.startsWith("adapters and gates")
+        || name.equals(ADAPTERS)
         || name.equals("settings.batch_size");
   }
 
   /** Those that make a comparison unfair, a line each. */
   List<String> warnings() {
-    var warnings = new ArrayList<String>();
-    found.forEach(
-        (name, byValues) -> {
-          if (!meant(name)) {
-            byValues.forEach(
-                (values, tasks) ->
-                    warnings.add(name + " differs in " + some(tasks) + ": " + described(values)));
-          }
-        });
-    return warnings;
+    return different().stream()
+        .filter(each -> !meant(each.name()))
+        .map(
+            each ->
+                "%s differs in %s: %s"
+                    .formatted(each.name(), some(each.tasks()), described(each.values())))
+        .toList();
   }
 
   private String described(List<String> values) {

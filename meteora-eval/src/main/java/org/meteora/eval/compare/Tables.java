@@ -42,7 +42,7 @@ final class Tables {
       row.cells().forEach(cell -> line.add(score(row, cell)));
       for (int i = 0; i < comparison.published().size(); i++) {
         var value = row.published().isEmpty() ? null : row.published().get(i);
-        line.add(value == null ? NONE : number(row, value, false));
+        line.add(value == null ? NONE : text(format(row, ""), value));
       }
       rows.add(line);
     }
@@ -94,57 +94,47 @@ final class Tables {
   }
 
   private static List<String> begin(Comparison.Row row) {
-    var task =
-        row.task().equals(row.evaluation()) ? row.task() : row.evaluation() + ": " + row.task();
-    return new ArrayList<>(List.of(task, row.score()));
+    return new ArrayList<>(List.of(row.label(), row.score()));
   }
 
   /** BLEU goes to 100, the others to 1 or to the number of questions. */
-  private static String number(Comparison.Row row, double value, boolean signed) {
-    int digits = row.score().startsWith("BLEU") ? 2 : 3;
-    return String.format(Locale.ROOT, "%" + (signed ? "+" : "") + "." + digits + "f", value);
+  private static String format(Comparison.Row row, String flags) {
+    return "%" + flags + (row.score().startsWith("BLEU") ? ".2f" : ".3f");
+  }
+
+  private static String text(String format, double value) {
+    return String.format(Locale.ROOT, format, value);
   }
 
   private static String score(Comparison.Row row, Comparison.Cell cell) {
     if (cell == null || cell.score() == null) {
       return NONE;
     }
-    var text = number(row, cell.score(), false);
-    return cell.interval() == null
-        ? text
-        : "%s (%s to %s)"
-            .formatted(
-                text,
-                number(row, cell.interval().low(), false),
-                number(row, cell.interval().high(), false));
+    var format = format(row, "");
+    var interval = cell.interval() == null ? "" : " (" + cell.interval().text(format) + ")";
+    return text(format, cell.score()) + interval;
   }
 
   private static String change(Comparison.Row row, Comparison.Change change) {
     if (change == null) {
       return NONE;
     }
-    var text =
-        "%s%s (%s to %s)"
-            .formatted(
-                number(row, change.difference(), true),
-                change.clear() ? "*" : "",
-                number(row, change.interval().low(), true),
-                number(row, change.interval().high(), true));
-    return change.mcnemar() == null ? text : text + ", " + probability(change.mcnemar());
+    var format = format(row, "+");
+    return "%s%s (%s)%s"
+        .formatted(
+            text(format, change.difference()),
+            change.clear() ? "*" : "",
+            change.interval().text(format),
+            change.mcnemar() == null ? "" : ", " + probability(change.mcnemar()));
   }
 
   private static String share(Comparison.Share share) {
     return share == null
         ? NONE
-        : String.format(
-            Locale.ROOT,
-            "%.3f (%.3f to %.3f)",
-            share.value(),
-            share.interval().low(),
-            share.interval().high());
+        : text("%.3f", share.value()) + " (" + share.interval().text("%.3f") + ")";
   }
 
   private static String probability(double p) {
-    return p < 0.0005 ? "p < 0.001" : String.format(Locale.ROOT, "p = %.3f", p);
+    return p < 0.0005 ? "p < 0.001" : text("p = %.3f", p);
   }
 }

@@ -2,6 +2,7 @@ package org.meteora.eval.report;
 
 import static org.meteora.io.Texts.escapeHtml;
 
+import java.util.Locale;
 import java.util.Map;
 import org.meteora.io.Texts;
 
@@ -27,6 +28,31 @@ public final class HtmlPage {
    */
   public static String element(String tag, String text) {
     return "<%s>%s</%s>\n".formatted(tag, escapeHtml(text), tag.split(" ")[0]);
+  }
+
+  /** Appends HTML whose numbers have digits that a browser reads. */
+  public static void append(StringBuilder html, String format, Object... values) {
+    html.append(String.format(Locale.ROOT, format, values));
+  }
+
+  /** Begins a drawing. */
+  public static void svg(StringBuilder html, int width, int height, String label) {
+    append(
+        html,
+        "<svg viewBox=\"0 0 %1$d %2$d\" width=\"%1$d\" role=\"img\" aria-label=\"%3$s\">\n",
+        width,
+        height,
+        escapeHtml(label));
+  }
+
+  /**
+   * A text in a drawing.
+   *
+   * @param anchor {@code middle} or {@code end}: what of it is at x
+   */
+  public static void text(StringBuilder html, int x, int y, String anchor, String text) {
+    var format = "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n";
+    append(html, format, x, y, anchor, escapeHtml(text));
   }
 
   /**

@@ -65,9 +65,7 @@ public final class ScoreTable {
   }
 
   private static String interval(Interval interval) {
-    int digits = interval.high() > 1.5 ? 2 : 3; // BLEU goes to 100
-    var number = "%." + digits + "f";
-    return String.format(Locale.ROOT, number + " to " + number, interval.low(), interval.high());
+    return interval.text(interval.high() > 1.5 ? "%.2f" : "%.3f"); // BLEU goes to 100
   }
 
   private static void warning(StringBuilder text, int count, String what) {

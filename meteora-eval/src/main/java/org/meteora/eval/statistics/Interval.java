@@ -1,6 +1,7 @@
 package org.meteora.eval.statistics;
 
 import java.util.Arrays;
+import java.util.Locale;
 
 /** Where a score lies with 95 % confidence. */
 public record Interval(double low, double high) {
@@ -27,6 +28,15 @@ public record Interval(double low, double high) {
     int below = (int) Math.floor(position);
     int above = Math.min(below + 1, sorted.length - 1);
     return sorted[below] + (position - below) * (sorted[above] - sorted[below]);
+  }
+
+  /**
+   * {@code 0.25 to 0.5}.
+   *
+   * @param number the format of each end: {@code %.2f}
+   */
+  public String text(String number) {
+    return String.format(Locale.ROOT, number + " to " + number, low, high);
   }
 
   /** Whether a value lies inside, ends included. */

@@ -1,7 +1,6 @@
 package org.meteora.eval.sweep;
 
 import static org.meteora.eval.report.HtmlPage.element;
-import static org.meteora.io.Texts.escapeHtml;
 
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -9,7 +8,9 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
+import java.util.stream.Collectors;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Scores;
@@ -53,56 +54,50 @@ public final class SweepReport {
             new Value(figure.score(), scored.intervals().get(evaluated.name()).get(figure.name())));
       }
     }
-    var parts = new TreeMap<String, List<Double>>();
-    for (var part : evaluated.parts()) {
-      for (Figure figure : figures.get(part)) {
-        if (!Double.isNaN(figure.score())) {
-          parts
-              .computeIfAbsent("mean " + figure.name(), k -> new ArrayList<>())
-              .add(figure.score());
-        }
-      }
-    }
-    parts.forEach(
-        (name, each) ->
-            values.put(
-                name,
-                new Value(
-                    each.stream().mapToDouble(Double::doubleValue).average().orElseThrow(), null)));
+    evaluated.parts().stream()
+        .flatMap(part -> figures.get(part).stream())
+        .filter(figure -> !Double.isNaN(figure.score()))
+        .collect(
+            Collectors.groupingBy(
+                figure -> "mean " + figure.name(), TreeMap::new, Collectors.toList()))
+        .forEach(
+            (name, each) ->
+                values.put(
+                    name,
+                    new Value(
+                        each.stream().mapToDouble(Figure::score).average().orElseThrow(), null)));
     scores.put(point, values);
   }
 
-  private Iterable<String> names() {
+  private Set<String> names() {
     var names = new LinkedHashSet<String>();
     scores.values().forEach(each -> names.addAll(each.keySet()));
     return names;
   }
 
-  private static String number(String score, double value) {
-    return String.format(Locale.ROOT, score.contains("BLEU") ? "%.2f" : "%.3f", value);
+  private static String format(String score) {
+    return score.contains("BLEU") ? "%.2f" : "%.3f";
+  }
+
+  private static String number(String score, Value value) {
+    return value == null ? "–" : String.format(Locale.ROOT, format(score), value.score());
   }
 
   /** One line a point. */
   public String table() {
     var rows = new ArrayList<List<String>>();
     var header = new ArrayList<>(sweep.keys().keySet());
-    names().forEach(header::add);
+    header.addAll(names());
     rows.add(header);
     scores.forEach(
         (point, values) -> {
           var row = new ArrayList<>(point.values().values());
           for (var name : names()) {
             var value = values.get(name);
+            boolean sure = value == null || value.interval() == null;
             row.add(
-                value == null
-                    ? "–"
-                    : value.interval() == null
-                        ? number(name, value.score())
-                        : "%s (%s to %s)"
-                            .formatted(
-                                number(name, value.score()),
-                                number(name, value.interval().low()),
-                                number(name, value.interval().high())));
+                number(name, value)
+                    + (sure ? "" : " (" + value.interval().text(format(name)) + ")"));
           }
           rows.add(row);
         });
@@ -118,28 +113,27 @@ public final class SweepReport {
     var keys = new ArrayList<>(sweep.keys().keySet());
     var across = keys.getLast();
     var down = keys.size() > 1 ? keys.get(keys.size() - 2) : null;
+    var maps = new LinkedHashSet<Map<String, String>>();
+    for (var point : sweep.points()) {
+      var others = new LinkedHashMap<>(point.values());
+      others.remove(across);
+      others.remove(down);
+      maps.add(others);
+    }
     for (var name : names()) {
       html.append(element("h2", name));
-      var maps = new LinkedHashMap<Map<String, String>, List<Sweep.Point>>();
-      for (var point : sweep.points()) {
-        var others = new LinkedHashMap<>(point.values());
-        others.remove(across);
-        others.remove(down);
-        maps.computeIfAbsent(others, k -> new ArrayList<>()).add(point);
+      for (var others : maps) {
+        if (!others.isEmpty()) {
+          html.append(element("h3", new Sweep.Point(others).name()));
+        }
+        map(html, name, others, across, down);
       }
-      maps.forEach(
-          (others, points) -> {
-            if (!others.isEmpty()) {
-              html.append(element("h3", new Sweep.Point(others).name()));
-            }
-            map(html, name, points, across, down);
-          });
     }
     return HtmlPage.of(task, html);
   }
 
   private void map(
-      StringBuilder html, String name, List<Sweep.Point> points, String across, String down) {
+      StringBuilder html, String name, Map<String, String> others, String across, String down) {
     var columns = sweep.keys().get(across);
     var rows = down == null ? List.of("") : sweep.keys().get(down);
     var all =
@@ -147,74 +141,40 @@ public final class SweepReport {
             .filter(each -> each.containsKey(name))
             .mapToDouble(each -> each.get(name).score())
             .summaryStatistics();
-    int width = LEFT + columns.size() * CELL_WIDTH;
+    double range = all.getMax() - all.getMin();
     int height = TOP + rows.size() * CELL_HEIGHT;
-    html.append(
-        "<svg viewBox=\"0 0 %1$d %2$d\" width=\"%1$d\" role=\"img\" aria-label=\"%3$s\">\n"
-            .formatted(width, height, escapeHtml(name)));
-    html.append(label(LEFT - 10, 15, "end", across));
+    HtmlPage.svg(html, LEFT + columns.size() * CELL_WIDTH, height, name);
+    HtmlPage.text(html, LEFT - 10, 15, "end", across);
     for (int c = 0; c < columns.size(); c++) {
-      html.append(label(LEFT + c * CELL_WIDTH + CELL_WIDTH / 2, 15, "middle", columns.get(c)));
+      int middle = LEFT + c * CELL_WIDTH + CELL_WIDTH / 2;
+      HtmlPage.text(html, middle, 15, "middle", columns.get(c));
     }
     for (int r = 0; r < rows.size(); r++) {
       int y = TOP - 16 + r * CELL_HEIGHT;
+      var point = new LinkedHashMap<>(others);
       if (down != null) {
-        html.append(label(LEFT - 10, y + CELL_HEIGHT / 2, "end", down + " " + rows.get(r)));
+        point.put(down, rows.get(r));
+        HtmlPage.text(html, LEFT - 10, y + CELL_HEIGHT / 2, "end", down + " " + rows.get(r));
       }
       for (int c = 0; c < columns.size(); c++) {
-        var value = value(points, name, across, columns.get(c), down, rows.get(r));
-        double share =
-            value == null || all.getMax() == all.getMin()
-                ? 0.5
-                : (value.score() - all.getMin()) / (all.getMax() - all.getMin());
-        html.append(
-            String.format(
-                Locale.ROOT,
-                "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"#4477aa\""
-                    + " fill-opacity=\"%.3f\"><title>%s</title></rect>%n",
-                LEFT + c * CELL_WIDTH + 1,
-                y + 1,
-                CELL_WIDTH - 2,
-                CELL_HEIGHT - 2,
-                value == null ? 0 : 0.1 + 0.6 * share,
-                value == null || value.interval() == null
-                    ? ""
-                    : "%.4f to %.4f".formatted(value.interval().low(), value.interval().high())));
-        html.append(
-            label(
-                LEFT + c * CELL_WIDTH + CELL_WIDTH / 2,
-                y + CELL_HEIGHT / 2 + 5,
-                "middle",
-                value == null ? "–" : number(name, value.score())));
+        int x = LEFT + c * CELL_WIDTH;
+        point.put(across, columns.get(c));
+        var value = scores.getOrDefault(new Sweep.Point(point), Map.of()).get(name);
+        double share = value == null || range == 0 ? 0.5 : (value.score() - all.getMin()) / range;
+        HtmlPage.append(
+            html,
+            "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" fill=\"#4477aa\""
+                + " fill-opacity=\"%.3f\"><title>%s</title></rect>%n",
+            x + 1,
+            y + 1,
+            CELL_WIDTH - 2,
+            CELL_HEIGHT - 2,
+            value == null ? 0 : 0.1 + 0.6 * share,
+            value == null || value.interval() == null ? "" : value.interval().text("%.4f"));
+        HtmlPage.text(
+            html, x + CELL_WIDTH / 2, y + CELL_HEIGHT / 2 + 5, "middle", number(name, value));
       }
     }
     html.append("</svg>\n");
-  }
-
-  private Value value(
-      List<Sweep.Point> points,
-      String name,
-      String across,
-      String column,
-      String down,
-      String row) {
-    return points.stream()
-        .filter(point -> point.values().get(across).equals(column))
-        .filter(point -> down == null || point.values().get(down).equals(row))
-        .filter(scores::containsKey)
-        .map(point -> scores.get(point).get(name))
-        .filter(java.util.Objects::nonNull)
-        .findFirst()
-        .orElse(null);
-  }
-
-  private static String label(int x, int y, String anchor, String text) {
-    return String.format(
-        Locale.ROOT,
-        "<text x=\"%d\" y=\"%d\" text-anchor=\"%s\">%s</text>\n",
-        x,
-        y,
-        anchor,
-        escapeHtml(text));
   }
 }
