@@ -42,7 +42,9 @@ final class BlockPrefill extends OneRowPrefill {
       }
       ends[i] = at - 1;
     }
-    return ModelSession.logits(model, pool, ids, new BlockTables(tables, lengths), ends, context);
+    var where = new BlockTables(tables, lengths);
+    return ModelSession.logits(
+        model, ids, 1, ends.length, input -> model.next(input, pool, where, ends, context));
   }
 
   @Override

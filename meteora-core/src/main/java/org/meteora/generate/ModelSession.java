@@ -8,7 +8,6 @@ import org.meteora.TooLittleMemory;
 import org.meteora.model.BlockTables;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
-import org.meteora.model.Ranges;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.Router;
 import org.meteora.tensor.Ops;
@@ -96,45 +95,14 @@ public final class ModelSession implements DecodeSession {
   }
 
   /**
-   * Runs new tokens through the model.
+   * Runs tokens through the model.
    *
-   * @param ids {@code (rows, width)} row-major
-   * @return the last position's logits {@code (rows, vocab)}
-   */
-  static float[] logits(Llama model, KvCache cache, long[] ids, int width, ForwardContext context) {
-    int rows = ids.length / width;
-    return logits(model, ids, rows, rows, input -> model.next(input, cache, context));
-  }
-
-  /**
-   * Runs new tokens of several sequences, as {@link Llama#next(NDArray, KvCache, List,
-   * ForwardContext)} does.
-   *
-   * @return the logits of each piece's last token {@code (pieces, vocab)}
+   * @param ids {@code (rows, tokens)} row-major
+   * @param sequences whose tokens they are
+   * @param pass what {@link Llama} does with them
+   * @return the pass's logits, row-major
    */
   static float[] logits(
-      Llama model, KvCache cache, long[] ids, List<Ranges.Piece> pieces, ForwardContext context) {
-    return logits(model, ids, 1, pieces.size(), input -> model.next(input, cache, pieces, context));
-  }
-
-  /**
-   * Runs tokens of several sequences, as {@link Llama#next(NDArray, KvCache, BlockTables, int[],
-   * ForwardContext)} does.
-   *
-   * @return the logits of the {@code last} tokens {@code (last, vocab)}
-   */
-  static float[] logits(
-      Llama model,
-      KvCache pool,
-      long[] ids,
-      BlockTables tables,
-      int[] last,
-      ForwardContext context) {
-    return logits(
-        model, ids, 1, last.length, input -> model.next(input, pool, tables, last, context));
-  }
-
-  private static float[] logits(
       Llama model, long[] ids, int rows, int sequences, UnaryOperator<NDArray> pass) {
     try (var scope = model.manager().newSubManager()) {
       return pass.apply(Ops.of(scope, ids, rows, ids.length / rows)).toFloatArray();

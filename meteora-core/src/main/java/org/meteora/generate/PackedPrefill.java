@@ -46,7 +46,8 @@ final class PackedPrefill extends OneRowPrefill {
         pieces.stream()
             .map(each -> new Ranges.Piece(first[each.prompt()], each.first(), each.count()))
             .toList();
-    return ModelSession.logits(model, cache, ids, ranges, context);
+    return ModelSession.logits(
+        model, ids, 1, ranges.size(), input -> model.next(input, cache, ranges, context));
   }
 
   @Override

@@ -78,7 +78,8 @@ final class PaddedPrefill implements Prefill {
     for (int row = 0; row < rows; row++) {
       System.arraycopy(ids, row * width + done, some, row * columns, columns);
     }
-    logits = ModelSession.logits(model, cache, some, columns, context);
+    logits =
+        ModelSession.logits(model, some, rows, rows, input -> model.next(input, cache, context));
     done += columns;
   }
 

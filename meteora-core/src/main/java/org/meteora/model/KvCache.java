@@ -223,11 +223,6 @@ public final class KvCache implements AutoCloseable {
     length = columns;
   }
 
-  /** Whether its sequences are not rows that end at its last column. */
-  public boolean isPacked() {
-    return packed != null;
-  }
-
   /** Where its sequences are, in order. */
   public List<Span> spans() {
     var spans = new ArrayList<Span>();
@@ -243,11 +238,6 @@ public final class KvCache implements AutoCloseable {
       }
     }
     return spans;
-  }
-
-  /** Makes room for {@code tokens} more; call before a pass. */
-  public void prepare(int tokens) {
-    reserve(length + tokens);
   }
 
   /**

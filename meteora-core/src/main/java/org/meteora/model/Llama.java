@@ -8,6 +8,7 @@ import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.function.BiFunction;
 import java.util.stream.LongStream;
 import java.util.stream.Stream;
 import org.meteora.TooLittleMemory;
@@ -177,14 +178,11 @@ public final class Llama extends LlamaBlock {
    * @return logits {@code (rows, vocab)} float32, owned by the manager of {@code ids}
    */
   public NDArray next(NDArray ids, KvCache pool, BlockTables tables, ForwardContext context) {
-    var owner = ids.getManager();
-    try (var scope = owner.newSubManager();
-        var routed = backend.begin(context);
-        var whole = frozen.begin()) {
-      var pass =
-          Pass.blocks(scope, rotary, pool, tables, false, dtype, backend.ops(), routed.context());
-      return headed(hidden(ids, pass, scope).squeeze(1), owner);
-    }
+    return inferred(
+        ids,
+        context,
+        (scope, its) ->
+            hidden(ids, Pass.blocks(scope, this, pool, tables, false, its), scope).squeeze(1));
   }
 
   /**
@@ -199,15 +197,14 @@ public final class Llama extends LlamaBlock {
    */
   public NDArray next(
       NDArray ids, KvCache pool, BlockTables tables, int[] last, ForwardContext context) {
-    var owner = ids.getManager();
-    try (var scope = owner.newSubManager();
-        var routed = backend.begin(context);
-        var whole = frozen.begin()) {
-      var pass =
-          Pass.blocks(scope, rotary, pool, tables, true, dtype, backend.ops(), routed.context());
-      var wanted = Ops.of(scope, Arrays.stream(last).asLongStream().toArray(), last.length);
-      return headed(Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, wanted), owner);
-    }
+    return inferred(
+        ids,
+        context,
+        (scope, its) -> {
+          var pass = Pass.blocks(scope, this, pool, tables, true, its);
+          var wanted = Ops.of(scope, Arrays.stream(last).asLongStream().toArray(), last.length);
+          return Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, wanted);
+        });
   }
 
   /**
@@ -220,18 +217,14 @@ public final class Llama extends LlamaBlock {
    */
   public NDArray next(NDArray ids, KvCache cache, ForwardContext context) {
     int seq = (int) ids.getShape().get(1);
-    var owner = ids.getManager();
-    try (var scope = owner.newSubManager();
-        var routed = backend.begin(context);
-        var whole = frozen.begin()) {
-      var hidden =
-          hidden(
-              ids,
-              Pass.cached(scope, rotary, cache, dtype, seq, backend.ops(), routed.context()),
-              scope);
-      cache.advance(seq);
-      return headed(Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1), owner);
-    }
+    return inferred(
+        ids,
+        context,
+        (scope, its) -> {
+          var hidden = hidden(ids, Pass.cached(scope, this, cache, seq, its), scope);
+          cache.advance(seq);
+          return Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);
+        });
   }
 
   /**
@@ -247,28 +240,39 @@ public final class Llama extends LlamaBlock {
    */
   public NDArray next(
       NDArray ids, KvCache cache, List<Ranges.Piece> pieces, ForwardContext context) {
+    var ends = new long[pieces.size()];
+    for (int i = 0, end = -1; i < ends.length; i++) {
+      ends[i] = end += pieces.get(i).count();
+    }
+    return inferred(
+        ids,
+        context,
+        (scope, its) -> {
+          // sent before the layers are queued: it waits for what is
+          var lastOfEach = Ops.of(scope, ends, ends.length);
+          var pass = Pass.ranges(scope, this, cache, pieces, its);
+          return Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, lastOfEach);
+        });
+  }
+
+  /**
+   * An inference pass.
+   *
+   * @param last runs the layers: the outputs {@code (rows, hidden)} of the last
+   * @return logits {@code (rows, vocab)} float32, owned by the manager of {@code ids}
+   */
+  private NDArray inferred(
+      NDArray ids, ForwardContext context, BiFunction<NDManager, ForwardContext, NDArray> last) {
     var owner = ids.getManager();
     try (var scope = owner.newSubManager();
         var routed = backend.begin(context);
         var whole = frozen.begin()) {
-      var ends = new long[pieces.size()];
-      for (int i = 0, end = -1; i < ends.length; i++) {
-        ends[i] = end += pieces.get(i).count();
-      }
-      // sent before the layers are queued: it waits for what is
-      var lastOfEach = Ops.of(scope, ends, ends.length);
-      var pass = Pass.ranges(scope, rotary, cache, pieces, backend.ops(), routed.context());
-      var last = Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, lastOfEach);
-      return headed(last, owner);
+      var hidden = last.apply(scope, routed.context());
+      frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
+      var logits = Ops.cast(backend.ops().head(backend.ops().norm(hidden, norm), head), Dtype.F32);
+      logits.attach(owner);
+      return logits;
     }
-  }
-
-  /** Logits {@code (rows, vocab)} float32 of the last layer's outputs, owned by {@code owner}. */
-  private NDArray headed(NDArray last, NDManager owner) {
-    frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
-    var logits = Ops.cast(backend.ops().head(backend.ops().norm(last, norm), head), Dtype.F32);
-    logits.attach(owner);
-    return logits;
   }
 
   /**
@@ -304,7 +308,7 @@ public final class Llama extends LlamaBlock {
    * outlive the backward pass.
    */
   public Pass wholePass(NDManager owner, int seq, ForwardContext context) {
-    return Pass.whole(owner, rotary, seq, backend.ops(), context);
+    return packedPass(owner, new int[] {seq}, context);
   }
 
   /**
@@ -314,7 +318,11 @@ public final class Llama extends LlamaBlock {
    * @param samples their lengths
    */
   public Pass packedPass(NDManager owner, int[] samples, ForwardContext context) {
-    return Pass.packed(owner, rotary, samples, backend.ops(), context);
+    return Pass.whole(owner, this, samples, context);
+  }
+
+  RotaryEmbedding rotary() {
+    return rotary;
   }
 
   /** The angles of positions 0 to {@code seq}, {@code (1, seq, 1, headDim)}. */

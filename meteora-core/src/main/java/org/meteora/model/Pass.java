@@ -70,154 +70,82 @@ public record Pass(
   /**
    * A pass over {@code seq} new tokens behind those in the cache.
    *
-   * @param manager owns masks and angles; they must live as long as the pass
+   * @param owner of masks and angles; must live as long as the pass
    */
-  static Pass cached(
-      NDManager manager,
-      RotaryEmbedding rotary,
-      KvCache cache,
-      Dtype dtype,
-      int seq,
-      LayerOps ops,
-      ForwardContext context) {
+  static Pass cached(NDManager owner, Llama llama, KvCache cache, int seq, ForwardContext context) {
     int past = cache.length();
     var padding = cache.padding();
-    boolean padded = false;
-    for (int each : padding) {
-      padded |= each > 0;
-    }
-    int rows = padded ? padding.length : 1;
+    int rows = Arrays.stream(padding).anyMatch(each -> each > 0) ? padding.length : 1;
     var position = new long[rows * seq];
     for (int row = 0; row < rows; row++) {
       for (int i = 0; i < seq; i++) {
         position[row * seq + i] = Math.max(0, past + i - padding[row]);
       }
     }
-    cache.prepare(seq);
-    var mask = cache.paddingMask(manager, seq);
-    boolean causal = false;
-    if (seq > 1) {
-      if (mask == null && past == 0) {
-        causal = true;
-      } else {
-        var later = later(manager, past, seq, dtype);
-        mask = mask == null ? later : mask.add(later);
-      }
+    cache.reserve(past + seq);
+    var mask = cache.paddingMask(owner, seq);
+    boolean causal = seq > 1 && mask == null && past == 0;
+    if (seq > 1 && !causal) {
+      var later = later(owner, past, seq, llama.dtype());
+      mask = mask == null ? later : mask.add(later);
     }
-    return new Pass(
-        rotary.angles(manager, position, rows),
-        mask,
-        causal,
-        null,
-        null,
-        cache,
-        null,
-        ops,
-        context,
-        new ArrayList<>());
+    var angles = llama.rotary().angles(owner, position, rows);
+    var ops = llama.backend().ops();
+    return new Pass(angles, mask, causal, null, null, cache, null, ops, context, new ArrayList<>());
   }
 
   /**
    * A pass over tokens whose keys and values are in blocks, each its own row or all in one.
    *
-   * @param manager owns masks, angles and indices; they must live as long as the pass
+   * @param owner of masks, angles and indices; must live as long as the pass
    */
   static Pass blocks(
-      NDManager manager,
-      RotaryEmbedding rotary,
+      NDManager owner,
+      Llama llama,
       KvCache pool,
       BlockTables tables,
       boolean oneRow,
-      Dtype dtype,
-      LayerOps ops,
       ForwardContext context) {
     var position = Arrays.stream(tables.lengths()).asLongStream().toArray();
-    return new Pass(
-        rotary.angles(manager, position, oneRow ? 1 : position.length),
-        null,
-        false,
-        null,
-        null,
-        pool,
-        new PooledRows(manager, tables, dtype),
-        ops,
-        context,
-        new ArrayList<>());
+    var angles = llama.rotary().angles(owner, position, oneRow ? 1 : position.length);
+    var rows = new PooledRows(owner, tables, llama.dtype());
+    var ops = llama.backend().ops();
+    return new Pass(angles, null, false, null, null, pool, rows, ops, context, new ArrayList<>());
   }
 
   /**
    * A pass over pieces of several sequences in one row of a cache that has room for them.
    *
-   * @param manager owns ranges and angles; they must live as long as the pass
+   * @param owner of ranges and angles; must live as long as the pass
    */
   static Pass ranges(
-      NDManager manager,
-      RotaryEmbedding rotary,
+      NDManager owner,
+      Llama llama,
       KvCache cache,
       List<Ranges.Piece> pieces,
-      LayerOps ops,
       ForwardContext context) {
     var position =
         pieces.stream()
             .flatMapToLong(each -> LongStream.range(each.known(), each.known() + each.count()));
-    return new Pass(
-        rotary.angles(manager, position.toArray(), 1),
-        null,
-        true,
-        null,
-        Ranges.of(manager, pieces),
-        cache,
-        null,
-        ops,
-        context,
-        new ArrayList<>());
+    var angles = llama.rotary().angles(owner, position.toArray(), 1);
+    var ranges = Ranges.of(owner, pieces);
+    var ops = llama.backend().ops();
+    return new Pass(angles, null, true, null, ranges, cache, null, ops, context, new ArrayList<>());
   }
 
   /**
-   * A pass over whole right-padded rows, without a cache. Causality alone keeps padding out of
-   * every real token's sight.
+   * A pass over whole right-padded rows, or over one row of several samples, without a cache.
+   * Causality alone keeps padding out of every real token's sight.
    *
-   * @param manager owns the angles
+   * @param owner of the angles
+   * @param lengths of the samples of a row, one after another
    */
-  static Pass whole(
-      NDManager manager, RotaryEmbedding rotary, int seq, LayerOps ops, ForwardContext context) {
-    return whole(manager, rotary, new int[] {seq}, null, ops, context);
-  }
-
-  /**
-   * A pass over one row of whole samples, one after another, without a cache.
-   *
-   * @param manager owns the angles
-   * @param samples their lengths
-   */
-  static Pass packed(
-      NDManager manager,
-      RotaryEmbedding rotary,
-      int[] samples,
-      LayerOps ops,
-      ForwardContext context) {
-    return whole(manager, rotary, samples, samples.length > 1 ? samples : null, ops, context);
-  }
-
-  private static Pass whole(
-      NDManager manager,
-      RotaryEmbedding rotary,
-      int[] lengths,
-      int[] samples,
-      LayerOps ops,
-      ForwardContext context) {
+  static Pass whole(NDManager owner, Llama llama, int[] lengths, ForwardContext context) {
     var position = Arrays.stream(lengths).asLongStream().flatMap(n -> LongStream.range(0, n));
-    return new Pass(
-        rotary.angles(manager, position.toArray(), 1),
-        null,
-        true,
-        samples,
-        null,
-        null,
-        null,
-        context.training() ? TensorOps.INSTANCE : ops,
-        context,
-        new ArrayList<>());
+    var angles = llama.rotary().angles(owner, position.toArray(), 1);
+    var samples = lengths.length > 1 ? lengths : null;
+    var ops = context.training() ? TensorOps.INSTANCE : llama.backend().ops();
+    return new Pass(angles, null, true, samples, null, null, null, ops, context, new ArrayList<>());
   }
 
   private static NDArray later(NDManager manager, int past, int seq, Dtype dtype) {
