@@ -5,6 +5,9 @@ import java.util.List;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.PrefillKernels;
+import org.meteora.cuda.kernel.PrefillKernels.PrefillCopyColumns;
+import org.meteora.cuda.kernel.PrefillKernels.PrefillRmsNorm;
+import org.meteora.cuda.kernel.PrefillKernels.PrefillRopeAppend;
 import org.meteora.model.KvCache;
 import org.meteora.model.LayerOps;
 import org.meteora.model.Pass;
@@ -56,17 +59,13 @@ public final class CudaLayerOps implements LayerOps {
     int hidden = (int) shape.get(shape.dimension() - 1);
     var out = Ops.empty(x.getManager(), Ops.dtype(x), shape.getShape());
     try (var rows = Ops.contiguous(x)) {
+      long h = Ops.dataPointer(rows);
+      long weight = Ops.dataPointer(norm.weight());
+      long to = Ops.dataPointer(out);
+      long count = shape.size() / hidden;
       kernels()
           .norm(
-              Ops.dataPointer(rows),
-              delta,
-              delta,
-              Ops.dataPointer(norm.weight()),
-              Ops.dataPointer(out),
-              shape.size() / hidden,
-              hidden,
-              norm.eps(),
-              LIBTORCH);
+              new PrefillRmsNorm(h, delta, delta, weight, to, count, hidden, norm.eps()), LIBTORCH);
     }
     return out;
   }
@@ -89,23 +88,24 @@ public final class CudaLayerOps implements LayerOps {
     var ranges = pass.ranges();
     kernels()
         .rope(
-            new PrefillKernels.Heads(
-                (int) queries.getShape().get(0),
+            new PrefillRopeAppend(
+                Ops.dataPointer(queries),
+                Ops.dataPointer(keys),
+                Ops.dataPointer(values),
+                Ops.dataPointer(cos),
+                Ops.dataPointer(pass.angles().sin()),
+                Ops.dataPointer(store.keys()),
+                Ops.dataPointer(store.values()),
+                ranges == null ? 0 : Ops.dataPointer(ranges.columns()),
+                queries.getShape().get(0) * seq,
+                cache.capacity(),
+                cache.length(),
                 seq,
+                (int) cos.getShape().get(0),
                 (int) queries.getShape().get(2) / headDim,
                 (int) keys.getShape().get(2) / headDim,
                 headDim,
-                cache.capacity(),
-                cache.length(),
-                ranges == null ? 0 : Ops.dataPointer(ranges.columns())),
-            Ops.dataPointer(queries),
-            Ops.dataPointer(keys),
-            Ops.dataPointer(values),
-            Ops.dataPointer(cos),
-            Ops.dataPointer(pass.angles().sin()),
-            (int) cos.getShape().get(0),
-            Ops.dataPointer(store.keys()),
-            Ops.dataPointer(store.values()),
+                true),
             LIBTORCH);
     var manager = queries.getManager();
     int from = ranges == null ? 0 : ranges.first();
@@ -144,26 +144,22 @@ public final class CudaLayerOps implements LayerOps {
       numbers[5 * i + 4] = each.count();
       longest = Math.max(longest, each.count());
     }
-    var shape = to.layer(0).keys().getShape();
-    try (var entries = Ops.of(to.layer(0).keys().getManager(), numbers, numbers.length)) {
+    var first = to.layer(0).keys();
+    try (var entries = Ops.of(first.getManager(), numbers, numbers.length)) {
       for (int layer = 0; layer < to.layers(); layer++) {
-        kernels()
-            .copyColumns(
-                memory(from, layer),
-                memory(to, layer),
+        var copy =
+            new PrefillCopyColumns(
+                Ops.dataPointer(from.layer(layer).keys()),
+                Ops.dataPointer(from.layer(layer).values()),
+                Ops.dataPointer(to.layer(layer).keys()),
+                Ops.dataPointer(to.layer(layer).values()),
                 Ops.dataPointer(entries),
-                columns.size(),
-                longest,
-                (int) shape.get(1),
-                (int) shape.get(3),
-                LIBTORCH);
+                from.capacity(),
+                to.capacity(),
+                (int) first.getShape().get(1),
+                (int) first.getShape().get(3));
+        kernels().copyColumns(copy, columns.size(), longest, LIBTORCH);
       }
     }
-  }
-
-  private static PrefillKernels.Cache memory(KvCache cache, int layer) {
-    var arrays = cache.layer(layer);
-    return new PrefillKernels.Cache(
-        Ops.dataPointer(arrays.keys()), Ops.dataPointer(arrays.values()), cache.capacity());
   }
 }

@@ -34,11 +34,10 @@ public final class TopKMask {
     if (tokens == 0) {
       return;
     }
-    kernels
-        .launch(
-            KernelName.TRAINING_TOP_K_MASK,
-            Shape.of(Math.toIntExact((tokens + 7) / 8), 1, 1, 256),
-            new TrainingTopKMask(logits, mask, tokens, adapters))
-        .on(stream);
+    kernels.run(
+        KernelName.TRAINING_TOP_K_MASK,
+        Shape.of(Math.toIntExact((tokens + 7) / 8), 1, 1, 256),
+        new TrainingTopKMask(logits, mask, tokens, adapters),
+        stream);
   }
 }

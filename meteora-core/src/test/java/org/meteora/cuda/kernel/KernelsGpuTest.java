@@ -17,6 +17,8 @@ import org.meteora.cuda.decode.ReferenceLlama;
 import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.kernel.MatrixVector.Segment;
 import org.meteora.cuda.kernel.MatrixVector.Tuning;
+import org.meteora.cuda.kernel.PrefillKernels.PrefillRmsNorm;
+import org.meteora.cuda.kernel.PrefillKernels.PrefillRopeAppend;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
@@ -453,14 +455,8 @@ class KernelsGpuTest {
         var out = gpu.poisoned((long) rows * hidden * dtype.bytes());
         var sum = gpu.poisoned((long) rows * hidden * dtype.bytes());
         kernels.norm(
-            h.address(),
-            delta.address(),
-            sum,
-            weight.address(),
-            out,
-            rows,
-            hidden,
-            1e-5f,
+            new PrefillRmsNorm(
+                h.address(), delta.address(), sum, weight.address(), out, rows, hidden, 1e-5f),
             gpu.stream);
         var expected = new double[rows * hidden];
         var sums = new double[rows * hidden];
@@ -480,8 +476,8 @@ class KernelsGpuTest {
         var tolerance = dtype == Dtype.F32 ? 1e-6 : dtype == Dtype.F16 ? 1e-3 : 6e-3;
         assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
         assertThat(Gpu.error(gpu.get(sum, rows * hidden, dtype), sums)).isLessThan(tolerance);
-        kernels.norm(
-            sum, 0, 0, weight.address(), out, rows, hidden, 1e-5f, gpu.stream); // without a delta
+        kernels.norm( // without a delta
+            new PrefillRmsNorm(sum, 0, 0, weight.address(), out, rows, hidden, 1e-5f), gpu.stream);
         assertThat(Gpu.error(gpu.get(out, rows * hidden, dtype), expected)).isLessThan(tolerance);
 
         var up = gpu.normal(rows * hidden, 1, 0, dtype);
@@ -508,7 +504,7 @@ class KernelsGpuTest {
     try (var gpu = new Gpu(8)) {
       var kernels = new PrefillKernels(gpu.cuda, dtype);
       for (var s : shapes) {
-        var shape = new PrefillKernels.Heads(s[0], s[1], s[2], s[3], s[4], s[5], s[6], 0);
+        var shape = Arrays.toString(s);
         var tokens = s[0] * s[1];
         var dim = s[4];
         var q = gpu.normal(tokens * s[2] * dim, 1, 0, dtype);
@@ -528,15 +524,24 @@ class KernelsGpuTest {
         var keys = gpu.normal(cached, 1, 0, dtype);
         var values = gpu.normal(cached, 1, 0, dtype);
         kernels.rope(
-            shape,
-            q.address(),
-            k.address(),
-            v.address(),
-            cosines.address(),
-            sines.address(),
-            s[7],
-            keys.address(),
-            values.address(),
+            new PrefillRopeAppend(
+                q.address(),
+                k.address(),
+                v.address(),
+                cosines.address(),
+                sines.address(),
+                keys.address(),
+                values.address(),
+                0,
+                tokens,
+                s[5],
+                s[6],
+                s[1],
+                s[7],
+                s[2],
+                s[3],
+                dim,
+                true),
             gpu.stream);
         var expectedQ = q.values().clone();
         var expectedK = keys.values().clone();
