@@ -140,16 +140,12 @@ public final class DecodeLayerKernels {
 
   /** Sums of squares that {@link #embed} leaves for each row. */
   public static int partialsOfEmbedding(int hidden) {
-    return blocks(hidden, EMBEDDED);
+    return Math.ceilDiv(hidden, EMBEDDED);
   }
 
   /** Sums of squares that {@link #addResidual} leaves for each row. */
   public static int partials(int hidden) {
-    return blocks(hidden, WARP_OUTPUTS);
-  }
-
-  private static int blocks(int n, int each) {
-    return (n + each - 1) / each;
+    return Math.ceilDiv(hidden, WARP_OUTPUTS);
   }
 
   /** Whether the choice does not wait for the product's end. */
@@ -176,7 +172,7 @@ public final class DecodeLayerKernels {
             ? KernelName.DECODE_ROUTE_ROPE_APPEND_GATES_FIRST
             : KernelName.DECODE_ROUTE_ROPE_APPEND,
         argument.heads() + 2 * argument.kvHeads(),
-        blocks(argument.headDim() / 2, WARP_OUTPUTS),
+        Math.ceilDiv(argument.headDim() / 2, WARP_OUTPUTS),
         argument.product().rows(),
         argument);
   }
@@ -207,7 +203,11 @@ public final class DecodeLayerKernels {
                 ? KernelName.DECODE_ROUTE_SILU_UP2_GATES_FIRST
                 : KernelName.DECODE_ROUTE_SILU_UP2;
     return warps(
-        name, blocks(argument.inter(), four ? 128 : 64), argument.product().rows(), 1, argument);
+        name,
+        Math.ceilDiv(argument.inter(), four ? 128 : 64),
+        argument.product().rows(),
+        1,
+        argument);
   }
 
   /** Behind a product of linears all of whose adapters act. */
@@ -219,8 +219,8 @@ public final class DecodeLayerKernels {
     return kernels.launch(
         KernelName.DECODE_ADD_MIXTURE,
         Shape.of(
-                blocks(out, MIXED_OUTPUTS),
-                blocks(argument.rows(), MatrixVector.MAX_ROWS),
+                Math.ceilDiv(out, MIXED_OUTPUTS),
+                Math.ceilDiv(argument.rows(), MatrixVector.MAX_ROWS),
                 Math.max(1, argument.linear().size()),
                 256)
             .withShared(shared)
@@ -244,12 +244,12 @@ public final class DecodeLayerKernels {
   /** Behind gate and up of many rows. */
   public Kernel.Launch siluUpWide(DecodeRouteSiluUp argument) {
     var rows = argument.product().rows();
-    var warps = blocks(argument.inter(), 128);
+    var warps = Math.ceilDiv(argument.inter(), 128);
     // the more rows there are, the more of its outputs a warp that has chosen adapters takes
     var each = Math.clamp(rows / 16, 1, 4);
     return kernels.launch(
         KernelName.DECODE_ROUTE_SILU_UP_WIDE,
-        Shape.of(blocks(warps, 4 * each), rows, 1, 128).withOverlap(overlap),
+        Shape.of(Math.ceilDiv(warps, 4 * each), rows, 1, 128).withOverlap(overlap),
         argument);
   }
 
@@ -263,7 +263,7 @@ public final class DecodeLayerKernels {
     return kernels.launch(
         KernelName.DECODE_ROUTE_Z,
         Shape.of(
-                blocks(Math.max(1, maxRank * kernels.constants().topK()), argument.each()),
+                Math.ceilDiv(Math.max(1, maxRank * kernels.constants().topK()), argument.each()),
                 linears,
                 argument.product().rows(),
                 256)

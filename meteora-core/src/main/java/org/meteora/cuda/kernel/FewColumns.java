@@ -44,22 +44,20 @@ public record FewColumns(Kernels kernels, int rows, int columns, int k) {
     return rows > 64 && kernels.cuda().capability() >= 90;
   }
 
-  private static int blocks(int n, int each) {
-    return (n + each - 1) / each;
-  }
-
   /** Elements of k in a slice: the more blocks there are besides, the fewer are needed. */
   private int slice() {
     if (isStaged(kernels, rows)) {
-      var tiles = blocks(rows, 64) * blocks(columns, 128);
-      return blocks(blocks(k, 64), Math.max(1, kernels.cuda().multiprocessors() / tiles)) * 64;
+      var tiles = Math.ceilDiv(rows, 64) * Math.ceilDiv(columns, 128);
+      return Math.ceilDiv(
+              Math.ceilDiv(k, 64), Math.max(1, kernels.cuda().multiprocessors() / tiles))
+          * 64;
     }
-    return blocks(k / 32, rows <= 64 ? 32 : rows <= 128 ? 16 : 8) * 32;
+    return Math.ceilDiv(k / 32, rows <= 64 ? 32 : rows <= 128 ? 16 : 8) * 32;
   }
 
   /** Slices that {@link #parts} leaves. */
   public int slices() {
-    return blocks(k, slice());
+    return Math.ceilDiv(k, slice());
   }
 
   /** Floats of scratch memory. */
@@ -80,7 +78,7 @@ public record FewColumns(Kernels kernels, int rows, int columns, int k) {
         parts(x, w, scratch),
         kernels.launch(
             KernelName.DECODE_SUM_PARTS,
-            Shape.of(blocks(columns, 128), rows, 1, 128),
+            Shape.of(Math.ceilDiv(columns, 128), rows, 1, 128),
             new DecodeSumParts(scratch, y, rows, columns, slices(), ld)));
   }
 
@@ -90,13 +88,14 @@ public record FewColumns(Kernels kernels, int rows, int columns, int k) {
     if (!isStaged(kernels, rows)) {
       return kernels.launch(
           KernelName.DECODE_FEW_COLUMNS,
-          Shape.of(slices(), blocks(rows, 64), blocks(columns, 256), 512),
+          Shape.of(slices(), Math.ceilDiv(rows, 64), Math.ceilDiv(columns, 256), 512),
           argument);
     }
     kernels.get(KernelName.DECODE_FEW_COLUMNS_STAGED).allowShared(STAGES_BYTES);
     return kernels.launch(
         KernelName.DECODE_FEW_COLUMNS_STAGED,
-        Shape.of(slices(), blocks(rows, 64), blocks(columns, 128), 256).withShared(STAGES_BYTES),
+        Shape.of(slices(), Math.ceilDiv(rows, 64), Math.ceilDiv(columns, 128), 256)
+            .withShared(STAGES_BYTES),
         argument);
   }
 }

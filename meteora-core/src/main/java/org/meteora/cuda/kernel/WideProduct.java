@@ -91,12 +91,8 @@ public final class WideProduct {
             .boxed()
             .min((a, b) -> Double.compare(cost(a), cost(b)))
             .orElseThrow();
-    this.most = blocks(ofBlock(this.slices), passes(this.slices));
+    this.most = Math.ceilDiv(ofBlock(this.slices), passes(this.slices));
     this.stages = Math.min(12, (SHARED - beyond()) / (inputBytes() + most * GROUP_BYTES));
-  }
-
-  private static int blocks(int n, int each) {
-    return (n + each - 1) / each;
   }
 
   /** 16 rows of x that the kernel multiplies, 2 or 4. */
@@ -118,16 +114,16 @@ public final class WideProduct {
   }
 
   private int ofBlock(int slices) {
-    return blocks(groups, members(slices));
+    return Math.ceilDiv(groups, members(slices));
   }
 
   private int passes(int slices) {
-    return blocks(ofBlock(slices), AT_A_TIME);
+    return Math.ceilDiv(ofBlock(slices), AT_A_TIME);
   }
 
   /** In KiB of a block: weights from memory, x from L2 beside them, copies of y. */
   private double cost(int slices) {
-    var chunks = blocks(k / CHUNK, slices);
+    var chunks = Math.ceilDiv(k / CHUNK, slices);
     var input = 0.25 * passes(slices) * 2 * tiles();
     var outputs = 4.0 * 8 * ofBlock(slices) * rows / 1024;
     return chunks * (ofBlock(slices) + input) + (slices == 1 ? 1 : 2) * outputs;
