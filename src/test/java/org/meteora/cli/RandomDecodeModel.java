@@ -55,19 +55,11 @@ final class RandomDecodeModel implements AutoCloseable {
     var inter = sizes.intermediate();
     var layers = new ArrayList<Layer>();
     for (var i = 0; i < sizes.layers(); i++) {
-      var attention = linears(h, q, kv, kv);
-      var mlp = linears(h, inter, inter);
-      layers.add(
-          new Layer(
-              norm(),
-              norm(),
-              attention.get(0),
-              attention.get(1),
-              attention.get(2),
-              linears(q, h).getFirst(),
-              mlp.get(0),
-              mlp.get(1),
-              linears(inter, h).getFirst()));
+      var linears = new ArrayList<Linear>(linears(h, q, kv, kv));
+      linears.addAll(linears(q, h));
+      linears.addAll(linears(h, inter, inter));
+      linears.addAll(linears(inter, h));
+      layers.add(new Layer(norm(), norm(), linears, Optional.empty()));
     }
     var frequencies = new float[sizes.headDim() / 2];
     for (var i = 0; i < frequencies.length; i++) {

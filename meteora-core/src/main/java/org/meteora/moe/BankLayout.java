@@ -27,7 +27,8 @@ public final class BankLayout {
   private final NDArray rows;
   private final NDArray rowScales;
   private final NDArray expansion;
-  private final long[] offsets;
+  private final float[] scales;
+  private final int[] offsets;
   private final NDManager manager;
   private final Dtype dtype;
   private volatile NDArray loraBTransposed;
@@ -41,19 +42,17 @@ public final class BankLayout {
     this.dtype = dtype;
     int n = bank.size();
     int maxRank = Math.max(1, bank.maxRank());
-    var starts = bank.offsets();
-    offsets = new long[n];
+    offsets = bank.offsets();
+    scales = new float[n];
     var rowTable = new long[n * maxRank];
     var scaleTable = new float[n * maxRank];
-    var scaleOf = new float[n];
     var expand = new float[n * Math.max(1, bank.totalRank())];
     for (int i = 0; i < n; i++) {
-      offsets[i] = starts[i];
-      scaleOf[i] = (float) bank.scales()[i];
+      scales[i] = (float) bank.scales()[i];
       for (int r = 0; r < bank.ranks()[i]; r++) {
-        rowTable[i * maxRank + r] = starts[i] + r;
-        scaleTable[i * maxRank + r] = scaleOf[i];
-        expand[i * bank.totalRank() + starts[i] + r] = scaleOf[i];
+        rowTable[i * maxRank + r] = offsets[i] + r;
+        scaleTable[i * maxRank + r] = scales[i];
+        expand[i * bank.totalRank() + offsets[i] + r] = scales[i];
       }
     }
     rows = Ops.of(manager, rowTable, n, maxRank);
@@ -95,8 +94,7 @@ public final class BankLayout {
 
   /** These adapters for kernels, with a matrix that scores them. */
   public ScoredBank scored(Scores scores, NDArray gate) {
-    return new ScoredBank(
-        scores, gate, bank.loraA(), bank.loraB(), loraBTransposed(false), bank.scales());
+    return new ScoredBank(scores, gate, bank.loraA(), bank.loraB(), loraBTransposed(false), scales);
   }
 
   private synchronized NDArray keepBTransposed() {

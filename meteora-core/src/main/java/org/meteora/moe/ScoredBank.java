@@ -19,4 +19,4 @@ public record ScoredBank(
     NDArray loraA,
     NDArray loraB,
     NDArray loraBTransposed,
-    double[] scales) {}
+    float[] scales) {}

@@ -2,9 +2,9 @@ package org.meteora.router;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.Arrays;
 import java.util.IdentityHashMap;
 import java.util.Map;
-import java.util.stream.DoubleStream;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Llama;
 import org.meteora.moe.GatedLinear;
@@ -102,13 +102,10 @@ public final class Spectr implements Router.Scoring {
 
   private ScoredBank makeForKernels(GatedLinear linear) {
     var left = left(linear);
+    var scales = new float[linear.bank().size()];
+    Arrays.fill(scales, 1);
     return new ScoredBank(
-        Scores.NORM,
-        null,
-        tables.of(linear).forms(),
-        Ops.transpose(left, 0, 1),
-        left,
-        DoubleStream.generate(() -> 1).limit(linear.bank().size()).toArray());
+        Scores.NORM, null, tables.of(linear).forms(), Ops.transpose(left, 0, 1), left, scales);
   }
 
   /** {@code (Σr, out)}. */

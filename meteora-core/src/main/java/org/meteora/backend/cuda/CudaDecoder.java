@@ -226,13 +226,7 @@ public final class CudaDecoder implements AutoCloseable {
           new DecodeModel.Layer(
               Ops.dataPointer(layer.inputNorm().weight()),
               Ops.dataPointer(layer.postAttentionNorm().weight()),
-              linear(layer.projection(Projection.Q)),
-              linear(layer.projection(Projection.K)),
-              linear(layer.projection(Projection.V)),
-              linear(layer.projection(Projection.O)),
-              linear(layer.projection(Projection.GATE)),
-              linear(layer.projection(Projection.UP)),
-              linear(layer.projection(Projection.DOWN)),
+              layer.projections().stream().map(this::linear).toList(),
               weigher(layers.size())));
     }
     return new DecodeModel(
@@ -299,10 +293,6 @@ public final class CudaDecoder implements AutoCloseable {
           chooses(linear)
               ? router.forKernels(linear)
               : linear.layout().scored(Scores.PRODUCT, noGate);
-      var scales = new float[bank.size()];
-      for (int i = 0; i < scales.length; i++) {
-        scales[i] = (float) scored.scales()[i];
-      }
       adapters =
           Optional.of(
               new AdapterMemory(
@@ -310,7 +300,7 @@ public final class CudaDecoder implements AutoCloseable {
                   Ops.dataPointer(scored.loraA()),
                   Ops.dataPointer(scored.loraBTransposed()),
                   bank.ranks(),
-                  scales));
+                  scored.scales()));
     }
     return new DecodeModel.Linear(
         Ops.dataPointer(linear.weight()),

@@ -91,10 +91,6 @@ final class FusedInference implements AutoCloseable {
     var targets = new ArrayList<AdapterKernels.Target>();
     for (int i = 0; i < loraB.length; i++) {
       var bank = linears.get(i).bank();
-      var scales = new float[bank.size()];
-      for (int j = 0; j < scales.length; j++) {
-        scales[j] = (float) banks.get(i).scales()[j];
-      }
       targets.add(
           new AdapterKernels.Target(
               new AdapterMemory(
@@ -102,7 +98,7 @@ final class FusedInference implements AutoCloseable {
                   first + row * rankAt[i],
                   loraB[i],
                   bank.ranks(),
-                  scales),
+                  banks.get(i).scales()),
               (int) linears.get(i).weight().getShape().get(0)));
     }
     var scores = banks.getFirst().scores();

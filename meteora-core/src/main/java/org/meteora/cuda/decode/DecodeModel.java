@@ -58,55 +58,23 @@ public record DecodeModel(
   /**
    * One decoder layer; the norms' weights are (hidden).
    *
+   * @param linears the seven projections, q to down
    * @param weigher none where the weights are given, or nothing is weighed
    */
   public record Layer(
-      long inputNorm,
-      long postAttentionNorm,
-      Linear q,
-      Linear k,
-      Linear v,
-      Linear o,
-      Linear gate,
-      Linear up,
-      Linear down,
-      Optional<Weigher> weigher) {
-    /** Without a weigher. */
-    public Layer(
-        long inputNorm,
-        long postAttentionNorm,
-        Linear q,
-        Linear k,
-        Linear v,
-        Linear o,
-        Linear gate,
-        Linear up,
-        Linear down) {
-      this(inputNorm, postAttentionNorm, q, k, v, o, gate, up, down, Optional.empty());
-    }
-
-    /** The seven projections, q to down. */
-    public List<Linear> linears() {
-      return List.of(q, k, v, o, gate, up, down);
-    }
-  }
+      long inputNorm, long postAttentionNorm, List<Linear> linears, Optional<Weigher> weigher) {}
 
   /** This model without its adapters. */
   public DecodeModel base() {
     var plain =
         layers.stream()
             .map(
-                l ->
+                layer ->
                     new Layer(
-                        l.inputNorm,
-                        l.postAttentionNorm,
-                        bare(l.q),
-                        bare(l.k),
-                        bare(l.v),
-                        bare(l.o),
-                        bare(l.gate),
-                        bare(l.up),
-                        bare(l.down)))
+                        layer.inputNorm,
+                        layer.postAttentionNorm,
+                        layer.linears.stream().map(DecodeModel::bare).toList(),
+                        Optional.empty()))
             .toList();
     return new DecodeModel(
         dtype,

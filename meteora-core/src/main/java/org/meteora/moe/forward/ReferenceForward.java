@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.ForwardStrategy;
 import org.meteora.moe.Routing;
+import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /**
@@ -20,8 +21,7 @@ public final class ReferenceForward implements ForwardStrategy {
       if (bank.rank(i) == 0) {
         continue;
       }
-      var chosen =
-          routing.indices().eq((long) i).toType(ai.djl.ndarray.types.DataType.FLOAT32, false);
+      var chosen = Ops.convert(routing.indices().eq((long) i), Dtype.F32);
       var weight =
           Ops.scale(
               routing.weights().mul(chosen).sum(new int[] {1}, true), bank.bank().scales()[i]);

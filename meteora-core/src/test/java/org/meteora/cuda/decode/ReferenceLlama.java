@@ -185,17 +185,7 @@ public final class ReferenceLlama {
       var n1 = gpu.normal(c.hidden, 0.2, 1, c.dtype);
       var n2 = gpu.normal(c.hidden, 0.2, 1, c.dtype);
       layers.add(new Lay(n1.values(), n2.values(), linears));
-      deviceLayers.add(
-          new DecodeModel.Layer(
-              n1.address(),
-              n2.address(),
-              device.get(0),
-              device.get(1),
-              device.get(2),
-              device.get(3),
-              device.get(4),
-              device.get(5),
-              device.get(6)));
+      deviceLayers.add(new DecodeModel.Layer(n1.address(), n2.address(), device, Optional.empty()));
     }
     var e = gpu.normal(c.vocab * c.hidden, 1, 0, c.dtype);
     var f = gpu.normal(c.hidden, 0.2, 1, c.dtype);
