@@ -1,8 +1,10 @@
 package org.meteora.cuda.decode;
 
-import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.meteora.cuda.decode.DecodeModel.Linear;
 import org.meteora.cuda.decode.DecodeModel.Weigher;
 import org.meteora.cuda.kernel.AdapterMemory;
@@ -16,19 +18,22 @@ import org.meteora.nn.Projection;
  */
 record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> weigher) {
   static InputGroup of(DecodeModel model, int layer, Projection.Input input) {
-    var first = -1;
-    var linears = new ArrayList<Linear>();
-    for (var projection : Projection.values()) {
-      if (projection.input() == input) {
-        first = first < 0 ? projection.ordinal() : first;
-        linears.add(model.layers().get(layer).linears().get(projection.ordinal()));
-      }
-    }
-    var weigher =
-        input == Projection.Input.ATTENTION
-            ? model.layers().get(layer).weigher()
-            : Optional.<Weigher>empty();
-    return new InputGroup(layer, first, List.copyOf(linears), weigher);
+    var all = model.layers().get(layer);
+    var reading =
+        Arrays.stream(Projection.values())
+            .filter(projection -> projection.input() == input)
+            .map(Projection::ordinal)
+            .toList();
+    var weigher = input == Projection.Input.ATTENTION ? all.weigher() : Optional.<Weigher>empty();
+    var linears = reading.stream().map(all.linears()::get).toList();
+    return new InputGroup(layer, reading.getFirst(), linears, weigher);
+  }
+
+  /** Those of all layers. */
+  static Stream<InputGroup> all(DecodeModel model) {
+    return IntStream.range(0, model.layers().size())
+        .boxed()
+        .flatMap(i -> Arrays.stream(Projection.Input.values()).map(input -> of(model, i, input)));
   }
 
   /** What they read. */

@@ -1,14 +1,11 @@
 package org.meteora.cuda.decode;
 
-import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
-import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeEmbedNorm;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteAddResidualNorm;
-import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteSiluUp;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MaskedAdapters;
 import org.meteora.cuda.kernel.MaskedAdapters.DecodeMaskedSiluUp;
@@ -69,14 +66,15 @@ final class LibraryPlan extends StepPlan {
 
   /** Of all layers. */
   private static Stream<LibraryProduct> products(Kernels kernels, DecodeModel model, int rows) {
-    return IntStream.range(0, model.layers().size())
-        .boxed()
-        .flatMap(i -> Arrays.stream(Input.values()).map(input -> InputGroup.of(model, i, input)))
-        .map(group -> new LibraryProduct(kernels, model, group, rows));
+    return InputGroup.all(model).map(group -> new LibraryProduct(kernels, model, group, rows));
   }
 
-  private LibraryProduct product(int layer, Input input) {
-    return new LibraryProduct(kernels, model, InputGroup.of(model, layer, input), rows);
+  /** Queues a product, and what adds all adapters to it where all act. */
+  private LibraryProduct multiplied(int layer, Input input) {
+    var product = new LibraryProduct(kernels, model, InputGroup.of(model, layer, input), rows);
+    works.add(product.work(memory, library, overlap));
+    mix(product);
+    return product;
   }
 
   private void build() {
@@ -94,22 +92,13 @@ final class LibraryPlan extends StepPlan {
                 model.vocab(),
                 model.eps())));
     for (var i = 0; i < layers.size(); i++) {
-      var qkv = product(i, Input.ATTENTION);
-      works.add(qkv.work(memory, library, memory.normed, memory.yA, overlap));
-      mix(qkv, memory.yA);
+      var qkv = multiplied(i, Input.ATTENTION);
       works.add(ropeAppend(qkv, 0, i));
       works.add(attention(i, true));
-      var o = product(i, Input.ATTENTION_HEADS);
-      works.add(o.work(memory, library, memory.attended, memory.yB, overlap));
-      mix(o, memory.yB);
+      var o = multiplied(i, Input.ATTENTION_HEADS);
       works.add(addResidualNorm(o, layers.get(i).postAttentionNorm()));
-      var gateUp = product(i, Input.MLP);
-      works.add(gateUp.work(memory, library, memory.normed, memory.yA, overlap));
-      mix(gateUp, memory.yA);
-      works.add(siluUp(gateUp));
-      var down = product(i, Input.MLP_INNER);
-      works.add(down.work(memory, library, memory.activated, memory.yB, overlap));
-      mix(down, memory.yB);
+      works.add(siluUp(multiplied(i, Input.MLP)));
+      var down = multiplied(i, Input.MLP_INNER);
       works.add(
           addResidualNorm(
               down, i + 1 < layers.size() ? layers.get(i + 1).inputNorm() : model.finalNorm()));
@@ -146,20 +135,13 @@ final class LibraryPlan extends StepPlan {
               masked.get(0), masked.get(1), memory.yA, memory.activated, rows, gateUp.ld()),
           overlap);
     }
-    var linears = gateUp.linears(memory);
-    return layer.siluUpWide(
-        new DecodeRouteSiluUp(
-            gateUp.output(memory, memory.yA, 0, 0),
-            linears.get(0),
-            linears.get(1),
-            memory.activated,
-            model.intermediate()));
+    return layer.siluUpWide(routeSiluUp(gateUp, 0));
   }
 
   private Work addResidualNorm(LibraryProduct product, long normWeight) {
     return layer.addResidualNorm(
         new DecodeRouteAddResidualNorm(
-            product.output(memory, memory.yB, 0, 0),
+            product.output(memory, 0, 0),
             product.linears(memory).getFirst(),
             memory.residual,
             normWeight,

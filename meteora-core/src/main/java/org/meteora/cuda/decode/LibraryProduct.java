@@ -115,11 +115,6 @@ final class LibraryProduct extends StepProduct {
   }
 
   @Override
-  int partials() {
-    return 0; // inputs are whole
-  }
-
-  @Override
   int ld() {
     return ld;
   }
@@ -127,16 +122,6 @@ final class LibraryProduct extends StepProduct {
   @Override
   int slots() {
     return own.map(WideProduct::slots).orElse(1);
-  }
-
-  @Override
-  int gateTiles() {
-    return 0;
-  }
-
-  @Override
-  boolean leavesSpread() {
-    return false;
   }
 
   @Override
@@ -191,17 +176,17 @@ final class LibraryProduct extends StepProduct {
   }
 
   /**
-   * @param x (rows, in)
-   * @param y float32 ({@link #slots}, rows, {@link #ld})
    * @param overlap programmatic dependent launch, of a launch of our own
    */
-  Work work(StepMemory memory, LibraryProducts library, long x, long y, boolean overlap) {
+  Work work(StepMemory memory, LibraryProducts library, boolean overlap) {
+    var x = x(memory);
+    var y = y(memory);
     if (own.isPresent()) {
       var all = own.get().launch(x, y, ld, overlap);
       if (!isMasked()) {
         return all;
       }
-      var route = sumRoute(memory, y, 0, 0, 0, overlap);
+      var route = sumRoute(memory, 0, 0, 0, overlap);
       return stream -> {
         all.on(stream);
         route.on(stream);
@@ -218,7 +203,7 @@ final class LibraryProduct extends StepProduct {
       } else if (isMasked()) {
         var few = fewColumns(part);
         beside.add(few.parts(x, part.address(), memory.sliced));
-        beside.add(sumRoute(memory, y, to, part.rows(), few.slices(), false));
+        beside.add(sumRoute(memory, to, part.rows(), few.slices(), false));
       } else {
         beside.addAll(fewColumns(part).launches(x, part.address(), to, memory.sliced, ld));
       }
@@ -226,12 +211,11 @@ final class LibraryProduct extends StepProduct {
     return library.together(products, beside);
   }
 
-  private Work sumRoute(
-      StepMemory memory, long y, long to, int columns, int slices, boolean overlap) {
+  private Work sumRoute(StepMemory memory, long to, int columns, int slices, boolean overlap) {
     return MaskedAdapters.sumRoute(
         kernels,
         new DecodeSumRoute(
-            output(memory, y, 0, 0),
+            output(memory, 0, 0),
             linears(memory),
             masked(memory),
             memory.sliced,

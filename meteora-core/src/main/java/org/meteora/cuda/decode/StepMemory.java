@@ -51,12 +51,11 @@ final class StepMemory implements AutoCloseable {
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
   private final Arena host = Arena.ofShared();
   private final int maxBlocks;
-  private final HostMemory tablesLocked;
   private final MemorySegment tablesOnHost;
   private int[][] present = {};
   private final MemorySegment lengthsOnHost;
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
-  private final HostMemory locked;
+  private final List<HostMemory> locked = new ArrayList<>();
   private final MemorySegment onHost;
   private final long exchanged;
   private final long gateTilesDone;
@@ -153,16 +152,9 @@ final class StepMemory implements AutoCloseable {
     this.routingAt =
         choiceAt + (given ? 2 * 4 * maxRows * topK : weighed ? 0 : 4 * maxRows * mixed);
     this.lengthsOnHost = host.allocate(4L * maxRows, 16);
-    var locking = new ArrayList<HostMemory>();
     try {
-      this.locked = new HostMemory(cuda, routingAt + routingBytes(layers, maxRows));
-      locking.add(locked);
-      this.tablesLocked = new HostMemory(cuda, 4L * maxBlocks * maxRows);
-      locking.add(tablesLocked);
-      this.tablesOnHost = tablesLocked.memory();
-      tablesOnHost.fill((byte) 0);
-      this.onHost = locked.memory();
-      onHost.fill((byte) 0);
+      this.onHost = locked(routingAt + routingBytes(layers, maxRows));
+      this.tablesOnHost = locked(4L * maxBlocks * maxRows);
       this.exchanged = zeros(onHost.byteSize());
       this.sampling = exchanged;
       this.tokens = exchanged + DeviceSampler.BYTES;
@@ -205,30 +197,30 @@ final class StepMemory implements AutoCloseable {
       this.gateTilesDone = zeros(4L * gateCounters());
       temperature(1);
     } catch (RuntimeException | Error e) {
-      owned.forEach(DeviceMemory::close);
-      locking.forEach(HostMemory::close);
-      host.close();
+      close();
       throw e;
     }
   }
 
   private long zeros(long bytes) {
-    var memory = cuda.allocateZeroed(bytes, stream);
-    owned.add(memory);
-    return memory.address();
+    return owned(cuda.allocateZeroed(bytes, stream));
+  }
+
+  /** Zeros on the host that copies need not wait for. */
+  private MemorySegment locked(long bytes) {
+    locked.add(new HostMemory(cuda, bytes));
+    return locked.getLast().memory().fill((byte) 0);
   }
 
   private void upload(Linear linear, AdapterMemory adapters) {
-    var offsets = cuda.upload(adapters.offsets(), stream);
-    owned.add(offsets);
-    var scales = cuda.upload(adapters.scales(), stream);
-    owned.add(scales);
     var ofRanks = new int[adapters.sumOfRanks()];
     for (var i = 0; i < adapters.count(); i++) {
       Arrays.fill(ofRanks, adapters.offsets()[i], adapters.offsets()[i + 1], i);
     }
     var adapterOfRank = mixed == 0 ? 0 : owned(cuda.upload(ofRanks, stream));
-    adapterArrays.put(linear, new long[] {offsets.address(), scales.address(), adapterOfRank});
+    var offsets = owned(cuda.upload(adapters.offsets(), stream));
+    var scales = owned(cuda.upload(adapters.scales(), stream));
+    adapterArrays.put(linear, new long[] {offsets, scales, adapterOfRank});
   }
 
   private long owned(DeviceMemory memory) {
@@ -422,8 +414,7 @@ final class StepMemory implements AutoCloseable {
   @Override
   public void close() {
     owned.forEach(DeviceMemory::close);
-    locked.close();
-    tablesLocked.close();
+    locked.forEach(HostMemory::close);
     host.close();
   }
 }

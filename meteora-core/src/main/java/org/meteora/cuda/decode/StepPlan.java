@@ -8,6 +8,7 @@ import org.meteora.cuda.kernel.DecodeAttentionKernel;
 import org.meteora.cuda.kernel.DecodeAttentionKernel.DecodeAttention;
 import org.meteora.cuda.kernel.DecodeLayerKernels;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteRopeAppend;
+import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteSiluUp;
 import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.DeviceSampler.SampleTokens;
 import org.meteora.cuda.kernel.Kernels;
@@ -69,16 +70,16 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
   }
 
   /** What adds all adapters to a product, where all act; queued behind it. */
-  final void mix(StepProduct product, long y) {
+  final void mix(StepProduct product) {
     if (model.scores() == Scores.ALL && product.group.mixes()) {
-      works.add(layer.addMixture(product.mixture(memory, y)));
+      works.add(layer.addMixture(product.mixture(memory)));
     }
   }
 
   final Kernel.Launch ropeAppend(StepProduct qkv, long clearCount, int index) {
     return layer.ropeAppend(
         new DecodeRouteRopeAppend(
-            qkv.output(memory, memory.yA, memory.yB, clearCount),
+            qkv.output(memory, memory.yB, clearCount),
             qkv.linears(memory),
             memory.query,
             cache.keys()[index],
@@ -92,6 +93,17 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             memory.maxRows(),
             (float) (1 / Math.sqrt(model.headDim())),
             model.ropeScale()));
+  }
+
+  /** What is behind gate and up. */
+  final DecodeRouteSiluUp routeSiluUp(StepProduct gateUp, long clearCount) {
+    var linears = gateUp.linears(memory);
+    return new DecodeRouteSiluUp(
+        gateUp.output(memory, clearCount > 0 ? memory.yB : 0, clearCount),
+        linears.get(0),
+        linears.get(1),
+        memory.activated,
+        model.intermediate());
   }
 
   /**

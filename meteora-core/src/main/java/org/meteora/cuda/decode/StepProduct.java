@@ -2,6 +2,7 @@ package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.meteora.cuda.decode.DecodeModel.Weigher;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeAddMixture;
 import org.meteora.cuda.kernel.DecodeLayerKernels.MixedLinear;
@@ -25,7 +26,9 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
   }
 
   /** Sums of squares of a row of the input, when it is an RMSNorm's, not yet divided; or 0. */
-  abstract int partials();
+  int partials() {
+    return 0;
+  }
 
   /** Floats of a row of y. */
   abstract int ld();
@@ -34,12 +37,16 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
   abstract int slots();
 
   /** Tiles of gates that come first; 0: they do not. */
-  abstract int gateTiles();
+  int gateTiles() {
+    return 0;
+  }
 
   /**
    * Whether the input's spread is in the last two columns of y, for {@link Scores#STANDARDIZED}.
    */
-  abstract boolean leavesSpread();
+  boolean leavesSpread() {
+    return false;
+  }
 
   /** Where a linear's outputs lie in a row of y. */
   abstract int outAt(int which);
@@ -58,14 +65,31 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
     return (long) slots() * rows * ld();
   }
 
+  /** Its input (rows, in). */
+  final long x(StepMemory memory) {
+    return switch (group.input()) {
+      case ATTENTION, MLP -> memory.normed;
+      case ATTENTION_HEADS -> memory.attended;
+      case MLP_INNER -> memory.activated;
+    };
+  }
+
+  /** What it leaves, float32 ({@link #slots}, rows, {@link #ld}): in two buffers in turn. */
+  final long y(StepMemory memory) {
+    return switch (group.input()) {
+      case ATTENTION, MLP -> memory.yA;
+      case ATTENTION_HEADS, MLP_INNER -> memory.yB;
+    };
+  }
+
   /**
-   * What it leaves in {@code y}.
+   * What it leaves in {@link #y}.
    *
    * @param clear what the kernel behind sets to zero, {@code clearCount} floats; or 0
    */
-  ProductOutput output(StepMemory memory, long y, long clear, long clearCount) {
+  ProductOutput output(StepMemory memory, long clear, long clearCount) {
     return new ProductOutput(
-        y,
+        y(memory),
         clear,
         memory.inverseTemperature,
         clearCount,
@@ -74,13 +98,7 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         ld(),
         rows,
         gateTiles(),
-        leavesSpread()
-            ? 0
-            : switch (group.input()) {
-              case ATTENTION, MLP -> memory.normed;
-              case ATTENTION_HEADS -> memory.attended;
-              case MLP_INNER -> memory.activated;
-            },
+        leavesSpread() ? 0 : x(memory),
         partials() > 0 ? memory.sumsq : 0,
         group.in(),
         partials(),
@@ -91,19 +109,11 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
 
   /** The group's linears as they lie in a row of y. */
   List<RoutedLinear> linears(StepMemory memory) {
-    var routed = new ArrayList<RoutedLinear>();
-    for (var i = 0; i < group.linears().size(); i++) {
-      routed.add(linear(memory, i));
-    }
-    return routed;
+    return IntStream.range(0, group.linears().size()).mapToObj(i -> linear(memory, i)).toList();
   }
 
-  /**
-   * What adds all adapters to {@code y}, of {@link Scores#ALL}.
-   *
-   * @param y where the product is
-   */
-  DecodeAddMixture mixture(StepMemory memory, long y) {
+  /** What adds all adapters to {@link #y}, of {@link Scores#ALL}. */
+  DecodeAddMixture mixture(StepMemory memory) {
     var mixed = new ArrayList<MixedLinear>();
     for (var i = 0; i < group.linears().size(); i++) {
       var linear = group.linears().get(i);
@@ -122,7 +132,7 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
       }
     }
     return new DecodeAddMixture(
-        y,
+        y(memory),
         memory.mixture(group.layer(), rows),
         group.weigher().map(Weigher::bias).orElse(0L),
         memory.inverseTemperature,

@@ -1,11 +1,11 @@
 package org.meteora.cuda.decode;
 
 import java.util.List;
+import java.util.stream.IntStream;
 import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.kernel.DecodeLayerKernels;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeEmbed;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteAddResidual;
-import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteSiluUp;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.nn.Projection.Input;
@@ -36,28 +36,26 @@ final class StreamedPlan extends StepPlan {
   /** Floats of the largest product of the layers, for any number of rows up to {@code maxRows}. */
   static long productFloats(
       Kernels kernels, DecodeModel model, MatrixVector.Tuning tuning, int maxRows) {
-    var floats = 0L;
-    for (var rows = 1; rows <= maxRows; rows *= 2) {
-      for (var i = 0; i < model.layers().size(); i++) {
-        for (var input : Input.values()) {
-          var group = InputGroup.of(model, i, input);
-          floats =
-              Math.max(floats, new StreamedProduct(model, kernels, tuning, group, rows).floats());
-        }
-      }
-    }
-    return floats;
+    return InputGroup.all(model)
+        .flatMapToLong(
+            group ->
+                rows(maxRows)
+                    .mapToLong(n -> new StreamedProduct(model, kernels, tuning, group, n).floats()))
+        .max()
+        .orElse(0);
   }
 
   /** Floats of the head's product, likewise. */
   static long logitFloats(
       Kernels kernels, DecodeModel model, MatrixVector.Tuning tuning, int maxRows) {
-    var floats = 0L;
-    for (var rows = 1; rows <= maxRows; rows *= 2) {
-      var head = head(kernels, model, tuning, rows);
-      floats = Math.max(floats, (long) head.slots() * rows * model.vocab());
-    }
-    return floats;
+    return rows(maxRows)
+        .mapToLong(n -> (long) head(kernels, model, tuning, n).slots() * n * model.vocab())
+        .max()
+        .orElse(0);
+  }
+
+  private static IntStream rows(int maxRows) {
+    return IntStream.iterate(1, rows -> rows <= maxRows, rows -> 2 * rows);
   }
 
   private static MatrixVector head(
@@ -96,18 +94,14 @@ final class StreamedPlan extends StepPlan {
       var o = product(i, Input.ATTENTION_HEADS);
       var gateUp = product(i, Input.MLP);
       var down = product(i, Input.MLP_INNER);
-      works.addAll(qkv.launches(memory, layer, memory.normed, memory.yA));
-      mix(qkv, memory.yA);
+      multiply(qkv);
       works.add(ropeAppend(qkv, o.floats(), i));
       works.add(attention(i, overlap));
-      works.addAll(o.launches(memory, layer, memory.attended, memory.yB));
-      mix(o, memory.yB);
+      multiply(o);
       works.add(addResidual(o, memory.yA, gateUp.floats(), layers.get(i).postAttentionNorm()));
-      works.addAll(gateUp.launches(memory, layer, memory.normed, memory.yA));
-      mix(gateUp, memory.yA);
-      works.add(siluUp(gateUp, down.floats()));
-      works.addAll(down.launches(memory, layer, memory.activated, memory.yB));
-      mix(down, memory.yB);
+      multiply(gateUp);
+      works.add(layer.siluUp(routeSiluUp(gateUp, down.floats())));
+      multiply(down);
       if (i + 1 < layers.size()) {
         next = product(i + 1, Input.ATTENTION);
         works.add(addResidual(down, memory.yA, next.floats(), layers.get(i + 1).inputNorm()));
@@ -121,22 +115,16 @@ final class StreamedPlan extends StepPlan {
     works.addAll(sampling(head.slots()));
   }
 
-  private Kernel.Launch siluUp(StepProduct gateUp, long clearCount) {
-    var linears = gateUp.linears(memory);
-    return layer.siluUp(
-        new DecodeRouteSiluUp(
-            gateUp.output(memory, memory.yA, memory.yB, clearCount),
-            linears.get(0),
-            linears.get(1),
-            memory.activated,
-            model.intermediate()));
+  private void multiply(StreamedProduct product) {
+    works.addAll(product.launches(memory, layer));
+    mix(product);
   }
 
   private Kernel.Launch addResidual(
       StepProduct product, long clear, long clearCount, long normWeight) {
     return layer.addResidual(
         new DecodeRouteAddResidual(
-            product.output(memory, memory.yB, clear, clearCount),
+            product.output(memory, clear, clearCount),
             product.linears(memory).getFirst(),
             memory.residual,
             normWeight,

@@ -1,7 +1,6 @@
 package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.meteora.cuda.driver.Kernel;
@@ -123,12 +122,10 @@ final class StreamedProduct extends StepProduct {
     return group.outputs(all) + group.gates(all) + group.weighed() + group.ranks(which);
   }
 
-  /**
-   * The product's launches.
-   *
-   * @param y cleared before
-   */
-  List<Kernel.Launch> launches(StepMemory memory, DecodeLayerKernels layer, long x, long y) {
+  /** The product's launches; {@link #y} is cleared before. */
+  List<Kernel.Launch> launches(StepMemory memory, DecodeLayerKernels layer) {
+    var x = x(memory);
+    var y = y(memory);
     var partials = partials();
     var sumsq = partials > 0 ? memory.sumsq : 0;
     var first = product.launch(x, y, ld, memory.gateTilesDone(group), sumsq, partials, model.eps());
@@ -139,7 +136,7 @@ final class StreamedProduct extends StepProduct {
     var maxRank =
         linears.stream()
             .flatMap(l -> l.adapters().stream())
-            .flatMapToInt(a -> Arrays.stream(a.ranks()))
+            .mapToInt(AdapterMemory::maxRank)
             .max()
             .orElse(0);
     var aligned =
@@ -152,7 +149,7 @@ final class StreamedProduct extends StepProduct {
             linears.size(),
             maxRank,
             new DecodeRouteZ(
-                output(memory, y, 0, 0),
+                output(memory, 0, 0),
                 linears(memory),
                 a.toArray(),
                 x,

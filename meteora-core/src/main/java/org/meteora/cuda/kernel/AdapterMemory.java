@@ -38,7 +38,7 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
   }
 
   /** The largest rank. */
-  int maxRank() {
+  public int maxRank() {
     var largest = 0;
     for (var rank : ranks) {
       largest = Math.max(largest, rank);
