@@ -2,8 +2,8 @@ package org.meteora.generate;
 
 import java.util.ArrayList;
 import java.util.HashSet;
-import java.util.List;
 import java.util.Optional;
+import java.util.regex.Pattern;
 
 /**
  * Tells from a pattern of a tokenizer, in the syntax of Oniguruma, whether the steps of a match
@@ -30,6 +30,10 @@ final class PatternCost {
   private static final String META = "^$.[](){}*+?|\\";
 
   private static final int DEEPEST = 30;
+  private static final Pattern REPETITION =
+      Pattern.compile("[*+?]|\\{(?=,?\\d)(\\d{1,6})?(?:,(\\d{0,6}))?}");
+
+  private static final Cost ONE = new Cost(1, 0, 1, 0, true);
   private static final Cost HOPELESS = new Cost(1, 1, 1, 99, true);
 
   private final String pattern;
@@ -131,51 +135,24 @@ final class PatternCost {
   }
 
   private Cost repeated(Cost part) {
-    if (at == pattern.length()) {
-      return part;
+    var found = REPETITION.matcher(pattern).region(at, pattern.length());
+    if (!found.lookingAt()) {
+      return part; // a brace that stands for itself may come next
     }
-    int least;
-    double most;
-    switch (peek()) {
-      case '*' -> {
-        least = 0;
-        most = Double.POSITIVE_INFINITY;
-        at++;
-      }
-      case '+' -> {
-        least = 1;
-        most = Double.POSITIVE_INFINITY;
-        at++;
-      }
-      case '?' -> {
-        least = 0;
-        most = 1;
-        at++;
-      }
-      case '{' -> {
-        int end = pattern.indexOf('}', at);
-        var inside = end < 0 ? "" : pattern.substring(at + 1, end);
-        if (!inside.matches("\\d{1,6}(,\\d{0,6})?|,\\d{1,6}")) {
-          return part; // a brace that stands for itself comes next
-        }
-        var numbers = inside.split(",", -1);
-        least = numbers[0].isEmpty() ? 0 : Integer.parseInt(numbers[0]);
-        var last = numbers[numbers.length - 1];
-        most = last.isEmpty() ? Double.POSITIVE_INFINITY : Integer.parseInt(last);
-        at = end + 1;
-        if (at < pattern.length() && (peek() == '+' || peek() == '*')) {
-          return HOPELESS; // repeats the repetition
-        }
-      }
-      default -> {
-        return part;
-      }
+    char kind = peek();
+    at = found.end();
+    double least = kind == '{' ? number(found.group(1), 0) : kind == '+' ? 1 : 0;
+    double most =
+        switch (kind) {
+          case '?' -> 1;
+          case '{' -> number(found.group(2), least);
+          default -> Double.POSITIVE_INFINITY;
+        };
+    if (!take("?") && kind != '{') { // as few as will do
+      take("+"); // as many as there are
     }
-    if (at < pattern.length() && (peek() == '?' || peek() == '+')) {
-      at++; // as few as will do; as many as there are
-    }
-    if (at < pattern.length() && (peek() == '*' || peek() == '+' || peek() == '?')) {
-      return HOPELESS;
+    if (at < pattern.length() && "*+?".indexOf(peek()) >= 0) {
+      return HOPELESS; // repeats the repetition
     }
     boolean canFail = least > 0 && part.canFail;
     if (most <= 1) {
@@ -193,36 +170,29 @@ final class PatternCost {
 
   private Cost atom() {
     char c = pattern.charAt(at++);
-    switch (c) {
-      case '\\' -> {
-        char what = pattern.charAt(at++);
-        if (what == 'g') {
-          return HOPELESS; // calls a group
-        }
-        if (List.of('p', 'P', 'x', 'k', 'u', 'o').contains(what) && at < pattern.length()) {
-          if (peek() == '{' || what == 'k') {
-            at = indexOf(what == 'k' ? '>' : '}') + 1;
-          } else if (what == 'u' || what == 'x') {
-            int digits = what == 'u' ? 4 : 2;
-            for (int i = 0; i < digits && at < pattern.length() && isHex(peek()); i++) {
-              at++;
-            }
-          }
-        }
-        // a line's or a letter's end may be seen in two places
-        return what == 'R' || what == 'X' ? new Cost(2, 0, 1, 0, true) : one();
-      }
-      case '[' -> {
-        set();
-        return one();
-      }
-      case '(' -> {
-        return group();
-      }
-      default -> {
-        return one();
+    if (c == '[') {
+      set();
+    }
+    return c == '(' ? group() : c == '\\' ? escaped() : ONE;
+  }
+
+  private Cost escaped() {
+    char what = pattern.charAt(at++);
+    if (what == 'g') {
+      return HOPELESS; // calls a group
+    }
+    if (what == 'k' && at < pattern.length()) {
+      at = indexOf('>') + 1;
+    } else if ("pPxuo".indexOf(what) >= 0 && at < pattern.length() && peek() == '{') {
+      at = indexOf('}') + 1;
+    } else if (what == 'u' || what == 'x') {
+      int digits = what == 'u' ? 4 : 2;
+      while (digits-- > 0 && at < pattern.length() && Character.digit(peek(), 16) >= 0) {
+        at++;
       }
     }
+    // a line's or a letter's end may be seen in two places
+    return what == 'R' || what == 'X' ? new Cost(2, 0, 1, 0, true) : ONE;
   }
 
   private Cost group() {
@@ -284,12 +254,11 @@ final class PatternCost {
     depth--;
   }
 
-  private static Cost one() {
-    return new Cost(1, 0, 1, 0, true);
-  }
-
-  private static boolean isHex(char c) {
-    return Character.digit(c, 16) >= 0;
+  /** A bound of a repetition: no limit where it is empty. */
+  private static double number(String bound, double otherwise) {
+    return bound == null
+        ? otherwise
+        : bound.isEmpty() ? Double.POSITIVE_INFINITY : Integer.parseInt(bound);
   }
 
   private int indexOf(char end) {

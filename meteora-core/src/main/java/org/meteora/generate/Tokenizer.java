@@ -5,6 +5,7 @@ import ai.djl.huggingface.tokenizers.jni.LibUtils;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.io.CacheFolders;
@@ -15,7 +16,6 @@ public final class Tokenizer implements AutoCloseable {
   private final Path file;
   private final HuggingFaceTokenizer tokenizer;
   private final TokenizerFile.Checked checked;
-  private final String[] pieces;
   private final int rows;
 
   private Tokenizer(
@@ -23,7 +23,6 @@ public final class Tokenizer implements AutoCloseable {
     this.file = file;
     this.tokenizer = tokenizer;
     this.checked = checked;
-    this.pieces = checked.pieces();
     this.rows = rows;
   }
 
@@ -112,11 +111,7 @@ public final class Tokenizer implements AutoCloseable {
 
   /** The text of token ids; incomplete UTF-8 sequences become U+FFFD. */
   public String decode(int[] ids, boolean skipSpecialTokens) {
-    var longs = new long[ids.length];
-    for (int i = 0; i < ids.length; i++) {
-      longs[i] = ids[i];
-    }
-    return tokenizer.decode(longs, skipSpecialTokens);
+    return tokenizer.decode(Arrays.stream(ids).asLongStream().toArray(), skipSpecialTokens);
   }
 
   /**
@@ -124,6 +119,7 @@ public final class Tokenizer implements AutoCloseable {
    * space as Ġ); empty for an unknown id.
    */
   public String token(int id) {
+    var pieces = checked.pieces();
     return id >= 0 && id < pieces.length && pieces[id] != null ? pieces[id] : "";
   }
 

@@ -27,7 +27,11 @@ final class TokenizerFile {
   private static final Set<String> NORMAL_FORMS =
       Set.of("NFC", "NFD", "NFKC", "NFKD", "BertNormalizer");
 
-  private TokenizerFile() {}
+  private final Path file;
+
+  private TokenizerFile(Path file) {
+    this.file = file;
+  }
 
   /**
    * What a file says.
@@ -42,16 +46,19 @@ final class TokenizerFile {
    * @throws UserException when it cannot be a tokenizer
    */
   static Checked check(Path file) {
+    return new TokenizerFile(file).check();
+  }
+
+  private Checked check() {
     var json = Jsonl.readFile(file);
     if (!json.isObject() || !json.path("model").isObject()) {
-      throw new UserException(file + ": not a tokenizer: there is no \"model\"");
+      throw refused("not a tokenizer: there is no \"model\"");
     }
-    requireSane(file, json, "", 0);
+    requireSane(json, "", 0);
     for (var part : List.of("normalizer", "pre_tokenizer", "post_processor", "decoder")) {
-      requirePart(file, json.path(part), part);
+      requirePart(json.path(part), part);
       if (growth(json.path(part)) > LARGEST_GROWTH) {
-        throw new UserException(
-            file + ": " + part + " makes a text more than " + LARGEST_GROWTH + " times as long");
+        throw refused(part + " makes a text more than " + LARGEST_GROWTH + " times as long");
       }
     }
     var pieces = new HashMap<Integer, String>();
@@ -61,17 +68,17 @@ final class TokenizerFile {
         pieces.put(i, vocab.get(i).path(0).asText());
       }
     } else {
-      vocab.properties().forEach(entry -> put(file, pieces, entry.getValue(), entry.getKey()));
+      vocab.properties().forEach(entry -> put(pieces, entry.getValue(), entry.getKey()));
     }
     for (var added : json.path("added_tokens")) {
       if (!added.path("content").isTextual()) {
-        throw new UserException(file + ": added_tokens: a token without \"content\"");
+        throw refused("added_tokens: a token without \"content\"");
       }
-      put(file, pieces, added.path("id"), added.path("content").textValue());
+      put(pieces, added.path("id"), added.path("content").textValue());
     }
     int highest = pieces.keySet().stream().mapToInt(Integer::intValue).max().orElse(-1);
     if (highest < 0) {
-      throw new UserException(file + ": the vocabulary is empty");
+      throw refused("the vocabulary is empty");
     }
     var table = new String[highest + 1];
     pieces.forEach((id, piece) -> table[id] = piece);
@@ -81,68 +88,65 @@ final class TokenizerFile {
     return new Checked(table, growth, NORMAL_FORMS.stream().anyMatch(types::contains));
   }
 
-  private static void put(Path file, Map<Integer, String> pieces, JsonNode id, String piece) {
+  private void put(Map<Integer, String> pieces, JsonNode id, String piece) {
     if (!id.isInt() || id.intValue() < 0 || id.intValue() > HIGHEST_ID) {
-      throw new UserException(
-          file + ": the token \"" + cut(piece) + "\" has the id " + cut(id.toString()));
+      throw refused("the token \"" + cut(piece) + "\" has the id " + cut(id.toString()));
     }
     pieces.put(id.intValue(), piece);
   }
 
   /** Depth and numbers of any part. */
-  private static void requireSane(Path file, JsonNode node, String path, int depth) {
+  private void requireSane(JsonNode node, String path, int depth) {
     if (depth > DEEPEST) {
-      throw new UserException(file + ": " + cut(path) + " is nested too deeply");
+      throw refused(cut(path) + " is nested too deeply");
     }
     if (node.isTextual() && !isWellFormed(node.textValue())) {
-      throw new UserException(file + ": " + cut(path) + " holds half a surrogate pair");
+      throw refused(cut(path) + " holds half a surrogate pair");
     }
     if (node.isNumber()
         && (node.isIntegralNumber()
             ? !node.canConvertToLong()
             : !Double.isFinite(node.doubleValue()))) {
-      throw new UserException(file + ": " + cut(path) + " is an impossible number");
+      throw refused(cut(path) + " is an impossible number");
     }
     if (node.isObject()) {
       // a vocabulary's keys are tokens, whatever words they are
       if (!path.equals("model.vocab")) {
-        requireKnownPart(file, node, path);
+        requireKnownPart(node, path);
       }
       node.properties()
           .forEach(
               entry -> {
                 if (!isWellFormed(entry.getKey())) {
-                  throw new UserException(
-                      file + ": " + cut(path) + " has a key with half a surrogate pair");
+                  throw refused(cut(path) + " has a key with half a surrogate pair");
                 }
                 requireSane(
-                    file,
                     entry.getValue(),
                     depth > 4 ? path : path + (path.isEmpty() ? "" : ".") + entry.getKey(),
                     depth + 1);
               });
     } else if (node.isArray()) {
-      node.forEach(each -> requireSane(file, each, path, depth + 1));
+      node.forEach(each -> requireSane(each, path, depth + 1));
     }
   }
 
   /** A part is an object that says its type; the library takes a list for an object's values. */
-  private static void requirePart(Path file, JsonNode part, String path) {
+  private void requirePart(JsonNode part, String path) {
     if (part.isMissingNode() || part.isNull()) {
       return;
     }
     if (!part.path("type").isTextual()) {
-      throw new UserException(file + ": " + path + " is not an object with a type");
+      throw refused(path + " is not an object with a type");
     }
     if (part.has("pattern") && !part.path("pattern").isObject()) {
-      throw new UserException(file + ": " + path + " has a pattern that is not an object");
+      throw refused(path + " has a pattern that is not an object");
     }
     for (var list : List.of("normalizers", "pretokenizers", "processors", "decoders")) {
       for (var each : part.path(list)) {
         if (each.isNull()) {
-          throw new UserException(file + ": " + path + "." + list + " has a part that is null");
+          throw refused(path + "." + list + " has a part that is null");
         }
-        requirePart(file, each, path + "." + list);
+        requirePart(each, path + "." + list);
       }
     }
   }
@@ -190,9 +194,9 @@ final class TokenizerFile {
   }
 
   /** A text that is put at every token, or before a whole text. */
-  private static void requireShort(Path file, JsonNode text, String path) {
+  private void requireShort(JsonNode text, String path) {
     if (bytes(text) > LARGEST_GROWTH) {
-      throw new UserException(file + ": " + cut(path) + " is longer than any token");
+      throw refused(cut(path) + " is longer than any token");
     }
   }
 
@@ -201,11 +205,10 @@ final class TokenizerFile {
   }
 
   /** Parts whose own content the native library believes. */
-  private static void requireKnownPart(Path file, JsonNode node, String path) {
+  private void requireKnownPart(JsonNode node, String path) {
     var type = node.path("type").asText("");
     if (type.equals("Precompiled") || node.has("precompiled_charsmap")) {
-      throw new UserException(
-          file + ": " + cut(path) + ": a Precompiled normalizer is not supported");
+      throw refused(cut(path) + ": a Precompiled normalizer is not supported");
     }
     // the library loses its place in a text where nothing is to be replaced or put before it
     var pattern = node.path("pattern");
@@ -213,22 +216,21 @@ final class TokenizerFile {
         && (node.path("prepend").asText("x").isEmpty()
             || pattern.path("String").asText("x").isEmpty()
             || matchesNothing(pattern.path("Regex").asText("x")))) {
-      throw new UserException(
-          file + ": " + cut(path) + ": an empty text, or a pattern that matches one");
+      throw refused(cut(path) + ": an empty text, or a pattern that matches one");
     }
     var regex = pattern.path("Regex");
     if (regex.isTextual() && !PatternCost.isBounded(regex.textValue())) {
-      throw new UserException(
-          "%s: %s: a pattern whose matching may take for ever: %s"
-              .formatted(file, cut(path), cut(regex.textValue())));
+      throw refused(
+          "%s: a pattern whose matching may take for ever: %s"
+              .formatted(cut(path), cut(regex.textValue())));
     }
     for (var text :
         List.of("prepend", "prefix", "suffix", "continuing_subword_prefix", "end_of_word_suffix")) {
-      requireShort(file, node.path(text), path + "." + text);
+      requireShort(node.path(text), path + "." + text);
     }
     // the library does not ask whether it is called a template
     if (node.has("single") || node.has("pair") || node.has("special_tokens")) {
-      requireTemplate(file, node, path);
+      requireTemplate(node, path);
     }
   }
 
@@ -240,7 +242,7 @@ final class TokenizerFile {
     }
   }
 
-  private static void requireTemplate(Path file, JsonNode node, String path) {
+  private void requireTemplate(JsonNode node, String path) {
     var known = node.path("special_tokens");
     for (var list : List.of(node.path("single"), node.path("pair"))) {
       boolean whole = list.isArray() && known.isObject();
@@ -250,18 +252,21 @@ final class TokenizerFile {
         whole &= special.isMissingNode() || known.has(special.path("id").asText(""));
       }
       if (!whole) {
-        throw new UserException(
-            ("%s: %s: a template is made of pieces, and its special tokens are among"
-                    + " special_tokens")
-                .formatted(file, cut(path)));
+        throw refused(
+            cut(path)
+                + ": a template is made of pieces, and its special tokens are among"
+                + " special_tokens");
       }
     }
     for (var token : known) {
       if (!token.path("ids").isArray() || token.path("ids").size() != token.path("tokens").size()) {
-        throw new UserException(
-            file + ": " + cut(path) + ": a special token with other ids than tokens");
+        throw refused(cut(path) + ": a special token with other ids than tokens");
       }
     }
+  }
+
+  private UserException refused(String why) {
+    return new UserException(file + ": " + why);
   }
 
   private static String cut(String text) {
