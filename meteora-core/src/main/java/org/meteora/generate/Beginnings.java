@@ -44,14 +44,11 @@ final class Beginnings {
         .mapToInt(
             each ->
                 switch (each.routing.router()) {
+                  case Router router when each.listener.isPresent() -> -1;
                   case Router.Probing alone -> -1;
                   case Router.Reading alone -> -1;
-                  case Router.Fixed fixed when each.listener.isEmpty() ->
-                      numbers.computeIfAbsent(fixed, key -> numbers.size());
-                  default ->
-                      each.listener.isPresent()
-                          ? -1
-                          : numbers.computeIfAbsent(each.routing, key -> numbers.size());
+                  case Router.Fixed fixed -> numbers.computeIfAbsent(fixed, key -> numbers.size());
+                  default -> numbers.computeIfAbsent(each.routing, key -> numbers.size());
                 })
         .toArray();
   }

@@ -43,17 +43,9 @@ public record GenerationConfig(
 
   /** Greedy, without limits but {@code maxLength}. */
   public static GenerationConfig greedy(List<Integer> eosTokenIds, int maxLength) {
-    return new GenerationConfig(
-        false,
-        1,
-        1,
-        0,
-        0,
-        maxLength,
-        Integer.MAX_VALUE,
-        List.copyOf(eosTokenIds),
-        eosTokenIds.isEmpty() ? 0 : eosTokenIds.getFirst(),
-        0);
+    int pad = eosTokenIds.isEmpty() ? 0 : eosTokenIds.getFirst();
+    var eos = List.copyOf(eosTokenIds);
+    return new GenerationConfig(false, 1, 1, 0, 0, maxLength, Integer.MAX_VALUE, eos, pad, 0);
   }
 
   /**
@@ -85,11 +77,10 @@ public record GenerationConfig(
   public static GenerationConfig read(Path modelFolder, Architecture model) {
     var file = modelFolder.resolve("generation_config.json");
     JsonNode node = Files.exists(file) ? Jsonl.readFile(file) : Jsonl.JSON.createObjectNode();
-    var where = node.has("eos_token_id") ? file : modelFolder.resolve("config.json");
     var eos =
-        ids(
-            node.has("eos_token_id") ? node.get("eos_token_id") : model.raw().get("eos_token_id"),
-            where);
+        node.has("eos_token_id")
+            ? ids(node.get("eos_token_id"), file)
+            : ids(model.raw().get("eos_token_id"), modelFolder.resolve("config.json"));
     boolean sample = node.path("do_sample").asBoolean(false);
     warnOfUnsupported(node, file);
     // 0 stands for "greedy" in some folders that do not sample
@@ -117,11 +108,7 @@ public record GenerationConfig(
             ignored.add(key + " " + node.get(key));
           }
         });
-    for (var key : UNSUPPORTED_LISTS) {
-      if (!node.path(key).isEmpty()) {
-        ignored.add(key);
-      }
-    }
+    UNSUPPORTED_LISTS.stream().filter(key -> !node.path(key).isEmpty()).forEach(ignored::add);
     if (!ignored.isEmpty()) {
       LOG.warn("{}: not supported and left out: {}", file, String.join(", ", ignored));
     }
@@ -154,43 +141,40 @@ public record GenerationConfig(
 
   /** The same but for these: everything that can be chosen without another model. */
   private GenerationConfig with(
-      boolean sample, double temperature, double topP, int topK, int ngram, int most, long seed) {
+      boolean sample,
+      double temperature,
+      double topP,
+      int topK,
+      int ngram,
+      int most,
+      int mostNew,
+      long seed) {
     return new GenerationConfig(
-        sample, temperature, topP, topK, ngram, most, maxNewTokens, eosTokenIds, padTokenId, seed);
+        sample, temperature, topP, topK, ngram, most, mostNew, eosTokenIds, padTokenId, seed);
   }
 
   /** The same, drawing from the distribution. */
   public GenerationConfig withSampling(double temperature, double topP, int topK, long seed) {
-    return with(true, temperature, topP, topK, noRepeatNgramSize, maxLength, seed);
+    return with(true, temperature, topP, topK, noRepeatNgramSize, maxLength, maxNewTokens, seed);
   }
 
   /** The same, taking the most likely token. */
   public GenerationConfig withGreedy() {
-    return with(false, 1, 1, 0, noRepeatNgramSize, maxLength, seed);
+    return with(false, 1, 1, 0, noRepeatNgramSize, maxLength, maxNewTokens, seed);
   }
 
   /** No so many tokens in a row twice; 0 for no such rule. */
   public GenerationConfig withNoRepeatNgramSize(int size) {
-    return with(sample, temperature, topP, topK, size, maxLength, seed);
+    return with(sample, temperature, topP, topK, size, maxLength, maxNewTokens, seed);
   }
 
   /** Tokens of prompt and answer together, at most. */
   public GenerationConfig withMaxLength(int length) {
-    return with(sample, temperature, topP, topK, noRepeatNgramSize, length, seed);
+    return with(sample, temperature, topP, topK, noRepeatNgramSize, length, maxNewTokens, seed);
   }
 
   /** Tokens of the answer, at most. */
   public GenerationConfig withMaxNewTokens(int tokens) {
-    return new GenerationConfig(
-        sample,
-        temperature,
-        topP,
-        topK,
-        noRepeatNgramSize,
-        maxLength,
-        tokens,
-        eosTokenIds,
-        padTokenId,
-        seed);
+    return with(sample, temperature, topP, topK, noRepeatNgramSize, maxLength, tokens, seed);
   }
 }

@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.TreeMap;
+import java.util.stream.Stream;
 import org.meteora.UserException;
 
 /**
@@ -60,16 +61,11 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter, Map<String, Str
     var single = OptionalInt.empty();
     var index = environment.get(SINGLE);
     if (index != null && !index.isBlank()) {
-      try {
-        single = OptionalInt.of(Integer.parseInt(index.strip()));
-      } catch (NumberFormatException e) {
+      if (!index.strip().matches("\\+?\\d{1,9}")) {
         throw new UserException(
             SINGLE + "=" + index + ": an adapter's index (0, 1, …) was expected");
       }
-      if (single.getAsInt() < 0) {
-        throw new UserException(
-            SINGLE + "=" + index + ": an adapter's index (0, 1, …) was expected");
-      }
+      single = OptionalInt.of(Integer.parseInt(index.strip()));
     }
     boolean accelerate = choice(environment, ACCELERATE, "1", "0", "1").equals("1");
     var loop = choice(environment, LOOP, "batch", "batch", "all", "parallel", "auto");
@@ -77,8 +73,7 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter, Map<String, Str
     var torch = choice(environment, TORCH_VERSION, "v1", "v1", "v2");
     choice(environment, TRITON_VERSION, "v4", "v1", "v2", "v3", "v4");
     boolean nothingSet =
-        List.of(LOOP, BACKEND, TORCH_VERSION, TRITON_VERSION).stream()
-            .noneMatch(environment::containsKey);
+        Stream.of(LOOP, BACKEND, TORCH_VERSION, TRITON_VERSION).noneMatch(environment::containsKey);
     ForwardMode mode;
     if (!accelerate) {
       mode = ForwardMode.REFERENCE;

@@ -296,10 +296,7 @@ public sealed interface Router {
 
   /** All of {@code size} adapters, each with the weight 1/{@code size}. */
   static Fixed uniform(int size) {
-    var all = new ArrayList<Integer>();
-    for (int i = 0; i < size; i++) {
-      all.add(i);
-    }
+    var all = IntStream.range(0, size).boxed().toList();
     return new Fixed("uniform", size, all, Collections.nCopies(size, 1f / size));
   }
 }
