@@ -6,6 +6,7 @@ import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.stream.IntStream;
+import org.meteora.UserException;
 import org.meteora.model.Llama;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
@@ -57,7 +58,10 @@ public final class Logo implements Router.Probing {
             .filter(linear -> linear.bank() != null && linear.bank().totalRank() > 0)
             .findFirst()
             .orElse(null);
-    norms = probed == null || signal != Signal.NORM ? null : new Spectr(model, probed);
+    norms =
+        probed == null || signal != Signal.NORM
+            ? null
+            : new Spectr(model, linear -> linear == probed);
   }
 
   @Override
@@ -152,7 +156,7 @@ public final class Logo implements Router.Probing {
     @Override
     public List<SequenceRouter> chosen(int topK) {
       if (scores == null) { // no adapter acts in the last layer
-        throw new org.meteora.UserException(
+        throw new UserException(
             "--router " + name() + " looks at the last layer, and no adapter acts there");
       }
       int k = Math.min(topK, scores.getFirst().length);

@@ -5,6 +5,7 @@ import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.IdentityHashMap;
 import java.util.Map;
+import java.util.function.Predicate;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Llama;
 import org.meteora.moe.GatedLinear;
@@ -30,26 +31,20 @@ public final class Spectr implements Router.Scoring {
   private record Table(NDArray forms, NDArray owners, NDArray absent) {}
 
   private final Tables<Table> tables;
-  private final NDManager manager;
-  private final Dtype dtype;
+  private final Llama model;
   private final Map<GatedLinear, ScoredBank> ofKernels = new IdentityHashMap<>();
 
   /**
    * @param model whose adapters it chooses among; what is kept belongs to its manager
    */
   public Spectr(Llama model) {
-    this(model, Tables.of(model, linear -> table(model, linear)));
+    this(model, linear -> true);
   }
 
-  /** Of one linear alone. */
-  Spectr(Llama model, GatedLinear only) {
-    this(model, Tables.of(model, linear -> linear == only ? table(model, linear) : null));
-  }
-
-  private Spectr(Llama model, Tables<Table> tables) {
-    this.tables = tables;
-    this.manager = model.manager();
-    this.dtype = model.dtype();
+  /** Of some linears alone. */
+  Spectr(Llama model, Predicate<GatedLinear> which) {
+    this.model = model;
+    tables = Tables.of(model, linear -> which.test(linear) ? table(model, linear) : null);
   }
 
   private static Table table(Llama model, GatedLinear linear) {
@@ -122,7 +117,7 @@ public final class Spectr implements Router.Scoring {
               UpdateForm.left(host, bank, i));
         }
       }
-      return Ops.copyOf(left, manager, dtype);
+      return Ops.copyOf(left, model.manager(), model.dtype());
     }
   }
 

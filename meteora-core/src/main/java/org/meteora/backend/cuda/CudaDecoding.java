@@ -60,12 +60,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
   /** As much arithmetic as 2,048 tokens of an 8B model: a small one's pass is mostly launches. */
   @Override
   public int prefillTokens() {
-    long weights = 1;
-    for (var layer : model.layers()) {
-      for (var linear : layer.projections()) {
-        weights += linear.weight().size();
-      }
-    }
+    long weights = 1 + model.linears().mapToLong(linear -> linear.weight().size()).sum();
     return (int) Math.clamp(PREFILL / weights, 2048, 8192) / 256 * 256;
   }
 
@@ -80,22 +75,15 @@ public final class CudaDecoding implements DecodeSession.Provider {
         decoder.begin(sequences, tokens, context);
         return new Session(decoder, model.config().vocabSize());
       } catch (UserException e) {
-        if (decoder != null) {
-          decoder.close();
-        }
+        close(decoder);
         refusal = Optional.of(e.getMessage());
       }
     }
     if (invariant) {
       throw new UserException("--batch-invariant cannot be had here: " + refusal.get());
     }
-    return byOperations(refusal.get(), sequences, tokens, context);
-  }
-
-  private DecodeSession byOperations(
-      String reason, int sequences, int tokens, ForwardContext context) {
-    if (logged.add(reason)) {
-      LOG.info("decoding operation by operation, not as a CUDA graph: {}", reason);
+    if (logged.add(refusal.get())) {
+      LOG.info("decoding operation by operation, not as a CUDA graph: {}", refusal.get());
     }
     return new ModelSession(model, sequences, tokens, context);
   }
@@ -105,9 +93,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
     if (kept != null && kept.isFor(context)) {
       return kept;
     }
-    if (kept != null) {
-      kept.close();
-    }
+    close(kept);
     return new CudaDecoder(model, context.routing(), invariant);
   }
 
@@ -167,9 +153,12 @@ public final class CudaDecoding implements DecodeSession.Provider {
   /** Frees the decoder that is kept; the next session makes another. */
   @Override
   public void close() {
-    var kept = idle.getAndSet(null);
-    if (kept != null) {
-      kept.close();
+    close(idle.getAndSet(null));
+  }
+
+  private static void close(CudaDecoder decoder) {
+    if (decoder != null) {
+      decoder.close();
     }
   }
 }

@@ -4,8 +4,12 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
-import org.meteora.cuda.kernel.TopKMask;
+import org.meteora.cuda.kernel.AdapterKernels.TrainingTopKMask;
+import org.meteora.cuda.kernel.KernelName;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.Kernels.Constants;
 import org.meteora.moe.BankLayout;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -60,15 +64,15 @@ final class MaskedTraining {
     var unchosen = Ops.empty(x.getManager(), Dtype.F32, tokens, adapters);
     var cuda = Cuda.device(x.getDevice().getDeviceId());
     cuda.makeCurrent();
-    TopKMask.write(
-        cuda,
-        Ops.dtype(logits),
-        topK,
-        adapters,
-        Ops.dataPointer(logits),
-        Ops.dataPointer(unchosen),
-        tokens,
-        LIBTORCH);
+    var kernels = Kernels.of(cuda, Constants.ofLayers(Ops.dtype(logits), topK, adapters));
+    if (tokens > 0) {
+      kernels.run(
+          KernelName.TRAINING_TOP_K_MASK,
+          Shape.of(Math.toIntExact((tokens + 7) / 8), 1, 1, 256),
+          new TrainingTopKMask(
+              Ops.dataPointer(logits), Ops.dataPointer(unchosen), tokens, adapters),
+          LIBTORCH);
+    }
     var weights = Ops.softmax(Ops.cast(logits, Dtype.F32).add(unchosen));
     var coefficients = Ops.cast(weights.matMul(layout.expansion()), Ops.dtype(x));
     return new Result(Ops.linear(z.mul(coefficients), bank.loraB(), null), logits);

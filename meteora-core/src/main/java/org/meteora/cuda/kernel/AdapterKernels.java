@@ -66,6 +66,16 @@ public final class AdapterKernels implements AutoCloseable {
       float invTemperature,
       @Count(MAX_LINEARS) List<ScaledLinear> linear) {}
 
+  /**
+   * Training's choice of adapters, as a mask for the gates' softmax: 0 for the top k of a token, −∞
+   * for the others; of equal logits the lower index counts as larger. Mirrors the struct of this
+   * name in {@code gated.cuh}.
+   *
+   * @param logits (tokens, n), contiguous
+   * @param mask float32 (tokens, n), contiguous; is written
+   */
+  public record TrainingTopKMask(long logits, long mask, long tokens, int n) {}
+
   private final Cuda cuda;
   private final Kernels kernels;
   private final List<Target> targets;
@@ -220,12 +230,11 @@ public final class AdapterKernels implements AutoCloseable {
         addresses[i] = y[i] + (long) at * out * bytes;
         widest = Math.max(widest, out);
       }
-      kernels
-          .launch(
-              KernelName.DECODE_ROUTE_ADD_ADAPTERS,
-              Shape.of((widest + 63) / 64, rows, targets.size(), 32).withOverlap(tuning.overlap()),
-              new DecodeRouteAddAdapters(output, linears, addresses))
-          .on(stream);
+      kernels.run(
+          KernelName.DECODE_ROUTE_ADD_ADAPTERS,
+          Shape.of((widest + 63) / 64, rows, targets.size(), 32).withOverlap(tuning.overlap()),
+          new DecodeRouteAddAdapters(output, linears, addresses),
+          stream);
     }
   }
 
@@ -265,19 +274,12 @@ public final class AdapterKernels implements AutoCloseable {
     }
     var linears =
         scaledLinears(targets, arrays, kernels.constants().topK(), tokens, choices, ranks());
-    kernels
-        .launch(
-            KernelName.PREFILL_ROUTE_SCALE_Z,
-            Shape.of(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256),
-            new PrefillRouteScaleZ(
-                rows,
-                tokens,
-                columns(gates() + ranks()),
-                x,
-                in,
-                (float) (1 / temperature),
-                linears))
-        .on(stream);
+    var stride = columns(gates() + ranks());
+    kernels.run(
+        KernelName.PREFILL_ROUTE_SCALE_Z,
+        Shape.of(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256),
+        new PrefillRouteScaleZ(rows, tokens, stride, x, in, (float) (1 / temperature), linears),
+        stream);
   }
 
   /**

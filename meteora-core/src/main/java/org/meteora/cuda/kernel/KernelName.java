@@ -94,7 +94,7 @@ public enum KernelName {
   /** z Bᵀ of the adapters that each token chose. */
   GROUP_ADD(GroupedAdapters.GroupAdd.class),
   /** 0 for a token's top k, −∞ for other adapters, to be added to the logits. */
-  TRAINING_TOP_K_MASK(TopKMask.TrainingTopKMask.class),
+  TRAINING_TOP_K_MASK(AdapterKernels.TrainingTopKMask.class),
 
   /** {@code rmsnorm(h + delta) · weight}. */
   PREFILL_RMS_NORM(PrefillKernels.PrefillRmsNorm.class),

@@ -12,6 +12,7 @@ import java.util.concurrent.CompletionException;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Kernel;
@@ -194,21 +195,11 @@ public final class Kernels {
 
   /** What {@code meteora.cu} includes. */
   public static final List<String> HEADERS =
-      List.of(
-          "common.cuh",
-          "routing.cuh",
-          "product.cuh",
-          "product_wide.cuh",
-          "decode_layer.cuh",
-          "decode_wide.cuh",
-          "decode_mixture.cuh",
-          "decode_masked.cuh",
-          "attention.cuh",
-          "sampling.cuh",
-          "gated.cuh",
-          "grouped.cuh",
-          "prefill.cuh",
-          "training.cuh");
+      Pattern.compile("#include \"(.*)\"")
+          .matcher(text("meteora.cu"))
+          .results()
+          .map(found -> found.group(1))
+          .toList();
 
   static Nvrtc.Source source() {
     var headers = new HashMap<String, String>();
