@@ -64,6 +64,7 @@ public interface DecodeSession extends AutoCloseable {
   void close();
 
   /** Begins sessions of one model; for any number of threads. */
+  @FunctionalInterface
   interface Provider extends AutoCloseable {
     /**
      * @param sequences at once, at most
@@ -92,8 +93,8 @@ public interface DecodeSession extends AutoCloseable {
       return OptionalInt.empty();
     }
 
-    /** Frees what was kept for later sessions. */
+    /** Frees what was kept for later sessions; nothing, unless a provider says otherwise. */
     @Override
-    void close();
+    default void close() {}
   }
 }

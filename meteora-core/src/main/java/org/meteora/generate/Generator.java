@@ -17,10 +17,12 @@ import org.meteora.tensor.Ops;
  * router each: they run together.
  */
 public final class Generator implements TokenGenerator {
-  private final Llama model;
-  private final DecodeSession.Provider decoding;
+  final Llama model;
+  final DecodeSession.Provider decoding;
   private final ForwardContext context;
-  private final boolean keepsPrefixes;
+
+  /** Whether prompts that begin alike share what is computed of that. */
+  final boolean keepsPrefixes;
 
   /**
    * @param decoding runs the steps behind the prefill
@@ -76,11 +78,8 @@ public final class Generator implements TokenGenerator {
         listener.onFailure(
             i, new UserException("a prompt without a single token cannot be continued"));
       } else if (length > limit) {
-        listener.onFailure(
-            i,
-            new UserException(
-                "a prompt has %s tokens, more than the %s that the model takes here"
-                    .formatted(length, limit)));
+        var reason = "a prompt has %s tokens, more than the %s that the model takes here";
+        listener.onFailure(i, new UserException(reason.formatted(length, limit)));
       } else if (length == limit || request.config().maxNewTokens() == 0) {
         listener.onAnswer(i, new int[0]);
       } else {
@@ -104,7 +103,7 @@ public final class Generator implements TokenGenerator {
     try (var recording = Ops.notRecording()) {
       for (var batch : batches.values()) {
         later -= batch.size();
-        RunningBatch.run(model, decoding, context, batch, keepsPrefixes, max, later, listener);
+        RunningBatch.run(this, batch, max, later, listener);
       }
     }
   }

@@ -36,17 +36,7 @@ public final class ModelSession implements DecodeSession {
 
   /** Sessions of this kind for a model. */
   public static DecodeSession.Provider of(Llama model) {
-    return new DecodeSession.Provider() {
-      @Override
-      public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
-        return new ModelSession(model, sequences, tokens, context);
-      }
-
-      @Override
-      public void close() {
-        // nothing is kept
-      }
-    };
+    return (sequences, tokens, context) -> new ModelSession(model, sequences, tokens, context);
   }
 
   @Override

@@ -3,6 +3,7 @@ package org.meteora.generate;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.IntStream;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
@@ -27,20 +28,19 @@ final class PaddedPrefill implements Prefill {
   PaddedPrefill(Llama model, int padToken, List<int[]> prompts, List<Optional<Known>> known) {
     this.model = model;
     int longest = prompts.stream().mapToInt(prompt -> prompt.length).max().orElseThrow();
-    int most = 0;
-    for (int row = 0; row < prompts.size(); row++) {
-      int its = known.get(row).map(Known::tokens).orElse(0);
-      most = Math.max(most, prompts.get(row).length - its);
-    }
-    width = most;
+    width =
+        IntStream.range(0, prompts.size())
+            .map(row -> prompts.get(row).length - known.get(row).map(Known::tokens).orElse(0))
+            .max()
+            .orElseThrow();
     padding = prompts.stream().mapToInt(prompt -> longest - prompt.length).toArray();
     ids = new long[prompts.size() * width];
     Arrays.fill(ids, padToken);
     for (int row = 0; row < prompts.size(); row++) {
       int[] prompt = prompts.get(row);
       int fresh = Math.min(width, prompt.length);
-      for (int i = 0; i < fresh; i++) {
-        ids[(row + 1) * width - fresh + i] = prompt[prompt.length - fresh + i];
+      for (int i = 1; i <= fresh; i++) {
+        ids[(row + 1) * width - i] = prompt[prompt.length - i];
       }
     }
     cache = model.newCache(model.manager(), padding, longest + 1);
@@ -48,10 +48,8 @@ final class PaddedPrefill implements Prefill {
       for (int row = 0; row < prompts.size(); row++) {
         int count = prompts.get(row).length - width;
         if (count > 0) {
-          known
-              .get(row)
-              .orElseThrow()
-              .copyTo(model.backend().ops(), cache, row, padding[row], count);
+          var its = known.get(row).orElseThrow();
+          its.copyTo(model.backend().ops(), cache, row, padding[row], count);
         }
       }
       cache.setPadding(padding, longest - width);

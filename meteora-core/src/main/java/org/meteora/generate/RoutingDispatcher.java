@@ -18,10 +18,7 @@ final class RoutingDispatcher implements RoutingListener {
    */
   record Row(Sequence sequence, int first, int tokens) {}
 
-  private record Report(
-      RoutingListener to, int layer, int module, int topK, int[] indices, float[] weights) {}
-
-  private final List<Report> reports = new ArrayList<>();
+  private final List<Runnable> reports = new ArrayList<>();
   private List<Row> rows = List.of();
 
   /** A pass over these begins, one after another. */
@@ -35,36 +32,21 @@ final class RoutingDispatcher implements RoutingListener {
       int layer, int module, int count, int tokens, int topK, int[] indices, float[] weights) {
     int end = 0;
     for (var row : rows) {
-      int begin = end;
       end += row.tokens;
       int skip = Math.clamp((long) row.sequence.reported - row.first, 0, row.tokens);
       if (row.sequence.listener.isPresent() && skip < row.tokens) {
-        int from = (begin + skip) * topK;
-        int to = end * topK;
-        reports.add(
-            new Report(
-                row.sequence.listener.get(),
-                layer,
-                module,
-                topK,
-                Arrays.copyOfRange(indices, from, to),
-                Arrays.copyOfRange(weights, from, to)));
+        var to = row.sequence.listener.get();
+        int fresh = row.tokens - skip;
+        var its = Arrays.copyOfRange(indices, (end - fresh) * topK, end * topK);
+        var weight = Arrays.copyOfRange(weights, (end - fresh) * topK, end * topK);
+        reports.add(() -> to.onRouting(layer, module, 1, fresh, topK, its, weight));
       }
     }
   }
 
   /** The pass has come to its end: its listeners are told. */
   void end() {
-    for (var each : reports) {
-      each.to.onRouting(
-          each.layer,
-          each.module,
-          1,
-          each.indices.length / each.topK,
-          each.topK,
-          each.indices,
-          each.weights);
-    }
+    reports.forEach(Runnable::run);
     reports.clear();
     for (var row : rows) {
       row.sequence.reported = Math.max(row.sequence.reported, row.first + row.tokens);

@@ -59,30 +59,28 @@ final class RunningBatch implements AutoCloseable {
   private final int later;
 
   private RunningBatch(
-      Llama model,
-      DecodeSession.Provider decoding,
-      ForwardContext context,
+      Generator generator,
       List<Sequence> sequences,
-      boolean keepsPrefixes,
       int maxSequences,
       int later,
       AnswerListener listener) {
-    this.model = model;
-    this.decoding = decoding;
+    this.model = generator.model;
+    this.decoding = generator.decoding;
+    this.keepsPrefixes = generator.keepsPrefixes;
     this.sequences = sequences;
     this.later = later;
     this.listener = listener;
     this.maxSequences = Math.min(maxSequences, sequences.size());
     boolean listened = sequences.stream().anyMatch(each -> each.listener.isPresent());
     this.context =
-        context
+        generator
+            .context()
             .withRouting(routing(sequences))
             .withListener(listened ? Optional.of(dispatcher) : Optional.empty());
     packs = model.backend().runsPacked(model.config());
     pass = decoding.passTokens();
     boolean pads = !packs && !model.backend().fillsBlocks();
     beginnings = new Beginnings(sequences, KvCache.BLOCK, decoding.prefillTokens());
-    this.keepsPrefixes = keepsPrefixes;
     tokens = sequences.stream().mapToInt(Sequence::most).max().orElseThrow();
     session = decoding.begin(this.maxSequences, tokens, this.context);
     scheduler =
@@ -139,28 +137,21 @@ final class RunningBatch implements AutoCloseable {
   /**
    * Runs sequences to their ends.
    *
-   * @param context what is wanted of the gated layers
    * @param sequences at least one, all routed alike or each {@linkplain RoutingSettings#isOfEach by
    *     a router of its own}
-   * @param keepsPrefixes whether prompts that begin alike share what is computed of that
    * @param maxSequences at once, at least 1
    * @param later requests that wait for this batch's end
    * @param listener is told of every token, answer and failure
    */
   static void run(
-      Llama model,
-      DecodeSession.Provider decoding,
-      ForwardContext context,
+      Generator generator,
       List<Sequence> sequences,
-      boolean keepsPrefixes,
       int maxSequences,
       int later,
       AnswerListener listener) {
     RunningBatch batch;
     try {
-      batch =
-          new RunningBatch(
-              model, decoding, context, sequences, keepsPrefixes, maxSequences, later, listener);
+      batch = new RunningBatch(generator, sequences, maxSequences, later, listener);
     } catch (UserException e) {
       sequences.forEach(sequence -> listener.onFailure(sequence.request, e));
       return;

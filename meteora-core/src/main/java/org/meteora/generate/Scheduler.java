@@ -295,17 +295,15 @@ final class Scheduler {
     long sum = 0;
     while (!waiting.isEmpty() && running.size() < maxRunning) {
       int first = waiting.getFirst();
-      if (!sequences.isWanted(first)) {
-        waiting.removeFirst();
-        tokens.remove(first);
-        continue;
-      }
+      boolean wanted = sequences.isWanted(first);
       int its = tokens.get(first);
       int needed = blocks.of(pass.isPresent() ? sequences.most(first) : its + 1);
-      if (needed > blocks.count()) {
+      if (!wanted || needed > blocks.count()) {
         waiting.removeFirst();
         tokens.remove(first);
-        rejected.add(first);
+        if (wanted) {
+          rejected.add(first);
+        }
         continue;
       }
       // the last token is always computed: its logits are wanted

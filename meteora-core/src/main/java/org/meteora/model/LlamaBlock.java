@@ -22,12 +22,6 @@ import org.meteora.nn.Projection;
  * has the input's shape.
  */
 abstract class LlamaBlock extends AbstractBlock {
-  private static final byte VERSION = 1;
-
-  LlamaBlock() {
-    super(VERSION);
-  }
-
   final void register(String name, NDArray array) {
     addParameter(Parameter.builder().setName(name).setType(Parameter.Type.OTHER).build())
         .setArray(array);

@@ -41,13 +41,9 @@ public final class PooledRows {
 
   /** The same for tensor operations, made once a pass. */
   Indices indices(int kvHeads) {
-    if (indices == null) {
-      indices = made(kvHeads);
+    if (indices != null) {
+      return indices;
     }
-    return indices;
-  }
-
-  private Indices made(int kvHeads) {
     var lengths = tables.lengths();
     int rows = lengths.length;
     int columns = Arrays.stream(lengths).max().orElse(0) + 1;
@@ -65,12 +61,14 @@ public final class PooledRows {
       Arrays.fill(mask, row * columns + lengths[row] + 1, (row + 1) * columns, KvCache.MASKED);
     }
     try (var full = Ops.of(manager, mask, rows, 1, 1, columns)) {
-      return new Indices(
-          Ops.of(manager, newest, newest.length),
-          Ops.of(manager, all, all.length),
-          columns,
-          Ops.convert(full, dtype));
+      indices =
+          new Indices(
+              Ops.of(manager, newest, newest.length),
+              Ops.of(manager, all, all.length),
+              columns,
+              Ops.convert(full, dtype));
     }
+    return indices;
   }
 
   private long place(int row, int token, int kvHeads, int head) {

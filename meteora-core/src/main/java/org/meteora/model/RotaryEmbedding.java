@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
+import java.util.Arrays;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -82,10 +83,7 @@ public final class RotaryEmbedding {
    * @param position {@code (batch or 1) × seq} positions, row-major
    */
   public Angles angles(NDManager manager, long[] position, int rows) {
-    long highest = 0;
-    for (long p : position) {
-      highest = Math.max(highest, p);
-    }
+    long highest = Arrays.stream(position).max().orElse(0);
     var known = tables;
     if (known == null || known.positions() <= highest) {
       known = grow((int) highest + 1);

@@ -2,8 +2,6 @@ package org.meteora.moe;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
-import ai.djl.ndarray.NDManager;
-import ai.djl.ndarray.types.DataType;
 import ai.djl.ndarray.types.Shape;
 import ai.djl.nn.AbstractBlock;
 import ai.djl.nn.Parameter;
@@ -35,7 +33,6 @@ import org.meteora.tensor.Ops;
  * LoRA layer.
  */
 public final class GatedLinear extends AbstractBlock {
-  private static final byte VERSION = 1;
   private static final Router ONLY = Router.fixed(0);
 
   private final NDArray weight;
@@ -87,7 +84,6 @@ public final class GatedLinear extends AbstractBlock {
       GatedForward.Provider provider,
       int layer,
       Projection projection) {
-    super(VERSION);
     this.weight = weight;
     this.bias = bias;
     this.bank = bank;
@@ -118,9 +114,8 @@ public final class GatedLinear extends AbstractBlock {
 
   private void register(String name, NDArray array) {
     if (array != null) {
-      var parameter =
-          addParameter(Parameter.builder().setName(name).setType(Parameter.Type.OTHER).build());
-      parameter.setArray(array);
+      addParameter(Parameter.builder().setName(name).setType(Parameter.Type.OTHER).build())
+          .setArray(array);
     }
   }
 
@@ -335,11 +330,6 @@ public final class GatedLinear extends AbstractBlock {
   @Override
   public Shape[] getOutputShapes(Shape[] inputShapes) {
     return new Shape[] {withLast(inputShapes[0], weight.getShape().get(0))};
-  }
-
-  @Override
-  protected void initializeChildBlocks(NDManager manager, DataType dataType, Shape... inputShapes) {
-    // all parameters are given
   }
 
   @Override

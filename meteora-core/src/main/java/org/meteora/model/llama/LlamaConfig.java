@@ -76,11 +76,8 @@ public final class LlamaConfig {
     }
     int hidden = positive(node, "hidden_size", where);
     int heads = positive(node, "num_attention_heads", where);
-    int kvHeads =
-        node.hasNonNull("num_key_value_heads")
-            ? positive(node, "num_key_value_heads", where)
-            : heads;
-    int headDim = node.hasNonNull("head_dim") ? positive(node, "head_dim", where) : hidden / heads;
+    int kvHeads = positive(node, "num_key_value_heads", heads, where);
+    int headDim = positive(node, "head_dim", hidden / heads, where);
     if (heads % kvHeads != 0
         || headDim % 2 != 0
         || (!node.hasNonNull("head_dim") && hidden % heads != 0)) {
@@ -89,10 +86,7 @@ public final class LlamaConfig {
                   + " head_dim %s do not fit together")
               .formatted(where, hidden, heads, kvHeads, headDim));
     }
-    int maxPositions =
-        node.hasNonNull("max_position_embeddings")
-            ? positive(node, "max_position_embeddings", where)
-            : 2048;
+    int maxPositions = positive(node, "max_position_embeddings", 2048, where);
     return new Architecture(
         positive(node, "vocab_size", where),
         hidden,
@@ -115,6 +109,10 @@ public final class LlamaConfig {
     return Arrays.stream(Projection.values())
         .filter(each -> each.inAttention() ? attention : mlp)
         .collect(Collectors.toUnmodifiableSet());
+  }
+
+  private static int positive(JsonNode node, String key, int otherwise, String where) {
+    return node.hasNonNull(key) ? positive(node, key, where) : otherwise;
   }
 
   private static int positive(JsonNode node, String key, String where) {
