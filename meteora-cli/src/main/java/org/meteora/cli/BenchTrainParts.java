@@ -30,8 +30,6 @@ record BenchTrainParts(
     boolean drops,
     double rate,
     double bandwidth) {
-  private static final Stream LIBTORCH = Stream.of(0);
-
   private double tokens() {
     return (double) rows * seq;
   }
@@ -56,7 +54,7 @@ record BenchTrainParts(
       if (used == events.size()) {
         events.add(new Event());
       }
-      events.get(used++).record(LIBTORCH);
+      events.get(used++).record(Stream.LIBTORCH);
       parts.add(part);
     }
 

@@ -267,7 +267,7 @@ public record TrainableModel(
       Router router,
       Function<ModelBuilder, LlamaFactory.Banks> banks) {
     var settings = new RoutingSettings(spec.topK(), 1, router);
-    var context = ForwardContext.training(settings, spec.flags());
+    var context = ForwardContext.inference(settings, spec.flags()).forTraining(true);
     var base = loader.own(SafetensorsFolder.open(spec.basePath()));
     var need = MemoryNeed.NONE.and("adapters", adapterBytes(loader, adapters, router));
     var weights = new ModelLoader.Base(base, "", null);

@@ -198,18 +198,16 @@ final class RunningBatch implements AutoCloseable {
   }
 
   private void step(List<Integer> present) {
-    dispatcher.begin(
+    var rows =
         present.stream()
             .map(sequences::get)
-            .map(each -> new RoutingDispatcher.Row(each, each.length() - 1, 1))
-            .toList());
+            .map(each -> new RoutingDispatcher.Row(each, each.length() - 1, 1));
+    dispatcher.begin(rows.toList());
+    var steps =
+        present.stream().map(which -> sequences.get(which).next(scheduler.blocks(which))).toList();
     int[] next;
     try {
-      next =
-          session.step(
-              present.stream()
-                  .map(which -> sequences.get(which).next(scheduler.blocks(which)))
-                  .toList());
+      next = session.step(steps);
     } catch (TooLittleMemory e) {
       restartWithFewer(present, e);
       return;
@@ -396,20 +394,17 @@ final class RunningBatch implements AutoCloseable {
 
   /** The context of a pass over these, who may have routers of their own. */
   private ForwardContext routed(List<RoutingDispatcher.Row> rows, boolean packed) {
-    var routers = new ArrayList<Router.Rows.Row>();
-    for (var row : rows) {
-      row.sequence()
-          .router
-          .ifPresent(router -> routers.add(new Router.Rows.Row(router, row.first())));
-    }
+    var routers =
+        rows.stream()
+            .filter(row -> row.sequence().router.isPresent())
+            .map(row -> new Router.Rows.Row(row.sequence().router.get(), row.first()))
+            .toList();
     if (routers.isEmpty()) {
       return context;
     }
     var tokens = rows.stream().map(RoutingDispatcher.Row::tokens).toList();
-    return context.withRouting(
-        context
-            .routing()
-            .withRouter(packed ? new Router.Packed(routers, tokens) : new Router.Rows(routers)));
+    var router = packed ? new Router.Packed(routers, tokens) : new Router.Rows(routers);
+    return context.withRouting(context.routing().withRouter(router));
   }
 
   /** Has routers look at the prompts that choose by them, if they have not. */
@@ -489,8 +484,8 @@ final class RunningBatch implements AutoCloseable {
   private void accept(int which, int token) {
     var sequence = sequences.get(which);
     if (token == DecodeSession.NOT_FINITE) {
-      end(which);
-      listener.onFailure(sequence.request, Sampler.notFinite());
+      leave(which);
+      fail(which, Sampler.notFinite());
       return;
     }
     scheduler.computed(which);
@@ -502,13 +497,9 @@ final class RunningBatch implements AutoCloseable {
         return;
       }
     }
-    end(which);
-    listener.onAnswer(sequence.request, sequence.result());
-  }
-
-  private void end(int which) {
     leave(which);
     scheduler.remove(which);
+    listener.onAnswer(sequence.request, sequence.result());
   }
 
   @Override

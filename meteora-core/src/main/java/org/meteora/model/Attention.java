@@ -41,21 +41,17 @@ public final class Attention extends LlamaBlock {
         pass.ops().rotate(projected.get(0), projected.get(1), projected.get(2), pass, layer);
     NDArray mixed;
     if (pass.ranges() != null) {
-      mixed = attendByRanges(heads, pass.ranges()).reshape(B, L, H * D);
+      mixed = attendByRanges(heads, pass.ranges());
     } else if (L == 1 && H != KV) {
       // one query: the heads of a group are that many queries of one head, and nothing is repeated
       var grouped = heads.queries().reshape(B, KV, H / KV, D);
-      mixed =
-          Ops.attention(grouped, heads.keys(), heads.values(), pass.mask(), false)
-              .reshape(B, 1, H * D);
+      mixed = Ops.attention(grouped, heads.keys(), heads.values(), pass.mask(), false);
+    } else if (pass.samples() != null) {
+      mixed = attendBySample(heads, pass);
     } else {
-      mixed =
-          pass.samples() == null
-              ? attend(heads.queries(), heads.keys(), heads.values(), pass)
-              : attendBySample(heads, pass);
-      mixed = mixed.reshape(B, L, H * D);
+      mixed = attend(heads.queries(), heads.keys(), heads.values(), pass);
     }
-    return project(output, mixed, pass).getFirst();
+    return project(output, mixed.reshape(B, L, H * D), pass).getFirst();
   }
 
   /** {@code (batch, seq, heads, headDim)}. */

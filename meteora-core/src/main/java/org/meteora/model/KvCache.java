@@ -243,17 +243,12 @@ public final class KvCache implements AutoCloseable {
   /**
    * Stores a layer's new keys and values behind the old ones.
    *
-   * @param k {@code (batch, kvHeads, seq, headDim)}
-   * @return all keys so far, {@code (batch, kvHeads, length + seq, headDim)}, owned by {@code k}'s
-   *     manager
+   * @param k {@code (batch, kvHeads, seq, headDim)}, and {@code v} as well
+   * @return all so far, {@code (batch, kvHeads, length + seq, headDim)}, owned by {@code k}'s and
+   *     {@code v}'s manager
    */
-  public NDArray appendKeys(int layer, NDArray k) {
-    return append(keys[layer], k);
-  }
-
-  /** As {@link #appendKeys}. */
-  public NDArray appendValues(int layer, NDArray v) {
-    return append(values[layer], v);
+  public Layer append(int layer, NDArray k, NDArray v) {
+    return new Layer(append(keys[layer], k), append(values[layer], v));
   }
 
   private NDArray append(NDArray store, NDArray fresh) {
@@ -264,7 +259,7 @@ public final class KvCache implements AutoCloseable {
     return columns(store, 0, length + seq, fresh.getManager());
   }
 
-  /** A layer's memory, {@code (batch, kvHeads, capacity, headDim)} each. */
+  /** A layer's keys and values, {@code (batch, kvHeads, positions, headDim)} each. */
   public record Layer(NDArray keys, NDArray values) {}
 
   /** The memory of a layer; valid until it grows, loses rows or closes. */

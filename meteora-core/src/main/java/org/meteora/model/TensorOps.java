@@ -103,12 +103,11 @@ public class TensorOps implements LayerOps {
   /** Keys and values of this pass, behind those in its cache when it has one. */
   public static Heads behindTheCache(
       NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
-    return pass.cache() == null
-        ? new Heads(queries, keys, values)
-        : new Heads(
-            queries,
-            pass.cache().appendKeys(layer, keys),
-            pass.cache().appendValues(layer, values));
+    if (pass.cache() == null) {
+      return new Heads(queries, keys, values);
+    }
+    var all = pass.cache().append(layer, keys, values);
+    return new Heads(queries, all.keys(), all.values());
   }
 
   @Override

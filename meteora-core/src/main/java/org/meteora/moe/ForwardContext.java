@@ -42,12 +42,7 @@ public record ForwardContext(
         Optional.empty());
   }
 
-  /** Training with these settings: dropout, and gate logits in the outputs. */
-  public static ForwardContext training(RoutingSettings routing, Flags flags) {
-    return inference(routing, flags).forTraining(true);
-  }
-
-  /** The same in training. */
+  /** The same in training, with gate logits in the outputs. */
   public ForwardContext forTraining(boolean withDropout) {
     return new ForwardContext(routing, mode, true, withDropout, true, listener, tape, layerInput);
   }

@@ -151,7 +151,6 @@ public final class GatedLinear extends AbstractBlock {
     }
     var shape = x.getShape();
     var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
-    var settings = context.routing();
     NDArray logits = null;
     Routing routing;
     switch (router(context)) {
@@ -162,28 +161,20 @@ public final class GatedLinear extends AbstractBlock {
         routing =
             training
                 ? Gate.training(logits, topK(context))
-                : Gate.inference(logits, topK(context), settings.temperature());
-        if (context.listener().isPresent()) {
-          report(context, routing.download(), shape);
-        }
+                : Gate.inference(logits, topK(context), context.routing().temperature());
       }
-      case Router.Choosing choosing -> {
-        var choice = choosing.choose(this, rows, batchRows(shape));
-        routing = Gate.upload(rows.getManager(), choice);
-        report(context, choice, shape);
-      }
-      case Router.Weighing weighing -> {
-        routing = Gate.all(weighing.weights(this, rows, context));
-        if (context.listener().isPresent()) {
-          report(context, routing.download(), shape);
-        }
-      }
+      case Router.Choosing choosing ->
+          routing = Gate.upload(rows.getManager(), choosing.choose(this, rows, batchRows(shape)));
+      case Router.Weighing weighing -> routing = Gate.all(weighing.weights(this, rows, context));
       case Router.Probe probe -> {
         probe.see(this, rows, batchRows(shape));
         return new Output(y, null);
       }
       case Router.Probing probing -> throw unprobed(probing);
       case Router.Reading reading -> throw unprobed(reading);
+    }
+    if (context.listener().isPresent()) {
+      report(context, routing.download(), shape);
     }
     if (bank.totalRank() > 0) { // Σ weight_i · s_i · (dropout(x) A_iᵀ) B_iᵀ
       double p = dropout(context);

@@ -11,8 +11,6 @@ import org.meteora.cuda.driver.Stream;
  * @param stream is closed with it
  */
 record Aside(Cuda cuda, Stream stream) implements AutoCloseable {
-  private static final Stream LIBTORCH = Stream.of(0);
-
   /**
    * Queues work behind what libtorch has been given so far.
    *
@@ -21,7 +19,7 @@ record Aside(Cuda cuda, Stream stream) implements AutoCloseable {
   Collective.Queued queue(LongConsumer work) {
     cuda.makeCurrent();
     try (var given = new Event()) {
-      given.record(LIBTORCH);
+      given.record(Stream.LIBTORCH);
       stream.await(given);
     }
     work.accept(stream.handle());
@@ -34,7 +32,7 @@ record Aside(Cuda cuda, Stream stream) implements AutoCloseable {
       public void await() {
         if (!awaited) {
           awaited = true;
-          LIBTORCH.await(done);
+          Stream.LIBTORCH.await(done);
           done.close();
         }
       }

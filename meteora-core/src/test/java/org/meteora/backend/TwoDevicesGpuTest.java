@@ -152,7 +152,8 @@ class TwoDevicesGpuTest {
       var layers = new ArrayList<GatedLinear>();
       var inputs = new ArrayList<NDArray>();
       var outputs = new ArrayList<NDArray>();
-      var context = ForwardContext.training(new RoutingSettings(2, 1), Flags.AUTO);
+      var context =
+          ForwardContext.inference(new RoutingSettings(2, 1), Flags.AUTO).forTraining(true);
       for (var manager : List.of(first, second)) {
         var ranks = new int[5];
         Arrays.fill(ranks, 8);

@@ -216,7 +216,8 @@ class GatedLinearTest {
                 Backends.of(manager, Dtype.F32),
                 0,
                 Projection.Q);
-        var context = ForwardContext.training(new RoutingSettings(2, 1), Flags.of(mode));
+        var context =
+            ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(mode)).forTraining(true);
         var y = layer.forward(parameters[0], context).y();
         Ops.backward(y, manager.create(upstream, Ops.shape(tokens, OUT)));
         var gradients =

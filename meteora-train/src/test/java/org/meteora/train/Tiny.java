@@ -30,7 +30,7 @@ final class Tiny implements AutoCloseable {
 
   /** A training pass with k adapters a token. */
   static ForwardContext context(int topK, ForwardMode mode) {
-    return ForwardContext.training(new RoutingSettings(topK, 1), Flags.of(mode));
+    return ForwardContext.inference(new RoutingSettings(topK, 1), Flags.of(mode)).forTraining(true);
   }
 
   static {

@@ -31,8 +31,6 @@ import org.meteora.tensor.Ops;
  * masked form ({@link MaskedTraining}) of what it refuses.
  */
 public final class CudaBackend implements Backend {
-  private static final Stream LIBTORCH = Stream.of(0);
-
   private final NDManager manager;
   private final Cuda cuda;
   private final Dtype dtype;
@@ -192,7 +190,7 @@ public final class CudaBackend implements Backend {
   private void onStreams(int count, IntConsumer part) {
     cuda.makeCurrent();
     var side = SideStreams.of(cuda);
-    side.fork(LIBTORCH);
+    side.fork(Stream.LIBTORCH);
     try {
       for (int i = 0; i < count; i++) {
         var stream = side.streams().get(i % side.streams().size());
@@ -201,7 +199,7 @@ public final class CudaBackend implements Backend {
         }
       }
     } finally {
-      side.join(LIBTORCH);
+      side.join(Stream.LIBTORCH);
     }
   }
 

@@ -63,8 +63,6 @@ public final class CudaDecoder implements AutoCloseable {
   /** Blocks of a sequence that an engine is made for at least: a longer one asks for another. */
   private static final int FEWEST_BLOCKS = 64;
 
-  private static final Stream LIBTORCH = Stream.of(0);
-
   private final Llama model;
   private final int topK;
   private final Router.Scoring router;
@@ -164,14 +162,7 @@ public final class CudaDecoder implements AutoCloseable {
   }
 
   private static boolean any(Llama model, Predicate<AdapterBank> which) {
-    for (var layer : model.layers()) {
-      for (var linear : layer.projections()) {
-        if (linear.bank() != null && which.test(linear.bank())) {
-          return true;
-        }
-      }
-    }
-    return false;
+    return model.adapted().map(GatedLinear::bank).anyMatch(which);
   }
 
   /**
@@ -213,15 +204,10 @@ public final class CudaDecoder implements AutoCloseable {
 
   private DecodeModel addresses() {
     var config = model.config();
-    int k = 1;
+    int adapters =
+        model.adapted().mapToInt(linear -> linear.bank().size()).reduce(1, (first, last) -> last);
     var layers = new ArrayList<DecodeModel.Layer>();
     for (var layer : model.layers()) {
-      for (var projection : layer.projections()) {
-        if (projection.bank() != null) {
-          int n = projection.bank().size();
-          k = weighing().isPresent() ? n : Math.min(topK, n);
-        }
-      }
       layers.add(
           new DecodeModel.Layer(
               Ops.dataPointer(layer.inputNorm().weight()),
@@ -243,7 +229,7 @@ public final class CudaDecoder implements AutoCloseable {
         Ops.dataPointer(model.embedding()),
         Ops.dataPointer(model.norm().weight()),
         Ops.dataPointer(model.head()),
-        k,
+        weighing().isPresent() ? adapters : Math.min(topK, adapters),
         scores(),
         layers);
   }
@@ -266,14 +252,12 @@ public final class CudaDecoder implements AutoCloseable {
 
   /** What the router goes by; all linears alike. */
   private Scores scores() {
-    for (var layer : model.layers()) {
-      for (var linear : layer.projections()) {
-        if (linear.bank() != null && linear.bank().totalRank() > 0 && chooses(linear)) {
-          return router.forKernels(linear).scores();
-        }
-      }
-    }
-    return Scores.PRODUCT;
+    return model
+        .adapted()
+        .filter(linear -> linear.bank().totalRank() > 0 && chooses(linear))
+        .findFirst()
+        .map(linear -> router.forKernels(linear).scores())
+        .orElse(Scores.PRODUCT);
   }
 
   /** Whether the router chooses there: one adapter without a gate acts always, or as is given. */
@@ -344,8 +328,7 @@ public final class CudaDecoder implements AutoCloseable {
    * @throws UserException as the constructor
    */
   public void begin(int sequences, int tokens, ForwardContext context) {
-    close(pool);
-    pool = null;
+    closePool();
     listener = context.listener();
     temperature = context.routing().temperature();
     present = new int[0][];
@@ -368,7 +351,7 @@ public final class CudaDecoder implements AutoCloseable {
     // attention is cut by how long a sequence may be
     int longest = invariant ? model.config().maxPositionEmbeddings() : tokens;
     var memory = new KvMemory(keys, values, blocks, longest);
-    LIBTORCH.synchronize();
+    Stream.LIBTORCH.synchronize();
     if (engine == null) {
       engine =
           new DecodeEngine(
@@ -436,7 +419,7 @@ public final class CudaDecoder implements AutoCloseable {
   public void join(KvCache filled, List<KvCache.Columns> columns) {
     cuda.makeCurrent();
     model.backend().ops().copyColumns(filled, pool, columns);
-    LIBTORCH.synchronize();
+    Stream.LIBTORCH.synchronize();
   }
 
   /**
@@ -566,20 +549,19 @@ public final class CudaDecoder implements AutoCloseable {
   /** Gives back the memory of all sequences. */
   public void end() {
     cuda.makeCurrent();
-    close(pool);
-    pool = null;
+    closePool();
   }
 
-  private static void close(KvCache old) {
-    if (old != null) {
-      old.close();
+  private void closePool() {
+    if (pool != null) {
+      pool.close();
+      pool = null;
     }
   }
 
   @Override
   public void close() {
-    close(pool);
-    pool = null;
+    closePool();
     if (engine != null) {
       engine.close();
     }

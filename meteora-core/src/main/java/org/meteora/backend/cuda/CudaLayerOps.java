@@ -18,8 +18,6 @@ import org.meteora.tensor.Ops;
 
 /** What lies between a Llama's products at inference on a GPU, one launch each. */
 public final class CudaLayerOps implements LayerOps {
-  private static final Stream LIBTORCH = Stream.of(0);
-
   private final Cuda cuda;
   private final Dtype dtype;
   private PrefillKernels kernels;
@@ -65,7 +63,8 @@ public final class CudaLayerOps implements LayerOps {
       long count = shape.size() / hidden;
       kernels()
           .norm(
-              new PrefillRmsNorm(h, delta, delta, weight, to, count, hidden, norm.eps()), LIBTORCH);
+              new PrefillRmsNorm(h, delta, delta, weight, to, count, hidden, norm.eps()),
+              Stream.LIBTORCH);
     }
     return out;
   }
@@ -106,7 +105,7 @@ public final class CudaLayerOps implements LayerOps {
                 (int) keys.getShape().get(2) / headDim,
                 headDim,
                 true),
-            LIBTORCH);
+            Stream.LIBTORCH);
     var manager = queries.getManager();
     int from = ranges == null ? 0 : ranges.first();
     int count = ranges == null ? cache.length() + seq : ranges.count();
@@ -124,7 +123,7 @@ public final class CudaLayerOps implements LayerOps {
   @Override
   public NDArray siluUp(NDArray gate, NDArray up) {
     long pointer = Ops.dataPointer(gate);
-    kernels().siluUp(pointer, Ops.dataPointer(up), pointer, gate.size(), LIBTORCH);
+    kernels().siluUp(pointer, Ops.dataPointer(up), pointer, gate.size(), Stream.LIBTORCH);
     return gate;
   }
 
@@ -158,7 +157,7 @@ public final class CudaLayerOps implements LayerOps {
                 to.capacity(),
                 (int) first.getShape().get(1),
                 (int) first.getShape().get(3));
-        kernels().copyColumns(copy, columns.size(), longest, LIBTORCH);
+        kernels().copyColumns(copy, columns.size(), longest, Stream.LIBTORCH);
       }
     }
   }

@@ -22,8 +22,6 @@ import org.slf4j.LoggerFactory;
 /** The optimiser's work on a GPU, one launch each. */
 public final class CudaOptimizer implements OptimizerKernels {
   private static final Logger LOG = LoggerFactory.getLogger(CudaOptimizer.class);
-  private static final Stream LIBTORCH = Stream.of(0);
-
   private final Cuda cuda;
   private final TrainingKernels kernels;
   private final NDArray sums;
@@ -31,7 +29,7 @@ public final class CudaOptimizer implements OptimizerKernels {
   private CudaOptimizer(Cuda cuda, Dtype dtype, NDManager manager) {
     this.cuda = cuda;
     cuda.makeCurrent();
-    kernels = TrainingKernels.of(cuda, dtype, 1, 1, LIBTORCH);
+    kernels = TrainingKernels.of(cuda, dtype, 1, 1, Stream.LIBTORCH);
     sums = Ops.empty(manager, Dtype.F64, TrainingKernels.SQUARES_BLOCKS);
   }
 
@@ -65,7 +63,7 @@ public final class CudaOptimizer implements OptimizerKernels {
     try (var arena = Arena.ofConfined()) {
       var host = CStruct.array(arena, parts);
       var table = Ops.empty(owner, Dtype.U8, host.byteSize());
-      cuda.toDevice(Ops.dataPointer(table), host, host.byteSize(), LIBTORCH);
+      cuda.toDevice(Ops.dataPointer(table), host, host.byteSize(), Stream.LIBTORCH);
       long largest =
           parts.stream().mapToLong(part -> (long) part.rows() * part.columns()).max().orElseThrow();
       return () -> {
@@ -95,8 +93,8 @@ public final class CudaOptimizer implements OptimizerKernels {
     kernels.squares(Ops.dataPointer(values) + from * Float.BYTES, address, to - from);
     try (var arena = Arena.ofConfined()) {
       var host = arena.allocate(8L * TrainingKernels.SQUARES_BLOCKS, 16);
-      cuda.toHost(host, address, host.byteSize(), LIBTORCH);
-      LIBTORCH.synchronize();
+      cuda.toHost(host, address, host.byteSize(), Stream.LIBTORCH);
+      Stream.LIBTORCH.synchronize();
       double sum = 0;
       for (int i = 0; i < TrainingKernels.SQUARES_BLOCKS; i++) {
         sum += host.getAtIndex(JAVA_DOUBLE, i);

@@ -29,8 +29,6 @@ import org.meteora.tensor.Ops;
  * queues is queued under its lock, on one stream.
  */
 final class FusedInference implements AutoCloseable {
-  private static final Stream LIBTORCH = Stream.of(0);
-
   private final List<GatedLinear> linears;
   private final Router.Scoring router;
   private final List<ScoredBank> banks;
@@ -104,7 +102,8 @@ final class FusedInference implements AutoCloseable {
     var scores = banks.getFirst().scores();
     try {
       kernels =
-          new AdapterKernels(cuda, Ops.dtype(this.stacked), scores, topK, in, targets, LIBTORCH);
+          new AdapterKernels(
+              cuda, Ops.dtype(this.stacked), scores, topK, in, targets, Stream.LIBTORCH);
     } catch (RuntimeException | Error e) {
       closeStack();
       throw e;
@@ -164,7 +163,7 @@ final class FusedInference implements AutoCloseable {
           (int) x.getShape().get(0),
           choices,
           temperature,
-          LIBTORCH);
+          Stream.LIBTORCH);
     }
   }
 
@@ -187,7 +186,7 @@ final class FusedInference implements AutoCloseable {
     if (Ops.dtype(x) != dtype()) {
       throw new IllegalArgumentException("an input in " + Ops.dtype(x) + ", not " + dtype());
     }
-    int tokens = tokens(x);
+    int tokens = (int) (x.size() / in());
     boolean groups = kernels.grouped().isQuicker(tokens);
     int gatesAt = groups ? 0 : gateAt[0];
     var y = linears.stream().map(linear -> empty(x, linear)).toList();
@@ -196,14 +195,23 @@ final class FusedInference implements AutoCloseable {
       var matrix = Matrix.of(Ops.dataPointer(input), tokens, in(), dtype());
       rows = rows(x, matrix, groups);
       if (groups) {
-        try (var scratch = scratch(x, tokens)) {
-          var pass = grouped(rows, matrix, choices, temperature, scratch);
-          kernels.grouped().group(pass, LIBTORCH);
-          kernels.grouped().add(pass, addresses(y), LIBTORCH);
+        long words = (kernels.grouped().scratchBytes(tokens) + 7) / 8;
+        try (var scratch = Ops.empty(x.getManager(), Dtype.I64, words)) {
+          var pass =
+              new GroupedPrefill.Pass(
+                  Ops.dataPointer(rows),
+                  (int) rows.getShape().get(1),
+                  matrix.address(),
+                  tokens,
+                  choices,
+                  temperature,
+                  Ops.dataPointer(scratch));
+          kernels.grouped().group(pass, Stream.LIBTORCH);
+          kernels.grouped().add(pass, addresses(y), Stream.LIBTORCH);
         }
       } else {
         kernels.scaleForPrefill(
-            Ops.dataPointer(rows), matrix.address(), tokens, choices, temperature, LIBTORCH);
+            Ops.dataPointer(rows), matrix.address(), tokens, choices, temperature, Stream.LIBTORCH);
       }
       for (int i = 0; i < y.size(); i++) {
         if (!groups) {
@@ -213,10 +221,6 @@ final class FusedInference implements AutoCloseable {
       }
     }
     return new Results(y, rows, gatesAt);
-  }
-
-  private int tokens(NDArray x) {
-    return (int) (x.size() / in());
   }
 
   private int in() {
@@ -236,10 +240,6 @@ final class FusedInference implements AutoCloseable {
     return Ops.empty(x.getManager(), Ops.dtype(x), shape.getShape());
   }
 
-  private NDArray scratch(NDArray x, int tokens) {
-    return Ops.empty(x.getManager(), Dtype.I64, (kernels.grouped().scratchBytes(tokens) + 7) / 8);
-  }
-
   /** {@code x · [A gates]ᵀ}, or of the gates alone. */
   private NDArray rows(NDArray x, Matrix input, boolean gatesAlone) {
     int from = gatesAlone ? gateAt[0] : 0;
@@ -252,18 +252,6 @@ final class FusedInference implements AutoCloseable {
         Matrix.of(first, columns, in(), dtype()).transpose(),
         false);
     return rows;
-  }
-
-  private GroupedPrefill.Pass grouped(
-      NDArray rows, Matrix input, long[] choices, double temperature, NDArray scratch) {
-    return new GroupedPrefill.Pass(
-        Ops.dataPointer(rows),
-        (int) rows.getShape().get(1),
-        input.address(),
-        input.rows(),
-        choices,
-        temperature,
-        Ops.dataPointer(scratch));
   }
 
   private static Matrix output(NDArray y, int tokens) {

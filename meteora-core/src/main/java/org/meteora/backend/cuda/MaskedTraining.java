@@ -28,8 +28,6 @@ import org.meteora.tensor.Ops;
  * read, and its gradient written, once for both, unless dropout gives A an input of its own.
  */
 final class MaskedTraining {
-  private static final Stream LIBTORCH = Stream.of(0);
-
   /** Products run at full speed where a row of the result is whole 16 bytes. */
   private static final int COLUMNS = 8;
 
@@ -71,7 +69,7 @@ final class MaskedTraining {
           Shape.of(Math.toIntExact((tokens + 7) / 8), 1, 1, 256),
           new TrainingTopKMask(
               Ops.dataPointer(logits), Ops.dataPointer(unchosen), tokens, adapters),
-          LIBTORCH);
+          Stream.LIBTORCH);
     }
     var weights = Ops.softmax(Ops.cast(logits, Dtype.F32).add(unchosen));
     var coefficients = Ops.cast(weights.matMul(layout.expansion()), Ops.dtype(x));

@@ -29,7 +29,7 @@ final class Products {
   synchronized void open() {
     if (blas == null) {
       cuda.makeCurrent();
-      blas = new Cublas(cuda, Stream.of(0));
+      blas = new Cublas(cuda, Stream.LIBTORCH);
       manager.attachInternal(UUID.randomUUID().toString(), blas);
     }
   }

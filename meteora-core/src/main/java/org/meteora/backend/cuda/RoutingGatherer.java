@@ -27,8 +27,6 @@ final class RoutingGatherer implements RoutingListener, AutoCloseable {
   /** Bytes worth a copy of their own while a pass is being queued. */
   private static final long PIECE = 256 << 10;
 
-  private static final Stream LIBTORCH = Stream.of(0);
-
   /** One gate's choice at {@code at}: int32 indices {@code (rows, tokens, topK)}, then weights. */
   private record Choice(int layer, int module, int rows, int tokens, int topK, long at) {
     int values() {
@@ -108,9 +106,9 @@ final class RoutingGatherer implements RoutingListener, AutoCloseable {
   private void copy() {
     if (!fresh.isEmpty()) {
       cuda.toHost(
-          host.memory().asSlice(copied), device.address() + copied, used - copied, LIBTORCH);
+          host.memory().asSlice(copied), device.address() + copied, used - copied, Stream.LIBTORCH);
       var done = new Event();
-      done.record(LIBTORCH);
+      done.record(Stream.LIBTORCH);
       pieces.add(new Piece(fresh, done));
       fresh = new ArrayList<>();
       copied = used;
@@ -171,7 +169,7 @@ final class RoutingGatherer implements RoutingListener, AutoCloseable {
     if (!closed) {
       closed = true;
       cuda.makeCurrent();
-      LIBTORCH.synchronize();
+      Stream.LIBTORCH.synchronize();
       free();
     }
   }

@@ -6,6 +6,9 @@ import java.lang.foreign.Arena;
 
 /** A queue of device work: one of its own, or somebody else's (libtorch's current one). */
 public final class Stream implements AutoCloseable {
+  /** The default stream, which libtorch works on. */
+  public static final Stream LIBTORCH = new Stream(0, false);
+
   private static final int NON_BLOCKING = 1;
 
   private final long handle;

@@ -227,7 +227,10 @@ class CpuBackendTest {
       var loraA = manager.create(values.get(2), Ops.shape(TOTAL, IN));
       var loraB = manager.create(values.get(3), Ops.shape(OUT, TOTAL));
       manager.getEngine().setRandomSeed(3);
-      var context = ForwardContext.training(ROUTING, Flags.AUTO).withTape(Optional.of(tape));
+      var context =
+          ForwardContext.inference(ROUTING, Flags.AUTO)
+              .forTraining(true)
+              .withTape(Optional.of(tape));
       var y = layer(manager, g, loraA, loraB, dropout).forward(input, context).y().toFloatArray();
       double sum = 0;
       for (int i = 0; i < y.length; i++) {
@@ -259,7 +262,10 @@ class CpuBackendTest {
       }
       manager.getEngine().setRandomSeed(3);
       var layer = layer(manager, arrays[1], arrays[2], arrays[3], dropout);
-      var context = ForwardContext.training(ROUTING, Flags.AUTO).withTape(Optional.of(tape));
+      var context =
+          ForwardContext.inference(ROUTING, Flags.AUTO)
+              .forTraining(true)
+              .withTape(Optional.of(tape));
       for (int i = 0; i < layers; i++) {
         var output = layer.forward(arrays[0], context);
         if (ofLogits != null) {
@@ -321,7 +327,8 @@ class CpuBackendTest {
         arrays[i].setRequiresGradient(true);
       }
       var layer = layer(manager, null, arrays[1], arrays[2]);
-      var context = ForwardContext.training(ROUTING.withRouter(router), Flags.AUTO);
+      var context =
+          ForwardContext.inference(ROUTING.withRouter(router), Flags.AUTO).forTraining(true);
       var tape = new CpuBackend(Dtype.F32).tape(manager, List.of(layer), context);
       assertThat(tape).isPresent();
       var output = layer.forward(arrays[0], context.withTape(onTape ? tape : Optional.empty())).y();

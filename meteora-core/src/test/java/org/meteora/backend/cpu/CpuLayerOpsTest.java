@@ -53,7 +53,7 @@ class CpuLayerOpsTest {
   @Test
   void aPassOnATapeIsNormedAndRotatedByIt() {
     var backend = new CpuBackend(Dtype.F32, false);
-    var context = ForwardContext.training(new RoutingSettings(2, 1), Flags.AUTO);
+    var context = ForwardContext.inference(new RoutingSettings(2, 1), Flags.AUTO).forTraining(true);
     try (var manager = Devices.newManager(Device.cpu())) {
       var pass =
           new Pass(null, null, true, null, null, null, null, backend.ops(), context, List.of());

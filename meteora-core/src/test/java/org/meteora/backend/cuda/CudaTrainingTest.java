@@ -227,7 +227,7 @@ class CudaTrainingTest {
   }
 
   private static ForwardContext context(boolean dropout) {
-    return ForwardContext.training(new RoutingSettings(2, 1), Flags.AUTO).forTraining(dropout);
+    return ForwardContext.inference(new RoutingSettings(2, 1), Flags.AUTO).forTraining(dropout);
   }
 
   /**
