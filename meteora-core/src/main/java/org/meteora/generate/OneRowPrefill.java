@@ -1,7 +1,13 @@
 package org.meteora.generate;
 
+import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
+import org.meteora.model.BlockTables;
+import org.meteora.model.KvCache;
+import org.meteora.model.Llama;
+import org.meteora.model.Ranges;
 import org.meteora.moe.ForwardContext;
 
 /**
@@ -9,18 +15,22 @@ import org.meteora.moe.ForwardContext;
  * are not known is computed, however different their lengths are. A pass ends where its budget
  * does, within a prompt too.
  */
-abstract sealed class OneRowPrefill implements Prefill permits BlockPrefill, PackedPrefill {
+final class OneRowPrefill implements Prefill {
+  private final Llama model;
   private final List<int[]> prompts;
   private final int[] there; // how many tokens of each have been run, or were known
+  private final Optional<KvCache> cache;
+  private final Pass pass;
   private int current; // the first prompt of which something is left
   private float[] logits;
 
-  /**
-   * @param known how many of each prompt's first tokens are
-   */
-  OneRowPrefill(List<int[]> prompts, int[] known) {
+  private OneRowPrefill(
+      Llama model, List<int[]> prompts, int[] known, Optional<KvCache> cache, Pass pass) {
+    this.model = model;
     this.prompts = prompts;
     this.there = known.clone();
+    this.cache = cache;
+    this.pass = pass;
   }
 
   /**
@@ -30,6 +40,87 @@ abstract sealed class OneRowPrefill implements Prefill permits BlockPrefill, Pac
    * @param first how many are before
    */
   record Piece(int prompt, int first, int count) {}
+
+  private interface Pass {
+    /**
+     * @param ids of all pieces {@code (1, tokens)}
+     * @return logits of each piece's last token {@code (pieces, vocab)}
+     */
+    NDArray run(NDArray ids, List<Piece> pieces, ForwardContext context);
+  }
+
+  /**
+   * Straight into the prompts' blocks: nothing is copied. What comes of a token does not depend on
+   * where passes end, nor on whose tokens are beside it, but by products whose sums depend on the
+   * number of rows.
+   *
+   * @param blocks of each prompt
+   * @param known how many of each prompt's first tokens are in them
+   */
+  static OneRowPrefill intoBlocks(
+      Llama model, KvCache pool, List<int[]> prompts, List<int[]> blocks, int[] known) {
+    return new OneRowPrefill(
+        model,
+        prompts,
+        known,
+        Optional.empty(),
+        (ids, pieces, context) -> {
+          var tables = new ArrayList<int[]>();
+          var lengths = new ArrayList<Integer>();
+          var ends = new int[pieces.size()];
+          for (int i = 0; i < ends.length; i++) {
+            var piece = pieces.get(i);
+            for (int place = piece.first(); place < piece.first() + piece.count(); place++) {
+              tables.add(blocks.get(piece.prompt()));
+              lengths.add(place);
+            }
+            ends[i] = tables.size() - 1;
+          }
+          var where =
+              new BlockTables(
+                  tables.toArray(int[][]::new),
+                  lengths.stream().mapToInt(Integer::intValue).toArray());
+          return model.next(ids, pool, where, ends, context);
+        });
+  }
+
+  /**
+   * Into the only row of a cache of their own.
+   *
+   * @param known what is known of each prompt's beginning
+   */
+  static OneRowPrefill packed(Llama model, List<int[]> prompts, List<Optional<Known>> known) {
+    var first = new int[prompts.size()]; // column of each prompt
+    int columns = 0;
+    for (int i = 0; i < first.length; i++) {
+      first[i] = columns;
+      columns += prompts.get(i).length;
+    }
+    var cache = model.newCache(model.manager(), new int[1], columns);
+    try {
+      cache.pack(prompts.stream().mapToInt(prompt -> prompt.length).toArray());
+      for (int i = 0; i < first.length; i++) {
+        if (known.get(i).isPresent()) {
+          var hit = known.get(i).get();
+          hit.copyTo(model.backend().ops(), cache, 0, first[i], hit.tokens());
+        }
+      }
+    } catch (RuntimeException | Error e) {
+      cache.close();
+      throw e;
+    }
+    return new OneRowPrefill(
+        model,
+        prompts,
+        known.stream().mapToInt(its -> its.map(Known::tokens).orElse(0)).toArray(),
+        Optional.of(cache),
+        (ids, pieces, context) -> {
+          var ranges =
+              pieces.stream()
+                  .map(each -> new Ranges.Piece(first[each.prompt()], each.first(), each.count()));
+          return model.next(ids, cache, ranges.toList(), context);
+        });
+  }
 
   /** What comes next, so many tokens at most. */
   List<Piece> next(long most) {
@@ -52,7 +143,9 @@ abstract sealed class OneRowPrefill implements Prefill permits BlockPrefill, Pac
         ids[at++] = prompts.get(piece.prompt())[piece.first() + i];
       }
     }
-    var its = logits(ids, pieces, context);
+    var its =
+        ModelSession.logits(
+            model, ids, 1, pieces.size(), input -> pass.run(input, pieces, context));
     int vocab = its.length / pieces.size();
     if (logits == null) {
       logits = new float[prompts.size() * vocab];
@@ -67,21 +160,23 @@ abstract sealed class OneRowPrefill implements Prefill permits BlockPrefill, Pac
     }
   }
 
-  /**
-   * Runs tokens.
-   *
-   * @param ids of all pieces
-   * @return of each piece's last token {@code (pieces, vocab)}
-   */
-  abstract float[] logits(long[] ids, List<Piece> pieces, ForwardContext context);
-
   @Override
   public boolean isDone() {
     return current == prompts.size();
   }
 
   @Override
+  public Optional<KvCache> cache() {
+    return cache;
+  }
+
+  @Override
   public float[] logits() {
     return logits;
+  }
+
+  @Override
+  public void close() {
+    cache.ifPresent(KvCache::close);
   }
 }

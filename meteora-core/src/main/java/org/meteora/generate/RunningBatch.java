@@ -338,7 +338,7 @@ final class RunningBatch implements AutoCloseable {
 
   private Prefill prefill(List<int[]> prompts) {
     if (model.backend().fillsBlocks()) {
-      return new BlockPrefill(
+      return OneRowPrefill.intoBlocks(
           model,
           session.pool(),
           prompts,
@@ -346,7 +346,7 @@ final class RunningBatch implements AutoCloseable {
           filled.stream().mapToInt(scheduler::known).toArray());
     }
     var known = filled.stream().map(this::known).toList();
-    return packs ? new PackedPrefill(model, prompts, known) : padded(prompts, known);
+    return packs ? OneRowPrefill.packed(model, prompts, known) : padded(prompts, known);
   }
 
   private Optional<Known> known(int which) {

@@ -14,18 +14,12 @@ public interface OptimizerKernels {
    */
   record Copy(NDArray from, NDArray to) {}
 
-  /** Copies that are made again and again. */
-  interface Copies {
-    /** Queues them all. */
-    void run();
-  }
-
   /**
-   * Makes copies ready.
+   * Makes ready what queues copies, again and again.
    *
    * @param owner of what they need
    */
-  Copies prepare(List<Copy> copies, NDManager owner);
+  Runnable prepare(List<Copy> copies, NDManager owner);
 
   /** The L2 norm of the numbers {@code from} to {@code to}. */
   double norm(NDArray values, long from, long to);

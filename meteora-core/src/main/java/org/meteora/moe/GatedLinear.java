@@ -150,7 +150,7 @@ public final class GatedLinear extends AbstractBlock {
       layout.parametersMayChange();
     }
     var shape = x.getShape();
-    var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
+    var rows = rows(x);
     NDArray logits = null;
     Routing routing;
     switch (router(context)) {
@@ -189,7 +189,14 @@ public final class GatedLinear extends AbstractBlock {
     return Ops.linear(x, weight, bias);
   }
 
-  private static NDArray like(NDArray rows, Shape shape) {
+  /** {@code x} as {@code (tokens, in)}. */
+  public static NDArray rows(NDArray x) {
+    var shape = x.getShape();
+    return shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
+  }
+
+  /** The same rows, a token each, in this shape. */
+  public static NDArray like(NDArray rows, Shape shape) {
     return shape.dimension() == 2 ? rows : rows.reshape(shape);
   }
 

@@ -76,7 +76,8 @@ class BatchInvarianceTest {
                 .mapToObj(i -> IntStream.range(0, 5).map(j -> blocks - 1 - 5 * i - j).toArray())
                 .toArray(int[][]::new);
         var prefill =
-            new BlockPrefill(llama, pool, some, Arrays.asList(tables), new int[some.size()]);
+            OneRowPrefill.intoBlocks(
+                llama, pool, some, Arrays.asList(tables), new int[some.size()]);
         while (!prefill.isDone()) {
           prefill.run(prefill.next(passes), ASKS);
         }

@@ -119,7 +119,7 @@ class PackedPrefillGpuTest {
       }
       for (int most : new int[] {1, 7, 50, 1000}) {
         try (var pool = llama.newPool(manager, 4);
-            var packed = new PackedPrefill(llama, prompts, nothing)) {
+            var packed = OneRowPrefill.packed(llama, prompts, nothing)) {
           run(packed, most, prompts.stream().mapToInt(prompt -> prompt.length).sum());
           check(dtype + ", pieces of " + most, outcome(packed), expected, dtype);
           int[] blocks = {3, 1, 0};
@@ -129,7 +129,7 @@ class PackedPrefillGpuTest {
           var hits = new ArrayList<>(nothing);
           hits.set(2, begins);
           hits.set(5, begins);
-          try (var again = new PackedPrefill(llama, prompts, hits)) {
+          try (var again = OneRowPrefill.packed(llama, prompts, hits)) {
             run(again, most, prompts.stream().mapToInt(prompt -> prompt.length).sum() - 2 * 64);
             check(dtype + ", beginnings known", outcome(again), expected, dtype);
           }
@@ -138,7 +138,7 @@ class PackedPrefillGpuTest {
     }
   }
 
-  private static void run(PackedPrefill prefill, int most, int tokens) {
+  private static void run(OneRowPrefill prefill, int most, int tokens) {
     int done = 0;
     while (!prefill.isDone()) {
       var pieces = prefill.next(most);

@@ -275,15 +275,12 @@ final class CudaForward extends PortableForward {
       return linear.formula(x, context, MASKED);
     }
     linear.layout().parametersMayChange();
-    var shape = x.getShape();
-    var rows = shape.dimension() == 2 ? x : x.reshape(-1, shape.get(shape.dimension() - 1));
     var y = linear.base(x);
+    var rows = GatedLinear.rows(x);
     var result = MaskedTraining.forward(rows, linear.layout(), topK, linear.dropout(context));
-    return shape.dimension() == 2
-        ? new Output(y.add(result.added()), result.logits())
-        : new Output(
-            y.add(result.added().reshape(y.getShape())),
-            result.logits().reshape(GatedLinear.withLast(shape, bank.size())));
+    return new Output(
+        y.add(GatedLinear.like(result.added(), y.getShape())),
+        GatedLinear.like(result.logits(), GatedLinear.withLast(x.getShape(), bank.size())));
   }
 
   @Override

@@ -53,7 +53,7 @@ public final class CudaOptimizer implements OptimizerKernels {
   }
 
   @Override
-  public Copies prepare(List<Copy> copies, NDManager owner) {
+  public Runnable prepare(List<Copy> copies, NDManager owner) {
     if (copies.isEmpty()) {
       return () -> {};
     }

@@ -3,10 +3,9 @@ package org.meteora.moe.forward;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
-import java.util.Arrays;
-import java.util.Objects;
+import java.util.ArrayList;
 import java.util.function.IntConsumer;
-import java.util.stream.IntStream;
+import java.util.function.Supplier;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.ForwardStrategy;
 import org.meteora.moe.Routing;
@@ -44,14 +43,6 @@ public final class LoopForward implements ForwardStrategy {
     this.runner = runner;
   }
 
-  /** One adapter's part: {@code (pairs, out)} from its pairs' inputs and weights. */
-  private record Part(NDArray x, NDArray weight, NDArray a, NDArray b, double scale) {
-    NDArray compute() {
-      var z = Ops.linear(x, a, null).mul(weight);
-      return Ops.linear(scale == 1 ? z : Ops.scale(z, scale), b, null);
-    }
-  }
-
   @Override
   public NDArray contribution(NDArray x, BankLayout bank, Routing routing, boolean training) {
     var manager = x.getManager();
@@ -82,15 +73,15 @@ public final class LoopForward implements ForwardStrategy {
             Ops.indexSelect(routing.weights().reshape(-1, 1), 0, Ops.of(manager, pairOf, pairs)),
             Ops.dtype(x));
     long out = bank.loraB().getShape().get(0);
-    var results = new NDArray[n];
-    var parts = new Part[n];
+    var parts = new ArrayList<Supplier<NDArray>>(); // (pairs, out) of each adapter
     for (int i = 0; i < n; i++) {
       int count = starts[i + 1] - starts[i];
       if (count == 0) {
         continue;
       }
       if (bank.rank(i) == 0) {
-        results[i] = Ops.zeros(manager, Ops.dtype(x), count, out);
+        var none = Ops.zeros(manager, Ops.dtype(x), count, out);
+        parts.add(() -> none);
         continue;
       }
       var a = Ops.narrow(bank.loraA(), 0, bank.offset(i), bank.rank(i));
@@ -99,13 +90,16 @@ public final class LoopForward implements ForwardStrategy {
       b.attach(manager);
       var own = Ops.narrow(inputs, 0, starts[i], count);
       var weight = Ops.narrow(weights, 0, starts[i], count);
-      parts[i] = new Part(own, weight, a, b, bank.bank().scales()[i]);
+      double scale = bank.bank().scales()[i];
+      parts.add(
+          () -> {
+            var z = Ops.linear(own, a, null).mul(weight);
+            return Ops.linear(scale == 1 ? z : Ops.scale(z, scale), b, null);
+          });
     }
-    var present = IntStream.range(0, n).filter(i -> parts[i] != null).toArray();
-    runner.run(present.length, i -> results[present[i]] = parts[present[i]].compute());
-    var chosenOnes =
-        new NDList(Arrays.stream(results).filter(Objects::nonNull).toArray(NDArray[]::new));
-    var all = chosenOnes.size() == 1 ? chosenOnes.head() : NDArrays.concat(chosenOnes, 0);
+    var results = new NDArray[parts.size()];
+    runner.run(results.length, i -> results[i] = parts.get(i).get());
+    var all = results.length == 1 ? results[0] : NDArrays.concat(new NDList(results), 0);
     var perPair = Ops.indexSelect(all, 0, Ops.of(manager, position, pairs));
     return k == 1 ? perPair : perPair.reshape(-1, k, out).sum(new int[] {1});
   }

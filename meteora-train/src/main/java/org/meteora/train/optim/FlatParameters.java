@@ -98,7 +98,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   private final NDArray masters;
   private final NDArray gradientSlice;
   private final Optional<OptimizerKernels> kernels;
-  private OptimizerKernels.Copies copies;
+  private Runnable copies;
 
   /** Those whose sums over all processes have been begun since the gradients were cleared. */
   private final Set<Entry> reducing = Collections.newSetFromMap(new IdentityHashMap<>());
