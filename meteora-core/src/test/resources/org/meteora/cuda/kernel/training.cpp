@@ -43,7 +43,7 @@ static void route() {
   }
   for (int i = 0; i < tokens * n; i++) votes[i] = 0;
   const float gateWeight = 0.3f;
-  TrainingRoute p{rows.p, c.p, fixed.p, targets.p, votes.p, loss.p, right.p, tokens, stride, ranks, linears, gated, {}};
+  TrainingRoute p{rows.p, c.p, fixed.p, targets.p, votes.p, loss.p, right.p, nullptr, tokens, stride, ranks, linears, gated, {}};
   TrainingRouteBackward back{rows.p, slope.p, again.p, out.p, fixed.p, targets.p, tokens, gateWeight, stride, ranks, linears, gated, used, {}};
   for (int l = 0; l < linears; l++) {
     One& one = *all[l];
