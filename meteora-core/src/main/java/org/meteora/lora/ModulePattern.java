@@ -7,8 +7,12 @@ import java.util.Optional;
 /**
  * A pattern of PEFT's for the path of a module. RE2 matches in time linear in the text, whatever
  * the pattern; it reads Python's named groups, but no look-around and no back-references.
+ *
+ * @param plain the pattern where it is {@link #PLAIN}, else null
+ * @param whole matches a module's whole path; null for a plain one
+ * @param end matches the path or its end behind a dot; null for a plain one
  */
-final class ModulePattern {
+record ModulePattern(String plain, Pattern whole, Pattern end) {
   /** Longer ones, or deeper ones, are no one's; they would fill memory or stack. */
   private static final int LONGEST = 20_000;
 
@@ -19,16 +23,6 @@ final class ModulePattern {
   /** Letters and dots, of which a dot stands for any character: matched without RE2. */
   private static final java.util.regex.Pattern PLAIN =
       java.util.regex.Pattern.compile("[A-Za-z0-9_.]+");
-
-  private final String plain;
-  private final Pattern whole;
-  private final Pattern end;
-
-  private ModulePattern(String plain, Pattern whole, Pattern end) {
-    this.plain = plain;
-    this.whole = whole;
-    this.end = end;
-  }
 
   /** Empty where the pattern is no pattern, or of a syntax that RE2 does not know. */
   static Optional<ModulePattern> compile(String pattern) {

@@ -61,14 +61,10 @@ public final class FlagOptions {
     var all = new HashMap<>(config.flags());
     all.putAll(System.getenv());
     for (var option : own.options()) {
-      Optional.ofNullable(option.<String>getValue())
-          .ifPresent(value -> all.put(variable(option.longestName()), value));
+      // --moelinear-x is MOELINEAR_X
+      var variable = option.longestName().substring(2).replace('-', '_').toUpperCase(Locale.ROOT);
+      Optional.ofNullable(option.<String>getValue()).ifPresent(value -> all.put(variable, value));
     }
     return Flags.fromEnvironment(all);
-  }
-
-  /** {@code --moelinear-x} is {@code MOELINEAR_X}. */
-  private static String variable(String option) {
-    return option.substring(2).replace('-', '_').toUpperCase(Locale.ROOT);
   }
 }

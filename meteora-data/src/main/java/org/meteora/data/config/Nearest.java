@@ -4,6 +4,7 @@ import java.util.Collection;
 import java.util.Comparator;
 import java.util.Locale;
 import java.util.Optional;
+import java.util.stream.IntStream;
 
 /** The known word that a misspelt one probably means. */
 public final class Nearest {
@@ -29,19 +30,15 @@ public final class Nearest {
   private static int distance(String word, String other) {
     var a = word.toLowerCase(Locale.ROOT);
     var b = other.toLowerCase(Locale.ROOT);
-    var previous = new int[b.length() + 1];
-    for (int j = 0; j <= b.length(); j++) {
-      previous[j] = j;
-    }
+    var row = IntStream.rangeClosed(0, b.length()).toArray();
     for (int i = 1; i <= a.length(); i++) {
-      var current = new int[b.length() + 1];
-      current[0] = i;
+      int diagonal = row[0]++;
       for (int j = 1; j <= b.length(); j++) {
-        int replaced = previous[j - 1] + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1);
-        current[j] = Math.min(replaced, 1 + Math.min(previous[j], current[j - 1]));
+        int replaced = diagonal + (a.charAt(i - 1) == b.charAt(j - 1) ? 0 : 1);
+        diagonal = row[j];
+        row[j] = Math.min(replaced, 1 + Math.min(diagonal, row[j - 1]));
       }
-      previous = current;
     }
-    return previous[b.length()];
+    return row[b.length()];
   }
 }

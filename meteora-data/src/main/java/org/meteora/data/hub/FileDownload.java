@@ -86,14 +86,9 @@ final class FileDownload {
         }
       }
     } catch (IOException e) {
-      throw new UserException("cannot write " + target + ": " + cause(e), e);
+      var cause = e.getCause() instanceof IOException inner ? inner : e;
+      throw new UserException("cannot write " + target + ": " + AtomicFiles.reason(cause), e);
     }
-  }
-
-  private static String cause(IOException e) {
-    return e.getCause() instanceof IOException inner
-        ? AtomicFiles.reason(inner)
-        : AtomicFiles.reason(e);
   }
 
   /** Returns the hash of the file once all of it is there. */

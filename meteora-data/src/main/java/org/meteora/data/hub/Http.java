@@ -22,7 +22,7 @@ import org.meteora.UserException;
  * at a GiB/s the hand-overs of {@code java.net.http} cost more than all the rest. A thread that is
  * interrupted gets out of a read at once when it is a virtual one, else within the stall time.
  */
-final class Http {
+record Http(HubSettings settings) {
   private static final String TUNNEL_SCHEMES = "jdk.http.auth.tunneling.disabledSchemes";
   private static final int REDIRECTS = 10;
 
@@ -52,12 +52,6 @@ final class Http {
     Optional<String> header(String name) {
       return Optional.ofNullable(headers.get(name));
     }
-  }
-
-  private final HubSettings settings;
-
-  Http(HubSettings settings) {
-    this.settings = settings;
   }
 
   /**

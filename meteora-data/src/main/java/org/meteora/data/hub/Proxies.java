@@ -119,13 +119,10 @@ record Proxies(Map<String, Via> byScheme, List<String> exceptions) {
 
   /** The proxy on the way to an address, if there is one. */
   Optional<Via> of(URI address) {
-    var via = byScheme.get(address.getScheme().toLowerCase(Locale.ROOT));
-    return via == null || isExcepted(address) ? Optional.empty() : Optional.of(via);
-  }
-
-  private boolean isExcepted(URI address) {
     var host = address.getHost().replaceAll("[\\[\\]]", "").toLowerCase(Locale.ROOT);
-    return exceptions.stream().anyMatch(each -> matches(each, host, Http.port(address)));
+    return exceptions.stream().anyMatch(each -> matches(each, host, Http.port(address)))
+        ? Optional.empty()
+        : Optional.ofNullable(byScheme.get(address.getScheme().toLowerCase(Locale.ROOT)));
   }
 
   private static boolean matches(String exception, String host, int port) {

@@ -23,17 +23,9 @@ import org.meteora.io.FolderLock;
  * Turns a task's source into {@code <target>/<task>/{train,test}.jsonl}. The same source and seed
  * always give the same bytes.
  */
-public final class DatasetMaker {
+public record DatasetMaker(Path targetDir, long seed) {
   static final int MOST_TRAIN = 100_000;
   static final int MOST_TEST = 50_000;
-
-  private final Path targetDir;
-  private final long seed;
-
-  public DatasetMaker(Path targetDir, long seed) {
-    this.targetDir = targetDir;
-    this.seed = seed;
-  }
 
   /**
    * What was written.

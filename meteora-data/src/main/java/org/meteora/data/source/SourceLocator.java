@@ -30,19 +30,12 @@ import org.meteora.io.Jsonl;
  * gsm8k/main/train-00000-of-00001.parquet}; the repository's name, its organisation left out, or
  * the task's name. {@code <root>} may be BIG-bench's own folder, with the other repositories beside
  * it, or the folder that holds {@code bigbench} and all the others.
+ *
+ * @param root the folder of sources ({@code bigbench_dataset_dir})
  */
-public final class SourceLocator {
+public record SourceLocator(Path root) {
   private static final ObjectReader RECORD =
       Jsonl.JSON.reader().without(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
-
-  private final Path root;
-
-  /**
-   * @param root the folder of sources ({@code bigbench_dataset_dir})
-   */
-  public SourceLocator(Path root) {
-    this.root = root;
-  }
 
   /**
    * A task's records.
