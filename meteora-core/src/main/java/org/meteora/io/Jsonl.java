@@ -61,7 +61,7 @@ public final class Jsonl {
     } catch (CharacterCodingException e) {
       throw new UserException(file + ":" + (number + 1) + " or soon after: not UTF-8 text");
     } catch (IOException e) {
-      throw new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
+      throw unreadable(file, e);
     }
   }
 
@@ -124,10 +124,19 @@ public final class Jsonl {
       }
       return node;
     } catch (JsonProcessingException e) {
-      var at = e.getLocation();
-      throw new UserException(
-          file + (at == null ? "" : ":" + at.getLineNr()) + ": not valid JSON: " + reason(e));
+      throw unreadable(file, e);
     }
+  }
+
+  /** What to say of a JSON file that is none, naming the line, or that cannot be read. */
+  public static UserException unreadable(Path file, IOException e) {
+    if (e instanceof JsonProcessingException json) {
+      var at = json.getLocation();
+      return new UserException(
+          "%s%s: not valid JSON: %s",
+          file, at == null ? "" : ":" + at.getLineNr(), reason(json), e);
+    }
+    return new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
   }
 
   /**

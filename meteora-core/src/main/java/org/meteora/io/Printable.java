@@ -2,6 +2,10 @@ package org.meteora.io;
 
 import java.io.IOException;
 import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.CharBuffer;
+import java.nio.charset.CharsetDecoder;
+import java.nio.charset.CodingErrorAction;
 import java.nio.charset.StandardCharsets;
 import java.util.regex.Pattern;
 
@@ -47,11 +51,12 @@ public final class Printable {
    */
   public static OutputStream escaping(OutputStream to) {
     return new OutputStream() {
-      /** The bytes of a character that is not whole yet. */
-      private final byte[] held = new byte[4];
+      // a byte that is no character's could be an 8-bit control for a terminal that is not UTF-8
+      private final CharsetDecoder decoder =
+          StandardCharsets.UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPLACE);
 
-      private int count;
-      private int wanted;
+      /** The bytes of a character that is not whole yet. */
+      private byte[] held = {};
 
       @Override
       public void write(int b) throws IOException {
@@ -60,45 +65,13 @@ public final class Printable {
 
       @Override
       public void write(byte[] bytes, int from, int length) throws IOException {
-        int plain = from;
-        for (int i = from; i < from + length; i++) {
-          int b = bytes[i] & 0xff;
-          boolean passes =
-              count == 0 && (b >= 0x20 && b < 0x7f || b == '\n' || b == '\t' || b == '\r');
-          if (passes) {
-            continue;
-          }
-          to.write(bytes, plain, i - plain);
-          plain = i + 1;
-          other(b);
-        }
-        to.write(bytes, plain, from + length - plain);
-      }
-
-      private void other(int b) throws IOException {
-        if (count > 0 && (b & 0xc0) != 0x80) {
-          release(); // cut off: not UTF-8
-        }
-        if (count == 0) {
-          wanted =
-              b >= 0xf0 && b < 0xf8 ? 4 : b >= 0xe0 && b < 0xf0 ? 3 : b >= 0xc2 && b < 0xe0 ? 2 : 1;
-        }
-        held[count++] = (byte) b;
-        if (count == wanted) {
-          release();
-        }
-      }
-
-      private void release() throws IOException {
-        var text = new String(held, 0, count, StandardCharsets.UTF_8);
-        // a byte that is no character's could be an 8-bit control for a terminal that is not UTF-8
-        boolean broken = count < wanted || text.indexOf('\ufffd') >= 0 && count == 1;
-        if (broken) {
-          to.write("\ufffd".getBytes(StandardCharsets.UTF_8));
-        } else {
-          to.write(escape(text, true).getBytes(StandardCharsets.UTF_8));
-        }
-        count = 0;
+        var in =
+            ByteBuffer.allocate(held.length + length).put(held).put(bytes, from, length).flip();
+        var out = CharBuffer.allocate(in.remaining());
+        decoder.decode(in, out, false);
+        held = new byte[in.remaining()];
+        in.get(held);
+        to.write(escape(out.flip().toString(), true).getBytes(StandardCharsets.UTF_8));
       }
 
       @Override
@@ -108,8 +81,9 @@ public final class Printable {
 
       @Override
       public void close() throws IOException {
-        if (count > 0) {
-          release();
+        if (held.length > 0) {
+          held = new byte[0];
+          to.write("\ufffd".getBytes(StandardCharsets.UTF_8));
         }
         to.close();
       }

@@ -143,13 +143,12 @@ public record LoraConfig(
 
   /** The factor on the product of B and A for a module whose adapter has the rank {@code rank}. */
   public double scaleOf(String module, int rank) {
-    double moduleAlpha = alpha;
-    for (var entry : alphaPattern.entrySet()) {
-      if (ModulePattern.compile(entry.getKey()).orElseThrow().matchesEnd(module)) {
-        moduleAlpha = entry.getValue();
-        break;
-      }
-    }
+    double moduleAlpha =
+        alphaPattern.entrySet().stream()
+            .filter(each -> ModulePattern.compile(each.getKey()).orElseThrow().matchesEnd(module))
+            .findFirst()
+            .map(Map.Entry::getValue)
+            .orElse(alpha);
     return rsLora ? moduleAlpha / Math.sqrt(rank) : moduleAlpha / rank;
   }
 

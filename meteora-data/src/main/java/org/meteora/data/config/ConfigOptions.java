@@ -57,12 +57,10 @@ public final class ConfigOptions {
    */
   public MeteoraConfig load() {
     var here = Path.of("config.yaml");
-    MeteoraConfig file;
-    if (config != null) {
-      file = MeteoraConfig.read(config);
-    } else {
-      file = Files.isRegularFile(here) ? MeteoraConfig.read(here) : MeteoraConfig.DEFAULTS;
-    }
+    var file =
+        config == null && !Files.isRegularFile(here)
+            ? MeteoraConfig.DEFAULTS
+            : MeteoraConfig.read(config == null ? here : config);
     return new MeteoraConfig(
         over(baseModelPath, file.baseModelPath()),
         over(meteoraCkptPath, file.meteoraCkptPath()),

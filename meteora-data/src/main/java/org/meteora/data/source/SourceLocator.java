@@ -60,9 +60,6 @@ public record SourceLocator(Path root) {
   /** The source of a task, if it is on disk. */
   public Optional<Source> find(Task task) {
     for (var folder : candidates(task)) {
-      if (!Files.isDirectory(folder)) {
-        continue;
-      }
       var train = split(folder, "train");
       if (train.isPresent()) {
         var test =
@@ -72,7 +69,7 @@ public record SourceLocator(Path root) {
         return Optional.of(new Source(train.get(), test, List::of));
       }
       if (TaskJson.isPresent(folder)) {
-        var json = TaskJson.in(folder);
+        var json = new TaskJson(folder);
         return Optional.of(new Source(json.train(), Optional.of(json.validation()), json::scores));
       }
     }
@@ -90,10 +87,11 @@ public record SourceLocator(Path root) {
       for (var sub : TaskJson.subFolders(root.resolve(place).normalize().getParent())) {
         var name = sub.getFileName().toString();
         boolean partOfAPlace = places.stream().anyMatch(path -> Path.of(path).startsWith(name));
-        if (!partOfAPlace && !name.equals("benchmark_tasks") && Tasks.find(name).isEmpty()) {
-          if (find(Tasks.ofBigBench(name, List.of())).isPresent()) {
-            names.add(name);
-          }
+        if (!partOfAPlace
+            && !name.equals("benchmark_tasks")
+            && Tasks.find(name).isEmpty()
+            && find(Tasks.ofBigBench(name, List.of())).isPresent()) {
+          names.add(name);
         }
       }
     }
@@ -166,9 +164,7 @@ public record SourceLocator(Path root) {
                   .formatted(file, parser.currentTokenLocation().getLineNr()));
         }
       } catch (IOException e) {
-        throw new UserException(
-            "%s: not valid JSON: %s",
-            file, String.valueOf(e.getMessage()).lines().findFirst().orElse(""));
+        throw Jsonl.unreadable(file, e);
       }
     };
   }

@@ -33,13 +33,9 @@ final class TaskJson {
   private final Path folder;
   private List<TaskJsonExamples> files;
 
-  private TaskJson(Path folder) {
-    this.folder = folder;
-  }
-
   /** The task in this folder; read when its records are asked for, once for both splits. */
-  static TaskJson in(Path folder) {
-    return new TaskJson(folder);
+  TaskJson(Path folder) {
+    this.folder = folder;
   }
 
   /** Whether a folder holds a task.json, or sub-folders that do. */

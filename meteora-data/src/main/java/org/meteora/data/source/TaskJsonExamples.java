@@ -2,7 +2,6 @@ package org.meteora.data.source;
 
 import com.fasterxml.jackson.core.JsonFactory;
 import com.fasterxml.jackson.core.JsonParser;
-import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.JsonToken;
 import com.fasterxml.jackson.core.json.JsonWriteFeature;
 import com.fasterxml.jackson.databind.JsonNode;
@@ -22,7 +21,6 @@ import java.util.Map;
 import java.util.function.BiConsumer;
 import org.meteora.UserException;
 import org.meteora.data.PythonText;
-import org.meteora.io.AtomicFiles;
 import org.meteora.io.Digests;
 import org.meteora.io.Jsonl;
 
@@ -88,7 +86,7 @@ record TaskJsonExamples(
                 .formatted(file, parser.currentTokenLocation().getLineNr()));
       }
     } catch (IOException e) {
-      throw unreadable(file, e);
+      throw Jsonl.unreadable(file, e);
     }
     for (var prefix : PREFIXES) {
       if (settings.containsKey(prefix) && !settings.get(prefix).isTextual()) {
@@ -120,19 +118,6 @@ record TaskJsonExamples(
     return distinct;
   }
 
-  private static UserException unreadable(Path file, IOException e) {
-    if (e instanceof JsonProcessingException json) {
-      var at = json.getLocation();
-      return new UserException(
-          file
-              + (at == null ? "" : ":" + at.getLineNr())
-              + ": not valid JSON: "
-              + Jsonl.reason(json),
-          e);
-    }
-    return new UserException("cannot read " + file + ": " + AtomicFiles.reason(e), e);
-  }
-
   private int validation() {
     return Math.max(distinct.size() / 5, minimum);
   }
@@ -159,7 +144,7 @@ record TaskJsonExamples(
         each.accept(record(JSON.readTree(bytes(channel, example)), i - from, where), where);
       }
     } catch (IOException e) {
-      throw unreadable(file, e);
+      throw Jsonl.unreadable(file, e);
     }
   }
 

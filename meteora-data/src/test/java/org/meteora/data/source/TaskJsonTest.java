@@ -79,7 +79,7 @@ class TaskJsonTest {
   @ParameterizedTest
   @ValueSource(strings = {"flat", "string_false", "not_appended", "subs"})
   void recordsAreThoseOfBigBench(String name) throws Exception {
-    var task = TaskJson.in(fixture(name));
+    var task = new TaskJson(fixture(name));
     var fixture = fixture(name);
     assertThat(lines(task.train()))
         .isEqualTo(Files.readString(fixture.resolve("expected-train.jsonl")));
@@ -89,7 +89,7 @@ class TaskJsonTest {
 
   @Test
   void tooFewExamplesAreRefused() throws Exception {
-    var task = TaskJson.in(fixture("few"));
+    var task = new TaskJson(fixture("few"));
     assertThatThrownBy(() -> lines(task.train()))
         .isInstanceOf(UserException.class)
         .hasMessageEndingWith(
@@ -111,7 +111,7 @@ class TaskJsonTest {
                 DynamicTest.dynamicTest(
                     match.group(1),
                     () -> {
-                      var task = TaskJson.in(Path.of(real, match.group(1)));
+                      var task = new TaskJson(Path.of(real, match.group(1)));
                       assertThat(sum(task.train())).isEqualTo(match.group(2) + match.group(4));
                       assertThat(sum(task.validation())).isEqualTo(match.group(3) + match.group(5));
                     }));
@@ -146,7 +146,7 @@ class TaskJsonTest {
   }
 
   private String records() {
-    var task = TaskJson.in(folder);
+    var task = new TaskJson(folder);
     return lines(task.train()) + lines(task.validation());
   }
 
@@ -270,7 +270,7 @@ class TaskJsonTest {
   /** The process of the test below. */
   static final class Child {
     public static void main(String[] args) {
-      var task = TaskJson.in(Path.of(args[0]));
+      var task = new TaskJson(Path.of(args[0]));
       int[] count = new int[1];
       task.train().forEach((node, where) -> count[0]++);
       task.validation().forEach((node, where) -> count[0]++);
