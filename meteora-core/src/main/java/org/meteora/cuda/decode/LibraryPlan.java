@@ -43,7 +43,7 @@ final class LibraryPlan extends StepPlan {
   }
 
   private static Optional<WideProduct> ownHead(Kernels kernels, DecodeModel model, int rows) {
-    if (!LibraryProduct.isForOwn(model, rows)) {
+    if (!LibraryProduct.isForOwn(kernels, model, rows)) {
       return Optional.empty();
     }
     return WideProduct.of(

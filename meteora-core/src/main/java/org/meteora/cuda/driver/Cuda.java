@@ -29,6 +29,7 @@ public final class Cuda {
   private final int capability;
   private final int multiprocessors;
   private final int sharedMemory;
+  private final double memoryRate;
 
   private Cuda(int index) {
     requireDriver();
@@ -44,6 +45,8 @@ public final class Cuda {
     this.capability = attribute(device, 75) * 10 + attribute(device, 76);
     this.multiprocessors = attribute(device, 16);
     this.sharedMemory = attribute(device, 97);
+    // kHz of a clock that moves two bits a line, and lines
+    this.memoryRate = 1e3 * attribute(device, 36) * 2 * attribute(device, 37) / 8;
     try (var arena = Arena.ofConfined()) {
       var text = arena.allocate(256);
       CudaDriver.call("reading a GPU's name", CudaDriver.DEVICE_NAME, text.address(), 256, device);
@@ -110,6 +113,11 @@ public final class Cuda {
 
   public int multiprocessors() {
     return multiprocessors;
+  }
+
+  /** Bytes a second that the memory could move at most, 3.35 · 10¹² of an H100 SXM. */
+  public double memoryRate() {
+    return memoryRate;
   }
 
   /** Bytes of shared memory a block may use at most. */
