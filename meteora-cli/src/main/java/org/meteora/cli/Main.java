@@ -3,6 +3,7 @@ package org.meteora.cli;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.PrintWriter;
+import java.lang.foreign.Linker;
 import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
@@ -19,6 +20,7 @@ import org.meteora.data.hub.HubSourceFetcher;
 import org.meteora.eval.command.CompareCommand;
 import org.meteora.eval.command.EvalCommand;
 import org.meteora.eval.command.RoutesCommand;
+import org.meteora.foreign.Functions;
 import org.meteora.io.CacheFolders;
 import org.meteora.io.Printable;
 import org.meteora.parallel.Launch;
@@ -61,6 +63,7 @@ public final class Main implements Runnable {
 
   public static void main(String[] arguments) {
     StandardStreams.install();
+    Runtime.getRuntime().addShutdownHook(new Thread(Main::endWithoutDestructors));
     if (!"UTF-8".equals(System.getProperty("sun.jnu.encoding"))) {
       System.err.println(
           "the locale is not UTF-8: arguments and file names beyond ASCII are lost; start with"
@@ -90,6 +93,19 @@ public final class Main implements Runnable {
       code = failure(e, line);
     }
     System.exit(code);
+  }
+
+  /**
+   * A signal ends the process while threads are inside libtorch, which fails loudly once its
+   * destructors have run. What the C library is told last it does first, and that is to end.
+   */
+  private static void endWithoutDestructors() {
+    var library = Linker.nativeLinker().defaultLookup();
+    var end = library.find("_exit");
+    if (end.isPresent() && library.find("on_exit").isPresent()) { // glibc's
+      Functions.call(Functions.bind("fflush", "(J)I"), 0L);
+      Functions.call(Functions.bind("on_exit", "(AJ)I"), end.get(), 0L);
+    }
   }
 
   /** Of several processes the first one speaks; a mistake that another one has alone is said. */
