@@ -30,12 +30,8 @@ public final class Progress implements AutoCloseable {
   /**
    * @param total how many units there are; −1 when unknown
    * @param unit what is counted, with a leading space: {@code " samples"}
+   * @param unitSize that counts are divided by when they are shown: bytes as MiB
    */
-  public Progress(String task, long total, String unit) {
-    this(task, total, unit, 1);
-  }
-
-  /** As above, with counts shown divided by {@code unitSize}: bytes as MiB. */
   public Progress(String task, long total, String unit, long unitSize) {
     this.task = task;
     this.unit = unit;

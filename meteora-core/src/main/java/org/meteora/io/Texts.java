@@ -103,24 +103,13 @@ public final class Texts {
    * The text with every half of a surrogate pair replaced by U+FFFD: UTF-8 has no bytes for one.
    */
   public static String wellFormed(String text) {
-    StringBuilder result = null;
-    for (int i = 0; i < text.length(); i++) {
-      char c = text.charAt(i);
-      if (!Character.isSurrogate(c)) {
-        continue;
-      }
-      if (Character.isHighSurrogate(c)
-          && i + 1 < text.length()
-          && Character.isLowSurrogate(text.charAt(i + 1))) {
-        i++;
-        continue;
-      }
-      if (result == null) {
-        result = new StringBuilder(text);
-      }
-      result.setCharAt(i, REPLACEMENT);
+    if (text.chars().noneMatch(c -> Character.isSurrogate((char) c))) {
+      return text;
     }
-    return result == null ? text : result.toString();
+    return text.codePoints() // one of a pair
+        .map(c -> Character.isBmpCodePoint(c) && Character.isSurrogate((char) c) ? REPLACEMENT : c)
+        .collect(StringBuilder::new, StringBuilder::appendCodePoint, StringBuilder::append)
+        .toString();
   }
 
   /** The text with what HTML has a meaning for escaped. */

@@ -39,19 +39,18 @@ public final class SafetensorsFile implements AutoCloseable {
   private final Arena arena;
   private final MemorySegment data;
 
-  private SafetensorsFile(
-      Path path,
-      long size,
-      FileTime modified,
-      SafetensorsHeader header,
-      Arena arena,
-      MemorySegment data) {
+  private SafetensorsFile(Path path, FileChannel channel, Arena arena) throws IOException {
     this.path = path;
-    this.size = size;
-    this.modified = modified;
-    this.header = header;
     this.arena = arena;
-    this.data = data;
+    size = channel.size();
+    modified = Files.getLastModifiedTime(path);
+    header = SafetensorsHeader.read(path, channel, size);
+    data =
+        header.dataStart() == size
+            ? MemorySegment.NULL
+            : channel
+                .map(FileChannel.MapMode.READ_ONLY, 0, size, arena)
+                .asSlice(header.dataStart());
   }
 
   /**
@@ -64,23 +63,14 @@ public final class SafetensorsFile implements AutoCloseable {
       throw new UserException("no such file: " + path);
     }
     var arena = Arena.ofShared();
-    boolean opened = false;
+    SafetensorsFile file = null;
     try (var channel = FileChannel.open(path, StandardOpenOption.READ)) {
-      long size = channel.size();
-      var modified = Files.getLastModifiedTime(path);
-      var header = SafetensorsHeader.read(path, channel, size);
-      var data =
-          header.dataStart() == size
-              ? MemorySegment.NULL
-              : channel
-                  .map(FileChannel.MapMode.READ_ONLY, 0, size, arena)
-                  .asSlice(header.dataStart());
-      opened = true;
-      return new SafetensorsFile(path, size, modified, header, arena, data);
+      file = new SafetensorsFile(path, channel, arena);
+      return file;
     } catch (IOException e) {
       throw new UserException("cannot read " + path + ": " + AtomicFiles.reason(e), e);
     } finally {
-      if (!opened) {
+      if (file == null) {
         arena.close();
       }
     }

@@ -153,7 +153,7 @@ public record Evaluator(
     var fresh = new ArrayList<Answer>();
     var own = new AtomicInteger();
     long start = System.nanoTime();
-    try (var progress = new Progress(task, samples.size(), " samples")) {
+    try (var progress = new Progress(task, samples.size(), " samples", 1)) {
       // a long prompt takes the tokenizer milliseconds
       var encoded =
           IntStream.range(0, answers.length)

@@ -1,5 +1,7 @@
 package org.meteora.data.source;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
+
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import dev.hardwood.InputFile;
@@ -227,8 +229,7 @@ record ParquetRecords(Path file) implements Records {
       case Float number -> JSON.numberNode(number);
       case Double number -> JSON.numberNode(number);
       case Boolean truth -> JSON.booleanNode(truth);
-      case byte[] bytes ->
-          JSON.textNode(new String(bytes, java.nio.charset.StandardCharsets.UTF_8));
+      case byte[] bytes -> JSON.textNode(new String(bytes, UTF_8));
       case PqStruct struct -> object(struct);
       case PqList list -> {
         var array = JSON.arrayNode(list.size());

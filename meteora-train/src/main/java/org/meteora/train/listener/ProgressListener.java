@@ -23,7 +23,7 @@ public final class ProgressListener implements TrainingListener {
 
   @Override
   public void onStart(long step, long steps) {
-    progress = new Progress(name, steps, " steps");
+    progress = new Progress(name, steps, " steps", 1);
     progress.begin(step);
   }
 
