@@ -13,6 +13,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.PublishedPart;
+import org.meteora.cuda.kernel.TrainingKernels.TrainingAdamW;
 import org.meteora.model.OptimizerKernels;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -115,17 +116,18 @@ public final class CudaOptimizer implements OptimizerKernels {
     cuda.makeCurrent();
     long at = from * Float.BYTES;
     kernels.adamW(
-        Ops.dataPointer(values) + at,
-        Ops.dataPointer(gradients) + at,
-        Ops.dataPointer(means) + at,
-        Ops.dataPointer(variances) + at,
-        to - from,
-        step.gradientScale(),
-        step.decay(),
-        step.rate(),
-        step.bias(),
-        step.beta1(),
-        step.beta2(),
-        step.epsilon());
+        new TrainingAdamW(
+            Ops.dataPointer(values) + at,
+            Ops.dataPointer(gradients) + at,
+            Ops.dataPointer(means) + at,
+            Ops.dataPointer(variances) + at,
+            to - from,
+            (float) step.gradientScale(),
+            (float) step.decay(),
+            (float) step.rate(),
+            (float) step.bias(),
+            (float) step.beta1(),
+            (float) step.beta2(),
+            (float) step.epsilon()));
   }
 }

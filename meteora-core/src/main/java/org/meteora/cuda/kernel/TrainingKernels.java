@@ -13,7 +13,9 @@ import org.meteora.tensor.Dtype;
  * memory. Arrays are row-major and one row is one token, except where a method says otherwise; an
  * address of 0 is an array that is not there.
  *
- * <p>Long, because each kernel has its argument and its launch here.
+ * <p>Records that begin with {@code Training} are kernels' arguments, and mirror the structs of
+ * their names in {@code training.cuh}. Long, because each kernel has its argument and its launch
+ * here.
  */
 public final class TrainingKernels {
   private static final int THREADS = 256;
@@ -31,10 +33,7 @@ public final class TrainingKernels {
     void launch(KernelName kernel, Shape shape, Record argument);
   }
 
-  /**
-   * Inverted dropout, which follows from the seed and an element's place. Mirrors the struct of
-   * this name with {@code Training} before it in {@code training.cuh}.
-   */
+  /** Inverted dropout, which follows from the seed and an element's place. */
   record TrainingDropout(long seed, int threshold, float scale) {}
 
   /**
@@ -70,7 +69,6 @@ public final class TrainingKernels {
     }
   }
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingNorm(
       long h,
       long delta,
@@ -82,7 +80,6 @@ public final class TrainingKernels {
       int hidden,
       float eps) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingNormBackward(
       long x,
       long weight,
@@ -94,17 +91,13 @@ public final class TrainingKernels {
       int hidden,
       float eps) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingAdd(long a, long b, long out, long count, boolean vectors) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingDrop(
       long x, long y, TrainingDropout dropout, long rows, int columns, boolean add) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingBias(long bias, long y, long rows, int columns) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingSilu(
       long gate,
       long up,
@@ -114,7 +107,6 @@ public final class TrainingKernels {
       long rows,
       int columns) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingSiluBackward(
       long gate,
       long up,
@@ -124,13 +116,9 @@ public final class TrainingKernels {
       long rows,
       int columns) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingHeads(
       @Count(3) long[] flat,
-      @Count(3) long[] rows,
-      @Count(3) long[] rowStride,
-      @Count(3) long[] headStride,
-      @Count(3) long[] tokenStride,
+      AttentionRows rows,
       long cosines,
       long sines,
       long slots,
@@ -143,36 +131,13 @@ public final class TrainingKernels {
       boolean rotate,
       boolean vectors) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingLinear(long offsets, long scales, int zAt, int logitsAt, int n, int ranks) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
-  record TrainingRoute(
+  record TrainingRouted(
       long rows,
-      long c,
-      long fixed,
-      long targets,
-      long votes,
-      long loss,
-      long right,
-      long chosen,
-      long tokens,
-      int stride,
-      int ranks,
-      int linears,
-      boolean gated,
-      @Count(MAX_LINEARS) List<TrainingLinear> linear) {}
-
-  /** Mirrors the struct of this name in {@code training.cuh}. */
-  record TrainingRouteBackward(
-      long rows,
-      long slope,
-      long c,
-      long out,
       long fixed,
       long targets,
       long tokens,
-      float gateWeight,
       int stride,
       int ranks,
       int linears,
@@ -180,11 +145,13 @@ public final class TrainingKernels {
       int used,
       @Count(MAX_LINEARS) List<TrainingLinear> linear) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
+  record TrainingRoute(TrainingRouted of, long c, long votes, long loss, long right, long chosen) {}
+
+  record TrainingRouteBackward(TrainingRouted of, long slope, long c, long out, float gateWeight) {}
+
   record TrainingLists(
       long chosen, long offsets, long order, long starts, int tokens, int chosenStride) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingChosenProduct(
       long x,
       long matrix,
@@ -196,35 +163,15 @@ public final class TrainingKernels {
       int stride,
       int n) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingRows(long from, long to, long index, long rows, int columns, boolean scatter) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingVocabularyLoss(
       long logits, long labels, long weights, long losses, int vocab, boolean gradient) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingAddGradients(long parts, long from) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingPublish(long parts, boolean rounded) {}
 
-  /** Mirrors the struct of this name in {@code training.cuh}. */
-  record TrainingAdamW(
-      long values,
-      long gradients,
-      long means,
-      long variances,
-      long count,
-      float scale,
-      float decay,
-      float rate,
-      float bias,
-      float keep1,
-      float keep2,
-      float epsilon) {}
-
-  /** Mirrors the struct of this name in {@code training.cuh}. */
   record TrainingSquares(long values, long sums, long count) {}
 
   private final Launcher launcher;
@@ -362,10 +309,13 @@ public final class TrainingKernels {
 
   /**
    * Tensors {@code (batch, heads, seq, headDim)} with strides in elements, the last 1: attention's
-   * side of {@link #heads}.
+   * side of {@link #heads}. Mirrors the struct of this name in {@code training.cuh}.
    */
   public record AttentionRows(
-      long[] addresses, long[] rowStrides, long[] headStrides, long[] tokenStrides) {}
+      @Count(3) long[] addresses,
+      @Count(3) long[] rowStrides,
+      @Count(3) long[] headStrides,
+      @Count(3) long[] tokenStrides) {}
 
   /**
    * Copies heads between tokens one after another and attention's rows, turning q and k by their
@@ -402,10 +352,7 @@ public final class TrainingKernels {
         tokens * (heads + 2L * kvHeads) * pairs,
         new TrainingHeads(
             flat,
-            rows.addresses(),
-            rows.rowStrides(),
-            rows.headStrides(),
-            rows.tokenStrides(),
+            rows,
             cosines,
             sines,
             slots,
@@ -431,26 +378,21 @@ public final class TrainingKernels {
       linears = List.copyOf(linears);
     }
 
-    int ranks() {
-      return linears.stream().mapToInt(Linear::ranks).sum();
-    }
-
-    private List<TrainingLinear> structs() {
-      var result = new ArrayList<TrainingLinear>();
+    private TrainingRouted struct(long tokens, long rows, Tasks tasks) {
+      int ranks = linears.stream().mapToInt(Linear::ranks).sum();
+      var structs = new ArrayList<TrainingLinear>();
       int z = 0;
-      int logits = ranks();
+      int logits = ranks;
       for (var each : linears) {
-        result.add(
+        structs.add(
             new TrainingLinear(
                 each.offsets(), each.scales(), z, logits, each.adapters(), each.ranks()));
         z += each.ranks();
         logits += gated ? each.adapters() : 0;
       }
-      return result;
-    }
-
-    private int used() {
-      return ranks() + (gated ? linears.stream().mapToInt(Linear::adapters).sum() : 0);
+      int all = linears.size();
+      return new TrainingRouted(
+          rows, tasks.fixed(), tasks.targets(), tokens, stride, ranks, all, gated, logits, structs);
     }
   }
 
@@ -489,24 +431,17 @@ public final class TrainingKernels {
 
   private void route(
       long tokens, Routed linears, long rows, long c, Tasks tasks, Counts counts, long chosen) {
+    var tasksOfLoss = counts.loss() == 0 ? new Tasks(0, tasks.fixed()) : tasks;
     rows(
         KernelName.TRAINING_ROUTE,
         (tokens + 7) / 8,
         new TrainingRoute(
-            rows,
+            linears.struct(tokens, rows, tasksOfLoss),
             c,
-            tasks.fixed(),
-            counts.loss() == 0 ? 0 : tasks.targets(),
             counts.votes(),
             counts.loss(),
             counts.right(),
-            chosen,
-            tokens,
-            linears.stride(),
-            linears.ranks(),
-            linears.linears().size(),
-            linears.gated(),
-            linears.structs()));
+            chosen));
   }
 
   /**
@@ -529,20 +464,7 @@ public final class TrainingKernels {
         KernelName.TRAINING_ROUTE_BACKWARD,
         (tokens + 7) / 8,
         new TrainingRouteBackward(
-            rows,
-            slope,
-            c,
-            out,
-            tasks.fixed(),
-            tasks.targets(),
-            tokens,
-            (float) gateWeight,
-            linears.stride(),
-            linears.ranks(),
-            linears.linears().size(),
-            linears.gated(),
-            linears.used(),
-            linears.structs()));
+            linears.struct(tokens, rows, tasks), slope, c, out, (float) gateWeight));
   }
 
   /**
@@ -711,37 +633,25 @@ public final class TrainingKernels {
    * @param rate with the means' correction
    * @param bias divides the variances' roots
    */
-  public void adamW(
+  public record TrainingAdamW(
       long values,
       long gradients,
       long means,
       long variances,
       long count,
-      double scale,
-      double decay,
-      double rate,
-      double bias,
-      double beta1,
-      double beta2,
-      double epsilon) {
-    if (count > 0) {
-      int blocks = (int) Math.min(BLOCKS, (count + THREADS - 1) / THREADS);
-      launcher.launch(
-          KernelName.TRAINING_ADAM_W,
-          Shape.of(blocks, 1, 1, THREADS),
-          new TrainingAdamW(
-              values,
-              gradients,
-              means,
-              variances,
-              count,
-              (float) scale,
-              (float) decay,
-              (float) rate,
-              (float) bias,
-              (float) beta1,
-              (float) beta2,
-              (float) epsilon));
+      float scale,
+      float decay,
+      float rate,
+      float bias,
+      float beta1,
+      float beta2,
+      float epsilon) {}
+
+  /** Makes it. */
+  public void adamW(TrainingAdamW step) {
+    if (step.count() > 0) {
+      int blocks = (int) Math.min(BLOCKS, (step.count() + THREADS - 1) / THREADS);
+      launcher.launch(KernelName.TRAINING_ADAM_W, Shape.of(blocks, 1, 1, THREADS), step);
     }
   }
 

@@ -228,14 +228,19 @@ extern "C" __global__ void __launch_bounds__(256) training_silu_backward(const _
   store8(p.up + row * p.columns, at, p.columns, aligned, u);
 }
 
+// Of q, k and v: (batch, heads, seq, headDim), strides in elements.
+struct AttentionRows {
+  T* addresses[3];
+  long long rowStrides[3], headStrides[3], tokenStrides[3];
+};
+
 // Between tokens one after another (token, head, headDim) and attention's rows: q of `heads`, k and v of `kvHeads` heads. Token
 // `slots[token]` is row slot / seq, position slot % seq; without slots the token itself. Into attention (back 0) q and k are
-// rotated, out of it (back 1) they are turned back; `rotate` 0: neither. Strides of attention's side are in elements. Cosines
+// rotated, out of it (back 1) they are turned back; `rotate` 0: neither. Cosines
 // and sines (seq, headDim), the first half of a head's sines negated. One thread: 8 pairs of a head, or one.
 struct TrainingHeads {
   T* flat[3];
-  T* rows[3];
-  long long rowStride[3], headStride[3], tokenStride[3];
+  AttentionRows rows;
   const T* cosines;
   const T* sines;
   const int* slots;
@@ -248,7 +253,9 @@ __device__ __forceinline__ void trainingHead(const TrainingHeads& p, long long t
   if (which) head -= which == 1 ? p.heads : p.heads + p.kvHeads;
   const long long slot = p.slots ? p.slots[token] : token;
   T* flat = p.flat[which] + (token * (which ? p.kvHeads : p.heads) + head) * p.headDim + i;
-  T* row = p.rows[which] + slot / p.seq * p.rowStride[which] + head * p.headStride[which] + slot % p.seq * p.tokenStride[which] + i;
+  const AttentionRows& r = p.rows;
+  T* row = r.addresses[which] + slot / p.seq * r.rowStrides[which] + head * r.headStrides[which] +
+           slot % p.seq * r.tokenStrides[which] + i;
   const T* from = p.back ? row : flat;
   T* to = p.back ? flat : row;
   float a[8], b[8], c[8], s[8];
@@ -284,6 +291,15 @@ struct TrainingLinear {
   const int* offsets;    // (n + 1) first ranks of the adapters
   const float* scales;   // (n)
   int zAt, logitsAt, n, ranks;
+};
+// Linears with one input, and who chooses.
+struct TrainingRouted {
+  const T* rows;         // (tokens, stride)
+  const int* fixed;      // (tokens), or null: adapter 0
+  const int* targets;    // (tokens), -1: none; or null
+  long long tokens;
+  int stride, ranks, linears, gated, used;  // used: columns of a row that are no padding
+  TrainingLinear linear[3];
 };
 // Who acts on a token, and with what weight: the gate's top k, or without a gate the adapter `fixed`.
 __device__ __forceinline__ void trainingChoice(const TrainingLinear& l, const T* row, int gated, int fixed, float* logits, int* index,
@@ -343,54 +359,49 @@ __device__ __forceinline__ void scaleChosen(const T* from, T* to, int ranks, boo
 // c = weight · scale · z for the chosen adapters' ranks, 0 for the others; and, where targets are given, each token's sum of the
 // gates' cross-entropies, how many of them have the target first, and all adapters' weights over all gates. A warp a token.
 struct TrainingRoute {
-  const T* rows;         // (tokens, stride)
+  TrainingRouted of;
   T* c;                  // (tokens, ranks), ranks of all linears; or null
-  const int* fixed;      // (tokens), or null: adapter 0
-  const int* targets;    // (tokens), -1: none; or null
   float* votes;          // (tokens, n)
   float* loss;           // (tokens)
   float* right;          // (tokens)
   unsigned* chosen;      // (tokens, linears, TOPK) first rank | last + 1 << 16 of those that act; or null
-  long long tokens;
-  int stride, ranks, linears, gated;
-  TrainingLinear linear[3];
 };
 extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_constant__ TrainingRoute p) {
   const int lane = threadIdx.x & 31;
   const long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
-  if (token >= p.tokens) return;
-  const T* row = p.rows + token * p.stride;
-  const int target = p.targets ? p.targets[token] : -1;
+  if (token >= p.of.tokens) return;
+  const T* row = p.of.rows + token * p.of.stride;
+  const int target = p.of.targets ? p.of.targets[token] : -1;
   float loss = 0, right = 0;
-  for (int k = 0; k < p.linears; k++) {
-    const TrainingLinear& l = p.linear[k];
-    const bool aligned = (p.stride | p.ranks | l.zAt | l.ranks) % 8 == 0;
+  for (int k = 0; k < p.of.linears; k++) {
+    const TrainingLinear& l = p.of.linear[k];
+    const bool aligned = (p.of.stride | p.of.ranks | l.zAt | l.ranks) % 8 == 0;
     float logits[NREG], weight[TOPK], factor[TOPK];
     int index[TOPK], begin[TOPK], end[TOPK];
-    trainingChoice(l, row, p.gated, p.fixed ? p.fixed[token] : 0, logits, index, weight);
+    trainingChoice(l, row, p.of.gated, p.of.fixed ? p.of.fixed[token] : 0, logits, index, weight);
 #pragma unroll
     for (int j = 0; j < TOPK; j++) {
       begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
       end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
       factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
-      if (p.chosen && lane == 0) p.chosen[(token * p.linears + k) * TOPK + j] = begin[j] | (unsigned)end[j] << 16;
+      if (p.chosen && lane == 0) p.chosen[(token * p.of.linears + k) * TOPK + j] = begin[j] | (unsigned)end[j] << 16;
     }
-    if (p.c) scaleChosen(row + l.zAt, p.c + token * p.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
-    if (p.gated && p.votes) {
+    if (p.c) scaleChosen(row + l.zAt, p.c + token * p.of.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
+    if (p.of.gated && p.votes) {
 #pragma unroll
       for (int i = 0; i < NREG; i++)
 #pragma unroll
         for (int j = 0; j < TOPK; j++)
           if (index[j] == lane + 32 * i) p.votes[token * l.n + lane + 32 * i] += weight[j];
     }
-    if (p.gated && target >= 0) {
+    if (p.of.gated && target >= 0) {
       float largest;
       const float sum = trainingSoftmax(logits, l.n, largest);
       loss += logf(sum) + largest - toFloat(row[l.logitsAt + target]);
       right += index[0] == target;
     }
   }
-  if (lane == 0 && p.gated && target >= 0 && p.loss) {
+  if (lane == 0 && p.of.gated && target >= 0 && p.loss) {
     p.loss[token] += loss;
     p.right[token] += right;
   }
@@ -399,31 +410,26 @@ extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_co
 // Backward of training_route, from the gradient of c: that of z and of the logits, in rows of the same form, with that of the
 // gates' loss, gateWeight · (softmax − target). Makes c again, for B's gradient. A warp a token.
 struct TrainingRouteBackward {
-  const T* rows;         // (tokens, stride)
+  TrainingRouted of;
   const T* slope;        // (tokens, ranks): ∂c
   T* c;                  // (tokens, ranks)
   T* out;                // (tokens, stride)
-  const int* fixed;
-  const int* targets;    // (tokens), -1: none; or null
-  long long tokens;
   float gateWeight;
-  int stride, ranks, linears, gated, used;  // used: columns of a row that are no padding
-  TrainingLinear linear[3];
 };
 extern "C" __global__ void __launch_bounds__(256) training_route_backward(const __grid_constant__ TrainingRouteBackward p) {
   const int lane = threadIdx.x & 31;
   const long long token = (long long)blockIdx.x * 8 + (threadIdx.x >> 5);
-  if (token >= p.tokens) return;
-  const T* row = p.rows + token * p.stride;
-  const T* slope = p.slope + token * p.ranks;
-  T* out = p.out + token * p.stride;
-  const int target = p.targets ? p.targets[token] : -1;
-  for (int k = 0; k < p.linears; k++) {
-    const TrainingLinear& l = p.linear[k];
-    const bool aligned = (p.stride | p.ranks | l.zAt | l.ranks) % 8 == 0;
+  if (token >= p.of.tokens) return;
+  const T* row = p.of.rows + token * p.of.stride;
+  const T* slope = p.slope + token * p.of.ranks;
+  T* out = p.out + token * p.of.stride;
+  const int target = p.of.targets ? p.of.targets[token] : -1;
+  for (int k = 0; k < p.of.linears; k++) {
+    const TrainingLinear& l = p.of.linear[k];
+    const bool aligned = (p.of.stride | p.of.ranks | l.zAt | l.ranks) % 8 == 0;
     float logits[NREG], weight[TOPK], factor[TOPK], ofWeight[TOPK];
     int index[TOPK], begin[TOPK], end[TOPK];
-    trainingChoice(l, row, p.gated, p.fixed ? p.fixed[token] : 0, logits, index, weight);
+    trainingChoice(l, row, p.of.gated, p.of.fixed ? p.of.fixed[token] : 0, logits, index, weight);
     float mean = 0;
 #pragma unroll
     for (int j = 0; j < TOPK; j++) {
@@ -432,14 +438,14 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
       const float scale = index[j] < 0 ? 0.f : l.scales[index[j]];
       factor[j] = weight[j] * scale;
       float dot = 0;
-      if (p.gated)
+      if (p.of.gated)
         for (int r = begin[j] + lane; r < end[j]; r += 32) dot += toFloat(row[l.zAt + r]) * toFloat(slope[l.zAt + r]);
       ofWeight[j] = scale * warpSum(dot);
       mean += weight[j] * ofWeight[j];
     }
-    scaleChosen(row + l.zAt, p.c + token * p.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
+    scaleChosen(row + l.zAt, p.c + token * p.of.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
     scaleChosen(slope + l.zAt, out + l.zAt, l.ranks, aligned, begin, end, factor);
-    if (!p.gated) continue;
+    if (!p.of.gated) continue;
     float largest = 0, sum = 1;
     if (target >= 0) sum = trainingSoftmax(logits, l.n, largest);
 #pragma unroll
@@ -453,7 +459,7 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
       if (adapter < l.n) out[l.logitsAt + adapter] = fromFloat(v);
     }
   }
-  for (int at = p.used + lane; at < p.stride; at += 32) out[at] = fromFloat(0.f);
+  for (int at = p.of.used + lane; at < p.of.stride; at += 32) out[at] = fromFloat(0.f);
 }
 
 // The tokens that chose each adapter of one linear, in order: order (tokens · TOPK), of adapter i from starts[i] to
@@ -710,12 +716,12 @@ struct TrainingAdamW {
   float* means;
   float* variances;
   long long count;
-  float scale, decay, rate, bias, keep1, keep2, epsilon;
+  float scale, decay, rate, bias, beta1, beta2, epsilon;
 };
 extern "C" __global__ void __launch_bounds__(256) training_adam_w(const __grid_constant__ TrainingAdamW p) {
   for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < p.count; i += (long long)gridDim.x * 256) {
     const float g = p.scale * p.gradients[i];
-    const float m = p.keep1 * p.means[i] + (1.f - p.keep1) * g, v = p.keep2 * p.variances[i] + (1.f - p.keep2) * (g * g);
+    const float m = p.beta1 * p.means[i] + (1.f - p.beta1) * g, v = p.beta2 * p.variances[i] + (1.f - p.beta2) * (g * g);
     p.means[i] = m;
     p.variances[i] = v;
     p.values[i] = p.decay * p.values[i] - p.rate * (m / (sqrtf(v) / p.bias + p.epsilon));

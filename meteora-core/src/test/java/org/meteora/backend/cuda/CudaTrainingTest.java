@@ -519,7 +519,9 @@ class CudaTrainingTest {
       assertThat(Arrays.stream(sums.toDoubleArray()).sum())
           .isCloseTo(squares, Percentage.withPercentage(1e-9));
 
-      kernels.adamW(at[0], at[1], at[2], at[3], count, 0.5, 0.99, 1e-2, 0.7, 0.9, 0.999, 1e-8);
+      kernels.adamW(
+          new TrainingKernels.TrainingAdamW(
+              at[0], at[1], at[2], at[3], count, 0.5f, 0.99f, 1e-2f, 0.7f, 0.9f, 0.999f, 1e-8f));
       var expected = new float[3][count];
       for (int i = 0; i < count; i++) {
         double gradient = 0.5 * all[1][i];

@@ -43,14 +43,13 @@ static void route() {
   }
   for (int i = 0; i < tokens * n; i++) votes[i] = 0;
   const float gateWeight = 0.3f;
-  TrainingRoute p{rows.p, c.p, fixed.p, targets.p, votes.p, loss.p, right.p, nullptr, tokens, stride, ranks, linears, gated, {}};
-  TrainingRouteBackward back{rows.p, slope.p, again.p, out.p, fixed.p, targets.p, tokens, gateWeight, stride, ranks, linears, gated, used, {}};
+  TrainingRouted of{rows.p, fixed.p, targets.p, tokens, stride, ranks, linears, gated, used, {}};
   for (int l = 0; l < linears; l++) {
     One& one = *all[l];
-    p.linear[l] = back.linear[l] = {one.offsets.p, one.scales.p, one.zAt, one.logitsAt, n, one.ranks};
+    of.linear[l] = {one.offsets.p, one.scales.p, one.zAt, one.logitsAt, n, one.ranks};
   }
-  launch<TrainingRoute>(256, (tokens + 7) / 8, 1, 1, training_route, p);
-  launch<TrainingRouteBackward>(256, (tokens + 7) / 8, 1, 1, training_route_backward, back);
+  launch<TrainingRoute>(256, (tokens + 7) / 8, 1, 1, training_route, {of, c.p, votes.p, loss.p, right.p, nullptr});
+  launch<TrainingRouteBackward>(256, (tokens + 7) / 8, 1, 1, training_route_backward, {of, slope.p, again.p, out.p, gateWeight});
   for (int t = 0; t < tokens; t++) {
     double ofToken = 0;
     int first = 0;  // gates that have the target first
