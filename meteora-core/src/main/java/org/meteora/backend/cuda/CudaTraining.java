@@ -158,9 +158,7 @@ final class CudaTraining implements LlamaTraining {
     final Layout at;
     final long counted;
     final long countedBytes;
-    final long gateLosses;
-    final long right;
-    final long votes;
+    final TrainingKernels.Counts counts;
     final long losses;
     final TrainingMemory.Scratch scratch;
     final long[] inputs;
@@ -180,9 +178,7 @@ final class CudaTraining implements LlamaTraining {
       at = Layout.from(region.take(numbers.memory.byteSize()), tokens, labelled);
       countedBytes = 4L * (2L * tokens + (long) tokens * adapters + labelled);
       counted = region.take(countedBytes);
-      gateLosses = counted;
-      right = counted + 4L * tokens;
-      votes = counted + 8L * tokens;
+      counts = new TrainingKernels.Counts(counted + 8L * tokens, counted, counted + 4L * tokens);
       losses = counted + 8L * tokens + 4L * tokens * adapters;
       int bytes = dtype.bytes();
       int hidden = llama.config().hiddenSize();
@@ -535,9 +531,7 @@ final class CudaTraining implements LlamaTraining {
         llama.angles(scope, plan.length),
         new Dropout(input.seed(), p),
         input.gateWeight(),
-        counts
-            ? new TrainingKernels.Counts(plan.votes, plan.gateLosses, plan.right)
-            : TrainingKernels.Counts.NONE,
+        counts ? plan.counts : TrainingKernels.Counts.NONE,
         scope);
   }
 

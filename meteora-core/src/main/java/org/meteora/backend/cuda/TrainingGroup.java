@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -114,22 +113,14 @@ final class TrainingGroup {
       at += members.getLast().ranks();
     }
     ranks = at;
-    if (adapted.isEmpty()) {
-      gates = 0;
-      adapters = 0;
-      stack = 0;
-      stride = 0;
-      ofStack = new Sink(0, 0, 0, 0);
-      trainsA = false;
-      trainsGates = false;
-      byChoice = false;
-      return;
-    }
-    adapters = adapted.getFirst().bank().size();
+    adapters = adapted.isEmpty() ? 0 : adapted.getFirst().bank().size();
     gates = (int) adapted.stream().filter(linear -> linear.bank().gate() != null).count();
-    var all = BankLayout.stack(adapted.stream().map(GatedLinear::layout).toList());
-    stack = Ops.dataPointer(all);
-    stride = (int) all.getShape().get(0);
+    var all =
+        adapted.isEmpty()
+            ? null
+            : BankLayout.stack(adapted.stream().map(GatedLinear::layout).toList());
+    stack = all == null ? 0 : Ops.dataPointer(all);
+    stride = all == null ? 0 : (int) all.getShape().get(0);
     var parts = new ArrayList<GradientPart>();
     int row = 0;
     for (var linear : adapted) {
@@ -158,7 +149,7 @@ final class TrainingGroup {
         ofB.add(sink(pieces, manager));
       }
     }
-    byChoice = adapted.stream().allMatch(linear -> isByChoice(linear.bank()));
+    byChoice = stride > 0 && adapted.stream().allMatch(linear -> isByChoice(linear.bank()));
   }
 
   private Matrix matrix(long address, int rows, int columns) {
@@ -241,11 +232,14 @@ final class TrainingGroup {
   }
 
   private long upload(MemorySegment table, NDManager manager) {
-    var memory = Ops.empty(manager, Dtype.U8, table.byteSize());
-    kept.add(memory);
-    long address = Ops.dataPointer(memory);
+    long address = keep(Ops.empty(manager, Dtype.U8, table.byteSize()));
     device.upload(address, table);
     return address;
+  }
+
+  private long keep(NDArray table) {
+    kept.add(table);
+    return Ops.dataPointer(table);
   }
 
   /** Whether {@link TrainingKernels#chosenProduct} multiplies by these, and gains by it. */
@@ -261,21 +255,18 @@ final class TrainingGroup {
   }
 
   private TrainingKernels.Linear linear(AdapterBank bank, NDManager manager) {
-    try (var arena = Arena.ofConfined()) {
-      var offsets = arena.allocate(4L * (adapters + 1), 16);
-      var factors = arena.allocate(4L * adapters, 16);
-      for (int i = 0; i < adapters; i++) {
-        offsets.setAtIndex(ValueLayout.JAVA_INT, i, bank.offsets()[i]);
-        factors.setAtIndex(ValueLayout.JAVA_FLOAT, i, (float) bank.scales()[i]);
-      }
-      offsets.setAtIndex(ValueLayout.JAVA_INT, adapters, bank.totalRank());
-      return new TrainingKernels.Linear(
-          upload(offsets, manager),
-          upload(factors, manager),
-          adapters,
-          bank.totalRank(),
-          bank.maxRank());
+    var offsets = Arrays.copyOf(bank.offsets(), adapters + 1);
+    offsets[adapters] = bank.totalRank();
+    var scales = new float[adapters];
+    for (int i = 0; i < adapters; i++) {
+      scales[i] = (float) bank.scales()[i];
     }
+    return new TrainingKernels.Linear(
+        keep(Ops.of(manager, offsets, offsets.length)),
+        keep(Ops.of(manager, scales, adapters)),
+        adapters,
+        bank.totalRank(),
+        bank.maxRank());
   }
 
   boolean hasAdapters() {
