@@ -31,10 +31,6 @@ import org.meteora.train.optim.FlatParameters;
  * A training step of one process, of every process by itself at the same time, then that of all
  * together, each on a batch of the same size: weak scaling. All processes make the same number of
  * steps.
- *
- * @param device of this process
- * @param dropout on the adapters' input
- * @param batch of each process
  */
 record BenchProcesses(
     BenchModel options, Collective all, String device, double dropout, Batch batch) {

@@ -22,14 +22,9 @@ import org.meteora.train.optim.FlatParameters;
  *
  * @param batch sequences
  * @param tokens of each sequence
- * @param dropout on the adapters' input
  */
 record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout) {
-  /**
-   * Measures and reports.
-   *
-   * @param whole the model whose layers are measured
-   */
+  /** Measures and reports. */
   void run(Architecture whole) {
     var raw = (ObjectNode) whole.raw().deepCopy();
     raw.put("num_hidden_layers", 1).put("vocab_size", 1024);

@@ -18,7 +18,6 @@ import org.meteora.nn.Projection;
  *
  * @param rows sequences
  * @param seq tokens of each
- * @param drops with dropout
  * @param rate multiplications and additions a millisecond
  * @param bandwidth bytes a millisecond
  */

@@ -210,8 +210,6 @@ public final class Main implements Runnable {
   /**
    * {@code --batch_size} is {@code --batch-size}: both spellings of every option. Anything else, a
    * prompt for one, stays as it is.
-   *
-   * @param options the names there are
    */
   static String kebab(String argument, Set<String> options) {
     if (!argument.startsWith("--")) {

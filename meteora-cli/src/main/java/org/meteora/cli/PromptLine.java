@@ -23,7 +23,6 @@ import org.meteora.moe.RoutingSettings;
  * A line of {@code generate --prompts}: a prompt, and settings of its own where it has some, under
  * the names of the options.
  *
- * @param text the prompt
  * @param settings the line's object; other fields than {@link #KNOWN} are passed over
  * @param where file and line
  */
@@ -97,10 +96,8 @@ record PromptLine(String text, JsonNode settings, String where) {
   }
 
   /**
-   * @param ids of its prompt
    * @param given how tokens are chosen where it does not say
    * @param maxNewTokens of the answer, where it does not say
-   * @param ends what ends the answer
    * @throws UserException when a setting is impossible, or is for another model
    */
   Request request(

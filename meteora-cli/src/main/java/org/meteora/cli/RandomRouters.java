@@ -58,8 +58,6 @@ final class RandomRouters {
    * What a pass with a router over a random model's adapters wants; the router has seen what it
    * must see of the prompts.
    *
-   * @param router of that model
-   * @param batch sequences
    * @param context with the gates
    */
   static ForwardContext context(Router router, Llama model, int batch, ForwardContext context) {

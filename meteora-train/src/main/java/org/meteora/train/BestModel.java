@@ -92,11 +92,7 @@ final class BestModel {
     return answerLoss < loss;
   }
 
-  /**
-   * Keeps a model.
-   *
-   * @param values all master values
-   */
+  /** Keeps a model. */
   void keep(long now, double answerLoss, NDArray values) {
     try {
       SafetensorsWriter.write(

@@ -52,9 +52,6 @@ public final class Checkpoints {
   /**
    * Where a run stands.
    *
-   * @param step optimiser steps made
-   * @param part of the run that makes them
-   * @param identity what a resumed run must share
    * @param settings all settings, for the record
    */
   public record State(long step, Part part, RunIdentity identity, Map<String, Object> settings) {}
@@ -62,13 +59,11 @@ public final class Checkpoints {
   /**
    * Where a checkpoint stands.
    *
-   * @param step optimiser steps made
    * @param steps optimiser steps that were planned then
    */
   public record Position(long step, long steps) {}
 
   /**
-   * @param folder of the run
    * @param keep how many checkpoints stay
    */
   public Checkpoints(Path folder, int keep) {
@@ -101,7 +96,6 @@ public final class Checkpoints {
   /**
    * What an optimiser steps with, gathered from all processes.
    *
-   * @param step optimiser steps made
    * @param tensors the master values and both moments, {@code (size)} each
    * @param slots where each parameter lies in them
    */
@@ -109,7 +103,6 @@ public final class Checkpoints {
     /**
      * Gathers it; all processes call this.
      *
-     * @param scope of copies
      * @return at the first process; empty at the others
      */
     public static Optional<Trained> of(

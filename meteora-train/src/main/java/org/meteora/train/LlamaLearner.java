@@ -114,7 +114,6 @@ public final class LlamaLearner implements Learner {
   /**
    * By the backend's own code for whole passes where it has such; elsewhere layers are recorded.
    *
-   * @param recompute which layers are computed again in the backward pass
    * @param gradients where the gradients go, unless they are left in the tensors
    */
   public static LlamaLearner of(

@@ -18,16 +18,11 @@ import org.meteora.train.optim.FlatParameters;
  * Trains the layers' gates of the router {@code lora-flow} (arXiv 2402.11455) on some samples of
  * one target task; adapters and base stay frozen.
  *
- * @param config settings
- * @param basePath the base model's folder
- * @param adapterDir PEFT folders by name
  * @param adapters their names in the order of their indices; empty: all of the folder, as MeteoRA's
  *     training orders them
  * @param data the target task's JSONL, by its name
  * @param samples training samples, drawn with the seed; 0: all
  * @param output gets checkpoints, metrics, curves, and at the end {@code lora-flow/}
- * @param resume go on from the folder's last checkpoint
- * @param flags which implementation runs
  */
 public record LoraFlowTraining(
     TrainConfig config,
@@ -41,11 +36,8 @@ public record LoraFlowTraining(
     Flags flags) {
 
   /**
-   * Trains and writes the gates.
+   * Trains and writes the gates, by processes as {@link MeteoraTraining#run} says.
    *
-   * @param collective the processes that train them together; the first one writes
-   * @param sharers those of them that share the base model's weights: all, or one process
-   * @param stop asked after every step; true, in any process: write a checkpoint and return
    * @return the folder with {@code lora_flow.safetensors}; empty when stopped early
    * @throws org.meteora.UserException when data, adapters or model are missing, or the loss
    *     diverges

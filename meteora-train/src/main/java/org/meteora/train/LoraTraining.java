@@ -27,9 +27,6 @@ import org.slf4j.LoggerFactory;
 /**
  * Trains one LoRA adapter, on one task or on a mixture, and writes it as a PEFT folder.
  *
- * @param config settings
- * @param basePath the base model's folder
- * @param name the adapter's name
  * @param data JSONL of prompts and responses, by task: one, or several for an adapter over a
  *     mixture
  * @param samplesPerTask at most so many training samples of each task, drawn with the seed: a
@@ -37,7 +34,6 @@ import org.slf4j.LoggerFactory;
  * @param output becomes the PEFT folder; checkpoints, metrics and curves go into its {@code
  *     training/}
  * @param resume go on from the last checkpoint, if there is one
- * @param flags which implementation runs
  */
 public record LoraTraining(
     TrainConfig config,
@@ -51,11 +47,8 @@ public record LoraTraining(
   private static final Logger LOG = LoggerFactory.getLogger(LoraTraining.class);
 
   /**
-   * Trains and writes the adapter.
+   * Trains and writes the adapter, by processes as {@link MeteoraTraining#run} says.
    *
-   * @param collective the processes that train it together; the first one writes
-   * @param sharers those of them that share the base model's weights: all, or one process
-   * @param stop asked after every step; true, in any process: write a checkpoint and return
    * @return the PEFT folder; empty when stopped early
    * @throws org.meteora.UserException when data or model are missing, or the loss diverges
    */

@@ -33,14 +33,10 @@ import org.slf4j.LoggerFactory;
  * Embeds the adapters of a folder into a base model and trains gates, or gates and adapters, on the
  * tasks of the same names (MeteoRA, section 3.2).
  *
- * @param config settings
- * @param basePath the base model's folder
  * @param adapterDir PEFT folders by task
  * @param datasets folders by task, each with {@code train.jsonl}
  * @param output gets checkpoints, metrics, curves, and at the end {@code meteora/}
  * @param withBase write the base weights too, as published checkpoints have them
- * @param resume go on from the folder's last checkpoint
- * @param flags which implementation runs
  */
 public record MeteoraTraining(
     TrainConfig config,

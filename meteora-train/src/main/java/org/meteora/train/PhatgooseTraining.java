@@ -18,14 +18,11 @@ import org.meteora.train.optim.FlatParameters;
  * Trains an adapter's vectors for the router {@code phatgoose}, with that adapter alone and
  * everything but the vectors frozen, and writes them beside it (arXiv 2402.05859, section 3).
  *
- * @param config settings
- * @param basePath the base model's folder
  * @param adapter its PEFT folder; checkpoints, metrics and curves go into its {@code
  *     training/phatgoose/}
  * @param data JSONL of prompts and responses, by task: what the adapter was trained on
  * @param samplesPerTask at most so many training samples of each task; 0: all
  * @param resume go on from the last checkpoint, if there is one
- * @param flags which implementation runs
  */
 public record PhatgooseTraining(
     TrainConfig config,
@@ -37,11 +34,8 @@ public record PhatgooseTraining(
     Flags flags) {
 
   /**
-   * Trains and writes the vectors.
+   * Trains and writes the vectors, by processes as {@link MeteoraTraining#run} says.
    *
-   * @param collective the processes that train them together; the first one writes
-   * @param sharers those of them that share the base model's weights: all, or one process
-   * @param stop asked after every step; true, in any process: write a checkpoint and return
    * @return the file written; empty when stopped early
    * @throws org.meteora.UserException when data, adapter or model are missing, or the loss diverges
    */

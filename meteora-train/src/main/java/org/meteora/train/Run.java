@@ -37,14 +37,8 @@ import org.slf4j.LoggerFactory;
 /**
  * What all trainings share: from a model and samples to a finished run in a folder.
  *
- * @param config settings
- * @param basePath the base model's folder
  * @param adapters PEFT folders embedded, in the order of their indices
- * @param tasks names by index
  * @param folder gets checkpoints, metrics and curves
- * @param from the checkpoint to go on from
- * @param collective the processes that train together
- * @param stop asked after every step
  */
 record Run(
     TrainConfig config,
@@ -167,10 +161,7 @@ record Run(
   /**
    * Trains.
    *
-   * @param name shown with the progress
    * @param part which part of the run, from its first
-   * @param begin the step whose parameters the part begins with; 0 in the first
-   * @param learner of the model
    * @param export writes the model into a checkpoint's folder, given the master values
    * @return empty when stopped before the last step
    */
@@ -262,8 +253,6 @@ record Run(
   /**
    * Writes {@code training.json}: how a result was made.
    *
-   * @param folder of the result
-   * @param settings the run's
    * @param inputs paths and names, added to the settings
    * @param outcome steps made, and the step whose parameters the result has
    */

@@ -25,15 +25,12 @@ import org.meteora.train.batch.TrainingSample;
  * What a resumed run must share with the run it goes on with: otherwise the values saved would mean
  * something else.
  *
- * @param settings values by name
  * @param files fingerprints of what was read, by what it is (in the plural)
  */
 public record RunIdentity(Map<String, String> settings, Map<String, String> files) {
   /**
    * A run's.
    *
-   * @param tasks names by index
-   * @param samples trained on
    * @param basePath the base model's folder: its configuration, and the names, sizes and headers of
    *     its weight files, are compared, not all of its weights
    * @param adapters PEFT folders of the adapters embedded, in the order of their indices

@@ -20,7 +20,6 @@ final class Settings {
   private final String where;
 
   /**
-   * @param where where the values come from, for messages
    * @param known all names that may occur
    */
   Settings(String where, Map<String, Object> values, Collection<String> known) {

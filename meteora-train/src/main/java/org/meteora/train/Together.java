@@ -51,8 +51,6 @@ final class Together {
 
   /**
    * @param learner of a model with as many adapters in every bank, and without gates
-   * @param context of its passes
-   * @param adapters how many
    */
   Together(LlamaLearner learner, ForwardContext context, int adapters) {
     this.learner = learner;
@@ -64,7 +62,6 @@ final class Together {
   /** One adapter's run. */
   interface Training<T> {
     /**
-     * @param learner the adapter's
      * @param failed whether another run has failed, and this one is to stop
      */
     T run(int adapter, Learner learner, BooleanSupplier failed);

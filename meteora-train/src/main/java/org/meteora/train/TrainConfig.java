@@ -32,7 +32,6 @@ import org.meteora.train.listener.Part;
  *
  * @param batchSize samples of a micro-batch on each device
  * @param accumulation micro-batches a step
- * @param recipe {@code default} or {@code paper}
  * @param learningRate the schedule's peak: the gates', or that of an adapter trained alone
  * @param adapterLearningRate the peak of A and B under gates
  * @param warmupRatio share of the steps in which the rate rises

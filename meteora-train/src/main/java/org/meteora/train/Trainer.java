@@ -35,18 +35,11 @@ import org.slf4j.LoggerFactory;
  * and the seed. So a run resumed from a checkpoint goes on exactly as if it had never stopped: bit
  * for bit on a CPU with the same number of threads.
  *
- * @param config settings
- * @param part of the run that this is
  * @param begin the step whose parameters the part begins with; 0 in the first
- * @param learner makes losses and gradients
- * @param parameters what is trained
- * @param train micro-batches to learn from
- * @param heldOut samples to evaluate on
  * @param tasks names by adapter index
  * @param identity what a resumed run must share
  * @param folder of the run: gets checkpoints, and the best model so far
  * @param export writes the model into a checkpoint's folder
- * @param collective the other processes
  * @param listeners watch; those of the first process are told
  * @param stop asked after every step; true, in any process: write a checkpoint and return
  */
@@ -280,7 +273,6 @@ record Trainer(
   }
 
   /**
-   * @param step made
    * @param madeBy the step that made the parameters; 0: they are not a run's yet
    */
   private void evaluate(long step, long madeBy, BestModel best) {

@@ -62,7 +62,6 @@ final class Update {
    * Clips the gradients and makes a step.
    *
    * @param step counted from 0
-   * @param norm of all gradients
    */
   void apply(AdamW optimizer, long step, double norm) {
     double gates = AdamW.clipFactor(norm, config.maxGradNorm());

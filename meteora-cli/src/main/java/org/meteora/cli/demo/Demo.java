@@ -25,10 +25,8 @@ import org.meteora.io.Jsonl;
  * of them, evaluation of single and composite prompts, and the routing of one answer. Runs public
  * commands, and shows each before it runs.
  *
- * @param folder gets everything
  * @param out the commands and the results
  * @param run a command line of {@code meteora} to its exit code
- * @param size how much of everything
  */
 record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size) {
   /** The three tasks that are asked in one prompt. */
@@ -45,7 +43,6 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
    *
    * @param train training samples a task
    * @param test single questions asked of each task
-   * @param composites composite prompts
    * @param adapterSteps of each adapter's training
    * @param gateSteps of the gates' training, before it goes on with the adapters
    * @param routed composite answers whose tokens' adapters are looked at

@@ -21,8 +21,6 @@ import org.meteora.data.composite.CompositeMaker;
  *
  * @param name of the task, its folder and its adapter
  * @param question with one {@code %s} for the input
- * @param inputs draws an input
- * @param answer of an input
  */
 record DemoTask(
     String name, String question, Function<Random, String> inputs, UnaryOperator<String> answer) {

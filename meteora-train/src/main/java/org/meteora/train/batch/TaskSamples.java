@@ -14,12 +14,7 @@ import org.meteora.io.Jsonl;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
-/**
- * A task's samples, tokenised and split into training and evaluation.
- *
- * @param train samples to learn from
- * @param eval samples held out
- */
+/** A task's samples, tokenised and split into training and evaluation. */
 public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval) {
   private static final Logger LOG = LoggerFactory.getLogger(TaskSamples.class);
 

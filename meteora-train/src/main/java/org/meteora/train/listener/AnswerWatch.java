@@ -37,8 +37,6 @@ public final class AnswerWatch implements TrainingListener {
   }
 
   /**
-   * @param first as above
-   * @param last as above
    * @param log gets each warning, one line
    */
   public AnswerWatch(boolean first, boolean last, Consumer<String> log) {

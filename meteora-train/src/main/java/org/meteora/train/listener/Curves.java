@@ -39,8 +39,6 @@ public final class Curves implements TrainingListener {
 
   /**
    * @param metrics the file that {@link MetricsFile} writes; that listener comes first
-   * @param folder gets the pictures
-   * @param stop whether the run is being stopped
    */
   public Curves(Path metrics, Path folder, BooleanSupplier stop) {
     this.metrics = metrics;

@@ -14,9 +14,6 @@ public final class ProgressListener implements TrainingListener {
   private final String name;
   private Progress progress;
 
-  /**
-   * @param name what is trained
-   */
   public ProgressListener(String name) {
     this.name = name;
   }

@@ -6,10 +6,8 @@ import java.util.Map;
  * What one optimiser step did, over all processes.
  *
  * @param step its number, from 1
- * @param learningRate the rate it used
  * @param gradientNorm the global norm before clipping
  * @param losses of the step's batches, before the update
- * @param seconds it took
  * @param tokensPerSecond tokens (without padding) learned from in a second, averaged over the last
  *     steps
  * @param padding share of the step's positions that were padding

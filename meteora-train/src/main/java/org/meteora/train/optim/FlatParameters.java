@@ -332,7 +332,6 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   /**
    * Gathers everybody's slice; the gradients are undefined then.
    *
-   * @param scope of the result
    * @return {@code (size)} at the first process, in host memory if there are several; empty at the
    *     others
    */
