@@ -1,5 +1,6 @@
 package org.meteora.train;
 
+import com.fasterxml.jackson.databind.node.MissingNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -137,14 +138,13 @@ public record MeteoraTraining(
     if (given.isPresent()) {
       return given;
     }
-    Optional<Boolean> first = Optional.empty();
-    Path firstFolder = null;
+    var said = new LinkedHashMap<Boolean, Path>();
     for (var folder : folders) {
       var file = folder.resolve("training.json");
-      if (!Files.isRegularFile(file)) {
-        continue;
-      }
-      var value = Jsonl.readFile(file).path(setting);
+      var value =
+          Files.isRegularFile(file)
+              ? Jsonl.readFile(file).path(setting)
+              : MissingNode.getInstance();
       if (value.isMissingNode()) {
         continue;
       }
@@ -152,19 +152,18 @@ public record MeteoraTraining(
         throw new UserException(
             file + ": \"" + setting + "\" must be true or false, it is " + value);
       }
-      if (first.isEmpty()) {
-        first = Optional.of(value.booleanValue());
-        firstFolder = folder;
-      } else if (first.get() != value.booleanValue()) {
+      said.putIfAbsent(value.booleanValue(), folder);
+      if (said.size() > 1) {
+        var first = said.firstEntry();
         throw new UserException(
             "the adapters were trained differently: %s is %s in %s and %s in %s; say which one to"
-                    .formatted(setting, first.get(), firstFolder, value, folder)
+                    .formatted(setting, first.getKey(), first.getValue(), value, folder)
                 + " train with: --"
                 + (value.booleanValue() ? "" : "no-")
                 + setting.replace('_', '-'));
       }
     }
-    return first;
+    return said.keySet().stream().findFirst();
   }
 
   private Optional<Path> train(

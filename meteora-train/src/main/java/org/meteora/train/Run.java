@@ -233,7 +233,7 @@ record Run(
                 new ProgressListener(name),
                 new MetricsFile(metrics),
                 new Curves(metrics, folder, stop),
-                new AnswerWatch(part.before() == 0, !config.mayGoOn(part))));
+                new AnswerWatch(part.before() == 0, !config.mayGoOn(part), LOG::warn)));
     if (config.tensorBoard()) {
       result.add(new TensorBoardFile(folder, config.describe()));
     }

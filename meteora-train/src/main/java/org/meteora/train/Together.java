@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.OptionalInt;
 import java.util.function.BooleanSupplier;
 import java.util.function.IntConsumer;
+import java.util.stream.DoubleStream;
 import java.util.stream.IntStream;
 import org.meteora.foreign.Functions;
 import org.meteora.moe.ForwardContext;
@@ -217,26 +218,17 @@ final class Together {
   private void compute(List<Integer> adapters) {
     var samples = new ArrayList<TrainingSample>();
     var adapterOfRow = new ArrayList<Integer>();
-    var weights = new ArrayList<Double>();
-    var seeds = new ArrayList<Long>();
+    var weights = DoubleStream.builder();
     for (int i : adapters) {
-      var request = waiting[i];
-      for (var sample : request.batch.samples()) {
-        samples.add(sample);
+      samples.addAll(waiting[i].batch.samples());
+      for (int row = 0; row < waiting[i].batch.rows(); row++) {
         adapterOfRow.add(i);
-        weights.add(request.weight);
+        weights.add(waiting[i].weight);
       }
-      seeds.add(request.seed);
     }
     var batch = new Batch(samples, waiting[adapters.getFirst()].batch.responseOnly());
-    var sums =
-        learner(adapterOfRow)
-            .learn(
-                batch,
-                weights.stream().mapToDouble(Double::doubleValue).toArray(),
-                0,
-                Batches.mix(seeds.stream().mapToLong(Long::longValue).toArray()),
-                layer -> {});
+    long seed = Batches.mix(adapters.stream().mapToLong(i -> waiting[i].seed).toArray());
+    var sums = learner(adapterOfRow).learn(batch, weights.build().toArray(), 0, seed, layer -> {});
     int from = 0;
     for (int i : adapters) {
       int to = from + waiting[i].batch.rows();

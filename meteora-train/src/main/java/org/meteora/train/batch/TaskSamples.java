@@ -7,7 +7,6 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Optional;
 import java.util.Random;
-import java.util.concurrent.atomic.AtomicInteger;
 import org.meteora.UserException;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.Jsonl;
@@ -51,10 +50,15 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
       Tokenization tokenization,
       double evalRatio,
       long seed) {
-    var lines = new ArrayList<Optional<TrainingSample>>();
-    var cut = new AtomicInteger();
-    var dropped = new AtomicInteger();
+    var lines = new ArrayList<Line>();
     var texts = new ArrayList<Text>();
+    Runnable encode =
+        () -> {
+          texts.parallelStream()
+              .map(text -> text.encode(name, task, tokenizer, tokenization))
+              .forEachOrdered(lines::add);
+          texts.clear();
+        };
     Jsonl.forEach(
         file,
         (node, line) -> {
@@ -63,24 +67,22 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
               new Text(
                   line, Jsonl.text(node, "prompt", where), Jsonl.text(node, "response", where)));
           if (texts.size() == AT_ONCE) {
-            lines.addAll(encode(texts, name, task, tokenizer, tokenization, cut, dropped));
-            texts.clear();
+            encode.run();
           }
         });
-    lines.addAll(encode(texts, name, task, tokenizer, tokenization, cut, dropped));
-    if (cut.get() > 0) {
-      LOG.info("{}: {} samples cut to {} tokens", name, cut, tokenization.maxLength());
+    encode.run();
+    int most = tokenization.maxLength();
+    long cut = lines.stream().filter(Line::isCut).count();
+    if (cut > 0) {
+      LOG.info("{}: {} samples cut to {} tokens", name, cut, most);
     }
-    if (dropped.get() > 0) {
+    long dropped = lines.stream().filter(line -> line.sample().isEmpty()).count();
+    if (dropped > 0) {
       LOG.warn(
-          "{}: {} samples with nothing to predict within {} tokens left out",
-          name,
-          dropped,
-          tokenization.maxLength());
+          "{}: {} samples with nothing to predict within {} tokens left out", name, dropped, most);
     }
-    if (lines.size() == dropped.get()) {
-      throw new UserException(
-          file + ": no samples to train on (of at most " + tokenization.maxLength() + " tokens)");
+    if (lines.size() == dropped) {
+      throw new UserException(file + ": no samples to train on (of at most " + most + " tokens)");
     }
     Collections.shuffle(lines, new Random(Batches.mix(seed, name.hashCode())));
     int held =
@@ -99,44 +101,34 @@ public record TaskSamples(List<TrainingSample> train, List<TrainingSample> eval)
     return new TaskSamples(List.copyOf(train), List.copyOf(eval));
   }
 
-  private record Text(int line, String prompt, String response) {}
+  /** A line's sample; none where there is nothing to predict. */
+  private record Line(Optional<TrainingSample> sample, boolean isCut) {}
 
-  /** Samples by all processors, in order; none where there is nothing to predict. */
-  private static List<Optional<TrainingSample>> encode(
-      List<Text> texts,
-      String name,
-      int task,
-      Tokenizer tokenizer,
-      Tokenization tokenization,
-      AtomicInteger cut,
-      AtomicInteger dropped) {
-    return texts.parallelStream()
-        .map(
-            text -> {
-              var prompt = tokenizer.encode(text.prompt, false);
-              var response = tokenizer.encode(text.response, false);
-              int end = tokenization.endToken() >= 0 ? 1 : 0;
-              var tokens = Arrays.copyOf(prompt, prompt.length + response.length + end);
-              System.arraycopy(response, 0, tokens, prompt.length, response.length);
-              if (end == 1) {
-                tokens[tokens.length - 1] = tokenization.endToken();
-              }
-              if (tokens.length > tokenization.maxLength()) {
-                tokens = Arrays.copyOf(tokens, tokenization.maxLength());
-                cut.incrementAndGet();
-              }
-              int least = tokenization.responseOnly() ? Math.max(2, prompt.length + 1) : 2;
-              if (tokens.length < least) {
-                dropped.incrementAndGet(); // nothing to predict
-                return Optional.<TrainingSample>empty();
-              }
-              int prompts = Math.min(prompt.length, tokens.length);
-              return Optional.of(new TrainingSample(name + ":" + text.line, tokens, prompts, task));
-            })
-        .toList();
+  private record Text(int line, String prompt, String response) {
+    Line encode(String name, int task, Tokenizer tokenizer, Tokenization how) {
+      var prompt = tokenizer.encode(this.prompt, false);
+      var response = tokenizer.encode(this.response, false);
+      int end = how.endToken() >= 0 ? 1 : 0;
+      var tokens = Arrays.copyOf(prompt, prompt.length + response.length + end);
+      System.arraycopy(response, 0, tokens, prompt.length, response.length);
+      if (end == 1) {
+        tokens[tokens.length - 1] = how.endToken();
+      }
+      boolean cut = tokens.length > how.maxLength();
+      if (cut) {
+        tokens = Arrays.copyOf(tokens, how.maxLength());
+      }
+      int least = how.responseOnly() ? Math.max(2, prompt.length + 1) : 2;
+      if (tokens.length < least) {
+        return new Line(Optional.empty(), cut);
+      }
+      int prompts = Math.min(prompt.length, tokens.length);
+      var sample = new TrainingSample(name + ":" + line, tokens, prompts, task);
+      return new Line(Optional.of(sample), cut);
+    }
   }
 
-  private static List<TrainingSample> samples(List<Optional<TrainingSample>> lines) {
-    return lines.stream().flatMap(Optional::stream).toList();
+  private static List<TrainingSample> samples(List<Line> lines) {
+    return lines.stream().flatMap(line -> line.sample().stream()).toList();
   }
 }

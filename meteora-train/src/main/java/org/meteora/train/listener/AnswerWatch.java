@@ -2,16 +2,12 @@ package org.meteora.train.listener;
 
 import java.util.Locale;
 import java.util.function.Consumer;
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
 
 /**
  * Warns when training costs the answers more than it should: when their loss rises on the way, and
  * when at the end it stays above that of the tasks' own adapters.
  */
 public final class AnswerWatch implements TrainingListener {
-  private static final Logger LOG = LoggerFactory.getLogger(AnswerWatch.class);
-
   /** How much of a rise above the lowest loss so far is too much. */
   private static final double RISE = 1.2;
 
@@ -27,16 +23,8 @@ public final class AnswerWatch implements TrainingListener {
   private boolean rose;
 
   /**
-   * Warns in the log.
-   *
    * @param first whether the run begins with this part; in another the loss rises before it falls
    * @param last whether the run ends with this part; another would mend what is above the adapters'
-   */
-  public AnswerWatch(boolean first, boolean last) {
-    this(first, last, LOG::warn);
-  }
-
-  /**
    * @param log gets each warning, one line
    */
   public AnswerWatch(boolean first, boolean last, Consumer<String> log) {
