@@ -51,64 +51,34 @@ import org.meteora.train.loss.LanguageModelLoss;
  * pass. On a tape the logits are leaves, which get the loss's gradients beforehand.
  *
  * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
+ *
+ * @param llama its adapters' tensors are trained
+ * @param context of a training pass: k, dropout, and which implementation
+ * @param recompute which layers are computed again in the backward pass; {@code AUTO} is none of
+ *     them on a CPU with memory for twice a batch, else all
+ * @param own the backend's passes; empty: layers are recorded
+ * @param adapters N; 0 for a model without gates
+ * @param chunkTokens whose logits are held at once
  */
-public final class LlamaLearner implements Learner {
+public record LlamaLearner(
+    Llama llama,
+    ForwardContext context,
+    Recompute recompute,
+    Optional<LlamaTraining> own,
+    int adapters,
+    int chunkTokens)
+    implements Learner {
   /** Of this run, on whichever machine. */
   private static final int PROCESSES = Launch.of(System.getenv()).size();
 
-  private final Llama llama;
-  private final ForwardContext context;
-  private final Recompute recompute;
-  private final Optional<LlamaTraining> own;
-  private final int adapters;
-  private final int chunkTokens;
-  private final int first;
-
-  /**
-   * Whether recorded passes have the tokens of a batch one after another in one row, without
-   * padding; on a GPU, where they are what is left when {@link LlamaTraining} refuses, they have
-   * padded rows.
-   */
-  private final boolean packs;
-
-  /**
-   * A learner that records layers, and leaves their gradients in the tensors.
-   *
-   * @param llama its adapters' tensors are trained
-   * @param context of a training pass: k, dropout, and which implementation
-   * @param recompute which layers are computed again in the backward pass; {@code AUTO} is none of
-   *     them on a CPU with memory for twice a batch, else all
-   * @param adapters N; 0 for a model without gates
-   */
+  /** A learner that records layers, and leaves their gradients in the tensors. */
   public LlamaLearner(Llama llama, ForwardContext context, Recompute recompute, int adapters) {
-    this(
-        llama,
-        context,
-        recompute,
-        adapters,
-        LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
+    this(llama, context, recompute, adapters, chunkTokens(llama));
   }
 
   LlamaLearner(
       Llama llama, ForwardContext context, Recompute recompute, int adapters, int chunkTokens) {
     this(llama, context, recompute, Optional.empty(), adapters, chunkTokens);
-  }
-
-  private LlamaLearner(
-      Llama llama,
-      ForwardContext context,
-      Recompute recompute,
-      Optional<LlamaTraining> own,
-      int adapters,
-      int chunkTokens) {
-    this.llama = llama;
-    this.context = context;
-    this.recompute = recompute;
-    this.own = own;
-    this.adapters = adapters;
-    this.chunkTokens = chunkTokens;
-    this.first = firstTrained();
-    this.packs = Ops.isInHostMemory(llama.embedding());
   }
 
   /**
@@ -118,13 +88,12 @@ public final class LlamaLearner implements Learner {
    */
   public static LlamaLearner of(
       Llama llama, ForwardContext context, Recompute recompute, int adapters, Gradients gradients) {
-    return new LlamaLearner(
-        llama,
-        context,
-        recompute,
-        llama.backend().training(llama, gradients, recompute),
-        adapters,
-        LanguageModelLoss.chunkTokens(llama.config().vocabSize()));
+    var own = llama.backend().training(llama, gradients, recompute);
+    return new LlamaLearner(llama, context, recompute, own, adapters, chunkTokens(llama));
+  }
+
+  private static int chunkTokens(Llama llama) {
+    return LanguageModelLoss.chunkTokens(llama.config().vocabSize());
   }
 
   /** The same for another request of the gated layers. */
@@ -142,14 +111,23 @@ public final class LlamaLearner implements Learner {
     if (recompute != Recompute.AUTO) {
       return recompute == Recompute.ALL;
     }
-    long tokens = packs ? batch.tokens() : (long) batch.rows() * batch.length();
+    long tokens = packs() ? batch.tokens() : (long) batch.rows() * batch.length();
     long bytes = MemoryNeed.recordedBytes(llama.config(), llama.dtype(), tokens);
     // all processes of a machine ask at the same moment; those of others are counted too
     return !llama.frozen().isResident() || !llama.backend().keepsRecordings(PROCESSES * bytes);
   }
 
+  /**
+   * Whether recorded passes have the tokens of a batch one after another in one row, without
+   * padding; on a GPU, where they are what is left when {@link LlamaTraining} refuses, they have
+   * padded rows.
+   */
+  private boolean packs() {
+    return Ops.isInHostMemory(llama.embedding());
+  }
+
   /** The first layer with an adapter, before which no gradient is needed; 0 when there is none. */
-  private int firstTrained() {
+  private int first() {
     return llama.adapted().findFirst().map(GatedLinear::layer).orElse(0);
   }
 
@@ -166,15 +144,14 @@ public final class LlamaLearner implements Learner {
    */
   Sums learn(
       Batch batch, double[] languageModelWeights, double gateWeight, long seed, IntConsumer done) {
+    double gateWeightEach = gateWeight / Math.max(1, gateCount());
     if (ownPasses().isPresent()) {
-      double each = gateWeight / Math.max(1, gateCount());
-      var input = input(batch, languageModelWeights, each, seed);
+      var input = input(batch, languageModelWeights, gateWeightEach, seed);
       return sums(own.get().run(input, context, true, done), batch);
     }
     try (var scope = llama.manager().newSubManager();
         var gates = gateLoss(scope, batch)) {
-      double gateWeightEach = gateWeight / Math.max(1, gateCount());
-      var weights = packs ? ofTokens(languageModelWeights, batch) : languageModelWeights;
+      var weights = packs() ? ofTokens(languageModelWeights, batch) : languageModelWeights;
       var loss = learn(scope, batch, gates, weights, gateWeightEach, seed, done);
       return sums(loss, gates, batch);
     }
@@ -190,7 +167,7 @@ public final class LlamaLearner implements Learner {
 
   /** Numbers {@code (rows, seq)} as recorded passes have them. */
   private long[] placed(Batch batch, long[] padded) {
-    return packs ? batch.packed(padded) : padded;
+    return packs() ? batch.packed(padded) : padded;
   }
 
   /** Weights of rows, or one for all, as those of each token. */
@@ -205,7 +182,7 @@ public final class LlamaLearner implements Learner {
   }
 
   private Pass pass(NDManager scope, Batch batch, ForwardContext asks) {
-    if (!packs) {
+    if (!packs()) {
       return llama.wholePass(scope, batch.length(), asks);
     }
     var settings = asks.routing();
@@ -221,17 +198,15 @@ public final class LlamaLearner implements Learner {
   }
 
   private Sums sums(LanguageModelLoss.Result loss, GateLoss gates, Batch batch) {
-    int stride = packs ? 0 : batch.length();
-    return gates == null || gates.gates() == 0
-        ? sums(batch, stride, loss.losses(), 0, 0, null, null)
-        : sums(
-            batch,
-            stride,
-            loss.losses(),
-            gates.sum(),
-            gates.gates(),
-            gates.right(),
-            gates.dominated());
+    boolean gated = gates != null && gates.gates() > 0;
+    return sums(
+        batch,
+        packs() ? 0 : batch.length(),
+        loss.losses(),
+        gated ? gates.sum() : 0,
+        gated ? gates.gates() : 0,
+        gated ? gates.right() : null,
+        gated ? gates.dominated() : null);
   }
 
   /**
@@ -296,7 +271,7 @@ public final class LlamaLearner implements Learner {
   }
 
   private NDArray ids(NDManager manager, Batch batch) {
-    return packs
+    return packs()
         ? Ops.of(manager, batch.packed(batch.ids()), 1, batch.tokens())
         : Ops.of(manager, batch.ids(), batch.rows(), batch.length());
   }
@@ -328,20 +303,21 @@ public final class LlamaLearner implements Learner {
     var layers = llama.layers();
     var inputs = new ArrayList<NDArray>();
     var recorded = new ArrayList<Recorded>();
+    int first = first();
     boolean again = recomputes(batch);
     try (var off = Ops.notRecording()) {
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < first; i++) {
         var before = hidden;
         llama.frozen().use(i, after(i));
-        hidden = forward(scope, before, i, pass, seed);
+        hidden = forward(scope, before, i, pass, context, seed, null);
         before.close();
       }
       for (int i = first; i < layers.size(); i++) {
         inputs.add(hidden);
         llama.frozen().use(i, after(i));
         if (again) {
-          hidden = forward(scope, hidden, i, pass, seed);
+          hidden = forward(scope, hidden, i, pass, context, seed, null);
         } else {
           recorded.add(record(scope, hidden, i, pass, seed));
           hidden = Ops.detach(scope, recorded.getLast().output());
@@ -401,7 +377,7 @@ public final class LlamaLearner implements Learner {
     var tape = tape(inner, layer, context);
     try (var on = Ops.recording()) {
       var own = pass.on(tape, llama.backend());
-      var hidden = layer > first ? leaf(inner, input) : Ops.alias(inner, input);
+      var hidden = layer > first() ? leaf(inner, input) : Ops.alias(inner, input);
       var output = run(hidden, layer, own, seed);
       return new Recorded(inner, hidden, output, own.gateLogits(), tape);
     }
@@ -412,16 +388,26 @@ public final class LlamaLearner implements Learner {
     return llama.backend().tape(scope, llama.layers().get(layer).projections(), asks);
   }
 
-  /** One layer without recording; its intermediates are freed at once. */
-  private NDArray forward(NDManager scope, NDArray input, int layer, Pass pass, long seed) {
+  /**
+   * One layer without recording; its intermediates are freed at once.
+   *
+   * @param gates gets the gates' logits; null: nobody does
+   */
+  private NDArray forward(
+      NDManager scope,
+      NDArray input,
+      int layer,
+      Pass pass,
+      ForwardContext asks,
+      long seed,
+      GateLoss gates) {
     try (var off = Ops.notRecording();
         var inner = scope.newSubManager()) {
-      var output =
-          run(
-              Ops.alias(inner, input),
-              layer,
-              pass.on(tape(inner, layer, context), llama.backend()),
-              seed);
+      var own = pass.on(tape(inner, layer, asks), llama.backend());
+      var output = run(Ops.alias(inner, input), layer, own, seed);
+      if (gates != null && !own.gateLogits().isEmpty()) {
+        gates.add(own.gateLogits());
+      }
       output.attach(scope);
       return output;
     }
@@ -506,20 +492,13 @@ public final class LlamaLearner implements Learner {
         var gates = gateLoss(scope, batch);
         var whole = llama.frozen().begin();
         var off = Ops.notRecording()) {
-      var pass = pass(scope, batch, asks.forTraining(false));
+      var pass = pass(scope, batch, without);
       var hidden = llama.embed(ids(scope, batch));
       for (int i = 0; i < llama.layers().size(); i++) {
         llama.frozen().use(i, after(i));
-        try (var inner = scope.newSubManager()) {
-          var own = pass.on(tape(inner, i, asks), llama.backend());
-          var output = run(Ops.alias(inner, hidden), i, own, 0);
-          if (gates != null && !own.gateLogits().isEmpty()) {
-            gates.add(own.gateLogits());
-          }
-          output.attach(scope);
-          hidden.close();
-          hidden = output;
-        }
+        var output = forward(scope, hidden, i, pass, asks, 0, gates);
+        hidden.close();
+        hidden = output;
       }
       var normed = llama.norm().forward(hidden);
       llama.frozen().use(FrozenWeights.HEAD, FrozenWeights.NONE);
