@@ -117,12 +117,7 @@ public final class AdamW implements AutoCloseable {
     return Math.sqrt(sum);
   }
 
-  /**
-   * One step of everything alike.
-   *
-   * @param rate the learning rate
-   * @param gradientScale multiplies the gradients: the factor of clipping, 1 for none
-   */
+  /** One step of everything alike. */
   public void step(double rate, double gradientScale) {
     step(List.of(new Part(0, size, rate, gradientScale)));
   }
@@ -134,13 +129,7 @@ public final class AdamW implements AutoCloseable {
    */
   public void step(List<Part> parts) {
     steps++;
-    for (var part : parts) {
-      if (onHost()) {
-        hostStep(part);
-      } else {
-        deviceStep(part);
-      }
-    }
+    parts.forEach(onHost() ? this::hostStep : this::deviceStep);
   }
 
   private OptimizerKernels.Step factors(Part part) {
@@ -156,26 +145,19 @@ public final class AdamW implements AutoCloseable {
 
   private void deviceStep(Part part) {
     var factors = factors(part);
-    if (parameters.kernels().isPresent()) {
-      parameters
-          .kernels()
-          .get()
-          .adamW(
-              parameters.masters(),
-              parameters.gradientSlice(),
-              mean,
-              variance,
-              part.from(),
-              part.to(),
-              factors);
+    var values = parameters.masters();
+    var gradients = parameters.gradientSlice();
+    var kernels = parameters.kernels();
+    if (kernels.isPresent()) {
+      kernels.get().adamW(values, gradients, mean, variance, part.from(), part.to(), factors);
       return;
     }
     for (long at = part.from(); at < part.to(); at += PIECE) {
       try (NDManager scope = manager.newSubManager()) {
-        var p = piece(scope, parameters.masters(), at, part.to());
+        var p = piece(scope, values, at, part.to());
         var m = piece(scope, mean, at, part.to());
         var v = piece(scope, variance, at, part.to());
-        var g = piece(scope, parameters.gradientSlice(), at, part.to());
+        var g = piece(scope, gradients, at, part.to());
         if (part.gradientScale() != 1) {
           g = g.mul(part.gradientScale());
         }

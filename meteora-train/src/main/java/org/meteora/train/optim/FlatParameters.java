@@ -1,5 +1,7 @@
 package org.meteora.train.optim;
 
+import static java.util.function.Predicate.not;
+
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import ai.djl.pytorch.engine.PtNDArray;
@@ -63,6 +65,10 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   public record Part(NDArray tensor, int dim, long from, long length) {
     boolean isWhole() {
       return dim < 0;
+    }
+
+    private Gradients.Part gradient(NDArray gradient) {
+      return new Gradients.Part(gradient, dim, from, length);
     }
 
     /** The part of the tensor, or of its gradient. */
@@ -143,32 +149,10 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     boolean sliced = processes > 1 && !Ops.isInHostMemory(gradients);
     whole = sliced ? gradients : Ops.zeros(manager, Dtype.F32, part * processes);
     long offset = 0;
-    for (var parameter : parameters.entrySet()) {
-      var tensor = parameter.getValue().tensor();
-      var target = targets.get(parameter.getKey());
-      var shape = target.getShape();
-      long count = shape.size();
-      var slot =
-          new Slot(
-              parameter.getKey(), Arrays.stream(shape.getShape()).boxed().toList(), offset, count);
-      var value = view(whole, offset, count).reshape(shape);
-      Ops.copy(value, target);
-      var gradient = view(gradients, offset, count).reshape(shape);
-      // on a GPU kernels keep the addresses of the model's tensors
-      boolean shared =
-          parameter.getValue().isWhole()
-              && Ops.isInHostMemory(tensor)
-              && Ops.dtype(tensor) == Dtype.F32;
-      if (shared) {
-        Ops.share(tensor, value);
-      }
-      tensor.setRequiresGradient(true);
-      if (shared) {
-        shareGradient((PtNDArray) tensor, gradient);
-      }
-      entries.put(
-          slot.name(), new Entry(slot, parameter.getValue(), target, value, gradient, shared));
-      offset += count;
+    for (var name : parameters.keySet()) {
+      var entry = entry(name, parameters.get(name), targets.get(name), offset);
+      entries.put(name, entry);
+      offset = end(entry);
     }
     var dtypes = targets.values().stream().map(Ops::dtype).distinct().toList();
     kernels =
@@ -192,6 +176,27 @@ public final class FlatParameters implements AutoCloseable, Gradients {
                     new long[] {part * processes},
                     new long[] {1}))
             : Optional.empty();
+  }
+
+  /** Takes a parameter's values into the buffer, and has its tensor's gradients summed. */
+  private Entry entry(String name, Part part, NDArray target, long offset) {
+    var shape = target.getShape();
+    var sizes = Arrays.stream(shape.getShape()).boxed().toList();
+    var slot = new Slot(name, sizes, offset, shape.size());
+    var value = view(whole, offset, shape.size()).reshape(shape);
+    var gradient = view(gradients, offset, shape.size()).reshape(shape);
+    Ops.copy(value, target);
+    var tensor = part.tensor();
+    // on a GPU kernels keep the addresses of the model's tensors
+    boolean shared = part.isWhole() && Ops.isInHostMemory(tensor) && Ops.dtype(tensor) == Dtype.F32;
+    if (shared) {
+      Ops.share(tensor, value);
+    }
+    tensor.setRequiresGradient(true);
+    if (shared) {
+      shareGradient((PtNDArray) tensor, gradient);
+    }
+    return new Entry(slot, part, target, value, gradient, shared);
   }
 
   private NDArray target(Part part) {
@@ -266,7 +271,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
       collective.reduceScatter(gradients, gradientSlice);
       return;
     }
-    reduce(entries.values().stream().filter(entry -> !reducing.contains(entry)).toList());
+    reduce(entries.values().stream().filter(not(reducing::contains)).toList());
     reductions.forEach(Collective.Queued::await);
     reductions.clear();
   }
@@ -360,13 +365,9 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     return entries.values().stream().map(Entry::slot).toList();
   }
 
-  /** A parameter's master value in its own shape, a view of {@link #values}: whole when that is. */
-  public NDArray value(String name) {
-    return entries.get(name).value();
-  }
-
   /**
-   * All of them, as {@link #value}.
+   * The parameters' master values in their own shapes, views of {@link #values}: whole when that
+   * is.
    *
    * @param name what a parameter is called in the result
    */
@@ -380,23 +381,13 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   public List<Gradients.Part> of(NDArray parameter) {
     return entries.values().stream()
         .filter(entry -> entry.part().tensor() == parameter)
-        .map(
-            entry ->
-                new Gradients.Part(
-                    entry.gradient(),
-                    entry.part().dim(),
-                    entry.part().from(),
-                    entry.part().length()))
+        .map(entry -> entry.part().gradient(entry.gradient()))
         .toList();
   }
 
   /** Adds the gradients that backward passes left in the model's tensors, and clears those. */
   public void collectGradients() {
-    for (var entry : entries.values()) {
-      if (!reducing.contains(entry)) {
-        collectGradient(entry);
-      }
-    }
+    entries.values().stream().filter(not(reducing::contains)).forEach(this::collectGradient);
   }
 
   private void collectGradient(Entry entry) {
@@ -437,23 +428,15 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     }
     if (kernels.isPresent()) {
       if (copies == null) {
-        copies =
-            kernels
-                .get()
-                .prepare(
-                    entries.values().stream()
-                        .map(entry -> new OptimizerKernels.Copy(published(entry), entry.target()))
-                        .toList(),
-                    manager);
+        var all = entries.values().stream().map(this::copy).toList();
+        copies = kernels.get().prepare(all, manager);
       }
       copies.run();
       return;
     }
-    for (var entry : entries.values()) {
-      if (!entry.shared()) {
-        Ops.copy(entry.target(), entry.value());
-      }
-    }
+    entries.values().stream()
+        .filter(not(Entry::shared))
+        .forEach(entry -> Ops.copy(entry.target(), entry.value()));
   }
 
   /** As {@link #publish}; {@link #values} has all master values then. */
@@ -464,12 +447,14 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     }
   }
 
-  /** The values that {@link #publish} gathers, in the parameter's shape. */
-  private NDArray published(Entry entry) {
+  /** Of the values that {@link #publish} gathers. */
+  private OptimizerKernels.Copy copy(Entry entry) {
     var slot = entry.slot();
-    return rounded
-        .map(all -> view(all, slot.offset(), slot.size()).reshape(entry.target().getShape()))
-        .orElse(entry.value());
+    var values =
+        rounded
+            .map(all -> view(all, slot.offset(), slot.size()).reshape(entry.target().getShape()))
+            .orElse(entry.value());
+    return new OptimizerKernels.Copy(values, entry.target());
   }
 
   /** The optimiser's kernels, on a GPU. */
