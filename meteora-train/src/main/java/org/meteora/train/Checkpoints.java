@@ -280,8 +280,7 @@ public final class Checkpoints {
 
   /** The last whole checkpoint. */
   public Optional<Path> latest() {
-    var all = list();
-    return all.isEmpty() ? Optional.empty() : Optional.of(all.getLast());
+    return list().stream().reduce((first, second) -> second);
   }
 
   /** Removes checkpoints of steps after {@code step}: a run resumed there makes them again. */
@@ -318,11 +317,10 @@ public final class Checkpoints {
   }
 
   private static void remove(Path path) {
-    if (!Files.exists(path)) {
-      return;
-    }
     try {
-      AtomicFiles.removeTree(path);
+      if (Files.exists(path)) {
+        AtomicFiles.removeTree(path);
+      }
     } catch (IOException e) {
       LOG.warn("cannot remove {}: {}", path, AtomicFiles.reason(e));
     }

@@ -36,12 +36,8 @@ final class Update {
       if (start >= end) {
         continue; // another process's
       }
-      if (!stretches.isEmpty() && stretches.getLast().gates() == gate) {
-        var before = stretches.removeLast();
-        stretches.add(new Stretch(gate, before.from(), end));
-      } else {
-        stretches.add(new Stretch(gate, start, end));
-      }
+      boolean goesOn = !stretches.isEmpty() && stretches.getLast().gates() == gate;
+      stretches.add(new Stretch(gate, goesOn ? stretches.removeLast().from() : start, end));
     }
     schedule = CosineSchedule.of(part.rate(), config.warmupRatio(), part.steps());
     adapters = CosineSchedule.of(part.adapterRate(), config.warmupRatio(), part.steps());
@@ -72,10 +68,8 @@ final class Update {
     }
     var parts = new ArrayList<AdamW.Part>();
     for (var each : stretches) {
-      parts.add(
-          each.gates()
-              ? new AdamW.Part(each.from(), each.to(), rate(step), gates)
-              : new AdamW.Part(each.from(), each.to(), adapters.rate(step - before), others));
+      double rate = each.gates() ? rate(step) : adapters.rate(step - before);
+      parts.add(new AdamW.Part(each.from(), each.to(), rate, each.gates() ? gates : others));
     }
     optimizer.step(parts);
   }

@@ -1,5 +1,6 @@
 package org.meteora.train.listener;
 
+import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -82,32 +83,25 @@ public final class Curves implements TrainingListener {
       var parts = new ArrayList<Double>();
       for (var node : MetricsFile.read(metrics)) {
         double step = node.path("step").asDouble();
-        if (node.path("event").asText().equals(MetricsFile.PART)) {
+        var event = node.path("event").asText();
+        if (event.equals(MetricsFile.PART)) {
           parts.add(step);
         }
-        boolean eval = node.path("event").asText().equals("eval");
+        boolean eval = event.equals("eval");
         var suffix = eval ? " (held out)" : "";
         if (!eval) {
-          add(losses, "language model", step, node.path("lm_loss").asDouble(Double.NaN));
+          add(losses, "language model", step, node.path("lm_loss"), 1);
         }
-        add(losses, "gates" + suffix, step, node.path("gate_loss").asDouble(Double.NaN));
+        add(losses, "gates" + suffix, step, node.path("gate_loss"), 1);
         for (var each : MetricsFile.HELD_OUT) {
-          add(losses, each.getValue(), step, node.path(each.getKey()).asDouble(Double.NaN));
+          add(losses, each.getValue(), step, node.path(each.getKey()), 1);
         }
-        add(
-            accuracies,
-            "mean of the gates" + suffix,
-            step,
-            100 * node.path("gate_accuracy").asDouble(Double.NaN));
-        add(
-            accuracies,
-            "joint vote" + suffix,
-            step,
-            100 * node.path("dominant_accuracy").asDouble(Double.NaN));
+        add(accuracies, "mean of the gates" + suffix, step, node.path("gate_accuracy"), 100);
+        add(accuracies, "joint vote" + suffix, step, node.path("dominant_accuracy"), 100);
         if (eval) {
           node.path("dominant_accuracy_by_task")
               .properties()
-              .forEach(e -> add(accuracies, e.getKey(), step, 100 * e.getValue().asDouble()));
+              .forEach(e -> add(accuracies, e.getKey(), step, e.getValue(), 100));
         }
       }
       save(losses, parts, "Loss", "cross-entropy", "loss.png");
@@ -125,11 +119,12 @@ public final class Curves implements TrainingListener {
     }
   }
 
-  private static void add(Map<String, Line> lines, String name, double x, double y) {
-    if (Double.isFinite(y)) {
+  private static void add(
+      Map<String, Line> lines, String name, double x, JsonNode y, double factor) {
+    if (y.isNumber()) {
       var line = lines.computeIfAbsent(name, n -> new Line());
       line.x().add(x);
-      line.y().add(y);
+      line.y().add(factor * y.asDouble());
     }
   }
 
@@ -172,8 +167,7 @@ public final class Curves implements TrainingListener {
     for (int i = 0; i < POINTS; i++) {
       int from = (int) ((long) values.size() * i / POINTS);
       int to = (int) ((long) values.size() * (i + 1) / POINTS);
-      result.add(
-          values.subList(from, to).stream().mapToDouble(Double::doubleValue).average().orElse(0));
+      result.add(values.subList(from, to).stream().mapToDouble(it -> it).average().orElse(0));
     }
     return result;
   }

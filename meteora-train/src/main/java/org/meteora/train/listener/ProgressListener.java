@@ -41,15 +41,11 @@ public final class ProgressListener implements TrainingListener {
     var gates =
         Double.isNaN(losses.gate())
             ? ""
-            : String.format(
-                Locale.ROOT,
+            : text(
                 ", gate %.4f, right %.1f%%, jointly %.1f%%",
-                losses.gate(),
-                100 * losses.gateAccuracy(),
-                100 * losses.dominantAccuracy());
+                losses.gate(), 100 * losses.gateAccuracy(), 100 * losses.dominantAccuracy());
     progress.note(
-        String.format(
-            Locale.ROOT,
+        text(
             "loss %.4f%s, %.0f tokens/s, %.1f GiB",
             losses.languageModel(),
             gates,
@@ -61,40 +57,36 @@ public final class ProgressListener implements TrainingListener {
   @Override
   public void onEvaluation(long step, Evaluation evaluation) {
     var losses = evaluation.losses();
+    var references = "";
+    if (evaluation.oracle().isPresent()) {
+      double own = evaluation.oracle().get().answer();
+      double base = evaluation.base().orElseThrow().answer();
+      references = text(" (own adapters %.4f, base %.4f)", own, base);
+    }
+    double prompt = losses.texts().prompt();
     var texts =
-        String.format(
-            Locale.ROOT,
-            "answer loss %.4f%s, prompt loss %.4f",
-            evaluation.answerLoss(),
-            evaluation
-                .oracle()
-                .map(
-                    oracle ->
-                        String.format(
-                            Locale.ROOT,
-                            " (own adapters %.4f, base %.4f)",
-                            oracle.answer(),
-                            evaluation.base().orElseThrow().answer()))
-                .orElse(""),
-            losses.texts().prompt());
-    var byTask =
-        losses.dominantAccuracyByTask().entrySet().stream()
-            .map(e -> String.format(Locale.ROOT, "%s %.1f%%", e.getKey(), 100 * e.getValue()))
-            .collect(Collectors.joining(", "));
+        text("answer loss %.4f%s, prompt loss %.4f", evaluation.answerLoss(), references, prompt);
     if (Double.isNaN(losses.gate())) {
       LOG.info("step {}: held out: {}", step, texts);
-    } else {
-      LOG.info(
-          String.format(
-              Locale.ROOT,
-              "step %d: held out: %s, gate loss %.4f, gates right %.1f%%, jointly %.1f%% (%s)",
-              step,
-              texts,
-              losses.gate(),
-              100 * losses.gateAccuracy(),
-              100 * losses.dominantAccuracy(),
-              byTask));
+      return;
     }
+    var byTask =
+        losses.dominantAccuracyByTask().entrySet().stream()
+            .map(e -> text("%s %.1f%%", e.getKey(), 100 * e.getValue()))
+            .collect(Collectors.joining(", "));
+    LOG.info(
+        text(
+            "step %d: held out: %s, gate loss %.4f, gates right %.1f%%, jointly %.1f%% (%s)",
+            step,
+            texts,
+            losses.gate(),
+            100 * losses.gateAccuracy(),
+            100 * losses.dominantAccuracy(),
+            byTask));
+  }
+
+  private static String text(String format, Object... values) {
+    return String.format(Locale.ROOT, format, values);
   }
 
   @Override

@@ -30,7 +30,6 @@ public final class GateLoss implements AutoCloseable {
   private final int[] labelOf;
   private final NDArray target;
   private final NDArray labels;
-  private final NDArray counted;
   private final NDArray losses;
   private final NDArray right;
   private final NDArray weights;
@@ -46,22 +45,15 @@ public final class GateLoss implements AutoCloseable {
     manager = parent.newSubManager();
     this.topK = Math.min(topK, adapters);
     int positions = gateLabels.length;
+    labelOf = Arrays.stream(gateLabels).mapToInt(Math::toIntExact).toArray();
     var oneHot = new float[positions * adapters];
-    var label = new long[positions];
-    var mask = new float[positions];
-    labelOf = new int[positions];
-    Arrays.fill(labelOf, Batch.IGNORED);
     for (int i = 0; i < positions; i++) {
-      if (gateLabels[i] != Batch.IGNORED) {
-        oneHot[i * adapters + (int) gateLabels[i]] = 1;
-        label[i] = gateLabels[i];
-        labelOf[i] = (int) gateLabels[i];
-        mask[i] = 1;
+      if (labelOf[i] != Batch.IGNORED) {
+        oneHot[i * adapters + labelOf[i]] = 1;
       }
     }
     target = Ops.of(manager, oneHot, 1, positions, adapters);
-    labels = Ops.of(manager, label, 1, positions);
-    counted = Ops.of(manager, mask, 1, positions);
+    labels = Ops.of(manager, gateLabels, 1, positions);
     losses = Ops.zeros(manager, Dtype.F32, positions);
     right = Ops.zeros(manager, Dtype.F32, positions);
     weights = Ops.zeros(manager, Dtype.F32, positions, adapters);
@@ -165,9 +157,9 @@ public final class GateLoss implements AutoCloseable {
     return (float) (Math.log(sum) - own);
   }
 
-  /** 1 where a choice {@code (…, positions)} is the label, of positions that count. */
+  /** 1 where a choice {@code (…, positions)} is the label; no choice is that of one ignored. */
   private NDArray hits(NDArray choice) {
-    return choice.eq(labels).toType(DataType.FLOAT32, false).mul(counted);
+    return choice.eq(labels).toType(DataType.FLOAT32, false);
   }
 
   private NDArray shaped(NDArray gate) {

@@ -2,6 +2,7 @@ package org.meteora.train.loss;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.stream.IntStream;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 import org.meteora.train.batch.Batch;
@@ -54,10 +55,7 @@ public final class LanguageModelLoss {
     if (labels.length != positions) {
       throw new IllegalArgumentException(labels.length + " labels for " + positions + " positions");
     }
-    var labelled =
-        java.util.stream.IntStream.range(0, positions)
-            .filter(i -> labels[i] != Batch.IGNORED)
-            .toArray();
+    var labelled = IntStream.range(0, positions).filter(i -> labels[i] != Batch.IGNORED).toArray();
     try (NDManager scope = hidden.getManager().newSubManager();
         var off = Ops.notRecording()) {
       var dtype = Ops.dtype(hidden);
