@@ -18,7 +18,6 @@ import org.knowm.xchart.style.markers.SeriesMarkers;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.data.config.Limits;
-import org.meteora.generate.AnswerListener;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
 import org.meteora.generate.Request;
@@ -213,17 +212,9 @@ final class BenchGenerateCommand implements Callable<Integer> {
     generator.generate(
         requests,
         atOnce,
-        new AnswerListener() {
-          @Override
-          public void onAnswer(int request, int[] tokens) {
-            if (tokens.length != answer) {
-              throw new IllegalStateException(tokens.length + " tokens");
-            }
-          }
-
-          @Override
-          public void onFailure(int request, UserException reason) {
-            throw reason;
+        (request, tokens) -> {
+          if (tokens.length != answer) {
+            throw new IllegalStateException(tokens.length + " tokens");
           }
         });
     return (System.nanoTime() - start) / 1e6;

@@ -30,8 +30,10 @@ public interface AnswerListener {
   /** A request has ended. */
   void onAnswer(int request, int[] tokens);
 
-  /** A request has failed; the others go on. */
-  void onFailure(int request, UserException reason);
+  /** A request has failed; the others go on, unless this throws, as it does by default. */
+  default void onFailure(int request, UserException reason) {
+    throw reason;
+  }
 
   /** Before each step. */
   default void onStep(Load load) {}

@@ -43,11 +43,6 @@ public interface TokenGenerator {
           public void onAnswer(int request, int[] tokens) {
             answers[request] = tokens;
           }
-
-          @Override
-          public void onFailure(int request, UserException reason) {
-            throw reason;
-          }
         });
     return Arrays.asList(answers);
   }

@@ -7,7 +7,7 @@ import java.util.List;
 import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.Random;
-import java.util.function.BiFunction;
+import java.util.function.Function;
 import org.meteora.parallel.Exchange;
 import org.meteora.train.batch.Batch;
 import org.meteora.train.batch.Batches;
@@ -77,23 +77,22 @@ final class HeldOut {
    * adapter, and the base model.
    */
   void measureReferences() {
-    oracle =
-        Optional.of(
-            measure(
-                    (l, batch) ->
-                        l.reference(batch, OptionalInt.of(batch.samples().getFirst().task())))
-                .texts());
-    base = Optional.of(measure((l, batch) -> l.reference(batch, OptionalInt.empty())).texts());
+    oracle = Optional.of(reference(batch -> OptionalInt.of(batch.samples().getFirst().task())));
+    base = Optional.of(reference(batch -> OptionalInt.empty()));
+  }
+
+  private TextLosses reference(Function<Batch, OptionalInt> adapter) {
+    return measure(batch -> learner.reference(batch, adapter.apply(batch))).texts();
   }
 
   Evaluation evaluate() {
-    return new Evaluation(measure(Learner::evaluate), oracle, base);
+    return new Evaluation(measure(learner::evaluate), oracle, base);
   }
 
-  private StepReport.Losses measure(BiFunction<Learner, Batch, Learner.Sums> how) {
+  private StepReport.Losses measure(Function<Batch, Learner.Sums> how) {
     var tally = new Tally(config, gateLossWeight, tasks, collective);
     for (int i = collective.rank(); i < batches.size(); i += collective.size()) {
-      tally.add(batches.get(i), how.apply(learner, batches.get(i)));
+      tally.add(batches.get(i), how.apply(batches.get(i)));
     }
     return tally.losses();
   }

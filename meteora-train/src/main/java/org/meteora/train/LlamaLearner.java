@@ -343,14 +343,19 @@ public record LlamaLearner(
       try (var input = inputs.removeLast();
           var each = again ? record(scope, input, i, pass, seed) : recorded.removeLast();
           var recording = Ops.recording()) {
+        boolean gated = gates != null && !each.logits().isEmpty();
         if (each.tape().isPresent()) { // the gates' logits are leaves in host memory
-          if (gates != null && !each.logits().isEmpty()) {
+          if (gated) {
             gates.addWithGradients(each.logits(), gateWeight);
           }
           Ops.backward(each.output(), gradient);
         } else {
           var scalar = each.output().mul(gradient).sum();
-          Ops.backward(withGates(scalar, each.logits(), gates, gateWeight), null);
+          if (gated) {
+            var ofGates = Ops.scale(gates.add(each.logits()), gateWeight);
+            scalar = Ops.cast(scalar, Dtype.F32).add(ofGates);
+          }
+          Ops.backward(scalar, null);
         }
         boolean on = i > first;
         each.tape().ifPresent(tape -> tape.backward(on));
@@ -416,15 +421,6 @@ public record LlamaLearner(
   private NDArray run(NDArray hidden, int layer, Pass pass, long seed) {
     JniUtils.setSeed(Batches.mix(seed, layer));
     return llama.layers().get(layer).forward(hidden, pass);
-  }
-
-  private static NDArray withGates(
-      NDArray scalar, List<NDArray> logits, GateLoss gates, double gateWeight) {
-    if (gates == null || logits.isEmpty()) {
-      return scalar;
-    }
-    var loss = Ops.scale(gates.add(logits), gateWeight);
-    return Ops.cast(scalar, Dtype.F32).add(loss);
   }
 
   private static NDArray leaf(NDManager manager, NDArray array) {

@@ -11,7 +11,6 @@ import org.meteora.train.listener.TextLosses;
 /** Sums of several batches, and of all processes. */
 final class Tally {
   private static final int FIXED = 3;
-
   private static final int PROMPT = 0;
   private static final int PROMPT_LABELS = 1;
   private static final int ANSWER = 2;
@@ -70,10 +69,8 @@ final class Tally {
   StepReport.Losses losses() {
     var all = collective.sum(sums);
     var total = new double[EACH];
-    for (int task = 0; task < tasks.size(); task++) {
-      for (int i = 0; i < EACH; i++) {
-        total[i] += all[FIXED + EACH * task + i];
-      }
+    for (int i = FIXED; i < all.length; i++) {
+      total[(i - FIXED) % EACH] += all[i];
     }
     double prompts = config.answersOnly() ? 0 : 1;
     double languageModel =

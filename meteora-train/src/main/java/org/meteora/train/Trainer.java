@@ -2,12 +2,13 @@ package org.meteora.train;
 
 import java.nio.file.Path;
 import java.util.ArrayDeque;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import java.util.function.IntConsumer;
+import java.util.stream.Collectors;
+import java.util.stream.LongStream;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.parallel.Collective;
@@ -111,7 +112,7 @@ record Trainer(
         evaluate(step, begin, best);
       }
       var speed = new Speed();
-      boolean saved = true;
+      long saved = step;
       boolean written = true;
       while (step < steps) {
         long began = System.nanoTime();
@@ -129,7 +130,6 @@ record Trainer(
         update.apply(optimizer, step, norm);
         parameters.publish();
         step++;
-        saved = false;
         double seconds = (System.nanoTime() - began) / 1e9;
         speed.add(losses.tokens(), seconds);
         var report =
@@ -148,10 +148,10 @@ record Trainer(
         }
         if (step % config.saveSteps() == 0 || step == steps) {
           written = save(step, optimizer);
-          saved = true;
+          saved = step;
         }
       }
-      if (!saved) {
+      if (saved != step) {
         written = save(step, optimizer);
       }
       if (!written) {
@@ -203,12 +203,10 @@ record Trainer(
 
   /** The micro-batches of a step that belong to this process. */
   private List<Batch> batchesOf(long step) {
-    var result = new ArrayList<Batch>();
-    for (long i = 0; i < config.accumulation(); i++) {
-      result.add(
-          train.get((step * config.accumulation() + i) * collective.size() + collective.rank()));
-    }
-    return result;
+    long first = step * config.accumulation();
+    return LongStream.range(first, first + config.accumulation())
+        .mapToObj(i -> train.get(i * collective.size() + collective.rank()))
+        .toList();
   }
 
   /** What all processes must know before a step: its labels, and whether one is to stop. */
@@ -252,19 +250,11 @@ record Trainer(
   }
 
   private UserException notFinite(long step, String what, List<Batch> batches) {
+    var samples = batches.stream().map(Batch::sampleIds).collect(Collectors.joining(", "));
+    var before = checkpoints().latest().map(path -> "; the checkpoint before it is " + path);
     return new UserException(
         "training stopped in step %s: %s; samples %s%s"
-            .formatted(
-                step + 1,
-                what,
-                batches.stream()
-                    .map(Batch::sampleIds)
-                    .reduce((a, b) -> a + ", " + b)
-                    .orElse("none"),
-                checkpoints()
-                    .latest()
-                    .map(path -> "; the checkpoint before it is " + path)
-                    .orElse("")));
+            .formatted(step + 1, what, samples, before.orElse("")));
   }
 
   private static double padding(List<Batch> batches) {

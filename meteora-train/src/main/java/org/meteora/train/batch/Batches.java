@@ -1,5 +1,6 @@
 package org.meteora.train.batch;
 
+import java.nio.ByteBuffer;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.Comparator;
@@ -83,25 +84,13 @@ public final class Batches {
   /** A checksum of all samples, to notice on resume that the data are others. */
   public static long fingerprint(List<TrainingSample> samples) {
     var crc = new CRC32C();
-    var bytes = java.nio.ByteBuffer.allocate(1 << 16);
     for (var sample : samples) {
-      put(crc, bytes, sample.task());
-      put(crc, bytes, sample.promptTokens());
-      put(crc, bytes, sample.length());
-      for (int token : sample.tokens()) {
-        put(crc, bytes, token);
-      }
+      var bytes = ByteBuffer.allocate(Integer.BYTES * (3 + sample.length()));
+      bytes.putInt(sample.task()).putInt(sample.promptTokens()).putInt(sample.length());
+      bytes.asIntBuffer().put(sample.tokens());
+      crc.update(bytes.array());
     }
-    crc.update(bytes.flip());
     return crc.getValue();
-  }
-
-  private static void put(CRC32C crc, java.nio.ByteBuffer bytes, int value) {
-    if (bytes.remaining() < 4) {
-      crc.update(bytes.flip());
-      bytes.clear();
-    }
-    bytes.putInt(value);
   }
 
   /** A well-mixed seed from several numbers (the finaliser of SplitMix64). */
