@@ -302,7 +302,7 @@ enum Kind {
       case SAVED_RESULT, SAVED_ANSWERS -> {
         var answers = folder.resolve("meteora/x.answers.jsonl");
         SavedAnswers.read(this == SAVED_ANSWERS ? answers : file);
-        SavedAnswers.tasks(file);
+        SavedAnswers.task(file, "winowhy");
         Comparer.compare(
             List.of(folder.resolve("meteora/x.json").toString(), folder + "/good/x.json"),
             10,

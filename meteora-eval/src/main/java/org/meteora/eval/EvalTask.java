@@ -56,12 +56,9 @@ public record EvalTask(
    * @throws UserException when there is none of this name, naming the nearest
    */
   public static EvalTask of(String name) {
-    var composite = CompositeTask.find(name);
-    if (composite.isPresent()) {
-      return composite(composite.get(), part -> Tasks.get(part).metrics());
-    }
-    return Tasks.find(name)
-        .map(task -> single(name, task.metrics(), task.evalLimit()))
+    return CompositeTask.find(name)
+        .map(composite -> composite(composite, part -> Tasks.get(part).metrics()))
+        .or(() -> Tasks.find(name).map(task -> single(name, task.metrics(), task.evalLimit())))
         .orElseThrow(() -> unknown(name));
   }
 
@@ -159,21 +156,19 @@ public record EvalTask(
       int given = truths.get(i).split(CompositeTask.SEPARATOR, -1).length;
       if (given != parts.size()) {
         throw new UserException(
-            "%s, sample %s: the response has %s parts, but there are %s tasks: %s"
-                .formatted(name, i, given, parts.size(), String.join(",", parts)));
+            "%s, sample %s: the response has %s parts, but there are %s tasks: %s",
+            name, i, given, parts.size(), String.join(",", parts));
       }
     }
   }
 
   private static UserException unknown(String name) {
     var known = new ArrayList<>(Tasks.names());
-    for (int n : new int[] {3, 5, 10}) {
-      known.add("composite_" + n);
-    }
+    known.addAll(List.of("composite_3", "composite_5", "composite_10"));
     return new UserException(
-        ("unknown task \"%s\"%s (a task of your own needs its folder in --target-dir, or"
-                + " --tasks)")
-            .formatted(name, Nearest.hint(name, known)));
+        "unknown task \"%s\"%s (a task of your own needs its folder in --target-dir, or"
+            + " --tasks)",
+        name, Nearest.hint(name, known));
   }
 
   /** All metrics of cleaned answers; for a composite task, by task. */
@@ -198,9 +193,11 @@ public record EvalTask(
     if (!parts.isEmpty()) {
       return CompositeScore.figures(name, parts, this::metrics, answers, truths);
     }
-    var figures = new ArrayList<Figure>();
-    metrics(name).forEach(metric -> figures.addAll(metric.figures(answers, truths)));
-    return Map.of(name, figures);
+    return Map.of(
+        name,
+        metrics(name).stream()
+            .flatMap(metric -> metric.figures(answers, truths).stream())
+            .toList());
   }
 
   private List<Metric> metrics(String task) {

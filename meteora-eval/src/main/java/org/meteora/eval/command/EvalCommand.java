@@ -6,6 +6,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
 import org.meteora.data.config.ConfigOptions;
@@ -186,11 +187,9 @@ public final class EvalCommand implements Callable<Integer> {
       }
       var answers = SavedAnswers.read(rescore);
       var name = answers.getFirst().task();
-      var scored =
-          SavedAnswers.tasks(rescore)
-              .filter(saved -> parts == null)
-              .map(saved -> EvalTask.saved(name, saved, SavedAnswers.metrics(rescore)))
-              .orElseGet(() -> evalTask(name));
+      Optional<EvalTask> saved =
+          parts == null ? SavedAnswers.task(rescore, name) : Optional.empty();
+      var scored = saved.orElseGet(() -> evalTask(name));
       scored.requireParts(answers.stream().map(Answer::truth).toList());
       out().print(ScoreTable.of(scored.name() + " (saved answers)", Scores.of(scored, answers)));
       out().flush();

@@ -24,14 +24,11 @@ record TestSet(EvalTask task, Path file, List<Sample> samples) {
     var file = targetDir.resolve(task.name()).resolve("test.jsonl");
     if (!Files.isRegularFile(file)) {
       throw new UserException(
-          ("no test data for %s: there is no %s; make it with \"meteora %s\", or name"
-                  + " the folder of datasets by --target-dir")
-              .formatted(
-                  task.name(),
-                  file,
-                  task.parts().isEmpty()
-                      ? "create-dataset --task " + task.name()
-                      : "create-composite"));
+          "no test data for %s: there is no %s; make it with \"meteora %s\", or name"
+              + " the folder of datasets by --target-dir",
+          task.name(),
+          file,
+          task.parts().isEmpty() ? "create-dataset --task " + task.name() : "create-composite");
     }
     var samples = Sample.read(file);
     task.requireParts(samples.stream().map(Sample::response).toList());

@@ -1,6 +1,7 @@
 package org.meteora.eval.command;
 
 import java.util.Optional;
+import java.util.function.Predicate;
 import java.util.function.UnaryOperator;
 import org.meteora.UserException;
 import org.meteora.generate.GenerationConfig;
@@ -50,27 +51,17 @@ public record TokenChoice(
    *     is asked for without a seed
    */
   public void check(UnaryOperator<String> called) {
-    if (noRepeatNgramSize.isPresent() && noRepeatNgramSize.get() < 0) {
-      throw bad(called, "no_repeat_ngram_size", "at least 0", noRepeatNgramSize.get());
-    }
-    if (temperature.isPresent()
-        && !(temperature.get() > 0 && temperature.get() < Double.POSITIVE_INFINITY)) {
-      throw bad(called, "temperature", "above 0", temperature.get());
-    }
-    if (topP.isPresent() && !(topP.get() > 0 && topP.get() <= 1)) {
-      throw bad(called, "top_p", "above 0 and at most 1", topP.get());
-    }
-    if (topK.isPresent() && topK.get() < 0) {
-      throw bad(called, "top_k", "at least 0", topK.get());
-    }
+    require(called, "no_repeat_ngram_size", noRepeatNgramSize, n -> n >= 0, "at least 0");
+    require(called, "temperature", temperature, t -> t > 0 && Double.isFinite(t), "above 0");
+    require(called, "top_p", topP, p -> p > 0 && p <= 1, "above 0 and at most 1");
+    require(called, "top_k", topK, k -> k >= 0, "at least 0");
     if (isGreedy() && samples()) {
       throw new UserException(
-          "%s excludes the sampling settings %s, %s and %s"
-              .formatted(
-                  called.apply("greedy"),
-                  called.apply("temperature"),
-                  called.apply("top_p"),
-                  called.apply("top_k")));
+          "%s excludes the sampling settings %s, %s and %s",
+          called.apply("greedy"),
+          called.apply("temperature"),
+          called.apply("top_p"),
+          called.apply("top_k"));
     }
     if (samples() && seed.isEmpty()) {
       throw new UserException(
@@ -78,9 +69,15 @@ public record TokenChoice(
     }
   }
 
-  private static UserException bad(
-      UnaryOperator<String> called, String name, String right, Number value) {
-    return new UserException(called.apply(name) + " must be " + right + ", not " + value);
+  private static <T> void require(
+      UnaryOperator<String> called,
+      String name,
+      Optional<T> value,
+      Predicate<T> fits,
+      String right) {
+    if (value.isPresent() && !fits.test(value.get())) {
+      throw new UserException(called.apply(name) + " must be " + right + ", not " + value.get());
+    }
   }
 
   /** A model that samples by itself needs a seed, or to be told not to. */

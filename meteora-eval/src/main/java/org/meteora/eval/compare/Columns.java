@@ -111,8 +111,7 @@ final class Columns {
     var before = columns.computeIfAbsent(key, k -> new LinkedHashMap<>()).putIfAbsent(task, run);
     if (before != null && !label.isEmpty()) {
       throw new UserException(
-          "the label %s has two results of %s: %s and %s"
-              .formatted(label, task, before.file(), run.file()));
+          "the label %s has two results of %s: %s and %s", label, task, before.file(), run.file());
     }
     if (before != null) {
       columns.put(new Key("", model, file.toString()), Map.of(task, run));

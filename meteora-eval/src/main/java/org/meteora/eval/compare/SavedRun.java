@@ -3,6 +3,7 @@ package org.meteora.eval.compare;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import org.meteora.UserException;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
@@ -27,11 +28,9 @@ record SavedRun(Path file, JsonNode json, EvalTask task, List<Answer> answers) {
       throw new UserException(file + ": not a saved evaluation (meteora eval --save writes them)");
     }
     var answers = SavedAnswers.read(file);
+    var name = json.path("task").asText();
     var task =
-        EvalTask.saved(
-            json.path("task").asText(),
-            SavedAnswers.tasks(file).orElse(List.of()),
-            SavedAnswers.metrics(file));
+        SavedAnswers.task(file, name).orElseGet(() -> EvalTask.saved(name, List.of(), Map.of()));
     task.requireParts(answers.stream().map(Answer::truth).toList());
     return new SavedRun(file, json, task, answers);
   }

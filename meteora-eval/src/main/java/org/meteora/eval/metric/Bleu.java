@@ -1,11 +1,11 @@
 package org.meteora.eval.metric;
 
-import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.regex.Pattern;
+import java.util.stream.IntStream;
 import org.meteora.data.PythonText;
 import org.meteora.eval.statistics.Figure;
 
@@ -29,22 +29,16 @@ public final class Bleu implements Metric {
 
   @Override
   public Map<String, Object> score(List<String> answers, List<String> truths) {
-    var hypotheses = new ArrayList<String>();
-    var references = new ArrayList<List<String>>();
-    var allTruths = new ArrayList<String>();
-    for (int i = 0; i < answers.size(); i++) {
-      if (!answers.get(i).isEmpty()) {
-        hypotheses.add(answers.get(i));
-        references.add(List.of(truths.get(i)));
-        allTruths.add(truths.get(i));
-      }
-    }
+    var given =
+        IntStream.range(0, answers.size()).filter(i -> !answers.get(i).isEmpty()).boxed().toList();
+    var hypotheses = given.stream().map(answers::get).toList();
+    var references = given.stream().map(truths::get).toList();
     var result = new LinkedHashMap<String, Object>();
-    boolean none = hypotheses.isEmpty();
-    result.put("BLEU", none ? null : corpus(hypotheses, references));
+    boolean none = given.isEmpty();
     result.put(
-        "bleu_as_published",
-        none ? null : corpus(List.of(hypotheses.getFirst()), List.of(allTruths)));
+        "BLEU", none ? null : corpus(hypotheses, references.stream().map(List::of).toList()));
+    result.put(
+        "bleu_as_published", none ? null : corpus(hypotheses.subList(0, 1), List.of(references)));
     return result;
   }
 

@@ -11,10 +11,10 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.eval.Answer;
+import org.meteora.eval.EvalTask;
 import org.meteora.eval.clean.AnswerCleaner;
 import org.meteora.io.AtomicFiles;
 import org.meteora.io.FolderNames;
@@ -68,8 +68,8 @@ public final class SavedAnswers {
       for (int b; (b = in.read()) >= 0; ) {
         line.write(b);
         if (b == '\n') {
-          var answer =
-              answer(Jsonl.JSON.readTree(line.toByteArray()), file.toString(), answers.size());
+          var json = Jsonl.JSON.readTree(line.toByteArray());
+          var answer = answer(json, file.toString(), answers.size());
           answers.put(answer.index(), answer);
           bytes += line.size();
           line.reset();
@@ -99,59 +99,43 @@ public final class SavedAnswers {
       }
       return read(file.resolveSibling(FolderNames.require(file + ": the answers file", name)));
     }
-    if (file.toString().endsWith(PARTIAL_ANSWERS) && Files.exists(file)) {
-      var there = readPartial(file).answers();
-      if (there.isEmpty()) {
-        throw new UserException(file + ": there are no answers in this file");
-      }
-      return there;
-    }
     var answers = new ArrayList<Answer>();
-    Jsonl.forEach(
-        file,
-        (node, line) -> {
-          var answer = answer(node, file + ":" + line, answers.size());
-          if (!answers.isEmpty() && !answers.getFirst().task().equals(answer.task())) {
-            throw new UserException(
-                "%s:%s: an answer to %s among answers to %s"
-                    .formatted(file, line, answer.task(), answers.getFirst().task()));
-          }
-          answers.add(answer);
-        });
+    if (file.toString().endsWith(PARTIAL_ANSWERS) && Files.exists(file)) {
+      answers.addAll(readPartial(file).answers());
+    } else {
+      Jsonl.forEach(file, (node, line) -> add(answers, node, file + ":" + line));
+    }
     if (answers.isEmpty()) {
       throw new UserException(file + ": there are no answers in this file");
     }
     return answers;
   }
 
-  /**
-   * The tasks of the composite task that was evaluated, by the result's JSON; an empty list for a
-   * single task, nothing when there is no such JSON.
-   *
-   * @param file as for {@link #read}
-   */
-  public static Optional<List<String>> tasks(Path file) {
-    return settings(file)
-        .map(settings -> settings.path("tasks"))
-        .filter(JsonNode::isArray)
-        .map(SavedAnswers::texts);
+  private static void add(List<Answer> answers, JsonNode node, String where) {
+    var answer = answer(node, where, answers.size());
+    if (!answers.isEmpty() && !answers.getFirst().task().equals(answer.task())) {
+      throw new UserException(
+          "%s: an answer to %s among answers to %s",
+          where, answer.task(), answers.getFirst().task());
+    }
+    answers.add(answer);
   }
 
   /**
-   * Keys of the metrics of tasks beyond the 28, by task, as the result's JSON says.
+   * The task that was evaluated, as the result's JSON says; empty when there is no such JSON.
    *
    * @param file as for {@link #read}
    */
-  public static Map<String, List<String>> metrics(Path file) {
-    var result = new LinkedHashMap<String, List<String>>();
-    settings(file)
-        .ifPresent(
-            settings ->
-                settings
-                    .path("metrics")
-                    .properties()
-                    .forEach(task -> result.put(task.getKey(), texts(task.getValue()))));
-    return result;
+  public static Optional<EvalTask> task(Path file, String name) {
+    return settings(file)
+        .filter(settings -> settings.path("tasks").isArray())
+        .map(
+            settings -> {
+              var metrics = new LinkedHashMap<String, List<String>>();
+              var own = settings.path("metrics").properties();
+              own.forEach(task -> metrics.put(task.getKey(), texts(task.getValue())));
+              return EvalTask.saved(name, texts(settings.path("tasks")), metrics);
+            });
   }
 
   private static Optional<JsonNode> settings(Path file) {

@@ -125,30 +125,30 @@ public final class SavedResult implements AutoCloseable {
     List<Answer> there = List.of();
     if (existing == Existing.OVERWRITE) {
       delete(partialFile(), partialSettings());
-    } else if (Files.exists(partialSettings())) {
-      var so = SavedAnswers.readPartial(partialFile());
-      if (existing == Existing.KEEP_OTHERS && !so.answers().isEmpty()) {
+    }
+    boolean begun = Files.exists(partialSettings());
+    if (begun) {
+      var kept = SavedAnswers.readPartial(partialFile()).answers();
+      if (existing == Existing.KEEP_OTHERS && !kept.isEmpty()) {
         throw new UserException(
-            ("%s holds %s answers of an evaluation that did not end: --resume goes on"
-                    + " with it, --overwrite begins again")
-                .formatted(partialFile(), so.answers().size()));
+            "%s holds %s answers of an evaluation that did not end: --resume goes on with it,"
+                + " --overwrite begins again",
+            partialFile(), kept.size());
       }
       if (existing == Existing.RESUME) {
-        difference(read(partialSettings()), mine)
-            .ifPresent(
-                other -> {
-                  throw new UserException(
-                      "cannot resume: the answers in %s were made with other settings (%s)"
-                          .formatted(partialFile(), other));
-                });
-        there = so.answers();
+        var refusal = "cannot resume: the answers in %s were made with other settings (%s)";
+        requireSame(partialSettings(), mine, refusal, partialFile());
+        there = kept;
       }
-    } else if (existing == Existing.RESUME && Files.exists(file())) {
-      requireSame(mine);
-      there = SavedAnswers.read(answersFile());
     }
     if (existing != Existing.OVERWRITE && Files.exists(file())) {
-      requireSame(mine);
+      var refusal =
+          "%s holds a result of other settings (%s): --overwrite replaces it,"
+              + " --eval-result-save-dir names another folder";
+      requireSame(file(), mine, refusal, file());
+      if (existing == Existing.RESUME && !begun) {
+        there = SavedAnswers.read(answersFile());
+      }
     }
     try {
       AtomicFiles.writeString(partialSettings(), mine.toPrettyString() + "\n");
@@ -157,9 +157,7 @@ public final class SavedResult implements AutoCloseable {
       }
       partial =
           FileChannel.open(partialFile(), StandardOpenOption.WRITE, StandardOpenOption.CREATE);
-      if (Files.exists(partialFile())) {
-        partial.truncate(SavedAnswers.readPartial(partialFile()).bytes());
-      }
+      partial.truncate(SavedAnswers.readPartial(partialFile()).bytes());
       partial.position(partial.size());
     } catch (IOException e) {
       throw new UserException("cannot write " + partialFile() + ": " + AtomicFiles.reason(e), e);
@@ -167,24 +165,21 @@ public final class SavedResult implements AutoCloseable {
     return there;
   }
 
-  private void requireSame(JsonNode mine) {
-    difference(read(file()), mine)
-        .ifPresent(
-            other -> {
-              throw new UserException(
-                  file()
-                      + " holds a result of other settings ("
-                      + other
-                      + "): --overwrite replaces it, --eval-result-save-dir names another folder");
-            });
-  }
-
-  private static JsonNode read(Path file) {
+  /**
+   * @param refusal of the file named and what differs
+   */
+  private static void requireSame(Path settings, JsonNode mine, String refusal, Path named) {
+    JsonNode before;
     try {
-      return Jsonl.readFile(file);
+      before = Jsonl.readFile(settings);
     } catch (UserException e) {
-      return Jsonl.JSON.createObjectNode(); // whatever it is, it is not ours
+      before = Jsonl.JSON.createObjectNode(); // whatever it is, it is not ours
     }
+    difference(before, mine)
+        .ifPresent(
+            difference -> {
+              throw new UserException(refusal, named, difference);
+            });
   }
 
   /** The first setting that differs, with both values. */

@@ -67,8 +67,8 @@ public record Sweep(Map<String, List<String>> keys) {
       var key = option.substring(0, equals).replace('-', '_');
       if (!KNOWN.contains(key)) {
         throw new UserException(
-            "--sweep: %s cannot be varied, only %s%s"
-                .formatted(key, String.join(", ", KNOWN), Nearest.hint(key, KNOWN)));
+            "--sweep: %s cannot be varied, only %s%s",
+            key, String.join(", ", KNOWN), Nearest.hint(key, KNOWN));
       }
       var values = List.of(option.substring(equals + 1).split(",", -1));
       values.forEach(value -> check(key, value));
@@ -96,8 +96,8 @@ public record Sweep(Map<String, List<String>> keys) {
       // said below
     }
     throw new UserException(
-        "--sweep %s: %s are needed, not \"%s\""
-            .formatted(key, key.equals(TOP_K) ? "whole numbers from 1" : "numbers above 0", value));
+        "--sweep %s: %s are needed, not \"%s\"",
+        key, key.equals(TOP_K) ? "whole numbers from 1" : "numbers above 0", value);
   }
 
   /** All combinations; the last key varies fastest. */

@@ -187,7 +187,8 @@ class SmallMetricsTest {
             datasets.resolve("x.json"),
             "{\"settings\":{\"tasks\":[],\"metrics\":{\"date_understanding\":[\"fuzzy_accuracy\"]}}}");
     assertThat(
-            EvalTask.saved("date_understanding", List.of(), SavedAnswers.metrics(result))
+            SavedAnswers.task(result, "date_understanding")
+                .orElseThrow()
                 .score(List.of("on monday"), List.of("Monday")))
         .containsOnly(Map.entry("Accuracy", 1.0));
     Files.writeString(data.resolve("metrics.json"), "{\"metrics\":[\"blue\"]}");
