@@ -16,9 +16,6 @@ final class Dealing {
   /** All before it are dealt. */
   private int dealt;
 
-  /**
-   * @param prompts how many there are
-   */
   Dealing(Exchange collective, int prompts) {
     this.collective = collective;
     this.prompts = prompts;

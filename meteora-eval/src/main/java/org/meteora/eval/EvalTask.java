@@ -96,10 +96,7 @@ public record EvalTask(
   private static EvalTask known(
       String name, List<String> parts, Function<String, Optional<List<String>>> own) {
     Function<String, List<String>> metrics =
-        task -> {
-          FolderNames.require("the task name", task);
-          return Tasks.metrics(task, () -> own.apply(task));
-        };
+        task -> Tasks.metrics(FolderNames.require("the task name", task), () -> own.apply(task));
     FolderNames.require("the task name", name);
     if (!parts.isEmpty()) {
       return composite(new CompositeTask(name, List.copyOf(parts)), metrics);

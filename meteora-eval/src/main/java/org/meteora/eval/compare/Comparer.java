@@ -109,7 +109,7 @@ public final class Comparer {
   }
 
   /** Of lists with an entry a column, null where there is no run: those that are there. */
-  private static <T> Stream<T> present(List<T> columns) {
+  static <T> Stream<T> present(List<T> columns) {
     return columns.stream().filter(Objects::nonNull);
   }
 
@@ -117,7 +117,7 @@ public final class Comparer {
     return present(columns).findFirst().orElseThrow();
   }
 
-  private static <T, R> List<R> each(List<T> columns, Function<T, R> convert) {
+  static <T, R> List<R> each(List<T> columns, Function<T, R> convert) {
     return columns.stream().map(each -> each == null ? null : convert.apply(each)).toList();
   }
 
@@ -284,7 +284,7 @@ public final class Comparer {
         .orElse(null);
   }
 
-  private static boolean differ(List<?> columns) {
+  static boolean differ(List<?> columns) {
     return present(columns).distinct().count() > 1;
   }
 }

@@ -4,6 +4,7 @@ import static org.meteora.eval.report.HtmlPage.element;
 import static org.meteora.io.Texts.escapeHtml;
 
 import java.util.ArrayList;
+import java.util.DoubleSummaryStatistics;
 import java.util.List;
 import java.util.Locale;
 import java.util.stream.Stream;
@@ -87,37 +88,30 @@ public final class ComparisonHtml {
 
   private static void plot(
       StringBuilder html, Comparison comparison, String score, boolean changes) {
-    var lines = new ArrayList<Line>();
-    Stream.concat(comparison.rows().stream(), comparison.means().stream())
-        .filter(row -> row.score().equals(score))
-        .forEach(
-            row -> {
-              var marks = new ArrayList<Mark>();
-              for (int c = 0; c < row.cells().size(); c++) {
-                var cell = row.cells().get(c);
-                if (cell != null && !changes && cell.interval() != null) {
-                  marks.add(new Mark(c, cell.score(), cell.interval()));
-                } else if (cell != null && changes && cell.change() != null) {
-                  marks.add(new Mark(c, cell.change().difference(), cell.change().interval()));
-                }
-              }
-              if (!marks.isEmpty()) {
-                lines.add(new Line(row.label(), marks));
-              }
-            });
+    var lines =
+        Tables.all(comparison).stream()
+            .filter(row -> row.score().equals(score))
+            .map(row -> new Line(row.label(), marks(row, changes)))
+            .filter(line -> !line.marks().isEmpty())
+            .toList();
     if (lines.isEmpty()) {
       return;
     }
-    double low = changes ? 0 : Double.POSITIVE_INFINITY;
-    double high = changes ? 0 : Double.NEGATIVE_INFINITY;
     int height = 30;
+    var ends = new DoubleSummaryStatistics();
+    if (changes) {
+      ends.accept(0);
+    }
     for (var line : lines) {
       height += line.marks().size() * LINE + 8;
       for (var mark : line.marks()) {
-        low = Math.min(low, Math.min(mark.value(), mark.interval().low()));
-        high = Math.max(high, Math.max(mark.value(), mark.interval().high()));
+        ends.accept(mark.value());
+        ends.accept(mark.interval().low());
+        ends.accept(mark.interval().high());
       }
     }
+    double low = ends.getMin();
+    double high = ends.getMax();
     double margin = high > low ? (high - low) * 0.05 : 0.5;
     var scale = new Scale(low - margin, high + margin);
     var difference = changes ? ", difference from " + comparison.columns().getFirst() : "";
@@ -147,6 +141,19 @@ public final class ComparisonHtml {
       y += 8;
     }
     html.append("</svg>\n");
+  }
+
+  private static List<Mark> marks(Comparison.Row row, boolean changes) {
+    var marks = new ArrayList<Mark>();
+    for (int c = 0; c < row.cells().size(); c++) {
+      var cell = row.cells().get(c);
+      if (cell != null && !changes && cell.interval() != null) {
+        marks.add(new Mark(c, cell.score(), cell.interval()));
+      } else if (cell != null && changes && cell.change() != null) {
+        marks.add(new Mark(c, cell.change().difference(), cell.change().interval()));
+      }
+    }
+    return marks;
   }
 
   private static String shortened(String label) {

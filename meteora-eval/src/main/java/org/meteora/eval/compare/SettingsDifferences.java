@@ -5,7 +5,6 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Objects;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
@@ -53,13 +52,12 @@ final class SettingsDifferences {
   }
 
   void add(String evaluation, List<SavedRun> runs) {
-    var flat = runs.stream().map(run -> run == null ? null : flat(run.json())).toList();
+    var flat = Comparer.each(runs, run -> flat(run.json()));
     var names = new TreeSet<String>();
-    flat.stream().filter(Objects::nonNull).forEach(each -> names.addAll(each.keySet()));
+    Comparer.present(flat).forEach(each -> names.addAll(each.keySet()));
     for (var name : names) {
-      var values = new ArrayList<String>();
-      flat.forEach(each -> values.add(each == null ? null : each.getOrDefault(name, "none")));
-      if (values.stream().filter(Objects::nonNull).distinct().count() > 1) {
+      var values = Comparer.each(flat, each -> each.getOrDefault(name, "none"));
+      if (Comparer.differ(values)) {
         found
             .computeIfAbsent(name, k -> new LinkedHashMap<>())
             .computeIfAbsent(values, k -> new ArrayList<>())

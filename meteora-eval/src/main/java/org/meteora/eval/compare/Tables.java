@@ -27,7 +27,8 @@ final class Tables {
         .toList();
   }
 
-  private static List<Comparison.Row> all(Comparison comparison) {
+  /** Rows of tasks, then of means. */
+  static List<Comparison.Row> all(Comparison comparison) {
     return Stream.concat(comparison.rows().stream(), comparison.means().stream()).toList();
   }
 

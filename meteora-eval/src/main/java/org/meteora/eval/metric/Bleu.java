@@ -1,5 +1,7 @@
 package org.meteora.eval.metric;
 
+import java.util.Arrays;
+import java.util.Comparator;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -36,19 +38,11 @@ public final class Bleu implements Metric {
     var result = new LinkedHashMap<String, Object>();
     boolean none = given.isEmpty();
     result.put(
-        "BLEU", none ? null : corpus(hypotheses, references.stream().map(List::of).toList()));
+        "BLEU", none ? null : score(hypotheses, references.stream().map(List::of).toList(), false));
     result.put(
-        "bleu_as_published", none ? null : corpus(hypotheses.subList(0, 1), List.of(references)));
+        "bleu_as_published",
+        none ? null : score(hypotheses.subList(0, 1), List.of(references), false));
     return result;
-  }
-
-  /**
-   * Corpus BLEU.
-   *
-   * @param references for each hypothesis one or more
-   */
-  public static BleuScore corpus(List<String> hypotheses, List<List<String>> references) {
-    return score(hypotheses, references, false);
   }
 
   /** BLEU of one sentence: orders it is too short for are left out. */
@@ -73,33 +67,24 @@ public final class Bleu implements Metric {
             sum -> sum[BleuScore.COUNT] == 0 ? Double.NaN : BleuScore.of(sum, false).score()));
   }
 
+  /**
+   * @param references for each hypothesis one or more
+   */
   private static BleuScore score(
       List<String> hypotheses, List<List<String>> references, boolean effectiveOrder) {
-    var sum = new double[BleuScore.STATISTICS];
-    for (int i = 0; i < hypotheses.size(); i++) {
-      var each = statistics(hypotheses.get(i), references.get(i));
-      for (int s = 0; s < sum.length; s++) {
-        sum[s] += each[s];
-      }
-    }
-    return BleuScore.of(sum, effectiveOrder);
+    var rows = new double[hypotheses.size()][];
+    Arrays.setAll(rows, i -> statistics(hypotheses.get(i), references.get(i)));
+    return BleuScore.of(Figure.sum(rows), effectiveOrder);
   }
 
   /** What {@link BleuScore#of} needs of one answer. */
   private static double[] statistics(String hypothesis, List<String> references) {
     var result = new double[BleuScore.STATISTICS];
     var tokens = tokens(hypothesis);
+    var expected = references.stream().map(Bleu::tokens).toList();
     var largest = new HashMap<List<String>, Integer>();
-    int closest = -1;
-    for (var reference : references) {
-      var expected = tokens(reference);
-      counts(expected).forEach((gram, count) -> largest.merge(gram, count, Math::max));
-      int length = expected.size();
-      int difference = Math.abs(length - tokens.size());
-      int best = closest < 0 ? Integer.MAX_VALUE : Math.abs(closest - tokens.size());
-      if (difference < best || difference == best && length < closest) {
-        closest = length;
-      }
+    for (var each : expected) {
+      counts(each).forEach((gram, count) -> largest.merge(gram, count, Math::max));
     }
     counts(tokens)
         .forEach(
@@ -109,7 +94,13 @@ public final class Bleu implements Metric {
               result[BleuScore.TOTALS + gram.size() - 1] += count;
             });
     result[BleuScore.HYPOTHESIS_LENGTH] = tokens.size();
-    result[BleuScore.REFERENCE_LENGTH] = Math.max(closest, 0);
+    result[BleuScore.REFERENCE_LENGTH] =
+        expected.stream()
+            .map(List::size)
+            .min(
+                Comparator.<Integer>comparingInt(length -> Math.abs(length - tokens.size()))
+                    .thenComparing(Comparator.naturalOrder()))
+            .orElse(0);
     result[BleuScore.COUNT] = 1;
     return result;
   }

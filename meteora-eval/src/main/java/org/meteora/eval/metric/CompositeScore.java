@@ -1,10 +1,10 @@
 package org.meteora.eval.metric;
 
-import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
+import java.util.stream.IntStream;
 import org.meteora.data.PythonText;
 import org.meteora.data.composite.CompositeTask;
 import org.meteora.eval.statistics.Figure;
@@ -68,10 +68,10 @@ public final class CompositeScore {
     var attempts = new double[answers.size()];
     var correct = new double[answers.size()];
     for (var part : parts(tasks, answers, responses)) {
-      var figures = new ArrayList<Figure>();
-      for (var metric : metrics.apply(part.task())) {
-        figures.addAll(metric.figures(part.answers(), part.truths()));
-      }
+      var figures =
+          metrics.apply(part.task()).stream()
+              .flatMap(metric -> metric.figures(part.answers(), part.truths()).stream())
+              .toList();
       for (int s = 0; s < attempts.length; s++) {
         attempts[s] += part.answers().get(s).isEmpty() ? 0 : 1;
       }
@@ -93,16 +93,14 @@ public final class CompositeScore {
       List<String> tasks, List<String> answers, List<String> responses) {
     var truths =
         responses.stream().map(response -> response.split(CompositeTask.SEPARATOR, -1)).toList();
-    var result = new ArrayList<Part>();
-    for (int i = 0; i < tasks.size(); i++) {
-      int number = i;
-      result.add(
-          new Part(
-              tasks.get(i),
-              answers.stream().map(text -> answer(text, number + 1)).toList(),
-              truths.stream().map(each -> number < each.length ? each[number] : "").toList()));
-    }
-    return result;
+    return IntStream.range(0, tasks.size())
+        .mapToObj(
+            i ->
+                new Part(
+                    tasks.get(i),
+                    answers.stream().map(text -> answer(text, i + 1)).toList(),
+                    truths.stream().map(each -> i < each.length ? each[i] : "").toList()))
+        .toList();
   }
 
   /** The text after the first {@code number. }, to the end of its line; empty without one. */

@@ -5,8 +5,12 @@ import java.util.Collections;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
 import org.meteora.data.PythonText;
 import org.meteora.eval.statistics.Figure;
 
@@ -23,43 +27,35 @@ public final class Rouge implements Metric {
 
   @Override
   public Map<String, Object> score(List<String> answers, List<String> truths) {
-    Map<String, RougeScore> sum = new LinkedHashMap<>();
-    int count = 0;
-    for (int i = 0; i < answers.size(); i++) {
-      if (!answers.get(i).isEmpty()) {
-        count++;
-        pair(answers.get(i), truths.get(i))
-            .forEach((name, score) -> sum.merge(name, score, RougeScore::plus));
-      }
-    }
-    if (count == 0) {
+    var pairs = pairs(answers, truths).filter(Objects::nonNull).toList();
+    if (pairs.isEmpty()) {
       return Collections.singletonMap("ROUGE", null);
     }
-    int total = count;
-    sum.replaceAll((name, score) -> score.over(total));
+    var sum = new LinkedHashMap<String, RougeScore>();
+    pairs.forEach(pair -> pair.forEach((name, each) -> sum.merge(name, each, RougeScore::plus)));
+    sum.replaceAll((name, score) -> score.over(pairs.size()));
     return Map.of("ROUGE", sum);
   }
 
   /** The harmonic means f. */
   @Override
   public List<Figure> figures(List<String> answers, List<String> truths) {
-    var values = new LinkedHashMap<String, double[]>();
-    for (var name : NAMES) {
-      values.put(name, new double[answers.size()]);
-    }
-    for (int i = 0; i < answers.size(); i++) {
-      int sample = i;
-      if (answers.get(i).isEmpty()) {
-        values.values().forEach(each -> each[sample] = Double.NaN);
-      } else {
-        pair(answers.get(i), truths.get(i))
-            .forEach((name, score) -> values.get(name)[sample] = score.f());
-      }
-    }
-    var result = new ArrayList<Figure>();
-    values.forEach(
-        (name, each) -> result.add(Figure.mean(name.toUpperCase(java.util.Locale.ROOT), each)));
-    return result;
+    var pairs = pairs(answers, truths).toList();
+    return NAMES.stream()
+        .map(
+            name ->
+                Figure.mean(
+                    name.toUpperCase(Locale.ROOT),
+                    pairs.stream()
+                        .mapToDouble(pair -> pair == null ? Double.NaN : pair.get(name).f())
+                        .toArray()))
+        .toList();
+  }
+
+  /** {@link #pair} of each sample; null where the answer is empty. */
+  private static Stream<Map<String, RougeScore>> pairs(List<String> answers, List<String> truths) {
+    return IntStream.range(0, answers.size())
+        .mapToObj(i -> answers.get(i).isEmpty() ? null : pair(answers.get(i), truths.get(i)));
   }
 
   /** {@code rouge-1}, {@code rouge-2} and {@code rouge-l} of one answer. */

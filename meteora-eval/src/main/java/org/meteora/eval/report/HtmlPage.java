@@ -4,10 +4,14 @@ import static org.meteora.io.Texts.escapeHtml;
 
 import java.util.Locale;
 import java.util.Map;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import org.meteora.io.Texts;
 
 /** Pages that need nothing else. */
 public final class HtmlPage {
+  private static final Pattern NAME = Pattern.compile("\\{\\{(\\w+)}}");
+
   private HtmlPage() {}
 
   /**
@@ -61,14 +65,7 @@ public final class HtmlPage {
    * @param beside the class beside which it lies
    */
   public static String filled(Class<?> beside, String resource, Map<String, String> values) {
-    var template = Texts.resource(beside, resource);
-    var page = new StringBuilder();
-    int done = 0;
-    for (int at; (at = template.indexOf("{{", done)) >= 0; ) {
-      int end = template.indexOf("}}", at);
-      page.append(template, done, at).append(values.get(template.substring(at + 2, end)));
-      done = end + 2;
-    }
-    return page.append(template, done, template.length()).toString();
+    return NAME.matcher(Texts.resource(beside, resource))
+        .replaceAll(name -> Matcher.quoteReplacement(values.get(name.group(1))));
   }
 }

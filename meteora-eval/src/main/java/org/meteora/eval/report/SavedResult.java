@@ -2,7 +2,7 @@ package org.meteora.eval.report;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.io.IOException;
-import java.nio.ByteBuffer;
+import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -217,11 +217,9 @@ public final class SavedResult implements AutoCloseable {
     try {
       long good = partial.position();
       try {
+        var out = Channels.newOutputStream(partial); // of which a write is whole
         for (var answer : answers) {
-          var line = ByteBuffer.wrap(SavedAnswers.line(answer));
-          while (line.hasRemaining()) {
-            partial.write(line);
-          }
+          out.write(SavedAnswers.line(answer));
         }
       } catch (IOException e) {
         partial.truncate(good);

@@ -40,7 +40,7 @@ public final class CompositeOracle implements Router.Reading {
 
   @Override
   public SequenceRouter of(int[] prompt) {
-    return new Places(ofPrompt(prompt), new int[0]);
+    return new Places(this, ofPrompt(prompt), new int[0]);
   }
 
   /** Each token's adapter. */
@@ -62,27 +62,24 @@ public final class CompositeOracle implements Router.Reading {
     return adapters[(int) Math.min(ended, adapters.length - 1)];
   }
 
-  /** What serves a sequence. */
-  private final class Places implements SequenceRouter {
-    private final int[] places;
-    private final int[] answer;
-
-    /**
-     * @param places each token's adapter
-     * @param answer its tokens so far
-     */
-    Places(int[] places, int[] answer) {
-      this.places = places;
-      this.answer = answer;
-    }
-
+  /**
+   * What serves a sequence.
+   *
+   * @param places each token's adapter
+   * @param answer its tokens so far
+   */
+  private record Places(CompositeOracle oracle, int[] places, int[] answer)
+      implements SequenceRouter {
     @Override
     public SequenceRouter next(int token) {
-      var longer = Arrays.copyOf(answer, answer.length + 1);
-      longer[answer.length] = token;
-      var more = Arrays.copyOf(places, places.length + 1);
-      more[places.length] = ofNewest(longer);
-      return new Places(more, longer);
+      var longer = with(answer, token);
+      return new Places(oracle, with(places, oracle.ofNewest(longer)), longer);
+    }
+
+    private static int[] with(int[] values, int last) {
+      var longer = Arrays.copyOf(values, values.length + 1);
+      longer[values.length] = last;
+      return longer;
     }
 
     @Override

@@ -4,6 +4,7 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.Function;
@@ -41,7 +42,7 @@ public final class RoutingMatrix {
 
   /** Counts the routing of a sequence for one task, whose adapter is the one of the same name. */
   public RoutingListener listener(String task) {
-    return new SequenceListener(row(task), new int[0]);
+    return listener(row(task), new int[0]);
   }
 
   /**
@@ -55,7 +56,7 @@ public final class RoutingMatrix {
   public RoutingListener listener(
       String task, List<String> parts, int[] prompt, Function<int[], String> decode) {
     var rows = Part.numbers(parts, prompt, decode, this::row);
-    return new SequenceListener(row(task + " (answers)"), rows);
+    return listener(row(task + " (answers)"), rows);
   }
 
   private int row(String name) {
@@ -79,29 +80,19 @@ public final class RoutingMatrix {
     return rows.get(row);
   }
 
-  /** Of one sequence. */
-  private final class SequenceListener implements RoutingListener {
-    private final int task;
-    private final int[] promptRows;
-    private int[] tokensOf = new int[0]; // by gate
-
-    SequenceListener(int task, int[] promptRows) {
-      this.task = task;
-      this.promptRows = promptRows;
-    }
-
-    @Override
-    public void onRouting(
-        int layer, int module, int rows, int tokens, int topK, int[] indices, float[] weights) {
-      int number = layer * MODULES + module;
-      if (tokensOf.length <= number) {
-        tokensOf = Arrays.copyOf(tokensOf, 2 * number + 1);
-      }
+  /**
+   * @param task the row of what comes after the prompt
+   * @param promptRows of the prompt's tokens; −1 for one that is not counted
+   */
+  private RoutingListener listener(int task, int[] promptRows) {
+    var seen = new HashMap<Integer, Integer>(); // tokens of the sequence, by gate
+    return (layer, module, rows, tokens, topK, indices, weights) -> {
+      int gate = layer * MODULES + module;
+      int first = seen.merge(gate, tokens, Integer::sum) - tokens;
       for (int t = 0; t < tokens; t++) {
-        int place = tokensOf[number]++;
-        int to = place < promptRows.length ? promptRows[place] : task;
-        if (to >= 0) {
-          var sums = sums(number, to);
+        int row = first + t < promptRows.length ? promptRows[first + t] : task;
+        if (row >= 0) {
+          var sums = sums(gate, row);
           int at = t * topK;
           sums.first[indices[at]]++;
           for (int k = 0; k < topK; k++) {
@@ -110,7 +101,7 @@ public final class RoutingMatrix {
           sums.tokens++;
         }
       }
-    }
+    };
   }
 
   /** What a process counted. */

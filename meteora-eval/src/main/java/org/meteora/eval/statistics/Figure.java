@@ -1,5 +1,6 @@
 package org.meteora.eval.statistics;
 
+import java.util.Arrays;
 import java.util.function.ToDoubleFunction;
 
 /**
@@ -30,16 +31,18 @@ public record Figure(String name, double[][] rows, ToDoubleFunction<double[]> va
 
   /** The score of all samples; NaN when there is nothing to score. */
   public double score() {
-    if (rows.length == 0) {
-      return Double.NaN;
-    }
+    return rows.length == 0 ? Double.NaN : value.applyAsDouble(sum(rows));
+  }
+
+  /**
+   * @param rows at least one
+   */
+  public static double[] sum(double[][] rows) {
     var sum = new double[rows[0].length];
     for (var row : rows) {
-      for (int i = 0; i < sum.length; i++) {
-        sum[i] += row[i];
-      }
+      Arrays.setAll(sum, i -> sum[i] + row[i]);
     }
-    return value.applyAsDouble(sum);
+    return sum;
   }
 
   /** Whether a row's first number says, by 1 or 0, that the sample was answered right. */
