@@ -53,28 +53,23 @@ public final class MergedModel {
   }
 
   private static void requireFits(SafetensorsFolder weights, AdapterMerge.Merged adapter) {
-    adapter
-        .a()
-        .forEach(
-            (module, a) -> {
-              var name = module + ".weight";
-              var info =
-                  weights
-                      .info(name)
-                      .orElseThrow(
-                          () ->
-                              new UserException(
-                                  "the adapters change %s, and there is no tensor %s in %s"
-                                      .formatted(module, name, weights.path())));
-              long out = adapter.b().get(module).getShape().get(0);
-              long in = a.getShape().get(1);
-              if (!info.hasShape(out, in)) {
-                throw new UserException(
-                    ("the adapters were made for another base model: on %s they change"
-                            + " [%s, %s], and the weight in %s is %s")
-                        .formatted(module, out, in, weights.path(), info.shape()));
-              }
-            });
+    for (var module : adapter.a().keySet()) {
+      var name = module + ".weight";
+      var info = weights.info(name);
+      if (info.isEmpty()) {
+        throw new UserException(
+            "the adapters change %s, and there is no tensor %s in %s"
+                .formatted(module, name, weights.path()));
+      }
+      long out = adapter.b().get(module).getShape().get(0);
+      long in = adapter.a().get(module).getShape().get(1);
+      if (!info.get().hasShape(out, in)) {
+        throw new UserException(
+            ("the adapters were made for another base model: on %s they change"
+                    + " [%s, %s], and the weight in %s is %s")
+                .formatted(module, out, in, weights.path(), info.get().shape()));
+      }
+    }
   }
 
   private static void write(
@@ -85,8 +80,8 @@ public final class MergedModel {
         var weight = file.read(manager, info.name());
         var module = info.name().replaceFirst("\\.weight$", "");
         var a = adapter.a().get(module);
-        tensors.put(
-            info.name(), a == null ? weight : added(weight, a, adapter.b().get(module), manager));
+        var b = adapter.b().get(module);
+        tensors.put(info.name(), a == null ? weight : added(weight, a, b, manager));
         progress.step(info.bytes());
       }
       SafetensorsWriter.write(target, tensors, file.metadata());

@@ -32,8 +32,11 @@ import org.slf4j.LoggerFactory;
  * <p>Checkpoints written here name their adapters, ranks and scales in the metadata entry {@value
  * #METADATA_KEY}. Published ones say nothing: their adapters are in alphabetical order, and their
  * ranks and scales come from the adapters' own folders.
+ *
+ * @param adapters in the order of the stack
  */
-public final class MeteoraCheckpoint implements AutoCloseable {
+public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapters)
+    implements AutoCloseable {
   /**
    * Metadata entry: a JSON list of {@code {name, rank: {projection: r}, scale: {projection: s}}},
    * in the order of the stack.
@@ -48,9 +51,6 @@ public final class MeteoraCheckpoint implements AutoCloseable {
           "(?:model\\.embed_tokens|lm_head|model\\.norm"
               + "|model\\.layers\\.(\\d{1,6})\\.(?:input|post_attention)_layernorm)\\.weight");
 
-  private final SafetensorsFolder weights;
-  private final List<Adapter> adapters;
-
   /**
    * One adapter of the stack.
    *
@@ -58,11 +58,6 @@ public final class MeteoraCheckpoint implements AutoCloseable {
    * @param scales by projection path
    */
   public record Adapter(String name, Map<String, Integer> ranks, Map<String, Double> scales) {}
-
-  private MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapters) {
-    this.weights = weights;
-    this.adapters = adapters;
-  }
 
   /**
    * Opens a checkpoint and finds out which adapters it stacks.
@@ -269,15 +264,6 @@ public final class MeteoraCheckpoint implements AutoCloseable {
 
   static String loraBKey(String projection) {
     return PREFIX + projection + ".lora_B.weight";
-  }
-
-  /** The adapters, in the order of the stack. */
-  public List<Adapter> adapters() {
-    return adapters;
-  }
-
-  SafetensorsFolder weights() {
-    return weights;
   }
 
   /**

@@ -29,16 +29,19 @@ import org.slf4j.LoggerFactory;
 /**
  * Loads models, for inference and for training: it opens their files, makes their memory and owns
  * both. A model keeps its loader and closes it; where loading fails, {@link #load} closes it.
+ *
+ * @param dtype that the model computes in
+ * @param owned what is closed together with the model, the last first
  */
-final class ModelLoader implements AutoCloseable {
+record ModelLoader(
+    Architecture config,
+    Device device,
+    Dtype dtype,
+    Tokenizer tokenizer,
+    Collective sharers,
+    Deque<AutoCloseable> owned)
+    implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(ModelLoader.class);
-
-  private final Deque<AutoCloseable> owned = new ArrayDeque<>();
-  private final Architecture config;
-  private final Device device;
-  private final Dtype dtype;
-  private final Tokenizer tokenizer;
-  private final Collective sharers;
 
   /**
    * Where a model's own weights come from.
@@ -48,14 +51,6 @@ final class ModelLoader implements AutoCloseable {
    * @param adapter whose own embedding, head and norms take the place of the base's; null for none
    */
   record Base(SafetensorsFolder files, String prefix, LoraAdapter adapter) {}
-
-  private ModelLoader(Path basePath, String device, Optional<String> dtype, Collective sharers) {
-    config = LlamaConfig.read(basePath);
-    this.device = Devices.parse(device);
-    this.dtype = dtype.map(Dtype::ofOption).orElseGet(() -> Backends.usualDtype(this.device));
-    this.sharers = sharers;
-    tokenizer = own(Tokenizer.load(basePath, config.vocabSize()));
-  }
 
   /**
    * Loads a model.
@@ -72,7 +67,12 @@ final class ModelLoader implements AutoCloseable {
       Optional<String> dtype,
       Collective sharers,
       Function<ModelLoader, T> steps) {
-    var loader = new ModelLoader(basePath, device, dtype, sharers);
+    var config = LlamaConfig.read(basePath);
+    var parsed = Devices.parse(device);
+    var inDtype = dtype.map(Dtype::ofOption).orElseGet(() -> Backends.usualDtype(parsed));
+    var tokenizer = Tokenizer.load(basePath, config.vocabSize());
+    var loader = new ModelLoader(config, parsed, inDtype, tokenizer, sharers, new ArrayDeque<>());
+    loader.own(tokenizer);
     try {
       return steps.apply(loader);
     } catch (Throwable e) {
@@ -147,18 +147,6 @@ final class ModelLoader implements AutoCloseable {
   private String smaller(Backend backend) {
     return (dtype == Dtype.F32 ? "; --dtype bf16 needs half of it" : "")
         + (backend.readsMappedFiles() ? "" : "; --device cpu takes this machine's memory");
-  }
-
-  Architecture config() {
-    return config;
-  }
-
-  Dtype dtype() {
-    return dtype;
-  }
-
-  Tokenizer tokenizer() {
-    return tokenizer;
   }
 
   /** Closes everything, the last opened first, whatever fails. */

@@ -1,10 +1,13 @@
 package org.meteora.checkpoint;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDArrays;
+import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -309,16 +312,9 @@ public record TrainableModel(
 
   /** {@code (rows, columns)} as {@code (n · rows, columns)}, in its place. */
   private static NDArray repeated(NDArray first, int n) {
-    long rows = first.getShape().get(0);
-    var manager = first.getManager();
-    var result = Ops.empty(manager, Ops.dtype(first), n * rows, first.getShape().get(1));
-    for (int i = 0; i < n; i++) {
-      try (var part = Ops.narrow(result, 0, i * rows, rows)) {
-        Ops.copy(part, first);
-      }
+    try (first) {
+      return NDArrays.concat(new NDList(Collections.nCopies(n, first)), 0);
     }
-    first.close();
-    return result;
   }
 
   private static long seed(Spec spec, int layer, Projection module, int kind) {

@@ -15,6 +15,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
 import java.lang.invoke.MethodHandle;
 import java.util.Optional;
+import java.util.function.Consumer;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -101,6 +102,15 @@ public final class Functions {
       return call.run();
     } catch (Throwable e) {
       throw unchecked(e);
+    }
+  }
+
+  /** What a call writes to the 8 bytes that it is given. */
+  public static long written(Consumer<MemorySegment> call) {
+    try (var arena = Arena.ofConfined()) {
+      var out = arena.allocate(JAVA_LONG);
+      call.accept(out);
+      return out.get(JAVA_LONG, 0);
     }
   }
 

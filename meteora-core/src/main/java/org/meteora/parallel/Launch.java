@@ -76,19 +76,13 @@ public record Launch(
       return torchrun(environment);
     }
     if (environment.containsKey("OMPI_COMM_WORLD_RANK")) {
-      return mpi(
-          environment,
-          Starter.OPEN_MPI,
-          Manager.PMIX,
-          "OMPI_COMM_WORLD_RANK",
-          "OMPI_COMM_WORLD_SIZE",
-          "OMPI_COMM_WORLD_LOCAL_RANK");
+      var names = "OMPI_COMM_WORLD_";
+      return mpi(environment, Starter.OPEN_MPI, Manager.PMIX, names, names + "LOCAL_RANK");
     }
     boolean slurm =
         environment.containsKey("SLURM_STEP_ID") && environment.containsKey("SLURM_PROCID");
     if (environment.containsKey("PMI_RANK") && !(slurm && srunSetsPmi(environment))) {
-      return mpi(
-          environment, Starter.MPICH, Manager.PMI, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID");
+      return mpi(environment, Starter.MPICH, Manager.PMI, "PMI_", "MPI_LOCALRANKID");
     }
     return slurm ? slurm(environment) : single();
   }
@@ -149,11 +143,10 @@ public record Launch(
       Map<String, String> environment,
       Starter starter,
       Manager manager,
-      String rankName,
-      String sizeName,
+      String names,
       String localName) {
-    int size = number(environment, sizeName, 1, Integer.MAX_VALUE);
-    int rank = number(environment, rankName, 0, size - 1);
+    int size = number(environment, names + "SIZE", 1, Integer.MAX_VALUE);
+    int rank = number(environment, names + "RANK", 0, size - 1);
     // without a local number the GPUs of one machine are taken in turn
     int local = optional(environment, localName, rank);
     return size == 1
@@ -167,16 +160,11 @@ public record Launch(
     if (size == 1) {
       return single();
     }
-    var nodes =
-        environment.getOrDefault(
-            "SLURM_STEP_NODELIST", environment.getOrDefault("SLURM_JOB_NODELIST", ""));
-    var first =
-        nodes(nodes).stream()
-            .findFirst()
-            .orElseThrow(
-                () ->
-                    new UserException(
-                        "srun started this process, but SLURM_STEP_NODELIST names no node"));
+    var ofJob = environment.getOrDefault("SLURM_JOB_NODELIST", "");
+    var nodes = nodes(environment.getOrDefault("SLURM_STEP_NODELIST", ofJob));
+    if (nodes.isEmpty()) {
+      throw new UserException("srun started this process, but SLURM_STEP_NODELIST names no node");
+    }
     var manager =
         environment.containsKey("PMI_RANK")
             ? Manager.PMI
@@ -189,7 +177,7 @@ public record Launch(
         optional(environment, "SLURM_LOCALID", rank),
         Starter.SLURM,
         manager,
-        Optional.of(first),
+        Optional.of(nodes.getFirst()),
         FIRST_PORT + (int) ((job * 16L + step) % PORTS),
         job + "." + step);
   }

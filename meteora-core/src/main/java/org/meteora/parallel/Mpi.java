@@ -1,7 +1,5 @@
 package org.meteora.parallel;
 
-import static java.lang.foreign.ValueLayout.JAVA_INT;
-
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
@@ -133,11 +131,7 @@ final class Mpi {
   }
 
   private int integer(String name) {
-    try (var arena = Arena.ofConfined()) {
-      var out = arena.allocate(JAVA_INT);
-      call(bind(name, "HP"), world, out);
-      return out.get(JAVA_INT, 0);
-    }
+    return (int) Functions.written(out -> call(bind(name, "HP"), world, out));
   }
 
   /** Sums {@code count} float32 numbers over all processes, in place. */

@@ -42,7 +42,7 @@ record PeerConstants(
    */
   static Optional<Collective.Constants> of(Collective all, Cuda cuda, List<NDArray> parts) {
     cuda.makeCurrent();
-    Stream.of(0).synchronize();
+    Stream.LIBTORCH.synchronize();
     var each = all.broadcast(joined(all.gather(lend(cuda, parts))));
     var memory = new PeerMemory(cuda);
     Optional<Collective.Constants> result = Optional.empty();

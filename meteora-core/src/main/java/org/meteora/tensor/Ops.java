@@ -313,9 +313,6 @@ public final class Ops {
     boolean grouped = heads != k.getShape().get(1);
     // libtorch 2.7.1 fuses grouped heads on a GPU in 16 bits alone: elsewhere it writes all scores
     boolean repeated = grouped && (!q.getDevice().isGpu() || dtype(q) == Dtype.F32);
-    if (repeated) {
-      grouped = false;
-    }
     return Operator.call(
         "aten::scaled_dot_product_attention",
         q,
@@ -325,7 +322,7 @@ public final class Ops {
         0.0,
         causal,
         Optional.empty(),
-        grouped);
+        grouped && !repeated);
   }
 
   /**
@@ -415,8 +412,8 @@ public final class Ops {
   public static void backward(NDArray output, NDArray gradient) {
     if (gradient == null) {
       try (var scope = output.getManager().newSubManager()) {
-        var one = cast(of(scope, new float[] {1}, output.getShape().getShape()), dtype(output));
-        JniUtils.backward((PtNDArray) output, (PtNDArray) one, false, false);
+        backward(
+            output, cast(of(scope, new float[] {1}, output.getShape().getShape()), dtype(output)));
       }
     } else {
       JniUtils.backward((PtNDArray) output, (PtNDArray) gradient, false, false);

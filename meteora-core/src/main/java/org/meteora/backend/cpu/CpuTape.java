@@ -40,13 +40,7 @@ final class CpuTape implements GatedTape {
   private record Norm(RmsNorm norm, NDArray x, NDArray y, float[] scales) implements Entry {}
 
   private record Linear(
-      GatedLinear layer,
-      NDArray x,
-      boolean firstOfInput,
-      CpuInput input,
-      NDArray y,
-      NDArray logits,
-      CpuTraining work)
+      NDArray x, boolean firstOfInput, CpuInput input, NDArray y, NDArray logits, CpuTraining work)
       implements Entry {}
 
   private final NDManager manager;
@@ -93,7 +87,7 @@ final class CpuTape implements GatedTape {
         if (logits != null) {
           logits.setRequiresGradient(true);
         }
-        entries.add(new Linear(layer, x, inputs.add(x), latest, y, logits, work));
+        entries.add(new Linear(x, inputs.add(x), latest, y, logits, work));
       }
       return new Output(y, logits);
     }

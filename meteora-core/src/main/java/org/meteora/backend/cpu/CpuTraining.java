@@ -135,7 +135,7 @@ final class CpuTraining {
 
   private static void byColumns(int columns, Workers.Range range) {
     int lines = (columns + 15) / 16; // whole cache lines
-    Workers.share(lines, (from, to) -> range.run(16 * from, (int) Math.min(columns, 16L * to)));
+    Workers.share(lines, (from, to) -> range.run(16 * from, Math.min(columns, 16 * to)));
   }
 
   /** First sorted position, from {@code at} on, of the adapter whose token is not before this. */
@@ -196,45 +196,31 @@ final class CpuTraining {
    *
    * @param room takes them, one row after another, unless they can be used where they lie
    */
-  private Matrix rows(
-      MemorySegment matrix,
-      int columns,
-      int first,
-      int width,
-      int at,
-      int count,
-      MemorySegment room) {
+  private Matrix rows(Matrix matrix, int first, int width, int at, int count, MemorySegment room) {
+    int columns = matrix.stride();
     if (isRun(at, count)) {
-      return new Matrix(at(matrix, (long) (order[at] / topK) * columns + first), columns);
+      long start = (long) (order[at] / topK) * columns + first;
+      return new Matrix(at(matrix.memory(), start), columns);
     }
     long bytes = (long) width * Float.BYTES;
     for (int i = 0; i < count; i++) {
-      long token = order[at + i] / topK;
-      MemorySegment.copy(matrix, (token * columns + first) * Float.BYTES, room, i * bytes, bytes);
+      long start = (long) (order[at + i] / topK) * columns + first;
+      MemorySegment.copy(matrix.memory(), start * Float.BYTES, room, i * bytes, bytes);
     }
     return new Matrix(room, width);
   }
 
   /**
-   * {@code C = X Mᵀ} with few rows of M: C {@code (count, rank)}, its rows so many numbers apart, X
-   * {@code (count, width)}, M {@code (rank, width)}. As Cᵀ, since the BLAS does best when its
-   * result has long rows.
+   * {@code C = X Mᵀ} with few rows of M: C {@code (count, rank)}, X {@code (count, width)}, M
+   * {@code (rank, width)}. As Cᵀ, since the BLAS does best when its result has long rows.
    */
   private static void narrow(
-      Matrix x,
-      int width,
-      MemorySegment m,
-      int rank,
-      int count,
-      MemorySegment room,
-      MemorySegment c,
-      int strideC) {
-    var result = new Matrix(room, count);
-    Blas.product(rank, count, width, new Matrix(m, width), x.transpose(), 0, result);
+      Matrix x, Matrix m, int rank, int count, MemorySegment room, Matrix c) {
+    Blas.product(rank, count, m.stride(), m, x.transpose(), 0, new Matrix(room, count));
     for (int i = 0; i < count; i++) {
       for (int r = 0; r < rank; r++) {
         float value = room.getAtIndex(JAVA_FLOAT, (long) r * count + i);
-        c.setAtIndex(JAVA_FLOAT, (long) i * strideC + r, value);
+        c.memory().setAtIndex(JAVA_FLOAT, (long) i * c.stride() + r, value);
       }
     }
   }
@@ -242,27 +228,30 @@ final class CpuTraining {
   /**
    * Adds {@code Z M} to the rows of some pairs' tokens in a matrix {@code (tokens, width)}.
    *
-   * @param z {@code (count, rank)}, its rows {@link #maxRank} apart
+   * @param z {@code (count, rank)}
    * @param m {@code (rank, width)}
    * @param room for as many results as are gathered at once
    */
   private void addProduct(
-      MemorySegment z,
-      int rank,
-      MemorySegment m,
-      int width,
-      int at,
-      int count,
-      MemorySegment room,
-      MemorySegment matrix) {
+      Matrix z, int rank, Matrix m, int at, int count, MemorySegment room, MemorySegment matrix) {
     boolean run = isRun(at, count);
+    int width = m.stride();
     var to = new Matrix(run ? at(matrix, (long) (order[at] / topK) * width) : room, width);
-    var zs = new Matrix(z, maxRank);
-    Blas.product(count, width, rank, zs, new Matrix(m, width), run ? 1 : 0, to);
+    Blas.product(count, width, rank, z, m, run ? 1 : 0, to);
     for (int i = 0; i < count && !run; i++) {
       long token = order[at + i] / topK;
       Blas.add(width, 1, at(room, (long) i * width), at(matrix, token * width));
     }
+  }
+
+  /** An adapter's rows of A. */
+  private Matrix ownA(int adapter) {
+    return new Matrix(at(memoryA, bank.offset(adapter) * in), in);
+  }
+
+  /** An adapter's rows of Bᵀ. */
+  private Matrix ownB(int adapter) {
+    return new Matrix(at(transposedB, bank.offset(adapter) * out), out);
   }
 
   private float scale(int adapter) {
@@ -278,7 +267,8 @@ final class CpuTraining {
     try (var arena = Arena.ofConfined()) {
       var rows = new Matrix(at(x, (long) from * in), in);
       var room = scratch(arena, n, to - from);
-      narrow(rows, in, gate, n, to - from, room, at(logits, (long) from * n), n);
+      var own = new Matrix(at(logits, (long) from * n), n);
+      narrow(rows, new Matrix(gate, in), n, to - from, room, own);
     }
     Gate.choose(logits, n, chosen, from, to, 1);
   }
@@ -292,11 +282,9 @@ final class CpuTraining {
           from,
           to,
           (adapter, rank, at, count) -> {
-            int offset = (int) bank.offset(adapter);
             var own = at(z, (long) at * maxRank);
-            var ownA = at(memoryA, (long) offset * in);
-            var ownRows = rows(x, in, 0, in, at, count, rows);
-            narrow(ownRows, in, ownA, rank, count, narrow, own, maxRank);
+            var ownRows = rows(new Matrix(x, in), 0, in, at, count, rows);
+            narrow(ownRows, ownA(adapter), rank, count, narrow, new Matrix(own, maxRank));
             for (int i = 0; i < count; i++) {
               float factor = factor(order[at + i], adapter);
               for (int r = 0; r < rank; r++) {
@@ -304,8 +292,8 @@ final class CpuTraining {
                 narrow.setAtIndex(JAVA_FLOAT, (long) i * maxRank + r, factor * value);
               }
             }
-            var ownB = at(transposedB, (long) offset * out);
-            addProduct(narrow, rank, ownB, out, at, count, results, y);
+            var scaled = new Matrix(narrow, maxRank);
+            addProduct(scaled, rank, ownB(adapter), at, count, results, y);
           });
     }
   }
@@ -360,11 +348,9 @@ final class CpuTraining {
           from,
           to,
           (adapter, rank, at, count) -> {
-            int offset = (int) bank.offset(adapter);
-            var own = at(gz, (long) at * maxRank);
-            var ownRows = rows(gy, out, 0, out, at, count, rows);
-            var ownB = at(transposedB, (long) offset * out);
-            narrow(ownRows, out, ownB, rank, count, narrow, own, maxRank);
+            var own = new Matrix(at(gz, (long) at * maxRank), maxRank);
+            var ownRows = rows(new Matrix(gy, out), 0, out, at, count, rows);
+            narrow(ownRows, ownB(adapter), rank, count, narrow, own);
             float scale = scale(adapter);
             for (int i = 0; i < count; i++) {
               int pair = order[at + i];
@@ -381,8 +367,7 @@ final class CpuTraining {
               gw[pair] = scale * dot;
             }
             if (gx != null) {
-              var ownA = at(memoryA, (long) offset * in);
-              addProduct(own, rank, ownA, in, at, count, results, gx);
+              addProduct(own, rank, ownA(adapter), at, count, results, gx);
             }
           });
     }
@@ -447,7 +432,7 @@ final class CpuTraining {
           0,
           tokens,
           (adapter, rank, at, count) -> {
-            var own = rows(x, in, from, width, at, count, rows);
+            var own = rows(new Matrix(x, in), from, width, at, count, rows);
             var slopes = new Matrix(at(gz, (long) at * maxRank), maxRank).transpose();
             var to = new Matrix(at(gradient, bank.offset(adapter) * in + from), in);
             Blas.product(rank, width, count, slopes, own, 1, to);
@@ -473,7 +458,7 @@ final class CpuTraining {
                 0,
                 tokens,
                 (adapter, rank, at, count) -> {
-                  var own = rows(gy, out, from, width, at, count, rows);
+                  var own = rows(new Matrix(gy, out), from, width, at, count, rows);
                   var zs = new Matrix(at(z, (long) at * maxRank), maxRank).transpose();
                   Blas.product(rank, width, count, zs, own, 0, new Matrix(transposed, width));
                   long place = (long) from * all + bank.offset(adapter);

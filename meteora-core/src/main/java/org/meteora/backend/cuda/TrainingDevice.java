@@ -47,7 +47,7 @@ interface TrainingDevice {
    * @param manager closes what is opened here
    */
   static TrainingDevice of(Cuda cuda, Dtype dtype, NDManager manager) {
-    var stream = Stream.of(0);
+    var stream = Stream.LIBTORCH;
     var blas = new Cublas(cuda, stream);
     manager.attachInternal(UUID.randomUUID().toString(), blas);
     return new TrainingDevice() {

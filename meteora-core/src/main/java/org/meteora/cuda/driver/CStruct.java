@@ -43,8 +43,9 @@ public final class CStruct {
    * @param type of an element
    * @param count elements; 1 for what is no array
    * @param offset bytes from the struct's beginning
+   * @param accessor of the record's component
    */
-  public record Field(String name, Class<?> type, int count, int offset) {}
+  public record Field(String name, Class<?> type, int count, int offset, Method accessor) {}
 
   private static final ClassValue<CStruct> ALL =
       new ClassValue<>() {
@@ -56,7 +57,6 @@ public final class CStruct {
 
   private final Class<?> type;
   private final List<Field> fields = new ArrayList<>();
-  private final List<Method> accessors = new ArrayList<>();
   private final int size;
   private final int alignment;
 
@@ -66,13 +66,13 @@ public final class CStruct {
     var widest =
         type.isAnnotationPresent(Align.class) ? type.getAnnotation(Align.class).value() : 1;
     for (var component : type.getRecordComponents()) {
-      var count = component.getAnnotation(Count.class);
+      var array = component.getAnnotation(Count.class);
+      var count = array == null ? 1 : array.value();
       var element = element(component);
       var at = roundUp(end, alignment(element));
-      fields.add(new Field(component.getName(), element, count == null ? 1 : count.value(), at));
       component.getAccessor().setAccessible(true);
-      accessors.add(component.getAccessor());
-      end = at + size(element) * fields.getLast().count();
+      fields.add(new Field(component.getName(), element, count, at, component.getAccessor()));
+      end = at + size(element) * count;
       widest = Math.max(widest, alignment(element));
     }
     this.alignment = widest;
@@ -132,10 +132,9 @@ public final class CStruct {
 
   /** Writes a record to memory of zeros. */
   public void write(Object value, MemorySegment to, long at) {
-    for (var i = 0; i < accessors.size(); i++) {
-      var field = fields.get(i);
+    for (var field : fields) {
       try {
-        write(field, accessors.get(i).invoke(value), to, at + field.offset());
+        write(field, field.accessor().invoke(value), to, at + field.offset());
       } catch (ReflectiveOperationException e) {
         throw new IllegalStateException(type + "." + field.name(), e);
       }

@@ -1,7 +1,6 @@
 package org.meteora.cuda.driver;
 
 import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
-import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -70,7 +69,7 @@ public final class Cublas implements AutoCloseable {
     }
     workspace = cuda.allocate(WORKSPACE);
     try {
-      handle = create();
+      handle = Functions.written(out -> call("starting", Library.CREATE, out.address()));
     } catch (RuntimeException e) {
       workspace.close();
       throw e;
@@ -81,14 +80,6 @@ public final class Cublas implements AutoCloseable {
     } catch (RuntimeException e) {
       close();
       throw e;
-    }
-  }
-
-  private static long create() {
-    try (var scratch = Arena.ofConfined()) {
-      var out = scratch.allocate(JAVA_LONG);
-      call("starting", Library.CREATE, out.address());
-      return out.get(JAVA_LONG, 0);
     }
   }
 

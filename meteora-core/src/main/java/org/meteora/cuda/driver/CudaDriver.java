@@ -1,12 +1,10 @@
 package org.meteora.cuda.driver;
 
-import static java.lang.foreign.ValueLayout.ADDRESS;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
-import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 import java.lang.invoke.MethodHandles;
 import java.lang.invoke.MethodType;
@@ -154,14 +152,13 @@ final class CudaDriver {
 
   /** Calls a function whose first argument receives a pointer. */
   static long pointer(String what, MethodHandle handle, Object... rest) {
-    try (var arena = Arena.ofConfined()) {
-      var out = arena.allocate(JAVA_LONG);
-      var arguments = new Object[rest.length + 1];
-      arguments[0] = out.address();
-      System.arraycopy(rest, 0, arguments, 1, rest.length);
-      call(what, handle, arguments);
-      return out.get(JAVA_LONG, 0);
-    }
+    var arguments = new Object[rest.length + 1];
+    System.arraycopy(rest, 0, arguments, 1, rest.length);
+    return Functions.written(
+        out -> {
+          arguments[0] = out.address();
+          call(what, handle, arguments);
+        });
   }
 
   /** Calls a function whose first argument receives an int. */
@@ -170,13 +167,9 @@ final class CudaDriver {
   }
 
   private static String message(int code) {
-    try (var arena = Arena.ofConfined()) {
-      var out = arena.allocate(ADDRESS);
-      Functions.call(ERROR_STRING, code, out.address());
-      var text = out.get(ValueLayout.JAVA_LONG, 0);
-      return text == 0
-          ? "error " + code
-          : MemorySegment.ofAddress(text).reinterpret(1024).getString(0) + " (" + code + ")";
-    }
+    var text = Functions.written(out -> Functions.call(ERROR_STRING, code, out.address()));
+    return text == 0
+        ? "error " + code
+        : MemorySegment.ofAddress(text).reinterpret(1024).getString(0) + " (" + code + ")";
   }
 }

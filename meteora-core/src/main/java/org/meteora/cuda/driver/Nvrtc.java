@@ -47,14 +47,17 @@ public final class Nvrtc {
   /** The code for an option that the compiler does not know. */
   private static final int INVALID_OPTION = 5;
 
+  /** A process has one. */
+  private static Nvrtc compiler;
+
   private final Compilations compilations = new Compilations(3000);
 
   private final SymbolLookup library;
   private final String version;
 
   private Nvrtc() {
-    Runtime.getRuntime().addShutdownHook(new Thread(compilations::finish));
     this.library = find();
+    Runtime.getRuntime().addShutdownHook(new Thread(compilations::finish));
     try (var arena = Arena.ofConfined()) {
       var both = arena.allocate(8, 8);
       call("nvrtcVersion", "PP", both.address(), both.address() + 4);
@@ -62,24 +65,16 @@ public final class Nvrtc {
     }
   }
 
-  private static final class Holder {
-    static final Nvrtc NVRTC = new Nvrtc();
-  }
-
   /**
    * The compiler.
    *
    * @throws UserException when there is none
    */
-  public static Nvrtc get() {
-    try {
-      return Holder.NVRTC;
-    } catch (ExceptionInInitializerError | NoClassDefFoundError e) {
-      if (e.getCause() instanceof UserException user) {
-        throw user;
-      }
-      throw new UserException("no CUDA compiler: libnvrtc.so does not load", e);
+  public static synchronized Nvrtc get() {
+    if (compiler == null) {
+      compiler = new Nvrtc();
     }
+    return compiler;
   }
 
   /** The compiler's version, such as 13.0. */

@@ -1,29 +1,28 @@
 package org.meteora.cuda.driver;
 
-import static java.lang.foreign.ValueLayout.JAVA_LONG;
+import org.meteora.foreign.Functions;
 
-import java.lang.foreign.Arena;
-
-/** A queue of device work: one of its own, or somebody else's (libtorch's current one). */
+/** A queue of device work: one of its own, or libtorch's. */
 public final class Stream implements AutoCloseable {
   /** The default stream, which libtorch works on. */
   public static final Stream LIBTORCH = new Stream(0, false);
 
   private static final int NON_BLOCKING = 1;
 
-  private final long handle;
-  private final boolean owned;
+  /** The default stream, which libtorch works on. */
+  public static final Stream LIBTORCH = new Stream(0);
 
-  private Stream(long handle, boolean owned) {
+  private final long handle;
+
+  private Stream(long handle) {
     this.handle = handle;
-    this.owned = owned;
   }
 
   /** A new stream that does not wait for the default one. */
   public static Stream create(Cuda cuda) {
     cuda.makeCurrent();
     return new Stream(
-        CudaDriver.pointer("creating a stream", CudaDriver.STREAM_CREATE, NON_BLOCKING), true);
+        CudaDriver.pointer("creating a stream", CudaDriver.STREAM_CREATE, NON_BLOCKING));
   }
 
   /**
@@ -35,13 +34,7 @@ public final class Stream implements AutoCloseable {
     int highest = -5; // the driver takes the highest it has
     return new Stream(
         CudaDriver.pointer(
-            "creating a stream", CudaDriver.STREAM_CREATE_WITH_PRIORITY, NON_BLOCKING, highest),
-        true);
-  }
-
-  /** A stream that others own; 0 is the default stream. */
-  public static Stream of(long handle) {
-    return new Stream(handle, false);
+            "creating a stream", CudaDriver.STREAM_CREATE_WITH_PRIORITY, NON_BLOCKING, highest));
   }
 
   public long handle() {
@@ -76,16 +69,14 @@ public final class Stream implements AutoCloseable {
   }
 
   private long endCapture() {
-    try (var arena = Arena.ofConfined()) {
-      var out = arena.allocate(JAVA_LONG);
-      CudaDriver.call("ending a capture", CudaDriver.END_CAPTURE, handle, out.address());
-      return out.get(JAVA_LONG, 0);
-    }
+    var end = CudaDriver.END_CAPTURE;
+    return Functions.written(
+        out -> CudaDriver.call("ending a capture", end, handle, out.address()));
   }
 
   @Override
   public void close() {
-    if (owned) {
+    if (this != LIBTORCH) {
       CudaDriver.call("closing a stream", CudaDriver.STREAM_DESTROY, handle);
     }
   }

@@ -50,7 +50,7 @@ public final class KernelSupport {
       cuda.requireKernels();
       cuda.makeCurrent();
       var code = nvrtc.compile(SOURCE, List.of(), cuda.capability(), CacheFolders.kernels());
-      var stream = Stream.of(0);
+      var stream = Stream.LIBTORCH;
       try (var memory = cuda.allocateZeroed(4, stream)) {
         Module.load(cuda, code)
             .kernel("write")

@@ -381,7 +381,7 @@ public final class TrainingLayerBench {
   /** Microseconds of each launch of a layer, medians. */
   private void launches(
       Llama model, Gradients gradients, NDArray input, NDArray slope, boolean drop, Form device) {
-    var stream = Stream.of(0);
+    var stream = Stream.LIBTORCH;
     var all = new ArrayList<Timed>();
     var timed =
         new ForwardingDevice(device) {
