@@ -35,7 +35,6 @@ import org.meteora.router.Routers;
 import org.meteora.safetensors.SafetensorsFile;
 import org.meteora.safetensors.SafetensorsFolder;
 import org.meteora.tensor.Devices;
-import org.meteora.tensor.Dtype;
 
 /**
  * A model ready to run: base, adapters, tokenizer and settings. Closing it frees its memory and its
@@ -207,12 +206,6 @@ public final class LoadedModel implements AutoCloseable {
    */
   public record Room(int sequences, int tokens) {}
 
-  private static long bytes(SafetensorsFile file, Dtype dtype) {
-    return file.tensors().values().stream()
-        .mapToLong(info -> info.bytes() / info.dtype().bytes() * dtype.bytes())
-        .sum();
-  }
-
   private static void requireRouter(Spec spec) {
     Routers.require(spec.router());
     if (spec.router().equals(Routers.GATE)) {
@@ -269,37 +262,37 @@ public final class LoadedModel implements AutoCloseable {
         checkpoint == null
             ? adapters.stream().map(LoraAdapter::name).toList()
             : checkpoint.adapters().stream().map(MeteoraCheckpoint.Adapter::name).toList();
-    var base =
-        new ModelLoader.Base(
-            files,
-            baseFromCheckpoint ? "base_model.model." : "",
-            plain ? adapters.getFirst() : null);
+    var prefix = baseFromCheckpoint ? "base_model.model." : "";
+    var base = new ModelLoader.Base(files, prefix, plain ? adapters.getFirst() : null);
     Function<ModelBuilder, LlamaFactory.Banks> banks =
         builder -> {
           var backend = builder.backend();
           backend.prepare(config, settings.topK(), checkpoint == null ? 0 : names.size());
           return (layer, module) ->
-              checkpoint != null
-                  ? backend.forInference(builder.bank(checkpoint, config, layer, module))
-                  : adapters.isEmpty()
-                      ? null
-                      : backend.forInference(builder.bank(adapters, config, layer, module));
+              names.isEmpty()
+                  ? null
+                  : backend.forInference(
+                      checkpoint != null
+                          ? builder.bank(checkpoint, config, layer, module)
+                          : builder.bank(adapters, config, layer, module));
         };
     var adapterFiles = new ArrayList<SafetensorsFile>();
     if (checkpoint != null && !baseFromCheckpoint) {
       adapterFiles.addAll(checkpoint.weights().files());
     }
     adapters.forEach(each -> adapterFiles.add(each.weights()));
-    var need = MemoryNeed.NONE;
-    for (var file : adapterFiles) {
-      need = need.and("adapters", bytes(file, loader.dtype()));
-    }
+    long adapterBytes =
+        adapterFiles.stream()
+            .flatMap(file -> file.tensors().values().stream())
+            .mapToLong(info -> info.bytes() / info.dtype().bytes() * loader.dtype().bytes())
+            .sum();
     long tokens = Math.min(room.tokens(), config.maxPositionEmbeddings());
     var cache =
         MemoryNeed.NONE.and(
             "a cache of %,d x %,d tokens".formatted(room.sequences(), tokens),
             MemoryNeed.cacheBytes(config, loader.dtype(), room.sequences(), tokens));
-    var llama = loader.build(base, banks, need, cache, flags, 0);
+    var llama =
+        loader.build(base, banks, MemoryNeed.NONE.and("adapters", adapterBytes), cache, flags, 0);
     var sources =
         Stream.concat(files.files().stream(), adapterFiles.stream())
             .map(SafetensorsFile::path)

@@ -151,16 +151,12 @@ record ModelBuilder(
       MeteoraCheckpoint checkpoint, Architecture config, int layer, Projection module) {
     var path = module.path(layer);
     var shape = config.shape(module);
-    int n = checkpoint.adapters().size();
-    var ranks = new int[n];
-    var scales = new double[n];
-    int total = 0;
-    for (int i = 0; i < n; i++) {
-      var adapter = checkpoint.adapters().get(i);
-      ranks[i] = adapter.ranks().getOrDefault(path, 0);
-      scales[i] = adapter.scales().getOrDefault(path, 1.0);
-      total += ranks[i];
-    }
+    var adapters = checkpoint.adapters();
+    int n = adapters.size();
+    var ranks = adapters.stream().mapToInt(each -> each.ranks().getOrDefault(path, 0)).toArray();
+    var scales =
+        adapters.stream().mapToDouble(each -> each.scales().getOrDefault(path, 1.0)).toArray();
+    int total = Arrays.stream(ranks).sum();
     var files = checkpoint.weights();
     var gate = place(files, MeteoraCheckpoint.gateKey(path), n, shape[1]);
     var keyA = MeteoraCheckpoint.loraAKey(path);
@@ -240,7 +236,6 @@ record ModelBuilder(
     try (var host = Devices.newHostManager()) {
       for (int i = 0; i < adapters.size(); i++) {
         var adapter = adapters.get(i);
-        adapter.requireFits(path, shape[1], shape[0]);
         ranks[i] = adapter.rankOn(path).orElse(0);
         scales[i] = ranks[i] == 0 ? 1 : adapter.config().scaleOf(path, ranks[i]);
         if (ranks[i] > 0) {

@@ -79,14 +79,9 @@ final class Mpi {
     if (size != launch.size() || rank != launch.rank()) {
       throw new UserException(
           ("this is process %s of %s, but MPI (%s) says %s of %s: on the CPU start the"
-                  + " processes with the mpirun of that MPI, as in mpirun -n %s meteora …")
+                  + " processes with the mpirun of that MPI, as in mpirun -n %2$s meteora …")
               .formatted(
-                  launch.rank(),
-                  launch.size(),
-                  mpi.openMpi ? "Open MPI" : "MPICH",
-                  rank,
-                  size,
-                  launch.size()));
+                  launch.rank(), launch.size(), mpi.openMpi ? "Open MPI" : "MPICH", rank, size));
     }
     return mpi;
   }
@@ -137,14 +132,8 @@ final class Mpi {
   /** Sums {@code count} float32 numbers over all processes, in place. */
   void sum(MemorySegment data, long count) {
     for (long at = 0; at < count; at += PIECE) {
-      call(
-          allReduce,
-          inPlace,
-          data.asSlice(at * Float.BYTES),
-          (int) Math.min(PIECE, count - at),
-          floats,
-          sum,
-          world);
+      int some = (int) Math.min(PIECE, count - at);
+      call(allReduce, inPlace, data.asSlice(at * Float.BYTES), some, floats, sum, world);
     }
   }
 
@@ -156,15 +145,9 @@ final class Mpi {
    */
   void reduce(MemorySegment data, MemorySegment result, long count, int to) {
     for (long at = 0; at < count; at += PIECE) {
-      call(
-          reduce,
-          data.asSlice(at * Float.BYTES),
-          result.equals(MemorySegment.NULL) ? result : result.asSlice(at * Float.BYTES),
-          (int) Math.min(PIECE, count - at),
-          floats,
-          sum,
-          to,
-          world);
+      int some = (int) Math.min(PIECE, count - at);
+      var target = result.equals(MemorySegment.NULL) ? result : result.asSlice(at * Float.BYTES);
+      call(reduce, data.asSlice(at * Float.BYTES), target, some, floats, sum, to, world);
     }
   }
 

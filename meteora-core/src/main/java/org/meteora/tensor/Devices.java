@@ -46,6 +46,15 @@ public final class Devices {
   }
 
   /**
+   * Whether a name stands for a GPU.
+   *
+   * @param name as {@link #parse}
+   */
+  public static boolean isGpu(String name) {
+    return parse(name).isGpu();
+  }
+
+  /**
    * A manager of tensors on a device, of no parent: the caller closes it. Every use of DJL begins
    * here, since libtorch is chosen and DJL fitted to it first.
    */

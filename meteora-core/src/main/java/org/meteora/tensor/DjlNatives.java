@@ -45,31 +45,16 @@ public final class DjlNatives {
    */
   static final Set<String> REFUSED =
       Set.of(
-          "conj",
-          "torchEye",
-          "torchGetItem",
-          "torchHannWindow",
-          "torchIndex",
-          "torchIndexAppendArray",
-          "torchIndexAppendFixed",
-          "torchIndexAppendNoneEllipsis",
-          "torchIndexAppendSlice",
-          "torchIndexPut",
-          "torchLinspace",
-          "torchNNAdaptiveAvgPool",
-          "torchNNAdaptiveMaxPool",
-          "torchNNAvgPool",
-          "torchNNBatchNorm",
-          "torchNNConvNd",
-          "torchNNEmbedding",
-          "torchNNInterpolate",
-          "torchNNLinear",
-          "torchNNLpPool",
-          "torchNNMaxPool",
-          "torchRandPerm",
-          "torchSetBenchmarkCuDNN",
-          "torchSparseCoo",
-          "torchStartProfile");
+          """
+          conj torchEye torchGetItem torchHannWindow torchIndex torchIndexAppendArray
+          torchIndexAppendFixed torchIndexAppendNoneEllipsis torchIndexAppendSlice
+          torchIndexPut torchLinspace torchNNAdaptiveAvgPool torchNNAdaptiveMaxPool
+          torchNNAvgPool torchNNBatchNorm torchNNConvNd torchNNEmbedding
+          torchNNInterpolate torchNNLinear torchNNLpPool torchNNMaxPool torchRandPerm
+          torchSetBenchmarkCuDNN torchSparseCoo torchStartProfile
+          """
+              .strip()
+              .split("\\s+"));
 
   /** libtorch's scalar types in the order of {@link DataType}. */
   private static final int[] SCALAR_TYPES = {6, 7, 5, 0, 3, 1, 4, 11, 9};

@@ -421,27 +421,19 @@ public final class Ops {
   }
 
   /** Records operations for {@link #backward} on this thread until closed; off otherwise. */
-  public static Recording recording() {
-    return new Recording(true);
+  public static Scope recording() {
+    return recording(true);
   }
 
   /** Stops recording on this thread until closed. */
-  public static Recording notRecording() {
-    return new Recording(false);
+  public static Scope notRecording() {
+    return recording(false);
   }
 
-  /** A stretch of code with gradient recording on or off. */
-  public static final class Recording implements AutoCloseable {
-    private final boolean before = JniUtils.isGradMode();
-
-    private Recording(boolean enabled) {
-      JniUtils.setGradMode(enabled);
-    }
-
-    @Override
-    public void close() {
-      JniUtils.setGradMode(before);
-    }
+  private static Scope recording(boolean enabled) {
+    boolean before = JniUtils.isGradMode();
+    JniUtils.setGradMode(enabled);
+    return () -> JniUtils.setGradMode(before);
   }
 
   /**
@@ -451,22 +443,16 @@ public final class Ops {
    *
    * @param stream the CUDA driver's handle
    */
-  public static OnStream onStream(long stream, int device) {
-    return new OnStream(stream, device);
+  public static Scope onStream(long stream, int device) {
+    long guard = CudaAbi.enterStream(stream, device);
+    return () -> CudaAbi.leaveStream(guard);
   }
 
-  /** A stretch of code whose operations run on another stream. */
-  public static final class OnStream implements AutoCloseable {
-    private final long guard;
-
-    private OnStream(long stream, int device) {
-      guard = CudaAbi.enterStream(stream, device);
-    }
-
+  /** A stretch of code with a setting of its own. */
+  @FunctionalInterface
+  public interface Scope extends AutoCloseable {
     @Override
-    public void close() {
-      CudaAbi.leaveStream(guard);
-    }
+    void close();
   }
 
   /** {@code shape} as DJL's type. */

@@ -3,7 +3,7 @@ package org.meteora.tensor;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.nio.channels.FileChannel;
+import java.nio.file.Files;
 import java.nio.file.Path;
 
 /** A library's file, by its ELF header (64 bits, little-endian). */
@@ -19,16 +19,13 @@ final class SharedObject {
    * what cannot be read.
    */
   static boolean whole(Path file) {
-    try (var channel = FileChannel.open(file)) {
-      var header = ByteBuffer.allocate(HEADER).order(ByteOrder.LITTLE_ENDIAN);
-      while (header.hasRemaining() && channel.read(header) >= 0) {
-        // until it is full, or the file has ended
-      }
-      if (header.hasRemaining() || header.getInt(0) != MAGIC) {
-        return false;
-      }
-      return whole(channel.size(), header, 0x20, 0x36) // segments
-          && whole(channel.size(), header, 0x28, 0x3a); // sections, which stand at the end
+    try (var in = Files.newInputStream(file)) {
+      var header = ByteBuffer.wrap(in.readNBytes(HEADER)).order(ByteOrder.LITTLE_ENDIAN);
+      long size = Files.size(file);
+      return header.capacity() == HEADER
+          && header.getInt(0) == MAGIC
+          && whole(size, header, 0x20, 0x36) // segments
+          && whole(size, header, 0x28, 0x3a); // sections, which stand at the end
     } catch (IOException e) {
       return false;
     }

@@ -177,7 +177,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
                     .filter(name -> phatgoose == null || !isAdapter(target.resolve(name)))
                     .toList();
             all.barrier(); // nobody writes an adapter before all have looked
-            boolean atOnce = together != null ? together : Devices.parse(device).isGpu();
+            boolean atOnce = together != null ? together : Devices.isGpu(device);
             if (missing.size() > 1 && all.size() == 1 && atOnce) {
               LoraTraining.together(missing.stream().map(trainings).toList(), stop)
                   .forEach(System.out::println);
