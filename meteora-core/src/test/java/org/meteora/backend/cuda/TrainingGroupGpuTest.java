@@ -252,7 +252,7 @@ class TrainingGroupGpuTest {
     NDArray empty(Dtype dtype, long... shape) {
       var result = Ops.empty(manager, dtype, shape);
       long bytes = result.getShape().size() * dtype.bytes();
-      cuda.fill(Ops.dataPointer(result), 0xff, bytes, Stream.of(0));
+      cuda.fill(Ops.dataPointer(result), 0xff, bytes, Stream.LIBTORCH);
       return result;
     }
 
@@ -281,7 +281,7 @@ class TrainingGroupGpuTest {
               return new TrainingKernels(
                   (name, shape, argument) -> {
                     launched.add(name);
-                    kernels.run(name, shape, argument, Stream.of(0));
+                    kernels.run(name, shape, argument, Stream.LIBTORCH);
                   });
             }
 
