@@ -213,8 +213,8 @@ public final class LoadedModel implements AutoCloseable {
     }
     if (!spec.model().equals("meteora")) {
       throw new UserException(
-          "--router %s chooses among adapters: it goes with --model meteora, not with %s"
-              .formatted(spec.router(), spec.model()));
+          "--router %s chooses among adapters: it goes with --model meteora, not with %s",
+          spec.router(), spec.model());
     }
     if (spec.flags().singleAdapter().isPresent()) {
       throw new UserException(
@@ -314,8 +314,8 @@ public final class LoadedModel implements AutoCloseable {
     var single = spec.flags().singleAdapter();
     if (single.isPresent() && single.getAsInt() >= checkpoint.adapters().size()) {
       throw new UserException(
-          "MOELINEAR_SINGLE_MOE_LORA=%s: there are %s adapters, counted from 0"
-              .formatted(single.getAsInt(), checkpoint.adapters().size()));
+          "MOELINEAR_SINGLE_MOE_LORA=%s: there are %s adapters, counted from 0",
+          single.getAsInt(), checkpoint.adapters().size());
     }
     return checkpoint;
   }
@@ -334,8 +334,8 @@ public final class LoadedModel implements AutoCloseable {
       var names =
           LoraAdapter.list(dir).stream().map(path -> path.getFileName().toString()).toList();
       throw new UserException(
-          "no adapter %s in %s; there are %s (or meteora, base)"
-              .formatted(spec.model(), dir, String.join(", ", names)));
+          "no adapter %s in %s; there are %s (or meteora, base)",
+          spec.model(), dir, String.join(", ", names));
     }
     return folder;
   }

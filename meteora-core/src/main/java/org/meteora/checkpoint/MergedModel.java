@@ -58,16 +58,16 @@ public final class MergedModel {
       var info = weights.info(name);
       if (info.isEmpty()) {
         throw new UserException(
-            "the adapters change %s, and there is no tensor %s in %s"
-                .formatted(module, name, weights.path()));
+            "the adapters change %s, and there is no tensor %s in %s",
+            module, name, weights.path());
       }
       long out = adapter.b().get(module).getShape().get(0);
       long in = adapter.a().get(module).getShape().get(1);
       if (!info.get().hasShape(out, in)) {
         throw new UserException(
-            ("the adapters were made for another base model: on %s they change"
-                    + " [%s, %s], and the weight in %s is %s")
-                .formatted(module, out, in, weights.path(), info.get().shape()));
+            "the adapters were made for another base model: on %s they change"
+                + " [%s, %s], and the weight in %s is %s",
+            module, out, in, weights.path(), info.get().shape());
       }
     }
   }

@@ -110,8 +110,8 @@ public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapter
     for (var adapter : adapters) {
       if (!names.contains(adapter.name())) {
         throw new UserException(
-            "the checkpoint %s has %s adapters, the folder %s has %s and lacks %s"
-                .formatted(path, adapters.size(), folder, names.size(), adapter.name()));
+            "the checkpoint %s has %s adapters, the folder %s has %s and lacks %s",
+            path, adapters.size(), folder, names.size(), adapter.name());
       }
     }
   }
@@ -139,9 +139,9 @@ public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapter
                 || !scale.isNumber()
                 || !Double.isFinite(scale.doubleValue())) {
               throw new UserException(
-                  ("%s: the metadata entry %s has no possible rank and scale of the"
-                          + " adapter %s on %s: rank %s, scale %s")
-                      .formatted(path, METADATA_KEY, name, projection, rank, scale));
+                  "%s: the metadata entry %s has no possible rank and scale of the"
+                      + " adapter %s on %s: rank %s, scale %s",
+                  path, METADATA_KEY, name, projection, rank, scale);
             }
             ranks.put(projection, rank.intValue());
             scales.put(projection, scale.doubleValue());
@@ -166,8 +166,8 @@ public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapter
     var folders = LoraAdapter.list(adapterDir.get());
     if (folders.size() != n) {
       throw new UserException(
-          "the checkpoint %s has %s adapters, the folder %s has %s"
-              .formatted(path, n, adapterDir.get(), folders.size()));
+          "the checkpoint %s has %s adapters, the folder %s has %s",
+          path, n, adapterDir.get(), folders.size());
     }
     var result = new ArrayList<Adapter>();
     for (var folder : folders) {
@@ -203,15 +203,15 @@ public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapter
         var said = adapter.config().rankOf(projection);
         if (rank > 0 && said.isPresent() && rank != said.getAsInt()) {
           throw new UserException(
-              "the adapter %s has the rank %s on %s, its adapter_config.json says %s"
-                  .formatted(adapter.name(), rank, projection, said.getAsInt()));
+              "the adapter %s has the rank %s on %s, its adapter_config.json says %s",
+              adapter.name(), rank, projection, said.getAsInt());
         }
         var targeted = adapter.config().adapts(projection);
         if (rank > 0 && !targeted.orElse(true)) {
           throw new UserException(
-              ("the adapter %s has tensors of %s, which target_modules, exclude_modules"
-                      + " or layers_to_transform of its adapter_config.json leave out")
-                  .formatted(adapter.name(), projection));
+              "the adapter %s has tensors of %s, which target_modules, exclude_modules"
+                  + " or layers_to_transform of its adapter_config.json leave out",
+              adapter.name(), projection);
         }
         if (rank == 0 && targeted.orElse(false)) {
           left.add(projection);
@@ -231,9 +231,9 @@ public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapter
     }
     if (!unknown.isEmpty()) {
       throw new UserException(
-          ("the adapter %s has %s tensors that belong to no projection of this model, %s"
-                  + " for one: leaving them out would change what it computes")
-              .formatted(adapter.name(), unknown.size(), unknown.first()));
+          "the adapter %s has %s tensors that belong to no projection of this model, %s"
+              + " for one: leaving them out would change what it computes",
+          adapter.name(), unknown.size(), unknown.first());
     }
     if (!left.isEmpty()) {
       LOG.warn(

@@ -109,10 +109,10 @@ public record TrainableModel(
         var own = ModelBuilder.withOwnWeights(adapter, base, config).wholeKeys().keySet();
         if (!own.isEmpty()) {
           throw new UserException(
-              ("the adapter %s has weights of its own instead of the base model's, %s"
-                      + " for one: it cannot share a base with others; it works alone, with"
-                      + " --model %s")
-                  .formatted(adapter.name(), own.iterator().next(), adapter.name()));
+              "the adapter %s has weights of its own instead of the base model's, %s"
+                  + " for one: it cannot share a base with others; it works alone, with"
+                  + " --model %s",
+              adapter.name(), own.iterator().next(), adapter.name());
         }
       }
     }
@@ -138,8 +138,8 @@ public record TrainableModel(
     for (int layer : lora.layersToTransform()) {
       if (layer < 0 || layer >= config.numHiddenLayers()) {
         throw new UserException(
-            "layers_to_transform: there is no layer %s; the base model's are 0 to %s"
-                .formatted(layer, config.numHiddenLayers() - 1));
+            "layers_to_transform: there is no layer %s; the base model's are 0 to %s",
+            layer, config.numHiddenLayers() - 1);
       }
     }
     var ranks = new LinkedHashMap<String, Integer>();

@@ -78,10 +78,9 @@ final class Mpi {
     int rank = mpi.integer("MPI_Comm_rank");
     if (size != launch.size() || rank != launch.rank()) {
       throw new UserException(
-          ("this is process %s of %s, but MPI (%s) says %s of %s: on the CPU start the"
-                  + " processes with the mpirun of that MPI, as in mpirun -n %2$s meteora …")
-              .formatted(
-                  launch.rank(), launch.size(), mpi.openMpi ? "Open MPI" : "MPICH", rank, size));
+          "this is process %s of %s, but MPI (%s) says %s of %s: on the CPU start the"
+              + " processes with the mpirun of that MPI, as in mpirun -n %2$s meteora …",
+          launch.rank(), launch.size(), mpi.openMpi ? "Open MPI" : "MPICH", rank, size);
     }
     return mpi;
   }

@@ -144,8 +144,7 @@ final class Nccl {
     if (code != SUCCESS && code != IN_PROGRESS) {
       var text = (MemorySegment) Functions.call(errorString.handle(), code);
       throw new UserException(
-          "NCCL: %s failed: %s (%s)"
-              .formatted(function.name(), text.reinterpret(256).getString(0), code));
+          "NCCL: %s failed: %s (%s)", function.name(), text.reinterpret(256).getString(0), code);
     }
   }
 }

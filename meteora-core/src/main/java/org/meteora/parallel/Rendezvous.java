@@ -72,9 +72,8 @@ final class Rendezvous {
         }
         if (!complete(arrivals, MEETING.minus(LOG_MISSING_AFTER))) {
           throw new UserException(
-              "of %s processes these did not come within %s minutes: rank %s"
-                  .formatted(
-                      launch.size(), MEETING.toMinutes(), String.join(", ", arrivals.absent())));
+              "of %s processes these did not come within %s minutes: rank %s",
+              launch.size(), MEETING.toMinutes(), String.join(", ", arrivals.absent()));
         }
       } catch (IOException e) {
         if (!arrivals.complete()) {
@@ -250,13 +249,12 @@ final class Rendezvous {
       }
     }
     throw new UserException(
-        "the first process could not be reached within %s minutes at %s, port %s%s (%s)"
-            .formatted(
-                MEETING.toMinutes(),
-                String.join(", ", addresses),
-                port,
-                ports == 1 ? "" : " to " + (port + ports - 1),
-                last));
+        "the first process could not be reached within %s minutes at %s, port %s%s (%s)",
+        MEETING.toMinutes(),
+        String.join(", ", addresses),
+        port,
+        ports == 1 ? "" : " to " + (port + ports - 1),
+        last);
   }
 
   /** Connects and says who this is; empty when somebody else answers. */

@@ -59,9 +59,9 @@ final class TorchSearch {
               .orElseThrow(
                   () ->
                       new UserException(
-                          ("%s=%s: no libtorch_cpu.so and libtorch.so there; name a folder such as"
-                                  + " …/site-packages/torch, or the root of a virtual environment")
-                              .formatted(variable, value))));
+                          "%s=%s: no libtorch_cpu.so and libtorch.so there; name a folder such as"
+                              + " …/site-packages/torch, or the root of a virtual environment",
+                          variable, value)));
     }
     return Optional.empty();
   }
@@ -100,14 +100,13 @@ final class TorchSearch {
         root = root.getCause();
       }
       throw new UserException(
-          ("METEORA_TORCH=download: PyTorch %s for CUDA %s cannot be fetched (%s: %s);"
-                  + " install one (python3 -m pip install torch), or name one with"
-                  + " METEORA_TORCH=FOLDER")
-              .formatted(
-                  LibTorch.JNI_VERSION,
-                  DOWNLOADED_CUDA,
-                  root.getClass().getSimpleName(),
-                  root.getMessage()),
+          "METEORA_TORCH=download: PyTorch %s for CUDA %s cannot be fetched (%s: %s);"
+              + " install one (python3 -m pip install torch), or name one with"
+              + " METEORA_TORCH=FOLDER",
+          LibTorch.JNI_VERSION,
+          DOWNLOADED_CUDA,
+          root.getClass().getSimpleName(),
+          root.getMessage(),
           e);
     }
   }

@@ -61,8 +61,8 @@ final class RowProduct {
       int rows, int out, int in, MemorySegment x, MemorySegment weight, MemorySegment y) {
     if (in % ALIGNED != 0) {
       throw new UserException(
-          "--batch-invariant is for linears whose inputs are a multiple of %d, not %d"
-              .formatted(ALIGNED, in));
+          "--batch-invariant is for linears whose inputs are a multiple of %d, not %d",
+          ALIGNED, in);
     }
     if (rows >= FEWEST) {
       product(rows, out, in, x, weight, y);

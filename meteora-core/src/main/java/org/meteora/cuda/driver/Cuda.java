@@ -36,8 +36,8 @@ public final class Cuda {
     var count = CudaDriver.integer("counting GPUs", CudaDriver.DEVICE_COUNT);
     if (index < 0 || index >= count) {
       throw new UserException(
-          "no GPU %s here (%s found): choose --device %s"
-              .formatted(index, count, count == 0 ? "cpu" : "cuda:0"));
+          "no GPU %s here (%s found): choose --device %s",
+          index, count, count == 0 ? "cpu" : "cuda:0");
     }
     this.index = index;
     var device = CudaDriver.integer("opening GPU " + index, CudaDriver.DEVICE, index);

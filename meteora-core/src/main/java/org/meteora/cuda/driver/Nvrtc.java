@@ -179,8 +179,8 @@ public final class Nvrtc {
       }
       if (best == 0) {
         throw new UserException(
-            "CUDA compiler %s does not know GPUs of compute capability %s.%s"
-                .formatted(version, capability / 10, capability % 10));
+            "CUDA compiler %s does not know GPUs of compute capability %s.%s",
+            version, capability / 10, capability % 10);
       }
       return "compute_" + best;
     }
@@ -212,8 +212,8 @@ public final class Nvrtc {
           var log = arena.allocate(out.get(JAVA_LONG, 0), 1);
           call("nvrtcGetProgramLog", "PP", program, log.address());
           throw new UserException(
-              "CUDA compiler %s refuses the kernels: %s"
-                  .formatted(version, log.getString(0).strip().replace("\n", "; ")));
+              "CUDA compiler %s refuses the kernels: %s",
+              version, log.getString(0).strip().replace("\n", "; "));
         }
         var kind = machineCode ? "CUBIN" : "PTX";
         call("nvrtcGet" + kind + "Size", "PP", program, out.address());
