@@ -69,9 +69,9 @@ public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapter
   public static MeteoraCheckpoint open(Path path, Optional<Path> adapterDir, Architecture config) {
     if (!Files.exists(path)) {
       throw new UserException(
-          "no such MeteoRA checkpoint: "
-              + path
-              + "; \"meteora train\" makes one, \"meteora download\" fetches one");
+          "no such MeteoRA checkpoint: %s; \"meteora train\" makes one, \"meteora download\""
+              + " fetches one",
+          path);
     }
     var weights = SafetensorsFolder.open(path);
     try {
@@ -224,10 +224,9 @@ public record MeteoraCheckpoint(SafetensorsFolder weights, List<Adapter> adapter
     }
     if (ranks.values().stream().allMatch(rank -> rank == 0)) {
       throw new UserException(
-          "the adapter "
-              + adapter.name()
-              + " was made for another base model: none of its tensors belongs to a projection of"
-              + " this one");
+          "the adapter %s was made for another base model: none of its tensors belongs to a"
+              + " projection of this one",
+          adapter.name());
     }
     if (!unknown.isEmpty()) {
       throw new UserException(

@@ -92,10 +92,8 @@ final class Mpi {
             + "srun has not told it of them: srun --mpi=pmi2 meteora … (MPICH), srun --mpi=pmix"
             + " meteora … (Open MPI; srun --mpi=list shows what there is), or mpirun in its place"
         : here
-            + "torchrun does not tell it of them: mpirun -n "
-            + launch.size()
-            + " meteora …, or meteora … --processes "
-            + launch.size();
+            + "torchrun does not tell it of them: mpirun -n %1$s meteora …, or meteora … --processes %1$s"
+                .formatted(launch.size());
   }
 
   /**

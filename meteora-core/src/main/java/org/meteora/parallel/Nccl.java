@@ -54,10 +54,9 @@ final class Nccl {
             .orElseThrow(
                 () ->
                     new UserException(
-                        "several GPUs need NCCL, and "
-                            + path
-                            + " cannot be loaded: pip install nvidia-nccl-cu13 (or -cu12) beside"
-                            + " PyTorch"));
+                        "several GPUs need NCCL, and %s cannot be loaded: pip install"
+                            + " nvidia-nccl-cu13 (or -cu12) beside PyTorch",
+                        path));
     allReduce = bind("ncclAllReduce", "(JJJIIJJ)I");
     reduceScatter = bind("ncclReduceScatter", "(JJJIIJJ)I");
     allGather = bind("ncclAllGather", "(JJJIJJ)I");

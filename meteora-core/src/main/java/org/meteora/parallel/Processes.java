@@ -101,10 +101,9 @@ public final class Processes {
   static void requireGpus(int processes, int gpus) {
     if (processes > gpus) {
       throw new UserException(
-          "more processes than GPUs: this machine has "
-              + gpus
-              + (gpus == 1 ? " GPU" : " GPUs")
-              + ", and every process takes one; --device cpu computes on the CPU");
+          "more processes than GPUs: this machine has %s %s, and every process takes one;"
+              + " --device cpu computes on the CPU",
+          gpus, gpus == 1 ? "GPU" : "GPUs");
     }
   }
 

@@ -81,10 +81,9 @@ final class CpuInference {
         case Router.Gates gates -> Optional.of(route(linear, x, logits, context));
         case Router other when invariant && !(other instanceof Router.Choosing) ->
             throw new UserException(
-                "--batch-invariant: what the router "
-                    + other.name()
-                    + " sums depends on how many tokens there are; gates and single adapters do"
-                    + " without");
+                "--batch-invariant: what the router %s sums depends on how many tokens there are;"
+                    + " gates and single adapters do without",
+                other.name());
         case Router.Scoring scoring -> {
           var choice = new Choice(tokens, linear.topK(context));
           try (var scores = Ops.contiguous(scoring.scores(linear, rows))) {
@@ -223,9 +222,9 @@ final class CpuInference {
           }
           if (rank == 1 && invariant) {
             throw new UserException(
-                "--batch-invariant is for ranks of 2 and more: adapter "
-                    + adapter
-                    + " has the rank 1, whose products the BLAS adds by another routine");
+                "--batch-invariant is for ranks of 2 and more: adapter %s has the rank 1, whose"
+                    + " products the BLAS adds by another routine",
+                adapter);
           }
           long first = bank.offset(adapter);
           for (int i = 0; i < count; i++) {

@@ -73,9 +73,8 @@ final class CudaDriver {
     var code = (int) Functions.call(INIT, 0);
     if (code != 0) {
       throw new UserException(
-          "the CUDA driver does not start ("
-              + message(code)
-              + "): is there a GPU? Choose --device cpu");
+          "the CUDA driver does not start (%s): is there a GPU? Choose --device cpu",
+          message(code));
     }
   }
 
