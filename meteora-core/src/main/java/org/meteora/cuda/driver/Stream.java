@@ -4,9 +4,6 @@ import org.meteora.foreign.Functions;
 
 /** A queue of device work: one of its own, or libtorch's. */
 public final class Stream implements AutoCloseable {
-  /** The default stream, which libtorch works on. */
-  public static final Stream LIBTORCH = new Stream(0, false);
-
   private static final int NON_BLOCKING = 1;
 
   /** The default stream, which libtorch works on. */
