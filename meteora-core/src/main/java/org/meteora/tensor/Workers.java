@@ -96,21 +96,21 @@ public final class Workers {
    * @throws RuntimeException what a task threw first
    */
   public static void run(int tasks, IntConsumer task) {
-    long name = NAMES.incrementAndGet();
     var job = new Job(tasks, task, new AtomicInteger(), new AtomicReference<>());
-    JOBS.put(name, job);
-    try {
-      if (tasks == 1) {
-        job.work();
-      } else if (PARALLEL == null) {
-        IntStream.range(0, count()).parallel().forEach(i -> job.work());
-      } else {
+    if (tasks == 1) {
+      job.work();
+    } else if (PARALLEL == null) {
+      IntStream.range(0, count()).parallel().forEach(i -> job.work());
+    } else {
+      long name = NAMES.incrementAndGet();
+      JOBS.put(name, job);
+      try {
         PARALLEL.invokeExact(ENTRY, MemorySegment.ofAddress(name), Math.min(tasks, count()), 0);
+      } catch (Throwable e) {
+        throw Functions.unchecked(e);
+      } finally {
+        JOBS.remove(name);
       }
-    } catch (Throwable e) {
-      throw Functions.unchecked(e);
-    } finally {
-      JOBS.remove(name);
     }
     if (job.failure().get() != null) {
       throw Functions.unchecked(job.failure().get());
