@@ -1,5 +1,6 @@
 package org.meteora.parallel;
 
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.function.LongConsumer;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
@@ -25,16 +26,11 @@ record Aside(Cuda cuda, Stream stream) implements AutoCloseable {
     work.accept(stream.handle());
     var done = new Event();
     done.record(stream);
-    return new Collective.Queued() {
-      private boolean awaited;
-
-      @Override
-      public void await() {
-        if (!awaited) {
-          awaited = true;
-          Stream.LIBTORCH.await(done);
-          done.close();
-        }
+    var awaited = new AtomicBoolean();
+    return () -> {
+      if (awaited.compareAndSet(false, true)) {
+        Stream.LIBTORCH.await(done);
+        done.close();
       }
     };
   }

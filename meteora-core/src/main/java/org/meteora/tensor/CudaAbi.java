@@ -34,17 +34,16 @@ final class CudaAbi {
     }
   }
 
-  /** Makes a stream current on this thread; the result undoes it. */
-  static long enterStream(long stream, int device) {
+  /** Makes a stream current on this thread until closed. */
+  static Ops.Scope onStream(long stream, int device) {
     var slot = StableAbi.slot();
     StableAbi.check(
         "cuda_stream_guard",
         () -> (int) StreamGuard.CREATE_GUARD.invokeExact(stream, device, slot));
-    return slot.get(JAVA_LONG, 0);
-  }
-
-  static void leaveStream(long guard) {
-    StableAbi.check("cuda_stream_guard", () -> (int) StreamGuard.DELETE_GUARD.invokeExact(guard));
+    long guard = slot.get(JAVA_LONG, 0);
+    return () ->
+        StableAbi.check(
+            "cuda_stream_guard", () -> (int) StreamGuard.DELETE_GUARD.invokeExact(guard));
   }
 
   static boolean canAddProduct(NDArray y) {

@@ -444,8 +444,7 @@ public final class Ops {
    * @param stream the CUDA driver's handle
    */
   public static Scope onStream(long stream, int device) {
-    long guard = CudaAbi.enterStream(stream, device);
-    return () -> CudaAbi.leaveStream(guard);
+    return CudaAbi.onStream(stream, device);
   }
 
   /** A stretch of code with a setting of its own. */

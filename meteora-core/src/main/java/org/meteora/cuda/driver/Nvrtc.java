@@ -56,7 +56,14 @@ public final class Nvrtc {
   private final String version;
 
   private Nvrtc() {
-    this.library = find();
+    this.library =
+        CudaLibraries.find(NAMES, "libnvrtc(-[0-9a-f]+)?\\.so.*")
+            .orElseThrow(
+                () ->
+                    new UserException(
+                        "no CUDA compiler: libnvrtc.so.13 or .12 is neither on LD_LIBRARY_PATH nor"
+                            + " in "
+                            + CudaLibraries.places()));
     Runtime.getRuntime().addShutdownHook(new Thread(compilations::finish));
     try (var arena = Arena.ofConfined()) {
       var both = arena.allocate(8, 8);
@@ -80,15 +87,6 @@ public final class Nvrtc {
   /** The compiler's version, such as 13.0. */
   public String version() {
     return version;
-  }
-
-  private static SymbolLookup find() {
-    return CudaLibraries.find(NAMES, "libnvrtc(-[0-9a-f]+)?\\.so.*")
-        .orElseThrow(
-            () ->
-                new UserException(
-                    "no CUDA compiler: libnvrtc.so.13 or .12 is neither on LD_LIBRARY_PATH nor in "
-                        + CudaLibraries.places()));
   }
 
   /**
