@@ -153,7 +153,7 @@ final class FileDownload {
     } catch (InterruptedException e) {
       part.fail(new UserException(file.path() + ": interrupted; run the same command to go on"));
     } catch (RuntimeException | Error e) {
-      part.fail(e instanceof Exception exception ? exception : new IllegalStateException(e));
+      part.fail(e);
     }
   }
 

@@ -86,7 +86,7 @@ final class PartFile implements Closeable {
 
   private long unsynced;
   private boolean syncing;
-  private Exception failure;
+  private Throwable failure;
   private boolean finished;
   private Object sequentialOwner;
 
@@ -347,7 +347,7 @@ final class PartFile implements Closeable {
   }
 
   /** Something is wrong that no retry mends: everybody waiting is told. */
-  synchronized void fail(Exception reason) {
+  synchronized void fail(Throwable reason) {
     if (failure == null) {
       failure = reason;
     }

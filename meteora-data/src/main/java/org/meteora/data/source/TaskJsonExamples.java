@@ -14,8 +14,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BiConsumer;
@@ -238,17 +240,12 @@ record TaskJsonExamples(
     if (choices.isEmpty()) {
       throw new UserException(where + ": \"target_scores\" is empty");
     }
-    String best = null;
-    double highest = Double.NEGATIVE_INFINITY;
-    double lowest = Double.POSITIVE_INFINITY;
+    var scores = new LinkedHashMap<String, Double>();
     for (var choice : choices.properties()) {
-      double score = score(choice, where);
-      if (best == null || score > highest) {
-        best = choice.getKey();
-        highest = score;
-      }
-      lowest = Math.min(lowest, score);
+      scores.put(choice.getKey(), score(choice, where));
     }
+    double highest = Collections.max(scores.values());
+    double lowest = Collections.min(scores.values());
     if (choices.size() == 1 ? highest == 0 : highest == lowest) {
       throw new UserException(
           where
@@ -257,7 +254,7 @@ record TaskJsonExamples(
                   : ": all choices have the same score")
               + ", so there is no right one");
     }
-    return List.of(best);
+    return scores.keySet().stream().filter(each -> scores.get(each) == highest).limit(1).toList();
   }
 
   static int byCodePoint(String a, String b) {

@@ -1,6 +1,7 @@
 package org.meteora.data.tasks;
 
 import static org.meteora.io.Jsonl.text;
+import static org.meteora.io.Jsonl.texts;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.util.Collection;
@@ -157,17 +158,12 @@ public final class Tasks {
   }
 
   private static String choiceLines(JsonNode record, String where) {
-    var list = record.path("multiple_choice_targets");
-    if (!list.isArray()) {
+    if (!record.path("multiple_choice_targets").isArray()) {
       throw new UserException(where + ": \"multiple_choice_targets\" must be a list");
     }
     var lines = new StringBuilder("\n");
-    for (var choice : list) {
-      if (!choice.isTextual()) {
-        throw new UserException(
-            where + ": \"multiple_choice_targets\" must be a list of texts, it holds " + choice);
-      }
-      lines.append("choice: ").append(choice.textValue()).append('\n');
+    for (var choice : texts(record, "multiple_choice_targets", where)) {
+      lines.append("choice: ").append(choice).append('\n');
     }
     return lines.toString();
   }
