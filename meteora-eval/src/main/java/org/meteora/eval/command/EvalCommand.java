@@ -189,7 +189,7 @@ public final class EvalCommand implements Callable<Integer> {
       var name = answers.getFirst().task();
       Optional<EvalTask> saved =
           parts == null ? SavedAnswers.task(rescore, name) : Optional.empty();
-      var scored = saved.orElseGet(() -> evalTask(name));
+      var scored = saved.orElseGet(() -> evalTask(name, config.load().targetDir()));
       scored.requireParts(answers.stream().map(Answer::truth).toList());
       out().print(ScoreTable.of(scored.name() + " (saved answers)", Scores.of(scored, answers)));
       out().flush();
@@ -214,7 +214,7 @@ public final class EvalCommand implements Callable<Integer> {
     }
     check();
     var settings = config.load();
-    var evaluated = evaluated(settings);
+    var evaluated = evaluated(settings.targetDir());
     var same = new ArrayList<>(arguments());
     evaluated.forEach(
         each -> {
@@ -227,27 +227,23 @@ public final class EvalCommand implements Callable<Integer> {
         model.device(), same, (all, device) -> evaluateAll(evaluated, settings, all, device));
   }
 
-  private EvalTask evalTask(String name) {
-    var targetDir = config.load().targetDir();
+  private EvalTask evalTask(String name, Path targetDir) {
     return parts == null
         ? EvalTask.of(name, targetDir)
         : EvalTask.composite(name, parts, targetDir);
   }
 
   /** The tasks that {@code --task} names, each once. */
-  private List<String> names(Path targetDir) {
-    if (!tasks.equals(List.of("all"))) {
-      return tasks.stream().distinct().toList();
+  private List<EvalTask> evaluated(Path targetDir) {
+    var names = tasks;
+    if (tasks.equals(List.of("all"))) {
+      var found = Folders.having(targetDir, "test.jsonl");
+      names = found.stream().map(folder -> folder.getFileName().toString()).toList();
+      if (names.isEmpty()) {
+        throw new UserException("--task all: no folder in " + targetDir + " has a test.jsonl");
+      }
     }
-    var found = Folders.having(targetDir, "test.jsonl");
-    if (found.isEmpty()) {
-      throw new UserException("--task all: no folder in " + targetDir + " has a test.jsonl");
-    }
-    return found.stream().map(folder -> folder.getFileName().toString()).toList();
-  }
-
-  private List<EvalTask> evaluated(MeteoraConfig settings) {
-    var evaluated = names(settings.targetDir()).stream().map(this::evalTask).toList();
+    var evaluated = names.stream().distinct().map(name -> evalTask(name, targetDir)).toList();
     if (parts != null && evaluated.size() > 1) {
       throw new UserException("--tasks says what one composite task is made of: name one --task");
     }

@@ -100,14 +100,7 @@ final class Evaluation implements AutoCloseable {
       if (asked.routes) {
         evaluator =
             evaluator.listenedBy(
-                prompt ->
-                    task.parts().isEmpty()
-                        ? matrix.listener(task.name())
-                        : matrix.listener(
-                            task.name(),
-                            task.parts(),
-                            prompt,
-                            ids -> loaded.tokenizer().decode(ids, false)));
+                prompt -> matrix.listener(task.name(), task.parts(), prompt, this::textOf));
       }
       var described = asked.describe(test, chosen);
       Map<String, Object> modelDescribed = save ? loaded.describe(routed) : Map.of();
@@ -142,7 +135,7 @@ final class Evaluation implements AutoCloseable {
               && asked.existing() == SavedResult.Existing.RESUME
               && Files.exists(result.file());
       if (save && !complete) { // before printing: what was worked for is safe, read or not
-        result.write(asked.arguments(), described, () -> modelDescribed, run, scores);
+        result.write(asked.arguments(), described, modelDescribed, run, scores);
         LOG.info("saved {} and {}", result.file(), result.answersFile());
       }
       if (asked.routes) {
@@ -232,7 +225,7 @@ final class Evaluation implements AutoCloseable {
         var run = evaluator.run(task.name(), test.samples(), there, result::add);
         var scores = Scores.of(task, run.answers());
         if (run.throughput().samples() > 0 || !Files.exists(result.file())) {
-          result.write(asked.arguments(), described, () -> modelDescribed, run, scores);
+          result.write(asked.arguments(), described, modelDescribed, run, scores);
         }
         report.add(point, task, run.answers(), scores);
         code = Math.max(code, exitCode(run, test.file()));
@@ -283,8 +276,11 @@ final class Evaluation implements AutoCloseable {
     return routing.withRouter(
         task.parts().isEmpty()
             ? oracle.of(task.name())
-            : new CompositeOracle(
-                oracle, task.parts(), ids -> loaded.tokenizer().decode(ids, false)));
+            : new CompositeOracle(oracle, task.parts(), this::textOf));
+  }
+
+  private String textOf(int[] ids) {
+    return loaded.tokenizer().decode(ids, false);
   }
 
   private GenerationConfig chosen() {

@@ -8,6 +8,8 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
 
@@ -92,6 +94,14 @@ final class Columns {
     } catch (IOException e) {
       throw new UserException("cannot read the folder " + path + ": " + AtomicFiles.reason(e), e);
     }
+  }
+
+  /** Columns and their values; those without one are left out. */
+  static String listed(List<Column> columns, List<?> values) {
+    return IntStream.range(0, columns.size())
+        .filter(c -> values.get(c) != null)
+        .mapToObj(c -> columns.get(c).label() + " " + values.get(c))
+        .collect(Collectors.joining(", "));
   }
 
   /** The JSON beside a file of answers. */

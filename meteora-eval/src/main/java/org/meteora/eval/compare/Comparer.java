@@ -124,15 +124,10 @@ public final class Comparer {
   private void warnOfSamples(
       String evaluation, List<SavedRun> runs, int common, int withoutSkipped) {
     if (present(runs).anyMatch(run -> run.answers().size() != common)) {
-      var sizes = new ArrayList<String>();
-      for (int c = 0; c < runs.size(); c++) {
-        if (runs.get(c) != null) {
-          sizes.add(columns.get(c).label() + " " + runs.get(c).answers().size());
-        }
-      }
+      var sizes = Columns.listed(columns, each(runs, run -> run.answers().size()));
       warnings.add(
           "%s: the runs have other samples (%s); compared are the %d that all have"
-              .formatted(evaluation, String.join(", ", sizes), withoutSkipped));
+              .formatted(evaluation, sizes, withoutSkipped));
     } else if (withoutSkipped < common) {
       warnings.add(
           "%s: %d samples left out that one of the runs skipped"

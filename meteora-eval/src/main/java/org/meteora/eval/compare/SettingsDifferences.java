@@ -115,18 +115,9 @@ final class SettingsDifferences {
         .map(
             each ->
                 "%s differs in %s: %s"
-                    .formatted(each.name(), some(each.tasks()), described(each.values())))
+                    .formatted(
+                        each.name(), some(each.tasks()), Columns.listed(columns, each.values())))
         .toList();
-  }
-
-  private String described(List<String> values) {
-    var text = new ArrayList<String>();
-    for (int c = 0; c < values.size(); c++) {
-      if (values.get(c) != null) {
-        text.add(columns.get(c).label() + " " + values.get(c));
-      }
-    }
-    return String.join(", ", text);
   }
 
   private static String some(List<String> tasks) {

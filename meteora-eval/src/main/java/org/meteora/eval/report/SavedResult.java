@@ -14,7 +14,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.TreeSet;
-import java.util.function.Supplier;
 import org.meteora.UserException;
 import org.meteora.eval.Answer;
 import org.meteora.eval.Evaluator;
@@ -243,12 +242,12 @@ public final class SavedResult implements AutoCloseable {
    *
    * @param arguments the command line
    * @param settings of the evaluation and its generation
-   * @param model settings and hashes of the model; asked for once the answers are written
+   * @param model settings and hashes of the model
    */
   public void write(
       List<String> arguments,
       Map<String, Object> settings,
-      Supplier<Map<String, Object>> model,
+      Map<String, Object> model,
       Evaluator.Run run,
       Scores scores) {
     delete(file());
@@ -267,7 +266,7 @@ public final class SavedResult implements AutoCloseable {
     json.put("created", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString());
     json.put("arguments", arguments.stream().map(CacheFolders::shown).toList());
     json.put("settings", settings);
-    json.put("model", model.get());
+    json.put("model", model);
     json.put("samples", scores.samples());
     json.put("skipped", scores.skipped());
     json.put("problems", run.problems());

@@ -50,11 +50,14 @@ public final class RoutingMatrix {
    * asks, what belongs to no task is not counted, and the answers make a row of their own.
    *
    * @param task the composite's name
-   * @param parts its tasks in order
+   * @param parts its tasks in order; empty for a single task, as {@link #listener(String)}
    * @param decode token ids to text, special tokens kept
    */
   public RoutingListener listener(
       String task, List<String> parts, int[] prompt, Function<int[], String> decode) {
+    if (parts.isEmpty()) {
+      return listener(task);
+    }
     var rows = Part.numbers(parts, prompt, decode, this::row);
     return listener(row(task + " (answers)"), rows);
   }

@@ -71,7 +71,7 @@ class ComparerTest {
       saved.write(
           List.of(),
           settings,
-          () -> Map.of("model", model, "routing_top_k", into.length()),
+          Map.of("model", model, "routing_top_k", into.length()),
           new Evaluator.Run(
               answers,
               new Throughput(1, count, 1, 1),

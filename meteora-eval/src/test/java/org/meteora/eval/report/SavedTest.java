@@ -44,8 +44,7 @@ class SavedTest {
     var scores = Scores.of(EvalTask.of(TASK), ANSWERS);
     var saved = new SavedResult(folder, "my_adapter", TASK); // no other run wants its lock
     var run = new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4), Map.of());
-    saved.write(
-        List.of("--task", TASK), Map.of("batch_size", 1), () -> Map.of("k", 2), run, scores);
+    saved.write(List.of("--task", TASK), Map.of("batch_size", 1), Map.of("k", 2), run, scores);
     assertThat(saved.file()).isEqualTo(folder.resolve("peft/my_adapter/strategyqa.json"));
     assertThat(SavedAnswers.read(saved.answersFile())).isEqualTo(ANSWERS);
     assertThat(SavedAnswers.read(saved.file())).isEqualTo(ANSWERS);
@@ -110,7 +109,7 @@ class SavedTest {
       saved.write(
           List.of(),
           settings,
-          () -> MODEL,
+          MODEL,
           new Evaluator.Run(ANSWERS, new Throughput(2, 2, 10, 4), Map.of()),
           Scores.of(EvalTask.of(TASK), ANSWERS));
     }
