@@ -403,7 +403,7 @@ final class RunningBatch implements AutoCloseable {
       return context;
     }
     var tokens = rows.stream().map(RoutingDispatcher.Row::tokens).toList();
-    var router = packed ? new Router.Packed(routers, tokens) : new Router.Rows(routers);
+    var router = new Router.Rows(routers, packed ? tokens : List.of());
     return context.withRouting(context.routing().withRouter(router));
   }
 

@@ -4,10 +4,10 @@ import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.text.Normalizer;
-import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.regex.Pattern;
 import java.util.regex.PatternSyntaxException;
 import org.meteora.UserException;
@@ -61,7 +61,7 @@ final class TokenizerFile {
         throw refused(part + " makes a text more than " + LARGEST_GROWTH + " times as long");
       }
     }
-    var pieces = new HashMap<Integer, String>();
+    var pieces = new TreeMap<Integer, String>();
     var vocab = json.path("model").path("vocab");
     if (vocab.isArray()) {
       for (int i = 0; i < vocab.size(); i++) {
@@ -76,11 +76,10 @@ final class TokenizerFile {
       }
       put(pieces, added.path("id"), added.path("content").textValue());
     }
-    int highest = pieces.keySet().stream().mapToInt(Integer::intValue).max().orElse(-1);
-    if (highest < 0) {
+    if (pieces.isEmpty()) {
       throw refused("the vocabulary is empty");
     }
-    var table = new String[highest + 1];
+    var table = new String[pieces.lastKey() + 1];
     pieces.forEach((id, piece) -> table[id] = piece);
     var normalizer = json.path("normalizer");
     double growth = characters(normalizer, false) * characters(json.path("pre_tokenizer"), true);

@@ -68,7 +68,7 @@ public final class DecoderLayer extends LlamaBlock {
 
   /** Those of one input. */
   public List<GatedLinear> projections(Projection.Input input) {
-    return projections.stream().filter(it -> it.projection().input() == input).toList();
+    return input.readers().stream().map(this::projection).toList();
   }
 
   /** One projection. */

@@ -9,7 +9,6 @@ import ai.djl.nn.AbstractBlock;
 import ai.djl.nn.Parameter;
 import ai.djl.training.ParameterStore;
 import ai.djl.util.PairList;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -30,13 +29,10 @@ abstract class LlamaBlock extends AbstractBlock {
   /** The projections that read one input, as children of this block. */
   final GatedForward group(
       Projection.Input input, Map<Projection, GatedLinear> linears, Backend backend) {
-    var reading = new ArrayList<GatedLinear>();
-    for (var projection : Projection.values()) {
-      if (projection.input() == input) {
-        reading.add(addChildBlock(projection.module(), linears.get(projection)));
-      }
-    }
-    return backend.of(reading);
+    return backend.of(
+        input.readers().stream()
+            .map(projection -> addChildBlock(projection.module(), linears.get(projection)))
+            .toList());
   }
 
   /** What linears with one input give; their logits go where the pass wants them. */

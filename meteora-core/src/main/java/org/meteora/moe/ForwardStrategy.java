@@ -7,6 +7,7 @@ import ai.djl.ndarray.NDArray;
  * weight_i · s_i · (x A_iᵀ) B_iᵀ} over the chosen adapters. Runs on any device, recorded for
  * backward or not.
  */
+@FunctionalInterface
 public interface ForwardStrategy {
   /**
    * @param x {@code (tokens, in)}, dropout already applied
@@ -16,9 +17,4 @@ public interface ForwardStrategy {
    * @return {@code (tokens, out)}, in the dtype of {@code x}
    */
   NDArray contribution(NDArray x, BankLayout bank, Routing routing, boolean training);
-
-  /** Whether inference, too, takes training's equation for the weights. */
-  default boolean routesAsTraining() {
-    return false;
-  }
 }

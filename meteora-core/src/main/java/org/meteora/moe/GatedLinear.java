@@ -157,7 +157,8 @@ public final class GatedLinear extends AbstractBlock {
       case Router.Scoring scoring -> {
         logits = scoring.scores(this, rows);
         boolean training =
-            scoring instanceof Router.Gates && (context.training() || sum.routesAsTraining());
+            scoring instanceof Router.Gates
+                && (context.training() || context.mode() == ForwardMode.REFERENCE);
         routing =
             training
                 ? Gate.training(logits, topK(context))

@@ -94,16 +94,23 @@ public sealed interface Router {
   }
 
   /**
-   * A router of its own for each batch row.
+   * A router of its own for each of several sequences.
    *
    * @param rows one for each
+   * @param tokens how many of each lie in a batch's only row, one sequence after another; empty:
+   *     each has a batch row
    */
-  record Rows(List<Row> rows) implements Choosing {
+  record Rows(List<Row> rows, List<Integer> tokens) implements Choosing {
     /**
-     * @param first the place in the row's sequence of the pass's first column; negative where the
-     *     row begins with padding
+     * @param first the place in the sequence of the pass's first column of it; negative where its
+     *     batch row begins with padding
      */
     public record Row(SequenceRouter router, int first) {}
+
+    /** A batch row for each. */
+    public Rows(List<Row> rows) {
+      this(rows, List.of());
+    }
 
     @Override
     public String name() {
@@ -112,11 +119,19 @@ public sealed interface Router {
 
     @Override
     public Choice choose(GatedLinear linear, NDArray x, int count) {
-      if (count != rows.size()) {
-        throw new IllegalArgumentException(count + " rows, " + rows.size() + " routers");
+      int all = (int) x.getShape().get(0);
+      var its = tokens.isEmpty() ? Collections.nCopies(count, all / count) : tokens;
+      int sum = its.stream().mapToInt(Integer::intValue).sum();
+      if (its.size() != rows.size() || sum != all || !tokens.isEmpty() && count != 1) {
+        throw new IllegalArgumentException(
+            "%d rows of %s, %d routers of %d tokens"
+                .formatted(count, x.getShape(), rows.size(), sum));
       }
-      int width = (int) x.getShape().get(0) / count;
-      return joined(linear, rows.stream().map(row -> row.router.choose(row.first, width)).toList());
+      return joined(
+          linear,
+          IntStream.range(0, its.size())
+              .mapToObj(i -> rows.get(i).router.choose(rows.get(i).first, its.get(i)))
+              .toList());
     }
 
     /** One after another; adapter 0 with the weight 0 where one has fewer. */
@@ -134,34 +149,6 @@ public sealed interface Router {
       }
       requireBelow(linear.bank().size(), all.indices());
       return all;
-    }
-  }
-
-  /**
-   * A router of its own for each of several sequences in a batch's only row.
-   *
-   * @param rows one for each; its first column is that of its sequence
-   * @param tokens how many of each lie there, one sequence after another
-   */
-  record Packed(List<Rows.Row> rows, List<Integer> tokens) implements Choosing {
-    @Override
-    public String name() {
-      return "packed";
-    }
-
-    @Override
-    public Choice choose(GatedLinear linear, NDArray x, int count) {
-      long all = tokens.stream().mapToInt(Integer::intValue).sum();
-      if (count != 1 || rows.size() != tokens.size() || x.getShape().get(0) != all) {
-        throw new IllegalArgumentException(
-            "%d rows of %s, %d routers of %d tokens"
-                .formatted(count, x.getShape(), rows.size(), all));
-      }
-      return Rows.joined(
-          linear,
-          IntStream.range(0, rows.size())
-              .mapToObj(i -> rows.get(i).router().choose(rows.get(i).first(), tokens.get(i)))
-              .toList());
     }
   }
 

@@ -25,7 +25,12 @@ public enum Projection {
     /** The normed sum behind attention, {@code (…, hidden)}. */
     MLP,
     /** {@code silu(gate) · up}, {@code (…, intermediate)}. */
-    MLP_INNER
+    MLP_INNER;
+
+    /** The projections that read it, in order. */
+    public List<Projection> readers() {
+      return Arrays.stream(Projection.values()).filter(each -> each.input == this).toList();
+    }
   }
 
   /** Hugging Face's names, such as {@code q_proj}, in order. */

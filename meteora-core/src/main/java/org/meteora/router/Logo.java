@@ -125,7 +125,7 @@ public final class Logo implements Router.Probing {
   }
 
   private final class LastToken implements Router.Probe {
-    private List<float[]> scores;
+    private float[] scores; // (rows, N)
 
     @Override
     public String name() {
@@ -137,7 +137,6 @@ public final class Logo implements Router.Probing {
       if (linear != probed) {
         return;
       }
-      int n = linear.bank().size();
       long width = x.getShape().get(0) / rows;
       var lasts = new long[rows]; // prompts are padded on their left
       for (int row = 0; row < rows; row++) {
@@ -145,11 +144,7 @@ public final class Logo implements Router.Probing {
       }
       try (var index = Ops.of(x.getManager(), lasts, rows);
           var h = Ops.indexSelect(x, 0, index)) {
-        var values = Logo.this.scores(h);
-        scores = new ArrayList<>();
-        for (int row = 0; row < rows; row++) {
-          scores.add(Arrays.copyOfRange(values, row * n, (row + 1) * n));
-        }
+        scores = Logo.this.scores(h);
       }
     }
 
@@ -159,11 +154,13 @@ public final class Logo implements Router.Probing {
         throw new UserException(
             "--router " + name() + " looks at the last layer, and no adapter acts there");
       }
-      int k = Math.min(topK, scores.getFirst().length);
+      int n = probed.bank().size();
+      int k = Math.min(topK, n);
       var routers = new ArrayList<SequenceRouter>();
-      for (var row : scores) {
+      for (int first = 0; first < scores.length; first += n) {
+        var row = Arrays.copyOfRange(scores, first, first + n);
         var best =
-            IntStream.range(0, row.length)
+            IntStream.range(0, n)
                 .boxed()
                 .sorted(Comparator.comparingDouble(i -> -row[i]))
                 .limit(k)

@@ -32,7 +32,7 @@ class RouterTest {
   }
 
   /** The rows one after another as sequences of unlike lengths: the first is two. */
-  private static Router.Packed packed(int[] adapters, int tokens) {
+  private static Router.Rows packed(int[] adapters, int tokens) {
     var rows = new ArrayList<Router.Rows.Row>();
     var counts = new ArrayList<Integer>();
     for (int adapter : adapters) {
@@ -43,7 +43,7 @@ class RouterTest {
         counts.add(length);
       }
     }
-    return new Router.Packed(rows, counts);
+    return new Router.Rows(rows, counts);
   }
 
   /** In batches of few tokens and of many, by every form, with and without gates. */

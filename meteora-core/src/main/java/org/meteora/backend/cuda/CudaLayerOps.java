@@ -9,7 +9,6 @@ import org.meteora.cuda.kernel.PrefillKernels.PrefillCopyColumns;
 import org.meteora.cuda.kernel.PrefillKernels.PrefillRmsNorm;
 import org.meteora.cuda.kernel.PrefillKernels.PrefillRopeAppend;
 import org.meteora.model.KvCache;
-import org.meteora.model.LayerOps;
 import org.meteora.model.Pass;
 import org.meteora.model.RmsNorm;
 import org.meteora.model.TensorOps;
@@ -17,7 +16,7 @@ import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
 /** What lies between a Llama's products at inference on a GPU, one launch each. */
-public final class CudaLayerOps implements LayerOps {
+public final class CudaLayerOps extends TensorOps {
   private final Cuda cuda;
   private final Dtype dtype;
   private PrefillKernels kernels;
@@ -77,7 +76,7 @@ public final class CudaLayerOps implements LayerOps {
   @Override
   public Heads rotate(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
     if (pass.cache() == null) {
-      return TensorOps.INSTANCE.rotate(queries, keys, values, pass, layer);
+      return super.rotate(queries, keys, values, pass, layer);
     }
     var cache = pass.cache();
     var store = cache.layer(layer);
@@ -110,14 +109,9 @@ public final class CudaLayerOps implements LayerOps {
     int from = ranges == null ? 0 : ranges.first();
     int count = ranges == null ? cache.length() + seq : ranges.count();
     return new Heads(
-        TensorOps.heads(queries, headDim),
+        heads(queries, headDim),
         cache.columns(store.keys(), from, count, manager),
         cache.columns(store.values(), from, count, manager));
-  }
-
-  @Override
-  public NDArray attend(NDArray queries, NDArray keys, NDArray values, Pass pass, int layer) {
-    return TensorOps.INSTANCE.attend(queries, keys, values, pass, layer);
   }
 
   @Override

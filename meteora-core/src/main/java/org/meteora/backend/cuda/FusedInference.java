@@ -69,12 +69,9 @@ final class FusedInference implements AutoCloseable {
     this.products = products;
     this.router = router;
     this.banks = linears.stream().map(router::forKernels).toList();
-    this.rankAt = new int[linears.size() + 1];
+    this.rankAt = GivenChoice.firstRanks(linears);
     this.gateAt = new int[linears.size() + 1];
-    for (int i = 0; i < linears.size(); i++) {
-      rankAt[i + 1] = rankAt[i] + linears.get(i).bank().totalRank();
-    }
-    gateAt[0] = rankAt[linears.size()];
+    gateAt[0] = linears.stream().mapToInt(linear -> linear.bank().totalRank()).sum();
     for (int i = 0; i < linears.size(); i++) {
       gateAt[i + 1] = gateAt[i] + gateRows(i);
     }

@@ -57,9 +57,7 @@ final class GivenChoice implements Router.Choosing, AutoCloseable {
 
   /** Whether a router goes by places alone, so that its choice is every linear's. */
   static boolean serves(Router router) {
-    return router instanceof Router.Fixed
-        || router instanceof Router.Rows
-        || router instanceof Router.Packed;
+    return router instanceof Router.Fixed || router instanceof Router.Rows;
   }
 
   @Override

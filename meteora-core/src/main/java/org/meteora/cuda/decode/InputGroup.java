@@ -19,11 +19,7 @@ import org.meteora.nn.Projection;
 record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> weigher) {
   static InputGroup of(DecodeModel model, int layer, Projection.Input input) {
     var all = model.layers().get(layer);
-    var reading =
-        Arrays.stream(Projection.values())
-            .filter(projection -> projection.input() == input)
-            .map(Projection::ordinal)
-            .toList();
+    var reading = input.readers().stream().map(Projection::ordinal).toList();
     var weigher = input == Projection.Input.ATTENTION ? all.weigher() : Optional.<Weigher>empty();
     var linears = reading.stream().map(all.linears()::get).toList();
     return new InputGroup(layer, reading.getFirst(), linears, weigher);

@@ -16,6 +16,7 @@ import org.meteora.cuda.kernel.MaskedAdapters;
 import org.meteora.cuda.kernel.MaskedAdapters.DecodeSumRoute;
 import org.meteora.cuda.kernel.MaskedAdapters.MaskedLinear;
 import org.meteora.cuda.kernel.WideProduct;
+import org.meteora.cuda.kernel.WideProduct.Matrix;
 import org.meteora.nn.Projection.Input;
 import org.meteora.nn.Scores;
 
@@ -25,9 +26,6 @@ import org.meteora.nn.Scores;
  * more rows and where that does not know the product, by cuBLAS beside each other.
  */
 final class LibraryProduct extends StepProduct {
-  /** A matrix {@code (rows, in)}. */
-  private record Matrix(long address, int rows) {}
-
   /** A matrix, and where its product goes in a row of y. */
   private record Part(long address, int rows, int at) {}
 
@@ -95,7 +93,7 @@ final class LibraryProduct extends StepProduct {
       }
     }
     this.ld = whole(parts.getLast().at() + parts.getLast().rows());
-    var all = parts.stream().map(part -> new WideProduct.Matrix(part.address(), part.rows()));
+    var all = parts.stream().map(part -> new Matrix(part.address(), part.rows()));
     this.own =
         isForOwn(kernels, model, rows)
             ? WideProduct.of(kernels, all.toList(), group.in(), rows)

@@ -117,11 +117,10 @@ public final class AdapterKernels implements AutoCloseable {
       this.kernels =
           Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, maxAdapters).with(scores));
       for (var target : targets) {
-        var offsets = cuda.upload(target.adapters().offsets(), stream);
-        var scales = cuda.upload(target.adapters().scales(), stream);
-        owned.add(offsets);
-        owned.add(scales);
-        arrays.add(new long[] {offsets.address(), scales.address()});
+        owned.add(cuda.upload(target.adapters().offsets(), stream));
+        var offsets = owned.getLast().address();
+        owned.add(cuda.upload(target.adapters().scales(), stream));
+        arrays.add(new long[] {offsets, owned.getLast().address()});
       }
       this.ld = gates() + ranks();
       this.grouped = new GroupedPrefill(kernels, this.targets, arrays, in);
