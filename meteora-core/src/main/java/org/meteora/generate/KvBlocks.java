@@ -1,5 +1,6 @@
 package org.meteora.generate;
 
+import java.nio.IntBuffer;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.HashMap;
@@ -14,19 +15,7 @@ import java.util.Map;
  */
 final class KvBlocks {
   /** Content in terms of the content before it, so that equal contents are equal in all. */
-  private record Content(long before, int[] tokens) {
-    @Override
-    public int hashCode() {
-      return 31 * Long.hashCode(before) + Arrays.hashCode(tokens);
-    }
-
-    @Override
-    public boolean equals(Object other) {
-      return other instanceof Content its
-          && its.before == before
-          && Arrays.equals(its.tokens, tokens);
-    }
-  }
+  private record Content(long before, IntBuffer tokens) {}
 
   private static final long NOTHING = -1;
 
@@ -101,7 +90,8 @@ final class KvBlocks {
   }
 
   private Content content(long before, int[] tokens, int index) {
-    return new Content(before, Arrays.copyOfRange(tokens, index * size, (index + 1) * size));
+    var its = Arrays.copyOfRange(tokens, index * size, (index + 1) * size);
+    return new Content(before, IntBuffer.wrap(its));
   }
 
   /** How many of these blocks nobody has: sharing them leaves so many fewer to take. */

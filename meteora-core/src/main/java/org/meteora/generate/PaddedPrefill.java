@@ -52,7 +52,7 @@ final class PaddedPrefill implements Prefill {
           its.copyTo(model.backend().ops(), cache, row, padding[row], count);
         }
       }
-      cache.setPadding(padding, longest - width);
+      cache.advance(longest - width);
     } catch (RuntimeException | Error e) {
       cache.close();
       throw e;

@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import java.util.Map;
-import java.util.stream.Stream;
 import org.meteora.moe.GatedForward;
 import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
@@ -81,9 +80,5 @@ public final class Attention extends LlamaBlock {
       mixed.add(attend(queries.get(i), keys.get(i), values.get(i), pass));
     }
     return NDArrays.concat(mixed, 1);
-  }
-
-  Stream<GatedLinear> projections() {
-    return Stream.of(input, output).flatMap(group -> group.linears().stream());
   }
 }

@@ -1,8 +1,8 @@
 package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
+import java.util.Collection;
 import java.util.List;
-import java.util.stream.Stream;
 import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
 
@@ -14,12 +14,20 @@ public final class DecoderLayer extends LlamaBlock {
   private final Mlp mlp;
   private final List<GatedLinear> projections;
 
-  DecoderLayer(RmsNorm inputNorm, Attention attention, RmsNorm postAttentionNorm, Mlp mlp) {
+  /**
+   * @param projections those of attention and MLP, in the order of {@link Projection}
+   */
+  DecoderLayer(
+      RmsNorm inputNorm,
+      Attention attention,
+      RmsNorm postAttentionNorm,
+      Mlp mlp,
+      Collection<GatedLinear> projections) {
     this.inputNorm = addChildBlock("input_layernorm", inputNorm);
     this.attention = addChildBlock("self_attn", attention);
     this.postAttentionNorm = addChildBlock("post_attention_layernorm", postAttentionNorm);
     this.mlp = addChildBlock("mlp", mlp);
-    this.projections = Stream.concat(attention.projections(), mlp.projections()).toList();
+    this.projections = List.copyOf(projections);
   }
 
   /**

@@ -34,7 +34,7 @@ public final class KvCache implements AutoCloseable {
   private final Dtype dtype;
   private final NDArray[] keys;
   private final NDArray[] values;
-  private int[] padding;
+  private final int[] padding;
   private int[] packed;
   private NDArray paddingMask;
   private int capacity;
@@ -186,21 +186,6 @@ public final class KvCache implements AutoCloseable {
   public record Columns(int fromRow, int from, int row, int to, int count) {}
 
   /**
-   * Sets its rows' paddings and its length, as what was copied into it says.
-   *
-   * @param columns the length, padding included
-   * @throws IllegalArgumentException for another number of rows, or more columns than there are
-   */
-  public void setPadding(int[] paddings, int columns) {
-    if (paddings.length != padding.length || columns > capacity) {
-      throw new IllegalArgumentException(paddings.length + " rows, " + columns + " columns");
-    }
-    padding = paddings.clone();
-    length = columns;
-    maskPadding();
-  }
-
-  /**
    * Where a sequence's keys and values are.
    *
    * @param row its row
@@ -281,7 +266,7 @@ public final class KvCache implements AutoCloseable {
     return capacity;
   }
 
-  /** Counts the tokens of a finished pass. */
+  /** Counts the tokens of a finished pass, or of what was copied into it. */
   public void advance(int tokens) {
     length += tokens;
   }

@@ -102,7 +102,8 @@ public final class LlamaFactory {
               new RmsNorm(
                   weights.get(prefix + "post_attention_layernorm.weight", hidden),
                   config.rmsNormEps()),
-              new Mlp(linears, backend)));
+              new Mlp(linears, backend),
+              linears.values()));
     }
     var norm = new RmsNorm(weights.get("model.norm.weight", hidden), config.rmsNormEps());
     var head =

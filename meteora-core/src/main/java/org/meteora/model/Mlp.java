@@ -2,7 +2,6 @@ package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
 import java.util.Map;
-import java.util.stream.Stream;
 import org.meteora.moe.GatedForward;
 import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
@@ -20,9 +19,5 @@ public final class Mlp extends LlamaBlock {
   NDArray forward(NDArray x, Pass pass) {
     var projected = project(input, x, pass);
     return project(output, pass.ops().siluUp(projected.get(0), projected.get(1)), pass).getFirst();
-  }
-
-  Stream<GatedLinear> projections() {
-    return Stream.of(input, output).flatMap(group -> group.linears().stream());
   }
 }

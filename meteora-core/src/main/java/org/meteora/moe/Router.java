@@ -230,10 +230,9 @@ public sealed interface Router {
       var ofTokens = new ArrayList<Integer>();
       var weightsOfTokens = new ArrayList<Float>();
       for (int row = 0; row < lengths.length; row++) {
-        int from = row * topK;
         for (int i = 0; i < lengths[row]; i++) {
-          ofTokens.addAll(adapters.subList(from, from + topK));
-          weightsOfTokens.addAll(weights.subList(from, from + topK));
+          ofTokens.addAll(adapters.subList(row * topK, (row + 1) * topK));
+          weightsOfTokens.addAll(weights.subList(row * topK, (row + 1) * topK));
         }
       }
       return new Fixed(name, topK, ofTokens, weightsOfTokens);

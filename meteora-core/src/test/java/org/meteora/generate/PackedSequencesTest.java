@@ -128,10 +128,10 @@ class PackedSequencesTest {
   @Test
   void aPackedCacheHasOneRow() {
     try (var manager = Devices.newManager(Device.cpu());
-        var two = RequestsTest.model(manager).newCache(manager, new int[2], 10)) {
+        var two = RequestsTest.model(manager).newCache(manager, new int[] {4, 0}, 10)) {
       assertThatThrownBy(() -> two.pack(new int[] {1, 2}))
           .isInstanceOf(IllegalArgumentException.class);
-      two.setPadding(new int[] {4, 0}, 6);
+      two.advance(6);
       assertThat(two.spans()).containsExactly(new KvCache.Span(0, 4, 2), new KvCache.Span(1, 0, 6));
     }
   }

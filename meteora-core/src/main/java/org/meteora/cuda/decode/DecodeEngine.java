@@ -65,16 +65,10 @@ public final class DecodeEngine implements AutoCloseable {
   /**
    * @param maxRows sequences at most, 1…{@link #MAX_ROWS}
    * @param maxBlocks of a sequence
-   * @throws UserException when there is too little device memory or the model has what the kernels
-   *     do not know
-   */
-  public DecodeEngine(Cuda cuda, DecodeModel model, KvMemory cache, int maxRows, int maxBlocks) {
-    this(cuda, model, cache, maxRows, maxBlocks, 1, MatrixVector.Tuning.standard());
-  }
-
-  /**
    * @param fewestRows that a step is run with, {@code maxRows} for steps that are all alike
    * @param tuning of products of up to {@link #MAX_STREAMED_ROWS} rows
+   * @throws UserException when there is too little device memory or the model has what the kernels
+   *     do not know
    */
   public DecodeEngine(
       Cuda cuda,
@@ -378,7 +372,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   /** What a step queues, in order. */
   public List<Work> launches() {
-    return plans.computeIfAbsent(stepRows(), this::plan).works();
+    return plans.computeIfAbsent(stepRows(), this::plan).works;
   }
 
   /**

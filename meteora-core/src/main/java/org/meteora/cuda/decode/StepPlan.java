@@ -44,11 +44,6 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
     this.rows = rows;
   }
 
-  /** In order. */
-  List<Work> works() {
-    return works;
-  }
-
   /** Choosing the next tokens, from copies of the logits that are to be summed. */
   final List<Kernel.Launch> sampling(int logitSlots) {
     return DeviceSampler.launches(

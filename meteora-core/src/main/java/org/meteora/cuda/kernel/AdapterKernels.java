@@ -183,25 +183,10 @@ public final class AdapterKernels implements AutoCloseable {
       var rows = Math.min(MatrixVector.MAX_ROWS, tokens - at);
       var product = product(rows);
       cuda.fill(scratch, 0, 4L * product.slots() * rows * ld, stream);
-      product.launch(x + (long) at * in * bytes, scratch, ld, 0, 0, 0, 0).on(stream);
+      var input = x + (long) at * in * bytes;
+      product.launch(input, scratch, ld, 0, 0, 0, 0).on(stream);
       var output =
-          new ProductOutput(
-              scratch,
-              0,
-              inverseTemperature,
-              0,
-              0,
-              product.slots(),
-              ld,
-              rows,
-              0,
-              x + (long) at * in * bytes,
-              0,
-              in,
-              0,
-              0,
-              0,
-              0);
+          ProductOutput.of(scratch, inverseTemperature, product.slots(), ld, rows, input, in);
       var linears = new ArrayList<RoutedLinear>();
       var addresses = new long[targets.size()];
       var widest = 1;

@@ -1,8 +1,5 @@
 package org.meteora.cuda.kernel;
 
-import java.io.IOException;
-import java.io.UncheckedIOException;
-import java.nio.charset.StandardCharsets;
 import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.List;
@@ -21,6 +18,7 @@ import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.io.CacheFolders;
+import org.meteora.io.Texts;
 import org.meteora.nn.KvBlock;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
@@ -208,15 +206,7 @@ public final class Kernels {
   }
 
   private static String text(String name) {
-    try (var in = Kernels.class.getResourceAsStream(name)) {
-      if (in == null) {
-        throw new IllegalStateException(
-            "the resource org/meteora/cuda/kernel/" + name + " is missing from the class path");
-      }
-      return new String(in.readAllBytes(), StandardCharsets.UTF_8);
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    }
+    return Texts.resource(Kernels.class, name);
   }
 
   public Cuda cuda() {

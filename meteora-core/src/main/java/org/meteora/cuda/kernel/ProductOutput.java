@@ -32,4 +32,9 @@ public record ProductOutput(
     int partials,
     float eps,
     long choice,
-    long choiceWeights) {}
+    long choiceWeights) {
+  /** Without gates that come first, an RMSNorm, a choice that is given, and what to clear. */
+  static ProductOutput of(long y, long invTemperature, int slots, int ld, int rows, long x, int k) {
+    return new ProductOutput(y, 0, invTemperature, 0, 0, slots, ld, rows, 0, x, 0, k, 0, 0, 0, 0);
+  }
+}

@@ -270,7 +270,13 @@ class DecodeEngineGpuTest {
       var reference = new ReferenceLlama(gpu, config, rows, most);
       try (var engine =
           new DecodeEngine(
-              gpu.cuda, reference.model, reference.cache, rows, reference.maxBlocks())) {
+              gpu.cuda,
+              reference.model,
+              reference.cache,
+              rows,
+              reference.maxBlocks(),
+              1,
+              Tuning.standard())) {
         double worst = 0;
         for (var from = 0; from < columns.length; from += rows) {
           var slots = new int[rows];
@@ -318,8 +324,12 @@ class DecodeEngineGpuTest {
       var again =
           new KvMemory(copies(gpu, config, blocks), copies(gpu, config, blocks), blocks, 700);
       var room = reference.maxBlocks();
-      try (var graph = new DecodeEngine(gpu.cuda, reference.model, reference.cache, most, room);
-          var eager = new DecodeEngine(gpu.cuda, reference.model, again, most, room)) {
+      try (var graph =
+              new DecodeEngine(
+                  gpu.cuda, reference.model, reference.cache, most, room, 1, Tuning.standard());
+          var eager =
+              new DecodeEngine(
+                  gpu.cuda, reference.model, again, most, room, 1, Tuning.standard())) {
         eager.useGraphs(false);
         var lengths = new int[most];
         var random = new Random(2);
