@@ -33,7 +33,7 @@ class MachineTest {
     public static void main(String[] arguments) throws IOException {
       try {
         CacheFolders.prepare();
-        try (var tokenizer = Tokenizer.load(Path.of(arguments[0]))) {
+        try (var tokenizer = Tokenizer.load(Path.of(arguments[0]), Integer.MAX_VALUE)) {
           System.out.println(tokenizer.encode("a", false).length + " token");
         }
         try (Stream<String> mapped = Files.lines(Path.of("/proc/self/maps"))) {

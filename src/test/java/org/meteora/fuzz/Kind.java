@@ -239,7 +239,7 @@ enum Kind {
       case CONFIG -> GenerationConfig.read(folder, LlamaConfig.read(folder));
       case GENERATION_CONFIG -> GenerationConfig.read(folder, state.config(root));
       case TOKENIZER -> {
-        try (var tokenizer = Tokenizer.load(folder)) {
+        try (var tokenizer = Tokenizer.load(folder, Integer.MAX_VALUE)) {
           var ids =
               tokenizer.encode(
                   "Größe 😀 <s>[INST] a  b\n\t</s> 日本語 x1234 " + "ax".repeat(40) + "x".repeat(80),

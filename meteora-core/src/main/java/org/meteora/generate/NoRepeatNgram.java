@@ -21,7 +21,7 @@ final class NoRepeatNgram {
   private int seen;
 
   /**
-   * @param size n, at least 1
+   * @param size n; 0: none is kept from repeating
    */
   NoRepeatNgram(int size) {
     this.size = size;
@@ -33,6 +33,9 @@ final class NoRepeatNgram {
   }
 
   void add(int token) {
+    if (size == 0) {
+      return;
+    }
     if (seen == tokens.length) {
       grow();
     }
@@ -70,7 +73,7 @@ final class NoRepeatNgram {
 
   /** Tokens that may not come next. */
   int[] banned() {
-    if (seen < size - 1) {
+    if (size == 0 || seen < size - 1) {
       return new int[0];
     }
     var banned = IntStream.builder();

@@ -296,7 +296,7 @@ final class RunningBatch implements AutoCloseable {
         accept(
             filled.get(i),
             sequence.sampler.chooseFinite(
-                logits, i * vocab, vocab, sequence.banned(), sequence.uniform()));
+                logits, i * vocab, vocab, sequence.ngrams.banned(), sequence.uniform()));
       }
     }
     return done;

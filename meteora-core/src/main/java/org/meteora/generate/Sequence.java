@@ -50,21 +50,8 @@ final class Sequence {
           default -> Optional.empty();
         };
     this.sampler = new Sampler(config, of.stream());
-    this.ngrams =
-        config.noRepeatNgramSize() > 0 ? new NoRepeatNgram(config.noRepeatNgramSize()) : null;
-    for (int token : prompt) {
-      remember(token);
-    }
-  }
-
-  int[] banned() {
-    return ngrams == null ? new int[0] : ngrams.banned();
-  }
-
-  void remember(int token) {
-    if (ngrams != null) {
-      ngrams.add(token);
-    }
+    this.ngrams = new NoRepeatNgram(config.noRepeatNgramSize());
+    Arrays.stream(prompt).forEach(ngrams::add);
   }
 
   /** The random number of its next token, the same until it is {@link #accept}ed. */
@@ -81,7 +68,7 @@ final class Sequence {
       tokens = Arrays.copyOf(tokens, Math.max(64, 2 * length));
     }
     tokens[length++] = token;
-    remember(token);
+    ngrams.add(token);
     router = router.map(each -> each.next(token));
     drawn = false;
   }
@@ -115,7 +102,7 @@ final class Sequence {
         blocks,
         length - 1,
         tokens[length - 1],
-        banned(),
+        ngrams.banned(),
         uniform(),
         config,
         router.map(each -> new Router.Rows.Row(each, length() - 1)));

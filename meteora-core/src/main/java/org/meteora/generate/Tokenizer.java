@@ -27,19 +27,10 @@ public final class Tokenizer implements AutoCloseable {
   }
 
   /**
-   * Loads a tokenizer alone, without a model that embeds its tokens.
-   *
-   * @throws UserException when the folder has no {@code tokenizer.json} or it cannot be read
-   */
-  public static Tokenizer load(Path modelFolder) {
-    return load(modelFolder, Integer.MAX_VALUE);
-  }
-
-  /**
    * Loads the tokenizer of a model. It may have more tokens than the model embeds, as after a
    * padding token was added: only a text that needs one of those is refused.
    *
-   * @param rows tokens that the model embeds
+   * @param rows tokens that the model embeds; {@link Integer#MAX_VALUE} for a tokenizer alone
    * @throws UserException when the folder has no {@code tokenizer.json} or it cannot be read
    */
   public static Tokenizer load(Path modelFolder, int rows) {

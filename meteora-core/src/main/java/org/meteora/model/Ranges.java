@@ -35,11 +35,7 @@ public record Ranges(
    * @param known how many of its tokens are there already
    * @param count how many follow
    */
-  public record Piece(int first, int known, int count) {
-    private int end() {
-      return first + known + count;
-    }
-  }
+  public record Piece(int first, int known, int count) {}
 
   /**
    * @param manager owns the arrays
@@ -61,9 +57,10 @@ public record Ranges(
         columns[queries[i] + j] = piece.first() + piece.known() + j;
       }
       queries[i + 1] = queries[i] + piece.count();
-      keys[i + 1] = piece.end() - start;
+      int all = piece.known() + piece.count();
+      keys[i + 1] = piece.first() + all - start;
       maxQueries = Math.max(maxQueries, piece.count());
-      maxKeys = Math.max(maxKeys, piece.known() + piece.count());
+      maxKeys = Math.max(maxKeys, all);
     }
     return new Ranges(
         Ops.of(manager, columns, columns.length),

@@ -25,7 +25,7 @@ class TokenizerTest {
 
   @Test
   void halfASurrogatePairIsOneReplacementAndNothingElse() {
-    try (var tokenizer = Tokenizer.load(TINY)) {
+    try (var tokenizer = Tokenizer.load(TINY, Integer.MAX_VALUE)) {
       for (var half : new String[] {"\ud83d", "\ude00", "\ud83d\ud83d", "\ude00\ud83d"}) {
         var text = "Größe 😀 " + half + " 日本語 and more";
         assertThat(tokenizer.encode(text, false))
@@ -39,7 +39,7 @@ class TokenizerTest {
   /** At ten million steps the library ends the process; one step a character is nothing unusual. */
   @Test
   void aTextThatMayEndTheProcessIsRefused() {
-    try (var tokenizer = Tokenizer.load(TINY)) {
+    try (var tokenizer = Tokenizer.load(TINY, Integer.MAX_VALUE)) {
       refuses(tokenizer, " ".repeat(1_000_001), "1,000,001", "1,000,000");
       assertThat(tokenizer.encode("a ".repeat(1_000), false)).isNotEmpty();
     }
@@ -57,7 +57,7 @@ class TokenizerTest {
     var json = (ObjectNode) Jsonl.readFile(TINY.resolve("tokenizer.json"));
     json.set("normalizer", new ObjectMapper().readTree(normalizer));
     Files.writeString(folder.resolve("tokenizer.json"), json.toString());
-    return Tokenizer.load(folder);
+    return Tokenizer.load(folder, Integer.MAX_VALUE);
   }
 
   /** What counts is what the patterns see. */
@@ -98,7 +98,7 @@ class TokenizerTest {
 
   @Test
   void aZeroCharacterIsAnOrdinaryOne() {
-    try (var tokenizer = Tokenizer.load(TINY)) {
+    try (var tokenizer = Tokenizer.load(TINY, Integer.MAX_VALUE)) {
       var with = tokenizer.encode("ab\0cd", false);
       assertThat(tokenizer.decode(with, false)).isEqualTo("ab\0cd");
     }
@@ -123,8 +123,8 @@ class TokenizerTest {
       vocab.put(word, id++);
     }
     Files.writeString(folder.resolve("tokenizer.json"), json.toString());
-    try (var tokenizer = Tokenizer.load(folder);
-        var tiny = Tokenizer.load(TINY)) {
+    try (var tokenizer = Tokenizer.load(folder, Integer.MAX_VALUE);
+        var tiny = Tokenizer.load(TINY, Integer.MAX_VALUE)) {
       var text = "a single pair of words";
       assertThat(tokenizer.encode(text, true)).isEqualTo(tiny.encode(text, true));
     }
@@ -167,7 +167,7 @@ class TokenizerTest {
         changed
             .toString()
             .replace("\"VALUE\"", value.replace("DEEP", "[".repeat(70) + "]".repeat(70))));
-    assertThatThrownBy(() -> Tokenizer.load(folder))
+    assertThatThrownBy(() -> Tokenizer.load(folder, Integer.MAX_VALUE))
         .isInstanceOf(UserException.class)
         .hasMessageContaining("tokenizer.json");
   }

@@ -219,7 +219,8 @@ class TrainingTest {
               folder.resolve("adapters/mixed" + perTask),
               false,
               Flags.AUTO);
-      try (var tokenizer = org.meteora.generate.Tokenizer.load(Fixtures.TINY.resolve("base"))) {
+      try (var tokenizer =
+          org.meteora.generate.Tokenizer.load(Fixtures.TINY.resolve("base"), Integer.MAX_VALUE)) {
         var samples =
             LoraTraining.samples(
                 training.config(),
@@ -537,7 +538,7 @@ class TrainingTest {
   }
 
   private TaskSamples split(boolean responseOnly, int most, double ratio) {
-    try (var tokenizer = Tokenizer.load(Fixtures.TINY.resolve("base"))) {
+    try (var tokenizer = Tokenizer.load(Fixtures.TINY.resolve("base"), Integer.MAX_VALUE)) {
       var how = new TaskSamples.Tokenization(most, -1, responseOnly);
       return TaskSamples.read(data("crow"), "crow", 0, tokenizer, how, ratio, 42);
     }

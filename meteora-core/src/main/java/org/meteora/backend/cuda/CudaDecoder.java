@@ -10,6 +10,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.Predicate;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.decode.DecodeEngine;
 import org.meteora.cuda.decode.DecodeModel;
@@ -342,12 +343,9 @@ public final class CudaDecoder implements AutoCloseable {
     cuda.makeCurrent();
     blocks = model.blocks(sequences, tokens, cuda.free(Long.MAX_VALUE));
     pool = model.newPool(model.manager(), blocks);
-    var keys = new long[model.layers().size()];
-    var values = new long[keys.length];
-    for (int layer = 0; layer < keys.length; layer++) {
-      keys[layer] = Ops.dataPointer(pool.layer(layer).keys());
-      values[layer] = Ops.dataPointer(pool.layer(layer).values());
-    }
+    var layers = IntStream.range(0, pool.layers()).mapToObj(pool::layer).toList();
+    var keys = layers.stream().mapToLong(each -> Ops.dataPointer(each.keys())).toArray();
+    var values = layers.stream().mapToLong(each -> Ops.dataPointer(each.values())).toArray();
     // attention is cut by how long a sequence may be
     int longest = invariant ? model.config().maxPositionEmbeddings() : tokens;
     var memory = new KvMemory(keys, values, blocks, longest);

@@ -73,7 +73,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
       try {
         decoder = decoder(context);
         decoder.begin(sequences, tokens, context);
-        return new Session(decoder, model.config().vocabSize());
+        return new Session(decoder);
       } catch (UserException e) {
         close(decoder);
         refusal = Optional.of(e.getMessage());
@@ -99,12 +99,10 @@ public final class CudaDecoding implements DecodeSession.Provider {
 
   private final class Session implements DecodeSession {
     private final CudaDecoder decoder;
-    private final float[] logits;
     private boolean closed;
 
-    Session(CudaDecoder decoder, int vocab) {
+    Session(CudaDecoder decoder) {
       this.decoder = decoder;
-      this.logits = new float[vocab];
     }
 
     @Override
@@ -128,6 +126,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
       for (int row = 0; row < chosen.length; row++) {
         var next = rows.get(row);
         if (chosen[row] != NOT_FINITE && next.banned().length > CudaDecoder.MAX_BANNED) {
+          var logits = new float[model.config().vocabSize()];
           decoder.logits(row, logits);
           chosen[row] =
               new Sampler(next.config(), 0)

@@ -38,7 +38,6 @@ final class CudaForward extends PortableForward {
   private final Products products;
   private final List<GatedLinear> gated;
   private final List<GatedLinear> adapted;
-  private final NDArray stacked;
   private final NDArray all;
   private final GivenChoice.Ranks ranks;
   private final int[] firstRanks;
@@ -66,7 +65,6 @@ final class CudaForward extends PortableForward {
     this.ranks = stacks ? GivenChoice.Ranks.of(adapted, all) : null;
     this.firstRanks = GivenChoice.firstRanks(adapted);
     this.gated = stacks && allGated ? adapted : List.of();
-    this.stacked = gated.isEmpty() ? null : all;
   }
 
   private static boolean isAdapted(GatedLinear linear) {
@@ -245,8 +243,7 @@ final class CudaForward extends PortableForward {
     boolean gates = wanted.router() instanceof Router.Gates;
     try {
       var made =
-          new FusedInference(
-              fusible, wanted.router(), products, gates ? stacked : null, wanted.topK());
+          new FusedInference(fusible, wanted.router(), products, gates ? all : null, wanted.topK());
       fused.put(wanted, made);
       return made;
     } catch (UserException e) {

@@ -37,7 +37,7 @@ public final class AdapterKernels implements AutoCloseable {
   public record Target(AdapterMemory adapters, int out) {}
 
   /** Linears with one input at most. */
-  private static final int MAX_LINEARS = 3;
+  static final int MAX_LINEARS = 3;
 
   /** Mirrors the struct of this name in {@code gated.cuh}. */
   record DecodeRouteAddAdapters(

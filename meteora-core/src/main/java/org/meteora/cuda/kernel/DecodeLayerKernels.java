@@ -21,9 +21,6 @@ public final class DecodeLayerKernels {
   /** Outputs of a block that adds all adapters. */
   private static final int MIXED_OUTPUTS = 64;
 
-  /** Linears with one input at most. */
-  private static final int MAX_LINEARS = 3;
-
   /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeEmbed(
       long table,
@@ -40,7 +37,7 @@ public final class DecodeLayerKernels {
   /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeRouteRopeAppend(
       ProductOutput product,
-      @Count(MAX_LINEARS) List<RoutedLinear> linear,
+      @Count(AdapterKernels.MAX_LINEARS) List<RoutedLinear> linear,
       long q,
       long kCache,
       long vCache,
@@ -71,8 +68,8 @@ public final class DecodeLayerKernels {
   /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeRouteZ(
       ProductOutput product,
-      @Count(MAX_LINEARS) List<RoutedLinear> linear,
-      @Count(MAX_LINEARS) long[] a,
+      @Count(AdapterKernels.MAX_LINEARS) List<RoutedLinear> linear,
+      @Count(AdapterKernels.MAX_LINEARS) long[] a,
       long x,
       long sumsq,
       long y,
@@ -125,7 +122,7 @@ public final class DecodeLayerKernels {
       int logitsAt,
       boolean given,
       int resident,
-      @Count(MAX_LINEARS) List<MixedLinear> linear) {}
+      @Count(AdapterKernels.MAX_LINEARS) List<MixedLinear> linear) {}
 
   private final Kernels kernels;
   private final boolean overlap;

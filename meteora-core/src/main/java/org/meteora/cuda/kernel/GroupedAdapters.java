@@ -23,9 +23,6 @@ final class GroupedAdapters {
   /** Tokens of a chunk at most. */
   private static final int CHUNK = 2048;
 
-  /** Linears of a launch. */
-  private static final int MAX_LINEARS = 3;
-
   /**
    * A linear's tokens by their adapters; mirrors the struct of this name in {@code grouped.cuh}.
    *
@@ -38,7 +35,10 @@ final class GroupedAdapters {
 
   /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupTokens(
-      @Count(MAX_LINEARS) List<TokenGroups> linear, int tokens, int chunk, int tiles) {}
+      @Count(AdapterKernels.MAX_LINEARS) List<TokenGroups> linear,
+      int tokens,
+      int chunk,
+      int tiles) {}
 
   /**
    * A product {@code z = factor · x · rowsᵀ}; mirrors the struct of this name in {@code
@@ -54,7 +54,11 @@ final class GroupedAdapters {
 
   /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupZ(
-      @Count(MAX_LINEARS) List<GroupedZ> linear, int tokens, int tiles, int ranks, int lists) {}
+      @Count(AdapterKernels.MAX_LINEARS) List<GroupedZ> linear,
+      int tokens,
+      int tiles,
+      int ranks,
+      int lists) {}
 
   /**
    * A product {@code y = z · rows}; mirrors the struct of this name in {@code grouped.cuh}.
@@ -68,7 +72,7 @@ final class GroupedAdapters {
 
   /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupAdd(
-      @Count(MAX_LINEARS) List<GroupedRows> linear,
+      @Count(AdapterKernels.MAX_LINEARS) List<GroupedRows> linear,
       int tokens,
       int chunk,
       int tiles,

@@ -32,7 +32,7 @@ public final class GroupedPrefill {
       long x,
       int k,
       float invTemperature,
-      @Count(3) List<GroupedRoute> linear) {}
+      @Count(AdapterKernels.MAX_LINEARS) List<GroupedRoute> linear) {}
 
   /**
    * A pass.

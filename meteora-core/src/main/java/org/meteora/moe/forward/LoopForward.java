@@ -27,17 +27,10 @@ public final class LoopForward implements ForwardStrategy {
      * @param part runs the one with this index
      */
     void run(int count, IntConsumer part);
-
-    /** One after the other. */
-    static void inOrder(int count, IntConsumer part) {
-      for (int i = 0; i < count; i++) {
-        part.accept(i);
-      }
-    }
   }
 
   /**
-   * @param runner {@link Runner#inOrder} for {@code all}
+   * @param runner one part after the other for {@code all}
    */
   public LoopForward(Runner runner) {
     this.runner = runner;

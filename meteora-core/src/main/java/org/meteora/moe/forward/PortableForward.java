@@ -2,6 +2,7 @@ package org.meteora.moe.forward;
 
 import ai.djl.ndarray.NDArray;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardStrategy;
@@ -18,7 +19,8 @@ import org.meteora.tensor.Ops;
  */
 public abstract class PortableForward implements GatedForward {
   /** A loop over the adapters, with each one's tokens. */
-  protected static final ForwardStrategy LOOP = new LoopForward(LoopForward.Runner::inOrder);
+  protected static final ForwardStrategy LOOP =
+      new LoopForward((count, part) -> IntStream.range(0, count).forEachOrdered(part));
 
   /** Two batched products with the rows of A and B that each token chose. */
   protected static final ForwardStrategy GATHER = PortableForward::gather;
