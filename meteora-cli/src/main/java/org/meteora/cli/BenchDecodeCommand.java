@@ -224,7 +224,7 @@ final class BenchDecodeCommand implements Callable<Integer> {
       var ids = BenchModel.ids(model, batch);
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
       decoder.begin(batch, most, context);
-      var blocks = scattered(batch, KvBlock.of(most), decoder.blocks());
+      var blocks = scattered(batch, KvBlock.of(most), decoder.pool().rows());
       var columns = new ArrayList<KvCache.Columns>();
       for (int row = 0; row < batch; row++) {
         for (int at = 0; at < this.context; at += KvCache.BLOCK) {

@@ -41,7 +41,9 @@ public interface DecodeSession extends AutoCloseable {
   KvCache pool();
 
   /** Blocks of the pool. */
-  int blocks();
+  default int blocks() {
+    return pool().rows();
+  }
 
   /**
    * Copies keys and values of prompts into blocks.

@@ -18,13 +18,12 @@ public final class ModelSession implements DecodeSession {
   private final NDManager manager;
   private final ForwardContext context;
   private final KvCache pool;
-  private final int blocks;
 
   /** See {@link DecodeSession.Provider#begin}. */
   public ModelSession(Llama model, int sequences, int tokens, ForwardContext context) {
     this.model = model;
     this.context = context;
-    this.blocks = model.blocks(sequences, tokens, model.backend().memory(Long.MAX_VALUE).free());
+    int blocks = model.blocks(sequences, tokens, model.backend().memory(Long.MAX_VALUE).free());
     this.manager = model.manager().newSubManager();
     try {
       this.pool = model.newPool(manager, blocks);
@@ -42,11 +41,6 @@ public final class ModelSession implements DecodeSession {
   @Override
   public KvCache pool() {
     return pool;
-  }
-
-  @Override
-  public int blocks() {
-    return blocks;
   }
 
   @Override

@@ -93,6 +93,11 @@ public final class KvCache implements AutoCloseable {
     return length;
   }
 
+  /** Rows of a cache, blocks of a pool. */
+  public int rows() {
+    return padding.length;
+  }
+
   /** Left padding of each row. */
   public int[] padding() {
     return padding.clone();

@@ -4,8 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.NDManager;
 import ai.djl.ndarray.types.Shape;
-import ai.djl.training.ParameterStore;
-import ai.djl.util.PairList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.BiFunction;
@@ -352,11 +350,7 @@ public final class Llama extends LlamaBlock {
   }
 
   @Override
-  protected NDList forwardInternal(
-      ParameterStore parameterStore,
-      NDList inputs,
-      boolean training,
-      PairList<String, Object> params) {
+  protected NDList run(NDList inputs, boolean training) {
     var ids = inputs.head();
     var inference = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
     var context = training ? inference.forTraining(true) : inference;

@@ -2,8 +2,6 @@ package org.meteora.model;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
-import ai.djl.training.ParameterStore;
-import ai.djl.util.PairList;
 
 /**
  * {@code x / sqrt(mean(x²) + eps) · weight} over the last dimension, the quotient in float32.
@@ -45,11 +43,7 @@ public final class RmsNorm extends LlamaBlock {
   }
 
   @Override
-  protected NDList forwardInternal(
-      ParameterStore parameterStore,
-      NDList inputs,
-      boolean training,
-      PairList<String, Object> params) {
+  protected NDList run(NDList inputs, boolean training) {
     return new NDList(forward(inputs.head()));
   }
 }

@@ -3,12 +3,9 @@ package org.meteora.moe;
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDList;
 import ai.djl.ndarray.types.Shape;
-import ai.djl.nn.AbstractBlock;
-import ai.djl.nn.Parameter;
-import ai.djl.training.ParameterStore;
-import ai.djl.util.PairList;
 import java.util.List;
 import org.meteora.lora.AdapterBank;
+import org.meteora.nn.GivenBlock;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 
@@ -32,7 +29,7 @@ import org.meteora.tensor.Ops;
  * copied. Without adapters it is a plain linear layer; with one adapter and no gate it is a PEFT
  * LoRA layer.
  */
-public final class GatedLinear extends AbstractBlock {
+public final class GatedLinear extends GivenBlock {
   private static final Router ONLY = Router.fixed(0);
 
   private final NDArray weight;
@@ -109,13 +106,6 @@ public final class GatedLinear extends AbstractBlock {
       throw new IllegalArgumentException(
           "%s is %s and the weight %s: both must be of one dtype"
               .formatted(name, Ops.dtype(array).label(), Ops.dtype(weight).label()));
-    }
-  }
-
-  private void register(String name, NDArray array) {
-    if (array != null) {
-      addParameter(Parameter.builder().setName(name).setType(Parameter.Type.OTHER).build())
-          .setArray(array);
     }
   }
 
@@ -314,11 +304,7 @@ public final class GatedLinear extends AbstractBlock {
   }
 
   @Override
-  protected NDList forwardInternal(
-      ParameterStore parameterStore,
-      NDList inputs,
-      boolean training,
-      PairList<String, Object> params) {
+  protected NDList run(NDList inputs, boolean training) {
     var context = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
     var output = forward(inputs.head(), training ? context.forTraining(true) : context);
     return training && output.gateLogits() != null

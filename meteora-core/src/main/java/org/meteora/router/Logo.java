@@ -6,6 +6,7 @@ import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.meteora.UserException;
 import org.meteora.model.Llama;
 import org.meteora.moe.GatedLinear;
@@ -138,10 +139,8 @@ public final class Logo implements Router.Probing {
         return;
       }
       long width = x.getShape().get(0) / rows;
-      var lasts = new long[rows]; // prompts are padded on their left
-      for (int row = 0; row < rows; row++) {
-        lasts[row] = (row + 1) * width - 1;
-      }
+      // prompts are padded on their left
+      var lasts = LongStream.rangeClosed(1, rows).map(row -> row * width - 1).toArray();
       try (var index = Ops.of(x.getManager(), lasts, rows);
           var h = Ops.indexSelect(x, 0, index)) {
         scores = Logo.this.scores(h);

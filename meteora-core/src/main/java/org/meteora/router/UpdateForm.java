@@ -2,6 +2,7 @@ package org.meteora.router;
 
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
+import java.util.Arrays;
 import org.meteora.lora.AdapterBank;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -33,10 +34,9 @@ final class UpdateForm {
     var b = part(host, bank.loraB(), 1, bank.offsets()[i], bank.ranks()[i]);
     var usv = Ops.svd(Ops.transpose(b, 0, 1).matMul(b)); // BᵀB = E Λ Eᵀ
     var values = usv[1].toDoubleArray();
-    var inverse = new double[values.length];
-    for (int r = 0; r < values.length; r++) { // Λ^-½
-      inverse[r] = values[r] > 1e-14 * values[0] ? 1 / Math.sqrt(values[r]) : 0;
-    }
+    double least = 1e-14 * values[0];
+    var inverse = // Λ^-½
+        Arrays.stream(values).map(each -> each > least ? 1 / Math.sqrt(each) : 0).toArray();
     return Ops.transpose(b.matMul(usv[0].mul(host.create(inverse))), 0, 1);
   }
 

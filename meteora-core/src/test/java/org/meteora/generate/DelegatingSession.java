@@ -19,11 +19,6 @@ class DelegatingSession implements DecodeSession {
   }
 
   @Override
-  public int blocks() {
-    return session.blocks();
-  }
-
-  @Override
   public void join(KvCache filled, List<KvCache.Columns> columns) {
     session.join(filled, columns);
   }

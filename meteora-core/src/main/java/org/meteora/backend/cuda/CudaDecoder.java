@@ -58,9 +58,6 @@ public final class CudaDecoder implements AutoCloseable {
   /** Rows of all steps of an invariant decoder, and so sequences of it at most. */
   public static final int INVARIANT_ROWS = 64;
 
-  /** Tokens at most that {@link #step} keeps a row from choosing. */
-  public static final int MAX_BANNED = DeviceSampler.MAX_BANNED;
-
   /** Blocks of a sequence that an engine is made for at least: a longer one asks for another. */
   private static final int FEWEST_BLOCKS = 64;
 
@@ -76,7 +73,6 @@ public final class CudaDecoder implements AutoCloseable {
   private final MemorySegment logits;
   private DecodeEngine engine;
   private KvCache pool;
-  private int blocks;
   private int[][] present = {}; // tables of the step before
   private int[] expected = {}; // lengths, if the same rows go on
   private Choice given;
@@ -341,7 +337,7 @@ public final class CudaDecoder implements AutoCloseable {
       engine = null;
     }
     cuda.makeCurrent();
-    blocks = model.blocks(sequences, tokens, cuda.free(Long.MAX_VALUE));
+    int blocks = model.blocks(sequences, tokens, cuda.free(Long.MAX_VALUE));
     pool = model.newPool(model.manager(), blocks);
     var layers = IntStream.range(0, pool.layers()).mapToObj(pool::layer).toList();
     var keys = layers.stream().mapToLong(each -> Ops.dataPointer(each.keys())).toArray();
@@ -404,11 +400,6 @@ public final class CudaDecoder implements AutoCloseable {
     return pool;
   }
 
-  /** Blocks of the pool. */
-  public int blocks() {
-    return blocks;
-  }
-
   /**
    * Copies keys and values of prompts into blocks.
    *
@@ -423,8 +414,7 @@ public final class CudaDecoder implements AutoCloseable {
   /**
    * One step. The routing listener, if there is one, is told of every gate.
    *
-   * @param rows all sequences; of more than {@link #MAX_BANNED} banned tokens none is banned, and
-   *     the caller must choose from {@link #logits}
+   * @param rows all sequences
    * @return the rows' next tokens; {@link DeviceSampler#NOT_FINITE} where logits are not finite
    */
   public int[] step(List<DecodeSession.Next> rows) {
@@ -452,6 +442,15 @@ public final class CudaDecoder implements AutoCloseable {
     }
     var chosen = engine.step(tokens);
     listener.ifPresent(this::report);
+    for (int row = 0; row < chosen.length; row++) {
+      var next = rows.get(row);
+      if (bansTooMany(next) && chosen[row] != DeviceSampler.NOT_FINITE) {
+        var its = new float[model.config().vocabSize()];
+        logits(row, its);
+        chosen[row] =
+            new Sampler(next.config(), 0).choose(its, 0, its.length, next.banned(), next.uniform());
+      }
+    }
     return chosen;
   }
 
@@ -494,8 +493,12 @@ public final class CudaDecoder implements AutoCloseable {
     } else {
       sampler.greedy(row);
     }
-    var banned = next.banned();
-    sampler.row(row, next.uniform(), banned.length > MAX_BANNED ? new int[0] : banned);
+    sampler.row(row, next.uniform(), bansTooMany(next) ? new int[0] : next.banned());
+  }
+
+  /** Whether its token is chosen on the host: the device keeps a row from so many at most. */
+  private static boolean bansTooMany(DecodeSession.Next next) {
+    return next.banned().length > DeviceSampler.MAX_BANNED;
   }
 
   private void report(RoutingListener to) {

@@ -9,7 +9,6 @@ import java.util.concurrent.atomic.AtomicReference;
 import org.meteora.UserException;
 import org.meteora.generate.DecodeSession;
 import org.meteora.generate.ModelSession;
-import org.meteora.generate.Sampler;
 import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.moe.ForwardContext;
@@ -111,29 +110,13 @@ public final class CudaDecoding implements DecodeSession.Provider {
     }
 
     @Override
-    public int blocks() {
-      return decoder.blocks();
-    }
-
-    @Override
     public void join(KvCache filled, List<KvCache.Columns> columns) {
       decoder.join(filled, columns);
     }
 
     @Override
     public int[] step(List<Next> rows) {
-      var chosen = decoder.step(rows);
-      for (int row = 0; row < chosen.length; row++) {
-        var next = rows.get(row);
-        if (chosen[row] != NOT_FINITE && next.banned().length > CudaDecoder.MAX_BANNED) {
-          var logits = new float[model.config().vocabSize()];
-          decoder.logits(row, logits);
-          chosen[row] =
-              new Sampler(next.config(), 0)
-                  .choose(logits, 0, logits.length, next.banned(), next.uniform());
-        }
-      }
-      return chosen;
+      return decoder.step(rows);
     }
 
     @Override

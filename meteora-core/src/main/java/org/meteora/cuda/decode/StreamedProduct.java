@@ -143,6 +143,8 @@ final class StreamedProduct extends StepProduct {
         group.in() * model.dtype().bytes() % 16 == 0
             && linears.stream().allMatch(l -> l.adapters().map(a -> a.a() % 16 == 0).orElse(true));
     var a = linears.stream().mapToLong(l -> l.adapters().map(AdapterMemory::a).orElse(0L));
+    // rows of A of a block, so that all blocks are on the multiprocessors together
+    var each = rows > 8 ? 2 : 1;
     return List.of(
         first,
         layer.routeZ(
@@ -159,6 +161,6 @@ final class StreamedProduct extends StepProduct {
                 partials,
                 model.eps(),
                 aligned,
-                DecodeRouteZ.each(rows))));
+                each)));
   }
 }

@@ -14,6 +14,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.MatrixVector.Segment;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
@@ -151,15 +152,10 @@ public final class AdapterKernels implements AutoCloseable {
     return products.computeIfAbsent(
         rows,
         m -> {
-          var segments = new ArrayList<MatrixVector.Segment>();
-          targets.forEach(
-              t ->
-                  segments.add(
-                      new MatrixVector.Segment(t.adapters().gate(), t.adapters().gateRows())));
-          targets.forEach(
-              t ->
-                  segments.add(
-                      new MatrixVector.Segment(t.adapters().a(), t.adapters().sumOfRanks())));
+          var segments = new ArrayList<Segment>();
+          var all = targets.stream().map(Target::adapters).toList();
+          all.forEach(each -> segments.add(new Segment(each.gate(), each.gateRows())));
+          all.forEach(each -> segments.add(new Segment(each.a(), each.sumOfRanks())));
           segments.removeIf(s -> s.rows() == 0);
           return new MatrixVector(kernels, segments, in, m, tuning);
         });

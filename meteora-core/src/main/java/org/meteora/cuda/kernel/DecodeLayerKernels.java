@@ -77,12 +77,7 @@ public final class DecodeLayerKernels {
       int partials,
       float eps,
       boolean vectors,
-      int each) {
-    /** Rows of A of a block, so that all blocks are on the multiprocessors together. */
-    public static int each(int rows) {
-      return rows > 8 ? 2 : 1;
-    }
-  }
+      int each) {}
 
   /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
   public record DecodeEmbedNorm(
