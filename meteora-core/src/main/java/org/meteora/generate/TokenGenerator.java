@@ -8,6 +8,16 @@ import org.meteora.UserException;
 /** Continues token sequences. */
 @FunctionalInterface
 public interface TokenGenerator {
+  /** Is told every new token of a generation as it is chosen. */
+  @FunctionalInterface
+  interface TokenListener {
+    /**
+     * @param row index of the prompt in the list given to the generator
+     * @param tokenId the token, never EOS
+     */
+    void onToken(int row, int tokenId);
+  }
+
   /**
    * Continues all prompts, some at once: one joins when there is room, and leaves when it ends. One
    * that fails, such as a prompt longer than the model takes or logits that are not finite, ends

@@ -30,11 +30,9 @@ public record MemoryNeed(Map<String, Long> parts) {
 
   /** This and all parts of another. */
   public MemoryNeed and(MemoryNeed other) {
-    var all = this;
-    for (var part : other.parts.entrySet()) {
-      all = all.and(part.getKey(), part.getValue());
-    }
-    return all;
+    var all = new LinkedHashMap<>(parts);
+    other.parts.forEach((part, bytes) -> all.merge(part, bytes, Long::sum));
+    return new MemoryNeed(all);
   }
 
   /** All of it. */

@@ -21,7 +21,7 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Request;
-import org.meteora.generate.TokenListener;
+import org.meteora.generate.TokenGenerator.TokenListener;
 import org.meteora.lora.AdapterBank;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;

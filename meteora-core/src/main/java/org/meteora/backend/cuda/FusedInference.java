@@ -116,17 +116,18 @@ final class FusedInference implements AutoCloseable {
     int rows = AdapterKernels.columns(gateAt[linears.size()]);
     var all = Ops.zeros(manager, dtype, rows, linear.weight().getShape().get(1));
     for (int i = 0; i < linears.size(); i++) {
-      int ranks = linears.get(i).bank().totalRank();
-      try (var view = Ops.narrow(all, 0, rankAt[i], ranks)) {
-        Ops.copy(view, banks.get(i).loraA());
-      }
+      copy(banks.get(i).loraA(), all, rankAt[i]);
       if (gateRows(i) > 0) {
-        try (var view = Ops.narrow(all, 0, gateAt[i], gateRows(i))) {
-          Ops.copy(view, banks.get(i).gate());
-        }
+        copy(banks.get(i).gate(), all, gateAt[i]);
       }
     }
     return all;
+  }
+
+  private static void copy(NDArray rows, NDArray to, int first) {
+    try (var view = Ops.narrow(to, 0, first, rows.getShape().get(0))) {
+      Ops.copy(view, rows);
+    }
   }
 
   private int gateRows(int linear) {

@@ -196,7 +196,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   /** Blocks of a sequence that it takes. */
   public int maxBlocks() {
-    return memory.maxBlocks();
+    return memory.maxBlocks;
   }
 
   /** Device bytes beyond weights, adapters and keys and values. */
@@ -279,9 +279,9 @@ public final class DecodeEngine implements AutoCloseable {
 
   private void check(int[][] blocks) {
     for (var each : blocks) {
-      if (each.length > memory.maxBlocks()) {
+      if (each.length > memory.maxBlocks) {
         throw new IllegalArgumentException(
-            each.length + " blocks, " + memory.maxBlocks() + " at most");
+            each.length + " blocks, " + memory.maxBlocks + " at most");
       }
       for (var block : each) {
         Objects.checkIndex(block, cache.blocks());

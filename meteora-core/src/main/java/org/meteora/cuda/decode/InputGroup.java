@@ -3,6 +3,7 @@ package org.meteora.cuda.decode;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.function.ToIntFunction;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.meteora.cuda.decode.DecodeModel.Linear;
@@ -44,14 +45,12 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
 
   /** Outputs of the first {@code count} linears. */
   int outputs(int count) {
-    return linears.subList(0, count).stream().mapToInt(Linear::out).sum();
+    return sum(count, Linear::out);
   }
 
   /** Rows of gates of the first {@code count} linears. */
   int gates(int count) {
-    return linears.subList(0, count).stream()
-        .mapToInt(l -> l.adapters().map(AdapterMemory::gateRows).orElse(0))
-        .sum();
+    return sum(count, linear -> linear.adapters().map(AdapterMemory::gateRows).orElse(0));
   }
 
   /** Rows of the weigher. */
@@ -66,8 +65,10 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
 
   /** Rows of A of the first {@code count} linears. */
   int ranks(int count) {
-    return linears.subList(0, count).stream()
-        .mapToInt(l -> l.adapters().map(AdapterMemory::sumOfRanks).orElse(0))
-        .sum();
+    return sum(count, linear -> linear.adapters().map(AdapterMemory::sumOfRanks).orElse(0));
+  }
+
+  private int sum(int count, ToIntFunction<Linear> rows) {
+    return linears.stream().limit(count).mapToInt(rows).sum();
   }
 }

@@ -40,7 +40,7 @@ final class StepMemory implements AutoCloseable {
 
   private final Cuda cuda;
   private final Stream stream;
-  private final int maxRows;
+  final int maxRows;
   private final int layers;
   private final int topK;
   private final int choiceAt;
@@ -50,7 +50,7 @@ final class StepMemory implements AutoCloseable {
   private final boolean weighed;
   private final Map<Linear, long[]> adapterArrays = new HashMap<>();
   private final Arena host = Arena.ofShared();
-  private final int maxBlocks;
+  final int maxBlocks;
   private final MemorySegment tablesOnHost;
   private int[][] present = {};
   private final MemorySegment lengthsOnHost;
@@ -58,7 +58,9 @@ final class StepMemory implements AutoCloseable {
   private final List<HostMemory> locked = new ArrayList<>();
   private final MemorySegment onHost;
   private final long exchanged;
-  private final long gateTilesDone;
+
+  /** Counters of products' gate tiles, zero between steps. */
+  final long gateTilesDone;
 
   /** The parameters of sampling, written before a step. */
   final DeviceSampler sampler;
@@ -261,14 +263,9 @@ final class StepMemory implements AutoCloseable {
     return owned.stream().mapToLong(DeviceMemory::bytes).sum();
   }
 
-  /** Counters of products' gate tiles, zero between steps. */
+  /** How many there are. */
   int gateCounters() {
     return LINEARS * layers;
-  }
-
-  /** The first of the counters. */
-  long gateTilesDone() {
-    return gateTilesDone;
   }
 
   /** The counter of a product: of how many of its gates' tiles y has the logits. */
@@ -363,14 +360,6 @@ final class StepMemory implements AutoCloseable {
     if (changed) {
       cuda.toDevice(tables, tablesOnHost, 4L * depth * maxRows, stream);
     }
-  }
-
-  int maxRows() {
-    return maxRows;
-  }
-
-  int maxBlocks() {
-    return maxBlocks;
   }
 
   /** Sets what the next {@link #upload} gives the first rows to choose, {@code (rows, k)}. */

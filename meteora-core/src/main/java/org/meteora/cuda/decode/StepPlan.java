@@ -55,7 +55,7 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             memory.tokens,
             memory.lengths,
             memory.sampling,
-            memory.gateTilesDone(),
+            memory.gateTilesDone,
             model.vocab(),
             logitSlots,
             rows,
@@ -85,7 +85,7 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             model.heads(),
             model.kvHeads(),
             model.headDim(),
-            memory.maxRows(),
+            memory.maxRows,
             (float) (1 / Math.sqrt(model.headDim())),
             model.ropeScale()));
   }
@@ -121,7 +121,7 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             memory.lengths,
             model.heads(),
             model.kvHeads(),
-            memory.maxRows(),
+            memory.maxRows,
             1));
   }
 }

@@ -60,15 +60,8 @@ public final class LlamaConfig {
     if (!node.isObject()) {
       throw new UserException(where + ": a JSON object was expected");
     }
-    var type = node.path("model_type").asText("llama");
-    if (!type.equals("llama")) {
-      throw new UserException(where + ": model_type is \"" + type + "\", only llama is supported");
-    }
-    var activation = node.path("hidden_act").asText("silu");
-    if (!activation.equals("silu")) {
-      throw new UserException(
-          where + ": hidden_act is \"" + activation + "\", only silu is supported");
-    }
+    requireOnly(node, "model_type", "llama", where);
+    requireOnly(node, "hidden_act", "silu", where);
     if (node.hasNonNull("quantization_config")) {
       throw new UserException(
           where
@@ -101,6 +94,14 @@ public final class LlamaConfig {
         node.path("tie_word_embeddings").asBoolean(false),
         rope(node, where, maxPositions),
         node);
+  }
+
+  private static void requireOnly(JsonNode node, String key, String value, String where) {
+    var its = node.path(key).asText(value);
+    if (!its.equals(value)) {
+      throw new UserException(
+          "%s: %s is \"%s\", only %s is supported".formatted(where, key, its, value));
+    }
   }
 
   private static Set<Projection> biased(JsonNode node) {
