@@ -65,22 +65,19 @@ final class OneRowPrefill implements Prefill {
         known,
         Optional.empty(),
         (ids, pieces, context) -> {
-          var tables = new ArrayList<int[]>();
-          var lengths = new ArrayList<Integer>();
+          var tables = new int[(int) ids.size()][];
+          var lengths = new int[tables.length];
+          int at = 0;
           var ends = new int[pieces.size()];
           for (int i = 0; i < ends.length; i++) {
             var piece = pieces.get(i);
             for (int place = piece.first(); place < piece.first() + piece.count(); place++) {
-              tables.add(blocks.get(piece.prompt()));
-              lengths.add(place);
+              tables[at] = blocks.get(piece.prompt());
+              lengths[at++] = place;
             }
-            ends[i] = tables.size() - 1;
+            ends[i] = at - 1;
           }
-          var where =
-              new BlockTables(
-                  tables.toArray(int[][]::new),
-                  lengths.stream().mapToInt(Integer::intValue).toArray());
-          return model.next(ids, pool, where, ends, context);
+          return model.next(ids, pool, new BlockTables(tables, lengths), ends, context);
         });
   }
 

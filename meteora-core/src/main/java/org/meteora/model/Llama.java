@@ -172,7 +172,6 @@ public final class Llama extends LlamaBlock {
    *
    * @param ids {@code (rows, 1)} int64, on the model's device
    * @param tables where the rows' keys and values are
-   * @param context what the request wants of the gated layers
    * @return logits {@code (rows, vocab)} float32, owned by the manager of {@code ids}
    */
   public NDArray next(NDArray ids, KvCache pool, BlockTables tables, ForwardContext context) {
@@ -190,7 +189,6 @@ public final class Llama extends LlamaBlock {
    * @param ids {@code (1, tokens)} int64, on the model's device
    * @param tables of each token; those of one sequence are in order, none left out
    * @param last the tokens whose logits are wanted
-   * @param context what the request wants of the gated layers
    * @return {@code (last, vocab)} float32, owned by the manager of {@code ids}
    */
   public NDArray next(
@@ -209,7 +207,6 @@ public final class Llama extends LlamaBlock {
    * Runs new tokens behind those in the cache: prefill, or one step of decoding.
    *
    * @param ids {@code (batch, seq)} int64, on the model's device, left-padded as the cache says
-   * @param context what the request wants of the gated layers
    * @return logits of the last position, {@code (batch, vocab)} float32, owned by the manager of
    *     {@code ids}
    */
@@ -232,7 +229,6 @@ public final class Llama extends LlamaBlock {
    * @param ids {@code (1, tokens)} int64, on the model's device
    * @param cache has room for them; its length does not change
    * @param pieces whose tokens they are, without gaps between their keys
-   * @param context what the request wants of the gated layers
    * @return logits of each piece's last token, {@code (pieces, vocab)} float32, owned by the
    *     manager of {@code ids}
    */

@@ -285,7 +285,6 @@ final class CudaForward extends PortableForward {
     if (context.training()) {
       return masked(linear, x, context);
     }
-    long tokens = x.getShape().size() / linear.weight().getShape().get(1);
-    return linear.formula(x, context, tokens > MatrixVector.MAX_ROWS ? MASKED : GATHER);
+    return linear.formula(x, context, isFew(x) ? GATHER : MASKED);
   }
 }
