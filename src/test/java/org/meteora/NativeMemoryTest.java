@@ -190,7 +190,7 @@ class NativeMemoryTest {
       var tokens = IntStream.range(0, 6 + i % 8).map(t -> 65 + t).toArray();
       var batch = new Batch(List.of(new TrainingSample("made", tokens, 0, i % 2)), false);
       parameters.clearGradients();
-      learners.get(i % 2).learn(batch, 0.1, 0.1, i);
+      learners.get(i % 2).learn(batch, 0.1, 0.1, i, layer -> {});
       parameters.collectGradients();
       optimizer.step(1e-4, AdamW.clipFactor(optimizer.gradientNorm(), 0.3));
       parameters.publish();

@@ -83,7 +83,6 @@ final class BenchDecodeCommand implements Callable<Integer> {
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
       var gpu = manager.getDevice().isGpu();
-      var bare = new double[batches.size()];
       var baseline = new double[batches.size()];
       double rate = options.readRate();
       double bandwidth = rate > 0 ? rate : Double.POSITIVE_INFINITY; // unknown: no floor
@@ -93,16 +92,15 @@ final class BenchDecodeCommand implements Callable<Integer> {
         var adapters = options.need(config, options.adapters).parts().get("adapters");
         var base = options.model(config, own, 0, cache.and("adapters", adapters));
         var auto = options.context(ForwardMode.AUTO);
-        for (int i = 0; i < bare.length; i++) {
+        for (int i = 0; i < batches.size(); i++) {
           int batch = batches.get(i);
           if (gpu) {
-            bare[i] = options.median(() -> matmuls(base, batch));
-            options.report(name(batch, "bare matmuls"), bare[i], bare[i], batch);
-            baseline[i] = bare[i];
+            baseline[i] = options.median(() -> matmuls(base, batch));
+            options.report(name(batch, "bare matmuls"), baseline[i], baseline[i], batch);
           }
           double floor = bytes(config, batch, false) / bandwidth;
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            baseline[i] = graph(base, batch, auto);
+            baseline[i] = graph(base, batch, auto, GREEDY);
             options.report(name(batch, "base model"), baseline[i], baseline[i], batch, floor);
           }
           step(gpu ? "base model, eager" : "base model", base, batch, auto, baseline[i], floor);
@@ -114,35 +112,22 @@ final class BenchDecodeCommand implements Callable<Integer> {
         // one of each: what backends lay out for a router stays as long as the model
         var routed = new HashMap<String, Router>();
         names.forEach(name -> routed.put(name, RandomRouters.of(name, model, options.adapters)));
-        for (int i = 0; i < bare.length; i++) {
+        for (int i = 0; i < batches.size(); i++) {
           int batch = batches.get(i);
           double floor = bytes(config, batch, true) / bandwidth;
           if (gpu && batch <= CudaDecoder.MAX_ROWS) {
-            for (var mode : new ForwardMode[] {ForwardMode.AUTO, ForwardMode.FUSED}) {
-              graph(
-                  "MeteoRA, " + mode.label(),
-                  model,
-                  options.context(mode),
-                  baseline[i],
-                  batch,
-                  floor);
+            for (var mode : List.of(ForwardMode.AUTO, ForwardMode.FUSED)) {
+              var context = options.context(mode);
+              graph("MeteoRA, " + mode.label(), model, context, baseline[i], batch, floor);
             }
-            options.report(
-                name(batch, "MeteoRA, auto, sampling"),
-                graph(model, batch, auto, GREEDY.withSampling(0.6, 0.9, 50, 0)),
-                baseline[i],
-                batch,
-                floor);
+            double sampling = graph(model, batch, auto, GREEDY.withSampling(0.6, 0.9, 50, 0));
+            var label = name(batch, "MeteoRA, auto, sampling");
+            options.report(label, sampling, baseline[i], batch, floor);
             options.reportMemory(name(batch, "memory that the steps take"), beyond);
           }
           for (var mode : BenchModel.MODES) {
-            step(
-                "MeteoRA, " + mode.label() + (gpu ? ", eager" : ""),
-                model,
-                batch,
-                options.context(mode),
-                baseline[i],
-                floor);
+            var label = "MeteoRA, " + mode.label() + (gpu ? ", eager" : "");
+            step(label, model, batch, options.context(mode), baseline[i], floor);
           }
           for (var name : names) {
             var its = RandomRouters.context(routed.get(name), model, batch, auto);
@@ -207,11 +192,8 @@ final class BenchDecodeCommand implements Callable<Integer> {
   /** Measures and reports steps as generation takes them on a GPU. */
   private void graph(
       String what, Llama model, ForwardContext context, double baseline, int batch, double floor) {
-    options.report(name(batch, what), graph(model, batch, context), baseline, batch, floor);
-  }
-
-  private double graph(Llama model, int batch, ForwardContext context) {
-    return graph(model, batch, context, GREEDY);
+    double ms = graph(model, batch, context, GREEDY);
+    options.report(name(batch, what), ms, baseline, batch, floor);
   }
 
   /** Steps as generation takes them on a GPU: {@link CudaDecoder}'s. */
@@ -279,12 +261,9 @@ final class BenchDecodeCommand implements Callable<Integer> {
     }
     var all = IntStream.range(0, blocks).boxed().collect(Collectors.toList());
     Collections.shuffle(all, new Random(1));
-    var tables = new int[sequences][];
-    for (int i = 0; i < sequences; i++) {
-      tables[i] =
-          all.subList(i * each, (i + 1) * each).stream().mapToInt(Integer::intValue).toArray();
-    }
-    return tables;
+    return IntStream.range(0, sequences)
+        .mapToObj(i -> all.subList(i * each, (i + 1) * each).stream().mapToInt(it -> it).toArray())
+        .toArray(int[][]::new);
   }
 
   /** Steps, operation by operation; without a baseline in turns with the bare matmuls. */

@@ -167,31 +167,23 @@ final class BenchGenerateCommand implements Callable<Integer> {
 
   private void measure(String label, Generator generator, Architecture config, boolean gated) {
     run(generator, config, 1, 0, 8); // compiles kernels
-    for (int each : sequences) {
+    for (int atOnce : sequences) {
       for (int prefix : shared) {
-        measure(label, generator, config, gated, each, prefix);
+        double ms = run(generator, config, atOnce, prefix, newTokens);
+        double tokens = (double) atOnce * rounds * newTokens;
+        var how = prefix > 0 ? ", " + prefix + " shared" : "";
+        measured
+            .computeIfAbsent(label + how, key -> new TreeMap<>())
+            .put(atOnce, tokens / ms * 1000);
+        var base = measured.get("base model" + how);
+        options.report(
+            label + how + ", " + atOnce + " at once",
+            ms,
+            base == null ? ms : tokens / base.get(atOnce) * 1000,
+            tokens,
+            bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
       }
     }
-  }
-
-  private void measure(
-      String label,
-      Generator generator,
-      Architecture config,
-      boolean gated,
-      int atOnce,
-      int prefix) {
-    double ms = run(generator, config, atOnce, prefix, newTokens);
-    double tokens = (double) atOnce * rounds * newTokens;
-    var how = prefix > 0 ? ", " + prefix + " shared" : "";
-    measured.computeIfAbsent(label + how, key -> new TreeMap<>()).put(atOnce, tokens / ms * 1000);
-    var base = measured.get("base model" + how);
-    options.report(
-        label + how + ", " + atOnce + " at once",
-        ms,
-        base == null ? ms : tokens / base.get(atOnce) * 1000,
-        tokens,
-        bandwidth > 0 ? floor(config, atOnce, prefix, gated) : 0);
   }
 
   /** Milliseconds. */

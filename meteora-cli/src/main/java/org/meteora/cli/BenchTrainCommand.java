@@ -216,7 +216,7 @@ final class BenchTrainCommand implements Callable<Integer> {
           options.report("step, " + name, ms, first, tokenCount());
           options.reportMemory("memory, " + name, options.usedBytes());
           if (!lengths.isEmpty()) {
-            var padded = padded(config);
+            var padded = batch(config, true);
             options.report(
                 "  rows as long as the longest",
                 options.median(() -> step(learner, padded, parameters, optimizer)),
@@ -283,30 +283,25 @@ final class BenchTrainCommand implements Callable<Integer> {
     if (!(dropout >= 0 && dropout < 1)) {
       throw new UserException("--dropout must be at least 0 and less than 1, it is " + dropout);
     }
-    return new Batch(
-        IntStream.range(0, batch)
-            .mapToObj(row -> sample(config, row, lengths.isEmpty() ? tokens : lengths.get(row), 0))
-            .toList(),
-        false);
+    return batch(config, false);
   }
 
-  /** The same with every row as long as the longest, and no more labels. */
-  private Batch padded(Architecture config) {
-    return new Batch(
-        IntStream.range(0, batch)
-            .mapToObj(row -> sample(config, row, tokens, tokens - lengths.get(row) + 1))
-            .toList(),
-        true);
-  }
-
-  private TrainingSample sample(Architecture config, int row, int length, int promptTokens) {
-    return new TrainingSample(
-        "random:" + row,
-        IntStream.range(0, length)
-            .map(t -> (int) ((t * 7919L + row + 13) % config.vocabSize()))
-            .toArray(),
-        promptTokens,
-        row % options.adapters);
+  /**
+   * @param padded every row is as long as the longest, with no more labels
+   */
+  private Batch batch(Architecture config, boolean padded) {
+    var samples = new ArrayList<TrainingSample>();
+    for (int row = 0; row < batch; row++) {
+      int labelled = lengths.isEmpty() ? tokens : lengths.get(row);
+      int first = row + 13;
+      var ids =
+          IntStream.range(0, padded ? tokens : labelled)
+              .map(t -> (int) ((t * 7919L + first) % config.vocabSize()))
+              .toArray();
+      int prompt = padded ? tokens - labelled + 1 : 0;
+      samples.add(new TrainingSample("random:" + row, ids, prompt, row % options.adapters));
+    }
+    return new Batch(samples, padded);
   }
 
   /** As a training makes it, alone or among several processes. */

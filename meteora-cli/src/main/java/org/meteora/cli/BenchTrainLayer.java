@@ -34,13 +34,10 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
       double base;
       try (var own = manager.newSubManager()) {
         var model = options.model(config, own, 0, MemoryNeed.NONE);
-        base =
-            layerTime(
-                model,
-                options.context(ForwardMode.AUTO).forTraining(false),
-                parameter -> List.of());
-        options.report(
-            "frozen layer, gradient to the input", base, base, tokenCount(), flops(config) / rate);
+        var context = options.context(ForwardMode.AUTO).forTraining(false);
+        base = layerTime(model, context, parameter -> List.of());
+        var name = "frozen layer, gradient to the input";
+        options.report(name, base, base, tokenCount(), flops(config) / rate);
       }
       try (var own = manager.newSubManager()) {
         double floor = (flops(config) + adapterFlops(config)) / rate;
@@ -50,16 +47,12 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
             if (mode == ForwardMode.GATHER && batch * tokens > 256) {
               continue;
             }
-            for (boolean drop : new boolean[] {false, true}) {
-              if (drop && (dropout == 0 || mode != ForwardMode.AUTO)) {
-                continue;
-              }
-              options.report(
-                  "MeteoRA, " + mode.label() + (drop ? ", dropout " + dropout : ""),
-                  layerTime(model, options.context(mode).forTraining(drop), parameters),
-                  base,
-                  tokenCount(),
-                  floor);
+            boolean drops = dropout > 0 && mode == ForwardMode.AUTO;
+            for (boolean drop : drops ? List.of(false, true) : List.of(false)) {
+              var name = "MeteoRA, " + mode.label() + (drop ? ", dropout " + dropout : "");
+              var context = options.context(mode).forTraining(drop);
+              double ms = layerTime(model, context, parameters);
+              options.report(name, ms, base, tokenCount(), floor);
             }
           }
         }

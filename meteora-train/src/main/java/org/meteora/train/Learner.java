@@ -38,11 +38,6 @@ public interface Learner {
   Sums learn(
       Batch batch, double languageModelWeight, double gateWeight, long seed, IntConsumer done);
 
-  /** The same, told to nobody meanwhile. */
-  default Sums learn(Batch batch, double languageModelWeight, double gateWeight, long seed) {
-    return learn(batch, languageModelWeight, gateWeight, seed, layer -> {});
-  }
-
   /** The sums alone, without dropout. */
   Sums evaluate(Batch batch);
 

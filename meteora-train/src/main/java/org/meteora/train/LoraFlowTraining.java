@@ -68,11 +68,8 @@ public record LoraFlowTraining(
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
               learnt,
               folder -> LoraFlowFile.write(folder, parameters.values(name -> name), names));
-      if (outcome.isEmpty()) {
-        return Optional.empty();
-      }
       var result = output.resolve("lora-flow");
-      if (collective.rank() == 0) {
+      if (outcome.isPresent() && collective.rank() == 0) {
         LoraFlowFile.write(result, parameters.values(name -> name), names);
         var inputs = new LinkedHashMap<String, Object>();
         inputs.put("base_model_path", CacheFolders.shown(basePath));
@@ -82,7 +79,7 @@ public record LoraFlowTraining(
         inputs.put("samples", samples == 0 ? null : samples);
         Run.record(result, config.describeWithoutAdapter(), model, inputs, outcome.get());
       }
-      return Optional.of(result);
+      return outcome.map(it -> result);
     }
   }
 }

@@ -92,20 +92,16 @@ public record LoraTraining(
     var run = new Run(config, basePath, List.of(), List.of(name), folder(), from, collective, stop);
     var outcome =
         run.train(name, model, parameters, learner, samples, target -> write(target, parameters));
-    if (outcome.isEmpty()) {
-      return Optional.empty();
+    if (outcome.isPresent() && collective.rank() == 0) {
+      write(output, parameters);
+      var inputs = new LinkedHashMap<String, Object>();
+      inputs.put("name", name);
+      inputs.put("base_model_path", CacheFolders.shown(basePath));
+      inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
+      inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
+      Run.record(output, config.describe(), model, inputs, outcome.get());
     }
-    if (collective.rank() > 0) {
-      return Optional.of(output);
-    }
-    write(output, parameters);
-    var inputs = new LinkedHashMap<String, Object>();
-    inputs.put("name", name);
-    inputs.put("base_model_path", CacheFolders.shown(basePath));
-    inputs.put("data", data.values().stream().map(CacheFolders::shown).toList());
-    inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
-    Run.record(output, config.describe(), model, inputs, outcome.get());
-    return Optional.of(output);
+    return outcome.map(it -> output);
   }
 
   /**

@@ -85,11 +85,11 @@ public record MeteoraTraining(
       }
       return given;
     }
-    var sorted = new ArrayList<>(found);
-    sorted.sort(
-        Comparator.<String, Boolean>comparing(DEFAULT_TASK::equals)
-            .thenComparing(Comparator.naturalOrder()));
-    return sorted;
+    return found.stream()
+        .sorted(
+            Comparator.<String, Boolean>comparing(DEFAULT_TASK::equals)
+                .thenComparing(Comparator.naturalOrder()))
+        .toList();
   }
 
   /**
@@ -277,9 +277,10 @@ public record MeteoraTraining(
 
   private void write(TrainableModel model, List<String> tasks, Trainer.Outcome outcome) {
     MeteoraCheckpoint.write(result(), model.llama(), model.adapters(), withBase);
-    if (withBase) {
-      copyModelFiles(result());
-    }
+    var copied = withBase ? MODEL_FILES : List.<String>of();
+    copied.stream()
+        .filter(name -> Files.isRegularFile(basePath.resolve(name)))
+        .forEach(name -> AtomicFiles.copy(basePath.resolve(name), result().resolve(name)));
     var inputs = new LinkedHashMap<String, Object>();
     inputs.put("base_model_path", CacheFolders.shown(basePath));
     inputs.put("adapter_dir", CacheFolders.shown(adapterDir));
@@ -290,14 +291,5 @@ public record MeteoraTraining(
 
   private Path data(String task) {
     return datasets.resolve(task).resolve("train.jsonl");
-  }
-
-  private void copyModelFiles(Path target) {
-    for (var name : MODEL_FILES) {
-      var source = basePath.resolve(name);
-      if (Files.isRegularFile(source)) {
-        AtomicFiles.copy(source, target.resolve(name));
-      }
-    }
   }
 }

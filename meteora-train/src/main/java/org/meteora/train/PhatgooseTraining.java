@@ -69,11 +69,8 @@ public record PhatgooseTraining(
               new LlamaLearner(model.llama(), model.context(), config.recompute(), 0),
               samples,
               target -> PhatgooseFile.write(target, adapter, vectors(parameters)));
-      if (outcome.isEmpty()) {
-        return Optional.empty();
-      }
       var result = adapter.resolve(PhatgooseFile.NAME);
-      if (collective.rank() == 0) {
+      if (outcome.isPresent() && collective.rank() == 0) {
         PhatgooseFile.write(adapter, adapter, vectors(parameters));
         var inputs = new LinkedHashMap<String, Object>();
         inputs.put("adapter", CacheFolders.shown(adapter));
@@ -82,7 +79,7 @@ public record PhatgooseTraining(
         inputs.put("samples_per_task", samplesPerTask == 0 ? null : samplesPerTask);
         Run.record(folder, config.describeWithoutAdapter(), model, inputs, outcome.get());
       }
-      return Optional.of(result);
+      return outcome.map(it -> result);
     }
   }
 

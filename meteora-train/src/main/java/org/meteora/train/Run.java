@@ -67,9 +67,8 @@ record Run(
     var found = collective.rank() == 0 ? latest(folder, start) : Optional.<Path>empty();
     var name =
         collective.broadcast(found.map(Path::toString).orElse("").getBytes(StandardCharsets.UTF_8));
-    return name.length == 0
-        ? Optional.empty()
-        : Optional.of(Path.of(new String(name, StandardCharsets.UTF_8)));
+    var path = new String(name, StandardCharsets.UTF_8);
+    return path.isEmpty() ? Optional.empty() : Optional.of(Path.of(path));
   }
 
   private static Optional<Path> latest(Path folder, Start start) {
@@ -94,10 +93,8 @@ record Run(
     if (!config.appendEos().orElseThrow()) {
       return new TaskSamples.Tokenization(most, -1, config.answersOnly());
     }
-    var eos = model.llama().config().raw().path("eos_token_id");
-    if (eos.isArray()) {
-      eos = eos.path(0);
-    }
+    var said = model.llama().config().raw().path("eos_token_id");
+    var eos = said.isArray() ? said.path(0) : said;
     if (!eos.isInt()) {
       throw new UserException("append_eos: the model's config.json has no eos_token_id");
     }

@@ -32,7 +32,7 @@ class LlamaLearnerTest {
 
   private static float[] gradients(LlamaLearner learner, FlatParameters parameters, long seed) {
     parameters.clearGradients();
-    learner.learn(BATCH, WEIGHT, 1, seed);
+    learner.learn(BATCH, WEIGHT, 1, seed, layer -> {});
     parameters.collectGradients();
     return parameters.gradients().toFloatArray();
   }
@@ -106,7 +106,7 @@ class LlamaLearnerTest {
           org.meteora.tensor.Ops.copy(parameters.values(), scope.create(moved));
         }
         parameters.publish();
-        losses[side] = loss(learner.learn(BATCH, WEIGHT, 1, 7));
+        losses[side] = loss(learner.learn(BATCH, WEIGHT, 1, 7, layer -> {}));
         assertThat(loss(learner.evaluate(BATCH))).isNotCloseTo(losses[side], within(0.1));
       }
       assertThat((losses[0] - losses[1]) / 2e-4).isCloseTo(norm, within(0.01 * norm));
@@ -229,7 +229,7 @@ class LlamaLearnerTest {
       try (var tiny = new Tiny(Dtype.F32, 0, 3);
           var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
         var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), Recompute.NONE, 3, 7);
-        var together = learner.learn(batch, WEIGHT, 1, 1);
+        var together = learner.learn(batch, WEIGHT, 1, 1, layer -> {});
         parameters.collectGradients();
         var gradient = parameters.gradients().toFloatArray();
         parameters.clearGradients();
@@ -237,7 +237,7 @@ class LlamaLearnerTest {
         double gate = 0;
         for (int row = 0; row < batch.rows(); row++) {
           var single = new Batch(List.of(samples.get(row)), responseOnly);
-          var alone = learner.learn(single, WEIGHT, 1, 1);
+          var alone = learner.learn(single, WEIGHT, 1, 1, layer -> {});
           parameters.collectGradients();
           languageModel += alone.languageModel();
           gate += alone.gate();

@@ -94,7 +94,7 @@ class ReferenceStepTest {
     double gate = 0;
     for (int i = 0; i < samples.size(); i += rows) {
       var batch = new Batch(samples.subList(i, i + rows), false);
-      var sums = learner.learn(batch, 1 / count, 50 / count, 1);
+      var sums = learner.learn(batch, 1 / count, 50 / count, 1, layer -> {});
       parameters.collectGradients();
       lm += sums.languageModel();
       gate += sums.gate() / sums.gates();

@@ -79,7 +79,7 @@ class RouterTrainingTest {
             new LlamaLearner(
                 model.llama(), model.context(), checkpointing ? Recompute.ALL : Recompute.NONE, 0);
         parameters.clearGradients();
-        learner.learn(batch, 1, 0, 1);
+        learner.learn(batch, 1, 0, 1, layer -> {});
         parameters.collectGradients();
         gradients.add(parameters.gradients().toFloatArray());
       }

@@ -288,10 +288,11 @@ class ShardedWeightsTest {
         var context = Tiny.context(2, ForwardMode.AUTO);
         var learner = LlamaLearner.of(llama, context, recompute, Tiny.RANKS.length, flat);
         ownPasses = learner.ownPasses().isPresent();
-        learner.learn(BATCH, 0.05, 1, 1);
+        learner.learn(BATCH, 0.05, 1, 1, layer -> {});
         flat.collectGradients();
         flat.clearGradients();
-        learner.learn(BATCH, 0.05, 1, 1); // layers lie as the step before has left them
+        learner.learn(
+            BATCH, 0.05, 1, 1, layer -> {}); // layers lie as the step before has left them
         flat.collectGradients();
         return flat.gradients().toFloatArray();
       }

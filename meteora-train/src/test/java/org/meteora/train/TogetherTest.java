@@ -44,7 +44,9 @@ class TogetherTest {
     try (var tiny = tiny()) {
       var sums =
           together(tiny, 3)
-              .run((i, learner, failed) -> learner.learn(batches.get(i), 0.1, 0, i).answer());
+              .run(
+                  (i, learner, failed) ->
+                      learner.learn(batches.get(i), 0.1, 0, i, layer -> {}).answer());
       var expected =
           together(tiny, 3).run((i, learner, failed) -> learner.evaluate(batches.get(i)).answer());
       for (int i = 0; i < 3; i++) {
@@ -87,7 +89,7 @@ class TogetherTest {
           .run(
               (i, learner, failed) -> {
                 for (int step = 0; step <= i; step++) { // runs of 1, 2 and 3 steps
-                  learner.learn(batch(4), 0.1, 0, step);
+                  learner.learn(batch(4), 0.1, 0, step, layer -> {});
                 }
                 return i;
               });
@@ -105,11 +107,11 @@ class TogetherTest {
                       .run(
                           (i, learner, failed) -> {
                             if (i == 1) {
-                              learner.learn(batch(4), 1, 0, 1);
+                              learner.learn(batch(4), 1, 0, 1, layer -> {});
                               throw new UserException("the loss of b is not finite");
                             }
                             while (!failed.getAsBoolean()) {
-                              learner.learn(batch(5, 3), 1, 0, 1);
+                              learner.learn(batch(5, 3), 1, 0, 1, layer -> {});
                             }
                             return ended.incrementAndGet();
                           }))

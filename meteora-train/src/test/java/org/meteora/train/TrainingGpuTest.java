@@ -87,7 +87,7 @@ class TrainingGpuTest {
     var batch = new Batch(samples, false);
     double count = batch.labelCount();
     parameters.clearGradients();
-    var sums = learner.learn(batch, 1 / count, 50 / count, 1);
+    var sums = learner.learn(batch, 1 / count, 50 / count, 1, layer -> {});
     parameters.collectGradients();
     return new double[] {sums.languageModel() / count, sums.gate() / sums.gates() / count};
   }
