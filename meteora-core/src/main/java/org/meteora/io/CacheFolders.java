@@ -312,7 +312,7 @@ public final class CacheFolders {
 
   /** Tidies a folder as far as it lets itself be tidied. */
   private static void removeFrom(Path folder, int depth, Leftover leftover) {
-    try (var all = Files.walk(folder, depth)) {
+    try (var all = Files.walk(folder.toRealPath(), depth)) { // which a link does not lead into
       for (var each : all.skip(1).toList()) { // the first is the folder
         if (leftover.test(each)) {
           LOG.debug("removing {}, which was left over", each);

@@ -50,7 +50,7 @@ class CacheFoldersTest {
     assertThat(CacheFolders.shown("/data/models")).isEqualTo("/data/models");
   }
 
-  /** What a killed process had unpacked goes; what is whole, young or open stays. */
+  /** What a killed process had unpacked goes, behind a link too; what is whole or in use stays. */
   @Test
   void whatWasUnpackedByHalfIsRemoved() throws IOException {
     for (var name : new String[] {"tmp123", "tmp77", "2.7.1-cpu", "tmp99"}) {
@@ -64,7 +64,8 @@ class CacheFoldersTest {
     }
     Files.writeString(folder.resolve("pytorch/tmp77/lib2.so"), "being unpacked");
     try (var open = Files.newInputStream(folder.resolve("pytorch/tmp99/lib.so"))) {
-      CacheFolders.removeUnfinished(folder);
+      CacheFolders.removeUnfinished(
+          Files.createSymbolicLink(folder.resolve("link"), folder.resolve("pytorch")));
       assertThat(open.read()).isEqualTo('x');
     }
     assertThat(folder.resolve("pytorch").toFile().list())
