@@ -258,9 +258,8 @@ final class RunningBatch implements AutoCloseable {
     listener.onFailure(
         sequence.request,
         new UserException(
-            "too little memory for the keys and values of a sequence of "
-                + (pass.isPresent() ? sequence.most() : sequence.length())
-                + " tokens"));
+            "too little memory for the keys and values of a sequence of %s tokens",
+            pass.isPresent() ? sequence.most() : sequence.length()));
   }
 
   /**

@@ -62,8 +62,7 @@ public record Flags(ForwardMode mode, OptionalInt singleAdapter, Map<String, Str
     var index = environment.get(SINGLE);
     if (index != null && !index.isBlank()) {
       if (!index.strip().matches("\\+?\\d{1,9}")) {
-        throw new UserException(
-            SINGLE + "=" + index + ": an adapter's index (0, 1, …) was expected");
+        throw new UserException("%s=%s: an adapter's index (0, 1, …) was expected", SINGLE, index);
       }
       single = OptionalInt.of(Integer.parseInt(index.strip()));
     }

@@ -106,10 +106,9 @@ public final class PhatgooseFile {
     try {
       if (!Digests.ofFile(folder.resolve(ADAPTER)).equals(file.metadata().get(CHECKSUM))) {
         throw new UserException(
-            path
-                + " was trained with another "
-                + ADAPTER
-                + " than the one beside it; \"meteora train-lora --phatgoose\" trains it anew");
+            "%s was trained with another %s than the one beside it; \"meteora train-lora"
+                + " --phatgoose\" trains it anew",
+            path, ADAPTER);
       }
       return file;
     } catch (RuntimeException e) {

@@ -172,8 +172,7 @@ public final class SafetensorsFolder implements AutoCloseable {
     }
     if (!info.dtype().isFloatingPoint()) {
       throw new UserException(
-          "%s: the tensor %s is %s, expected F32, F16 or BF16"
-              .formatted(file.path(), name, info.dtype()));
+          "%s: the tensor %s is %s, expected F32, F16 or BF16", file.path(), name, info.dtype());
     }
     // norms, biases, gates: what is small, and would make every answer nothing
     if (info.bytes() <= SMALL) {

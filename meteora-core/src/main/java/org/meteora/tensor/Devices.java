@@ -24,8 +24,7 @@ public final class Devices {
         return gpus() > 0 ? Device.gpu(0) : Device.cpu();
       default:
         if (!name.matches("cuda(:\\d{1,3})?")) {
-          throw new UserException(
-              "unknown device \"" + name + "\": choose auto, cpu, cuda or cuda:i");
+          throw new UserException("unknown device \"%s\": choose auto, cpu, cuda or cuda:i", name);
         }
         int index = name.length() > 5 ? Integer.parseInt(name.substring(5)) : 0;
         int count = gpus();

@@ -81,10 +81,9 @@ final class BestModel {
 
   private UserException damaged(String why, Exception cause) {
     return new UserException(
-        ("cannot use %s, the best model so far (%s): remove it to go on without it, or"
-                + " resume from an earlier checkpoint")
-            .formatted(file, why),
-        cause);
+        "cannot use %s, the best model so far (%s): remove it to go on without it, or"
+            + " resume from an earlier checkpoint",
+        file, why, cause);
   }
 
   /** Whether no evaluation before was as good. */

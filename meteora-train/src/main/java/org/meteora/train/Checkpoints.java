@@ -147,11 +147,10 @@ public final class Checkpoints {
     } catch (IOException | UncheckedIOException | UserException e) {
       remove(unfinished);
       throw new UserException(
-          "the checkpoint of step %s could not be written: %s%s"
-              .formatted(
-                  state.step(),
-                  AtomicFiles.reason(e),
-                  latest().map(path -> "; the last one is " + path).orElse("")),
+          "the checkpoint of step %s could not be written: %s%s",
+          state.step(),
+          AtomicFiles.reason(e),
+          latest().map(path -> "; the last one is " + path).orElse(""),
           e);
     }
     var all = list();
@@ -195,9 +194,7 @@ public final class Checkpoints {
       var slots = Jsonl.JSON.valueToTree(parameters.slots()).toString();
       if (!slots.equals(metadata.get("slots"))) {
         throw new UserException(
-            "cannot resume from "
-                + checkpoint
-                + ": the trained parameters have other names or shapes");
+            "cannot resume from %s: the trained parameters have other names or shapes", checkpoint);
       }
       long step = StateFile.number(metadata, "step");
       long steps = StateFile.number(metadata, "planned_steps");
@@ -255,18 +252,15 @@ public final class Checkpoints {
                 .reduce((first, second) -> second);
     var reason = String.valueOf(why.getMessage());
     return new UserException(
-        "cannot resume: "
-            + path
-            + " is damaged: "
-            + (reason.startsWith(path + ": ")
-                ? reason.substring(path.toString().length() + 2)
-                : reason)
-            + before
-                .map(
-                    other ->
-                        "; the one before it is %s: remove %s to go on from there"
-                            .formatted(checkpoint.resolveSibling(other.getFileName()), checkpoint))
-                .orElse("; there is none before it: start again in another folder"),
+        "cannot resume: %s is damaged: %s%s",
+        path,
+        reason.startsWith(path + ": ") ? reason.substring(path.toString().length() + 2) : reason,
+        before
+            .map(
+                other ->
+                    "; the one before it is %s: remove %s to go on from there"
+                        .formatted(checkpoint.resolveSibling(other.getFileName()), checkpoint))
+            .orElse("; there is none before it: start again in another folder"),
         why);
   }
 

@@ -110,9 +110,8 @@ public record MeteoraTraining(
     }
     if (flags.singleAdapter().isPresent()) {
       throw new UserException(
-          "MOELINEAR_SINGLE_MOE_LORA="
-              + flags.singleAdapter().getAsInt()
-              + " switches the gates off that are to be trained: unset it");
+          "MOELINEAR_SINGLE_MOE_LORA=%s switches the gates off that are to be trained: unset it",
+          flags.singleAdapter().getAsInt());
     }
     var start = resume ? Run.Start.RESUME : Run.Start.NEW;
     return Run.in(
@@ -149,8 +148,7 @@ public record MeteoraTraining(
         continue;
       }
       if (!value.isBoolean()) {
-        throw new UserException(
-            file + ": \"" + setting + "\" must be true or false, it is " + value);
+        throw new UserException("%s: \"%s\" must be true or false, it is %s", file, setting, value);
       }
       said.putIfAbsent(value.booleanValue(), folder);
       if (said.size() > 1) {

@@ -79,10 +79,8 @@ record Run(
     }
     if (start == Start.NEW && latest.isPresent()) {
       throw new UserException(
-          folder
-              + " holds "
-              + latest.get().getFileName()
-              + " of an earlier run: add --resume to go on with it, or choose another folder");
+          "%s holds %s of an earlier run: add --resume to go on with it, or choose another folder",
+          folder, latest.get().getFileName());
     }
     return latest;
   }

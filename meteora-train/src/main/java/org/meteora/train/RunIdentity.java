@@ -82,8 +82,7 @@ public record RunIdentity(Map<String, String> settings, Map<String, String> file
           var old = before.path("settings").path(name).asText("unknown");
           if (!old.equals(value)) {
             throw new UserException(
-                "cannot resume from %s: %s was %s, now it is %s"
-                    .formatted(checkpoint, name, old, value));
+                "cannot resume from %s: %s was %s, now it is %s", checkpoint, name, old, value);
           }
         });
     files.forEach(

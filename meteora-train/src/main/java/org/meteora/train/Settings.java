@@ -28,11 +28,10 @@ final class Settings {
       var key = entry.getKey().replace('-', '_');
       if (!known.contains(key)) {
         throw new UserException(
-            "%s: unknown key \"%s\"%s"
-                .formatted(
-                    where,
-                    entry.getKey(),
-                    Nearest.to(key, known).map(k -> ", did you mean \"" + k + "\"?").orElse("")));
+            "%s: unknown key \"%s\"%s",
+            where,
+            entry.getKey(),
+            Nearest.to(key, known).map(k -> ", did you mean \"" + k + "\"?").orElse(""));
       }
       if (entry.getValue() != null) {
         this.values.put(key, entry.getValue());

@@ -397,12 +397,11 @@ public record TrainConfig(
     for (var target : given) {
       if (!Projection.NAMES.contains(target) && !given.equals(ALL_LINEAR)) {
         throw new UserException(
-            "target_modules: unknown module \""
-                + target
-                + "\""
-                + Nearest.to(target, Projection.NAMES)
-                    .map(n -> ", did you mean \"" + n + "\"?")
-                    .orElse("; choose from " + String.join(", ", Projection.NAMES)));
+            "target_modules: unknown module \"%s\"%s",
+            target,
+            Nearest.to(target, Projection.NAMES)
+                .map(n -> ", did you mean \"" + n + "\"?")
+                .orElse("; choose from " + String.join(", ", Projection.NAMES)));
       }
     }
     boolean all = given.isEmpty() || given.equals(ALL_LINEAR);

@@ -389,8 +389,7 @@ public final class CudaDecoder implements AutoCloseable {
       logits(row, other);
       if (!Arrays.equals(first, other)) {
         throw new UserException(
-            "the products of a step of %d rows are not summed alike in all of them"
-                .formatted(rows));
+            "the products of a step of %d rows are not summed alike in all of them", rows);
       }
     }
   }

@@ -156,8 +156,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   private static void check(DecodeModel model, int maxRows) {
     if (maxRows < 1 || maxRows > MAX_ROWS) {
-      throw new UserException(
-          "a decode step takes 1 to %d sequences, not %d".formatted(MAX_ROWS, maxRows));
+      throw new UserException("a decode step takes 1 to %d sequences, not %d", MAX_ROWS, maxRows);
     }
     if (model.headDim() % 2 != 0 || model.headDim() > 256 || model.heads() % model.kvHeads() != 0) {
       throw new UserException(

@@ -61,13 +61,11 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
    */
   public void check(int topK) {
     if (topK < 1 || topK > count()) {
-      throw new UserException(
-          "cannot choose " + topK + " of " + count() + " adapters (--routing-top-k)");
+      throw new UserException("cannot choose %s of %s adapters (--routing-top-k)", topK, count());
     }
     for (var rank : ranks) {
       if (rank < 0 || rank > MAX_RANK) {
-        throw new UserException(
-            "the fused CUDA path takes ranks up to " + MAX_RANK + ", not " + rank);
+        throw new UserException("the fused CUDA path takes ranks up to %s, not %s", MAX_RANK, rank);
       }
     }
   }

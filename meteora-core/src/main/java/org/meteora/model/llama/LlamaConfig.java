@@ -99,8 +99,7 @@ public final class LlamaConfig {
   private static void requireOnly(JsonNode node, String key, String value, String where) {
     var its = node.path(key).asText(value);
     if (!its.equals(value)) {
-      throw new UserException(
-          "%s: %s is \"%s\", only %s is supported".formatted(where, key, its, value));
+      throw new UserException("%s: %s is \"%s\", only %s is supported", where, key, its, value);
     }
   }
 

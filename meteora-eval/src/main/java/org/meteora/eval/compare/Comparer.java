@@ -101,9 +101,8 @@ public final class Comparer {
     warnOfSamples(evaluation, runs, before, common.size());
     if (common.isEmpty()) {
       throw new UserException(
-          evaluation
-              + ": these results have no sample in common: "
-              + String.join(", ", present(runs).map(run -> run.file().toString()).toList()));
+          "%s: these results have no sample in common: %s",
+          evaluation, String.join(", ", present(runs).map(run -> run.file().toString()).toList()));
     }
     score(first(runs).task(), each(maps, map -> common.stream().map(map::get).toList()));
   }

@@ -230,9 +230,8 @@ public final class SavedResult implements AutoCloseable {
       }
     } catch (IOException e) {
       throw new UserException(
-          "cannot write %s: %s; the answers so far are kept there, --resume goes on with them"
-              .formatted(partialFile(), AtomicFiles.reason(e)),
-          e);
+          "cannot write %s: %s; the answers so far are kept there, --resume goes on with them",
+          partialFile(), AtomicFiles.reason(e), e);
     }
   }
 
@@ -256,8 +255,7 @@ public final class SavedResult implements AutoCloseable {
     } catch (UserException e) {
       throw Files.exists(partialFile())
           ? new UserException(
-              e.getMessage() + "; the answers are kept in " + partialFile() + ", --resume goes on",
-              e)
+              "%s; the answers are kept in %s, --resume goes on", e.getMessage(), partialFile(), e)
           : e;
     }
     var json = new LinkedHashMap<String, Object>();

@@ -67,8 +67,7 @@ public final class Routes {
     var file = datasets.resolve(FolderNames.require("the task", task)).resolve("test.jsonl");
     var samples = Sample.read(file);
     if (index < 0 || index >= samples.size()) {
-      throw new UserException(
-          file + " has samples 0 to " + (samples.size() - 1) + ", not " + index);
+      throw new UserException("%s has samples 0 to %s, not %s", file, samples.size() - 1, index);
     }
     return samples.get(index).prompt();
   }

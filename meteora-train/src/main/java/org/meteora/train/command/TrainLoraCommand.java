@@ -297,11 +297,8 @@ public final class TrainLoraCommand implements Callable<Integer> {
           for (var file : files.values()) {
             if (!Files.isRegularFile(file)) {
               throw new UserException(
-                  "no data to train %s on: no such file %s%s"
-                      .formatted(
-                          adapter,
-                          file,
-                          data == null ? "; \"meteora create-dataset\" makes it" : ""));
+                  "no data to train %s on: no such file %s%s",
+                  adapter, file, data == null ? "; \"meteora create-dataset\" makes it" : "");
             }
             Sample.read(file); // a mistake in the last file is not to be found after hours
           }
