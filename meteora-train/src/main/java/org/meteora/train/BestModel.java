@@ -91,7 +91,7 @@ final class BestModel {
     return answerLoss < loss;
   }
 
-  /** Keeps a model. */
+  /** Keeps a model, which is all its master values. */
   void keep(long now, double answerLoss, NDArray values) {
     try {
       SafetensorsWriter.write(

@@ -39,6 +39,7 @@ import org.slf4j.LoggerFactory;
  *
  * @param adapters PEFT folders embedded, in the order of their indices
  * @param folder gets checkpoints, metrics and curves
+ * @param from the checkpoint to go on from; empty: a new run
  */
 record Run(
     TrainConfig config,
