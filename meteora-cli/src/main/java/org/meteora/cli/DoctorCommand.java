@@ -85,7 +85,7 @@ public final class DoctorCommand implements Callable<Integer> {
     boolean runs = examine();
     var out = command.commandLine().getOut();
     if (json.isGiven()) {
-      out.println(Jsonl.JSON.valueToTree(new Report(runs, lines)).toPrettyString());
+      out.print(Jsonl.pretty(new Report(runs, lines)));
     } else {
       print(out);
     }

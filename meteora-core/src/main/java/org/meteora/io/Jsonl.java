@@ -151,6 +151,11 @@ public final class Jsonl {
             JSON.writer().without(JsonGenerator.Feature.AUTO_CLOSE_TARGET).writeValue(out, value));
   }
 
+  /** JSON over several lines, which ends with a line feed. */
+  public static String pretty(Object value) {
+    return JSON.valueToTree(value).toPrettyString() + "\n";
+  }
+
   /** What a parser found wrong, in one line, without advice to programmers. */
   public static String reason(JsonProcessingException e) {
     var message = e.getOriginalMessage();

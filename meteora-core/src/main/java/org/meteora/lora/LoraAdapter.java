@@ -164,13 +164,8 @@ public record LoraAdapter(
       throw new UserException(
           weights.path() + ": lora_A and lora_B of " + module + " do not fit together");
     }
-    for (var info : List.of(a, b)) {
-      if (!info.dtype().isFloatingPoint()) {
-        throw new UserException(
-            "%s: the tensor %s is %s, expected F32, F16 or BF16"
-                .formatted(weights.path(), info.name(), info.dtype()));
-      }
-    }
+    weights.requireFloating(a.name());
+    weights.requireFloating(b.name());
     return Optional.of(Math.toIntExact(a.shape().get(0)));
   }
 

@@ -173,7 +173,6 @@ public record LoraConfig(
         layersToTransform.isEmpty() ? null : new TreeSet<>(layersToTransform));
     json.put("rank_pattern", rankPattern);
     json.put("alpha_pattern", alphaPattern);
-    var text = Jsonl.JSON.valueToTree(json).toPrettyString();
-    AtomicFiles.writeString(folder.resolve("adapter_config.json"), text + "\n");
+    AtomicFiles.writeString(folder.resolve("adapter_config.json"), Jsonl.pretty(json));
   }
 }

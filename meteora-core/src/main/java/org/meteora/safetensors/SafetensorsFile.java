@@ -154,13 +154,29 @@ public final class SafetensorsFile implements AutoCloseable {
   public TensorInfo requireInfo(String name) {
     var tensor = header.tensors().get(name);
     if (tensor == null) {
-      throw new UserException(
-          header.unread().containsKey(name)
-              ? "%s: the tensor %s is %s, expected F32, F16 or BF16"
-                  .formatted(path, name, header.unread().get(name))
-              : path + ": there is no tensor " + name);
+      throw header.unread().containsKey(name)
+          ? notFloating(name, header.unread().get(name))
+          : new UserException(path + ": there is no tensor " + name);
     }
     return tensor;
+  }
+
+  /**
+   * As {@link #requireInfo}, of a tensor of floating-point numbers.
+   *
+   * @throws UserException also when it is of others
+   */
+  public TensorInfo requireFloating(String name) {
+    var tensor = requireInfo(name);
+    if (!tensor.dtype().isFloatingPoint()) {
+      throw notFloating(name, tensor.dtype());
+    }
+    return tensor;
+  }
+
+  private UserException notFloating(String name, Object dtype) {
+    return new UserException(
+        "%s: the tensor %s is %s, expected F32, F16 or BF16", path, name, dtype);
   }
 
   /**

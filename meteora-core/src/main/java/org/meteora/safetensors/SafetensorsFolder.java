@@ -6,6 +6,7 @@ import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -167,13 +168,10 @@ public final class SafetensorsFolder implements AutoCloseable {
     var info = file.requireInfo(name);
     if (!info.hasShape(shape)) {
       throw new UserException(
-          "%s: the tensor %s has the shape %s, expected %s"
-              .formatted(file.path(), name, info.shape(), java.util.Arrays.toString(shape)));
+          "%s: the tensor %s has the shape %s, expected %s",
+          file.path(), name, info.shape(), Arrays.toString(shape));
     }
-    if (!info.dtype().isFloatingPoint()) {
-      throw new UserException(
-          "%s: the tensor %s is %s, expected F32, F16 or BF16", file.path(), name, info.dtype());
-    }
+    file.requireFloating(name);
     // norms, biases, gates: what is small, and would make every answer nothing
     if (info.bytes() <= SMALL) {
       file.requireFinite(name);

@@ -18,6 +18,7 @@ import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.eval.clean.AnswerCleaner;
+import org.meteora.eval.clean.AnswerCleaner.Cleaned;
 import org.meteora.generate.AnswerListener;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Request;
@@ -158,29 +159,14 @@ public record Evaluator(
       var encoded =
           IntStream.range(0, answers.length)
               .parallel()
-              .mapToObj(
-                  i ->
-                      answers[i] == null
-                          ? encode(samples.get(i).prompt(), i, problems)
-                          : new int[0])
-              .toList();
-      var prompts = new ArrayList<Prompt>();
-      for (int i = 0; i < samples.size(); i++) {
-        if (answers[i] != null) {
-          progress.step(1);
-          continue;
-        }
-        var ids = encoded.get(i);
-        var prompt = new Prompt(i, samples.get(i), ids);
-        if (ids.length == 0 || ids.length > config.maxLength()) {
-          answers[i] = skipped(task, prompt);
-          progress.step(1);
-        } else {
-          prompts.add(prompt);
-        }
-      }
+              .filter(i -> answers[i] == null)
+              .mapToObj(i -> encode(samples.get(i), i, problems))
+              .collect(Collectors.partitioningBy(this::fits));
+      encoded.get(false).forEach(prompt -> answers[prompt.index] = skipped(task, prompt));
       // the longest first: what does not fit into memory is found out at once
-      prompts.sort(Comparator.comparingInt((Prompt prompt) -> -prompt.ids.length));
+      var longest = Comparator.comparingInt((Prompt prompt) -> -prompt.ids.length);
+      var prompts = encoded.get(true).stream().sorted(longest).toList();
+      progress.step(samples.size() - prompts.size());
       boolean first = collective.rank() == 0;
       Consumer<Found> keep =
           found -> {
@@ -261,18 +247,22 @@ public record Evaluator(
     }
   }
 
-  /** A prompt's ids; none when it cannot be answered, which is noted. */
-  private int[] encode(String prompt, int index, Map<Integer, String> problems) {
+  /** A prompt with its ids; none when it cannot be answered, which is noted. */
+  private Prompt encode(Sample sample, int index, Map<Integer, String> problems) {
+    var ids = new int[0];
     try {
-      var ids = codec.encode(prompt);
+      ids = codec.encode(sample.prompt());
       if (ids.length == 0) {
         problems.put(index, "the prompt is empty");
       }
-      return ids;
     } catch (UserException e) {
       problems.put(index, e.getMessage());
-      return new int[0];
     }
+    return new Prompt(index, sample, ids);
+  }
+
+  private boolean fits(Prompt prompt) {
+    return prompt.ids.length > 0 && prompt.ids.length <= config.maxLength();
   }
 
   /** Answers prompts, and passes on what comes of each as it comes. */
@@ -343,30 +333,25 @@ public record Evaluator(
     var all = IntStream.concat(IntStream.of(prompt.ids), IntStream.of(continuation)).toArray();
     var decoded = codec.decode(all);
     var cleaned = AnswerCleaner.clean(task, decoded, prompt.sample.prompt());
+    return answer(task, prompt, decoded, Optional.of(cleaned), continuation.length);
+  }
+
+  private static Answer skipped(String task, Prompt prompt) {
+    return answer(task, prompt, "", Optional.empty(), 0);
+  }
+
+  private static Answer answer(
+      String task, Prompt prompt, String decoded, Optional<Cleaned> cleaned, int newTokens) {
     return new Answer(
         task,
         prompt.index,
         prompt.sample.prompt(),
         prompt.sample.response(),
         decoded,
-        cleaned.text(),
+        cleaned.map(Cleaned::text).orElse(""),
         prompt.ids.length,
-        continuation.length,
-        false,
-        cleaned.promptLost());
-  }
-
-  private static Answer skipped(String task, Prompt prompt) {
-    return new Answer(
-        task,
-        prompt.index,
-        prompt.sample.prompt(),
-        prompt.sample.response(),
-        "",
-        "",
-        prompt.ids.length,
-        0,
-        true,
-        false);
+        newTokens,
+        cleaned.isEmpty(),
+        cleaned.map(Cleaned::promptLost).orElse(false));
   }
 }

@@ -1,6 +1,7 @@
 package org.meteora.eval;
 
 import com.fasterxml.jackson.annotation.JsonProperty;
+import com.fasterxml.jackson.annotation.JsonPropertyOrder;
 
 /**
  * How fast answers were generated.
@@ -9,6 +10,14 @@ import com.fasterxml.jackson.annotation.JsonProperty;
  * @param promptTokens tokens read
  * @param newTokens tokens written
  */
+@JsonPropertyOrder({
+  "seconds",
+  "samples",
+  "prompt_tokens",
+  "new_tokens",
+  "samples_per_second",
+  "new_tokens_per_second"
+})
 public record Throughput(
     double seconds,
     int samples,

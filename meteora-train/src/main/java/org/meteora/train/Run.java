@@ -265,7 +265,6 @@ record Run(
     result.put("dtype", model.llama().dtype().label());
     result.put("steps", outcome.steps());
     result.put("kept_step", outcome.kept());
-    AtomicFiles.writeString(
-        folder.resolve("training.json"), Jsonl.JSON.valueToTree(result).toPrettyString() + "\n");
+    AtomicFiles.writeString(folder.resolve("training.json"), Jsonl.pretty(result));
   }
 }

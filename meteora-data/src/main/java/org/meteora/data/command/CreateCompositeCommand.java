@@ -4,6 +4,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.Callable;
 import org.meteora.UserException;
@@ -91,11 +92,10 @@ public final class CreateCompositeCommand implements Callable<Integer> {
     }
     var made = CompositeMaker.make(header, samples, nums, !noShuffle, seed.orDefault());
     var folder = settings.targetDir().resolve(composite.name());
-    var parts = Jsonl.JSON.createObjectNode();
-    parts.set("tasks", Jsonl.JSON.valueToTree(composite.tasks()));
+    var parts = Map.of("tasks", composite.tasks());
     try (var lock = FolderLock.takeOutput(folder)) {
       Sample.write(folder.resolve("test.jsonl"), made);
-      AtomicFiles.writeString(folder.resolve("composite.json"), parts.toPrettyString() + "\n");
+      AtomicFiles.writeString(folder.resolve("composite.json"), Jsonl.pretty(parts));
     }
     System.out.println(
         "%s: %s samples of %s in %s"

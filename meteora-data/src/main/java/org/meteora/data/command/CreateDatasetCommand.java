@@ -86,43 +86,38 @@ public final class CreateDatasetCommand implements Callable<Integer> {
     boolean incomplete = false;
     for (var each : tasks) {
       var places = locator.candidates(each);
-      String problem = null;
+      var problem = "";
       var source = locator.find(each);
       if (source.isEmpty()) {
         try {
           download.fetch(each, places.getFirst());
           source = locator.find(each);
         } catch (UserException e) {
-          problem = e.getMessage();
+          problem = "; " + e.getMessage();
         }
       }
       if (source.isEmpty()) {
         incomplete = true;
-        rows.add(
-            String.format(
-                "%-42s missing; looked for in %s%s",
-                each.name(),
-                tasks.size() > 1
-                    ? places.getFirst() + " and " + (places.size() - 1) + " other places"
-                    : places.stream().map(Object::toString).collect(Collectors.joining(", ")),
-                problem == null ? "" : "; " + problem));
+        var looked =
+            tasks.size() > 1
+                ? places.getFirst() + " and " + (places.size() - 1) + " other places"
+                : places.stream().map(Object::toString).collect(Collectors.joining(", "));
+        rows.add("%-42s missing; looked for in %s%s".formatted(each.name(), looked, problem));
         continue;
       }
-      DatasetMaker.Written written;
       try {
-        written = maker.make(each, source.get());
+        var written = maker.make(each, source.get());
+        rows.add(
+            String.format(
+                "%-42s written  %,9d train %,8d test  sha256 %s",
+                each.name(), written.train(), written.test(), written.sha256().substring(0, 16)));
       } catch (UserException e) {
         if (tasks.size() == 1) {
           throw e;
         }
         incomplete = true;
         rows.add(String.format("%-42s failed; %s", each.name(), e.getMessage()));
-        continue;
       }
-      rows.add(
-          String.format(
-              "%-42s written  %,9d train %,8d test  sha256 %s",
-              each.name(), written.train(), written.test(), written.sha256().substring(0, 16)));
     }
     rows.forEach(System.out::println);
     return incomplete ? 1 : 0;

@@ -3,6 +3,7 @@ package org.meteora.data.tasks;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import org.meteora.UserException;
 import org.meteora.io.AtomicFiles;
@@ -19,9 +20,7 @@ public final class MetricsFile {
 
   /** Writes the keys of metrics beside a task's data. */
   public static void write(Path folder, List<String> metrics) {
-    var json = Jsonl.JSON.createObjectNode();
-    json.set("metrics", Jsonl.JSON.valueToTree(metrics));
-    AtomicFiles.writeString(folder.resolve(NAME), json.toPrettyString() + "\n");
+    AtomicFiles.writeString(folder.resolve(NAME), Jsonl.pretty(Map.of("metrics", metrics)));
   }
 
   /**

@@ -96,7 +96,7 @@ public final class CompareCommand implements Callable<Integer> {
           switch (ending(file)) {
             case "html" -> ComparisonHtml.of(comparison);
             case "md" -> ComparisonText.markdown(comparison, samples);
-            case "json" -> Jsonl.JSON.valueToTree(comparison).toPrettyString() + "\n";
+            case "json" -> Jsonl.pretty(comparison);
             default -> ComparisonText.plain(comparison, samples);
           });
     }

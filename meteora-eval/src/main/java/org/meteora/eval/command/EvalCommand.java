@@ -173,14 +173,8 @@ public final class EvalCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     if (rescore != null) {
-      if (tasks != null
-          || save
-          || debug
-          || routes
-          || limit != null
-          || resume
-          || overwrite
-          || !sweep.isEmpty()) {
+      boolean other = tasks != null || limit != null || !sweep.isEmpty();
+      if (other || save || debug || routes || resume || overwrite) {
         throw new UserException(
             "--rescore scores saved answers and does nothing else: leave out --task, --save,"
                 + " --resume, --overwrite, --sweep, --debug, --routes and --limit");

@@ -2,6 +2,7 @@ package org.meteora.eval.command;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.meteora.UserException;
@@ -177,9 +178,10 @@ final class Evaluation implements AutoCloseable {
   void writeRoutesOfAll() {
     if (routesOfAll != null && routesOfAll.tasks().size() > 1) {
       var folder = config.evalResultSaveDir().resolve("meteora").resolve("tasks.routes");
-      var limit = asked.limit == null ? "all" : asked.limit.toString();
-      routesOfAll.write(
-          "Routing by task", Map.of("model", loaded.describe(), "limit", limit), folder);
+      var settings = new LinkedHashMap<String, Object>();
+      settings.put("model", loaded.describe());
+      settings.put("limit", asked.limit == null ? "all" : asked.limit.toString());
+      routesOfAll.write("Routing by task", settings, folder);
       LOG.info("wrote the routing of all tasks to {}", folder);
     }
   }

@@ -28,9 +28,7 @@ public final class ComparisonText {
     }
     for (var samples : comparison.samples()) {
       text.append('\n').append(summary(samples)).append('\n');
-      samples.different().stream()
-          .limit(shown)
-          .forEach(sample -> sample(text, "  ", comparison, sample));
+      samples(text, "  ", comparison, samples, shown);
     }
     text.append('\n').append(method(comparison)).append('\n');
     return text.toString();
@@ -52,9 +50,7 @@ public final class ComparisonText {
     text.append("\n## Samples where they differ\n");
     for (var samples : comparison.samples()) {
       text.append("\n").append(summary(samples)).append("\n\n");
-      samples.different().stream()
-          .limit(shown)
-          .forEach(sample -> sample(text, "    ", comparison, sample));
+      samples(text, "    ", comparison, samples, shown);
     }
     return text.append('\n').append(method(comparison)).append('\n').toString();
   }
@@ -82,14 +78,16 @@ public final class ComparisonText {
         .formatted(comparison.resamples(), comparison.seed());
   }
 
-  private static void sample(
-      StringBuilder text, String indent, Comparison comparison, Comparison.Difference sample) {
-    line(text, indent, "sample " + sample.index(), sample.prompt());
-    line(text, indent, "  truth", sample.truth());
-    for (int c = 0; c < comparison.columns().size(); c++) {
-      if (sample.answers().get(c) != null) {
-        var label = "  " + comparison.columns().get(c) + verdict(sample, c);
-        line(text, indent, label, sample.answers().get(c));
+  private static void samples(
+      StringBuilder text, String indent, Comparison comparison, Comparison.Samples of, int shown) {
+    for (var sample : of.different().subList(0, Math.min(shown, of.different().size()))) {
+      line(text, indent, "sample " + sample.index(), sample.prompt());
+      line(text, indent, "  truth", sample.truth());
+      for (int c = 0; c < comparison.columns().size(); c++) {
+        if (sample.answers().get(c) != null) {
+          var label = "  " + comparison.columns().get(c) + verdict(sample, c);
+          line(text, indent, label, sample.answers().get(c));
+        }
       }
     }
   }

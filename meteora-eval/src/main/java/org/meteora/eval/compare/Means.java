@@ -6,6 +6,10 @@ import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
+import java.util.function.Function;
+import java.util.stream.Collector;
+import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import org.meteora.eval.statistics.Interval;
 
@@ -16,7 +20,16 @@ final class Means {
    *
    * @param resampled one array a column; null where there is no score
    */
-  record Scored(Comparison.Row row, boolean composite, List<double[]> resampled) {}
+  record Scored(Comparison.Row row, boolean composite, List<double[]> resampled) {
+    private boolean counts() {
+      return !row.score().equals(Published.BLEU)
+          && !(composite && row.task().equals(row.evaluation()));
+    }
+
+    private String group() {
+      return composite ? row.evaluation() : "single tasks";
+    }
+  }
 
   private Means() {}
 
@@ -27,33 +40,25 @@ final class Means {
    * @param resamples of the bootstrap
    */
   static List<Comparison.Row> of(List<Scored> rows, int columns, int resamples) {
-    var groups = new LinkedHashMap<String, Map<String, List<Scored>>>();
-    for (var scored : rows) {
-      var row = scored.row();
-      boolean count = scored.composite() && row.task().equals(row.evaluation());
-      if (!count && !row.score().equals(Published.BLEU)) {
-        groups
-            .computeIfAbsent(
-                scored.composite() ? row.evaluation() : "single tasks", k -> new LinkedHashMap<>())
-            .computeIfAbsent(row.score(), k -> new ArrayList<>())
-            .add(scored);
-      }
-    }
-    var result = new ArrayList<Comparison.Row>();
-    groups.forEach(
-        (group, scores) ->
-            scores.forEach(
-                (score, all) -> {
-                  var mean = mean(group, score, all, columns, resamples);
-                  if (mean != null) {
-                    result.add(mean);
-                  }
-                }));
-    return result;
+    var groups =
+        rows.stream()
+            .filter(Scored::counts)
+            .collect(
+                inOrder(Scored::group, inOrder(each -> each.row().score(), Collectors.toList())));
+    return groups.values().stream()
+        .flatMap(scores -> scores.values().stream())
+        .map(all -> mean(all, columns, resamples))
+        .filter(Objects::nonNull)
+        .toList();
   }
 
-  private static Comparison.Row mean(
-      String group, String score, List<Scored> all, int columns, int resamples) {
+  private static <T, D> Collector<T, ?, Map<String, D>> inOrder(
+      Function<T, String> name, Collector<T, ?, D> each) {
+    return Collectors.groupingBy(name, LinkedHashMap::new, each);
+  }
+
+  /** Of rows of one score and group; null where fewer than two tasks can be compared. */
+  private static Comparison.Row mean(List<Scored> all, int columns, int resamples) {
     // over the tasks that all have; a system that leaves fewer than two of them has no mean
     var taking = new ArrayList<>(IntStream.range(0, columns).boxed().toList());
     taking.removeIf(c -> all.stream().noneMatch(scored -> has(scored, c)));
@@ -100,7 +105,9 @@ final class Means {
       }
       cells.add(new Comparison.Cell(mean, Interval.percentile(resampled), change));
     }
-    return new Comparison.Row(group, "mean", score, shared.size(), cells, publishedMeans(shared));
+    var any = all.getFirst();
+    return new Comparison.Row(
+        any.group(), "mean", any.row().score(), shared.size(), cells, publishedMeans(shared));
   }
 
   private static Comparison.Share share(

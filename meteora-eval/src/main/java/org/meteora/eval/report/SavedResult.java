@@ -120,7 +120,10 @@ public final class SavedResult implements AutoCloseable {
    */
   public List<Answer> begin(
       Map<String, Object> settings, Map<String, Object> model, Existing existing) {
-    var mine = Jsonl.JSON.valueToTree(Map.of("settings", settings, "model", model));
+    var parts = new LinkedHashMap<String, Object>();
+    parts.put("settings", settings);
+    parts.put("model", model);
+    var mine = Jsonl.JSON.valueToTree(parts);
     List<Answer> there = List.of();
     if (existing == Existing.OVERWRITE) {
       delete(partialFile(), partialSettings());
@@ -150,7 +153,7 @@ public final class SavedResult implements AutoCloseable {
       }
     }
     try {
-      AtomicFiles.writeString(partialSettings(), mine.toPrettyString() + "\n");
+      AtomicFiles.writeString(partialSettings(), Jsonl.pretty(parts));
       if (there.isEmpty()) {
         Files.deleteIfExists(partialFile());
       }
@@ -159,7 +162,7 @@ public final class SavedResult implements AutoCloseable {
       partial.truncate(SavedAnswers.readPartial(partialFile()).bytes());
       partial.position(partial.size());
     } catch (IOException e) {
-      throw new UserException("cannot write " + partialFile() + ": " + AtomicFiles.reason(e), e);
+      throw unwritten("", e);
     }
     return there;
   }
@@ -229,10 +232,13 @@ public final class SavedResult implements AutoCloseable {
         lastSync = System.nanoTime();
       }
     } catch (IOException e) {
-      throw new UserException(
-          "cannot write %s: %s; the answers so far are kept there, --resume goes on with them",
-          partialFile(), AtomicFiles.reason(e), e);
+      throw unwritten("; the answers so far are kept there, --resume goes on with them", e);
     }
+  }
+
+  private UserException unwritten(String more, IOException e) {
+    return new UserException(
+        "cannot write " + partialFile() + ": " + AtomicFiles.reason(e) + more, e);
   }
 
   /**
@@ -274,7 +280,7 @@ public final class SavedResult implements AutoCloseable {
     json.put("throughput", run.throughput());
     run.batching().ifPresent(batching -> json.put("batching", batching));
     json.put("answers", answersFile().getFileName().toString());
-    AtomicFiles.writeString(file(), Jsonl.JSON.valueToTree(json).toPrettyString() + "\n");
+    AtomicFiles.writeString(file(), Jsonl.pretty(json));
     delete(partialSettings(), partialFile());
   }
 
@@ -300,7 +306,7 @@ public final class SavedResult implements AutoCloseable {
         }
       }
     } catch (IOException e) {
-      throw new UserException("cannot write " + partialFile() + ": " + AtomicFiles.reason(e), e);
+      throw unwritten("", e);
     } finally {
       lock.close();
     }

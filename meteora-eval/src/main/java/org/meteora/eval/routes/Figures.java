@@ -35,6 +35,12 @@ final class Figures {
     return new Font(Font.SANS_SERIF, style, 1).deriveFont(style, size);
   }
 
+  /** What texts are drawn with from now on. */
+  static void pen(Graphics2D g, int style, float size, Color ink) {
+    g.setFont(font(style, size));
+    g.setColor(ink);
+  }
+
   /**
    * Draws and writes a PNG.
    *

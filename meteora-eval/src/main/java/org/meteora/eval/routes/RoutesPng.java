@@ -64,8 +64,7 @@ public final class RoutesPng {
 
   private int draw(Graphics2D g, String title) {
     int y = MARGIN + 14;
-    g.setColor(Figures.INK);
-    g.setFont(Figures.font(Font.BOLD, 17));
+    Figures.pen(g, Font.BOLD, 17, Figures.INK);
     g.drawString(Figures.fit(g, title, WIDTH - 2.0 * MARGIN), MARGIN, y);
     y = timeline(g, y + 16);
     int prompt = trace.promptTokens();
@@ -80,8 +79,7 @@ public final class RoutesPng {
   }
 
   private static int heading(Graphics2D g, String text, int y) {
-    g.setFont(Figures.font(Font.BOLD, 12));
-    g.setColor(Figures.DIM);
+    Figures.pen(g, Font.BOLD, 12, Figures.DIM);
     g.drawString(text, MARGIN, y);
     return y + 10;
   }
@@ -221,11 +219,9 @@ public final class RoutesPng {
       double x = MARGIN + i % columns * width;
       int top = y + i / columns * 20;
       Figures.fill(g, looks[a], 1, x, top, 40, 15);
-      g.setFont(Figures.font(Font.BOLD, 10));
-      g.setColor(Figures.ink(Figures.colour(looks[a], 1)));
+      Figures.pen(g, Font.BOLD, 10, Figures.ink(Figures.colour(looks[a], 1)));
       centred(g, codes.get(a), x + 20, top + 11.5);
-      g.setFont(Figures.font(Font.PLAIN, 11));
-      g.setColor(Figures.INK);
+      Figures.pen(g, Font.PLAIN, 11, Figures.INK);
       g.drawString(
           Figures.fit(g, trace.adapters().get(a) + "  " + Figures.percent(mean[a]), width - 54),
           (float) x + 46,

@@ -208,6 +208,6 @@ public final class RoutingMatrix {
 
   /** Writes {@code routing.json}, {@code routing.png} and {@code routing.html}. */
   public void write(String title, Map<String, Object> settings, Path folder) {
-    new RoutingMatrixFiles(this).write(title, settings, folder);
+    new RoutingMatrixFiles(this, title, settings).write(folder);
   }
 }

@@ -6,7 +6,6 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Base64;
 import java.util.LinkedHashMap;
-import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.stream.IntStream;
@@ -16,35 +15,29 @@ import org.meteora.io.AtomicFiles;
 import org.meteora.io.Jsonl;
 import org.meteora.io.Texts;
 
-/** A {@link RoutingMatrix} as JSON, as a picture and as a page. */
-final class RoutingMatrixFiles {
+/**
+ * A {@link RoutingMatrix} as JSON, as a picture and as a page.
+ *
+ * @param settings what the run depended on
+ */
+record RoutingMatrixFiles(RoutingMatrix matrix, String title, Map<String, Object> settings) {
   private static final int MODULES = RoutingMatrix.MODULES;
 
-  private final RoutingMatrix matrix;
-  private final List<String> tasks;
-  private final List<String> adapters;
-
-  RoutingMatrixFiles(RoutingMatrix matrix) {
-    this.matrix = matrix;
-    tasks = matrix.tasks();
-    adapters = matrix.adapters();
-  }
-
   /** Writes {@code routing.json}, {@code routing.png} and {@code routing.html}. */
-  void write(String title, Map<String, Object> settings, Path folder) {
+  void write(Path folder) {
     AtomicFiles.requireWritableFolder(folder);
-    writeJson(settings, folder.resolve("routing.json"));
-    AtomicFiles.writeString(folder.resolve("routing.html"), html(title, settings));
+    writeJson(folder.resolve("routing.json"));
+    AtomicFiles.writeString(folder.resolve("routing.html"), html());
     Routes.picture(() -> RoutingMatrixPng.write(matrix, title, folder.resolve("routing.png")));
   }
 
   /** Shares and firsts over all gates, for every layer, for every module, and for every gate. */
-  private void writeJson(Map<String, Object> settings, Path file) {
+  private void writeJson(Path file) {
     var json = new LinkedHashMap<String, Object>();
     json.put("format", "meteora-routing-matrix-1");
     json.put("settings", settings);
-    json.put("adapters", adapters);
-    json.put("tasks", tasks);
+    json.put("adapters", matrix.adapters());
+    json.put("tasks", matrix.tasks());
     json.put("modules", RoutingRecorder.MODULES);
     json.put("layers", matrix.layers());
     json.put("all", shares(RoutingTrace.ALL, RoutingTrace.ALL));
@@ -66,18 +59,21 @@ final class RoutingMatrixFiles {
 
   private Map<String, Object> shares(int layer, int module) {
     var json = new LinkedHashMap<String, Object>();
-    json.put("counted", tasks.stream().map(task -> matrix.count(task, layer, module)).toList());
+    json.put(
+        "counted", matrix.tasks().stream().map(task -> matrix.count(task, layer, module)).toList());
     json.put(
         "right_first",
-        tasks.stream()
+        matrix.tasks().stream()
             .map(
                 task ->
-                    adapters.contains(task) ? (float) matrix.rightFirst(task, layer, module) : null)
+                    matrix.adapters().contains(task)
+                        ? (float) matrix.rightFirst(task, layer, module)
+                        : null)
             .toList());
     for (boolean first : new boolean[] {false, true}) {
       json.put(
           first ? "first" : "share",
-          tasks.stream()
+          matrix.tasks().stream()
               .map(task -> Arrays.stream(matrix.sum(task, layer, module, first)))
               .map(sums -> sums.mapToObj(each -> (float) each).toList())
               .toList());
@@ -86,11 +82,11 @@ final class RoutingMatrixFiles {
   }
 
   /** One self-contained page: the heat map with selectors for layer, module and measure. */
-  String html(String title, Map<String, Object> settings) {
+  String html() {
     var meta = new TreeMap<String, Object>();
-    meta.put("adapters", adapters);
-    meta.put("tasks", tasks);
-    meta.put("codes", Palette.codes(adapters));
+    meta.put("adapters", matrix.adapters());
+    meta.put("tasks", matrix.tasks());
+    meta.put("codes", Palette.codes(matrix.adapters()));
     meta.put("modules", RoutingRecorder.MODULES);
     meta.put("layers", matrix.layers());
     meta.put("settings", settings);
@@ -104,10 +100,10 @@ final class RoutingMatrixFiles {
   }
 
   private long[][] counts() {
-    var counts = new long[matrix.layers() * MODULES][tasks.size()];
+    var counts = new long[matrix.layers() * MODULES][matrix.tasks().size()];
     for (int g = 0; g < counts.length; g++) {
-      for (int t = 0; t < tasks.size(); t++) {
-        counts[g][t] = matrix.count(tasks.get(t), g / MODULES, g % MODULES);
+      for (int t = 0; t < matrix.tasks().size(); t++) {
+        counts[g][t] = matrix.count(matrix.tasks().get(t), g / MODULES, g % MODULES);
       }
     }
     return counts;
@@ -117,10 +113,10 @@ final class RoutingMatrixFiles {
   private String quantised(boolean first) {
     int gates = matrix.layers() * MODULES;
     var bytes =
-        ByteBuffer.allocate(gates * tasks.size() * adapters.size() * 2)
+        ByteBuffer.allocate(gates * matrix.tasks().size() * matrix.adapters().size() * 2)
             .order(ByteOrder.LITTLE_ENDIAN);
     for (int g = 0; g < gates; g++) {
-      for (var each : tasks) {
+      for (var each : matrix.tasks()) {
         for (double value : matrix.sum(each, g / MODULES, g % MODULES, first)) {
           bytes.putShort((short) Math.round(Math.clamp(value, 0, 1) * 65535));
         }

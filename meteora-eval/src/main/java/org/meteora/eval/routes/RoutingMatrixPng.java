@@ -60,18 +60,15 @@ final class RoutingMatrixPng {
   private void draw(Graphics2D g) {
     var adapters = matrix.adapters();
     var tasks = matrix.tasks();
-    g.setColor(Figures.INK);
-    g.setFont(Figures.font(Font.BOLD, 17));
+    Figures.pen(g, Font.BOLD, 17, Figures.INK);
     g.drawString(Figures.fit(g, title, width - 2 * MARGIN), MARGIN, 38);
-    g.setFont(Figures.font(Font.PLAIN, 12));
-    g.setColor(Figures.DIM);
+    Figures.pen(g, Font.PLAIN, 12, Figures.DIM);
     g.drawString(
         "Share of routing weight (%), all layers and modules; framed: the task's own adapter",
         MARGIN, 58);
     for (int a = 0; a < adapters.size(); a++) {
       var turned = (Graphics2D) g.create();
-      turned.setFont(Figures.font(Font.PLAIN, 11));
-      turned.setColor(Figures.INK);
+      Figures.pen(turned, Font.PLAIN, 11, Figures.INK);
       turned.rotate(-SLANT, left + CELL * (a + 0.62), top - 8);
       turned.drawString(
           Figures.fit(turned, adapters.get(a), LONGEST),
@@ -79,14 +76,12 @@ final class RoutingMatrixPng {
           top - 8);
       turned.dispose();
     }
-    g.setFont(Figures.font(Font.BOLD, 11));
-    g.setColor(Figures.DIM);
+    Figures.pen(g, Font.BOLD, 11, Figures.DIM);
     g.drawString("right first", left + CELL * adapters.size() + 12, top - 8);
     for (int t = 0; t < tasks.size(); t++) {
       var name = tasks.get(t);
       int y = top + CELL * t;
-      g.setFont(Figures.font(Font.PLAIN, 11));
-      g.setColor(Figures.INK);
+      Figures.pen(g, Font.PLAIN, 11, Figures.INK);
       var label = Figures.fit(g, name, LONGEST);
       g.drawString(label, left - 8 - g.getFontMetrics().stringWidth(label), y + 17);
       var shares = matrix.shares(name, RoutingTrace.ALL, RoutingTrace.ALL);
@@ -96,8 +91,7 @@ final class RoutingMatrixPng {
         g.setColor(colour);
         g.fillRect(x, y, CELL - 1, CELL - 1);
         if (shares[a] >= 0.005) {
-          g.setColor(Figures.ink(colour));
-          g.setFont(Figures.font(Font.PLAIN, 10));
+          Figures.pen(g, Font.PLAIN, 10, Figures.ink(colour));
           var text = "" + Math.round(100 * shares[a]);
           g.drawString(text, x + (CELL - 1 - g.getFontMetrics().stringWidth(text)) / 2, y + 17);
         }
@@ -107,8 +101,7 @@ final class RoutingMatrixPng {
           g.drawRect(x, y, CELL - 2, CELL - 2);
         }
       }
-      g.setFont(Figures.font(Font.PLAIN, 11));
-      g.setColor(Figures.INK);
+      Figures.pen(g, Font.PLAIN, 11, Figures.INK);
       g.drawString(
           adapters.contains(name)
               ? Figures.percent(matrix.rightFirst(name, RoutingTrace.ALL, RoutingTrace.ALL))
