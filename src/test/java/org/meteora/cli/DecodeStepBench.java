@@ -5,6 +5,7 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
+import java.util.Optional;
 import java.util.Random;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
@@ -168,6 +169,42 @@ final class DecodeStepBench {
     return micros;
   }
 
+  /** A model without its adapters. */
+  private static DecodeModel base(DecodeModel model) {
+    var layers =
+        model.layers().stream()
+            .map(
+                layer ->
+                    new DecodeModel.Layer(
+                        layer.inputNorm(),
+                        layer.postAttentionNorm(),
+                        layer.linears().stream().map(DecodeStepBench::bare).toList(),
+                        Optional.empty()))
+            .toList();
+    return new DecodeModel(
+        model.dtype(),
+        model.hidden(),
+        model.heads(),
+        model.kvHeads(),
+        model.headDim(),
+        model.intermediate(),
+        model.vocab(),
+        model.eps(),
+        model.invFreq(),
+        model.ropeScale(),
+        model.embedding(),
+        model.finalNorm(),
+        model.head(),
+        model.topK(),
+        model.scores(),
+        layers);
+  }
+
+  private static DecodeModel.Linear bare(DecodeModel.Linear linear) {
+    return new DecodeModel.Linear(
+        linear.weight(), linear.bias(), linear.out(), linear.in(), Optional.empty());
+  }
+
   private void profiles() {
     var standard = MatrixVector.Tuning.standard();
     var apart =
@@ -180,7 +217,7 @@ final class DecodeStepBench {
     System.out.println("us a launch                " + String.join(" | ", PHASES) + " | head");
     for (var batch : new int[] {1, 4, 16, 32, 64, 256}) {
       for (var overlap : batch > 16 ? new boolean[] {true} : new boolean[] {true, false}) {
-        for (var m : List.of(model.base(), model)) {
+        for (var m : List.of(base(model), model)) {
           var line = new StringBuilder();
           for (var v : profile(m, batch, 512, overlap ? standard : apart)) {
             line.append(String.format(Locale.ROOT, " %7.2f", v));
@@ -197,7 +234,7 @@ final class DecodeStepBench {
   private Result measure(int batch, int context, int steps, double bandwidth) {
     var scratch = new long[1];
     var tuning = MatrixVector.Tuning.standard();
-    var base = time(model.base(), batch, context, steps, tuning, true, scratch);
+    var base = time(base(model), batch, context, steps, tuning, true, scratch);
     var meteora = time(model, batch, context, steps, tuning, true, scratch);
     return new Result(
         batch,
@@ -325,9 +362,9 @@ final class DecodeStepBench {
           time(model, 1, 512, 24, v.tuning(), v.graphs(), scratch),
           time(model, 4, 512, 24, v.tuning(), v.graphs(), scratch),
           time(model, 16, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(model.base(), 1, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(model.base(), 4, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(model.base(), 16, 512, 24, v.tuning(), v.graphs(), scratch));
+          time(base(model), 1, 512, 24, v.tuning(), v.graphs(), scratch),
+          time(base(model), 4, 512, 24, v.tuning(), v.graphs(), scratch),
+          time(base(model), 16, 512, 24, v.tuning(), v.graphs(), scratch));
     }
   }
 }

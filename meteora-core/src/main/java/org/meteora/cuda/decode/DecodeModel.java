@@ -64,41 +64,6 @@ public record DecodeModel(
   public record Layer(
       long inputNorm, long postAttentionNorm, List<Linear> linears, Optional<Weigher> weigher) {}
 
-  /** This model without its adapters. */
-  public DecodeModel base() {
-    var plain =
-        layers.stream()
-            .map(
-                layer ->
-                    new Layer(
-                        layer.inputNorm,
-                        layer.postAttentionNorm,
-                        layer.linears.stream().map(DecodeModel::bare).toList(),
-                        Optional.empty()))
-            .toList();
-    return new DecodeModel(
-        dtype,
-        hidden,
-        heads,
-        kvHeads,
-        headDim,
-        intermediate,
-        vocab,
-        eps,
-        invFreq,
-        ropeScale,
-        embedding,
-        finalNorm,
-        head,
-        topK,
-        scores,
-        plain);
-  }
-
-  private static Linear bare(Linear linear) {
-    return new Linear(linear.weight, linear.bias, linear.out, linear.in, Optional.empty());
-  }
-
   /** Whether it is said with each step which adapters act, and how much. */
   public boolean isGiven() {
     return scores == Scores.GIVEN

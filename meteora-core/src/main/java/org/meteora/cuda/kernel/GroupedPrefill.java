@@ -1,17 +1,24 @@
 package org.meteora.cuda.kernel;
 
-import java.util.ArrayList;
 import java.util.List;
+import java.util.function.BiFunction;
+import java.util.stream.IntStream;
 import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels.ScaledLinear;
 import org.meteora.cuda.kernel.AdapterKernels.Target;
+import org.meteora.tensor.Dtype;
 
 /**
  * The adapters of one to three gated linears with one input in a prefill with many adapters: behind
  * a product with the gates alone, {@code y = Σ weight · scale · (x Aᵀ) Bᵀ} of the top-k adapters of
  * each token (paper, section 3.1), and nothing is multiplied for the others. For 16 bits.
+ *
+ * <p>Tokens are sorted by their adapters into tiles of 16, and tensor cores multiply a tile by its
+ * adapter's rows. What that costs does not depend on how many adapters there are, as long as tiles
+ * are full. They are sorted chunk by chunk, k times over: list j of a chunk is by the adapters that
+ * its tokens chose as j-th, so that a token is once in each list and sums have one order.
  *
  * <p>Stateless: what a pass needs lies in the scratch that it brings.
  */
@@ -20,6 +27,71 @@ public final class GroupedPrefill {
   private static final int TOKENS_AN_ADAPTER = 4;
 
   private static final int RANKS_A_CHOSEN_ONE = 48;
+
+  /** Tokens of a tile. */
+  private static final int TILE = 16;
+
+  /** Tokens of a chunk at most. */
+  private static final int CHUNK = 2048;
+
+  /** What a tile takes of {@code group_add}'s shared memory. */
+  private static final int TILE_BYTES = 8 + 2 * TILE;
+
+  /**
+   * A linear's tokens by their adapters; mirrors the struct of this name in {@code grouped.cuh}.
+   *
+   * @param chosen int32 (topK, tokens), each below the number of adapters
+   * @param offsets int32 (n + 1), rows of adapters
+   * @param order {@code (lists, tiles, 16)} int32, is written
+   * @param tile {@code (lists, tiles)} of 8 bytes, is written
+   */
+  record TokenGroups(long chosen, long offsets, long order, long tile) {}
+
+  /** Mirrors the struct of this name in {@code grouped.cuh}. */
+  record GroupTokens(
+      @Count(AdapterKernels.MAX_LINEARS) List<TokenGroups> linear,
+      int tokens,
+      int chunk,
+      int tiles) {}
+
+  /**
+   * A product {@code z = factor · x · rowsᵀ}; mirrors the struct of this name in {@code
+   * grouped.cuh}.
+   *
+   * @param x (tokens, k)
+   * @param rows (Σr, k), A
+   * @param factors float32 (topK, tokens)
+   * @param z (topK, tokens, ranks), zeros behind an adapter's rank in whole eights
+   * @param k in whole 32
+   */
+  record GroupedZ(TokenGroups groups, long x, long rows, long factors, long z, int k) {}
+
+  /** Mirrors the struct of this name in {@code grouped.cuh}. */
+  record GroupZ(
+      @Count(AdapterKernels.MAX_LINEARS) List<GroupedZ> linear,
+      int tokens,
+      int tiles,
+      int ranks,
+      int lists) {}
+
+  /**
+   * A product {@code y = z · rows}; mirrors the struct of this name in {@code grouped.cuh}.
+   *
+   * @param rows (Σr, out), Bᵀ
+   * @param z (topK, tokens, ranks)
+   * @param y (tokens, out)
+   * @param out in whole 8
+   */
+  record GroupedRows(TokenGroups groups, long rows, long z, long y, int out) {}
+
+  /** Mirrors the struct of this name in {@code grouped.cuh}. */
+  record GroupAdd(
+      @Count(AdapterKernels.MAX_LINEARS) List<GroupedRows> linear,
+      int tokens,
+      int chunk,
+      int tiles,
+      int ranks,
+      int ahead) {}
 
   /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupedRoute(ScaledLinear linear, long chosen, long factors) {}
@@ -52,14 +124,18 @@ public final class GroupedPrefill {
       double temperature,
       long scratch) {}
 
-  /** Where one linear's things lie in a scratch. */
-  record Scratch(GroupedAdapters.TokenGroups groups, long factors, long z) {}
-
   private final Kernels kernels;
   private final List<Target> targets;
   private final List<long[]> arrays;
   private final int in;
-  private final int maxRank;
+  private final int topK;
+
+  /** Elements of a token's z. */
+  private final int ranks;
+
+  /** Tokens of a chunk at most, for which there is shared memory. */
+  private final int longest;
+
   private final boolean isAvailable;
 
   /**
@@ -70,9 +146,17 @@ public final class GroupedPrefill {
     this.targets = targets;
     this.arrays = arrays;
     this.in = in;
-    this.maxRank = targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
+    this.topK = kernels.constants().topK();
+    int maxRank = targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
+    this.ranks = (maxRank + 7) / 8 * 8;
+    int most = CHUNK;
+    while (shared(most) > kernels.cuda().sharedMemory()) {
+      most /= 2;
+    }
+    this.longest = most;
     this.isAvailable =
-        GroupedAdapters.isAvailable(kernels.cuda(), kernels.constants().dtype())
+        kernels.constants().dtype() != Dtype.F32
+            && kernels.cuda().capability() >= 80
             && in % 32 == 0
             && targets.stream().allMatch(GroupedPrefill::takes);
   }
@@ -99,65 +183,67 @@ public final class GroupedPrefill {
    * and slower with 28; between these the limit is by reckoning.
    */
   public boolean isQuicker(int tokens) {
-    int chosen = kernels.constants().topK() * GroupedAdapters.ranks(maxRank);
-    int ranks = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
+    int chosen = topK * ranks;
+    int all = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
     return isAvailable
         && tokens >= TOKENS_AN_ADAPTER * targets.getFirst().adapters().count()
-        && ranks >= targets.size() * RANKS_A_CHOSEN_ONE * chosen;
+        && all >= targets.size() * RANKS_A_CHOSEN_ONE * chosen;
   }
 
-  GroupedAdapters adapters(int tokens) {
-    return new GroupedAdapters(kernels, tokens, kernels.constants().maxAdapters(), maxRank);
+  private int chunk(int tokens) {
+    return Math.min(longest, (tokens + 7) / 8 * 8);
+  }
+
+  private int chunks(int tokens) {
+    return Math.ceilDiv(tokens, chunk(tokens));
+  }
+
+  /** Tiles of a list. */
+  private int tiles(int chunk) {
+    return chunk / TILE + Math.min(kernels.constants().maxAdapters(), chunk);
+  }
+
+  /** Bytes of {@code group_add}'s shared memory. */
+  private int shared(int chunk) {
+    return (topK == 1 ? 0 : chunk * 64) + topK * tiles(chunk) * TILE_BYTES;
+  }
+
+  /** Where one linear's things lie in a scratch, and where the next one's begin. */
+  private record Scratch(TokenGroups groups, long factors, long z, long end) {}
+
+  private Scratch scratch(long chosen, int tokens, int target) {
+    long tiles = (long) chunks(tokens) * topK * tiles(chunk(tokens));
+    long factors = chosen + whole(4L * topK * tokens);
+    long order = factors + whole(4L * topK * tokens);
+    long tile = order + whole(4 * tiles * TILE);
+    long z = tile + whole(8 * tiles);
+    return new Scratch(
+        new TokenGroups(chosen, arrays.get(target)[0], order, tile),
+        factors,
+        z,
+        z + whole(2L * topK * tokens * ranks));
   }
 
   private static long whole(long bytes) {
     return (bytes + 255) / 256 * 256;
   }
 
-  private long perToken(int tokens) {
-    return whole(4L * kernels.constants().topK() * tokens);
-  }
-
-  private long ofLinear(GroupedAdapters grouped, int tokens) {
-    return 2 * perToken(tokens)
-        + whole(grouped.orderBytes())
-        + whole(grouped.tileBytes())
-        + whole(grouped.zBytes());
-  }
-
   /** Bytes of a pass's scratch. */
   public long scratchBytes(int tokens) {
-    return targets.size() * ofLinear(adapters(tokens), tokens);
+    return targets.size() * scratch(0, tokens, 0).end();
   }
 
-  Scratch scratch(GroupedAdapters grouped, Pass pass, int target) {
-    long at = pass.scratch() + target * ofLinear(grouped, pass.tokens());
-    long factors = at + perToken(pass.tokens());
-    long order = factors + perToken(pass.tokens());
-    long tile = order + whole(grouped.orderBytes());
-    return new Scratch(
-        new GroupedAdapters.TokenGroups(at, arrays.get(target)[0], order, tile),
-        factors,
-        tile + whole(grouped.tileBytes()));
+  private <T> List<T> ofEach(Pass pass, BiFunction<Integer, Scratch, T> of) {
+    long each = scratch(0, pass.tokens(), 0).end();
+    return IntStream.range(0, targets.size())
+        .mapToObj(i -> of.apply(i, scratch(pass.scratch() + i * each, pass.tokens(), i)))
+        .toList();
   }
 
   /** Chooses, sorts the tokens by their choices, and leaves their z in the scratch. */
   public void group(Pass pass, Stream stream) {
-    var grouped = adapters(pass.tokens());
-    var routes = new ArrayList<GroupedRoute>();
-    var groups = new ArrayList<GroupedAdapters.TokenGroups>();
-    var products = new ArrayList<GroupedAdapters.GroupedZ>();
-    int topK = kernels.constants().topK();
     var linears =
         AdapterKernels.scaledLinears(targets, arrays, topK, pass.tokens(), pass.choices(), 0);
-    for (int i = 0; i < targets.size(); i++) {
-      var its = scratch(grouped, pass, i);
-      routes.add(new GroupedRoute(linears.get(i), its.groups().chosen(), its.factors()));
-      groups.add(its.groups());
-      long a = targets.get(i).adapters().a();
-      products.add(
-          new GroupedAdapters.GroupedZ(its.groups(), pass.x(), a, its.factors(), its.z(), in));
-    }
     kernels.run(
         KernelName.PREFILL_ROUTE,
         Shape.of((pass.tokens() + 7) / 8, targets.size(), 1, 256),
@@ -168,10 +254,48 @@ public final class GroupedPrefill {
             pass.x(),
             in,
             (float) (1 / pass.temperature()),
-            routes),
+            ofEach(
+                pass,
+                (i, its) ->
+                    new GroupedRoute(linears.get(i), its.groups().chosen(), its.factors()))),
         stream);
-    grouped.group(groups, stream);
-    grouped.z(products, stream);
+    sort(pass, stream);
+    z(pass, stream);
+  }
+
+  /** Sorts the tokens by what they have chosen. */
+  void sort(Pass pass, Stream stream) {
+    int chunk = chunk(pass.tokens());
+    kernels.run(
+        KernelName.GROUP_TOKENS,
+        Shape.of(topK, chunks(pass.tokens()), targets.size(), 256).withOverlap(true),
+        new GroupTokens(ofEach(pass, (i, its) -> its.groups()), pass.tokens(), chunk, tiles(chunk)),
+        stream);
+  }
+
+  /** {@code z = factor · x · Aᵀ} of tokens that have been sorted. */
+  void z(Pass pass, Stream stream) {
+    int tiles = tiles(chunk(pass.tokens()));
+    int lists = chunks(pass.tokens()) * topK;
+    kernels.run(
+        KernelName.GROUP_Z,
+        Shape.of(tiles, ranks / 8, targets.size() * lists, 256).withOverlap(true),
+        new GroupZ(
+            ofEach(
+                pass,
+                (i, its) ->
+                    new GroupedZ(
+                        its.groups(),
+                        pass.x(),
+                        targets.get(i).adapters().a(),
+                        its.factors(),
+                        its.z(),
+                        in)),
+            pass.tokens(),
+            tiles,
+            ranks,
+            lists),
+        stream);
   }
 
   /**
@@ -180,15 +304,27 @@ public final class GroupedPrefill {
    * @param y per linear, (tokens, out), contiguous; is written
    */
   public void add(Pass pass, long[] y, Stream stream) {
-    var grouped = adapters(pass.tokens());
-    var linears = new ArrayList<GroupedAdapters.GroupedRows>();
-    for (int i = 0; i < y.length; i++) {
-      var its = scratch(grouped, pass, i);
-      var linear = targets.get(i);
-      linears.add(
-          new GroupedAdapters.GroupedRows(
-              its.groups(), linear.adapters().b(), its.z(), y[i], linear.out()));
-    }
-    grouped.add(linears, stream);
+    int chunk = chunk(pass.tokens());
+    int widest = targets.stream().mapToInt(Target::out).max().orElseThrow();
+    // the same for all that share kernels: another thread's launch may be about to take as much
+    kernels.get(KernelName.GROUP_ADD).allowShared(shared(longest));
+    kernels.run(
+        KernelName.GROUP_ADD,
+        Shape.of((widest + 31) / 32, chunks(pass.tokens()), y.length, 1024)
+            .withShared(shared(chunk)),
+        new GroupAdd(
+            ofEach(
+                pass,
+                (i, its) -> {
+                  var target = targets.get(i);
+                  return new GroupedRows(
+                      its.groups(), target.adapters().b(), its.z(), y[i], target.out());
+                }),
+            pass.tokens(),
+            chunk,
+            tiles(chunk),
+            ranks,
+            kernels.cuda().multiprocessors()),
+        stream);
   }
 }

@@ -88,11 +88,11 @@ public enum KernelName {
   /** Routes, for the kernels behind {@link #GROUP_TOKENS}. */
   PREFILL_ROUTE(GroupedPrefill.PrefillRoute.class),
   /** Tokens sorted by their adapters. */
-  GROUP_TOKENS(GroupedAdapters.GroupTokens.class),
+  GROUP_TOKENS(GroupedPrefill.GroupTokens.class),
   /** z = x Aᵀ of the adapters that each token chose. */
-  GROUP_Z(GroupedAdapters.GroupZ.class),
+  GROUP_Z(GroupedPrefill.GroupZ.class),
   /** z Bᵀ of the adapters that each token chose. */
-  GROUP_ADD(GroupedAdapters.GroupAdd.class),
+  GROUP_ADD(GroupedPrefill.GroupAdd.class),
   /** 0 for a token's top k, −∞ for other adapters, to be added to the logits. */
   TRAINING_TOP_K_MASK(AdapterKernels.TrainingTopKMask.class),
 

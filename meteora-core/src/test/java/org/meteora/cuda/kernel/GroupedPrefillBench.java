@@ -229,28 +229,9 @@ final class GroupedPrefillBench {
             });
         report(name, "x gates", gatesOnly);
         gatesOnly.run();
-        var grouped = kernels.grouped().adapters(tokens);
-        var groups =
-            IntStream.range(0, linears)
-                .mapToObj(i -> kernels.grouped().scratch(grouped, pass, i).groups())
-                .toList();
-        var products =
-            IntStream.range(0, linears)
-                .mapToObj(
-                    i -> {
-                      var its = kernels.grouped().scratch(grouped, pass, i);
-                      return new GroupedAdapters.GroupedZ(
-                          its.groups(),
-                          x,
-                          targets.get(i).adapters().a(),
-                          its.factors(),
-                          its.z(),
-                          group.in);
-                    })
-                .toList();
         report(name, "route, sort, z", () -> kernels.grouped().group(pass, stream));
-        report(name, "sort", () -> grouped.group(groups, stream));
-        report(name, "z", () -> grouped.z(products, stream));
+        report(name, "sort", () -> kernels.grouped().sort(pass, stream));
+        report(name, "z", () -> kernels.grouped().z(pass, stream));
         report(name, "add", () -> kernels.grouped().add(pass, other, stream));
         report(
             name,
