@@ -1,5 +1,6 @@
 package org.meteora.io;
 
+import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
@@ -50,7 +51,7 @@ public final class Printable {
    * @param to gets the bytes; closed and flushed with this one
    */
   public static OutputStream escaping(OutputStream to) {
-    return new OutputStream() {
+    return new FilterOutputStream(to) {
       // a byte that is no character's could be an 8-bit control for a terminal that is not UTF-8
       private final CharsetDecoder decoder =
           StandardCharsets.UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPLACE);
@@ -72,11 +73,6 @@ public final class Printable {
         held = new byte[in.remaining()];
         in.get(held);
         to.write(escape(out.flip().toString(), true).getBytes(StandardCharsets.UTF_8));
-      }
-
-      @Override
-      public void flush() throws IOException {
-        to.flush();
       }
 
       @Override

@@ -111,33 +111,30 @@ record LoraConfigReader(Path file, JsonNode node) {
       return 0;
     }
     var value = node.get("lora_dropout");
-    if (!value.isNumber() || !(value.doubleValue() >= 0 && value.doubleValue() <= 1)) {
-      throw refused("lora_dropout must be in 0…1, it is " + shown("lora_dropout"));
-    }
-    return value.doubleValue();
+    double number = value.doubleValue();
+    require(value.isNumber() && number >= 0 && number <= 1, "lora_dropout must be in 0…1", value);
+    return number;
   }
 
   private boolean flag(String key) {
-    if (node.hasNonNull(key) && !node.get(key).isBoolean()) {
-      throw refused(key + " must be true or false, it is " + shown(key));
-    }
-    return node.path(key).asBoolean(false);
+    var value = node.path(key);
+    require(!node.hasNonNull(key) || value.isBoolean(), key + " must be true or false", value);
+    return value.asBoolean(false);
   }
 
   private int rank(JsonNode value, String what) {
-    if (!value.isInt() || value.intValue() < 1 || value.intValue() > HIGHEST_RANK) {
-      throw refused(what + " must be a number in 1…" + HIGHEST_RANK + given(value));
-    }
-    return value.intValue();
+    int rank = value.isInt() ? value.intValue() : 0;
+    require(
+        rank >= 1 && rank <= HIGHEST_RANK, what + " must be a number in 1…" + HIGHEST_RANK, value);
+    return rank;
   }
 
   private double alpha(JsonNode value, String what) {
     // a scale is used in float32
-    if (!value.isNumber()
-        || !(value.doubleValue() >= Float.MIN_NORMAL && value.doubleValue() < Float.MAX_VALUE)) {
-      throw refused(what + " must be a number above 0" + given(value));
-    }
-    return value.doubleValue();
+    double alpha = value.isNumber() ? value.doubleValue() : 0;
+    boolean right = alpha >= Float.MIN_NORMAL && alpha < Float.MAX_VALUE;
+    require(right, what + " must be a number above 0", value);
+    return alpha;
   }
 
   private LoraConfig.Modules targets() {
@@ -166,9 +163,7 @@ record LoraConfigReader(Path file, JsonNode node) {
       names &= each.isTextual();
       result.add(each.asText());
     }
-    if (!names) {
-      throw refused(key + " must be a list of names" + given(value));
-    }
+    require(names, key + " must be a list of names", value);
     return result;
   }
 
@@ -192,10 +187,9 @@ record LoraConfigReader(Path file, JsonNode node) {
   }
 
   private JsonNode patterns(String key) {
-    if (node.hasNonNull(key) && !node.get(key).isObject()) {
-      throw refused(key + " must be a map" + given(node.get(key)));
-    }
-    return node.path(key);
+    var value = node.path(key);
+    require(!node.hasNonNull(key) || value.isObject(), key + " must be a map", value);
+    return value;
   }
 
   private Set<Integer> layers() {
@@ -203,9 +197,8 @@ record LoraConfigReader(Path file, JsonNode node) {
     if (node.hasNonNull("layers_to_transform")) {
       var value = node.get("layers_to_transform");
       for (var each : value.isArray() ? value : List.of(value)) {
-        if (!each.isInt() || each.intValue() < 0) {
-          throw refused("layers_to_transform must be a list of layers" + given(value));
-        }
+        boolean layer = each.isInt() && each.intValue() >= 0;
+        require(layer, "layers_to_transform must be a list of layers", value);
         result.add(each.intValue());
       }
     }
@@ -216,8 +209,11 @@ record LoraConfigReader(Path file, JsonNode node) {
     return new UserException(file + ": " + why);
   }
 
-  private String given(JsonNode value) {
-    return value.isMissingNode() ? ", it is missing" : ", it is " + cut(value.toString());
+  private void require(boolean right, String what, JsonNode value) {
+    if (!right) {
+      var given = value.isMissingNode() ? "missing" : cut(value.toString());
+      throw refused(what + ", it is " + given);
+    }
   }
 
   private String shown(String key) {

@@ -6,7 +6,6 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -25,13 +24,6 @@ import org.meteora.tensor.Ops;
  * its length, every dtype, shape and offset, and that the tensors fill the file without overlap.
  */
 public final class SafetensorsFile implements AutoCloseable {
-  private static final ValueLayout.OfLong LONG =
-      ValueLayout.JAVA_LONG_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
-  private static final ValueLayout.OfInt INT =
-      ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
-  private static final ValueLayout.OfShort SHORT =
-      ValueLayout.JAVA_SHORT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
-
   private final Path path;
   private final long size;
   private final FileTime modified;
@@ -135,9 +127,9 @@ public final class SafetensorsFile implements AutoCloseable {
     for (long at = 0; at < tensor.bytes(); at += width) {
       long value =
           switch (width) {
-            case 8 -> segment.get(LONG, at);
-            case 4 -> segment.get(INT, at);
-            default -> segment.get(SHORT, at);
+            case 8 -> segment.get(ValueLayout.JAVA_LONG_UNALIGNED, at);
+            case 4 -> segment.get(ValueLayout.JAVA_INT_UNALIGNED, at);
+            default -> segment.get(ValueLayout.JAVA_SHORT_UNALIGNED, at);
           };
       if ((value & mask) == mask) {
         throw new UserException(

@@ -10,14 +10,7 @@ import com.fasterxml.jackson.annotation.JsonPropertyOrder;
  * @param promptTokens tokens read
  * @param newTokens tokens written
  */
-@JsonPropertyOrder({
-  "seconds",
-  "samples",
-  "prompt_tokens",
-  "new_tokens",
-  "samples_per_second",
-  "new_tokens_per_second"
-})
+@JsonPropertyOrder({"seconds", "samples", "prompt_tokens", "new_tokens", "samples_per_second"})
 public record Throughput(
     double seconds,
     int samples,

@@ -55,9 +55,7 @@ public final class CreateDatasetCommand implements Callable<Integer> {
 
   private final SourceFetcher fetcher;
 
-  /**
-   * @param fetcher brings what is missing, unless {@code --offline}
-   */
+  /** The fetcher brings what is missing, unless {@code --offline}. */
   public CreateDatasetCommand(SourceFetcher fetcher) {
     this.fetcher = fetcher;
   }

@@ -6,9 +6,7 @@ import java.util.regex.Pattern;
 final class Globs {
   private Globs() {}
 
-  /**
-   * {@code *}, {@code ?}, {@code [abc]}, {@code [!abc]}; a folder {@code name/} means all in it.
-   */
+  /** {@code *}, {@code ?}, {@code [ab]}, {@code [!ab]}; a folder {@code name/} means all in it. */
   static Pattern compile(String glob) {
     var regex = new StringBuilder();
     var text = glob.endsWith("/") ? glob + "*" : glob;

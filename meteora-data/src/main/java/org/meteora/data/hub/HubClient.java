@@ -20,20 +20,12 @@ import java.util.regex.Pattern;
 import org.meteora.UserException;
 
 /** The Hub's protocol: what a repository holds, and where its files are. */
-public final class HubClient {
+public record HubClient(HubSettings settings) {
   private static final int LARGEST_PAGE = 64 << 20;
   private static final long LARGEST_FILE = 1L << 45; // 32 TiB
   private static final int MOST_PAGES = 10_000;
   private static final JsonFactory FACTORY = new JsonFactory();
   private static final Pattern NEXT = Pattern.compile("<([^>]*)>\\s*;[^,]*\\brel=\"?next\"?");
-
-  private final HubSettings settings;
-  private final Http http;
-
-  public HubClient(HubSettings settings) {
-    this.settings = settings;
-    http = new Http(settings);
-  }
 
   /** A repository pinned to the commit its revision meant, and its files in the server's order. */
   public record Listing(Repository repository, List<HubFile> files) {}
@@ -86,12 +78,8 @@ public final class HubClient {
     return new Listing(pinned, List.copyOf(files.values()));
   }
 
-  HubSettings settings() {
-    return settings;
-  }
-
   Http http() {
-    return http;
+    return new Http(settings);
   }
 
   private static HubFile file(Repository repository, Map<?, ?> entry) {
@@ -128,16 +116,17 @@ public final class HubClient {
     while (true) {
       try {
         var page = new AtomicReference<Page>();
-        http.get(
-            address,
-            Map.of("Accept", "application/json"),
-            (reply, body) -> {
-              var json = body.readNBytes(LARGEST_PAGE + 1);
-              if (json.length > LARGEST_PAGE) {
-                throw new IOException("a listing's page of more than 64 MiB");
-              }
-              page.set(new Page(parse(json), nextPage(repository, reply)));
-            });
+        http()
+            .get(
+                address,
+                Map.of("Accept", "application/json"),
+                (reply, body) -> {
+                  var json = body.readNBytes(LARGEST_PAGE + 1);
+                  if (json.length > LARGEST_PAGE) {
+                    throw new IOException("a listing's page of more than 64 MiB");
+                  }
+                  page.set(new Page(parse(json), nextPage(repository, reply)));
+                });
         return page.get();
       } catch (StatusException e) {
         if (!e.mayPass()) {
@@ -167,7 +156,7 @@ public final class HubClient {
     var to = Http.address(reply.address(), link).orElseThrow(refusal);
     var path = to.getRawPath();
     var prefix = settings.endpoint().getRawPath();
-    if (http.isEndpoint(to) && path.startsWith(prefix)) {
+    if (http().isEndpoint(to) && path.startsWith(prefix)) {
       path = path.substring(prefix.length());
     }
     int asked = path.indexOf("/api/");

@@ -26,23 +26,14 @@ import org.slf4j.LoggerFactory;
 /**
  * Fetches a repository's files into a folder. Can be stopped at any moment and called again: files
  * that are there and have their hash are left alone, files begun are gone on with.
+ *
+ * @param usableSpace free bytes of the disk that an existing folder is on
  */
-public final class HubDownloader {
+public record HubDownloader(HubClient hub, ToLongFunction<Path> usableSpace) {
   private static final Logger LOG = LoggerFactory.getLogger(HubDownloader.class);
-
-  private final HubClient hub;
-  private final ToLongFunction<Path> usableSpace;
 
   public HubDownloader(HubClient hub) {
     this(hub, HubDownloader::usableSpace);
-  }
-
-  /**
-   * @param usableSpace free bytes of the disk that an existing folder is on
-   */
-  HubDownloader(HubClient hub, ToLongFunction<Path> usableSpace) {
-    this.hub = hub;
-    this.usableSpace = usableSpace;
   }
 
   /**

@@ -18,9 +18,7 @@ public final class HubSourceFetcher implements SourceFetcher {
   private final Map<Repository, HubClient.Listing> listings = new HashMap<>();
   private boolean unreachable;
 
-  /**
-   * @param hub looked at when it is needed
-   */
+  /** The Hub is looked at when it is needed. */
   public HubSourceFetcher(Supplier<HubClient> hub) {
     this.hub = hub;
   }

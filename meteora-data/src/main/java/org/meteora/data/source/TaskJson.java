@@ -99,23 +99,16 @@ final class TaskJson {
       var own = folder.resolve(FILE);
       var found = new ArrayList<TaskJsonExamples>();
       if (Files.isRegularFile(own)) {
-        var root = TaskJsonExamples.scan(own, MINIMUM_VALIDATION);
-        if (root.distinct() != null) {
-          found.add(root);
-        }
+        found.add(TaskJsonExamples.scan(own, MINIMUM_VALIDATION));
+        found.removeIf(root -> root.distinct() == null);
       }
       if (found.isEmpty()) {
         var subTasks = subTasks(folder);
-        if (subTasks.isEmpty()) {
-          throw new UserException(own + ": no \"examples\"" + tooDeep(folder));
-        }
         for (var file : subTasks) {
-          var examples = TaskJsonExamples.scan(file, MINIMUM_VALIDATION / subTasks.size());
-          if (examples.distinct() == null) {
-            throw new UserException(file + ": no \"examples\"" + tooDeep(folder));
-          }
-          found.add(examples);
+          found.add(TaskJsonExamples.scan(file, MINIMUM_VALIDATION / subTasks.size()));
+          requireExamples(found.getLast().distinct() != null, file);
         }
+        requireExamples(!found.isEmpty(), own);
       }
       found.forEach(TaskJsonExamples::requireSplit);
       files = List.copyOf(found);
@@ -123,10 +116,15 @@ final class TaskJson {
     return files;
   }
 
-  private static String tooDeep(Path folder) {
-    return deeper(folder).stream()
-        .findFirst()
-        .map(file -> "; those in " + file + " are two levels down, sub-tasks are one")
-        .orElse("");
+  private void requireExamples(boolean some, Path file) {
+    if (!some) {
+      var tooDeep = deeper(folder).stream().findFirst();
+      throw new UserException(
+          file
+              + ": no \"examples\""
+              + tooDeep
+                  .map(each -> "; those in " + each + " are two levels down, sub-tasks are one")
+                  .orElse(""));
+    }
   }
 }

@@ -231,9 +231,7 @@ public final class Tasks {
     return find(name).map(Task::metrics).or(own).orElse(List.of(EXACT));
   }
 
-  /**
-   * @throws UserException naming the nearest task
-   */
+  /** The task of this name; a {@link UserException} that names the nearest where there is none. */
   public static Task get(String name) {
     return find(name).orElseThrow(() -> unknown(name, names()));
   }

@@ -1,5 +1,8 @@
 package org.meteora.eval.command;
 
+import static org.meteora.eval.report.SavedResult.Existing.KEEP_OTHERS;
+import static org.meteora.eval.report.SavedResult.Existing.RESUME;
+
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
@@ -132,9 +135,7 @@ final class Evaluation implements AutoCloseable {
           Math.round(throughput.seconds()),
           Math.round(throughput.newTokensPerSecond()));
       boolean complete =
-          throughput.samples() == 0
-              && asked.existing() == SavedResult.Existing.RESUME
-              && Files.exists(result.file());
+          throughput.samples() == 0 && asked.existing() == RESUME && Files.exists(result.file());
       if (save && !complete) { // before printing: what was worked for is safe, read or not
         result.write(asked.arguments(), described, modelDescribed, run, scores);
         LOG.info("saved {} and {}", result.file(), result.answersFile());
@@ -214,14 +215,10 @@ final class Evaluation implements AutoCloseable {
           new Evaluator(
               generator(routing), TextCodec.of(loaded.tokenizer()), chosen, asked.batchSize);
       var modelDescribed = loaded.describe(routing);
+      var existing = asked.existing();
       try (var result = new SavedResult(folder.resolve(point.name()), "meteora", task.name())) {
         var there =
-            result.begin(
-                described,
-                modelDescribed,
-                asked.existing() == SavedResult.Existing.OVERWRITE
-                    ? SavedResult.Existing.OVERWRITE
-                    : SavedResult.Existing.RESUME);
+            result.begin(described, modelDescribed, existing == KEEP_OTHERS ? RESUME : existing);
         LOG.info(
             "{}: {} of {} answers are there", point.name(), there.size(), test.samples().size());
         var run = evaluator.run(task.name(), test.samples(), there, result::add);
@@ -235,11 +232,10 @@ final class Evaluation implements AutoCloseable {
     }
     var page = folder.resolve("sweep.html");
     AtomicFiles.writeString(page, report.html());
-    asked.out().print(report.table());
-    asked
-        .out()
-        .println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
-    asked.out().flush();
+    var out = asked.out();
+    out.print(report.table());
+    out.println("Heat maps: " + page + "; compare the results with: meteora compare " + folder);
+    out.flush();
     return code;
   }
 
@@ -287,15 +283,12 @@ final class Evaluation implements AutoCloseable {
 
   private GenerationConfig chosen() {
     int positions = loaded.llama().config().maxPositionEmbeddings();
-    int maxLength = asked.maxLength;
-    if (maxLength > positions) {
-      LOG.info("the model takes {} tokens: that is the limit, not {}", positions, maxLength);
+    int most = asked.maxLength;
+    if (most > positions) {
+      LOG.info("the model takes {} tokens: that is the limit, not {}", positions, most);
     }
-    var chosen =
-        asked
-            .generation
-            .apply(loaded.generationConfig())
-            .withMaxLength(Math.min(maxLength, positions));
+    var limited = loaded.generationConfig().withMaxLength(Math.min(most, positions));
+    var chosen = asked.generation.apply(limited);
     return asked.maxNewTokens.value().map(chosen::withMaxNewTokens).orElse(chosen);
   }
 

@@ -41,8 +41,6 @@ public final class Comparer {
    *
    * @param arguments files or folders of results, each may be preceded by {@code LABEL=}; the first
    *     system is what the others are compared with
-   * @param resamples of the bootstrap
-   * @param seed of the bootstrap
    * @param published with the paper's scores beside
    * @throws UserException when a result is missing or broken, or two have no sample in common
    */
@@ -134,9 +132,7 @@ public final class Comparer {
     }
   }
 
-  /**
-   * @param answers to the common samples, a list a column
-   */
+  /** Scores answers to the common samples, a list a column. */
   private void score(EvalTask task, List<List<Answer>> answers) {
     var figures = each(answers, list -> task.figures(texts(list), truths(list)));
     var draws = Bootstrap.seeded(seed, task.name());

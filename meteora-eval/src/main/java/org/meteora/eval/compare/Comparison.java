@@ -11,8 +11,6 @@ import org.meteora.eval.statistics.Interval;
  *
  * @param columns the systems; all differences are to the first
  * @param published names of columns of published scores
- * @param resamples of the bootstrap
- * @param seed of the bootstrap
  * @param warnings what makes the comparison unfair
  * @param differences settings in which the runs differ, unfair or meant
  * @param rows scores by task

@@ -37,7 +37,6 @@ final class Means {
    * Means over single tasks, and over the parts of each composite task.
    *
    * @param columns systems that are compared
-   * @param resamples of the bootstrap
    */
   static List<Comparison.Row> of(List<Scored> rows, int columns, int resamples) {
     var groups =

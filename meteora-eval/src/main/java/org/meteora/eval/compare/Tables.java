@@ -15,9 +15,7 @@ final class Tables {
 
   private Tables() {}
 
-  /**
-   * @param rows as long as the header
-   */
+  /** Its rows are as long as the header. */
   record Table(String title, List<String> header, List<List<String>> rows) {}
 
   /** Scores, differences from the first column, and settings that differ; empty ones left out. */

@@ -67,9 +67,7 @@ public final class Bleu implements Metric {
             sum -> sum[BleuScore.COUNT] == 0 ? Double.NaN : BleuScore.of(sum, false).score()));
   }
 
-  /**
-   * @param references for each hypothesis one or more
-   */
+  /** Of each hypothesis and its references, one or more. */
   private static BleuScore score(
       List<String> hypotheses, List<List<String>> references, boolean effectiveOrder) {
     var rows = new double[hypotheses.size()][];

@@ -167,9 +167,7 @@ public final class SavedResult implements AutoCloseable {
     return there;
   }
 
-  /**
-   * @param refusal of the file named and what differs
-   */
+  /** The refusal is a format of the file that is named, and of what differs. */
   private static void requireSame(Path settings, JsonNode mine, String refusal, Path named) {
     JsonNode before;
     try {
@@ -243,11 +241,10 @@ public final class SavedResult implements AutoCloseable {
 
   /**
    * Writes both files, the answers first. A process that dies in between leaves the answers of
-   * {@link #add}, and no JSON that would not go with the answers beside it.
+   * {@link #add}, and no JSON that would not go with the answers beside it. Settings and model are
+   * those of {@link #begin}.
    *
    * @param arguments the command line
-   * @param settings of the evaluation and its generation
-   * @param model settings and hashes of the model
    */
   public void write(
       List<String> arguments,

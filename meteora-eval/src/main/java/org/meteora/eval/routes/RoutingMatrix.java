@@ -33,9 +33,7 @@ public final class RoutingMatrix {
   private final List<String> tasks = new ArrayList<>();
   private final List<List<Sums>> gates = new ArrayList<>(); // by gate, then by task
 
-  /**
-   * @param adapters names in index order
-   */
+  /** An empty one, of adapters in index order. */
   public RoutingMatrix(List<String> adapters) {
     this.adapters = List.copyOf(adapters);
   }

@@ -34,9 +34,7 @@ public record Figure(String name, double[][] rows, ToDoubleFunction<double[]> va
     return rows.length == 0 ? Double.NaN : value.applyAsDouble(sum(rows));
   }
 
-  /**
-   * @param rows at least one
-   */
+  /** The sum of one row or more. */
   public static double[] sum(double[][] rows) {
     var sum = new double[rows[0].length];
     for (var row : rows) {

@@ -1,5 +1,7 @@
 package org.meteora.eval.sweep;
 
+import static java.util.stream.Collectors.averagingDouble;
+import static java.util.stream.Collectors.groupingBy;
 import static org.meteora.eval.report.HtmlPage.element;
 
 import java.util.ArrayList;
@@ -8,9 +10,8 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.Set;
 import java.util.TreeMap;
-import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.meteora.eval.Answer;
 import org.meteora.eval.EvalTask;
 import org.meteora.eval.Scores;
@@ -30,9 +31,7 @@ public final class SweepReport {
   private final Sweep sweep;
   private final Map<Sweep.Point, Map<String, Value>> scores = new LinkedHashMap<>();
 
-  /**
-   * @param interval null for a mean over the parts of a composite task
-   */
+  /** A score; its interval is null for a mean over the parts of a composite task. */
   private record Value(double score, Interval interval) {}
 
   public SweepReport(String task, Sweep sweep) {
@@ -47,32 +46,23 @@ public final class SweepReport {
         evaluated.figures(
             kept.stream().map(Answer::answer).toList(), kept.stream().map(Answer::truth).toList());
     var values = new LinkedHashMap<String, Value>();
-    for (var figure : figures.get(evaluated.name())) {
-      if (!Double.isNaN(figure.score())) {
-        values.put(
-            figure.name(),
-            new Value(figure.score(), scored.intervals().get(evaluated.name()).get(figure.name())));
-      }
-    }
-    evaluated.parts().stream()
-        .flatMap(part -> figures.get(part).stream())
-        .filter(figure -> !Double.isNaN(figure.score()))
-        .collect(
-            Collectors.groupingBy(
-                figure -> "mean " + figure.name(), TreeMap::new, Collectors.toList()))
+    var intervals = scored.intervals().get(evaluated.name());
+    scorable(figures.get(evaluated.name()))
         .forEach(
-            (name, each) ->
-                values.put(
-                    name,
-                    new Value(
-                        each.stream().mapToDouble(Figure::score).average().orElseThrow(), null)));
+            each -> values.put(each.name(), new Value(each.score(), intervals.get(each.name()))));
+    evaluated.parts().stream()
+        .flatMap(part -> scorable(figures.get(part)))
+        .collect(groupingBy(Figure::name, TreeMap::new, averagingDouble(Figure::score)))
+        .forEach((name, mean) -> values.put("mean " + name, new Value(mean, null)));
     scores.put(point, values);
   }
 
-  private Set<String> names() {
-    var names = new LinkedHashSet<String>();
-    scores.values().forEach(each -> names.addAll(each.keySet()));
-    return names;
+  private static Stream<Figure> scorable(List<Figure> figures) {
+    return figures.stream().filter(figure -> !Double.isNaN(figure.score()));
+  }
+
+  private List<String> names() {
+    return scores.values().stream().flatMap(each -> each.keySet().stream()).distinct().toList();
   }
 
   private static String format(String score) {
