@@ -82,17 +82,11 @@ final class CudaTraining implements LlamaTraining {
     this.manager = llama.manager().newSubManager();
     device.makeCurrent();
     boolean flash = hasFlashAttention(llama, manager);
-    for (var layer : llama.layers()) {
-      layers.add(
-          new TrainingLayer(llama.config(), dtype, flash, layer, gradients, device, manager));
+    for (int i = 0; i < llama.layers().size(); i++) {
+      layers.add(new TrainingLayer(llama, i, flash, gradients, device, manager));
     }
     norm = TrainingLayer.norm(llama.norm());
-    int firstAdapted = 0;
-    while (firstAdapted < layers.size()
-        && layers.get(firstAdapted).groups().stream().noneMatch(TrainingGroup::hasAdapters)) {
-      firstAdapted++;
-    }
-    first = firstAdapted == layers.size() ? 0 : firstAdapted;
+    first = llama.adapted().findFirst().map(GatedLinear::layer).orElse(0);
     var groups = layers.stream().flatMap(layer -> layer.groups().stream()).toList();
     adapters = groups.stream().mapToInt(TrainingGroup::adapters).max().orElse(0);
     gates = groups.stream().mapToLong(TrainingGroup::gates).sum();
@@ -532,6 +526,7 @@ final class CudaTraining implements LlamaTraining {
         new Dropout(input.seed(), p),
         input.gateWeight(),
         counts ? plan.counts : TrainingKernels.Counts.NONE,
+        plan.scratch,
         scope);
   }
 
@@ -554,18 +549,10 @@ final class CudaTraining implements LlamaTraining {
       // what lies before the first adapter needs no gradient, and its input is not kept
       long output = plan.inputs[i + 1];
       llama.frozen().use(i, i + 1 < layers.size() ? i + 1 : FrozenWeights.HEAD);
-      var each =
-          layers
-              .get(i)
-              .forward(
-                  pass,
-                  i,
-                  plan.inputs[i],
-                  kept[i] == null ? again(plan, i) : kept[i],
-                  plan.scratch,
-                  output,
-                  kept[i] != null);
-      if (kept[i] != null) {
+      boolean isKept = kept[i] != null;
+      var here = isKept ? kept[i] : again(plan, i);
+      var each = layers.get(i).forward(pass, plan.inputs[i], here, output, isKept);
+      if (isKept) {
         attended[i] = each;
       } else {
         each.close();
@@ -652,22 +639,20 @@ final class CudaTraining implements LlamaTraining {
     for (int i = layers.size() - 1; i >= first; i--) {
       llama.frozen().use(i, i > first ? i - 1 : FrozenWeights.EMBEDDING); // of the next step
       var layer = layers.get(i);
-      var here = kept[i];
+      boolean fresh = kept[i] == null;
+      var here = fresh ? again(plan, i) : kept[i];
       if (i == 0 && embedsAgain()) {
         watching.between();
         embed(silent, plan);
       }
-      if (here == null) {
+      if (fresh) {
         watching.phase(Watching.Phase.AGAIN);
-        here = again(plan, i);
-        attended[i] = layer.forward(silent, i, plan.inputs[i], here, plan.scratch, 0, true);
+        attended[i] = layer.forward(silent, plan.inputs[i], here, 0, true);
         watching.phase(Watching.Phase.BACKWARD);
       }
       var each = attended[i];
       attended[i] = null;
-      boolean fresh = kept[i] == null;
-      layer.backward(
-          silent, i, plan.inputs[i], here, each, plan.scratch, plan.slope, i > first, fresh);
+      layer.backward(silent, plan.inputs[i], here, each, plan.slope, i > first, fresh);
       done.accept(i);
     }
     // nothing is still being fetched when the pass has ended
@@ -741,10 +726,9 @@ final class CudaTraining implements LlamaTraining {
       var each = layers.get(layer);
       var again = again(plan, layer);
       watching.phase(Watching.Phase.FORWARD);
-      var attended = each.forward(pass, layer, x, again, plan.scratch, plan.inputs[0], true);
+      var attended = each.forward(pass, x, again, plan.inputs[0], true);
       watching.phase(Watching.Phase.BACKWARD);
-      each.backward(
-          pass, layer, x, again, attended, plan.scratch, Ops.dataPointer(result), true, true);
+      each.backward(pass, x, again, attended, Ops.dataPointer(result), true, true);
       return result;
     }
   }

@@ -11,8 +11,8 @@ import org.meteora.cuda.kernel.TrainingKernels.AttentionRows;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.cuda.kernel.TrainingKernels.Norm;
 import org.meteora.model.Architecture;
-import org.meteora.model.DecoderLayer;
 import org.meteora.model.Gradients;
+import org.meteora.model.Llama;
 import org.meteora.model.RmsNorm;
 import org.meteora.model.RotaryEmbedding;
 import org.meteora.nn.Projection;
@@ -37,6 +37,7 @@ final class TrainingLayer {
 
   private static final int CUT_LENGTHS = 128;
 
+  private final int index;
   private final Architecture shape;
   private final Dtype dtype;
   private final boolean flash;
@@ -48,16 +49,17 @@ final class TrainingLayer {
    * @param flash whether there is {@link Ops#flashAttention}
    */
   TrainingLayer(
-      Architecture shape,
-      Dtype dtype,
+      Llama llama,
+      int index,
       boolean flash,
-      DecoderLayer layer,
       Gradients gradients,
       TrainingDevice device,
       NDManager manager) {
-    this.shape = shape;
-    this.dtype = dtype;
+    this.index = index;
+    shape = llama.config();
+    dtype = llama.dtype();
     this.flash = flash;
+    var layer = llama.layers().get(index);
     for (var input : Projection.Input.values()) {
       groups.add(new TrainingGroup(layer.projections(input), gradients, device, manager));
     }
@@ -95,6 +97,7 @@ final class TrainingLayer {
       Dropout dropout,
       double gateWeight,
       TrainingKernels.Counts counts,
+      TrainingMemory.Scratch scratch,
       NDManager scope) {
     int tokens() {
       return group.tokens();
@@ -109,17 +112,17 @@ final class TrainingLayer {
     }
 
     Pass withoutCounts() {
-      return new Pass(
-          group, rows, seq, slots, angles, dropout, gateWeight, TrainingKernels.Counts.NONE, scope);
+      var none = TrainingKernels.Counts.NONE;
+      return new Pass(group, rows, seq, slots, angles, dropout, gateWeight, none, scratch, scope);
     }
   }
 
-  private Dropout dropout(Pass pass, int layer, Projection.Input input) {
+  private Dropout dropout(Pass pass, Projection.Input input) {
     if (pass.dropout().probability() == 0 || !group(input).hasAdapters()) {
       return Dropout.NONE;
     }
-    long z =
-        pass.dropout().seed() + ((long) layer * INPUTS + input.ordinal()) * 0xD1342543DE82EF95L;
+    long place = (long) index * INPUTS + input.ordinal();
+    long z = pass.dropout().seed() + place * 0xD1342543DE82EF95L;
     z = (z ^ (z >>> 32)) * 0xDABA0B6EB09322E3L;
     return new Dropout(z ^ (z >>> 29), pass.dropout().probability());
   }
@@ -130,7 +133,11 @@ final class TrainingLayer {
   }
 
   /** What is kept of a layer's forward pass for its backward pass. */
-  record Kept(long[] rows, long q, long k, long v, long h, long gate, long up) {}
+  record Kept(long[] rows, long q, long k, long v, long h, long gate, long up) {
+    long rows(Projection.Input input) {
+      return rows[input.ordinal()];
+    }
+  }
 
   /** Lays out what is kept of a layer. */
   Kept kept(TrainingMemory.Region region, long tokens, long positions) {
@@ -174,99 +181,77 @@ final class TrainingLayer {
    *     is computed
    * @param record whether attention is to be recorded
    */
-  Attended forward(
-      Pass pass,
-      int layer,
-      long x,
-      Kept kept,
-      TrainingMemory.Scratch s,
-      long output,
-      boolean record) {
+  Attended forward(Pass pass, long x, Kept kept, long output, boolean record) {
     int tokens = pass.tokens();
+    var s = pass.scratch();
     var kernels = pass.kernels();
-    var group = pass.group();
     var watch = pass.watch();
     watch.between();
-    var dropout = dropout(pass, layer, Projection.Input.ATTENTION);
+    var dropout = dropout(pass, Projection.Input.ATTENTION);
     long dropped = where(dropout, s.dropped());
     kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
-    project(
-        pass,
-        Projection.Input.ATTENTION,
-        s.normed(),
-        dropped,
-        kept,
-        s,
-        s.flat(pass.slots() != 0, kept));
+    var flat = s.flat(pass.slots() != 0, kept);
+    project(pass, Projection.Input.ATTENTION, s.normed(), dropped, kept, flat);
 
     watch.between();
-    intoRows(pass, kept, s);
+    intoRows(pass, kept, flat);
     watch.attention();
     var attended = attend(pass, kept, record);
     watch.between();
     long heads = heads(pass, attended.output(), s.wide());
 
-    dropout = dropout(pass, layer, Projection.Input.ATTENTION_HEADS);
+    dropout = dropout(pass, Projection.Input.ATTENTION_HEADS);
     dropped = where(dropout, s.dropped());
     if (dropped != 0) {
       kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
     }
-    project(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s, s.sum());
+    project(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s.sum());
 
     watch.between();
-    dropout = dropout(pass, layer, Projection.Input.MLP);
+    dropout = dropout(pass, Projection.Input.MLP);
     dropped = where(dropout, s.dropped());
     kernels.norm(tokens, postAttentionNorm, x, s.sum(), kept.h(), s.normed(), dropped, dropout);
-    project(pass, Projection.Input.MLP, s.normed(), dropped, kept, s, kept.gate(), kept.up());
+    project(pass, Projection.Input.MLP, s.normed(), dropped, kept, kept.gate(), kept.up());
 
     watch.between();
-    dropout = dropout(pass, layer, Projection.Input.MLP_INNER);
+    dropout = dropout(pass, Projection.Input.MLP_INNER);
     dropped = where(dropout, s.droppedInner());
     kernels.silu(
         tokens, shape.intermediateSize(), kept.gate(), kept.up(), s.inner(), dropped, dropout);
     if (output != 0) {
       // not into scratch, where what the backward pass can use again would be lost
-      project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, output);
+      project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, output);
       watch.between();
       kernels.add((long) tokens * shape.hiddenSize(), kept.h(), output, output);
     } else {
-      watch.adapters(true);
-      group(Projection.Input.MLP_INNER)
-          .rows(
-              group,
-              s.inner(),
-              dropped,
-              kept.rows()[Projection.Input.MLP_INNER.ordinal()],
-              s.group());
+      rows(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept);
     }
     return attended;
   }
 
   private void project(
-      Pass pass,
-      Projection.Input input,
-      long x,
-      long dropped,
-      Kept kept,
-      TrainingMemory.Scratch s,
-      long... outputs) {
-    long rows = kept.rows()[input.ordinal()];
+      Pass pass, Projection.Input input, long x, long dropped, Kept kept, long... outputs) {
+    long c = pass.scratch().group().c();
+    rows(pass, input, x, dropped, kept);
+    group(input).forward(pass.group(), x, kept.rows(input), c, outputs, pass.counts());
+  }
+
+  private void rows(Pass pass, Projection.Input input, long x, long dropped, Kept kept) {
     pass.watch().adapters(true);
-    group(input).rows(pass.group(), x, dropped, rows, s.group());
-    group(input).forward(pass.group(), x, rows, s.group().c(), outputs, pass.counts());
+    group(input).rows(pass.group(), x, dropped, kept.rows(input), pass.scratch().group());
   }
 
   /** q, k and v into rows for attention, rotated. */
-  private void intoRows(Pass pass, Kept kept, TrainingMemory.Scratch s) {
-    boolean padded = pass.slots() != 0;
-    if (padded) {
+  private void intoRows(Pass pass, Kept kept, long[] flat) {
+    if (pass.slots() != 0) {
+      var device = pass.scratch().device();
       long positions = (long) pass.rows() * pass.seq();
       int bytes = dtype.bytes();
-      s.device().clear(kept.q(), positions * heads() * bytes);
-      s.device().clear(kept.k(), positions * keyValueHeads() * bytes);
-      s.device().clear(kept.v(), positions * keyValueHeads() * bytes);
+      device.clear(kept.q(), positions * heads() * bytes);
+      device.clear(kept.k(), positions * keyValueHeads() * bytes);
+      device.clear(kept.v(), positions * keyValueHeads() * bytes);
     }
-    moveHeads(pass, s.flat(padded, kept), rowsOf(pass, kept.q(), kept.k(), kept.v()), false, true);
+    moveHeads(pass, flat, rowsOf(pass, kept.q(), kept.k(), kept.v()), false, true);
   }
 
   /** Rows {@code (batch, seq, heads, headDim)}, one after another. */
@@ -390,61 +375,46 @@ final class TrainingLayer {
    *     there
    */
   void backward(
-      Pass pass,
-      int layer,
-      long x,
-      Kept kept,
-      Attended attended,
-      TrainingMemory.Scratch s,
-      long slope,
-      boolean toInput,
-      boolean fresh) {
+      Pass pass, long x, Kept kept, Attended attended, long slope, boolean toInput, boolean fresh) {
     int tokens = pass.tokens();
+    var s = pass.scratch();
     int inner = shape.intermediateSize();
     var kernels = pass.kernels();
     var watch = pass.watch();
 
     watch.between();
-    var dropout = dropout(pass, layer, Projection.Input.MLP_INNER);
+    var dropout = dropout(pass, Projection.Input.MLP_INNER);
     long dropped = where(dropout, s.droppedInner());
     if (!fresh && group(Projection.Input.MLP_INNER).hasAdapters()) {
       kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
     }
-    backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s, s.inner(), slope);
+    backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s.inner(), slope);
     watch.between();
     kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
 
-    dropout = dropout(pass, layer, Projection.Input.MLP);
+    dropout = dropout(pass, Projection.Input.MLP);
     dropped = where(dropout, s.dropped());
     kernels.norm(tokens, postAttentionNorm, kept.h(), 0, 0, s.normed(), dropped, dropout);
-    backward(
-        pass,
-        Projection.Input.MLP,
-        s.normed(),
-        dropped,
-        kept,
-        s,
-        s.normed(),
-        kept.gate(),
-        kept.up());
+    long n = s.normed();
+    backward(pass, Projection.Input.MLP, n, dropped, kept, n, kept.gate(), kept.up());
     watch.between();
     kernels.normBackward(
         tokens, postAttentionNorm, kept.h(), s.normed(), dropped, slope, slope, dropout);
 
-    dropout = dropout(pass, layer, Projection.Input.ATTENTION_HEADS);
+    dropout = dropout(pass, Projection.Input.ATTENTION_HEADS);
     dropped = where(dropout, s.dropped());
     long heads = heads(pass, attended.output(), s.wide());
     if (dropped != 0) {
       kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
     }
-    backward(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s, s.wide(), slope);
+    backward(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s.wide(), slope);
     watch.between();
     if (dropped != 0) {
       kernels.drop(tokens, (int) heads(), dropped, s.wide(), true, dropout);
     }
-    attentionBackward(pass, kept, attended, s);
+    attentionBackward(pass, kept, attended);
 
-    dropout = dropout(pass, layer, Projection.Input.ATTENTION);
+    dropout = dropout(pass, Projection.Input.ATTENTION);
     dropped = where(dropout, s.dropped());
     kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
     backward(
@@ -453,7 +423,6 @@ final class TrainingLayer {
         s.normed(),
         dropped,
         kept,
-        s,
         toInput ? s.normed() : 0,
         kept.q(),
         kept.k(),
@@ -470,7 +439,6 @@ final class TrainingLayer {
       long x,
       long dropped,
       Kept kept,
-      TrainingMemory.Scratch s,
       long slopeOfX,
       long... slopes) {
     pass.watch().adapters(false);
@@ -480,17 +448,17 @@ final class TrainingLayer {
             pass.gateWeight(),
             x,
             dropped,
-            kept.rows()[input.ordinal()],
+            kept.rows(input),
             slopes,
-            s.group(),
+            pass.scratch().group(),
             slopeOfX,
             dropped);
   }
 
   /** From the gradient of attention's result in {@code s.wide} to those of q, k and v. */
-  private void attentionBackward(
-      Pass pass, Kept kept, Attended attended, TrainingMemory.Scratch s) {
+  private void attentionBackward(Pass pass, Kept kept, Attended attended) {
     try (attended) {
+      var s = pass.scratch();
       long from = s.wide();
       if (pass.slots() != 0) {
         long positions = (long) pass.rows() * pass.seq();
