@@ -216,10 +216,8 @@ public final class Checkpoints {
       optimizer.restore(optimizerSteps);
       parameters.publishWhole();
       return new Position(step, steps);
-    } catch (StateFile.Damaged | IOException | IllegalArgumentException e) {
+    } catch (StateFile.Damaged | IOException | IllegalArgumentException | UserException e) {
       throw damaged(path, e);
-    } catch (UserException e) {
-      throw e.getMessage().startsWith(path.toString()) ? damaged(path, e) : e;
     }
   }
 
@@ -232,10 +230,8 @@ public final class Checkpoints {
     var path = checkpoint.resolve(FILE);
     try (var file = SafetensorsFile.open(path)) {
       return before(file.metadata());
-    } catch (StateFile.Damaged | IllegalArgumentException e) {
+    } catch (StateFile.Damaged | IllegalArgumentException | UserException e) {
       throw damaged(path, e);
-    } catch (UserException e) {
-      throw e.getMessage().startsWith(path.toString()) ? damaged(path, e) : e;
     }
   }
 
@@ -243,7 +239,11 @@ public final class Checkpoints {
     return metadata.containsKey(BEFORE) ? StateFile.number(metadata, BEFORE) : 0;
   }
 
+  /** What to say of a failure to read a checkpoint; a mistake that is not in its file stays. */
   private static UserException damaged(Path path, Exception why) {
+    if (why instanceof UserException mistake && !why.getMessage().startsWith(path.toString())) {
+      return mistake;
+    }
     var checkpoint = path.getParent();
     var before =
         new Checkpoints(checkpoint.toAbsolutePath().getParent(), 1)

@@ -73,12 +73,7 @@ public record LlamaLearner(
 
   /** A learner that records layers, and leaves their gradients in the tensors. */
   public LlamaLearner(Llama llama, ForwardContext context, Recompute recompute, int adapters) {
-    this(llama, context, recompute, adapters, chunkTokens(llama));
-  }
-
-  LlamaLearner(
-      Llama llama, ForwardContext context, Recompute recompute, int adapters, int chunkTokens) {
-    this(llama, context, recompute, Optional.empty(), adapters, chunkTokens);
+    this(llama, context, recompute, Optional.empty(), adapters, chunkTokens(llama));
   }
 
   /**
@@ -307,20 +302,19 @@ public record LlamaLearner(
     boolean again = recomputes(batch);
     try (var off = Ops.notRecording()) {
       var hidden = llama.embed(ids(scope, batch));
-      for (int i = 0; i < first; i++) {
-        var before = hidden;
+      for (int i = 0; i < layers.size(); i++) {
+        var input = hidden;
         llama.frozen().use(i, after(i));
-        hidden = forward(scope, before, i, pass, context, seed, null);
-        before.close();
-      }
-      for (int i = first; i < layers.size(); i++) {
-        inputs.add(hidden);
-        llama.frozen().use(i, after(i));
-        if (again) {
-          hidden = forward(scope, hidden, i, pass, context, seed, null);
+        if (i < first || again) {
+          hidden = forward(scope, input, i, pass, context, seed, null);
         } else {
-          recorded.add(record(scope, hidden, i, pass, seed));
+          recorded.add(record(scope, input, i, pass, seed));
           hidden = Ops.detach(scope, recorded.getLast().output());
+        }
+        if (i < first) {
+          input.close();
+        } else {
+          inputs.add(input);
         }
       }
       inputs.add(hidden);

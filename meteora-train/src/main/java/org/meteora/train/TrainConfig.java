@@ -108,60 +108,56 @@ public record TrainConfig(
    *     nothing
    * @param paper the same by the original's, which {@code train-lora} has too
    */
-  private record Setting(String name, Object standard, Object paper) {}
-
-  private static Setting setting(String name, Object standard, Object paper) {
-    return new Setting(name, standard, paper);
-  }
-
-  private static Setting setting(String name, Object both) {
-    return setting(name, both, both);
+  private record Setting(String name, Object standard, Object paper) {
+    Setting(String name, Object both) {
+      this(name, both, both);
+    }
   }
 
   private static final List<Setting> COMMON =
       List.of(
-          setting("batch_size", 16, 4),
-          setting("gradient_accumulation_steps", 1, 2),
-          setting("learning_rate", 2e-2, 5e-4),
-          setting("warmup_ratio", 0.05, 0.005),
-          setting("weight_decay", 0, 0.01),
-          setting("max_grad_norm", 0, 0.3),
-          setting("max_steps", null),
-          setting("epochs", null),
-          setting("max_seq_len", 4096),
-          setting("gradient_checkpointing", "auto"),
-          setting("seed", 42),
-          setting("eval_ratio", 0.1),
-          setting("eval_steps", 100, 500),
-          setting("eval_samples", 256),
-          setting("save_steps", 600, 3000),
-          setting("save_total_limit", 3),
-          setting("report_to", "none"),
-          setting("dropout", 0.1),
-          setting("append_eos", null, false),
-          setting("device", null),
-          setting("dtype", null));
+          new Setting("batch_size", 16, 4),
+          new Setting("gradient_accumulation_steps", 1, 2),
+          new Setting("learning_rate", 2e-2, 5e-4),
+          new Setting("warmup_ratio", 0.05, 0.005),
+          new Setting("weight_decay", 0, 0.01),
+          new Setting("max_grad_norm", 0, 0.3),
+          new Setting("max_steps", null),
+          new Setting("epochs", null),
+          new Setting("max_seq_len", 4096),
+          new Setting("gradient_checkpointing", "auto"),
+          new Setting("seed", 42),
+          new Setting("eval_ratio", 0.1),
+          new Setting("eval_steps", 100, 500),
+          new Setting("eval_samples", 256),
+          new Setting("save_steps", 600, 3000),
+          new Setting("save_total_limit", 3),
+          new Setting("report_to", "none"),
+          new Setting("dropout", 0.1),
+          new Setting("append_eos", null, false),
+          new Setting("device", null),
+          new Setting("dtype", null));
 
   private static final List<Setting> METEORA =
       List.of(
-          setting("response_only", null, false),
-          setting("recipe", "default"),
-          setting("adapter_learning_rate", null),
-          setting("adapter_max_grad_norm", 1, null),
-          setting("keep", "best", "last"),
-          setting("train", "auto", "all"),
-          setting("gate_loss_weight", 10, 50),
-          setting("routing_top_k", RoutingSettings.DEFAULT.topK()),
-          setting("tasks", null));
+          new Setting("response_only", null, false),
+          new Setting("recipe", "default"),
+          new Setting("adapter_learning_rate", null),
+          new Setting("adapter_max_grad_norm", 1, null),
+          new Setting("keep", "best", "last"),
+          new Setting("train", "auto", "all"),
+          new Setting("gate_loss_weight", 10, 50),
+          new Setting("routing_top_k", RoutingSettings.DEFAULT.topK()),
+          new Setting("tasks", null));
 
   private static final List<Setting> LORA =
       List.of(
-          setting("response_only", null),
-          setting("r", 8),
-          setting("alpha", 16),
-          setting("use_rslora", false),
-          setting("target_modules", null),
-          setting("layers_to_transform", null));
+          new Setting("response_only", null),
+          new Setting("r", 8),
+          new Setting("alpha", 16),
+          new Setting("use_rslora", false),
+          new Setting("target_modules", null),
+          new Setting("layers_to_transform", null));
 
   /** All keys of gates' training, but the section for adapters. */
   public static final Set<String> METEORA_KEYS = keys(METEORA);
@@ -460,15 +456,11 @@ public record TrainConfig(
 
   /** Steps of a run whose data make {@code batchesPerEpoch} micro-batches on each pass. */
   public long steps(long batchesPerEpoch, int processes) {
-    return maxSteps.orElseGet(
-        () ->
-            Math.max(
-                1,
-                (long)
-                    Math.ceil(
-                        epochs.orElseThrow()
-                            * batchesPerEpoch
-                            / ((double) accumulation * processes))));
+    if (maxSteps.isPresent()) {
+      return maxSteps.get();
+    }
+    double batches = epochs.orElseThrow() * batchesPerEpoch;
+    return Math.max(1, (long) Math.ceil(batches / ((double) accumulation * processes)));
   }
 
   /** The settings that a resumed run must share with the run it goes on with. */

@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.within;
 import ai.djl.ndarray.NDArray;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.Random;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -45,7 +46,9 @@ class LlamaLearnerTest {
   void agreesWithFiniteDifferences(ForwardMode mode) {
     try (var tiny = new Tiny(Dtype.F64, 0, 3);
         var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-      var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), Recompute.ALL, 3, 7);
+      var learner =
+          new LlamaLearner(
+              tiny.llama, Tiny.context(2, mode), Recompute.ALL, Optional.empty(), 3, 7);
       var gradient = gradients(learner, parameters, 1);
       var random = new Random(9);
       var start = parameters.values().toFloatArray();
@@ -228,7 +231,9 @@ class LlamaLearnerTest {
       var batch = new Batch(samples, responseOnly);
       try (var tiny = new Tiny(Dtype.F32, 0, 3);
           var parameters = new FlatParameters(tiny.manager, tiny.parameters)) {
-        var learner = new LlamaLearner(tiny.llama, Tiny.context(2, mode), Recompute.NONE, 3, 7);
+        var learner =
+            new LlamaLearner(
+                tiny.llama, Tiny.context(2, mode), Recompute.NONE, Optional.empty(), 3, 7);
         var together = learner.learn(batch, WEIGHT, 1, 1, layer -> {});
         parameters.collectGradients();
         var gradient = parameters.gradients().toFloatArray();

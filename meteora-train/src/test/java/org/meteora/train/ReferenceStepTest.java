@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import java.util.List;
+import java.util.Optional;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -47,7 +48,12 @@ class ReferenceStepTest {
       var context = model.context().withMode(mode);
       var learner =
           new LlamaLearner(
-              model.llama(), context, checkpointing ? Recompute.ALL : Recompute.NONE, 4, chunk);
+              model.llama(),
+              context,
+              checkpointing ? Recompute.ALL : Recompute.NONE,
+              Optional.empty(),
+              4,
+              chunk);
       var losses = accumulate(learner, parameters, samples, rows);
       assertThat(losses.languageModel())
           .isCloseTo(expected.get("lm_loss").asDouble(), relative(1e-5, 6.4));

@@ -143,11 +143,14 @@ final class CudaTraining implements LlamaTraining {
 
   /** Addresses and sizes of a pass. */
   private final class Plan {
-    final int rows;
-    final int length;
+    final Numbers numbers;
     final int tokens;
     final int labelled;
     final boolean gradients;
+
+    /** Probability of dropout. */
+    final double p;
+
     final int chunk;
     final Layout at;
     final long counted;
@@ -157,18 +160,17 @@ final class CudaTraining implements LlamaTraining {
     final TrainingMemory.Scratch scratch;
     final long[] inputs;
     final long slope;
-    final long logits;
     final long compact;
     final long slopeOfCompact;
     final long again;
 
     /** Where things go in the workspace that begins at {@code region}. */
-    Plan(TrainingMemory.Region region, Numbers numbers, boolean gradients, boolean drops) {
-      this.rows = numbers.rows;
-      this.length = numbers.length;
-      this.tokens = numbers.tokens;
-      this.labelled = numbers.labelled;
+    Plan(TrainingMemory.Region region, Numbers numbers, boolean gradients, double p) {
+      this.numbers = numbers;
+      tokens = numbers.tokens;
+      labelled = numbers.labelled;
       this.gradients = gradients;
+      this.p = p;
       at = Layout.from(region.take(numbers.memory.byteSize()), tokens, labelled);
       countedBytes = 4L * (2L * tokens + (long) tokens * adapters + labelled);
       counted = region.take(countedBytes);
@@ -179,7 +181,7 @@ final class CudaTraining implements LlamaTraining {
       long wide = (long) tokens * hidden * bytes;
       scratch =
           TrainingMemory.Scratch.of(
-              region, device, llama.config(), dtype, layers, tokens, positions(), drops);
+              region, device, llama.config(), dtype, layers, tokens, positions(), p > 0);
       inputs = new long[layers.size() + 1];
       if (gradients) {
         for (int i = inputs.length - 1; i >= 0; i--) {
@@ -200,7 +202,6 @@ final class CudaTraining implements LlamaTraining {
       long bytesOfCompact = (long) labelled * hidden * bytes;
       // the loss comes when no layer is computed: what serves one serves it
       again = region.take(Math.max(bytesOfLogits, bytesOfLayer(tokens, positions())));
-      logits = again;
       long bytesOfInner = (long) tokens * llama.config().intermediateSize() * bytes;
       boolean fits = 2 * (bytesOfCompact + TrainingMemory.ALIGNMENT) <= bytesOfInner;
       var place = fits ? new TrainingMemory.Region(scratch.inner()) : region;
@@ -210,7 +211,7 @@ final class CudaTraining implements LlamaTraining {
 
     /** Places in padded rows. */
     long positions() {
-      return (long) rows * length;
+      return (long) numbers.rows * numbers.length;
     }
 
     /** Lays out the activations of a layer. */
@@ -319,12 +320,11 @@ final class CudaTraining implements LlamaTraining {
     try (var arena = Arena.ofConfined();
         var scope = manager.newSubManager()) {
       var numbers = new Numbers(input, context.routing().router(), arena);
-      double p = context.dropout() ? dropout : 0;
-      var plan = plan(numbers, gradients, p > 0);
+      var plan = plan(numbers, gradients, context);
       int kept = gradients ? keptLayers(plan) : 0;
       for (; ; kept = reserve(kept / 2, bytesOfLayer(plan.tokens, plan.positions()))) {
         try {
-          return run(input, context, plan, numbers, kept, p, scope, done);
+          return run(input, context, plan, kept, scope, done);
         } catch (OutOfDeviceMemory e) {
           // weights that are gathered: the other processes would be elsewhere in their pass
           if (kept == 0 || !llama.frozen().isResident()) {
@@ -338,15 +338,16 @@ final class CudaTraining implements LlamaTraining {
   }
 
   /** Lays a pass out in the workspace, which grows where it is too small. */
-  private Plan plan(Numbers numbers, boolean gradients, boolean drops) {
+  private Plan plan(Numbers numbers, boolean gradients, ForwardContext context) {
+    double p = context.dropout() ? dropout : 0;
     var sized = new TrainingMemory.Region(0);
-    new Plan(sized, numbers, gradients, drops);
+    new Plan(sized, numbers, gradients, p);
     if (sized.taken() > workspace.size()) {
       close();
       device.freeBytes(); // gives back what was too small, too
       workspace.reserve(sized.taken());
     }
-    return new Plan(workspace.region(), numbers, gradients, drops);
+    return new Plan(workspace.region(), numbers, gradients, p);
   }
 
   /** In the forward part of a pass, which can be begun again. */
@@ -426,22 +427,15 @@ final class CudaTraining implements LlamaTraining {
   }
 
   private Result run(
-      Input input,
-      ForwardContext context,
-      Plan plan,
-      Numbers numbers,
-      int kept,
-      double p,
-      NDManager scope,
-      IntConsumer done) {
+      Input input, ForwardContext context, Plan plan, int kept, NDManager scope, IntConsumer done) {
     watching.phase(Watching.Phase.FORWARD);
     if (plan.gradients) {
       parametersMayChange();
     }
-    device.upload(plan.at.ids(), numbers.memory);
+    device.upload(plan.at.ids(), plan.numbers.memory);
     device.clear(plan.counted, plan.countedBytes);
     boolean counts = gated(context) && input.tasks() != null;
-    var pass = pass(input, context, plan, counts, p, scope);
+    var pass = pass(input, context, plan, counts, scope);
     recomputed = plan.gradients ? layers.size() - first - kept : recomputed;
     var attended = new TrainingLayer.Attended[layers.size()];
     var keptOf = new TrainingLayer.Kept[layers.size()];
@@ -465,7 +459,7 @@ final class CudaTraining implements LlamaTraining {
       close(attended);
     }
     watching.begin(Part.RESULTS);
-    var result = results(plan, numbers, counts);
+    var result = results(plan, counts);
     watching.begin(Part.FORWARD);
     return result;
   }
@@ -505,10 +499,9 @@ final class CudaTraining implements LlamaTraining {
    * What all layers are told of a pass.
    *
    * @param counts whether gates have a loss and are counted
-   * @param p probability of dropout
    */
   private TrainingLayer.Pass pass(
-      Input input, ForwardContext context, Plan plan, boolean counts, double p, NDManager scope) {
+      Input input, ForwardContext context, Plan plan, boolean counts, NDManager scope) {
     boolean gated = gated(context);
     boolean padded = plan.tokens != plan.positions();
     return new TrainingLayer.Pass(
@@ -518,13 +511,14 @@ final class CudaTraining implements LlamaTraining {
             device.kernels(gated ? topK(context) : 1, Math.max(1, adapters)),
             gated,
             new TrainingKernels.Tasks(counts ? plan.at.targets() : 0, gated ? 0 : plan.at.fixed()),
+            input.gateWeight(),
+            plan.scratch.group(),
             watching),
-        plan.rows,
-        plan.length,
+        plan.numbers.rows,
+        plan.numbers.length,
         padded ? plan.at.slots() : 0,
-        llama.angles(scope, plan.length),
-        new Dropout(input.seed(), p),
-        input.gateWeight(),
+        llama.angles(scope, plan.numbers.length),
+        new Dropout(input.seed(), plan.p),
         counts ? plan.counts : TrainingKernels.Counts.NONE,
         plan.scratch,
         scope);
@@ -600,13 +594,13 @@ final class CudaTraining implements LlamaTraining {
     for (int from = 0; from < plan.labelled; from += plan.chunk) {
       int count = Math.min(plan.chunk, plan.labelled - from);
       long at = (long) from * hidden * bytes;
-      var logits = Matrix.of(plan.logits, count, vocab, dtype);
+      var logits = Matrix.of(plan.again, count, vocab, dtype);
       var x = Matrix.of(plan.compact + at, count, hidden, dtype);
       device.multiply(logits, x, head.transpose(), false);
       kernels.vocabularyLoss(
           count,
           vocab,
-          plan.logits,
+          plan.again,
           plan.at.labels() + 4L * from,
           plan.gradients ? plan.at.weights() + 4L * from : 0,
           plan.losses + 4L * from);
@@ -659,8 +653,9 @@ final class CudaTraining implements LlamaTraining {
     llama.frozen().use(FrozenWeights.EMBEDDING, FrozenWeights.NONE);
   }
 
-  private Result results(Plan plan, Numbers numbers, boolean counts) {
-    int positions = plan.rows * plan.length;
+  private Result results(Plan plan, boolean counts) {
+    var numbers = plan.numbers;
+    int positions = (int) plan.positions();
     try (var arena = Arena.ofConfined()) {
       var host = arena.allocate(plan.countedBytes, 16);
       device.download(host, plan.counted);
@@ -716,10 +711,9 @@ final class CudaTraining implements LlamaTraining {
     try (var arena = Arena.ofConfined();
         var scope = manager.newSubManager()) {
       var numbers = new Numbers(input, context.routing().router(), arena);
-      double p = context.dropout() ? dropout : 0;
-      var plan = plan(numbers, true, p > 0);
-      device.upload(plan.at.ids(), numbers.memory);
-      var pass = pass(input, context, plan, false, p, scope);
+      var plan = plan(numbers, true, context);
+      device.upload(plan.at.ids(), plan.numbers.memory);
+      var pass = pass(input, context, plan, false, scope);
       var result = Ops.empty(hidden.getManager(), dtype, shape.getShape());
       Ops.copy(result, gradient);
       long x = Ops.dataPointer(hidden);

@@ -312,6 +312,7 @@ final class TrainingGroup {
    *
    * @param topK adapters of a token
    * @param gated whether gates choose
+   * @param gateWeight of each gate's cross-entropy at a token
    */
   record Pass(
       int tokens,
@@ -319,6 +320,8 @@ final class TrainingGroup {
       TrainingKernels kernels,
       boolean gated,
       TrainingKernels.Tasks tasks,
+      double gateWeight,
+      Scratch scratch,
       Watching watch) {}
 
   /**
@@ -328,7 +331,7 @@ final class TrainingGroup {
    * @param dropped as x, the adapters' input; 0: x
    * @param rows {@code (tokens, stride)}; written
    */
-  void rows(Pass pass, long x, long dropped, long rows, Scratch scratch) {
+  void rows(Pass pass, long x, long dropped, long rows) {
     if (stride == 0) {
       return;
     }
@@ -336,7 +339,7 @@ final class TrainingGroup {
       if (gates > 0) {
         times(pass.tokens(), ranks, stride - ranks, x, rows);
       }
-      var choices = choices(pass, rows, scratch);
+      var choices = choices(pass, rows);
       for (var member : members) {
         if (member.hasAdapters()) {
           long a = stack + (long) member.rankAt() * in * bytes;
@@ -373,12 +376,11 @@ final class TrainingGroup {
    * refuses.
    *
    * @param rows from {@link #rows}
-   * @param c scratch {@code (tokens, ranks)}
    * @param outputs {@code (tokens, out)} each; written
    */
-  void forward(
-      Pass pass, long x, long rows, long c, long[] outputs, TrainingKernels.Counts counts) {
+  void forward(Pass pass, long x, long rows, long[] outputs, TrainingKernels.Counts counts) {
     int tokens = pass.tokens();
+    long c = pass.scratch().c();
     if (stride > 0) {
       pass.watch().adapters(true);
       pass.kernels().route(tokens, routed(pass.gated()), rows, c, pass.tasks(), counts);
@@ -403,9 +405,9 @@ final class TrainingGroup {
   }
 
   /** Who chooses whom, by the logits in {@code rows}. */
-  private TrainingKernels.Choices choices(Pass pass, long rows, Scratch scratch) {
-    var choices =
-        new TrainingKernels.Choices(scratch.choices(), pass.tokens(), pass.topK(), linears);
+  private TrainingKernels.Choices choices(Pass pass, long rows) {
+    long at = pass.scratch().choices();
+    var choices = new TrainingKernels.Choices(at, pass.tokens(), pass.topK(), linears);
     pass.kernels().choices(choices, routed(pass.gated()), rows, pass.tasks());
     return choices;
   }
@@ -416,7 +418,7 @@ final class TrainingGroup {
   }
 
   /**
-   * Scratch of a backward pass.
+   * Scratch of a pass.
    *
    * @param c {@code (tokens, ranks)}
    * @param slopeOfC {@code (tokens, ranks)}
@@ -429,26 +431,17 @@ final class TrainingGroup {
   /**
    * Adds the parameters' gradients to their sums, and gives the input's.
    *
-   * @param x as {@link #rows} had it, and {@code dropped}
+   * @param x as {@link #rows} had it, and {@code dropped}, which receives its gradient
    * @param rows from {@link #rows}
    * @param slopes gradients of the results
    * @param slopeOfX receives the gradient of x; may be memory of x; 0: not wanted
-   * @param slopeOfDropped receives that of {@code dropped}; may be its memory
    */
-  void backward(
-      Pass pass,
-      double gateWeight,
-      long x,
-      long dropped,
-      long rows,
-      long[] slopes,
-      Scratch scratch,
-      long slopeOfX,
-      long slopeOfDropped) {
+  void backward(Pass pass, long x, long dropped, long rows, long[] slopes, long slopeOfX) {
     int tokens = pass.tokens();
+    var scratch = pass.scratch();
     if (stride > 0) {
       pass.watch().adapters(true);
-      var choices = byChoice ? choices(pass, rows, scratch) : null;
+      var choices = byChoice ? choices(pass, rows) : null;
       for (int i = 0; i < slopes.length; i++) {
         var member = members.get(i);
         if (member.hasAdapters() && byChoice) {
@@ -470,9 +463,9 @@ final class TrainingGroup {
               scratch.c(),
               scratch.slopeOfRows(),
               pass.tasks(),
-              gateWeight);
+              pass.gateWeight());
       pass.watch().gradients();
-      gradients(pass, x, dropped, slopes, scratch);
+      gradients(pass, x, dropped, slopes);
       pass.watch().adapters(false);
     }
     if (slopeOfX == 0) {
@@ -489,7 +482,7 @@ final class TrainingGroup {
           back(tokens, ranks, stride - ranks, scratch, slopeOfX);
           begun = true;
         }
-        back(tokens, 0, ranks, scratch, slopeOfDropped);
+        back(tokens, 0, ranks, scratch, dropped);
       }
       pass.watch().adapters(false);
     }
@@ -506,8 +499,9 @@ final class TrainingGroup {
     device.multiply(matrix(to, tokens, in), slope, stack(row, count), false);
   }
 
-  private void gradients(Pass pass, long x, long dropped, long[] slopes, Scratch scratch) {
+  private void gradients(Pass pass, long x, long dropped, long[] slopes) {
     int tokens = pass.tokens();
+    var scratch = pass.scratch();
     for (int i = 0; i < slopes.length; i++) {
       var member = members.get(i);
       if (!member.hasAdapters() || !ofB.get(member.adapted()).isTrained()) {

@@ -95,7 +95,6 @@ final class TrainingLayer {
       long slots,
       RotaryEmbedding.Angles angles,
       Dropout dropout,
-      double gateWeight,
       TrainingKernels.Counts counts,
       TrainingMemory.Scratch scratch,
       NDManager scope) {
@@ -113,7 +112,7 @@ final class TrainingLayer {
 
     Pass withoutCounts() {
       var none = TrainingKernels.Counts.NONE;
-      return new Pass(group, rows, seq, slots, angles, dropout, gateWeight, none, scratch, scope);
+      return new Pass(group, rows, seq, slots, angles, dropout, none, scratch, scope);
     }
   }
 
@@ -231,14 +230,13 @@ final class TrainingLayer {
 
   private void project(
       Pass pass, Projection.Input input, long x, long dropped, Kept kept, long... outputs) {
-    long c = pass.scratch().group().c();
     rows(pass, input, x, dropped, kept);
-    group(input).forward(pass.group(), x, kept.rows(input), c, outputs, pass.counts());
+    group(input).forward(pass.group(), x, kept.rows(input), outputs, pass.counts());
   }
 
   private void rows(Pass pass, Projection.Input input, long x, long dropped, Kept kept) {
     pass.watch().adapters(true);
-    group(input).rows(pass.group(), x, dropped, kept.rows(input), pass.scratch().group());
+    group(input).rows(pass.group(), x, dropped, kept.rows(input));
   }
 
   /** q, k and v into rows for attention, rotated. */
@@ -442,17 +440,7 @@ final class TrainingLayer {
       long slopeOfX,
       long... slopes) {
     pass.watch().adapters(false);
-    group(input)
-        .backward(
-            pass.group(),
-            pass.gateWeight(),
-            x,
-            dropped,
-            kept.rows(input),
-            slopes,
-            pass.scratch().group(),
-            slopeOfX,
-            dropped);
+    group(input).backward(pass.group(), x, dropped, kept.rows(input), slopes, slopeOfX);
   }
 
   /** From the gradient of attention's result in {@code s.wide} to those of q, k and v. */

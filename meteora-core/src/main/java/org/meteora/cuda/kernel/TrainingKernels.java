@@ -470,7 +470,7 @@ public final class TrainingKernels {
   /**
    * Which tokens of a pass chose each adapter, in device memory.
    *
-   * @param at of {@link #bytes}
+   * @param at of {@link #bytes}; first as the kernels have them, uint32 (tokens, linears, topK)
    */
   public record Choices(long at, int tokens, int topK, List<Linear> linears) {
     public Choices {
@@ -480,11 +480,6 @@ public final class TrainingKernels {
     /** Of so many tokens, of up to three linears. */
     public static long bytes(long tokens) {
       return 4L * MAX_LINEARS * (2 * tokens * Kernels.MAX_TOP_K + Kernels.MAX_ADAPTERS + 1);
-    }
-
-    /** As the kernels have them: uint32 (tokens, linears, topK). */
-    private long spans() {
-      return at;
     }
 
     /** int32 (tokens · topK): the tokens of the linear's first adapter, the next one's … */
@@ -501,14 +496,14 @@ public final class TrainingKernels {
   /** Writes them; of {@code rows} the logits alone are read. */
   public void choices(Choices choices, Routed linears, long rows, Tasks tasks) {
     int each = choices.linears().size() * choices.topK();
-    route(choices.tokens(), linears, rows, 0, tasks, Counts.NONE, choices.spans());
+    route(choices.tokens(), linears, rows, 0, tasks, Counts.NONE, choices.at());
     for (int i = 0; i < choices.linears().size(); i++) {
       var linear = choices.linears().get(i);
       rows(
           KernelName.TRAINING_LISTS,
           linear.adapters(),
           new TrainingLists(
-              choices.spans() + 4L * i * choices.topK(),
+              choices.at() + 4L * i * choices.topK(),
               linear.offsets(),
               choices.order(i),
               choices.starts(i),

@@ -67,10 +67,6 @@ public final class FlatParameters implements AutoCloseable, Gradients {
       return dim < 0;
     }
 
-    private Gradients.Part gradient(NDArray gradient) {
-      return new Gradients.Part(gradient, dim, from, length);
-    }
-
     /** The part of the tensor, or of its gradient. */
     private NDArray of(NDArray whole) {
       return isWhole() ? whole : Ops.narrow(whole, dim, from, length);
@@ -381,7 +377,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
   public List<Gradients.Part> of(NDArray parameter) {
     return entries.values().stream()
         .filter(entry -> entry.part().tensor() == parameter)
-        .map(entry -> entry.part().gradient(entry.gradient()))
+        .map(it -> new Gradients.Part(it.gradient(), it.part.dim, it.part.from, it.part.length))
         .toList();
   }
 
