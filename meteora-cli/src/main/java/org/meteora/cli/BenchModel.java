@@ -82,7 +82,6 @@ final class BenchModel {
 
   @Mixin private JsonOption json;
 
-  /** Modes measured against each other. */
   static final List<ForwardMode> MODES =
       List.of(ForwardMode.AUTO, ForwardMode.GATHER, ForwardMode.MASKED, ForwardMode.ALL);
 
@@ -156,7 +155,6 @@ final class BenchModel {
     return Cuda.device(device().getDeviceId());
   }
 
-  /** Bytes in use on the GPU. */
   long usedBytes() {
     return GpuMeasure.usedBytes(cuda());
   }
@@ -171,7 +169,6 @@ final class BenchModel {
     print(line(what).put("share", share), "%-36s %8.1f %%".formatted(what, 100 * share));
   }
 
-  /** Says why something is not measured. */
   void reportNotMeasured(String what, String why) {
     print(line(what).put("not_measured", why), what + " are not measured: " + why);
   }
@@ -255,7 +252,6 @@ final class BenchModel {
     return Turns.median(times);
   }
 
-  /** Some token ids. */
   static long[] ids(Llama model, int count) {
     return LongStream.range(0, count)
         .map(i -> (i * 7919L + 13) % model.config().vocabSize())
@@ -307,7 +303,6 @@ final class BenchModel {
     return RandomLlama.create(config, manager, dtype(), adapters, rank, backend, 0);
   }
 
-  /** Memory of a random model. */
   MemoryNeed need(Architecture config, int adapters) {
     long bytes = dtype().bytes();
     return MemoryNeed.NONE

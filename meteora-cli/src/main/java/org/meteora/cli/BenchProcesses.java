@@ -215,7 +215,6 @@ record BenchProcesses(
     }
   }
 
-  /** Steps of processes by themselves. */
   private Alone alone() {
     try (var model = new Model(Collective.single());
         var parameters = new FlatParameters(model.manager, model.tensors)) {

@@ -24,7 +24,6 @@ import org.meteora.train.optim.FlatParameters;
  * @param tokens of each sequence
  */
 record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout) {
-  /** Measures and reports. */
   void run(Architecture whole) {
     var raw = (ObjectNode) whole.raw().deepCopy();
     raw.put("num_hidden_layers", 1).put("vocab_size", 1024);

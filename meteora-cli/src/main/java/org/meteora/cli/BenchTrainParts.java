@@ -74,7 +74,6 @@ record BenchTrainParts(
     }
   }
 
-  /** Medians of the parts of several steps. */
   static Map<Part, Double> medians(List<Map<Part, Double>> steps) {
     var result = new EnumMap<Part, Double>(Part.class);
     for (var part : Part.values()) {
@@ -84,7 +83,6 @@ record BenchTrainParts(
     return result;
   }
 
-  /** Prints them. */
   void print(Map<Part, Double> parts, int recomputed, double step) {
     double all = 0;
     for (var part : Part.values()) {
@@ -98,7 +96,6 @@ record BenchTrainParts(
     options.report("  the GPU's time of these", all, step, tokens());
   }
 
-  /** Milliseconds that a part needs at least. */
   private double floor(Part part, int recomputed) {
     int layers = config.numHiddenLayers();
     double share = (double) recomputed / layers;

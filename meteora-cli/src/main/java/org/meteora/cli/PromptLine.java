@@ -33,7 +33,6 @@ record PromptLine(String text, JsonNode settings, String where) {
   private static final String ROUTING_TOP_K = "routing_top_k";
   private static final String ROUTING_TEMPERATURE = "routing_temperature";
 
-  /** What a line may say. */
   private static final Set<String> KNOWN =
       Set.of(
           "prompt",

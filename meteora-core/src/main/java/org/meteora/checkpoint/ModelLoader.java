@@ -85,7 +85,6 @@ record ModelLoader(
     }
   }
 
-  /** Closes this together with the model. */
   <C extends AutoCloseable> C own(C resource) {
     owned.push(resource);
     return resource;

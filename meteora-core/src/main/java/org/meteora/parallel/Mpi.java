@@ -193,7 +193,6 @@ final class Mpi {
     }
   }
 
-  /** Ends MPI. */
   void finish() {
     call(bind("MPI_Finalize", ""));
   }

@@ -63,7 +63,6 @@ final class NcclCollective extends ControlledCollective {
                 Ops.dataPointer(buffer), buffer.getShape().size(), Ops.dtype(buffer), to, stream));
   }
 
-  /** NCCL's work beside libtorch's. */
   private Queued aside(LongConsumer work) {
     if (aside == null) {
       aside = new Aside(cuda, Stream.createUrgent(cuda));

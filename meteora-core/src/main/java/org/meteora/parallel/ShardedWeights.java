@@ -60,7 +60,6 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
   /** How many parts of a forward pass by itself have been used; −1 outside of one. */
   private int position = -1;
 
-  /** Memory for one layer after another. */
   private final class Buffer {
     final NDArray memory = Ops.empty(manager, dtype, part * collective.size());
     int layer = NONE;
@@ -116,7 +115,6 @@ public final class ShardedWeights implements LlamaFactory.Weights, FrozenWeights
     return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   }
 
-  /** Numbers in one process of so many. */
   private long partOf(long size) {
     return aligned((size + collective.size() - 1) / collective.size());
   }

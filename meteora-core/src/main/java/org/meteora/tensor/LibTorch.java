@@ -193,7 +193,6 @@ public final class LibTorch {
     return Optional.empty();
   }
 
-  /** Why it serves on no device. */
   private static Optional<String> unusable(Build build) {
     var version = VERSION.matcher(build.version());
     if (version.matches()

@@ -61,7 +61,6 @@ final class StableAbi {
     return SCRATCH.get();
   }
 
-  /** Room for one returned value. */
   static MemorySegment slot() {
     return SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
   }
@@ -139,7 +138,6 @@ final class StableAbi {
             .toArray(JAVA_LONG);
   }
 
-  /** How many elements it has. */
   static long count(long tensor) {
     return query(GET_NUMEL, tensor, "get_numel");
   }
@@ -177,7 +175,6 @@ final class StableAbi {
         : MemorySegment.ofAddress(dataPointer(tensor)).reinterpret(size);
   }
 
-  /** A second handle on a tensor. */
   static long newHandle(long tensor) {
     return query(NEW_HANDLE, tensor, "new_tensor_handle");
   }

@@ -68,7 +68,6 @@ public final class Workers {
 
   /** What is done to numbers {@code from} to {@code to}. */
   public interface Range {
-    /** Does it. */
     void run(int from, int to);
   }
 

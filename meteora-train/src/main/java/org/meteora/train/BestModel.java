@@ -86,7 +86,6 @@ final class BestModel {
         file, why, cause);
   }
 
-  /** Whether no evaluation before was as good. */
   boolean isBetter(double answerLoss) {
     return answerLoss < loss;
   }
@@ -105,7 +104,6 @@ final class BestModel {
     }
   }
 
-  /** Fills the master values from the file. */
   void restore() {
     read(values -> Ops.copy(parameters.values(), values));
   }

@@ -67,7 +67,6 @@ final class HeldOut {
     }
   }
 
-  /** Whether there is anything to evaluate. */
   boolean isEmpty() {
     return batches.isEmpty();
   }

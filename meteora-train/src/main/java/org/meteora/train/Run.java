@@ -52,7 +52,6 @@ record Run(
     BooleanSupplier stop) {
   private static final Logger LOG = LoggerFactory.getLogger(Run.class);
 
-  /** How a run begins. */
   enum Start {
     /** In a folder without checkpoints. */
     NEW,
@@ -86,7 +85,6 @@ record Run(
     return latest;
   }
 
-  /** Tokenises as the settings say. */
   static TaskSamples.Tokenization tokenization(TrainConfig config, TrainableModel model) {
     int most = Math.min(config.maxSeqLen(), model.llama().config().maxPositionEmbeddings());
     if (!config.appendEos().orElseThrow()) {
@@ -138,7 +136,6 @@ record Run(
     }
   }
 
-  /** The same from its beginning. */
   Run anew() {
     return new Run(config, basePath, adapters, tasks, folder, Optional.empty(), collective, stop);
   }

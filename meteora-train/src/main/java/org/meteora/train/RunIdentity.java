@@ -54,7 +54,6 @@ public record RunIdentity(Map<String, String> settings, Map<String, String> file
     return new RunIdentity(settings, files);
   }
 
-  /** All of it as lines of text. */
   List<String> lines() {
     var result = new ArrayList<String>();
     settings.forEach((name, value) -> result.add(name + " " + value));

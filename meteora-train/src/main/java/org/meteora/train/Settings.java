@@ -50,7 +50,6 @@ final class Settings {
     values.put(key, value);
   }
 
-  /** All that are there. */
   Map<String, Object> values() {
     return Map.copyOf(values);
   }
@@ -114,7 +113,6 @@ final class Settings {
     return flag;
   }
 
-  /** A value that need not be there. */
   <T> Optional<T> ifGiven(String key, Function<String, T> read) {
     return has(key) ? Optional.of(read.apply(key)) : Optional.empty();
   }

@@ -36,7 +36,6 @@ final class Together {
   private int running;
   private Throwable failure;
 
-  /** What a run waits for. */
   private static final class Request {
     final Batch batch;
     final double weight;
@@ -60,7 +59,6 @@ final class Together {
     this.running = adapters;
   }
 
-  /** One adapter's run. */
   interface Training<T> {
     /**
      * @param failed whether another run has failed, and this one is to stop

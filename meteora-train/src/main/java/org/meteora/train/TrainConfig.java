@@ -256,7 +256,6 @@ public record TrainConfig(
     return read(merged, List.of(), true);
   }
 
-  /** The section without its sub-section. */
   private static Map<String, Object> own(Map<String, Object> section) {
     var result = new LinkedHashMap<>(section);
     result.remove("lora");
@@ -449,7 +448,6 @@ public record TrainConfig(
     return new Part(before, first.steps(), learningRate / SECOND_OF_GATES, adapterLearningRate, 0);
   }
 
-  /** Whether another part may follow this one. */
   boolean mayGoOn(Part part) {
     return trained == Trained.AUTO && part.before() == 0;
   }

@@ -141,7 +141,6 @@ final class CudaTraining implements LlamaTraining {
     return Math.min(context.routing().topK(), Math.max(1, adapters));
   }
 
-  /** Addresses and sizes of a pass. */
   private final class Plan {
     final Numbers numbers;
     final int tokens;
@@ -214,7 +213,6 @@ final class CudaTraining implements LlamaTraining {
       return (long) numbers.rows * numbers.length;
     }
 
-    /** Lays out the activations of a layer. */
     TrainingLayer.Kept kept(TrainingMemory.Region region, int layer) {
       return layers.get(layer).kept(region, tokens, positions());
     }
@@ -257,7 +255,6 @@ final class CudaTraining implements LlamaTraining {
     }
   }
 
-  /** What a pass takes from the host. */
   private static final class Numbers {
     final int rows;
     final int length;

@@ -26,7 +26,6 @@ interface TrainingDevice {
     return 1024;
   }
 
-  /** Sets memory to zero. */
   void clear(long address, long bytes);
 
   /** Copies to the device; {@code from} may be changed afterwards. */
@@ -35,7 +34,6 @@ interface TrainingDevice {
   /** Copies to the host, and waits for it. */
   void download(MemorySegment to, long from);
 
-  /** Makes the device the calling thread's. */
   void makeCurrent();
 
   /** Bytes that could be had, those that libtorch keeps for its next tensors included. */

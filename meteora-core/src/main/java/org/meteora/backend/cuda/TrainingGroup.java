@@ -166,7 +166,6 @@ final class TrainingGroup {
         : matrix(address, ranks, out).transpose();
   }
 
-  /** Some of S's rows. */
   private Matrix stack(int row, int count) {
     return matrix(stack + (long) row * in * bytes, count, in);
   }
@@ -412,7 +411,6 @@ final class TrainingGroup {
     return choices;
   }
 
-  /** A linear's part of c. */
   private Matrix columns(long c, int tokens, Member member) {
     return new Matrix(c + (long) member.rankAt() * bytes, tokens, member.ranks(), ranks, dtype);
   }

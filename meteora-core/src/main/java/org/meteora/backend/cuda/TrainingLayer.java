@@ -138,7 +138,6 @@ final class TrainingLayer {
     }
   }
 
-  /** Lays out what is kept of a layer. */
   Kept kept(TrainingMemory.Region region, long tokens, long positions) {
     var rows = new long[INPUTS];
     for (int i = 0; i < INPUTS; i++) {

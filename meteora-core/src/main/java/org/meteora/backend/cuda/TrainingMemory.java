@@ -17,7 +17,6 @@ final class TrainingMemory {
   /** Of all addresses it gives out, bytes. */
   static final long ALIGNMENT = 256;
 
-  /** Gives out addresses one after another. */
   static final class Region {
     private final long start;
     private long next;
@@ -155,7 +154,6 @@ final class TrainingMemory {
     this.manager = parent.newSubManager();
   }
 
-  /** Bytes there are. */
   long size() {
     return size;
   }
@@ -173,7 +171,6 @@ final class TrainingMemory {
     }
   }
 
-  /** Gives it back. */
   void release() {
     if (memory != null) {
       memory.close();

@@ -34,7 +34,6 @@ final class CudaLibraries {
     return Functions.library(Stream.concat(names.stream(), there).toArray(String[]::new));
   }
 
-  /** The folders, for a message. */
   static String places() {
     return String.join(", ", folders().stream().map(Path::toString).toList());
   }

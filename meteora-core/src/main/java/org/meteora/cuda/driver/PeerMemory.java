@@ -105,7 +105,6 @@ public final class PeerMemory implements AutoCloseable {
   /** Queues copies. */
   @FunctionalInterface
   public interface Copies {
-    /** Queues one on a stream. */
     void copy(long to, long from, long bytes, long stream);
   }
 

@@ -97,7 +97,6 @@ public final class MetricsFile implements TrainingListener {
     append(node(step, evaluation));
   }
 
-  /** A step's line. */
   static ObjectNode node(StepReport report) {
     var node = node("step", report.step(), report.losses());
     put(node, "learning_rate", report.learningRate());
@@ -108,7 +107,6 @@ public final class MetricsFile implements TrainingListener {
     return node.put("memory_bytes", report.memoryBytes());
   }
 
-  /** An evaluation's line. */
   static ObjectNode node(long step, Evaluation evaluation) {
     var node = node("eval", step, evaluation.losses());
     put(node, "", evaluation.losses().texts());

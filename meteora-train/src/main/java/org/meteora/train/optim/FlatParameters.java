@@ -453,7 +453,6 @@ public final class FlatParameters implements AutoCloseable, Gradients {
     return new OptimizerKernels.Copy(values, entry.target());
   }
 
-  /** The optimiser's kernels, on a GPU. */
   Optional<OptimizerKernels> kernels() {
     return kernels;
   }
