@@ -11,6 +11,7 @@ import java.nio.file.attribute.PosixFilePermissions;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.function.UnaryOperator;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
 import org.slf4j.Logger;
@@ -131,9 +132,7 @@ public final class CacheFolders {
         return folder;
       }
     }
-    return home()
-        .map(home -> firstOf(home.resolve(".djl.ai"), cache(home).resolve("native")))
-        .orElseGet(() -> fresh("there is no home folder"));
+    return inHome(home -> firstOf(home.resolve(".djl.ai"), cache(home).resolve("native")));
   }
 
   /** The folder of compiled kernels: {@code $XDG_CACHE_HOME/meteora}, {@code ~/.cache/meteora}. */
@@ -142,9 +141,11 @@ public final class CacheFolders {
     if (xdg != null && xdg.startsWith("/")) {
       return firstOf(Path.of(xdg, "meteora"));
     }
-    return home()
-        .map(home -> firstOf(cache(home)))
-        .orElseGet(() -> fresh("there is no home folder"));
+    return inHome(home -> firstOf(cache(home)));
+  }
+
+  private static Path inHome(UnaryOperator<Path> folder) {
+    return home().map(folder).orElseGet(() -> fresh("there is no home folder"));
   }
 
   private static Path cache(Path home) {

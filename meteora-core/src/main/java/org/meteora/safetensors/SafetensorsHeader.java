@@ -55,9 +55,8 @@ record SafetensorsHeader(
     if (size < 8 || !readFully(channel, lengthBytes, 0)) {
       throw broken(
           path,
-          "the file has "
-              + size
-              + " bytes, a safetensors file begins with 8 bytes of header length");
+          "the file has %s bytes, a safetensors file begins with 8 bytes of header length"
+              .formatted(size));
     }
     long length = lengthBytes.getLong(0);
     if (length < 2 || length > size - 8) {

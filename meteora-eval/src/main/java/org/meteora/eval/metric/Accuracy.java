@@ -7,14 +7,12 @@ import org.meteora.eval.statistics.Figure;
 
 /** The share of answers that are right, 0…1, of all answers, empty ones too. */
 abstract class Accuracy implements Metric {
-  static final String NAME = Figure.ACCURACY;
-
   abstract boolean right(String answer, String truth);
 
   @Override
   public final Map<String, Object> score(List<String> answers, List<String> truths) {
     return Collections.singletonMap(
-        NAME, answers.isEmpty() ? null : figures(answers, truths).getFirst().score());
+        Figure.ACCURACY, answers.isEmpty() ? null : figures(answers, truths).getFirst().score());
   }
 
   @Override
@@ -23,6 +21,6 @@ abstract class Accuracy implements Metric {
     for (int i = 0; i < right.length; i++) {
       right[i] = right(answers.get(i), truths.get(i)) ? 1 : 0;
     }
-    return List.of(Figure.mean(NAME, right));
+    return List.of(Figure.mean(Figure.ACCURACY, right));
   }
 }

@@ -39,7 +39,7 @@ public final class CompositeScore {
       for (var metric : metrics.apply(part.task())) {
         figures.putAll(metric.score(part.answers(), part.truths()));
       }
-      if (figures.get(Accuracy.NAME) instanceof Double accuracy) {
+      if (figures.get(Figure.ACCURACY) instanceof Double accuracy) {
         correct += accuracy;
       }
       byTask.put(part.task(), figures);
