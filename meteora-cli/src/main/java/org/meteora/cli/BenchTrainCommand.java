@@ -144,6 +144,7 @@ final class BenchTrainCommand implements Callable<Integer> {
     try (var manager = options.manager()) {
       var more = options.need(config, options.adapters).and(training(config, false));
       var base = options.model(config, manager, 0, more);
+      Runnable plain = () -> baseStep(base, samples);
       var auto = options.context(ForwardMode.AUTO).forTraining(true);
       var model = options.trained(config, manager, dropout);
       try (var parameters = new FlatParameters(manager, TrainableModel.parameters(model, false));
@@ -154,23 +155,14 @@ final class BenchTrainCommand implements Callable<Integer> {
           }
           var learner =
               new LlamaLearner(model, auto.withMode(mode), Recompute.NONE, options.adapters);
-          compare(
-              "MeteoRA, " + mode.label(),
-              base,
-              samples,
-              () -> step(learner, samples, parameters, optimizer));
+          var what = "MeteoRA, " + mode.label();
+          compare(what, plain, () -> step(learner, samples, parameters, optimizer));
         }
         var recomputing = new LlamaLearner(model, auto, Recompute.ALL, options.adapters);
-        compare(
-            "MeteoRA, auto, layers recomputed",
-            base,
-            samples,
-            () -> step(recomputing, samples, parameters, optimizer));
-        compare(
-            "AdamW alone, %,d parameters".formatted(parameters.size()),
-            base,
-            samples,
-            () -> update(parameters, optimizer));
+        var what = "MeteoRA, auto, layers recomputed";
+        compare(what, plain, () -> step(recomputing, samples, parameters, optimizer));
+        var alone = "AdamW alone, %,d parameters".formatted(parameters.size());
+        compare(alone, plain, () -> update(parameters, optimizer));
       }
     }
     return 0;
@@ -269,8 +261,8 @@ final class BenchTrainCommand implements Callable<Integer> {
         : lengths.stream().mapToInt(Integer::intValue).sum();
   }
 
-  private void compare(String what, Llama base, Batch samples, Runnable step) {
-    var turns = options.turns(() -> baseStep(base, samples), step);
+  private void compare(String what, Runnable plain, Runnable step) {
+    var turns = options.turns(plain, step);
     options.report("base model, gradient to the input", turns, 0, tokenCount());
     options.report(what, turns, 1, tokenCount());
   }

@@ -552,14 +552,9 @@ final class CudaTraining implements LlamaTraining {
   }
 
   private void embed(TrainingLayer.Pass pass, Plan plan) {
-    pass.kernels()
-        .rows(
-            plan.tokens,
-            llama.config().hiddenSize(),
-            Ops.dataPointer(llama.embedding()),
-            plan.inputs[0],
-            plan.at.ids(),
-            false);
+    int hidden = llama.config().hiddenSize();
+    long table = Ops.dataPointer(llama.embedding());
+    pass.kernels().rows(plan.tokens, hidden, table, plan.inputs[0], plan.at.ids(), false);
   }
 
   /**
@@ -584,9 +579,9 @@ final class CudaTraining implements LlamaTraining {
     int vocab = llama.config().vocabSize();
     int bytes = dtype.bytes();
     long last = plan.inputs[layers.size()];
-    kernels.norm(plan.tokens, norm, last, 0, 0, plan.scratch.normed(), 0, Dropout.NONE);
-    kernels.rows(
-        plan.labelled, hidden, plan.scratch.normed(), plan.compact, plan.at.labelAt(), false);
+    long normed = plan.scratch.normed();
+    kernels.norm(plan.tokens, norm, last, 0, 0, normed, 0, Dropout.NONE);
+    kernels.rows(plan.labelled, hidden, normed, plan.compact, plan.at.labelAt(), false);
     var head = Matrix.of(Ops.dataPointer(llama.head()), vocab, hidden, dtype);
     for (int from = 0; from < plan.labelled; from += plan.chunk) {
       int count = Math.min(plan.chunk, plan.labelled - from);
@@ -607,16 +602,9 @@ final class CudaTraining implements LlamaTraining {
       }
     }
     if (plan.gradients) {
-      device.clear(plan.scratch.normed(), (long) plan.tokens * hidden * bytes);
-      kernels.rows(
-          plan.labelled,
-          hidden,
-          plan.slopeOfCompact,
-          plan.scratch.normed(),
-          plan.at.labelAt(),
-          true);
-      kernels.normBackward(
-          plan.tokens, norm, last, plan.scratch.normed(), 0, 0, plan.slope, Dropout.NONE);
+      device.clear(normed, (long) plan.tokens * hidden * bytes);
+      kernels.rows(plan.labelled, hidden, plan.slopeOfCompact, normed, plan.at.labelAt(), true);
+      kernels.normBackward(plan.tokens, norm, last, normed, 0, 0, plan.slope, Dropout.NONE);
     }
   }
 

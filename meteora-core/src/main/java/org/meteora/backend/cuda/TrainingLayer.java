@@ -414,16 +414,8 @@ final class TrainingLayer {
     dropout = dropout(pass, Projection.Input.ATTENTION);
     dropped = where(dropout, s.dropped());
     kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
-    backward(
-        pass,
-        Projection.Input.ATTENTION,
-        s.normed(),
-        dropped,
-        kept,
-        toInput ? s.normed() : 0,
-        kept.q(),
-        kept.k(),
-        kept.v());
+    long to = toInput ? n : 0;
+    backward(pass, Projection.Input.ATTENTION, n, dropped, kept, to, kept.q(), kept.k(), kept.v());
     if (toInput) {
       watch.between();
       kernels.normBackward(tokens, inputNorm, x, s.normed(), dropped, slope, slope, dropout);
