@@ -132,7 +132,7 @@ final class LibraryPlan extends StepPlan {
       return MaskedAdapters.siluUp(
           kernels,
           new DecodeMaskedSiluUp(
-              masked.get(0), masked.get(1), memory.yA, memory.activated, rows, gateUp.ld()),
+              masked.get(0), masked.get(1), memory.yA, memory.activated, rows, gateUp.layout.ld()),
           overlap);
     }
     return layer.siluUpWide(routeSiluUp(gateUp, 0));

@@ -4,7 +4,6 @@ import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.HashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -57,14 +56,10 @@ final class LibraryProduct extends StepProduct {
   private static final double FAST_MEMORY = 4e12;
 
   private final Kernels kernels;
-  private final List<Part> parts = new ArrayList<>();
-  private final Map<Long, Integer> at = new HashMap<>();
-  private final int ld;
+  private final List<Part> parts;
   private final Optional<WideProduct> own;
 
   LibraryProduct(Kernels kernels, DecodeModel model, InputGroup group, int rows) {
-    super(model, group, rows);
-    this.kernels = kernels;
     var matrices = new ArrayList<Matrix>();
     for (var linear : group.linears()) {
       matrices.add(new Matrix(linear.weight(), linear.out()));
@@ -79,6 +74,8 @@ final class LibraryProduct extends StepProduct {
     group.weigher().ifPresent(w -> matrices.add(new Matrix(w.weight(), w.adapters())));
     matrices.removeIf(matrix -> matrix.rows() == 0);
     matrices.sort(Comparator.comparingLong(Matrix::address));
+    var parts = new ArrayList<Part>();
+    var at = new HashMap<Long, Integer>();
     var rowBytes = (long) group.in() * model.dtype().bytes();
     for (var matrix : matrices) {
       var last = parts.isEmpty() ? null : parts.getLast();
@@ -92,7 +89,26 @@ final class LibraryProduct extends StepProduct {
         at.put(matrix.address(), column);
       }
     }
-    this.ld = whole(parts.getLast().at() + parts.getLast().rows());
+    var places =
+        group.linears().stream()
+            .map(
+                linear -> {
+                  var adapters = linear.adapters();
+                  return new Place(
+                      at.get(linear.weight()),
+                      adapters.map(a -> at.getOrDefault(a.gate(), 0)).orElse(0),
+                      adapters.map(a -> at.getOrDefault(a.a(), 0)).orElse(0));
+                });
+    super(
+        model,
+        group,
+        rows,
+        new Layout(
+            whole(parts.getLast().at() + parts.getLast().rows()),
+            places.toList(),
+            group.weigher().map(w -> at.get(w.weight())).orElse(0)));
+    this.kernels = kernels;
+    this.parts = parts;
     var all = parts.stream().map(part -> new Matrix(part.address(), part.rows()));
     this.own =
         isForOwn(kernels, model, rows)
@@ -120,33 +136,8 @@ final class LibraryProduct extends StepProduct {
   }
 
   @Override
-  int ld() {
-    return ld;
-  }
-
-  @Override
   int slots() {
     return own.map(WideProduct::slots).orElse(1);
-  }
-
-  @Override
-  int outAt(int which) {
-    return at.get(group.linears().get(which).weight());
-  }
-
-  @Override
-  int gateAt(int which) {
-    return group.linears().get(which).adapters().map(a -> at.getOrDefault(a.gate(), 0)).orElse(0);
-  }
-
-  @Override
-  int weighedAt() {
-    return group.weigher().map(w -> at.get(w.weight())).orElse(0);
-  }
-
-  @Override
-  int zAt(int which) {
-    return group.linears().get(which).adapters().map(a -> at.getOrDefault(a.a(), 0)).orElse(0);
   }
 
   /** Floats of scratch memory. */
@@ -187,7 +178,7 @@ final class LibraryProduct extends StepProduct {
     var x = x(memory);
     var y = y(memory);
     if (own.isPresent()) {
-      var all = own.get().launch(x, y, ld, overlap);
+      var all = own.get().launch(x, y, layout.ld(), overlap);
       if (!isMasked()) {
         return all;
       }
@@ -204,13 +195,13 @@ final class LibraryProduct extends StepProduct {
       if (!isOfAdapters(part)) {
         products.add(
             new LibraryProducts.Product(
-                model.dtype(), x, part.address(), to, rows, group.in(), part.rows(), ld));
+                model.dtype(), x, part.address(), to, rows, group.in(), part.rows(), layout.ld()));
       } else if (isMasked()) {
         var few = fewColumns(part);
         beside.add(few.parts(x, part.address(), memory.sliced));
         beside.add(sumRoute(memory, to, part.rows(), few.slices(), false));
       } else {
-        beside.addAll(fewColumns(part).launches(x, part.address(), to, memory.sliced, ld));
+        beside.addAll(fewColumns(part).launches(x, part.address(), to, memory.sliced, layout.ld()));
       }
     }
     return library.together(products, beside);
@@ -243,7 +234,13 @@ final class LibraryProduct extends StepProduct {
         && rows * model.topK()
             >= (isOwn() ? MASKED_CHOICES_BEHIND_OWN : MASKED_CHOICES) * model.maxAdapters()
         && IntStream.range(0, count)
-            .allMatch(i -> MaskedAdapters.takes(outAt(i), group.linears().get(i).out(), ld, b(i)));
+            .allMatch(
+                i ->
+                    MaskedAdapters.takes(
+                        layout.places().get(i).out(),
+                        group.linears().get(i).out(),
+                        layout.ld(),
+                        b(i)));
   }
 
   /** Whether all gates and A are one product beside W's, by way of shared memory. */
@@ -278,7 +275,7 @@ final class LibraryProduct extends StepProduct {
               b(i),
               linear.bias(),
               coefficients,
-              outAt(i),
+              layout.places().get(i).out(),
               linear.out(),
               group.ranks(i + 1) - group.ranks(i),
               stride(i)));

@@ -15,23 +15,34 @@ import org.meteora.nn.Scores;
  * of all W, and behind them the logits of all gates, or of the layer's weigher, and z = A x.
  */
 abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
+  /** Where a linear's outputs, its gate's logits and its z lie in a row of y. */
+  record Place(int out, int gate, int z) {}
+
+  /**
+   * What a row of y has.
+   *
+   * @param ld its floats
+   * @param places of each linear's
+   * @param weighed where the weigher's logits lie
+   */
+  record Layout(int ld, List<Place> places, int weighed) {}
+
   final DecodeModel model;
   final InputGroup group;
   final int rows;
+  final Layout layout;
 
-  StepProduct(DecodeModel model, InputGroup group, int rows) {
+  StepProduct(DecodeModel model, InputGroup group, int rows, Layout layout) {
     this.model = model;
     this.group = group;
     this.rows = rows;
+    this.layout = layout;
   }
 
   /** Sums of squares of a row of the input, when it is an RMSNorm's, not yet divided; or 0. */
   int partials() {
     return 0;
   }
-
-  /** Floats of a row of y. */
-  abstract int ld();
 
   /** Copies of y that are to be summed. */
   abstract int slots();
@@ -48,21 +59,9 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
     return false;
   }
 
-  /** Where a linear's outputs lie in a row of y. */
-  abstract int outAt(int which);
-
-  /** Where a linear's gate's logits lie in a row of y. */
-  abstract int gateAt(int which);
-
-  /** Where the weigher's logits lie in a row of y. */
-  abstract int weighedAt();
-
-  /** Where a linear's z lies in a row of y. */
-  abstract int zAt(int which);
-
   /** Floats of y. */
   long floats() {
-    return (long) slots() * rows * ld();
+    return (long) slots() * rows * layout.ld();
   }
 
   /** Its input (rows, in). */
@@ -74,7 +73,7 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
     };
   }
 
-  /** What it leaves, float32 ({@link #slots}, rows, {@link #ld}): in two buffers in turn. */
+  /** What it leaves, float32 ({@link #slots}, rows, ld): in two buffers in turn. */
   final long y(StepMemory memory) {
     return switch (group.input()) {
       case ATTENTION, MLP -> memory.yA;
@@ -95,7 +94,7 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         clearCount,
         gateTiles() > 0 ? memory.gateTilesDone(group) : 0,
         slots(),
-        ld(),
+        layout.ld(),
         rows,
         gateTiles(),
         leavesSpread() ? 0 : x(memory),
@@ -124,8 +123,8 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
                 adapters.b(),
                 memory.adapterOfRank(linear),
                 memory.scales(linear),
-                outAt(i),
-                zAt(i),
+                layout.places().get(i).out(),
+                layout.places().get(i).z(),
                 adapters.sumOfRanks(),
                 linear.out(),
                 linear.out() % 8 == 0 && adapters.b() % 16 == 0));
@@ -137,10 +136,10 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         group.weigher().map(Weigher::bias).orElse(0L),
         memory.inverseTemperature,
         slots(),
-        ld(),
+        layout.ld(),
         rows,
         model.maxAdapters(),
-        weighedAt(),
+        layout.weighed(),
         model.isGiven(),
         memory.multiprocessors(),
         mixed);
@@ -148,13 +147,14 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
 
   private RoutedLinear linear(StepMemory memory, int which) {
     var linear = group.linears().get(which);
-    var outAt = outAt(which);
+    var place = layout.places().get(which);
     var vectors =
         linear.out() % 4 == 0
-            && outAt % 4 == 0
+            && place.out() % 4 == 0
             && linear.adapters().map(a -> a.b() % 16 == 0).orElse(true);
     if (linear.adapters().isEmpty() || model.scores() == Scores.ALL) { // nothing to choose
-      return new RoutedLinear(0, linear.bias(), 0, 0, 0, 0, outAt, 0, 0, 0, linear.out(), vectors);
+      return new RoutedLinear(
+          0, linear.bias(), 0, 0, 0, 0, place.out(), 0, 0, 0, linear.out(), vectors);
     }
     var adapters = linear.adapters().get();
     var indices = memory.routing(group.layer(), group.first() + which, rows);
@@ -165,9 +165,9 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         memory.scales(linear),
         indices,
         indices + memory.routingPart(rows),
-        outAt,
-        gateAt(which),
-        zAt(which),
+        place.out(),
+        place.gate(),
+        place.z(),
         adapters.count(),
         linear.out(),
         vectors);

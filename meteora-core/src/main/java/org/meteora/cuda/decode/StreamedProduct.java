@@ -3,6 +3,7 @@ package org.meteora.cuda.decode;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.IntStream;
 import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.DecodeLayerKernels;
@@ -29,26 +30,33 @@ final class StreamedProduct extends StepProduct {
    */
   private static final long MAX_BESIDE_GATES = 4 << 20;
 
-  private final int ld;
   private final boolean allOfA;
   private final MatrixVector product;
 
   StreamedProduct(
       DecodeModel model, Kernels kernels, MatrixVector.Tuning tuning, InputGroup group, int rows) {
-    super(model, group, rows);
-    var all = group.linears().size();
-    var columns = group.outputs(all) + group.gates(all) + group.weighed() + group.ranks(all);
-    var spread = model.scores() == Scores.STANDARDIZED ? 2 : 0;
-    this.ld = (columns + spread + 3) / 4 * 4;
+    super(model, group, rows, layout(model, group));
     var norms = model.scores() == Scores.NORM; // all of z is needed, and first
     var chosen = product(kernels, tuning, Optional.empty());
-    var bytes = (long) group.ranks(all) * group.in() * model.dtype().bytes();
+    var bytes = (long) group.ranks(group.linears().size()) * group.in() * model.dtype().bytes();
     var most =
         chosen.gateTiles() > 0
             ? Math.min(tuning.maxStackedABytes(), MAX_BESIDE_GATES)
             : tuning.maxStackedABytes();
     this.allOfA = norms || model.scores() == Scores.ALL || bytes <= most;
     this.product = allOfA ? product(kernels, tuning, Optional.of(norms)) : chosen;
+  }
+
+  private static Layout layout(DecodeModel model, InputGroup group) {
+    var all = group.linears().size();
+    var gates = group.outputs(all);
+    var weighed = gates + group.gates(all);
+    var z = weighed + group.weighed();
+    var spread = model.scores() == Scores.STANDARDIZED ? 2 : 0;
+    var places =
+        IntStream.range(0, all)
+            .mapToObj(i -> new Place(group.outputs(i), gates + group.gates(i), z + group.ranks(i)));
+    return new Layout((z + group.ranks(all) + spread + 3) / 4 * 4, places.toList(), weighed);
   }
 
   /**
@@ -81,11 +89,6 @@ final class StreamedProduct extends StepProduct {
   }
 
   @Override
-  int ld() {
-    return ld;
-  }
-
-  @Override
   int slots() {
     return product.slots();
   }
@@ -100,35 +103,15 @@ final class StreamedProduct extends StepProduct {
     return product.leavesSpread();
   }
 
-  @Override
-  int outAt(int which) {
-    return group.outputs(which);
-  }
-
-  @Override
-  int gateAt(int which) {
-    return group.outputs(group.linears().size()) + group.gates(which);
-  }
-
-  @Override
-  int weighedAt() {
-    var all = group.linears().size();
-    return group.outputs(all) + group.gates(all);
-  }
-
-  @Override
-  int zAt(int which) {
-    var all = group.linears().size();
-    return group.outputs(all) + group.gates(all) + group.weighed() + group.ranks(which);
-  }
-
   /** The product's launches; {@link #y} is cleared before. */
   List<Kernel.Launch> launches(StepMemory memory, DecodeLayerKernels layer) {
     var x = x(memory);
     var y = y(memory);
     var partials = partials();
     var sumsq = partials > 0 ? memory.sumsq : 0;
-    var first = product.launch(x, y, ld, memory.gateTilesDone(group), sumsq, partials, model.eps());
+    var first =
+        product.launch(
+            x, y, layout.ld(), memory.gateTilesDone(group), sumsq, partials, model.eps());
     if (allOfA) {
       return List.of(first);
     }
