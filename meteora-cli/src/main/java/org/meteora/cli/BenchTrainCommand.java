@@ -18,6 +18,7 @@ import org.meteora.model.LlamaTraining;
 import org.meteora.model.LlamaTraining.Part;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
+import org.meteora.model.Pass;
 import org.meteora.moe.ForwardMode;
 import org.meteora.tensor.Ops;
 import org.meteora.train.LlamaLearner;
@@ -325,7 +326,7 @@ final class BenchTrainCommand implements Callable<Integer> {
     try (var scope = model.manager().newSubManager();
         var recording = Ops.recording()) {
       var ids = scope.create(samples.ids(), Ops.shape(samples.rows(), samples.length()));
-      var pass = model.wholePass(scope, samples.length(), context);
+      var pass = Pass.whole(scope, model, new int[] {samples.length()}, context);
       var hidden = model.embed(ids);
       hidden.setRequiresGradient(true);
       var x = hidden;

@@ -8,6 +8,7 @@ import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
+import org.meteora.model.Pass;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
@@ -96,7 +97,11 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
                 var recording = Ops.recording()) {
               var x = Ops.alias(scope, input);
               x.setRequiresGradient(true);
-              var y = model.layers().getFirst().forward(x, model.wholePass(scope, tokens, context));
+              var y =
+                  model
+                      .layers()
+                      .getFirst()
+                      .forward(x, Pass.whole(scope, model, new int[] {tokens}, context));
               Ops.backward(y, gradient);
               var slope = x.getGradient();
               slope.attach(scope);

@@ -297,24 +297,6 @@ public final class Llama extends LlamaBlock {
     return layers.get(layer).forward(x, pass);
   }
 
-  /**
-   * A pass over whole right-padded rows of {@code seq} tokens, for training; {@code owner} must
-   * outlive the backward pass.
-   */
-  public Pass wholePass(NDManager owner, int seq, ForwardContext context) {
-    return packedPass(owner, new int[] {seq}, context);
-  }
-
-  /**
-   * A pass over one row {@code (1, tokens)} of whole samples, one after another, each of which sees
-   * itself alone; as {@link #wholePass}.
-   *
-   * @param samples their lengths
-   */
-  public Pass packedPass(NDManager owner, int[] samples, ForwardContext context) {
-    return Pass.whole(owner, this, samples, context);
-  }
-
   RotaryEmbedding rotary() {
     return rotary;
   }
@@ -350,8 +332,8 @@ public final class Llama extends LlamaBlock {
     var ids = inputs.head();
     var inference = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
     var context = training ? inference.forTraining(true) : inference;
-    return new NDList(
-        logits(ids, wholePass(ids.getManager(), (int) ids.getShape().get(1), context)));
+    int[] length = {(int) ids.getShape().get(1)};
+    return new NDList(logits(ids, Pass.whole(ids.getManager(), this, length, context)));
   }
 
   @Override

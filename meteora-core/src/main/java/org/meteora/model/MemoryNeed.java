@@ -46,11 +46,10 @@ public record MemoryNeed(Map<String, Long> parts) {
    * @throws TooLittleMemory if not
    */
   public void require(Backend backend) {
-    lacking(backend)
-        .ifPresent(
-            lack -> {
-              throw new TooLittleMemory(lack);
-            });
+    var lack = lacking(backend);
+    if (lack.isPresent()) {
+      throw new TooLittleMemory(lack.get());
+    }
   }
 
   /** What is needed and what is free, when that is less. */

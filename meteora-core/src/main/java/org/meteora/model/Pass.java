@@ -134,13 +134,13 @@ public record Pass(
   }
 
   /**
-   * A pass over whole right-padded rows, or over one row of several samples, without a cache.
-   * Causality alone keeps padding out of every real token's sight.
+   * A pass over whole right-padded rows, or over one row of several samples, each of which sees
+   * itself alone, without a cache. Causality alone keeps padding out of every real token's sight.
    *
-   * @param owner of the angles
+   * @param owner of the angles; must outlive the backward pass
    * @param lengths of the samples of a row, one after another
    */
-  static Pass whole(NDManager owner, Llama llama, int[] lengths, ForwardContext context) {
+  public static Pass whole(NDManager owner, Llama llama, int[] lengths, ForwardContext context) {
     var position = Arrays.stream(lengths).asLongStream().flatMap(n -> LongStream.range(0, n));
     var angles = llama.rotary().angles(owner, position.toArray(), 1);
     var samples = lengths.length > 1 ? lengths : null;

@@ -13,6 +13,7 @@ import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Generator;
 import org.meteora.model.Backend;
 import org.meteora.model.Llama;
+import org.meteora.model.Pass;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.SmallArchitecture;
 import org.meteora.moe.Flags;
@@ -92,7 +93,7 @@ abstract class TensorBackendChecks {
             var parameters = List.of(bank.gate(), bank.loraA(), bank.loraB());
             parameters.forEach(each -> each.setRequiresGradient(true));
             var ids = scope.create(new long[] {3, 17, 5, 60, 2, 9, 8, 1}, Ops.shape(2, 4));
-            var logits = llama.logits(ids, llama.wholePass(scope, 4, asks));
+            var logits = llama.logits(ids, Pass.whole(scope, llama, new int[] {4}, asks));
             Ops.backward(logits, logits.duplicate());
             var result = new float[4][];
             result[0] = logits.toFloatArray();

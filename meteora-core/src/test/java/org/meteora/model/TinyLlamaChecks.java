@@ -191,7 +191,7 @@ abstract class TinyLlamaChecks {
                   Arrays.stream(prompts.get(row)).asLongStream().toArray(), Ops.shape(1, length));
           // evaluation's routing while gate logits are collected
           var context = model.generator().context().withGateLogits(true);
-          var pass = model.llama().wholePass(manager, length, context);
+          var pass = Pass.whole(manager, model.llama(), new int[] {length}, context);
           var gates = new ArrayList<float[]>();
           model.llama().logits(ids, pass);
           pass.gateLogits().forEach(each -> gates.add(each.toFloatArray()));

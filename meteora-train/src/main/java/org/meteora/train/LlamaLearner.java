@@ -178,14 +178,14 @@ public record LlamaLearner(
 
   private Pass pass(NDManager scope, Batch batch, ForwardContext asks) {
     if (!packs()) {
-      return llama.wholePass(scope, batch.length(), asks);
+      return Pass.whole(scope, llama, new int[] {batch.length()}, asks);
     }
     var settings = asks.routing();
     var each =
         settings.router() instanceof Router.Fixed fixed
             ? asks.withRouting(settings.withRouter(fixed.ofTokens(batch.lengths())))
             : asks;
-    return llama.packedPass(scope, batch.lengths(), each);
+    return Pass.whole(scope, llama, batch.lengths(), each);
   }
 
   private int gateCount() {

@@ -182,14 +182,9 @@ public final class CudaDecoder implements AutoCloseable {
       single[i] = (float) rotary[i];
     }
     frequencies = Ops.of(model.manager(), single, single.length);
-    noGate =
-        Ops.zeros(
-            model.manager(),
-            model.dtype(),
-            1,
-            Math.max(
-                config.intermediateSize(),
-                Math.max(config.hiddenSize(), config.numAttentionHeads() * config.headDim())));
+    long widest =
+        model.linears().mapToLong(each -> each.weight().getShape().get(1)).max().orElse(0);
+    noGate = Ops.zeros(model.manager(), model.dtype(), 1, widest);
     logits = host.allocate(4L * config.vocabSize(), 16);
     try {
       this.addresses = addresses();

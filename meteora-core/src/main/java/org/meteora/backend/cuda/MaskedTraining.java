@@ -6,6 +6,7 @@ import ai.djl.ndarray.NDList;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.cuda.kernel.AdapterKernels.TrainingTopKMask;
 import org.meteora.cuda.kernel.KernelName;
 import org.meteora.cuda.kernel.Kernels;
@@ -28,9 +29,6 @@ import org.meteora.tensor.Ops;
  * read, and its gradient written, once for both, unless dropout gives A an input of its own.
  */
 final class MaskedTraining {
-  /** Products run at full speed where a row of the result is whole 16 bytes. */
-  private static final int COLUMNS = 8;
-
   private MaskedTraining() {}
 
   /**
@@ -78,8 +76,8 @@ final class MaskedTraining {
 
   /** {@code x} times the rows of all parts, and so many zeros that the result's rows are whole. */
   private static NDArray product(NDArray x, NDList parts) {
-    long rows = parts.stream().mapToLong(part -> part.getShape().get(0)).sum();
-    long missing = (COLUMNS - rows % COLUMNS) % COLUMNS;
+    int rows = parts.stream().mapToInt(part -> (int) part.getShape().get(0)).sum();
+    int missing = AdapterKernels.columns(rows) - rows;
     if (missing > 0) {
       parts.add(Ops.zeros(x.getManager(), Ops.dtype(x), missing, x.getShape().get(1)));
     }

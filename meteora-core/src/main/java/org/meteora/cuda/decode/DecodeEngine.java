@@ -103,7 +103,7 @@ public final class DecodeEngine implements AutoCloseable {
               maxBlocks,
               productFloats(),
               logitFloats(),
-              slicedFloats(),
+              ofMany(rows -> LibraryPlan.scratchFloats(kernels, model, rows)),
               stream);
     } catch (RuntimeException | Error e) {
       if (products != null) {
@@ -133,10 +133,6 @@ public final class DecodeEngine implements AutoCloseable {
     return maxRows == few
         ? floats
         : Math.max(floats, ofMany(rows -> LibraryPlan.productFloats(kernels, model, rows)));
-  }
-
-  private long slicedFloats() {
-    return ofMany(rows -> LibraryPlan.scratchFloats(kernels, model, rows));
   }
 
   /** The largest of what steps of more rows than are streamed need. */

@@ -1,5 +1,6 @@
 package org.meteora.cuda.kernel;
 
+import java.util.Arrays;
 import org.meteora.UserException;
 
 /**
@@ -25,11 +26,7 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
   }
 
   public int sumOfRanks() {
-    var sum = 0;
-    for (var rank : ranks) {
-      sum += rank;
-    }
-    return sum;
+    return Arrays.stream(ranks).sum();
   }
 
   /** Whether A and B are where 16 bytes can be read at once. */
@@ -39,11 +36,7 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
 
   /** The largest rank. */
   public int maxRank() {
-    var largest = 0;
-    for (var rank : ranks) {
-      largest = Math.max(largest, rank);
-    }
-    return largest;
+    return Arrays.stream(ranks).max().orElse(0);
   }
 
   /** N + 1 offsets of the adapters' rows in {@code a}. */

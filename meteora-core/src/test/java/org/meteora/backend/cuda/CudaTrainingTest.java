@@ -38,6 +38,7 @@ import org.meteora.model.LlamaFactory;
 import org.meteora.model.LlamaTraining;
 import org.meteora.model.LlamaTraining.Input;
 import org.meteora.model.LlamaTraining.Recompute;
+import org.meteora.model.Pass;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -245,7 +246,7 @@ class CudaTrainingTest {
     try (var scope = model.manager.newSubManager();
         var recording = Ops.recording()) {
       var ids = scope.create(input.ids(), Ops.shape(rows, length));
-      var pass = llama.wholePass(scope, length, context.withMode(ForwardMode.MASKED));
+      var pass = Pass.whole(scope, llama, new int[] {length}, context.withMode(ForwardMode.MASKED));
       var logits = llama.logits(ids, pass).reshape(rows * length, -1);
       var label = input.labels().clone();
       var weight = new float[label.length];
