@@ -35,6 +35,5 @@ public interface AnswerListener {
     throw reason;
   }
 
-  /** Before each step. */
   default void onStep(Load load) {}
 }

@@ -9,10 +9,8 @@ package org.meteora.model;
  * on, except those of the layer asked for before.
  */
 public interface FrozenWeights {
-  /** The token embedding. */
   int EMBEDDING = -1;
 
-  /** The language-model head. */
   int HEAD = -2;
 
   /** No part. */

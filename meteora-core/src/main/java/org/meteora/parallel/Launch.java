@@ -29,7 +29,6 @@ public record Launch(
     Optional<String> address,
     int port,
     String job) {
-  /** Who starts processes. */
   public enum Starter {
     /** Nobody: one process. */
     NONE,
@@ -57,7 +56,6 @@ public record Launch(
   private static final int FIRST_PORT = 20_000;
   private static final int PORTS = 20_000;
 
-  /** The only process. */
   public static Launch single() {
     return new Launch(0, 1, 0, Starter.NONE, Manager.NONE, Optional.empty(), 0, "");
   }

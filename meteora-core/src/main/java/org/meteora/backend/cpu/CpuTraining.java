@@ -65,7 +65,6 @@ final class CpuTraining {
   private final int[] order;
   private final MemorySegment z;
 
-  /** Forward. */
   CpuTraining(
       GatedLinear layer, NDManager manager, NDArray array, CpuInput input, ForwardContext context) {
     this.layer = layer;

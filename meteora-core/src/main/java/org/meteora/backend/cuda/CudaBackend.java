@@ -103,7 +103,6 @@ public final class CudaBackend implements Backend {
     }
   }
 
-  /** Compiles the kernels. */
   @Override
   public void prepare(Architecture architecture, int topK, int adapters) {
     Kernels.prepare(

@@ -52,7 +52,6 @@ import org.meteora.tensor.Ops;
  * changes.
  */
 public final class CudaDecoder implements AutoCloseable {
-  /** Sequences at most. */
   public static final int MAX_ROWS = DecodeEngine.MAX_ROWS;
 
   /** Rows of all steps of an invariant decoder, and so sequences of it at most. */

@@ -33,7 +33,6 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
         .flatMap(i -> Arrays.stream(Projection.Input.values()).map(input -> of(model, i, input)));
   }
 
-  /** What they read. */
   Projection.Input input() {
     return Projection.values()[first].input();
   }

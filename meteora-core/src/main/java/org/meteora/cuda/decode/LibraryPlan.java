@@ -64,7 +64,6 @@ final class LibraryPlan extends StepPlan {
     return products(kernels, model, rows).mapToLong(LibraryProduct::scratchFloats).max().orElse(0);
   }
 
-  /** Of all layers. */
   private static Stream<LibraryProduct> products(Kernels kernels, DecodeModel model, int rows) {
     return InputGroup.all(model).map(group -> new LibraryProduct(kernels, model, group, rows));
   }

@@ -42,7 +42,6 @@ public final class Kernel {
     return new Launch(this, shape, argument);
   }
 
-  /** See {@link #launch}. */
   public static final class Launch implements Work {
     /** Bytes of a CUlaunchConfig, and of a CUlaunchAttribute behind it. */
     private static final int CONFIG = 56;

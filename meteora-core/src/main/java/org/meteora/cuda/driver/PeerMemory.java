@@ -102,7 +102,6 @@ public final class PeerMemory implements AutoCloseable {
         CudaDriver.call("copying between devices", copy, to, from, bytes, stream);
   }
 
-  /** Queues copies. */
   @FunctionalInterface
   public interface Copies {
     void copy(long to, long from, long bytes, long stream);

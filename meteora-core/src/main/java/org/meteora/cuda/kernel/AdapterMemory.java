@@ -34,7 +34,6 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
     return (a | b) % 16 == 0;
   }
 
-  /** The largest rank. */
   public int maxRank() {
     return Arrays.stream(ranks).max().orElse(0);
   }

@@ -23,7 +23,6 @@ import org.meteora.tensor.Dtype;
  * <p>Stateless: what a pass needs lies in the scratch that it brings.
  */
 public final class GroupedPrefill {
-  /** See {@link #isQuicker}. */
   private static final int TOKENS_AN_ADAPTER = 4;
 
   private static final int RANKS_A_CHOSEN_ONE = 48;

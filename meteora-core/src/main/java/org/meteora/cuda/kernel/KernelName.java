@@ -111,7 +111,6 @@ public enum KernelName {
   TRAINING_NORM_BACKWARD(TrainingKernels.TrainingNormBackward.class),
   /** {@code a + b}. */
   TRAINING_ADD(TrainingKernels.TrainingAdd.class),
-  /** Dropout. */
   TRAINING_DROP(TrainingKernels.TrainingDrop.class),
   /** A bias in every row. */
   TRAINING_BIAS(TrainingKernels.TrainingBias.class),
@@ -125,7 +124,6 @@ public enum KernelName {
   TRAINING_ROUTE(TrainingKernels.TrainingRoute.class),
   /** The gradients of z and of the gates' logits. */
   TRAINING_ROUTE_BACKWARD(TrainingKernels.TrainingRouteBackward.class),
-  /** Rows by index. */
   TRAINING_ROWS(TrainingKernels.TrainingRows.class),
   /** Which tokens chose each adapter. */
   TRAINING_LISTS(TrainingKernels.TrainingLists.class),
@@ -139,7 +137,6 @@ public enum KernelName {
   TRAINING_PUBLISH(TrainingKernels.TrainingPublish.class),
   /** A step of AdamW. */
   TRAINING_ADAM_W(TrainingKernels.TrainingAdamW.class),
-  /** Sums of squares. */
   TRAINING_SQUARES(TrainingKernels.TrainingSquares.class);
 
   private final Class<? extends Record> argument;

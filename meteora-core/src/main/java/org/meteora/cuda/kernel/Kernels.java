@@ -31,7 +31,6 @@ public final class Kernels {
   /** Adapters a token, at most. */
   public static final int MAX_TOP_K = 8;
 
-  /** Adapters, at most. */
   public static final int MAX_ADAPTERS = 256;
 
   /**
@@ -62,7 +61,6 @@ public final class Kernels {
       maxAdapters = (maxAdapters + 31) / 32 * 32;
     }
 
-    /** With gates. */
     public Constants(Dtype dtype, int topK, int maxAdapters, int headDim, int group) {
       this(dtype, Scores.PRODUCT, topK, maxAdapters, headDim, group);
     }
@@ -217,7 +215,6 @@ public final class Kernels {
     return constants;
   }
 
-  /** A kernel. */
   public synchronized Kernel get(KernelName name) {
     return kernels.computeIfAbsent(name, it -> module.kernel(it.inSource()));
   }

@@ -62,7 +62,6 @@ public final class MaskedAdapters {
     return (ranks + 31) / 32 * 32;
   }
 
-  /** Rows of coefficients. */
   public static int coefficientRows(int rows) {
     return (rows + 15) / 16 * 16;
   }

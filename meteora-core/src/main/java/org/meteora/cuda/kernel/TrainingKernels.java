@@ -27,7 +27,6 @@ public final class TrainingKernels {
   /** Blocks of a sum of squares: the order of the sum depends on it. */
   public static final int SQUARES_BLOCKS = 1024;
 
-  /** Queues launches. */
   public interface Launcher {
     /** Queues one behind those before it. */
     void launch(KernelName kernel, Shape shape, Record argument);
@@ -642,7 +641,6 @@ public final class TrainingKernels {
       float beta2,
       float epsilon) {}
 
-  /** Makes it. */
   public void adamW(TrainingAdamW step) {
     if (step.count() > 0) {
       int blocks = (int) Math.min(BLOCKS, (step.count() + THREADS - 1) / THREADS);

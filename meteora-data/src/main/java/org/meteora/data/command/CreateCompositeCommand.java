@@ -21,7 +21,6 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
-/** {@code meteora create-composite}. */
 @Command(
     name = "create-composite",
     customSynopsis = "(--n 3|5|10 | --tasks A,B,…)",

@@ -16,7 +16,6 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
-/** {@code meteora create-dataset}. */
 @Command(
     name = "create-dataset",
     customSynopsis = "(--task NAME | --list)",

@@ -45,12 +45,10 @@ final class TaskJson {
         || !deeper(folder).isEmpty();
   }
 
-  /** The train split. */
   Records train() {
     return each -> files().forEach(examples -> examples.forEach(true, each));
   }
 
-  /** The validation split. */
   Records validation() {
     return each -> files().forEach(examples -> examples.forEach(false, each));
   }

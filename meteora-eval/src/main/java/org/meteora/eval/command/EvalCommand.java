@@ -273,7 +273,6 @@ public final class EvalCommand implements Callable<Integer> {
     return command.commandLine().getOut();
   }
 
-  /** The command line's. */
   List<String> arguments() {
     return command.commandLine().getParseResult().originalArgs();
   }

@@ -42,7 +42,6 @@ public final class GenerationOptions {
 
   @Mixin private SeedOption seed;
 
-  /** What they say. */
   public TokenChoice given() {
     return new TokenChoice(
         greedy ? Optional.of(true) : Optional.empty(),

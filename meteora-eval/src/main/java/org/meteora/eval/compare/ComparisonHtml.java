@@ -27,7 +27,6 @@ public final class ComparisonHtml {
 
   private ComparisonHtml() {}
 
-  /** The page. */
   public static String of(Comparison comparison) {
     var html = new StringBuilder();
     for (var warning : comparison.warnings()) {

@@ -34,7 +34,6 @@ public final class ComparisonText {
     return text.toString();
   }
 
-  /** As Markdown. */
   public static String markdown(Comparison comparison, int shown) {
     var text = new StringBuilder("# " + String.join(", ", comparison.columns()) + "\n");
     if (!comparison.warnings().isEmpty()) {

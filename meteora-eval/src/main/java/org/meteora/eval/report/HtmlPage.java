@@ -39,7 +39,6 @@ public final class HtmlPage {
     html.append(String.format(Locale.ROOT, format, values));
   }
 
-  /** Begins a drawing. */
   public static void svg(StringBuilder html, int width, int height, String label) {
     append(
         html,

@@ -51,7 +51,6 @@ public final class SavedResult implements AutoCloseable {
     KEEP_OTHERS,
     /** Its answers are taken over; its settings must be the same. */
     RESUME,
-    /** Replaced. */
     OVERWRITE
   }
 
@@ -97,7 +96,6 @@ public final class SavedResult implements AutoCloseable {
     return folder.resolve(task + ".json");
   }
 
-  /** The answers' file. */
   public Path answersFile() {
     return folder.resolve(task + ".answers.jsonl");
   }

@@ -33,7 +33,6 @@ public record Batch(List<TrainingSample> samples, boolean responseOnly) {
     return samples.stream().mapToInt(TrainingSample::length).sum();
   }
 
-  /** The samples' lengths. */
   public int[] lengths() {
     return samples.stream().mapToInt(TrainingSample::length).toArray();
   }

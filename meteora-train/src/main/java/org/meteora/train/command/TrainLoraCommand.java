@@ -30,7 +30,6 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
-/** {@code meteora train-lora}. */
 @Command(
     name = "train-lora",
     customSynopsis = "(--task NAME,… | --data FILE)",

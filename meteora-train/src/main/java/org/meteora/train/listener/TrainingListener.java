@@ -14,7 +14,6 @@ public interface TrainingListener {
    */
   default void onPart(Part part, long kept) {}
 
-  /** After every step. */
   default void onStep(StepReport report) {}
 
   /** After an evaluation on the samples held out. */
