@@ -26,13 +26,7 @@ import org.meteora.cuda.kernel.MatrixVector;
 final class DecodeStepBench {
   /** One measurement; milliseconds are medians of a step. */
   private record Result(
-      int batch,
-      int context,
-      double base,
-      double meteora,
-      double floorBase,
-      double floorMeteora,
-      long scratchBytes) {}
+      int batch, int context, double base, double meteora, double floorBase, double floorMeteora) {}
 
   private final Cuda cuda;
   private final RandomDecodeModel random;
@@ -90,15 +84,13 @@ final class DecodeStepBench {
       int context,
       int steps,
       MatrixVector.Tuning tuning,
-      boolean graphs,
-      long[] scratch) {
+      boolean graphs) {
     var cache = random.cache(batch, context + steps + 16);
     var times = new double[steps];
     try (var engine = engine(m, cache, batch, context, tuning);
         var begin = new Event();
         var end = new Event()) {
       engine.useGraphs(graphs);
-      scratch[0] = engine.scratchBytes();
       engine.step(IntStream.range(1000, 1000 + batch).toArray());
       for (var i = 0; i < 5; i++) {
         engine.enqueue();
@@ -232,18 +224,16 @@ final class DecodeStepBench {
 
   /** Base and MeteoRA at one batch size. */
   private Result measure(int batch, int context, int steps, double bandwidth) {
-    var scratch = new long[1];
     var tuning = MatrixVector.Tuning.standard();
-    var base = time(base(model), batch, context, steps, tuning, true, scratch);
-    var meteora = time(model, batch, context, steps, tuning, true, scratch);
+    var base = time(base(model), batch, context, steps, tuning, true);
+    var meteora = time(model, batch, context, steps, tuning, true);
     return new Result(
         batch,
         context,
         base,
         meteora,
         bytes(batch, context, false) / bandwidth * 1e3,
-        bytes(batch, context, true) / bandwidth * 1e3,
-        scratch[0]);
+        bytes(batch, context, true) / bandwidth * 1e3);
   }
 
   /** Prints the table; {@code --variants} adds what each design choice brings. */
@@ -262,21 +252,19 @@ final class DecodeStepBench {
       if (Arrays.asList(args).contains("--profile")) {
         bench.profiles();
       }
-      System.out.println(
-          "batch  base ms  MeteoRA ms  ratio  floor base  floor MeteoRA  of floor  scratch MiB");
+      System.out.println("batch  base ms  MeteoRA ms  ratio  floor base  floor MeteoRA  of floor");
       for (var batch : new int[] {1, 4, 16, 17, 32, 64, 128, 256}) {
         var r = bench.measure(batch, 512, 40, bandwidth);
         System.out.printf(
             Locale.ROOT,
-            "%5d  %7.3f  %10.3f  %5.3f  %10.3f  %13.3f  %7.0f%%  %11d%n",
+            "%5d  %7.3f  %10.3f  %5.3f  %10.3f  %13.3f  %7.0f%%%n",
             batch,
             r.base(),
             r.meteora(),
             r.meteora() / r.base(),
             r.floorBase(),
             r.floorMeteora(),
-            100 * r.floorMeteora() / r.meteora(),
-            r.scratchBytes() >> 20);
+            100 * r.floorMeteora() / r.meteora());
       }
       if (Arrays.asList(args).contains("--variants")) {
         bench.variants();
@@ -285,7 +273,6 @@ final class DecodeStepBench {
   }
 
   private void variants() {
-    var scratch = new long[1];
     var standard = MatrixVector.Tuning.standard();
     record Variant(String name, MatrixVector.Tuning tuning, boolean graphs) {}
     var all =
@@ -359,12 +346,12 @@ final class DecodeStepBench {
           Locale.ROOT,
           "%-20s %7.3f  %7.3f  %8.3f  %7.3f  %7.3f  %7.3f%n",
           v.name(),
-          time(model, 1, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(model, 4, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(model, 16, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(base(model), 1, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(base(model), 4, 512, 24, v.tuning(), v.graphs(), scratch),
-          time(base(model), 16, 512, 24, v.tuning(), v.graphs(), scratch));
+          time(model, 1, 512, 24, v.tuning(), v.graphs()),
+          time(model, 4, 512, 24, v.tuning(), v.graphs()),
+          time(model, 16, 512, 24, v.tuning(), v.graphs()),
+          time(base(model), 1, 512, 24, v.tuning(), v.graphs()),
+          time(base(model), 4, 512, 24, v.tuning(), v.graphs()),
+          time(base(model), 16, 512, 24, v.tuning(), v.graphs()));
     }
   }
 }

@@ -194,11 +194,6 @@ public final class DecodeEngine implements AutoCloseable {
     return memory.maxBlocks;
   }
 
-  /** Device bytes beyond weights, adapters and keys and values. */
-  public long scratchBytes() {
-    return memory.bytes();
-  }
-
   /** Turns graphs off or on; without them the same kernels are launched one by one. */
   public void useGraphs(boolean use) {
     graphs.enable(use);

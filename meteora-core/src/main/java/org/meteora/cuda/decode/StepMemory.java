@@ -256,11 +256,6 @@ final class StepMemory implements AutoCloseable {
     return cuda.multiprocessors();
   }
 
-  /** Device bytes. */
-  long bytes() {
-    return owned.stream().mapToLong(DeviceMemory::bytes).sum();
-  }
-
   /** How many there are. */
   int gateCounters() {
     return LINEARS * layers;

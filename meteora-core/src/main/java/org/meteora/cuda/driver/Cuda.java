@@ -172,7 +172,7 @@ public final class Cuda {
           "GPU %d has too little memory: %,d MiB are needed, %,d MiB are free"
               .formatted(index, (bytes >> 20) + 1, memory().free() >> 20));
     }
-    return new DeviceMemory(address, bytes);
+    return new DeviceMemory(address);
   }
 
   /** Device memory set to zero. */

@@ -6,20 +6,14 @@ package org.meteora.cuda.driver;
  */
 public final class DeviceMemory implements AutoCloseable {
   private final long address;
-  private final long bytes;
   private boolean closed;
 
-  DeviceMemory(long address, long bytes) {
+  DeviceMemory(long address) {
     this.address = address;
-    this.bytes = bytes;
   }
 
   public long address() {
     return address;
-  }
-
-  public long bytes() {
-    return bytes;
   }
 
   @Override
