@@ -24,7 +24,6 @@ final class RandomRouters {
    * The oracle's task is the first adapter's.
    *
    * @param name of {@link Routers#NAMES}
-   * @param adapters N
    */
   static Router of(String name, Llama model, int adapters) {
     var names = IntStream.range(0, adapters).mapToObj(i -> "adapter " + i).toList();
@@ -57,8 +56,6 @@ final class RandomRouters {
   /**
    * What a pass with a router over a random model's adapters wants; the router has seen what it
    * must see of the prompts.
-   *
-   * @param context with the gates
    */
   static ForwardContext context(Router router, Llama model, int batch, ForwardContext context) {
     var routing = context.routing();

@@ -66,7 +66,6 @@ public record TrainableModel(
    *     none
    * @param dtype of base, adapters and activations, f32 or bf16; empty: f32 on the CPU, bf16 on a
    *     GPU
-   * @param topK adapters a token
    * @param dropout on the adapters' input
    * @param seed of first values
    * @param flags which implementation runs

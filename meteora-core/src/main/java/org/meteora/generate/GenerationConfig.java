@@ -22,10 +22,7 @@ import org.slf4j.LoggerFactory;
  * @param topK keep this many tokens; 0 keeps all
  * @param noRepeatNgramSize no n-gram of this size occurs twice in prompt and answer; 0 allows all
  * @param maxLength most tokens of prompt and answer together, padding not counted
- * @param maxNewTokens most tokens of the answer
- * @param eosTokenIds tokens that end an answer
  * @param padTokenId fills the left of shorter prompts
- * @param seed of the sampling
  */
 public record GenerationConfig(
     boolean sample,

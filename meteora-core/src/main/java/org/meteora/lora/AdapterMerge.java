@@ -39,7 +39,6 @@ import org.meteora.tensor.Ops;
  * give Σ w_i s_i B_i A_i, exactly and at its best in a given rank; {@code ties_svd} combines the
  * whole updates s_i B_i A_i. An adapter that does not target a module is left out there.
  *
- * @param method how
  * @param weights one an adapter; negative ones take an adapter's effect away
  * @param density share of the values that pruning keeps, 0…1, for the methods that prune
  * @param rank of the result of {@code svd} and {@code ties_svd}; by default the largest there is

@@ -25,7 +25,6 @@ import org.meteora.safetensors.TensorInfo;
  * ({@code lora_A.default.weight}), as training frameworks save them, mean the same and are read
  * too.
  *
- * @param name the folder's name
  * @param loraKeys {@code <module>.lora_A} and {@code .lora_B}, and the keys of their tensors
  * @param wholeKeys weights of the base model that the adapter brings along, by the base's names
  *     ({@code lm_head.weight}), and the keys of their tensors

@@ -18,10 +18,7 @@ import org.meteora.io.Jsonl;
  * PEFT 0.21 is honoured, known to change nothing, or refused by name; so is every other key, unless
  * it says nothing.
  *
- * @param rank r
- * @param alpha lora_alpha
  * @param dropout on the adapter's input, in training
- * @param targets modules that are adapted
  * @param excluded modules that are not, though they are targets
  * @param rsLora scale by {@code alpha / sqrt(r)} instead of {@code alpha / r}
  * @param rankPattern other ranks, by a pattern for the end of the module's path

@@ -8,8 +8,6 @@ import org.meteora.nn.Projection;
  * The shape of a decoder of Llama's kind: RMS norms, rotary positions, grouped-query attention and
  * a gated MLP. A model family is what reads its {@code config.json} into one of these.
  *
- * @param headDim size of one attention head
- * @param biased projections with a bias
  * @param tieWordEmbeddings the output head is the embedding
  * @param raw the whole {@code config.json}
  */

@@ -71,7 +71,6 @@ public interface Backend extends GatedForward.Provider {
   /**
    * Makes ready what inference will ask for, while the caller loads the model; returns at once.
    *
-   * @param topK adapters a token
    * @param adapters behind gates; 0 for a model without gates
    */
   default void prepare(Architecture architecture, int topK, int adapters) {}

@@ -10,8 +10,6 @@ public interface Gradients {
    *
    * @param sum float32, row-major, at the same place as long as this exists
    * @param dim which dimension of the parameter is cut; −1: all is here
-   * @param from where this begins in it
-   * @param length how long it is there
    */
   record Part(NDArray sum, int dim, long from, long length) {}
 

@@ -186,16 +186,13 @@ public final class KvCache implements AutoCloseable {
    * @param from its first column there
    * @param row row here
    * @param to its first column here
-   * @param count how many
    */
   public record Columns(int fromRow, int from, int row, int to, int count) {}
 
   /**
    * Where a sequence's keys and values are.
    *
-   * @param row its row
    * @param from its first column
-   * @param count its columns
    */
   public record Span(int row, int from, int count) {}
 

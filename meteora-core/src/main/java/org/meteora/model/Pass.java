@@ -28,7 +28,6 @@ import org.meteora.tensor.Ops;
  * @param cache keys and values before this pass; null in training
  * @param rows where keys and values of rows are, where the cache is a pool; else null
  * @param ops what lies between the products
- * @param context of the gated layers
  * @param gateLogits filled with every gate's logits {@code (batch, seq, N)}, in the order of layers
  *     and projections, where the context asks for them
  */
@@ -44,11 +43,7 @@ public record Pass(
     ForwardContext context,
     List<NDArray> gateLogits) {
 
-  /**
-   * This pass, with its gated layers on a tape; its list of gate logits is a new one.
-   *
-   * @param backend whose tape it is
-   */
+  /** This pass, with its gated layers on a tape; its list of gate logits is a new one. */
   public Pass on(Optional<GatedTape> tape, Backend backend) {
     return with(
         tape.isPresent() ? backend.ops(tape.get()) : ops,

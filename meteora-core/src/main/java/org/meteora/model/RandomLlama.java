@@ -19,7 +19,6 @@ public final class RandomLlama {
 
   /**
    * @param adapters N; 0 for the base model alone
-   * @param rank of each adapter
    * @param dropout on the adapters' input in training
    */
   public static Llama create(

@@ -14,7 +14,6 @@ import org.meteora.UserException;
  * @param rank this process's number, from 0
  * @param size how many processes there are
  * @param localRank its number among the processes of this machine, from 0: the GPU it takes
- * @param starter who started it
  * @param manager from whom an MPI library learns of the processes
  * @param address where the first process can be reached; empty when MPI tells it
  * @param port from which the first process looks for a free port; 0 when MPI tells it

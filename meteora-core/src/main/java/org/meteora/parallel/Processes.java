@@ -31,7 +31,6 @@ public final class Processes {
   /**
    * Joins the others; returns when all have come.
    *
-   * @param launch who this is
    * @param device where its tensors lie
    * @param nccl {@code libnccl.so.2}, a name or a path; used on GPUs alone
    * @param settings what must be the same in all processes, such as all options and the data's

@@ -7,8 +7,6 @@ import com.fasterxml.jackson.annotation.JsonPropertyOrder;
  * How fast answers were generated.
  *
  * @param seconds wall time of generation, loading left out
- * @param promptTokens tokens read
- * @param newTokens tokens written
  */
 @JsonPropertyOrder({"seconds", "samples", "prompt_tokens", "new_tokens", "samples_per_second"})
 public record Throughput(

@@ -31,7 +31,6 @@ import org.meteora.train.listener.Part;
  * <p>Long, because it is a list of settings, with what each recipe gives them and what is refused.
  *
  * @param batchSize samples of a micro-batch on each device
- * @param accumulation micro-batches a step
  * @param learningRate the schedule's peak: the gates', or that of an adapter trained alone
  * @param adapterLearningRate the peak of A and B under gates
  * @param warmupRatio share of the steps in which the rate rises
@@ -41,7 +40,6 @@ import org.meteora.train.listener.Part;
  *     the gates'; empty: one norm over both
  * @param maxSteps optimiser steps; empty when {@code epochs} is given
  * @param epochs passes over the data; empty when {@code maxSteps} is given
- * @param maxSeqLen most tokens of a sample
  * @param recompute which layers keep only their input and are computed again in the backward pass:
  *     as many as memory asks for, all, or none
  * @param seed of splits, orders, first values and dropout
@@ -50,7 +48,6 @@ import org.meteora.train.listener.Part;
  * @param evalSamples samples of an evaluation, as many of each task
  * @param keepBest the result is the evaluation's with the lowest answer loss, not the last step's
  * @param saveSteps steps from one checkpoint to the next
- * @param saveTotalLimit how many checkpoints are kept
  * @param tensorBoard event files are written beside {@code metrics.jsonl}
  * @param dropout on the adapters' input
  * @param appendEos end every sample with the model's end token; empty: as the adapters were trained

@@ -43,7 +43,6 @@ public final class CudaBackend implements Backend {
   /**
    * @param manager of the model's parameters, on a CUDA device: memory for gathered routings goes
    *     with it
-   * @param dtype of weights and activations
    * @param invariant whether nothing may depend on what else is generated at the same time
    */
   public CudaBackend(NDManager manager, Dtype dtype, boolean invariant) {

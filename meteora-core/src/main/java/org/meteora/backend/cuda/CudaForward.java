@@ -46,7 +46,6 @@ final class CudaForward extends PortableForward {
   private final Set<Choosing> refused = new HashSet<>();
 
   /**
-   * @param products of an inference pass
    * @param streams runs parts on several streams
    */
   CudaForward(List<GatedLinear> linears, Products products, LoopForward.Runner streams) {

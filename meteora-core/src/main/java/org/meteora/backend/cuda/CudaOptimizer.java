@@ -37,7 +37,6 @@ public final class CudaOptimizer implements OptimizerKernels {
   /**
    * Empty on a CPU, and where kernels cannot be compiled.
    *
-   * @param dtype of the model's tensors
    * @param manager gives the device, and owns scratch
    */
   public static Optional<OptimizerKernels> of(Dtype dtype, NDManager manager) {

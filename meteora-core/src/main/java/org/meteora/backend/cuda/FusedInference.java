@@ -48,8 +48,6 @@ final class FusedInference implements AutoCloseable {
 
   /**
    * @param linears one to three with adapters, on a CUDA device
-   * @param router chooses among them
-   * @param products multiplies
    * @param stacked their A and gates, as {@link BankLayout#stack} laid them; null: make such a one
    * @throws UserException for what the kernels do not know
    */

@@ -61,7 +61,6 @@ final class TrainingGroup {
    *
    * @param direct the parameter's whole sum, or 0
    * @param parts in device memory, or 0
-   * @param count of them
    * @param largest elements of the largest
    */
   private record Sink(long direct, long parts, int count, long largest) {
@@ -309,8 +308,6 @@ final class TrainingGroup {
   /**
    * What a pass is: how many tokens, what chooses, and who watches.
    *
-   * @param topK adapters of a token
-   * @param gated whether gates choose
    * @param gateWeight of each gate's cross-entropy at a token
    */
   record Pass(

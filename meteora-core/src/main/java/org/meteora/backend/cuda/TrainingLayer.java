@@ -363,11 +363,9 @@ final class TrainingLayer {
   /**
    * Backward.
    *
-   * @param x the layer's input
    * @param kept of its forward pass; changed
    * @param attended of its forward pass; closed
    * @param slope the gradient of its output; becomes that of its input
-   * @param toInput whether that is wanted
    * @param fresh whether its forward pass has just ended, and its last product's input is still
    *     there
    */

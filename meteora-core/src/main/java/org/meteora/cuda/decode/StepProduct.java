@@ -21,7 +21,6 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
   /**
    * What a row of y has.
    *
-   * @param ld its floats
    * @param places of each linear's
    * @param weighed where the weigher's logits lie
    */

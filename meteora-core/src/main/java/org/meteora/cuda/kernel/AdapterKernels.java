@@ -40,13 +40,11 @@ public final class AdapterKernels implements AutoCloseable {
   /** Linears with one input at most. */
   static final int MAX_LINEARS = 3;
 
-  /** Mirrors the struct of this name in {@code gated.cuh}. */
   record DecodeRouteAddAdapters(
       ProductOutput product,
       @Count(MAX_LINEARS) List<RoutedLinear> linear,
       @Count(MAX_LINEARS) long[] y) {}
 
-  /** Mirrors the struct of this name in {@code gated.cuh}. */
   record ScaledLinear(
       long offsets,
       long scales,
@@ -57,7 +55,6 @@ public final class AdapterKernels implements AutoCloseable {
       int n,
       int sumR) {}
 
-  /** Mirrors the struct of this name in {@code gated.cuh}. */
   record PrefillRouteScaleZ(
       long rows,
       long tokens,
@@ -169,7 +166,6 @@ public final class AdapterKernels implements AutoCloseable {
    * @param y per linear, (tokens, out), contiguous, holding the base product
    * @param choices per linear, where the choice goes: int32 indices (tokens, topK), behind them
    *     float32 weights in the same layout; or null
-   * @param temperature routing temperature T
    */
   public void routeAndAdd(
       long x, long[] y, int tokens, long[] choices, double temperature, Stream stream) {

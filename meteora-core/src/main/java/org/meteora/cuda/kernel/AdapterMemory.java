@@ -10,7 +10,6 @@ import org.meteora.UserException;
  * @param a (Σr, in), the adapters' rows one after another
  * @param b Bᵀ (Σr, out), so that a chosen rank is one contiguous row
  * @param ranks N ranks, 0…64; 0 where an adapter does not target this linear
- * @param scales N scales
  */
 public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scales) {
   /** The largest rank that the kernels take. */

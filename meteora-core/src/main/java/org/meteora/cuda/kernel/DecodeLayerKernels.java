@@ -21,7 +21,6 @@ public final class DecodeLayerKernels {
   /** Outputs of a block that adds all adapters. */
   private static final int MIXED_OUTPUTS = 64;
 
-  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeEmbed(
       long table,
       long tokens,
@@ -34,7 +33,6 @@ public final class DecodeLayerKernels {
       int hidden,
       int vocab) {}
 
-  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeRouteRopeAppend(
       ProductOutput product,
       @Count(AdapterKernels.MAX_LINEARS) List<RoutedLinear> linear,
@@ -51,7 +49,6 @@ public final class DecodeLayerKernels {
       float scale,
       float ropeScale) {}
 
-  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeRouteAddResidual(
       ProductOutput product,
       RoutedLinear linear,
@@ -61,11 +58,9 @@ public final class DecodeLayerKernels {
       long sumsq,
       int hidden) {}
 
-  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeRouteSiluUp(
       ProductOutput product, RoutedLinear gate, RoutedLinear up, long out, int inter) {}
 
-  /** Mirrors the struct of this name in {@code decode_layer.cuh}. */
   public record DecodeRouteZ(
       ProductOutput product,
       @Count(AdapterKernels.MAX_LINEARS) List<RoutedLinear> linear,
@@ -79,7 +74,6 @@ public final class DecodeLayerKernels {
       boolean vectors,
       int each) {}
 
-  /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
   public record DecodeEmbedNorm(
       long table,
       long tokens,
@@ -90,7 +84,6 @@ public final class DecodeLayerKernels {
       int vocab,
       float eps) {}
 
-  /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
   public record DecodeRouteAddResidualNorm(
       ProductOutput product,
       RoutedLinear linear,
@@ -100,11 +93,9 @@ public final class DecodeLayerKernels {
       int hidden,
       float eps) {}
 
-  /** Mirrors the struct of this name in {@code decode_mixture.cuh}. */
   public record MixedLinear(
       long b, long adapter, long scales, int outAt, int zAt, int ranks, int out, boolean vectors) {}
 
-  /** Mirrors the struct of this name in {@code decode_mixture.cuh}. */
   public record DecodeAddMixture(
       long y,
       long weights,
@@ -249,7 +240,6 @@ public final class DecodeLayerKernels {
    * Behind a product without A.
    *
    * @param linears whose A there are
-   * @param maxRank the largest rank
    */
   public Kernel.Launch routeZ(int linears, int maxRank, DecodeRouteZ argument) {
     return kernels.launch(

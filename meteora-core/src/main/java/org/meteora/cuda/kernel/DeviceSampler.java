@@ -37,7 +37,6 @@ public final class DeviceSampler {
    * @param topP in units of 2^−64; 0 keeps all
    * @param scale 2^25 · log2(e) / temperature; 0 takes the largest logit
    * @param topK 0 keeps all
-   * @param bannedCount how many tokens are banned
    * @param bannedTokens (rows, {@link #MAX_BANNED})
    */
   record SamplingParameters(

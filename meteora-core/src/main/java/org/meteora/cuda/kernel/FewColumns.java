@@ -20,10 +20,8 @@ public record FewColumns(Kernels kernels, int rows, int columns, int k) {
   /** What the stages of a block take. */
   private static final int STAGES_BYTES = 4 * (64 + 128) * 128;
 
-  /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
   record DecodeFewColumns(long x, long w, long parts, int rows, int columns, int k, int slice) {}
 
-  /** Mirrors the struct of this name in {@code decode_wide.cuh}. */
   record DecodeSumParts(long parts, long y, int rows, int columns, int slices, int ld) {}
 
   /** Whether the kernels take such a product. */

@@ -46,7 +46,6 @@ public final class GroupedPrefill {
    */
   record TokenGroups(long chosen, long offsets, long order, long tile) {}
 
-  /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupTokens(
       @Count(AdapterKernels.MAX_LINEARS) List<TokenGroups> linear,
       int tokens,
@@ -65,7 +64,6 @@ public final class GroupedPrefill {
    */
   record GroupedZ(TokenGroups groups, long x, long rows, long factors, long z, int k) {}
 
-  /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupZ(
       @Count(AdapterKernels.MAX_LINEARS) List<GroupedZ> linear,
       int tokens,
@@ -83,7 +81,6 @@ public final class GroupedPrefill {
    */
   record GroupedRows(TokenGroups groups, long rows, long z, long y, int out) {}
 
-  /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupAdd(
       @Count(AdapterKernels.MAX_LINEARS) List<GroupedRows> linear,
       int tokens,
@@ -92,10 +89,8 @@ public final class GroupedPrefill {
       int ranks,
       int ahead) {}
 
-  /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record GroupedRoute(ScaledLinear linear, long chosen, long factors) {}
 
-  /** Mirrors the struct of this name in {@code grouped.cuh}. */
   record PrefillRoute(
       long rows,
       long tokens,
@@ -111,7 +106,6 @@ public final class GroupedPrefill {
    * @param logits (tokens, stride): those of each linear
    * @param x (tokens, in), contiguous, what they were made from
    * @param choices as for {@link AdapterKernels#routeAndAdd}
-   * @param temperature routing temperature T
    * @param scratch {@link #scratchBytes}
    */
   public record Pass(

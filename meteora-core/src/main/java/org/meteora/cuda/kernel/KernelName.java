@@ -145,7 +145,9 @@ public enum KernelName {
     this.argument = argument;
   }
 
-  /** The record that mirrors its parameter. */
+  /**
+   * The record that mirrors its parameter, a struct of the same name in the {@code .cuh} sources.
+   */
   Class<? extends Record> argument() {
     return argument;
   }

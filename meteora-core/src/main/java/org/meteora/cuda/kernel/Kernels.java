@@ -139,7 +139,6 @@ public final class Kernels {
    * Begins to compile what {@link #of} will be asked for when a model like this is run, where it
    * has not been compiled before on this machine, while the caller loads the model.
    *
-   * @param topK adapters per token
    * @param adapters behind gates; 0 for a model without gates
    */
   public static void prepare(

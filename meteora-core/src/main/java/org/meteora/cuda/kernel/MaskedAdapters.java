@@ -51,7 +51,6 @@ public final class MaskedAdapters {
       int columns,
       int slices) {}
 
-  /** Mirrors the struct of this name in {@code decode_masked.cuh}. */
   public record DecodeMaskedSiluUp(
       MaskedLinear gate, MaskedLinear up, long y, long out, int rows, int ld) {}
 
@@ -74,8 +73,6 @@ public final class MaskedAdapters {
   /**
    * Sums the slices of a product of gates and A, where there are some, chooses, and writes the
    * coefficients.
-   *
-   * @param overlap programmatic dependent launch
    */
   public static Kernel.Launch sumRoute(Kernels kernels, DecodeSumRoute argument, boolean overlap) {
     return kernels.launch(

@@ -53,7 +53,6 @@ public final class MatrixVector {
    * @param sharedBytes shared memory of a block at most; what is left lets the next kernels' blocks
    *     start before it ends
    * @param inputBytes how much of it may hold x
-   * @param overlap programmatic dependent launch
    * @param gatesFirst whoever waits for the gates can choose adapters before the product ends
    * @param maxStackedABytes stacked A matrices up to this size are multiplied whole with the base
    *     weights; of larger ones only the chosen adapters' rows are read, by a launch of its own
@@ -65,10 +64,8 @@ public final class MatrixVector {
     }
   }
 
-  /** Mirrors the struct of this name in {@code product.cuh}. */
   record ProductSegment(long w, int end) {}
 
-  /** Mirrors the struct of this name in {@code product.cuh}. */
   record Product(
       long x,
       long y,
@@ -89,7 +86,6 @@ public final class MatrixVector {
       long gateTilesDone,
       @Count(MAX_SEGMENTS) List<ProductSegment> segment) {}
 
-  /** Mirrors the struct of this name in {@code product.cuh}. */
   record StreamedProduct(Product product, @Count(MAX_SEGMENTS) List<TensorMap> map) {}
 
   private final Kernels kernels;

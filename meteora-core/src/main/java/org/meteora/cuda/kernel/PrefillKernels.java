@@ -61,7 +61,6 @@ public final class PrefillKernels {
     }
   }
 
-  /** Mirrors the struct of this name in {@code prefill.cuh}. */
   record PrefillSiluUp(long gate, long up, long out, long count, boolean vectors) {}
 
   /**

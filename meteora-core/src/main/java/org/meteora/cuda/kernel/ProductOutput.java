@@ -9,7 +9,6 @@ package org.meteora.cuda.kernel;
  * @param invTemperature float32, 1 / T
  * @param clearCount floats of {@code clear}
  * @param gateTilesDone uint32, how many of the gates' tiles y has; or 0 when they do not come first
- * @param gateTiles how many there are
  * @param x (rows, k), the product's input, for {@link org.meteora.nn.Scores#STANDARDIZED}; 0 where
  *     {@link MatrixVector#leavesSpread}
  * @param sumsq as {@link MatrixVector#launch} takes it, and so {@code partials} and {@code eps}

@@ -11,7 +11,6 @@ package org.meteora.cuda.kernel;
  * @param indices int32 (rows, topK), receives the choice; or 0
  * @param weights float32 (rows, topK), receives its weights; or 0
  * @param outAt where the outputs lie in a row of y; likewise {@code gateAt} and {@code zAt}
- * @param n adapters
  * @param vectors four outputs can be read at once, of y and of b
  */
 public record RoutedLinear(

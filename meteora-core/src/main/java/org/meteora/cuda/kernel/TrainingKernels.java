@@ -400,7 +400,6 @@ public final class TrainingKernels {
    *
    * @param offsets int32 (adapters + 1): the adapters' first ranks
    * @param scales float32 (adapters)
-   * @param maxRank the largest
    */
   public record Linear(long offsets, long scales, int adapters, int ranks, int maxRank) {}
 

@@ -38,7 +38,6 @@ public final class WideProduct {
     }
   }
 
-  /** Mirrors the struct of this name in {@code product_wide.cuh}. */
   record ProductWide(
       long y,
       int rows,
@@ -51,7 +50,6 @@ public final class WideProduct {
       int segments,
       @Count(MAX_SEGMENTS) int[] end) {}
 
-  /** Mirrors the struct of this name in {@code product_wide.cuh}. */
   record ProductWideMaps(
       ProductWide product,
       TensorMap x,

@@ -45,8 +45,6 @@ public final class ProcessOptions {
     /**
      * Does it.
      *
-     * @param all the processes
-     * @param device of this one
      * @return the exit code
      */
     int run(Collective all, String device);

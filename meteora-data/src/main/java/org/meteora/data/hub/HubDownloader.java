@@ -39,7 +39,6 @@ public record HubDownloader(HubClient hub, ToLongFunction<Path> usableSpace) {
   /**
    * What a download did.
    *
-   * @param commit of the repository
    * @param files in the listing's order, relative to the folder
    * @param fetched how many of them were not there before
    */

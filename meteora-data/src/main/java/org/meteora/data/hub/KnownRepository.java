@@ -9,9 +9,6 @@ import java.util.Optional;
 /**
  * What the paper uses, by short names.
  *
- * @param name short name
- * @param type model or data set
- * @param id on the Hub
  * @param includes the files that are of use; empty for all
  * @param folder where they go unless the user says otherwise
  * @param baseModel the short name of the base model that these checkpoints were trained on; empty

@@ -10,7 +10,6 @@ import org.meteora.UserException;
 /**
  * A repository on the Hub at a revision.
  *
- * @param type model or data set
  * @param id {@code org/name}, or a bare name for the few old ones that have no owner
  * @param revision a branch, tag or commit
  */

@@ -10,7 +10,6 @@ import org.meteora.data.Sample;
  * A task: what is asked, and how answers are scored.
  *
  * @param name also the name of its folder of data and of its adapter
- * @param source where its records come from
  * @param prompt a record as prompt and answer
  * @param normaliser the last step of cleaning an answer, after trimming and lower case
  * @param metrics keys of the metrics, in the order in which they are shown

@@ -14,7 +14,6 @@ public final class AnswerCleaner {
   private AnswerCleaner() {}
 
   /**
-   * @param text the answer to score
    * @param promptLost the decoded text does not repeat the prompt exactly, the answer was found by
    *     the prompt's end mark, or not at all
    */

@@ -58,7 +58,6 @@ final class Evaluation implements AutoCloseable {
    * @param asked options of the command
    * @param all the processes that share the work; the first prints and writes
    * @param sharers those of them that share the base model's weights: all, or one process
-   * @param device of this one
    */
   Evaluation(
       EvalCommand asked, MeteoraConfig config, Collective all, Collective sharers, String device) {

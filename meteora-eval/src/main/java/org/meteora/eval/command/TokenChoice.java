@@ -14,7 +14,6 @@ import org.meteora.generate.GenerationConfig;
  * @param topP keeps the smallest set of tokens with this much probability
  * @param topK keeps this many tokens; 0 keeps all
  * @param noRepeatNgramSize no n-gram of this size occurs twice; 0 allows all
- * @param seed of sampling
  */
 public record TokenChoice(
     Optional<Boolean> greedy,

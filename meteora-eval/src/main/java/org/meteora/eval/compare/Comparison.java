@@ -42,7 +42,6 @@ public record Comparison(
    *
    * @param evaluation the task that was evaluated
    * @param task itself, or a part of a composite task
-   * @param score the score's name
    * @param samples how many all have, and are compared; of a mean: tasks
    * @param cells one a column
    * @param published one for each column of published scores, or null
@@ -103,7 +102,6 @@ public record Comparison(
    * Where the systems differ on one evaluation: one is right and another is not; where nothing is
    * right or wrong, their answers differ.
    *
-   * @param evaluation the task
    * @param compared samples that all have
    * @param judged whether answers are right or wrong, rather than more or less alike
    * @param different those in which they differ

@@ -14,7 +14,6 @@ import org.meteora.io.Jsonl;
  * A saved evaluation.
  *
  * @param file its JSON
- * @param json what it holds
  * @param task what was evaluated
  * @param answers cleaned anew, in the order of the data
  */

@@ -21,7 +21,6 @@ public final class CompositeScore {
    * answer) and {@code Avg correct nums} (the sum of the tasks' accuracies).
    *
    * @param tasks names, in the order of the questions
-   * @param metrics a task's metrics
    * @param answers cleaned answers, one for each prompt
    * @param responses true answers, one for each prompt, its parts joined by {@code @@@@\n}
    */

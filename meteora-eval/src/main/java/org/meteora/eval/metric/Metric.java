@@ -10,7 +10,6 @@ import org.meteora.eval.statistics.Figure;
 /** A score of cleaned answers against the truths. */
 public interface Metric {
   /**
-   * @param answers cleaned answers
    * @param truths what was expected, one for each answer
    * @return figures by name, in the order to show; a value is a number, a record, or null when
    *     there is nothing to score

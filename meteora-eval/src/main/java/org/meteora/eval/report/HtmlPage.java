@@ -14,12 +14,7 @@ public final class HtmlPage {
 
   private HtmlPage() {}
 
-  /**
-   * A page of headings, tables and drawings.
-   *
-   * @param title text
-   * @param body HTML
-   */
+  /** A page of headings, tables and drawings. */
   public static String of(String title, CharSequence body) {
     var values = Map.of("title", escapeHtml(title), "body", body.toString());
     return filled(HtmlPage.class, "page.html", values);

@@ -241,8 +241,6 @@ public final class SavedResult implements AutoCloseable {
    * Writes both files, the answers first. A process that dies in between leaves the answers of
    * {@link #add}, and no JSON that would not go with the answers beside it. Settings and model are
    * those of {@link #begin}.
-   *
-   * @param arguments the command line
    */
   public void write(
       List<String> arguments,

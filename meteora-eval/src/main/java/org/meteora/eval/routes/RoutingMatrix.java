@@ -47,7 +47,6 @@ public final class RoutingMatrix {
    * Counts the routing of a composite prompt and its answer: each question counts for the task it
    * asks, what belongs to no task is not counted, and the answers make a row of their own.
    *
-   * @param task the composite's name
    * @param parts its tasks in order; empty for a single task, as {@link #listener(String)}
    * @param decode token ids to text, special tokens kept
    */

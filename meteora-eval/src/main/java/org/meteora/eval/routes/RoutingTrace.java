@@ -104,7 +104,6 @@ public record RoutingTrace(
   /**
    * Whether the right adapter dominates a part.
    *
-   * @param part the part
    * @param expected index of the task's adapter; −1 when the model has none of that name
    * @param dominant index of the adapter with the largest mean share; −1 for a part without routing
    * @param expectedShare mean share of the expected adapter, 0…1

@@ -7,7 +7,6 @@ import java.util.Map;
  * A part of a run: steps with one schedule, which train the same parameters. Most runs have one.
  *
  * @param before steps made before it
- * @param steps its own
  * @param rate peak rate of the gates, or of an adapter trained alone
  * @param adapterRate peak rate of A and B under gates
  * @param gateLossWeight factor of the gates' loss

@@ -83,7 +83,6 @@ public final class AdamW implements AutoCloseable {
    *
    * @param from its first number
    * @param to after its last
-   * @param rate the learning rate
    * @param gradientScale multiplies the gradients: the factor of clipping, 1 for none
    */
   public record Part(long from, long to, double rate, double gradientScale) {}

@@ -3,7 +3,6 @@ package org.meteora.train.optim;
 /**
  * The learning rate: a linear warm-up, then half a cosine down to zero.
  *
- * @param peak the highest rate
  * @param warmupSteps steps of the warm-up; its last one has the peak
  * @param totalSteps all steps, warm-up included
  */

@@ -49,8 +49,6 @@ public final class FlatParameters implements AutoCloseable, Gradients {
    *
    * @param name as the model has it
    * @param shape of the part that is trained
-   * @param offset of its first number
-   * @param size how many numbers it has
    */
   public record Slot(String name, List<Long> shape, long offset, long size) {}
 
@@ -60,7 +58,6 @@ public final class FlatParameters implements AutoCloseable, Gradients {
    * @param tensor the model's
    * @param dim which dimension is cut; −1: all is trained
    * @param from where the part begins in it
-   * @param length how long it is there
    */
   public record Part(NDArray tensor, int dim, long from, long length) {
     boolean isWhole() {
