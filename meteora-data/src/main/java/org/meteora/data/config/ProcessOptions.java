@@ -6,6 +6,7 @@ import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.locks.LockSupport;
 import org.meteora.UserException;
 import org.meteora.io.Printable;
 import org.meteora.parallel.Collective;
@@ -35,6 +36,8 @@ public final class ProcessOptions {
           "N processes on this machine share the work, one a GPU, or by MPI on the CPU. torchrun,"
               + " mpirun and srun start them as well, without this option (default: 1).")
   private Integer processes;
+
+  private static final long OWN_FAILURE_NANOS = 1_000_000_000;
 
   /** Whether somebody has said why this run ends. */
   private final AtomicBoolean ending = new AtomicBoolean();
@@ -107,6 +110,10 @@ public final class ProcessOptions {
 
   /** Another process has failed or is lost: whatever this one does cannot end well. */
   private void lost(int rank, Control.Lost lost) {
+    if (lost.rank() < 0) {
+      // what another one fails at this one may find itself, and then ends with the code for it
+      LockSupport.parkNanos(OWN_FAILURE_NANOS);
+    }
     if (ending.compareAndSet(false, true)) {
       // one that the others have given up comes late: they have said so
       if (lost.rank() != rank && (rank == 0 || lost.rank() == 0 && rank == 1)) {
