@@ -36,7 +36,7 @@ public final class DecodeEngine implements AutoCloseable {
   /** Sequences of a step at most. */
   public static final int MAX_ROWS = DeviceSampler.MAX_ROWS;
 
-  /** Sequences of a step at most that products of our own serve; beyond, cuBLAS does. */
+  /** Sequences of a step at most that {@link StreamedPlan} serves; beyond, {@link LibraryPlan}. */
   public static final int MAX_STREAMED_ROWS = MatrixVector.MAX_ROWS;
 
   /** The numbers of rows that steps are run with, by way of rows without a sequence. */
@@ -368,7 +368,7 @@ public final class DecodeEngine implements AutoCloseable {
   /**
    * Where 17 rows part from 16: up to {@link #MAX_STREAMED_ROWS} the products are our own, which
    * read each weight once for all rows; more rows, rounded up to one of {@link #BUCKETS}, are
-   * cuBLAS's. {@link StepGraphs} captures the steps of both.
+   * {@link LibraryPlan}'s. {@link StepGraphs} captures the steps of both.
    */
   private StepPlan plan(int rows) {
     return rows > MAX_STREAMED_ROWS
