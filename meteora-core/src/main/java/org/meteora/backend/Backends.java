@@ -118,6 +118,7 @@ public final class Backends {
    * none.
    *
    * @param manager owns what they need
+   * @param dtype of the model's tensors
    */
   public static Optional<OptimizerKernels> optimizer(NDManager manager, Dtype dtype) {
     return CudaOptimizer.of(dtype, manager);

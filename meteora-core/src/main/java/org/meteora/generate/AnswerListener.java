@@ -35,5 +35,6 @@ public interface AnswerListener {
     throw reason;
   }
 
+  /** Before each step. */
   default void onStep(Load load) {}
 }

@@ -69,6 +69,7 @@ public interface DecodeSession extends AutoCloseable {
   @FunctionalInterface
   interface Provider extends AutoCloseable {
     /**
+     * @param sequences at once, at most
      * @param tokens that a sequence may come to, prompt and answer
      * @param context what the request wants of the gated layers
      * @throws org.meteora.UserException when there is no memory for a single block

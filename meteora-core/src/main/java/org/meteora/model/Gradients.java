@@ -9,7 +9,7 @@ public interface Gradients {
    * Some rows or columns of a parameter's gradient, or all of it.
    *
    * @param sum float32, row-major, at the same place as long as this exists
-   * @param dim which dimension of the parameter is cut; −1: all is here
+   * @param dim which dimension of the parameter is cut, at {@code from}; −1: all is here
    */
   record Part(NDArray sum, int dim, long from, long length) {}
 

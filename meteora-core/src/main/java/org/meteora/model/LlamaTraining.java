@@ -24,12 +24,13 @@ public interface LlamaTraining extends AutoCloseable {
    * Rows of tokens, padded on the right.
    *
    * @param ids {@code (rows, length)}
-   * @param lengths of each row without padding
+   * @param lengths of each row without padding; {@code length} is the longest
    * @param labels next tokens {@code (rows, length)}, or {@link #IGNORED}
    * @param tasks the adapter that is right for a position {@code (rows, length)}, or {@link
    *     #IGNORED}; null: gates have no loss
    * @param weights of each row's cross-entropies in the loss, or one for all
    * @param gateWeight of each gate's cross-entropy at a position in the loss
+   * @param seed of dropout
    */
   record Input(
       long[] ids,

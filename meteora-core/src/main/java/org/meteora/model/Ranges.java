@@ -33,6 +33,7 @@ public record Ranges(
    *
    * @param first the sequence's first column in the cache
    * @param known how many of its tokens are there already
+   * @param count how many follow
    */
   public record Piece(int first, int known, int count) {}
 

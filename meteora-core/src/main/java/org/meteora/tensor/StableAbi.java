@@ -61,6 +61,7 @@ final class StableAbi {
     return SCRATCH.get();
   }
 
+  /** Room for one returned value. */
   static MemorySegment slot() {
     return SCRATCH.get().asSlice(8L * STACK_SLOTS, 8);
   }

@@ -313,6 +313,7 @@ public final class CudaDecoder implements AutoCloseable {
   /**
    * Begins anew, without sequences.
    *
+   * @param sequences at once, at most
    * @param tokens that a sequence may come to
    * @param context T and the listener
    * @throws UserException as the constructor
@@ -406,6 +407,7 @@ public final class CudaDecoder implements AutoCloseable {
   /**
    * One step. The routing listener, if there is one, is told of every gate.
    *
+   * @param rows all sequences
    * @return the rows' next tokens; {@link DeviceSampler#NOT_FINITE} where logits are not finite
    */
   public int[] step(List<DecodeSession.Next> rows) {

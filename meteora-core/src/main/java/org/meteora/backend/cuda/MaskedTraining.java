@@ -77,7 +77,7 @@ final class MaskedTraining {
   /** {@code x} times the rows of all parts, and so many zeros that the result's rows are whole. */
   private static NDArray product(NDArray x, NDList parts) {
     int rows = parts.stream().mapToInt(part -> (int) part.getShape().get(0)).sum();
-    int missing = AdapterKernels.columns(rows) - rows;
+    int missing = AdapterKernels.columns(rows) - rows; // of whole 16 bytes: full speed
     if (missing > 0) {
       parts.add(Ops.zeros(x.getManager(), Ops.dtype(x), missing, x.getShape().get(1)));
     }

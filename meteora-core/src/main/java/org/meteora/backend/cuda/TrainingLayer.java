@@ -365,7 +365,7 @@ final class TrainingLayer {
    *
    * @param kept of its forward pass; changed
    * @param attended of its forward pass; closed
-   * @param slope the gradient of its output; becomes that of its input
+   * @param slope the gradient of its output; becomes that of its input, if {@code toInput}
    * @param fresh whether its forward pass has just ended, and its last product's input is still
    *     there
    */

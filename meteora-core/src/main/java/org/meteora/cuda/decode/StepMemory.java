@@ -103,10 +103,12 @@ final class StepMemory implements AutoCloseable {
   /** (rows, intermediate). */
   final long activated;
 
+  /** Scratch of attention. */
   final long partial;
 
   final long counters;
 
+  /** Scratch of sampling. */
   final long best;
 
   final long bestAt;

@@ -21,6 +21,7 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
   /**
    * What a row of y has.
    *
+   * @param ld floats of a row
    * @param places of each linear's
    * @param weighed where the weigher's logits lie
    */

@@ -61,6 +61,7 @@ public final class Kernels {
       maxAdapters = (maxAdapters + 31) / 32 * 32;
     }
 
+    /** With gates. */
     public Constants(Dtype dtype, int topK, int maxAdapters, int headDim, int group) {
       this(dtype, Scores.PRODUCT, topK, maxAdapters, headDim, group);
     }

@@ -53,6 +53,7 @@ public final class MatrixVector {
    * @param sharedBytes shared memory of a block at most; what is left lets the next kernels' blocks
    *     start before it ends
    * @param inputBytes how much of it may hold x
+   * @param overlap programmatic dependent launch
    * @param gatesFirst whoever waits for the gates can choose adapters before the product ends
    * @param maxStackedABytes stacked A matrices up to this size are multiplied whole with the base
    *     weights; of larger ones only the chosen adapters' rows are read, by a launch of its own

@@ -6,7 +6,7 @@ package org.meteora.cuda.kernel;
  *
  * @param b Bᵀ (Σr, out); 0 without adapters
  * @param bias (out), or 0
- * @param offsets int32 (n + 1), rows of b
+ * @param offsets int32 (n + 1), rows of b, of n adapters
  * @param scales float32 (n)
  * @param indices int32 (rows, topK), receives the choice; or 0
  * @param weights float32 (rows, topK), receives its weights; or 0
