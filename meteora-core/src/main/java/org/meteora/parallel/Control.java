@@ -187,11 +187,11 @@ public final class Control implements Exchange, Messages, AutoCloseable {
             }
           }
           case BYE, FAILED, GIVEN_UP -> {
-            peer.gone = true;
             if (kind != Kind.BYE) {
               var text = new String(bytes, StandardCharsets.UTF_8);
               lost(new Lost(kind == Kind.FAILED ? -1 : rank, text), peer);
             }
+            peer.gone = true; // not before: whoever waits for it would fail, before why is said
             return;
           }
         }
@@ -229,10 +229,10 @@ public final class Control implements Exchange, Messages, AutoCloseable {
   }
 
   private void silent(Peer peer, String how) {
-    peer.gone = true;
     if (!closing) {
       lost(new Lost(peer.rank, "rank " + peer.rank + " was lost: it " + how), peer);
     }
+    peer.gone = true;
   }
 
   /** The first process passes it on, so that all know the reason. */

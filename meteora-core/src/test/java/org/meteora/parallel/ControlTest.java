@@ -304,4 +304,38 @@ class ControlTest {
       assertThat(told.get(1).get().message()).isEqualTo("rank 2: no space left on device");
     }
   }
+
+  /**
+   * Else the first process would say that another is gone, before it says what that one has said.
+   */
+  @Test
+  void whoWaitsForOneThatHasFailedWaitsUntilThatIsSaid() throws Exception {
+    try (var meeting = Rendezvous.listen(0)) {
+      var port = meeting.port();
+      var told = new CompletableFuture<Control.Lost>();
+      var said = new CompletableFuture<Void>();
+      var first =
+          background(
+              () ->
+                  meeting.await(
+                      launch(0, 2, port, "job"),
+                      lost -> {
+                        told.complete(lost);
+                        said.join();
+                      }));
+      var second = Rendezvous.connect(launch(1, 2, port, "job"), lost -> {});
+      var waiting = background(() -> first.join().gather(bytes("on")));
+      background(
+          () -> {
+            second.fail("no space left on device");
+            return null;
+          });
+      assertThat(told.get().message()).isEqualTo("rank 1: no space left on device");
+      assertThat(waiting.isDone()).isFalse();
+      assertThatThrownBy(() -> waiting.get(1500, TimeUnit.MILLISECONDS))
+          .isInstanceOf(java.util.concurrent.TimeoutException.class);
+      said.complete(null);
+      assertThatThrownBy(waiting::get).hasMessageContaining("rank 1 is gone");
+    }
+  }
 }

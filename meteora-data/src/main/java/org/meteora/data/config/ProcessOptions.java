@@ -42,6 +42,9 @@ public final class ProcessOptions {
   /** Whether somebody has said why this run ends. */
   private final AtomicBoolean ending = new AtomicBoolean();
 
+  /** Whether another process has failed, or is lost, and that is about to end this one. */
+  private volatile boolean othersFailed;
+
   /** A command's work in one of the processes. */
   @FunctionalInterface
   public interface Work {
@@ -91,6 +94,9 @@ public final class ProcessOptions {
     int code;
     try {
       code = work.run(all, device);
+      if (othersFailed) {
+        awaitEnd();
+      }
     } catch (Throwable e) {
       if (!ending.compareAndSet(false, true)) {
         awaitEnd();
@@ -110,6 +116,7 @@ public final class ProcessOptions {
 
   /** Another process has failed or is lost: whatever this one does cannot end well. */
   private void lost(int rank, Control.Lost lost) {
+    othersFailed = true;
     if (lost.rank() < 0) {
       // what another one fails at this one may find itself, and then ends with the code for it
       LockSupport.parkNanos(OWN_FAILURE_NANOS);
