@@ -96,6 +96,7 @@ record BenchTrainParts(
     options.report("  the GPU's time of these", all, step, tokens());
   }
 
+  /** Milliseconds that a part needs at least. */
   private double floor(Part part, int recomputed) {
     int layers = config.numHiddenLayers();
     double share = (double) recomputed / layers;

@@ -14,6 +14,7 @@ import org.meteora.eval.statistics.Interval;
  * @param metrics figures by name; for a composite task, by task
  * @param intervals 95 % bootstrap intervals of {@link Bootstrap#RESAMPLES} resamples, by task and
  *     figure; a figure without an answer to score has none
+ * @param samples answers scored
  * @param skipped samples whose prompt was too long
  */
 public record Scores(

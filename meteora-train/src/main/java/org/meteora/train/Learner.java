@@ -31,6 +31,7 @@ public interface Learner {
    * Adds to the model's tensors the gradients of {@code languageModelWeight · languageModel +
    * gateWeight · gate / gates}.
    *
+   * @param seed of dropout
    * @param done may be given the decoder layers, from the last to the first, when their gradients
    *     have got all that this batch adds to them
    */

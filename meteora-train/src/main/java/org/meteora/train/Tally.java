@@ -20,6 +20,7 @@ final class Tally {
   private static final int DOMINATED = 6;
   private static final int DOMINATED_OF = 7;
 
+  /** How many sums each task has. */
   private static final int EACH = 8;
 
   private final TrainConfig config;

@@ -31,6 +31,7 @@ import org.meteora.train.listener.Part;
  * <p>Long, because it is a list of settings, with what each recipe gives them and what is refused.
  *
  * @param batchSize samples of a micro-batch on each device
+ * @param accumulation micro-batches a step
  * @param learningRate the schedule's peak: the gates', or that of an adapter trained alone
  * @param adapterLearningRate the peak of A and B under gates
  * @param warmupRatio share of the steps in which the rate rises

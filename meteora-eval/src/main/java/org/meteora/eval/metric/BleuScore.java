@@ -28,11 +28,13 @@ public record BleuScore(
   /** Where the n-grams of the answer that are in its references lie in the statistics. */
   static final int MATCHES = 0;
 
+  /** The answer's n-grams. */
   static final int TOTALS = MATCHES + ORDER;
 
   static final int HYPOTHESIS_LENGTH = TOTALS + ORDER;
   static final int REFERENCE_LENGTH = HYPOTHESIS_LENGTH + 1;
 
+  /** Answers. */
   static final int COUNT = REFERENCE_LENGTH + 1;
 
   /** Numbers that BLEU is a function of; those of several answers are summed. */

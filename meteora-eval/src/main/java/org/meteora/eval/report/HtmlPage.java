@@ -14,7 +14,7 @@ public final class HtmlPage {
 
   private HtmlPage() {}
 
-  /** A page of headings, tables and drawings. */
+  /** A page of headings, tables and drawings: a title in plain text, a body in HTML. */
   public static String of(String title, CharSequence body) {
     var values = Map.of("title", escapeHtml(title), "body", body.toString());
     return filled(HtmlPage.class, "page.html", values);

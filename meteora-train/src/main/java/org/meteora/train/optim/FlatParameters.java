@@ -49,6 +49,7 @@ public final class FlatParameters implements AutoCloseable, Gradients {
    *
    * @param name as the model has it
    * @param shape of the part that is trained
+   * @param offset of its first number, counted in numbers, as the size is
    */
   public record Slot(String name, List<Long> shape, long offset, long size) {}
 
