@@ -102,6 +102,7 @@ public final class PeerMemory implements AutoCloseable {
         CudaDriver.call("copying between devices", copy, to, from, bytes, stream);
   }
 
+  /** Queues a copy of so many bytes on a stream, by its handle. */
   @FunctionalInterface
   public interface Copies {
     void copy(long to, long from, long bytes, long stream);
