@@ -33,7 +33,7 @@ import org.slf4j.LoggerFactory;
 final class RunningBatch implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(RunningBatch.class);
 
-  /** Tokens of prompts that may join together at least: each joining moves what is there. */
+  /** Tokens of prompts that may join together at least, however small passes are. */
   private static final long JOINING_TOKENS = 2048;
 
   private final Llama model;
@@ -163,7 +163,7 @@ final class RunningBatch implements AutoCloseable {
 
   private void toTheEnd() {
     while (scheduler.waiting() + scheduler.running() > 0) {
-      long together = Math.max(JOINING_TOKENS, decoding.prefillTokens());
+      long together = Math.max(JOINING_TOKENS, 2L * decoding.prefillTokens());
       // those that run do not wait for more than that of others' prompts
       boolean waits = !running.isEmpty();
       long budget = waits ? decoding.prefillTokens() : together;

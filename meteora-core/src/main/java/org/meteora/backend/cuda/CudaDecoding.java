@@ -27,7 +27,7 @@ import org.slf4j.LoggerFactory;
 public final class CudaDecoding implements DecodeSession.Provider {
   private static final Logger LOG = LoggerFactory.getLogger(CudaDecoding.class);
 
-  private static final long PREFILL = 2048L * 7_000_000_000L;
+  private static final long PREFILL = 4096L * 7_000_000_000L;
 
   /** A pass of an 8B model on an H100 takes the host as long as the GPU at about as many tokens. */
   private static final int INVARIANT_PASS = 512;
@@ -56,7 +56,7 @@ public final class CudaDecoding implements DecodeSession.Provider {
     return invariant ? OptionalInt.of(INVARIANT_PASS) : OptionalInt.empty();
   }
 
-  /** As much arithmetic as 2,048 tokens of an 8B model: a small one's pass is mostly launches. */
+  /** As much arithmetic as 4,096 tokens of an 8B model: a small one's pass is mostly launches. */
   @Override
   public int prefillTokens() {
     long weights = 1 + model.linears().mapToLong(linear -> linear.weight().size()).sum();
