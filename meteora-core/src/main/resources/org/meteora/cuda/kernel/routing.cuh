@@ -53,7 +53,7 @@ __device__ __forceinline__ unsigned warpMax(unsigned v) {
 
 // The k largest logits and the softmax over them, by one warp. logits[i] of a lane belongs to adapter lane + 32 i; the
 // lower index wins a tie. Every lane gets the result. A decode step has no kernel of its own for it: route() below calls
-// it, and the kernels decode_route_… call that; decode_route_z, prefill's and training's call it themselves.
+// it, and the kernels decode_route_… and decode_sum_route call that; decode_route_z, prefill_… and training_… call it themselves.
 __device__ __forceinline__ void gateTopK(const float* logits, int n, float invTemperature, int* index, float* weight) {
   int lane = threadIdx.x & 31;
   unsigned key[NREG];
