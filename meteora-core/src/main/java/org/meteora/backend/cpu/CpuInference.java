@@ -33,7 +33,7 @@ final class CpuInference {
   private CpuInference() {}
 
   /**
-   * One linear: called by {@link CpuBackend} for each, unless a flag names another form.
+   * One linear: called by {@link CpuBackend} for each in float32, unless a flag names another form.
    *
    * <p>In {@link ForwardMode#INVARIANT} nothing depends on the number of tokens.
    *

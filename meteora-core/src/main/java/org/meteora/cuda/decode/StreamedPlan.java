@@ -12,8 +12,9 @@ import org.meteora.nn.Projection.Input;
 
 /**
  * A step of few rows, whose products are our own. A layer has nine launches: [q k v, their gates
- * and A] · x; routing, adapters, rotary embedding and the cache's next column; attention; [o, gate,
- * A]; routing, adapters, residual, norm input; [gate up, gates, A]; routing, adapters, SiLU; [down,
+ * and A] · x (of large A the chosen rows alone, by a launch more: {@link StreamedProduct});
+ * routing, adapters, rotary embedding and the cache's next column; attention; [o, gate, A];
+ * routing, adapters, residual, norm input; [gate up, gates, A]; routing, adapters, SiLU; [down,
  * gate, A]; routing, adapters, residual, norm input. Products leave their results in two buffers in
  * turn; the kernel behind one clears the buffer of the next. Where all adapters act on every token,
  * a launch more adds them to each product.

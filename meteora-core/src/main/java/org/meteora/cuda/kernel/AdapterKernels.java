@@ -40,7 +40,7 @@ public final class AdapterKernels implements AutoCloseable {
   /** Linears with one input at most. */
   static final int MAX_LINEARS = 3;
 
-  record DecodeRouteAddAdapters(
+  record PrefillRouteAddAdapters(
       ProductOutput product,
       @Count(MAX_LINEARS) List<RoutedLinear> linear,
       @Count(MAX_LINEARS) long[] y) {}
@@ -207,9 +207,9 @@ public final class AdapterKernels implements AutoCloseable {
         widest = Math.max(widest, out);
       }
       kernels.run(
-          KernelName.DECODE_ROUTE_ADD_ADAPTERS,
+          KernelName.PREFILL_ROUTE_ADD_ADAPTERS,
           Shape.of((widest + 63) / 64, rows, targets.size(), 32).withOverlap(tuning.overlap()),
-          new DecodeRouteAddAdapters(output, linears, addresses),
+          new PrefillRouteAddAdapters(output, linears, addresses),
           stream);
     }
   }

@@ -82,7 +82,7 @@ public enum KernelName {
   SAMPLE_TOKENS(DeviceSampler.SampleTokens.class),
 
   /** Gated linears outside the decode engine, behind their product: routes, adds the adapters. */
-  DECODE_ROUTE_ADD_ADAPTERS(AdapterKernels.DecodeRouteAddAdapters.class),
+  PREFILL_ROUTE_ADD_ADAPTERS(AdapterKernels.PrefillRouteAddAdapters.class),
   /** Routes, and scales z = A x by weight · scale, to zero for adapters not chosen. */
   PREFILL_ROUTE_SCALE_Z(AdapterKernels.PrefillRouteScaleZ.class),
   /** Routes, for the kernels behind {@link #GROUP_TOKENS}. */

@@ -1,11 +1,11 @@
 // The gated linear by itself: in decode without a captured step, in prefill and in training.
 // y (rows, out), in T, += what the adapters add; the base product is there already. Grid (out / 64, rows, linears), a warp.
-struct DecodeRouteAddAdapters {
+struct PrefillRouteAddAdapters {
   ProductOutput product;
   RoutedLinear linear[3];
   T* y[3];
 };
-extern "C" __global__ void __launch_bounds__(32) decode_route_add_adapters(const __grid_constant__ DecodeRouteAddAdapters p) {
+extern "C" __global__ void __launch_bounds__(32) prefill_route_add_adapters(const __grid_constant__ PrefillRouteAddAdapters p) {
   releaseNext();
   const RoutedLinear& l = p.linear[blockIdx.z];
   const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * 2, left = l.out - o;

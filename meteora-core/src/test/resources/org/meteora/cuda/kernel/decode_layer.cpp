@@ -226,7 +226,7 @@ static void addAdapters(int rows) {
     widest = std::max(widest, owned.back()->linear.out);
   }
   Left left(linears, rows, false, false);
-  DecodeRouteAddAdapters p{left.chain};
+  PrefillRouteAddAdapters p{left.chain};
   std::vector<std::vector<T>> before;
   for (size_t i = 0; i < linears.size(); i++) {
     ys.push_back(std::make_unique<Array<T>>(rows * linears[i]->linear.out));
@@ -235,7 +235,7 @@ static void addAdapters(int rows) {
     p.linear[i] = linears[i]->linear;
     p.y[i] = ys[i]->p;
   }
-  launch<DecodeRouteAddAdapters>(32, (widest + 63) / 64, rows, linears.size(), decode_route_add_adapters, p);
+  launch<PrefillRouteAddAdapters>(32, (widest + 63) / 64, rows, linears.size(), prefill_route_add_adapters, p);
   for (size_t i = 0; i < linears.size(); i++)
     for (int m = 0; m < rows; m++)
       for (int o = 0, out = linears[i]->linear.out; o < out; o++)
