@@ -173,7 +173,7 @@ __device__ __forceinline__ V ofAdapter(const V* of, int adapter) {
   return __shfl_sync(0xffffffffu, v, adapter & 31);
 }
 
-// The adapters that one token of one linear chose, for a warp: all lanes loadAdapterInfo which, and `factor` = weight · scale.
+// The adapters that one token of one linear chose, for a warp: all lanes know which, and `factor` = weight · scale.
 struct Route {
   int offset[TOPK], rank[TOPK];
   float factor[TOPK];
