@@ -10,12 +10,19 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.meteora.UserException;
+import org.meteora.data.Sample;
 import org.meteora.eval.Answer;
+import org.meteora.eval.Evaluator;
+import org.meteora.eval.TextCodec;
 import org.meteora.eval.report.SavedResult;
+import org.meteora.generate.AnswerListener;
+import org.meteora.generate.GenerationConfig;
+import org.meteora.generate.Request;
 import org.meteora.generate.Tokenizer;
 import org.meteora.io.CacheFolders;
 
@@ -50,17 +57,25 @@ class MachineTest {
     }
   }
 
-  /** Saves answers until there is no room for more. */
+  /** Evaluates until there is no room for more answers. */
   static final class Answers {
+    private static final int SAMPLES = 10_000;
+
     public static void main(String[] arguments) throws IOException {
       var results = Path.of(arguments[0]);
       var other = Files.write(results.resolve("other"), new byte[16 << 10]);
-      int kept = 0;
+      var kept = new ArrayList<Answer>();
       try (var saved = new SavedResult(results, "base", "winowhy")) {
         saved.begin(Map.of(), Map.of(), SavedResult.Existing.KEEP_OTHERS);
-        for (; kept < 10_000; kept++) {
-          saved.add(List.of(answer(kept)));
-        }
+        new Evaluator(Answers::generate, CHARACTERS, GenerationConfig.greedy(List.of(), 99), 1)
+            .run(
+                "winowhy",
+                IntStream.range(0, SAMPLES).mapToObj(Answers::sample).toList(),
+                List.of(),
+                answers -> {
+                  saved.add(answers);
+                  kept.addAll(answers);
+                });
       } catch (UserException e) {
         System.out.println(e.getMessage());
       }
@@ -68,16 +83,36 @@ class MachineTest {
       try (var again = new SavedResult(results, "base", "winowhy")) {
         var there = again.begin(Map.of(), Map.of(), SavedResult.Existing.RESUME);
         System.out.println(
-            there.size() == kept && there.getLast().equals(answer(kept - 1))
+            there.equals(kept) && kept.size() < SAMPLES
                 ? "all are there"
-                : there.size() + " of " + kept);
+                : there.size() + " of " + kept.size());
       }
     }
 
-    private static Answer answer(int index) {
-      var prompt = "[INST] " + index + " [/INST]\n";
-      return new Answer("winowhy", index, prompt, "t", prompt + "a", "a", 3, 1, false, false);
+    private static Sample sample(int index) {
+      return new Sample("[INST] " + index + " [/INST]\n", "t");
     }
+
+    private static void generate(List<Request> requests, int atOnce, AnswerListener listener) {
+      for (int i = 0; i < requests.size(); i++) {
+        listener.onStep(new AnswerListener.Load(0, 1, 1, 0));
+        listener.onAnswer(i, new int[] {'a'});
+      }
+    }
+
+    /** A character is a token. */
+    private static final TextCodec CHARACTERS =
+        new TextCodec() {
+          @Override
+          public int[] encode(String prompt) {
+            return prompt.chars().toArray();
+          }
+
+          @Override
+          public String decode(int[] ids) {
+            return new String(ids, 0, ids.length);
+          }
+        };
   }
 
   private record Ended(int code, String output) {}

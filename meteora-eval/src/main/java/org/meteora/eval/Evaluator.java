@@ -12,6 +12,7 @@ import java.util.concurrent.ConcurrentSkipListMap;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Consumer;
 import java.util.function.Function;
+import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -53,9 +54,6 @@ public record Evaluator(
     Optional<Function<int[], RoutingListener>> listeners,
     Exchange collective) {
   private static final Logger LOG = LoggerFactory.getLogger(Evaluator.class);
-
-  /** Answers of another process that are sent to the first one together. */
-  private static final int ANSWERS_A_MESSAGE = 16;
 
   /**
    * What came of an evaluation.
@@ -141,7 +139,8 @@ public record Evaluator(
    * go.
    *
    * @param there answers of an earlier run; of several processes the first one's count
-   * @param sink is given answers as they come, in the first process
+   * @param sink is given answers as they come, in the first process and by a thread that does
+   *     nothing else; ten times a second also none, so that it can see to those before
    */
   public Run run(
       String task, List<Sample> samples, List<Answer> there, Consumer<List<Answer>> sink) {
@@ -175,40 +174,47 @@ public record Evaluator(
                 .filter(answer -> answers[answer.index()] == null || !answer.skipped())
                 .forEach(answer -> answers[answer.index()] = answer);
             var answered = found.answers().stream().filter(answer -> !answer.skipped()).toList();
-            if (!answered.isEmpty()) {
-              sink.accept(answered);
-            }
+            sink.accept(answered);
             fresh.addAll(answered);
             progress.step(found.answers().size());
           };
-      var unsent = new ArrayList<Answer>();
-      answer(
-          task,
-          prompts,
-          problems,
-          progress,
-          answer -> {
-            own.addAndGet(answer.skipped() ? 0 : 1);
-            if (first) {
-              keep.accept(new Found(List.of(answer), Map.of(), 0, 0));
-              collective.messages().received().forEach(other -> keep.accept(read(other)));
-            } else {
-              unsent.add(answer);
-              if (unsent.size() == ANSWERS_A_MESSAGE) {
-                collective.messages().send(bytes(new Found(unsent, Map.of(), 0, 0)));
-                unsent.clear();
+      Runnable receive =
+          () -> collective.messages().received().forEach(other -> keep.accept(read(other)));
+      double worked;
+      List<byte[]> others;
+      try (var handover = new Handover()) {
+        if (first) {
+          handover.often(receive);
+          handover.often(() -> sink.accept(List.of()));
+        }
+        answer(
+            task,
+            prompts,
+            problems,
+            progress,
+            handover,
+            answer -> {
+              own.addAndGet(answer.skipped() ? 0 : 1);
+              var found = new Found(List.of(answer), Map.of(), 0, 0);
+              if (first) {
+                keep.accept(found);
+              } else {
+                collective.messages().send(bytes(found));
               }
-            }
-          });
-      var rest = new Found(unsent, problems, own.get(), (System.nanoTime() - start) / 1e9);
+            });
+        worked = (System.nanoTime() - start) / 1e9;
+        others = first ? collective.gather(new byte[0]) : List.of();
+        handover.finish();
+      }
+      var rest = new Found(List.of(), problems, own.get(), worked);
       if (first) {
         // a process's last word comes after all messages that it has sent
-        var others = collective.gather(new byte[0]).stream().skip(1).map(Evaluator::read).toList();
-        collective.messages().received().forEach(other -> keep.accept(read(other)));
-        others.forEach(keep);
+        receive.run();
+        var last = others.stream().skip(1).map(Evaluator::read).toList();
+        last.forEach(keep);
         // one that could not begin had problems with prompts that others have answered
         problems.keySet().removeIf(index -> !answers[index].skipped());
-        logShares(rest, others);
+        logShares(rest, last);
       } else {
         collective.gather(bytes(rest));
       }
@@ -265,24 +271,24 @@ public record Evaluator(
     return prompt.ids.length > 0 && prompt.ids.length <= config.maxLength();
   }
 
-  /** Answers prompts, and passes on what comes of each as it comes. */
+  /** Answers prompts, and passes on what comes of each as it comes, all by the handover. */
   private void answer(
       String task,
       List<Prompt> prompts,
       Map<Integer, String> problems,
       Progress progress,
+      Handover handover,
       Consumer<Answer> sink) {
     // every sample draws from a stream of its own, whoever runs beside it
     var requests = prompts.stream().map(this::request).toList();
     long start = System.nanoTime();
     // where there are few, nobody takes the others'
     int each = (prompts.size() + collective.size() - 1) / collective.size();
-    generator.generate(
-        requests,
-        Math.clamp(each, 1, batchSize),
+    var listener =
         new AnswerListener() {
           private final Dealing dealing = new Dealing(collective, prompts.size());
           private long tokens;
+          private volatile Supplier<String> note = () -> "";
 
           @Override
           public boolean wants(int request) {
@@ -297,7 +303,7 @@ public record Evaluator(
           @Override
           public void onAnswer(int request, int[] answer) {
             if (dealing.has(request)) {
-              sink.accept(answer(task, prompts.get(request), answer));
+              handover.add(() -> sink.accept(answer(task, prompts.get(request), answer)));
             }
           }
 
@@ -305,23 +311,29 @@ public record Evaluator(
           public void onFailure(int request, UserException reason) {
             if (dealing.has(request)) {
               problems.put(prompts.get(request).index, reason.getMessage());
-              sink.accept(skipped(task, prompts.get(request)));
+              handover.add(() -> sink.accept(skipped(task, prompts.get(request))));
             }
           }
 
           @Override
           public void onStep(Load load) {
-            progress.note(
-                String.format(
-                    Locale.ROOT,
-                    "%,.0f tokens/s, %d running, %d waiting, %,d blocks, %,d prefix tokens",
-                    tokens / ((System.nanoTime() - start) / 1e9),
-                    load.running(),
-                    load.waiting() - dealing.takenByOthers(),
-                    load.blocks(),
-                    load.prefixTokens()));
+            handover.check();
+            long sofar = tokens;
+            long waiting = load.waiting() - dealing.takenByOthers();
+            note =
+                () ->
+                    String.format(
+                        Locale.ROOT,
+                        "%,.0f tokens/s, %d running, %d waiting, %,d blocks, %,d prefix tokens",
+                        sofar / ((System.nanoTime() - start) / 1e9),
+                        load.running(),
+                        waiting,
+                        load.blocks(),
+                        load.prefixTokens());
           }
-        });
+        };
+    handover.often(() -> progress.note(listener.note.get()));
+    generator.generate(requests, Math.clamp(each, 1, batchSize), listener);
   }
 
   private Request request(Prompt prompt) {

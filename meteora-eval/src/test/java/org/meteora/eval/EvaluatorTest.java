@@ -13,12 +13,14 @@ import java.util.Map;
 import java.util.Random;
 import java.util.TreeMap;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.Phaser;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
@@ -220,6 +222,89 @@ class EvaluatorTest {
       assertThat(fresh).hasSize(70 - there.size()).noneMatch(there::contains);
       assertThat(run.throughput().samples()).isEqualTo(70 - there.size());
       assertThat(echo.lengths.stream().flatMap(List::stream)).hasSize(70 - there.size());
+    }
+  }
+
+  /** Whoever takes the steps goes on while answers are kept, and comes back when all are. */
+  @Test
+  void answersAreKeptInOrderWhileOthersAreMade() {
+    var samples = IntStream.range(0, 50).mapToObj(i -> sample(i, i % 20)).toList();
+    for (boolean breaks : new boolean[] {false, true}) {
+      var made = new CountDownLatch(1);
+      var echo =
+          new Echo() {
+            @Override
+            public void generate(List<Request> requests, int atOnce, AnswerListener listener) {
+              super.generate(requests, atOnce, listener);
+              made.countDown();
+              if (breaks) {
+                throw new UserException("the last step failed");
+              }
+            }
+          };
+      var kept = new ArrayList<Long>();
+      Consumer<List<Answer>> sink =
+          answers -> {
+            if (!answers.isEmpty()) { // else it is to see to those before
+              assertThat(await(made)).isTrue();
+              answers.forEach(answer -> kept.add((long) answer.index()));
+            }
+          };
+      var evaluator = new Evaluator(echo, CHARACTERS, CONFIG, 4);
+      if (breaks) {
+        assertThatThrownBy(() -> evaluator.run("object_counting", samples, List.of(), sink))
+            .hasMessage("the last step failed");
+      } else {
+        assertThat(evaluator.run("object_counting", samples, List.of(), sink).answers())
+            .hasSize(50)
+            .doesNotContainNull();
+      }
+      assertThat(kept).isEqualTo(echo.streams);
+    }
+  }
+
+  private static boolean await(CountDownLatch latch) {
+    try {
+      return latch.await(60, TimeUnit.SECONDS);
+    } catch (InterruptedException e) {
+      throw new IllegalStateException(e);
+    }
+  }
+
+  /** Before the next step, or at the end; nothing is kept after it. */
+  @Test
+  void whatCannotBeKeptEndsTheWork() {
+    var samples = IntStream.range(0, 9).mapToObj(i -> sample(i, 9 - i)).toList();
+    var full = new UserException("no space left");
+    for (boolean steps : new boolean[] {false, true}) {
+      TokenGenerator generator =
+          (requests, atOnce, listener) -> {
+            for (int i = 0; i < 9; i++) {
+              try {
+                listener.onAnswer(i, new int[] {'1'});
+              } catch (UserException e) {
+                assertThat(e).isSameAs(full);
+              }
+            }
+            long end = System.nanoTime() + TimeUnit.SECONDS.toNanos(60);
+            while (steps && System.nanoTime() < end) {
+              listener.onStep(new AnswerListener.Load(1, 1, 1, 0));
+            }
+            assertThat(steps).isFalse();
+          };
+      var kept = new ArrayList<Answer>();
+      Consumer<List<Answer>> sink =
+          answers -> {
+            assertThat(kept.size()).isLessThan(4);
+            kept.addAll(answers);
+            if (kept.size() == 4) {
+              throw full;
+            }
+          };
+      var evaluator = new Evaluator(generator, CHARACTERS, CONFIG, 4);
+      assertThatThrownBy(() -> evaluator.run("object_counting", samples, List.of(), sink))
+          .isSameAs(full);
+      assertThat(kept).extracting(Answer::index).containsExactly(0, 1, 2, 3);
     }
   }
 
