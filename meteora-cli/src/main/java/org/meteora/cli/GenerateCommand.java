@@ -4,6 +4,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.Callable;
+import java.util.function.Supplier;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.config.ConfigOptions;
@@ -155,51 +156,54 @@ final class GenerateCommand implements Callable<Integer> {
     @Override
     public void onToken(int request, int token) {
       if (!json.isGiven()) {
-        var answer = answers.get(request);
-        answer.held.append(answer.stream.add(token));
-        print();
+        answers.get(request).stream.take(token); // a text takes time: when it is its turn
+        if (request == turn) {
+          print(answers.get(turn).stream.fresh());
+        }
       }
     }
 
     @Override
     public void onAnswer(int request, int[] tokens) {
       var answer = answers.get(request);
-      var text = json.isGiven() ? answer.line(tokens) : answer.stream.rest();
-      answer.held.append(text).append(System.lineSeparator());
-      end(answer);
+      end(
+          request,
+          () ->
+              (json.isGiven() ? answer.line(tokens) : answer.stream.rest())
+                  + System.lineSeparator());
     }
 
     @Override
     public void onFailure(int request, UserException reason) {
-      skip(answers.get(request).prompt, reason);
-      end(answers.get(request));
+      var answer = answers.get(request);
+      skip(answer.prompt, reason);
+      end(request, answer.stream::fresh);
     }
 
-    private void end(Answer answer) {
-      answer.ended = true;
-      print();
-      while (turn < answers.size() && answers.get(turn).ended) {
-        turn++;
-        print();
+    private void end(int request, Supplier<String> rest) {
+      answers.get(request).rest = rest;
+      if (request == turn) {
+        while (turn < answers.size() && answers.get(turn).rest != null) {
+          print(answers.get(turn++).rest.get());
+        }
+        if (turn < answers.size()) {
+          print(answers.get(turn).stream.fresh());
+        }
       }
     }
 
-    private void print() {
-      if (turn < answers.size() && !answers.get(turn).held.isEmpty()) {
-        System.out.print(answers.get(turn).held);
-        System.out.flush();
-        answers.get(turn).held.setLength(0);
-      }
+    private static void print(String text) {
+      System.out.print(text);
+      System.out.flush();
     }
   }
 
-  /** An answer in the making, and what of it waits for its turn. */
+  /** An answer in the making. */
   private static final class Answer {
     final PromptLine prompt;
     final StopTexts ends;
     final TextStream stream;
-    final StringBuilder held = new StringBuilder();
-    boolean ended;
+    Supplier<String> rest; // what is still to be printed of one that has ended
 
     Answer(PromptLine prompt, StopTexts ends) {
       this.prompt = prompt;

@@ -27,12 +27,24 @@ public final class TextStream {
 
   /** The text that this token completes; often empty. */
   public String add(int token) {
+    take(token);
+    return fresh();
+  }
+
+  /** Takes a token and leaves its text to {@link #fresh}, which reads all tokens so far. */
+  public void take(int token) {
     tokens.add(token);
+  }
+
+  /** The text that tokens have completed since it was asked for last. */
+  public String fresh() {
     var text = text();
-    if (!text.isEmpty() && text.charAt(text.length() - 1) == INCOMPLETE) {
-      return "";
+    int end = text.length();
+    while (end > 0 && text.charAt(end - 1) == INCOMPLETE) {
+      end--;
     }
-    return from(text.substring(0, text.length() - stops.mayBegin(text)));
+    text = text.substring(0, end);
+    return from(text.substring(0, end - stops.mayBegin(text)));
   }
 
   /** What is left at the end. */

@@ -9,13 +9,10 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.ConcurrentSkipListMap;
-import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Consumer;
 import java.util.function.Function;
-import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
-import java.util.stream.Stream;
 import org.meteora.UserException;
 import org.meteora.data.Sample;
 import org.meteora.eval.clean.AnswerCleaner;
@@ -151,7 +148,6 @@ public record Evaluator(
         .forEach(answer -> answers[answer.index()] = answer);
     var problems = new ConcurrentSkipListMap<Integer, String>();
     var fresh = new ArrayList<Answer>();
-    var own = new AtomicInteger();
     long start = System.nanoTime();
     try (var progress = new Progress(task, samples.size(), " samples", 1)) {
       // a long prompt takes the tokenizer milliseconds
@@ -161,7 +157,9 @@ public record Evaluator(
               .filter(i -> answers[i] == null)
               .mapToObj(i -> encode(samples.get(i), i, problems))
               .collect(Collectors.partitioningBy(this::fits));
-      encoded.get(false).forEach(prompt -> answers[prompt.index] = skipped(task, prompt));
+      encoded
+          .get(false)
+          .forEach(prompt -> answers[prompt.index] = answer(task, prompt, Optional.empty()));
       // the longest first: what does not fit into memory is found out at once
       var longest = Comparator.comparingInt((Prompt prompt) -> -prompt.ids.length);
       var prompts = encoded.get(true).stream().sorted(longest).toList();
@@ -179,44 +177,41 @@ public record Evaluator(
             progress.step(found.answers().size());
           };
       Runnable receive =
-          () -> collective.messages().received().forEach(other -> keep.accept(read(other)));
-      double worked;
-      List<byte[]> others;
-      try (var handover = new Handover()) {
-        if (first) {
-          handover.often(receive);
-          handover.often(() -> sink.accept(List.of()));
+          () -> {
+            collective.messages().received().forEach(other -> keep.accept(read(other)));
+            sink.accept(List.of());
+          };
+      List<Found> last;
+      try (var handover = new Handover(first ? receive : () -> {})) {
+        int own =
+            answer(
+                task,
+                prompts,
+                problems,
+                progress,
+                handover,
+                answer -> {
+                  var found = new Found(List.of(answer), Map.of(), 0, 0);
+                  if (first) {
+                    keep.accept(found);
+                  } else {
+                    collective.messages().send(bytes(found));
+                  }
+                });
+        double worked = (System.nanoTime() - start) / 1e9;
+        if (!first) { // a process's last word comes after all messages that it has sent
+          handover.finish();
         }
-        answer(
-            task,
-            prompts,
-            problems,
-            progress,
-            handover,
-            answer -> {
-              own.addAndGet(answer.skipped() ? 0 : 1);
-              var found = new Found(List.of(answer), Map.of(), 0, 0);
-              if (first) {
-                keep.accept(found);
-              } else {
-                collective.messages().send(bytes(found));
-              }
-            });
-        worked = (System.nanoTime() - start) / 1e9;
-        others = first ? collective.gather(new byte[0]) : List.of();
+        var mine = bytes(new Found(List.of(), problems, own, worked));
+        last = collective.gather(mine).stream().map(Evaluator::read).toList();
         handover.finish();
       }
-      var rest = new Found(List.of(), problems, own.get(), worked);
       if (first) {
-        // a process's last word comes after all messages that it has sent
         receive.run();
-        var last = others.stream().skip(1).map(Evaluator::read).toList();
         last.forEach(keep);
         // one that could not begin had problems with prompts that others have answered
         problems.keySet().removeIf(index -> !answers[index].skipped());
-        logShares(rest, last);
-      } else {
-        collective.gather(bytes(rest));
+        logShares(last);
       }
     }
     double seconds = (System.nanoTime() - start) / 1e9;
@@ -231,11 +226,11 @@ public record Evaluator(
   }
 
   /** How evenly the processes have ended. */
-  private static void logShares(Found first, List<Found> others) {
-    if (!others.isEmpty()) {
+  private static void logShares(List<Found> processes) {
+    if (processes.size() > 1) {
       LOG.info(
           "answers of each process, and its seconds: {}",
-          Stream.concat(Stream.of(first), others.stream())
+          processes.stream()
               .map(each -> String.format(Locale.ROOT, "%d %.1f", each.answered, each.seconds))
               .collect(Collectors.joining(", ")));
     }
@@ -271,8 +266,12 @@ public record Evaluator(
     return prompt.ids.length > 0 && prompt.ids.length <= config.maxLength();
   }
 
-  /** Answers prompts, and passes on what comes of each as it comes, all by the handover. */
-  private void answer(
+  /**
+   * Answers prompts, and passes on what comes of each as it comes, by the handover.
+   *
+   * @return how many were answered
+   */
+  private int answer(
       String task,
       List<Prompt> prompts,
       Map<Integer, String> problems,
@@ -288,7 +287,7 @@ public record Evaluator(
         new AnswerListener() {
           private final Dealing dealing = new Dealing(collective, prompts.size());
           private long tokens;
-          private volatile Supplier<String> note = () -> "";
+          private int answered;
 
           @Override
           public boolean wants(int request) {
@@ -303,7 +302,9 @@ public record Evaluator(
           @Override
           public void onAnswer(int request, int[] answer) {
             if (dealing.has(request)) {
-              handover.add(() -> sink.accept(answer(task, prompts.get(request), answer)));
+              answered++;
+              handover.add(
+                  () -> sink.accept(answer(task, prompts.get(request), Optional.of(answer))));
             }
           }
 
@@ -311,29 +312,26 @@ public record Evaluator(
           public void onFailure(int request, UserException reason) {
             if (dealing.has(request)) {
               problems.put(prompts.get(request).index, reason.getMessage());
-              handover.add(() -> sink.accept(skipped(task, prompts.get(request))));
+              handover.add(() -> sink.accept(answer(task, prompts.get(request), Optional.empty())));
             }
           }
 
           @Override
           public void onStep(Load load) {
             handover.check();
-            long sofar = tokens;
-            long waiting = load.waiting() - dealing.takenByOthers();
-            note =
-                () ->
-                    String.format(
-                        Locale.ROOT,
-                        "%,.0f tokens/s, %d running, %d waiting, %,d blocks, %,d prefix tokens",
-                        sofar / ((System.nanoTime() - start) / 1e9),
-                        load.running(),
-                        waiting,
-                        load.blocks(),
-                        load.prefixTokens());
+            progress.note(
+                String.format(
+                    Locale.ROOT,
+                    "%,.0f tokens/s, %d running, %d waiting, %,d blocks, %,d prefix tokens",
+                    tokens / ((System.nanoTime() - start) / 1e9),
+                    load.running(),
+                    load.waiting() - dealing.takenByOthers(),
+                    load.blocks(),
+                    load.prefixTokens()));
           }
         };
-    handover.often(() -> progress.note(listener.note.get()));
     generator.generate(requests, Math.clamp(each, 1, batchSize), listener);
+    return listener.answered;
   }
 
   private Request request(Prompt prompt) {
@@ -341,29 +339,25 @@ public record Evaluator(
     return listeners.map(each -> request.listenedBy(each.apply(prompt.ids))).orElse(request);
   }
 
-  private Answer answer(String task, Prompt prompt, int[] continuation) {
-    var all = IntStream.concat(IntStream.of(prompt.ids), IntStream.of(continuation)).toArray();
-    var decoded = codec.decode(all);
-    var cleaned = AnswerCleaner.clean(task, decoded, prompt.sample.prompt());
-    return answer(task, prompt, decoded, Optional.of(cleaned), continuation.length);
-  }
-
-  private static Answer skipped(String task, Prompt prompt) {
-    return answer(task, prompt, "", Optional.empty(), 0);
-  }
-
-  private static Answer answer(
-      String task, Prompt prompt, String decoded, Optional<Cleaned> cleaned, int newTokens) {
+  /** What came of a prompt: without a continuation it is skipped. */
+  private Answer answer(String task, Prompt prompt, Optional<int[]> continuation) {
+    var its = IntStream.of(continuation.orElse(new int[0]));
+    var ids = IntStream.concat(IntStream.of(prompt.ids), its).toArray();
+    var decoded = continuation.isEmpty() ? "" : codec.decode(ids);
+    var cleaned =
+        continuation.isEmpty()
+            ? new Cleaned("", false)
+            : AnswerCleaner.clean(task, decoded, prompt.sample.prompt());
     return new Answer(
         task,
         prompt.index,
         prompt.sample.prompt(),
         prompt.sample.response(),
         decoded,
-        cleaned.map(Cleaned::text).orElse(""),
+        cleaned.text(),
         prompt.ids.length,
-        newTokens,
-        cleaned.isEmpty(),
-        cleaned.map(Cleaned::promptLost).orElse(false));
+        ids.length - prompt.ids.length,
+        continuation.isEmpty(),
+        cleaned.promptLost());
   }
 }

@@ -1,62 +1,66 @@
 package org.meteora.eval;
 
+import java.util.Queue;
+import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
 
 /**
- * What is to become of answers is done by a thread of its own, in the order in which it was handed
- * over, so that whoever takes the steps waits neither for texts nor for disks. After a failure
- * nothing more is done.
+ * What is to become of answers is done ten times a second by a thread of its own, in order, so that
+ * whoever takes the steps waits neither for texts nor for disks. After a failure no more is done.
  */
 final class Handover implements AutoCloseable {
-  private static final long OFTEN_MILLIS = 100;
-
-  private final ScheduledExecutorService thread =
-      Executors.newSingleThreadScheduledExecutor(
-          Thread.ofPlatform().daemon().name("answers").factory());
+  private final Queue<Runnable> work = new ConcurrentLinkedQueue<>();
+  private final ScheduledExecutorService thread = Executors.newSingleThreadScheduledExecutor();
   private volatile Throwable failure;
 
-  /** Has something done, and returns at once; throws as {@link #check}. */
-  void add(Runnable work) {
-    check();
-    thread.execute(() -> attempt(work));
+  /**
+   * @param last is done each time after what was handed over
+   */
+  Handover(Runnable last) {
+    Runnable round =
+        () -> {
+          add(last);
+          doAll();
+        };
+    thread.scheduleWithFixedDelay(round, 100, 100, TimeUnit.MILLISECONDS);
   }
 
-  /** Has something done ten times a second until the end. */
-  void often(Runnable work) {
-    thread.scheduleWithFixedDelay(
-        () -> attempt(work), OFTEN_MILLIS, OFTEN_MILLIS, TimeUnit.MILLISECONDS);
+  /** Hands over, and returns at once. */
+  void add(Runnable its) {
+    work.add(its);
   }
 
-  private void attempt(Runnable work) {
+  private void doAll() {
     try {
-      if (failure == null) {
-        work.run();
+      for (Runnable next; failure == null && (next = work.poll()) != null; ) {
+        next.run();
       }
     } catch (RuntimeException | Error e) {
       failure = e;
     }
   }
 
-  /** Throws what something that was handed over has failed with. */
+  /** Throws what something has failed with. */
   void check() {
     switch (failure) {
-      case null -> {}
       case Error error -> throw error;
-      case Throwable other -> throw (RuntimeException) other;
+      case RuntimeException exception -> throw exception;
+      case null, default -> {}
     }
   }
 
-  /** Waits until all is done; throws as {@link #check}. */
+  /** Returns when all is done; throws as {@link #check}. */
   void finish() {
     close();
     check();
   }
 
-  /** Waits until all is done. */
+  /** Returns when all is done, or something has failed. */
   @Override
   public void close() {
     thread.close();
+    doAll();
   }
 }

@@ -44,7 +44,6 @@ public final class SavedResult implements AutoCloseable {
   private final FolderLock lock;
   private FileChannel partial;
   private long lastSync;
-  private long synced; // bytes
 
   /** What to do about a result, or the beginning of one, that is there. */
   public enum Existing {
@@ -208,8 +207,8 @@ public final class SavedResult implements AutoCloseable {
   }
 
   /**
-   * Keeps answers, in any order: appended, and on the disk with the first call, of none too, that
-   * comes a second after answers were sent there last.
+   * Keeps answers, in any order: appended, and on the disk with the next call, such as of none, a
+   * second after the last that were sent there.
    *
    * @throws UserException when they cannot be written; those before them stay
    */
@@ -225,9 +224,8 @@ public final class SavedResult implements AutoCloseable {
         partial.truncate(good);
         throw e;
       }
-      if (partial.position() > synced && System.nanoTime() - lastSync > SYNC_NANOS) {
+      if (System.nanoTime() - lastSync > SYNC_NANOS) {
         partial.force(false);
-        synced = partial.position();
         lastSync = System.nanoTime();
       }
     } catch (IOException e) {
@@ -296,9 +294,7 @@ public final class SavedResult implements AutoCloseable {
     try {
       if (partial != null) {
         boolean nothing = partial.size() == 0;
-        if (Files.exists(partialFile())) { // there is no result
-          partial.force(false);
-        }
+        partial.force(false);
         partial.close();
         if (nothing) { // all answers were there: what is left behind would hide them
           delete(partialSettings(), partialFile());
