@@ -63,7 +63,7 @@ public final class Progress implements AutoCloseable {
   }
 
   /** So many units more are done. */
-  public synchronized void step(long units) {
+  public void step(long units) {
     done += units;
     if (bar != null) {
       bar.stepTo(done);
@@ -92,7 +92,7 @@ public final class Progress implements AutoCloseable {
   }
 
   /** A short text behind the bar: a loss, a file's name. A plain line may follow. */
-  public synchronized void note(String text) {
+  public void note(String text) {
     extra = text;
     line();
     if (bar != null) {

@@ -319,15 +319,19 @@ public record Evaluator(
           @Override
           public void onStep(Load load) {
             handover.check();
-            progress.note(
-                String.format(
-                    Locale.ROOT,
-                    "%,.0f tokens/s, %d running, %d waiting, %,d blocks, %,d prefix tokens",
-                    tokens / ((System.nanoTime() - start) / 1e9),
-                    load.running(),
-                    load.waiting() - dealing.takenByOthers(),
-                    load.blocks(),
-                    load.prefixTokens()));
+            double speed = tokens / ((System.nanoTime() - start) / 1e9);
+            long waiting = load.waiting() - dealing.takenByOthers();
+            handover.add(
+                () ->
+                    progress.note(
+                        String.format(
+                            Locale.ROOT,
+                            "%,.0f tokens/s, %d running, %d waiting, %,d blocks, %,d prefix tokens",
+                            speed,
+                            load.running(),
+                            waiting,
+                            load.blocks(),
+                            load.prefixTokens())));
           }
         };
     generator.generate(requests, Math.clamp(each, 1, batchSize), listener);
