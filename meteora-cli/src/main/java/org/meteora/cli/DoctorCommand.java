@@ -265,7 +265,7 @@ public final class DoctorCommand implements Callable<Integer> {
     try (decoding) {
       var config = GenerationConfig.greedy(List.of(), 64).withMaxNewTokens(16);
       return new Generator(model, decoding, context)
-          .generate(List.of(new int[] {1, 2, 3, 5, 8, 13}), config, (row, token) -> {})
+          .generate(List.of(new int[] {1, 2, 3, 5, 8, 13}), config)
           .getFirst();
     }
   }

@@ -156,7 +156,7 @@ final class GenerateCommand implements Callable<Integer> {
     @Override
     public void onToken(int request, int token) {
       if (!json.isGiven()) {
-        answers.get(request).stream.take(token); // a text takes time: when it is its turn
+        answers.get(request).stream.add(token); // a text takes time: when it is its turn
         if (request == turn) {
           print(answers.get(turn).stream.fresh());
         }

@@ -25,18 +25,12 @@ public final class TextStream {
     this.stops = stops;
   }
 
-  /** The text that this token completes; often empty. */
-  public String add(int token) {
-    take(token);
-    return fresh();
-  }
-
-  /** Takes a token and leaves its text to {@link #fresh}, which reads all tokens so far. */
-  public void take(int token) {
+  /** Takes a token and leaves its text to {@link #fresh}. */
+  public void add(int token) {
     tokens.add(token);
   }
 
-  /** The text that tokens have completed since it was asked for last. */
+  /** The text that tokens have completed since it was asked for last; reads all tokens so far. */
   public String fresh() {
     var text = text();
     int end = text.length();

@@ -58,21 +58,15 @@ public interface TokenGenerator {
   }
 
   /**
-   * As {@link #generate(List, TokenListener)}, with one setting for all.
+   * As {@link #generate(List, TokenListener)}, with one setting for all and nobody who listens.
    *
    * @param prompts token ids, each with at least one; each draws from a stream of its own
    */
-  default List<int[]> generate(
-      List<int[]> prompts, GenerationConfig config, TokenListener listener) {
+  default List<int[]> generate(List<int[]> prompts, GenerationConfig config) {
     return generate(
         IntStream.range(0, prompts.size())
             .mapToObj(i -> new Request(prompts.get(i), config, i))
             .toList(),
-        listener);
-  }
-
-  /** {@link #generate(List, GenerationConfig, TokenListener)} without a listener. */
-  default List<int[]> generate(List<int[]> prompts, GenerationConfig config) {
-    return generate(prompts, config, (row, token) -> {});
+        (row, token) -> {});
   }
 }

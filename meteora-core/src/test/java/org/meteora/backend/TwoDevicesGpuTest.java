@@ -21,7 +21,6 @@ import org.meteora.checkpoint.LoadedModel;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Request;
-import org.meteora.generate.TokenGenerator.TokenListener;
 import org.meteora.lora.AdapterBank;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
@@ -37,7 +36,6 @@ import org.meteora.tensor.Ops;
 /** Two GPUs in one process, by turns on one thread and at the same time on two. */
 @Tag("gpu")
 class TwoDevicesGpuTest {
-  private static final TokenListener NOBODY = (row, token) -> {};
 
   @BeforeEach
   void needsTwo() {
@@ -130,7 +128,7 @@ class TwoDevicesGpuTest {
       for (int round = 0; round < 3; round++) {
         var beside =
             CompletableFuture.supplyAsync(() -> second.generator().generate(prompts, config));
-        assertSame(first.generator().generate(prompts, config, NOBODY), alone);
+        assertSame(first.generator().generate(prompts, config), alone);
         assertSame(beside.join(), alone);
       }
     }

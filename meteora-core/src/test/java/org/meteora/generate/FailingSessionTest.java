@@ -260,8 +260,7 @@ class FailingSessionTest {
       assertThatThrownBy(
               () ->
                   generator.generate(
-                      PROMPTS,
-                      CONFIG,
+                      PROMPTS.stream().map(prompt -> new Request(prompt, CONFIG, 0)).toList(),
                       (row, token) -> {
                         told[0]++;
                         throw full;

@@ -43,7 +43,10 @@ class TextStreamTest {
         int[] tokens = tokenizer.encode(text.toString(), false);
         int count = 0;
         while (count < tokens.length) {
-          shown.append(stream.add(tokens[count++]));
+          stream.add(tokens[count++]);
+          if (random.nextInt(4) > 0) { // or later, of several
+            shown.append(stream.fresh());
+          }
           assertThat(text.substring(0, end)).startsWith(shown.toString());
           if (texts.end(Arrays.copyOf(tokens, count))) {
             ended++;
