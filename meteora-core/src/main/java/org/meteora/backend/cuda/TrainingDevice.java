@@ -19,8 +19,8 @@ interface TrainingDevice {
   void multiply(Matrix c, Matrix a, Matrix b, boolean add);
 
   /**
-   * From so many ranks of a linear on, {@code z} and the gradient of {@code c} are multiplied
-   * adapter by adapter, of the tokens that chose it, and not over all ranks.
+   * From so many ranks of a linear on, z, its result, and the gradients of c and of the input are
+   * multiplied adapter by adapter, of the tokens that chose it, and not over all ranks.
    */
   default int manyRanks() {
     return 1024;

@@ -10,6 +10,7 @@ import java.util.List;
 import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.ChosenTerm;
 import org.meteora.cuda.kernel.TrainingKernels.GradientPart;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
@@ -30,7 +31,7 @@ import org.meteora.tensor.Ops;
  * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class TrainingGroup {
-  /** Columns of x and of results that {@link TrainingKernels#chosenProduct} takes. */
+  /** x and results have whole ones: {@link TrainingKernels#chosenProduct}. */
   private static final int CHOSEN_COLUMNS = 128;
 
   /**
@@ -240,12 +241,12 @@ final class TrainingGroup {
     return Ops.dataPointer(table);
   }
 
-  /** Whether {@link TrainingKernels#chosenProduct} multiplies by these, and gains by it. */
+  /** Whether products by choice take these, and gain by it. */
   private boolean isByChoice(AdapterBank bank) {
     long out = bank.loraB().getShape().get(0);
     long in = bank.loraA().getShape().get(1);
     return bank.totalRank() >= device.manyRanks()
-        && bank.totalRank() < 1 << 16
+        && bank.totalRank() * 2 * Math.max(in, out) < 1L << 31 // bytes are counted in 32 bits
         && Arrays.stream(bank.ranks()).allMatch(rank -> rank % 8 == 0)
         && in % CHOSEN_COLUMNS == 0
         && out % CHOSEN_COLUMNS == 0
@@ -299,6 +300,11 @@ final class TrainingGroup {
       }
     }
     return largest;
+  }
+
+  /** Bytes of who chose whom. */
+  long bytesOfChoices(long tokens) {
+    return byChoice ? TrainingKernels.Choices.bytes(tokens) : 0;
   }
 
   private TrainingKernels.Routed routed(boolean gated) {
@@ -391,7 +397,12 @@ final class TrainingGroup {
       boolean begun = member.bias() != 0;
       if (member.hasAdapters()) { // before: what is there costs the long product nothing to read
         pass.watch().adapters(true);
-        device.multiply(y, columns(c, tokens, member), member.b().transpose(), begun);
+        if (byChoice && !begun) {
+          var term = term(member, c, member.b().address());
+          pass.kernels().chosenSum(chosen(pass), List.of(term), ranks, member.out(), outputs[i]);
+        } else {
+          device.multiply(y, columns(c, tokens, member), member.b().transpose(), begun);
+        }
         pass.watch().adapters(false);
         begun = true;
       }
@@ -400,10 +411,20 @@ final class TrainingGroup {
     pass.watch().adapters(false);
   }
 
+  /** Of the adapters that a token chose, rows of a matrix times the columns of c or ∂z. */
+  private ChosenTerm term(Member member, long from, long matrix) {
+    return new ChosenTerm(member.adapted(), from + (long) member.rankAt() * bytes, matrix);
+  }
+
+  /** Where {@link #choices} are. */
+  private TrainingKernels.Choices chosen(Pass pass) {
+    long at = pass.scratch().choices();
+    return new TrainingKernels.Choices(at, pass.tokens(), pass.topK(), linears);
+  }
+
   /** Who chooses whom, by the logits in {@code rows}. */
   private TrainingKernels.Choices choices(Pass pass, long rows) {
-    long at = pass.scratch().choices();
-    var choices = new TrainingKernels.Choices(at, pass.tokens(), pass.topK(), linears);
+    var choices = chosen(pass);
     pass.kernels().choices(choices, routed(pass.gated()), rows, pass.tasks());
     return choices;
   }
@@ -419,7 +440,7 @@ final class TrainingGroup {
    * @param slopeOfC {@code (tokens, ranks)}
    * @param slopeOfRows {@code (tokens, stride)}
    * @param gradients {@link #bytesOfGradients}
-   * @param choices {@link TrainingKernels.Choices#bytes}
+   * @param choices {@link #bytesOfChoices}
    */
   record Scratch(long c, long slopeOfC, long slopeOfRows, long gradients, long choices) {}
 
@@ -469,15 +490,16 @@ final class TrainingGroup {
     boolean begun = false;
     if (stride > 0) {
       pass.watch().adapters(true);
-      if (dropped == 0) {
-        back(tokens, 0, stride, scratch, slopeOfX);
-        begun = true;
+      boolean whole = dropped == 0 && !byChoice; // one product for adapters and gates
+      begun = dropped == 0;
+      if (byChoice) {
+        chosenBack(pass, begun ? slopeOfX : dropped);
       } else {
-        if (gates > 0 && pass.gated()) {
-          back(tokens, ranks, stride - ranks, scratch, slopeOfX);
-          begun = true;
-        }
-        back(tokens, 0, ranks, scratch, dropped);
+        back(tokens, 0, whole ? stride : ranks, scratch, begun ? slopeOfX : dropped, false);
+      }
+      if (!whole && gates > 0 && pass.gated()) {
+        back(tokens, ranks, stride - ranks, scratch, slopeOfX, begun);
+        begun = true;
       }
       pass.watch().adapters(false);
     }
@@ -489,9 +511,20 @@ final class TrainingGroup {
   }
 
   /** The gradient of S's input from that of some columns of its product. */
-  private void back(int tokens, int row, int count, Scratch scratch, long to) {
+  private void back(int tokens, int row, int count, Scratch scratch, long to, boolean add) {
     var slope = rows(scratch.slopeOfRows(), tokens, row, count);
-    device.multiply(matrix(to, tokens, in), slope, stack(row, count), false);
+    device.multiply(matrix(to, tokens, in), slope, stack(row, count), add);
+  }
+
+  /** The gradient of the adapters' input, of those alone that a token chose. */
+  private void chosenBack(Pass pass, long to) {
+    long slope = pass.scratch().slopeOfRows();
+    var terms =
+        members.stream()
+            .filter(Member::hasAdapters)
+            .map(each -> term(each, slope, stack + (long) each.rankAt() * in * bytes))
+            .toList();
+    pass.kernels().chosenSum(chosen(pass), terms, stride, in, to);
   }
 
   private void gradients(Pass pass, long x, long dropped, long[] slopes) {

@@ -4,7 +4,6 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.List;
-import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.model.Architecture;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
@@ -96,11 +95,13 @@ final class TrainingMemory {
       long rows = 0;
       long c = 0;
       long gradients = 0;
+      long choices = 0;
       for (var layer : layers) {
         for (var group : layer.groups()) {
           rows = Math.max(rows, group.bytesOfRows());
           c = Math.max(c, group.bytesOfC());
           gradients = Math.max(gradients, group.bytesOfGradients());
+          choices = Math.max(choices, group.bytesOfChoices(tokens));
         }
       }
       boolean padded = positions != tokens;
@@ -134,7 +135,7 @@ final class TrainingMemory {
               region.take(tokens * c),
               region.take(tokens * rows),
               region.take(gradients),
-              region.take(TrainingKernels.Choices.bytes(tokens))));
+              region.take(choices)));
     }
 
     /** Where q, k and v go before they are put into rows: without padding those are the rows. */

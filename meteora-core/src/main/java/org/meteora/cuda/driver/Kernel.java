@@ -15,6 +15,7 @@ public final class Kernel {
   private final String launching;
   private final long function;
   private final boolean overlaps;
+  private int allowed = 48 << 10;
 
   /**
    * @param overlaps whether the device knows programmatic dependent launch
@@ -26,10 +27,13 @@ public final class Kernel {
     this.overlaps = overlaps;
   }
 
-  /** Lets blocks use more dynamic shared memory than the usual 48 KiB. */
-  public void allowShared(int bytes) {
-    CudaDriver.call(
-        "reserving shared memory for " + name, CudaDriver.FUNCTION_ATTRIBUTE, function, 8, bytes);
+  /** Lets blocks use more dynamic shared memory than the usual 48 KiB, or than so far. */
+  private synchronized void allowShared(int bytes) {
+    if (bytes > allowed) {
+      CudaDriver.call(
+          "reserving shared memory for " + name, CudaDriver.FUNCTION_ATTRIBUTE, function, 8, bytes);
+      allowed = bytes;
+    }
   }
 
   /**
@@ -39,6 +43,7 @@ public final class Kernel {
    * @param argument mirrors the kernel's parameter, see {@link CStruct}
    */
   public Launch launch(Shape shape, Record argument) {
+    allowShared(shape.shared());
     return new Launch(this, shape, argument);
   }
 

@@ -89,7 +89,6 @@ public record FewColumns(Kernels kernels, int rows, int columns, int k) {
           Shape.of(slices(), Math.ceilDiv(rows, 64), Math.ceilDiv(columns, 256), 512),
           argument);
     }
-    kernels.get(KernelName.DECODE_FEW_COLUMNS_STAGED).allowShared(STAGES_BYTES);
     return kernels.launch(
         KernelName.DECODE_FEW_COLUMNS_STAGED,
         Shape.of(slices(), Math.ceilDiv(rows, 64), Math.ceilDiv(columns, 128), 256)

@@ -75,18 +75,30 @@ public final class GroupedPrefill {
    * A product {@code y = z · rows}; mirrors the struct of this name in {@code grouped.cuh}.
    *
    * @param rows (Σr, out), Bᵀ
-   * @param z (topK, tokens, ranks)
+   * @param z (topK, tokens, ranks), or with {@link GroupAdd#byRow} (tokens, {@code zStride}) of all
+   *     adapters' ranks
    * @param y (tokens, out)
    * @param out in whole 8
    */
   record GroupedRows(TokenGroups groups, long rows, long z, long y, int out) {}
 
+  /**
+   * Products, or sums of them; mirrors the struct of this name in {@code grouped.cuh}.
+   *
+   * @param zList elements from the z of the adapters chosen first to that of the next ones
+   * @param zStride elements from a token's z to the next one's
+   * @param byRow whether an adapter's z lies there where its rows lie among all adapters'
+   * @param together so many linears are summed, into the first one's y
+   * @param ahead blocks at work at once: of what the one so far behind reads, some is fetched
+   */
   record GroupAdd(
       @Count(AdapterKernels.MAX_LINEARS) List<GroupedRows> linear,
-      int tokens,
+      long zList,
+      int zStride,
+      boolean byRow,
+      int together,
       int chunk,
       int tiles,
-      int ranks,
       int ahead) {}
 
   record GroupedRoute(ScaledLinear linear, long chosen, long factors) {}
@@ -142,11 +154,8 @@ public final class GroupedPrefill {
     this.topK = kernels.constants().topK();
     int maxRank = targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
     this.ranks = (maxRank + 7) / 8 * 8;
-    int most = CHUNK;
-    while (shared(most) > kernels.cuda().sharedMemory()) {
-      most /= 2;
-    }
-    this.longest = most;
+    this.longest =
+        longest(topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
     this.isAvailable =
         kernels.constants().dtype() != Dtype.F32
             && kernels.cuda().capability() >= 80
@@ -191,14 +200,32 @@ public final class GroupedPrefill {
     return Math.ceilDiv(tokens, chunk(tokens));
   }
 
-  /** Tiles of a list. */
   private int tiles(int chunk) {
-    return chunk / TILE + Math.min(kernels.constants().maxAdapters(), chunk);
+    return tiles(chunk, kernels.constants().maxAdapters());
   }
 
-  /** Bytes of {@code group_add}'s shared memory. */
-  private int shared(int chunk) {
-    return (topK == 1 ? 0 : chunk * 64) + topK * tiles(chunk) * TILE_BYTES;
+  /** Tiles of a list. */
+  static int tiles(int chunk, int adapters) {
+    return chunk / TILE + Math.min(adapters, chunk);
+  }
+
+  /** Bytes of {@code group_add}'s shared memory where so many lists are summed. */
+  static int shared(int chunk, int lists, int adapters) {
+    return (lists == 1 ? 0 : chunk * 64) + lists * tiles(chunk, adapters) * TILE_BYTES;
+  }
+
+  /** Tokens of a chunk for which a block has memory. */
+  static int longest(int lists, int adapters, int sharedMemory) {
+    int most = CHUNK;
+    while (shared(most, lists, adapters) > sharedMemory) {
+      most /= 2;
+    }
+    return most;
+  }
+
+  /** Bytes of one list of so many tokens at most, in chunks of any length; in whole eights. */
+  static long listBytes(long tokens) {
+    return (tokens + CHUNK) * (TILE + 1) / TILE * (4 * TILE + 8);
   }
 
   /** Where one linear's things lie in a scratch, and where the next one's begin. */
@@ -299,12 +326,10 @@ public final class GroupedPrefill {
   public void add(Pass pass, long[] y, Stream stream) {
     int chunk = chunk(pass.tokens());
     int widest = targets.stream().mapToInt(Target::out).max().orElseThrow();
-    // the same for all that share kernels: another thread's launch may be about to take as much
-    kernels.get(KernelName.GROUP_ADD).allowShared(shared(longest));
     kernels.run(
         KernelName.GROUP_ADD,
         Shape.of((widest + 31) / 32, chunks(pass.tokens()), y.length, 1024)
-            .withShared(shared(chunk)),
+            .withShared(shared(chunk, topK, kernels.constants().maxAdapters())),
         new GroupAdd(
             ofEach(
                 pass,
@@ -313,10 +338,12 @@ public final class GroupedPrefill {
                   return new GroupedRows(
                       its.groups(), target.adapters().b(), its.z(), y[i], target.out());
                 }),
-            pass.tokens(),
+            (long) pass.tokens() * ranks,
+            ranks,
+            false,
+            1,
             chunk,
             tiles(chunk),
-            ranks,
             kernels.cuda().multiprocessors()),
         stream);
   }

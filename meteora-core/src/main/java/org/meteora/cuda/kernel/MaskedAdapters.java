@@ -90,7 +90,6 @@ public final class MaskedAdapters {
         argument.rows() <= 64
             ? KernelName.DECODE_MASKED_SILU_UP64
             : KernelName.DECODE_MASKED_SILU_UP128;
-    kernels.get(name).allowShared(2 * RANKS * OUTS * 2);
     return kernels.launch(
         name,
         Shape.of(blocks, 1, 1, 256)

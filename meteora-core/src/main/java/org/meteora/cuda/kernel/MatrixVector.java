@@ -226,7 +226,6 @@ public final class MatrixVector {
           argument);
     }
     var name = rows > 8 ? KernelName.PRODUCT_STREAM16 : KernelName.PRODUCT_STREAM8;
-    kernels.get(name).allowShared(kernels.cuda().sharedMemory());
     if (maps == null) {
       maps =
           segments.stream()

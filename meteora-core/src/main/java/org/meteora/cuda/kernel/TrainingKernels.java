@@ -2,10 +2,15 @@ package org.meteora.cuda.kernel;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.GroupedPrefill.GroupAdd;
+import org.meteora.cuda.kernel.GroupedPrefill.GroupTokens;
+import org.meteora.cuda.kernel.GroupedPrefill.GroupedRows;
+import org.meteora.cuda.kernel.GroupedPrefill.TokenGroups;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -21,8 +26,10 @@ public final class TrainingKernels {
   private static final int THREADS = 256;
   private static final int MAX_LINEARS = 3;
 
+  private static final int MULTIPROCESSORS = 132;
+
   /** Blocks that keep every multiprocessor at work. */
-  private static final int BLOCKS = 132 * 16;
+  private static final int BLOCKS = MULTIPROCESSORS * 16;
 
   /** Blocks of a sum of squares: the order of the sum depends on it. */
   public static final int SQUARES_BLOCKS = 1024;
@@ -148,8 +155,7 @@ public final class TrainingKernels {
 
   record TrainingRouteBackward(TrainingRouted of, long slope, long c, long out, float gateWeight) {}
 
-  record TrainingLists(
-      long chosen, long offsets, long order, long starts, int tokens, int chosenStride) {}
+  record TrainingLists(long chosen, long order, long starts, int tokens) {}
 
   record TrainingChosenProduct(
       long x,
@@ -174,20 +180,24 @@ public final class TrainingKernels {
   record TrainingSquares(long values, long sums, long count) {}
 
   private final Launcher launcher;
+  private final int sharedMemory;
 
   /**
    * @param launcher of kernels compiled for the arrays' dtype, for the top-k and for at least so
    *     many adapters
+   * @param sharedMemory bytes that a block can have
    */
-  public TrainingKernels(Launcher launcher) {
+  public TrainingKernels(Launcher launcher, int sharedMemory) {
     this.launcher = launcher;
+    this.sharedMemory = sharedMemory;
   }
 
   /** Kernels for f32, f16 or bf16 on a stream of a GPU. */
   public static TrainingKernels of(Cuda cuda, Dtype dtype, int topK, int adapters, Stream stream) {
     var kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, adapters));
     return new TrainingKernels(
-        (name, shape, argument) -> kernels.run(name, shape, argument, stream));
+        (name, shape, argument) -> kernels.run(name, shape, argument, stream),
+        cuda.sharedMemory());
   }
 
   private void rows(KernelName kernel, long rows, Record argument) {
@@ -468,7 +478,7 @@ public final class TrainingKernels {
   /**
    * Which tokens of a pass chose each adapter, in device memory.
    *
-   * @param at of {@link #bytes}; first as the kernels have them, uint32 (tokens, linears, topK)
+   * @param at of {@link #bytes}; first as they chose, int32 (linears, topK, tokens)
    */
   public record Choices(long at, int tokens, int topK, List<Linear> linears) {
     public Choices {
@@ -477,23 +487,52 @@ public final class TrainingKernels {
 
     /** Of so many tokens, of up to three linears. */
     public static long bytes(long tokens) {
-      return 4L * MAX_LINEARS * (2 * tokens * Kernels.MAX_TOP_K + Kernels.MAX_ADAPTERS + 1);
+      long lists = Kernels.MAX_TOP_K * (8 * tokens + GroupedPrefill.listBytes(tokens));
+      return MAX_LINEARS * (lists + 4L * (Kernels.MAX_ADAPTERS + 1)) + Long.BYTES;
+    }
+
+    /** int32 (topK, tokens): its adapters. */
+    private long chosen(int linear) {
+      return at + 4L * tokens * topK * linear;
     }
 
     /** int32 (tokens · topK): the tokens of the linear's first adapter, the next one's … */
     private long order(int linear) {
-      return at + 4L * tokens * topK * (linears.size() + linear);
+      return chosen(linears.size() + linear);
     }
 
     /** int32 (adapters + 1): where each adapter's begin. */
     private long starts(int linear) {
-      return order(linears.size()) + 4L * linear * (linears.get(linear).adapters() + 1);
+      return order(linears.size()) + 4L * linear * (adapters() + 1);
     }
+
+    private int adapters() {
+      return linears.getFirst().adapters();
+    }
+
+    private int tiles(int chunk) {
+      return GroupedPrefill.tiles(chunk, adapters());
+    }
+
+    /** As {@code group_add} wants them, behind the others. */
+    private TokenGroups groups(int linear, int chunk) {
+      long tiles = (long) Math.ceilDiv(tokens, chunk) * topK * tiles(chunk);
+      long first = (starts(linears.size()) + 7) / 8 * 8;
+      long order = first + 8 * tiles * linears.size() + 64 * tiles * linear;
+      return new TokenGroups(
+          chosen(linear), linears.get(linear).offsets(), order, first + 8 * tiles * linear);
+    }
+  }
+
+  /** Tokens of a chunk of {@code group_add}, as many as all linears' lists leave memory for. */
+  private int chunk(Choices choices) {
+    int lists = choices.linears().size() * choices.topK();
+    int longest = GroupedPrefill.longest(lists, choices.adapters(), sharedMemory);
+    return Math.min(longest, (choices.tokens() + 7) / 8 * 8);
   }
 
   /** Writes them; of {@code rows} the logits alone are read. */
   public void choices(Choices choices, Routed linears, long rows, Tasks tasks) {
-    int each = choices.linears().size() * choices.topK();
     route(choices.tokens(), linears, rows, 0, tasks, Counts.NONE, choices.at());
     for (int i = 0; i < choices.linears().size(); i++) {
       var linear = choices.linears().get(i);
@@ -501,13 +540,60 @@ public final class TrainingKernels {
           KernelName.TRAINING_LISTS,
           linear.adapters(),
           new TrainingLists(
-              choices.at() + 4L * i * choices.topK(),
-              linear.offsets(),
-              choices.order(i),
-              choices.starts(i),
-              choices.tokens(),
-              each));
+              choices.chosen(i), choices.order(i), choices.starts(i), choices.tokens()));
     }
+    int chunk = chunk(choices);
+    int all = choices.linears().size();
+    launcher.launch(
+        KernelName.GROUP_TOKENS,
+        Shape.of(choices.topK(), Math.ceilDiv(choices.tokens(), chunk), all, THREADS),
+        new GroupTokens(
+            IntStream.range(0, all).mapToObj(i -> choices.groups(i, chunk)).toList(),
+            choices.tokens(),
+            chunk,
+            choices.tiles(chunk)));
+  }
+
+  /**
+   * A product {@code z M} of the ranks of the adapters that a token chose.
+   *
+   * @param linear which of the choices'
+   * @param z {@code (tokens, stride)}, the linear's first rank
+   * @param matrix {@code (Σr, out)}
+   */
+  public record ChosenTerm(int linear, long z, long matrix) {}
+
+  /**
+   * {@code y (tokens, out) = } the sum of the terms. For 16 bits, or on a CPU.
+   *
+   * @param stride of each z, elements
+   * @param out whole eights
+   */
+  public void chosenSum(Choices choices, List<ChosenTerm> terms, int stride, int out, long y) {
+    int chunk = chunk(choices);
+    int lists = terms.size() * choices.topK();
+    launcher.launch(
+        KernelName.GROUP_ADD,
+        Shape.of((out + 31) / 32, Math.ceilDiv(choices.tokens(), chunk), 1, 1024)
+            .withShared(GroupedPrefill.shared(chunk, lists, choices.adapters())),
+        new GroupAdd(
+            terms.stream()
+                .map(
+                    term ->
+                        new GroupedRows(
+                            choices.groups(term.linear(), chunk),
+                            term.matrix(),
+                            term.z(),
+                            y,
+                            out))
+                .toList(),
+            0,
+            stride,
+            true,
+            terms.size(),
+            chunk,
+            choices.tiles(chunk),
+            MULTIPROCESSORS));
   }
 
   /**

@@ -153,7 +153,6 @@ public final class WideProduct {
       end[i] = at(i) / GROUP + matrices.get(i).groups();
     }
     var name = rows <= 32 ? KernelName.PRODUCT_WIDE32 : KernelName.PRODUCT_WIDE64;
-    kernels.get(name).allowShared(kernels.cuda().sharedMemory());
     var shared = beyond() + stages * (inputBytes() + most * GROUP_BYTES);
     return kernels.launch(
         name,

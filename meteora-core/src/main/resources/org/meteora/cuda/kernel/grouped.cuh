@@ -111,18 +111,22 @@ struct GroupZ {
   GroupedZ linear[3];
   int tokens, tiles, ranks, lists;
 };
-// y (tokens, out) = z · rows of the chosen adapters. Grid (out / 32, chunks, linears).
+// y (tokens, out) = z · rows of the chosen adapters, or the sum of several linears'. Grid (out / 32, chunks, linears / together).
 struct GroupedRows {
   TokenGroups groups;
   const T* rows;  // (Σr, out)
-  const T* z;  // (TOPK, tokens, ranks)
-  T* y;        // (tokens, out)
-  int out;     // in whole 8
+  const T* z;     // (TOPK, tokens, ranks), or with byRow (tokens, zStride) of all adapters' ranks
+  T* y;           // (tokens, out)
+  int out;        // in whole 8
 };
 struct GroupAdd {
   GroupedRows linear[3];
-  int tokens, chunk, tiles, ranks, ahead;  // as many blocks behind this one another comes to its place
+  long long zList;              // elements from one list's z to the next one's
+  int zStride, byRow;           // of a token; whether an adapter's z lies there where its rows lie among all
+  int together;                 // so many linears, with one y
+  int chunk, tiles, ahead;      // as many blocks behind this one another comes to its place
 };
+#define GROUP_THREADS 1024
 #ifdef TENSOR_CORES
 template <int N>
 __device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, const T* rows, float* c) {
@@ -186,7 +190,6 @@ __device__ __forceinline__ uint4 addEights(uint4 a, uint4 b) {
 }
 
 // A block has 32 columns of a chunk. In shared memory: the sums of the lists before, 64 bytes a token; all lists' tiles.
-#define GROUP_THREADS 1024
 struct GroupedTile {
   unsigned row, rank;
   unsigned short token[TILE];  // from the chunk's first; NO_TOKEN
@@ -202,22 +205,25 @@ struct TileFactors {
 struct TileSources {
   const unsigned char* rows;  // at the lane's columns
   const unsigned char* z;     // at the lane's ranks
-  unsigned rowBytes, zBytes, mine;
+  unsigned rowBytes, zBytes, zRowBytes, mine;
   __device__ __forceinline__ TileFactors factors(uint2 its, unsigned r, int t0, int t1) const {
     const unsigned last = its.y - 1, at = mine + r;
     const unsigned char* const b = rows + (its.x + (at < last ? at : last)) * rowBytes;
     TileFactors f;
     f.b0 = *(const uint4*)b;
     f.b1 = *(const uint4*)(b + (at < last ? rowBytes : 0));
-    f.z0 = *(const unsigned*)(z + ((t0 == NO_TOKEN ? 0 : t0) * zBytes + 2 * r));
-    f.z1 = *(const unsigned*)(z + ((t1 == NO_TOKEN ? 0 : t1) * zBytes + 2 * r));
+    const unsigned column = its.x * zRowBytes + 2 * r;
+    f.z0 = *(const unsigned*)(z + ((t0 == NO_TOKEN ? 0 : t0) * zBytes + column));
+    f.z1 = *(const unsigned*)(z + ((t1 == NO_TOKEN ? 0 : t1) * zBytes + column));
     return f;
   }
 };
 
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const __grid_constant__ GroupAdd p) {
   DYNAMIC_SHARED(sharedSums);
-  const GroupedRows& l = p.linear[blockIdx.z];
+  const GroupedRows* const linears = p.linear + blockIdx.z * p.together;
+  const GroupedRows& l = linears[0];
+  const int lists = TOPK * p.together;
   const unsigned out = l.out, column = blockIdx.x * 32, from = blockIdx.y * p.chunk;
   if (column >= out) return;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, tiles = p.tiles;
@@ -225,22 +231,27 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
   const bool inside = column + 8 * q < out;
   uint4* const y = (uint4*)(l.y + (u64)from * out + column) + q;
   uint4* const sums = (uint4*)sharedSums + q;
-  GroupedTile* tile = (GroupedTile*)(sharedSums + p.chunk * (TOPK > 1 ? 64 : 0));
+  GroupedTile* tile = (GroupedTile*)(sharedSums + p.chunk * (lists > 1 ? 64 : 0));
   const unsigned next = (column + 32 * p.ahead < out ? column + 32 * p.ahead : column);
-  for (int i = threadIdx.x; i < TOPK * tiles * TILE; i += GROUP_THREADS) {
-    const uint2 one = l.groups.tile[(u64)blockIdx.y * TOPK * tiles + i / TILE];
-    if (i % TILE == 0) *(uint2*)&tile[i / TILE] = one;
-    if (one.x == NO_ROW) continue;
-    const int token = l.groups.order[(u64)blockIdx.y * TOPK * tiles * TILE + i];
-    tile[i / TILE].token[i % TILE] = token < 0 ? NO_TOKEN : token - (int)from;
-    // for the block that comes here next
-    if (i % TILE < 8 && i % TILE < one.y) prefetch(l.rows + (u64)(one.x + i % TILE) * out + next);
-  }
-  TileSources sources{(const unsigned char*)(l.rows + (at < out ? at : out - 8)), 0, 2 * out, 2u * p.ranks, 2u * q};
-#pragma unroll
-  for (int j = 0; j < TOPK; j++) {
+  for (int m = 0; m < p.together; m++)
+    for (int i = threadIdx.x; i < TOPK * tiles * TILE; i += GROUP_THREADS) {
+      const GroupedRows& of = linears[m];
+      GroupedTile& to = tile[m * TOPK * tiles + i / TILE];
+      const uint2 one = of.groups.tile[(u64)blockIdx.y * TOPK * tiles + i / TILE];
+      if (i % TILE == 0) *(uint2*)&to = one;
+      if (one.x == NO_ROW) continue;
+      const int token = of.groups.order[(u64)blockIdx.y * TOPK * tiles * TILE + i];
+      to.token[i % TILE] = token < 0 ? NO_TOKEN : token - (int)from;
+      // for the block that comes here next
+      if (i % TILE < 8 && i % TILE < one.y) prefetch(of.rows + (u64)(one.x + i % TILE) * out + next);
+    }
+  TileSources sources{0, 0, 2 * out, 2u * p.zStride, 2u * p.byRow, 2u * q};
+#pragma unroll 1
+  for (int j = 0; j < lists; j++) {
     __syncthreads();
-    sources.z = (const unsigned char*)(l.z + ((u64)j * p.tokens + from) * p.ranks) + 4 * q;
+    const GroupedRows& of = linears[j / TOPK];
+    sources.rows = (const unsigned char*)(of.rows + (at < out ? at : out - 8));
+    sources.z = (const unsigned char*)(of.z + j % TOPK * p.zList + (u64)from * p.zStride) + 4 * q;
     if (j) tile += tiles;
     int i = warp;
     uint2 now = i < tiles ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
@@ -274,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
         if (token == NO_TOKEN) continue;
         uint4 v = packed8(c, half);
         if (j) v = addEights(v, sums[4 * token]);
-        if (j < TOPK - 1)
+        if (j < lists - 1)
           sums[4 * token] = v;
         else if (inside)
           y[(unsigned)token * (out / 8)] = v;
@@ -289,5 +300,23 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
 }
 #else
 extern "C" __global__ void group_z(const __grid_constant__ GroupZ) {}
-extern "C" __global__ void group_add(const __grid_constant__ GroupAdd) {}
+// Plainly, for who has no tensor cores.
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_add(const __grid_constant__ GroupAdd p) {
+  const GroupedRows* const linears = p.linear + blockIdx.z * p.together;
+  const int out = linears[0].out, from = blockIdx.y * p.chunk;
+  for (int j = 0; j < TOPK * p.together; j++) {
+    const GroupedRows& of = linears[j / TOPK];
+    const u64 first = ((u64)blockIdx.y * TOPK + j % TOPK) * p.tiles;
+    __syncthreads();
+    for (int i = threadIdx.x; i < p.tiles * TILE * 32; i += GROUP_THREADS) {
+      const uint2 its = of.groups.tile[first + i / 32 / TILE];
+      const int column = blockIdx.x * 32 + i % 32, token = its.x == NO_ROW ? -1 : of.groups.order[first * TILE + i / 32];
+      if (token < 0 || column >= out) continue;
+      const T* const z = of.z + j % TOPK * p.zList + (u64)token * p.zStride + (u64)its.x * p.byRow;
+      float v = j ? toFloat(linears[0].y[(u64)token * out + column]) : 0.f;
+      for (unsigned r = 0; r < its.y; r++) v += toFloat(z[r]) * toFloat(of.rows[(u64)(its.x + r) * out + column]);
+      linears[0].y[(u64)token * out + column] = fromFloat(v);
+    }
+  }
+}
 #endif

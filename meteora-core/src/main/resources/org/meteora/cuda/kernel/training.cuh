@@ -364,7 +364,7 @@ struct TrainingRoute {
   float* votes;          // (tokens, n)
   float* loss;           // (tokens)
   float* right;          // (tokens)
-  unsigned* chosen;      // (tokens, linears, TOPK) first rank | last + 1 << 16 of those that act; or null
+  int* chosen;           // (linears, TOPK, tokens): who acts; or null
 };
 extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_constant__ TrainingRoute p) {
   const int lane = threadIdx.x & 31;
@@ -384,7 +384,7 @@ extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_co
       begin[j] = index[j] < 0 ? 0 : l.offsets[index[j]];
       end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
       factor[j] = index[j] < 0 ? 0.f : weight[j] * l.scales[index[j]];
-      if (p.chosen && lane == 0) p.chosen[(token * p.of.linears + k) * TOPK + j] = begin[j] | (unsigned)end[j] << 16;
+      if (p.chosen && lane == 0) p.chosen[((long long)k * TOPK + j) * p.of.tokens + token] = index[j];
     }
     if (p.c) scaleChosen(row + l.zAt, p.c + token * p.of.ranks + l.zAt, l.ranks, aligned, begin, end, factor);
     if (p.of.gated && p.votes) {
@@ -463,29 +463,24 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
 }
 
 // The tokens that chose each adapter of one linear, in order: order (tokens · TOPK), of adapter i from starts[i] to
-// starts[i + 1]. Adapters without ranks have none. Grid (n), a block an adapter.
+// starts[i + 1]. Grid (n), a block an adapter.
 struct TrainingLists {
-  const unsigned* chosen;  // (tokens, chosenStride), as in training_route
-  const int* offsets;      // (n + 1) first ranks of the adapters
+  const int* chosen;     // (TOPK, tokens), as in training_route
   int* order;
-  int* starts;             // (n + 1)
-  int tokens, chosenStride;
+  int* starts;           // (n + 1)
+  int tokens;
 };
 extern "C" __global__ void __launch_bounds__(256) training_lists(const __grid_constant__ TrainingLists p) {
   __shared__ int before[8], own[8];
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, rank = p.offsets[blockIdx.x];
-  const bool empty = rank == p.offsets[blockIdx.x + 1];
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, adapter = blockIdx.x;
   const int from = (int)((long long)p.tokens * warp / 8), to = (int)((long long)p.tokens * (warp + 1) / 8);
   int less = 0, equal = 0;
   for (int token = from + lane; token < to; token += 32)
 #pragma unroll
     for (int j = 0; j < TOPK; j++) {
-      const unsigned span = p.chosen[(long long)token * p.chosenStride + j];
-      const int begin = span & 0xffff;
-      if (begin < (int)(span >> 16)) {
-        less += begin < rank;
-        equal += begin == rank && !empty;
-      }
+      const int its = p.chosen[(long long)j * p.tokens + token];
+      less += its < adapter;
+      equal += its == adapter;
     }
 #pragma unroll
   for (int d = 16; d > 0; d >>= 1) {
@@ -513,12 +508,9 @@ extern "C" __global__ void __launch_bounds__(256) training_lists(const __grid_co
   for (int first = from; first < to; first += 32) {
     const int token = first + lane;
     bool here = false;
-    if (token < to && !empty)
+    if (token < to)
 #pragma unroll
-      for (int j = 0; j < TOPK; j++) {
-        const unsigned span = p.chosen[(long long)token * p.chosenStride + j];
-        here |= (int)(span & 0xffff) == rank && (span >> 16) > (span & 0xffff);
-      }
+      for (int j = 0; j < TOPK; j++) here |= p.chosen[(long long)j * p.tokens + token] == adapter;
     const unsigned who = __ballot_sync(0xffffffffu, here);
     if (here) p.order[at + __popc(who & ((1u << lane) - 1))] = token;
     at += __popc(who);

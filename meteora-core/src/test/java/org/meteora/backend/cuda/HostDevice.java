@@ -104,7 +104,8 @@ final class HostDevice implements TrainingDevice {
           } catch (Throwable e) {
             throw Functions.unchecked(e);
           }
-        });
+        },
+        1500); // chunks of few tokens
   }
 
   @Override

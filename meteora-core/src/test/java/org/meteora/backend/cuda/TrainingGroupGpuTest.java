@@ -282,7 +282,8 @@ class TrainingGroupGpuTest {
                   (name, shape, argument) -> {
                     launched.add(name);
                     kernels.run(name, shape, argument, Stream.LIBTORCH);
-                  });
+                  },
+                  64 << 10); // for several chunks
             }
 
             @Override
@@ -423,10 +424,13 @@ class TrainingGroupGpuTest {
     try (var device = new OnDevice()) {
       var given = apart ? null : logits;
       var all = device.run(false, given, p > 0);
-      assertThat(device.launched).doesNotContain(KernelName.TRAINING_CHOSEN_PRODUCT);
+      assertThat(device.launched)
+          .doesNotContain(KernelName.TRAINING_CHOSEN_PRODUCT, KernelName.GROUP_ADD);
       var chosen = device.run(true, given, p > 0);
-      assertThat(device.launched).contains(KernelName.TRAINING_CHOSEN_PRODUCT);
-      assertThat(distances(chosen, all).values()).allMatch(each -> each < 0.001);
+      assertThat(device.launched)
+          .contains(KernelName.TRAINING_CHOSEN_PRODUCT, KernelName.GROUP_ADD);
+      // sums of what several adapters add are rounded one by one
+      assertThat(distances(chosen, all).values()).allMatch(each -> each < 0.005);
       assertThat(distances(all, expected).values()).allMatch(each -> each < 0.006);
       assertThat(distances(chosen, expected).values()).allMatch(each -> each < 0.006);
     }

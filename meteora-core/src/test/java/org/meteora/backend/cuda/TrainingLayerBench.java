@@ -399,7 +399,8 @@ public final class TrainingLayerBench {
             var kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(Dtype.BF16, topK, adapters));
             return new TrainingKernels(
                 (name, shape, argument) ->
-                    around(name.name(), 0, 0, () -> kernels.run(name, shape, argument, stream)));
+                    around(name.name(), 0, 0, () -> kernels.run(name, shape, argument, stream)),
+                cuda.sharedMemory());
           }
 
           @Override

@@ -91,6 +91,8 @@ class KernelSourceTest {
     "attention.cpp, BF16, PRODUCT, 1, 32, 128, 4, 4",
     "attention.cpp, F16, PRODUCT, 1, 32, 64, 3, 4",
     "prefill.cpp, BF16, PRODUCT, 2, 32, 0, 0, 2",
+    "prefill.cpp, BF16, PRODUCT, 1, 32, 0, 0, 2",
+    "prefill.cpp, F16, PRODUCT, 3, 32, 0, 0, 2",
     "prefill.cpp, F32, PRODUCT, 3, 64, 0, 0, 2",
     "prefill.cpp, F32, MAGNITUDE, 2, 32, 0, 0, 1",
     "prefill.cpp, F32, NORM, 3, 64, 0, 0, 2",

@@ -159,8 +159,9 @@ static void rope() {
 }
 
 #ifdef TENSOR_CORES
-// Two linears' adapters by groups of tokens, chosen as given.
+// Two linears' adapters by groups of tokens, chosen as given; or z of all adapters' ranks, and both linears' sum.
 static void grouped() {
+  const bool byRow = below(2);
   const int n = TOPK + below(4), tokens = 17 + below(30), chunk = oneOf({24, 64}), k = 32 * (1 + below(40)), out = 8 * (1 + below(9));
   const int chunks = (tokens + chunk - 1) / chunk, tiles = chunk / TILE + std::min(n, chunk), lists = chunks * TOPK;
   struct One {
@@ -175,18 +176,18 @@ static void grouped() {
   std::vector<int> ranks;
   int sum = 0, most = 1;
   for (int e = 0; e < n; e++) {
-    ranks.push_back(below(5) ? oneOf({1, 7, 8, 9, 16}) : 0);
+    ranks.push_back(!below(5) ? 0 : byRow ? oneOf({8, 16}) : oneOf({1, 7, 8, 9, 16}));
     sum += ranks.back();
     most = std::max(most, ranks.back());
   }
-  if (!sum) ranks[0] = sum = 1;
+  if (!sum) ranks[0] = sum = most = 8;
   most = (most + 7) / 8 * 8;
   Array<T> x(tokens * k);
   fill(x);
   std::vector<std::unique_ptr<One>> all;
   GroupTokens group{{}, tokens, chunk, tiles};
   GroupZ product{{}, tokens, tiles, most, lists};
-  GroupAdd add{{}, tokens, chunk, tiles, most, below(2)};
+  GroupAdd add{{}, (long long)tokens * most, most, 0, 1, chunk, tiles, below(2)};
   std::vector<std::vector<double>> added(2, std::vector<double>(tokens * out));
   for (int l = 0; l < 2; l++) {
     all.push_back(std::make_unique<One>(n, tokens, tiles, lists, sum, k, out, most));
@@ -215,13 +216,27 @@ static void grouped() {
     product.linear[l] = {groups, x.p, one.rows.p, one.factors.p, one.z.p, k};
     add.linear[l] = {groups, one.b.p, one.z.p, one.y.p, out};
   }
-  std::vector<unsigned char> shared((TOPK > 1 ? chunk * 64 : 0) + TOPK * tiles * sizeof(GroupedTile));
+  std::vector<unsigned char> shared(chunk * 64 + 2 * TOPK * tiles * sizeof(GroupedTile));
   dynamicShared = shared.data();
   launch<GroupTokens>(256, TOPK, chunks, 2, group_tokens, group);
   launch<GroupZ>(256, tiles, most / 8, 2 * lists, group_z, product);
-  launch<GroupAdd>(GROUP_THREADS, (out + 31) / 32, chunks, 2, group_add, add);
+  Array<T> whole((size_t)tokens * 2 * sum);
+  if (byRow) {
+    add.zList = 0, add.zStride = 2 * sum, add.byRow = 1, add.together = 2;
+    for (size_t i = 0; i < whole.n; i++) whole[i] = 0;
+    for (int l = 0; l < 2; l++) {
+      One& one = *all[l];
+      add.linear[l].z = whole.p + l * sum;
+      for (int i = 0; i < TOPK * tokens; i++) {
+        const int e = one.chosen[i];
+        for (int r = 0; r < ranks[e]; r++) whole[(size_t)(i % tokens) * 2 * sum + l * sum + one.offsets[e] + r] = one.z[(size_t)i * most + r];
+      }
+    }
+    for (int i = 0; i < tokens * out; i++) added[0][i] += added[1][i];
+  }
+  launch<GroupAdd>(GROUP_THREADS, (out + 31) / 32, chunks, 2 / add.together, group_add, add);
 
-  for (int l = 0; l < 2; l++)
+  for (int l = 0; l < 2 / add.together; l++)
     for (int i = 0; i < tokens * out; i++) check("added", toFloat(all[l]->y[i]), added[l][i]);
 }
 #endif

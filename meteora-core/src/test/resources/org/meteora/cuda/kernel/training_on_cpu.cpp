@@ -8,6 +8,8 @@
     return 0;                                                             \
   }
 extern "C" int run_kernel(const char* kernel, int x, int y, int z, int threads, const void* argument) {
+  static unsigned char memory[4096];
+  dynamicShared = memory;
   KERNEL(TrainingNorm, training_norm)
   KERNEL(TrainingNormBackward, training_norm_backward)
   KERNEL(TrainingAdd, training_add)
@@ -21,6 +23,8 @@ extern "C" int run_kernel(const char* kernel, int x, int y, int z, int threads, 
   KERNEL(TrainingRows, training_rows)
   KERNEL(TrainingLists, training_lists)
   KERNEL(TrainingChosenProduct, training_chosen_product)
+  KERNEL(GroupTokens, group_tokens)
+  KERNEL(GroupAdd, group_add)
   KERNEL(TrainingVocabularyLoss, training_vocabulary_loss)
   KERNEL(TrainingAddGradients, training_add_gradients)
   KERNEL(TrainingPublish, training_publish)
