@@ -154,8 +154,7 @@ public final class GroupedPrefill {
     this.topK = kernels.constants().topK();
     int maxRank = targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
     this.ranks = (maxRank + 7) / 8 * 8;
-    this.longest =
-        longest(topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
+    this.longest = longest(topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
     this.isAvailable =
         kernels.constants().dtype() != Dtype.F32
             && kernels.cuda().capability() >= 80

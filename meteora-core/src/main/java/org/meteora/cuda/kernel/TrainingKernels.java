@@ -196,8 +196,7 @@ public final class TrainingKernels {
   public static TrainingKernels of(Cuda cuda, Dtype dtype, int topK, int adapters, Stream stream) {
     var kernels = Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, adapters));
     return new TrainingKernels(
-        (name, shape, argument) -> kernels.run(name, shape, argument, stream),
-        cuda.sharedMemory());
+        (name, shape, argument) -> kernels.run(name, shape, argument, stream), cuda.sharedMemory());
   }
 
   private void rows(KernelName kernel, long rows, Record argument) {
@@ -581,11 +580,7 @@ public final class TrainingKernels {
                 .map(
                     term ->
                         new GroupedRows(
-                            choices.groups(term.linear(), chunk),
-                            term.matrix(),
-                            term.z(),
-                            y,
-                            out))
+                            choices.groups(term.linear(), chunk), term.matrix(), term.z(), y, out))
                 .toList(),
             0,
             stride,

@@ -231,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
   const bool inside = column + 8 * q < out;
   uint4* const y = (uint4*)(l.y + (u64)from * out + column) + q;
   uint4* const sums = (uint4*)sharedSums + q;
-  GroupedTile* tile = (GroupedTile*)(sharedSums + p.chunk * (lists > 1 ? 64 : 0));
+  GroupedTile* const tile = (GroupedTile*)(sharedSums + p.chunk * (lists > 1 ? 64 : 0));
   const unsigned next = (column + 32 * p.ahead < out ? column + 32 * p.ahead : column);
   for (int m = 0; m < p.together; m++)
     for (int i = threadIdx.x; i < TOPK * tiles * TILE; i += GROUP_THREADS) {
@@ -252,9 +252,9 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
     const GroupedRows& of = linears[j / TOPK];
     sources.rows = (const unsigned char*)(of.rows + (at < out ? at : out - 8));
     sources.z = (const unsigned char*)(of.z + j % TOPK * p.zList + (u64)from * p.zStride) + 4 * q;
-    if (j) tile += tiles;
-    int i = warp;
-    uint2 now = i < tiles ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
+    int i = j * tiles + warp;
+    const int end = (j + 1) * tiles;
+    uint2 now = i < end ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
     if (now.x == NO_ROW) continue;
     int t0 = tile[i].token[g], t1 = tile[i].token[g + 8];
     TileFactors f = {};
@@ -262,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
     while (true) {
       // the next tile's are on their way while this one's are multiplied
       i += GROUP_THREADS / 32;
-      const uint2 after = i < tiles ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
+      const uint2 after = i < end ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
       int n0 = NO_TOKEN, n1 = NO_TOKEN;
       TileFactors ahead = {};
       if (after.x != NO_ROW) {
