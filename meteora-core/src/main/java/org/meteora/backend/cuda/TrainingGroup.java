@@ -31,8 +31,8 @@ import org.meteora.tensor.Ops;
  * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class TrainingGroup {
-  /** x and results have whole ones: {@link TrainingKernels#chosenProduct}. */
-  private static final int CHOSEN_COLUMNS = 128;
+  /** x and results have whole ones: {@link ChosenTerm}. */
+  private static final int CHOSEN_COLUMNS = 32;
 
   /**
    * One linear.
@@ -341,16 +341,8 @@ final class TrainingGroup {
       if (gates > 0) {
         times(pass.tokens(), ranks, stride - ranks, x, rows);
       }
-      var choices = choices(pass, rows);
-      for (var member : members) {
-        if (member.hasAdapters()) {
-          long a = stack + (long) member.rankAt() * in * bytes;
-          long z = rows + (long) member.rankAt() * bytes;
-          pass.kernels()
-              .chosenProduct(
-                  choices, member.adapted(), in, dropped == 0 ? x : dropped, a, z, stride);
-        }
-      }
+      var terms = termsOfA(dropped == 0 ? x : dropped, rows);
+      pass.kernels().chosenProducts(choices(pass, rows), terms, stride);
       return;
     }
     if (dropped == 0) {
@@ -398,8 +390,7 @@ final class TrainingGroup {
       if (member.hasAdapters()) { // before: what is there costs the long product nothing to read
         pass.watch().adapters(true);
         if (byChoice && !begun) {
-          var term = term(member, c, member.b().address());
-          pass.kernels().chosenSum(chosen(pass), List.of(term), ranks, member.out(), outputs[i]);
+          pass.kernels().chosenSum(chosen(pass), List.of(termOfB(i, outputs[i], c)), ranks);
         } else {
           device.multiply(y, columns(c, tokens, member), member.b().transpose(), begun);
         }
@@ -411,9 +402,25 @@ final class TrainingGroup {
     pass.watch().adapters(false);
   }
 
-  /** Of the adapters that a token chose, rows of a matrix times the columns of c or ∂z. */
-  private ChosenTerm term(Member member, long from, long matrix) {
-    return new ChosenTerm(member.adapted(), from + (long) member.rankAt() * bytes, matrix);
+  /** A of each linear, between x and columns of its ranks. */
+  private List<ChosenTerm> termsOfA(long x, long rows) {
+    return members.stream()
+        .filter(Member::hasAdapters)
+        .map(
+            each ->
+                new ChosenTerm(
+                    each.adapted(),
+                    x,
+                    in,
+                    stack(each.rankAt(), 0).address(),
+                    rows + each.rankAt() * bytes))
+        .toList();
+  }
+
+  private ChosenTerm termOfB(int i, long y, long rows) {
+    var member = members.get(i);
+    long narrow = rows + (long) member.rankAt() * bytes;
+    return new ChosenTerm(member.adapted(), y, member.out(), member.b().address(), narrow);
   }
 
   /** Where {@link #choices} are. */
@@ -457,18 +464,18 @@ final class TrainingGroup {
     var scratch = pass.scratch();
     if (stride > 0) {
       pass.watch().adapters(true);
-      var choices = byChoice ? choices(pass, rows) : null;
+      var terms = new ArrayList<ChosenTerm>();
       for (int i = 0; i < slopes.length; i++) {
         var member = members.get(i);
         if (member.hasAdapters() && byChoice) {
-          long to = scratch.slopeOfC() + (long) member.rankAt() * bytes;
-          long b = member.b().address();
-          pass.kernels()
-              .chosenProduct(choices, member.adapted(), member.out(), slopes[i], b, to, ranks);
+          terms.add(termOfB(i, slopes[i], scratch.slopeOfC()));
         } else if (member.hasAdapters()) {
           var slope = matrix(slopes[i], tokens, member.out());
           device.multiply(columns(scratch.slopeOfC(), tokens, member), slope, member.b(), false);
         }
+      }
+      if (byChoice) {
+        pass.kernels().chosenProducts(choices(pass, rows), terms, ranks);
       }
       pass.kernels()
           .routeBackward(
@@ -493,7 +500,8 @@ final class TrainingGroup {
       boolean whole = dropped == 0 && !byChoice; // one product for adapters and gates
       begun = dropped == 0;
       if (byChoice) {
-        chosenBack(pass, begun ? slopeOfX : dropped);
+        var terms = termsOfA(begun ? slopeOfX : dropped, scratch.slopeOfRows());
+        pass.kernels().chosenSum(chosen(pass), terms, stride);
       } else {
         back(tokens, 0, whole ? stride : ranks, scratch, begun ? slopeOfX : dropped, false);
       }
@@ -514,17 +522,6 @@ final class TrainingGroup {
   private void back(int tokens, int row, int count, Scratch scratch, long to, boolean add) {
     var slope = rows(scratch.slopeOfRows(), tokens, row, count);
     device.multiply(matrix(to, tokens, in), slope, stack(row, count), add);
-  }
-
-  /** The gradient of the adapters' input, of those alone that a token chose. */
-  private void chosenBack(Pass pass, long to) {
-    long slope = pass.scratch().slopeOfRows();
-    var terms =
-        members.stream()
-            .filter(Member::hasAdapters)
-            .map(each -> term(each, slope, stack + (long) each.rankAt() * in * bytes))
-            .toList();
-    pass.kernels().chosenSum(chosen(pass), terms, stride, in, to);
   }
 
   private void gradients(Pass pass, long x, long dropped, long[] slopes) {

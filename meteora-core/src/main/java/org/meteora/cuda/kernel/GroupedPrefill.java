@@ -58,25 +58,32 @@ public final class GroupedPrefill {
    *
    * @param x (tokens, k)
    * @param rows (Σr, k), A
-   * @param factors float32 (topK, tokens)
-   * @param z (topK, tokens, ranks), zeros behind an adapter's rank in whole eights
+   * @param factors float32 (topK, tokens), or 0
+   * @param z zeros behind an adapter's rank in whole eights; {@link GroupedColumns}
    * @param k in whole 32
    */
   record GroupedZ(TokenGroups groups, long x, long rows, long factors, long z, int k) {}
 
   record GroupZ(
       @Count(AdapterKernels.MAX_LINEARS) List<GroupedZ> linear,
+      GroupedColumns columns,
       int tokens,
       int tiles,
-      int ranks,
       int lists) {}
+
+  /**
+   * Where z lies: (topK, tokens, zStride), or with {@code byRow} (tokens, zStride) of all adapters,
+   * one's z where its rows lie among all; mirrors the struct of this name in {@code grouped.cuh}.
+   *
+   * @param zList elements from one z of topK to the next; 0 by row
+   */
+  record GroupedColumns(long zList, int zStride, boolean byRow) {}
 
   /**
    * A product {@code y = z · rows}; mirrors the struct of this name in {@code grouped.cuh}.
    *
    * @param rows (Σr, out), Bᵀ
-   * @param z (topK, tokens, ranks), or with {@link GroupAdd#byRow} (tokens, {@code zStride}) of all
-   *     adapters' ranks
+   * @param z see {@link GroupedColumns}
    * @param y (tokens, out)
    * @param out in whole 8
    */
@@ -85,17 +92,12 @@ public final class GroupedPrefill {
   /**
    * Products, or sums of them; mirrors the struct of this name in {@code grouped.cuh}.
    *
-   * @param zList elements from the z of the adapters chosen first to that of the next ones
-   * @param zStride elements from a token's z to the next one's
-   * @param byRow whether an adapter's z lies there where its rows lie among all adapters'
    * @param together so many linears are summed, into the first one's y
    * @param ahead blocks at work at once: of what the one so far behind reads, some is fetched
    */
   record GroupAdd(
       @Count(AdapterKernels.MAX_LINEARS) List<GroupedRows> linear,
-      long zList,
-      int zStride,
-      boolean byRow,
+      GroupedColumns columns,
       int together,
       int chunk,
       int tiles,
@@ -282,6 +284,10 @@ public final class GroupedPrefill {
     z(pass, stream);
   }
 
+  private GroupedColumns columns(Pass pass) {
+    return new GroupedColumns((long) pass.tokens() * ranks, ranks, false);
+  }
+
   /** Sorts the tokens by what they have chosen. */
   void sort(Pass pass, Stream stream) {
     int chunk = chunk(pass.tokens());
@@ -310,9 +316,9 @@ public final class GroupedPrefill {
                         its.factors(),
                         its.z(),
                         in)),
+            columns(pass),
             pass.tokens(),
             tiles,
-            ranks,
             lists),
         stream);
   }
@@ -337,9 +343,7 @@ public final class GroupedPrefill {
                   return new GroupedRows(
                       its.groups(), target.adapters().b(), its.z(), y[i], target.out());
                 }),
-            (long) pass.tokens() * ranks,
-            ranks,
-            false,
+            columns(pass),
             1,
             chunk,
             tiles(chunk),

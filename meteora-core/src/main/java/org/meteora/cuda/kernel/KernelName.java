@@ -125,10 +125,6 @@ public enum KernelName {
   /** The gradients of z and of the gates' logits. */
   TRAINING_ROUTE_BACKWARD(TrainingKernels.TrainingRouteBackward.class),
   TRAINING_ROWS(TrainingKernels.TrainingRows.class),
-  /** Which tokens chose each adapter. */
-  TRAINING_LISTS(TrainingKernels.TrainingLists.class),
-  /** {@code x Mᵀ} of the chosen adapters' ranks alone. */
-  TRAINING_CHOSEN_PRODUCT(TrainingKernels.TrainingChosenProduct.class),
   /** Cross-entropies over the vocabulary, and their gradient. */
   TRAINING_VOCABULARY_LOSS(TrainingKernels.TrainingVocabularyLoss.class),
   /** Adds gradients to their places in the flat buffer. */

@@ -9,7 +9,10 @@ import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.GroupedPrefill.GroupAdd;
 import org.meteora.cuda.kernel.GroupedPrefill.GroupTokens;
+import org.meteora.cuda.kernel.GroupedPrefill.GroupZ;
+import org.meteora.cuda.kernel.GroupedPrefill.GroupedColumns;
 import org.meteora.cuda.kernel.GroupedPrefill.GroupedRows;
+import org.meteora.cuda.kernel.GroupedPrefill.GroupedZ;
 import org.meteora.cuda.kernel.GroupedPrefill.TokenGroups;
 import org.meteora.tensor.Dtype;
 
@@ -154,19 +157,6 @@ public final class TrainingKernels {
   record TrainingRoute(TrainingRouted of, long c, long votes, long loss, long right, long chosen) {}
 
   record TrainingRouteBackward(TrainingRouted of, long slope, long c, long out, float gateWeight) {}
-
-  record TrainingLists(long chosen, long order, long starts, int tokens) {}
-
-  record TrainingChosenProduct(
-      long x,
-      long matrix,
-      long offsets,
-      long order,
-      long starts,
-      long out,
-      int k,
-      int stride,
-      int n) {}
 
   record TrainingRows(long from, long to, long index, long rows, int columns, boolean scatter) {}
 
@@ -486,23 +476,12 @@ public final class TrainingKernels {
 
     /** Of so many tokens, of up to three linears. */
     public static long bytes(long tokens) {
-      long lists = Kernels.MAX_TOP_K * (8 * tokens + GroupedPrefill.listBytes(tokens));
-      return MAX_LINEARS * (lists + 4L * (Kernels.MAX_ADAPTERS + 1)) + Long.BYTES;
+      return MAX_LINEARS * Kernels.MAX_TOP_K * (4 * tokens + GroupedPrefill.listBytes(tokens)) + 8;
     }
 
     /** int32 (topK, tokens): its adapters. */
     private long chosen(int linear) {
       return at + 4L * tokens * topK * linear;
-    }
-
-    /** int32 (tokens · topK): the tokens of the linear's first adapter, the next one's … */
-    private long order(int linear) {
-      return chosen(linears.size() + linear);
-    }
-
-    /** int32 (adapters + 1): where each adapter's begin. */
-    private long starts(int linear) {
-      return order(linears.size()) + 4L * linear * (adapters() + 1);
     }
 
     private int adapters() {
@@ -513,13 +492,26 @@ public final class TrainingKernels {
       return GroupedPrefill.tiles(chunk, adapters());
     }
 
-    /** As {@code group_add} wants them, behind the others. */
+    private int chunks(int chunk) {
+      return Math.ceilDiv(tokens, chunk);
+    }
+
     private TokenGroups groups(int linear, int chunk) {
-      long tiles = (long) Math.ceilDiv(tokens, chunk) * topK * tiles(chunk);
-      long first = (starts(linears.size()) + 7) / 8 * 8;
+      long tiles = (long) chunks(chunk) * topK * tiles(chunk);
+      long first = (chosen(linears.size()) + 7) / 8 * 8;
       long order = first + 8 * tiles * linears.size() + 64 * tiles * linear;
       return new TokenGroups(
           chosen(linear), linears.get(linear).offsets(), order, first + 8 * tiles * linear);
+    }
+
+    private GroupedZ product(ChosenTerm of, int chunk) {
+      var groups = groups(of.linear(), chunk);
+      return new GroupedZ(groups, of.wide(), of.matrix(), 0, of.narrow(), of.columns());
+    }
+
+    private GroupedRows sum(ChosenTerm of, int chunk) {
+      var groups = groups(of.linear(), chunk);
+      return new GroupedRows(groups, of.matrix(), of.narrow(), of.wide(), of.columns());
     }
   }
 
@@ -533,19 +525,11 @@ public final class TrainingKernels {
   /** Writes them; of {@code rows} the logits alone are read. */
   public void choices(Choices choices, Routed linears, long rows, Tasks tasks) {
     route(choices.tokens(), linears, rows, 0, tasks, Counts.NONE, choices.at());
-    for (int i = 0; i < choices.linears().size(); i++) {
-      var linear = choices.linears().get(i);
-      rows(
-          KernelName.TRAINING_LISTS,
-          linear.adapters(),
-          new TrainingLists(
-              choices.chosen(i), choices.order(i), choices.starts(i), choices.tokens()));
-    }
     int chunk = chunk(choices);
     int all = choices.linears().size();
     launcher.launch(
         KernelName.GROUP_TOKENS,
-        Shape.of(choices.topK(), Math.ceilDiv(choices.tokens(), chunk), all, THREADS),
+        Shape.of(choices.topK(), choices.chunks(chunk), all, THREADS),
         new GroupTokens(
             IntStream.range(0, all).mapToObj(i -> choices.groups(i, chunk)).toList(),
             choices.tokens(),
@@ -554,72 +538,47 @@ public final class TrainingKernels {
   }
 
   /**
-   * A product {@code z M} of the ranks of the adapters that a token chose.
+   * A factor of a product with the ranks of the adapters that a token chose; their ranks are whole
+   * eights.
    *
    * @param linear which of the choices'
-   * @param z {@code (tokens, stride)}, the linear's first rank
-   * @param matrix {@code (Σr, out)}
+   * @param wide {@code (tokens, columns)}, columns whole 32
+   * @param matrix {@code (Σr, columns)}
+   * @param narrow {@code (tokens, stride)}, the linear's first rank
    */
-  public record ChosenTerm(int linear, long z, long matrix) {}
+  public record ChosenTerm(int linear, long wide, int columns, long matrix, long narrow) {}
 
-  /**
-   * {@code y (tokens, out) = } the sum of the terms. For 16 bits, or on a CPU.
-   *
-   * @param stride of each z, elements
-   * @param out whole eights
-   */
-  public void chosenSum(Choices choices, List<ChosenTerm> terms, int stride, int out, long y) {
+  /** {@code narrow = wide · Mᵀ} of each; the other adapters' ranks are not written. */
+  public void chosenProducts(Choices choices, List<ChosenTerm> terms, int stride) {
+    int chunk = chunk(choices);
+    int lists = choices.chunks(chunk) * choices.topK();
+    int most = choices.linears().stream().mapToInt(Linear::maxRank).max().orElseThrow();
+    launcher.launch(
+        KernelName.GROUP_Z,
+        Shape.of(choices.tiles(chunk), (most + 7) / 8, terms.size() * lists, THREADS),
+        new GroupZ(
+            terms.stream().map(term -> choices.product(term, chunk)).toList(),
+            new GroupedColumns(0, stride, true),
+            choices.tokens(),
+            choices.tiles(chunk),
+            lists));
+  }
+
+  /** The first one's {@code wide = Σ narrow · M}; narrow has zeros at the other adapters' ranks. */
+  public void chosenSum(Choices choices, List<ChosenTerm> terms, int stride) {
     int chunk = chunk(choices);
     int lists = terms.size() * choices.topK();
     launcher.launch(
         KernelName.GROUP_ADD,
-        Shape.of((out + 31) / 32, Math.ceilDiv(choices.tokens(), chunk), 1, 1024)
+        Shape.of((terms.getFirst().columns() + 31) / 32, choices.chunks(chunk), 1, 1024)
             .withShared(GroupedPrefill.shared(chunk, lists, choices.adapters())),
         new GroupAdd(
-            terms.stream()
-                .map(
-                    term ->
-                        new GroupedRows(
-                            choices.groups(term.linear(), chunk), term.matrix(), term.z(), y, out))
-                .toList(),
-            0,
-            stride,
-            true,
+            terms.stream().map(term -> choices.sum(term, chunk)).toList(),
+            new GroupedColumns(0, stride, true),
             terms.size(),
             chunk,
             choices.tiles(chunk),
             MULTIPROCESSORS));
-  }
-
-  /**
-   * {@code out = x · Mᵀ} of the ranks of the adapters that a token chose; the others are not
-   * written. Adapters' ranks are whole eights.
-   *
-   * @param linear which of the choices'
-   * @param x {@code (tokens, k)}, k whole 128
-   * @param matrix {@code (Σr, k)}
-   * @param out {@code (tokens, stride)}, the linear's first rank
-   */
-  public void chosenProduct(
-      Choices choices, int linear, int k, long x, long matrix, long out, int stride) {
-    var ranks = choices.linears().get(linear);
-    launcher.launch(
-        KernelName.TRAINING_CHOSEN_PRODUCT,
-        Shape.of(
-            choices.tokens() * choices.topK() / 16 + ranks.adapters(),
-            (ranks.maxRank() + 7) / 8,
-            1,
-            128),
-        new TrainingChosenProduct(
-            x,
-            matrix,
-            ranks.offsets(),
-            choices.order(linear),
-            choices.starts(linear),
-            out,
-            k,
-            stride,
-            ranks.adapters()));
   }
 
   /** {@code to[i] = from[index[i]]}; with {@code scatter} {@code to[index[i]] = from[i]}. */

@@ -97,36 +97,45 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route(const __grid_con
   }
 }
 
-// z (TOPK, tokens, ranks) = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles, ranks / 8, linears · lists): a block has a
-// tile's 8 ranks, its warps have parts of k.
+// Where z lies: (TOPK, tokens, zStride), or with byRow (tokens, zStride) of all adapters, one's z where its rows lie among all.
+struct GroupedColumns {
+  long long zList;  // elements from one list's z to the next one's; byRow: 0
+  int zStride, byRow;
+};
+// z = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles, ranks / 8, linears · lists): a block has a tile's 8 ranks, its
+// warps have parts of k.
 struct GroupedZ {
   TokenGroups groups;
   const T* x;     // (tokens, k)
   const T* rows;  // (Σr, k)
-  const float* factors;  // (TOPK, tokens)
-  T* z;
+  const float* factors;  // (TOPK, tokens), or null
+  T* z;                  // with byRow an adapter's ranks are whole eights
   int k;  // in whole 32
 };
 struct GroupZ {
   GroupedZ linear[3];
-  int tokens, tiles, ranks, lists;
+  GroupedColumns columns;
+  int tokens, tiles, lists;
 };
 // y (tokens, out) = z · rows of the chosen adapters, or the sum of several linears'. Grid (out / 32, chunks, linears / together).
 struct GroupedRows {
   TokenGroups groups;
   const T* rows;  // (Σr, out)
-  const T* z;     // (TOPK, tokens, ranks), or with byRow (tokens, zStride) of all adapters' ranks
+  const T* z;
   T* y;           // (tokens, out)
   int out;        // in whole 8
 };
 struct GroupAdd {
   GroupedRows linear[3];
-  long long zList;              // elements from one list's z to the next one's
-  int zStride, byRow;           // of a token; whether an adapter's z lies there where its rows lie among all
-  int together;                 // so many linears, with one y
-  int chunk, tiles, ahead;      // as many blocks behind this one another comes to its place
+  GroupedColumns columns;
+  int together;             // so many linears, with one y
+  int chunk, tiles, ahead;  // as many blocks behind this one another comes to its place
 };
 #define GROUP_THREADS 1024
+// A tile's z: of a token, its adapter's first rank.
+__device__ __forceinline__ T* columnsOf(const GroupedColumns& p, T* z, int list, int token, unsigned row) {
+  return z + list % TOPK * p.zList + (u64)token * p.zStride + (u64)row * p.byRow;
+}
 #ifdef TENSOR_CORES
 template <int N>
 __device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, const T* rows, float* c) {
@@ -175,8 +184,8 @@ extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant_
   float v = 0;
 #pragma unroll
   for (int w = 0; w < 8; w++) v += parts[w][row][i];
-  const u64 place = (u64)j * p.tokens + token;
-  l.z[place * p.ranks + r + i] = fromFloat(r + i < rank ? v * l.factors[place] : 0.f);
+  const float factor = l.factors ? l.factors[(u64)j * p.tokens + token] : 1.f;
+  columnsOf(p.columns, l.z, j, token, first)[r + i] = fromFloat(r + i < rank ? v * factor : 0.f);
 }
 
 __device__ __forceinline__ uint4 packed8(const float (*c)[4], int half) {
@@ -245,13 +254,13 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
       // for the block that comes here next
       if (i % TILE < 8 && i % TILE < one.y) prefetch(of.rows + (u64)(one.x + i % TILE) * out + next);
     }
-  TileSources sources{0, 0, 2 * out, 2u * p.zStride, 2u * p.byRow, 2u * q};
+  TileSources sources{0, 0, 2 * out, 2u * p.columns.zStride, 2u * p.columns.byRow, 2u * q};
 #pragma unroll 1
   for (int j = 0; j < lists; j++) {
     __syncthreads();
     const GroupedRows& of = linears[j / TOPK];
     sources.rows = (const unsigned char*)(of.rows + (at < out ? at : out - 8));
-    sources.z = (const unsigned char*)(of.z + j % TOPK * p.zList + (u64)from * p.zStride) + 4 * q;
+    sources.z = (const unsigned char*)columnsOf(p.columns, (T*)of.z, j, from, 0) + 4 * q;
     int i = j * tiles + warp;
     const int end = (j + 1) * tiles;
     uint2 now = i < end ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
@@ -299,8 +308,19 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const _
   }
 }
 #else
-extern "C" __global__ void group_z(const __grid_constant__ GroupZ) {}
 // Plainly, for who has no tensor cores.
+extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant__ GroupZ p) {
+  const int list = blockIdx.z % p.lists, token = threadIdx.x >> 3, r = blockIdx.y * 8 + (threadIdx.x & 7);
+  const GroupedZ& l = p.linear[blockIdx.z / p.lists];
+  const u64 tile = (u64)list * p.tiles + blockIdx.x;
+  const uint2 its = l.groups.tile[tile];
+  const int t = its.x == NO_ROW || r >= (int)its.y || token >= TILE ? -1 : l.groups.order[tile * TILE + token];
+  if (t < 0) return;
+  float v = 0;
+  for (int i = 0; i < l.k; i++) v += toFloat(l.x[(u64)t * l.k + i]) * toFloat(l.rows[(u64)(its.x + r) * l.k + i]);
+  const float factor = l.factors ? l.factors[(u64)(list % TOPK) * p.tokens + t] : 1.f;
+  columnsOf(p.columns, l.z, list, t, its.x)[r] = fromFloat(v * factor);
+}
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_add(const __grid_constant__ GroupAdd p) {
   const GroupedRows* const linears = p.linear + blockIdx.z * p.together;
   const int out = linears[0].out, from = blockIdx.y * p.chunk;
@@ -312,7 +332,7 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_add(const __gr
       const uint2 its = of.groups.tile[first + i / 32 / TILE];
       const int column = blockIdx.x * 32 + i % 32, token = its.x == NO_ROW ? -1 : of.groups.order[first * TILE + i / 32];
       if (token < 0 || column >= out) continue;
-      const T* const z = of.z + j % TOPK * p.zList + (u64)token * p.zStride + (u64)its.x * p.byRow;
+      const T* const z = columnsOf(p.columns, (T*)of.z, j, token, its.x);
       float v = j ? toFloat(linears[0].y[(u64)token * out + column]) : 0.f;
       for (unsigned r = 0; r < its.y; r++) v += toFloat(z[r]) * toFloat(of.rows[(u64)(its.x + r) * out + column]);
       linears[0].y[(u64)token * out + column] = fromFloat(v);

@@ -186,8 +186,11 @@ static void grouped() {
   fill(x);
   std::vector<std::unique_ptr<One>> all;
   GroupTokens group{{}, tokens, chunk, tiles};
-  GroupZ product{{}, tokens, tiles, most, lists};
-  GroupAdd add{{}, (long long)tokens * most, most, 0, 1, chunk, tiles, below(2)};
+  Array<T> whole((size_t)tokens * 2 * sum);
+  for (size_t i = 0; i < whole.n; i++) whole[i] = 0;
+  const GroupedColumns columns = byRow ? GroupedColumns{0, 2 * sum, 1} : GroupedColumns{(long long)tokens * most, most, 0};
+  GroupZ product{{}, columns, tokens, tiles, lists};
+  GroupAdd add{{}, columns, byRow ? 2 : 1, chunk, tiles, below(2)};
   std::vector<std::vector<double>> added(2, std::vector<double>(tokens * out));
   for (int l = 0; l < 2; l++) {
     all.push_back(std::make_unique<One>(n, tokens, tiles, lists, sum, k, out, most));
@@ -195,6 +198,7 @@ static void grouped() {
     one.offsets[0] = 0;
     for (int e = 0; e < n; e++) one.offsets[e + 1] = one.offsets[e] + ranks[e];
     fill(one.rows);
+    for (size_t i = 0; byRow && i < one.rows.n; i++) one.rows[i] = fromFloat(toFloat(one.rows[i]) / std::sqrt(64.f * k));
     fill(one.b);
     const bool narrow = below(2);  // most tokens choose the same
     for (int t = 0; t < tokens; t++) {
@@ -203,7 +207,7 @@ static void grouped() {
       if (!narrow || !below(4)) std::shuffle(order.begin(), order.end(), generator);
       for (int j = 0; j < TOPK; j++) {
         const int e = one.chosen[j * tokens + t] = order[j];
-        const float factor = one.factors[j * tokens + t] = normal() / std::sqrt(64.f * k);
+        const float given = one.factors[j * tokens + t] = normal() / std::sqrt(64.f * k), factor = byRow ? 1 : given;
         for (int r = one.offsets[e]; r < one.offsets[e + 1]; r++) {
           double z = 0;
           for (int i = 0; i < k; i++) z += (double)toFloat(x[t * k + i]) * toFloat(one.rows[r * k + i]);
@@ -213,27 +217,15 @@ static void grouped() {
     }
     const TokenGroups groups{one.chosen.p, one.offsets.p, one.order.p, one.tile.p};
     group.linear[l] = groups;
-    product.linear[l] = {groups, x.p, one.rows.p, one.factors.p, one.z.p, k};
-    add.linear[l] = {groups, one.b.p, one.z.p, one.y.p, out};
+    T* const z = byRow ? whole.p + l * sum : one.z.p;
+    product.linear[l] = {groups, x.p, one.rows.p, byRow ? nullptr : one.factors.p, z, k};
+    add.linear[l] = {groups, one.b.p, z, one.y.p, out};
   }
   std::vector<unsigned char> shared(chunk * 64 + 2 * TOPK * tiles * sizeof(GroupedTile));
   dynamicShared = shared.data();
   launch<GroupTokens>(256, TOPK, chunks, 2, group_tokens, group);
   launch<GroupZ>(256, tiles, most / 8, 2 * lists, group_z, product);
-  Array<T> whole((size_t)tokens * 2 * sum);
-  if (byRow) {
-    add.zList = 0, add.zStride = 2 * sum, add.byRow = 1, add.together = 2;
-    for (size_t i = 0; i < whole.n; i++) whole[i] = 0;
-    for (int l = 0; l < 2; l++) {
-      One& one = *all[l];
-      add.linear[l].z = whole.p + l * sum;
-      for (int i = 0; i < TOPK * tokens; i++) {
-        const int e = one.chosen[i];
-        for (int r = 0; r < ranks[e]; r++) whole[(size_t)(i % tokens) * 2 * sum + l * sum + one.offsets[e] + r] = one.z[(size_t)i * most + r];
-      }
-    }
-    for (int i = 0; i < tokens * out; i++) added[0][i] += added[1][i];
-  }
+  for (int i = 0; byRow && i < tokens * out; i++) added[0][i] += added[1][i];
   launch<GroupAdd>(GROUP_THREADS, (out + 31) / 32, chunks, 2 / add.together, group_add, add);
 
   for (int l = 0; l < 2 / add.together; l++)
