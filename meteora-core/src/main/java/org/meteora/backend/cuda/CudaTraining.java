@@ -515,7 +515,7 @@ final class CudaTraining implements LlamaTraining {
         plan.numbers.length,
         padded ? plan.at.slots() : 0,
         llama.angles(scope, plan.numbers.length),
-        new Dropout(input.seed(), plan.p),
+        Dropout.of(input.seed(), plan.p),
         counts ? plan.counts : TrainingKernels.Counts.NONE,
         plan.scratch,
         scope);

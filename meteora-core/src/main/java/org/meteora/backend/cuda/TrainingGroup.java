@@ -75,7 +75,7 @@ final class TrainingGroup {
   private final int bytes;
   private final int in;
   private final List<Member> members = new ArrayList<>();
-  private final List<TrainingKernels.Linear> linears = new ArrayList<>();
+  private final List<TrainingKernels.TrainingLinear> linears = new ArrayList<>();
   private final int ranks;
   private final int gates;
   private final int adapters;
@@ -87,6 +87,7 @@ final class TrainingGroup {
   private final List<Sink> ofB = new ArrayList<>();
   private final List<NDArray> kept = new ArrayList<>();
   private final boolean byChoice;
+  private final int maxRank;
 
   /**
    * @param linears of one input, their adapters as {@link #fits} asks
@@ -149,6 +150,7 @@ final class TrainingGroup {
         ofB.add(sink(pieces, manager));
       }
     }
+    maxRank = adapted.stream().mapToInt(linear -> linear.bank().maxRank()).max().orElse(0);
     byChoice = stride > 0 && adapted.stream().allMatch(linear -> isByChoice(linear.bank()));
   }
 
@@ -253,19 +255,21 @@ final class TrainingGroup {
         && !Ops.isRowMajor(bank.loraB());
   }
 
-  private TrainingKernels.Linear linear(AdapterBank bank, NDManager manager) {
+  private TrainingKernels.TrainingLinear linear(AdapterBank bank, NDManager manager) {
     var offsets = Arrays.copyOf(bank.offsets(), adapters + 1);
     offsets[adapters] = bank.totalRank();
     var scales = new float[adapters];
     for (int i = 0; i < adapters; i++) {
       scales[i] = (float) bank.scales()[i];
     }
-    return new TrainingKernels.Linear(
+    int z = linears.stream().mapToInt(TrainingKernels.TrainingLinear::ranks).sum();
+    return new TrainingKernels.TrainingLinear(
         keep(Ops.of(manager, offsets, offsets.length)),
         keep(Ops.of(manager, scales, adapters)),
+        z,
+        ranks + linears.size() * adapters,
         adapters,
-        bank.totalRank(),
-        bank.maxRank());
+        bank.totalRank());
   }
 
   boolean hasAdapters() {
@@ -377,7 +381,7 @@ final class TrainingGroup {
     long c = pass.scratch().c();
     if (stride > 0) {
       pass.watch().adapters(true);
-      pass.kernels().route(tokens, routed(pass.gated()), rows, c, pass.tasks(), counts);
+      pass.kernels().route(tokens, routed(pass.gated()), rows, c, pass.tasks(), counts, 0);
     }
     for (int i = 0; i < outputs.length; i++) {
       var member = members.get(i);
@@ -426,7 +430,7 @@ final class TrainingGroup {
   /** Where {@link #choices} are. */
   private TrainingKernels.Choices chosen(Pass pass) {
     long at = pass.scratch().choices();
-    return new TrainingKernels.Choices(at, pass.tokens(), pass.topK(), linears);
+    return new TrainingKernels.Choices(at, pass.tokens(), pass.topK(), maxRank, linears);
   }
 
   /** Who chooses whom, by the logits in {@code rows}. */

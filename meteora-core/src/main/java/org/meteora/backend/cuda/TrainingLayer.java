@@ -117,18 +117,18 @@ final class TrainingLayer {
   }
 
   private Dropout dropout(Pass pass, Projection.Input input) {
-    if (pass.dropout().probability() == 0 || !group(input).hasAdapters()) {
+    if (pass.dropout().threshold() == 0 || !group(input).hasAdapters()) {
       return Dropout.NONE;
     }
     long place = (long) index * INPUTS + input.ordinal();
     long z = pass.dropout().seed() + place * 0xD1342543DE82EF95L;
     z = (z ^ (z >>> 32)) * 0xDABA0B6EB09322E3L;
-    return new Dropout(z ^ (z >>> 29), pass.dropout().probability());
+    return new Dropout(z ^ (z >>> 29), pass.dropout().threshold(), pass.dropout().scale());
   }
 
   /** The address where a dropped form goes, if there is one. */
   private static long where(Dropout dropout, long address) {
-    return dropout.probability() == 0 ? 0 : address;
+    return dropout.threshold() == 0 ? 0 : address;
   }
 
   /** What is kept of a layer's forward pass for its backward pass. */

@@ -1,6 +1,5 @@
 package org.meteora.cuda.kernel;
 
-import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.meteora.cuda.driver.CStruct.Count;
@@ -42,88 +41,39 @@ public final class TrainingKernels {
     void launch(KernelName kernel, Shape shape, Record argument);
   }
 
-  /** Inverted dropout, which follows from the seed and an element's place. */
-  record TrainingDropout(long seed, int threshold, float scale) {}
-
   /**
    * Inverted dropout of one array: what it drops follows from seed, row and column alone.
    *
-   * @param probability in steps of 1 / 65536; 0: none
+   * @param threshold of 65,536 values of a hash, those for which an element is dropped
+   * @param scale what kept elements are multiplied by
    */
-  public record Dropout(long seed, double probability) {
-    public static final Dropout NONE = new Dropout(0, 0);
+  public record Dropout(long seed, int threshold, float scale) {
+    public static final Dropout NONE = of(0, 0);
 
-    /** Of 65,536 values, those for which an element is dropped. */
-    int threshold() {
-      return (int) Math.round(probability * 65536);
-    }
-
-    /** What kept elements are multiplied by. */
-    double scale() {
-      return 65536.0 / (65536 - threshold());
-    }
-
-    TrainingDropout struct() {
-      return new TrainingDropout(seed, threshold(), (float) scale());
-    }
-
-    /** The factor of an element: 0, or the scale; what the kernels draw. */
-    public double factor(long row, int column, int columns) {
-      long place = row * ((columns + 3) / 4) + column / 4;
-      long z = seed + place * 0x9e3779b97f4a7c15L;
-      z = (z ^ (z >>> 33)) * 0xff51afd7ed558ccdL;
-      z = (z ^ (z >>> 33)) * 0xc4ceb9fe1a85ec53L;
-      z ^= z >>> 33;
-      return (z >>> 16 * (column % 4) & 0xffff) < threshold() ? 0 : scale();
+    /** Of a probability in steps of 1 / 65536. */
+    public static Dropout of(long seed, double probability) {
+      int threshold = (int) Math.round(probability * 65536);
+      return new Dropout(seed, threshold, 65536f / (65536 - threshold));
     }
   }
 
   record TrainingNorm(
-      long h,
-      long delta,
-      long sum,
-      long weight,
-      long out,
-      long dropped,
-      TrainingDropout dropout,
-      int hidden,
-      float eps) {}
+      long h, long delta, long sum, long out, long dropped, Norm norm, Dropout dropout) {}
 
   record TrainingNormBackward(
-      long x,
-      long weight,
-      long slope,
-      long droppedSlope,
-      long residual,
-      long out,
-      TrainingDropout dropout,
-      int hidden,
-      float eps) {}
+      long x, long slope, long droppedSlope, long residual, long out, Norm norm, Dropout dropout) {}
 
   record TrainingAdd(long a, long b, long out, long count, boolean vectors) {}
 
-  record TrainingDrop(
-      long x, long y, TrainingDropout dropout, long rows, int columns, boolean add) {}
+  record TrainingDrop(long x, long y, Dropout dropout, long rows, int columns, boolean add) {}
 
   record TrainingBias(long bias, long y, long rows, int columns) {}
 
   record TrainingSilu(
-      long gate,
-      long up,
-      long out,
-      long dropped,
-      TrainingDropout dropout,
-      long rows,
-      int columns) {}
+      long gate, long up, long out, long dropped, Dropout dropout, long rows, int columns) {}
 
   record TrainingSiluBackward(
-      long gate,
-      long up,
-      long slope,
-      long droppedSlope,
-      TrainingDropout dropout,
-      long rows,
-      int columns) {}
+      long gate, long up, long slope, long droppedSlope, Dropout dropout, long rows, int columns) {}
 
   record TrainingHeads(
       @Count(3) long[] flat,
@@ -139,8 +89,6 @@ public final class TrainingKernels {
       boolean back,
       boolean rotate,
       boolean vectors) {}
-
-  record TrainingLinear(long offsets, long scales, int zAt, int logitsAt, int n, int ranks) {}
 
   record TrainingRouted(
       long rows,
@@ -203,7 +151,7 @@ public final class TrainingKernels {
     threads(kernel, rows * ((columns + 7) / 8), argument);
   }
 
-  /** An RMSNorm's weight {@code (hidden)} and eps. */
+  /** An RMSNorm's weight {@code (hidden)} and eps: a struct in {@code training.cuh}. */
   public record Norm(long weight, int hidden, float eps) {}
 
   /**
@@ -216,16 +164,7 @@ public final class TrainingKernels {
     rows(
         KernelName.TRAINING_NORM,
         rows,
-        new TrainingNorm(
-            h,
-            delta,
-            sum,
-            norm.weight(),
-            out,
-            dropped,
-            dropout.struct(),
-            norm.hidden(),
-            norm.eps()));
+        new TrainingNorm(h, delta, sum, out, dropped, norm, dropout));
   }
 
   /**
@@ -247,16 +186,7 @@ public final class TrainingKernels {
     rows(
         KernelName.TRAINING_NORM_BACKWARD,
         rows,
-        new TrainingNormBackward(
-            x,
-            norm.weight(),
-            slope,
-            droppedSlope,
-            residual,
-            out,
-            dropout.struct(),
-            norm.hidden(),
-            norm.eps()));
+        new TrainingNormBackward(x, slope, droppedSlope, residual, out, norm, dropout));
   }
 
   /** {@code out = a + b}. */
@@ -273,7 +203,7 @@ public final class TrainingKernels {
         KernelName.TRAINING_DROP,
         rows,
         columns,
-        new TrainingDrop(x, y, dropout.struct(), rows, columns, add));
+        new TrainingDrop(x, y, dropout, rows, columns, add));
   }
 
   /** Every row of y becomes the bias. */
@@ -292,7 +222,7 @@ public final class TrainingKernels {
         KernelName.TRAINING_SILU,
         rows,
         columns,
-        new TrainingSilu(gate, up, out, dropped, dropout.struct(), rows, columns));
+        new TrainingSilu(gate, up, out, dropped, dropout, rows, columns));
   }
 
   /** gate and up become their gradients. */
@@ -302,7 +232,7 @@ public final class TrainingKernels {
         KernelName.TRAINING_SILU_BACKWARD,
         rows,
         columns,
-        new TrainingSiluBackward(gate, up, slope, droppedSlope, dropout.struct(), rows, columns));
+        new TrainingSiluBackward(gate, up, slope, droppedSlope, dropout, rows, columns));
   }
 
   /**
@@ -371,36 +301,31 @@ public final class TrainingKernels {
    * @param gated whether gates choose; else the adapter that {@code fixed} names
    * @param linears up to three
    */
-  public record Routed(int stride, boolean gated, List<Linear> linears) {
+  public record Routed(int stride, boolean gated, List<TrainingLinear> linears) {
     public Routed {
       linears = List.copyOf(linears);
     }
 
     private TrainingRouted struct(long tokens, long rows, Tasks tasks) {
-      int ranks = linears.stream().mapToInt(Linear::ranks).sum();
-      var structs = new ArrayList<TrainingLinear>();
-      int z = 0;
-      int logits = ranks;
-      for (var each : linears) {
-        structs.add(
-            new TrainingLinear(
-                each.offsets(), each.scales(), z, logits, each.adapters(), each.ranks()));
-        z += each.ranks();
-        logits += gated ? each.adapters() : 0;
-      }
+      int ranks = linears.stream().mapToInt(TrainingLinear::ranks).sum();
+      int logits = gated ? linears.stream().mapToInt(TrainingLinear::n).sum() : 0;
+      int used = ranks + logits;
       int all = linears.size();
       return new TrainingRouted(
-          rows, tasks.fixed(), tasks.targets(), tokens, stride, ranks, all, gated, logits, structs);
+          rows, tasks.fixed(), tasks.targets(), tokens, stride, ranks, all, gated, used, linears);
     }
   }
 
   /**
    * One of them.
    *
-   * @param offsets int32 (adapters + 1): the adapters' first ranks
-   * @param scales float32 (adapters)
+   * @param offsets int32 (n + 1): the adapters' first ranks
+   * @param scales float32 (n)
+   * @param zAt its first column of a row, and of c
+   * @param logitsAt its gate's
    */
-  public record Linear(long offsets, long scales, int adapters, int ranks, int maxRank) {}
+  public record TrainingLinear(
+      long offsets, long scales, int zAt, int logitsAt, int n, int ranks) {}
 
   /**
    * Who is right, and who acts: int32 (tokens) each.
@@ -421,12 +346,13 @@ public final class TrainingKernels {
     public static final Counts NONE = new Counts(0, 0, 0);
   }
 
-  /** {@code c (tokens, Σr) = weight · scale · z} of the chosen adapters, 0 of the others. */
-  public void route(long tokens, Routed linears, long rows, long c, Tasks tasks, Counts counts) {
-    route(tokens, linears, rows, c, tasks, counts, 0);
-  }
-
-  private void route(
+  /**
+   * {@code c (tokens, Σr) = weight · scale · z} of the chosen adapters, 0 of the others.
+   *
+   * @param c 0: not wanted
+   * @param chosen receives int32 (linears, topK, tokens), who acts, or 0
+   */
+  public void route(
       long tokens, Routed linears, long rows, long c, Tasks tasks, Counts counts, long chosen) {
     var tasksOfLoss = counts.loss() == 0 ? new Tasks(0, tasks.fixed()) : tasks;
     rows(
@@ -469,7 +395,7 @@ public final class TrainingKernels {
    *
    * @param at of {@link #bytes}; first as they chose, int32 (linears, topK, tokens)
    */
-  public record Choices(long at, int tokens, int topK, List<Linear> linears) {
+  public record Choices(long at, int tokens, int topK, int maxRank, List<TrainingLinear> linears) {
     public Choices {
       linears = List.copyOf(linears);
     }
@@ -485,7 +411,7 @@ public final class TrainingKernels {
     }
 
     private int adapters() {
-      return linears.getFirst().adapters();
+      return linears.getFirst().n();
     }
 
     private int tiles(int chunk) {
@@ -552,10 +478,9 @@ public final class TrainingKernels {
   public void chosenProducts(Choices choices, List<ChosenTerm> terms, int stride) {
     int chunk = chunk(choices);
     int lists = choices.chunks(chunk) * choices.topK();
-    int most = choices.linears().stream().mapToInt(Linear::maxRank).max().orElseThrow();
     launcher.launch(
         KernelName.GROUP_Z,
-        Shape.of(choices.tiles(chunk), (most + 7) / 8, terms.size() * lists, THREADS),
+        Shape.of(choices.tiles(chunk), (choices.maxRank() + 7) / 8, terms.size() * lists, THREADS),
         new GroupZ(
             terms.stream().map(term -> choices.product(term, chunk)).toList(),
             new GroupedColumns(0, stride, true),

@@ -3,22 +3,22 @@
 // The RMSNorm factor of the row of p.h that begins at element `row`, or with a delta of h + delta, which goes to sum. By a block of
 // 256 threads.
 template <class P>
-__device__ __forceinline__ float rowNormFactor(const P& p, long long row, bool aligned, float* sums) {
+__device__ __forceinline__ float rowNormFactor(const P& p, int hidden, float eps, long long row, bool aligned, float* sums) {
   float squares = 0;
-  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
+  for (int at = threadIdx.x * 8; at < hidden; at += 2048) {
     float f[8];
-    load8(p.h + row, at, p.hidden, aligned, f);
+    load8(p.h + row, at, hidden, aligned, f);
     if (p.delta) {
       float g[8];
-      load8(p.delta + row, at, p.hidden, aligned, g);
+      load8(p.delta + row, at, hidden, aligned, g);
 #pragma unroll
       for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i] + g[i]));
-      store8(p.sum + row, at, p.hidden, aligned, f);
+      store8(p.sum + row, at, hidden, aligned, f);
     }
 #pragma unroll
     for (int i = 0; i < 8; i++) squares += f[i] * f[i];
   }
-  return rsqrtf(blockSum(squares, sums) / p.hidden + p.eps);
+  return rsqrtf(blockSum(squares, sums) / hidden + eps);
 }
 // Eight elements of a normed row, times the norm's weight.
 __device__ __forceinline__ void normed8(const T* row, const T* weight, int at, int hidden, bool aligned, float factor, float* f) {
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256) prefill_rms_norm(const __grid_
   const long long row = (long long)blockIdx.x * p.hidden;
   const bool aligned = p.hidden % 8 == 0;
   const T* normed = p.delta ? p.sum + row : p.h + row;
-  const float factor = rowNormFactor(p, row, aligned, sums);
+  const float factor = rowNormFactor(p, p.hidden, p.eps, row, aligned, sums);
   for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {  // what this thread has seen before
     float f[8];
     normed8(normed, p.weight, at, p.hidden, aligned, factor, f);

@@ -3,7 +3,7 @@
 
 // Inverted dropout: an element's fate follows from the seed and its place, so that the backward pass draws the same again.
 // threshold 0: nothing is dropped. 16 bits of a hash decide for an element, four of a row share one.
-struct TrainingDropout {
+struct Dropout {
   u64 seed;
   unsigned threshold;
   float scale;
@@ -14,7 +14,7 @@ __device__ __forceinline__ u64 dropoutBits(u64 z) {
   return z ^ (z >> 33);
 }
 // Eight elements of a row from column `at` on, a multiple of 8.
-__device__ __forceinline__ void drop8(const TrainingDropout& d, long long row, int at, int columns, float* f) {
+__device__ __forceinline__ void drop8(const Dropout& d, long long row, int at, int columns, float* f) {
   const u64 first = (u64)row * ((columns + 3) / 4) + at / 4;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -25,34 +25,38 @@ __device__ __forceinline__ void drop8(const TrainingDropout& d, long long row, i
   }
 }
 
+struct Norm {
+  const T* weight;  // (hidden)
+  int hidden;
+  float eps;
+};
 // out = rmsnorm(h) · weight, with a delta of h + delta, which goes to sum; dropped = dropout(out) where asked for. One block a
 // row of 256 threads.
 struct TrainingNorm {
   const T* h;
   const T* delta;
   T* sum;
-  const T* weight;
   T* out;
   T* dropped;
-  TrainingDropout dropout;
-  int hidden;
-  float eps;
+  Norm norm;
+  Dropout dropout;
 };
 extern "C" __global__ void __launch_bounds__(256) training_norm(const __grid_constant__ TrainingNorm p) {
   __shared__ float sums[8];
-  const long long row = (long long)blockIdx.x * p.hidden;
-  const bool aligned = p.hidden % 8 == 0;
+  const int hidden = p.norm.hidden;
+  const long long row = (long long)blockIdx.x * hidden;
+  const bool aligned = hidden % 8 == 0;
   const T* normed = p.delta ? p.sum + row : p.h + row;
-  const float factor = rowNormFactor(p, row, aligned, sums);
-  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {  // what this thread has seen before
+  const float factor = rowNormFactor(p, hidden, p.norm.eps, row, aligned, sums);
+  for (int at = threadIdx.x * 8; at < hidden; at += 2048) {  // what this thread has seen before
     float f[8];
-    normed8(normed, p.weight, at, p.hidden, aligned, factor, f);
-    store8(p.out + row, at, p.hidden, aligned, f);
+    normed8(normed, p.norm.weight, at, hidden, aligned, factor, f);
+    store8(p.out + row, at, hidden, aligned, f);
     if (p.dropped) {
 #pragma unroll
       for (int i = 0; i < 8; i++) f[i] = toFloat(fromFloat(f[i]));
-      drop8(p.dropout, blockIdx.x, at, p.hidden, f);
-      store8(p.dropped + row, at, p.hidden, aligned, f);
+      drop8(p.dropout, blockIdx.x, at, hidden, f);
+      store8(p.dropped + row, at, hidden, aligned, f);
     }
   }
 }
@@ -61,16 +65,14 @@ extern "C" __global__ void __launch_bounds__(256) training_norm(const __grid_con
 // result, droppedSlope (or null), through the mask. out may be the residual, which may be null. One block a row.
 struct TrainingNormBackward {
   const T* x;
-  const T* weight;
   const T* slope;
   const T* droppedSlope;
   const T* residual;
   T* out;
-  TrainingDropout dropout;
-  int hidden;
-  float eps;
+  Norm norm;
+  Dropout dropout;
 };
-__device__ __forceinline__ void slope8(const T* slope, const T* dropped, const TrainingDropout& dropout, long long row, int at,
+__device__ __forceinline__ void slope8(const T* slope, const T* dropped, const Dropout& dropout, long long row, int at,
                                        int columns, bool aligned, float* f) {
   load8(slope + row * columns, at, columns, aligned, f);
   if (dropped) {
@@ -83,36 +85,37 @@ __device__ __forceinline__ void slope8(const T* slope, const T* dropped, const T
 }
 extern "C" __global__ void __launch_bounds__(256) training_norm_backward(const __grid_constant__ TrainingNormBackward p) {
   __shared__ float sums[16];
-  const long long row = (long long)blockIdx.x * p.hidden;
-  const bool aligned = p.hidden % 8 == 0;
+  const int hidden = p.norm.hidden;
+  const long long row = (long long)blockIdx.x * hidden;
+  const bool aligned = hidden % 8 == 0;
   float squares = 0, dot = 0;
-  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
+  for (int at = threadIdx.x * 8; at < hidden; at += 2048) {
     float x[8], w[8], s[8];
-    load8(p.x + row, at, p.hidden, aligned, x);
-    load8(p.weight, at, p.hidden, aligned, w);
-    slope8(p.slope, p.droppedSlope, p.dropout, blockIdx.x, at, p.hidden, aligned, s);
+    load8(p.x + row, at, hidden, aligned, x);
+    load8(p.norm.weight, at, hidden, aligned, w);
+    slope8(p.slope, p.droppedSlope, p.dropout, blockIdx.x, at, hidden, aligned, s);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       squares += x[i] * x[i];
-      dot += at + i < p.hidden ? x[i] * w[i] * s[i] : 0.f;
+      dot += at + i < hidden ? x[i] * w[i] * s[i] : 0.f;
     }
   }
   squares = blockSum(squares, sums);
   dot = blockSum(dot, sums + 8);
-  const float factor = rsqrtf(squares / p.hidden + p.eps), back = factor * factor * factor * dot / p.hidden;
-  for (int at = threadIdx.x * 8; at < p.hidden; at += 2048) {
+  const float factor = rsqrtf(squares / hidden + p.norm.eps), back = factor * factor * factor * dot / hidden;
+  for (int at = threadIdx.x * 8; at < hidden; at += 2048) {
     float x[8], w[8], s[8], r[8];
-    load8(p.x + row, at, p.hidden, aligned, x);
-    load8(p.weight, at, p.hidden, aligned, w);
-    slope8(p.slope, p.droppedSlope, p.dropout, blockIdx.x, at, p.hidden, aligned, s);
+    load8(p.x + row, at, hidden, aligned, x);
+    load8(p.norm.weight, at, hidden, aligned, w);
+    slope8(p.slope, p.droppedSlope, p.dropout, blockIdx.x, at, hidden, aligned, s);
 #pragma unroll
     for (int i = 0; i < 8; i++) s[i] = factor * w[i] * s[i] - back * x[i];
     if (p.residual) {
-      load8(p.residual + row, at, p.hidden, aligned, r);
+      load8(p.residual + row, at, hidden, aligned, r);
 #pragma unroll
       for (int i = 0; i < 8; i++) s[i] += r[i];
     }
-    store8(p.out + row, at, p.hidden, aligned, s);
+    store8(p.out + row, at, hidden, aligned, s);
   }
 }
 
@@ -140,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(256) training_add(const __grid_cons
 struct TrainingDrop {
   const T* x;
   T* y;
-  TrainingDropout dropout;
+  Dropout dropout;
   long long rows;
   int columns, add;
 };
@@ -179,7 +182,7 @@ struct TrainingSilu {
   const T* up;
   T* out;
   T* dropped;
-  TrainingDropout dropout;
+  Dropout dropout;
   long long rows;
   int columns;
 };
@@ -206,7 +209,7 @@ struct TrainingSiluBackward {
   T* up;
   const T* slope;
   const T* droppedSlope;
-  TrainingDropout dropout;
+  Dropout dropout;
   long long rows;
   int columns;
 };
