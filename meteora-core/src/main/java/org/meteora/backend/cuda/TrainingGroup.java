@@ -31,9 +31,6 @@ import org.meteora.tensor.Ops;
  * <p>Long, because forward and backward share what the pass keeps, and are read side by side.
  */
 final class TrainingGroup {
-  /** x and results have whole ones: {@link ChosenTerm}. */
-  private static final int CHOSEN_COLUMNS = 32;
-
   /**
    * One linear.
    *
@@ -250,8 +247,8 @@ final class TrainingGroup {
     return bank.totalRank() >= device.manyRanks()
         && bank.totalRank() * 2 * Math.max(in, out) < 1L << 31 // bytes are counted in 32 bits
         && Arrays.stream(bank.ranks()).allMatch(rank -> rank % 8 == 0)
-        && in % CHOSEN_COLUMNS == 0
-        && out % CHOSEN_COLUMNS == 0
+        && in % 32 == 0
+        && out % 32 == 0
         && !Ops.isRowMajor(bank.loraB());
   }
 
@@ -394,7 +391,7 @@ final class TrainingGroup {
       if (member.hasAdapters()) { // before: what is there costs the long product nothing to read
         pass.watch().adapters(true);
         if (byChoice && !begun) {
-          pass.kernels().chosenSum(chosen(pass), List.of(termOfB(i, outputs[i], c)), ranks);
+          pass.kernels().chosenSum(chosen(pass), List.of(termOfB(member, outputs[i], c)), ranks);
         } else {
           device.multiply(y, columns(c, tokens, member), member.b().transpose(), begun);
         }
@@ -410,21 +407,17 @@ final class TrainingGroup {
   private List<ChosenTerm> termsOfA(long x, long rows) {
     return members.stream()
         .filter(Member::hasAdapters)
-        .map(
-            each ->
-                new ChosenTerm(
-                    each.adapted(),
-                    x,
-                    in,
-                    stack(each.rankAt(), 0).address(),
-                    rows + each.rankAt() * bytes))
+        .map(each -> term(each, x, in, stack(each.rankAt(), each.ranks()), rows))
         .toList();
   }
 
-  private ChosenTerm termOfB(int i, long y, long rows) {
-    var member = members.get(i);
-    long narrow = rows + (long) member.rankAt() * bytes;
-    return new ChosenTerm(member.adapted(), y, member.out(), member.b().address(), narrow);
+  private ChosenTerm termOfB(Member of, long y, long rows) {
+    return term(of, y, of.out(), of.b(), rows);
+  }
+
+  private ChosenTerm term(Member of, long wide, int columns, Matrix matrix, long rows) {
+    long narrow = rows + (long) of.rankAt() * bytes;
+    return new ChosenTerm(of.adapted(), wide, columns, matrix.address(), narrow);
   }
 
   /** Where {@link #choices} are. */
@@ -435,9 +428,7 @@ final class TrainingGroup {
 
   /** Who chooses whom, by the logits in {@code rows}. */
   private TrainingKernels.Choices choices(Pass pass, long rows) {
-    var choices = chosen(pass);
-    pass.kernels().choices(choices, routed(pass.gated()), rows, pass.tasks());
-    return choices;
+    return pass.kernels().choices(chosen(pass), routed(pass.gated()), rows, pass.tasks());
   }
 
   private Matrix columns(long c, int tokens, Member member) {
@@ -472,7 +463,7 @@ final class TrainingGroup {
       for (int i = 0; i < slopes.length; i++) {
         var member = members.get(i);
         if (member.hasAdapters() && byChoice) {
-          terms.add(termOfB(i, slopes[i], scratch.slopeOfC()));
+          terms.add(termOfB(member, slopes[i], scratch.slopeOfC()));
         } else if (member.hasAdapters()) {
           var slope = matrix(slopes[i], tokens, member.out());
           device.multiply(columns(scratch.slopeOfC(), tokens, member), slope, member.b(), false);

@@ -72,10 +72,9 @@ public final class GroupedPrefill {
       int lists) {}
 
   /**
-   * Where z lies: (topK, tokens, zStride), or with {@code byRow} (tokens, zStride) of all adapters,
-   * one's z where its rows lie among all; mirrors the struct of this name in {@code grouped.cuh}.
-   *
-   * @param zList elements from one z of topK to the next; 0 by row
+   * Where z lies: (topK, tokens, zStride), zList elements from one to the next, or with {@code
+   * byRow} (tokens, zStride) of all adapters, one's z where its rows lie among all; mirrors the
+   * struct of this name in {@code grouped.cuh}.
    */
   record GroupedColumns(long zList, int zStride, boolean byRow) {}
 

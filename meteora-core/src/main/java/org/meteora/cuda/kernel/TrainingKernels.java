@@ -6,13 +6,6 @@ import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
-import org.meteora.cuda.kernel.GroupedPrefill.GroupAdd;
-import org.meteora.cuda.kernel.GroupedPrefill.GroupTokens;
-import org.meteora.cuda.kernel.GroupedPrefill.GroupZ;
-import org.meteora.cuda.kernel.GroupedPrefill.GroupedColumns;
-import org.meteora.cuda.kernel.GroupedPrefill.GroupedRows;
-import org.meteora.cuda.kernel.GroupedPrefill.GroupedZ;
-import org.meteora.cuda.kernel.GroupedPrefill.TokenGroups;
 import org.meteora.tensor.Dtype;
 
 /**
@@ -28,10 +21,8 @@ public final class TrainingKernels {
   private static final int THREADS = 256;
   private static final int MAX_LINEARS = 3;
 
-  private static final int MULTIPROCESSORS = 132;
-
-  /** Blocks that keep every multiprocessor at work. */
-  private static final int BLOCKS = MULTIPROCESSORS * 16;
+  /** Blocks that keep every multiprocessor at work, sixteen each. */
+  private static final int BLOCKS = 132 * 16;
 
   /** Blocks of a sum of squares: the order of the sum depends on it. */
   public static final int SQUARES_BLOCKS = 1024;
@@ -302,10 +293,6 @@ public final class TrainingKernels {
    * @param linears up to three
    */
   public record Routed(int stride, boolean gated, List<TrainingLinear> linears) {
-    public Routed {
-      linears = List.copyOf(linears);
-    }
-
     private TrainingRouted struct(long tokens, long rows, Tasks tasks) {
       int ranks = linears.stream().mapToInt(TrainingLinear::ranks).sum();
       int logits = gated ? linears.stream().mapToInt(TrainingLinear::n).sum() : 0;
@@ -396,10 +383,6 @@ public final class TrainingKernels {
    * @param at of {@link #bytes}; first as they chose, int32 (linears, topK, tokens)
    */
   public record Choices(long at, int tokens, int topK, int maxRank, List<TrainingLinear> linears) {
-    public Choices {
-      linears = List.copyOf(linears);
-    }
-
     /** Of so many tokens, of up to three linears. */
     public static long bytes(long tokens) {
       return MAX_LINEARS * Kernels.MAX_TOP_K * (4 * tokens + GroupedPrefill.listBytes(tokens)) + 8;
@@ -418,26 +401,22 @@ public final class TrainingKernels {
       return GroupedPrefill.tiles(chunk, adapters());
     }
 
-    private int chunks(int chunk) {
-      return Math.ceilDiv(tokens, chunk);
-    }
-
-    private TokenGroups groups(int linear, int chunk) {
-      long tiles = (long) chunks(chunk) * topK * tiles(chunk);
+    private GroupedPrefill.TokenGroups groups(int linear, int chunk) {
+      long tiles = (long) Math.ceilDiv(tokens, chunk) * topK * tiles(chunk);
       long first = (chosen(linears.size()) + 7) / 8 * 8;
       long order = first + 8 * tiles * linears.size() + 64 * tiles * linear;
-      return new TokenGroups(
+      return new GroupedPrefill.TokenGroups(
           chosen(linear), linears.get(linear).offsets(), order, first + 8 * tiles * linear);
     }
 
-    private GroupedZ product(ChosenTerm of, int chunk) {
-      var groups = groups(of.linear(), chunk);
-      return new GroupedZ(groups, of.wide(), of.matrix(), 0, of.narrow(), of.columns());
+    private GroupedPrefill.GroupedZ product(ChosenTerm of, int chunk) {
+      return new GroupedPrefill.GroupedZ(
+          groups(of.linear(), chunk), of.wide(), of.matrix(), 0, of.narrow(), of.columns());
     }
 
-    private GroupedRows sum(ChosenTerm of, int chunk) {
-      var groups = groups(of.linear(), chunk);
-      return new GroupedRows(groups, of.matrix(), of.narrow(), of.wide(), of.columns());
+    private GroupedPrefill.GroupedRows sum(ChosenTerm of, int chunk) {
+      return new GroupedPrefill.GroupedRows(
+          groups(of.linear(), chunk), of.matrix(), of.narrow(), of.wide(), of.columns());
     }
   }
 
@@ -449,18 +428,19 @@ public final class TrainingKernels {
   }
 
   /** Writes them; of {@code rows} the logits alone are read. */
-  public void choices(Choices choices, Routed linears, long rows, Tasks tasks) {
+  public Choices choices(Choices choices, Routed linears, long rows, Tasks tasks) {
     route(choices.tokens(), linears, rows, 0, tasks, Counts.NONE, choices.at());
     int chunk = chunk(choices);
     int all = choices.linears().size();
     launcher.launch(
         KernelName.GROUP_TOKENS,
-        Shape.of(choices.topK(), choices.chunks(chunk), all, THREADS),
-        new GroupTokens(
+        Shape.of(choices.topK(), Math.ceilDiv(choices.tokens(), chunk), all, THREADS),
+        new GroupedPrefill.GroupTokens(
             IntStream.range(0, all).mapToObj(i -> choices.groups(i, chunk)).toList(),
             choices.tokens(),
             chunk,
             choices.tiles(chunk)));
+    return choices;
   }
 
   /**
@@ -477,13 +457,13 @@ public final class TrainingKernels {
   /** {@code narrow = wide · Mᵀ} of each; the other adapters' ranks are not written. */
   public void chosenProducts(Choices choices, List<ChosenTerm> terms, int stride) {
     int chunk = chunk(choices);
-    int lists = choices.chunks(chunk) * choices.topK();
+    int lists = Math.ceilDiv(choices.tokens(), chunk) * choices.topK();
     launcher.launch(
         KernelName.GROUP_Z,
         Shape.of(choices.tiles(chunk), (choices.maxRank() + 7) / 8, terms.size() * lists, THREADS),
-        new GroupZ(
+        new GroupedPrefill.GroupZ(
             terms.stream().map(term -> choices.product(term, chunk)).toList(),
-            new GroupedColumns(0, stride, true),
+            new GroupedPrefill.GroupedColumns(0, stride, true),
             choices.tokens(),
             choices.tiles(chunk),
             lists));
@@ -495,15 +475,19 @@ public final class TrainingKernels {
     int lists = terms.size() * choices.topK();
     launcher.launch(
         KernelName.GROUP_ADD,
-        Shape.of((terms.getFirst().columns() + 31) / 32, choices.chunks(chunk), 1, 1024)
+        Shape.of(
+                (terms.getFirst().columns() + 31) / 32,
+                Math.ceilDiv(choices.tokens(), chunk),
+                1,
+                1024)
             .withShared(GroupedPrefill.shared(chunk, lists, choices.adapters())),
-        new GroupAdd(
+        new GroupedPrefill.GroupAdd(
             terms.stream().map(term -> choices.sum(term, chunk)).toList(),
-            new GroupedColumns(0, stride, true),
+            new GroupedPrefill.GroupedColumns(0, stride, true),
             terms.size(),
             chunk,
             choices.tiles(chunk),
-            MULTIPROCESSORS));
+            BLOCKS / 16));
   }
 
   /** {@code to[i] = from[index[i]]}; with {@code scatter} {@code to[index[i]] = from[i]}. */
