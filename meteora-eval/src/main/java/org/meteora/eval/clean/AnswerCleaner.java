@@ -20,8 +20,6 @@ public final class AnswerCleaner {
   public record Cleaned(String text, boolean promptLost) {}
 
   /**
-   * Cleans one output.
-   *
    * @param task the task's name, whose normaliser is applied
    * @param decoded text of the prompt's and the new tokens, special tokens left out
    * @param prompt the prompt as it is in the data

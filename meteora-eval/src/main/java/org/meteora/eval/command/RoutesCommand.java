@@ -137,13 +137,11 @@ public final class RoutesCommand implements Callable<Integer> {
   private void print(RoutingTrace trace) {
     var to = command.commandLine().getOut();
     for (var verdict : trace.verdicts()) {
-      var dominant =
-          verdict.dominant() < 0 ? "(no routing)" : trace.adapters().get(verdict.dominant());
       to.printf(
           "%-17s %-44s %-44s %5.1f %% %s%n",
           (verdict.part().output() ? "written " : "") + verdict.part().label(),
           verdict.part().task(),
-          dominant,
+          verdict.dominant() < 0 ? "(no routing)" : trace.adapters().get(verdict.dominant()),
           100 * verdict.expectedShare(),
           verdict.expected() < 0 ? "no such adapter" : verdict.right() ? "right" : "other");
     }

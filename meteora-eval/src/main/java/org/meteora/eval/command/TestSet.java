@@ -15,8 +15,6 @@ import org.meteora.eval.EvalTask;
  */
 record TestSet(EvalTask task, Path file, List<Sample> samples) {
   /**
-   * Reads it.
-   *
    * @param limit samples at most; null for all, or as many as the task has at most
    * @throws UserException when there is none, or it does not fit the task
    */

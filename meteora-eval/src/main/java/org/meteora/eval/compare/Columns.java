@@ -3,10 +3,10 @@ package org.meteora.eval.compare;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
@@ -128,26 +128,23 @@ final class Columns {
     }
   }
 
-  /** By label or model; where two models are called the same, by what differs in their paths. */
   private static List<Column> label(Map<Key, Map<String, SavedRun>> columns) {
-    var result = new ArrayList<Column>();
-    columns.forEach(
-        (key, runs) -> {
-          var name = key.label();
-          if (name.isEmpty()) {
-            var alike =
-                columns.keySet().stream()
-                    .filter(other -> other.label().isEmpty() && other.model().equals(key.model()))
-                    .map(Key::place)
-                    .toList();
-            name =
-                alike.size() == 1
-                    ? key.model()
-                    : key.model() + " " + difference(key.place(), alike);
-          }
-          result.add(new Column(name, runs));
-        });
-    return result;
+    return columns.entrySet().stream()
+        .map(each -> new Column(label(each.getKey(), columns.keySet()), each.getValue()))
+        .toList();
+  }
+
+  /** By label or model; where two models are called the same, by what differs in their paths. */
+  private static String label(Key key, Set<Key> all) {
+    if (!key.label().isEmpty()) {
+      return key.label();
+    }
+    var alike =
+        all.stream()
+            .filter(other -> other.label().isEmpty() && other.model().equals(key.model()))
+            .map(Key::place)
+            .toList();
+    return alike.size() == 1 ? key.model() : key.model() + " " + difference(key.place(), alike);
   }
 
   /** The parts of a path that not all of the others have in the same place. */

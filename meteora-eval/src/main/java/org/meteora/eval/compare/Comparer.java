@@ -37,8 +37,6 @@ public final class Comparer {
   }
 
   /**
-   * Compares saved results.
-   *
    * @param arguments files or folders of results, each may be preceded by {@code LABEL=}; the first
    *     system is what the others are compared with
    * @param published with the paper's scores beside

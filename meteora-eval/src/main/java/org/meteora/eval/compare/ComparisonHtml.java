@@ -29,9 +29,7 @@ public final class ComparisonHtml {
 
   public static String of(Comparison comparison) {
     var html = new StringBuilder();
-    for (var warning : comparison.warnings()) {
-      html.append(element("p class=\"warning\"", warning));
-    }
+    comparison.warnings().forEach(each -> html.append(element("p class=\"warning\"", each)));
     var tables = Tables.of(comparison);
     table(html, tables.getFirst());
     html.append("<p>");
@@ -41,9 +39,7 @@ public final class ComparisonHtml {
               .formatted(colour(c), escapeHtml(comparison.columns().get(c))));
     }
     html.append("</p>\n");
-    for (var score : scores(comparison)) {
-      plot(html, comparison, score, false);
-    }
+    scores(comparison).forEach(score -> plot(html, comparison, score, false));
     for (var table : tables.subList(1, tables.size())) {
       table(html, table);
       if (table.title().startsWith(Tables.CHANGES)) {

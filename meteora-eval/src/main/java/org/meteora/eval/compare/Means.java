@@ -129,16 +129,13 @@ final class Means {
   }
 
   private static List<Double> publishedMeans(List<Scored> rows) {
-    var result = new ArrayList<Double>();
-    int papers = rows.getFirst().row().published().size();
-    for (int p = 0; p < papers; p++) {
-      int paper = p;
-      var values = rows.stream().map(scored -> scored.row().published().get(paper)).toList();
-      result.add(
-          values.contains(null)
-              ? null
-              : values.stream().mapToDouble(Double::doubleValue).average().orElseThrow());
-    }
-    return result;
+    return IntStream.range(0, rows.getFirst().row().published().size())
+        .mapToObj(paper -> rows.stream().map(each -> each.row().published().get(paper)).toList())
+        .map(
+            values ->
+                values.contains(null)
+                    ? null
+                    : values.stream().mapToDouble(Double::doubleValue).average().orElseThrow())
+        .toList();
   }
 }

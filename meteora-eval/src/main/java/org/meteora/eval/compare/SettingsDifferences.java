@@ -68,13 +68,11 @@ final class SettingsDifferences {
 
   private Map<String, String> flat(JsonNode json) {
     var result = new TreeMap<String, String>();
-    json.properties()
-        .forEach(
-            field -> {
-              if (!OUTCOMES.contains(field.getKey())) {
-                flatten(field.getKey(), field.getValue(), result);
-              }
-            });
+    for (var field : json.properties()) {
+      if (!OUTCOMES.contains(field.getKey())) {
+        flatten(field.getKey(), field.getValue(), result);
+      }
+    }
     result.keySet().removeIf(name -> PLACES.contains(name) || name.startsWith("model.sha256."));
     var base = json.path("model").path("base_model_path").asText("");
     var sums =

@@ -49,9 +49,8 @@ final class Tables {
   }
 
   private static Table changes(Comparison comparison) {
-    var others = comparison.columns().subList(1, comparison.columns().size());
     var header = new ArrayList<>(List.of("task", "score"));
-    header.addAll(others);
+    header.addAll(comparison.columns().subList(1, comparison.columns().size()));
     var rows = new ArrayList<List<String>>();
     for (var row : all(comparison)) {
       var cells = row.cells().subList(1, row.cells().size());

@@ -1,5 +1,6 @@
 package org.meteora.eval.metric;
 
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
@@ -18,9 +19,7 @@ abstract class Accuracy implements Metric {
   @Override
   public final List<Figure> figures(List<String> answers, List<String> truths) {
     var right = new double[answers.size()];
-    for (int i = 0; i < right.length; i++) {
-      right[i] = right(answers.get(i), truths.get(i)) ? 1 : 0;
-    }
+    Arrays.setAll(right, i -> right(answers.get(i), truths.get(i)) ? 1 : 0);
     return List.of(Figure.mean(Figure.ACCURACY, right));
   }
 }

@@ -61,12 +61,9 @@ public record BleuScore(
     Arrays.fill(precisions, 0.0);
     double score = 0;
     if (Arrays.stream(matches).anyMatch(m -> m > 0)) {
-      int order = effectiveOrder ? 0 : ORDER;
+      int present = (int) Arrays.stream(totals).takeWhile(total -> total > 0).count();
       double smoothing = 1;
-      for (int n = 0; n < ORDER && totals[n] > 0; n++) {
-        if (effectiveOrder) {
-          order = n + 1;
-        }
+      for (int n = 0; n < present; n++) {
         if (matches[n] == 0) {
           smoothing *= 2;
           precisions[n] = 100 / (smoothing * totals[n]);
@@ -74,6 +71,7 @@ public record BleuScore(
           precisions[n] = 100.0 * matches[n] / totals[n];
         }
       }
+      int order = effectiveOrder ? present : ORDER;
       double logarithms = 0;
       for (int n = 0; n < order; n++) {
         logarithms += Math.log(precisions[n]);

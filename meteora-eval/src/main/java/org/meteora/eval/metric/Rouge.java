@@ -85,7 +85,8 @@ public final class Rouge implements Metric {
       List<List<String>> hypothesis, List<List<String>> reference, int n) {
     var given = ngrams(hypothesis, n);
     var expected = ngrams(reference, n);
-    return RougeScore.of(common(given, expected), expected.size(), given.size());
+    int common = (int) given.stream().filter(expected::contains).count();
+    return RougeScore.of(common, expected.size(), given.size());
   }
 
   private static Set<List<String>> ngrams(List<List<String>> sentences, int n) {
@@ -95,10 +96,6 @@ public final class Rouge implements Metric {
       grams.add(words.subList(i, i + n));
     }
     return grams;
-  }
-
-  private static <T> int common(Set<T> a, Set<T> b) {
-    return (int) a.stream().filter(b::contains).count();
   }
 
   private static RougeScore subsequences(

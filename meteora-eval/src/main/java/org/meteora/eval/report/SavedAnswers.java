@@ -151,9 +151,7 @@ public final class SavedAnswers {
   }
 
   private static List<String> texts(JsonNode array) {
-    var result = new ArrayList<String>();
-    array.forEach(each -> result.add(each.asText()));
-    return result;
+    return array.valueStream().map(JsonNode::asText).toList();
   }
 
   private static Answer answer(JsonNode node, String where, int position) {

@@ -20,22 +20,21 @@ public final class ScoreTable {
     }
     text.append('\n');
     lines(text, "  ", scores.metrics());
-    if (scores.intervals().values().stream().anyMatch(each -> !each.isEmpty())) {
+    var intervals = scores.intervals();
+    if (intervals.values().stream().anyMatch(each -> !each.isEmpty())) {
       text.append("  95 % intervals:\n");
     }
-    scores
-        .intervals()
-        .forEach(
-            (task, figures) -> {
-              if (!figures.isEmpty()) {
-                text.append("    ").append(scores.intervals().size() > 1 ? task + ": " : "");
-                text.append(
-                    figures.entrySet().stream()
-                        .map(each -> each.getKey() + " " + interval(each.getValue()))
-                        .collect(Collectors.joining(", ")));
-                text.append('\n');
-              }
-            });
+    intervals.forEach(
+        (task, figures) -> {
+          if (!figures.isEmpty()) {
+            text.append("    ").append(intervals.size() > 1 ? task + ": " : "");
+            text.append(
+                figures.entrySet().stream()
+                    .map(each -> each.getKey() + " " + interval(each.getValue()))
+                    .collect(Collectors.joining(", ")));
+            text.append('\n');
+          }
+        });
     var warnings = scores.warnings();
     warning(text, warnings.emptyAnswers(), "empty answers");
     warning(text, warnings.tooLongAnswers(), "answers more than twice as long as the truth");

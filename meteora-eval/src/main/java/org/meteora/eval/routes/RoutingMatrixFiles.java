@@ -6,6 +6,7 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Base64;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.stream.IntStream;
@@ -23,7 +24,6 @@ import org.meteora.io.Texts;
 record RoutingMatrixFiles(RoutingMatrix matrix, String title, Map<String, Object> settings) {
   private static final int MODULES = RoutingMatrix.MODULES;
 
-  /** Writes {@code routing.json}, {@code routing.png} and {@code routing.html}. */
   void write(Path folder) {
     AtomicFiles.requireWritableFolder(folder);
     writeJson(folder.resolve("routing.json"));
@@ -59,8 +59,7 @@ record RoutingMatrixFiles(RoutingMatrix matrix, String title, Map<String, Object
 
   private Map<String, Object> shares(int layer, int module) {
     var json = new LinkedHashMap<String, Object>();
-    json.put(
-        "counted", matrix.tasks().stream().map(task -> matrix.count(task, layer, module)).toList());
+    json.put("counted", counts(layer, module));
     json.put(
         "right_first",
         matrix.tasks().stream()
@@ -95,18 +94,14 @@ record RoutingMatrixFiles(RoutingMatrix matrix, String title, Map<String, Object
     values.put("meta", RoutesHtml.embedded(meta));
     values.put("share", quantised(false));
     values.put("first", quantised(true));
-    values.put("counts", RoutesHtml.embedded(counts()));
+    var counts = layers().flatMap(layer -> modules().map(module -> counts(layer, module)));
+    values.put("counts", RoutesHtml.embedded(counts.toList()));
     return HtmlPage.filled(RoutesHtml.class, "matrix.html", values);
   }
 
-  private long[][] counts() {
-    var counts = new long[matrix.layers() * MODULES][matrix.tasks().size()];
-    for (int g = 0; g < counts.length; g++) {
-      for (int t = 0; t < matrix.tasks().size(); t++) {
-        counts[g][t] = matrix.count(matrix.tasks().get(t), g / MODULES, g % MODULES);
-      }
-    }
-    return counts;
+  /** By task. */
+  private List<Long> counts(int layer, int module) {
+    return matrix.tasks().stream().map(task -> matrix.count(task, layer, module)).toList();
   }
 
   /** Gates × tasks × adapters in 16 bits, little end first. */

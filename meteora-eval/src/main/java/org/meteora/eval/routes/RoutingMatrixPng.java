@@ -7,14 +7,9 @@ import java.awt.Graphics2D;
 import java.awt.font.FontRenderContext;
 import java.nio.file.Path;
 import java.util.List;
-import org.meteora.io.Fonts;
 
 /** The heat map of a {@link RoutingMatrix} as a PNG. */
 final class RoutingMatrixPng {
-  static {
-    Fonts.prepare();
-  }
-
   private static final int CELL = 26;
   private static final int MARGIN = 24;
 
@@ -43,8 +38,8 @@ final class RoutingMatrixPng {
   }
 
   private static double extent(List<String> labels) {
-    var context = new FontRenderContext(null, true, true);
     var font = Figures.font(Font.PLAIN, 11);
+    var context = new FontRenderContext(null, true, true);
     return labels.stream()
         .mapToDouble(label -> Math.min(LONGEST, font.getStringBounds(label, context).getWidth()))
         .max()

@@ -52,8 +52,6 @@ public record Sweep(Map<String, List<String>> keys) {
   }
 
   /**
-   * What the options say.
-   *
    * @param options {@code KEY=V1,V2,…} each
    * @throws UserException naming what is wrong
    */
