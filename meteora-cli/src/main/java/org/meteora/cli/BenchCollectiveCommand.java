@@ -63,21 +63,15 @@ final class BenchCollectiveCommand implements Callable<Integer> {
       var own = Ops.narrow(whole, 0, part * all.rank(), part);
       double bytes = (double) part * n * Float.BYTES;
       double share = (n - 1.0) / n;
-      report(mebibytes, "sum", time(() -> all.sum(whole), whole), 2 * share * bytes);
-      report(
-          mebibytes,
-          "reduce-scatter",
-          time(() -> all.reduceScatter(whole, own), whole),
-          share * bytes);
-      report(mebibytes, "all-gather", time(() -> all.allGather(own, whole), whole), share * bytes);
+      report(mebibytes, "sum", whole, () -> all.sum(whole), 2 * share * bytes);
+      Runnable reduceScatter = () -> all.reduceScatter(whole, own);
+      report(mebibytes, "reduce-scatter", whole, reduceScatter, share * bytes);
+      report(mebibytes, "all-gather", whole, () -> all.allGather(own, whole), share * bytes);
     }
   }
 
-  private double time(Runnable run, NDArray buffer) {
-    return BenchModel.medianOfAll(repeat.value(), buffer, run);
-  }
-
-  private static void report(int mebibytes, String what, double ms, double bytes) {
+  private void report(int mebibytes, String what, NDArray buffer, Runnable run, double bytes) {
+    double ms = BenchModel.medianOfAll(repeat.value(), buffer, run);
     System.out.printf(
         "%6d MiB  %-16s %10.3f ms   %8.2f GB/s%n", mebibytes, what, ms, bytes / ms / 1e6);
   }

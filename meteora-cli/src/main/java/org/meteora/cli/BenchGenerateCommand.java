@@ -119,7 +119,7 @@ final class BenchGenerateCommand implements Callable<Integer> {
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
       bandwidth = options.readRate();
-      multiplications = options.onGpu() ? options.multiplicationRate(manager) : 0;
+      multiplications = options.onGpu() ? options.multiplicationRate() : 0;
       for (int adapters : base ? new int[] {0, options.adapters} : new int[] {options.adapters}) {
         try (var own = manager.newSubManager()) {
           var cache = options.cache(config, Collections.max(sequences), promptTokens);

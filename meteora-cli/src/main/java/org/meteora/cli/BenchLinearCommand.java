@@ -43,12 +43,8 @@ final class BenchLinearCommand implements Callable<Integer> {
   public Integer call() {
     Limits.atLeast(1, "--tokens", Collections.min(tokens));
     var config = options.config();
-    double rate;
-    double bandwidth;
-    try (var manager = options.manager()) {
-      rate = options.multiplicationRate(manager);
-      bandwidth = options.readRate();
-    }
+    double rate = options.multiplicationRate();
+    double bandwidth = options.readRate();
     for (var module : List.of(Projection.Q, Projection.GATE, Projection.DOWN)) { // all shapes
       var shape = config.shape(module);
       for (int count : tokens) {
@@ -80,12 +76,8 @@ final class BenchLinearCommand implements Callable<Integer> {
             if (mode == ForwardMode.GATHER && count > 256) {
               continue; // gathering B for every token would need count · k · r · out numbers
             }
-            options.report(
-                name + mode.label(),
-                time(gated, x, options.context(mode)),
-                base,
-                count,
-                gatedFloor);
+            double ms = time(gated, x, options.context(mode));
+            options.report(name + mode.label(), ms, base, count, gatedFloor);
           }
         }
       }

@@ -188,9 +188,9 @@ final class BenchModel {
   }
 
   /** Multiplications and additions a millisecond of one large product, measured now. */
-  double multiplicationRate(NDManager manager) {
+  double multiplicationRate() {
     long size = onGpu() ? 8192 : 1024;
-    try (var own = manager.newSubManager();
+    try (var own = manager();
         var recording = Ops.notRecording()) {
       var a = RandomLlama.normal(own, dtype(), 1, size, size);
       var b = RandomLlama.normal(own, dtype(), 1, size, size);
@@ -219,10 +219,19 @@ final class BenchModel {
   }
 
   /** Runs prompts {@code (batch, tokens)} behind nothing; the logits are waited for. */
-  static void prefill(Llama model, KvCache cache, int batch, int tokens, ForwardContext context) {
+  static float[] prefill(
+      Llama model, KvCache cache, int batch, int tokens, ForwardContext context) {
     try (var scope = model.manager().newSubManager()) {
       var ids = Ops.of(scope, ids(model, batch * tokens), batch, tokens);
-      model.next(ids, cache, context).toFloatArray();
+      return model.next(ids, cache, context).toFloatArray();
+    }
+  }
+
+  /** The same, with a cache of its own. */
+  static float[] prefill(Llama model, int batch, int tokens, ForwardContext context) {
+    try (var manager = model.manager().newSubManager();
+        var cache = model.newCache(manager, new int[batch], tokens)) {
+      return prefill(model, cache, batch, tokens, context);
     }
   }
 
@@ -372,7 +381,7 @@ final class BenchModel {
    * @param processor the same of the processors' time, of all threads
    */
   record Turns(double[][] wall, double[][] processor) {
-    private static double median(double[] values) {
+    static double median(double[] values) {
       return Arrays.stream(values).sorted().toArray()[values.length / 2];
     }
 

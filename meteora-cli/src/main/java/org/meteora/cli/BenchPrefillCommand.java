@@ -52,7 +52,7 @@ final class BenchPrefillCommand implements Callable<Integer> {
     var config = options.config();
     try (var manager = options.manager();
         var recording = Ops.notRecording()) {
-      double rate = options.multiplicationRate(manager);
+      double rate = options.multiplicationRate();
       double count = (double) batch * tokens;
       double scores = 2.0 * tokens * count * config.numAttentionHeads() * config.headDim();
       double weights = BenchModel.Sizes.of(config, Projection.values()).weights();
@@ -85,9 +85,6 @@ final class BenchPrefillCommand implements Callable<Integer> {
   }
 
   private void prefill(Llama model, ForwardContext context) {
-    try (var manager = model.manager().newSubManager();
-        var cache = model.newCache(manager, new int[batch], tokens)) {
-      BenchModel.prefill(model, cache, batch, tokens, context);
-    }
+    BenchModel.prefill(model, batch, tokens, context);
   }
 }

@@ -186,12 +186,8 @@ final class BenchTrainCommand implements Callable<Integer> {
 
   /** On a GPU: whole steps, with layers recomputed and as memory allows, and their parts. */
   private void whole(Architecture config, Batch samples) {
-    double rate;
-    double bandwidth;
-    try (var manager = options.manager()) {
-      rate = options.multiplicationRate(manager);
-      bandwidth = options.readRate();
-    }
+    double rate = options.multiplicationRate();
+    double bandwidth = options.readRate();
     var parts = new BenchTrainParts(options, config, batch, tokens, dropout > 0, rate, bandwidth);
     try (var manager = options.manager()) {
       var backend = Backends.of(manager, options.dtype());
@@ -210,11 +206,8 @@ final class BenchTrainCommand implements Callable<Integer> {
           options.reportMemory("memory, " + name, options.usedBytes());
           if (!lengths.isEmpty()) {
             var padded = batch(config, true);
-            options.report(
-                "  rows as long as the longest",
-                options.median(() -> step(learner, padded, parameters, optimizer)),
-                first,
-                tokenCount());
+            double all = options.median(() -> step(learner, padded, parameters, optimizer));
+            options.report("  rows as long as the longest", all, first, tokenCount());
           }
           var own = learner.ownPasses();
           if (own.isPresent() && lengths.isEmpty()) {
@@ -246,11 +239,8 @@ final class BenchTrainCommand implements Callable<Integer> {
             tokenCount(),
             (4 + 2 * 4 + 16 + 12 + 4 + options.dtype().bytes()) * size / bandwidth);
         var recorded = new LlamaLearner(model, context, Recompute.ALL, options.adapters);
-        options.report(
-            "step, recorded by libtorch",
-            options.median(() -> step(recorded, samples, parameters, optimizer)),
-            first,
-            tokenCount());
+        double ms = options.median(() -> step(recorded, samples, parameters, optimizer));
+        options.report("step, recorded by libtorch", ms, first, tokenCount());
         options.reportMemory("memory, recorded by libtorch", options.usedBytes());
       }
     }

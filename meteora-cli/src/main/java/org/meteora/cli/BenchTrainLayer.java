@@ -30,7 +30,7 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
     raw.put("num_hidden_layers", 1).put("vocab_size", 1024);
     var config = LlamaConfig.parse(raw, "one layer");
     try (var manager = options.manager()) {
-      double rate = options.multiplicationRate(manager);
+      double rate = options.multiplicationRate();
       double base;
       try (var own = manager.newSubManager()) {
         var model = options.model(config, own, 0, MemoryNeed.NONE);
@@ -97,11 +97,8 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
                 var recording = Ops.recording()) {
               var x = Ops.alias(scope, input);
               x.setRequiresGradient(true);
-              var y =
-                  model
-                      .layers()
-                      .getFirst()
-                      .forward(x, Pass.whole(scope, model, new int[] {tokens}, context));
+              var pass = Pass.whole(scope, model, new int[] {tokens}, context);
+              var y = model.layers().getFirst().forward(x, pass);
               Ops.backward(y, gradient);
               var slope = x.getGradient();
               slope.attach(scope);

@@ -77,8 +77,8 @@ record BenchTrainParts(
   static Map<Part, Double> medians(List<Map<Part, Double>> steps) {
     var result = new EnumMap<Part, Double>(Part.class);
     for (var part : Part.values()) {
-      var all = steps.stream().mapToDouble(step -> step.getOrDefault(part, 0.0)).sorted().toArray();
-      result.put(part, all[all.length / 2]);
+      var all = steps.stream().mapToDouble(step -> step.getOrDefault(part, 0.0)).toArray();
+      result.put(part, BenchModel.Turns.median(all));
     }
     return result;
   }
@@ -101,8 +101,8 @@ record BenchTrainParts(
     int layers = config.numHiddenLayers();
     double share = (double) recomputed / layers;
     return switch (part) {
-      case FORWARD -> layers * base(Projection.values()) / rate;
-      case FORWARD_ADAPTERS -> layers * adapters() / rate;
+      case FORWARD, BACKWARD -> layers * base(Projection.values()) / rate;
+      case FORWARD_ADAPTERS, BACKWARD_ADAPTERS, WEIGHT_GRADIENTS -> layers * adapters() / rate;
       case ATTENTION -> layers * scores() / rate;
       case RECOMPUTATION ->
           share
@@ -110,8 +110,6 @@ record BenchTrainParts(
               * ((base(Projection.values()) - base(Projection.DOWN) + adapters() + scores()) / rate
                   + forwardBytes() / bandwidth);
       case LOSS -> 4 * tokens() * config.vocabSize() * config.hiddenSize() / rate;
-      case BACKWARD -> layers * base(Projection.values()) / rate;
-      case BACKWARD_ADAPTERS, WEIGHT_GRADIENTS -> layers * adapters() / rate;
       case ATTENTION_BACKWARD -> layers * 2.5 * scores() / rate;
       case BETWEEN_PRODUCTS -> layers * (forwardBytes() + backwardBytes()) / bandwidth;
       case RESULTS -> 0;

@@ -4,7 +4,6 @@ import ai.djl.Device;
 import ai.djl.pytorch.jni.JniUtils;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.IOException;
-import java.io.PrintWriter;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -36,7 +35,6 @@ import org.meteora.moe.RoutingSettings;
 import org.meteora.tensor.Devices;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.LibTorch;
-import org.meteora.tensor.Ops;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -87,7 +85,10 @@ public final class DoctorCommand implements Callable<Integer> {
     if (json.isGiven()) {
       out.print(Jsonl.pretty(new Report(runs, lines)));
     } else {
-      print(out);
+      int width = lines.stream().mapToInt(line -> line.name().length()).max().orElse(0);
+      for (var line : lines) {
+        out.printf("%-" + width + "s  %-5s  %s%n", line.name(), line.state(), line.text());
+      }
     }
     out.flush();
     return runs ? 0 : 1;
@@ -136,13 +137,12 @@ public final class DoctorCommand implements Callable<Integer> {
     if (!torch) {
       return false;
     }
-    boolean cpu = check("test on cpu", true, () -> test(Device.cpu()));
-    boolean gpus = true;
+    boolean runs = check("test on cpu", true, () -> test(Device.cpu()));
     for (int i = 0; i < Devices.gpus(); i++) {
       var device = Device.gpu(i);
-      gpus &= check("test on " + Devices.name(device), true, () -> test(device));
+      runs &= check("test on " + Devices.name(device), true, () -> test(device));
     }
-    return cpu && gpus;
+    return runs;
   }
 
   /** Adds a line; a failure of what is needed fails the whole. */
@@ -227,9 +227,9 @@ public final class DoctorCommand implements Callable<Integer> {
       var own = ForwardContext.inference(RoutingSettings.DEFAULT, Flags.AUTO);
       var plain =
           ForwardContext.inference(RoutingSettings.DEFAULT, Flags.of(ForwardMode.REFERENCE));
-      var logits = logits(model, own);
+      var logits = BenchModel.prefill(model, 2, 24, own);
       var answer = answer(model, decoding, own);
-      var expected = logits(model, plain);
+      var expected = BenchModel.prefill(model, 2, 24, plain);
       var expectedAnswer = answer(model, ModelSession.of(model), plain);
       double difference = 0;
       double norm = 0;
@@ -252,14 +252,6 @@ public final class DoctorCommand implements Callable<Integer> {
     }
   }
 
-  private static float[] logits(Llama model, ForwardContext context) {
-    try (var scope = model.manager().newSubManager();
-        var cache = model.newCache(scope, new int[2], 24)) {
-      var ids = Ops.of(scope, BenchModel.ids(model, 2 * 24), 2, 24);
-      return model.next(ids, cache, context).toFloatArray();
-    }
-  }
-
   private static int[] answer(Llama model, DecodeSession.Provider decoding, ForwardContext context)
       throws Exception {
     try (decoding) {
@@ -267,13 +259,6 @@ public final class DoctorCommand implements Callable<Integer> {
       return new Generator(model, decoding, context)
           .generate(List.of(new int[] {1, 2, 3, 5, 8, 13}), config)
           .getFirst();
-    }
-  }
-
-  private void print(PrintWriter out) {
-    int width = lines.stream().mapToInt(line -> line.name().length()).max().orElse(0);
-    for (var line : lines) {
-      out.printf("%-" + width + "s  %-5s  %s%n", line.name(), line.state(), line.text());
     }
   }
 }

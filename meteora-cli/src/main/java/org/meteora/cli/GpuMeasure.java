@@ -1,7 +1,6 @@
 package org.meteora.cli;
 
 import ai.djl.pytorch.jni.JniUtils;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import org.meteora.cuda.driver.Cuda;
@@ -63,14 +62,10 @@ final class GpuMeasure {
           begin.record(stream);
           read.on(stream);
           end.record(stream);
-          double ms = end.millisSince(begin);
-          if (i >= 0) {
-            times[i] = ms;
-          }
+          times[Math.max(i, 0)] = end.millisSince(begin); // that of a warm-up is written over
         }
       }
-      Arrays.sort(times);
-      return BYTES / times[times.length / 2] * 1e3;
+      return BYTES / BenchModel.Turns.median(times) * 1e3;
     }
   }
 

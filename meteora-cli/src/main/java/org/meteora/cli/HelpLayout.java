@@ -95,10 +95,9 @@ final class HelpLayout {
                 .collect(Collectors.joining(" | ", "(", ")")));
       }
     }
-    spec.positionalParameters()
-        .forEach(
-            positional ->
-                parts.add(positional.paramLabel() + (positional.arity().max() > 1 ? "…" : "")));
+    for (var each : spec.positionalParameters()) {
+      parts.add(each.paramLabel() + (each.arity().max() > 1 ? "…" : ""));
+    }
     parts.add("[OPTIONS]");
     if (!spec.subcommands().isEmpty()) {
       parts.add("COMMAND");

@@ -119,9 +119,7 @@ final class MergeCommand implements Callable<Integer> {
       throw new UserException("--tasks names an adapter twice: " + String.join(",", tasks));
     }
     var factors =
-        weights == null
-            ? Collections.nCopies(folders.size(), 1.0 / folders.size())
-            : List.copyOf(weights);
+        weights == null ? Collections.nCopies(folders.size(), 1.0 / folders.size()) : weights;
     check(folders, factors);
     var base = intoBase ? settings.requireBaseModelPath() : null;
     try (var lock = FolderLock.takeOutput(output)) {

@@ -3,11 +3,13 @@ package org.meteora.cli;
 import com.fasterxml.jackson.databind.JsonNode;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.function.Function;
 import java.util.function.Predicate;
+import java.util.stream.Collectors;
 import org.meteora.UserException;
 import org.meteora.checkpoint.LoadedModel;
 import org.meteora.data.config.Nearest;
@@ -58,19 +60,12 @@ record PromptLine(String text, JsonNode settings, String where) {
 
   /** Fields that may be meant for settings, and what is to be said of them. */
   static Set<String> misspelt(List<PromptLine> lines) {
-    var found = new TreeSet<String>();
-    for (var line : lines) {
-      line.settings
-          .fieldNames()
-          .forEachRemaining(
-              name -> {
-                if (!KNOWN.contains(name) && Nearest.to(name, KNOWN).isPresent()) {
-                  found.add(
-                      "\"" + name + "\" is no setting and is left out" + Nearest.hint(name, KNOWN));
-                }
-              });
-    }
-    return found;
+    return lines.stream()
+        .flatMap(line -> line.settings.properties().stream())
+        .map(Map.Entry::getKey)
+        .filter(name -> !KNOWN.contains(name) && Nearest.to(name, KNOWN).isPresent())
+        .map(name -> "\"" + name + "\" is no setting and is left out" + Nearest.hint(name, KNOWN))
+        .collect(Collectors.toCollection(TreeSet::new));
   }
 
   /**

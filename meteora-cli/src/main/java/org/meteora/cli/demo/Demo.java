@@ -243,10 +243,8 @@ record Demo(Path folder, PrintWriter out, ToIntFunction<String[]> run, Size size
     long right =
         answers.stream()
             .map(each -> task.score(List.of(each.answer()), List.of(each.truth())))
-            .filter(
-                scores ->
-                    scores.get("Avg correct nums") instanceof Double correct
-                        && correct == COMPOSITE.size())
+            .map(scores -> scores.get("Avg correct nums"))
+            .filter(Double.valueOf(COMPOSITE.size())::equals)
             .count();
     return right / (double) answers.size();
   }
