@@ -367,7 +367,7 @@ struct TrainingRoute {
   float* votes;          // (tokens, n)
   float* loss;           // (tokens)
   float* right;          // (tokens)
-  int* chosen;           // (linears, TOPK, tokens): who acts; or null
+  int* chosen;           // (linears, TOPK, tokens): who acts, somebody everywhere, since k is at most n; or null
 };
 extern "C" __global__ void __launch_bounds__(256) training_route(const __grid_constant__ TrainingRoute p) {
   const int lane = threadIdx.x & 31;
