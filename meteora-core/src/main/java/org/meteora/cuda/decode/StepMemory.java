@@ -33,6 +33,8 @@ import org.meteora.nn.Scores;
  * float32 weights {@code (maxRows, k)}, or float32 weights {@code (maxRows, N)} where all act; the
  * routing, for each layer's linears in turn int32 indices {@code (rows, k)}, then float32 weights
  * {@code (rows, k)}, or for each layer float32 weights {@code (rows, N)} where all act.
+ *
+ * <p>Long, because each array's shape, dtype and meaning stand beside it.
  */
 final class StepMemory implements AutoCloseable {
   /** Gated linears of a layer. */
