@@ -326,7 +326,8 @@ final class RunningBatch implements AutoCloseable {
   private boolean canHold(long its) {
     if (its > held && !model.backend().fillsBlocks()) {
       long bytes = MemoryNeed.cacheBytes(model.config(), model.dtype(), 1, its);
-      long both = 2 * bytes; // as much again for what the passes need
+      long layer = MemoryNeed.layerBytes(model.config(), model.dtype(), its);
+      long both = bytes + Math.max(bytes, 2 * layer); // what the passes need
       if (model.backend().memory(both).free() < both) {
         return false;
       }

@@ -199,6 +199,7 @@ public record Evaluator(
                   }
                 });
         double worked = (System.nanoTime() - start) / 1e9;
+        handover.check();
         if (!first) { // a process's last word comes after all messages that it has sent
           handover.finish();
         }

@@ -294,7 +294,9 @@ public final class SavedResult implements AutoCloseable {
     try {
       if (partial != null) {
         boolean nothing = partial.size() == 0;
-        partial.force(false);
+        if (!nothing && Files.exists(partialFile())) {
+          partial.force(false);
+        }
         partial.close();
         if (nothing) { // all answers were there: what is left behind would hide them
           delete(partialSettings(), partialFile());
