@@ -381,9 +381,11 @@ public final class TrainingKernels {
    * Which tokens of a pass chose each adapter, in device memory.
    *
    * @param at of {@link #bytes}; first as they chose, int32 (linears, topK, tokens)
+   * @param maxRank of any adapter of these linears
+   * @param linears up to three, with as many adapters each
    */
   public record Choices(long at, int tokens, int topK, int maxRank, List<TrainingLinear> linears) {
-    /** Of so many tokens, of up to three linears. */
+    /** Bytes at {@code at} of so many tokens, whatever k is, of up to three linears. */
     public static long bytes(long tokens) {
       return MAX_LINEARS * Kernels.MAX_TOP_K * (4 * tokens + GroupedPrefill.listBytes(tokens)) + 8;
     }
@@ -469,7 +471,9 @@ public final class TrainingKernels {
             lists));
   }
 
-  /** The first one's {@code wide = Σ narrow · M}; narrow has zeros at the other adapters' ranks. */
+  /**
+   * The first one's {@code wide} becomes {@code Σ narrow · M} of all, by the chosen ranks alone.
+   */
   public void chosenSum(Choices choices, List<ChosenTerm> terms, int stride) {
     int chunk = chunk(choices);
     int lists = terms.size() * choices.topK();

@@ -207,8 +207,8 @@ public final class SavedResult implements AutoCloseable {
   }
 
   /**
-   * Keeps answers, in any order: appended, and on the disk with the next call, such as of none, a
-   * second after the last that were sent there.
+   * Keeps answers, in any order: appended at once, and sent to the disk by the first call, of no
+   * answers too, that comes a second or more after the last sending.
    *
    * @throws UserException when they cannot be written; those before them stay
    */
