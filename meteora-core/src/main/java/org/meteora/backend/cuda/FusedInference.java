@@ -12,6 +12,9 @@ import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterKernels;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.GroupedPrefill;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
+import org.meteora.cuda.kernel.SummedProducts.Term;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.moe.BankLayout;
 import org.meteora.moe.GatedLinear;
 import org.meteora.moe.Router;
@@ -209,11 +212,15 @@ final class FusedInference implements AutoCloseable {
         kernels.scaleForPrefill(
             Ops.dataPointer(rows), matrix.address(), tokens, choices, temperature, Stream.LIBTORCH);
       }
+      var sums = new ArrayList<Sum>();
       for (int i = 0; i < y.size(); i++) {
-        if (!groups) {
-          addZ(rows, i, y.get(i));
+        sums.add(sum(matrix, rows, i, y.get(i), groups));
+      }
+      products.sum(sums, Dropout.NONE);
+      for (int i = 0; i < y.size(); i++) {
+        if (linears.get(i).bias() != null) {
+          y.get(i).addi(linears.get(i).bias());
         }
-        base(matrix, i, y.get(i)); // the long product reads for nothing what is there
       }
     }
     return new Results(y, rows, gatesAt);
@@ -250,36 +257,25 @@ final class FusedInference implements AutoCloseable {
     return rows;
   }
 
-  private static Matrix output(NDArray y, int tokens) {
-    return Matrix.of(Ops.dataPointer(y), tokens, (int) (y.size() / tokens), Ops.dtype(y));
-  }
-
-  /** {@code y = z · Bᵀ}. */
-  private void addZ(NDArray rows, int linear, NDArray y) {
-    int tokens = (int) rows.getShape().get(0);
+  /** {@code y = z · Bᵀ + x · Wᵀ}, or that with adapters that are there. */
+  private Sum sum(Matrix input, NDArray rows, int linear, NDArray y, boolean begun) {
+    int tokens = input.rows();
+    int out = (int) (y.size() / tokens);
+    var weight = Matrix.of(Ops.dataPointer(linears.get(linear).weight()), out, in(), dtype());
+    var base = new Term(input, weight.transpose());
+    var to = Matrix.of(Ops.dataPointer(y), tokens, out, dtype());
+    if (begun) {
+      return new Sum(to, true, List.of(base));
+    }
     int stride = (int) rows.getShape().get(1);
     int ranks = linears.get(linear).bank().totalRank();
     long z = Ops.dataPointer(rows) + (long) dtype().bytes() * rankAt[linear];
-    var to = output(y, tokens);
-    products.multiply(
-        to,
-        new Matrix(z, tokens, ranks, stride, dtype()),
-        Matrix.of(loraB[linear], ranks, to.columns(), dtype()),
-        false);
-  }
-
-  /** {@code y += x · Wᵀ}, and the bias. */
-  private void base(Matrix input, int linear, NDArray y) {
-    var its = linears.get(linear);
-    var to = output(y, input.rows());
-    products.multiply(
-        to,
-        input,
-        Matrix.of(Ops.dataPointer(its.weight()), to.columns(), in(), dtype()).transpose(),
-        true);
-    if (its.bias() != null) {
-      y.addi(its.bias());
-    }
+    // first: what is there costs the long product nothing
+    var adapters =
+        new Term(
+            new Matrix(z, tokens, ranks, stride, dtype()),
+            Matrix.of(loraB[linear], ranks, out, dtype()));
+    return new Sum(to, false, List.of(adapters, base));
   }
 
   /** A linear's logits {@code (tokens, N)}, a view. */

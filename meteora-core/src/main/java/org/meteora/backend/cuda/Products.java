@@ -1,16 +1,21 @@
 package org.meteora.backend.cuda;
 
 import ai.djl.ndarray.NDManager;
+import java.util.List;
 import java.util.UUID;
 import org.meteora.cuda.driver.Cublas;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.SummedProducts;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 
 /**
- * Matrix products of an inference pass on libtorch's stream, by cuBLAS itself: a product of
- * libtorch's, with the views that it takes, keeps the host several times as long, and a short
- * prompt waits for nothing else.
+ * Matrix products of a pass on libtorch's stream, by cuBLAS itself: a product of libtorch's, with
+ * the views that it takes, keeps the host several times as long, and a short prompt waits for
+ * nothing else. Sums of products of many rows are {@link SummedProducts}.
  */
 final class Products {
   private final Cuda cuda;
@@ -37,5 +42,44 @@ final class Products {
   /** As {@link Cublas#multiply}. */
   synchronized void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
     blas.multiply(c, a, b, add);
+  }
+
+  /**
+   * Whether {@link #sum} can let the first term of such a sum through dropout.
+   *
+   * @see SummedProducts#take
+   */
+  boolean canDrop(Sum sum) {
+    return SummedProducts.take(cuda, List.of(sum));
+  }
+
+  /**
+   * Sums of products, all of the same rows.
+   *
+   * @param dropout what each one's first term goes through, where {@link #canDrop} says so
+   */
+  synchronized void sum(List<Sum> sums, Dropout dropout) {
+    if (SummedProducts.take(cuda, sums)) {
+      var constants = Kernels.Constants.ofLayers(sums.getFirst().y().dtype(), 1, 1);
+      SummedProducts.launch(Kernels.of(cuda, constants), sums, dropout, Stream.LIBTORCH);
+    } else {
+      oneByOne(sums, this::multiply);
+    }
+  }
+
+  /** As {@link Cublas#multiply}. */
+  interface Multiply {
+    void multiply(Matrix c, Matrix a, Matrix b, boolean add);
+  }
+
+  /** Sums by products that add to what is there. */
+  static void oneByOne(List<Sum> sums, Multiply products) {
+    for (var sum : sums) {
+      boolean add = sum.add();
+      for (var term : sum.terms()) {
+        products.multiply(sum.y(), term.a(), term.b(), add);
+        add = true;
+      }
+    }
   }
 }

@@ -2,12 +2,14 @@ package org.meteora.backend.cuda;
 
 import ai.djl.ndarray.NDManager;
 import java.lang.foreign.MemorySegment;
-import java.util.UUID;
+import java.util.List;
 import org.meteora.cuda.driver.Cublas;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.tensor.Dtype;
 
 /** What {@link CudaTraining} queues work on; a test computes the same on a CPU. */
@@ -17,6 +19,16 @@ interface TrainingDevice {
 
   /** As {@link Cublas#multiply}. */
   void multiply(Matrix c, Matrix a, Matrix b, boolean add);
+
+  /** As {@link Products#canDrop}. */
+  default boolean canDrop(Sum sum) {
+    return false;
+  }
+
+  /** As {@link Products#sum}. */
+  default void sum(List<Sum> sums, Dropout dropout) {
+    Products.oneByOne(sums, this::multiply);
+  }
 
   /**
    * From so many ranks of a linear on, z, its result, and the gradients of c and of the input are
@@ -46,8 +58,8 @@ interface TrainingDevice {
    */
   static TrainingDevice of(Cuda cuda, Dtype dtype, NDManager manager) {
     var stream = Stream.LIBTORCH;
-    var blas = new Cublas(cuda, stream);
-    manager.attachInternal(UUID.randomUUID().toString(), blas);
+    var products = new Products(cuda, manager);
+    products.open();
     return new TrainingDevice() {
       @Override
       public TrainingKernels kernels(int topK, int adapters) {
@@ -56,7 +68,17 @@ interface TrainingDevice {
 
       @Override
       public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
-        blas.multiply(c, a, b, add);
+        products.multiply(c, a, b, add);
+      }
+
+      @Override
+      public boolean canDrop(Sum sum) {
+        return products.canDrop(sum);
+      }
+
+      @Override
+      public void sum(List<Sum> sums, Dropout dropout) {
+        products.sum(sums, dropout);
       }
 
       @Override

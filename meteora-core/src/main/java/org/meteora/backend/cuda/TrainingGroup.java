@@ -9,8 +9,11 @@ import java.util.Arrays;
 import java.util.List;
 import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
+import org.meteora.cuda.kernel.SummedProducts.Term;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.ChosenTerm;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.cuda.kernel.TrainingKernels.GradientPart;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
@@ -380,27 +383,28 @@ final class TrainingGroup {
       pass.watch().adapters(true);
       pass.kernels().route(tokens, routed(pass.gated()), rows, c, pass.tasks(), counts, 0);
     }
+    var sums = new ArrayList<Sum>();
+    pass.watch().adapters(false);
     for (int i = 0; i < outputs.length; i++) {
       var member = members.get(i);
-      pass.watch().adapters(false);
-      if (member.bias() != 0) {
+      var y = matrix(outputs[i], tokens, member.out());
+      var terms = new ArrayList<Term>();
+      boolean begun = member.bias() != 0;
+      if (begun) {
         pass.kernels().bias(tokens, member.out(), member.bias(), outputs[i]);
       }
-      var y = matrix(outputs[i], tokens, member.out());
-      boolean begun = member.bias() != 0;
-      if (member.hasAdapters()) { // before: what is there costs the long product nothing to read
+      if (member.hasAdapters() && byChoice && !begun) {
         pass.watch().adapters(true);
-        if (byChoice && !begun) {
-          pass.kernels().chosenSum(chosen(pass), List.of(termOfB(member, outputs[i], c)), ranks);
-        } else {
-          device.multiply(y, columns(c, tokens, member), member.b().transpose(), begun);
-        }
+        pass.kernels().chosenSum(chosen(pass), List.of(termOfB(member, outputs[i], c)), ranks);
         pass.watch().adapters(false);
         begun = true;
+      } else if (member.hasAdapters()) { // first: what is there costs the long product nothing
+        terms.add(new Term(columns(c, tokens, member), member.b().transpose()));
       }
-      device.multiply(y, matrix(x, tokens, in), member.weight().transpose(), begun);
+      terms.add(new Term(matrix(x, tokens, in), member.weight().transpose()));
+      sums.add(new Sum(y, begun, terms));
     }
-    pass.watch().adapters(false);
+    device.sum(sums, Dropout.NONE);
   }
 
   /** A of each linear, between x and columns of its ranks. */
@@ -449,12 +453,16 @@ final class TrainingGroup {
   /**
    * Adds the parameters' gradients to their sums, and gives the input's.
    *
-   * @param x as {@link #rows} had it, and {@code dropped}, which receives its gradient
+   * @param x as {@link #rows} had it, and {@code dropped}
+   * @param dropout what makes {@code dropped} of x
    * @param rows from {@link #rows}
    * @param slopes gradients of the results
    * @param slopeOfX receives the gradient of x; may be memory of x; 0: not wanted
+   * @return where that of x̃ is, still to go through the dropout: {@code dropped}, or 0, where the
+   *     gradient of x has it
    */
-  void backward(Pass pass, long x, long dropped, long rows, long[] slopes, long slopeOfX) {
+  long backward(
+      Pass pass, long x, long dropped, Dropout dropout, long rows, long[] slopes, long slopeOfX) {
     int tokens = pass.tokens();
     var scratch = pass.scratch();
     if (stride > 0) {
@@ -487,36 +495,38 @@ final class TrainingGroup {
       pass.watch().adapters(false);
     }
     if (slopeOfX == 0) {
-      return;
+      return 0;
     }
+    var sum = new ArrayList<Term>();
     boolean begun = false;
-    if (stride > 0) {
+    if (byChoice) {
       pass.watch().adapters(true);
-      boolean whole = dropped == 0 && !byChoice; // one product for adapters and gates
       begun = dropped == 0;
-      if (byChoice) {
-        var terms = termsOfA(begun ? slopeOfX : dropped, scratch.slopeOfRows());
-        pass.kernels().chosenSum(chosen(pass), terms, stride);
-      } else {
-        back(tokens, 0, whole ? stride : ranks, scratch, begun ? slopeOfX : dropped, false);
-      }
-      if (!whole && gates > 0 && pass.gated()) {
-        back(tokens, ranks, stride - ranks, scratch, slopeOfX, begun);
-        begun = true;
-      }
+      var terms = termsOfA(begun ? slopeOfX : dropped, scratch.slopeOfRows());
+      pass.kernels().chosenSum(chosen(pass), terms, stride);
       pass.watch().adapters(false);
+    } else if (stride > 0) { // without dropout adapters and gates together
+      sum.add(back(tokens, 0, dropped == 0 ? stride : ranks, scratch));
+    }
+    if (gates > 0 && pass.gated() && (byChoice || dropped != 0)) {
+      sum.add(back(tokens, ranks, stride - ranks, scratch));
     }
     for (int i = 0; i < slopes.length; i++) {
-      var member = members.get(i);
-      var slope = matrix(slopes[i], tokens, member.out());
-      device.multiply(matrix(slopeOfX, tokens, in), slope, member.weight(), begun || i > 0);
+      sum.add(new Term(matrix(slopes[i], tokens, members.get(i).out()), members.get(i).weight()));
     }
+    var to = matrix(slopeOfX, tokens, in);
+    boolean apart = dropped != 0 && !byChoice && !device.canDrop(new Sum(to, false, sum));
+    if (apart) {
+      var adapters = sum.removeFirst();
+      device.multiply(matrix(dropped, tokens, in), adapters.a(), adapters.b(), false);
+    }
+    device.sum(List.of(new Sum(to, begun, sum)), apart || byChoice ? Dropout.NONE : dropout);
+    return apart || byChoice ? dropped : 0;
   }
 
   /** The gradient of S's input from that of some columns of its product. */
-  private void back(int tokens, int row, int count, Scratch scratch, long to, boolean add) {
-    var slope = rows(scratch.slopeOfRows(), tokens, row, count);
-    device.multiply(matrix(to, tokens, in), slope, stack(row, count), add);
+  private Term back(int tokens, int row, int count, Scratch scratch) {
+    return new Term(rows(scratch.slopeOfRows(), tokens, row, count), stack(row, count));
   }
 
   private void gradients(Pass pass, long x, long dropped, long[] slopes) {

@@ -383,7 +383,7 @@ final class TrainingLayer {
     if (!fresh && group(Projection.Input.MLP_INNER).hasAdapters()) {
       kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
     }
-    backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s.inner(), slope);
+    dropped = backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s.inner(), slope);
     watch.between();
     kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
 
@@ -391,7 +391,7 @@ final class TrainingLayer {
     dropped = where(dropout, s.dropped());
     kernels.norm(tokens, postAttentionNorm, kept.h(), 0, 0, s.normed(), dropped, dropout);
     long n = s.normed();
-    backward(pass, Projection.Input.MLP, n, dropped, kept, n, kept.gate(), kept.up());
+    dropped = backward(pass, Projection.Input.MLP, n, dropped, kept, n, kept.gate(), kept.up());
     watch.between();
     kernels.normBackward(
         tokens, postAttentionNorm, kept.h(), s.normed(), dropped, slope, slope, dropout);
@@ -402,7 +402,8 @@ final class TrainingLayer {
     if (dropped != 0) {
       kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
     }
-    backward(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s.wide(), slope);
+    dropped =
+        backward(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s.wide(), slope);
     watch.between();
     if (dropped != 0) {
       kernels.drop(tokens, (int) heads(), dropped, s.wide(), true, dropout);
@@ -413,14 +414,17 @@ final class TrainingLayer {
     dropped = where(dropout, s.dropped());
     kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
     long to = toInput ? n : 0;
-    backward(pass, Projection.Input.ATTENTION, n, dropped, kept, to, kept.q(), kept.k(), kept.v());
+    dropped =
+        backward(
+            pass, Projection.Input.ATTENTION, n, dropped, kept, to, kept.q(), kept.k(), kept.v());
     if (toInput) {
       watch.between();
       kernels.normBackward(tokens, inputNorm, x, s.normed(), dropped, slope, slope, dropout);
     }
   }
 
-  private void backward(
+  /** As {@link TrainingGroup#backward}. */
+  private long backward(
       Pass pass,
       Projection.Input input,
       long x,
@@ -429,7 +433,9 @@ final class TrainingLayer {
       long slopeOfX,
       long... slopes) {
     pass.watch().adapters(false);
-    group(input).backward(pass.group(), x, dropped, kept.rows(input), slopes, slopeOfX);
+    long rows = kept.rows(input);
+    return group(input)
+        .backward(pass.group(), x, dropped, dropout(pass, input), rows, slopes, slopeOfX);
   }
 
   /** From the gradient of attention's result in {@code s.wide} to those of q, k and v. */

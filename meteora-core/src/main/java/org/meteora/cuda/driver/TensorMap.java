@@ -4,6 +4,8 @@ import static java.lang.foreign.ValueLayout.JAVA_INT;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
+import java.util.Arrays;
+import org.meteora.cuda.driver.Cublas.Matrix;
 
 /**
  * What the GPU's copy engine needs to know of a matrix of 16-bit numbers {@code (rows, columns)},
@@ -53,23 +55,48 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
       int pieceRows,
       int pieceColumns,
       int swizzle) {
+    return encode(
+        address,
+        new long[] {inner, columns / inner, rows},
+        new long[] {2 * inner, 2L * columns},
+        new int[] {(int) inner, pieceColumns / (int) inner, pieceRows},
+        swizzle);
+  }
+
+  /**
+   * Of pieces of 64 columns, laid out as {@link #swizzled} has them, of a matrix as it lies in
+   * memory, perhaps a part of a wider one, in two dimensions.
+   *
+   * @param matrix 16-byte aligned, and so its rows
+   * @param pieceRows rows of a piece, 256 at most; what is beyond the matrix arrives as zeros
+   * @return for a kernel's parameter
+   */
+  public static TensorMap of(Matrix matrix, int pieceRows) {
+    return encode(
+        matrix.address(),
+        new long[] {matrix.columns(), matrix.rows()},
+        new long[] {2L * matrix.stride()},
+        new int[] {64, pieceRows},
+        SWIZZLE_128B);
+  }
+
+  private static TensorMap encode(
+      long address, long[] sizes, long[] strides, int[] piece, int swizzle) {
     try (var arena = Arena.ofConfined()) {
       var map = arena.allocate(128, 64);
-      var sizes = arena.allocateFrom(JAVA_LONG, inner, columns / inner, rows);
-      var strides = arena.allocateFrom(JAVA_LONG, 2 * inner, 2L * columns);
-      var piece = arena.allocateFrom(JAVA_INT, (int) inner, pieceColumns / (int) inner, pieceRows);
-      var every = arena.allocateFrom(JAVA_INT, 1, 1, 1);
+      var every = new int[sizes.length];
+      Arrays.fill(every, 1);
       CudaDriver.call(
-          "describing a matrix of %d x %d".formatted(rows, columns),
+          "describing a matrix of " + Arrays.toString(sizes),
           CudaDriver.TENSOR_MAP,
           map.address(),
           UINT16,
-          3,
+          sizes.length,
           address,
-          sizes.address(),
-          strides.address(),
-          piece.address(),
-          every.address(),
+          arena.allocateFrom(JAVA_LONG, sizes).address(),
+          arena.allocateFrom(JAVA_LONG, strides).address(),
+          arena.allocateFrom(JAVA_INT, piece).address(),
+          arena.allocateFrom(JAVA_INT, every).address(),
           0,
           swizzle,
           NO_L2_PROMOTION,

@@ -24,6 +24,11 @@ public enum KernelName {
   /** The same for up to 64 rows. */
   PRODUCT_WIDE64(WideProduct.ProductWideMaps.class),
 
+  /** Sums of products of many rows, by tensor cores: {@code y = a0 · b0 + a1 · b1 + …}. */
+  PRODUCT_SUM(SummedProducts.ProductSum.class),
+  /** The same, of which the first go through dropout. */
+  PRODUCT_SUM_DROPPED(SummedProducts.ProductSum.class),
+
   /** Behind a product without A: routes, and multiplies the chosen adapters' rows of A alone. */
   DECODE_ROUTE_Z(DecodeLayerKernels.DecodeRouteZ.class),
   /** Behind q, k, v: routes, adds the adapters, rotates, and writes the KV cache's next column. */

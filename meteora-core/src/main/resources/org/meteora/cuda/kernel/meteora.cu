@@ -24,3 +24,4 @@
 #include "grouped.cuh"
 #include "prefill.cuh"
 #include "training.cuh"
+#include "product_sum.cuh"

@@ -1,8 +1,11 @@
 package org.meteora.backend.cuda;
 
 import java.lang.foreign.MemorySegment;
+import java.util.List;
 import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 
 /** Does all as another device; a test changes what it wants otherwise. */
 class ForwardingDevice implements TrainingDevice {
@@ -20,6 +23,16 @@ class ForwardingDevice implements TrainingDevice {
   @Override
   public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
     device.multiply(c, a, b, add);
+  }
+
+  @Override
+  public boolean canDrop(Sum sum) {
+    return device.canDrop(sum);
+  }
+
+  @Override
+  public void sum(List<Sum> sums, Dropout dropout) {
+    device.sum(sums, dropout);
   }
 
   @Override

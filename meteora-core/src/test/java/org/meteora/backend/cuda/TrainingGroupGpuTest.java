@@ -26,6 +26,7 @@ import org.meteora.cuda.kernel.KernelName;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.Kernels.Constants;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
 import org.meteora.moe.GatedLinear;
@@ -356,6 +357,7 @@ class TrainingGroupGpuTest {
           pass,
           atX,
           atDropped,
+          Dropout.NONE,
           atRows,
           ofResults.stream().mapToLong(Ops::dataPointer).toArray(),
           Ops.dataPointer(slopeOfX));

@@ -18,7 +18,10 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.SummedProducts;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.io.Jsonl;
 import org.meteora.model.Architecture;
 import org.meteora.model.Gradients;
@@ -142,8 +145,7 @@ public final class TrainingLayerBench {
     var device = TrainingDevice.of(cuda, Dtype.BF16, manager);
     forms.add(CudaTraining.of(frozen, parameter -> List.of(), Recompute.ALL, device).orElseThrow());
     work.add(() -> layer(forms.getFirst(), input, slope, false));
-    for (boolean byChoice : new boolean[] {false, true}) {
-      var form = new Form(byChoice);
+    for (var form : List.of(new Form(false, false), new Form(false, true), new Form(true, true))) {
       if (launches) {
         System.out.println(form.name());
         launches(model, gradients, input, slope, false, form);
@@ -160,17 +162,36 @@ public final class TrainingLayerBench {
     forms.forEach(LlamaTraining::close);
   }
 
-  /** Over all ranks, or of the chosen adapters alone, however many they are. */
+  /**
+   * Over all ranks, or of the chosen adapters alone, however many they are; sums of products by one
+   * launch where they can be, or each product by cuBLAS.
+   */
   private class Form extends ForwardingDevice {
     private final boolean byChoice;
+    private final boolean summed;
 
-    Form(boolean byChoice) {
+    Form(boolean byChoice, boolean summed) {
       super(TrainingDevice.of(cuda, Dtype.BF16, manager));
       this.byChoice = byChoice;
+      this.summed = summed;
     }
 
     String name() {
-      return byChoice ? "chosen adapters alone" : "over all ranks";
+      return byChoice ? "chosen adapters alone" : "over all ranks" + (summed ? "" : ", one by one");
+    }
+
+    @Override
+    public boolean canDrop(Sum sum) {
+      return summed && super.canDrop(sum);
+    }
+
+    @Override
+    public void sum(List<Sum> sums, Dropout dropout) {
+      if (summed) {
+        super.sum(sums, dropout);
+      } else {
+        Products.oneByOne(sums, this::multiply);
+      }
     }
 
     @Override
@@ -195,8 +216,8 @@ public final class TrainingLayerBench {
     private final boolean isGiven;
     private int next;
 
-    Choosing(boolean byChoice, List<NDArray> given) {
-      super(byChoice);
+    Choosing(boolean byChoice, boolean summed, List<NDArray> given) {
+      super(byChoice, summed);
       isGiven = given != null;
       logits = isGiven ? given : new ArrayList<>();
     }
@@ -232,13 +253,20 @@ public final class TrainingLayerBench {
     for (boolean drop : new boolean[] {false, true}) {
       System.out.printf("%d adapters, dropout %b%n", adapters, drop);
       var logits = new ArrayList<NDArray>();
-      var all = pass(model, input, slope, drop, new Choosing(false, null), logits);
-      report("all again", pass(model, input, slope, drop, new Choosing(false, null), null), all);
+      var all = pass(model, input, slope, drop, new Choosing(false, false, null), logits);
+      report("all again", pass(model, input, slope, drop, new Choosing(false, false, null), null), all);
       report(
           "by its own choice",
-          pass(model, input, slope, drop, new Choosing(true, null), null),
+          pass(model, input, slope, drop, new Choosing(true, true, null), null),
           all);
-      report("by the same", pass(model, input, slope, drop, new Choosing(true, logits), null), all);
+      report(
+          "by the same",
+          pass(model, input, slope, drop, new Choosing(true, true, logits), null),
+          all);
+      report(
+          "summed, the same",
+          pass(model, input, slope, drop, new Choosing(false, true, logits), null),
+          all);
     }
   }
 
@@ -401,6 +429,25 @@ public final class TrainingLayerBench {
                 (name, shape, argument) ->
                     around(name.name(), 0, 0, () -> kernels.run(name, shape, argument, stream)),
                 cuda.sharedMemory());
+          }
+
+          @Override
+          public void sum(List<Sum> sums, Dropout dropout) {
+            if (!device.summed || !SummedProducts.take(cuda, sums)) {
+              Products.oneByOne(sums, this::multiply);
+              return;
+            }
+            double work = 0;
+            double bytes = 0;
+            for (var sum : sums) {
+              bytes += 2.0 * sum.y().rows() * sum.y().columns();
+              for (var term : sum.terms()) {
+                double k = sum.y().innerOf(term.a(), term.b());
+                work += 2.0 * sum.y().rows() * sum.y().columns() * k;
+                bytes += 2.0 * k * (sum.y().rows() + sum.y().columns());
+              }
+            }
+            around("sums " + sums.size(), work, bytes, () -> device.sum(sums, dropout));
           }
 
           @Override
