@@ -44,13 +44,9 @@ final class Products {
     blas.multiply(c, a, b, add);
   }
 
-  /**
-   * Whether {@link #sum} can let the first term of such a sum through dropout.
-   *
-   * @see SummedProducts#take
-   */
+  /** Whether {@link #sum} can let the first term of such a sum through dropout. */
   boolean canDrop(Sum sum) {
-    return SummedProducts.take(cuda, List.of(sum));
+    return !sum.terms().getFirst().b().isTransposed() && SummedProducts.take(cuda, List.of(sum));
   }
 
   /**

@@ -5,6 +5,8 @@ import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.Arena;
 import java.util.Arrays;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 import org.meteora.cuda.driver.Cublas.Matrix;
 
 /**
@@ -63,21 +65,37 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
         swizzle);
   }
 
+  /** What a map says, and all of it: of memory that was freed and taken again it is still true. */
+  private record Tiles(long address, int rows, int columns, int stride, int pieceRows) {}
+
+  private static final Map<Tiles, TensorMap> TILES = new ConcurrentHashMap<>();
+  private static final int MOST_TILES = 1 << 14;
+
   /**
    * Of pieces of 64 columns, laid out as {@link #swizzled} has them, of a matrix as it lies in
-   * memory, perhaps a part of a wider one, in two dimensions.
+   * memory, perhaps a part of a wider one, in two dimensions. Kept, since the driver takes several
+   * microseconds for one.
    *
    * @param matrix 16-byte aligned, and so its rows
    * @param pieceRows rows of a piece, 256 at most; what is beyond the matrix arrives as zeros
    * @return for a kernel's parameter
    */
   public static TensorMap of(Matrix matrix, int pieceRows) {
-    return encode(
-        matrix.address(),
-        new long[] {matrix.columns(), matrix.rows()},
-        new long[] {2L * matrix.stride()},
-        new int[] {64, pieceRows},
-        SWIZZLE_128B);
+    if (TILES.size() > MOST_TILES) {
+      TILES.clear();
+    }
+    var tiles =
+        new Tiles(
+            matrix.address(), matrix.rows(), matrix.columns(), matrix.stride(), pieceRows);
+    return TILES.computeIfAbsent(
+        tiles,
+        it ->
+            encode(
+                it.address,
+                new long[] {it.columns, it.rows},
+                new long[] {2L * it.stride},
+                new int[] {64, it.pieceRows},
+                SWIZZLE_128B));
   }
 
   private static TensorMap encode(

@@ -21,16 +21,14 @@ import org.meteora.tensor.Dtype;
 public final class SummedProducts {
   private static final int MAX_TERMS = 6; // of all sums
   private static final int MAX_SUMS = 3;
-  private static final int ROWS = 128; // of a tile
+  private static final int ROWS = 256; // of the tiles of two blocks
   private static final int COLUMNS = 256;
   private static final int INNER = 64;
   private static final int CLUSTER = 2;
   private static final int THREADS = 384;
-  private static final int STAGES = 4;
-  private static final int SHARED = STAGES * (ROWS + COLUMNS) * INNER * 2 + STAGES * 16 + 1024;
 
-  /** Fewer are multiplied by cuBLAS, which has smaller tiles for them. */
-  private static final int MIN_ROWS = 1024;
+  /** Four stages, pieces of results, barriers; dropout's bits are in a stage's place. */
+  private static final int SHARED = 4 * (ROWS / CLUSTER + COLUMNS) * INNER * 2 + (33 << 10) + 128;
 
   /** {@code a · b}. */
   public record Term(Matrix a, Matrix b) {}
@@ -42,18 +40,16 @@ public final class SummedProducts {
    */
   public record Sum(Matrix y, boolean add, List<Term> terms) {}
 
-  record SumOutput(long y, int ld, int columns, int terms, int tiles) {}
+  record SumOutput(TensorMap y, int columns, int terms, int tiles) {}
 
   record ProductSum(
       @Count(MAX_TERMS) List<TensorMap> a,
       @Count(MAX_TERMS) List<TensorMap> b,
+      @Count(MAX_SUMS) List<SumOutput> output,
       @Count(MAX_TERMS) int[] inner,
       int rowMajorB,
-      int rows,
       int outputs,
       int pairs,
-      int dropped,
-      @Count(MAX_SUMS) List<SumOutput> output,
       Dropout dropout) {}
 
   private SummedProducts() {}
@@ -68,10 +64,40 @@ public final class SummedProducts {
         && sums.size() <= MAX_SUMS
         && terms.size() <= MAX_TERMS
         && sums.stream().noneMatch(sum -> sum.add() || sum.terms().size() < 2)
-        && sums.getFirst().y().rows() >= MIN_ROWS
-        && sums.stream().allMatch(sum -> sum.y().columns() % 8 == 0)
         && terms.stream().noneMatch(term -> term.a().isTransposed())
-        && matrices.allMatch(SummedProducts::isAligned);
+        && matrices.allMatch(SummedProducts::isAligned)
+        && isQuicker(cuda, sums);
+  }
+
+  /**
+   * Whether one launch is quicker than cuBLAS product by product, by reckoning, in microseconds of
+   * an H100: each round of tiles takes 0.8 for 64 of the inner dimension, whether all of it is
+   * wanted or not; cuBLAS, which has smaller tiles, 6 for a product and the arithmetic at 650
+   * TFLOP/s.
+   */
+  private static boolean isQuicker(Cuda cuda, List<Sum> sums) {
+    int rows = sums.getFirst().y().rows();
+    int rounds = Math.ceilDiv(Math.ceilDiv(rows, ROWS) * tiles(sums), clusters(cuda));
+    double alone = 0;
+    int most = 0;
+    for (var sum : sums) {
+      int chunks = 0;
+      for (var term : sum.terms()) {
+        int inner = sum.y().innerOf(term.a(), term.b());
+        alone += 6 + 2.0 * rows * sum.y().columns() * inner / 650e6;
+        chunks += Math.ceilDiv(inner, INNER);
+      }
+      most = Math.max(most, chunks);
+    }
+    return 0.8 * rounds * most < alone;
+  }
+
+  private static int clusters(Cuda cuda) {
+    return cuda.multiprocessors() / CLUSTER;
+  }
+
+  private static int tiles(List<Sum> sums) {
+    return sums.stream().mapToInt(sum -> Math.ceilDiv(sum.y().columns(), COLUMNS)).sum();
   }
 
   private static boolean isAligned(Matrix matrix) {
@@ -97,29 +123,23 @@ public final class SummedProducts {
     var inner = new int[MAX_TERMS];
     var outputs = new ArrayList<SumOutput>();
     int rowMajor = 0;
-    int beside = 0;
     for (var sum : sums) {
       var y = sum.y();
       for (var term : sum.terms()) {
         inner[a.size()] = y.innerOf(term.a(), term.b());
         rowMajor |= term.b().isTransposed() ? 0 : 1 << a.size();
-        a.add(TensorMap.of(term.a(), ROWS));
+        a.add(TensorMap.of(term.a(), ROWS / CLUSTER));
         b.add(TensorMap.of(term.b(), term.b().isTransposed() ? COLUMNS / 2 : INNER));
       }
       int tiles = Math.ceilDiv(y.columns(), COLUMNS);
-      outputs.add(
-          new SumOutput(y.address(), y.stride(), y.columns(), sum.terms().size(), tiles));
-      beside += tiles;
+      outputs.add(new SumOutput(TensorMap.of(y, 64), y.columns(), sum.terms().size(), tiles));
     }
-    int rows = sums.getFirst().y().rows();
-    int pairs = Math.ceilDiv(rows, ROWS * CLUSTER);
-    boolean drops = dropout.threshold() != 0;
-    int clusters = Math.min(pairs * beside, kernels.cuda().multiprocessors() / CLUSTER);
+    int pairs = Math.ceilDiv(sums.getFirst().y().rows(), ROWS);
+    int clusters = Math.min(pairs * tiles(sums), clusters(kernels.cuda()));
     kernels.run(
-        drops ? KernelName.PRODUCT_SUM_DROPPED : KernelName.PRODUCT_SUM,
+        dropout.threshold() == 0 ? KernelName.PRODUCT_SUM : KernelName.PRODUCT_SUM_DROPPED,
         Shape.of(clusters * CLUSTER, 1, 1, THREADS).withShared(SHARED).withCluster(CLUSTER),
-        new ProductSum(
-            a, b, inner, rowMajor, rows, sums.size(), pairs, drops ? 1 : 0, outputs, dropout),
+        new ProductSum(a, b, outputs, inner, rowMajor, sums.size(), pairs, dropout),
         stream);
   }
 }

@@ -1,7 +1,8 @@
 // Sums of products of many rows, y = a0 · b0 + a1 · b1 + …, on Hopper: a linear's base and its adapters in one pass over y, and up to
 // three linears with one input in one launch. y has tiles of 128 × 256; a block multiplies one tile after another, two warpgroups 64
 // rows each, by tensor cores out of shared memory, where a third brings 64 of the inner dimension at a time by the copy engine.
-// Two blocks, with tiles beneath each other, share b: each copies half of it to both.
+// Two blocks, with tiles beneath each other, share b: each copies half of it to both. Results leave by the copy engine too, while the
+// next tile is begun.
 //
 // Maps show matrices as they lie in memory, in pieces of 64 columns, swizzled as the tensor cores want them; what is outside is zero.
 #if TOPK == 1 && defined(TENSOR_CORES) && (defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(ON_CPU))
@@ -9,23 +10,24 @@
 #define SUM_ROWS 128
 #define SUM_COLUMNS 256
 #define SUM_INNER 64
-#define SUM_STAGES 4
+#define SUM_STAGES 4          // with dropout one less, whose place what it keeps takes
 #define SUM_A_BYTES (SUM_ROWS * SUM_INNER * 2)
 #define SUM_B_BYTES (SUM_COLUMNS * SUM_INNER * 2)
 #define SUM_STAGE_BYTES (SUM_A_BYTES + SUM_B_BYTES)
+#define SUM_STORE_BYTES (64 * 128)  // 64 rows of 64 columns; each warpgroup has two such
 #define SUM_TOGETHER 8  // pairs of tiles beneath each other that are worked on before those beside them
 
 struct SumOutput {
-  T* y;
-  int ld, columns, terms, tiles;  // tiles beside each other
+  TensorMap y;
+  int columns, terms, tiles;  // tiles beside each other
 };
 struct ProductSum {
   TensorMap a[SUM_TERMS], b[SUM_TERMS];  // one output's terms after another's
+  SumOutput output[3];
   int inner[SUM_TERMS];
   unsigned rowMajorB;  // a bit a term: b lies (inner, columns) in memory, and not its transpose
-  int rows, outputs, pairs, dropped;  // dropped: so many terms of each output go through the dropout
-  SumOutput output[3];
-  Dropout dropout;  // of y's elements
+  int outputs, pairs;
+  Dropout dropout;  // of the first term of each output, whose b is row-major
 };
 
 #ifndef ON_CPU
@@ -87,9 +89,21 @@ __device__ __forceinline__ void pieceToBoth(unsigned to, const TensorMap* map, i
 }
 __device__ __forceinline__ void fewRegisters() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
 __device__ __forceinline__ void manyRegisters() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
-// What follows begins behind it.
-__device__ __forceinline__ void inOrder(u64& z, float* c) {
-  asm volatile("" : "+l"(z), "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]));
+// A piece of 64 columns from shared memory; all pieces but the last N that this thread sent have been read, or, with landed, are there.
+__device__ __forceinline__ void pieceFrom(unsigned from, const TensorMap* map, int column, int row) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(column), "r"(row), "r"(from) : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+template <int N>
+__device__ __forceinline__ void piecesRead() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory"); }
+__device__ __forceinline__ void piecesLanded() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+// What threads wrote to shared memory is there for the copy engine.
+__device__ __forceinline__ void writtenForCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void syncGroup(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+// Four matrices of 8 × 8 to shared memory: lane 8 m + r says where row r of matrix m goes; lane 4 g + q has columns 2q and 2q + 1 of
+// row g of each.
+__device__ __forceinline__ void storeMatrices(unsigned at, unsigned a, unsigned b, unsigned c, unsigned d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 #endif
 
@@ -117,85 +131,103 @@ __device__ __forceinline__ SumTile sumTile(const ProductSum& p, int at, int besi
 // The ring of stages, which the copying warp and the warpgroups go through together.
 struct SumRing {
   unsigned at, full, empty;
-  int stage;
+  int stages, stage;
   unsigned phase;
   __device__ __forceinline__ void next() {
-    if (++stage == SUM_STAGES) { stage = 0; phase ^= 1; }
+    if (++stage == stages) { stage = 0; phase ^= 1; }
   }
 };
 
+// c += so many sixteens of the inner dimension of the stage's a and b.
+template <bool ROW_MAJOR_B, int SIXTEENS>
+__device__ __forceinline__ void multiplyStage(float (&c)[128], const SumRing& ring, int group) {
+  barrierWait(ring.full + 8 * ring.stage, ring.phase);
+  const unsigned b = ring.at + ring.stage * SUM_STAGE_BYTES + SUM_A_BYTES, a = b - SUM_A_BYTES + group * (64 * SUM_INNER * 2);
+  holdSum(c);
+  beginSums();
+#pragma unroll
+  for (int step = 0; step < SIXTEENS; step++)
+    multiplySum<ROW_MAJOR_B>(c, rowsAt(a + 32 * step), ROW_MAJOR_B ? columnsAt(b + 16 * 128 * step) : rowsAt(b + 32 * step));
+  closeSums();
+  holdSum(c);
+}
 template <bool ROW_MAJOR_B>
-__device__ __forceinline__ void addTerm(float (&c)[128], SumRing& ring, int chunks, int group) {
+__device__ __forceinline__ void addTerm(float (&c)[128], SumRing& ring, int inner, int group) {
   const int lane = threadIdx.x & 127;
+  const bool half = (inner - 1) % SUM_INNER < SUM_INNER / 2;  // so much of the last chunk is there at most
+  const int whole = (inner - 1) / SUM_INNER + !half;
   int last = -1;
 #pragma unroll 1
-  for (int chunk = 0; chunk < chunks; chunk++) {
-    barrierWait(ring.full + 8 * ring.stage, ring.phase);
-    const unsigned b = ring.at + ring.stage * SUM_STAGE_BYTES + SUM_A_BYTES, a = b - SUM_A_BYTES + group * (64 * SUM_INNER * 2);
-    holdSum(c);
-    beginSums();
-#pragma unroll
-    for (int step = 0; step < SUM_INNER / 16; step++)
-      multiplySum<ROW_MAJOR_B>(c, rowsAt(a + 32 * step), ROW_MAJOR_B ? columnsAt(b + 16 * 128 * step) : rowsAt(b + 32 * step));
-    closeSums();
-    holdSum(c);
+  for (int chunk = 0; chunk < whole; chunk++) {
+    multiplyStage<ROW_MAJOR_B, SUM_INNER / 16>(c, ring, group);
     waitForSums<1>();  // the chunk before has been multiplied
     if (last >= 0 && lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * last, lane);
     last = ring.stage;
     ring.next();
   }
+  if (half) multiplyStage<ROW_MAJOR_B, SUM_INNER / 32>(c, ring, group);
   waitForSums<0>();
   holdSum(c);
-  if (lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * last, lane);
+  if (last >= 0 && lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * last, lane);
+  if (half) {
+    if (lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * ring.stage, lane);
+    ring.next();
+  }
 }
 __device__ __forceinline__ void addTerms(const ProductSum& p, float (&c)[128], SumRing& ring, int from, int to, int group) {
-  for (int term = from; term < to; term++) {
-    const int chunks = (p.inner[term] + SUM_INNER - 1) / SUM_INNER;
+  for (int term = from; term < to; term++)
     if (p.rowMajorB >> term & 1)
-      addTerm<true>(c, ring, chunks, group);
+      addTerm<true>(c, ring, p.inner[term], group);
     else
-      addTerm<false>(c, ring, chunks, group);
+      addTerm<false>(c, ring, p.inner[term], group);
+}
+
+// What drop8 keeps of a tile, a bit each: of row r 64 for the columns 2q and 2q + 1 of all eights, at kept[4 r + q]. By three warps,
+// which have nothing else to do.
+__device__ __forceinline__ void drawKept(const Dropout& d, u64* kept, int row, int column, int columns) {
+  for (int i = threadIdx.x - 9 * 32; i < 2 * SUM_ROWS; i += 3 * 32) {
+    u64 z = d.seed + ((u64)(row + i / 2) * ((columns + 3) / 4) + column / 4 + i % 2) * 0x9e3779b97f4a7c15ULL, even = 0, odd = 0;
+    for (int eight = 0; eight < SUM_COLUMNS / 8; eight++) {
+      const u64 bits = dropoutBits(z);
+      const unsigned low = (unsigned)bits, high = (unsigned)(bits >> 32);
+      even = even >> 2 | (u64)((low & 0xffff) >= d.threshold) << 62 | (u64)((low >> 16) >= d.threshold) << 63;
+      odd = odd >> 2 | (u64)((high & 0xffff) >= d.threshold) << 62 | (u64)((high >> 16) >= d.threshold) << 63;
+      z += 2 * 0x9e3779b97f4a7c15ULL;
+    }
+    kept[2 * i] = even;
+    kept[2 * i + 1] = odd;
+  }
+}
+__device__ __forceinline__ void dropSums(const Dropout& d, float (&c)[128], u64 upper, u64 lower) {
+#pragma unroll
+  for (int i = 0; i < 128; i++) {
+    const int bit = i / 4 * 2 + i % 2;
+    const unsigned word = i & 2 ? bit < 32 ? (unsigned)lower : (unsigned)(lower >> 32) : bit < 32 ? (unsigned)upper : (unsigned)(upper >> 32);
+    c[i] = word >> bit % 32 & 1 ? c[i] * d.scale : 0.f;
   }
 }
 
-// As drop8 does of rows of so many columns: lanes q = 0 and 1 have the first four of eight, 2 and 3 the others; of the hashes that
-// two lanes share even ones make row g's, odd ones row g + 8's.
-__device__ __forceinline__ void dropSums(const Dropout& d, float (&c)[128], int row, int column, int columns) {
-  const int q = threadIdx.x & 3;
-  u64 z = d.seed + ((u64)(row + 8 * (q & 1)) * ((columns + 3) / 4) + column / 4 + (q >> 1)) * 0x9e3779b97f4a7c15ULL;
+// 64 columns at a time: a warpgroup writes one piece while the one before leaves.
+__device__ __forceinline__ void storeSums(const TensorMap* y, const float (&c)[128], unsigned staging, int row, int column, int group) {
+  const int thread = threadIdx.x & 127, lane = thread & 31;
+  const int r = thread / 32 * 16 + (lane & 7) + (lane >> 3 & 1) * 8, high = lane >> 4;
 #pragma unroll
-  for (int i = 0; i < 32; i++) {
-    const u64 bits = dropoutBits(z);
-    const unsigned low = (unsigned)bits, high = (unsigned)(bits >> 32), other = __shfl_xor_sync(0xffffffffu, q & 1 ? low : high, 1);
-    const unsigned upper = q & 1 ? other : low, lower = q & 1 ? high : other;
-    c[4 * i] = (upper & 0xffff) < d.threshold ? 0.f : c[4 * i] * d.scale;
-    c[4 * i + 1] = (upper >> 16) < d.threshold ? 0.f : c[4 * i + 1] * d.scale;
-    c[4 * i + 2] = (lower & 0xffff) < d.threshold ? 0.f : c[4 * i + 2] * d.scale;
-    c[4 * i + 3] = (lower >> 16) < d.threshold ? 0.f : c[4 * i + 3] * d.scale;
-    z += 2 * 0x9e3779b97f4a7c15ULL;
-    inOrder(z, c + 4 * i);
-  }
-}
-
-// A quad's four lanes exchange what they have of 32 columns, so that each stores eight of its own.
-__device__ __forceinline__ void storeSums(const SumOutput& o, float (&c)[128], int row, int column, int rows) {
-  const int q = threadIdx.x & 3;
+  for (int piece = 0; piece < SUM_COLUMNS / 64; piece++) {
+    const unsigned at = staging + (2 * group + piece % 2) * SUM_STORE_BYTES;
+    if (thread == 0) piecesRead<1>();
+    syncGroup(group);
 #pragma unroll
-  for (int half = 0; half < 2; half++)
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 4; i++) {
+      const float* const f = c + 32 * piece + 8 * i;
       unsigned v[4];
 #pragma unroll
-      for (int j = 0; j < 4; j++) v[j] = pair(fromFloat(c[16 * i + 4 * j + 2 * half]), fromFloat(c[16 * i + 4 * j + 2 * half + 1]));
-      const unsigned a = __shfl_xor_sync(0xffffffffu, q & 1 ? v[0] : v[1], 1), b = __shfl_xor_sync(0xffffffffu, q & 1 ? v[2] : v[3], 1);
-      if (q & 1) v[0] = a, v[2] = b;
-      else v[1] = a, v[3] = b;
-      const unsigned d = __shfl_xor_sync(0xffffffffu, q & 2 ? v[0] : v[2], 2), e = __shfl_xor_sync(0xffffffffu, q & 2 ? v[1] : v[3], 2);
-      if (q & 2) v[0] = d, v[1] = e;
-      else v[2] = d, v[3] = e;
-      const int r = row + 8 * half, at = column + 32 * i + 8 * q;
-      if (r < rows && at < o.columns) *(uint4*)(o.y + (u64)r * o.ld + at) = make_uint4(v[0], v[1], v[2], v[3]);
+      for (int j = 0; j < 4; j++) v[j] = pair(fromFloat(f[2 * j]), fromFloat(f[2 * j + 1]));
+      storeMatrices(at + r * 128 + ((2 * i + high ^ r & 7) << 4), v[0], v[1], v[2], v[3]);
     }
+    writtenForCopies();
+    syncGroup(group);
+    if (thread == 0) pieceFrom(at, y, column + 64 * piece, row + 64 * group);
+  }
 }
 
 template <bool DROPS>
@@ -204,10 +236,16 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7, rank = rankOfBlock();
   SumRing ring;
   ring.at = (shared32(memory) + 1023) & ~1023u;
-  ring.full = ring.at + SUM_STAGES * SUM_STAGE_BYTES, ring.empty = ring.full + 8 * SUM_STAGES;
+  ring.stages = SUM_STAGES - DROPS;
+  const unsigned staging = ring.at + ring.stages * SUM_STAGE_BYTES, keptAt = staging + 4 * SUM_STORE_BYTES;
+  u64* const kept = (u64*)(memory + (keptAt - shared32(memory)));
+  ring.full = keptAt + (DROPS ? SUM_ROWS * 32 : 0), ring.empty = ring.full + 8 * SUM_STAGES;
+  const unsigned drawn = ring.empty + 8 * SUM_STAGES, taken = drawn + 8;
   ring.stage = 0;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < SUM_STAGES; s++) { barrierInit(ring.full + 8 * s, 1); barrierInit(ring.empty + 8 * s, 2 * SUM_BLOCKS); }
+    for (int s = 0; s < ring.stages; s++) { barrierInit(ring.full + 8 * s, 1); barrierInit(ring.empty + 8 * s, 2 * SUM_BLOCKS); }
+    barrierInit(drawn, 3);
+    barrierInit(taken, 8);
     barriersMade();
   }
   clusterArrive();
@@ -218,7 +256,7 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
   if (group == 2) {
     fewRegisters();
     ring.phase = 1;
-    if (warp == 8 && lane == 0)
+    if (warp == 8 && lane == 0) {
       for (int at = first; at < tiles; at += every) {
         const SumTile tile = sumTile(p, at, beside, rank);
         for (int term = tile.term; term < tile.term + p.output[tile.output].terms; term++)
@@ -239,24 +277,41 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
             ring.next();
           }
       }
+    } else if (DROPS && warp > 8) {
+      unsigned phase = 1;
+      for (int at = first; at < tiles; at += every, phase ^= 1) {
+        const SumTile tile = sumTile(p, at, beside, rank);
+        barrierWait(taken, phase);
+        drawKept(p.dropout, kept, tile.row, tile.column, p.output[tile.output].columns);
+        __syncwarp();
+        if (lane == 0) barrierArrive(drawn);
+      }
+    }
   } else {
     manyRegisters();
     ring.phase = 0;
+    unsigned phase = 0;
     float c[128];
-    for (int at = first; at < tiles; at += every) {
+    for (int at = first; at < tiles; at += every, phase ^= 1) {
       const SumTile tile = sumTile(p, at, beside, rank);
       const SumOutput& output = p.output[tile.output];
-      const int row = tile.row + (warp & 7) * 16 + (lane >> 2), end = tile.term + output.terms;
+      const int end = tile.term + output.terms;
 #pragma unroll
       for (int i = 0; i < 128; i++) c[i] = 0.f;
       if (DROPS) {
-        addTerms(p, c, ring, tile.term, tile.term + p.dropped, group);
-        dropSums(p.dropout, c, row, tile.column, output.columns);
-        addTerms(p, c, ring, tile.term + p.dropped, end, group);
+        addTerm<true>(c, ring, p.inner[tile.term], group);
+        barrierWait(drawn, phase);
+        const int row = (warp & 7) * 16 + (lane >> 2);
+        const u64 upper = kept[4 * row + (lane & 3)], lower = kept[4 * (row + 8) + (lane & 3)];
+        __syncwarp();
+        if (lane == 0) barrierArrive(taken);
+        dropSums(p.dropout, c, upper, lower);
+        addTerms(p, c, ring, tile.term + 1, end, group);
       } else
         addTerms(p, c, ring, tile.term, end, group);
-      storeSums(output, c, row, tile.column, p.rows);
+      storeSums(&output.y, c, staging, tile.row, tile.column, group);
     }
+    if ((threadIdx.x & 127) == 0) piecesLanded();
   }
   // no block ends while the other still writes to its shared memory
   clusterArrive();
