@@ -1,11 +1,14 @@
 package org.meteora.cli;
 
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.util.List;
 import org.meteora.checkpoint.TrainableModel;
 import org.meteora.model.Architecture;
 import org.meteora.model.Gradients;
 import org.meteora.model.Llama;
+import org.meteora.model.LlamaTraining;
 import org.meteora.model.LlamaTraining.Recompute;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.Pass;
@@ -19,45 +22,57 @@ import org.meteora.train.optim.FlatParameters;
 
 /**
  * One decoder layer, forward and backward, without losses and optimiser, over the frozen layer
- * alone.
+ * alone. On a GPU several passes follow one another, as a step's layers do, so that nothing waits
+ * for the host.
  *
  * @param batch sequences
  * @param tokens of each sequence
  */
 record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout) {
+  private static final int PASSES = 8;
+
   void run(Architecture whole) {
     var raw = (ObjectNode) whole.raw().deepCopy();
     raw.put("num_hidden_layers", 1).put("vocab_size", 1024);
     var config = LlamaConfig.parse(raw, "one layer");
     try (var manager = options.manager()) {
       double rate = options.multiplicationRate();
-      double base;
-      try (var own = manager.newSubManager()) {
-        var model = options.model(config, own, 0, MemoryNeed.NONE);
-        var context = options.context(ForwardMode.AUTO).forTraining(false);
-        base = layerTime(model, context, parameter -> List.of());
-        var name = "frozen layer, gradient to the input";
-        options.report(name, base, base, tokenCount(), flops(config) / rate);
-      }
-      try (var own = manager.newSubManager()) {
+      var frozen = options.model(config, manager, 0, MemoryNeed.NONE);
+      var model = options.trained(config, manager, dropout);
+      try (var parameters = new FlatParameters(manager, TrainableModel.parameters(model, false));
+          var base = new Layer(frozen, options.context(ForwardMode.AUTO), false, it -> List.of())) {
         double floor = (flops(config) + adapterFlops(config)) / rate;
-        var model = options.trained(config, own, dropout);
-        try (var parameters = new FlatParameters(own, TrainableModel.parameters(model, false))) {
-          for (var mode : BenchTrainCommand.MODES) {
-            if (mode == ForwardMode.GATHER && batch * tokens > 256) {
-              continue;
+        for (var mode : BenchTrainCommand.MODES) {
+          if (mode == ForwardMode.GATHER && batch * tokens > 256) {
+            continue;
+          }
+          boolean first = mode == ForwardMode.AUTO;
+          try (var plain = new Layer(model, options.context(mode), false, parameters);
+              var drops = new Layer(model, options.context(mode), true, parameters)) {
+            var times =
+                first && dropout > 0
+                    ? options.medians(base, plain, drops)
+                    : options.medians(base, plain);
+            if (first) {
+              report("frozen layer, gradient to the input", times, 0, flops(config) / rate);
             }
-            boolean drops = dropout > 0 && mode == ForwardMode.AUTO;
-            for (boolean drop : drops ? List.of(false, true) : List.of(false)) {
-              var name = "MeteoRA, " + mode.label() + (drop ? ", dropout " + dropout : "");
-              var context = options.context(mode).forTraining(drop);
-              double ms = layerTime(model, context, parameters);
-              options.report(name, ms, base, tokenCount(), floor);
+            report("MeteoRA, " + mode.label(), times, 1, floor);
+            if (times.length > 2) {
+              report("MeteoRA, " + mode.label() + ", dropout " + dropout, times, 2, floor);
             }
           }
         }
       }
     }
+  }
+
+  private void report(String name, double[] times, int which, double floor) {
+    int passes = passes();
+    options.report(name, times[which] / passes, times[0] / passes, tokenCount(), floor);
+  }
+
+  private int passes() {
+    return options.onGpu() ? PASSES : 1;
   }
 
   private double tokenCount() {
@@ -77,34 +92,67 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
     return 3 * 2 * tokenCount() * options.adapterNumbers(config, options.acting());
   }
 
-  private double layerTime(Llama model, ForwardContext context, Gradients gradients) {
-    var own = model.backend().training(model, gradients, Recompute.ALL);
-    try (var passes = own.filter(it -> it.accepts(context)).orElse(null);
-        var manager = model.manager().newSubManager()) {
+  /** Its passes. */
+  private final class Layer implements Runnable, AutoCloseable {
+    private final Llama model;
+    private final ForwardContext context;
+    private final NDManager manager;
+    private final LlamaTraining own;
+    private final NDArray input;
+    private final NDArray gradient;
+
+    Layer(Llama model, ForwardContext context, boolean drops, Gradients gradients) {
+      this.model = model;
+      this.context = context.forTraining(drops);
+      own =
+          model
+              .backend()
+              .training(model, gradients, Recompute.ALL)
+              .filter(it -> it.accepts(this.context))
+              .orElse(null);
+      manager = model.manager().newSubManager();
       long hidden = model.config().hiddenSize();
-      var input = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
-      var gradient = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
-      return options.median(
-          () -> {
-            if (passes != null) {
-              try (var scope = manager.newSubManager();
-                  var off = Ops.notRecording()) {
-                BenchModel.await(passes.layer(0, Ops.alias(scope, input), gradient, context));
-              }
-              return;
-            }
-            try (var scope = manager.newSubManager();
-                var recording = Ops.recording()) {
-              var x = Ops.alias(scope, input);
-              x.setRequiresGradient(true);
-              var pass = Pass.whole(scope, model, new int[] {tokens}, context);
-              var y = model.layers().getFirst().forward(x, pass);
-              Ops.backward(y, gradient);
-              var slope = x.getGradient();
-              slope.attach(scope);
-              BenchModel.await(slope);
-            }
-          });
+      input = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
+      gradient = RandomLlama.normal(manager, model.dtype(), 1, batch, tokens, hidden);
+    }
+
+    @Override
+    public void run() {
+      for (int left = passes(); left > 0; left--) {
+        try (var scope = manager.newSubManager()) {
+          var slope = own != null ? pass(scope) : recorded(scope);
+          if (left == 1) {
+            BenchModel.await(slope);
+          }
+        }
+      }
+    }
+
+    private NDArray pass(NDManager scope) {
+      try (var off = Ops.notRecording()) {
+        return own.layer(0, Ops.alias(scope, input), gradient, context);
+      }
+    }
+
+    private NDArray recorded(NDManager scope) {
+      try (var recording = Ops.recording()) {
+        var x = Ops.alias(scope, input);
+        x.setRequiresGradient(true);
+        var pass = Pass.whole(scope, model, new int[] {tokens}, context);
+        var y = model.layers().getFirst().forward(x, pass);
+        Ops.backward(y, gradient);
+        var slope = x.getGradient();
+        slope.attach(scope);
+        return slope;
+      }
+    }
+
+    @Override
+    public void close() {
+      if (own != null) {
+        own.close();
+      }
+      manager.close();
     }
   }
 }

@@ -383,7 +383,8 @@ final class TrainingLayer {
     if (!fresh && group(Projection.Input.MLP_INNER).hasAdapters()) {
       kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
     }
-    dropped = backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s.inner(), slope);
+    dropped =
+        backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s.inner(), slope);
     watch.between();
     kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
 

@@ -85,8 +85,7 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
       TILES.clear();
     }
     var tiles =
-        new Tiles(
-            matrix.address(), matrix.rows(), matrix.columns(), matrix.stride(), pieceRows);
+        new Tiles(matrix.address(), matrix.rows(), matrix.columns(), matrix.stride(), pieceRows);
     return TILES.computeIfAbsent(
         tiles,
         it ->

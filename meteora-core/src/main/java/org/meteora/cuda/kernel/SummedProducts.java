@@ -114,10 +114,7 @@ public final class SummedProducts {
    * @param dropout what the first term of each goes through, before the others are added
    */
   public static void launch(
-      Kernels kernels,
-      List<Sum> sums,
-      Dropout dropout,
-      org.meteora.cuda.driver.Stream stream) {
+      Kernels kernels, List<Sum> sums, Dropout dropout, org.meteora.cuda.driver.Stream stream) {
     var a = new ArrayList<TensorMap>();
     var b = new ArrayList<TensorMap>();
     var inner = new int[MAX_TERMS];

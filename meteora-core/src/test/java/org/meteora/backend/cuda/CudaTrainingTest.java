@@ -27,6 +27,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.meteora.backend.Backends;
 import org.meteora.cuda.driver.CStruct;
+import org.meteora.cuda.kernel.DropoutDraw;
 import org.meteora.cuda.kernel.KernelName;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.PublishedPart;
@@ -455,16 +456,6 @@ class CudaTrainingTest {
     }
   }
 
-  /** Of an element: 0, or the scale; what the kernels draw. */
-  private static float factor(TrainingKernels.Dropout of, long row, int column, int columns) {
-    long place = row * ((columns + 3) / 4) + column / 4;
-    long z = of.seed() + place * 0x9e3779b97f4a7c15L;
-    z = (z ^ (z >>> 33)) * 0xff51afd7ed558ccdL;
-    z = (z ^ (z >>> 33)) * 0xc4ceb9fe1a85ec53L;
-    z ^= z >>> 33;
-    return (z >>> 16 * (column % 4) & 0xffff) < of.threshold() ? 0 : of.scale();
-  }
-
   /** A share of elements that dropout drops, and the kernels' own draw. */
   @Test
   void dropsTheShareItIsAskedFor() {
@@ -472,7 +463,7 @@ class CudaTrainingTest {
     int dropped = 0;
     for (int row = 0; row < 100; row++) {
       for (int column = 0; column < 100; column++) {
-        dropped += factor(dropout, row, column, 100) == 0 ? 1 : 0;
+        dropped += DropoutDraw.factor(dropout, row, column, 100) == 0 ? 1 : 0;
       }
     }
     assertThat(dropped).isBetween(900, 1100);
@@ -484,7 +475,7 @@ class CudaTrainingTest {
       device.kernels(2, 3).drop(3, 12, Ops.dataPointer(in), Ops.dataPointer(out), false, dropout);
       var got = out.toFloatArray();
       for (int i = 0; i < got.length; i++) {
-        assertThat(got[i]).isEqualTo(factor(dropout, i / 12, i % 12, 12));
+        assertThat(got[i]).isEqualTo(DropoutDraw.factor(dropout, i / 12, i % 12, 12));
       }
     }
   }

@@ -254,7 +254,10 @@ public final class TrainingLayerBench {
       System.out.printf("%d adapters, dropout %b%n", adapters, drop);
       var logits = new ArrayList<NDArray>();
       var all = pass(model, input, slope, drop, new Choosing(false, false, null), logits);
-      report("all again", pass(model, input, slope, drop, new Choosing(false, false, null), null), all);
+      report(
+          "all again",
+          pass(model, input, slope, drop, new Choosing(false, false, null), null),
+          all);
       report(
           "by its own choice",
           pass(model, input, slope, drop, new Choosing(true, true, null), null),

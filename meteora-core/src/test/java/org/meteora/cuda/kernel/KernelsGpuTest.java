@@ -14,11 +14,15 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.meteora.cuda.decode.ReferenceLlama;
+import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Nvrtc;
 import org.meteora.cuda.kernel.MatrixVector.Segment;
 import org.meteora.cuda.kernel.MatrixVector.Tuning;
 import org.meteora.cuda.kernel.PrefillKernels.PrefillRmsNorm;
 import org.meteora.cuda.kernel.PrefillKernels.PrefillRopeAppend;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
+import org.meteora.cuda.kernel.SummedProducts.Term;
+import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
@@ -146,6 +150,197 @@ class KernelsGpuTest {
         }
       }
     }
+  }
+
+  /** A matrix as it lies in memory, its stride wider than its columns. */
+  private record Wide(Matrix matrix, double[] values, int first) {
+    static Wide of(Gpu gpu, int rows, int columns, Dtype dtype) {
+      var stride = (columns + 7) / 8 * 8 + 16;
+      var array = gpu.normal(rows * stride, 1, 0, dtype);
+      return new Wide(new Matrix(array.address(), rows, columns, stride, dtype), array.values(), 0);
+    }
+
+    Wide columns(int from, int count) {
+      var address = matrix.address() + 2L * from;
+      return new Wide(
+          new Matrix(address, matrix.rows(), count, matrix.stride(), matrix.dtype()),
+          values,
+          first + from);
+    }
+
+    double at(int row, int column) {
+      return values[first + row * matrix.stride() + column];
+    }
+  }
+
+  /** {@code a · b}, or {@code a · bᵀ}. */
+  private record Factors(Wide a, Wide b, boolean isTransposed) {
+    Term term() {
+      return new Term(a.matrix(), isTransposed ? b.matrix().transpose() : b.matrix());
+    }
+
+    int columns() {
+      return isTransposed ? b.matrix().rows() : b.matrix().columns();
+    }
+
+    double[] product() {
+      var inner = a.matrix().columns();
+      var columns = columns();
+      var dense = new double[inner * columns];
+      for (var i = 0; i < dense.length; i++) {
+        var k = i / columns;
+        var column = i % columns;
+        dense[i] = isTransposed ? b.at(column, k) : b.at(k, column);
+      }
+      var product = new double[a.matrix().rows() * columns];
+      IntStream.range(0, a.matrix().rows())
+          .parallel()
+          .forEach(
+              row -> {
+                for (var k = 0; k < inner; k++) {
+                  var factor = a.at(row, k);
+                  for (var column = 0; column < columns; column++) {
+                    product[row * columns + column] += factor * dense[k * columns + column];
+                  }
+                }
+              });
+      return product;
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16"})
+  void sumsOfManyRows(Dtype dtype) {
+    try (var gpu = new Gpu(9)) {
+      Assumptions.assumeTrue(gpu.cuda.capability() == 90);
+      var dropout = Dropout.of(0x123456789abcdefL, 0.1);
+      for (var rows : new int[] {1030, 1744, 2500}) {
+        // y = c Bᵀ + x Wᵀ of linears with one input, a row of whose c lie beside each other
+        for (var outs : new int[][] {{2600, 264, 136}, {520, 520}, {8}}) {
+          int[] ranks = {24, 8, 72};
+          var x = Wide.of(gpu, rows, 520, dtype);
+          var c = Wide.of(gpu, rows, 104, dtype);
+          var sums = new ArrayList<List<Factors>>();
+          var from = 0;
+          for (var i = 0; i < outs.length; i++) {
+            sums.add(
+                List.of(
+                    new Factors(
+                        c.columns(from, ranks[i]), Wide.of(gpu, ranks[i], outs[i], dtype), false),
+                    new Factors(x, Wide.of(gpu, outs[i], 520, dtype), true)));
+            from += ranks[i];
+          }
+          checkSums(gpu, sums, Dropout.NONE);
+          if (outs.length == 2) {
+            checkSums(gpu, sums, dropout);
+          }
+        }
+        // the gradient of the input of three linears: by their adapters, and by their weights
+        var sum = new ArrayList<Factors>();
+        for (var inner : new int[] {101, 1300, 264, 136}) {
+          sum.add(
+              new Factors(
+                  Wide.of(gpu, rows, inner, dtype), Wide.of(gpu, inner, 520, dtype), false));
+        }
+        checkSums(gpu, List.of(sum), Dropout.NONE);
+        checkSums(gpu, List.of(sum), dropout);
+      }
+    }
+  }
+
+  private static void checkSums(Gpu gpu, List<List<Factors>> all, Dropout dropout) {
+    var like = all.getFirst().getFirst().a().matrix();
+    var rows = like.rows();
+    var dtype = like.dtype();
+    var sums = new ArrayList<Sum>();
+    for (var sum : all) {
+      var columns = sum.getFirst().columns();
+      var stride = columns + 24;
+      var y = gpu.poisoned(2L * (rows + 1) * stride);
+      sums.add(
+          new Sum(
+              new Matrix(y, rows, columns, stride, dtype),
+              false,
+              sum.stream().map(Factors::term).toList()));
+    }
+    assertThat(SummedProducts.take(gpu.cuda, sums)).isTrue();
+    var kernels = Kernels.of(gpu.cuda, Kernels.Constants.ofLayers(dtype, 1, 1));
+    SummedProducts.launch(kernels, sums, dropout, gpu.stream);
+    for (var i = 0; i < all.size(); i++) {
+      var y = sums.get(i).y();
+      var columns = y.columns();
+      var expected = new double[rows * columns];
+      for (var factors : all.get(i)) {
+        var product = factors.product();
+        var drops = dropout.threshold() != 0 && factors == all.get(i).getFirst();
+        for (var at = 0; at < product.length; at++) {
+          var factor = drops ? DropoutDraw.factor(dropout, at / columns, at % columns, columns) : 1;
+          expected[at] += product[at] * factor;
+        }
+      }
+      var size = Math.sqrt(Arrays.stream(expected).map(v -> v * v).average().orElseThrow());
+      var got = gpu.get(y.address(), (rows + 1) * y.stride(), dtype);
+      double worst = 0;
+      var written = 0;
+      for (var at = 0; at < got.length; at++) {
+        var row = at / y.stride();
+        var column = at % y.stride();
+        if (row < rows && column < columns) {
+          var wanted = expected[row * columns + column];
+          worst = Math.max(worst, Math.abs(got[at] - wanted) / (Math.abs(wanted) + size));
+        } else if (!Double.isNaN(got[at])) {
+          written++;
+        }
+      }
+      var what =
+          "%s, %d of %d sums, %d x %d, %s".formatted(dtype, i, all.size(), rows, columns, dropout);
+      assertThat(worst).as(what).isLessThan(dtype == Dtype.F16 ? 5e-4 : 4e-3);
+      assertThat(written).as(what + ": elements outside").isZero();
+    }
+  }
+
+  @Test
+  void sumsThatAreMultipliedOneByOne() {
+    try (var gpu = new Gpu(9)) {
+      Assumptions.assumeTrue(gpu.cuda.capability() == 90);
+      var y = new Matrix(1 << 20, 1024, 64, 64, Dtype.BF16);
+      var a = new Matrix(2 << 20, 1024, 16, 24, Dtype.BF16);
+      var b = new Matrix(3 << 20, 16, 64, 72, Dtype.BF16);
+      var sum = sum(y, a, b);
+      var taken = List.of(List.of(sum), List.of(sum, sum, sum), List.of(sum(y, a, b.transpose())));
+      assertThat(taken).allMatch(sums -> SummedProducts.take(gpu.cuda, sums));
+      // one round of tiles, half of which nobody wants
+      var few = new Matrix(y.address(), 300, 4096, 4096, Dtype.BF16);
+      var fewA = new Matrix(a.address(), 300, 4096, 4096, Dtype.BF16);
+      var fewB = new Matrix(b.address(), 4096, 4096, 4096, Dtype.BF16);
+      var term = new Term(a, b);
+      var seven = new Sum(y, false, Stream.generate(() -> term).limit(7).toList());
+      var refused =
+          List.of(
+              List.of(new Sum(y, true, List.of(term, term))),
+              List.of(new Sum(y, false, List.of(term))),
+              List.of(seven),
+              List.of(sum, sum, sum, sum),
+              List.of(new Sum(few, false, List.of(term, new Term(fewA, fewB)))),
+              List.of(sum(y, new Matrix(a.address(), 16, 1024, 1024, Dtype.BF16).transpose(), b)),
+              List.of(sum(of(y, 0, 0, Dtype.F32), of(a, 0, 0, Dtype.F32), of(b, 0, 0, Dtype.F32))),
+              List.of(sum(of(y, 8, 0, Dtype.BF16), a, b)),
+              List.of(sum(y, of(a, 8, 0, Dtype.BF16), b)),
+              List.of(sum(y, a, of(b, 8, 0, Dtype.BF16))),
+              List.of(sum(of(y, 0, 4, Dtype.BF16), a, b)),
+              List.of(sum(y, of(a, 0, 4, Dtype.BF16), b)),
+              List.of(sum(y, a, of(b, 0, 4, Dtype.BF16))));
+      assertThat(refused).noneMatch(sums -> SummedProducts.take(gpu.cuda, sums));
+    }
+  }
+
+  private static Sum sum(Matrix y, Matrix a, Matrix b) {
+    return new Sum(y, false, List.of(new Term(a, b), new Term(a, b)));
+  }
+
+  /** The same shape elsewhere. */
+  private static Matrix of(Matrix m, int bytes, int wider, Dtype dtype) {
+    return new Matrix(m.address() + bytes, m.rows(), m.columns(), m.stride() + wider, dtype);
   }
 
   @BeforeAll

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -234,9 +235,68 @@ static void holdSums(float (&)[N]) {}
 static void beginTiles() {}
 static void closeTiles() {}
 template <int LEFT>
-static void waitForTiles() {}
+static void waitForTiles() { __syncwarp(); }  // one lane says for all that they have read
 struct TensorMap;
 static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long);
+
+// Sums of products, whose blocks are alone. A warpgroup's products are done as late as they may be, when they are waited for.
+#define SUM_BLOCKS 1
+struct SumStep {
+  float* c;
+  unsigned long long a, b;
+  bool rowMajorB;
+};
+static thread_local std::vector<SumStep> sumSteps;  // of the group that is not closed
+static thread_local std::deque<std::vector<SumStep>> sumGroups;
+static std::unique_ptr<Barrier> warpgroups[2];
+static float ofColumns(unsigned long long tile, int row, int column) {
+  const unsigned at = (unsigned)(tile & 0x3fff) * 16 + column / 64 * (unsigned)(tile >> 16 & 0x3fff) * 16;
+  return ofTile((tile & ~0x3fffull) | at / 16, row, column % 64);
+}
+static void multiply(const SumStep& s) {
+  const int row = (threadIdx.x >> 5 & 3) * 16 + (threadIdx.x & 31) / 4, q = threadIdx.x & 3;
+  for (int k = 0; k < 16; k++) {
+    const float a[] = {ofTile(s.a, row, k), ofTile(s.a, row + 8, k)};
+    for (int i = 0; i < 128; i += 4)
+      for (int j = 0; j < 2; j++) {
+        const int column = i * 2 + 2 * q + j;
+        const float b = s.rowMajorB ? ofColumns(s.b, k, column) : ofTile(s.b, column, k);
+        s.c[i + j] += a[0] * b;
+        s.c[i + 2 + j] += a[1] * b;
+      }
+  }
+}
+template <bool ROW_MAJOR_B>
+static void multiplySum(float (&c)[128], unsigned long long a, unsigned long long b) { sumSteps.push_back({c, a, b, ROW_MAJOR_B}); }
+static void holdSum(float (&)[128]) {}
+static void beginSums() {}
+static void closeSums() {
+  sumGroups.push_back(sumSteps);
+  sumSteps.clear();
+}
+template <int LEFT>
+static void waitForSums() {
+  for (; sumGroups.size() > LEFT; sumGroups.pop_front())
+    for (const SumStep& step : sumGroups.front()) multiply(step);
+  warpgroups[threadIdx.x >> 7]->arrive_and_wait();
+}
+static int rankOfBlock() { return 0; }
+static void arriveAt(unsigned b, int) { barrierArrive(b); }
+static void fewRegisters() {}
+static void manyRegisters() {}
+template <int N>
+static void piecesRead() {}
+static void piecesLanded() {}
+static void writtenForCopies() {}
+static void syncGroup(int group) { warpgroups[group]->arrive_and_wait(); }
+static void storeMatrices(unsigned at, unsigned a, unsigned b, unsigned c, unsigned d) {
+  const unsigned v[] = {a, b, c, d};
+  const int g = (threadIdx.x & 31) >> 2, q = threadIdx.x & 3;
+  for (int m = 0; m < 4; m++) *(unsigned*)(dynamicShared + fromLane(at, 8 * m + g) + 4 * q) = v[m];
+}
+static void pieceFrom(unsigned from, const TensorMap* map, int column, int row);
+static void pieceToThis(unsigned to, const TensorMap* map, int column, int row, unsigned barrier);
+static void pieceToBoth(unsigned to, const TensorMap* map, int column, int row, unsigned barrier) { pieceToThis(to, map, column, row, barrier); }
 
 #include "meteora.cu"
 
@@ -265,6 +325,35 @@ static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsign
     }
   moveBarrier(barrier, 0, -rows * columns * 2);
 }
+// Of a matrix as it lies in memory, in pieces of 64 columns, swizzled.
+struct MatrixInPlace {
+  unsigned short* at;
+  int rows, columns, stride, pieceRows;
+};
+static TensorMap mapInPlace(const MatrixInPlace& matrix) {
+  TensorMap map = {};
+  std::memcpy(map.opaque, &matrix, sizeof matrix);
+  return map;
+}
+static void pieceToThis(unsigned to, const TensorMap* map, int column, int row, unsigned barrier) {
+  MatrixInPlace matrix;
+  std::memcpy(&matrix, map->opaque, sizeof matrix);
+  if (to % 1024) std::abort();
+  for (int r = 0; r < matrix.pieceRows; r++)
+    for (int c = 0; c < 64; c++) {
+      const bool inside = row + r < matrix.rows && column + c < matrix.columns;
+      ((unsigned short*)(dynamicShared + to))[r * 64 + (c ^ (r & 7) << 3)] = inside ? matrix.at[(size_t)(row + r) * matrix.stride + column + c] : 0;
+    }
+  moveBarrier(barrier, 0, -matrix.pieceRows * 64 * 2);
+}
+static void pieceFrom(unsigned from, const TensorMap* map, int column, int row) {
+  MatrixInPlace matrix;
+  std::memcpy(&matrix, map->opaque, sizeof matrix);
+  if (from % 1024) std::abort();
+  for (int r = 0; r < matrix.pieceRows && row + r < matrix.rows; r++)
+    for (int c = 0; c < 64 && column + c < matrix.columns; c++)
+      matrix.at[(size_t)(row + r) * matrix.stride + column + c] = ((unsigned short*)(dynamicShared + from))[r * 64 + (c ^ (r & 7) << 3)];
+}
 #endif
 
 // ------------------------------------------------------------------------------------------------------------- for the tests
@@ -278,6 +367,7 @@ static void launch(int threads, int x, int y, int z, void (*kernel)(const P), co
         block = std::make_unique<Barrier>(threads);
         warps.clear();
         consumers = std::make_unique<Barrier>(256);
+        for (auto& group : warpgroups) group = std::make_unique<Barrier>(128);
         for (int w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<Barrier>(32));
 #ifdef ONE_THREAD
         static std::vector<std::vector<char>> stacks(1024, std::vector<char>(64 << 10));
