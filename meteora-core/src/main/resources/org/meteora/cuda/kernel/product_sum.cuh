@@ -131,7 +131,7 @@ __device__ __forceinline__ SumTile sumTile(const ProductSum& p, int at, int besi
 // The ring of stages, which the copying warp and the warpgroups go through together.
 struct SumRing {
   unsigned at, full, empty;
-  int stages, stage;
+  int stages, stage, last;  // last: the stage that is being multiplied; -1
   unsigned phase;
   __device__ __forceinline__ void next() {
     if (++stage == stages) { stage = 0; phase ^= 1; }
@@ -151,26 +151,28 @@ __device__ __forceinline__ void multiplyStage(float (&c)[128], const SumRing& ri
   closeSums();
   holdSum(c);
 }
+// All but the LEFT last stages have been multiplied: the one before is given back.
+template <int LEFT>
+__device__ __forceinline__ void giveBack(float (&c)[128], SumRing& ring) {
+  const int lane = threadIdx.x & 127;
+  waitForSums<LEFT>();
+  if (LEFT == 0) holdSum(c);
+  if (ring.last >= 0 && lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * ring.last, lane);
+  ring.last = LEFT ? ring.stage : -1;
+}
 template <bool ROW_MAJOR_B>
 __device__ __forceinline__ void addTerm(float (&c)[128], SumRing& ring, int inner, int group) {
-  const int lane = threadIdx.x & 127;
   const bool half = (inner - 1) % SUM_INNER < SUM_INNER / 2;  // so much of the last chunk is there at most
   const int whole = (inner - 1) / SUM_INNER + !half;
-  int last = -1;
 #pragma unroll 1
   for (int chunk = 0; chunk < whole; chunk++) {
     multiplyStage<ROW_MAJOR_B, SUM_INNER / 16>(c, ring, group);
-    waitForSums<1>();  // the chunk before has been multiplied
-    if (last >= 0 && lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * last, lane);
-    last = ring.stage;
+    giveBack<1>(c, ring);
     ring.next();
   }
-  if (half) multiplyStage<ROW_MAJOR_B, SUM_INNER / 32>(c, ring, group);
-  waitForSums<0>();
-  holdSum(c);
-  if (last >= 0 && lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * last, lane);
   if (half) {
-    if (lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * ring.stage, lane);
+    multiplyStage<ROW_MAJOR_B, SUM_INNER / 32>(c, ring, group);
+    giveBack<1>(c, ring);
     ring.next();
   }
 }
@@ -180,6 +182,7 @@ __device__ __forceinline__ void addTerms(const ProductSum& p, float (&c)[128], S
       addTerm<true>(c, ring, p.inner[term], group);
     else
       addTerm<false>(c, ring, p.inner[term], group);
+  giveBack<0>(c, ring);
 }
 
 // What drop8 keeps of a tile, a bit each: of row r 64 for the columns 2q and 2q + 1 of all eights, at kept[4 r + q]. By three warps,
@@ -241,7 +244,7 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
   u64* const kept = (u64*)(memory + (keptAt - shared32(memory)));
   ring.full = keptAt + (DROPS ? SUM_ROWS * 32 : 0), ring.empty = ring.full + 8 * SUM_STAGES;
   const unsigned drawn = ring.empty + 8 * SUM_STAGES, taken = drawn + 8;
-  ring.stage = 0;
+  ring.stage = 0, ring.last = -1;
   if (threadIdx.x == 0) {
     for (int s = 0; s < ring.stages; s++) { barrierInit(ring.full + 8 * s, 1); barrierInit(ring.empty + 8 * s, 2 * SUM_BLOCKS); }
     barrierInit(drawn, 3);
@@ -300,6 +303,7 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
       for (int i = 0; i < 128; i++) c[i] = 0.f;
       if (DROPS) {
         addTerm<true>(c, ring, p.inner[tile.term], group);
+        giveBack<0>(c, ring);
         barrierWait(drawn, phase);
         const int row = (warp & 7) * 16 + (lane >> 2);
         const u64 upper = kept[4 * row + (lane & 3)], lower = kept[4 * (row + 8) + (lane & 3)];

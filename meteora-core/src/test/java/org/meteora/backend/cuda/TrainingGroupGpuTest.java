@@ -25,6 +25,7 @@ import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.KernelName;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.Kernels.Constants;
+import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.lora.AdapterBank;
@@ -274,6 +275,11 @@ class TrainingGroupGpuTest {
             @Override
             public int manyRanks() {
               return byChoice ? 1 : Integer.MAX_VALUE;
+            }
+
+            @Override
+            public boolean canDrop(Sum sum) { // x̃ is given here, and no mask makes it of x
+              return false;
             }
 
             @Override
