@@ -579,7 +579,7 @@ final class CudaTraining implements LlamaTraining {
     int vocab = llama.config().vocabSize();
     int bytes = dtype.bytes();
     long last = plan.inputs[layers.size()];
-    long normed = plan.scratch.normed();
+    long normed = plan.scratch.normed(Projection.Input.MLP);
     kernels.norm(plan.tokens, norm, last, 0, 0, normed, 0, Dropout.NONE);
     kernels.rows(plan.labelled, hidden, normed, plan.compact, plan.at.labelAt(), false);
     var head = Matrix.of(Ops.dataPointer(llama.head()), vocab, hidden, dtype);

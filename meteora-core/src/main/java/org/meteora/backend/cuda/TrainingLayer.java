@@ -186,10 +186,11 @@ final class TrainingLayer {
     var watch = pass.watch();
     watch.between();
     var dropout = dropout(pass, Projection.Input.ATTENTION);
-    long dropped = where(dropout, s.dropped());
-    kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
+    long dropped = where(dropout, s.dropped(Projection.Input.ATTENTION));
+    long normed = s.normed(Projection.Input.ATTENTION);
+    kernels.norm(tokens, inputNorm, x, 0, 0, normed, dropped, dropout);
     var flat = s.flat(pass.slots() != 0, kept);
-    project(pass, Projection.Input.ATTENTION, s.normed(), dropped, kept, flat);
+    project(pass, Projection.Input.ATTENTION, normed, dropped, kept, flat);
 
     watch.between();
     intoRows(pass, kept, flat);
@@ -199,7 +200,7 @@ final class TrainingLayer {
     long heads = heads(pass, attended.output(), s.wide());
 
     dropout = dropout(pass, Projection.Input.ATTENTION_HEADS);
-    dropped = where(dropout, s.dropped());
+    dropped = where(dropout, s.dropped(Projection.Input.ATTENTION_HEADS));
     if (dropped != 0) {
       kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
     }
@@ -207,9 +208,10 @@ final class TrainingLayer {
 
     watch.between();
     dropout = dropout(pass, Projection.Input.MLP);
-    dropped = where(dropout, s.dropped());
-    kernels.norm(tokens, postAttentionNorm, x, s.sum(), kept.h(), s.normed(), dropped, dropout);
-    project(pass, Projection.Input.MLP, s.normed(), dropped, kept, kept.gate(), kept.up());
+    dropped = where(dropout, s.dropped(Projection.Input.MLP));
+    normed = s.normed(Projection.Input.MLP);
+    kernels.norm(tokens, postAttentionNorm, x, s.sum(), kept.h(), normed, dropped, dropout);
+    project(pass, Projection.Input.MLP, normed, dropped, kept, kept.gate(), kept.up());
 
     watch.between();
     dropout = dropout(pass, Projection.Input.MLP_INNER);
@@ -366,8 +368,7 @@ final class TrainingLayer {
    * @param kept of its forward pass; changed
    * @param attended of its forward pass; closed
    * @param slope the gradient of its output; becomes that of its input, if {@code toInput}
-   * @param fresh whether its forward pass has just ended, and its last product's input is still
-   *     there
+   * @param fresh whether its forward pass has just ended, and its products' inputs are still there
    */
   void backward(
       Pass pass, long x, Kept kept, Attended attended, long slope, boolean toInput, boolean fresh) {
@@ -380,7 +381,7 @@ final class TrainingLayer {
     watch.between();
     var dropout = dropout(pass, Projection.Input.MLP_INNER);
     long dropped = where(dropout, s.droppedInner());
-    if (!fresh && group(Projection.Input.MLP_INNER).hasAdapters()) {
+    if (makesAgain(Projection.Input.MLP_INNER, fresh)) {
       kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
     }
     dropped =
@@ -389,18 +390,19 @@ final class TrainingLayer {
     kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
 
     dropout = dropout(pass, Projection.Input.MLP);
-    dropped = where(dropout, s.dropped());
-    kernels.norm(tokens, postAttentionNorm, kept.h(), 0, 0, s.normed(), dropped, dropout);
-    long n = s.normed();
+    dropped = where(dropout, s.dropped(Projection.Input.MLP));
+    long n = s.normed(Projection.Input.MLP);
+    if (makesAgain(Projection.Input.MLP, fresh)) {
+      kernels.norm(tokens, postAttentionNorm, kept.h(), 0, 0, n, dropped, dropout);
+    }
     dropped = backward(pass, Projection.Input.MLP, n, dropped, kept, n, kept.gate(), kept.up());
     watch.between();
-    kernels.normBackward(
-        tokens, postAttentionNorm, kept.h(), s.normed(), dropped, slope, slope, dropout);
+    kernels.normBackward(tokens, postAttentionNorm, kept.h(), n, dropped, slope, slope, dropout);
 
     dropout = dropout(pass, Projection.Input.ATTENTION_HEADS);
-    dropped = where(dropout, s.dropped());
+    dropped = where(dropout, s.dropped(Projection.Input.ATTENTION_HEADS));
     long heads = heads(pass, attended.output(), s.wide());
-    if (dropped != 0) {
+    if (!fresh && dropped != 0) {
       kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
     }
     dropped =
@@ -412,16 +414,26 @@ final class TrainingLayer {
     attentionBackward(pass, kept, attended);
 
     dropout = dropout(pass, Projection.Input.ATTENTION);
-    dropped = where(dropout, s.dropped());
-    kernels.norm(tokens, inputNorm, x, 0, 0, s.normed(), dropped, dropout);
+    dropped = where(dropout, s.dropped(Projection.Input.ATTENTION));
+    n = s.normed(Projection.Input.ATTENTION);
+    if (makesAgain(Projection.Input.ATTENTION, fresh)) {
+      kernels.norm(tokens, inputNorm, x, 0, 0, n, dropped, dropout);
+    }
     long to = toInput ? n : 0;
     dropped =
         backward(
             pass, Projection.Input.ATTENTION, n, dropped, kept, to, kept.q(), kept.k(), kept.v());
     if (toInput) {
       watch.between();
-      kernels.normBackward(tokens, inputNorm, x, s.normed(), dropped, slope, slope, dropout);
+      kernels.normBackward(tokens, inputNorm, x, n, dropped, slope, slope, dropout);
     }
+  }
+
+  /**
+   * Whether an input of products, which gradients of adapters are made of, has to be made again.
+   */
+  private boolean makesAgain(Projection.Input input, boolean fresh) {
+    return !fresh && group(input).hasAdapters();
   }
 
   /** As {@link TrainingGroup#backward}. */

@@ -1,10 +1,15 @@
 package org.meteora.backend.cuda;
 
+import static org.meteora.nn.Projection.Input.ATTENTION;
+import static org.meteora.nn.Projection.Input.ATTENTION_HEADS;
+import static org.meteora.nn.Projection.Input.MLP;
+
 import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.List;
 import org.meteora.model.Architecture;
+import org.meteora.nn.Projection;
 import org.meteora.tensor.Dtype;
 import org.meteora.tensor.Ops;
 
@@ -56,19 +61,21 @@ final class TrainingMemory {
   /**
    * What serves one layer after another. What is never there at once shares memory.
    *
-   * @param normed {@code (tokens, hidden)}, and of the size of heads; in {@code droppedInner}
-   * @param dropped as {@code normed}; in {@code droppedInner}
-   * @param wide as {@code normed}; in {@code inner}, like all that follows up to {@code inner}
+   * @param normed of an {@link Projection.Input}, by its number, what its norm makes {@code
+   *     (tokens, hidden)}; there from a layer's forward pass to its backward pass, if that follows
+   * @param dropped likewise, what dropout leaves of it, or of heads
+   * @param wide {@code (tokens, hidden)}, and of the size of heads; in {@code inner}, like all that
+   *     follows up to {@code inner}
    * @param sum {@code (tokens, hidden)}, of attention and what is projected of it
    * @param inner {@code (tokens, intermediate)}; attention comes when the MLP's is not there
-   * @param droppedInner as {@code inner}; the MLP's input is used up when it comes
+   * @param droppedInner as {@code inner}
    * @param padded attention's rows of heads, if rows are padded
    * @param q tokens' heads, if rows are padded; k and v likewise
    */
   record Scratch(
       TrainingDevice device,
-      long normed,
-      long dropped,
+      long[] normed,
+      long[] dropped,
       long wide,
       long sum,
       long inner,
@@ -105,7 +112,6 @@ final class TrainingMemory {
         }
       }
       boolean padded = positions != tokens;
-      var inputs = new Parts(wide, drops ? wide : 0);
       var attention =
           new Parts(
               wide,
@@ -115,13 +121,18 @@ final class TrainingMemory {
               padded ? tokens * keyValueHeads * bytes : 0,
               padded ? tokens * keyValueHeads * bytes : 0);
       long atInner = region.take(Math.max(inner, attention.size()));
-      long atDropped = region.take(Math.max(drops ? inner : 0, inputs.size()));
-      var in = inputs.from(atDropped);
+      long atDropped = region.take(drops ? inner : 0);
       var of = attention.from(atInner);
+      var normed = new long[Projection.Input.values().length];
+      var dropped = new long[normed.length];
+      for (var input : List.of(ATTENTION, ATTENTION_HEADS, MLP)) {
+        normed[input.ordinal()] = input == ATTENTION_HEADS ? 0 : region.take(wide);
+        dropped[input.ordinal()] = drops ? region.take(wide) : 0;
+      }
       return new Scratch(
           device,
-          in[0],
-          in[1],
+          normed,
+          dropped,
           of[0],
           of[1],
           atInner,
@@ -136,6 +147,14 @@ final class TrainingMemory {
               region.take(tokens * rows),
               region.take(gradients),
               region.take(choices)));
+    }
+
+    long normed(Projection.Input input) {
+      return normed[input.ordinal()];
+    }
+
+    long dropped(Projection.Input input) {
+      return dropped[input.ordinal()];
     }
 
     /** Where q, k and v go before they are put into rows: without padding those are the rows. */

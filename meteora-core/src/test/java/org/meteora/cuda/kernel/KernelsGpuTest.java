@@ -322,7 +322,7 @@ class KernelsGpuTest {
               List.of(new Sum(y, false, List.of(term))),
               List.of(seven),
               List.of(sum, sum, sum, sum),
-              List.of(new Sum(few, false, List.of(term, new Term(fewA, fewB)))),
+              List.of(sum(few, fewA, fewB)),
               List.of(sum(y, new Matrix(a.address(), 16, 1024, 1024, Dtype.BF16).transpose(), b)),
               List.of(sum(of(y, 0, 0, Dtype.F32), of(a, 0, 0, Dtype.F32), of(b, 0, 0, Dtype.F32))),
               List.of(sum(of(y, 8, 0, Dtype.BF16), a, b)),
