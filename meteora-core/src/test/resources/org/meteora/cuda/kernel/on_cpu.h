@@ -284,9 +284,20 @@ static int rankOfBlock() { return 0; }
 static void arriveAt(unsigned b, int) { barrierArrive(b); }
 static void fewRegisters() {}
 static void manyRegisters() {}
+// Pieces leave as late as they may.
+struct SumPiece {
+  unsigned from;
+  const TensorMap* map;
+  int column, row;
+};
+static thread_local std::deque<SumPiece> sumPieces;
+static void store(const SumPiece& piece);
+static void pieceFrom(unsigned from, const TensorMap* map, int column, int row) { sumPieces.push_back({from, map, column, row}); }
 template <int N>
-static void piecesRead() {}
-static void piecesLanded() {}
+static void piecesRead() {
+  for (; sumPieces.size() > N; sumPieces.pop_front()) store(sumPieces.front());
+}
+static void piecesLanded() { piecesRead<0>(); }
 static void writtenForCopies() {}
 static void syncGroup(int group) { warpgroups[group]->arrive_and_wait(); }
 static void storeMatrices(unsigned at, unsigned a, unsigned b, unsigned c, unsigned d) {
@@ -294,7 +305,6 @@ static void storeMatrices(unsigned at, unsigned a, unsigned b, unsigned c, unsig
   const int g = (threadIdx.x & 31) >> 2, q = threadIdx.x & 3;
   for (int m = 0; m < 4; m++) *(unsigned*)(dynamicShared + fromLane(at, 8 * m + g) + 4 * q) = v[m];
 }
-static void pieceFrom(unsigned from, const TensorMap* map, int column, int row);
 static void pieceToThis(unsigned to, const TensorMap* map, int column, int row, unsigned barrier);
 static void pieceToBoth(unsigned to, const TensorMap* map, int column, int row, unsigned barrier) { pieceToThis(to, map, column, row, barrier); }
 
@@ -346,13 +356,14 @@ static void pieceToThis(unsigned to, const TensorMap* map, int column, int row, 
     }
   moveBarrier(barrier, 0, -matrix.pieceRows * 64 * 2);
 }
-static void pieceFrom(unsigned from, const TensorMap* map, int column, int row) {
+static void store(const SumPiece& piece) {
   MatrixInPlace matrix;
-  std::memcpy(&matrix, map->opaque, sizeof matrix);
-  if (from % 1024) std::abort();
-  for (int r = 0; r < matrix.pieceRows && row + r < matrix.rows; r++)
-    for (int c = 0; c < 64 && column + c < matrix.columns; c++)
-      matrix.at[(size_t)(row + r) * matrix.stride + column + c] = ((unsigned short*)(dynamicShared + from))[r * 64 + (c ^ (r & 7) << 3)];
+  std::memcpy(&matrix, piece.map->opaque, sizeof matrix);
+  if (piece.from % 1024) std::abort();
+  for (int r = 0; r < matrix.pieceRows && piece.row + r < matrix.rows; r++)
+    for (int c = 0; c < 64 && piece.column + c < matrix.columns; c++)
+      matrix.at[(size_t)(piece.row + r) * matrix.stride + piece.column + c] =
+          ((unsigned short*)(dynamicShared + piece.from))[r * 64 + (c ^ (r & 7) << 3)];
 }
 #endif
 
