@@ -47,17 +47,17 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
             continue;
           }
           boolean first = mode == ForwardMode.AUTO;
-          try (var plain = new Layer(model, options.context(mode), false, parameters);
-              var drops = new Layer(model, options.context(mode), true, parameters)) {
+          var context = options.context(mode);
+          try (var plain = new Layer(model, context, false, parameters);
+              var drops =
+                  first && dropout > 0 ? new Layer(model, context, true, parameters) : null) {
             var times =
-                first && dropout > 0
-                    ? options.medians(base, plain, drops)
-                    : options.medians(base, plain);
+                drops == null ? options.medians(base, plain) : options.medians(base, plain, drops);
             if (first) {
               report("frozen layer, gradient to the input", times, 0, flops(config) / rate);
             }
             report("MeteoRA, " + mode.label(), times, 1, floor);
-            if (times.length > 2) {
+            if (drops != null) {
               report("MeteoRA, " + mode.label() + ", dropout " + dropout, times, 2, floor);
             }
           }

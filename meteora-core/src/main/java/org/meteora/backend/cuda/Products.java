@@ -59,7 +59,7 @@ final class Products {
       var constants = Kernels.Constants.ofLayers(sums.getFirst().y().dtype(), 1, 1);
       SummedProducts.launch(Kernels.of(cuda, constants), sums, dropout, Stream.LIBTORCH);
     } else {
-      oneByOne(sums, this::multiply);
+      oneByOne(sums, dropout, this::multiply);
     }
   }
 
@@ -68,8 +68,15 @@ final class Products {
     void multiply(Matrix c, Matrix a, Matrix b, boolean add);
   }
 
-  /** Sums by products that add to what is there. */
-  static void oneByOne(List<Sum> sums, Multiply products) {
+  /**
+   * Sums by products that add to what is there.
+   *
+   * @throws IllegalArgumentException with dropout, which products cannot apply
+   */
+  static void oneByOne(List<Sum> sums, Dropout dropout, Multiply products) {
+    if (dropout.threshold() != 0) {
+      throw new IllegalArgumentException("dropout in sums that are multiplied one by one");
+    }
     for (var sum : sums) {
       boolean add = sum.add();
       for (var term : sum.terms()) {

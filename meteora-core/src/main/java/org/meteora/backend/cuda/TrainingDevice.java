@@ -27,7 +27,7 @@ interface TrainingDevice {
 
   /** As {@link Products#sum}. */
   default void sum(List<Sum> sums, Dropout dropout) {
-    Products.oneByOne(sums, this::multiply);
+    Products.oneByOne(sums, dropout, this::multiply);
   }
 
   /**

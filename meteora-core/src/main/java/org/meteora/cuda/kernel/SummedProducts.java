@@ -2,11 +2,11 @@ package org.meteora.cuda.kernel;
 
 import java.util.ArrayList;
 import java.util.List;
-import java.util.stream.Stream;
 import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Shape;
+import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.driver.TensorMap;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.tensor.Dtype;
@@ -30,13 +30,18 @@ public final class SummedProducts {
   /** Four stages, pieces of results, barriers; dropout's bits are in a stage's place. */
   private static final int SHARED = 4 * (ROWS / CLUSTER + COLUMNS) * INNER * 2 + (33 << 10) + 128;
 
-  /** {@code a · b}. */
+  /**
+   * {@code a · b}.
+   *
+   * @param a {@code (rows, inner)}, as it lies in memory
+   * @param b {@code (inner, columns)}, as it lies in memory or its transpose
+   */
   public record Term(Matrix a, Matrix b) {}
 
   /**
    * One sum, which is written, or added to what is there.
    *
-   * @param y as it lies in memory
+   * @param y {@code (rows, columns)}, as it lies in memory, apart from a and b
    */
   public record Sum(Matrix y, boolean add, List<Term> terms) {}
 
@@ -57,15 +62,13 @@ public final class SummedProducts {
   /** Whether the kernels take these, all of the same rows, and gain by it. */
   public static boolean take(Cuda cuda, List<Sum> sums) {
     var terms = sums.stream().flatMap(sum -> sum.terms().stream()).toList();
-    var matrices =
-        Stream.concat(
-            sums.stream().map(Sum::y), terms.stream().flatMap(t -> Stream.of(t.a(), t.b())));
     return cuda.capability() == 90
         && sums.size() <= MAX_SUMS
         && terms.size() <= MAX_TERMS
         && sums.stream().noneMatch(sum -> sum.add() || sum.terms().size() < 2)
         && terms.stream().noneMatch(term -> term.a().isTransposed())
-        && matrices.allMatch(SummedProducts::isAligned)
+        && sums.stream().allMatch(sum -> isAligned(sum.y()))
+        && terms.stream().allMatch(term -> isAligned(term.a()) && isAligned(term.b()))
         && isQuicker(cuda, sums);
   }
 
@@ -111,10 +114,12 @@ public final class SummedProducts {
   /**
    * Queues them.
    *
-   * @param dropout what the first term of each goes through, before the others are added
+   * @param kernels for the matrices' dtype and one adapter a token
+   * @param sums that {@link #take} takes
+   * @param dropout what the first term of each goes through, before the others are added; its b
+   *     then as it lies in memory
    */
-  public static void launch(
-      Kernels kernels, List<Sum> sums, Dropout dropout, org.meteora.cuda.driver.Stream stream) {
+  public static void launch(Kernels kernels, List<Sum> sums, Dropout dropout, Stream stream) {
     var a = new ArrayList<TensorMap>();
     var b = new ArrayList<TensorMap>();
     var inner = new int[MAX_TERMS];

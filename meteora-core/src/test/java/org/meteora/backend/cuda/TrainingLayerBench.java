@@ -190,7 +190,7 @@ public final class TrainingLayerBench {
       if (summed) {
         super.sum(sums, dropout);
       } else {
-        Products.oneByOne(sums, this::multiply);
+        Products.oneByOne(sums, dropout, this::multiply);
       }
     }
 
@@ -437,7 +437,7 @@ public final class TrainingLayerBench {
           @Override
           public void sum(List<Sum> sums, Dropout dropout) {
             if (!device.summed || !SummedProducts.take(cuda, sums)) {
-              Products.oneByOne(sums, this::multiply);
+              Products.oneByOne(sums, dropout, this::multiply);
               return;
             }
             double work = 0;
