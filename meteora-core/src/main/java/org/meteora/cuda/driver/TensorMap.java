@@ -73,8 +73,8 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
 
   /**
    * Of pieces of 64 columns, laid out as {@link #swizzled} has them, of a matrix as it lies in
-   * memory, perhaps a part of a wider one, in two dimensions. Kept, since the driver takes several
-   * microseconds for one.
+   * memory, perhaps a part of a wider one, in two dimensions. Kept, since a pass asks for the same
+   * ones every time, and launches wait for it.
    *
    * @param matrix 16-byte aligned, and so its rows
    * @param pieceRows rows of a piece, 256 at most; what is beyond the matrix arrives as zeros
