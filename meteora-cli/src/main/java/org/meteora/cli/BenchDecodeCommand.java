@@ -2,6 +2,7 @@ package org.meteora.cli;
 
 import ai.djl.ndarray.NDArray;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.List;
@@ -203,7 +204,10 @@ final class BenchDecodeCommand implements Callable<Integer> {
         var cache = model.newCache(manager, new int[batch], most);
         var decoder = new CudaDecoder(model, context.routing(), false)) {
       BenchModel.prefill(model, cache, batch, this.context, context);
-      var ids = BenchModel.ids(model, batch);
+      var newest =
+          new int[][] {
+            Arrays.stream(BenchModel.ids(model, batch)).mapToInt(Math::toIntExact).toArray()
+          };
       long without = options.usedBytes(); // the decoder takes its memory at its beginning
       decoder.begin(batch, most, context);
       var blocks = scattered(batch, KvBlock.of(most), decoder.pool().rows());
@@ -223,24 +227,27 @@ final class BenchDecodeCommand implements Callable<Integer> {
           options.median(
               () -> {
                 int length = this.context + steps[0]++;
-                decoder.step(
-                    IntStream.range(0, batch)
-                        .mapToObj(
-                            i ->
-                                new DecodeSession.Next(
-                                    blocks[i],
-                                    length,
-                                    (int) ids[i],
-                                    new int[0],
-                                    uniform[i],
-                                    config,
-                                    switch (router) {
-                                      case Router.Fixed fixed ->
-                                          Optional.of(new Router.Rows.Row(fixed, 0));
-                                      case Router.Rows all -> Optional.of(all.rows().get(i));
-                                      default -> Optional.empty();
-                                    }))
-                        .toList());
+                newest[0] =
+                    decoder.step(
+                        IntStream.range(0, batch)
+                            .mapToObj(
+                                i ->
+                                    new DecodeSession.Next(
+                                        blocks[i],
+                                        length,
+                                        newest[0][i],
+                                        new int[0],
+                                        uniform[i],
+                                        uniform[i],
+                                        config,
+                                        switch (router) {
+                                          case Router.Fixed fixed ->
+                                              Optional.of(new Router.Rows.Row(fixed, 0));
+                                          case Router.Rows all -> Optional.of(all.rows().get(i));
+                                          default -> Optional.empty();
+                                        }))
+                            .toList(),
+                        true);
               });
       beyond = options.usedBytes() - without;
       return result;

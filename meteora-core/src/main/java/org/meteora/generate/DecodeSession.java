@@ -25,6 +25,7 @@ public interface DecodeSession extends AutoCloseable {
    * @param token its newest
    * @param banned tokens that it must not choose
    * @param uniform a random number in [0, 1), in units of 2^−64; unused without sampling
+   * @param nextUniform that of the token after it
    * @param config how its next token is chosen
    * @param router chooses its adapters; empty for the router of the whole session
    */
@@ -34,10 +35,14 @@ public interface DecodeSession extends AutoCloseable {
       int token,
       int[] banned,
       long uniform,
+      long nextUniform,
       GenerationConfig config,
       Optional<Router.Rows.Row> router) {}
 
-  /** Keys and values: each row is a block of {@link KvCache#BLOCK} tokens. */
+  /**
+   * Keys and values: each row is a block of {@link KvCache#BLOCK} tokens. No step is under way when
+   * it returns, and {@link #isAhead} no longer holds.
+   */
   KvCache pool();
 
   /** Blocks of the pool. */
@@ -58,9 +63,19 @@ public interface DecodeSession extends AutoCloseable {
    * One step: runs a token of each sequence through the model and chooses the next. A routing
    * listener hears them in this order.
    *
+   * @param goesOn whether these are likely to take another step next, with the tokens that this one
+   *     chooses: a session may begin it before it returns
    * @return the rows' next tokens; {@link #NOT_FINITE} where logits are not finite
    */
-  int[] step(List<Next> rows);
+  int[] step(List<Next> rows, boolean goesOn);
+
+  /**
+   * Whether a step has begun that nobody has asked for yet. Its rows, or those of them that are
+   * left, have it done by a step of them alone; with any other it was in vain.
+   */
+  default boolean isAhead() {
+    return false;
+  }
 
   @Override
   void close();

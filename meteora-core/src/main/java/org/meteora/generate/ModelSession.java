@@ -49,7 +49,7 @@ public final class ModelSession implements DecodeSession {
   }
 
   @Override
-  public int[] step(List<Next> rows) {
+  public int[] step(List<Next> rows, boolean goesOn) {
     var ids = rows.stream().mapToLong(Next::token).toArray();
     var tables =
         new BlockTables(

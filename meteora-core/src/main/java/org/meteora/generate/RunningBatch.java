@@ -174,6 +174,10 @@ final class RunningBatch implements AutoCloseable {
               scheduler.running(),
               scheduler.blocksHeld(),
               scheduler.tokensSpared()));
+      if (!joining.isEmpty() && !running.isEmpty() && session.isAhead()) {
+        step(List.copyOf(running)); // what has begun is theirs alone
+        continue;
+      }
       while (!joining.isEmpty() && budget > 0) {
         budget -= runPrompts(waits ? budget : Long.MAX_VALUE);
         // a pass of few tokens takes almost as long as one of many: few are left for the next
@@ -205,9 +209,11 @@ final class RunningBatch implements AutoCloseable {
     dispatcher.begin(rows.toList());
     var steps =
         present.stream().map(which -> sequences.get(which).next(scheduler.blocks(which))).toList();
+    boolean goesOn =
+        joining.isEmpty() && present.stream().map(sequences::get).noneMatch(Sequence::endsNext);
     int[] next;
     try {
-      next = session.step(steps);
+      next = session.step(steps, goesOn);
     } catch (TooLittleMemory e) {
       restartWithFewer(present, e);
       return;

@@ -30,8 +30,7 @@ final class Sequence {
   private final Optional<Predicate<int[]>> ends;
   private int[] tokens; // prompt and answer so far, and room for more
   private int length;
-  private long uniform;
-  private boolean drawn;
+  private long[] uniforms = {}; // of its next tokens, as far as they are drawn
 
   Sequence(int request, Request of, int limit, RoutingSettings routing) {
     this.request = request;
@@ -56,11 +55,16 @@ final class Sequence {
 
   /** The random number of its next token, the same until it is {@link #accept}ed. */
   long uniform() {
-    if (!drawn) {
-      uniform = sampler.uniform();
-      drawn = true;
+    return uniform(0);
+  }
+
+  /** That of the token so many behind the next. */
+  private long uniform(int behind) {
+    while (uniforms.length <= behind) {
+      uniforms = Arrays.copyOf(uniforms, uniforms.length + 1);
+      uniforms[uniforms.length - 1] = sampler.uniform();
     }
-    return uniform;
+    return uniforms[behind];
   }
 
   void accept(int token) {
@@ -70,13 +74,18 @@ final class Sequence {
     tokens[length++] = token;
     ngrams.add(token);
     router = router.map(each -> each.next(token));
-    drawn = false;
+    uniforms = uniforms.length == 0 ? uniforms : Arrays.copyOfRange(uniforms, 1, uniforms.length);
   }
 
   boolean hasEnded() {
     return length - prompt.length >= config.maxNewTokens()
         || length >= limit
         || ends.isPresent() && ends.get().test(result());
+  }
+
+  /** Whether it is sure to end with its next token. */
+  boolean endsNext() {
+    return length + 1 >= most();
   }
 
   /** Tokens of prompt and answer so far. */
@@ -104,6 +113,7 @@ final class Sequence {
         tokens[length - 1],
         ngrams.banned(),
         uniform(),
+        uniform(1),
         config,
         router.map(each -> new Router.Rows.Row(each, length() - 1)));
   }

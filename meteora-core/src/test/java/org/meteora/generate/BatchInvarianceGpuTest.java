@@ -94,8 +94,8 @@ class BatchInvarianceGpuTest {
       public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
         return new DelegatingSession(super.begin(sequences, tokens, context)) {
           @Override
-          public int[] step(List<Next> rows) {
-            int[] chosen = super.step(rows);
+          public int[] step(List<Next> rows, boolean goesOn) {
+            int[] chosen = super.step(rows, goesOn);
             var pool = pool().layer(pool().layers() - 1);
             var keys = floats(pool.keys());
             var values = floats(pool.values());

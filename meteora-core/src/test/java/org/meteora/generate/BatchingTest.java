@@ -15,6 +15,7 @@ import org.junit.jupiter.api.Test;
 import org.meteora.UserException;
 import org.meteora.backend.Backends;
 import org.meteora.model.Backend;
+import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.MemoryNeed;
 import org.meteora.model.RandomLlama;
@@ -96,6 +97,102 @@ class BatchingTest {
         return tokens;
       }
     };
+  }
+
+  /** The same sessions, which begin the next step before they return wherever they are told to. */
+  private static DecodeSession.Provider ahead(DecodeSession.Provider decoding, int[] begun) {
+    return new DelegatingSession.Provider(decoding) {
+      @Override
+      public DecodeSession begin(int sequences, int tokens, ForwardContext context) {
+        return new DelegatingSession(super.begin(sequences, tokens, context)) {
+          private List<Next> its = List.of();
+          private int[] chosen = {};
+
+          @Override
+          public int[] step(List<Next> rows, boolean goesOn) {
+            int[] result = isAhead() ? ofBegun(rows) : super.step(rows, false);
+            boolean all = its.isEmpty() || its.size() == rows.size();
+            its = List.of();
+            if (goesOn && all && rows.stream().allMatch(this::hasRoom)) {
+              begun[0]++;
+              its =
+                  IntStream.range(0, result.length)
+                      .mapToObj(i -> behind(rows.get(i), result[i]))
+                      .toList();
+              chosen = super.step(its, false);
+            }
+            return result;
+          }
+
+          private boolean hasRoom(Next next) {
+            return next.length() + 1 < next.blocks().length * KvCache.BLOCK;
+          }
+
+          private Next behind(Next next, int token) {
+            long uniform = next.nextUniform();
+            return new Next(
+                next.blocks(),
+                next.length() + 1,
+                token,
+                new int[0],
+                uniform,
+                0,
+                next.config(),
+                next.router());
+          }
+
+          private int newest(Next next) {
+            return next.blocks()[next.length() / KvCache.BLOCK];
+          }
+
+          /** Of those that are left in the same order. */
+          private int[] ofBegun(List<Next> rows) {
+            var result = new int[rows.size()];
+            int at = 0;
+            for (int i = 0; i < result.length; i++) {
+              var next = rows.get(i);
+              while (its.get(at).length() != next.length() || newest(its.get(at)) != newest(next)) {
+                at++;
+              }
+              assertThat(its.get(at).token()).isEqualTo(next.token());
+              assertThat(its.get(at).uniform()).isEqualTo(next.uniform());
+              result[i] = chosen[at++];
+            }
+            return result;
+          }
+
+          @Override
+          public boolean isAhead() {
+            return !its.isEmpty();
+          }
+
+          @Override
+          public KvCache pool() {
+            its = List.of(); // of those that have all ended
+            return super.pool();
+          }
+        };
+      }
+    };
+  }
+
+  @Test
+  void aStepMayBeginBeforeItIsAskedFor() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      var llama = RequestsTest.model(manager);
+      var requests =
+          requests(5, 30).stream()
+              .filter(request -> request.config().noRepeatNgramSize() == 0)
+              .toList();
+      var expected = answers(llama, ModelSession.of(llama), requests, 4);
+      for (int atOnce : new int[] {1, 4, 12}) {
+        var begun = new int[1];
+        assertThat(answers(llama, ahead(ModelSession.of(llama), begun), requests, atOnce))
+            .as("%d at once", atOnce)
+            .isEqualTo(expected);
+        assertThat(begun[0]).isGreaterThan(10);
+      }
+    }
   }
 
   /** Every kind of router, several k and T; of some the routing is heard. */
@@ -313,11 +410,11 @@ class BatchingTest {
           }
 
           @Override
-          public int[] step(List<Next> rows) {
+          public int[] step(List<Next> rows, boolean goesOn) {
             for (var row : rows) {
               assertThat(Arrays.stream(row.blocks()).max().orElseThrow()).isLessThan(blocks);
             }
-            return super.step(rows);
+            return super.step(rows, goesOn);
           }
         };
       }

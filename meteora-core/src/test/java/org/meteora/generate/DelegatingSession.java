@@ -24,8 +24,13 @@ class DelegatingSession implements DecodeSession {
   }
 
   @Override
-  public int[] step(List<Next> rows) {
-    return session.step(rows);
+  public int[] step(List<Next> rows, boolean goesOn) {
+    return session.step(rows, goesOn);
+  }
+
+  @Override
+  public boolean isAhead() {
+    return session.isAhead();
   }
 
   @Override

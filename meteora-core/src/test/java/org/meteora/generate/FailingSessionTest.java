@@ -50,11 +50,11 @@ class FailingSessionTest {
           }
 
           @Override
-          public int[] step(List<Next> next) {
+          public int[] step(List<Next> next, boolean goesOn) {
             if (next.size() > sequences && steps++ >= tokens) {
               throw new TooLittleMemory("too little");
             }
-            return super.step(next);
+            return super.step(next, goesOn);
           }
         };
       }

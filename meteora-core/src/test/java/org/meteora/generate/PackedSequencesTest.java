@@ -94,11 +94,12 @@ class PackedSequencesTest {
                   newest[i],
                   new int[0],
                   0,
+                  0,
                   GREEDY,
                   Optional.empty()));
           lengths.set(i, lengths.get(i) + 1);
         }
-        newest = session.step(rows);
+        newest = session.step(rows, false);
         seen.append(Arrays.toString(newest));
       }
       return seen.toString();

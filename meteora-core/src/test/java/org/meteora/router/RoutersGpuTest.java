@@ -171,9 +171,11 @@ class RoutersGpuTest {
                               tokens[r],
                               new int[0],
                               0,
+                              0,
                               greedy,
                               given ? Optional.of(its.rows().get(r)) : Optional.empty()))
-                  .toList());
+                  .toList(),
+              false);
           var row = new float[wanted.length / rows];
           for (int r = 0; r < rows; r++) {
             decoder.logits(r, row);

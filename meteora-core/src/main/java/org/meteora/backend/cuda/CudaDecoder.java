@@ -23,6 +23,7 @@ import org.meteora.cuda.kernel.DeviceSampler;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.MatrixVector;
 import org.meteora.generate.DecodeSession;
+import org.meteora.generate.GenerationConfig;
 import org.meteora.generate.Sampler;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.KvCache;
@@ -74,6 +75,7 @@ public final class CudaDecoder implements AutoCloseable {
   private KvCache pool;
   private int[][] present = {}; // tables of the step before
   private int[] expected = {}; // lengths, if the same rows go on
+  private boolean ahead; // whether the step of these has begun
   private Choice given;
   private double temperature = 1;
   private Optional<RoutingListener> listener = Optional.empty();
@@ -388,8 +390,9 @@ public final class CudaDecoder implements AutoCloseable {
     }
   }
 
-  /** Keys and values, a row a block. */
+  /** Keys and values, a row a block; no step is under way. */
   public KvCache pool() {
+    settle();
     return pool;
   }
 
@@ -399,6 +402,7 @@ public final class CudaDecoder implements AutoCloseable {
    * @throws UserException for too little memory
    */
   public void join(KvCache filled, List<KvCache.Columns> columns) {
+    settle();
     cuda.makeCurrent();
     model.backend().ops().copyColumns(filled, pool, columns);
     Stream.LIBTORCH.synchronize();
@@ -408,10 +412,17 @@ public final class CudaDecoder implements AutoCloseable {
    * One step. The routing listener, if there is one, is told of every gate.
    *
    * @param rows all sequences
+   * @param goesOn whether the next step may begin before this returns: the device then does not
+   *     wait for the host between them
    * @return the rows' next tokens; {@link DeviceSampler#NOT_FINITE} where logits are not finite
    */
-  public int[] step(List<DecodeSession.Next> rows) {
+  public int[] step(List<DecodeSession.Next> rows, boolean goesOn) {
     cuda.makeCurrent();
+    var places = ahead ? placesAhead(rows) : Optional.<int[]>empty();
+    if (places.isPresent()) {
+      return begun(rows, places.get(), goesOn);
+    }
+    settle();
     var tables = rows.stream().map(DecodeSession.Next::blocks).toArray(int[][]::new);
     var lengths = rows.stream().mapToInt(DecodeSession.Next::length).toArray();
     if (!Arrays.equals(lengths, expected) || !goOn(tables)) {
@@ -420,31 +431,130 @@ public final class CudaDecoder implements AutoCloseable {
       engine.blocks(tables);
     }
     present = tables;
-    expected = lengths;
     boolean given = addresses.isGiven();
     if (given) {
       takeChoice(rows);
     }
     engine.fetchRouting(listener.isPresent() && !given);
-    var tokens = new int[tables.length];
+    var tokens = rows.stream().mapToInt(DecodeSession.Next::token).toArray();
     for (int row = 0; row < tokens.length; row++) {
       var next = rows.get(row);
-      tokens[row] = next.token();
-      choose(row, next);
-      expected[row]++;
+      var banned = bansTooMany(next) ? new int[0] : next.banned();
+      choose(engine.sampler(), row, next.config(), next.uniform(), banned);
+    }
+    expected = behind(lengths);
+    if (goesOn && canGoAhead(rows)) {
+      engine.queue(tokens);
+      goAhead(rows);
+      return engine.take();
     }
     var chosen = engine.step(tokens);
     listener.ifPresent(this::report);
     for (int row = 0; row < chosen.length; row++) {
-      var next = rows.get(row);
-      if (bansTooMany(next) && chosen[row] != DeviceSampler.NOT_FINITE) {
-        var its = new float[model.config().vocabSize()];
-        logits(row, its);
-        chosen[row] =
-            new Sampler(next.config(), 0).choose(its, 0, its.length, next.banned(), next.uniform());
+      if (bansTooMany(rows.get(row))) {
+        chosen[row] = onHost(row, chosen[row], rows.get(row));
       }
     }
     return chosen;
+  }
+
+  /** The step of these, at these places of a step that has begun without their bans. */
+  private int[] begun(List<DecodeSession.Next> rows, int[] places, boolean goesOn) {
+    ahead = false;
+    if (places.length < present.length) {
+      expected = new int[0]; // others stay
+    } else {
+      present = rows.stream().map(DecodeSession.Next::blocks).toArray(int[][]::new);
+      engine.blocks(present);
+      expected = behind(expected);
+      if (goesOn && canGoAhead(rows)) {
+        goAhead(rows);
+      }
+    }
+    var all = engine.take();
+    var chosen = new int[places.length];
+    for (int row = 0; row < chosen.length; row++) {
+      var next = rows.get(row);
+      chosen[row] = all[places[row]];
+      if (next.banned().length > 0) {
+        chosen[row] = onHost(places[row], chosen[row], next);
+      }
+    }
+    return chosen;
+  }
+
+  /** Where these are among the rows of the step that has begun; empty if one is not. */
+  private Optional<int[]> placesAhead(List<DecodeSession.Next> rows) {
+    var places = new int[rows.size()];
+    int at = 0;
+    for (int row = 0; row < places.length; row++) {
+      while (at < present.length && !isAhead(rows.get(row), at)) {
+        at++;
+      }
+      if (at == present.length) {
+        return Optional.empty();
+      }
+      places[row] = at++;
+    }
+    return Optional.of(places);
+  }
+
+  /** Nobody else has the block that a sequence's newest token goes to. */
+  private boolean isAhead(DecodeSession.Next next, int at) {
+    int block = next.length() / KvBlock.TOKENS;
+    return next.length() == expected[at] && next.blocks()[block] == present[at][block];
+  }
+
+  /**
+   * Whether the step behind that of these may begin before their tokens are known: nobody listens
+   * or chooses from outside, no logits are wanted, and there are blocks for it.
+   */
+  private boolean canGoAhead(List<DecodeSession.Next> rows) {
+    return listener.isEmpty()
+        && !addresses.isGiven()
+        && rows.stream()
+            .allMatch(
+                next ->
+                    next.banned().length == 0
+                        && next.length() + 1 < next.blocks().length * KvBlock.TOKENS);
+  }
+
+  private void goAhead(List<DecodeSession.Next> rows) {
+    for (int row = 0; row < rows.size(); row++) {
+      var next = rows.get(row);
+      choose(engine.samplerOfNext(), row, next.config(), next.nextUniform(), new int[0]);
+    }
+    engine.queueNext();
+    ahead = true;
+  }
+
+  /** Whether a step has begun that nobody has asked for yet. */
+  public boolean isAhead() {
+    return ahead;
+  }
+
+  /** Waits for a step that has begun, in vain. */
+  private void settle() {
+    if (ahead) {
+      cuda.makeCurrent();
+      engine.take();
+      ahead = false;
+      expected = new int[0];
+    }
+  }
+
+  private static int[] behind(int[] lengths) {
+    return Arrays.stream(lengths).map(length -> length + 1).toArray();
+  }
+
+  /** A row's token, chosen on the host where it bans what the device did not. */
+  private int onHost(int row, int chosen, DecodeSession.Next next) {
+    if (chosen == DeviceSampler.NOT_FINITE) {
+      return chosen;
+    }
+    var its = new float[model.config().vocabSize()];
+    logits(row, its);
+    return new Sampler(next.config(), 0).choose(its, 0, its.length, next.banned(), next.uniform());
   }
 
   /** Whether these are the tables of the step before, some with more blocks. */
@@ -477,16 +587,15 @@ public final class CudaDecoder implements AutoCloseable {
     engine.choice(given.indices(), given.weights());
   }
 
-  private void choose(int row, DecodeSession.Next next) {
-    var sampler = engine.sampler();
-    var config = next.config();
+  private static void choose(
+      DeviceSampler sampler, int row, GenerationConfig config, long uniform, int[] banned) {
     if (config.sample()) {
       sampler.sampling(
           row, Sampler.scale(config.temperature()), config.topK(), Sampler.fixed(config.topP()));
     } else {
       sampler.greedy(row);
     }
-    sampler.row(row, next.uniform(), bansTooMany(next) ? new int[0] : next.banned());
+    sampler.row(row, uniform, banned);
   }
 
   /** Whether its token is chosen on the host: the device keeps a row from so many at most. */
@@ -547,6 +656,7 @@ public final class CudaDecoder implements AutoCloseable {
   }
 
   private void closePool() {
+    settle();
     if (pool != null) {
       pool.close();
       pool = null;

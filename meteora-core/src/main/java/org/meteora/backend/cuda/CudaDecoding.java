@@ -115,8 +115,13 @@ public final class CudaDecoding implements DecodeSession.Provider {
     }
 
     @Override
-    public int[] step(List<Next> rows) {
-      return decoder.step(rows);
+    public int[] step(List<Next> rows, boolean goesOn) {
+      return decoder.step(rows, goesOn);
+    }
+
+    @Override
+    public boolean isAhead() {
+      return decoder.isAhead();
     }
 
     @Override

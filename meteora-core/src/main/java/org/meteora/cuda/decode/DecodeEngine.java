@@ -1,5 +1,6 @@
 package org.meteora.cuda.decode;
 
+import java.util.ArrayDeque;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
@@ -61,6 +62,11 @@ public final class DecodeEngine implements AutoCloseable {
   private int[] roomOfRow = {};
   private int active;
   private boolean fetchRouting;
+
+  /** Rows of the steps that are queued and not yet {@linkplain #take taken}. */
+  private final ArrayDeque<Integer> queued = new ArrayDeque<>();
+
+  private int exchange; // of the step that is queued next
 
   /**
    * @param maxRows sequences at most, 1…{@link #MAX_ROWS}
@@ -324,6 +330,47 @@ public final class DecodeEngine implements AutoCloseable {
     memory.upload(token);
     enqueue();
     return nextTokens();
+  }
+
+  /** Queues one step; {@link #take} waits for it, and {@link #queueNext} may go on before that. */
+  public void queue(int[] token) {
+    if (token.length != active || !queued.isEmpty()) {
+      throw new IllegalArgumentException(
+          "%d tokens for %d rows, %d steps queued".formatted(token.length, active, queued.size()));
+    }
+    cuda.makeCurrent();
+    memory.upload(token);
+    queueStep();
+  }
+
+  /** As {@link #sampler}, of the step that {@link #queueNext} queues. */
+  public DeviceSampler samplerOfNext() {
+    return memory.exchanges.get(exchange).sampler;
+  }
+
+  /**
+   * Queues one step on the tokens of the one that is queued, of which there is one; its parameters
+   * are those of {@link #samplerOfNext}.
+   */
+  public void queueNext() {
+    if (queued.size() != 1) {
+      throw new IllegalStateException(queued.size() + " steps queued");
+    }
+    memory.exchanges.get(exchange).upload();
+    queueStep();
+  }
+
+  private void queueStep() {
+    enqueue();
+    memory.exchanges.get(exchange).fetch(active);
+    queued.add(active);
+    exchange ^= 1;
+  }
+
+  /** Waits for the first step that is queued, and returns its tokens as {@link #step} does. */
+  public int[] take() {
+    var rows = queued.remove();
+    return memory.exchanges.get(exchange ^ (queued.isEmpty() ? 1 : 0)).tokens(rows);
   }
 
   /**

@@ -14,6 +14,7 @@ import java.util.stream.IntStream;
 import org.meteora.cuda.decode.DecodeModel.Linear;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.DeviceMemory;
+import org.meteora.cuda.driver.Event;
 import org.meteora.cuda.driver.HostMemory;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.AdapterMemory;
@@ -66,6 +67,41 @@ final class StepMemory implements AutoCloseable {
 
   /** The parameters of sampling, written before a step. */
   final DeviceSampler sampler;
+
+  /**
+   * What a step that is queued behind another one has on the host: its parameters of sampling, and
+   * a place for its tokens.
+   */
+  final class Exchange {
+    final DeviceSampler sampler;
+    private final MemorySegment parameters = locked(DeviceSampler.BYTES);
+    private final MemorySegment itsTokens = locked(4L * maxRows);
+    private final Event fetched = new Event();
+
+    private Exchange() {
+      sampler = new DeviceSampler(parameters);
+    }
+
+    /** Queues the copy of the parameters; the tokens are those that the step before left. */
+    void upload() {
+      cuda.toDevice(sampling, parameters, DeviceSampler.BYTES, stream);
+    }
+
+    /** Queues the copy of the first tokens of the step that was queued last. */
+    void fetch(int count) {
+      cuda.toHost(itsTokens, tokens, 4L * count, stream);
+      fetched.record(stream);
+    }
+
+    /** Waits for the tokens. */
+    int[] tokens(int count) {
+      fetched.await();
+      return itsTokens.asSlice(0, 4L * count).toArray(JAVA_INT);
+    }
+  }
+
+  /** Two steps are queued at most. */
+  final List<Exchange> exchanges = new ArrayList<>();
 
   /** Where they are on the device. */
   final long sampling;
@@ -199,6 +235,8 @@ final class StepMemory implements AutoCloseable {
       this.logits = zeros(4 * logitFloats);
       this.sliced = zeros(4 * slicedFloats);
       this.gateTilesDone = zeros(4L * gateCounters());
+      exchanges.add(new Exchange());
+      exchanges.add(new Exchange());
       temperature(1);
     } catch (RuntimeException | Error e) {
       close();
@@ -399,6 +437,7 @@ final class StepMemory implements AutoCloseable {
 
   @Override
   public void close() {
+    exchanges.forEach(each -> each.fetched.close());
     owned.forEach(DeviceMemory::close);
     locked.forEach(HostMemory::close);
     host.close();
