@@ -2,9 +2,12 @@ package org.meteora.cuda.kernel;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
+import org.meteora.cuda.driver.DeviceMemory;
 import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.driver.TensorMap;
@@ -55,7 +58,67 @@ public final class SummedProducts {
       int rowMajorB,
       int outputs,
       int pairs,
-      Dropout dropout) {}
+      Dropout dropout,
+      int split,
+      int chunks,
+      long parts,
+      long ready) {}
+
+  /** How long 64 of the inner dimension of a tile take, whether all of it is wanted or not. */
+  private static final double CHUNK_MICROS = 0.8;
+
+  private static final int LEAST_CHUNKS = 8; // of a cluster's share of split tiles
+
+  /**
+   * Tiles that are dealt out over clusters, and how long that takes by reckoning, in microseconds
+   * of an H100.
+   *
+   * @param chunks of 64 of the inner dimension, of the longest
+   */
+  record Tiles(int count, int chunks, int clusters) {
+    static Tiles of(Cuda cuda, List<Sum> sums) {
+      int most = 0;
+      for (var sum : sums) {
+        int chunks = 0;
+        for (var term : sum.terms()) {
+          chunks += Math.ceilDiv(sum.y().innerOf(term.a(), term.b()), INNER);
+        }
+        most = Math.max(most, chunks);
+      }
+      int pairs = Math.ceilDiv(sums.getFirst().y().rows(), ROWS);
+      return new Tiles(pairs * beside(sums), most, cuda.multiprocessors() / CLUSTER);
+    }
+
+    private static int beside(List<Sum> sums) {
+      return sums.stream().mapToInt(sum -> Math.ceilDiv(sum.y().columns(), COLUMNS)).sum();
+    }
+
+    /** Those of the last round, where it is quicker to split them than to leave clusters idle. */
+    int split() {
+      int last = count % clusters;
+      boolean splits =
+          last * chunks >= LEAST_CHUNKS * clusters
+              && CHUNK_MICROS * chunks * (clusters - last) / clusters > splitMicros(last);
+      return splits ? last : 0;
+    }
+
+    /** Writing parts of sums, and adding as many as a tile may consist of. */
+    private double splitMicros(int last) {
+      return 4 + 2 * Math.ceilDiv(clusters, last);
+    }
+
+    double micros() {
+      int split = split();
+      return split > 0
+          ? CHUNK_MICROS * chunks * count / clusters + splitMicros(split)
+          : CHUNK_MICROS * chunks * Math.ceilDiv(count, clusters);
+    }
+  }
+
+  private record Place(int device, long stream) {}
+
+  /** For parts of sums, each stream's; like the kernels they are kept. */
+  private static final Map<Place, DeviceMemory> PARTS = new ConcurrentHashMap<>();
 
   private SummedProducts() {}
 
@@ -74,33 +137,18 @@ public final class SummedProducts {
 
   /**
    * Whether one launch is quicker than cuBLAS product by product, by reckoning, in microseconds of
-   * an H100: each round of tiles takes 0.8 for 64 of the inner dimension, whether all of it is
-   * wanted or not; cuBLAS, which has smaller tiles, 6 for a product and the arithmetic at 650
+   * an H100: cuBLAS, which has smaller tiles, takes 6 for a product and the arithmetic at 650
    * TFLOP/s.
    */
   private static boolean isQuicker(Cuda cuda, List<Sum> sums) {
-    int rows = sums.getFirst().y().rows();
-    int rounds = Math.ceilDiv(Math.ceilDiv(rows, ROWS) * tiles(sums), clusters(cuda));
     double alone = 0;
-    int most = 0;
     for (var sum : sums) {
-      int chunks = 0;
+      var y = sum.y();
       for (var term : sum.terms()) {
-        int inner = sum.y().innerOf(term.a(), term.b());
-        alone += 6 + 2.0 * rows * sum.y().columns() * inner / 650e6;
-        chunks += Math.ceilDiv(inner, INNER);
+        alone += 6 + 2.0 * y.rows() * y.columns() * y.innerOf(term.a(), term.b()) / 650e6;
       }
-      most = Math.max(most, chunks);
     }
-    return 0.8 * rounds * most < alone;
-  }
-
-  private static int clusters(Cuda cuda) {
-    return cuda.multiprocessors() / CLUSTER;
-  }
-
-  private static int tiles(List<Sum> sums) {
-    return sums.stream().mapToInt(sum -> Math.ceilDiv(sum.y().columns(), COLUMNS)).sum();
+    return Tiles.of(cuda, sums).micros() < alone;
   }
 
   private static boolean isAligned(Matrix matrix) {
@@ -120,6 +168,15 @@ public final class SummedProducts {
    *     then as it lies in memory
    */
   public static void launch(Kernels kernels, List<Sum> sums, Dropout dropout, Stream stream) {
+    launch(kernels, sums, dropout, Tiles.of(kernels.cuda(), sums).split(), stream);
+  }
+
+  /**
+   * The same.
+   *
+   * @param split how many tiles are split, the last ones: {@link Tiles#split}, or 0
+   */
+  static void launch(Kernels kernels, List<Sum> sums, Dropout dropout, int split, Stream stream) {
     var a = new ArrayList<TensorMap>();
     var b = new ArrayList<TensorMap>();
     var inner = new int[MAX_TERMS];
@@ -136,12 +193,42 @@ public final class SummedProducts {
       int tiles = Math.ceilDiv(y.columns(), COLUMNS);
       outputs.add(new SumOutput(TensorMap.of(y, 64), y.columns(), sum.terms().size(), tiles));
     }
+    var tiles = Tiles.of(kernels.cuda(), sums);
     int pairs = Math.ceilDiv(sums.getFirst().y().rows(), ROWS);
-    int clusters = Math.min(pairs * tiles(sums), clusters(kernels.cuda()));
+    int clusters = split > 0 ? tiles.clusters() : Math.min(tiles.count(), tiles.clusters());
+    long parts = split > 0 ? parts(kernels.cuda(), clusters, stream) : 0;
+    long ready = parts + partBytes(clusters);
     kernels.run(
         dropout.threshold() == 0 ? KernelName.PRODUCT_SUM : KernelName.PRODUCT_SUM_DROPPED,
         Shape.of(clusters * CLUSTER, 1, 1, THREADS).withShared(SHARED).withCluster(CLUSTER),
-        new ProductSum(a, b, outputs, inner, rowMajor, sums.size(), pairs, dropout),
+        new ProductSum(
+            a,
+            b,
+            outputs,
+            inner,
+            rowMajor,
+            sums.size(),
+            pairs,
+            dropout,
+            split,
+            tiles.chunks(),
+            parts,
+            ready),
         stream);
+  }
+
+  /** A tile in float32 for each cluster, which leaves a part of one at most. */
+  private static long partBytes(int clusters) {
+    return 4L * clusters * ROWS * COLUMNS;
+  }
+
+  /** Where they are, and behind them what of them is there: nothing, which a launch leaves so. */
+  private static long parts(Cuda cuda, int clusters, Stream stream) {
+    long ready = 4L * clusters * ROWS / 64; // a word for each warpgroup
+    return PARTS
+        .computeIfAbsent(
+            new Place(cuda.index(), stream.handle()),
+            place -> cuda.allocateZeroed(partBytes(clusters) + ready, stream))
+        .address();
   }
 }

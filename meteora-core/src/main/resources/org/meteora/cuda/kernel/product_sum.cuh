@@ -4,6 +4,12 @@
 // Two blocks, with tiles beneath each other, share b: each copies half of it to both. Results leave by the copy engine too, while the
 // next tile is begun.
 //
+// Tiles that would fill the last round of clusters only in part are split: their chunks of the inner dimension, one tile's after another's,
+// are dealt out evenly ("stream-K"). A cluster's share ends with the first chunks of a tile, which it multiplies first and leaves in global
+// memory as they are in float32, and begins with the last chunks of another, which it multiplies last and adds the others' sums to, in a
+// fixed order. So it waits only for clusters before it, which have begun earlier and wait for none behind them, however many run at once;
+// and all work at the same places of the inner dimension at a time, out of L2: the first chunks, then as far from the end.
+//
 // Maps show matrices as they lie in memory, in pieces of 64 columns, swizzled as the tensor cores want them; what is outside is zero.
 #if TOPK == 1 && defined(TENSOR_CORES) && (defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(ON_CPU))
 #define SUM_TERMS 6
@@ -28,6 +34,9 @@ struct ProductSum {
   unsigned rowMajorB;  // a bit a term: b lies (inner, columns) in memory, and not its transpose
   int outputs, pairs;
   Dropout dropout;  // of the first term of each output, whose b is row-major
+  int split, chunks;  // how many tiles are, the last ones; chunks of the longest tile, which all count as
+  float4* parts;  // what clusters leave, a warpgroup's 64 × 256 after another's
+  unsigned* ready;  // which of these are there; zeros before and after
 };
 
 #ifndef ON_CPU
@@ -128,6 +137,31 @@ __device__ __forceinline__ SumTile sumTile(const ProductSum& p, int at, int besi
   return {output, term, ((first + in % together) * SUM_BLOCKS + rank) * SUM_ROWS, column * SUM_COLUMNS};
 }
 
+__device__ __forceinline__ int sumChunks(int inner) { return (inner + SUM_INNER - 1) / SUM_INNER; }
+
+// What a cluster multiplies, one after another: tiles, then its share of the split ones from its end to its beginning.
+struct SumWork {
+  int cluster, clusters, whole;  // tiles that are not split
+  int next, left;                // of these; where what is left of the share ends
+  int tile, from, to;            // at hand: so many chunks of a tile's terms one after another
+  __device__ __forceinline__ int share(const ProductSum& p, int cluster) const { return p.split * p.chunks * cluster / clusters; }
+  __device__ __forceinline__ SumWork(const ProductSum& p, int tiles)
+      : cluster(blockIdx.x / SUM_BLOCKS), clusters(gridDim.x / SUM_BLOCKS), whole(tiles - p.split), next(cluster), left(share(p, cluster + 1)) {}
+  __device__ __forceinline__ bool more(const ProductSum& p) {
+    if (next < whole) {
+      tile = next, from = 0, to = p.chunks;
+      next += clusters;
+      return true;
+    }
+    const int begin = share(p, cluster);
+    if (left <= begin) return false;
+    const int split = (left - 1) / p.chunks, first = split * p.chunks;
+    tile = whole + split, from = begin > first ? begin - first : 0, to = left - first;
+    left = first + from;
+    return true;
+  }
+};
+
 // The ring of stages, which the copying warp and the warpgroups go through together.
 struct SumRing {
   unsigned at, full, empty;
@@ -160,28 +194,30 @@ __device__ __forceinline__ void giveBack(float (&c)[128], SumRing& ring) {
   if (ring.last >= 0 && lane < SUM_BLOCKS) arriveAt(ring.empty + 8 * ring.last, lane);
   ring.last = LEFT ? ring.stage : -1;
 }
+// Those of a term's chunks that are in [from, to), which then count from the next term's first.
 template <bool ROW_MAJOR_B>
-__device__ __forceinline__ void addTerm(float (&c)[128], SumRing& ring, int inner, int group) {
+__device__ __forceinline__ void addTerm(float (&c)[128], SumRing& ring, int inner, int& from, int& to, int group) {
   const bool half = (inner - 1) % SUM_INNER < SUM_INNER / 2;  // so much of the last chunk is there at most
-  const int whole = (inner - 1) / SUM_INNER + !half;
+  const int chunks = sumChunks(inner), whole = chunks - half, end = to < whole ? to : whole;
 #pragma unroll 1
-  for (int chunk = 0; chunk < whole; chunk++) {
+  for (int chunk = from > 0 ? from : 0; chunk < end; chunk++) {
     multiplyStage<ROW_MAJOR_B, SUM_INNER / 16>(c, ring, group);
     giveBack<1>(c, ring);
     ring.next();
   }
-  if (half) {
+  if (half && from < chunks && to >= chunks) {
     multiplyStage<ROW_MAJOR_B, SUM_INNER / 32>(c, ring, group);
     giveBack<1>(c, ring);
     ring.next();
   }
+  from -= chunks, to -= chunks;
 }
-__device__ __forceinline__ void addTerms(const ProductSum& p, float (&c)[128], SumRing& ring, int from, int to, int group) {
-  for (int term = from; term < to; term++)
+__device__ __forceinline__ void addTerms(const ProductSum& p, float (&c)[128], SumRing& ring, int term, int end, int from, int to, int group) {
+  for (; term < end; term++)
     if (p.rowMajorB >> term & 1)
-      addTerm<true>(c, ring, p.inner[term], group);
+      addTerm<true>(c, ring, p.inner[term], from, to, group);
     else
-      addTerm<false>(c, ring, p.inner[term], group);
+      addTerm<false>(c, ring, p.inner[term], from, to, group);
   giveBack<0>(c, ring);
 }
 
@@ -207,6 +243,34 @@ __device__ __forceinline__ void dropSums(const Dropout& d, float (&c)[128], u64 
     const int bit = i / 4 * 2 + i % 2;
     const unsigned word = i & 2 ? bit < 32 ? (unsigned)lower : (unsigned)(lower >> 32) : bit < 32 ? (unsigned)upper : (unsigned)(upper >> 32);
     c[i] = word >> bit % 32 & 1 ? c[i] * d.scale : 0.f;
+  }
+}
+
+// Of a warpgroup of a cluster, which leaves one part at most: only the last tile of a share can go on in the next.
+__device__ __forceinline__ int partOf(int cluster, int rank, int group) { return (cluster * SUM_BLOCKS + rank) * 2 + group; }
+__device__ __forceinline__ void leaveSums(const ProductSum& p, const float (&c)[128], int part, int group) {
+  const int thread = threadIdx.x & 127;
+  float4* const to = p.parts + (size_t)part * (64 * SUM_COLUMNS / 4) + thread;
+#pragma unroll
+  for (int i = 0; i < 32; i++) to[128 * i] = {c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]};
+  syncGroup(group);
+  if (thread == 0) {
+    __threadfence();
+    *(volatile unsigned*)(p.ready + part) = 1;
+  }
+}
+__device__ __forceinline__ void addLeftSums(const ProductSum& p, float (&c)[128], int part, int group) {
+  const int thread = threadIdx.x & 127;
+  if (thread == 0) {
+    while (!loadAcquire(p.ready + part)) waitABit();
+    p.ready[part] = 0;  // for the next launch
+  }
+  syncGroup(group);
+  const float4* const from = p.parts + (size_t)part * (64 * SUM_COLUMNS / 4) + thread;
+#pragma unroll
+  for (int i = 0; i < 32; i++) {
+    const float4 v = from[128 * i];
+    c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
   }
 }
 
@@ -255,15 +319,17 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
   clusterWait();
   int beside = 0;
   for (int i = 0; i < p.outputs; i++) beside += p.output[i].tiles;
-  const int tiles = beside * p.pairs, first = blockIdx.x / SUM_BLOCKS, every = gridDim.x / SUM_BLOCKS;
   if (group == 2) {
     fewRegisters();
     ring.phase = 1;
     if (warp == 8 && lane == 0) {
-      for (int at = first; at < tiles; at += every) {
-        const SumTile tile = sumTile(p, at, beside, rank);
-        for (int term = tile.term; term < tile.term + p.output[tile.output].terms; term++)
-          for (int k = 0; k < p.inner[term]; k += SUM_INNER) {
+      SumWork work(p, beside * p.pairs);
+      while (work.more(p)) {
+        const SumTile tile = sumTile(p, work.tile, beside, rank);
+        int before = 0;  // chunks of terms
+        for (int term = tile.term; term < tile.term + p.output[tile.output].terms; before += sumChunks(p.inner[term++])) {
+          const int from = work.from - before, to = work.to - before, chunks = sumChunks(p.inner[term]);
+          for (int k = (from > 0 ? from : 0) * SUM_INNER; k < (to < chunks ? to : chunks) * SUM_INNER; k += SUM_INNER) {
             const unsigned full = ring.full + 8 * ring.stage, a = ring.at + ring.stage * SUM_STAGE_BYTES;
             barrierWait(ring.empty + 8 * ring.stage, ring.phase);
             barrierExpect(full, SUM_STAGE_BYTES);
@@ -279,12 +345,16 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
             }
             ring.next();
           }
+        }
       }
     } else if (DROPS && warp > 8) {
+      SumWork work(p, beside * p.pairs);
       unsigned phase = 1;
-      for (int at = first; at < tiles; at += every, phase ^= 1) {
-        const SumTile tile = sumTile(p, at, beside, rank);
+      while (work.more(p)) {
+        const SumTile tile = sumTile(p, work.tile, beside, rank);
+        if (work.from >= sumChunks(p.inner[tile.term])) continue;
         barrierWait(taken, phase);
+        phase ^= 1;
         drawKept(p.dropout, kept, tile.row, tile.column, p.output[tile.output].columns);
         __syncwarp();
         if (lane == 0) barrierArrive(drawn);
@@ -292,27 +362,36 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
     }
   } else {
     manyRegisters();
+    SumWork work(p, beside * p.pairs);
     ring.phase = 0;
     unsigned phase = 0;
     float c[128];
-    for (int at = first; at < tiles; at += every, phase ^= 1) {
-      const SumTile tile = sumTile(p, at, beside, rank);
+    while (work.more(p)) {
+      const SumTile tile = sumTile(p, work.tile, beside, rank);
       const SumOutput& output = p.output[tile.output];
       const int end = tile.term + output.terms;
+      int term = tile.term, from = work.from, to = work.to;
 #pragma unroll
       for (int i = 0; i < 128; i++) c[i] = 0.f;
-      if (DROPS) {
-        addTerm<true>(c, ring, p.inner[tile.term], group);
+      if (DROPS && from < sumChunks(p.inner[term])) {  // what is dropped of parts is of their sum too
+        addTerm<true>(c, ring, p.inner[term++], from, to, group);
         giveBack<0>(c, ring);
         barrierWait(drawn, phase);
+        phase ^= 1;
         const int row = (warp & 7) * 16 + (lane >> 2);
         const u64 upper = kept[4 * row + (lane & 3)], lower = kept[4 * (row + 8) + (lane & 3)];
         __syncwarp();
         if (lane == 0) barrierArrive(taken);
         dropSums(p.dropout, c, upper, lower);
-        addTerms(p, c, ring, tile.term + 1, end, group);
-      } else
-        addTerms(p, c, ring, tile.term, end, group);
+      }
+      addTerms(p, c, ring, term, end, from, to, group);
+      if (work.to < p.chunks) {
+        leaveSums(p, c, partOf(work.cluster, rank, group), group);
+        continue;
+      }
+      const int begin = (work.tile - work.whole) * p.chunks;
+      if (work.from > 0)
+        for (int other = work.cluster; work.share(p, other) > begin; other--) addLeftSums(p, c, partOf(other - 1, rank, group), group);
       storeSums(&output.y, c, staging, tile.row, tile.column, group);
     }
     if ((threadIdx.x & 127) == 0) piecesLanded();

@@ -100,8 +100,8 @@ class KernelSourceTest {
     "product.cpp, F16, PRODUCT, 2, 32, 0, 0, 3",
     "product.cpp, BF16, STANDARDIZED, 2, 32, 0, 0, 2",
     "product_wide.cpp, BF16, PRODUCT, 1, 32, 64, 2, 3",
-    "product_sum.cpp, BF16, PRODUCT, 1, 32, 0, 0, 3",
-    "product_sum.cpp, F16, PRODUCT, 1, 32, 0, 0, 3",
+    "product_sum.cpp, BF16, PRODUCT, 1, 32, 0, 0, 8",
+    "product_sum.cpp, F16, PRODUCT, 1, 32, 0, 0, 8",
     "training.cpp, BF16, PRODUCT, 2, 32, 0, 0, 6",
     "training.cpp, F32, PRODUCT, 3, 64, 0, 0, 6"
   })

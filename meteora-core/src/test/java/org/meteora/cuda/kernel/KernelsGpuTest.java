@@ -248,7 +248,36 @@ class KernelsGpuTest {
     }
   }
 
-  private static void checkSums(Gpu gpu, List<List<Factors>> all, Dropout dropout) {
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16"})
+  void sumsWhoseLastTilesAreSplit(Dtype dtype) {
+    try (var gpu = new Gpu(9)) {
+      Assumptions.assumeTrue(gpu.cuda.capability() == 90);
+      var dropout = Dropout.of(0x123456789abcdefL, 0.1);
+      for (var rows : new int[] {1030, 1744}) {
+        var sums = new ArrayList<List<Factors>>();
+        var x = Wide.of(gpu, rows, 4120, dtype);
+        for (var out : rows == 1030 ? new int[] {1300} : new int[] {2600, 264, 136}) {
+          sums.add(
+              List.of(
+                  new Factors(Wide.of(gpu, rows, 72, dtype), Wide.of(gpu, 72, out, dtype), false),
+                  new Factors(x, Wide.of(gpu, out, 4120, dtype), true)));
+        }
+        assertThat(checkSums(gpu, sums, Dropout.NONE)).isPositive();
+        // shares that begin within the first term, which is dropped, and behind it
+        var sum = new ArrayList<Factors>();
+        for (var inner : new int[] {1300, 101, 2600, 264}) {
+          sum.add(
+              new Factors(
+                  Wide.of(gpu, rows, inner, dtype), Wide.of(gpu, inner, 520, dtype), false));
+        }
+        assertThat(checkSums(gpu, List.of(sum), dropout)).isPositive();
+      }
+    }
+  }
+
+  /** Returns how many tiles were split. */
+  private static int checkSums(Gpu gpu, List<List<Factors>> all, Dropout dropout) {
     var like = all.getFirst().getFirst().a().matrix();
     var rows = like.rows();
     var dtype = like.dtype();
@@ -266,8 +295,17 @@ class KernelsGpuTest {
     assertThat(SummedProducts.take(gpu.cuda, sums)).isTrue();
     var kernels = Kernels.of(gpu.cuda, Kernels.Constants.ofLayers(dtype, 1, 1));
     SummedProducts.launch(kernels, sums, dropout, gpu.stream);
+    var first =
+        sums.stream()
+            .map(sum -> gpu.cuda.download(sum.y().address(), bytes(sum), gpu.stream))
+            .toList();
+    for (var again = 0; again < 20; again++) {
+      SummedProducts.launch(kernels, sums, dropout, gpu.stream);
+    }
     for (var i = 0; i < all.size(); i++) {
       var y = sums.get(i).y();
+      assertThat(gpu.cuda.download(y.address(), bytes(sums.get(i)), gpu.stream))
+          .isEqualTo(first.get(i));
       var columns = y.columns();
       var expected = new double[rows * columns];
       for (var factors : all.get(i)) {
@@ -297,6 +335,11 @@ class KernelsGpuTest {
       assertThat(worst).as(what).isLessThan(dtype == Dtype.F16 ? 5e-4 : 4e-3);
       assertThat(written).as(what + ": elements outside").isZero();
     }
+    return SummedProducts.Tiles.of(gpu.cuda, sums).split();
+  }
+
+  private static long bytes(Sum sum) {
+    return 2L * sum.y().rows() * sum.y().stride();
   }
 
   @Test

@@ -51,12 +51,25 @@ static void productSum(bool drops) {
       p.inner[at] = inner;
       p.rowMajorB |= rowMajor << at;
     }
+    int chunks = 0;
+    for (int i = terms.size() - count; i < (int)terms.size(); i++) chunks += sumChunks(terms[i]->inner);
+    p.chunks = std::max(p.chunks, chunks);
     beside += p.output[o].tiles;
   }
+  // some of the tiles, or all, are split over clusters, each of which has a chunk at least
+  const int tiles = beside * p.pairs;
+  p.split = below(3) ? 1 + below(tiles) : 0;
+  const int clusters = 1 + below(p.split ? std::min(p.split * p.chunks, 2 * tiles + 2) : tiles), parts = clusters * SUM_BLOCKS * 2;
+  Array<float4> left((size_t)parts * 64 * SUM_COLUMNS / 4);
+  Array<unsigned> ready(parts);
+  std::fill(ready.p, ready.p + parts, 0);
+  p.parts = left.p;
+  p.ready = ready.p;
   if (drops) p.dropout = {generator(), 20000, 65536.f / (65536 - 20000)};
   Array<unsigned char> shared(drops ? (SUM_STAGES - 1) * SUM_STAGE_BYTES + 4 * SUM_STORE_BYTES + SUM_ROWS * 32 : SUM_STAGES * SUM_STAGE_BYTES + 4 * SUM_STORE_BYTES);
   dynamicShared = shared.p;
-  launch<ProductSum>(384, 1 + below(beside * p.pairs), 1, 1, drops ? product_sum_dropped : product_sum, p);
+  launch<ProductSum>(384, clusters, 1, 1, drops ? product_sum_dropped : product_sum, p);
+  for (int i = 0; i < parts; i++) check("part that is ready", ready[i], 0);
   for (int o = 0, first = 0; o < outputs; first += p.output[o++].terms)
     for (int r = 0; r < rows; r++) {
       Part& y = *ys[o];
@@ -99,12 +112,42 @@ static void tiles() {
   }
 }
 
+// Every chunk of every tile is some cluster's, once, in the clusters' order; a cluster leaves one part at most, the first it multiplies.
+static void shares() {
+  ProductSum p{};
+  const int tiles = 1 + below(40), clusters = 1 + below(20);
+  p.split = below(std::min(tiles, clusters) + 1);
+  p.chunks = (clusters + 1) * (1 + below(3));
+  gridDim = {(unsigned)(clusters * SUM_BLOCKS), 1, 1};
+  std::vector<int> done(tiles);  // chunks, from the first on
+  for (int cluster = 0; cluster < clusters; cluster++) {
+    blockIdx = {(unsigned)(cluster * SUM_BLOCKS), 0, 0};
+    SumWork work(p, tiles);
+    std::vector<SumWork> all;
+    while (work.more(p)) all.push_back(work);
+    int split = 0;
+    for (const SumWork& each : all) {
+      const bool whole = each.tile < tiles - p.split;
+      check("parts that are left", each.to == p.chunks || split == 0, 1);
+      if (whole) check("order of tiles", split, 0);
+      split += !whole;
+    }
+    for (; !all.empty(); all.pop_back()) {
+      const SumWork& each = all.back();
+      check("first chunk", each.from, done[each.tile]);
+      check("chunks", each.to > each.from && each.to <= p.chunks, 1);
+      done[each.tile] = each.to;
+    }
+  }
+  for (int tile = 0; tile < tiles; tile++) check("chunks of a tile", done[tile], p.chunks);
+}
+
 int main(int, char** arguments) {
   generator.seed(std::atoi(arguments[1]));
   for (int round = std::atoi(arguments[2]); round > 0; round--) {
     productSum(false);
     productSum(true);
-    for (int i = 0; i < 20; i++) tiles();
+    for (int i = 0; i < 20; i++) tiles(), shares();
   }
   std::printf("largest error %g\n", worst);
 }
