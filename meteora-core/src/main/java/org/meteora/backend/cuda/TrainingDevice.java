@@ -38,6 +38,15 @@ interface TrainingDevice {
     return 1024;
   }
 
+  /**
+   * From so many adapters on, the gradients of A and B are multiplied likewise. What that takes of
+   * the product over all ranks goes with how many of all a token chooses, whatever their rank: by
+   * reckoning, for k = 2 as much with some 30.
+   */
+  default int manyAdapters() {
+    return 128;
+  }
+
   void clear(long address, long bytes);
 
   /** Copies to the device; {@code from} may be changed afterwards. */
@@ -84,6 +93,11 @@ interface TrainingDevice {
       @Override
       public int manyRanks() { // float32 has no tensor cores here
         return dtype == Dtype.F32 ? Integer.MAX_VALUE : TrainingDevice.super.manyRanks();
+      }
+
+      @Override
+      public int manyAdapters() {
+        return dtype == Dtype.F32 ? Integer.MAX_VALUE : TrainingDevice.super.manyAdapters();
       }
 
       @Override

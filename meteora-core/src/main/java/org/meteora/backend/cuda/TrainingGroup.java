@@ -15,6 +15,7 @@ import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.ChosenTerm;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
 import org.meteora.cuda.kernel.TrainingKernels.GradientPart;
+import org.meteora.cuda.kernel.TrainingKernels.GradientTerm;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
 import org.meteora.moe.BankLayout;
@@ -61,7 +62,7 @@ final class TrainingGroup {
    * Where a gradient is added up.
    *
    * @param direct the parameter's whole sum, or 0
-   * @param parts in device memory, or 0
+   * @param parts in device memory, or 0; of A they are among those of its stack
    * @param largest elements of the largest
    */
   private record Sink(long direct, long parts, int count, long largest) {
@@ -82,11 +83,13 @@ final class TrainingGroup {
   private final long stack;
   private final int stride;
   private final Sink ofStack;
-  private final boolean trainsA;
+  private final boolean trainsA; // by way of ofStack
   private final boolean trainsGates;
+  private final List<Sink> ofA = new ArrayList<>();
   private final List<Sink> ofB = new ArrayList<>();
   private final List<NDArray> kept = new ArrayList<>();
   private final boolean byChoice;
+  private final boolean gradientsByChoice;
   private final int maxRank;
 
   /**
@@ -122,10 +125,20 @@ final class TrainingGroup {
             : BankLayout.stack(adapted.stream().map(GatedLinear::layout).toList());
     stack = all == null ? 0 : Ops.dataPointer(all);
     stride = all == null ? 0 : (int) all.getShape().get(0);
+    byChoice = stride > 0 && adapted.stream().allMatch(linear -> isByChoice(linear.bank()));
+    gradientsByChoice =
+        adapted.stream().anyMatch(linear -> trains(linear.bank(), gradients))
+            && adapted.stream().allMatch(linear -> areGradientsByChoice(linear.bank()));
     var parts = new ArrayList<GradientPart>();
     int row = 0;
     for (var linear : adapted) {
-      parts(parts, gradients.of(linear.bank().loraA()), row, linear.bank().totalRank(), in);
+      var sums = gradients.of(linear.bank().loraA());
+      if (gradientsByChoice && isWhole(sums)) {
+        ofA.add(direct(sums));
+      } else {
+        ofA.add(new Sink(0, 0, sums.size(), 0));
+        parts(parts, sums, row, linear.bank().totalRank(), in);
+      }
       row += linear.bank().totalRank();
     }
     trainsA = !parts.isEmpty();
@@ -142,8 +155,8 @@ final class TrainingGroup {
       var bank = linear.bank();
       this.linears.add(linear(bank, manager));
       var sums = gradients.of(bank.loraB());
-      if (sums.size() == 1 && sums.getFirst().dim() < 0) {
-        ofB.add(new Sink(Ops.dataPointer(sums.getFirst().sum()), 0, 0, 0));
+      if (isWhole(sums)) {
+        ofB.add(direct(sums));
       } else {
         var pieces = new ArrayList<GradientPart>();
         parts(pieces, sums, 0, (int) bank.loraB().getShape().get(0), bank.totalRank());
@@ -151,7 +164,18 @@ final class TrainingGroup {
       }
     }
     maxRank = adapted.stream().mapToInt(linear -> linear.bank().maxRank()).max().orElse(0);
-    byChoice = stride > 0 && adapted.stream().allMatch(linear -> isByChoice(linear.bank()));
+  }
+
+  private static boolean trains(AdapterBank bank, Gradients gradients) {
+    return !gradients.of(bank.loraA()).isEmpty() || !gradients.of(bank.loraB()).isEmpty();
+  }
+
+  private static boolean isWhole(List<Gradients.Part> sums) {
+    return sums.size() == 1 && sums.getFirst().dim() < 0;
+  }
+
+  private static Sink direct(List<Gradients.Part> sums) {
+    return new Sink(Ops.dataPointer(sums.getFirst().sum()), 0, 0, 0);
   }
 
   private Matrix matrix(long address, int rows, int columns) {
@@ -249,10 +273,21 @@ final class TrainingGroup {
     long in = bank.loraA().getShape().get(1);
     return bank.totalRank() >= device.manyRanks()
         && bank.totalRank() * 2 * Math.max(in, out) < 1L << 31 // bytes are counted in 32 bits
-        && Arrays.stream(bank.ranks()).allMatch(rank -> rank % 8 == 0)
+        && hasWholeEights(bank)
         && in % 32 == 0
         && out % 32 == 0
         && !Ops.isRowMajor(bank.loraB());
+  }
+
+  private boolean areGradientsByChoice(AdapterBank bank) {
+    return bank.size() >= device.manyAdapters()
+        && hasWholeEights(bank)
+        && bank.loraA().getShape().get(1) % 8 == 0
+        && bank.loraB().getShape().get(0) % 8 == 0;
+  }
+
+  private static boolean hasWholeEights(AdapterBank bank) {
+    return Arrays.stream(bank.ranks()).allMatch(rank -> rank % 8 == 0);
   }
 
   private TrainingKernels.TrainingLinear linear(AdapterBank bank, NDManager manager) {
@@ -308,7 +343,7 @@ final class TrainingGroup {
 
   /** Bytes of who chose whom. */
   long bytesOfChoices(long tokens) {
-    return byChoice ? TrainingKernels.Choices.bytes(tokens) : 0;
+    return byChoice || gradientsByChoice ? TrainingKernels.Choices.bytes(tokens) : 0;
   }
 
   private TrainingKernels.Routed routed(boolean gated) {
@@ -489,6 +524,7 @@ final class TrainingGroup {
               scratch.c(),
               scratch.slopeOfRows(),
               pass.tasks(),
+              gradientsByChoice ? scratch.choices() : 0,
               pass.gateWeight());
       pass.watch().gradients();
       gradients(pass, x, dropped, slopes);
@@ -532,6 +568,11 @@ final class TrainingGroup {
   private void gradients(Pass pass, long x, long dropped, long[] slopes) {
     int tokens = pass.tokens();
     var scratch = pass.scratch();
+    var kernels = pass.kernels();
+    var inPlace = new ArrayList<GradientTerm>();
+    if (gradientsByChoice) {
+      kernels.lists(chosen(pass));
+    }
     for (int i = 0; i < slopes.length; i++) {
       var member = members.get(i);
       if (!member.hasAdapters() || !ofB.get(member.adapted()).isTrained()) {
@@ -540,28 +581,52 @@ final class TrainingGroup {
       var sink = ofB.get(member.adapted());
       boolean direct = sink.direct() != 0;
       long to = direct ? sink.direct() : scratch.gradients();
-      device.multiply(
-          Matrix.of(to, member.out(), member.ranks(), Dtype.F32),
-          matrix(slopes[i], tokens, member.out()).transpose(),
-          columns(scratch.c(), tokens, member),
-          direct);
+      var c = columns(scratch.c(), tokens, member);
+      if (gradientsByChoice) {
+        var term =
+            new GradientTerm(
+                member.adapted(), slopes[i], member.out(), c.address(), ranks, to, true, direct);
+        if (direct) {
+          inPlace.add(term);
+        } else {
+          kernels.chosenGradients(chosen(pass), List.of(term));
+        }
+      } else {
+        device.multiply(
+            Matrix.of(to, member.out(), member.ranks(), Dtype.F32),
+            matrix(slopes[i], tokens, member.out()).transpose(),
+            c,
+            direct);
+      }
       if (!direct) {
-        pass.kernels()
-            .addGradients(sink.parts(), sink.count(), sink.largest(), scratch.gradients());
+        kernels.addGradients(sink.parts(), sink.count(), sink.largest(), scratch.gradients());
       }
     }
-    if (!ofStack.isTrained()) {
-      return;
-    }
-    boolean both = trainsA && trainsGates && dropped == 0;
-    if (trainsA) {
-      ofRows(tokens, 0, both ? stride : ranks, dropped == 0 ? x : dropped, scratch);
+    kernels.chosenGradients(chosen(pass), inPlace);
+    long ofAdapters = dropped == 0 ? x : dropped;
+    boolean both = trainsA && trainsGates && dropped == 0 && !gradientsByChoice;
+    if (gradientsByChoice) {
+      kernels.chosenGradients(chosen(pass), gradientsOfA(ofAdapters, scratch));
+    } else if (trainsA) {
+      ofRows(tokens, 0, both ? stride : ranks, ofAdapters, scratch);
     }
     if (trainsGates && !both) {
       ofRows(tokens, ranks, stride - ranks, x, scratch);
     }
-    pass.kernels()
-        .addGradients(ofStack.parts(), ofStack.count(), ofStack.largest(), scratch.gradients());
+    kernels.addGradients(ofStack.parts(), ofStack.count(), ofStack.largest(), scratch.gradients());
+  }
+
+  private List<GradientTerm> gradientsOfA(long x, Scratch scratch) {
+    var terms = new ArrayList<GradientTerm>();
+    for (var member : members) {
+      if (member.hasAdapters() && ofA.get(member.adapted()).isTrained()) {
+        long direct = ofA.get(member.adapted()).direct();
+        long to = direct != 0 ? direct : scratch.gradients() + 4L * member.rankAt() * in;
+        long slope = scratch.slopeOfRows() + (long) member.rankAt() * bytes;
+        terms.add(new GradientTerm(member.adapted(), x, in, slope, stride, to, false, direct != 0));
+      }
+    }
+    return terms;
   }
 
   /** The gradient of some of S's rows. */

@@ -129,6 +129,10 @@ public enum KernelName {
   TRAINING_ROUTE(TrainingKernels.TrainingRoute.class),
   /** The gradients of z and of the gates' logits. */
   TRAINING_ROUTE_BACKWARD(TrainingKernels.TrainingRouteBackward.class),
+  /** Tokens by the adapters that they chose, always in the same order. */
+  TRAINING_LISTS(TrainingKernels.TrainingLists.class),
+  /** Gradients of A or B by the tokens that chose each adapter. */
+  TRAINING_CHOSEN_GRADIENTS(TrainingKernels.TrainingChosenGradients.class),
   TRAINING_ROWS(TrainingKernels.TrainingRows.class),
   /** Cross-entropies over the vocabulary, and their gradient. */
   TRAINING_VOCABULARY_LOSS(TrainingKernels.TrainingVocabularyLoss.class),

@@ -19,6 +19,11 @@ import org.meteora.tensor.Dtype;
  */
 public final class TrainingKernels {
   private static final int THREADS = 256;
+
+  /** Columns of a block of {@code training_chosen_gradients}, and its ring in shared memory. */
+  private static final int GRADIENT_COLUMNS = 256;
+
+  private static final int GRADIENT_SHARED = 4 * 16 * (2 * GRADIENT_COLUMNS + 16);
   private static final int MAX_LINEARS = 3;
 
   /** Blocks that keep every multiprocessor at work, sixteen each. */
@@ -95,7 +100,12 @@ public final class TrainingKernels {
 
   record TrainingRoute(TrainingRouted of, long c, long votes, long loss, long right, long chosen) {}
 
-  record TrainingRouteBackward(TrainingRouted of, long slope, long c, long out, float gateWeight) {}
+  record TrainingRouteBackward(
+      TrainingRouted of, long slope, long c, long out, long chosen, float gateWeight) {}
+
+  record TrainingLists(@Count(MAX_LINEARS) List<ChosenTokens> linear, int tokens) {}
+
+  record TrainingChosenGradients(@Count(MAX_LINEARS) List<ChosenGradient> linear, int eights) {}
 
   record TrainingRows(long from, long to, long index, long rows, int columns, boolean scatter) {}
 
@@ -359,6 +369,7 @@ public final class TrainingKernels {
    *
    * @param c made again
    * @param out as {@code rows}
+   * @param chosen as {@link #route}'s
    * @param gateWeight of each gate's cross-entropy at a token
    */
   public void routeBackward(
@@ -369,12 +380,13 @@ public final class TrainingKernels {
       long c,
       long out,
       Tasks tasks,
+      long chosen,
       double gateWeight) {
     rows(
         KernelName.TRAINING_ROUTE_BACKWARD,
         (tokens + 7) / 8,
         new TrainingRouteBackward(
-            linears.struct(tokens, rows, tasks), slope, c, out, (float) gateWeight));
+            linears.struct(tokens, rows, tasks), slope, c, out, chosen, (float) gateWeight));
   }
 
   /**
@@ -387,12 +399,19 @@ public final class TrainingKernels {
   public record Choices(long at, int tokens, int topK, int maxRank, List<TrainingLinear> linears) {
     /** Bytes at {@code at} of so many tokens, whatever k is, of up to three linears. */
     public static long bytes(long tokens) {
-      return MAX_LINEARS * Kernels.MAX_TOP_K * (4 * tokens + GroupedPrefill.listBytes(tokens)) + 8;
+      long lists = Kernels.MAX_TOP_K * (8 * tokens + GroupedPrefill.listBytes(tokens));
+      return MAX_LINEARS * (lists + 4 * (Kernels.MAX_ADAPTERS + 1)) + 8;
     }
 
     /** int32 (topK, tokens): its adapters. */
     private long chosen(int linear) {
       return at + 4L * tokens * topK * linear;
+    }
+
+    private ChosenTokens lists(int linear) {
+      long order = 4L * tokens * topK;
+      long lists = chosen(linears.size()) + (order + 4 * (adapters() + 1)) * linear;
+      return new ChosenTokens(chosen(linear), lists, lists + order);
     }
 
     private int adapters() {
@@ -405,7 +424,7 @@ public final class TrainingKernels {
 
     private GroupedPrefill.TokenGroups groups(int linear, int chunk) {
       long tiles = (long) Math.ceilDiv(tokens, chunk) * topK * tiles(chunk);
-      long first = (chosen(linears.size()) + 7) / 8 * 8;
+      long first = (lists(linears.size()).order() + 7) / 8 * 8;
       long order = first + 8 * tiles * linears.size() + 64 * tiles * linear;
       return new GroupedPrefill.TokenGroups(
           chosen(linear), linears.get(linear).offsets(), order, first + 8 * tiles * linear);
@@ -419,6 +438,21 @@ public final class TrainingKernels {
     private GroupedPrefill.GroupedRows sum(ChosenTerm of, int chunk) {
       return new GroupedPrefill.GroupedRows(
           groups(of.linear(), chunk), of.matrix(), of.narrow(), of.wide(), of.columns());
+    }
+
+    private ChosenGradient gradient(GradientTerm of) {
+      var linear = linears.get(of.linear());
+      return new ChosenGradient(
+          lists(of.linear()),
+          linear.offsets(),
+          of.wide(),
+          of.narrow(),
+          of.to(),
+          of.byColumn() ? linear.ranks() : 1,
+          of.byColumn() ? 1 : of.columns(),
+          of.columns(),
+          of.stride(),
+          of.add());
     }
   }
 
@@ -492,6 +526,79 @@ public final class TrainingKernels {
             chunk,
             choices.tiles(chunk),
             BLOCKS / 16));
+  }
+
+  /**
+   * A linear's tokens by their adapters, in one list, always in the same order; mirrors the struct
+   * of this name in {@code training.cuh}.
+   *
+   * @param chosen int32 (topK, tokens)
+   * @param order int32 (topK · tokens), is written
+   * @param begins int32 (n + 1), likewise
+   */
+  record ChosenTokens(long chosen, long order, long begins) {}
+
+  /** Lists each adapter's tokens, behind a {@link #route} that wrote at {@code choices.at()}. */
+  public void lists(Choices choices) {
+    int all = choices.linears().size();
+    launcher.launch(
+        KernelName.TRAINING_LISTS,
+        Shape.of(choices.adapters(), all, 1, THREADS),
+        new TrainingLists(
+            IntStream.range(0, all).mapToObj(choices::lists).toList(), choices.tokens()));
+  }
+
+  /**
+   * The gradient of A or B of one linear's adapters, whose ranks are whole eights: {@code wideᵀ ·
+   * narrow}.
+   *
+   * @param linear which of the choices'
+   * @param wide {@code (tokens, columns)}, columns whole eights
+   * @param narrow {@code (tokens, stride)}, the linear's first rank; stride in whole eights. Of
+   *     adapters that a token did not choose it is not read
+   * @param to float32, B's {@code (columns, ranks)} {@code byColumn}, else A's {@code (ranks,
+   *     columns)}
+   * @param add to what is there; else it is written, zeros for adapters that nobody chose
+   */
+  public record GradientTerm(
+      int linear,
+      long wide,
+      int columns,
+      long narrow,
+      int stride,
+      long to,
+      boolean byColumn,
+      boolean add) {}
+
+  /** One in the kernel; mirrors the struct of this name in {@code training.cuh}. */
+  record ChosenGradient(
+      ChosenTokens tokens,
+      long offsets,
+      long wide,
+      long narrow,
+      long to,
+      long columnStep,
+      long rankStep,
+      int columns,
+      int stride,
+      boolean add) {}
+
+  /** Each adapter's gradients over the tokens that chose it, behind {@link #lists}. */
+  public void chosenGradients(Choices choices, List<GradientTerm> terms) {
+    if (terms.isEmpty()) {
+      return;
+    }
+    int eights = (choices.maxRank() + 7) / 8;
+    int widest = terms.stream().mapToInt(GradientTerm::columns).max().orElseThrow();
+    launcher.launch(
+        KernelName.TRAINING_CHOSEN_GRADIENTS,
+        Shape.of(
+                choices.adapters(),
+                terms.size() * eights,
+                Math.ceilDiv(widest, GRADIENT_COLUMNS),
+                THREADS / 2)
+            .withShared(GRADIENT_SHARED),
+        new TrainingChosenGradients(terms.stream().map(choices::gradient).toList(), eights));
   }
 
   /** {@code to[i] = from[index[i]]}; with {@code scatter} {@code to[index[i]] = from[i]}. */

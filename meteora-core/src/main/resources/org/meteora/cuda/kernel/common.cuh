@@ -53,6 +53,8 @@ __device__ __forceinline__ uint4 loadIf(bool wanted, const void* p) {
       : "l"(p), "r"((int)wanted));
   return v;
 }
+// An address in shared memory as PTX has it.
+__device__ __forceinline__ unsigned shared32(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 // Begins to copy 16 bytes, or zeros, to shared memory; copiesDone waits for all that this thread has begun.
 __device__ __forceinline__ void copyAsync(unsigned to, bool wanted, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");

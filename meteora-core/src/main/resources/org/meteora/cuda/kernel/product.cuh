@@ -126,7 +126,6 @@ struct Units {
 
 struct __align__(64) TensorMap { u64 opaque[16]; };
 #ifndef ON_CPU
-__device__ __forceinline__ unsigned shared32(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ void barrierInit(unsigned b, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(count));
 }

@@ -417,6 +417,7 @@ struct TrainingRouteBackward {
   const T* slope;        // (tokens, ranks): ∂c
   T* c;                  // (tokens, ranks)
   T* out;                // (tokens, stride)
+  int* chosen;           // as training_route's
   float gateWeight;
 };
 extern "C" __global__ void __launch_bounds__(256) training_route_backward(const __grid_constant__ TrainingRouteBackward p) {
@@ -440,6 +441,7 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
       end[j] = index[j] < 0 ? 0 : l.offsets[index[j] + 1];
       const float scale = index[j] < 0 ? 0.f : l.scales[index[j]];
       factor[j] = weight[j] * scale;
+      if (p.chosen && lane == 0) p.chosen[((long long)k * TOPK + j) * p.of.tokens + token] = index[j];
       float dot = 0;
       if (p.of.gated)
         for (int r = begin[j] + lane; r < end[j]; r += 32) dot += toFloat(row[l.zAt + r]) * toFloat(slope[l.zAt + r]);
@@ -464,6 +466,195 @@ extern "C" __global__ void __launch_bounds__(256) training_route_backward(const 
   }
   for (int at = p.of.used + lane; at < p.of.stride; at += 32) out[at] = fromFloat(0.f);
 }
+
+// Tokens by the adapters that they chose, in an order that is always the same: sums over them come out the same each time. (The
+// tiles of group_tokens are for products of single tokens, which do not mind.)
+struct ChosenTokens {
+  const int* chosen;     // (TOPK, tokens)
+  int* order;            // (TOPK · tokens): the first adapter's tokens, the next one's, …, each in the order of `chosen`
+  int* begins;           // (n + 1) first places of the adapters in it, and where it ends
+};
+// Grid (n, linears): a block writes its adapter's. Each of its warps looks through a stretch of `chosen`, twice: to count, also
+// what belongs to adapters before, and to write.
+struct TrainingLists {
+  ChosenTokens linear[3];
+  int tokens;
+};
+__device__ __forceinline__ int warpSum(int v) {
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) v += __shfl_xor_sync(0xffffffffu, v, d);
+  return v;
+}
+// `act` on every entry of a warp's stretch, 32 at a time, -1 behind its end; loads of 512 are in flight together.
+template <typename Act>
+__device__ __forceinline__ void ofStretch(const int* chosen, int from, int end, Act act) {
+  for (int i = from + (int)(threadIdx.x & 31); from < end; from += 512, i += 512) {
+    int v[16];
+#pragma unroll
+    for (int k = 0; k < 16; k++) v[k] = i + 32 * k < end ? __ldg(chosen + i + 32 * k) : -1;
+#pragma unroll
+    for (int k = 0; k < 16; k++)
+      if (from + 32 * k < end) act(v[k], i + 32 * k);
+  }
+}
+extern "C" __global__ void __launch_bounds__(256) training_lists(const __grid_constant__ TrainingLists p) {
+  __shared__ int before[8], own[8];
+  const ChosenTokens& l = p.linear[blockIdx.y];
+  const int adapter = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, count = TOPK * p.tokens;
+  const int stretch = (count + 255) / 256 * 32, from = warp * stretch, end = from + stretch < count ? from + stretch : count;
+  int less = 0, mine = 0;
+  ofStretch(l.chosen, from, end, [&](int v, int) {
+    less += (unsigned)v < (unsigned)adapter;  // nobody, -1, is none of them
+    mine += v == adapter;
+  });
+  less = warpSum(less);
+  mine = warpSum(mine);
+  if (lane == 0) {
+    before[warp] = less;
+    own[warp] = mine;
+  }
+  __syncthreads();
+  int begin = 0, all = 0, at = 0;
+#pragma unroll
+  for (int w = 0; w < 8; w++) {
+    begin += before[w];
+    all += own[w];
+    if (w < warp) at += own[w];
+  }
+  at += begin;
+  if (threadIdx.x == 0) {
+    l.begins[adapter] = begin;
+    if (adapter + 1 == gridDim.x) l.begins[adapter + 1] = begin + all;
+  }
+  ofStretch(l.chosen, from, end, [&](int v, int i) {
+    const unsigned who = __ballot_sync(0xffffffffu, v == adapter);
+    if (v == adapter) l.order[at + __popc(who & ((1u << lane) - 1))] = i % p.tokens;
+    at += __popc(who);
+  });
+}
+
+// The gradient of an adapter's A or B, wideᵀ · narrow over the tokens that chose it: of wide (tokens, columns) and its ranks of narrow
+// (tokens, stride). Ranks and strides are whole eights, as are columns.
+struct ChosenGradient {
+  ChosenTokens tokens;
+  const int* offsets;    // (n + 1)
+  const T* wide;
+  const T* narrow;       // at the linear's first rank
+  float* to;             // rank r of column w at w · columnStep + r · rankStep
+  long long columnStep, rankStep;
+  int columns, stride, add;  // add: to what is there; else written, zeros where nobody chose the adapter
+};
+// Grid (n, linears · eights, ⌈columns / 256⌉), 128 threads: a block has eight ranks of an adapter and 256 columns. Neighbouring blocks
+// read the same columns of wide, and write places that alternate in one piece of `to`: both stay in L2 meanwhile.
+struct TrainingChosenGradients {
+  ChosenGradient linear[3];
+  int eights;            // of the largest rank
+};
+#define GRADIENT_COLUMNS 256
+#ifdef TENSOR_CORES
+#define GRADIENT_STAGES 4
+#define GRADIENT_STAGE (TILE * (GRADIENT_COLUMNS * 2 + 16))  // bytes: a tile's rows of wide, then of narrow
+// What is there of ranks r and r + 1 of a column, at `at`, and what becomes of it.
+__device__ __forceinline__ float2 gradientPair(const float* at, long long rankStep, bool together) {
+  return together ? *(const float2*)at : make_float2(at[0], at[rankStep]);
+}
+__device__ __forceinline__ void storeGradientPair(float* at, long long rankStep, bool together, float2 v) {
+  if (together) {
+    *(float2*)at = v;
+  } else {
+    at[0] = v.x;
+    at[rankStep] = v.y;
+  }
+}
+extern "C" __global__ void __launch_bounds__(128, 6) training_chosen_gradients(const __grid_constant__ TrainingChosenGradients p) {
+  DYNAMIC_SHARED(memory);
+  const ChosenGradient& l = p.linear[blockIdx.y / p.eights];
+  const int adapter = blockIdx.x, eight = blockIdx.y % p.eights * 8;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, columns = l.columns;
+  const int row = l.offsets[adapter], after = l.offsets[adapter + 1], first = l.tokens.begins[adapter], end = l.tokens.begins[adapter + 1];
+  const int rank = row + eight, count = end - first, tiles = (count + TILE - 1) / TILE;
+  if (rank >= after || (int)blockIdx.z * GRADIENT_COLUMNS >= columns || (l.add && count == 0)) return;
+
+  // A lane has places of 64 tokens: of two tiles, and of the two behind them. A warp copies four rows of a tile, 16 bytes of neighbouring
+  // rows so that they share no banks.
+  const int* const order = l.tokens.order + first;
+  int now = lane < count ? order[lane] : -1, next = lane + 32 < count ? order[lane + 32] : -1;
+  const int from = blockIdx.z * GRADIENT_COLUMNS + lane * 8;
+  const bool inside = from < columns;
+  const unsigned base = shared32(memory);
+  auto copy = [&](int tile) {
+    const unsigned to = base + tile % GRADIENT_STAGES * GRADIENT_STAGE;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int of = warp * 4 + i, token = __shfl_sync(0xffffffffu, now, tile % 2 * TILE + of);
+      const bool is = token >= 0 && inside;
+      copyAsync(to + of * (GRADIENT_COLUMNS * 2) + ((lane ^ (of & 7)) << 4), is, l.wide + (is ? (u64)token * columns + from : 0));
+    }
+    const int of = warp * 4 + (lane & 3), token = __shfl_sync(0xffffffffu, now, tile % 2 * TILE + of);
+    if (lane < 4)
+      copyAsync(to + TILE * GRADIENT_COLUMNS * 2 + of * 16, token >= 0, l.narrow + (token >= 0 ? (u64)token * l.stride + rank : 0));
+    if (tile % 2) {
+      now = next;
+      const int later = (tile + 3) * TILE + lane;
+      next = later < count ? order[later] : -1;
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < GRADIENT_STAGES - 1; i++) {
+    if (i < tiles) copy(i);
+    closeGroup();
+  }
+
+  // A lane has ranks 2q and 2q + 1 at eight of its warp's columns. What is there is on its way while the tiles are.
+  const bool together = l.rankStep == 1 && ((u64)l.columnStep | (u64)l.to / 4) % 2 == 0;
+  const int own = blockIdx.z * GRADIENT_COLUMNS + warp * 64 + g;
+  float* const to = l.to + own * l.columnStep + (rank + 2 * q) * l.rankStep;
+  float2 there[8];
+  float c[4][4] = {};
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    there[i] = l.add && own + 8 * i < columns ? gradientPair(to + 8 * i * l.columnStep, l.rankStep, together) : make_float2(0, 0);
+  for (int tile = 0; tile < tiles; tile++) {
+    waitForGroups<GRADIENT_STAGES - 2>();
+    __syncthreads();  // the tile is there for all, and the one before has been read
+    if (tile + GRADIENT_STAGES - 1 < tiles) copy(tile + GRADIENT_STAGES - 1);
+    closeGroup();
+    const unsigned wide = base + tile % GRADIENT_STAGES * GRADIENT_STAGE, narrow = wide + TILE * GRADIENT_COLUMNS * 2;
+    unsigned b[4];
+    loadTransposed(narrow + (lane & 15) * 16, b);  // two matrices, twice
+    const int of = (lane & 7) + (lane >> 4) * 8, piece = warp * 8 + (lane >> 3 & 1);
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+      unsigned a[4];
+      loadTransposed(wide + of * (GRADIENT_COLUMNS * 2) + (((piece + 2 * m) ^ (of & 7)) << 4), a);
+      mma(c[m], a[0], a[1], a[2], a[3], b[0], b[1]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float2 v = make_float2(there[i].x + c[i / 2][i % 2 * 2], there[i].y + c[i / 2][i % 2 * 2 + 1]);
+    if (own + 8 * i < columns) storeGradientPair(to + 8 * i * l.columnStep, l.rankStep, together, v);
+  }
+}
+#else
+// Plainly, for who has no tensor cores.
+extern "C" __global__ void __launch_bounds__(128) training_chosen_gradients(const __grid_constant__ TrainingChosenGradients p) {
+  const ChosenGradient& l = p.linear[blockIdx.y / p.eights];
+  const int adapter = blockIdx.x, rank = l.offsets[adapter] + blockIdx.y % p.eights * 8;
+  if (rank >= l.offsets[adapter + 1]) return;
+  for (int i = threadIdx.x; i < GRADIENT_COLUMNS * 8; i += 128) {
+    const int r = rank + i % 8, column = blockIdx.z * GRADIENT_COLUMNS + i / 8;
+    if (column >= l.columns) return;
+    float* const to = l.to + column * l.columnStep + r * l.rankStep;
+    float sum = 0;
+    for (int at = l.tokens.begins[adapter]; at < l.tokens.begins[adapter + 1]; at++) {
+      const u64 token = l.tokens.order[at];
+      sum += toFloat(l.wide[token * l.columns + column]) * toFloat(l.narrow[token * l.stride + r]);
+    }
+    *to = l.add ? *to + sum : sum;
+  }
+}
+#endif
 
 // Rows by index: to[i] = from[index[i]], or with `scatter` to[index[i]] = from[i]. One thread: 8 elements of a row.
 struct TrainingRows {

@@ -16,6 +16,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.stream.IntStream;
 import org.assertj.core.data.Offset;
 import org.assertj.core.data.Percentage;
@@ -341,17 +342,27 @@ class CudaTrainingTest {
     }
   }
 
-  /** Ranks so many that z, y and the gradients of c and x are of the chosen adapters alone. */
-  @Test
-  void manyRanksAreMultipliedByChoice() throws Exception {
+  /**
+   * Ranks so many that z, y and the gradients of c and x are of the chosen adapters alone, or those
+   * of A and B, or all.
+   */
+  @ParameterizedTest(name = "products {0}, gradients {1}, halves {2}")
+  @CsvSource({"true, false, false", "true, true, false", "false, true, false", "false, true, true"})
+  void manyRanksAreMultipliedByChoice(boolean products, boolean gradients, boolean halves)
+      throws Exception {
     int[] ranks = {16, 0, 24};
     device.launched.clear();
-    device.manyRanks = 40;
-    try (var model = new Model(128, 128, 1, 128, true, ranks, 0, false, 5)) {
+    device.manyRanks = products ? 40 : 41;
+    device.manyAdapters = gradients ? 3 : 4;
+    try (var model = new Model(128, 128, 1, 128, true, ranks, 0, halves, 5)) {
       agrees(model, input(true, true, 0.7), context(true), Recompute.ALL, true, 5e-3);
-      assertThat(device.launched).contains(KernelName.GROUP_Z, KernelName.GROUP_ADD);
+      var group = Set.of(KernelName.GROUP_TOKENS, KernelName.GROUP_Z, KernelName.GROUP_ADD);
+      var lists = Set.of(KernelName.TRAINING_LISTS, KernelName.TRAINING_CHOSEN_GRADIENTS);
+      assertThat(device.launched.containsAll(group)).isEqualTo(products);
+      assertThat(device.launched.containsAll(lists)).isEqualTo(gradients);
     } finally {
       device.manyRanks = 1024;
+      device.manyAdapters = 128;
     }
   }
 

@@ -41,6 +41,11 @@ class ForwardingDevice implements TrainingDevice {
   }
 
   @Override
+  public int manyAdapters() {
+    return device.manyAdapters();
+  }
+
+  @Override
   public void clear(long address, long bytes) {
     device.clear(address, bytes);
   }

@@ -35,6 +35,9 @@ final class HostDevice implements TrainingDevice {
   /** What {@link #manyRanks} says. */
   int manyRanks = 1024;
 
+  /** What {@link #manyAdapters} says. */
+  int manyAdapters = 128;
+
   /** What has been launched. */
   final Set<KernelName> launched = EnumSet.noneOf(KernelName.class);
 
@@ -132,6 +135,11 @@ final class HostDevice implements TrainingDevice {
   @Override
   public int manyRanks() {
     return manyRanks;
+  }
+
+  @Override
+  public int manyAdapters() {
+    return manyAdapters;
   }
 
   @Override

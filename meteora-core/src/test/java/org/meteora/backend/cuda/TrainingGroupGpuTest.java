@@ -261,10 +261,13 @@ class TrainingGroupGpuTest {
     /**
      * Forward and backward.
      *
-     * @param byChoice multiplies by the chosen adapters alone
+     * @param byChoice multiplies by the chosen adapters alone, all but the gradients of A and B
+     * @param gradientsByChoice those
      * @param given logits of each linear; null: as they come out
      */
-    Map<String, float[]> run(boolean byChoice, float[][] given, boolean drops) {
+    Map<String, float[]> run(
+        boolean byChoice, boolean gradientsByChoice, float[][] given, boolean drops) {
+      launched.clear();
       int bits = Dtype.BF16.bytes();
       int stride = (OUT.length * (total + n) + 7) / 8 * 8;
       var rows = empty(Dtype.BF16, TOKENS, stride);
@@ -275,6 +278,11 @@ class TrainingGroupGpuTest {
             @Override
             public int manyRanks() {
               return byChoice ? 1 : Integer.MAX_VALUE;
+            }
+
+            @Override
+            public int manyAdapters() {
+              return gradientsByChoice ? 1 : Integer.MAX_VALUE;
             }
 
             @Override
@@ -431,14 +439,28 @@ class TrainingGroupGpuTest {
     var expected = reference(logits, p > 0);
     try (var device = new OnDevice()) {
       var given = apart ? null : logits;
-      var all = device.run(false, given, p > 0);
-      assertThat(device.launched).doesNotContain(KernelName.GROUP_Z, KernelName.GROUP_ADD);
-      var chosen = device.run(true, given, p > 0);
-      assertThat(device.launched).contains(KernelName.GROUP_Z, KernelName.GROUP_ADD);
+      var products = List.of(KernelName.GROUP_Z, KernelName.GROUP_ADD);
+      var gradients = KernelName.TRAINING_CHOSEN_GRADIENTS;
+      var all = device.run(false, false, given, p > 0);
+      assertThat(device.launched).doesNotContainAnyElementsOf(products).doesNotContain(gradients);
+      var chosen = device.run(true, false, given, p > 0);
+      assertThat(device.launched).containsAll(products).doesNotContain(gradients);
+      var both = device.run(true, true, given, p > 0);
+      assertThat(device.launched).containsAll(products).contains(gradients);
+      var gradientsAlone = device.run(false, true, given, p > 0);
+      assertThat(device.launched).doesNotContainAnyElementsOf(products).contains(gradients);
       // sums of what several adapters add are rounded one by one
       assertThat(distances(chosen, all).values()).allMatch(each -> each < 0.005);
       assertThat(distances(all, expected).values()).allMatch(each -> each < 0.006);
       assertThat(distances(chosen, expected).values()).allMatch(each -> each < 0.006);
+      assertThat(distances(both, expected).values()).allMatch(each -> each < 0.006);
+      // the same factors, summed in another order
+      assertThat(distances(gradientsAlone, all).values()).allMatch(each -> each < 1e-4);
+      assertThat(distances(both, chosen).values()).allMatch(each -> each < 1e-4);
+      // and always in the same one
+      device
+          .run(false, true, given, p > 0)
+          .forEach((name, again) -> assertThat(again).isEqualTo(gradientsAlone.get(name)));
     }
   }
 }

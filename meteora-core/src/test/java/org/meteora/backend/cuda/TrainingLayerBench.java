@@ -145,7 +145,13 @@ public final class TrainingLayerBench {
     var device = TrainingDevice.of(cuda, Dtype.BF16, manager);
     forms.add(CudaTraining.of(frozen, parameter -> List.of(), Recompute.ALL, device).orElseThrow());
     work.add(() -> layer(forms.getFirst(), input, slope, false));
-    for (var form : List.of(new Form(false, false), new Form(false, true), new Form(true, true))) {
+    for (var form :
+        List.of(
+            new Form(false, false, false),
+            new Form(false, false, true),
+            new Form(false, true, true),
+            new Form(true, false, true),
+            new Form(true, true, true))) {
       if (launches) {
         System.out.println(form.name());
         launches(model, gradients, input, slope, false, form);
@@ -163,21 +169,25 @@ public final class TrainingLayerBench {
   }
 
   /**
-   * Over all ranks, or of the chosen adapters alone, however many they are; sums of products by one
-   * launch where they can be, or each product by cuBLAS.
+   * Over all ranks, or of the chosen adapters alone, however many they are, the gradients of A and
+   * B by themselves; sums of products by one launch where they can be, or each product by cuBLAS.
    */
   private class Form extends ForwardingDevice {
     private final boolean byChoice;
+    private final boolean gradientsByChoice;
     private final boolean summed;
 
-    Form(boolean byChoice, boolean summed) {
+    Form(boolean byChoice, boolean gradientsByChoice, boolean summed) {
       super(TrainingDevice.of(cuda, Dtype.BF16, manager));
       this.byChoice = byChoice;
+      this.gradientsByChoice = gradientsByChoice;
       this.summed = summed;
     }
 
     String name() {
-      return byChoice ? "chosen adapters alone" : "over all ranks" + (summed ? "" : ", one by one");
+      return (byChoice ? "chosen adapters alone" : "over all ranks")
+          + (gradientsByChoice ? ", gradients by choice" : "")
+          + (summed ? "" : ", one by one");
     }
 
     @Override
@@ -198,6 +208,11 @@ public final class TrainingLayerBench {
     public int manyRanks() {
       return byChoice ? 1 : Integer.MAX_VALUE;
     }
+
+    @Override
+    public int manyAdapters() {
+      return gradientsByChoice ? 1 : Integer.MAX_VALUE;
+    }
   }
 
   private void layer(LlamaTraining passes, NDArray input, NDArray slope, boolean drop) {
@@ -217,7 +232,7 @@ public final class TrainingLayerBench {
     private int next;
 
     Choosing(boolean byChoice, boolean summed, List<NDArray> given) {
-      super(byChoice, summed);
+      super(byChoice, byChoice, summed);
       isGiven = given != null;
       logits = isGiven ? given : new ArrayList<>();
     }
@@ -392,7 +407,7 @@ public final class TrainingLayerBench {
     double base = median(times[0]);
     for (int i = 0; i < times.length; i++) {
       System.out.printf(
-          "%-44s median %7.3f  least %7.3f  %.3f x  %.3f x%n",
+          "%-53s median %7.3f  least %7.3f  %.3f x  %.3f x%n",
           names.get(i),
           median(times[i]),
           Arrays.stream(times[i]).min().getAsDouble(),

@@ -49,7 +49,8 @@ static void route() {
     of.linear[l] = {one.offsets.p, one.scales.p, one.zAt, one.logitsAt, n, one.ranks};
   }
   launch<TrainingRoute>(256, (tokens + 7) / 8, 1, 1, training_route, {of, c.p, votes.p, loss.p, right.p, nullptr});
-  launch<TrainingRouteBackward>(256, (tokens + 7) / 8, 1, 1, training_route_backward, {of, slope.p, again.p, out.p, gateWeight});
+  Array<int> chosen((size_t)linears * TOPK * tokens);
+  launch<TrainingRouteBackward>(256, (tokens + 7) / 8, 1, 1, training_route_backward, {of, slope.p, again.p, out.p, chosen.p, gateWeight});
   for (int t = 0; t < tokens; t++) {
     double ofToken = 0;
     int first = 0;  // gates that have the target first
@@ -62,8 +63,10 @@ static void route() {
       double sum = 0, mean = 0, whole = 0;
       for (int e = 0; e < n; e++) order.push_back({-toFloat(row[one.logitsAt + e]), e});
       std::stable_sort(order.begin(), order.end());
-      const int chosen = gated ? std::min(TOPK, n) : 0;
-      for (int j = 0; j < chosen; j++) sum += weight[order[j].second] = std::exp(order[0].first - order[j].first);
+      const int best = gated ? std::min(TOPK, n) : 0;
+      for (int j = 0; j < TOPK; j++)
+        check("chosen", chosen[((&at - &all[0]) * TOPK + j) * tokens + t], j < best ? order[j].second : gated || j ? -1 : fixed[t]);
+      for (int j = 0; j < best; j++) sum += weight[order[j].second] = std::exp(order[0].first - order[j].first);
       for (int e = 0; e < n; e++) weight[e] = gated ? weight[e] / sum : e == fixed[t];
       for (int e = 0; e < n; e++) {
         whole += std::exp(order[0].first - order[e].first);
@@ -90,6 +93,86 @@ static void route() {
     check("right", right[t], first);
     for (int e = 0; e < n; e++) check("votes", votes[(size_t)t * n + e], voted[e]);
     for (int i = used; i < stride; i++) check("padding", toFloat(out[(size_t)t * stride + i]), 0);
+  }
+}
+
+// Two linears' gradients of A or B by the tokens that chose each adapter, chosen as given: nobody, by a few, or by most.
+static void chosenGradients() {
+  const int n = 1 + below(6), tokens = 1 + below(150), eights = 1 + below(2);
+  struct One {
+    int columns, stride, columnStep, rankStep, add, skipped, ranks = 0;
+    Array<int> chosen, order, begins, offsets;
+    Array<T> wide, narrow;
+    Array<float> to;
+    std::vector<float> before;
+    One(int n, int tokens, int columns, int stride, size_t size)
+        : columns(columns), stride(stride), chosen(TOPK * tokens), order(TOPK * tokens), begins(n + 1), offsets(n + 1), wide((size_t)tokens * columns),
+          narrow((size_t)tokens * stride), to(size) {}
+  };
+  std::vector<int> ranks;
+  int sum = 0;
+  for (int e = 0; e < n; e++) sum += ranks.emplace_back(8 * below(eights + 1));
+  std::vector<std::unique_ptr<One>> all;
+  TrainingLists lists{{}, tokens};
+  TrainingChosenGradients p{{}, eights};
+  int widest = 0;
+  for (int l = 0; l < 2; l++) {
+    const int columns = 8 * (1 + below(70)), stride = sum + 8 * (1 + below(2)), skipped = below(3);
+    all.push_back(std::make_unique<One>(n, tokens, columns, stride, skipped + (size_t)columns * sum));
+    One& one = *all.back();
+    const bool ofB = below(2);
+    one.columnStep = ofB ? sum : 1;
+    one.rankStep = ofB ? 1 : columns;
+    one.add = below(2);
+    one.skipped = skipped;
+    one.offsets[0] = 0;
+    for (int e = 0; e < n; e++) one.offsets[e + 1] = one.offsets[e] + ranks[e];
+    fill(one.wide);
+    for (size_t i = 0; one.add && i < one.to.n; i++) one.to[i] = normal();
+    one.before.assign(one.to.p, one.to.p + one.to.n);
+    const int often = below(n), few = below(2);
+    for (int t = 0; t < tokens; t++) {
+      std::vector<int> order(n);
+      for (int e = 0; e < n; e++) order[e] = e;
+      std::shuffle(order.begin(), order.end(), generator);
+      if (few && below(4)) std::swap(order[0], *std::find(order.begin(), order.end(), often));
+      for (int j = 0; j < TOPK; j++) {
+        const int e = one.chosen[j * tokens + t] = j < n && (j == 0 || below(9)) ? order[j] : -1;
+        for (int r = 0; e >= 0 && r < ranks[e]; r++) one.narrow[(size_t)t * stride + one.offsets[e] + r] = fromFloat(normal() / 4);
+      }
+    }
+    const ChosenTokens list{one.chosen.p, one.order.p, one.begins.p};
+    lists.linear[l] = list;
+    p.linear[l] = {list, one.offsets.p, one.wide.p, one.narrow.p, one.to.p + skipped, one.columnStep, one.rankStep, columns, stride, one.add};
+    widest = std::max(widest, columns);
+  }
+  std::vector<unsigned char> shared(4 * 16 * (GRADIENT_COLUMNS * 2 + 16));
+  dynamicShared = shared.data();
+  launch<TrainingLists>(256, n, 2, 1, training_lists, lists);
+  launch<TrainingChosenGradients>(128, n, 2 * eights, (widest + GRADIENT_COLUMNS - 1) / GRADIENT_COLUMNS, training_chosen_gradients, p);
+  for (auto& at : all) {
+    One& one = *at;
+    int place = 0;
+    for (int e = 0; e < n; e++) {
+      check("begin", one.begins[e], place);
+      std::vector<double> wanted((size_t)one.columns * ranks[e]);
+      for (int i = 0; i < TOPK * tokens; i++) {
+        if (one.chosen[i] != e) continue;
+        const int t = i % tokens;
+        check("token", one.order[place++], t);
+        for (int w = 0; w < one.columns; w++)
+          for (int r = 0; r < ranks[e]; r++)
+            wanted[(size_t)w * ranks[e] + r] +=
+                (double)toFloat(one.wide[(size_t)t * one.columns + w]) * toFloat(one.narrow[(size_t)t * one.stride + one.offsets[e] + r]);
+      }
+      for (int w = 0; w < one.columns; w++)
+        for (int r = 0; r < ranks[e]; r++) {
+          const size_t i = one.skipped + (size_t)w * one.columnStep + (size_t)(one.offsets[e] + r) * one.rankStep;
+          check("gradient", one.to[i], wanted[(size_t)w * ranks[e] + r] + (one.add ? one.before[i] : 0));
+        }
+    }
+    check("end", one.begins[n], place);
+    for (int i = 0; i < one.skipped; i++) check("before", std::isnan(one.to[i]) || one.to[i] == one.before[i], 1);
   }
 }
 
@@ -133,6 +216,7 @@ int main(int, char** arguments) {
   for (int round = std::atoi(arguments[2]); round > 0; round--) {
     route();
     for (int i = 0; i < 4; i++) addGradients();
+    chosenGradients();
   }
   std::printf("largest error %g\n", worst);
 }

@@ -20,6 +20,8 @@ extern "C" int run_kernel(const char* kernel, int x, int y, int z, int threads, 
   KERNEL(TrainingHeads, training_heads)
   KERNEL(TrainingRoute, training_route)
   KERNEL(TrainingRouteBackward, training_route_backward)
+  KERNEL(TrainingLists, training_lists)
+  KERNEL(TrainingChosenGradients, training_chosen_gradients)
   KERNEL(TrainingRows, training_rows)
   KERNEL(GroupTokens, group_tokens)
   KERNEL(GroupZ, group_z)
