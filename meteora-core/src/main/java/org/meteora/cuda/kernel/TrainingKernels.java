@@ -20,10 +20,12 @@ import org.meteora.tensor.Dtype;
 public final class TrainingKernels {
   private static final int THREADS = 256;
 
-  /** Columns of a block of {@code training_chosen_gradients}, and its ring in shared memory. */
+  /** Columns of a block of {@code training_chosen_gradients}. */
   private static final int GRADIENT_COLUMNS = 256;
 
-  private static final int GRADIENT_SHARED = 4 * 16 * (2 * GRADIENT_COLUMNS + 16);
+  /** Bytes of its shared memory: four tiles of 16 tokens, and places of 256. */
+  private static final int GRADIENT_SHARED = 4 * 16 * (2 * GRADIENT_COLUMNS + 16) + 1024;
+
   private static final int MAX_LINEARS = 3;
 
   /** Blocks that keep every multiprocessor at work, sixteen each. */

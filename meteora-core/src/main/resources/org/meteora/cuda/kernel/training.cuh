@@ -551,54 +551,44 @@ struct TrainingChosenGradients {
   int eights;            // of the largest rank
 };
 #define GRADIENT_COLUMNS 256
-#ifdef TENSOR_CORES
 #define GRADIENT_STAGES 4
-#define GRADIENT_STAGE (TILE * (GRADIENT_COLUMNS * 2 + 16))  // bytes: a tile's rows of wide, then of narrow
-// What is there of ranks r and r + 1 of a column, at `at`, and what becomes of it.
-__device__ __forceinline__ float2 gradientPair(const float* at, long long rankStep, bool together) {
-  return together ? *(const float2*)at : make_float2(at[0], at[rankStep]);
-}
-__device__ __forceinline__ void storeGradientPair(float* at, long long rankStep, bool together, float2 v) {
-  if (together) {
-    *(float2*)at = v;
-  } else {
-    at[0] = v.x;
-    at[rankStep] = v.y;
-  }
-}
+#define GRADIENT_ROW (GRADIENT_COLUMNS * 2)
+#define GRADIENT_STAGE (TILE * (GRADIENT_ROW + 16))              // bytes: a tile's rows of wide, then of narrow
+#define GRADIENT_SHARED (GRADIENT_STAGES * GRADIENT_STAGE + 1024)  // and 128 tokens, twice
+#ifdef TENSOR_CORES
 extern "C" __global__ void __launch_bounds__(128, 6) training_chosen_gradients(const __grid_constant__ TrainingChosenGradients p) {
   DYNAMIC_SHARED(memory);
   const ChosenGradient& l = p.linear[blockIdx.y / p.eights];
-  const int adapter = blockIdx.x, eight = blockIdx.y % p.eights * 8;
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, columns = l.columns;
-  const int row = l.offsets[adapter], after = l.offsets[adapter + 1], first = l.tokens.begins[adapter], end = l.tokens.begins[adapter + 1];
-  const int rank = row + eight, count = end - first, tiles = (count + TILE - 1) / TILE;
-  if (rank >= after || (int)blockIdx.z * GRADIENT_COLUMNS >= columns || (l.add && count == 0)) return;
+  const int adapter = blockIdx.x, eight = blockIdx.y % p.eights * 8, first = blockIdx.z * GRADIENT_COLUMNS;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+  const int row = l.offsets[adapter], after = l.offsets[adapter + 1], begin = l.tokens.begins[adapter], end = l.tokens.begins[adapter + 1];
+  const int rank = row + eight, count = end - begin, tiles = (count + TILE - 1) / TILE;
+  if (rank >= after || first >= l.columns || (l.add && count == 0)) return;
 
-  // A lane has places of 64 tokens: of two tiles, and of the two behind them. A warp copies four rows of a tile, 16 bytes of neighbouring
-  // rows so that they share no banks.
-  const int* const order = l.tokens.order + first;
-  int now = lane < count ? order[lane] : -1, next = lane + 32 < count ? order[lane + 32] : -1;
-  const int from = blockIdx.z * GRADIENT_COLUMNS + lane * 8;
-  const bool inside = from < columns;
-  const unsigned base = shared32(memory);
+  // A warp copies four rows of a tile, 16 bytes of neighbouring rows so that they share no banks. Where a tile is not full there are
+  // the last token's, and zeros of narrow; columns that are outside are read from inside, and not written.
+  const int* const order = l.tokens.order + begin;
+  int* const list = (int*)(memory + GRADIENT_STAGES * GRADIENT_STAGE);
+  auto tokenOf = [&](int block) {
+    const int at = block * 128 + (int)threadIdx.x;
+    return order[at < count ? at : count - 1];
+  };
+  const unsigned base = shared32(memory), swizzled = warp * 4 * GRADIENT_ROW + ((lane ^ (warp & 1) << 2) << 4);
+  const int from = first + lane * 8 < l.columns ? first + lane * 8 : first;
   auto copy = [&](int tile) {
     const unsigned to = base + tile % GRADIENT_STAGES * GRADIENT_STAGE;
+    const int* const its = list + tile % 16 * TILE + warp * 4;
+    const uint4 token = *(const uint4*)its;
+    const unsigned tokens[] = {token.x, token.y, token.z, token.w};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int of = warp * 4 + i, token = __shfl_sync(0xffffffffu, now, tile % 2 * TILE + of);
-      const bool is = token >= 0 && inside;
-      copyAsync(to + of * (GRADIENT_COLUMNS * 2) + ((lane ^ (of & 7)) << 4), is, l.wide + (is ? (u64)token * columns + from : 0));
-    }
-    const int of = warp * 4 + (lane & 3), token = __shfl_sync(0xffffffffu, now, tile % 2 * TILE + of);
+    for (int i = 0; i < 4; i++)
+      copyAsync(((to + swizzled) ^ i << 4) + i * GRADIENT_ROW, true, l.wide + from + (u64)tokens[i] * (unsigned)l.columns);
     if (lane < 4)
-      copyAsync(to + TILE * GRADIENT_COLUMNS * 2 + of * 16, token >= 0, l.narrow + (token >= 0 ? (u64)token * l.stride + rank : 0));
-    if (tile % 2) {
-      now = next;
-      const int later = (tile + 3) * TILE + lane;
-      next = later < count ? order[later] : -1;
-    }
+      copyAsync(to + TILE * GRADIENT_ROW + (warp * 4 + lane) * 16, tile * TILE + warp * 4 + lane < count,
+                l.narrow + rank + (u64)(unsigned)its[lane] * (unsigned)l.stride);
   };
+  if (tiles) list[threadIdx.x] = tokenOf(0);
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < GRADIENT_STAGES - 1; i++) {
     if (i < tiles) copy(i);
@@ -606,34 +596,50 @@ extern "C" __global__ void __launch_bounds__(128, 6) training_chosen_gradients(c
   }
 
   // A lane has ranks 2q and 2q + 1 at eight of its warp's columns. What is there is on its way while the tiles are.
+  const int own = first + warp * 64, pieces = (l.columns - own) / 8;
   const bool together = l.rankStep == 1 && ((u64)l.columnStep | (u64)l.to / 4) % 2 == 0;
-  const int own = blockIdx.z * GRADIENT_COLUMNS + warp * 64 + g;
-  float* const to = l.to + own * l.columnStep + (rank + 2 * q) * l.rankStep;
+  const long long step = 8 * l.columnStep, rankStep = l.rankStep;
+  float* const to = l.to + (own + g) * l.columnStep + (rank + 2 * q) * rankStep;
+  float* at = to;
   float2 there[8];
   float c[4][4] = {};
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-    there[i] = l.add && own + 8 * i < columns ? gradientPair(to + 8 * i * l.columnStep, l.rankStep, together) : make_float2(0, 0);
+  for (int i = 0; i < 8; i++, at += step) {
+    there[i] = make_float2(0, 0);
+    if (l.add && i < pieces) there[i] = together ? *(const float2*)at : make_float2(at[0], at[rankStep]);
+  }
+  const int of = (lane & 7) + (lane >> 4) * 8;  // the row of a tile of which this lane says where it lies
+  const unsigned atWide = of * GRADIENT_ROW + (((warp * 8 + (lane >> 3 & 1)) ^ (of & 7)) << 4), atNarrow = TILE * GRADIENT_ROW + (lane & 15) * 16;
+  int later = 0;
   for (int tile = 0; tile < tiles; tile++) {
     waitForGroups<GRADIENT_STAGES - 2>();
     __syncthreads();  // the tile is there for all, and the one before has been read
+    const int block = tile / 8 + 1;  // of tokens, the next
+    if (tile % 8 == 0 && block * 128 < count) later = tokenOf(block);
+    if (tile % 8 == 4) list[block % 2 * 128 + threadIdx.x] = later;
     if (tile + GRADIENT_STAGES - 1 < tiles) copy(tile + GRADIENT_STAGES - 1);
     closeGroup();
-    const unsigned wide = base + tile % GRADIENT_STAGES * GRADIENT_STAGE, narrow = wide + TILE * GRADIENT_COLUMNS * 2;
+    const unsigned stage = base + tile % GRADIENT_STAGES * GRADIENT_STAGE;
     unsigned b[4];
-    loadTransposed(narrow + (lane & 15) * 16, b);  // two matrices, twice
-    const int of = (lane & 7) + (lane >> 4) * 8, piece = warp * 8 + (lane >> 3 & 1);
+    loadTransposed(stage + atNarrow, b);  // two matrices, twice
 #pragma unroll
     for (int m = 0; m < 4; m++) {
       unsigned a[4];
-      loadTransposed(wide + of * (GRADIENT_COLUMNS * 2) + (((piece + 2 * m) ^ (of & 7)) << 4), a);
+      loadTransposed((stage + atWide) ^ m << 5, a);
       mma(c[m], a[0], a[1], a[2], a[3], b[0], b[1]);
     }
   }
+  at = to;
 #pragma unroll
-  for (int i = 0; i < 8; i++) {
-    const float2 v = make_float2(there[i].x + c[i / 2][i % 2 * 2], there[i].y + c[i / 2][i % 2 * 2 + 1]);
-    if (own + 8 * i < columns) storeGradientPair(to + 8 * i * l.columnStep, l.rankStep, together, v);
+  for (int i = 0; i < 8; i++, at += step) {
+    const float x = there[i].x + c[i / 2][i % 2 * 2], y = there[i].y + c[i / 2][i % 2 * 2 + 1];
+    if (i >= pieces) break;
+    if (together) {
+      *(u64*)at = __float_as_uint(x) | (u64)__float_as_uint(y) << 32;  // as a float2 it would be cut in two
+    } else {
+      at[0] = x;
+      at[rankStep] = y;
+    }
   }
 }
 #else

@@ -96,9 +96,9 @@ static void route() {
   }
 }
 
-// Two linears' gradients of A or B by the tokens that chose each adapter, chosen as given: nobody, by a few, or by most.
+// Two linears' gradients of A or B by the tokens that chose each adapter: none, a few, or most.
 static void chosenGradients() {
-  const int n = 1 + below(6), tokens = 1 + below(150), eights = 1 + below(2);
+  const int n = 1 + below(6), tokens = 1 + below(oneOf({40, 400})), eights = 1 + below(2);
   struct One {
     int columns, stride, columnStep, rankStep, add, skipped, ranks = 0;
     Array<int> chosen, order, begins, offsets;
@@ -146,7 +146,7 @@ static void chosenGradients() {
     p.linear[l] = {list, one.offsets.p, one.wide.p, one.narrow.p, one.to.p + skipped, one.columnStep, one.rankStep, columns, stride, one.add};
     widest = std::max(widest, columns);
   }
-  std::vector<unsigned char> shared(4 * 16 * (GRADIENT_COLUMNS * 2 + 16));
+  std::vector<unsigned char> shared(GRADIENT_SHARED);
   dynamicShared = shared.data();
   launch<TrainingLists>(256, n, 2, 1, training_lists, lists);
   launch<TrainingChosenGradients>(128, n, 2 * eights, (widest + GRADIENT_COLUMNS - 1) / GRADIENT_COLUMNS, training_chosen_gradients, p);
