@@ -17,6 +17,7 @@ import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.kernel.Kernels;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.cuda.kernel.TrainingKernels.Dropped;
 import org.meteora.cuda.kernel.TrainingKernels.Norm;
 import org.meteora.model.DecoderLayer;
 import org.meteora.model.FrozenWeights;
@@ -580,7 +581,7 @@ final class CudaTraining implements LlamaTraining {
     int bytes = dtype.bytes();
     long last = plan.inputs[layers.size()];
     long normed = plan.scratch.normed(Projection.Input.MLP);
-    kernels.norm(plan.tokens, norm, last, 0, 0, normed, 0, Dropout.NONE);
+    kernels.norm(plan.tokens, norm, last, 0, 0, normed, Dropped.NONE);
     kernels.rows(plan.labelled, hidden, normed, plan.compact, plan.at.labelAt(), false);
     var head = Matrix.of(Ops.dataPointer(llama.head()), vocab, hidden, dtype);
     for (int from = 0; from < plan.labelled; from += plan.chunk) {

@@ -8,9 +8,11 @@ import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.MaskedProducts;
 import org.meteora.cuda.kernel.SummedProducts;
 import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.tensor.Dtype;
 
 /**
  * Matrix products of a pass on libtorch's stream, by cuBLAS itself: a product of libtorch's, with
@@ -61,6 +63,25 @@ final class Products {
     } else {
       oneByOne(sums, dropout, this::multiply);
     }
+  }
+
+  /** As {@link MaskedProducts#take}. */
+  boolean canMask(Dtype dtype, int tokens, int in, int ranks, int columns) {
+    return MaskedProducts.take(cuda, dtype, tokens, in, ranks, columns);
+  }
+
+  /** As {@link MaskedProducts#rows}. */
+  void maskedRows(MaskedProducts.Input input, Matrix stack, Matrix rows) {
+    MaskedProducts.rows(masked(input), input, stack, rows, Stream.LIBTORCH);
+  }
+
+  /** As {@link MaskedProducts#gradient}. */
+  void maskedGradient(MaskedProducts.Input input, Matrix slope, long gradient) {
+    MaskedProducts.gradient(masked(input), input, slope, gradient, Stream.LIBTORCH);
+  }
+
+  private Kernels masked(MaskedProducts.Input input) {
+    return Kernels.of(cuda, Kernels.Constants.ofMasked(input.x().dtype()));
   }
 
   /** As {@link Cublas#multiply}. */

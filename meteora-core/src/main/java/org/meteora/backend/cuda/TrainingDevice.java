@@ -7,6 +7,7 @@ import org.meteora.cuda.driver.Cublas;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Stream;
+import org.meteora.cuda.kernel.MaskedProducts;
 import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
@@ -28,6 +29,21 @@ interface TrainingDevice {
   /** As {@link Products#sum}. */
   default void sum(List<Sum> sums, Dropout dropout) {
     Products.oneByOne(sums, dropout, this::multiply);
+  }
+
+  /** As {@link Products#canMask}. */
+  default boolean canMask(Dtype dtype, int tokens, int in, int ranks, int columns) {
+    return false;
+  }
+
+  /** As {@link Products#maskedRows}, where {@link #canMask} says so. */
+  default void maskedRows(MaskedProducts.Input input, Matrix stack, Matrix rows) {
+    throw new UnsupportedOperationException();
+  }
+
+  /** As {@link Products#maskedGradient}, where {@link #canMask} says so. */
+  default void maskedGradient(MaskedProducts.Input input, Matrix slope, long gradient) {
+    throw new UnsupportedOperationException();
   }
 
   /**
@@ -88,6 +104,21 @@ interface TrainingDevice {
       @Override
       public void sum(List<Sum> sums, Dropout dropout) {
         products.sum(sums, dropout);
+      }
+
+      @Override
+      public boolean canMask(Dtype dtype, int tokens, int in, int ranks, int columns) {
+        return products.canMask(dtype, tokens, in, ranks, columns);
+      }
+
+      @Override
+      public void maskedRows(MaskedProducts.Input input, Matrix stack, Matrix rows) {
+        products.maskedRows(input, stack, rows);
+      }
+
+      @Override
+      public void maskedGradient(MaskedProducts.Input input, Matrix slope, long gradient) {
+        products.maskedGradient(input, slope, gradient);
       }
 
       @Override

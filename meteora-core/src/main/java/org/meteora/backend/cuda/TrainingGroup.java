@@ -9,11 +9,13 @@ import java.util.Arrays;
 import java.util.List;
 import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.MaskedProducts;
 import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.SummedProducts.Term;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.ChosenTerm;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.cuda.kernel.TrainingKernels.Dropped;
 import org.meteora.cuda.kernel.TrainingKernels.GradientPart;
 import org.meteora.cuda.kernel.TrainingKernels.GradientTerm;
 import org.meteora.lora.AdapterBank;
@@ -366,16 +368,38 @@ final class TrainingGroup {
       Watching watch) {}
 
   /**
+   * Whether products with what dropout leaves of so many tokens' x want the bits of what it keeps,
+   * and not that itself.
+   */
+  boolean masks(int tokens) {
+    return stride > 0
+        && !byChoice
+        && !gradientsByChoice
+        && device.canMask(dtype, tokens, in, ranks, stride);
+  }
+
+  private MaskedProducts.Input masked(int tokens, long x, Dropped dropped) {
+    return new MaskedProducts.Input(
+        matrix(x, tokens, in), dropped.kept(), dropped.dropout(), ranks);
+  }
+
+  /**
    * z and logits.
    *
    * @param x {@code (tokens, in)}
-   * @param dropped as x, the adapters' input; 0: x
+   * @param its as x, the adapters' input, or what of x that is; none: x
    * @param rows {@code (tokens, stride)}; written
    */
-  void rows(Pass pass, long x, long dropped, long rows) {
+  void rows(Pass pass, long x, Dropped its, long rows) {
     if (stride == 0) {
       return;
     }
+    if (its.kept() != 0) {
+      var to = rows(rows, pass.tokens(), 0, stride);
+      device.maskedRows(masked(pass.tokens(), x, its), stack(0, stride), to);
+      return;
+    }
+    long dropped = its.x();
     if (byChoice) {
       if (gates > 0) {
         times(pass.tokens(), ranks, stride - ranks, x, rows);
@@ -488,16 +512,15 @@ final class TrainingGroup {
   /**
    * Adds the parameters' gradients to their sums, and gives the input's.
    *
-   * @param x as {@link #rows} had it, and {@code dropped}
-   * @param dropout what makes {@code dropped} of x
+   * @param x as {@link #rows} had it, and {@code its}
    * @param rows from {@link #rows}
    * @param slopes gradients of the results
    * @param slopeOfX receives the gradient of x; may be memory of x; 0: not wanted
-   * @return where that of x̃ is, still to go through the dropout: {@code dropped}, or 0, where the
-   *     gradient of x has it
+   * @return where that of x̃ is, still to go through the dropout: the memory of {@code its}, or 0,
+   *     where the gradient of x has it
    */
-  long backward(
-      Pass pass, long x, long dropped, Dropout dropout, long rows, long[] slopes, long slopeOfX) {
+  long backward(Pass pass, long x, Dropped its, long rows, long[] slopes, long slopeOfX) {
+    long dropped = its.address();
     int tokens = pass.tokens();
     var scratch = pass.scratch();
     if (stride > 0) {
@@ -527,7 +550,7 @@ final class TrainingGroup {
               gradientsByChoice ? scratch.choices() : 0,
               pass.gateWeight());
       pass.watch().gradients();
-      gradients(pass, x, dropped, slopes);
+      gradients(pass, x, its, slopes);
       pass.watch().adapters(false);
     }
     if (slopeOfX == 0) {
@@ -556,7 +579,7 @@ final class TrainingGroup {
       var adapters = sum.removeFirst();
       device.multiply(matrix(dropped, tokens, in), adapters.a(), adapters.b(), false);
     }
-    device.sum(List.of(new Sum(to, begun, sum)), apart || byChoice ? Dropout.NONE : dropout);
+    device.sum(List.of(new Sum(to, begun, sum)), apart || byChoice ? Dropout.NONE : its.dropout());
     return apart || byChoice ? dropped : 0;
   }
 
@@ -565,7 +588,7 @@ final class TrainingGroup {
     return new Term(rows(scratch.slopeOfRows(), tokens, row, count), stack(row, count));
   }
 
-  private void gradients(Pass pass, long x, long dropped, long[] slopes) {
+  private void gradients(Pass pass, long x, Dropped its, long[] slopes) {
     int tokens = pass.tokens();
     var scratch = pass.scratch();
     var kernels = pass.kernels();
@@ -603,9 +626,13 @@ final class TrainingGroup {
       }
     }
     kernels.chosenGradients(chosen(pass), inPlace);
-    long ofAdapters = dropped == 0 ? x : dropped;
-    boolean both = trainsA && trainsGates && dropped == 0 && !gradientsByChoice;
-    if (gradientsByChoice) {
+    boolean masks = its.kept() != 0;
+    long ofAdapters = its.x() == 0 ? x : its.x();
+    boolean both = trainsA && trainsGates && its.x() == 0 && !gradientsByChoice;
+    if (masks && trainsA) {
+      var slope = rows(scratch.slopeOfRows(), tokens, 0, both ? stride : ranks);
+      device.maskedGradient(masked(tokens, x, its), slope, scratch.gradients());
+    } else if (gradientsByChoice) {
       kernels.chosenGradients(chosen(pass), gradientsOfA(ofAdapters, scratch));
     } else if (trainsA) {
       ofRows(tokens, 0, both ? stride : ranks, ofAdapters, scratch);

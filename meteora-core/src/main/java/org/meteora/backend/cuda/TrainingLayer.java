@@ -9,6 +9,7 @@ import java.util.List;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.AttentionRows;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.cuda.kernel.TrainingKernels.Dropped;
 import org.meteora.cuda.kernel.TrainingKernels.Norm;
 import org.meteora.model.Architecture;
 import org.meteora.model.Gradients;
@@ -126,9 +127,18 @@ final class TrainingLayer {
     return new Dropout(z ^ (z >>> 29), pass.dropout().threshold(), pass.dropout().scale());
   }
 
-  /** The address where a dropped form goes, if there is one. */
-  private static long where(Dropout dropout, long address) {
-    return dropout.threshold() == 0 ? 0 : address;
+  /** What dropout leaves of an input, or the bits of what it keeps: at {@code address}. */
+  private Dropped dropped(Pass pass, Projection.Input input, long address) {
+    var dropout = dropout(pass, input);
+    if (dropout.threshold() == 0) {
+      return Dropped.NONE;
+    }
+    boolean masks = group(input).masks(pass.tokens());
+    return new Dropped(masks ? 0 : address, masks ? address : 0, dropout);
+  }
+
+  private Dropped dropped(Pass pass, Projection.Input input) {
+    return dropped(pass, input, pass.scratch().dropped(input));
   }
 
   /** What is kept of a layer's forward pass for its backward pass. */
@@ -185,10 +195,9 @@ final class TrainingLayer {
     var kernels = pass.kernels();
     var watch = pass.watch();
     watch.between();
-    var dropout = dropout(pass, Projection.Input.ATTENTION);
-    long dropped = where(dropout, s.dropped(Projection.Input.ATTENTION));
+    var dropped = dropped(pass, Projection.Input.ATTENTION);
     long normed = s.normed(Projection.Input.ATTENTION);
-    kernels.norm(tokens, inputNorm, x, 0, 0, normed, dropped, dropout);
+    kernels.norm(tokens, inputNorm, x, 0, 0, normed, dropped);
     var flat = s.flat(pass.slots() != 0, kept);
     project(pass, Projection.Input.ATTENTION, normed, dropped, kept, flat);
 
@@ -199,25 +208,21 @@ final class TrainingLayer {
     watch.between();
     long heads = heads(pass, attended.output(), s.wide());
 
-    dropout = dropout(pass, Projection.Input.ATTENTION_HEADS);
-    dropped = where(dropout, s.dropped(Projection.Input.ATTENTION_HEADS));
-    if (dropped != 0) {
-      kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
+    dropped = dropped(pass, Projection.Input.ATTENTION_HEADS);
+    if (dropped.address() != 0) {
+      kernels.drop(tokens, (int) heads(), heads, dropped);
     }
     project(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s.sum());
 
     watch.between();
-    dropout = dropout(pass, Projection.Input.MLP);
-    dropped = where(dropout, s.dropped(Projection.Input.MLP));
+    dropped = dropped(pass, Projection.Input.MLP);
     normed = s.normed(Projection.Input.MLP);
-    kernels.norm(tokens, postAttentionNorm, x, s.sum(), kept.h(), normed, dropped, dropout);
+    kernels.norm(tokens, postAttentionNorm, x, s.sum(), kept.h(), normed, dropped);
     project(pass, Projection.Input.MLP, normed, dropped, kept, kept.gate(), kept.up());
 
     watch.between();
-    dropout = dropout(pass, Projection.Input.MLP_INNER);
-    dropped = where(dropout, s.droppedInner());
-    kernels.silu(
-        tokens, shape.intermediateSize(), kept.gate(), kept.up(), s.inner(), dropped, dropout);
+    dropped = dropped(pass, Projection.Input.MLP_INNER, s.droppedInner());
+    kernels.silu(tokens, shape.intermediateSize(), kept.gate(), kept.up(), s.inner(), dropped);
     if (output != 0) {
       // not into scratch, where what the backward pass can use again would be lost
       project(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, output);
@@ -230,12 +235,12 @@ final class TrainingLayer {
   }
 
   private void project(
-      Pass pass, Projection.Input input, long x, long dropped, Kept kept, long... outputs) {
+      Pass pass, Projection.Input input, long x, Dropped dropped, Kept kept, long... outputs) {
     rows(pass, input, x, dropped, kept);
     group(input).forward(pass.group(), x, kept.rows(input), outputs, pass.counts());
   }
 
-  private void rows(Pass pass, Projection.Input input, long x, long dropped, Kept kept) {
+  private void rows(Pass pass, Projection.Input input, long x, Dropped dropped, Kept kept) {
     pass.watch().adapters(true);
     group(input).rows(pass.group(), x, dropped, kept.rows(input));
   }
@@ -379,53 +384,46 @@ final class TrainingLayer {
     var watch = pass.watch();
 
     watch.between();
-    var dropout = dropout(pass, Projection.Input.MLP_INNER);
-    long dropped = where(dropout, s.droppedInner());
+    var its = dropped(pass, Projection.Input.MLP_INNER, s.droppedInner());
     if (makesAgain(Projection.Input.MLP_INNER, fresh)) {
-      kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
+      kernels.silu(tokens, inner, kept.gate(), kept.up(), s.inner(), its);
     }
-    dropped =
-        backward(pass, Projection.Input.MLP_INNER, s.inner(), dropped, kept, s.inner(), slope);
+    long left = backward(pass, Projection.Input.MLP_INNER, s.inner(), its, kept, s.inner(), slope);
     watch.between();
-    kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), dropped, dropout);
+    kernels.siluBackward(tokens, inner, kept.gate(), kept.up(), s.inner(), left, its.dropout());
 
-    dropout = dropout(pass, Projection.Input.MLP);
-    dropped = where(dropout, s.dropped(Projection.Input.MLP));
+    its = dropped(pass, Projection.Input.MLP);
     long n = s.normed(Projection.Input.MLP);
     if (makesAgain(Projection.Input.MLP, fresh)) {
-      kernels.norm(tokens, postAttentionNorm, kept.h(), 0, 0, n, dropped, dropout);
+      kernels.norm(tokens, postAttentionNorm, kept.h(), 0, 0, n, its);
     }
-    dropped = backward(pass, Projection.Input.MLP, n, dropped, kept, n, kept.gate(), kept.up());
+    left = backward(pass, Projection.Input.MLP, n, its, kept, n, kept.gate(), kept.up());
     watch.between();
-    kernels.normBackward(tokens, postAttentionNorm, kept.h(), n, dropped, slope, slope, dropout);
+    kernels.normBackward(tokens, postAttentionNorm, kept.h(), n, left, slope, slope, its.dropout());
 
-    dropout = dropout(pass, Projection.Input.ATTENTION_HEADS);
-    dropped = where(dropout, s.dropped(Projection.Input.ATTENTION_HEADS));
+    its = dropped(pass, Projection.Input.ATTENTION_HEADS);
     long heads = heads(pass, attended.output(), s.wide());
-    if (!fresh && dropped != 0) {
-      kernels.drop(tokens, (int) heads(), heads, dropped, false, dropout);
+    if (!fresh && its.address() != 0) {
+      kernels.drop(tokens, (int) heads(), heads, its);
     }
-    dropped =
-        backward(pass, Projection.Input.ATTENTION_HEADS, heads, dropped, kept, s.wide(), slope);
+    left = backward(pass, Projection.Input.ATTENTION_HEADS, heads, its, kept, s.wide(), slope);
     watch.between();
-    if (dropped != 0) {
-      kernels.drop(tokens, (int) heads(), dropped, s.wide(), true, dropout);
+    if (left != 0) {
+      kernels.drop(tokens, (int) heads(), left, s.wide(), true, its.dropout());
     }
     attentionBackward(pass, kept, attended);
 
-    dropout = dropout(pass, Projection.Input.ATTENTION);
-    dropped = where(dropout, s.dropped(Projection.Input.ATTENTION));
+    its = dropped(pass, Projection.Input.ATTENTION);
     n = s.normed(Projection.Input.ATTENTION);
     if (makesAgain(Projection.Input.ATTENTION, fresh)) {
-      kernels.norm(tokens, inputNorm, x, 0, 0, n, dropped, dropout);
+      kernels.norm(tokens, inputNorm, x, 0, 0, n, its);
     }
     long to = toInput ? n : 0;
-    dropped =
-        backward(
-            pass, Projection.Input.ATTENTION, n, dropped, kept, to, kept.q(), kept.k(), kept.v());
+    left =
+        backward(pass, Projection.Input.ATTENTION, n, its, kept, to, kept.q(), kept.k(), kept.v());
     if (toInput) {
       watch.between();
-      kernels.normBackward(tokens, inputNorm, x, n, dropped, slope, slope, dropout);
+      kernels.normBackward(tokens, inputNorm, x, n, left, slope, slope, its.dropout());
     }
   }
 
@@ -441,14 +439,13 @@ final class TrainingLayer {
       Pass pass,
       Projection.Input input,
       long x,
-      long dropped,
+      Dropped dropped,
       Kept kept,
       long slopeOfX,
       long... slopes) {
     pass.watch().adapters(false);
     long rows = kept.rows(input);
-    return group(input)
-        .backward(pass.group(), x, dropped, dropout(pass, input), rows, slopes, slopeOfX);
+    return group(input).backward(pass.group(), x, dropped, rows, slopes, slopeOfX);
   }
 
   /** From the gradient of attention's result in {@code s.wide} to those of q, k and v. */

@@ -28,6 +28,10 @@ public enum KernelName {
   PRODUCT_SUM(SummedProducts.ProductSum.class),
   /** The same, of which the first go through dropout. */
   PRODUCT_SUM_DROPPED(SummedProducts.ProductSum.class),
+  /** {@code [dropout(x) Aᵀ | x Gᵀ]}. */
+  PRODUCT_MASKED(MaskedProducts.ProductMasked.class),
+  /** {@code [∂zᵀ dropout(x); ∂lᵀ x]}. */
+  PRODUCT_MASKED_GRADIENT(MaskedProducts.ProductMasked.class),
 
   /** Behind a product without A: routes, and multiplies the chosen adapters' rows of A alone. */
   DECODE_ROUTE_Z(DecodeLayerKernels.DecodeRouteZ.class),

@@ -42,9 +42,16 @@ public final class Kernels {
    * @param maxAdapters 1…{@link #MAX_ADAPTERS}
    * @param headDim size of an attention head; 0 leaves out what only a decode step needs
    * @param group query heads that one attention block serves, 1…4; 0 without a step
+   * @param masked with the kernels of {@link MaskedProducts}, which nothing else needs
    */
   public record Constants(
-      Dtype dtype, Scores scores, int topK, int maxAdapters, int headDim, int group) {
+      Dtype dtype,
+      Scores scores,
+      int topK,
+      int maxAdapters,
+      int headDim,
+      int group,
+      boolean masked) {
     public Constants {
       if (dtype != Dtype.F32 && dtype != Dtype.F16 && dtype != Dtype.BF16) {
         throw new UserException("CUDA kernels know f32, f16 and bf16, not " + dtype.label());
@@ -61,9 +68,19 @@ public final class Kernels {
       maxAdapters = (maxAdapters + 31) / 32 * 32;
     }
 
+    public Constants(
+        Dtype dtype, Scores scores, int topK, int maxAdapters, int headDim, int group) {
+      this(dtype, scores, topK, maxAdapters, headDim, group, false);
+    }
+
     /** With gates. */
     public Constants(Dtype dtype, int topK, int maxAdapters, int headDim, int group) {
       this(dtype, Scores.PRODUCT, topK, maxAdapters, headDim, group);
+    }
+
+    /** For {@link MaskedProducts}. */
+    public static Constants ofMasked(Dtype dtype) {
+      return new Constants(dtype, Scores.PRODUCT, 1, 1, 0, 0, true);
     }
 
     /** These for other scores. */
@@ -119,6 +136,7 @@ public final class Kernels {
         "-DMAXN=" + constants.maxAdapters(),
         "-DHEAD_DIM=" + constants.headDim(),
         "-DGROUP=" + constants.group(),
+        "-DMASKED=" + (constants.masked() ? 1 : 0),
         "-DMAX_ROWS=" + MatrixVector.MAX_ROWS,
         "-DMAX_SEQUENCES=" + DeviceSampler.MAX_ROWS,
         "-DMAX_RANK=" + AdapterMemory.MAX_RANK,

@@ -28,10 +28,10 @@ public final class SummedProducts {
   private static final int COLUMNS = 256;
   private static final int INNER = 64;
   private static final int CLUSTER = 2;
-  private static final int THREADS = 384;
+  static final int THREADS = 384;
 
   /** Four stages, pieces of results, barriers; dropout's bits are in a stage's place. */
-  private static final int SHARED = 4 * (ROWS / CLUSTER + COLUMNS) * INNER * 2 + (33 << 10) + 128;
+  static final int SHARED = 4 * (ROWS / CLUSTER + COLUMNS) * INNER * 2 + (33 << 10) + 128;
 
   /**
    * {@code a · b}.
@@ -86,7 +86,16 @@ public final class SummedProducts {
         most = Math.max(most, chunks);
       }
       int pairs = Math.ceilDiv(sums.getFirst().y().rows(), ROWS);
-      return new Tiles(pairs * beside(sums), most, cuda.multiprocessors() / CLUSTER);
+      return new Tiles(pairs * beside(sums), most, clusters(cuda));
+    }
+
+    static int clusters(Cuda cuda) {
+      return cuda.multiprocessors() / CLUSTER;
+    }
+
+    /** Clusters that are launched for them when so many are split. */
+    int launched(int split) {
+      return split > 0 ? clusters : Math.min(count, clusters);
     }
 
     private static int beside(List<Sum> sums) {
@@ -195,26 +204,44 @@ public final class SummedProducts {
     }
     var tiles = Tiles.of(kernels.cuda(), sums);
     int pairs = Math.ceilDiv(sums.getFirst().y().rows(), ROWS);
-    int clusters = split > 0 ? tiles.clusters() : Math.min(tiles.count(), tiles.clusters());
-    long parts = split > 0 ? parts(kernels.cuda(), clusters, stream) : 0;
-    long ready = parts + partBytes(clusters);
     kernels.run(
         dropout.threshold() == 0 ? KernelName.PRODUCT_SUM : KernelName.PRODUCT_SUM_DROPPED,
-        Shape.of(clusters * CLUSTER, 1, 1, THREADS).withShared(SHARED).withCluster(CLUSTER),
-        new ProductSum(
-            a,
-            b,
-            outputs,
-            inner,
-            rowMajor,
-            sums.size(),
-            pairs,
-            dropout,
-            split,
-            tiles.chunks(),
-            parts,
-            ready),
+        Shape.of(tiles.launched(split) * CLUSTER, 1, 1, THREADS)
+            .withShared(SHARED)
+            .withCluster(CLUSTER),
+        product(
+            kernels.cuda(), a, b, outputs, inner, rowMajor, pairs, dropout, tiles, split, stream),
         stream);
+  }
+
+  /** A launch's parameter, with memory for parts of tiles that are split. */
+  static ProductSum product(
+      Cuda cuda,
+      List<TensorMap> a,
+      List<TensorMap> b,
+      List<SumOutput> outputs,
+      int[] inner,
+      int rowMajorB,
+      int pairs,
+      Dropout dropout,
+      Tiles tiles,
+      int split,
+      Stream stream) {
+    int clusters = tiles.launched(split);
+    long parts = split > 0 ? parts(cuda, clusters, stream) : 0;
+    return new ProductSum(
+        a,
+        b,
+        outputs,
+        inner,
+        rowMajorB,
+        outputs.size(),
+        pairs,
+        dropout,
+        split,
+        tiles.chunks(),
+        parts,
+        parts + partBytes(clusters));
   }
 
   /** A tile in float32 for each cluster, which leaves a part of one at most. */

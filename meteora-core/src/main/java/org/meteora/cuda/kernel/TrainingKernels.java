@@ -56,19 +56,34 @@ public final class TrainingKernels {
   }
 
   record TrainingNorm(
-      long h, long delta, long sum, long out, long dropped, Norm norm, Dropout dropout) {}
+      long h,
+      long delta,
+      long sum,
+      long out,
+      long dropped,
+      long kept,
+      Norm norm,
+      Dropout dropout) {}
 
   record TrainingNormBackward(
       long x, long slope, long droppedSlope, long residual, long out, Norm norm, Dropout dropout) {}
 
   record TrainingAdd(long a, long b, long out, long count, boolean vectors) {}
 
-  record TrainingDrop(long x, long y, Dropout dropout, long rows, int columns, boolean add) {}
+  record TrainingDrop(
+      long x, long y, long kept, Dropout dropout, long rows, int columns, boolean add) {}
 
   record TrainingBias(long bias, long y, long rows, int columns) {}
 
   record TrainingSilu(
-      long gate, long up, long out, long dropped, Dropout dropout, long rows, int columns) {}
+      long gate,
+      long up,
+      long out,
+      long dropped,
+      long kept,
+      Dropout dropout,
+      long rows,
+      int columns) {}
 
   record TrainingSiluBackward(
       long gate, long up, long slope, long droppedSlope, Dropout dropout, long rows, int columns) {}
@@ -157,17 +172,12 @@ public final class TrainingKernels {
   /** An RMSNorm's weight {@code (hidden)} and eps: a struct in {@code training.cuh}. */
   public record Norm(long weight, int hidden, float eps) {}
 
-  /**
-   * {@code out = rmsnorm(h) · weight}; with a delta {@code sum = h + delta}, and of that.
-   *
-   * @param dropped receives {@code dropout(out)}, or 0
-   */
-  public void norm(
-      long rows, Norm norm, long h, long delta, long sum, long out, long dropped, Dropout dropout) {
+  /** {@code out = rmsnorm(h) · weight}; with a delta {@code sum = h + delta}, and of that. */
+  public void norm(long rows, Norm norm, long h, long delta, long sum, long out, Dropped dropped) {
     rows(
         KernelName.TRAINING_NORM,
         rows,
-        new TrainingNorm(h, delta, sum, out, dropped, norm, dropout));
+        new TrainingNorm(h, delta, sum, out, dropped.x(), dropped.kept(), norm, dropped.dropout()));
   }
 
   /**
@@ -200,13 +210,38 @@ public final class TrainingKernels {
         new TrainingAdd(a, b, out, count, (a | b | out) % 16 == 0));
   }
 
+  /**
+   * What dropout leaves of a result, or which of its elements it keeps.
+   *
+   * @param x receives {@code dropout(result)}, or 0
+   * @param kept receives a bit an element, {@code (columns / 64, rows)} of 64 bits in {@link
+   *     MaskedProducts}' order, of whole 256 columns; or 0
+   */
+  public record Dropped(long x, long kept, Dropout dropout) {
+    public static final Dropped NONE = new Dropped(0, 0, Dropout.NONE);
+
+    /** Where either is, or 0. */
+    public long address() {
+      return x | kept;
+    }
+  }
+
   /** {@code y = dropout(x)}, or with {@code add} y += it. */
   public void drop(long rows, int columns, long x, long y, boolean add, Dropout dropout) {
     eights(
         KernelName.TRAINING_DROP,
         rows,
         columns,
-        new TrainingDrop(x, y, dropout, rows, columns, add));
+        new TrainingDrop(x, y, 0, dropout, rows, columns, add));
+  }
+
+  /** {@code dropout(x)}, or what it keeps. */
+  public void drop(long rows, int columns, long x, Dropped dropped) {
+    eights(
+        KernelName.TRAINING_DROP,
+        rows,
+        columns,
+        new TrainingDrop(x, dropped.x(), dropped.kept(), dropped.dropout(), rows, columns, false));
   }
 
   /** Every row of y becomes the bias. */
@@ -214,18 +249,14 @@ public final class TrainingKernels {
     eights(KernelName.TRAINING_BIAS, rows, columns, new TrainingBias(bias, y, rows, columns));
   }
 
-  /**
-   * {@code out = silu(gate) · up}.
-   *
-   * @param dropped receives {@code dropout(out)}, or 0
-   */
-  public void silu(
-      long rows, int columns, long gate, long up, long out, long dropped, Dropout dropout) {
+  /** {@code out = silu(gate) · up}. */
+  public void silu(long rows, int columns, long gate, long up, long out, Dropped dropped) {
     eights(
         KernelName.TRAINING_SILU,
         rows,
         columns,
-        new TrainingSilu(gate, up, out, dropped, dropout, rows, columns));
+        new TrainingSilu(
+            gate, up, out, dropped.x(), dropped.kept(), dropped.dropout(), rows, columns));
   }
 
   /** gate and up become their gradients. */

@@ -2,7 +2,8 @@
 //
 // Options: DTYPE 0 float32, 1 float16, 2 bfloat16 (weights, KV cache, activations between kernels; all sums are float32),
 // TOPK adapters per token, MAXN adapters at most, HEAD_DIM, GROUP query heads that one attention block serves. With HEAD_DIM 0
-// the kernels that only a whole decode step needs are left out, which compiles in a third of the time. MAX_ROWS of a
+// the kernels that only a whole decode step needs are left out, which compiles in a third of the time. With MASKED there are the products of
+// training that drop their input, which take longer to compile than the others. MAX_ROWS of a
 // product of our own, MAX_SEQUENCES of a step, MAX_RANK of an adapter, MAX_BANNED tokens of a row: the limits, which only the
 // Java classes know.
 //
@@ -25,3 +26,6 @@
 #include "prefill.cuh"
 #include "training.cuh"
 #include "product_sum.cuh"
+#if MASKED
+#include "product_masked.cuh"
+#endif

@@ -41,16 +41,22 @@ struct ProductSum {
 
 #ifndef ON_CPU
 #define SUM_BLOCKS 2
-#define SUM_REGISTERS \
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63," \
-      "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79," \
-      "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
-      "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
-      "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127" \
-
+#define SUM_REGISTERS32 \
+      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define SUM_REGISTERS64 SUM_REGISTERS32 \
+      ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define SUM_REGISTERS96 SUM_REGISTERS64 \
+      ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define SUM_REGISTERS128 SUM_REGISTERS96 \
+      ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define SUM_REGISTERS160 SUM_REGISTERS128 \
+      ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define SUM_REGISTERS192 SUM_REGISTERS160 \
+      ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define SUM_REGISTERS224 SUM_REGISTERS192 \
+      ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
+#define SUM_REGISTERS256 SUM_REGISTERS224 \
+      ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define SUMS4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define SUMS16(i) SUMS4(i), SUMS4(i + 4), SUMS4(i + 8), SUMS4(i + 12)
 #define SUMS64(i) SUMS16(i), SUMS16(i + 16), SUMS16(i + 32), SUMS16(i + 48)
@@ -63,7 +69,7 @@ struct ProductSum {
 // 16 w + g, then 16 w + g + 8, each at columns 2 q and 2 q + 1.
 template <bool ROW_MAJOR_B>
 __device__ __forceinline__ void multiplySum(float (&c)[128], u64 a, u64 b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." SUM_TYPES " {" SUM_REGISTERS "}, %128, %129, 1, 1, 1, 0, %130;"
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." SUM_TYPES " {" SUM_REGISTERS256 "}, %128, %129, 1, 1, 1, 0, %130;"
                : SUMS64(0), SUMS64(64)
                : "l"(a), "l"(b), "n"((int)ROW_MAJOR_B));
 }
@@ -297,6 +303,39 @@ __device__ __forceinline__ void storeSums(const TensorMap* y, const float (&c)[1
   }
 }
 
+// The copying thread: pieces of a and b for all that the cluster multiplies. With transposed a its rows lie beside each other in memory.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void copySums(const ProductSum& p, SumRing& ring, int beside, int rank) {
+  SumWork work(p, beside * p.pairs);
+  while (work.more(p)) {
+    const SumTile tile = sumTile(p, work.tile, beside, rank);
+    int before = 0;  // chunks of terms
+    for (int term = tile.term; term < tile.term + p.output[tile.output].terms; before += sumChunks(p.inner[term++])) {
+      const int from = work.from - before, to = work.to - before, chunks = sumChunks(p.inner[term]);
+      for (int k = (from > 0 ? from : 0) * SUM_INNER; k < (to < chunks ? to : chunks) * SUM_INNER; k += SUM_INNER) {
+        const unsigned full = ring.full + 8 * ring.stage, a = ring.at + ring.stage * SUM_STAGE_BYTES;
+        barrierWait(ring.empty + 8 * ring.stage, ring.phase);
+        barrierExpect(full, SUM_STAGE_BYTES);
+        if (TRANSPOSED) {
+          pieceToThis(a, p.a + term, tile.row, k, full);
+          pieceToThis(a + SUM_A_BYTES / 2, p.a + term, tile.row + 64, k, full);
+        } else
+          pieceToThis(a, p.a + term, k, tile.row, full);
+        for (int half = rank; half < 2; half += SUM_BLOCKS) {
+          const unsigned b = a + SUM_A_BYTES + half * (SUM_B_BYTES / 2);
+          const int column = tile.column + half * (SUM_COLUMNS / 2);
+          if (p.rowMajorB >> term & 1) {
+            pieceToBoth(b, p.b + term, column, k, full);
+            pieceToBoth(b + SUM_B_BYTES / 4, p.b + term, column + 64, k, full);
+          } else
+            pieceToBoth(b, p.b + term, k, column, full);
+        }
+        ring.next();
+      }
+    }
+  }
+}
+
 template <bool DROPS>
 __device__ __forceinline__ void productSum(const ProductSum& p) {
   DYNAMIC_SHARED(memory);
@@ -322,32 +361,9 @@ __device__ __forceinline__ void productSum(const ProductSum& p) {
   if (group == 2) {
     fewRegisters();
     ring.phase = 1;
-    if (warp == 8 && lane == 0) {
-      SumWork work(p, beside * p.pairs);
-      while (work.more(p)) {
-        const SumTile tile = sumTile(p, work.tile, beside, rank);
-        int before = 0;  // chunks of terms
-        for (int term = tile.term; term < tile.term + p.output[tile.output].terms; before += sumChunks(p.inner[term++])) {
-          const int from = work.from - before, to = work.to - before, chunks = sumChunks(p.inner[term]);
-          for (int k = (from > 0 ? from : 0) * SUM_INNER; k < (to < chunks ? to : chunks) * SUM_INNER; k += SUM_INNER) {
-            const unsigned full = ring.full + 8 * ring.stage, a = ring.at + ring.stage * SUM_STAGE_BYTES;
-            barrierWait(ring.empty + 8 * ring.stage, ring.phase);
-            barrierExpect(full, SUM_STAGE_BYTES);
-            pieceToThis(a, p.a + term, k, tile.row, full);
-            for (int half = rank; half < 2; half += SUM_BLOCKS) {
-              const unsigned b = a + SUM_A_BYTES + half * (SUM_B_BYTES / 2);
-              const int column = tile.column + half * (SUM_COLUMNS / 2);
-              if (p.rowMajorB >> term & 1) {
-                pieceToBoth(b, p.b + term, column, k, full);
-                pieceToBoth(b + SUM_B_BYTES / 4, p.b + term, column + 64, k, full);
-              } else
-                pieceToBoth(b, p.b + term, k, column, full);
-            }
-            ring.next();
-          }
-        }
-      }
-    } else if (DROPS && warp > 8) {
+    if (warp == 8 && lane == 0)
+      copySums<false>(p, ring, beside, rank);
+    else if (DROPS && warp > 8) {
       SumWork work(p, beside * p.pairs);
       unsigned phase = 1;
       while (work.more(p)) {

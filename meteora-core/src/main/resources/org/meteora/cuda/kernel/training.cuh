@@ -25,19 +25,32 @@ __device__ __forceinline__ void drop8(const Dropout& d, long long row, int at, i
   }
 }
 
+// Which of eight elements drop8 keeps, of all that a warp has, whose lanes have eights beside each other of one row: a bit each, as
+// product_masked.cuh wants them. Columns are whole 256.
+__device__ __forceinline__ void keep8(const Dropout& d, long long row, int at, int columns, u64* kept, long long rows) {
+  float f[8] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f};
+  drop8(d, row, at, columns, f);
+  const int lane = threadIdx.x & 31;
+  u64 bits = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) bits |= (u64)(__ballot_sync(0xffffffffu, f[i] != 0.f) >> lane / 8 * 8 & 0xff) << 8 * i;
+  if (lane % 8 == 0) kept[at / 64 * rows + row] = bits;
+}
+
 struct Norm {
   const T* weight;  // (hidden)
   int hidden;
   float eps;
 };
-// out = rmsnorm(h) · weight, with a delta of h + delta, which goes to sum; dropped = dropout(out) where asked for. One block a
-// row of 256 threads.
+// out = rmsnorm(h) · weight, with a delta of h + delta, which goes to sum; dropped = dropout(out) where asked for, or what it keeps. One
+// block a row of 256 threads.
 struct TrainingNorm {
   const T* h;
   const T* delta;
   T* sum;
   T* out;
   T* dropped;
+  u64* kept;
   Norm norm;
   Dropout dropout;
 };
@@ -58,6 +71,7 @@ extern "C" __global__ void __launch_bounds__(256) training_norm(const __grid_con
       drop8(p.dropout, blockIdx.x, at, hidden, f);
       store8(p.dropped + row, at, hidden, aligned, f);
     }
+    if (p.kept) keep8(p.dropout, blockIdx.x, at, hidden, p.kept, gridDim.x);
   }
 }
 
@@ -139,10 +153,11 @@ extern "C" __global__ void __launch_bounds__(256) training_add(const __grid_cons
   store8(p.out + at, 0, n, p.vectors, a);
 }
 
-// y = dropout(x), or y += dropout(x): rows of columns. One thread: 8 elements of a row.
+// y = dropout(x), or y += dropout(x): rows of columns; or what dropout keeps alone. One thread: 8 elements of a row.
 struct TrainingDrop {
   const T* x;
   T* y;
+  u64* kept;
   Dropout dropout;
   long long rows;
   int columns, add;
@@ -150,6 +165,10 @@ struct TrainingDrop {
 extern "C" __global__ void __launch_bounds__(256) training_drop(const __grid_constant__ TrainingDrop p) {
   const auto [row, at, aligned] = rowPiece(p.columns);
   if (row >= p.rows) return;
+  if (p.kept) {
+    keep8(p.dropout, row, at, p.columns, p.kept, p.rows);
+    return;
+  }
   float f[8], y[8];
   load8(p.x + row * p.columns, at, p.columns, aligned, f);
   drop8(p.dropout, row, at, p.columns, f);
@@ -176,12 +195,13 @@ extern "C" __global__ void __launch_bounds__(256) training_bias(const __grid_con
   store8(p.y + row * p.columns, at, p.columns, aligned, f);
 }
 
-// out = silu(gate) · up; dropped = dropout(out) where asked for. One thread: 8 elements of a row.
+// out = silu(gate) · up; dropped = dropout(out) where asked for, or what it keeps. One thread: 8 elements of a row.
 struct TrainingSilu {
   const T* gate;
   const T* up;
   T* out;
   T* dropped;
+  u64* kept;
   Dropout dropout;
   long long rows;
   int columns;
@@ -201,6 +221,7 @@ extern "C" __global__ void __launch_bounds__(256) training_silu(const __grid_con
     drop8(p.dropout, row, at, p.columns, g);
     store8(p.dropped + row * p.columns, at, p.columns, aligned, g);
   }
+  if (p.kept) keep8(p.dropout, row, at, p.columns, p.kept, p.rows);
 }
 
 // gate and up become their gradients, from that of silu(gate) · up, slope, and that of its dropped form (or null).

@@ -3,9 +3,11 @@ package org.meteora.backend.cuda;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
 import org.meteora.cuda.driver.Cublas.Matrix;
+import org.meteora.cuda.kernel.MaskedProducts;
 import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.tensor.Dtype;
 
 /** Does all as another device; a test changes what it wants otherwise. */
 class ForwardingDevice implements TrainingDevice {
@@ -33,6 +35,21 @@ class ForwardingDevice implements TrainingDevice {
   @Override
   public void sum(List<Sum> sums, Dropout dropout) {
     device.sum(sums, dropout);
+  }
+
+  @Override
+  public boolean canMask(Dtype dtype, int tokens, int in, int ranks, int columns) {
+    return device.canMask(dtype, tokens, in, ranks, columns);
+  }
+
+  @Override
+  public void maskedRows(MaskedProducts.Input input, Matrix stack, Matrix rows) {
+    device.maskedRows(input, stack, rows);
+  }
+
+  @Override
+  public void maskedGradient(MaskedProducts.Input input, Matrix slope, long gradient) {
+    device.maskedGradient(input, slope, gradient);
   }
 
   @Override

@@ -28,6 +28,7 @@ import org.meteora.cuda.kernel.Kernels.Constants;
 import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.cuda.kernel.TrainingKernels.Dropped;
 import org.meteora.lora.AdapterBank;
 import org.meteora.model.Gradients;
 import org.meteora.moe.GatedLinear;
@@ -355,12 +356,13 @@ class TrainingGroupGpuTest {
       var input = array(x, TOKENS, IN);
       var inputOfAdapters = array(dropped, TOKENS, IN);
       long atX = Ops.dataPointer(input);
-      long atDropped = drops ? Ops.dataPointer(inputOfAdapters) : 0;
+      var its =
+          drops ? new Dropped(Ops.dataPointer(inputOfAdapters), 0, Dropout.NONE) : Dropped.NONE;
       var results = Arrays.stream(OUT).mapToObj(out -> empty(Dtype.BF16, TOKENS, out)).toList();
       var ofResults =
           IntStream.range(0, OUT.length).mapToObj(l -> array(slopes[l], TOKENS, OUT[l])).toList();
       var slopeOfX = empty(Dtype.BF16, TOKENS, IN);
-      group.rows(pass, atX, atDropped, atRows);
+      group.rows(pass, atX, its, atRows);
       group.forward(
           pass,
           atX,
@@ -370,8 +372,7 @@ class TrainingGroupGpuTest {
       group.backward(
           pass,
           atX,
-          atDropped,
-          Dropout.NONE,
+          its,
           atRows,
           ofResults.stream().mapToLong(Ops::dataPointer).toArray(),
           Ops.dataPointer(slopeOfX));

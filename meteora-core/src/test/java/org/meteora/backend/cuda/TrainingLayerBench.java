@@ -18,6 +18,7 @@ import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.MaskedProducts;
 import org.meteora.cuda.kernel.SummedProducts;
 import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.TrainingKernels;
@@ -147,11 +148,12 @@ public final class TrainingLayerBench {
     work.add(() -> layer(forms.getFirst(), input, slope, false));
     for (var form :
         List.of(
-            new Form(false, false, false),
-            new Form(false, false, true),
-            new Form(false, true, true),
-            new Form(true, false, true),
-            new Form(true, true, true))) {
+            new Form(false, false, false, false),
+            new Form(false, false, true, false),
+            new Form(false, false, true, true),
+            new Form(false, true, true, false),
+            new Form(true, false, true, false),
+            new Form(true, true, true, false))) {
       if (launches) {
         System.out.println(form.name());
         launches(model, gradients, input, slope, false, form);
@@ -170,29 +172,38 @@ public final class TrainingLayerBench {
 
   /**
    * Over all ranks, or of the chosen adapters alone, however many they are, the gradients of A and
-   * B by themselves; sums of products by one launch where they can be, or each product by cuBLAS.
+   * B by themselves; sums of products by one launch where they can be, or each product by cuBLAS;
+   * what dropout keeps as bits, or what it leaves.
    */
   private class Form extends ForwardingDevice {
     private final boolean byChoice;
     private final boolean gradientsByChoice;
     private final boolean summed;
+    private final boolean masks;
 
-    Form(boolean byChoice, boolean gradientsByChoice, boolean summed) {
+    Form(boolean byChoice, boolean gradientsByChoice, boolean summed, boolean masks) {
       super(TrainingDevice.of(cuda, Dtype.BF16, manager));
       this.byChoice = byChoice;
       this.gradientsByChoice = gradientsByChoice;
       this.summed = summed;
+      this.masks = masks;
     }
 
     String name() {
       return (byChoice ? "chosen adapters alone" : "over all ranks")
           + (gradientsByChoice ? ", gradients by choice" : "")
-          + (summed ? "" : ", one by one");
+          + (summed ? "" : ", one by one")
+          + (masks ? ", masked" : "");
     }
 
     @Override
     public boolean canDrop(Sum sum) {
       return summed && super.canDrop(sum);
+    }
+
+    @Override
+    public boolean canMask(Dtype dtype, int tokens, int in, int ranks, int columns) {
+      return masks && super.canMask(dtype, tokens, in, ranks, columns);
     }
 
     @Override
@@ -232,14 +243,24 @@ public final class TrainingLayerBench {
     private int next;
 
     Choosing(boolean byChoice, boolean summed, List<NDArray> given) {
-      super(byChoice, byChoice, summed);
+      super(byChoice, byChoice, summed, summed);
       isGiven = given != null;
       logits = isGiven ? given : new ArrayList<>();
     }
 
     @Override
+    public void maskedRows(MaskedProducts.Input input, Matrix stack, Matrix rows) {
+      super.maskedRows(input, stack, rows);
+      logitsOf(rows);
+    }
+
+    @Override
     public void multiply(Matrix c, Matrix a, Matrix b, boolean add) {
       super.multiply(c, a, b, add);
+      logitsOf(c);
+    }
+
+    private void logitsOf(Matrix c) {
       for (int linears = 1; linears <= 3; linears++) {
         int ranks = linears * adapters * RANK;
         int stride = (ranks + linears * adapters + 7) / 8 * 8;

@@ -30,7 +30,8 @@ import org.meteora.tensor.Dtype;
 class KernelSourceTest {
   @TempDir Path folder;
 
-  private static final Kernels.Constants ALL = new Kernels.Constants(Dtype.BF16, 1, 32, 128, 4);
+  private static final Kernels.Constants ALL =
+      new Kernels.Constants(Dtype.BF16, Scores.PRODUCT, 1, 32, 128, 4, true);
 
   private record Ran(int code, String output) {}
 
@@ -102,6 +103,8 @@ class KernelSourceTest {
     "product_wide.cpp, BF16, PRODUCT, 1, 32, 64, 2, 3",
     "product_sum.cpp, BF16, PRODUCT, 1, 32, 0, 0, 8",
     "product_sum.cpp, F16, PRODUCT, 1, 32, 0, 0, 8",
+    "product_masked.cpp, BF16, PRODUCT, 1, 32, 0, 0, 3",
+    "product_masked.cpp, F16, PRODUCT, 1, 32, 0, 0, 2",
     "training.cpp, BF16, PRODUCT, 2, 32, 0, 0, 6",
     "training.cpp, F32, PRODUCT, 3, 64, 0, 0, 6"
   })
@@ -123,7 +126,9 @@ class KernelSourceTest {
     var compiled =
         compile(
             source,
-            Kernels.options(new Kernels.Constants(dtype, scores, topK, adapters, headDim, group)));
+            Kernels.options(
+                new Kernels.Constants(
+                    dtype, scores, topK, adapters, headDim, group, source.contains("masked"))));
     assertThat(compiled.code).as(compiled.output).isZero();
     var ran = run(List.of("./kernels", "1", rounds));
     assertThat(ran.code).as(ran.output).isZero();

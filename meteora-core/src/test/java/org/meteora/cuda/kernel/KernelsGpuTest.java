@@ -23,6 +23,7 @@ import org.meteora.cuda.kernel.PrefillKernels.PrefillRopeAppend;
 import org.meteora.cuda.kernel.SummedProducts.Sum;
 import org.meteora.cuda.kernel.SummedProducts.Term;
 import org.meteora.cuda.kernel.TrainingKernels.Dropout;
+import org.meteora.cuda.kernel.TrainingKernels.Dropped;
 import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
@@ -257,7 +258,7 @@ class KernelsGpuTest {
       for (var rows : new int[] {1030, 1744}) {
         var sums = new ArrayList<List<Factors>>();
         var x = Wide.of(gpu, rows, 4120, dtype);
-        for (var out : rows == 1030 ? new int[] {1300} : new int[] {2600, 264, 136}) {
+        for (var out : rows == 1030 ? new int[] {1304} : new int[] {2600, 264, 136}) {
           sums.add(
               List.of(
                   new Factors(Wide.of(gpu, rows, 72, dtype), Wide.of(gpu, 72, out, dtype), false),
@@ -340,6 +341,71 @@ class KernelsGpuTest {
 
   private static long bytes(Sum sum) {
     return 2L * sum.y().rows() * sum.y().stride();
+  }
+
+  @ParameterizedTest
+  @EnumSource(names = {"F16", "BF16"})
+  void productsWithWhatDropoutKeeps(Dtype dtype) {
+    try (var gpu = new Gpu(11)) {
+      Assumptions.assumeTrue(gpu.cuda.capability() == 90);
+      var dropout = Dropout.of(0x123456789abcdefL, 0.1);
+      var kernels = Kernels.of(gpu.cuda, Kernels.Constants.ofMasked(dtype));
+      var training = TrainingKernels.of(gpu.cuda, dtype, 1, 1, gpu.stream);
+      // ranks and gates, which end a tile or do not, or have one for themselves; no gates
+      for (var shape :
+          new int[][] {
+            {1030, 512, 224, 28},
+            {300, 1280, 672, 84},
+            {2100, 768, 448, 56},
+            {700, 256, 64, 8},
+            {300, 512, 256, 16},
+            {300, 512, 384, 48},
+            {513, 512, 288, 0}
+          }) {
+        var tokens = shape[0];
+        var in = shape[1];
+        var ranks = shape[2];
+        var columns = (ranks + shape[3] + 7) / 8 * 8;
+        var x = Wide.of(gpu, tokens, in, dtype);
+        var stack = Wide.of(gpu, columns, in, dtype);
+        var slope = Wide.of(gpu, tokens, columns, dtype);
+        var kept = gpu.poisoned((long) tokens * in / 8);
+        training.drop(tokens, in, x.matrix().address(), new Dropped(0, kept, dropout));
+        var input = new MaskedProducts.Input(x.matrix(), kept, dropout, ranks);
+        var rows = gpu.poisoned(2L * tokens * columns);
+        var gradient = gpu.poisoned(4L * columns * in);
+        MaskedProducts.rows(
+            kernels,
+            input,
+            stack.matrix(),
+            new Matrix(rows, tokens, columns, columns, dtype),
+            gpu.stream);
+        MaskedProducts.gradient(kernels, input, slope.matrix(), gradient, gpu.stream);
+        var dropped = new double[tokens * in];
+        var whole = new double[tokens * in];
+        for (var i = 0; i < dropped.length; i++) {
+          whole[i] = x.at(i / in, i % in);
+          dropped[i] = whole[i] * DropoutDraw.factor(dropout, i / in, i % in, in);
+        }
+        var ofRows = new double[tokens * columns];
+        var ofGradient = new double[columns * in];
+        for (var t = 0; t < tokens; t++) {
+          for (var c = 0; c < columns; c++) {
+            var its = c < ranks ? dropped : whole;
+            double sum = 0;
+            for (var i = 0; i < in; i++) {
+              sum += its[t * in + i] * stack.at(c, i);
+              ofGradient[c * in + i] += its[t * in + i] * slope.at(t, c);
+            }
+            ofRows[t * columns + c] = sum;
+          }
+        }
+        assertThat(Gpu.error(gpu.get(rows, tokens * columns, dtype), ofRows))
+            .isLessThan(dtype == Dtype.F16 ? 5e-4 : 4e-3);
+        assertThat(Gpu.error(gpu.get(gradient, columns * in, Dtype.F32), ofGradient))
+            .isLessThan(1e-4);
+      }
+    }
   }
 
   @Test

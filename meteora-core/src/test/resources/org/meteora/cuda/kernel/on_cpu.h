@@ -244,7 +244,9 @@ static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsign
 struct SumStep {
   float* c;
   unsigned long long a, b;
-  bool rowMajorB;
+  bool rowMajorB, transposedA = false;
+  int columns = 256;
+  const unsigned* factors = nullptr;  // a in registers, which must not change before
 };
 static thread_local std::vector<SumStep> sumSteps;  // of the group that is not closed
 static thread_local std::deque<std::vector<SumStep>> sumGroups;
@@ -254,10 +256,18 @@ static float ofColumns(unsigned long long tile, int row, int column) {
   return ofTile((tile & ~0x3fffull) | at / 16, row, column % 64);
 }
 static void multiply(const SumStep& s) {
-  const int row = (threadIdx.x >> 5 & 3) * 16 + (threadIdx.x & 31) / 4, q = threadIdx.x & 3;
+  const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + lane / 4, q = threadIdx.x & 3;
+  unsigned ofQuad[4][4];
+  if (s.factors)
+    for (int i = 0; i < 16; i++) ofQuad[i / 4][i % 4] = fromLane(s.factors[i % 4], (lane & ~3) + i / 4);
+  auto factor = [&](int half, int k) {
+    if (!s.factors) return s.transposedA ? ofColumns(s.a, k, row + 8 * half) : ofTile(s.a, row + 8 * half, k);
+    const unsigned v = ofQuad[k % 8 / 2][k / 8 * 2 + half] >> 16 * (k % 2) & 0xffff;
+    return DTYPE == 1 ? halfToFloat(v) : __uint_as_float(v << 16);
+  };
   for (int k = 0; k < 16; k++) {
-    const float a[] = {ofTile(s.a, row, k), ofTile(s.a, row + 8, k)};
-    for (int i = 0; i < 128; i += 4)
+    const float a[] = {factor(0, k), factor(1, k)};
+    for (int i = 0; i < s.columns / 2; i += 4)
       for (int j = 0; j < 2; j++) {
         const int column = i * 2 + 2 * q + j;
         const float b = s.rowMajorB ? ofColumns(s.b, k, column) : ofTile(s.b, column, k);
@@ -266,6 +276,17 @@ static void multiply(const SumStep& s) {
       }
   }
 }
+template <int N, bool ROW_MAJOR_B>
+static void multiplyMasked(float (&c)[128], const unsigned (&a)[4], unsigned long long b) { sumSteps.push_back({c, 0, b, ROW_MAJOR_B, false, N, a}); }
+template <int AT, bool TRANSPOSED, bool ROW_MAJOR_B>
+static void multiplyWhole(float (&c)[128], unsigned long long a, unsigned long long b) {
+  sumSteps.push_back({c + AT / 2, a, b, ROW_MAJOR_B, TRANSPOSED, 32});
+}
+static void holdFactors(unsigned (&)[4][4]) {}
+static void loadMatrices(unsigned at, unsigned (&v)[4]) {
+  for (int m = 0; m < 4; m++) v[m] = *(const unsigned*)(dynamicShared + fromLane(at, 8 * m + (threadIdx.x & 31) / 4) + 4 * (threadIdx.x & 3));
+}
+static unsigned halvesOf(unsigned v) { return (v & 0x80 ? 0xffff : 0) | (v & 0x8000 ? 0xffff0000 : 0); }
 template <bool ROW_MAJOR_B>
 static void multiplySum(float (&c)[128], unsigned long long a, unsigned long long b) { sumSteps.push_back({c, a, b, ROW_MAJOR_B}); }
 static void holdSum(float (&)[128]) {}
