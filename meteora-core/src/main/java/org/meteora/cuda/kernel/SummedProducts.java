@@ -113,7 +113,7 @@ public final class SummedProducts {
 
     /** Writing parts of sums, and adding as many as a tile may consist of. */
     private double splitMicros(int last) {
-      return 4 + 2 * Math.ceilDiv(clusters, last);
+      return 10 + 2 * Math.ceilDiv(clusters, last);
     }
 
     double micros() {

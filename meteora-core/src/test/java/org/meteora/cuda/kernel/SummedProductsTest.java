@@ -8,7 +8,8 @@ import org.meteora.cuda.kernel.SummedProducts.Tiles;
 class SummedProductsTest {
   @Test
   void theLastRoundIsSplitWhereThatIsQuicker() {
-    assertThat(new Tiles(512, 68, 66).split()).isEqualTo(50); // 7.76 rounds
+    assertThat(new Tiles(512, 462, 66).split()).isEqualTo(50); // 7.76 rounds
+    assertThat(new Tiles(512, 68, 66).split()).isZero(); // which are short
     assertThat(new Tiles(30, 68, 66).split()).isEqualTo(30); // not even one
     assertThat(new Tiles(128, 68, 66).split()).isZero(); // 1.94: little is idle
     assertThat(new Tiles(67, 68, 66).split()).isZero(); // a chunk for each
