@@ -71,6 +71,7 @@ public final class MaskedProducts {
         && columns % 8 == 0
         && columns - ranks <= MOST_WHOLE
         && ranks % COLUMNS + (columns - ranks + 31) / 32 * 32 <= COLUMNS
+        && (columns == ranks || ranks % COLUMNS != 0) // a tile of gates alone costs as much as one
         && isQuicker(cuda, tokens, in, ranks, columns);
   }
 
