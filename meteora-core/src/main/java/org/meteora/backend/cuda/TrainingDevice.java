@@ -55,12 +55,12 @@ interface TrainingDevice {
   }
 
   /**
-   * From so many adapters on, the gradients of A and B are multiplied likewise. What that takes of
-   * the product over all ranks goes with how many of all a token chooses, whatever their rank: for
-   * k = 2 as much with some 60, on an H100.
+   * From so many adapters on for each that a token chooses, the gradients of A and B are multiplied
+   * likewise: what that takes of the product over all ranks goes with how many of all are chosen,
+   * whatever their rank. On an H100 it takes as much with some 60, k = 2.
    */
   default int manyAdapters() {
-    return 64;
+    return 32;
   }
 
   void clear(long address, long bytes);

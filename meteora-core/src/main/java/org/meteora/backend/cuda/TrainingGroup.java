@@ -85,13 +85,14 @@ final class TrainingGroup {
   private final long stack;
   private final int stride;
   private final Sink ofStack;
-  private final boolean trainsA; // by way of ofStack
+  private final Sink ofRest; // of the stack, but for what goes by choice straight into whole sums
+  private final boolean trainsA;
   private final boolean trainsGates;
   private final List<Sink> ofA = new ArrayList<>();
   private final List<Sink> ofB = new ArrayList<>();
   private final List<NDArray> kept = new ArrayList<>();
   private final boolean byChoice;
-  private final boolean gradientsByChoice;
+  private final boolean canChoose; // gradients, by choice
   private final int maxRank;
 
   /**
@@ -128,18 +129,18 @@ final class TrainingGroup {
     stack = all == null ? 0 : Ops.dataPointer(all);
     stride = all == null ? 0 : (int) all.getShape().get(0);
     byChoice = stride > 0 && adapted.stream().allMatch(linear -> isByChoice(linear.bank()));
-    gradientsByChoice =
+    canChoose =
         adapted.stream().anyMatch(linear -> trains(linear.bank(), gradients))
             && adapted.stream().allMatch(linear -> areGradientsByChoice(linear.bank()));
     var parts = new ArrayList<GradientPart>();
+    var rest = new ArrayList<GradientPart>();
     int row = 0;
     for (var linear : adapted) {
       var sums = gradients.of(linear.bank().loraA());
-      if (gradientsByChoice && isWhole(sums)) {
-        ofA.add(direct(sums));
-      } else {
-        ofA.add(new Sink(0, 0, sums.size(), 0));
-        parts(parts, sums, row, linear.bank().totalRank(), in);
+      ofA.add(isWhole(sums) ? direct(sums) : new Sink(0, 0, sums.size(), 0));
+      parts(parts, sums, row, linear.bank().totalRank(), in);
+      if (!isWhole(sums)) {
+        parts(rest, sums, row, linear.bank().totalRank(), in);
       }
       row += linear.bank().totalRank();
     }
@@ -148,11 +149,13 @@ final class TrainingGroup {
     if (gates > 0) {
       for (var linear : adapted) {
         parts(parts, gradients.of(linear.bank().gate()), row, adapters, in);
+        parts(rest, gradients.of(linear.bank().gate()), row, adapters, in);
         row += adapters;
       }
     }
     trainsGates = parts.size() > ofA;
     ofStack = sink(parts, manager);
+    ofRest = canChoose ? sink(rest, manager) : ofStack;
     for (var linear : adapted) {
       var bank = linear.bank();
       this.linears.add(linear(bank, manager));
@@ -288,6 +291,10 @@ final class TrainingGroup {
         && bank.loraB().getShape().get(0) % 8 == 0;
   }
 
+  private boolean gradientsByChoice(Pass pass) {
+    return canChoose && adapters / pass.topK() >= device.manyAdapters();
+  }
+
   private static boolean hasWholeEights(AdapterBank bank) {
     return Arrays.stream(bank.ranks()).allMatch(rank -> rank % 8 == 0);
   }
@@ -345,7 +352,7 @@ final class TrainingGroup {
 
   /** Bytes of who chose whom. */
   long bytesOfChoices(long tokens) {
-    return byChoice || gradientsByChoice ? TrainingKernels.Choices.bytes(tokens) : 0;
+    return byChoice || canChoose ? TrainingKernels.Choices.bytes(tokens) : 0;
   }
 
   private TrainingKernels.Routed routed(boolean gated) {
@@ -368,14 +375,14 @@ final class TrainingGroup {
       Watching watch) {}
 
   /**
-   * Whether products with what dropout leaves of so many tokens' x want the bits of what it keeps,
-   * and not that itself.
+   * Whether products with what dropout leaves of x want the bits of what it keeps, and not that
+   * itself.
    */
-  boolean masks(int tokens) {
+  boolean masks(Pass pass) {
     return stride > 0
         && !byChoice
-        && !gradientsByChoice
-        && device.canMask(dtype, tokens, in, ranks, stride);
+        && !gradientsByChoice(pass)
+        && device.canMask(dtype, pass.tokens(), in, ranks, stride);
   }
 
   private MaskedProducts.Input masked(int tokens, long x, Dropped dropped) {
@@ -547,7 +554,7 @@ final class TrainingGroup {
               scratch.c(),
               scratch.slopeOfRows(),
               pass.tasks(),
-              gradientsByChoice ? scratch.choices() : 0,
+              gradientsByChoice(pass) ? scratch.choices() : 0,
               pass.gateWeight());
       pass.watch().gradients();
       gradients(pass, x, its, slopes);
@@ -593,7 +600,8 @@ final class TrainingGroup {
     var scratch = pass.scratch();
     var kernels = pass.kernels();
     var inPlace = new ArrayList<GradientTerm>();
-    if (gradientsByChoice) {
+    boolean choose = gradientsByChoice(pass);
+    if (choose) {
       kernels.lists(chosen(pass));
     }
     for (int i = 0; i < slopes.length; i++) {
@@ -605,7 +613,7 @@ final class TrainingGroup {
       boolean direct = sink.direct() != 0;
       long to = direct ? sink.direct() : scratch.gradients();
       var c = columns(scratch.c(), tokens, member);
-      if (gradientsByChoice) {
+      if (choose) {
         var term =
             new GradientTerm(
                 member.adapted(), slopes[i], member.out(), c.address(), ranks, to, true, direct);
@@ -628,11 +636,11 @@ final class TrainingGroup {
     kernels.chosenGradients(chosen(pass), inPlace);
     boolean masks = its.kept() != 0;
     long ofAdapters = its.x() == 0 ? x : its.x();
-    boolean both = trainsA && trainsGates && its.x() == 0 && !gradientsByChoice;
+    boolean both = trainsA && trainsGates && its.x() == 0 && !choose;
     if (masks && trainsA) {
       var slope = rows(scratch.slopeOfRows(), tokens, 0, both ? stride : ranks);
       device.maskedGradient(masked(tokens, x, its), slope, scratch.gradients());
-    } else if (gradientsByChoice) {
+    } else if (choose) {
       kernels.chosenGradients(chosen(pass), gradientsOfA(ofAdapters, scratch));
     } else if (trainsA) {
       ofRows(tokens, 0, both ? stride : ranks, ofAdapters, scratch);
@@ -640,7 +648,8 @@ final class TrainingGroup {
     if (trainsGates && !both) {
       ofRows(tokens, ranks, stride - ranks, x, scratch);
     }
-    kernels.addGradients(ofStack.parts(), ofStack.count(), ofStack.largest(), scratch.gradients());
+    var sink = choose ? ofRest : ofStack;
+    kernels.addGradients(sink.parts(), sink.count(), sink.largest(), scratch.gradients());
   }
 
   private List<GradientTerm> gradientsOfA(long x, Scratch scratch) {

@@ -133,7 +133,7 @@ final class TrainingLayer {
     if (dropout.threshold() == 0) {
       return Dropped.NONE;
     }
-    boolean masks = group(input).masks(pass.tokens());
+    boolean masks = group(input).masks(pass.group());
     return new Dropped(masks ? 0 : address, masks ? address : 0, dropout);
   }
 

@@ -1,5 +1,12 @@
 package org.meteora.cuda.kernel;
 
+import static org.meteora.cuda.kernel.SummedProducts.CLUSTER;
+import static org.meteora.cuda.kernel.SummedProducts.COLUMNS;
+import static org.meteora.cuda.kernel.SummedProducts.INNER;
+import static org.meteora.cuda.kernel.SummedProducts.ROWS;
+import static org.meteora.cuda.kernel.SummedProducts.SHARED;
+import static org.meteora.cuda.kernel.SummedProducts.THREADS;
+
 import java.util.List;
 import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
@@ -24,9 +31,6 @@ import org.meteora.tensor.Dtype;
  */
 public final class MaskedProducts {
   private static final int MOST_WHOLE = 96; // columns of gates
-  private static final int ROWS = 256; // of the tiles of two blocks
-  private static final int COLUMNS = 256;
-  private static final int INNER = 64;
 
   /**
    * Mirrors the struct of this name in {@code product_masked.cuh}.
@@ -107,7 +111,7 @@ public final class MaskedProducts {
         kernels,
         KernelName.PRODUCT_MASKED,
         input,
-        TensorMap.of(x, ROWS / 2),
+        TensorMap.of(x, ROWS / CLUSTER),
         TensorMap.of(stack, COLUMNS / 2),
         TensorMap.of(
             new Matrix(rows.address(), rows.rows(), input.ranks(), rows.stride(), rows.dtype()),
@@ -175,9 +179,9 @@ public final class MaskedProducts {
             stream);
     kernels.run(
         name,
-        Shape.of(tiles.launched(tiles.split()) * 2, 1, 1, SummedProducts.THREADS)
-            .withShared(SummedProducts.SHARED)
-            .withCluster(2),
+        Shape.of(tiles.launched(tiles.split()) * CLUSTER, 1, 1, THREADS)
+            .withShared(SHARED)
+            .withCluster(CLUSTER),
         new ProductMasked(
             sum,
             input.kept(),

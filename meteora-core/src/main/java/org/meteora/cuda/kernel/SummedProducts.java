@@ -24,10 +24,10 @@ import org.meteora.tensor.Dtype;
 public final class SummedProducts {
   private static final int MAX_TERMS = 6; // of all sums
   private static final int MAX_SUMS = 3;
-  private static final int ROWS = 256; // of the tiles of two blocks
-  private static final int COLUMNS = 256;
-  private static final int INNER = 64;
-  private static final int CLUSTER = 2;
+  static final int ROWS = 256; // of the tiles of two blocks
+  static final int COLUMNS = 256;
+  static final int INNER = 64;
+  static final int CLUSTER = 2;
   static final int THREADS = 384;
 
   /** Four stages, pieces of results, barriers; dropout's bits are in a stage's place. */
