@@ -12,6 +12,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Assumptions;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -23,19 +24,21 @@ import org.meteora.nn.Scores;
 import org.meteora.tensor.Dtype;
 
 /**
- * The kernels' own source without a GPU: compiled as C++, run on threads, on random shapes beside
- * float64, every array of exact size under AddressSanitizer. Copies by tensor maps, their barriers
- * and the tensor cores' products are imitated. Skipped where there is no g++ with AddressSanitizer.
+ * The kernels' own source without a GPU: compiled as C++, run thread by thread, on random shapes
+ * beside float64, every array of exact size under AddressSanitizer. Copies by tensor maps, their
+ * barriers and the tensor cores' products are imitated. Skipped where there is no g++ with
+ * AddressSanitizer.
  */
 class KernelSourceTest {
-  @TempDir Path folder;
+  @TempDir static Path folder;
+  private static boolean sanitizes;
 
   private static final Kernels.Constants ALL =
       new Kernels.Constants(Dtype.BF16, Scores.PRODUCT, 1, 32, 128, 4, true);
 
   private record Ran(int code, String output) {}
 
-  private Ran run(List<String> command) throws IOException, InterruptedException {
+  private static Ran run(List<String> command) throws IOException, InterruptedException {
     var output = folder.resolve("output");
     var process =
         new ProcessBuilder(command)
@@ -50,7 +53,14 @@ class KernelSourceTest {
     return new Ran(process.exitValue(), Files.readString(output, StandardCharsets.UTF_8));
   }
 
-  private void copySources() throws IOException {
+  @BeforeAll
+  static void askCompiler() throws IOException, InterruptedException {
+    Files.writeString(folder.resolve("empty.cpp"), "int main() { return 0; }");
+    sanitizes = compile("empty.cpp", List.of()).code == 0 && run(List.of("./kernels")).code == 0;
+    copySources();
+  }
+
+  private static void copySources() throws IOException {
     for (var name : List.of("meteora.cu", "on_cpu.h")) {
       copy(name);
     }
@@ -59,15 +69,17 @@ class KernelSourceTest {
     }
   }
 
-  private void copy(String name) throws IOException {
+  private static void copy(String name) throws IOException {
     try (var in = Kernels.class.getResourceAsStream(name)) {
       Files.write(folder.resolve(name), in.readAllBytes());
     }
   }
 
-  private Ran compile(String source, List<String> options)
+  private static Ran compile(String source, List<String> options)
       throws IOException, InterruptedException {
-    var command = new ArrayList<>(List.of("g++", "-O1", "-g", "-std=c++20", "-w", "-pthread"));
+    var command = new ArrayList<>(List.of("g++", "-O1", "-g1", "-std=c++20", "-w"));
+    // compiles only the kernels that main calls
+    command.add("-fwhole-program");
     command.addAll(List.of("-fsanitize=address,alignment", "-fno-sanitize-recover=all"));
     command.addAll(options);
     command.addAll(List.of(source, "-o", "kernels"));
@@ -118,10 +130,7 @@ class KernelSourceTest {
       int group,
       String rounds)
       throws Exception {
-    Files.writeString(folder.resolve("empty.cpp"), "int main() { return 0; }");
-    var works = compile("empty.cpp", List.of()).code == 0 && run(List.of("./kernels")).code == 0;
-    Assumptions.assumeTrue(works, "no g++ with AddressSanitizer on this machine");
-    copySources();
+    Assumptions.assumeTrue(sanitizes, "no g++ with AddressSanitizer on this machine");
     copy(source);
     var compiled =
         compile(
@@ -175,10 +184,8 @@ class KernelSourceTest {
 
   @Test
   void argumentsAreLaidOutAsTheKernelsReadThem() throws Exception {
-    Files.writeString(folder.resolve("empty.cpp"), "int main() { return 0; }");
     Assumptions.assumeTrue(
         compile("empty.cpp", List.of("-fsyntax-only")).code == 0, "no g++ on this machine");
-    copySources();
     Files.writeString(
         folder.resolve("arguments.cpp"),
         "#include \"on_cpu.h\"\n" + assertions() + "int main() {}");

@@ -1,17 +1,17 @@
-// Lets meteora.cu be compiled as C++ and run on a CPU: every CUDA thread of a block is a thread, blocks run one after another.
+// Lets meteora.cu be compiled as C++ and run on a CPU: a block's threads take turns, blocks run one after another.
 // Together with AddressSanitizer and arrays of exact size this finds accesses outside of them. Clusters have one block.
+#include <ucontext.h>
+
 #include <algorithm>
-#include <barrier>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <random>
-#include <thread>
 #include <vector>
 
 #define ON_CPU
@@ -25,12 +25,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 
 struct Dim3 { unsigned x, y, z; };
-#ifdef ONE_THREAD
-static Dim3 threadIdx, blockIdx;
-#else
-static thread_local Dim3 threadIdx, blockIdx;
-#endif
-static Dim3 blockDim, gridDim;
+static Dim3 threadIdx, blockIdx, blockDim, gridDim;
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
@@ -40,26 +35,63 @@ static uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-// ONE_THREAD: a block's threads take turns on one thread, at barriers; without AddressSanitizer, and much faster.
-#ifdef ONE_THREAD
-#include <ucontext.h>
-static ucontext_t scheduler, fibers[1024];
-static int running;
+// A block's threads take turns on one thread of the host; threads of the host's own would take most of the time. Each runs until it
+// waits for others. Who follows is random, and some are left behind for a while, so that a wait that is missing is seen.
+// Not by swapcontext, which asks the system each time, and for which AddressSanitizer forgets what of the stack may be read.
+struct Fiber {
+  void* place[5];  // where it goes on
+  bool isDone;
+  std::unique_ptr<char[]> stack;
+};
+static const int STACK = 256 << 10;
+static Fiber fibers[1024];
+static void* scheduler[5];
+static std::minstd_rand turns;
+static int running, changes;  // of barriers, and of threads that are done
+static std::function<void()> toRun;
+template <typename V>
+struct OfThreads {
+  V all[1024];
+  V& operator*() { return all[running]; }
+  V* operator->() { return &all[running]; }
+};
+// noipa: others run meanwhile, so the compiler must not know that this function changes nothing that kernels look at
+static __attribute__((noipa, no_sanitize_address)) void goTo(void** place) { __builtin_longjmp(place, 1); }
+static __attribute__((noipa, no_sanitize_address)) void leave(void** from, void** to) {
+  if (!__builtin_setjmp(from)) goTo(to);
+}
+static void letOthersRun() { leave(fibers[running].place, scheduler); }
+static void runAll() {
+  for (;; letOthersRun()) {
+    toRun();
+    fibers[running].isDone = true;
+  }
+}
+static __attribute__((noipa, no_sanitize_address)) void goOn(Fiber& fiber) {
+  if (fiber.stack) return leave(scheduler, fiber.place);
+  fiber.stack.reset(new char[STACK]);
+  ucontext_t begin;
+  getcontext(&begin);
+  begin.uc_stack = {fiber.stack.get(), 0, STACK};
+  makecontext(&begin, runAll, 0);
+  if (!__builtin_setjmp(scheduler)) setcontext(&begin);
+}
 struct Barrier {
   int all, missing, phase = 0;
   explicit Barrier(int n) : all(n), missing(n) {}
   void arrive() {
+    changes++;
     if (--missing == 0) missing = all, phase++;
   }
   void arrive_and_wait() {
-    const int before = phase, me = running;
+    const int before = phase;
+    for (arrive(); phase == before;) letOthersRun();
+  }
+  void arrive_and_drop() {
+    all--;
     arrive();
-    while (phase == before) swapcontext(&fibers[me], &scheduler);
   }
 };
-#else
-typedef std::barrier<> Barrier;
-#endif
 static std::unique_ptr<Barrier> block;
 static std::vector<std::unique_ptr<Barrier>> warps;
 static unsigned long long exchanged[32][32];
@@ -193,11 +225,10 @@ struct SharedBarrier {
   unsigned phase;
 };
 static std::map<unsigned, SharedBarrier> sharedBarriers;
-static std::mutex barrierLock;
 static void barrierInit(unsigned b, int count) { sharedBarriers[b] = {count, count, 0, 0}; }
 static void barriersMade() {}
 static void moveBarrier(unsigned b, int arrived, long long bytes) {
-  std::lock_guard<std::mutex> hold(barrierLock);
+  changes++;
   SharedBarrier& it = sharedBarriers.at(b);
   it.missing -= arrived;
   it.bytes += bytes;
@@ -209,10 +240,7 @@ static void moveBarrier(unsigned b, int arrived, long long bytes) {
 static void barrierArrive(unsigned b) { moveBarrier(b, 1, 0); }
 static void barrierExpect(unsigned b, unsigned bytes) { moveBarrier(b, 1, bytes); }
 static void barrierWait(unsigned b, unsigned parity) {
-  for (;; std::this_thread::yield()) {
-    std::lock_guard<std::mutex> hold(barrierLock);
-    if ((sharedBarriers.at(b).phase & 1) != parity) return;
-  }
+  while ((sharedBarriers.at(b).phase & 1) == parity) letOthersRun();
 }
 static std::unique_ptr<Barrier> consumers;
 static void syncConsumers() { consumers->arrive_and_wait(); }
@@ -248,8 +276,8 @@ struct SumStep {
   int columns = 256;
   const unsigned* factors = nullptr;  // a in registers, which must not change before
 };
-static thread_local std::vector<SumStep> sumSteps;  // of the group that is not closed
-static thread_local std::deque<std::vector<SumStep>> sumGroups;
+static OfThreads<std::vector<SumStep>> sumSteps;  // of the group that is not closed
+static OfThreads<std::deque<std::vector<SumStep>>> sumGroups;
 static std::unique_ptr<Barrier> warpgroups[2];
 static float ofColumns(unsigned long long tile, int row, int column) {
   const unsigned at = (unsigned)(tile & 0x3fff) * 16 + column / 64 * (unsigned)(tile >> 16 & 0x3fff) * 16;
@@ -277,10 +305,10 @@ static void multiply(const SumStep& s) {
   }
 }
 template <int N, bool ROW_MAJOR_B>
-static void multiplyMasked(float (&c)[128], const unsigned (&a)[4], unsigned long long b) { sumSteps.push_back({c, 0, b, ROW_MAJOR_B, false, N, a}); }
+static void multiplyMasked(float (&c)[128], const unsigned (&a)[4], unsigned long long b) { sumSteps->push_back({c, 0, b, ROW_MAJOR_B, false, N, a}); }
 template <int AT, bool TRANSPOSED, bool ROW_MAJOR_B>
 static void multiplyWhole(float (&c)[128], unsigned long long a, unsigned long long b) {
-  sumSteps.push_back({c + AT / 2, a, b, ROW_MAJOR_B, TRANSPOSED, 32});
+  sumSteps->push_back({c + AT / 2, a, b, ROW_MAJOR_B, TRANSPOSED, 32});
 }
 static void holdFactors(unsigned (&)[4][4]) {}
 static void loadMatrices(unsigned at, unsigned (&v)[4]) {
@@ -288,17 +316,17 @@ static void loadMatrices(unsigned at, unsigned (&v)[4]) {
 }
 static unsigned halvesOf(unsigned v) { return (v & 0x80 ? 0xffff : 0) | (v & 0x8000 ? 0xffff0000 : 0); }
 template <bool ROW_MAJOR_B>
-static void multiplySum(float (&c)[128], unsigned long long a, unsigned long long b) { sumSteps.push_back({c, a, b, ROW_MAJOR_B}); }
+static void multiplySum(float (&c)[128], unsigned long long a, unsigned long long b) { sumSteps->push_back({c, a, b, ROW_MAJOR_B}); }
 static void holdSum(float (&)[128]) {}
 static void beginSums() {}
 static void closeSums() {
-  sumGroups.push_back(sumSteps);
-  sumSteps.clear();
+  sumGroups->push_back(*sumSteps);
+  sumSteps->clear();
 }
 template <int LEFT>
 static void waitForSums() {
-  for (; sumGroups.size() > LEFT; sumGroups.pop_front())
-    for (const SumStep& step : sumGroups.front()) multiply(step);
+  for (; sumGroups->size() > LEFT; sumGroups->pop_front())
+    for (const SumStep& step : sumGroups->front()) multiply(step);
   warpgroups[threadIdx.x >> 7]->arrive_and_wait();
 }
 static int rankOfBlock() { return 0; }
@@ -311,12 +339,12 @@ struct SumPiece {
   const TensorMap* map;
   int column, row;
 };
-static thread_local std::deque<SumPiece> sumPieces;
+static OfThreads<std::deque<SumPiece>> sumPieces;
 static void store(const SumPiece& piece);
-static void pieceFrom(unsigned from, const TensorMap* map, int column, int row) { sumPieces.push_back({from, map, column, row}); }
+static void pieceFrom(unsigned from, const TensorMap* map, int column, int row) { sumPieces->push_back({from, map, column, row}); }
 template <int N>
 static void piecesRead() {
-  for (; sumPieces.size() > N; sumPieces.pop_front()) store(sumPieces.front());
+  for (; sumPieces->size() > N; sumPieces->pop_front()) store(sumPieces->front());
 }
 static void piecesLanded() { piecesRead<0>(); }
 static void writtenForCopies() {}
@@ -401,47 +429,28 @@ static void launch(int threads, int x, int y, int z, void (*kernel)(const P), co
         consumers = std::make_unique<Barrier>(256);
         for (auto& group : warpgroups) group = std::make_unique<Barrier>(128);
         for (int w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<Barrier>(32));
-#ifdef ONE_THREAD
-        static std::vector<std::vector<char>> stacks(1024, std::vector<char>(64 << 10));
-        static std::vector<bool> done(1024);
-        static void (*toRun)(const P);
-        static const P* argument;
-        toRun = kernel;
-        argument = &p;
-        for (int t = 0; t < threads; t++) {
-          getcontext(&fibers[t]);
-          fibers[t].uc_stack = {stacks[t].data(), 0, stacks[t].size()};
-          fibers[t].uc_link = &scheduler;
-          done[t] = false;
-          makecontext(&fibers[t], +[] {
-            toRun(*argument);
-            done[running] = true;
-          }, 0);
-        }
         blockIdx = {i, j, k};
-        for (int left = threads; left > 0;)
-          for (int t = 0; t < threads; t++) {
-            if (done[t]) continue;
+        toRun = [&] { kernel(p); };
+        for (int t = 0; t < threads; t++) fibers[t].isDone = false;
+        for (int left = threads, together = 1, behind = 0, passes = 0, idle = 0; left > 0;) {
+          if (idle > 0 || passes-- == 0) {
+            together = 1 << turns() % 9;
+            behind = turns() % threads / together;
+            passes = 1 << turns() % 12;
+          }
+          const int before = changes, first = turns() % threads, step = turns() % 2 ? 1 : threads - 1;
+          for (int n = 0, t = first; n < threads; n++, t = (t + step) % threads) {
+            if (fibers[t].isDone || t / together == behind) continue;
             running = t;
             threadIdx = {(unsigned)t, 0, 0};
-            swapcontext(&scheduler, &fibers[t]);
-            if (done[t]) {
-              left--;
-              block->all--, block->arrive();  // as arrive_and_drop
-              if (block->missing == 0) block->missing = block->all;
-            }
-          }
-#else
-        std::vector<std::thread> all;
-        for (unsigned t = 0; t < blockDim.x; t++)
-          all.emplace_back([=, &p] {
-            threadIdx = {t, 0, 0};
-            blockIdx = {i, j, k};
-            kernel(p);
+            goOn(fibers[t]);
+            if (!fibers[t].isDone) continue;
+            left--;
             block->arrive_and_drop();
-          });
-        for (auto& thread : all) thread.join();
-#endif
+          }
+          idle = changes == before ? idle + 1 : 0;
+          if (idle > 10000) std::printf("threads wait for each other\n"), std::exit(1);
+        }
       }
 }
 

@@ -1,5 +1,4 @@
 // The kernels of a training step as a library for a CPU, float32, with the matrix product that goes with them.
-#define ONE_THREAD
 #include "on_cpu.h"
 
 #define KERNEL(struct, name)                                              \
