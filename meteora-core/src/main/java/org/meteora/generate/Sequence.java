@@ -30,7 +30,8 @@ final class Sequence {
   private final Optional<Predicate<int[]>> ends;
   private int[] tokens; // prompt and answer so far, and room for more
   private int length;
-  private long[] uniforms = {}; // of its next tokens, as far as they are drawn
+  private final long[] uniforms = new long[2]; // of its next tokens
+  private int drawn; // of them
 
   Sequence(int request, Request of, int limit, RoutingSettings routing) {
     this.request = request;
@@ -60,9 +61,8 @@ final class Sequence {
 
   /** That of the token so many behind the next. */
   private long uniform(int behind) {
-    while (uniforms.length <= behind) {
-      uniforms = Arrays.copyOf(uniforms, uniforms.length + 1);
-      uniforms[uniforms.length - 1] = sampler.uniform();
+    while (drawn <= behind) {
+      uniforms[drawn++] = sampler.uniform();
     }
     return uniforms[behind];
   }
@@ -74,7 +74,8 @@ final class Sequence {
     tokens[length++] = token;
     ngrams.add(token);
     router = router.map(each -> each.next(token));
-    uniforms = uniforms.length == 0 ? uniforms : Arrays.copyOfRange(uniforms, 1, uniforms.length);
+    uniforms[0] = uniforms[1];
+    drawn = Math.max(0, drawn - 1);
   }
 
   boolean hasEnded() {
