@@ -96,7 +96,7 @@ record PromptLine(String text, JsonNode settings, String where) {
    */
   Request request(
       int[] ids, LoadedModel model, TokenChoice given, int maxNewTokens, StopTexts ends) {
-    var request = new Request(ids, config(model, given, maxNewTokens), 0).endedBy(ends::end);
+    var request = new Request(ids, config(model, given, maxNewTokens), 0).endedBy(ends::ofAnswer);
     return routing(model).map(request::withRouting).orElse(request);
   }
 

@@ -1,7 +1,8 @@
 package org.meteora.generate;
 
 import java.util.Optional;
-import java.util.function.Predicate;
+import java.util.function.IntPredicate;
+import java.util.function.Supplier;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
 
@@ -11,8 +12,8 @@ import org.meteora.moe.RoutingSettings;
  * @param prompt token ids, at least one
  * @param config how tokens are chosen, and where it ends
  * @param stream of random numbers: requests of one seed draw from different ones
- * @param ends whether an answer so far ends by itself, such as by its text; empty for one that does
- *     not
+ * @param ends gives for an answer what takes its tokens one by one and says whether it ends with
+ *     one by itself, such as by its text; empty for one that does not
  * @param routing k, T and who chooses; empty for the generator's own
  * @param listener is told of its routing: every token once, in order, as a batch of one row without
  *     padding
@@ -21,7 +22,7 @@ public record Request(
     int[] prompt,
     GenerationConfig config,
     long stream,
-    Optional<Predicate<int[]>> ends,
+    Optional<Supplier<IntPredicate>> ends,
     Optional<RoutingSettings> routing,
     Optional<RoutingListener> listener) {
 
@@ -31,7 +32,7 @@ public record Request(
   }
 
   /** The same, ended by this too. */
-  public Request endedBy(Predicate<int[]> value) {
+  public Request endedBy(Supplier<IntPredicate> value) {
     return new Request(prompt, config, stream, Optional.of(value), routing, listener);
   }
 

@@ -2,7 +2,8 @@ package org.meteora.generate;
 
 import java.util.Arrays;
 import java.util.Optional;
-import java.util.function.Predicate;
+import java.util.function.IntPredicate;
+import java.util.function.Supplier;
 import org.meteora.moe.Router;
 import org.meteora.moe.RoutingListener;
 import org.meteora.moe.RoutingSettings;
@@ -27,7 +28,8 @@ final class Sequence {
   /** Tokens whose routing the listener has been told of. */
   int reported;
 
-  private final Optional<Predicate<int[]>> ends;
+  private final Optional<IntPredicate> ends;
+  private boolean ended; // by those
   private int[] tokens; // prompt and answer so far, and room for more
   private int length;
   private final long[] uniforms = new long[2]; // of its next tokens
@@ -41,7 +43,7 @@ final class Sequence {
     this.config = of.config();
     this.routing = routing;
     this.listener = of.listener();
-    this.ends = of.ends();
+    this.ends = of.ends().map(Supplier::get);
     this.limit = limit;
     this.router =
         switch (routing.router()) {
@@ -73,15 +75,14 @@ final class Sequence {
     }
     tokens[length++] = token;
     ngrams.add(token);
+    ended = ends.isPresent() && ends.get().test(token);
     router = router.map(each -> each.next(token));
     uniforms[0] = uniforms[1];
     drawn = Math.max(0, drawn - 1);
   }
 
   boolean hasEnded() {
-    return length - prompt.length >= config.maxNewTokens()
-        || length >= limit
-        || ends.isPresent() && ends.get().test(result());
+    return length - prompt.length >= config.maxNewTokens() || length >= limit || ended;
   }
 
   /** Whether it is sure to end with its next token. */

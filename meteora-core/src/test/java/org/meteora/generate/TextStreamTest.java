@@ -2,12 +2,16 @@ package org.meteora.generate;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.io.TempDir;
 
 /** The text of an answer, piece by piece. */
 class TextStreamTest {
@@ -39,6 +43,7 @@ class TextStreamTest {
         }
         var texts = new StopTexts(tokenizer, stops);
         var stream = new TextStream(texts);
+        var ends = texts.ofAnswer();
         var shown = new StringBuilder();
         int[] tokens = tokenizer.encode(text.toString(), false);
         int count = 0;
@@ -48,7 +53,7 @@ class TextStreamTest {
             shown.append(stream.fresh());
           }
           assertThat(text.substring(0, end)).startsWith(shown.toString());
-          if (texts.end(Arrays.copyOf(tokens, count))) {
+          if (ends.test(tokens[count - 1])) {
             ended++;
             break;
           }
@@ -61,5 +66,58 @@ class TextStreamTest {
       }
       assertThat(ended).isGreaterThan(200);
     }
+  }
+
+  /** Any bytes and special tokens; in far less time than if all were read again at each. */
+  @Test
+  @Timeout(10)
+  void aLongAnswerIsTheTextOfItsTokens() {
+    try (var tokenizer = Tokenizer.load(TINY, Integer.MAX_VALUE)) {
+      for (int count : new int[] {1, 2, 3, 5, 8, 100, 20_000}) {
+        compare(tokenizer, new Random(count).ints(count, 0, 258).toArray());
+      }
+    }
+  }
+
+  /** A family whose texts lose the space that they begin with. */
+  @Test
+  void aTokensTextMayDependOnThoseBefore(@TempDir Path folder) throws IOException {
+    Files.writeString(
+        folder.resolve("tokenizer.json"),
+        """
+        {"version": "1.0", "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+         "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false,
+           "rstrip": false, "normalized": false, "special": true}],
+         "decoder": {"type": "Sequence", "decoders": [
+           {"type": "Replace", "pattern": {"String": "_"}, "content": " "},
+           {"type": "ByteFallback"}, {"type": "Fuse"},
+           {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+         "model": {"type": "BPE", "merges": [], "vocab": {"<s>": 0, "_": 1, "__": 2, "_a": 3,
+           "b": 4, "<0xC3>": 5, "<0xA9>": 6, "<0xE2>": 7, "<0x82>": 8, "<0xAC>": 9}}}
+        """);
+    var whole = List.of("0", "1", "2", "3", "4", "56", "789"); // é and € are bytes
+    try (var tokenizer = Tokenizer.load(folder, Integer.MAX_VALUE)) {
+      for (int round = 0; round < 300; round++) {
+        compare(
+            tokenizer,
+            new Random(round)
+                .ints(1 + round / 20, 0, whole.size())
+                .mapToObj(whole::get)
+                .flatMapToInt(String::chars)
+                .map(digit -> digit - '0')
+                .toArray());
+      }
+    }
+  }
+
+  private static void compare(Tokenizer tokenizer, int[] tokens) {
+    var stream = new TextStream(new StopTexts(tokenizer, List.of("never")));
+    var shown = new StringBuilder();
+    for (int token : tokens) {
+      stream.add(token);
+      shown.append(stream.fresh());
+    }
+    shown.append(stream.rest());
+    assertThat(shown.toString()).isEqualTo(tokenizer.decode(tokens, true));
   }
 }
