@@ -16,6 +16,7 @@ import org.meteora.model.RandomLlama;
 import org.meteora.model.llama.LlamaConfig;
 import org.meteora.moe.ForwardContext;
 import org.meteora.moe.ForwardMode;
+import org.meteora.moe.GatedTape;
 import org.meteora.nn.Projection;
 import org.meteora.tensor.Ops;
 import org.meteora.train.optim.FlatParameters;
@@ -135,15 +136,20 @@ record BenchTrainLayer(BenchModel options, int batch, int tokens, double dropout
     }
 
     private NDArray recorded(NDManager scope) {
+      var layer = model.layers().getFirst();
+      var tape = model.backend().tape(scope, layer.projections(), context); // as in training
       try (var recording = Ops.recording()) {
         var x = Ops.alias(scope, input);
         x.setRequiresGradient(true);
-        var pass = Pass.whole(scope, model, new int[] {tokens}, context);
-        var y = model.layers().getFirst().forward(x, pass);
+        var pass = Pass.whole(scope, model, new int[] {tokens}, context).on(tape, model.backend());
+        var y = layer.forward(x, pass);
         Ops.backward(y, gradient);
+        tape.ifPresent(it -> it.backward(true));
         var slope = x.getGradient();
         slope.attach(scope);
         return slope;
+      } finally {
+        tape.ifPresent(GatedTape::close);
       }
     }
 
