@@ -197,27 +197,16 @@ final class DecodeStepBench {
         linear.weight(), linear.bias(), linear.out(), linear.in(), Optional.empty());
   }
 
-  private void profiles() {
-    var standard = MatrixVector.Tuning.standard();
-    var apart =
-        new MatrixVector.Tuning(
-            standard.sharedBytes(),
-            standard.inputBytes(),
-            false,
-            standard.gatesFirst(),
-            standard.maxStackedABytes());
-    System.out.println("us a launch                " + String.join(" | ", PHASES) + " | head");
-    for (var batch : new int[] {1, 4, 16, 32, 64, 256}) {
-      for (var overlap : batch > 16 ? new boolean[] {true} : new boolean[] {true, false}) {
-        for (var m : List.of(base(model), model)) {
-          var line = new StringBuilder();
-          for (var v : profile(m, batch, 512, overlap ? standard : apart)) {
-            line.append(String.format(Locale.ROOT, " %7.2f", v));
-          }
-          System.out.printf(
-              "batch %2d %s %s%s%n",
-              batch, overlap ? "overlap" : "apart  ", m == model ? "MeteoRA" : "base   ", line);
+  /** Of more than 16 rows: kernels behind fewer wait for gates that these graphs do not have. */
+  private void profiles(int[] batches, int context) {
+    System.out.println("us a launch        " + String.join(" | ", PHASES) + " | head");
+    for (var batch : batches) {
+      for (var m : batch > 16 ? List.of(base(model), model) : List.<DecodeModel>of()) {
+        var line = new StringBuilder();
+        for (var v : profile(m, batch, context, MatrixVector.Tuning.standard())) {
+          line.append(String.format(Locale.ROOT, " %7.2f", v));
         }
+        System.out.printf("batch %3d %s%s%n", batch, m == model ? "MeteoRA" : "base   ", line);
       }
     }
   }
@@ -236,8 +225,20 @@ final class DecodeStepBench {
         bytes(batch, context, true) / bandwidth * 1e3);
   }
 
-  /** Prints the table; {@code --variants} adds what each design choice brings. */
+  private static int[] numbers(String[] args, String name, String standard) {
+    var at = Arrays.asList(args).indexOf(name);
+    return Arrays.stream((at < 0 ? standard : args[at + 1]).split(","))
+        .mapToInt(Integer::parseInt)
+        .toArray();
+  }
+
+  /**
+   * Prints the table, of {@code --rows 1,4,…} and {@code --context 512}; {@code --profile} adds
+   * what each launch takes, {@code --variants} what each design choice brings.
+   */
   public static void main(String[] args) {
+    var batches = numbers(args, "--rows", "1,4,16,17,32,64,128,256");
+    var context = numbers(args, "--context", "512")[0];
     var cuda = Cuda.device(0);
     var measure = new GpuMeasure(cuda);
     var bandwidth = measure.readBandwidth();
@@ -250,11 +251,11 @@ final class DecodeStepBench {
           cuda.multiprocessors(),
           bandwidth / 1e12);
       if (Arrays.asList(args).contains("--profile")) {
-        bench.profiles();
+        bench.profiles(batches, context);
       }
       System.out.println("batch  base ms  MeteoRA ms  ratio  floor base  floor MeteoRA  of floor");
-      for (var batch : new int[] {1, 4, 16, 17, 32, 64, 128, 256}) {
-        var r = bench.measure(batch, 512, 40, bandwidth);
+      for (var batch : batches) {
+        var r = bench.measure(batch, context, 40, bandwidth);
         System.out.printf(
             Locale.ROOT,
             "%5d  %7.3f  %10.3f  %5.3f  %10.3f  %13.3f  %7.0f%%%n",

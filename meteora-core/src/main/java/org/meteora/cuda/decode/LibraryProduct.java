@@ -11,22 +11,27 @@ import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.AdapterMemory;
 import org.meteora.cuda.kernel.FewColumns;
 import org.meteora.cuda.kernel.Kernels;
+import org.meteora.cuda.kernel.ManyRowsProduct;
+import org.meteora.cuda.kernel.ManyRowsProduct.Matrix;
 import org.meteora.cuda.kernel.MaskedAdapters;
 import org.meteora.cuda.kernel.MaskedAdapters.DecodeSumRoute;
 import org.meteora.cuda.kernel.MaskedAdapters.MaskedLinear;
+import org.meteora.cuda.kernel.TiledProduct;
 import org.meteora.cuda.kernel.WideProduct;
-import org.meteora.cuda.kernel.WideProduct.Matrix;
 import org.meteora.nn.Projection.Input;
 import org.meteora.nn.Scores;
 
 /**
  * A {@link StepProduct} of many rows: matrices that lie one behind the other in memory, as a
- * backend stacks them, are multiplied as one; by a launch of our own ({@link WideProduct}) or, of
- * more rows and where that does not know the product, by cuBLAS beside each other.
+ * backend stacks them, are multiplied as one; by a launch of our own ({@link ManyRowsProduct}) or,
+ * of more rows and where that does not know the product, by cuBLAS beside each other.
  */
 final class LibraryProduct extends StepProduct {
   /** A matrix, and where its product goes in a row of y. */
   private record Part(long address, int rows, int at) {}
+
+  /** Gates and A of all linears, which are one matrix, by a launch of our own. */
+  private record GatesAndA(Part part, ManyRowsProduct product) {}
 
   /**
    * Choices that fall on an adapter, rows times k over adapters, from which gate's and up's
@@ -42,22 +47,23 @@ final class LibraryProduct extends StepProduct {
   private static final int MASKED_CHOICES_BEHIND_OWN = 4;
 
   /**
-   * Rows from which products of our own win: a step of Llama-3-8B's shapes with 28 adapters of rank
-   * 8 on an H100 by cuBLAS and by them 8.30, 8.35 ms at 17 rows, 8.77, 8.61 at 32, 10.61, 10.12 at
-   * 64; 128 rows, which they do not take, 13.40, 13.41. The base model's are slower by them: 7.50,
-   * 7.83 at 32 and 8.92, 9.18 at 64.
-   */
-  private static final int MIN_OWN_ROWS = 32;
-
-  /**
-   * Bytes a second of memory from which they do not: on an H200 (4.9 · 10¹²) 7.15 ms by cuBLAS and
-   * 7.5 to 7.9 by them at 32 rows, 8.64 to 8.73 and 9.0 at 64.
+   * Bytes a second of memory from which products of our own of up to {@link WideProduct#MAX_ROWS}
+   * rows do not win: on an H200 (4.9 · 10¹²) 7.15 ms by cuBLAS and 7.5 to 7.9 by an earlier form of
+   * them at 32 rows, 8.64 to 8.73 and 9.0 at 64.
    */
   private static final double FAST_MEMORY = 4e12;
 
+  /**
+   * Rows of more from which they win without adapters: by cuBLAS and by them 10.46, 10.9 ms a step
+   * of Llama-3-8B's shapes at 128 rows on an H100, 15.1, 14.0 at 256 (389 tokens of context).
+   */
+  private static final int MIN_BASE_ROWS = 129;
+
   private final Kernels kernels;
   private final List<Part> parts;
-  private final Optional<WideProduct> own;
+  private final Optional<ManyRowsProduct> own;
+  private final Optional<GatesAndA> gatesAndA;
+  private final boolean canFuse;
 
   LibraryProduct(Kernels kernels, DecodeModel model, InputGroup group, int rows) {
     var matrices = new ArrayList<Matrix>();
@@ -109,23 +115,31 @@ final class LibraryProduct extends StepProduct {
             group.weigher().map(w -> at.get(w.weight())).orElse(0)));
     this.kernels = kernels;
     this.parts = parts;
-    var all = parts.stream().map(part -> new Matrix(part.address(), part.rows()));
+    var all = parts.stream().map(LibraryProduct::matrix);
     this.own =
         isForOwn(kernels, model, rows)
-            ? WideProduct.of(kernels, all.toList(), group.in(), rows)
+            ? ManyRowsProduct.of(kernels, all.toList(), group.in(), rows)
             : Optional.empty();
+    this.gatesAndA = ofGatesAndA();
+    this.canFuse =
+        group.input() == Input.MLP
+            && own.filter(TiledProduct.class::isInstance).isPresent()
+            && TiledProduct.takesSiluUp(kernels, gateUp(), group.in(), rows, List.of(b(0), b(1)))
+            && (group.ranks(2) == 0 || gatesAndA.isPresent());
   }
 
   /** Whether products of our own are the quicker ones, where they take what is to be multiplied. */
   static boolean isForOwn(Kernels kernels, DecodeModel model, int rows) {
-    return rows >= MIN_OWN_ROWS
-        && kernels.cuda().memoryRate() < FAST_MEMORY
-        && model.layers().stream()
+    if (rows <= WideProduct.MAX_ROWS) {
+      return kernels.cuda().memoryRate() < FAST_MEMORY;
+    }
+    return rows >= MIN_BASE_ROWS
+        || model.layers().stream()
             .flatMap(layer -> layer.linears().stream())
             .anyMatch(linear -> linear.adapters().isPresent());
   }
 
-  /** In eights, as {@link WideProduct} wants it. */
+  /** In eights, as {@link ManyRowsProduct} wants it. */
   private static int whole(int columns) {
     return (columns + 7) / 8 * 8;
   }
@@ -137,7 +151,7 @@ final class LibraryProduct extends StepProduct {
 
   @Override
   int slots() {
-    return own.map(WideProduct::slots).orElse(1);
+    return isFused() ? 1 : own.map(ManyRowsProduct::slots).orElse(1);
   }
 
   /** Floats of scratch memory. */
@@ -145,11 +159,54 @@ final class LibraryProduct extends StepProduct {
     return productFloats() + (isMasked() ? coefficientBytes(0) + coefficientBytes(1) : 0) / 4;
   }
 
-  /** Floats of scratch memory of the products of gates and A. */
+  /** Floats of scratch memory of the products of gates and A, in whole fours. */
   private long productFloats() {
+    if (isFused()) {
+      return gatesAndA
+          .map(it -> (long) it.product.slots() * rows * it.part.rows() + 3 & -4)
+          .orElse(0L);
+    }
     return own.isPresent()
         ? 0
         : ofAdapters().mapToLong(part -> fewColumns(part).scratchFloats()).max().orElse(0);
+  }
+
+  private List<Matrix> gateUp() {
+    return group.linears().stream().map(l -> new Matrix(l.weight(), l.out())).toList();
+  }
+
+  private Optional<GatesAndA> ofGatesAndA() {
+    return ofAdapters()
+        .filter(part -> isWhole(part) && part.rows() % 2 == 0)
+        .findFirst()
+        .flatMap(
+            part ->
+                ManyRowsProduct.of(kernels, List.of(matrix(part)), group.in(), rows)
+                    .map(product -> new GatesAndA(part, product)));
+  }
+
+  /** Whether a part is all gates and A. */
+  private boolean isWhole(Part part) {
+    var count = group.linears().size();
+    return part.rows() == group.gates(count) + group.ranks(count);
+  }
+
+  private static Matrix matrix(Part part) {
+    return new Matrix(part.address(), part.rows());
+  }
+
+  /**
+   * Whether gate and up are one launch with what follows ({@link #siluUp}), for which {@link #work}
+   * leaves their adapters' coefficients.
+   */
+  boolean isFused() {
+    return canFuse && (isMasked() || !group.mixes());
+  }
+
+  /** Behind {@link #work}: SiLU of gate times up, both with their adapters. */
+  Work siluUp(StepMemory memory, boolean overlap) {
+    return TiledProduct.siluUp(
+        kernels, x(memory), gateUp(), masked(memory), memory.activated, group.in(), rows, overlap);
   }
 
   private Stream<Part> ofAdapters() {
@@ -177,6 +234,9 @@ final class LibraryProduct extends StepProduct {
   Work work(StepMemory memory, LibraryProducts library, boolean overlap) {
     var x = x(memory);
     var y = y(memory);
+    if (isFused()) {
+      return isMasked() ? routed(memory, overlap) : stream -> {};
+    }
     if (own.isPresent()) {
       var all = own.get().launch(x, y, layout.ld(), overlap);
       if (!isMasked()) {
@@ -207,6 +267,17 @@ final class LibraryProduct extends StepProduct {
     return library.together(products, beside);
   }
 
+  private Work routed(StepMemory memory, boolean overlap) {
+    var part = gatesAndA.orElseThrow().part;
+    var product = gatesAndA.orElseThrow().product;
+    var few = product.launch(x(memory), memory.sliced, part.rows(), overlap);
+    var route = sumRoute(memory, y(memory) + 4L * part.at(), part.rows(), product.slots(), overlap);
+    return stream -> {
+      few.on(stream);
+      route.on(stream);
+    };
+  }
+
   private Work sumRoute(StepMemory memory, long to, int columns, int slices, boolean overlap) {
     return MaskedAdapters.sumRoute(
         kernels,
@@ -217,7 +288,8 @@ final class LibraryProduct extends StepProduct {
             memory.sliced,
             to,
             columns,
-            slices),
+            slices,
+            isFused()),
         overlap);
   }
 
@@ -230,7 +302,7 @@ final class LibraryProduct extends StepProduct {
     return group.input() == Input.MLP
         && model.scores() != Scores.ALL // another kernel reads whole B
         && group.ranks(count) > 0
-        && (isOwn() ? slots() == 1 : isStagedWhole())
+        && (own.isPresent() ? canFuse || own.get().slots() == 1 : isStagedWhole())
         && rows * model.topK()
             >= (isOwn() ? MASKED_CHOICES_BEHIND_OWN : MASKED_CHOICES) * model.maxAdapters()
         && IntStream.range(0, count)
@@ -245,10 +317,9 @@ final class LibraryProduct extends StepProduct {
 
   /** Whether all gates and A are one product beside W's, by way of shared memory. */
   private boolean isStagedWhole() {
-    var count = group.linears().size();
     return FewColumns.isStaged(kernels, rows)
         && ofAdapters().count() == 1
-        && ofAdapters().allMatch(part -> part.rows() == group.gates(count) + group.ranks(count));
+        && ofAdapters().allMatch(this::isWhole);
   }
 
   private long b(int which) {

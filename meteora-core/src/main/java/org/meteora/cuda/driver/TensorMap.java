@@ -33,36 +33,32 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
   public static TensorMap encode(
       long address, int rows, int columns, int pieceRows, int pieceColumns) {
     int inner = Math.min(256, Integer.lowestOneBit(columns));
-    return encode(address, rows, columns, inner, pieceRows, pieceColumns, 0);
+    return encode(
+        address,
+        new long[] {inner, columns / inner, rows},
+        new long[] {2L * inner, 2L * columns},
+        new int[] {inner, pieceColumns / inner, pieceRows},
+        0);
   }
 
   /**
-   * Of pieces of 64 columns; 16 bytes {@code c} of a piece's row {@code r} arrive at place {@code c
-   * ^ r % 8}.
+   * Of pieces of {@code pieceChunks} times 64 columns, which arrive one behind the other; 16 bytes
+   * {@code c} of a row {@code r} at place {@code c ^ r % 8}. The dimensions are 64 columns, rows,
+   * columns / 64.
    *
    * @param address 16-byte aligned
    * @param columns a multiple of 64
    * @param pieceRows rows of a piece, 256 at most; those beyond the matrix arrive as zeros
    * @return for a kernel's parameter
    */
-  public static TensorMap swizzled(long address, int rows, int columns, int pieceRows) {
-    return encode(address, rows, columns, 64, pieceRows, 64, SWIZZLE_128B);
-  }
-
-  private static TensorMap encode(
-      long address,
-      int rows,
-      int columns,
-      long inner,
-      int pieceRows,
-      int pieceColumns,
-      int swizzle) {
+  public static TensorMap swizzled(
+      long address, int rows, int columns, int pieceRows, int pieceChunks) {
     return encode(
         address,
-        new long[] {inner, columns / inner, rows},
-        new long[] {2 * inner, 2L * columns},
-        new int[] {(int) inner, pieceColumns / (int) inner, pieceRows},
-        swizzle);
+        new long[] {64, rows, columns / 64},
+        new long[] {2L * columns, 128},
+        new int[] {64, pieceRows, pieceChunks},
+        SWIZZLE_128B);
   }
 
   /** What a map says, and all of it: of memory that was freed and taken again it is still true. */

@@ -20,9 +20,13 @@ public enum KernelName {
   PRODUCT_STREAM16(MatrixVector.StreamedProduct.class),
 
   /** {@code y = x Wᵀ} for up to 32 rows, by tensor cores out of shared memory. */
-  PRODUCT_WIDE32(WideProduct.ProductWideMaps.class),
+  PRODUCT_WIDE32(WideProduct.ProductWide.class),
   /** The same for up to 64 rows. */
-  PRODUCT_WIDE64(WideProduct.ProductWideMaps.class),
+  PRODUCT_WIDE64(WideProduct.ProductWide.class),
+  /** The same for up to 256 rows. */
+  PRODUCT_TILED(TiledProduct.ProductTiled.class),
+  /** Gate, up, their adapters in the masked form and what follows, for up to 256 rows. */
+  PRODUCT_SILU_UP(TiledProduct.ProductSiluUp.class),
 
   /** Sums of products of many rows, by tensor cores: {@code y = a0 · b0 + a1 · b1 + …}. */
   PRODUCT_SUM(SummedProducts.ProductSum.class),

@@ -25,7 +25,8 @@ public final class MaskedAdapters {
    * @param b Bᵀ (Σr, out); 0 without adapters, like all but {@code bias}, {@code outAt} and {@code
    *     out}
    * @param bias (out), or 0
-   * @param coefficients (rows in whole 16, stride), as the tensor cores take them
+   * @param coefficients (rows in whole 16, stride), as the tensor cores take them, or (rows,
+   *     stride)
    * @param outAt where the outputs lie in a row of y
    * @param stride Σr in whole 32
    */
@@ -41,6 +42,7 @@ public final class MaskedAdapters {
    *
    * @param parts float32 (slices, rows, columns), of gates and A
    * @param y where their sums go in the product's first row
+   * @param byRow whether coefficients lie row by row
    */
   public record DecodeSumRoute(
       ProductOutput product,
@@ -49,7 +51,8 @@ public final class MaskedAdapters {
       long parts,
       long y,
       int columns,
-      int slices) {}
+      int slices,
+      boolean byRow) {}
 
   public record DecodeMaskedSiluUp(
       MaskedLinear gate, MaskedLinear up, long y, long out, int rows, int ld) {}

@@ -3,7 +3,7 @@
 // adapters not chosen. The choice is made, and the coefficients are written, while W is still multiplied.
 
 // A row's logits and z of gate and up, from their product's slices, if they are not in y; its choice; its coefficients in T. A linear's coefficients
-// lie as mma wants them, (rows / 16, stride / 16, 32 lanes, 8): of all its ranks, and zeros behind them. Grid (rows), 512 threads.
+// lie as mma wants them, (rows / 16, stride / 16, 32 lanes, 8), or (rows, stride): of all its ranks, and zeros behind them. Grid (rows), 512 threads.
 struct MaskedLinear {
   const T* b;        // Bᵀ (ranks, out)
   const T* bias;     // (out) or null
@@ -17,6 +17,7 @@ struct DecodeSumRoute {
   const float* parts;  // (slices, rows, columns)
   float* y;            // where the sums go in the first row of the product's y
   int columns, slices;
+  int byRow;  // how coefficients lie
 };
 #if defined(TENSOR_CORES) && __CUDA_ARCH__ >= 900
 extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_constant__ DecodeSumRoute p) {
@@ -48,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_
       const float low = __shfl_sync(0xffffffffu, z[0][j][0], at & 31), high = __shfl_sync(0xffffffffu, z[0][j][1], at & 31);
       if (at >= 0 && at < chosen[0].rank[j]) v += at < 32 ? low : high;
     }
-    coefficients[(r >> 4) * 256 + (r >> 1 & 3) * 8 + (r >> 3 & 1) * 4 + (r & 1)] = fromFloat(v);
+    (p.byRow ? to.coefficients + (u64)row * to.stride : coefficients)[p.byRow ? r : (r >> 4) * 256 + (r >> 1 & 3) * 8 + (r >> 3 & 1) * 4 + (r & 1)] = fromFloat(v);
   }
 }
 

@@ -26,6 +26,7 @@
 #include "prefill.cuh"
 #include "training.cuh"
 #include "product_sum.cuh"
+#include "product_tiled.cuh"
 #if MASKED
 #include "product_masked.cuh"
 #endif

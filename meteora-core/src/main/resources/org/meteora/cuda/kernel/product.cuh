@@ -130,6 +130,8 @@ __device__ __forceinline__ void barrierInit(unsigned b, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(count));
 }
 __device__ __forceinline__ void barriersMade() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// What threads wrote to shared memory is there for the copy engine.
+__device__ __forceinline__ void writtenForCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void barrierArrive(unsigned b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory");
 }
@@ -148,6 +150,7 @@ __device__ __forceinline__ void tensorCopy(unsigned to, const TensorMap* map, in
       "l"(map), "r"(0), "r"(c1), "r"(c2), "r"(barrier), "l"(policy)
       : "memory");
 }
+__device__ __forceinline__ void fetchMap(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 __device__ __forceinline__ uint4 loadShared(unsigned at) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));

@@ -73,9 +73,10 @@ __device__ __forceinline__ void multiplySum(float (&c)[128], u64 a, u64 b) {
                : SUMS64(0), SUMS64(64)
                : "l"(a), "l"(b), "n"((int)ROW_MAJOR_B));
 }
-__device__ __forceinline__ void holdSum(float (&c)[128]) {
+template <int N>
+__device__ __forceinline__ void holdSum(float (&c)[N]) {
 #pragma unroll
-  for (int i = 0; i < 128; i++) asm volatile("" : "+f"(c[i])::"memory");
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(c[i])::"memory");
 }
 __device__ __forceinline__ void beginSums() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void closeSums() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -112,8 +113,6 @@ __device__ __forceinline__ void pieceFrom(unsigned from, const TensorMap* map, i
 template <int N>
 __device__ __forceinline__ void piecesRead() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory"); }
 __device__ __forceinline__ void piecesLanded() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-// What threads wrote to shared memory is there for the copy engine.
-__device__ __forceinline__ void writtenForCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void syncGroup(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 // Four matrices of 8 × 8 to shared memory: lane 8 m + r says where row r of matrix m goes; lane 4 g + q has columns 2q and 2q + 1 of
 // row g of each.
@@ -192,8 +191,8 @@ __device__ __forceinline__ void multiplyStage(float (&c)[128], const SumRing& ri
   holdSum(c);
 }
 // All but the LEFT last stages have been multiplied: the one before is given back.
-template <int LEFT>
-__device__ __forceinline__ void giveBack(float (&c)[128], SumRing& ring) {
+template <int LEFT, int N>
+__device__ __forceinline__ void giveBack(float (&c)[N], SumRing& ring) {
   const int lane = threadIdx.x & 127;
   waitForSums<LEFT>();
   if (LEFT == 0) holdSum(c);

@@ -1,16 +1,17 @@
 // Products of 17 to 64 rows of x at the speed of memory, on Hopper.
-// y (slices, rows, ld) = x (rows, k) · [W0; W1; …]ᵀ over a slice of k each. Rows of W go in groups of eight, which are dealt
-// evenly over the blocks of a slice; of a block's groups so many are multiplied at a time as there are sums for. A stage of
-// the ring has 64 columns of all rows of x and of these groups, which two warpgroups multiply by tensor cores out of shared
-// memory, 64 rows of W each at a time, groups that are not there included. Every sum has one contributor, so y need not be cleared.
+// y (slices, rows, ld) = x (rows, k) · [W0; W1; …]ᵀ over a slice of k each. Rows of W go in groups of eight. A block of a slice has so many
+// passes of so many groups that lie together in one matrix, the last one of a matrix what is left. A stage of the ring has one or two
+// chunks of 64 columns of all rows of x and of a pass' groups, which come by one request each; behind a matrix' end they are zeros. Two
+// warpgroups multiply them by tensor cores out of shared memory, 64 rows of W each at a time, groups that are not there included. Every
+// sum has one contributor, so y need not be cleared.
 //
-// Maps show row, column / 64, column % 64, swizzled as the tensor cores want it: the copy engine puts 16 bytes c of row r at
-// place c ^ r % 8.
+// Maps show column / 64, row, column % 64, swizzled as the tensor cores want it: the copy engine puts 16 bytes c of row r at
+// place c ^ r % 8, and one chunk behind the other.
 #define WIDE_CHUNK 64
 #define WIDE_GROUP 8
 #define WIDE_GROUP_BYTES (WIDE_GROUP * WIDE_CHUNK * 2)
 #define WIDE_TILE 8          // groups of a tile of 64 rows of W
-#define WIDE_LARGE 8         // groups of a large copy; a small one has one
+#define WIDE_STAGES 12       // of the ring at most
 
 #if defined(TENSOR_CORES) && (defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(ON_CPU))
 // How the tensor cores find rows of 64 columns, in eights of 1024 bytes.
@@ -63,74 +64,48 @@ __device__ __forceinline__ void waitForTiles() { asm volatile("wgmma.wait_group.
 #endif
 
 struct ProductWide {
+  TensorMap x, w[MAX_SEGMENTS];
   float* y;
-  int rows, k, ld, slices, stages, groups, most, segments;  // most: groups of a block at a time at most
-  int end[MAX_SEGMENTS];  // one past the segment's last group in the list of all
-};
-struct ProductWideMaps {
-  ProductWide product;
-  TensorMap x, large[MAX_SEGMENTS], small[MAX_SEGMENTS];
+  int rows, ld;
+  int stages, chunks;                              // of the ring; of a stage
+  int each, more;                                  // stages' worth of k of a slice; the first slices, so many, have one more
+  int most, passes;                                // groups of a pass, passes of a block at most
+  int groups[MAX_SEGMENTS], blocks[MAX_SEGMENTS];  // of a matrix; in each slice
 };
 
-// What lane `lane` copies of groups [from, to): each lane one piece, in order; there are at most as many pieces as groups.
-struct WidePiece {
-  const TensorMap* map;
-  int row, at;  // row in the matrix, group of the stage
-};
-__device__ __forceinline__ WidePiece widePiece(const ProductWideMaps& p, int from, int to, int lane) {
-  int begin = 0, at = from, pieces = 0;
-  for (int s = 0; at < to; s++) {
-    const int end = p.product.end[s] < to ? p.product.end[s] : to;
-    if (at < end) {
-      const int large = (end - at) / WIDE_LARGE, small = (end - at) % WIDE_LARGE, piece = lane - pieces;
-      if (piece < large) return {p.large + s, (at - begin + piece * WIDE_LARGE) * WIDE_GROUP, at - from + piece * WIDE_LARGE};
-      if (piece < large + small) {
-        const int group = at + large * WIDE_LARGE + piece - large;
-        return {p.small + s, (group - begin) * WIDE_GROUP, group - from};
-      }
-      pieces += large + small;
-      at = end;
-    }
-    begin = p.product.end[s];
-  }
-  return {nullptr, 0, 0};
-}
-
-// A warpgroup's part of a pass over the chunks: TILES tiles of its own.
-template <int N, int TILES>
-__device__ __forceinline__ void multiplyWide(const ProductWide& p, unsigned full, unsigned empty, unsigned ring, unsigned stageBytes, int chunks,
-                                             int& stage, unsigned& phase, float* y, int n) {
+// A warpgroup's part of a pass over so many stages: TILES tiles of its own.
+template <int N, int TILES, int CHUNKS>
+__device__ __forceinline__ void multiplyWide(const ProductWide& p, unsigned full, unsigned ring, unsigned stageBytes, int count, int& stage,
+                                             unsigned& phase, float* y, int n) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = warp >> 2;
+  const unsigned empty = full + 8 * WIDE_STAGES, xBytes = N * WIDE_CHUNK * 2, wBytes = p.most * WIDE_GROUP_BYTES;  // of a chunk
   float c[TILES][N / 2];
 #pragma unroll
   for (int t = 0; t < TILES; t++)
 #pragma unroll
     for (int i = 0; i < N / 2; i++) c[t][i] = 0.f;
-  int last = -1;
 #pragma unroll 1
-  for (int chunk = 0; chunk < chunks; chunk++) {
+  for (; count > 0; count--) {
     barrierWait(full + 8 * stage, phase);
-    const unsigned x = ring + stage * stageBytes, w = x + N * WIDE_CHUNK * 2 + group * WIDE_TILE * WIDE_GROUP_BYTES;
+    const unsigned at = ring + stage * stageBytes;
+    const u64 x = tileAt(at), w = tileAt(at + CHUNKS * xBytes + group * WIDE_TILE * WIDE_GROUP_BYTES);
 #pragma unroll
     for (int t = 0; t < TILES; t++) holdSums(c[t]);
     beginTiles();
 #pragma unroll
-    for (int step = 0; step < 4; step++)
+    for (int chunk = 0; chunk < CHUNKS; chunk++)
 #pragma unroll
-      for (int t = 0; t < TILES; t++)
-        multiplyTile<N>(c[t], tileAt(w + t * 2 * WIDE_TILE * WIDE_GROUP_BYTES + step * 32), tileAt(x + step * 32));
+      for (int step = 0; step < 4; step++)
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+          multiplyTile<N>(c[t], w + (chunk * wBytes + t * 2 * WIDE_TILE * WIDE_GROUP_BYTES + step * 32) / 16, x + (chunk * xBytes + step * 32) / 16);
     closeTiles();
+    waitForTiles<0>();  // the stage is free long before the next one is there
 #pragma unroll
     for (int t = 0; t < TILES; t++) holdSums(c[t]);
-    waitForTiles<1>();  // the chunk before has been multiplied
-    if (last >= 0 && lane == 0) barrierArrive(empty + 8 * last);
-    last = stage;
+    if (lane == 0) barrierArrive(empty + 8 * stage);
     if (++stage == p.stages) { stage = 0; phase ^= 1; }
   }
-  waitForTiles<0>();
-#pragma unroll
-  for (int t = 0; t < TILES; t++) holdSums(c[t]);
-  if (last >= 0 && lane == 0) barrierArrive(empty + 8 * last);
   const int g = lane >> 2, q = lane & 3;
 #pragma unroll
   for (int t = 0; t < TILES; t++)
@@ -149,62 +124,70 @@ __device__ __forceinline__ void multiplyWide(const ProductWide& p, unsigned full
 }
 
 template <int N>  // rows of x at most
-__device__ __forceinline__ void productWide(const ProductWideMaps& all) {
+__device__ __forceinline__ void productWide(const ProductWide& p) {
   DYNAMIC_SHARED(memory);
-  const ProductWide& p = all.product;
-  constexpr int X_BYTES = N * WIDE_CHUNK * 2;
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const int allChunks = p.k / WIDE_CHUNK, slice = blockIdx.x % p.slices, member = blockIdx.x / p.slices, members = gridDim.x / p.slices;
-  const int chunk0 = (int)((long long)slice * allChunks / p.slices);
-  const int chunks = (int)((long long)(slice + 1) * allChunks / p.slices) - chunk0;
-  const int group0 = (int)((long long)p.groups * member / members);
-  const int groups = (int)((long long)p.groups * (member + 1) / members) - group0;
-  const int passes = (groups + p.most - 1) / p.most;
-  const unsigned base = shared32(memory), full = base, empty = base + 8 * p.stages;
-  const unsigned ring = (base + 16 * p.stages + 1023) & ~1023u, stageBytes = X_BYTES + p.most * WIDE_GROUP_BYTES;
+  const int warp = threadIdx.x >> 5, slice = blockIdx.y, first = slice * p.each + (slice < p.more ? slice : p.more);
+  const int count = p.each + (slice < p.more);  // stages of a pass
+  int matrix = 0, member = blockIdx.x, before = 0;  // groups of the matrices before
+  for (; member >= p.blocks[matrix]; matrix++) {
+    member -= p.blocks[matrix];
+    before += p.groups[matrix];
+  }
+  const int ofBlock = p.passes * p.most, from = member * ofBlock, left = p.groups[matrix] - from, to = from + (left < ofBlock ? left : ofBlock);
+  const unsigned full = shared32(memory), empty = full + 8 * WIDE_STAGES, ring = (empty + 8 * WIDE_STAGES + 1023) & ~1023u;
+  const unsigned xBytes = p.chunks * N * WIDE_CHUNK * 2, stageBytes = xBytes + p.chunks * p.most * WIDE_GROUP_BYTES;
 
-  if (threadIdx.x == 0) {
+  auto weights = [&](int stage, int group, int i) {
+    barrierExpect(full + 8 * stage, stageBytes);
+    tensorCopy(ring + stage * stageBytes + xBytes, p.w + matrix, group * WIDE_GROUP, (first + i) * p.chunks, full + 8 * stage, readOnce());
+  };
+
+  int ahead = count < p.stages ? count : p.stages;
+  if (threadIdx.x == 256) {
+#pragma unroll 1
     for (int s = 0; s < p.stages; s++) { barrierInit(full + 8 * s, 1); barrierInit(empty + 8 * s, 8); }
     barriersMade();
+    writtenForCopies();
+    // weights depend on nothing: as many stages as there are of them are on their way before the previous kernel has ended
+#pragma unroll 1
+    for (int i = 0; i < ahead; i++) weights(i, from, i);
+    fetchMap(&p.x);
   }
   __syncthreads();
   releaseNext();
 
+  int stage = 0;
+  unsigned phase = 0;
   if (warp == 8) {
-    const u64 policy = readOnce(), keep = readOften();
-    // weights depend on nothing: as many stages as there are of them are on their way before the previous kernel has ended
-    const int units = passes * chunks, ahead = units < p.stages ? units : p.stages;
-    auto step = [&](int unit, bool weights, bool input) {
-      const int pass = unit / chunks, chunk = chunk0 + unit - pass * chunks, stage = unit % p.stages;
-      const int from = groups * pass / passes, to = groups * (pass + 1) / passes;
-      const unsigned at = ring + stage * stageBytes;
-      if (weights) {
-        barrierWait(empty + 8 * stage, unit / p.stages & 1 ^ 1);
-        if (lane == 0) barrierExpect(full + 8 * stage, X_BYTES + (to - from) * WIDE_GROUP_BYTES);
-        __syncwarp();
-        const WidePiece piece = widePiece(all, group0 + from, group0 + to, lane);
-        if (piece.map) tensorCopy(at + X_BYTES + piece.at * WIDE_GROUP_BYTES, piece.map, chunk, piece.row, full + 8 * stage, policy);
-      }
-      if (input && lane == 31) tensorCopy(at, &all.x, chunk, 0, full + 8 * stage, keep);
-    };
-    for (int i = 0; i < ahead; i++) step(i, true, false);
     waitForPrevious();
-    for (int i = 0; i < ahead; i++) step(i, false, true);
-    for (int i = ahead; i < units; i++) step(i, true, true);
+    if (threadIdx.x == 256)
+      for (int group = from; group < to; group += p.most)
+        for (int i = 0; i < count; i++) {
+          if (--ahead < 0) {
+            barrierWait(empty + 8 * stage, phase ^ 1);
+            weights(stage, group, i);
+          }
+          tensorCopy(ring + stage * stageBytes, &p.x, 0, (first + i) * p.chunks, full + 8 * stage, readOften());
+          if (++stage == p.stages) { stage = 0; phase ^= 1; }
+        }
     return;
   }
 
   waitForPrevious();
   float* const y = p.y + (u64)slice * p.rows * p.ld;
-  int stage = 0;
-  unsigned phase = 0;
-  for (int pass = 0; pass < passes; pass++) {
-    const int from = groups * pass / passes, n = groups * (pass + 1) / passes - from;
-    float* const to = y + (group0 + from) * WIDE_GROUP;
-    if (n > (2 + (warp >> 2)) * WIDE_TILE) multiplyWide<N, 2>(p, full, empty, ring, stageBytes, chunks, stage, phase, to, n);
-    else multiplyWide<N, 1>(p, full, empty, ring, stageBytes, chunks, stage, phase, to, n);
+  for (int group = from; group < to; group += p.most) {
+    const int n = to - group < p.most ? to - group : p.most;
+    const bool two = n > (2 + (warp >> 2)) * WIDE_TILE;
+    float* const at = y + (before + group) * WIDE_GROUP;
+    if (p.chunks == 1) {
+      if (two) multiplyWide<N, 2, 1>(p, full, ring, stageBytes, count, stage, phase, at, n);
+      else multiplyWide<N, 1, 1>(p, full, ring, stageBytes, count, stage, phase, at, n);
+    } else {
+      if (two) multiplyWide<N, 2, 2>(p, full, ring, stageBytes, count, stage, phase, at, n);
+      else multiplyWide<N, 1, 2>(p, full, ring, stageBytes, count, stage, phase, at, n);
+    }
   }
 }
-extern "C" __global__ void __launch_bounds__(288, 1) product_wide32(const __grid_constant__ ProductWideMaps p) { productWide<32>(p); }
-extern "C" __global__ void __launch_bounds__(288, 1) product_wide64(const __grid_constant__ ProductWideMaps p) { productWide<64>(p); }
+extern "C" __global__ void __launch_bounds__(288, 1) product_wide32(const __grid_constant__ ProductWide p) { productWide<32>(p); }
+extern "C" __global__ void __launch_bounds__(288, 1) product_wide64(const __grid_constant__ ProductWide p) { productWide<64>(p); }
 #endif

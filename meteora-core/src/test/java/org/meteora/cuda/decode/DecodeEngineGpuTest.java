@@ -139,6 +139,21 @@ class DecodeEngineGpuTest {
             standard,
             72),
         Arguments.of(
+            "bf16 one launch for gate, up and SiLU, 140 rows",
+            new Config(Dtype.BF16, 512, 8, 4, 64, 1152, 336, 1, EIGHTS, 2, true),
+            standard,
+            140),
+        Arguments.of(
+            "f16 the same, 28 adapters, 70 rows",
+            new Config(Dtype.F16, 512, 8, 4, 64, 704, 336, 1, ordinary, 2, false),
+            standard,
+            70),
+        Arguments.of(
+            "bf16 the same without adapters, 130 rows",
+            new Config(Dtype.BF16, 512, 8, 4, 64, 704, 336, 1, new int[0], 2, true),
+            standard,
+            130),
+        Arguments.of(
             "bf16 odd, 100 rows",
             new Config(Dtype.BF16, 333, 3, 3, 18, 259, 77, 1, UNEQUAL, 2, true),
             standard,

@@ -115,6 +115,7 @@ class KernelSourceTest {
     "product_wide.cpp, BF16, PRODUCT, 1, 32, 64, 2, 3",
     "product_sum.cpp, BF16, PRODUCT, 1, 32, 0, 0, 8",
     "product_sum.cpp, F16, PRODUCT, 1, 32, 0, 0, 8",
+    "product_tiled.cpp, BF16, PRODUCT, 1, 32, 0, 0, 8",
     "product_masked.cpp, BF16, PRODUCT, 1, 32, 0, 0, 3",
     "product_masked.cpp, F16, PRODUCT, 1, 32, 0, 0, 2",
     "training.cpp, BF16, PRODUCT, 2, 32, 0, 0, 6",

@@ -110,7 +110,15 @@ class KernelsGpuTest {
       {33, 1024, 300, 28, 224},
       {64, 4096, 260, 100, 100, 252},
       {57, 640, 37, 16, 64, 16},
-      {40, 192, 9, 9, 9, 9, 9, 9, 9, 9, 9}
+      {40, 192, 9, 9, 9, 9, 9, 9, 9, 9, 9},
+      {64, 14336, 4096, 252},
+      {33, 128, 8, 136, 129},
+      {18, 704, 6144, 756},
+      {50, 128, 36000, 20},
+      {65, 4096, 6144, 252},
+      {128, 640, 700, 5, 1},
+      {200, 1024, 300, 28, 225},
+      {256, 4096, 512, 252}
     };
     try (var gpu = new Gpu(3)) {
       var kernels = Kernels.of(gpu.cuda, new Kernels.Constants(dtype, 2, 32, 64, 1));
@@ -119,15 +127,16 @@ class KernelsGpuTest {
         var m = shape[0];
         var k = shape[1];
         var x = gpu.normal(m * k, 1, 0, dtype);
-        var matrices = new ArrayList<WideProduct.Matrix>();
+        var matrices = new ArrayList<ManyRowsProduct.Matrix>();
         var weights = new ArrayList<double[]>();
         for (var i = 2; i < shape.length; i++) {
           var w = gpu.normal(shape[i] * k, 1, 0, dtype);
-          matrices.add(new WideProduct.Matrix(w.address(), shape[i]));
+          matrices.add(new ManyRowsProduct.Matrix(w.address(), shape[i]));
           weights.add(w.values());
         }
-        var product = WideProduct.of(kernels, matrices, k, m).orElseThrow();
-        var ld = product.columns() + 4;
+        var product = ManyRowsProduct.of(kernels, matrices, k, m).orElseThrow();
+        var at = ManyRowsProduct.Matrix.places(matrices);
+        var ld = at[at.length - 1] + 8 * ((shape[shape.length - 1] + 7) / 8) + 4;
         var y = gpu.zeros(4L * product.slots() * m * ld);
         product.launch(x.address(), y, ld, false).on(gpu.stream);
         var parts = gpu.get(y, product.slots() * m * ld, Dtype.F32);
@@ -141,7 +150,7 @@ class KernelsGpuTest {
             System.arraycopy(part, 0, expected, row * n, n);
             for (var s = 0; s < product.slots(); s++) {
               for (var o = 0; o < n; o++) {
-                got[row * n + o] += parts[(s * m + row) * ld + product.at(i) + o];
+                got[row * n + o] += parts[(s * m + row) * ld + at[i] + o];
               }
             }
           }

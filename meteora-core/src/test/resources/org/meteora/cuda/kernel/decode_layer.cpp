@@ -444,6 +444,19 @@ static void masked(int rows) {
   route.columns = columns;
   route.slices = slices;
   launch<DecodeSumRoute>(512, rows, 1, 1, decode_sum_route, route);
+  DecodeSumRoute byRow = route;
+  byRow.byRow = 1;
+  std::vector<std::unique_ptr<Array<T>>> plain;
+  for (int i = 0; i < 2; i++) {
+    plain.push_back(std::make_unique<Array<T>>((size_t)rows * route.masked[i].stride));
+    byRow.masked[i].coefficients = plain[i]->p;
+  }
+  launch<DecodeSumRoute>(512, rows, 1, 1, decode_sum_route, byRow);
+  for (int i = 0; i < 2; i++)
+    for (int m = 0; m < rows; m++)
+      for (int r = 0; r < route.masked[i].stride; r++)
+        check("coefficient", plain[i]->p[m * route.masked[i].stride + r],
+              route.masked[i].coefficients[m / 16 * 16 * route.masked[i].stride + r / 16 * 256 + (m % 8 * 4 + r / 2 % 4) * 8 + r / 8 % 2 * 4 + m / 8 % 2 * 2 + r % 2]);
   Array<unsigned char> memory(shared);
   dynamicShared = memory.p;
   Array<T> out((size_t)rows * inter);

@@ -227,6 +227,7 @@ struct SharedBarrier {
 static std::map<unsigned, SharedBarrier> sharedBarriers;
 static void barrierInit(unsigned b, int count) { sharedBarriers[b] = {count, count, 0, 0}; }
 static void barriersMade() {}
+static void writtenForCopies() {}
 static void moveBarrier(unsigned b, int arrived, long long bytes) {
   changes++;
   SharedBarrier& it = sharedBarriers.at(b);
@@ -265,6 +266,7 @@ static void closeTiles() {}
 template <int LEFT>
 static void waitForTiles() { __syncwarp(); }  // one lane says for all that they have read
 struct TensorMap;
+static void fetchMap(const TensorMap*) {}
 static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsigned barrier, unsigned long long);
 
 // Sums of products, whose blocks are alone. A warpgroup's products are done as late as they may be, when they are waited for.
@@ -317,7 +319,10 @@ static void loadMatrices(unsigned at, unsigned (&v)[4]) {
 static unsigned halvesOf(unsigned v) { return (v & 0x80 ? 0xffff : 0) | (v & 0x8000 ? 0xffff0000 : 0); }
 template <bool ROW_MAJOR_B>
 static void multiplySum(float (&c)[128], unsigned long long a, unsigned long long b) { sumSteps->push_back({c, a, b, ROW_MAJOR_B}); }
-static void holdSum(float (&)[128]) {}
+template <int N, int AT, bool ROW_MAJOR_B>
+static void multiplyTiled(float (&c)[112], unsigned long long a, unsigned long long b) { sumSteps->push_back({c + AT / 2, a, b, ROW_MAJOR_B, false, N}); }
+template <int N>
+static void holdSum(float (&)[N]) {}
 static void beginSums() {}
 static void closeSums() {
   sumGroups->push_back(*sumSteps);
@@ -347,7 +352,6 @@ static void piecesRead() {
   for (; sumPieces->size() > N; sumPieces->pop_front()) store(sumPieces->front());
 }
 static void piecesLanded() { piecesRead<0>(); }
-static void writtenForCopies() {}
 static void syncGroup(int group) { warpgroups[group]->arrive_and_wait(); }
 static void storeMatrices(unsigned at, unsigned a, unsigned b, unsigned c, unsigned d) {
   const unsigned v[] = {a, b, c, d};
@@ -364,6 +368,7 @@ struct Matrix {  // what a TensorMap holds here: a matrix of 16-bit numbers, and
   const unsigned short* at;
   int rows, k;
   int inner = 0, pieceRows = 0, pieceColumns = 0, swizzled = 0;  // zeros: as products of few rows want them
+  int chunks = 0;  // of 64 columns, one behind the other; rows are then the inner dimension
 };
 static TensorMap tensorMap(const Matrix& matrix) {
   TensorMap map = {};
@@ -376,6 +381,13 @@ static void tensorCopy(unsigned to, const TensorMap* map, int c1, int c2, unsign
   const int columns = matrix.inner ? matrix.pieceColumns : 1024, rows = matrix.inner ? matrix.pieceRows : 16;
   const int d = matrix.inner ? matrix.inner : std::min(256, matrix.k & -matrix.k);
   if (matrix.swizzled && to % 1024) std::abort();
+  if (matrix.chunks) std::swap(c1, c2);
+  for (int chunk = 1; chunk < matrix.chunks; chunk++) {
+    Matrix next = matrix;
+    next.chunks = 1;
+    const TensorMap one = tensorMap(next);
+    tensorCopy(to + chunk * rows * columns * 2, &one, c2, c1 + chunk, barrier, 0);
+  }
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < columns; c++) {
       const int row = c2 + r, column = c1 * d + c, place = matrix.swizzled ? c ^ (r & 7) << 3 : c;

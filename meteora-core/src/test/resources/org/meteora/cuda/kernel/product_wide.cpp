@@ -2,40 +2,41 @@
 #include "on_cpu.h"
 
 static void product() {
-  const int tiles = oneOf({2, 4}), rows = tiles * 8 + 1 + below(tiles * 8), k = 64 * (1 + below(7)), matrices = 1 + below(4);
-  const int slices = 1 + below(std::min(3, k / 64)), stages = 2 + below(3), atATime = 32;
+  const int tiles = oneOf({2, 4}), rows = tiles * 8 + 1 + below(tiles * 8), chunks = 1 + below(2), ofK = 1 + below(7), k = 64 * chunks * ofK;
+  const int matrices = 1 + below(4), slices = 1 + below(std::min(3, ofK)), passes = 1 + below(2);
   std::vector<std::unique_ptr<Array<T>>> weights;
-  ProductWideMaps p{};
-  ProductWide& it = p.product;
+  ProductWide it{};
+  int all = 0, members = 0;
+  it.most = 1 + below(32);
+  const int stageBytes = chunks * (tiles * 16 * 128 + it.most * 1024), stages = std::min(2 + below(3), (200 << 10) / stageBytes);  // what a block has
   for (int i = 0; i < matrices; i++) {
-    const int n = 1 + below(300);
+    const int n = 1 + below(24 * passes * it.most);  // up to three blocks
     weights.push_back(std::make_unique<Array<T>>((size_t)n * k));
     fill(*weights.back());
-    it.groups += (n + 7) / 8;
-    it.end[i] = it.groups;
-    p.large[i] = tensorMap({weights.back()->p, n, k, 64, 64, 64, 1});
-    p.small[i] = tensorMap({weights.back()->p, n, k, 64, 8, 64, 1});
+    it.groups[i] = (n + 7) / 8;
+    it.blocks[i] = (it.groups[i] + passes * it.most - 1) / (passes * it.most);
+    all += it.groups[i];
+    members += it.blocks[i];
+    it.w[i] = tensorMap({weights.back()->p, n, k, 64, it.most * 8, 64, 1, chunks});
   }
-  const int members = 1 + below(std::min(6, it.groups)), most = (it.groups + members - 1) / members;
-  const int passes = (most + atATime - 1) / atATime;
   Array<T> x((size_t)rows * k);
-  it.ld = it.groups * 8 + 4;
+  it.ld = all * 8 + 4;
   Array<float> y((size_t)slices * rows * it.ld);
   fill(x);
-  p.x = tensorMap({x.p, rows, k, 64, tiles * 16, 64, 1});
+  it.x = tensorMap({x.p, rows, k, 64, tiles * 16, 64, 1, chunks});
   it.y = y.p;
   it.rows = rows;
-  it.k = k;
-  it.slices = slices;
   it.stages = stages;
-  it.most = (most + passes - 1) / passes;
-  it.segments = matrices;
-  Array<unsigned char> shared(2048 + (std::max(16, (it.most + 7) / 8 * 8) - it.most) * 1024 + stages * (tiles * 16 * 128 + it.most * 1024));
+  it.chunks = chunks;
+  it.each = ofK / slices;
+  it.more = ofK % slices;
+  it.passes = passes;
+  Array<unsigned char> shared(2048 + (std::max(16, (it.most + 7) / 8 * 8) - it.most) * 1024 + stages * stageBytes);
   dynamicShared = shared.p;
-  launch<ProductWideMaps>(288, members * slices, 1, 1, tiles == 2 ? product_wide32 : product_wide64, p);
+  launch<ProductWide>(288, members, slices, 1, tiles == 2 ? product_wide32 : product_wide64, it);
   for (int m = 0; m < rows; m++)
     for (int i = 0, o = 0; i < matrices; i++)
-      for (int row = 0; o < it.end[i] * 8; row++, o++) {
+      for (int row = 0; row < it.groups[i] * 8; row++, o++) {
         double expected = 0, got = 0;
         if (row < (int)(weights[i]->n / k))
           for (int c = 0; c < k; c++) expected += (double)toFloat((*weights[i])[(size_t)row * k + c]) * toFloat(x[(size_t)m * k + c]);
