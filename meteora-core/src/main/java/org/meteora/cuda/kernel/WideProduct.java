@@ -42,11 +42,95 @@ public final class WideProduct implements ManyRowsProduct {
       @Count(MAX_SEGMENTS) int[] groups,
       @Count(MAX_SEGMENTS) int[] blocks) {}
 
+  /**
+   * How a product is dealt out.
+   *
+   * @param ofBlock groups of a block, of one matrix
+   * @param most of these at a time
+   * @param chunks of 64 of k of a stage: two, for half as many requests, where there are enough
+   *     stages even so
+   * @param stages of the ring
+   * @param cost in KiB of a block: weights from memory, x from L2 beside them, copies of y; a
+   *     chunk's wait
+   */
+  record Deal(int slices, int ofBlock, int most, int chunks, int stages, double cost) {
+    /** The cheapest. */
+    static Deal of(int multiprocessors, int[] groups, int k, int rows) {
+      var most = Math.min(k / CHUNK, multiprocessors / groups.length);
+      return IntStream.rangeClosed(1, Math.clamp(most, 1, MAX_SLICES))
+          .mapToObj(slices -> of(multiprocessors, groups, k, rows, slices))
+          .min(Comparator.comparingDouble(Deal::cost))
+          .orElseThrow();
+    }
+
+    private static Deal of(int multiprocessors, int[] groups, int k, int rows, int slices) {
+      var ofBlock = ofBlock(multiprocessors / slices, groups);
+      var passes = passes(ofBlock);
+      var most = ofBlock / passes;
+      var stages = stages(most, rows, 2);
+      var two = k % (2 * CHUNK) == 0 && k / (2 * CHUNK) >= slices && stages >= 3;
+      var chunks = two ? 2 : 1;
+      var multiplied = chunks * Math.ceilDiv(k / CHUNK / chunks, slices) + 1;
+      var input = inputRows(rows) / 32.0 * passes;
+      var outputs = 4.0 * GROUP * ofBlock * rows / 1024;
+      return new Deal(
+          slices,
+          ofBlock,
+          most,
+          chunks,
+          two ? stages : stages(most, rows, 1),
+          multiplied * (ofBlock + input) + (slices == 1 ? 1 : 2) * outputs);
+    }
+
+    /** So few groups that a slice has no more blocks than multiprocessors, where it can. */
+    private static int ofBlock(int multiprocessors, int[] groups) {
+      var all = IntStream.of(groups).max().orElseThrow();
+      return IntStream.range(IntStream.of(groups).sum() / multiprocessors, all)
+          .filter(each -> each > 0)
+          .map(Deal::inWholePasses)
+          .filter(each -> blocks(groups, each).sum() <= multiprocessors)
+          .findFirst()
+          .orElse(inWholePasses(all));
+    }
+
+    private static int inWholePasses(int groups) {
+      var passes = passes(groups);
+      return Math.ceilDiv(groups, passes) * passes;
+    }
+
+    private static int passes(int ofBlock) {
+      return Math.ceilDiv(ofBlock, AT_A_TIME);
+    }
+
+    private static int stages(int most, int rows, int chunks) {
+      return Math.min(MAX_STAGES, (SHARED - beyond(most)) / stageBytes(most, rows, chunks));
+    }
+
+    private static int stageBytes(int most, int rows, int chunks) {
+      return chunks * (inputRows(rows) * CHUNK * 2 + most * GROUP_BYTES);
+    }
+
+    /** Bytes of shared memory beside the ring: barriers, and what whole tiles reach behind it. */
+    private static int beyond(int most) {
+      return 2048 + (Math.max(16, Math.ceilDiv(most, 8) * 8) - most) * GROUP_BYTES;
+    }
+
+    int sharedBytes(int rows) {
+      return beyond(most) + stages * stageBytes(most, rows, chunks);
+    }
+
+    /** Of each matrix. */
+    private static IntStream blocks(int[] groups, int ofBlock) {
+      return IntStream.of(groups).map(each -> Math.ceilDiv(each, ofBlock));
+    }
+  }
+
   private final Kernels kernels;
   private final List<Matrix> matrices;
   private final int k;
   private final int rows;
-  private final int slices;
+  private final int[] groups;
+  private final Deal deal;
 
   /** Such a product, where the kernels take it. */
   static Optional<WideProduct> of(Kernels kernels, List<Matrix> matrices, int k, int rows) {
@@ -65,111 +149,47 @@ public final class WideProduct implements ManyRowsProduct {
     this.matrices = matrices;
     this.k = k;
     this.rows = rows;
-    var most = Math.min(k / CHUNK, kernels.cuda().multiprocessors() / matrices.size());
-    this.slices =
-        IntStream.rangeClosed(1, Math.clamp(most, 1, MAX_SLICES))
-            .boxed()
-            .min(Comparator.comparingDouble(this::cost))
-            .orElseThrow();
+    this.groups = matrices.stream().mapToInt(Matrix::groups).toArray();
+    this.deal = Deal.of(kernels.cuda().multiprocessors(), groups, k, rows);
   }
 
   /** Rows of x that the kernel multiplies. */
-  private int inputRows() {
+  private static int inputRows(int rows) {
     return rows <= 32 ? 32 : 64;
-  }
-
-  /** Groups of a block: so few that every multiprocessor has one block, where there are so few. */
-  private int ofBlock(int slices) {
-    var all = matrices.stream().mapToInt(Matrix::groups).max().orElseThrow();
-    return IntStream.range(1, all)
-        .map(WideProduct::inWholePasses)
-        .filter(each -> blocks(each).sum() * slices <= kernels.cuda().multiprocessors())
-        .findFirst()
-        .orElse(inWholePasses(all));
-  }
-
-  private static int inWholePasses(int groups) {
-    var passes = passes(groups);
-    return Math.ceilDiv(groups, passes) * passes;
-  }
-
-  private static int passes(int ofBlock) {
-    return Math.ceilDiv(ofBlock, AT_A_TIME);
-  }
-
-  /** Of each matrix: none has groups of two, so that a block's come by one request. */
-  private IntStream blocks(int ofBlock) {
-    return matrices.stream().mapToInt(matrix -> Math.ceilDiv(matrix.groups(), ofBlock));
-  }
-
-  /** Groups of a pass. */
-  private int most(int slices) {
-    var ofBlock = ofBlock(slices);
-    return ofBlock / passes(ofBlock);
-  }
-
-  /** Stages of so many chunks that fit. */
-  private int stages(int slices, int chunks) {
-    return Math.min(MAX_STAGES, (SHARED - beyond(slices)) / stageBytes(slices, chunks));
-  }
-
-  private int stageBytes(int slices, int chunks) {
-    return chunks * (inputRows() * CHUNK * 2 + most(slices) * GROUP_BYTES);
-  }
-
-  /** Bytes of shared memory beside the ring: barriers, and what whole tiles reach behind it. */
-  private int beyond(int slices) {
-    var most = most(slices);
-    return 2048 + (Math.max(16, Math.ceilDiv(most, 8) * 8) - most) * GROUP_BYTES;
-  }
-
-  /** Of a stage: two, for half as many requests, where there are enough stages even so. */
-  private int chunks(int slices) {
-    return k % (2 * CHUNK) == 0 && k / (2 * CHUNK) >= slices && stages(slices, 2) >= 3 ? 2 : 1;
-  }
-
-  /** In KiB of a block: weights from memory, x from L2 beside them, copies of y; a chunk's wait. */
-  private double cost(int slices) {
-    var ofBlock = ofBlock(slices);
-    var chunks = chunks(slices);
-    var multiplied = chunks * Math.ceilDiv(k / CHUNK / chunks, slices) + 1;
-    var input = inputRows() / 32.0 * passes(ofBlock);
-    var outputs = 4.0 * GROUP * ofBlock * rows / 1024;
-    return multiplied * (ofBlock + input) + (slices == 1 ? 1 : 2) * outputs;
   }
 
   @Override
   public int slots() {
-    return slices;
+    return deal.slices;
   }
 
   @Override
   public Kernel.Launch launch(long x, long y, int ld, boolean overlap) {
-    var ofBlock = ofBlock(slices);
-    var most = most(slices);
-    var chunks = chunks(slices);
-    var stages = stages(slices, chunks);
-    var ofK = k / CHUNK / chunks;
+    var ofK = k / CHUNK / deal.chunks;
+    var blocks = Deal.blocks(groups, deal.ofBlock).toArray();
     return kernels.launch(
         rows <= 32 ? KernelName.PRODUCT_WIDE32 : KernelName.PRODUCT_WIDE64,
-        Shape.of(blocks(ofBlock).sum(), slices, 1, 288)
-            .withShared(beyond(slices) + stages * stageBytes(slices, chunks))
+        Shape.of(IntStream.of(blocks).sum(), deal.slices, 1, 288)
+            .withShared(deal.sharedBytes(rows))
             .withOverlap(overlap),
         new ProductWide(
-            TensorMap.swizzled(x, rows, k, inputRows(), chunks),
+            TensorMap.swizzled(x, rows, k, inputRows(rows), deal.chunks),
             matrices.stream()
-                .map(m -> TensorMap.swizzled(m.address(), m.rows(), k, most * GROUP, chunks))
+                .map(
+                    m ->
+                        TensorMap.swizzled(
+                            m.address(), m.rows(), k, deal.most * GROUP, deal.chunks))
                 .toList(),
             y,
             rows,
             ld,
-            stages,
-            chunks,
-            ofK / slices,
-            ofK % slices,
-            most,
-            ofBlock / most,
-            matrices.stream().mapToInt(Matrix::groups).toArray(),
-            blocks(ofBlock).toArray()));
+            deal.stages,
+            deal.chunks,
+            ofK / deal.slices,
+            ofK % deal.slices,
+            deal.most,
+            deal.ofBlock / deal.most,
+            groups,
+            blocks));
   }
 }

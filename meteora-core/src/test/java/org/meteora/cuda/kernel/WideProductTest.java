@@ -1,0 +1,49 @@
+package org.meteora.cuda.kernel;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.util.Random;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.meteora.cuda.kernel.WideProduct.Deal;
+
+class WideProductTest {
+  /** As measured to be quick, 64 rows on 132 multiprocessors: W; gates and A of 28 adapters. */
+  @ParameterizedTest
+  @CsvSource({
+    "6144, 756, 4096, 2, 14, 2, 4", // q k v
+    "4096, 252, 4096, 4, 17, 2, 3", // o
+    "28672, 504, 4096, 1, 28, 1, 5", // gate, up
+    "4096, 252, 14336, 4, 17, 2, 3" // down
+  })
+  void dealsOutLlamas(int w, int few, int k, int slices, int ofBlock, int chunks, int stages) {
+    var deal = Deal.of(132, new int[] {w / 8, (few + 7) / 8}, k, 64);
+
+    assertThat(deal.slices()).isEqualTo(slices);
+    assertThat(deal.ofBlock()).isEqualTo(ofBlock);
+    assertThat(deal.chunks()).isEqualTo(chunks);
+    assertThat(deal.stages()).isEqualTo(stages);
+  }
+
+  @Test
+  void dealsOutAnything() {
+    var random = new Random(1);
+    for (int round = 0; round < 2000; round++) {
+      var groups = random.ints(1 + random.nextInt(9), 1, 3000).toArray();
+      var multiprocessors = 1 + random.nextInt(140);
+      var rows = 17 + random.nextInt(48);
+      var deal = Deal.of(multiprocessors, groups, 64 * (1 + random.nextInt(200)), rows);
+
+      assertThat(deal.most()).isBetween(1, 32);
+      assertThat(deal.ofBlock() % deal.most()).isZero();
+      assertThat(deal.stages()).isPositive();
+      assertThat(deal.sharedBytes(rows)).isLessThanOrEqualTo(227 << 10);
+      if (multiprocessors >= groups.length) {
+        int blocks = IntStream.of(groups).map(each -> Math.ceilDiv(each, deal.ofBlock())).sum();
+        assertThat(blocks * deal.slices()).isLessThanOrEqualTo(multiprocessors);
+      }
+    }
+  }
+}
