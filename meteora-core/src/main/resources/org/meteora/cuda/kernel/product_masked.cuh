@@ -195,18 +195,8 @@ template <bool TRANSPOSED>
 __device__ __forceinline__ void productMasked(const ProductMasked& p) {
   DYNAMIC_SHARED(memory);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7, rank = rankOfBlock();
-  SumRing ring;
-  ring.at = (shared32(memory) + 1023) & ~1023u;
-  ring.stages = SUM_STAGES;
-  const unsigned staging = ring.at + SUM_STAGES * SUM_STAGE_BYTES;
-  ring.full = staging + 4 * SUM_STORE_BYTES, ring.empty = ring.full + 8 * SUM_STAGES;
-  ring.stage = 0, ring.last = -1;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < SUM_STAGES; s++) { barrierInit(ring.full + 8 * s, 1); barrierInit(ring.empty + 8 * s, 2 * SUM_BLOCKS); }
-    barriersMade();
-  }
-  clusterArrive();
-  clusterWait();
+  const unsigned at = (shared32(memory) + 1023) & ~1023u, staging = at + SUM_STAGES * SUM_STAGE_BYTES;
+  SumRing ring = makeRing(at, SUM_STAGES, staging + 4 * SUM_STORE_BYTES);
   const int beside = p.sum.output[0].tiles;
   if (group == 2) {
     fewRegisters();

@@ -176,6 +176,19 @@ struct SumRing {
     if (++stage == stages) { stage = 0; phase ^= 1; }
   }
 };
+// A ring of so many stages, whose barriers lie behind each other, when both blocks of a cluster have made theirs.
+__device__ __forceinline__ SumRing makeRing(unsigned at, int stages, unsigned barriers) {
+  SumRing ring;
+  ring.at = at, ring.full = barriers, ring.empty = barriers + 8 * stages;
+  ring.stages = stages, ring.stage = 0, ring.last = -1;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < stages; s++) { barrierInit(ring.full + 8 * s, 1); barrierInit(ring.empty + 8 * s, 2 * SUM_BLOCKS); }
+    barriersMade();
+  }
+  clusterArrive();
+  clusterWait();
+  return ring;
+}
 
 // c += so many sixteens of the inner dimension of the stage's a and b.
 template <bool ROW_MAJOR_B, int SIXTEENS>
@@ -339,22 +352,15 @@ template <bool DROPS>
 __device__ __forceinline__ void productSum(const ProductSum& p) {
   DYNAMIC_SHARED(memory);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = threadIdx.x >> 7, rank = rankOfBlock();
-  SumRing ring;
-  ring.at = (shared32(memory) + 1023) & ~1023u;
-  ring.stages = SUM_STAGES - DROPS;
-  const unsigned staging = ring.at + ring.stages * SUM_STAGE_BYTES, keptAt = staging + 4 * SUM_STORE_BYTES;
+  constexpr int STAGES = SUM_STAGES - DROPS;
+  const unsigned ringAt = (shared32(memory) + 1023) & ~1023u, staging = ringAt + STAGES * SUM_STAGE_BYTES, keptAt = staging + 4 * SUM_STORE_BYTES;
   u64* const kept = (u64*)(memory + (keptAt - shared32(memory)));
-  ring.full = keptAt + (DROPS ? SUM_ROWS * 32 : 0), ring.empty = ring.full + 8 * SUM_STAGES;
-  const unsigned drawn = ring.empty + 8 * SUM_STAGES, taken = drawn + 8;
-  ring.stage = 0, ring.last = -1;
+  const unsigned drawn = keptAt + (DROPS ? SUM_ROWS * 32 : 0), taken = drawn + 8;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < ring.stages; s++) { barrierInit(ring.full + 8 * s, 1); barrierInit(ring.empty + 8 * s, 2 * SUM_BLOCKS); }
     barrierInit(drawn, 3);
     barrierInit(taken, 8);
-    barriersMade();
   }
-  clusterArrive();
-  clusterWait();
+  SumRing ring = makeRing(ringAt, STAGES, taken + 8);
   int beside = 0;
   for (int i = 0; i < p.outputs; i++) beside += p.output[i].tiles;
   if (group == 2) {

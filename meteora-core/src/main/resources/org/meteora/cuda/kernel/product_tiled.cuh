@@ -27,17 +27,8 @@ __device__ __forceinline__ void multiplyTiled(float (&c)[112], u64 a, u64 b) {
 #endif
 
 __device__ __forceinline__ SumRing tiledRing(unsigned char* memory) {
-  SumRing ring;
-  ring.at = (shared32(memory) + 1023) & ~1023u;
-  ring.stages = TILED_STAGES;
-  ring.full = ring.at + TILED_STAGES * TILED_STAGE_BYTES, ring.empty = ring.full + 8 * TILED_STAGES;
-  ring.stage = 0, ring.last = -1;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < TILED_STAGES; s++) { barrierInit(ring.full + 8 * s, 1); barrierInit(ring.empty + 8 * s, 2 * SUM_BLOCKS); }
-    barriersMade();
-  }
-  clusterArrive();
-  clusterWait();
+  const unsigned at = (shared32(memory) + 1023) & ~1023u;
+  const SumRing ring = makeRing(at, TILED_STAGES, at + TILED_STAGES * TILED_STAGE_BYTES);
   releaseNext();
   return ring;
 }
