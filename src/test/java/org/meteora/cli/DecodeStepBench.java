@@ -200,8 +200,8 @@ final class DecodeStepBench {
   /** Of more than 16 rows: kernels behind fewer wait for gates that these graphs do not have. */
   private void profiles(int[] batches, int context) {
     System.out.println("us a launch        " + String.join(" | ", PHASES) + " | head");
-    for (var batch : batches) {
-      for (var m : batch > 16 ? List.of(base(model), model) : List.<DecodeModel>of()) {
+    for (var batch : Arrays.stream(batches).filter(each -> each > 16).toArray()) {
+      for (var m : List.of(base(model), model)) {
         var line = new StringBuilder();
         for (var v : profile(m, batch, context, MatrixVector.Tuning.standard())) {
           line.append(String.format(Locale.ROOT, " %7.2f", v));

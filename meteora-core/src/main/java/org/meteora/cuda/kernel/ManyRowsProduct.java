@@ -8,7 +8,8 @@ import org.meteora.cuda.driver.Kernel;
  * {@code y = x · [W0; W1; …]ᵀ} for 17 to 256 rows of x: several weight matrices that share their
  * input are read in one launch, and multiplied on tensor cores. A matrix' outputs begin at whole
  * eights. Where there are too few rows of weights for all multiprocessors, k is cut into {@link
- * #slots} slices, each with its own copy of y {@code (slots, rows, ld)}; the reader sums them.
+ * #slots} slices, each with its own copy of y {@code (slots, rows, ld)}; the reader sums them, and
+ * reads nothing between the outputs of two matrices.
  *
  * <p>For f16 and bf16, compute capability 9.0, k a multiple of 64 and 16-byte aligned pointers.
  */

@@ -10,10 +10,7 @@ import org.meteora.cuda.driver.Shape;
 import org.meteora.cuda.driver.TensorMap;
 import org.meteora.tensor.Dtype;
 
-/**
- * A {@link ManyRowsProduct} for up to {@link #MAX_ROWS} rows of x, at the speed of memory. What is
- * between the outputs of matrices is zero.
- */
+/** A {@link ManyRowsProduct} for up to {@link #MAX_ROWS} rows of x, at the speed of memory. */
 public final class WideProduct implements ManyRowsProduct {
   /** Rows of x at most. */
   public static final int MAX_ROWS = 64;
