@@ -1,5 +1,6 @@
 package org.meteora.generate;
 
+import ai.djl.ndarray.NDArray;
 import java.util.List;
 import java.util.Optional;
 import java.util.OptionalInt;
@@ -58,6 +59,24 @@ public interface DecodeSession extends AutoCloseable {
    * @throws org.meteora.UserException when there is too little memory
    */
   void join(KvCache filled, List<KvCache.Columns> columns);
+
+  /**
+   * Whether {@link #first} takes what the last layer gives, before the norm, rather than logits.
+   */
+  default boolean hasHead() {
+    return false;
+  }
+
+  /**
+   * The tokens behind prompts that have been run and {@linkplain #join joined}; no routing listener
+   * hears of it.
+   *
+   * @param rows with each prompt's last token as the newest
+   * @param last of each one's last token logits {@code (rows, vocab)} float32, or where {@link
+   *     #hasHead} the last layer's output {@code (rows, hidden)}
+   * @return as {@link #step}
+   */
+  int[] first(List<Next> rows, NDArray last);
 
   /**
    * One step: runs a token of each sequence through the model and chooses the next. A routing

@@ -56,10 +56,17 @@ public final class ModelSession implements DecodeSession {
             rows.stream().map(Next::blocks).toArray(int[][]::new),
             rows.stream().mapToInt(Next::length).toArray());
     var its = routed(rows);
-    var logits =
-        logits(model, ids, ids.length, ids.length, input -> model.next(input, pool, tables, its));
-    int vocab = logits.length / ids.length;
-    var tokens = new int[ids.length];
+    try (var scope = model.manager().newSubManager()) {
+      var logits = run(scope, ids, ids.length, ids.length, it -> model.next(it, pool, tables, its));
+      return first(rows, logits);
+    }
+  }
+
+  @Override
+  public int[] first(List<Next> rows, NDArray last) {
+    float[] logits = last.toFloatArray();
+    int vocab = logits.length / rows.size();
+    var tokens = new int[rows.size()];
     for (int i = 0; i < tokens.length; i++) {
       var next = rows.get(i);
       tokens[i] =
@@ -81,15 +88,17 @@ public final class ModelSession implements DecodeSession {
   /**
    * Runs tokens through the model.
    *
+   * @param owner of what it returns, on the model's device
    * @param ids {@code (rows, tokens)} row-major
    * @param sequences whose tokens they are
    * @param pass what {@link Llama} does with them
-   * @return the pass's logits, row-major
    */
-  static float[] logits(
-      Llama model, long[] ids, int rows, int sequences, UnaryOperator<NDArray> pass) {
-    try (var scope = model.manager().newSubManager()) {
-      return pass.apply(Ops.of(scope, ids, rows, ids.length / rows)).toFloatArray();
+  static NDArray run(
+      NDManager owner, long[] ids, int rows, int sequences, UnaryOperator<NDArray> pass) {
+    try (var scope = owner.newSubManager()) {
+      var result = pass.apply(Ops.of(scope, ids, rows, ids.length / rows));
+      result.attach(owner);
+      return result;
     } catch (RuntimeException e) {
       // what was taken is free again
       if (TooLittleMemory.isReportedBy(e)) {

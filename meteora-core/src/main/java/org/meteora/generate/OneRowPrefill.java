@@ -1,6 +1,9 @@
 package org.meteora.generate;
 
 import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDArrays;
+import ai.djl.ndarray.NDList;
+import ai.djl.ndarray.NDManager;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
@@ -9,6 +12,7 @@ import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.Ranges;
 import org.meteora.moe.ForwardContext;
+import org.meteora.tensor.Ops;
 
 /**
  * Runs prompts through a model one after another in one row: no more than the tokens of each that
@@ -21,8 +25,9 @@ final class OneRowPrefill implements Prefill {
   private final int[] there; // how many tokens of each have been run, or were known
   private final Optional<KvCache> cache;
   private final Pass pass;
+  private final NDManager manager;
+  private final NDList last = new NDList(); // of prompts that have been run
   private int current; // the first prompt of which something is left
-  private float[] logits;
 
   private OneRowPrefill(
       Llama model, List<int[]> prompts, int[] known, Optional<KvCache> cache, Pass pass) {
@@ -31,6 +36,7 @@ final class OneRowPrefill implements Prefill {
     this.there = known.clone();
     this.cache = cache;
     this.pass = pass;
+    this.manager = model.manager().newSubManager();
   }
 
   /**
@@ -44,7 +50,7 @@ final class OneRowPrefill implements Prefill {
   private interface Pass {
     /**
      * @param ids of all pieces {@code (1, tokens)}
-     * @return logits of each piece's last token {@code (pieces, vocab)}
+     * @return of each piece's last token what is wanted {@code (pieces, …)}
      */
     NDArray run(NDArray ids, List<Piece> pieces, ForwardContext context);
   }
@@ -56,9 +62,15 @@ final class OneRowPrefill implements Prefill {
    *
    * @param blocks of each prompt
    * @param known how many of each prompt's first tokens are in them
+   * @param head as {@link #packed}
    */
   static OneRowPrefill intoBlocks(
-      Llama model, KvCache pool, List<int[]> prompts, List<int[]> blocks, int[] known) {
+      Llama model,
+      KvCache pool,
+      List<int[]> prompts,
+      List<int[]> blocks,
+      int[] known,
+      boolean head) {
     return new OneRowPrefill(
         model,
         prompts,
@@ -77,7 +89,7 @@ final class OneRowPrefill implements Prefill {
             }
             ends[i] = at - 1;
           }
-          return model.next(ids, pool, new BlockTables(tables, lengths), ends, context);
+          return model.next(ids, pool, new BlockTables(tables, lengths), ends, head, context);
         });
   }
 
@@ -85,8 +97,10 @@ final class OneRowPrefill implements Prefill {
    * Into the only row of a cache of their own.
    *
    * @param known what is known of each prompt's beginning
+   * @param head whether logits are wanted, as {@link Llama#next} says
    */
-  static OneRowPrefill packed(Llama model, List<int[]> prompts, List<Optional<Known>> known) {
+  static OneRowPrefill packed(
+      Llama model, List<int[]> prompts, List<Optional<Known>> known, boolean head) {
     var first = new int[prompts.size()]; // column of each prompt
     int columns = 0;
     for (int i = 0; i < first.length; i++) {
@@ -115,7 +129,7 @@ final class OneRowPrefill implements Prefill {
           var ranges =
               pieces.stream()
                   .map(each -> new Ranges.Piece(first[each.prompt()], each.first(), each.count()));
-          return model.next(ids, cache, ranges.toList(), context);
+          return model.next(ids, cache, ranges.toList(), head, context);
         });
   }
 
@@ -141,19 +155,16 @@ final class OneRowPrefill implements Prefill {
       }
     }
     var its =
-        ModelSession.logits(
-            model, ids, 1, pieces.size(), input -> pass.run(input, pieces, context));
-    int vocab = its.length / pieces.size();
-    if (logits == null) {
-      logits = new float[prompts.size() * vocab];
-    }
-    for (int i = 0; i < pieces.size(); i++) {
-      int prompt = pieces.get(i).prompt();
-      there[prompt] += pieces.get(i).count();
-      if (there[prompt] == prompts.get(prompt).length) {
-        System.arraycopy(its, i * vocab, logits, prompt * vocab, vocab);
+        ModelSession.run(manager, ids, 1, pieces.size(), input -> pass.run(input, pieces, context));
+    int before = current;
+    for (var piece : pieces) {
+      there[piece.prompt()] += piece.count();
+      if (there[piece.prompt()] == prompts.get(piece.prompt()).length) {
         current++;
       }
+    }
+    if (current > before) {
+      last.add(Ops.narrow(its, 0, 0, current - before));
     }
   }
 
@@ -168,12 +179,13 @@ final class OneRowPrefill implements Prefill {
   }
 
   @Override
-  public float[] logits() {
-    return logits;
+  public NDArray last() {
+    return NDArrays.concat(last, 0);
   }
 
   @Override
   public void close() {
+    manager.close();
     cache.ifPresent(KvCache::close);
   }
 }

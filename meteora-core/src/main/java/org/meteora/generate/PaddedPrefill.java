@@ -1,5 +1,7 @@
 package org.meteora.generate;
 
+import ai.djl.ndarray.NDArray;
+import ai.djl.ndarray.NDManager;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
@@ -18,15 +20,21 @@ final class PaddedPrefill implements Prefill {
   private final int[] padding;
   private final int width;
   private final long[] ids;
+  private final boolean head;
+  private final NDManager manager;
   private int done;
-  private float[] logits;
+  private NDArray last;
 
   /**
    * @param padToken fills the left of shorter prompts
    * @param known what is known of each prompt's beginning
+   * @param head whether logits are wanted, as {@link Llama#next} says
    */
-  PaddedPrefill(Llama model, int padToken, List<int[]> prompts, List<Optional<Known>> known) {
+  PaddedPrefill(
+      Llama model, int padToken, List<int[]> prompts, List<Optional<Known>> known, boolean head) {
     this.model = model;
+    this.head = head;
+    this.manager = model.manager().newSubManager();
     int longest = prompts.stream().mapToInt(prompt -> prompt.length).max().orElseThrow();
     width =
         IntStream.range(0, prompts.size())
@@ -54,7 +62,7 @@ final class PaddedPrefill implements Prefill {
       }
       cache.advance(longest - width);
     } catch (RuntimeException | Error e) {
-      cache.close();
+      close();
       throw e;
     }
   }
@@ -76,8 +84,12 @@ final class PaddedPrefill implements Prefill {
     for (int row = 0; row < rows; row++) {
       System.arraycopy(ids, row * width + done, some, row * columns, columns);
     }
-    logits =
-        ModelSession.logits(model, some, rows, rows, input -> model.next(input, cache, context));
+    if (last != null) {
+      last.close();
+    }
+    last =
+        ModelSession.run(
+            manager, some, rows, rows, input -> model.next(input, cache, head, context));
     done += columns;
   }
 
@@ -92,12 +104,13 @@ final class PaddedPrefill implements Prefill {
   }
 
   @Override
-  public float[] logits() {
-    return logits;
+  public NDArray last() {
+    return last;
   }
 
   @Override
   public void close() {
+    manager.close();
     cache.close();
   }
 }

@@ -1,5 +1,6 @@
 package org.meteora.generate;
 
+import ai.djl.ndarray.NDArray;
 import java.util.Optional;
 import org.meteora.model.KvCache;
 
@@ -11,8 +12,11 @@ sealed interface Prefill extends AutoCloseable permits PaddedPrefill, OneRowPref
   /** Keys and values so far, a span each; empty where they are in blocks. */
   Optional<KvCache> cache();
 
-  /** Logits of each prompt's last token {@code (prompts, vocab)}, when all have been run. */
-  float[] logits();
+  /**
+   * What {@link DecodeSession#first} takes of each prompt's last token, when all have been run;
+   * owned by this.
+   */
+  NDArray last();
 
   @Override
   void close();

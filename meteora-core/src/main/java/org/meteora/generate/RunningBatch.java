@@ -36,6 +36,11 @@ final class RunningBatch implements AutoCloseable {
   /** Tokens of prompts that may join together at least, however small passes are. */
   private static final long JOINING_TOKENS = 2048;
 
+  /**
+   * Passes over prompts that one of many sequences waits for, while the others' places are free.
+   */
+  private static final int PATIENCE = 8;
+
   private final Llama model;
   private final DecodeSession.Provider decoding;
   private final List<Sequence> sequences;
@@ -164,9 +169,10 @@ final class RunningBatch implements AutoCloseable {
   private void toTheEnd() {
     while (scheduler.waiting() + scheduler.running() > 0) {
       long together = Math.max(JOINING_TOKENS, 2L * decoding.prefillTokens());
-      // those that run do not wait for more than that of others' prompts
+      // how long those that run wait for others' prompts: the longer, the fewer they are
       boolean waits = !running.isEmpty();
-      long budget = waits ? decoding.prefillTokens() : together;
+      int patience = Math.max(1, PATIENCE - PATIENCE * running.size() / maxSequences);
+      long budget = waits ? (long) patience * decoding.prefillTokens() : together;
       plan(together);
       listener.onStep(
           new AnswerListener.Load(
@@ -179,7 +185,7 @@ final class RunningBatch implements AutoCloseable {
         continue;
       }
       while (!joining.isEmpty() && budget > 0) {
-        budget -= runPrompts(waits ? budget : Long.MAX_VALUE);
+        budget -= runPrompts(waits ? Math.min(budget, together) : Long.MAX_VALUE);
         // a pass of few tokens takes almost as long as one of many: few are left for the next
         if (scheduler.isFilling() && 2 * budget >= decoding.prefillTokens()) {
           plan(budget);
@@ -207,13 +213,11 @@ final class RunningBatch implements AutoCloseable {
             .map(sequences::get)
             .map(each -> new RoutingDispatcher.Row(each, each.length() - 1, 1));
     dispatcher.begin(rows.toList());
-    var steps =
-        present.stream().map(which -> sequences.get(which).next(scheduler.blocks(which))).toList();
     boolean goesOn =
         joining.isEmpty() && present.stream().map(sequences::get).noneMatch(Sequence::endsNext);
     int[] next;
     try {
-      next = session.step(steps, goesOn);
+      next = session.step(nexts(present), goesOn);
     } catch (TooLittleMemory e) {
       restartWithFewer(present, e);
       return;
@@ -277,7 +281,7 @@ final class RunningBatch implements AutoCloseable {
   private long runPrompts(long budget) {
     long done = 0;
     while (done < budget && !joining.isEmpty()) {
-      float[] logits;
+      int[] first;
       try {
         if (prefill.isEmpty()) {
           beginPrefill();
@@ -287,21 +291,15 @@ final class RunningBatch implements AutoCloseable {
         if (!its.isDone()) {
           continue;
         }
-        logits = its.logits();
-        join(its);
+        first = join(its);
       } catch (UserException e) {
         endPrefill();
         doWithout(filled, e);
         continue;
       }
       // what a listener throws is no failure to join
-      int vocab = logits.length / filled.size();
-      for (int i = 0; i < filled.size(); i++) {
-        var sequence = sequences.get(filled.get(i));
-        accept(
-            filled.get(i),
-            sequence.sampler.chooseFinite(
-                logits, i * vocab, vocab, sequence.ngrams.banned(), sequence.uniform()));
+      for (int i = 0; i < first.length; i++) {
+        accept(filled.get(i), first[i]);
       }
     }
     return done;
@@ -349,10 +347,13 @@ final class RunningBatch implements AutoCloseable {
           session.pool(),
           prompts,
           filled.stream().map(scheduler::blocks).toList(),
-          filled.stream().mapToInt(scheduler::known).toArray());
+          filled.stream().mapToInt(scheduler::known).toArray(),
+          !session.hasHead());
     }
     var known = filled.stream().map(this::known).toList();
-    return packs ? OneRowPrefill.packed(model, prompts, known) : padded(prompts, known);
+    return packs
+        ? OneRowPrefill.packed(model, prompts, known, !session.hasHead())
+        : padded(prompts, known);
   }
 
   private Optional<Known> known(int which) {
@@ -363,7 +364,8 @@ final class RunningBatch implements AutoCloseable {
   }
 
   private PaddedPrefill padded(List<int[]> prompts, List<Optional<Known>> known) {
-    return new PaddedPrefill(model, sequences.getFirst().config.padTokenId(), prompts, known);
+    int pad = sequences.getFirst().config.padTokenId();
+    return new PaddedPrefill(model, pad, prompts, known, !session.hasHead());
   }
 
   /**
@@ -468,8 +470,12 @@ final class RunningBatch implements AutoCloseable {
     listener.onFailure(sequences.get(which).request, reason);
   }
 
-  /** Those whose prompts have been run take part in the next step. */
-  private void join(Prefill its) {
+  /**
+   * Those whose prompts have been run take part in the next step.
+   *
+   * @return their first tokens
+   */
+  private int[] join(Prefill its) {
     if (its.cache().isPresent()) {
       var cache = its.cache().get();
       var columns = new ArrayList<KvCache.Columns>();
@@ -481,9 +487,15 @@ final class RunningBatch implements AutoCloseable {
       }
       session.join(cache, columns);
     }
+    int[] first = session.first(nexts(filled), its.last());
     endPrefill();
     joining.removeAll(filled);
     running.addAll(filled);
+    return first;
+  }
+
+  private List<DecodeSession.Next> nexts(List<Integer> those) {
+    return those.stream().map(which -> sequences.get(which).next(scheduler.blocks(which))).toList();
   }
 
   /** Takes a sequence's next token; one that ends leaves. */

@@ -53,7 +53,8 @@ public interface Backend extends GatedForward.Provider {
 
   /**
    * Whether inference can run several sequences as one row, {@link
-   * Llama#next(ai.djl.ndarray.NDArray, KvCache, java.util.List, org.meteora.moe.ForwardContext)}.
+   * Llama#next(ai.djl.ndarray.NDArray, KvCache, java.util.List, boolean,
+   * org.meteora.moe.ForwardContext)}.
    */
   default boolean runsPacked(Architecture architecture) {
     return false;
@@ -61,7 +62,7 @@ public interface Backend extends GatedForward.Provider {
 
   /**
    * Whether inference can run any tokens of sequences as one row over their blocks, {@link
-   * Llama#next(ai.djl.ndarray.NDArray, KvCache, BlockTables, int[],
+   * Llama#next(ai.djl.ndarray.NDArray, KvCache, BlockTables, int[], boolean,
    * org.meteora.moe.ForwardContext)}.
    */
   default boolean fillsBlocks() {

@@ -177,6 +177,7 @@ public final class Llama extends LlamaBlock {
   public NDArray next(NDArray ids, KvCache pool, BlockTables tables, ForwardContext context) {
     return inferred(
         ids,
+        true,
         context,
         (scope, its) ->
             hidden(ids, Pass.blocks(scope, this, pool, tables, false, its), scope).squeeze(1));
@@ -189,12 +190,19 @@ public final class Llama extends LlamaBlock {
    * @param ids {@code (1, tokens)} int64, on the model's device
    * @param tables of each token; those of one sequence are in order, none left out
    * @param last the tokens whose logits are wanted
+   * @param head as in {@link #next(NDArray, KvCache, List, boolean, ForwardContext)}
    * @return {@code (last, vocab)} float32, owned by the manager of {@code ids}
    */
   public NDArray next(
-      NDArray ids, KvCache pool, BlockTables tables, int[] last, ForwardContext context) {
+      NDArray ids,
+      KvCache pool,
+      BlockTables tables,
+      int[] last,
+      boolean head,
+      ForwardContext context) {
     return inferred(
         ids,
+        head,
         context,
         (scope, its) -> {
           var pass = Pass.blocks(scope, this, pool, tables, true, its);
@@ -211,9 +219,19 @@ public final class Llama extends LlamaBlock {
    *     {@code ids}
    */
   public NDArray next(NDArray ids, KvCache cache, ForwardContext context) {
+    return next(ids, cache, true, context);
+  }
+
+  /**
+   * The same.
+   *
+   * @param head as in {@link #next(NDArray, KvCache, List, boolean, ForwardContext)}
+   */
+  public NDArray next(NDArray ids, KvCache cache, boolean head, ForwardContext context) {
     int seq = (int) ids.getShape().get(1);
     return inferred(
         ids,
+        head,
         context,
         (scope, its) -> {
           var hidden = hidden(ids, Pass.cached(scope, this, cache, seq, its), scope);
@@ -229,17 +247,20 @@ public final class Llama extends LlamaBlock {
    * @param ids {@code (1, tokens)} int64, on the model's device
    * @param cache has room for them; its length does not change
    * @param pieces whose tokens they are, without gaps between their keys
+   * @param head whether logits are wanted; else it is what the last layer gives, before the norm,
+   *     {@code (pieces, hidden)} in the model's dtype
    * @return logits of each piece's last token, {@code (pieces, vocab)} float32, owned by the
    *     manager of {@code ids}
    */
   public NDArray next(
-      NDArray ids, KvCache cache, List<Ranges.Piece> pieces, ForwardContext context) {
+      NDArray ids, KvCache cache, List<Ranges.Piece> pieces, boolean head, ForwardContext context) {
     var ends = new long[pieces.size()];
     for (int i = 0, end = -1; i < ends.length; i++) {
       ends[i] = end += pieces.get(i).count();
     }
     return inferred(
         ids,
+        head,
         context,
         (scope, its) -> {
           // sent before the layers are queued: it waits for what is
@@ -253,15 +274,22 @@ public final class Llama extends LlamaBlock {
    * An inference pass.
    *
    * @param last runs the layers: the outputs {@code (rows, hidden)} of the last
-   * @return logits {@code (rows, vocab)} float32, owned by the manager of {@code ids}
+   * @return with a head logits {@code (rows, vocab)} float32, owned by the manager of {@code ids}
    */
   private NDArray inferred(
-      NDArray ids, ForwardContext context, BiFunction<NDManager, ForwardContext, NDArray> last) {
+      NDArray ids,
+      boolean withHead,
+      ForwardContext context,
+      BiFunction<NDManager, ForwardContext, NDArray> last) {
     var owner = ids.getManager();
     try (var scope = owner.newSubManager();
         var routed = backend.begin(context);
         var whole = frozen.begin()) {
       var hidden = last.apply(scope, routed.context());
+      if (!withHead) {
+        hidden.attach(owner);
+        return hidden;
+      }
       frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
       var logits = Ops.cast(backend.ops().head(backend.ops().norm(hidden, norm), head), Dtype.F32);
       logits.attach(owner);

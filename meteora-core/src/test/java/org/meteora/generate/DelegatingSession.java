@@ -1,5 +1,6 @@
 package org.meteora.generate;
 
+import ai.djl.ndarray.NDArray;
 import java.util.List;
 import java.util.OptionalInt;
 import org.meteora.model.KvCache;
@@ -26,6 +27,16 @@ class DelegatingSession implements DecodeSession {
   @Override
   public int[] step(List<Next> rows, boolean goesOn) {
     return session.step(rows, goesOn);
+  }
+
+  @Override
+  public boolean hasHead() {
+    return session.hasHead();
+  }
+
+  @Override
+  public int[] first(List<Next> rows, NDArray last) {
+    return session.first(rows, last);
   }
 
   @Override

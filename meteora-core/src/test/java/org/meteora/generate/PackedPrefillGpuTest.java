@@ -8,6 +8,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import java.util.Random;
 import java.util.stream.IntStream;
@@ -15,7 +16,10 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
 import org.meteora.backend.Backends;
+import org.meteora.backend.cuda.CudaDecoder;
+import org.meteora.model.KvCache;
 import org.meteora.model.Llama;
 import org.meteora.model.RandomLlama;
 import org.meteora.model.SmallArchitecture;
@@ -63,7 +67,8 @@ class PackedPrefillGpuTest {
   private record Outcome(float[] logits, List<float[]> cache) {}
 
   private static List<Outcome> outcome(Prefill prefill) {
-    int vocab = prefill.logits().length / prefill.cache().orElseThrow().spans().size();
+    float[] logits = prefill.last().toFloatArray();
+    int vocab = logits.length / prefill.cache().orElseThrow().spans().size();
     var all = new ArrayList<Outcome>();
     for (var span : prefill.cache().orElseThrow().spans()) {
       var values = new ArrayList<float[]>();
@@ -79,7 +84,7 @@ class PackedPrefillGpuTest {
         }
       }
       int at = all.size() * vocab;
-      all.add(new Outcome(Arrays.copyOfRange(prefill.logits(), at, at + vocab), values));
+      all.add(new Outcome(Arrays.copyOfRange(logits, at, at + vocab), values));
     }
     return all;
   }
@@ -112,14 +117,15 @@ class PackedPrefillGpuTest {
       assertThat(llama.backend().runsPacked(llama.config())).isTrue();
       var expected = new ArrayList<Outcome>();
       for (var prompt : prompts) {
-        try (var alone = new PaddedPrefill(llama, 0, List.of(prompt), nothing.subList(0, 1))) {
+        try (var alone =
+            new PaddedPrefill(llama, 0, List.of(prompt), nothing.subList(0, 1), true)) {
           alone.run(alone.left(), ASKS);
           expected.addAll(outcome(alone));
         }
       }
       for (int most : new int[] {1, 7, 50, 1000}) {
         try (var pool = llama.newPool(manager, 4);
-            var packed = OneRowPrefill.packed(llama, prompts, nothing)) {
+            var packed = OneRowPrefill.packed(llama, prompts, nothing, true)) {
           run(packed, most, prompts.stream().mapToInt(prompt -> prompt.length).sum());
           check(dtype + ", pieces of " + most, outcome(packed), expected, dtype);
           int[] blocks = {3, 1, 0};
@@ -129,7 +135,7 @@ class PackedPrefillGpuTest {
           var hits = new ArrayList<>(nothing);
           hits.set(2, begins);
           hits.set(5, begins);
-          try (var again = OneRowPrefill.packed(llama, prompts, hits)) {
+          try (var again = OneRowPrefill.packed(llama, prompts, hits, true)) {
             run(again, most, prompts.stream().mapToInt(prompt -> prompt.length).sum() - 2 * 64);
             check(dtype + ", beginnings known", outcome(again), expected, dtype);
           }
@@ -148,6 +154,70 @@ class PackedPrefillGpuTest {
       done += its;
     }
     assertThat(done).isEqualTo(tokens);
+  }
+
+  /** By few rows' plan and by many rows': the logits are those of the model's own head. */
+  @ParameterizedTest
+  @ValueSource(ints = {1, 3, 16, 17, 40})
+  void firstTokensAreChosenFromWhatTheLastLayerGave(int count) {
+    var random = new Random(count);
+    var prompts = new ArrayList<int[]>();
+    for (int i = 0; i < count; i++) {
+      prompts.add(random.ints(1 + random.nextInt(90), 1, 70).toArray());
+    }
+    int all = prompts.stream().mapToInt(prompt -> prompt.length).sum();
+    List<Optional<Known>> nothing = Collections.nCopies(count, Optional.empty());
+    try (var manager = Devices.newManager(Device.gpu())) {
+      var llama = model(manager, Dtype.BF16);
+      try (var decoder = new CudaDecoder(llama, ASKS.routing(), false);
+          var logits = OneRowPrefill.packed(llama, prompts, nothing, true);
+          var filled = OneRowPrefill.packed(llama, prompts, nothing, false)) {
+        run(logits, 100, all);
+        run(filled, 100, all);
+        float[] expected = logits.last().toFloatArray();
+        decoder.begin(count, 100, ASKS);
+        var columns = new ArrayList<KvCache.Columns>();
+        var rows = new ArrayList<DecodeSession.Next>();
+        for (int i = 0; i < count; i++) {
+          int[] blocks = {4 * i, 4 * i + 1, 4 * i + 2};
+          int last = prompts.get(i).length - 1;
+          columns.addAll(Known.columns(filled.cache().orElseThrow().spans().get(i), 0, blocks));
+          rows.add(next(blocks, last, prompts.get(i)[last], i % 2 == 0 ? 7 : 8));
+        }
+        decoder.join(filled.cache().orElseThrow(), columns);
+        int[] first = decoder.first(rows, filled.last());
+        var own = new float[70];
+        for (int i = 0; i < count; i++) {
+          decoder.logits(i, own);
+          int banned = rows.get(i).banned()[0];
+          assertThat(own[banned]).isEqualTo(Float.NEGATIVE_INFINITY);
+          own[banned] = expected[70 * i + banned];
+          assertThat(worst(own, Arrays.copyOfRange(expected, 70 * i, 70 * i + 70)))
+              .isLessThan(tolerance(Dtype.BF16));
+          own[banned] = Float.NEGATIVE_INFINITY;
+          int largest = 0;
+          for (int token = 1; token < 70; token++) {
+            largest = own[token] > own[largest] ? token : largest;
+          }
+          assertThat(first[i]).isEqualTo(largest);
+        }
+        // the steps that follow know how long the sequences are
+        var following = new ArrayList<DecodeSession.Next>();
+        for (int i = 0; i < count; i++) {
+          int length = prompts.get(i).length;
+          following.add(next(rows.get(i).blocks(), length, first[i], 7));
+        }
+        int[] second = decoder.step(following, false);
+        decoder.first(rows.subList(0, 1), Ops.narrow(filled.last(), 0, 0, 1));
+        assertThat(decoder.step(following, false)).isEqualTo(second);
+      }
+    }
+  }
+
+  private static DecodeSession.Next next(int[] blocks, int length, int token, int banned) {
+    var config = GenerationConfig.greedy(List.of(), 100);
+    return new DecodeSession.Next(
+        blocks, length, token, new int[] {banned}, 0, 0, config, Optional.empty());
   }
 
   private static void check(String what, List<Outcome> its, List<Outcome> expected, Dtype dtype) {
@@ -192,10 +262,13 @@ class PackedPrefillGpuTest {
       for (var each : BatchingTest.mixed(llama, BatchingTest.requests(4, 24), alone)) {
         expected.add(BatchingTest.answers(llama, ModelSession.of(llama), List.of(each), 1).get(0));
       }
-      try (var decoding = BatchingTest.inPieces(ModelSession.of(llama), 30)) {
+      for (var provider : List.of(ModelSession.of(llama), Backends.decoding(llama))) {
         var heard = new ArrayList<String>();
         var requests = BatchingTest.mixed(llama, BatchingTest.requests(4, 24), heard);
-        var answers = BatchingTest.answers(llama, decoding, requests, 5);
+        Map<Integer, String> answers;
+        try (var decoding = BatchingTest.inPieces(provider, 30)) {
+          answers = BatchingTest.answers(llama, decoding, requests, 5);
+        }
         int same = 0;
         for (int i = 0; i < requests.size(); i++) {
           if (answers.get(i).equals(expected.get(i))) {

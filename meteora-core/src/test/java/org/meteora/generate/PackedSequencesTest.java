@@ -35,7 +35,8 @@ class PackedSequencesTest {
   /** Keys and values as a padded prefill leaves them. */
   private static KvCache padded(Llama llama, List<int[]> prompts) {
     var prefill =
-        new PaddedPrefill(llama, 0, prompts, Collections.nCopies(prompts.size(), Optional.empty()));
+        new PaddedPrefill(
+            llama, 0, prompts, Collections.nCopies(prompts.size(), Optional.empty()), true);
     prefill.run(prefill.left(), CONTEXT);
     return prefill.cache().orElseThrow();
   }

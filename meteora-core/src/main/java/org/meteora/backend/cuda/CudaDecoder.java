@@ -423,6 +423,39 @@ public final class CudaDecoder implements AutoCloseable {
       return begun(rows, places.get(), goesOn);
     }
     settle();
+    name(rows);
+    boolean given = addresses.isGiven();
+    if (given) {
+      takeChoice(rows);
+    }
+    engine.fetchRouting(listener.isPresent() && !given);
+    var tokens = rows.stream().mapToInt(DecodeSession.Next::token).toArray();
+    if (goesOn && canGoAhead(rows)) {
+      engine.queue(tokens);
+      goAhead(rows);
+      return engine.take();
+    }
+    var chosen = engine.step(tokens);
+    listener.ifPresent(this::report);
+    return withManyBans(rows, chosen);
+  }
+
+  /**
+   * As {@link DecodeSession#first}.
+   *
+   * @param hidden {@code (rows, hidden)}, made on libtorch's stream
+   */
+  public int[] first(List<DecodeSession.Next> rows, NDArray hidden) {
+    cuda.makeCurrent();
+    settle();
+    name(rows);
+    engine.fetchRouting(false);
+    engine.choose(Ops.dataPointer(hidden), Stream.LIBTORCH);
+    return withManyBans(rows, engine.nextTokens());
+  }
+
+  /** Names the rows of the next step, and how their tokens are chosen. */
+  private void name(List<DecodeSession.Next> rows) {
     var tables = rows.stream().map(DecodeSession.Next::blocks).toArray(int[][]::new);
     var lengths = rows.stream().mapToInt(DecodeSession.Next::length).toArray();
     if (!Arrays.equals(lengths, expected) || !goOn(tables)) {
@@ -431,25 +464,16 @@ public final class CudaDecoder implements AutoCloseable {
       engine.blocks(tables);
     }
     present = tables;
-    boolean given = addresses.isGiven();
-    if (given) {
-      takeChoice(rows);
-    }
-    engine.fetchRouting(listener.isPresent() && !given);
-    var tokens = rows.stream().mapToInt(DecodeSession.Next::token).toArray();
-    for (int row = 0; row < tokens.length; row++) {
+    expected = behind(lengths);
+    for (int row = 0; row < lengths.length; row++) {
       var next = rows.get(row);
       var banned = bansTooMany(next) ? new int[0] : next.banned();
       choose(engine.sampler(), row, next.config(), next.uniform(), banned);
     }
-    expected = behind(lengths);
-    if (goesOn && canGoAhead(rows)) {
-      engine.queue(tokens);
-      goAhead(rows);
-      return engine.take();
-    }
-    var chosen = engine.step(tokens);
-    listener.ifPresent(this::report);
+  }
+
+  /** The same with those tokens that are chosen on the host. */
+  private int[] withManyBans(List<DecodeSession.Next> rows, int[] chosen) {
     for (int row = 0; row < chosen.length; row++) {
       if (bansTooMany(rows.get(row))) {
         chosen[row] = onHost(row, chosen[row], rows.get(row));

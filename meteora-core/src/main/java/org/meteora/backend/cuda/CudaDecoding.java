@@ -1,5 +1,6 @@
 package org.meteora.backend.cuda;
 
+import ai.djl.ndarray.NDArray;
 import java.util.List;
 import java.util.Optional;
 import java.util.OptionalInt;
@@ -112,6 +113,16 @@ public final class CudaDecoding implements DecodeSession.Provider {
     @Override
     public void join(KvCache filled, List<KvCache.Columns> columns) {
       decoder.join(filled, columns);
+    }
+
+    @Override
+    public boolean hasHead() {
+      return true;
+    }
+
+    @Override
+    public int[] first(List<Next> rows, NDArray last) {
+      return decoder.first(rows, last);
     }
 
     @Override

@@ -1,6 +1,8 @@
 package org.meteora.cuda.decode;
 
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.ToIntFunction;
@@ -9,6 +11,7 @@ import java.util.stream.Stream;
 import org.meteora.cuda.decode.DecodeModel.Linear;
 import org.meteora.cuda.decode.DecodeModel.Weigher;
 import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.cuda.kernel.ManyRowsProduct.Matrix;
 import org.meteora.nn.Projection;
 
 /**
@@ -31,6 +34,52 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
     return IntStream.range(0, model.layers().size())
         .boxed()
         .flatMap(i -> Arrays.stream(Projection.Input.values()).map(input -> of(model, i, input)));
+  }
+
+  /** All that is multiplied with the input, as it lies in memory. */
+  List<Matrix> matrices() {
+    return inOrder().sorted(Comparator.comparingLong(Matrix::address)).toList();
+  }
+
+  private Stream<Matrix> inOrder() {
+    var ofLinears =
+        linears.stream()
+            .flatMap(
+                linear ->
+                    Stream.concat(
+                        Stream.of(new Matrix(linear.weight(), linear.out())),
+                        linear.adapters().stream()
+                            .flatMap(
+                                its ->
+                                    Stream.of(
+                                        new Matrix(its.gate(), its.gateRows()),
+                                        new Matrix(its.a(), its.sumOfRanks())))));
+    return Stream.concat(
+            ofLinears, weigher.stream().map(its -> new Matrix(its.weight(), its.adapters())))
+        .filter(matrix -> matrix.rows() > 0);
+  }
+
+  /**
+   * What the form of its product goes by: equal for groups of different layers whose matrices are
+   * alike and lie alike.
+   *
+   * @param rowBytes of a matrix
+   */
+  List<Object> shape(long rowBytes) {
+    var shape = new ArrayList<Object>(List.of(first, weighed()));
+    for (var linear : linears) {
+      linear
+          .adapters()
+          .ifPresent(its -> shape.addAll(List.of(its.count(), its.maxRank(), its.b() % 16)));
+    }
+    var lying = matrices();
+    inOrder().map(lying::indexOf).forEach(shape::add);
+    var end = 0L;
+    for (var matrix : lying) {
+      shape.addAll(List.of(matrix.rows(), matrix.address() % 16, matrix.address() == end));
+      end = matrix.address() + matrix.rows() * rowBytes;
+    }
+    return shape;
   }
 
   Projection.Input input() {

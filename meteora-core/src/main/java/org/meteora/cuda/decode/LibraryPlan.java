@@ -1,5 +1,6 @@
 package org.meteora.cuda.decode;
 
+import java.util.HashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.stream.Stream;
@@ -65,8 +66,14 @@ final class LibraryPlan extends StepPlan {
     return products(kernels, model, rows).mapToLong(LibraryProduct::scratchFloats).max().orElse(0);
   }
 
+  /** Of those that are alike one. */
   private static Stream<LibraryProduct> products(Kernels kernels, DecodeModel model, int rows) {
-    return InputGroup.all(model).map(group -> new LibraryProduct(kernels, model, group, rows));
+    var groups = new HashMap<Object, InputGroup>();
+    InputGroup.all(model)
+        .forEach(
+            group ->
+                groups.putIfAbsent(group.shape((long) group.in() * model.dtype().bytes()), group));
+    return groups.values().stream().map(each -> new LibraryProduct(kernels, model, each, rows));
   }
 
   /** Queues a product, and what adds all adapters to it where all act. */
@@ -79,18 +86,7 @@ final class LibraryPlan extends StepPlan {
 
   private void build() {
     var layers = model.layers();
-    works.add(
-        layer.embedNorm(
-            rows,
-            new DecodeEmbedNorm(
-                model.embedding(),
-                memory.tokens,
-                layers.getFirst().inputNorm(),
-                memory.residual,
-                memory.normed,
-                model.hidden(),
-                model.vocab(),
-                model.eps())));
+    works.add(embedNorm(model.embedding(), model.vocab(), layers.getFirst().inputNorm()));
     for (var i = 0; i < layers.size(); i++) {
       var qkv = multiplied(i, Input.ATTENTION);
       works.add(ropeAppend(qkv, 0, i));
@@ -103,8 +99,28 @@ final class LibraryPlan extends StepPlan {
           addResidualNorm(
               down, i + 1 < layers.size() ? layers.get(i + 1).inputNorm() : model.finalNorm()));
     }
-    works.add(head());
-    works.addAll(sampling(1));
+    behindLayers.add(head());
+    behindLayers.addAll(sampling(1));
+    works.addAll(behindLayers);
+  }
+
+  private Work embedNorm(long table, int entries, long norm) {
+    return layer.embedNorm(
+        rows,
+        new DecodeEmbedNorm(
+            table,
+            memory.tokens,
+            norm,
+            memory.residual,
+            memory.normed,
+            model.hidden(),
+            entries,
+            model.eps()));
+  }
+
+  @Override
+  Work finalNorm(long hidden) {
+    return embedNorm(hidden, rows, model.finalNorm());
   }
 
   private Work head() {

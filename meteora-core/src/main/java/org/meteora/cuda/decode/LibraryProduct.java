@@ -1,7 +1,6 @@
 package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
-import java.util.Comparator;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Optional;
@@ -66,24 +65,10 @@ final class LibraryProduct extends StepProduct {
   private final boolean canFuse;
 
   LibraryProduct(Kernels kernels, DecodeModel model, InputGroup group, int rows) {
-    var matrices = new ArrayList<Matrix>();
-    for (var linear : group.linears()) {
-      matrices.add(new Matrix(linear.weight(), linear.out()));
-      linear
-          .adapters()
-          .ifPresent(
-              adapters -> {
-                matrices.add(new Matrix(adapters.gate(), adapters.gateRows()));
-                matrices.add(new Matrix(adapters.a(), adapters.sumOfRanks()));
-              });
-    }
-    group.weigher().ifPresent(w -> matrices.add(new Matrix(w.weight(), w.adapters())));
-    matrices.removeIf(matrix -> matrix.rows() == 0);
-    matrices.sort(Comparator.comparingLong(Matrix::address));
     var parts = new ArrayList<Part>();
     var at = new HashMap<Long, Integer>();
     var rowBytes = (long) group.in() * model.dtype().bytes();
-    for (var matrix : matrices) {
+    for (var matrix : group.matrices()) {
       var last = parts.isEmpty() ? null : parts.getLast();
       if (last != null && matrix.address() == last.address() + last.rows() * rowBytes) {
         parts.removeLast();

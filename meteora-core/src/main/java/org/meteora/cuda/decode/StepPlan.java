@@ -25,6 +25,9 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
   final int rows;
   final List<Work> works = new ArrayList<>();
 
+  /** What follows the layers: the head, and the choice of tokens. */
+  final List<Work> behindLayers = new ArrayList<>();
+
   /**
    * @param overlap programmatic dependent launch
    */
@@ -89,6 +92,13 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
             (float) (1 / Math.sqrt(model.headDim())),
             model.ropeScale()));
   }
+
+  /**
+   * What comes before {@link #behindLayers} where the layers have been run elsewhere.
+   *
+   * @param hidden (rows, hidden), what they gave; row i is what {@link StepMemory#tokens} names i
+   */
+  abstract Work finalNorm(long hidden);
 
   /** What is behind gate and up. */
   final DecodeRouteSiluUp routeSiluUp(StepProduct gateUp, long clearCount) {

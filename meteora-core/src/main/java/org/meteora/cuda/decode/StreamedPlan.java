@@ -3,6 +3,7 @@ package org.meteora.cuda.decode;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.meteora.cuda.driver.Kernel;
+import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.DecodeLayerKernels;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeEmbed;
 import org.meteora.cuda.kernel.DecodeLayerKernels.DecodeRouteAddResidual;
@@ -72,24 +73,16 @@ final class StreamedPlan extends StepPlan {
   private void build() {
     var layers = model.layers();
     var hidden = model.hidden();
-    var partials = DecodeLayerKernels.partials(hidden);
     var head = head(kernels, model, tuning, rows);
-    var headFloats = (long) head.slots() * rows * model.vocab();
+    var headFloats = headFloats(head);
     var next = product(0, Input.ATTENTION);
     works.add(
-        layer.embed(
-            rows,
-            new DecodeEmbed(
-                model.embedding(),
-                memory.tokens,
-                layers.getFirst().inputNorm(),
-                memory.residual,
-                memory.normed,
-                memory.sumsq,
-                memory.yA,
-                next.floats(),
-                hidden,
-                model.vocab())));
+        embed(
+            model.embedding(),
+            model.vocab(),
+            layers.getFirst().inputNorm(),
+            memory.yA,
+            next.floats()));
     for (var i = 0; i < layers.size(); i++) {
       var qkv = next;
       var o = product(i, Input.ATTENTION_HEADS);
@@ -110,10 +103,47 @@ final class StreamedPlan extends StepPlan {
         works.add(addResidual(down, memory.logits, headFloats, model.finalNorm()));
       }
     }
-    works.add(
-        head.launch(
-            memory.normed, memory.logits, model.vocab(), 0, memory.sumsq, partials, model.eps()));
+    works.add(head(head, DecodeLayerKernels.partials(hidden)));
     works.addAll(sampling(head.slots()));
+    behindLayers.add(head(head, DecodeLayerKernels.partialsOfEmbedding(hidden)));
+    behindLayers.addAll(sampling(head.slots()));
+  }
+
+  private long headFloats(MatrixVector head) {
+    return (long) head.slots() * rows * model.vocab();
+  }
+
+  /**
+   * @param partials sums of squares of each row
+   */
+  private Work head(MatrixVector head, int partials) {
+    return head.launch(
+        memory.normed, memory.logits, model.vocab(), 0, memory.sumsq, partials, model.eps());
+  }
+
+  /**
+   * @param clear set to zero
+   */
+  private Work embed(long table, int entries, long norm, long clear, long clearCount) {
+    return layer.embed(
+        rows,
+        new DecodeEmbed(
+            table,
+            memory.tokens,
+            norm,
+            memory.residual,
+            memory.normed,
+            memory.sumsq,
+            clear,
+            clearCount,
+            model.hidden(),
+            entries));
+  }
+
+  @Override
+  Work finalNorm(long hidden) {
+    var floats = headFloats(head(kernels, model, tuning, rows));
+    return embed(hidden, rows, model.finalNorm(), memory.logits, floats);
   }
 
   private void multiply(StreamedProduct product) {
