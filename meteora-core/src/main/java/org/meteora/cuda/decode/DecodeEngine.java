@@ -435,7 +435,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   /** What a step queues, in order. */
   public List<Work> launches() {
-    return plan().works;
+    return plan().works();
   }
 
   private StepPlan plan() {

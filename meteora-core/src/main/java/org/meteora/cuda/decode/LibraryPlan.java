@@ -34,7 +34,8 @@ final class LibraryPlan extends StepPlan {
       int rows) {
     super(kernels, model, cache, memory, isOwn(kernels, model, rows), rows);
     this.library = library;
-    build();
+    behindLayers.add(head());
+    behindLayers.addAll(sampling(1));
   }
 
   /** Whether all products are our own, which may begin before the launch in front has ended. */
@@ -84,7 +85,8 @@ final class LibraryPlan extends StepPlan {
     return product;
   }
 
-  private void build() {
+  @Override
+  void build() {
     var layers = model.layers();
     works.add(embedNorm(model.embedding(), model.vocab(), layers.getFirst().inputNorm()));
     for (var i = 0; i < layers.size(); i++) {
@@ -99,8 +101,6 @@ final class LibraryPlan extends StepPlan {
           addResidualNorm(
               down, i + 1 < layers.size() ? layers.get(i + 1).inputNorm() : model.finalNorm()));
     }
-    behindLayers.add(head());
-    behindLayers.addAll(sampling(1));
     works.addAll(behindLayers);
   }
 

@@ -225,11 +225,7 @@ final class StepMemory implements AutoCloseable {
       this.counters = zeros(4L * maxRows * model.heads() / group);
       this.best = zeros(4L * maxRows * DeviceSampler.BLOCKS);
       this.bestAt = zeros(4L * maxRows * DeviceSampler.BLOCKS);
-      for (var layer : model.layers()) {
-        for (var linear : layer.linears()) {
-          linear.adapters().ifPresent(adapters -> upload(linear, adapters));
-        }
-      }
+      uploadAdapters(model);
       this.yA = zeros(4 * yFloats);
       this.yB = zeros(4 * yFloats);
       this.logits = zeros(4 * logitFloats);
@@ -254,15 +250,50 @@ final class StepMemory implements AutoCloseable {
     return locked.getLast().memory().fill((byte) 0);
   }
 
-  private void upload(Linear linear, AdapterMemory adapters) {
+  /** All linears' arrays beside each other, which are many and small: a copy each takes longer. */
+  private void uploadAdapters(DecodeModel model) {
+    var ints = new ArrayList<int[]>();
+    var floats = new ArrayList<float[]>();
+    for (var layer : model.layers()) {
+      for (var linear : layer.linears()) {
+        linear
+            .adapters()
+            .ifPresent(
+                adapters -> {
+                  ints.add(adapters.offsets());
+                  ints.add(mixed == 0 ? new int[0] : adaptersOfRanks(adapters));
+                  floats.add(adapters.scales());
+                });
+      }
+    }
+    var at = owned(cuda.upload(ints.stream().flatMapToInt(Arrays::stream).toArray(), stream));
+    var all = new float[floats.stream().mapToInt(each -> each.length).sum()];
+    var end = 0;
+    for (var each : floats) {
+      System.arraycopy(each, 0, all, end, each.length);
+      end += each.length;
+    }
+    var scalesAt = owned(cuda.upload(all, stream));
+    var arrays = ints.iterator();
+    var scales = floats.iterator();
+    for (var layer : model.layers()) {
+      for (var linear : layer.linears()) {
+        if (linear.adapters().isPresent()) {
+          var behindOffsets = at + 4L * arrays.next().length;
+          adapterArrays.put(linear, new long[] {at, scalesAt, behindOffsets});
+          at = behindOffsets + 4L * arrays.next().length;
+          scalesAt += 4L * scales.next().length;
+        }
+      }
+    }
+  }
+
+  private static int[] adaptersOfRanks(AdapterMemory adapters) {
     var ofRanks = new int[adapters.sumOfRanks()];
     for (var i = 0; i < adapters.count(); i++) {
       Arrays.fill(ofRanks, adapters.offsets()[i], adapters.offsets()[i + 1], i);
     }
-    var adapterOfRank = mixed == 0 ? 0 : owned(cuda.upload(ofRanks, stream));
-    var offsets = owned(cuda.upload(adapters.offsets(), stream));
-    var scales = owned(cuda.upload(adapters.scales(), stream));
-    adapterArrays.put(linear, new long[] {offsets, scales, adapterOfRank});
+    return ofRanks;
   }
 
   private long owned(DeviceMemory memory) {

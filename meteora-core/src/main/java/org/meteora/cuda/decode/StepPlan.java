@@ -25,7 +25,7 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
   final int rows;
   final List<Work> works = new ArrayList<>();
 
-  /** What follows the layers: the head, and the choice of tokens. */
+  /** Of those, what follows the layers: the head, and the choice of tokens. */
   final List<Work> behindLayers = new ArrayList<>();
 
   /**
@@ -46,6 +46,17 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
     this.overlap = overlap;
     this.rows = rows;
   }
+
+  /** All that it queues, in order; made when it is first asked for. */
+  final List<Work> works() {
+    if (works.isEmpty()) {
+      build();
+    }
+    return works;
+  }
+
+  /** Fills {@link #works}. */
+  abstract void build();
 
   /** Choosing the next tokens, from copies of the logits that are to be summed. */
   final List<Kernel.Launch> sampling(int logitSlots) {

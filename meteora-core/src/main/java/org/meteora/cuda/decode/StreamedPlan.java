@@ -32,7 +32,9 @@ final class StreamedPlan extends StepPlan {
       int rows) {
     super(kernels, model, cache, memory, tuning.overlap(), rows);
     this.tuning = tuning;
-    build();
+    var head = head(kernels, model, tuning, rows);
+    behindLayers.add(head(head, DecodeLayerKernels.partialsOfEmbedding(model.hidden())));
+    behindLayers.addAll(sampling(head.slots()));
   }
 
   /** Floats of the largest product of the layers, for any number of rows up to {@code maxRows}. */
@@ -70,7 +72,8 @@ final class StreamedPlan extends StepPlan {
     return new StreamedProduct(model, kernels, tuning, InputGroup.of(model, layer, input), rows);
   }
 
-  private void build() {
+  @Override
+  void build() {
     var layers = model.layers();
     var hidden = model.hidden();
     var head = head(kernels, model, tuning, rows);
@@ -105,8 +108,6 @@ final class StreamedPlan extends StepPlan {
     }
     works.add(head(head, DecodeLayerKernels.partials(hidden)));
     works.addAll(sampling(head.slots()));
-    behindLayers.add(head(head, DecodeLayerKernels.partialsOfEmbedding(hidden)));
-    behindLayers.addAll(sampling(head.slots()));
   }
 
   private long headFloats(MatrixVector head) {
