@@ -4,6 +4,7 @@ import ai.djl.ndarray.NDArray;
 import ai.djl.ndarray.NDArrays;
 import ai.djl.ndarray.NDList;
 import java.util.Map;
+import java.util.function.UnaryOperator;
 import org.meteora.moe.GatedForward;
 import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
@@ -24,7 +25,10 @@ public final class Attention extends LlamaBlock {
     this.output = group(Projection.Input.ATTENTION_HEADS, linears, backend);
   }
 
-  NDArray forward(NDArray x, Pass pass) {
+  /**
+   * @param wanted takes the tokens whose output is wanted out of {@code (batch, seq, …)}
+   */
+  NDArray forward(NDArray x, Pass pass, UnaryOperator<NDArray> wanted) {
     long B = x.getShape().get(0);
     long L = x.getShape().get(1);
     int H = architecture.numAttentionHeads();
@@ -34,7 +38,7 @@ public final class Attention extends LlamaBlock {
     if (pass.rows() != null) {
       var attended =
           pass.ops().attend(projected.get(0), projected.get(1), projected.get(2), pass, layer);
-      return project(output, attended, pass).getFirst();
+      return project(output, wanted.apply(attended), pass).getFirst();
     }
     var heads =
         pass.ops().rotate(projected.get(0), projected.get(1), projected.get(2), pass, layer);
@@ -50,7 +54,7 @@ public final class Attention extends LlamaBlock {
     } else {
       mixed = attend(heads.queries(), heads.keys(), heads.values(), pass);
     }
-    return project(output, mixed.reshape(B, L, H * D), pass).getFirst();
+    return project(output, wanted.apply(mixed.reshape(B, L, H * D)), pass).getFirst();
   }
 
   /** {@code (batch, seq, heads, headDim)}. */

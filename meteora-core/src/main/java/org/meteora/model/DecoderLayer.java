@@ -3,6 +3,7 @@ package org.meteora.model;
 import ai.djl.ndarray.NDArray;
 import java.util.Collection;
 import java.util.List;
+import java.util.function.UnaryOperator;
 import org.meteora.moe.GatedLinear;
 import org.meteora.nn.Projection;
 
@@ -37,13 +38,22 @@ public final class DecoderLayer extends LlamaBlock {
    * @return owned by the manager of {@code hidden}
    */
   public NDArray forward(NDArray hidden, Pass pass) {
+    return forward(hidden, pass, UnaryOperator.identity());
+  }
+
+  /**
+   * The same of some tokens; keys and values are those of all.
+   *
+   * @param wanted takes these tokens out of {@code (batch, seq, …)}
+   */
+  NDArray forward(NDArray hidden, Pass pass, UnaryOperator<NDArray> wanted) {
     if (pass.context().training()) {
-      return compute(hidden, pass);
+      return compute(hidden, pass, wanted);
     }
     var owner = hidden.getManager();
     try (var scope = owner.newSubManager()) {
       hidden.attach(scope);
-      var result = compute(hidden, pass);
+      var result = compute(hidden, pass, wanted);
       hidden.attach(owner);
       result.attach(owner);
       pass.gateLogits().forEach(logits -> logits.attach(owner));
@@ -51,11 +61,11 @@ public final class DecoderLayer extends LlamaBlock {
     }
   }
 
-  private NDArray compute(NDArray hidden, Pass pass) {
+  private NDArray compute(NDArray hidden, Pass pass, UnaryOperator<NDArray> wanted) {
     var input = pass.ops().norm(hidden, inputNorm);
     var inside = pass.inside(input);
-    var attended = attention.forward(input, inside);
-    var residual = pass.ops().addAndNorm(hidden, attended, postAttentionNorm);
+    var attended = attention.forward(input, inside, wanted);
+    var residual = pass.ops().addAndNorm(wanted.apply(hidden), attended, postAttentionNorm);
     return pass.ops().add(residual.sum(), mlp.forward(residual.normed(), inside));
   }
 

@@ -7,6 +7,7 @@ import ai.djl.ndarray.types.Shape;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.BiFunction;
+import java.util.function.UnaryOperator;
 import java.util.stream.LongStream;
 import java.util.stream.Stream;
 import org.meteora.TooLittleMemory;
@@ -180,7 +181,12 @@ public final class Llama extends LlamaBlock {
         true,
         context,
         (scope, its) ->
-            hidden(ids, Pass.blocks(scope, this, pool, tables, false, its), scope).squeeze(1));
+            hidden(
+                    ids,
+                    Pass.blocks(scope, this, pool, tables, false, its),
+                    scope,
+                    UnaryOperator.identity())
+                .squeeze(1));
   }
 
   /**
@@ -207,7 +213,7 @@ public final class Llama extends LlamaBlock {
         (scope, its) -> {
           var pass = Pass.blocks(scope, this, pool, tables, true, its);
           var wanted = Ops.of(scope, Arrays.stream(last).asLongStream().toArray(), last.length);
-          return Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, wanted);
+          return hidden(ids, pass, scope, x -> Ops.indexSelect(x, 1, wanted)).squeeze(0);
         });
   }
 
@@ -234,9 +240,10 @@ public final class Llama extends LlamaBlock {
         head,
         context,
         (scope, its) -> {
-          var hidden = hidden(ids, Pass.cached(scope, this, cache, seq, its), scope);
+          var pass = Pass.cached(scope, this, cache, seq, its);
+          var hidden = hidden(ids, pass, scope, x -> Ops.contiguous(Ops.narrow(x, 1, seq - 1, 1)));
           cache.advance(seq);
-          return Ops.narrow(hidden, 1, seq - 1, 1).squeeze(1);
+          return hidden.squeeze(1);
         });
   }
 
@@ -266,7 +273,7 @@ public final class Llama extends LlamaBlock {
           // sent before the layers are queued: it waits for what is
           var lastOfEach = Ops.of(scope, ends, ends.length);
           var pass = Pass.ranges(scope, this, cache, pieces, its);
-          return Ops.indexSelect(hidden(ids, pass, scope).squeeze(0), 0, lastOfEach);
+          return hidden(ids, pass, scope, x -> Ops.indexSelect(x, 1, lastOfEach)).squeeze(0);
         });
   }
 
@@ -298,20 +305,23 @@ public final class Llama extends LlamaBlock {
   }
 
   /**
-   * The last layer's output before the final norm, {@code (batch, seq, hidden)}, owned by {@code
-   * scope}.
+   * The last layer's output before the final norm, owned by {@code scope}.
+   *
+   * @param wanted of {@code (batch, seq, hidden)} those tokens whose output is wanted
    */
-  private NDArray hidden(NDArray ids, Pass pass, NDManager scope) {
+  private NDArray hidden(NDArray ids, Pass pass, NDManager scope, UnaryOperator<NDArray> wanted) {
     var x = embed(ids);
     x.attach(scope);
-    for (int i = 0; i < layers.size(); i++) {
-      var y = forward(i, x, pass);
+    int last = layers.size() - 1;
+    for (int i = 0; i <= last; i++) {
+      boolean leaves = i == last && pass.needsOnlyWanted();
+      var y = forward(i, x, pass, leaves ? wanted : UnaryOperator.identity());
       if (!pass.context().training()) {
         x.close();
       }
       x = y;
     }
-    return x;
+    return pass.needsOnlyWanted() ? x : wanted.apply(x);
   }
 
   /**
@@ -321,8 +331,12 @@ public final class Llama extends LlamaBlock {
    * @return as {@link DecoderLayer#forward} does
    */
   public NDArray forward(int layer, NDArray x, Pass pass) {
+    return forward(layer, x, pass, UnaryOperator.identity());
+  }
+
+  private NDArray forward(int layer, NDArray x, Pass pass, UnaryOperator<NDArray> wanted) {
     frozen.use(layer, layer + 1 < layers.size() ? layer + 1 : FrozenWeights.HEAD);
-    return layers.get(layer).forward(x, pass);
+    return layers.get(layer).forward(x, pass, wanted);
   }
 
   RotaryEmbedding rotary() {
@@ -349,7 +363,8 @@ public final class Llama extends LlamaBlock {
   public NDArray logits(NDArray ids, Pass pass) {
     var owner = ids.getManager();
     try (var whole = frozen.begin()) {
-      var normed = pass.ops().norm(hidden(ids, pass, owner), norm);
+      var all = hidden(ids, pass, owner, UnaryOperator.identity());
+      var normed = pass.ops().norm(all, norm);
       frozen.use(FrozenWeights.HEAD, FrozenWeights.NONE);
       return Ops.linear(normed, head, null);
     }

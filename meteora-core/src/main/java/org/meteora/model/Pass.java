@@ -55,6 +55,16 @@ public record Pass(
     return new Pass(angles, mask, causal, samples, ranges, cache, rows, between, other, logits);
   }
 
+  /**
+   * Whether what is not asked for may be left out of the last layer: nobody hears of its gates, and
+   * who chooses adapters looks at each token by itself.
+   */
+  boolean needsOnlyWanted() {
+    return context.routing().router() instanceof Router.Scoring
+        && context.listener().isEmpty()
+        && !context.gateLogits();
+  }
+
   /** This pass inside a decoder layer whose q, k and v read this, for routers that look at it. */
   Pass inside(NDArray layerInput) {
     return context.routing().router() instanceof Router.Weighing

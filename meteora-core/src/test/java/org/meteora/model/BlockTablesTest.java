@@ -8,6 +8,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
+import java.util.Optional;
 import java.util.Random;
 import java.util.stream.IntStream;
 import org.assertj.core.data.Offset;
@@ -18,6 +19,7 @@ import org.meteora.TooLittleMemory;
 import org.meteora.backend.Backends;
 import org.meteora.moe.Flags;
 import org.meteora.moe.ForwardContext;
+import org.meteora.moe.ForwardMode;
 import org.meteora.moe.RoutingSettings;
 import org.meteora.nn.KvBlock;
 import org.meteora.tensor.Devices;
@@ -83,6 +85,58 @@ class BlockTablesTest {
             }
           }
         }
+      }
+    }
+  }
+
+  /**
+   * Of a prefill's last layer nobody sees more than a few tokens, unless somebody hears of all
+   * gates: the logits are the same, by rows and over blocks, and so are the steps behind it.
+   */
+  @Test
+  void theLastLayerIsRunForWhatIsWanted() {
+    try (var manager = Devices.newManager(Device.cpu())) {
+      manager.getEngine().setRandomSeed(4);
+      var backend = Backends.of(manager, Dtype.F32);
+      var llama =
+          RandomLlama.create(SmallArchitecture.create(), manager, Dtype.F32, 5, 4, backend, 0);
+      var gated = ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO));
+      var heard = new int[2]; // tokens by layer
+      var listened =
+          gated.withListener(
+              Optional.of(
+                  (layer, module, rows, tokens, k, indices, weights) -> {
+                    heard[layer] += module == 6 ? rows * tokens : 0;
+                  }));
+      var random = new Random(4);
+      var ids = random.longs(40, 1, 70).toArray();
+      var following = random.longs(2, 1, 70).toArray();
+      var all = new ArrayList<float[]>();
+      for (var context : List.of(listened, gated)) {
+        try (var scope = manager.newSubManager();
+            var cache = llama.newCache(manager, new int[] {0, 7}, 30);
+            var pool = llama.newPool(manager, 3)) {
+          all.add(llama.next(Ops.of(scope, ids, 2, 20), cache, context).toFloatArray());
+          all.add(llama.next(Ops.of(scope, following, 2, 1), cache, context).toFloatArray());
+          var tables = new int[40][];
+          Arrays.fill(tables, 0, 25, new int[] {2});
+          Arrays.fill(tables, 25, 40, new int[] {0});
+          var lengths = IntStream.range(0, 40).map(i -> i < 25 ? i : i - 25).toArray();
+          var row = Ops.of(scope, ids, 1, 40);
+          var places = new BlockTables(tables, lengths);
+          all.add(llama.next(row, pool, places, new int[] {24, 39}, true, context).toFloatArray());
+          assertThat(
+                  llama
+                      .next(row, pool, places, new int[] {24, 39}, false, context)
+                      .getShape()
+                      .getShape())
+              .containsExactly(2, 32);
+        }
+      }
+      assertThat(heard).containsExactly(2 * 40 + 40 + 2, 2 * 40 + 40 + 2);
+      for (int i = 0; i < 3; i++) {
+        assertThat(all.get(i)).hasSize(2 * 70);
+        assertThat(all.get(3 + i)).containsExactly(all.get(i), Offset.offset(1e-5f));
       }
     }
   }
