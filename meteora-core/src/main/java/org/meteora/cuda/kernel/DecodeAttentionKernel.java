@@ -80,8 +80,8 @@ public final class DecodeAttentionKernel {
           Shape.of(maxSplits, groups, rows, 128).withOverlap(overlap),
           argument.withSplits(maxSplits));
     }
-    // where there are many pairs, blocks that join nothing keep the GPU busy
-    var fewest = pairs >= 4 * cuda.multiprocessors() ? 1 : 2;
+    // a block that has more of a row, and joins nothing, is the quicker one where all have work
+    var fewest = pairs >= cuda.multiprocessors() ? 1 : 2;
     var cluster = Integer.highestOneBit(Math.clamp(cuda.multiprocessors() / pairs, fewest, 8));
     var splits = cluster;
     if (maxLength > LONG * cluster && maxSplits >= 2 * cluster) {
