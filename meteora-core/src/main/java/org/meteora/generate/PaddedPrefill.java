@@ -34,7 +34,6 @@ final class PaddedPrefill implements Prefill {
       Llama model, int padToken, List<int[]> prompts, List<Optional<Known>> known, boolean head) {
     this.model = model;
     this.head = head;
-    this.manager = model.manager().newSubManager();
     int longest = prompts.stream().mapToInt(prompt -> prompt.length).max().orElseThrow();
     width =
         IntStream.range(0, prompts.size())
@@ -52,6 +51,7 @@ final class PaddedPrefill implements Prefill {
       }
     }
     cache = model.newCache(model.manager(), padding, longest + 1);
+    manager = model.manager().newSubManager();
     try {
       for (int row = 0; row < prompts.size(); row++) {
         int count = prompts.get(row).length - width;

@@ -84,7 +84,7 @@ public final class DecodeAttentionKernel {
     var fewest = pairs >= cuda.multiprocessors() ? 1 : 2;
     var cluster = Integer.highestOneBit(Math.clamp(cuda.multiprocessors() / pairs, fewest, 8));
     var splits = cluster;
-    if (maxLength > LONG * cluster && maxSplits >= 2 * cluster) {
+    if (cluster > 1 && maxLength > LONG * cluster && maxSplits >= 2 * cluster) {
       cluster = 2;
       splits = Integer.highestOneBit(maxSplits);
     }
