@@ -115,7 +115,9 @@ public interface DecodeSession extends AutoCloseable {
       return Integer.MAX_VALUE;
     }
 
-    /** Tokens of prompts that a step waits for at most. */
+    /**
+     * Tokens of prompts that a step waits for at most, or several times that if it has few rows.
+     */
     default int prefillTokens() {
       return 512;
     }

@@ -165,6 +165,8 @@ final class OneRowPrefill implements Prefill {
     }
     if (current > before) {
       last.add(Ops.narrow(its, 0, 0, current - before));
+    } else {
+      its.close();
     }
   }
 
