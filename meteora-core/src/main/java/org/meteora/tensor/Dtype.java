@@ -1,6 +1,5 @@
 package org.meteora.tensor;
 
-import java.util.Arrays;
 import java.util.Locale;
 import org.meteora.UserException;
 
@@ -14,6 +13,8 @@ public enum Dtype {
   I32(3, 4),
   BOOL(11, 1),
   U8(0, 1);
+
+  private static final Dtype[] ALL = values();
 
   private final int scalarType;
   private final int bytes;
@@ -54,10 +55,11 @@ public enum Dtype {
   }
 
   static Dtype ofScalarType(int scalarType) {
-    return Arrays.stream(values())
-        .filter(dtype -> dtype.scalarType == scalarType)
-        .findFirst()
-        .orElseThrow(
-            () -> new IllegalStateException("libtorch dtype " + scalarType + " is not used here"));
+    for (var dtype : ALL) {
+      if (dtype.scalarType == scalarType) {
+        return dtype;
+      }
+    }
+    throw new IllegalStateException("libtorch dtype " + scalarType + " is not used here");
   }
 }

@@ -136,9 +136,11 @@ final class FusedInference implements AutoCloseable {
   }
 
   private long[] addressesOfB() {
-    return linears.stream()
-        .mapToLong(linear -> Ops.dataPointer(router.forKernels(linear).loraBTransposed()))
-        .toArray();
+    var addresses = new long[linears.size()];
+    for (int i = 0; i < addresses.length; i++) {
+      addresses[i] = Ops.dataPointer(router.forKernels(linears.get(i)).loraBTransposed());
+    }
+    return addresses;
   }
 
   /** Whether this is for B as it is now. */

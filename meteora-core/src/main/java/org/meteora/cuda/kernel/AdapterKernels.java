@@ -86,7 +86,8 @@ public final class AdapterKernels implements AutoCloseable {
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
   private final long inverseTemperature;
   private final long scratch;
-  private final int ld;
+  private final int gates; // of all linears
+  private final int ranks; // of all linears
   private final GroupedPrefill grouped;
   private double temperature = Double.NaN;
 
@@ -120,7 +121,9 @@ public final class AdapterKernels implements AutoCloseable {
         owned.add(cuda.upload(target.adapters().scales(), stream));
         arrays.add(new long[] {offsets, owned.getLast().address()});
       }
-      this.ld = gates() + ranks();
+      this.gates = targets.stream().mapToInt(t -> t.adapters().gateRows()).sum();
+      this.ranks = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
+      var ld = gates + ranks;
       this.grouped = new GroupedPrefill(kernels, this.targets, arrays, in);
       var floats = 0L;
       for (var rows = 1; rows <= MatrixVector.MAX_ROWS; rows++) {
@@ -135,14 +138,6 @@ public final class AdapterKernels implements AutoCloseable {
       host.close();
       throw e;
     }
-  }
-
-  private int gates() {
-    return targets.stream().mapToInt(t -> t.adapters().gateRows()).sum();
-  }
-
-  private int ranks() {
-    return targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
   }
 
   private MatrixVector product(int rows) {
@@ -173,6 +168,7 @@ public final class AdapterKernels implements AutoCloseable {
     var bytes = kernels.constants().dtype().bytes();
     for (var at = 0; at < tokens; at += MatrixVector.MAX_ROWS) {
       var rows = Math.min(MatrixVector.MAX_ROWS, tokens - at);
+      var ld = gates + ranks;
       var product = product(rows);
       cuda.fill(scratch, 0, 4L * product.slots() * rows * ld, stream);
       var input = x + (long) at * in * bytes;
@@ -183,7 +179,7 @@ public final class AdapterKernels implements AutoCloseable {
       var addresses = new long[targets.size()];
       var widest = 1;
       var gateAt = 0;
-      var zAt = gates();
+      var zAt = gates;
       for (var i = 0; i < targets.size(); i++) {
         var adapters = targets.get(i).adapters();
         var out = targets.get(i).out();
@@ -249,8 +245,8 @@ public final class AdapterKernels implements AutoCloseable {
       return;
     }
     var linears =
-        scaledLinears(targets, arrays, kernels.constants().topK(), tokens, choices, ranks());
-    var stride = columns(gates() + ranks());
+        scaledLinears(targets, arrays, kernels.constants().topK(), tokens, choices, ranks);
+    var stride = columns(gates + ranks);
     kernels.run(
         KernelName.PREFILL_ROUTE_SCALE_Z,
         Shape.of(Math.toIntExact((tokens + 7) / 8), targets.size(), 1, 256),

@@ -25,7 +25,11 @@ public record AdapterMemory(long gate, long a, long b, int[] ranks, float[] scal
   }
 
   public int sumOfRanks() {
-    return Arrays.stream(ranks).sum();
+    var sum = 0;
+    for (var rank : ranks) {
+      sum += rank;
+    }
+    return sum;
   }
 
   /** Whether A and B are where 16 bytes can be read at once. */

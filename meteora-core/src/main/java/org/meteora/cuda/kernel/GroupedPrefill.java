@@ -139,6 +139,9 @@ public final class GroupedPrefill {
   /** Elements of a token's z. */
   private final int ranks;
 
+  /** Of all adapters of all linears. */
+  private final int allRanks;
+
   /** Tokens of a chunk at most, for which there is shared memory. */
   private final int longest;
 
@@ -155,6 +158,7 @@ public final class GroupedPrefill {
     this.topK = kernels.constants().topK();
     int maxRank = targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
     this.ranks = (maxRank + 7) / 8 * 8;
+    this.allRanks = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
     this.longest = longest(topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
     this.isAvailable =
         kernels.constants().dtype() != Dtype.F32
@@ -186,10 +190,9 @@ public final class GroupedPrefill {
    */
   public boolean isQuicker(int tokens) {
     int chosen = topK * ranks;
-    int all = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
     return isAvailable
         && tokens >= TOKENS_AN_ADAPTER * targets.getFirst().adapters().count()
-        && all >= targets.size() * RANKS_A_CHOSEN_ONE * chosen;
+        && allRanks >= targets.size() * RANKS_A_CHOSEN_ONE * chosen;
   }
 
   private int chunk(int tokens) {

@@ -133,14 +133,21 @@ public final class SummedProducts {
 
   /** Whether the kernels take these, all of the same rows, and gain by it. */
   public static boolean take(Cuda cuda, List<Sum> sums) {
-    var terms = sums.stream().flatMap(sum -> sum.terms().stream()).toList();
+    int terms = 0;
+    for (var sum : sums) {
+      terms += sum.terms().size();
+      if (sum.add() || sum.terms().size() < 2 || !isAligned(sum.y())) {
+        return false;
+      }
+      for (var term : sum.terms()) {
+        if (term.a().isTransposed() || !isAligned(term.a()) || !isAligned(term.b())) {
+          return false;
+        }
+      }
+    }
     return cuda.capability() == 90
         && sums.size() <= MAX_SUMS
-        && terms.size() <= MAX_TERMS
-        && sums.stream().noneMatch(sum -> sum.add() || sum.terms().size() < 2)
-        && terms.stream().noneMatch(term -> term.a().isTransposed())
-        && sums.stream().allMatch(sum -> isAligned(sum.y()))
-        && terms.stream().allMatch(term -> isAligned(term.a()) && isAligned(term.b()))
+        && terms <= MAX_TERMS
         && isQuicker(cuda, sums);
   }
 
