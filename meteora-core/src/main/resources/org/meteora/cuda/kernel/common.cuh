@@ -257,3 +257,4 @@ __device__ __forceinline__ RowPiece rowPiece(int columns) {
   const long long thread = (long long)blockIdx.x * 256 + threadIdx.x;
   return {thread / pieces, (int)(thread % pieces) * 8, columns % 8 == 0};
 }
+__device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }

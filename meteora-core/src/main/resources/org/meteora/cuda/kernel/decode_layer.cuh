@@ -243,7 +243,7 @@ __device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {
   }
   clearNext(p.product);
 #pragma unroll
-  for (int i = 0; i < N; i++) v[0][i] = v[0][i] / (1.f + __expf(-v[0][i])) * v[1][i];
+  for (int i = 0; i < N; i++) v[0][i] = silu(v[0][i]) * v[1][i];
   storePacked<N>(p.out + (u64)row * p.inter + o, whole, left, v[0]);
 }
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, false>(p); }

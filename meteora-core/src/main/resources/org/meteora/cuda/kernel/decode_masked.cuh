@@ -187,7 +187,7 @@ __device__ __forceinline__ void maskedSiluUp(const DecodeMaskedSiluUp& p) {
             for (int j = 0; j < 2; j++) {
               const int at = o + (n + t) * 8 + 2 * q + j;
               const float a = gate.v[m][n + t][2 * half + j] + biasAt(p.gate, at), b = up.v[m][n + t][2 * half + j] + biasAt(p.up, at);
-              v[j] = a / (1.f + __expf(-a)) * b;
+              v[j] = silu(a) * b;
             }
             w[t] = pair(fromFloat(v[0]), fromFloat(v[1]));
           }

@@ -168,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(128) decode_route_silu_up_wide(cons
       addRouted<WIDE>(p.up, chosen[1], z[1], b, o, whole, left, up);
     }
 #pragma unroll
-    for (int i = 0; i < WIDE; i++) gate[i] = gate[i] / (1.f + __expf(-gate[i])) * up[i];
+    for (int i = 0; i < WIDE; i++) gate[i] = silu(gate[i]) * up[i];
     storePacked<WIDE>(p.out + (u64)row * p.inter + o, whole, left, gate);
   }
 }

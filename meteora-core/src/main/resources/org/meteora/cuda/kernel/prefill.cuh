@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(256) prefill_silu_up(const __grid_c
   load8(p.gate + at, 0, n, p.vectors, g);
   load8(p.up + at, 0, n, p.vectors, u);
 #pragma unroll
-  for (int i = 0; i < 8; i++) g[i] = g[i] / (1.f + __expf(-g[i])) * u[i];
+  for (int i = 0; i < 8; i++) g[i] = silu(g[i]) * u[i];
   store8(p.out + at, 0, n, p.vectors, g);
 }
 

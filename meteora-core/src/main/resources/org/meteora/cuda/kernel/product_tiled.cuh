@@ -152,29 +152,36 @@ __device__ __forceinline__ void storeTile(const ProductTiled& p, const float (&c
     }
   }
 }
-extern "C" __global__ void __launch_bounds__(384, 1) product_tiled(const __grid_constant__ ProductTiled p) {
-  DYNAMIC_SHARED(memory);
+// A kernel's body: a thread copies, two warpgroups multiply one Work after another.
+template <class Work, class P, class Copy, class Multiply>
+__device__ __forceinline__ void runTiled(const P& p, unsigned char* memory, Copy copy, Multiply multiply) {
   const int group = threadIdx.x >> 7;
   SumRing ring = tiledRing(memory);
   if (group == 2) {
     fewRegisters();
     ring.phase = 1;
-    if (threadIdx.x == 256) copyTiles(p, ring);
+    if (threadIdx.x == 256) copy(p, ring);
   } else {
     manyRegisters();
     ring.phase = 0;
     waitForPrevious();
     float c[112];
-    for (TiledWork work(p); work.more(p);) {
+    for (Work work(p); work.more(p);) {
 #pragma unroll
       for (int i = 0; i < 112; i++) c[i] = 0.f;
-      addTiled<TILED_COLUMNS, 0, false>(c, ring, work.to - work.from, group);
-      storeTile(p, c, work, group);
+      multiply(c, ring, work, group);
     }
   }
   // no block ends while the other still writes to its shared memory
   clusterArrive();
   clusterWait();
+}
+extern "C" __global__ void __launch_bounds__(384, 1) product_tiled(const __grid_constant__ ProductTiled p) {
+  DYNAMIC_SHARED(memory);
+  runTiled<TiledWork>(p, memory, copyTiles, [&](float (&c)[112], SumRing& ring, const TiledWork& work, int group) {
+    addTiled<TILED_COLUMNS, 0, false>(c, ring, work.to - work.from, group);
+    storeTile(p, c, work, group);
+  });
 }
 
 // out (rows, outs) = silu(gate) · up, each x · Wᵀ + coefficients · Bᵀ + bias: a tile has 112 outputs of gate and those of up.
@@ -245,7 +252,7 @@ __device__ __forceinline__ void storeSiluUp(const ProductSiluUp& p, const float 
           float gate = c[i], up = c[56 + i];
           if (p.bias[0] && at < p.outs) gate += toFloat(p.bias[0][at]);
           if (p.bias[1] && at < p.outs) up += toFloat(p.bias[1][at]);
-          v[j] = gate / (1.f + __expf(-gate)) * up;
+          v[j] = silu(gate) * up;
         }
         w[t] = pair(fromFloat(v[0]), fromFloat(v[1]));
       }
@@ -257,27 +264,11 @@ __device__ __forceinline__ void storeSiluUp(const ProductSiluUp& p, const float 
 }
 extern "C" __global__ void __launch_bounds__(384, 1) product_silu_up(const __grid_constant__ ProductSiluUp p) {
   DYNAMIC_SHARED(memory);
-  const int group = threadIdx.x >> 7;
-  SumRing ring = tiledRing(memory);
-  if (group == 2) {
-    fewRegisters();
-    ring.phase = 1;
-    if (threadIdx.x == 256) copySiluUp(p, ring);
-  } else {
-    manyRegisters();
-    ring.phase = 0;
-    waitForPrevious();
-    float c[112];
-    for (SiluWork work(p); work.more(p);) {
-#pragma unroll
-      for (int i = 0; i < 112; i++) c[i] = 0.f;
-      addTiled<TILED_COLUMNS, 0, false>(c, ring, p.k / SUM_INNER, group);
-      addTiled<SILU_COLUMNS, 0, true>(c, ring, sumChunks(p.ranks[0]), group);
-      addTiled<SILU_COLUMNS, SILU_COLUMNS, true>(c, ring, sumChunks(p.ranks[1]), group);
-      storeSiluUp(p, c, work, group);
-    }
-  }
-  clusterArrive();
-  clusterWait();
+  runTiled<SiluWork>(p, memory, copySiluUp, [&](float (&c)[112], SumRing& ring, const SiluWork& work, int group) {
+    addTiled<TILED_COLUMNS, 0, false>(c, ring, p.k / SUM_INNER, group);
+    addTiled<SILU_COLUMNS, 0, true>(c, ring, sumChunks(p.ranks[0]), group);
+    addTiled<SILU_COLUMNS, SILU_COLUMNS, true>(c, ring, sumChunks(p.ranks[1]), group);
+    storeSiluUp(p, c, work, group);
+  });
 }
 #endif

@@ -213,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(256) training_silu(const __grid_con
   load8(p.gate + row * p.columns, at, p.columns, aligned, g);
   load8(p.up + row * p.columns, at, p.columns, aligned, u);
 #pragma unroll
-  for (int i = 0; i < 8; i++) g[i] = g[i] / (1.f + __expf(-g[i])) * u[i];
+  for (int i = 0; i < 8; i++) g[i] = silu(g[i]) * u[i];
   store8(p.out + row * p.columns, at, p.columns, aligned, g);
   if (p.dropped) {
 #pragma unroll
