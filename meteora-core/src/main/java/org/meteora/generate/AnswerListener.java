@@ -5,7 +5,7 @@ import org.meteora.UserException;
 /** Is told what comes of requests, by their places in the list given to the generator. */
 public interface AnswerListener {
   /**
-   * Where the work stands before a step.
+   * Where the work stands.
    *
    * @param waiting requests that do not run yet
    * @param running requests that run
@@ -35,6 +35,6 @@ public interface AnswerListener {
     throw reason;
   }
 
-  /** Before each step. */
+  /** Before each step, and behind prompts that it waited for. */
   default void onStep(Load load) {}
 }

@@ -174,18 +174,14 @@ final class RunningBatch implements AutoCloseable {
       int patience = Math.max(1, PATIENCE - PATIENCE * running.size() / maxSequences);
       long budget = waits ? (long) patience * decoding.prefillTokens() : together;
       plan(together);
-      listener.onStep(
-          new AnswerListener.Load(
-              scheduler.waiting() + later,
-              scheduler.running(),
-              scheduler.blocksHeld(),
-              scheduler.tokensSpared()));
+      report();
       if (!joining.isEmpty() && !running.isEmpty() && session.isAhead()) {
         step(List.copyOf(running)); // what has begun is theirs alone
         continue;
       }
       while (!joining.isEmpty() && budget > 0) {
         budget -= runPrompts(waits ? Math.min(budget, together) : Long.MAX_VALUE);
+        report();
         // a pass of few tokens takes almost as long as one of many: few are left for the next
         if (scheduler.isFilling() && 2 * budget >= decoding.prefillTokens()) {
           plan(budget);
@@ -195,6 +191,15 @@ final class RunningBatch implements AutoCloseable {
         step(List.copyOf(running));
       }
     }
+  }
+
+  private void report() {
+    listener.onStep(
+        new AnswerListener.Load(
+            scheduler.waiting() + later,
+            scheduler.running(),
+            scheduler.blocksHeld(),
+            scheduler.tokensSpared()));
   }
 
   /**
