@@ -450,7 +450,8 @@ public final class CudaDecoder implements AutoCloseable {
     settle();
     name(rows);
     engine.fetchRouting(false);
-    engine.choose(Ops.dataPointer(hidden), Stream.LIBTORCH);
+    Stream.LIBTORCH.synchronize();
+    engine.choose(Ops.dataPointer(hidden));
     return withManyBans(rows, engine.nextTokens());
   }
 

@@ -10,7 +10,6 @@ import java.util.function.IntToLongFunction;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
-import org.meteora.cuda.driver.Event;
 import org.meteora.cuda.driver.Stream;
 import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.DeviceSampler;
@@ -57,8 +56,6 @@ public final class DecodeEngine implements AutoCloseable {
   private final int fewestRows;
   private final Map<Integer, StepPlan> plans = new HashMap<>();
   private final LibraryProducts library;
-  private final Event made = new Event();
-  private final Event read = new Event();
 
   private KvMemory cache;
   private int[] lengthOfRow = {};
@@ -381,12 +378,12 @@ public final class DecodeEngine implements AutoCloseable {
    * it.
    */
   public void enqueue() {
-    requireRoom();
+    takeRoom();
     graphs.launch(stepRows(), launches());
   }
 
-  /** All rows are about to have a token more. */
-  private void requireRoom() {
+  /** Counts a token more of each row, if all have room for it. */
+  private void takeRoom() {
     for (var i = 0; i < active; i++) {
       if (lengthOfRow[i] >= roomOfRow[i]) {
         throw new IllegalStateException("row " + i + " has filled its blocks");
@@ -401,17 +398,13 @@ public final class DecodeEngine implements AutoCloseable {
    * Queues the end of a step whose layers have been run elsewhere: the head, and the choice of the
    * next tokens; {@link #nextTokens} waits for it.
    *
-   * @param hidden (rows, hidden) in the model's dtype, what the last layer gave, before the norm
-   * @param on where it was made; what is queued there from now on may change it
+   * @param hidden (rows, hidden) in the model's dtype, what the last layer gave, before the norm;
+   *     complete, and not changed until {@link #nextTokens} has returned
    */
-  public void choose(long hidden, Stream on) {
-    requireRoom();
+  public void choose(long hidden) {
+    takeRoom();
     memory.upload(IntStream.range(0, active).toArray());
-    made.record(on);
-    stream.await(made);
     plan().finalNorm(hidden).on(stream);
-    read.record(stream);
-    on.await(read);
     plan().behindLayers.forEach(work -> work.on(stream));
   }
 
@@ -458,8 +451,6 @@ public final class DecodeEngine implements AutoCloseable {
     cuda.makeCurrent();
     stream.synchronize();
     graphs.close();
-    made.close();
-    read.close();
     memory.close();
     if (library != null) {
       library.close();
