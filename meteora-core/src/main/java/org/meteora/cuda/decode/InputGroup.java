@@ -68,9 +68,7 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
   List<Object> shape(long rowBytes) {
     var shape = new ArrayList<Object>(List.of(first, weighed()));
     for (var linear : linears) {
-      linear
-          .adapters()
-          .ifPresent(its -> shape.addAll(List.of(its.count(), its.maxRank(), its.b() % 16)));
+      shape.add(linear.adapters().map(its -> List.of(its.count(), its.maxRank(), its.b() % 16)));
     }
     var lying = matrices();
     inOrder().map(lying::indexOf).forEach(shape::add);
