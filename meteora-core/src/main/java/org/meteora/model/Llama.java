@@ -312,16 +312,16 @@ public final class Llama extends LlamaBlock {
   private NDArray hidden(NDArray ids, Pass pass, NDManager scope, UnaryOperator<NDArray> wanted) {
     var x = embed(ids);
     x.attach(scope);
-    int last = layers.size() - 1;
-    for (int i = 0; i <= last; i++) {
-      boolean leaves = i == last && pass.needsOnlyWanted();
+    boolean early = pass.needsOnlyWanted();
+    for (int i = 0; i < layers.size(); i++) {
+      boolean leaves = early && i == layers.size() - 1;
       var y = forward(i, x, pass, leaves ? wanted : UnaryOperator.identity());
       if (!pass.context().training()) {
         x.close();
       }
       x = y;
     }
-    return pass.needsOnlyWanted() ? x : wanted.apply(x);
+    return early ? x : wanted.apply(x);
   }
 
   /**

@@ -4,6 +4,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ai.djl.Device;
+import ai.djl.ndarray.NDArray;
+import java.lang.reflect.Proxy;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -97,7 +99,8 @@ class BlockTablesTest {
   void theLastLayerIsRunForWhatIsWanted() {
     try (var manager = Devices.newManager(Device.cpu())) {
       manager.getEngine().setRandomSeed(4);
-      var backend = Backends.of(manager, Dtype.F32);
+      var inMlp = new ArrayList<Long>(); // tokens of each layer
+      var backend = watched(Backends.of(manager, Dtype.F32), inMlp);
       var llama =
           RandomLlama.create(SmallArchitecture.create(), manager, Dtype.F32, 5, 4, backend, 0);
       var gated = ForwardContext.inference(new RoutingSettings(2, 1), Flags.of(ForwardMode.AUTO));
@@ -134,11 +137,38 @@ class BlockTablesTest {
         }
       }
       assertThat(heard).containsExactly(2 * 40 + 40 + 2, 2 * 40 + 40 + 2);
+      // two layers of a prefill, a step, two prefills; all tokens heard, and then the wanted alone
+      assertThat(inMlp)
+          .containsExactly(40L, 40L, 2L, 2L, 40L, 40L, 40L, 40L, 40L, 2L, 2L, 2L, 40L, 2L, 40L, 2L);
       for (int i = 0; i < 3; i++) {
         assertThat(all.get(i)).hasSize(2 * 70);
         assertThat(all.get(3 + i)).containsExactly(all.get(i), Offset.offset(1e-5f));
       }
     }
+  }
+
+  /** A backend that tells how many tokens go through each MLP. */
+  private static Backend watched(Backend backend, List<Long> inMlp) {
+    var ops =
+        (LayerOps)
+            Proxy.newProxyInstance(
+                LayerOps.class.getClassLoader(),
+                new Class<?>[] {LayerOps.class},
+                (self, method, arguments) -> {
+                  if (method.getName().equals("siluUp")) {
+                    var gate = ((NDArray) arguments[0]).getShape();
+                    inMlp.add(gate.size() / gate.get(gate.dimension() - 1));
+                  }
+                  return method.invoke(backend.ops(), arguments);
+                });
+    return (Backend)
+        Proxy.newProxyInstance(
+            Backend.class.getClassLoader(),
+            new Class<?>[] {Backend.class},
+            (self, method, arguments) ->
+                method.getName().equals("ops") && arguments == null
+                    ? ops
+                    : method.invoke(backend, arguments));
   }
 
   /** On a device that the weights almost fill, one sequence may still grow. */
