@@ -60,11 +60,9 @@ public interface DecodeSession extends AutoCloseable {
    */
   void join(KvCache filled, List<KvCache.Columns> columns);
 
-  /**
-   * Whether {@link #first} takes what the last layer gives, before the norm, rather than logits.
-   */
-  default boolean hasHead() {
-    return false;
+  /** Whether {@link #first} takes logits; else what the last layer gives, before the norm. */
+  default boolean takesLogits() {
+    return true;
   }
 
   /**
@@ -72,8 +70,8 @@ public interface DecodeSession extends AutoCloseable {
    * hears of it.
    *
    * @param rows with each prompt's last token as the newest
-   * @param last of each one's last token logits {@code (rows, vocab)} float32, or where {@link
-   *     #hasHead} the last layer's output {@code (rows, hidden)}
+   * @param last of each one's last token logits {@code (rows, vocab)} float32, or the last layer's
+   *     output {@code (rows, hidden)} in the model's dtype, as {@link #takesLogits} says
    * @return as {@link #step}
    */
   int[] first(List<Next> rows, NDArray last);
@@ -116,7 +114,8 @@ public interface DecodeSession extends AutoCloseable {
     }
 
     /**
-     * Tokens of prompts that a step waits for at most, or several times that if it has few rows.
+     * Tokens of prompts that a step waits for at most; one of few sequences, while others' places
+     * are free, waits for several times as many.
      */
     default int prefillTokens() {
       return 512;

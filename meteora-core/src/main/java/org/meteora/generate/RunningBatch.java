@@ -353,11 +353,11 @@ final class RunningBatch implements AutoCloseable {
           prompts,
           filled.stream().map(scheduler::blocks).toList(),
           filled.stream().mapToInt(scheduler::known).toArray(),
-          !session.hasHead());
+          session.takesLogits());
     }
     var known = filled.stream().map(this::known).toList();
     return packs
-        ? OneRowPrefill.packed(model, prompts, known, !session.hasHead())
+        ? OneRowPrefill.packed(model, prompts, known, session.takesLogits())
         : padded(prompts, known);
   }
 
@@ -370,7 +370,7 @@ final class RunningBatch implements AutoCloseable {
 
   private PaddedPrefill padded(List<int[]> prompts, List<Optional<Known>> known) {
     int pad = sequences.getFirst().config.padTokenId();
-    return new PaddedPrefill(model, pad, prompts, known, !session.hasHead());
+    return new PaddedPrefill(model, pad, prompts, known, session.takesLogits());
   }
 
   /**

@@ -30,8 +30,8 @@ class DelegatingSession implements DecodeSession {
   }
 
   @Override
-  public boolean hasHead() {
-    return session.hasHead();
+  public boolean takesLogits() {
+    return session.takesLogits();
   }
 
   @Override

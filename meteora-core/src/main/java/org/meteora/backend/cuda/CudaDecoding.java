@@ -116,8 +116,8 @@ public final class CudaDecoding implements DecodeSession.Provider {
     }
 
     @Override
-    public boolean hasHead() {
-      return true;
+    public boolean takesLogits() {
+      return false;
     }
 
     @Override
