@@ -33,18 +33,22 @@ public final class GroupedPrefill {
   /** Tokens of a chunk at most. */
   private static final int CHUNK = 2048;
 
-  /** What a tile takes of {@code group_add}'s shared memory. */
-  private static final int TILE_BYTES = 8 + 2 * TILE;
+  /** What a tile takes, in global memory and in {@code group_add}'s shared memory. */
+  static final int TILE_BYTES = 8 + 2 * TILE;
+
+  /** Columns that a block of {@code group_add} has at a time, and what a token's sums take. */
+  private static final int COLUMNS = 32;
+
+  private static final int ADD_THREADS = 512;
 
   /**
    * A linear's tokens by their adapters; mirrors the struct of this name in {@code grouped.cuh}.
    *
    * @param chosen int32 (topK, tokens), each below the number of adapters
    * @param offsets int32 (n + 1), rows of adapters
-   * @param order {@code (lists, tiles, 16)} int32, is written
-   * @param tile {@code (lists, tiles)} of 8 bytes, is written
+   * @param tile {@code (lists, tiles)} of 40 bytes, is written
    */
-  record TokenGroups(long chosen, long offsets, long order, long tile) {}
+  record TokenGroups(long chosen, long offsets, long tile) {}
 
   record GroupTokens(
       @Count(AdapterKernels.MAX_LINEARS) List<TokenGroups> linear,
@@ -68,15 +72,16 @@ public final class GroupedPrefill {
       @Count(AdapterKernels.MAX_LINEARS) List<GroupedZ> linear,
       GroupedColumns columns,
       int tokens,
+      int chunk,
       int tiles,
       int lists) {}
 
   /**
-   * Where z lies: (topK, tokens, zStride), zList elements from one to the next, or with {@code
-   * byRow} (tokens, zStride) of all adapters, one's z where its rows lie among all; mirrors the
-   * struct of this name in {@code grouped.cuh}.
+   * Where z lies: (lists, tiles, zStride / 8, 16, 8), or with {@code byRow} (tokens, zStride) of
+   * all adapters, one's z where its rows lie among all; mirrors the struct of this name in {@code
+   * grouped.cuh}.
    */
-  record GroupedColumns(long zList, int zStride, boolean byRow) {}
+  record GroupedColumns(int zStride, boolean byRow) {}
 
   /**
    * A product {@code y = z · rows}; mirrors the struct of this name in {@code grouped.cuh}.
@@ -92,15 +97,14 @@ public final class GroupedPrefill {
    * Products, or sums of them; mirrors the struct of this name in {@code grouped.cuh}.
    *
    * @param together so many linears are summed, into the first one's y
-   * @param ahead blocks at work at once: of what the one so far behind reads, some is fetched
    */
   record GroupAdd(
       @Count(AdapterKernels.MAX_LINEARS) List<GroupedRows> linear,
       GroupedColumns columns,
+      int linears,
       int together,
       int chunk,
-      int tiles,
-      int ahead) {}
+      int tiles) {}
 
   record GroupedRoute(ScaledLinear linear, long chosen, long factors) {}
 
@@ -214,7 +218,22 @@ public final class GroupedPrefill {
 
   /** Bytes of {@code group_add}'s shared memory where so many lists are summed. */
   static int shared(int chunk, int lists, int adapters) {
-    return (lists == 1 ? 0 : chunk * 64) + lists * tiles(chunk, adapters) * TILE_BYTES;
+    int sums = lists == 1 ? 0 : 2 * COLUMNS * (chunk + 1); // one takes what nobody wants
+    return sums + lists * tiles(chunk, adapters) * TILE_BYTES;
+  }
+
+  /**
+   * The launch of {@code group_add}, whose blocks share all columns of a chunk: one a
+   * multiprocessor.
+   *
+   * @param outs columns of each sum
+   * @param lists that are summed
+   */
+  static Shape adding(
+      int multiprocessors, int chunk, int chunks, IntStream outs, int lists, int adapters) {
+    int all = outs.map(out -> Math.ceilDiv(out, COLUMNS)).sum();
+    int blocks = Math.clamp(multiprocessors / chunks, 1, all);
+    return Shape.of(blocks, chunks, 1, ADD_THREADS).withShared(shared(chunk, lists, adapters));
   }
 
   /** Tokens of a chunk for which a block has memory. */
@@ -228,7 +247,7 @@ public final class GroupedPrefill {
 
   /** Bytes of one list of so many tokens at most, in chunks of any length; in whole eights. */
   static long listBytes(long tokens) {
-    return (tokens + CHUNK) * (TILE + 1) / TILE * (4 * TILE + 8);
+    return (tokens + CHUNK) * (TILE + 1) / TILE * TILE_BYTES;
   }
 
   /** Where one linear's things lie in a scratch, and where the next one's begin. */
@@ -237,14 +256,13 @@ public final class GroupedPrefill {
   private Scratch scratch(long chosen, int tokens, int target) {
     long tiles = (long) chunks(tokens) * topK * tiles(chunk(tokens));
     long factors = chosen + whole(4L * topK * tokens);
-    long order = factors + whole(4L * topK * tokens);
-    long tile = order + whole(4 * tiles * TILE);
-    long z = tile + whole(8 * tiles);
+    long tile = factors + whole(4L * topK * tokens);
+    long z = tile + whole(tiles * TILE_BYTES);
     return new Scratch(
-        new TokenGroups(chosen, arrays.get(target)[0], order, tile),
+        new TokenGroups(chosen, arrays.get(target)[0], tile),
         factors,
         z,
-        z + whole(2L * topK * tokens * ranks));
+        z + whole(2 * tiles * TILE * ranks));
   }
 
   private static long whole(long bytes) {
@@ -286,10 +304,6 @@ public final class GroupedPrefill {
     z(pass, stream);
   }
 
-  private GroupedColumns columns(Pass pass) {
-    return new GroupedColumns((long) pass.tokens() * ranks, ranks, false);
-  }
-
   /** Sorts the tokens by what they have chosen. */
   void sort(Pass pass, Stream stream) {
     int chunk = chunk(pass.tokens());
@@ -302,11 +316,12 @@ public final class GroupedPrefill {
 
   /** {@code z = factor · x · Aᵀ} of tokens that have been sorted. */
   void z(Pass pass, Stream stream) {
-    int tiles = tiles(chunk(pass.tokens()));
+    int chunk = chunk(pass.tokens());
+    int tiles = tiles(chunk);
     int lists = chunks(pass.tokens()) * topK;
     kernels.run(
         KernelName.GROUP_Z,
-        Shape.of(tiles, ranks / 8, targets.size() * lists, 256).withOverlap(true),
+        Shape.of(tiles * lists, ranks / 8, targets.size(), 256).withOverlap(true),
         new GroupZ(
             ofEach(
                 pass,
@@ -318,8 +333,9 @@ public final class GroupedPrefill {
                         its.factors(),
                         its.z(),
                         in)),
-            columns(pass),
+            new GroupedColumns(ranks, false),
             pass.tokens(),
+            chunk,
             tiles,
             lists),
         stream);
@@ -332,11 +348,16 @@ public final class GroupedPrefill {
    */
   public void add(Pass pass, long[] y, Stream stream) {
     int chunk = chunk(pass.tokens());
-    int widest = targets.stream().mapToInt(Target::out).max().orElseThrow();
+    var outs = targets.stream().mapToInt(Target::out);
     kernels.run(
         KernelName.GROUP_ADD,
-        Shape.of((widest + 31) / 32, chunks(pass.tokens()), y.length, 1024)
-            .withShared(shared(chunk, topK, kernels.constants().maxAdapters())),
+        adding(
+            kernels.cuda().multiprocessors(),
+            chunk,
+            chunks(pass.tokens()),
+            outs,
+            topK,
+            kernels.constants().maxAdapters()),
         new GroupAdd(
             ofEach(
                 pass,
@@ -345,11 +366,11 @@ public final class GroupedPrefill {
                   return new GroupedRows(
                       its.groups(), target.adapters().b(), its.z(), y[i], target.out());
                 }),
-            columns(pass),
+            new GroupedColumns(ranks, false),
+            y.length,
             1,
             chunk,
-            tiles(chunk),
-            kernels.cuda().multiprocessors()),
+            tiles(chunk)),
         stream);
   }
 }

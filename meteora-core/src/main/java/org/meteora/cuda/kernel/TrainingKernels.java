@@ -458,9 +458,10 @@ public final class TrainingKernels {
     private GroupedPrefill.TokenGroups groups(int linear, int chunk) {
       long tiles = (long) Math.ceilDiv(tokens, chunk) * topK * tiles(chunk);
       long first = (lists(linears.size()).order() + 7) / 8 * 8;
-      long order = first + 8 * tiles * linears.size() + 64 * tiles * linear;
       return new GroupedPrefill.TokenGroups(
-          chosen(linear), linears.get(linear).offsets(), order, first + 8 * tiles * linear);
+          chosen(linear),
+          linears.get(linear).offsets(),
+          first + GroupedPrefill.TILE_BYTES * tiles * linear);
     }
 
     private GroupedPrefill.GroupedZ product(ChosenTerm of, int chunk) {
@@ -529,11 +530,12 @@ public final class TrainingKernels {
     int lists = Math.ceilDiv(choices.tokens(), chunk) * choices.topK();
     launcher.launch(
         KernelName.GROUP_Z,
-        Shape.of(choices.tiles(chunk), (choices.maxRank() + 7) / 8, terms.size() * lists, THREADS),
+        Shape.of(choices.tiles(chunk) * lists, (choices.maxRank() + 7) / 8, terms.size(), THREADS),
         new GroupedPrefill.GroupZ(
             terms.stream().map(term -> choices.product(term, chunk)).toList(),
-            new GroupedPrefill.GroupedColumns(0, stride, true),
+            new GroupedPrefill.GroupedColumns(stride, true),
             choices.tokens(),
+            chunk,
             choices.tiles(chunk),
             lists));
   }
@@ -545,20 +547,21 @@ public final class TrainingKernels {
     int chunk = chunk(choices);
     int lists = terms.size() * choices.topK();
     launcher.launch(
-        KernelName.GROUP_ADD,
-        Shape.of(
-                (terms.getFirst().columns() + 31) / 32,
-                Math.ceilDiv(choices.tokens(), chunk),
-                1,
-                1024)
-            .withShared(GroupedPrefill.shared(chunk, lists, choices.adapters())),
+        KernelName.GROUP_ADD_BY_ROW,
+        GroupedPrefill.adding(
+            BLOCKS / 16,
+            chunk,
+            Math.ceilDiv(choices.tokens(), chunk),
+            IntStream.of(terms.getFirst().columns()),
+            lists,
+            choices.adapters()),
         new GroupedPrefill.GroupAdd(
             terms.stream().map(term -> choices.sum(term, chunk)).toList(),
-            new GroupedPrefill.GroupedColumns(0, stride, true),
+            new GroupedPrefill.GroupedColumns(stride, true),
+            terms.size(),
             terms.size(),
             chunk,
-            choices.tiles(chunk),
-            BLOCKS / 16));
+            choices.tiles(chunk)));
   }
 
   /**

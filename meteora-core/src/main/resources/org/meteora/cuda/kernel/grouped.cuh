@@ -2,14 +2,17 @@
 // tensor cores multiply by one adapter's rows. Rows are A (Σr, in) or Bᵀ (Σr, out). Tokens come in chunks; a token is in TOPK
 // lists of its chunk, in the j-th by the adapter that it chose as j-th.
 #define TILE 16
+struct GroupedTile {
+  unsigned row, rank;          // the adapter's first row and its rank; NO_ROW behind a list's last tile
+  unsigned short token[TILE];  // from the chunk's first; where a tile is not full the one behind the chunk's last
+};
+#define NO_ROW 0xffffffffu
 
 struct TokenGroups {
   const int* chosen;   // (TOPK, tokens)
   const int* offsets;  // (n + 1) rows of adapters
-  int* order;          // (chunks, TOPK, tiles, TILE): tokens; -1 where a tile is not full
-  uint2* tile;         // (chunks, TOPK, tiles): each one's first row and rank; NO_ROW behind the last
+  GroupedTile* tile;   // (chunks, TOPK, tiles)
 };
-#define NO_ROW 0xffffffffu
 
 // Sorts. Grid (TOPK, chunks, linears).
 struct GroupTokens {
@@ -22,8 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) group_tokens(const __grid_cons
   const int j = blockIdx.x, from = blockIdx.y * p.chunk, list = blockIdx.y * TOPK + j, e = threadIdx.x;
   const int count = p.tokens - from < p.chunk ? p.tokens - from : p.chunk;
   const int* const chosen = l.chosen + (u64)j * p.tokens + from;
-  int* const order = l.order + (u64)list * p.tiles * TILE;
-  uint2* const tile = l.tile + (u64)list * p.tiles;
+  GroupedTile* const tile = l.tile + (u64)list * p.tiles;
   releaseNext();
   waitForPrevious();
   int mine[8];
@@ -53,14 +55,17 @@ extern "C" __global__ void __launch_bounds__(256) group_tokens(const __grid_cons
   at[e] = first * TILE;
   if (needed) {
     const int row = l.offsets[e], rank = l.offsets[e + 1] - row;
-    for (int i = 0; i < needed; i++) tile[first + i] = make_uint2(row, rank);
+    for (int i = 0; i < needed; i++) *(uint2*)&tile[first + i] = make_uint2(row, rank);
   }
-  for (int i = own; i < needed * TILE; i++) order[first * TILE + i] = -1;
-  for (int i = all + e; i < p.tiles; i += 256) tile[i] = make_uint2(NO_ROW, 0);
+  for (int i = own; i < needed * TILE; i++) tile[first + i / TILE].token[i % TILE] = p.chunk;
+  for (int i = all + e; i < p.tiles; i += 256) *(uint2*)&tile[i] = make_uint2(NO_ROW, 0);
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < 8; i++)
-    if (mine[i] >= 0) order[atomicAdd(&at[mine[i]], 1)] = from + e + 256 * i;
+    if (mine[i] >= 0) {
+      const int place = atomicAdd(&at[mine[i]], 1);
+      tile[place / TILE].token[place % TILE] = e + 256 * i;
+    }
 }
 
 // Chooses; factors are weight · scale. Grid (tokens / 8, linears).
@@ -97,13 +102,13 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route(const __grid_con
   }
 }
 
-// Where z lies: (TOPK, tokens, zStride), or with byRow (tokens, zStride) of all adapters, one's z where its rows lie among all.
+// Where z lies: (lists, tiles, zStride / 8, TILE, 8), zeros where a tile is not full, or with byRow (tokens, zStride) of all
+// adapters, one's z where its rows lie among all.
 struct GroupedColumns {
-  long long zList;  // elements from one list's z to the next one's; byRow: 0
   int zStride, byRow;
 };
-// z = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles, ranks / 8, linears · lists): a block has a tile's 8 ranks, its
-// warps have parts of k.
+// z = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles · lists, ranks / 8, linears): a block has a tile's 8 ranks, its
+// warps have parts of k. Tiles of all lists at about the same place come together: they have the same adapters.
 struct GroupedZ {
   TokenGroups groups;
   const T* x;     // (tokens, k)
@@ -115,9 +120,10 @@ struct GroupedZ {
 struct GroupZ {
   GroupedZ linear[3];
   GroupedColumns columns;
-  int tokens, tiles, lists;
+  int tokens, chunk, tiles, lists;
 };
-// y (tokens, out) = z · rows of the chosen adapters, or the sum of several linears'. Grid (out / 32, chunks, linears / together).
+// y (tokens, out) = z · rows of the chosen adapters, or the sum of several linears'. Grid (any number of blocks, which share all
+// columns, chunks).
 struct GroupedRows {
   TokenGroups groups;
   const T* rows;  // (Σr, out)
@@ -128,22 +134,22 @@ struct GroupedRows {
 struct GroupAdd {
   GroupedRows linear[3];
   GroupedColumns columns;
-  int together;             // so many linears, with one y
-  int chunk, tiles, ahead;  // as many blocks behind this one another comes to its place
+  int linears, together;  // so many linears have one y
+  int chunk, tiles;
 };
-#define GROUP_THREADS 1024
-// A tile's z: of a token, its adapter's first rank.
-__device__ __forceinline__ T* columnsOf(const GroupedColumns& p, T* z, int list, int token, unsigned row) {
-  return z + list % TOPK * p.zList + (u64)token * p.zStride + (u64)row * p.byRow;
+#define GROUP_THREADS 512
+// z of a list's tile, one of its tokens and a rank.
+__device__ __forceinline__ T* columnsOf(const GroupedColumns& p, T* z, u64 tile, int i, int token, unsigned row, unsigned rank) {
+  return z + (p.byRow ? (u64)token * p.zStride + row + rank : ((tile * (p.zStride / 8) + rank / 8) * TILE + i) * 8 + rank % 8);
 }
 #ifdef TENSOR_CORES
 template <int N>
-__device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, const T* rows, float* c) {
+__device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, bool is0, bool is1, const T* rows, float* c) {
   uint4 a[N], b[N], w[N];
 #pragma unroll
   for (int i = 0; i < N; i++) {
-    a[i] = loadStream(x0 + 256 * i);
-    b[i] = loadStream(x1 + 256 * i);
+    a[i] = loadIf(is0, x0 + 256 * i);
+    b[i] = loadIf(is1, x1 + 256 * i);
     w[i] = loadStream(rows + 256 * i);
   }
 #pragma unroll
@@ -155,23 +161,23 @@ __device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, const T
 extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant__ GroupZ p) {
   __shared__ float parts[8][TILE][8];
   waitForPrevious();
-  const int lists = p.lists, list = blockIdx.z % lists, tile = blockIdx.x, r = blockIdx.y * 8;
-  const GroupedZ& l = p.linear[blockIdx.z / lists];
-  const uint2 its = l.groups.tile[(u64)list * p.tiles + tile];
-  const int first = its.x, rank = its.y;
+  const int lists = p.lists, list = blockIdx.x % lists, r = blockIdx.y * 8;
+  const GroupedZ& l = p.linear[blockIdx.z];
+  const u64 at = (u64)list * p.tiles + blockIdx.x / lists;
+  const GroupedTile& tile = l.groups.tile[at];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3, j = list % TOPK, from = list / TOPK * p.chunk;
+  const uint2 its = *(const uint2*)&tile;
+  const int t0 = tile.token[g], t1 = tile.token[g + 8], first = its.x, rank = its.y;
   if (r >= rank) return;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3, j = list % TOPK;
-  const int* const order = l.groups.order + ((u64)list * p.tiles + tile) * TILE;
-  // what is missing is read from elsewhere, and not written
-  const int t0 = order[g], t1 = order[g + 8], any = order[0];
-  const T* x0 = l.x + (u64)(t0 < 0 ? any : t0) * l.k + 8 * q;
-  const T* x1 = l.x + (u64)(t1 < 0 ? any : t1) * l.k + 8 * q;
+  const bool is0 = t0 < p.chunk, is1 = t1 < p.chunk;
+  const T* x0 = l.x + (u64)(from + t0) * l.k + 8 * q;
+  const T* x1 = l.x + (u64)(from + t1) * l.k + 8 * q;
   const T* rows = l.rows + (u64)(first + (r + g < rank ? r + g : r)) * l.k + 8 * q;
   float c[4] = {0, 0, 0, 0};
   // of 32 columns a lane has those from 8 q on: any order will do that x and the rows have in common
-  int at = warp * 32;
-  for (; at + 768 < l.k; at += 1024) groupedProduct<4>(x0 + at, x1 + at, rows + at, c);
-  for (; at < l.k; at += 256) groupedProduct<1>(x0 + at, x1 + at, rows + at, c);
+  int column = warp * 32;
+  for (; column + 768 < l.k; column += 1024) groupedProduct<4>(x0 + column, x1 + column, is0, is1, rows + column, c);
+  for (; column < l.k; column += 256) groupedProduct<1>(x0 + column, x1 + column, is0, is1, rows + column, c);
   parts[warp][g][2 * q] = c[0];
   parts[warp][g][2 * q + 1] = c[1];
   parts[warp][g + 8][2 * q] = c[2];
@@ -179,13 +185,14 @@ extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant_
   __syncthreads();
   const int row = threadIdx.x >> 3, i = threadIdx.x & 7;
   if (row >= TILE) return;
-  const int token = order[row];
-  if (token < 0) return;
+  const int token = tile.token[row];
+  const bool is = token < p.chunk;
+  if (!is && p.columns.byRow) return;
   float v = 0;
 #pragma unroll
   for (int w = 0; w < 8; w++) v += parts[w][row][i];
-  const float factor = l.factors ? l.factors[(u64)j * p.tokens + token] : 1.f;
-  columnsOf(p.columns, l.z, j, token, first)[r + i] = fromFloat(r + i < rank ? v * factor : 0.f);
+  const float factor = is && l.factors ? l.factors[(u64)j * p.tokens + from + token] : 1.f;
+  *columnsOf(p.columns, l.z, at, row, from + token, first, r + i) = fromFloat(r + i < rank ? v * factor : 0.f);
 }
 
 __device__ __forceinline__ uint4 packed8(const float (*c)[4], int half) {
@@ -198,145 +205,171 @@ __device__ __forceinline__ uint4 addEights(uint4 a, uint4 b) {
   return make_uint4(addPairs(a.x, b.x), addPairs(a.y, b.y), addPairs(a.z, b.z), addPairs(a.w, b.w));
 }
 
-// A block has 32 columns of a chunk. In shared memory: the sums of the lists before, 64 bytes a token; all lists' tiles.
-struct GroupedTile {
-  unsigned row, rank;
-  unsigned short token[TILE];  // from the chunk's first; NO_TOKEN
-};
-#define NO_TOKEN 0xffff
-
-// Of a tile a lane has, for 8 ranks, ranks 2q and 2q + 1 at 8 columns of B, and of z at rows g and g + 8. What is outside, ranks or
-// columns, is read from inside: z has zeros there, or nobody wants it.
+// Of a tile a lane has, for 8 ranks, ranks 2q and 2q + 1 at 8 columns of B, and of z at rows g and g + 8. Ranks and columns that are
+// outside are read from inside: z has zeros there, or nobody wants them.
 struct TileFactors {
-  uint4 b0, b1;
-  unsigned z0, z1;
+  unsigned row, rank;
+  int token[2];
+  uint4 b[2];
+  unsigned z[2];
 };
+template <bool BY_ROW>
 struct TileSources {
+  const GroupedTile* tile;    // the list's, in shared memory
   const unsigned char* rows;  // at the lane's columns
   const unsigned char* z;     // at the lane's ranks
-  unsigned rowBytes, zBytes, zRowBytes, mine;
-  __device__ __forceinline__ TileFactors factors(uint2 its, unsigned r, int t0, int t1) const {
-    const unsigned last = its.y - 1, at = mine + r;
-    const unsigned char* const b = rows + (its.x + (at < last ? at : last)) * rowBytes;
-    TileFactors f;
-    f.b0 = *(const uint4*)b;
-    f.b1 = *(const uint4*)(b + (at < last ? rowBytes : 0));
-    const unsigned column = its.x * zRowBytes + 2 * r;
-    f.z0 = *(const unsigned*)(z + ((t0 == NO_TOKEN ? 0 : t0) * zBytes + column));
-    f.z1 = *(const unsigned*)(z + ((t1 == NO_TOKEN ? 0 : t1) * zBytes + column));
-    return f;
+  int tiles, chunk;
+  unsigned rowBytes, zStride, g, q;
+  __device__ __forceinline__ void factors(TileFactors& f, int i, unsigned r) const {
+    const unsigned last = f.rank - 1, at = 2 * q + r;
+    const unsigned char* const b = rows + (f.row + (at < last ? at : last)) * rowBytes;
+    f.b[0] = *(const uint4*)b;
+    f.b[1] = *(const uint4*)(b + (at < last ? rowBytes : 0));
+    if (BY_ROW) {
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        f.z[half] = *(const unsigned*)(z + 2 * ((f.token[half] < chunk ? f.token[half] : 0) * zStride + f.row + r));
+    } else {
+      const unsigned char* const its = z + ((unsigned)i * zStride + r) * (2 * TILE);
+      f.z[0] = *(const unsigned*)its;
+      f.z[1] = *(const unsigned*)(its + 16 * (TILE / 2));
+    }
+  }
+  __device__ __forceinline__ void fetch(TileFactors& f, int i) const {
+    const uint2 its = i < tiles ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
+    f.row = its.x, f.rank = its.y;
+    if (f.row == NO_ROW) return;
+    f.token[0] = tile[i].token[g];
+    f.token[1] = tile[i].token[g + 8];
+    if (f.rank) factors(f, i, 0);
+    else f.b[0] = f.b[1] = make_uint4(0, 0, 0, 0), f.z[0] = f.z[1] = 0;
   }
 };
-
-extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const __grid_constant__ GroupAdd p) {
-  DYNAMIC_SHARED(sharedSums);
-  const GroupedRows* const linears = p.linear + blockIdx.z * p.together;
-  const GroupedRows& l = linears[0];
-  const int lists = TOPK * p.together;
-  const unsigned out = l.out, column = blockIdx.x * 32, from = blockIdx.y * p.chunk;
-  if (column >= out) return;
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, tiles = p.tiles;
-  const unsigned select = g & 1 ? 0x7632 : 0x5410, at = column + 8 * (g >> 1);
-  const bool inside = column + 8 * q < out;
-  uint4* const y = (uint4*)(l.y + (u64)from * out + column) + q;
-  uint4* const sums = (uint4*)sharedSums + q;
-  GroupedTile* const tile = (GroupedTile*)(sharedSums + p.chunk * (lists > 1 ? 64 : 0));
-  const unsigned next = (column + 32 * p.ahead < out ? column + 32 * p.ahead : column);
-  for (int m = 0; m < p.together; m++)
-    for (int i = threadIdx.x; i < TOPK * tiles * TILE; i += GROUP_THREADS) {
-      const GroupedRows& of = linears[m];
-      GroupedTile& to = tile[m * TOPK * tiles + i / TILE];
-      const uint2 one = of.groups.tile[(u64)blockIdx.y * TOPK * tiles + i / TILE];
-      if (i % TILE == 0) *(uint2*)&to = one;
-      if (one.x == NO_ROW) continue;
-      const int token = of.groups.order[(u64)blockIdx.y * TOPK * tiles * TILE + i];
-      to.token[i % TILE] = token < 0 ? NO_TOKEN : token - (int)from;
-      // for the block that comes here next
-      if (i % TILE < 8 && i % TILE < one.y) prefetch(of.rows + (u64)(one.x + i % TILE) * out + next);
-    }
-  TileSources sources{0, 0, 2 * out, 2u * p.columns.zStride, 2u * p.columns.byRow, 2u * q};
-#pragma unroll 1
-  for (int j = 0; j < lists; j++) {
-    __syncthreads();
-    const GroupedRows& of = linears[j / TOPK];
-    sources.rows = (const unsigned char*)(of.rows + (at < out ? at : out - 8));
-    sources.z = (const unsigned char*)columnsOf(p.columns, (T*)of.z, j, from, 0) + 4 * q;
-    int i = j * tiles + warp;
-    const int end = (j + 1) * tiles;
-    uint2 now = i < end ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
-    if (now.x == NO_ROW) continue;
-    int t0 = tile[i].token[g], t1 = tile[i].token[g + 8];
-    TileFactors f = {};
-    if (now.y) f = sources.factors(now, 0, t0, t1);
-    while (true) {
-      // the next tile's are on their way while this one's are multiplied
-      i += GROUP_THREADS / 32;
-      const uint2 after = i < end ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
-      int n0 = NO_TOKEN, n1 = NO_TOKEN;
-      TileFactors ahead = {};
-      if (after.x != NO_ROW) {
-        n0 = tile[i].token[g], n1 = tile[i].token[g + 8];
-        if (after.y) ahead = sources.factors(after, 0, n0, n1);
-      }
+// A list's part of 32 columns of a chunk; sums (tokens and one that nobody wants, 32) of the lists before.
+#define GROUP_AHEAD 4  // tiles of which a warp has one in hand and the others on their way
+template <bool BY_ROW, bool FIRST, bool LAST>
+__device__ __forceinline__ void addList(const TileSources<BY_ROW>& from, uint4* sums, uint4* y, unsigned stride, bool inside) {
+  constexpr int WARPS = GROUP_THREADS / 32;
+  const unsigned select = from.g & 1 ? 0x7632 : 0x5410;
+  int i = threadIdx.x >> 5;
+  TileFactors ring[GROUP_AHEAD];
+#pragma unroll
+  for (int k = 0; k < GROUP_AHEAD - 1; k++) from.fetch(ring[k], i + k * WARPS);
+  __syncthreads();  // the list before has been added by all warps
+  while (true) {
+#pragma unroll
+    for (int k = 0; k < GROUP_AHEAD; k++) {
+      TileFactors& f = ring[k];
+      if (f.row == NO_ROW) return;
+      from.fetch(ring[(k + GROUP_AHEAD - 1) % GROUP_AHEAD], i + (GROUP_AHEAD - 1) * WARPS);
       float c[4][4] = {};
 #pragma unroll 1
       for (unsigned r = 8;; r += 8) {
-        mma8(c[0], f.z0, f.z1, __byte_perm(f.b0.x, f.b1.x, select));
-        mma8(c[1], f.z0, f.z1, __byte_perm(f.b0.y, f.b1.y, select));
-        mma8(c[2], f.z0, f.z1, __byte_perm(f.b0.z, f.b1.z, select));
-        mma8(c[3], f.z0, f.z1, __byte_perm(f.b0.w, f.b1.w, select));
-        if (r >= now.y) break;
-        f = sources.factors(now, r, t0, t1);
+        mma8(c[0], f.z[0], f.z[1], __byte_perm(f.b[0].x, f.b[1].x, select));
+        mma8(c[1], f.z[0], f.z[1], __byte_perm(f.b[0].y, f.b[1].y, select));
+        mma8(c[2], f.z[0], f.z[1], __byte_perm(f.b[0].z, f.b[1].z, select));
+        mma8(c[3], f.z[0], f.z[1], __byte_perm(f.b[0].w, f.b[1].w, select));
+        if (r >= f.rank) break;
+        from.factors(f, i, r);
       }
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int token = half ? t1 : t0;
-        if (token == NO_TOKEN) continue;
+        const int token = f.token[half];
         uint4 v = packed8(c, half);
-        if (j) v = addEights(v, sums[4 * token]);
-        if (j < lists - 1)
-          sums[4 * token] = v;
-        else if (inside)
-          y[(unsigned)token * (out / 8)] = v;
+        if (!FIRST) v = addEights(v, sums[4 * token]);
+        if (!LAST) sums[4 * token] = v;
+        else if (inside && token < from.chunk) y[token * stride] = v;
       }
-      if (after.x == NO_ROW) break;
-      f = ahead;
-      now = after;
-      t0 = n0;
-      t1 = n1;
+      i += WARPS;
     }
   }
 }
+
+// A block goes through its columns, 32 at a time. In shared memory: the sums, 64 bytes a token; all lists' tiles.
+template <bool BY_ROW>
+__device__ __forceinline__ void groupAdd(const GroupAdd& p) {
+  DYNAMIC_SHARED(sharedSums);
+  const int lists = TOPK * p.together, tiles = p.tiles, ofLinear = TOPK * tiles;
+  const unsigned lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, from = blockIdx.y * p.chunk;
+  uint4* const sums = (uint4*)sharedSums + q;
+  GroupedTile* const tile = (GroupedTile*)(sharedSums + (lists > 1 ? 64 * (p.chunk + 1) : 0));
+  // Blocks side by side have columns side by side: what each reads and writes of a row is less than the memory's pages.
+  int before = 0, m = 0;  // parts of 32 columns of the sums before
+  bool other = true;
+  for (int part = blockIdx.x;; part += gridDim.x) {
+    while (m < p.linears && part - before >= (p.linear[m].out + 31) / 32) {
+      before += (p.linear[m].out + 31) / 32;
+      m += p.together;
+      other = true;
+    }
+    if (m >= p.linears) return;
+    const GroupedRows* const linears = p.linear + m;
+    if (other) {
+      __syncthreads();
+      constexpr int PARTS = sizeof(GroupedTile) / 8;
+      for (int i = 0; i < p.together; i++) {
+        const uint2* const its = (const uint2*)(linears[i].groups.tile + (u64)blockIdx.y * ofLinear);
+        for (int k = threadIdx.x; k < ofLinear * PARTS; k += GROUP_THREADS) ((uint2*)(tile + i * ofLinear))[k] = its[k];
+      }
+      other = false;
+      __syncthreads();
+    }
+    const unsigned out = linears[0].out, column = (part - before) * 32, at = column + 8 * (g >> 1);
+    const bool inside = column + 8 * q < out;
+    uint4* const y = (uint4*)(linears[0].y + (u64)from * out + column) + q;
+    TileSources<BY_ROW> sources{nullptr, nullptr, nullptr, tiles, p.chunk, 2 * out, (unsigned)p.columns.zStride, g, q};
+#pragma unroll 1
+    for (int j = 0; j < lists; j++) {
+      const GroupedRows& of = linears[j / TOPK];
+      sources.tile = tile + j * tiles;
+      sources.rows = (const unsigned char*)(of.rows + (at < out ? at : out - 8));
+      sources.z = (const unsigned char*)(of.z + (BY_ROW ? (u64)from * p.columns.zStride + 2 * q
+                                                        : ((u64)blockIdx.y * TOPK + j % TOPK) * tiles * TILE * p.columns.zStride + 2 * lane));
+      if (lists == 1) addList<BY_ROW, true, true>(sources, sums, y, out / 8, inside);
+      else if (j == 0) addList<BY_ROW, true, false>(sources, sums, y, out / 8, inside);
+      else if (j < lists - 1) addList<BY_ROW, false, false>(sources, sums, y, out / 8, inside);
+      else addList<BY_ROW, false, true>(sources, sums, y, out / 8, inside);
+    }
+  }
+}
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add(const __grid_constant__ GroupAdd p) { groupAdd<false>(p); }
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add_by_row(const __grid_constant__ GroupAdd p) { groupAdd<true>(p); }
 #else
 // Plainly, for who has no tensor cores.
 extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant__ GroupZ p) {
-  const int list = blockIdx.z % p.lists, token = threadIdx.x >> 3, r = blockIdx.y * 8 + (threadIdx.x & 7);
-  const GroupedZ& l = p.linear[blockIdx.z / p.lists];
-  const u64 tile = (u64)list * p.tiles + blockIdx.x;
-  const uint2 its = l.groups.tile[tile];
-  const int t = its.x == NO_ROW || r >= (int)its.y || token >= TILE ? -1 : l.groups.order[tile * TILE + token];
-  if (t < 0) return;
+  const int list = blockIdx.x % p.lists, i = threadIdx.x >> 3, r = blockIdx.y * 8 + (threadIdx.x & 7);
+  const GroupedZ& l = p.linear[blockIdx.z];
+  const u64 at = (u64)list * p.tiles + blockIdx.x / p.lists;
+  const GroupedTile& its = l.groups.tile[at];
+  if (its.row == NO_ROW || r >= (int)its.rank || i >= TILE || its.token[i] == p.chunk) return;
+  const int token = list / TOPK * p.chunk + its.token[i];
   float v = 0;
-  for (int i = 0; i < l.k; i++) v += toFloat(l.x[(u64)t * l.k + i]) * toFloat(l.rows[(u64)(its.x + r) * l.k + i]);
-  const float factor = l.factors ? l.factors[(u64)(list % TOPK) * p.tokens + t] : 1.f;
-  columnsOf(p.columns, l.z, list, t, its.x)[r] = fromFloat(v * factor);
+  for (int c = 0; c < l.k; c++) v += toFloat(l.x[(u64)token * l.k + c]) * toFloat(l.rows[(u64)(its.row + r) * l.k + c]);
+  const float factor = l.factors ? l.factors[(u64)(list % TOPK) * p.tokens + token] : 1.f;
+  *columnsOf(p.columns, l.z, at, i, token, its.row, r) = fromFloat(v * factor);
 }
-extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_add(const __grid_constant__ GroupAdd p) {
-  const GroupedRows* const linears = p.linear + blockIdx.z * p.together;
-  const int out = linears[0].out, from = blockIdx.y * p.chunk;
-  for (int j = 0; j < TOPK * p.together; j++) {
-    const GroupedRows& of = linears[j / TOPK];
-    const u64 first = ((u64)blockIdx.y * TOPK + j % TOPK) * p.tiles;
-    __syncthreads();
-    for (int i = threadIdx.x; i < p.tiles * TILE * 32; i += GROUP_THREADS) {
-      const uint2 its = of.groups.tile[first + i / 32 / TILE];
-      const int column = blockIdx.x * 32 + i % 32, token = its.x == NO_ROW ? -1 : of.groups.order[first * TILE + i / 32];
-      if (token < 0 || column >= out) continue;
-      const T* const z = columnsOf(p.columns, (T*)of.z, j, token, its.x);
-      float v = j ? toFloat(linears[0].y[(u64)token * out + column]) : 0.f;
-      for (unsigned r = 0; r < its.y; r++) v += toFloat(z[r]) * toFloat(of.rows[(u64)(its.x + r) * out + column]);
-      linears[0].y[(u64)token * out + column] = fromFloat(v);
+__device__ __forceinline__ void plainGroupAdd(const GroupAdd& p) {
+  for (int m = 0; m < p.linears; m += p.together) {
+    const int out = p.linear[m].out;
+    for (int j = 0; j < TOPK * p.together; j++) {
+      const GroupedRows& of = p.linear[m + j / TOPK];
+      const u64 first = ((u64)blockIdx.y * TOPK + j % TOPK) * p.tiles;
+      __syncthreads();
+      for (int i = threadIdx.x; i < p.tiles * TILE; i += GROUP_THREADS) {
+        const GroupedTile& its = of.groups.tile[first + i / TILE];
+        if (its.row == NO_ROW || its.token[i % TILE] == p.chunk) continue;
+        const int token = blockIdx.y * p.chunk + its.token[i % TILE];
+        for (int column = blockIdx.x; column < out; column += gridDim.x) {
+          T& y = p.linear[m].y[(u64)token * out + column];
+          float v = j ? toFloat(y) : 0.f;
+          for (unsigned r = 0; r < its.rank; r++)
+            v += toFloat(*columnsOf(p.columns, (T*)of.z, first + i / TILE, i % TILE, token, its.row, r)) * toFloat(of.rows[(u64)(its.row + r) * out + column]);
+          y = fromFloat(v);
+        }
+      }
     }
   }
 }
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_add(const __grid_constant__ GroupAdd p) { plainGroupAdd(p); }
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_add_by_row(const __grid_constant__ GroupAdd p) { plainGroupAdd(p); }
 #endif

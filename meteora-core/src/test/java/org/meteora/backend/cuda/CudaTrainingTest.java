@@ -356,7 +356,7 @@ class CudaTrainingTest {
     device.manyAdapters = gradients ? 1 : 2;
     try (var model = new Model(128, 128, 1, 128, true, ranks, 0, halves, 5)) {
       agrees(model, input(true, true, 0.7), context(true), Recompute.ALL, true, 5e-3);
-      var group = Set.of(KernelName.GROUP_TOKENS, KernelName.GROUP_Z, KernelName.GROUP_ADD);
+      var group = Set.of(KernelName.GROUP_TOKENS, KernelName.GROUP_Z, KernelName.GROUP_ADD_BY_ROW);
       var lists = Set.of(KernelName.TRAINING_LISTS, KernelName.TRAINING_CHOSEN_GRADIENTS);
       assertThat(device.launched.containsAll(group)).isEqualTo(products);
       assertThat(device.launched.containsAll(lists)).isEqualTo(gradients);

@@ -440,7 +440,7 @@ class TrainingGroupGpuTest {
     var expected = reference(logits, p > 0);
     try (var device = new OnDevice()) {
       var given = apart ? null : logits;
-      var products = List.of(KernelName.GROUP_Z, KernelName.GROUP_ADD);
+      var products = List.of(KernelName.GROUP_Z, KernelName.GROUP_ADD_BY_ROW);
       var gradients = KernelName.TRAINING_CHOSEN_GRADIENTS;
       var all = device.run(false, false, given, p > 0);
       assertThat(device.launched).doesNotContainAnyElementsOf(products).doesNotContain(gradients);

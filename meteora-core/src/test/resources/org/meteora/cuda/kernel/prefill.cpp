@@ -165,13 +165,13 @@ static void grouped() {
   const int n = TOPK + below(4), tokens = 17 + below(30), chunk = oneOf({24, 64}), k = 32 * (1 + below(40)), out = 8 * (1 + below(9));
   const int chunks = (tokens + chunk - 1) / chunk, tiles = chunk / TILE + std::min(n, chunk), lists = chunks * TOPK;
   struct One {
-    Array<int> chosen, offsets, order;
-    Array<uint2> tile;
+    Array<int> chosen, offsets;
+    Array<GroupedTile> tile;
     Array<float> factors;
     Array<T> rows, b, z, y;
     One(int n, int tokens, int tiles, int lists, int sum, int k, int out, int ranks)
-        : chosen(TOPK * tokens), offsets(n + 1), order(lists * tiles * TILE), tile(lists * tiles), factors(TOPK * tokens), rows(sum * k), b(sum * out),
-          z((size_t)TOPK * tokens * ranks), y(tokens * out) {}
+        : chosen(TOPK * tokens), offsets(n + 1), tile(lists * tiles), factors(TOPK * tokens), rows(sum * k), b(sum * out),
+          z((size_t)lists * tiles * TILE * ranks), y(tokens * out) {}
   };
   std::vector<int> ranks;
   int sum = 0, most = 1;
@@ -188,9 +188,9 @@ static void grouped() {
   GroupTokens group{{}, tokens, chunk, tiles};
   Array<T> whole((size_t)tokens * 2 * sum);
   for (size_t i = 0; i < whole.n; i++) whole[i] = 0;
-  const GroupedColumns columns = byRow ? GroupedColumns{0, 2 * sum, 1} : GroupedColumns{(long long)tokens * most, most, 0};
-  GroupZ product{{}, columns, tokens, tiles, lists};
-  GroupAdd add{{}, columns, byRow ? 2 : 1, chunk, tiles, below(2)};
+  const GroupedColumns columns = byRow ? GroupedColumns{2 * sum, 1} : GroupedColumns{most, 0};
+  GroupZ product{{}, columns, tokens, chunk, tiles, lists};
+  GroupAdd add{{}, columns, 2, byRow ? 2 : 1, chunk, tiles};
   std::vector<std::vector<double>> added(2, std::vector<double>(tokens * out));
   for (int l = 0; l < 2; l++) {
     all.push_back(std::make_unique<One>(n, tokens, tiles, lists, sum, k, out, most));
@@ -215,18 +215,18 @@ static void grouped() {
         }
       }
     }
-    const TokenGroups groups{one.chosen.p, one.offsets.p, one.order.p, one.tile.p};
+    const TokenGroups groups{one.chosen.p, one.offsets.p, one.tile.p};
     group.linear[l] = groups;
     T* const z = byRow ? whole.p + l * sum : one.z.p;
     product.linear[l] = {groups, x.p, one.rows.p, byRow ? nullptr : one.factors.p, z, k};
     add.linear[l] = {groups, one.b.p, z, one.y.p, out};
   }
-  std::vector<unsigned char> shared(chunk * 64 + 2 * TOPK * tiles * sizeof(GroupedTile));
+  std::vector<unsigned char> shared((chunk + 1) * 64 + 2 * TOPK * tiles * sizeof(GroupedTile));
   dynamicShared = shared.data();
   launch<GroupTokens>(256, TOPK, chunks, 2, group_tokens, group);
-  launch<GroupZ>(256, tiles, most / 8, 2 * lists, group_z, product);
+  launch<GroupZ>(256, tiles * lists, most / 8, 2, group_z, product);
   for (int i = 0; byRow && i < tokens * out; i++) added[0][i] += added[1][i];
-  launch<GroupAdd>(GROUP_THREADS, (out + 31) / 32, chunks, 2 / add.together, group_add, add);
+  launch<GroupAdd>(GROUP_THREADS, 1 + below(7), chunks, 1, byRow ? group_add_by_row : group_add, add);
 
   for (int l = 0; l < 2 / add.together; l++)
     for (int i = 0; i < tokens * out; i++) check("added", toFloat(all[l]->y[i]), added[l][i]);

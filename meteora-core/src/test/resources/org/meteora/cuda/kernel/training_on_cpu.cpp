@@ -24,7 +24,7 @@ extern "C" int run_kernel(const char* kernel, int x, int y, int z, int threads, 
   KERNEL(TrainingRows, training_rows)
   KERNEL(GroupTokens, group_tokens)
   KERNEL(GroupZ, group_z)
-  KERNEL(GroupAdd, group_add)
+  KERNEL(GroupAdd, group_add_by_row)
   KERNEL(TrainingVocabularyLoss, training_vocabulary_loss)
   KERNEL(TrainingAddGradients, training_add_gradients)
   KERNEL(TrainingPublish, training_publish)
