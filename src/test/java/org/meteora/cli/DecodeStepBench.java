@@ -15,6 +15,7 @@ import org.meteora.cuda.decode.DecodeModel;
 import org.meteora.cuda.decode.KvMemory;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Event;
+import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Work;
 import org.meteora.cuda.kernel.MatrixVector;
 
@@ -109,39 +110,58 @@ final class DecodeStepBench {
     return times[steps / 2];
   }
 
-  private static final List<String> PHASES =
-      List.of(
-          "q k v",
-          "rope, cache",
-          "attention",
-          "o",
-          "add, norm",
-          "gate up",
-          "silu",
-          "down",
-          "add, norm");
+  /** Launches that are timed together, of one layer, by their places among a step's. */
+  private record Part(String name, int from, int to) {}
 
   /**
-   * Microseconds of each launch of a layer, from graphs that hold that launch of all layers and
-   * nothing else.
+   * A layer's launches one by one, or of up to 16 rows each product with what is behind it: those
+   * kernels wait for gates that the product leaves.
    */
-  private double[] profile(DecodeModel m, int batch, int context, MatrixVector.Tuning tuning) {
-    var cache = random.cache(batch, context + 64);
-    var micros = new double[PHASES.size() + 1];
+  private List<Part> parts(List<Work> step, int batch) {
+    int each =
+        IntStream.range(2, step.size())
+            .filter(i -> isNorm(step, i))
+            .skip(1)
+            .findFirst()
+            .orElseThrow();
+    var parts = new ArrayList<Part>();
+    for (var i = 1; i <= each; i++) {
+      var kernel = step.get(i) instanceof Kernel.Launch launch ? launch.toString() : "library";
+      var name = kernel.replaceFirst("decode_(route_)?", "");
+      var begins = batch > 16 || name.startsWith("product") || name.startsWith("attention");
+      if (begins) {
+        parts.add(new Part(name, i, i + 1));
+      } else {
+        var last = parts.removeLast();
+        parts.add(new Part(last.name() + ", " + name, last.from(), i + 1));
+      }
+    }
+    return parts;
+  }
+
+  private static boolean isNorm(List<Work> step, int at) {
+    return step.get(at).toString().contains("add_residual");
+  }
+
+  /**
+   * Prints microseconds of each part of a layer, from graphs that hold that part of all layers, and
+   * behind them the launch that sets counters back.
+   */
+  private void profile(DecodeModel m, int batch, int context, MatrixVector.Tuning tuning) {
+    var cache = random.cache(batch, context + 256);
     try (var engine = engine(m, cache, batch, context, tuning);
         var begin = new Event();
         var end = new Event()) {
       engine.step(new int[batch]);
       var all = engine.launches();
-      for (var phase = 0; phase < micros.length; phase++) {
+      var parts = parts(all, batch);
+      var each = parts.getLast().to() - 1;
+      for (var part : parts) {
         var some = new ArrayList<Work>();
-        if (phase == PHASES.size()) {
-          some.add(all.get(all.size() - 3));
-        } else {
-          for (var layer = 0; layer < random.sizes().layers(); layer++) {
-            some.add(all.get(1 + layer * PHASES.size() + phase));
-          }
+        for (var layer = 0; layer < random.sizes().layers(); layer++) {
+          some.addAll(all.subList(layer * each + part.from(), layer * each + part.to()));
         }
+        some.add(all.getLast());
         try (var graph =
             engine.stream().capture(() -> some.forEach(launch -> launch.on(engine.stream())))) {
           var times = new double[9];
@@ -152,13 +172,18 @@ final class DecodeStepBench {
             times[i] = end.millisSince(begin);
           }
           Arrays.sort(times);
-          micros[phase] = times[times.length / 2] * 1e3 / some.size();
+          System.out.printf(
+              Locale.ROOT,
+              "batch %3d %-8s %8.2f us %s%n",
+              batch,
+              m == model ? "MeteoRA" : "base",
+              times[times.length / 2] * 1e3 / random.sizes().layers(),
+              part.name());
         }
       }
     } finally {
       random.release(cache);
     }
-    return micros;
   }
 
   /** A model without its adapters. */
@@ -197,16 +222,10 @@ final class DecodeStepBench {
         linear.weight(), linear.bias(), linear.out(), linear.in(), Optional.empty());
   }
 
-  /** Of more than 16 rows: kernels behind fewer wait for gates that these graphs do not have. */
   private void profiles(int[] batches, int context) {
-    System.out.println("us a launch        " + String.join(" | ", PHASES) + " | head");
-    for (var batch : Arrays.stream(batches).filter(each -> each > 16).toArray()) {
+    for (var batch : batches) {
       for (var m : List.of(base(model), model)) {
-        var line = new StringBuilder();
-        for (var v : profile(m, batch, context, MatrixVector.Tuning.standard())) {
-          line.append(String.format(Locale.ROOT, " %7.2f", v));
-        }
-        System.out.printf("batch %3d %s%s%n", batch, m == model ? "MeteoRA" : "base   ", line);
+        profile(m, batch, context, MatrixVector.Tuning.standard());
       }
     }
   }
@@ -233,16 +252,18 @@ final class DecodeStepBench {
   }
 
   /**
-   * Prints the table, of {@code --rows 1,4,…} and {@code --context 512}; {@code --profile} adds
-   * what each launch takes, {@code --variants} what each design choice brings.
+   * Prints the table, of {@code --rows 1,4,…}, {@code --context 512} and {@code --adapters 28};
+   * {@code --profile} adds what the launches of a layer take, {@code --variants} what each design
+   * choice brings.
    */
   public static void main(String[] args) {
     var batches = numbers(args, "--rows", "1,4,16,17,32,64,128,256");
     var context = numbers(args, "--context", "512")[0];
+    var adapters = numbers(args, "--adapters", "28")[0];
     var cuda = Cuda.device(0);
     var measure = new GpuMeasure(cuda);
     var bandwidth = measure.readBandwidth();
-    try (var random = new RandomDecodeModel(cuda, Sizes.llama3(32, 28, 8, 2), measure)) {
+    try (var random = new RandomDecodeModel(cuda, Sizes.llama3(32, adapters, 8, 2), measure)) {
       var bench = new DecodeStepBench(cuda, random);
       System.out.printf(
           Locale.ROOT,

@@ -92,6 +92,12 @@ public final class Kernel {
       MemorySegment.copy(value, 0, config, JAVA_INT, at + 8, value.length);
     }
 
+    /** The kernel's name. */
+    @Override
+    public String toString() {
+      return kernel.name;
+    }
+
     /** Queues the launch; the driver has copied the argument when this returns. */
     @Override
     public void on(Stream stream) {
