@@ -62,7 +62,7 @@ final class StepMemory implements AutoCloseable {
   private final MemorySegment onHost;
   private final long exchanged;
 
-  /** Counters of products' gate tiles, zero between steps. */
+  /** Counters of products' gate tiles and of choices, zero between steps. */
   final long gateTilesDone;
 
   /** The parameters of sampling, written before a step. */
@@ -329,9 +329,14 @@ final class StepMemory implements AutoCloseable {
     return cuda.multiprocessors();
   }
 
-  /** How many there are. */
+  /** How many there are, and as many of choices behind them. */
   int gateCounters() {
-    return LINEARS * layers;
+    return 2 * LINEARS * layers;
+  }
+
+  /** The counter of a product's choices that are there before it ends. */
+  long choicesDone(InputGroup group) {
+    return gateTilesDone(group) + 4L * LINEARS * layers;
   }
 
   /** The counter of a product: of how many of its gates' tiles y has the logits. */

@@ -52,6 +52,11 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
     return 0;
   }
 
+  /** Choices that a launch leaves for the kernel behind, of all linears' rows; 0: it chooses. */
+  int choices() {
+    return 0;
+  }
+
   /**
    * Whether the input's spread is in the last two columns of y, for {@link Scores#STANDARDIZED}.
    */
@@ -103,7 +108,9 @@ abstract sealed class StepProduct permits StreamedProduct, LibraryProduct {
         partials(),
         model.eps(),
         memory.choice,
-        memory.choiceWeights);
+        memory.choiceWeights,
+        choices() > 0 ? memory.choicesDone(group) : 0,
+        choices());
   }
 
   /** The group's linears as they lie in a row of y. */

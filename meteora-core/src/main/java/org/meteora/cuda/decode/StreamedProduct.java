@@ -99,6 +99,12 @@ final class StreamedProduct extends StepProduct {
   }
 
   @Override
+  int choices() {
+    var known = model.scores() == Scores.PRODUCT || model.scores() == Scores.MAGNITUDE;
+    return known && !allOfA && gateTiles() > 0 ? group.linears().size() * rows : 0;
+  }
+
+  @Override
   boolean leavesSpread() {
     return product.leavesSpread();
   }

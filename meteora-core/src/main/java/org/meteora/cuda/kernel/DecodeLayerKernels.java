@@ -131,9 +131,19 @@ public final class DecodeLayerKernels {
     return Math.ceilDiv(hidden, WARP_OUTPUTS);
   }
 
-  /** Whether the choice does not wait for the product's end. */
-  private boolean choosesFirst(ProductOutput product) {
-    return product.gateTiles() > 0 || kernels.constants().scores() == Scores.GIVEN;
+  /**
+   * The kernel for who chooses when.
+   *
+   * @param behind the product, which chooses at its end
+   * @param first chooses before the product ends
+   * @param chosen takes the choice that {@link #routeZ} has left
+   */
+  private KernelName choosing(
+      ProductOutput product, KernelName behind, KernelName first, KernelName chosen) {
+    if (product.choices() > 0) {
+      return chosen;
+    }
+    return product.gateTiles() > 0 || kernels.constants().scores() == Scores.GIVEN ? first : behind;
   }
 
   private Kernel.Launch warps(KernelName name, int x, int y, int z, Record argument) {
@@ -151,9 +161,11 @@ public final class DecodeLayerKernels {
   /** Behind q, k and v. */
   public Kernel.Launch ropeAppend(DecodeRouteRopeAppend argument) {
     return warps(
-        choosesFirst(argument.product())
-            ? KernelName.DECODE_ROUTE_ROPE_APPEND_GATES_FIRST
-            : KernelName.DECODE_ROUTE_ROPE_APPEND,
+        choosing(
+            argument.product(),
+            KernelName.DECODE_ROUTE_ROPE_APPEND,
+            KernelName.DECODE_ROUTE_ROPE_APPEND_GATES_FIRST,
+            KernelName.DECODE_ROUTE_ROPE_APPEND_CHOSEN),
         argument.heads() + 2 * argument.kvHeads(),
         Math.ceilDiv(argument.headDim() / 2, WARP_OUTPUTS),
         argument.product().rows(),
@@ -163,9 +175,11 @@ public final class DecodeLayerKernels {
   /** Behind o and down. */
   public Kernel.Launch addResidual(DecodeRouteAddResidual argument) {
     return warps(
-        choosesFirst(argument.product())
-            ? KernelName.DECODE_ROUTE_ADD_RESIDUAL_GATES_FIRST
-            : KernelName.DECODE_ROUTE_ADD_RESIDUAL,
+        choosing(
+            argument.product(),
+            KernelName.DECODE_ROUTE_ADD_RESIDUAL,
+            KernelName.DECODE_ROUTE_ADD_RESIDUAL_GATES_FIRST,
+            KernelName.DECODE_ROUTE_ADD_RESIDUAL_CHOSEN),
         partials(argument.hidden()),
         argument.product().rows(),
         1,
@@ -176,15 +190,18 @@ public final class DecodeLayerKernels {
   public Kernel.Launch siluUp(DecodeRouteSiluUp argument) {
     // to 8 rows: more warps, each of which is quicker; beyond: less repeated routing
     var four = argument.product().rows() > 8;
-    var first = choosesFirst(argument.product());
     var name =
         four
-            ? first
-                ? KernelName.DECODE_ROUTE_SILU_UP4_GATES_FIRST
-                : KernelName.DECODE_ROUTE_SILU_UP4
-            : first
-                ? KernelName.DECODE_ROUTE_SILU_UP2_GATES_FIRST
-                : KernelName.DECODE_ROUTE_SILU_UP2;
+            ? choosing(
+                argument.product(),
+                KernelName.DECODE_ROUTE_SILU_UP4,
+                KernelName.DECODE_ROUTE_SILU_UP4_GATES_FIRST,
+                KernelName.DECODE_ROUTE_SILU_UP4_CHOSEN)
+            : choosing(
+                argument.product(),
+                KernelName.DECODE_ROUTE_SILU_UP2,
+                KernelName.DECODE_ROUTE_SILU_UP2_GATES_FIRST,
+                KernelName.DECODE_ROUTE_SILU_UP2_CHOSEN);
     return warps(
         name,
         Math.ceilDiv(argument.inter(), four ? 128 : 64),
@@ -237,7 +254,8 @@ public final class DecodeLayerKernels {
   }
 
   /**
-   * Behind a product without A.
+   * Behind a product without A. The choice is left for the kernel behind where {@link
+   * ProductOutput#choices} says so.
    *
    * @param linears whose A there are
    */

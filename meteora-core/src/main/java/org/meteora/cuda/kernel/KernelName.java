@@ -43,6 +43,8 @@ public enum KernelName {
   DECODE_ROUTE_ROPE_APPEND(DecodeLayerKernels.DecodeRouteRopeAppend.class),
   /** The same, routing while the product is still at work. */
   DECODE_ROUTE_ROPE_APPEND_GATES_FIRST(DecodeLayerKernels.DecodeRouteRopeAppend.class),
+  /** The same, with the choice that {@link #DECODE_ROUTE_Z} has left. */
+  DECODE_ROUTE_ROPE_APPEND_CHOSEN(DecodeLayerKernels.DecodeRouteRopeAppend.class),
   /** Attention of one new token a row over its KV cache. */
   DECODE_ATTENTION(DecodeAttentionKernel.DecodeAttention.class),
   /** The same on tensor cores, in clusters of blocks. */
@@ -51,14 +53,20 @@ public enum KernelName {
   DECODE_ROUTE_ADD_RESIDUAL(DecodeLayerKernels.DecodeRouteAddResidual.class),
   /** The same, routing while the product is still at work. */
   DECODE_ROUTE_ADD_RESIDUAL_GATES_FIRST(DecodeLayerKernels.DecodeRouteAddResidual.class),
+  /** The same, with the choice that {@link #DECODE_ROUTE_Z} has left. */
+  DECODE_ROUTE_ADD_RESIDUAL_CHOSEN(DecodeLayerKernels.DecodeRouteAddResidual.class),
   /** Behind gate and up: routes, adds the adapters, {@code silu(gate) · up}; 2 outputs a thread. */
   DECODE_ROUTE_SILU_UP2(DecodeLayerKernels.DecodeRouteSiluUp.class),
   /** The same with 4 outputs a thread. */
   DECODE_ROUTE_SILU_UP4(DecodeLayerKernels.DecodeRouteSiluUp.class),
   /** The same with 2, routing while the product is still at work. */
   DECODE_ROUTE_SILU_UP2_GATES_FIRST(DecodeLayerKernels.DecodeRouteSiluUp.class),
+  /** The same with 2, with the choice that {@link #DECODE_ROUTE_Z} has left. */
+  DECODE_ROUTE_SILU_UP2_CHOSEN(DecodeLayerKernels.DecodeRouteSiluUp.class),
   /** The same with 4, routing while the product is still at work. */
   DECODE_ROUTE_SILU_UP4_GATES_FIRST(DecodeLayerKernels.DecodeRouteSiluUp.class),
+  /** The same with 4, with the choice that {@link #DECODE_ROUTE_Z} has left. */
+  DECODE_ROUTE_SILU_UP4_CHOSEN(DecodeLayerKernels.DecodeRouteSiluUp.class),
 
   /** A decode step's first, of many rows: the tokens' embeddings, and their RMSNorm. */
   DECODE_EMBED_NORM(DecodeLayerKernels.DecodeEmbedNorm.class),

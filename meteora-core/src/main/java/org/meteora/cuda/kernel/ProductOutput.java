@@ -14,6 +14,9 @@ package org.meteora.cuda.kernel;
  * @param sumsq as {@link MatrixVector#launch} takes it, and so {@code partials} and {@code eps}
  * @param choice int32 (rows, topK), the adapters, for {@link org.meteora.nn.Scores#GIVEN}; or 0
  * @param choiceWeights float32, as {@code choice}
+ * @param choicesDone uint32, how many choices of all linears' rows {@link
+ *     DecodeLayerKernels#routeZ} has left in their indices and weights; or 0 where it leaves none
+ * @param choices how many those are in the end
  */
 public record ProductOutput(
     long y,
@@ -31,9 +34,12 @@ public record ProductOutput(
     int partials,
     float eps,
     long choice,
-    long choiceWeights) {
+    long choiceWeights,
+    long choicesDone,
+    int choices) {
   /** Without gates that come first, an RMSNorm, a choice that is given, and what to clear. */
   static ProductOutput of(long y, long invTemperature, int slots, int ld, int rows, long x, int k) {
-    return new ProductOutput(y, 0, invTemperature, 0, 0, slots, ld, rows, 0, x, 0, k, 0, 0, 0, 0);
+    return new ProductOutput(
+        y, 0, invTemperature, 0, 0, slots, ld, rows, 0, x, 0, k, 0, 0, 0, 0, 0, 0);
   }
 }

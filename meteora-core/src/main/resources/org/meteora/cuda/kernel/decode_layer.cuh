@@ -26,8 +26,7 @@ __device__ __forceinline__ int linearOf(const DecodeRouteRopeAppend& p, int& hea
   return 2;
 }
 // Each lane of a block, which is a warp, has N pairs of a head's dimensions. Grid (heads + 2 kvHeads, ⌈pairs / 32 N⌉, rows).
-// GATES_FIRST: the gates' logits are there before the rest of the product.
-template <bool GATES_FIRST>
+template <Choosing WHEN>
 __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
   constexpr int N = 2;
   releaseNext();
@@ -36,7 +35,7 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
   const int which = linearOf(p, head), o = head * p.headDim + i;
   const RoutedLinear& l = p.linear[which];
   const bool whole = l.vectors && half % N == 0, writes = head == 0 && blockIdx.y == 0;
-  const AdapterInfo known = loadAdapterInfo(p.product, l);
+  const AdapterInfo known[] = {adapterInfo<WHEN>(p.product, l)};
   const int length = p.lengths[row];
   const int place =  // in the pool, in tokens
       length < 0 ? -1 : p.tables[length / KV_BLOCK * p.tableRows + row] * KV_BLOCK + length % KV_BLOCK;
@@ -56,21 +55,20 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
   const RoutedLinear* const linears[] = {&l};
   Route chosen[1];
   PrefetchedB<N> a, b;
-  if (GATES_FIRST && l.n) {
-    gatherGates<1>(p.product, row, linears, logits);
-    chosen[0] = route(p.product, l, known, logits[0], row, writes);
+  if (WHEN != BEHIND && l.n) {
+    chooseEarly<WHEN>(p.product, row, linears, known, writes, chosen);
     a = prefetchB<N>(l, chosen[0], o, whole, left);
     b = prefetchB<N>(l, chosen[0], o + half, whole, left);
   }
   waitForPrevious();
   float z[1][TOPK][MAX_RANK / 32];
-  if (GATES_FIRST && l.n) gatherRouted<2, 1, N>(p.product, row, at, whole, left, linears, chosen, v, z);
-  else gather<2, GATES_FIRST ? 0 : 1, N>(p.product, row, at, whole, left, linears, v, logits);
+  if (WHEN != BEHIND && l.n) gatherRouted<2, 1, N>(p.product, row, at, whole, left, linears, chosen, v, z);
+  else gather<2, WHEN != BEHIND ? 0 : 1, N>(p.product, row, at, whole, left, linears, v, logits);
   addBias<N>(l, o, left, v[0]);
   addBias<N>(l, o + half, left, v[1]);
   if (l.n) {
-    if (!GATES_FIRST) {
-      chosen[0] = route(p.product, l, known, logits[0], row, writes);
+    if (WHEN == BEHIND) {
+      chosen[0] = route(p.product, l, known[0], logits[0], row, writes);
       a = prefetchB<N>(l, chosen[0], o, whole, left);
       b = prefetchB<N>(l, chosen[0], o + half, whole, left);
       coefficients<1>(p.product, row, linears, chosen, z);
@@ -100,9 +98,10 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
     storePacked<N>(cache + half, half % N == 0, left, v[1]);
   }
 }
-extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<false>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<BEHIND>(p); }
 #if GATES_CAN_BE_FIRST
-extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append_gates_first(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<true>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append_gates_first(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<GATES_FIRST>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append_chosen(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<CHOSEN>(p); }
 #endif
 
 // h and the next RMSNorm's input of a warp's outputs.
@@ -131,34 +130,33 @@ struct DecodeRouteAddResidual {
   float* sumsq;
   int hidden;
 };
-template <bool GATES_FIRST>
+template <Choosing WHEN>
 __device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
   constexpr int N = 2;
   releaseNext();
   const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.hidden - o;
   const RoutedLinear& l = p.linear;
   const bool whole = l.vectors, writes = blockIdx.x == 0;
-  const AdapterInfo known = loadAdapterInfo(p.product, l);
+  const AdapterInfo known[] = {adapterInfo<WHEN>(p.product, l)};
   const Packed<N> weight = loadPacked<N>(p.normWeight + o, whole, left);
   float h[N], sum[1][N], logits[1][NREG];
   const int at[] = {l.outAt + o};
   const RoutedLinear* const linears[] = {&l};
   Route chosen[1];
   PrefetchedB<N> ahead;
-  if (GATES_FIRST && l.n) {
-    gatherGates<1>(p.product, row, linears, logits);
-    chosen[0] = route(p.product, l, known, logits[0], row, writes);
+  if (WHEN != BEHIND && l.n) {
+    chooseEarly<WHEN>(p.product, row, linears, known, writes, chosen);
     ahead = prefetchB<N>(l, chosen[0], o, whole, left);
   }
   waitForPrevious();
   loadFloats<N>(p.h + (u64)row * p.hidden + o, whole, left, h);
   float z[1][TOPK][MAX_RANK / 32];
-  if (GATES_FIRST && l.n) gatherRouted<1, 1, N>(p.product, row, at, whole, left, linears, chosen, sum, z);
-  else gather<1, GATES_FIRST ? 0 : 1, N>(p.product, row, at, whole, left, linears, sum, logits);
+  if (WHEN != BEHIND && l.n) gatherRouted<1, 1, N>(p.product, row, at, whole, left, linears, chosen, sum, z);
+  else gather<1, WHEN != BEHIND ? 0 : 1, N>(p.product, row, at, whole, left, linears, sum, logits);
   addBias<N>(l, o, left, sum[0]);
   if (l.n) {
-    if (!GATES_FIRST) {
-      chosen[0] = route(p.product, l, known, logits[0], row, writes);
+    if (WHEN == BEHIND) {
+      chosen[0] = route(p.product, l, known[0], logits[0], row, writes);
       ahead = prefetchB<N>(l, chosen[0], o, whole, left);
       coefficients<1>(p.product, row, linears, chosen, z);
     }
@@ -169,9 +167,10 @@ __device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
   for (int i = 0; i < N; i++) h[i] += sum[0][i];
   writeNormInput<N>(h, o, row, p.hidden, whole, weight, p.h, p.out, p.sumsq);
 }
-extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<false>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<BEHIND>(p); }
 #if GATES_CAN_BE_FIRST
-extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual_gates_first(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<true>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual_gates_first(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<GATES_FIRST>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual_chosen(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<CHOSEN>(p); }
 #endif
 
 // h (rows, hidden) float32 = the tokens' embeddings, and the first RMSNorm's input. Grid (hidden / 32, rows), a warp.
@@ -205,35 +204,33 @@ struct DecodeRouteSiluUp {
   T* out;
   int inter;
 };
-template <int N, bool GATES_FIRST>
+template <int N, Choosing WHEN>
 __device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {
   releaseNext();
   const int row = blockIdx.y, o = (blockIdx.x * 32 + threadIdx.x) * N, left = p.inter - o;
   const bool whole = p.gate.vectors && p.up.vectors, writes = blockIdx.x == 0;
-  const AdapterInfo ofGate = loadAdapterInfo(p.product, p.gate), ofUp = loadAdapterInfo(p.product, p.up);
+  const AdapterInfo known[] = {adapterInfo<WHEN>(p.product, p.gate), adapterInfo<WHEN>(p.product, p.up)};
   float v[2][N], logits[2][NREG];
   const int at[] = {p.gate.outAt + o, p.up.outAt + o};
   const RoutedLinear* const linears[] = {&p.gate, &p.up};
   const bool adapted = p.gate.n | p.up.n;  // one of them without adapters chooses nothing
   Route chosen[2];
   PrefetchedB<N> a, b;
-  if (GATES_FIRST && adapted) {
-    gatherGates<2>(p.product, row, linears, logits);
-    chosen[0] = route(p.product, p.gate, ofGate, logits[0], row, writes);
-    chosen[1] = route(p.product, p.up, ofUp, logits[1], row, writes);
+  if (WHEN != BEHIND && adapted) {
+    chooseEarly<WHEN>(p.product, row, linears, known, writes, chosen);
     a = prefetchB<N>(p.gate, chosen[0], o, whole, left);
     b = prefetchB<N>(p.up, chosen[1], o, whole, left);
   }
   waitForPrevious();
   float z[2][TOPK][MAX_RANK / 32];
-  if (GATES_FIRST && adapted) gatherRouted<2, 2, N>(p.product, row, at, whole, left, linears, chosen, v, z);
-  else gather<2, GATES_FIRST ? 0 : 2, N>(p.product, row, at, whole, left, linears, v, logits);
+  if (WHEN != BEHIND && adapted) gatherRouted<2, 2, N>(p.product, row, at, whole, left, linears, chosen, v, z);
+  else gather<2, WHEN != BEHIND ? 0 : 2, N>(p.product, row, at, whole, left, linears, v, logits);
   addBias<N>(p.gate, o, left, v[0]);
   addBias<N>(p.up, o, left, v[1]);
   if (adapted) {
-    if (!GATES_FIRST) {
-      chosen[0] = route(p.product, p.gate, ofGate, logits[0], row, writes);
-      chosen[1] = route(p.product, p.up, ofUp, logits[1], row, writes);
+    if (WHEN == BEHIND) {
+      chosen[0] = route(p.product, p.gate, known[0], logits[0], row, writes);
+      chosen[1] = route(p.product, p.up, known[1], logits[1], row, writes);
       a = prefetchB<N>(p.gate, chosen[0], o, whole, left);
       b = prefetchB<N>(p.up, chosen[1], o, whole, left);
       coefficients<2>(p.product, row, linears, chosen, z);
@@ -246,14 +243,17 @@ __device__ __forceinline__ void siluUp(const DecodeRouteSiluUp& p) {
   for (int i = 0; i < N; i++) v[0][i] = silu(v[0][i]) * v[1][i];
   storePacked<N>(p.out + (u64)row * p.inter + o, whole, left, v[0]);
 }
-extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, false>(p); }
-extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, false>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, BEHIND>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, BEHIND>(p); }
 #if GATES_CAN_BE_FIRST
-extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, true>(p); }
-extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, true>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, GATES_FIRST>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_chosen(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, CHOSEN>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, GATES_FIRST>(p); }
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_chosen(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, CHOSEN>(p); }
 #endif
 
-// For banks too large to multiply whole: z = A x of the chosen adapters only. Grid (rows of A / each, linears, rows).
+// For banks too large to multiply whole: z = A x of the chosen adapters only. Who comes behind it may take its choice. Grid (rows of A /
+// each, linears, rows).
 struct DecodeRouteZ {
   ProductOutput product;
   RoutedLinear linear[3];
@@ -288,8 +288,18 @@ extern "C" __global__ void __launch_bounds__(256) decode_route_z(const __grid_co
     const int e = lane + 32 * i;
     logits[0][i] = e < l.n ? scoreOf(logits[0][i], l.offsets[e + 1] - l.offsets[e]) : 0.f;
   }
-  if (l.n) gateTopK(logits[0], l.n, 1.f, index, weight);
+  if (l.n) gateTopK(logits[0], l.n, *p.product.invTemperature, index, weight);
 #endif
+  if (p.product.choices && blockIdx.x == 0 && threadIdx.x == 0) {
+#pragma unroll
+    for (int j = 0; j < TOPK; j++)
+      if (l.n) {
+        l.indices[row * TOPK + j] = index[j];
+        l.weights[row * TOPK + j] = weight[j];
+      }
+    __threadfence();
+    atomicAdd(p.product.choicesDone, 1u);
+  }
   const T* w[] = {nullptr, nullptr};
   int to[2], first = blockIdx.x * p.each;  // of the chosen adapters' rows
 #pragma unroll

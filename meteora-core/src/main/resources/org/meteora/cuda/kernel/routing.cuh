@@ -26,6 +26,9 @@ struct ProductOutput {
   // The choice where it is given: (rows, TOPK), all below n, and its weights.
   const int* choice;
   const float* choiceWeights;
+  // Where decode_route_z leaves each linear's choice in its indices and weights: how many it has, of all linears' rows; or null.
+  unsigned* choicesDone;
+  int choices;
 };
 
 __device__ __forceinline__ float sumSlots(const ProductOutput& c, int row, int at) {
@@ -372,6 +375,38 @@ __device__ __forceinline__ void gatherGates(const ProductOutput& c, int row, con
     while ((int)(loadAcquire(c.gateTilesDone) - (unsigned)c.gateTiles) < 0) waitABit();
   __syncwarp();
   gather<0, L, 1>(c, row, nullptr, false, 0, l, nullptr, logits);
+}
+// When the kernel behind a product knows what is chosen: behind it, as soon as the gates' logits are there, or as soon as
+// decode_route_z has chosen by them.
+enum Choosing { BEHIND, GATES_FIRST, CHOSEN };
+template <Choosing WHEN>
+__device__ __forceinline__ AdapterInfo adapterInfo(const ProductOutput& c, const RoutedLinear& l) {
+  return WHEN == CHOSEN ? AdapterInfo{} : loadAdapterInfo(c, l);
+}
+// A row's choice for L linears before the product ends; by a whole warp.
+template <Choosing WHEN, int L>
+__device__ __forceinline__ void chooseEarly(const ProductOutput& c, int row, const RoutedLinear* const (&l)[L], const AdapterInfo (&known)[L],
+                                            bool writes, Route (&chosen)[L]) {
+  if (WHEN == CHOSEN) {
+    if ((threadIdx.x & 31) == 0)
+      while ((int)(loadAcquire(c.choicesDone) - (unsigned)c.choices) < 0) waitABit();
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < L; i++)
+#pragma unroll
+      for (int j = 0; j < TOPK; j++) {
+        const int index = l[i]->n ? __ldcg(l[i]->indices + row * TOPK + j) : -1, e = index < 0 ? 0 : index;
+        const int begin = l[i]->n ? l[i]->offsets[e] : 0;
+        chosen[i].offset[j] = begin;
+        chosen[i].rank[j] = index < 0 ? 0 : l[i]->offsets[e + 1] - begin;
+        chosen[i].factor[j] = index < 0 ? 0.f : __ldcg(l[i]->weights + row * TOPK + j) * l[i]->scales[e];
+      }
+  } else {
+    float logits[L][NREG];
+    gatherGates<L>(c, row, l, logits);
+#pragma unroll
+    for (int i = 0; i < L; i++) chosen[i] = route(c, *l[i], known[i], logits[i], row, writes);
+  }
 }
 template <int N>
 __device__ __forceinline__ void addBias(const RoutedLinear& l, int o, int left, float (&sum)[N]) {

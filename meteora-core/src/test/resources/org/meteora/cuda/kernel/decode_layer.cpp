@@ -25,6 +25,26 @@ struct Adapted {
               out, 0};
   }
 
+  // The adapters of a row, the first k in front, by what a row of the product has.
+  std::vector<std::pair<double, int>> order(const std::vector<double>& y) {
+    std::vector<std::pair<double, int>> all;
+    for (int e = 0; e < linear.n; e++) {
+      std::vector<double> z(y.begin() + linear.zAt + offsets[e], y.begin() + linear.zAt + offsets[e + 1]);
+      all.push_back({-scored(y[linear.gateAt + e], z), e});
+    }
+    std::stable_sort(all.begin(), all.end());
+    return all;
+  }
+  void choose(const std::vector<double>& y, int row, double inverseTemperature) {
+    const auto all = order(y);
+    double sum = 0;
+    for (int j = 0; j < std::min(TOPK, linear.n); j++) sum += std::exp((all[0].first - all[j].first) * inverseTemperature);
+    for (int j = 0; j < TOPK && linear.n; j++) {
+      indices[row * TOPK + j] = j < linear.n ? all[j].second : -1;
+      weights[row * TOPK + j] = j < linear.n ? std::exp((all[0].first - all[j].first) * inverseTemperature) / sum : 0;
+    }
+  }
+
   // Output o, from what a row of the product has, or where the choice is given from that.
   double output(const std::vector<double>& y, int o, double inverseTemperature, double base, const int* choice, const float* choiceWeights) {
     if (SCORES == SCORES_GIVEN) {
@@ -34,12 +54,7 @@ struct Adapted {
           given += (double)choiceWeights[j] * scales[e] * y[linear.zAt + r] * toFloat(b[(size_t)r * linear.out + o]);
       return given;
     }
-    std::vector<std::pair<double, int>> order;
-    for (int e = 0; e < linear.n; e++) {
-      std::vector<double> z(y.begin() + linear.zAt + offsets[e], y.begin() + linear.zAt + offsets[e + 1]);
-      order.push_back({-scored(y[linear.gateAt + e], z), e});
-    }
-    std::stable_sort(order.begin(), order.end());
+    const auto order = this->order(y);
     double sum = 0, added = 0;
     for (int j = 0; j < std::min(TOPK, linear.n); j++) {
       double weight = std::exp((order[0].first - order[j].first) * inverseTemperature), lora = 0;
@@ -69,6 +84,7 @@ struct Left {
   int k, partials;
   Array<int> choice;
   Array<float> choiceWeights;
+  Array<unsigned> choices{1};
   ProductOutput chain;
 
   Left(std::vector<Adapted*> all, int rows, bool padded, bool outputs) : linears(all), rows(rows), slots(1 + below(5)), x(rows * 200), sumsq(rows * 7),
@@ -91,8 +107,9 @@ struct Left {
     for (size_t i = 0; i < sumsq.n; i++) sumsq[i] = 1 + below(10);
     fill(choiceWeights);
     for (size_t i = 0; i < choice.n; i++) choice[i] = below(3);  // no bank is smaller
+    choices[0] = below(1000);
     chain = {y->p, next->p, inverseTemperature.p, next->n, parts.p, slots, ld, rows, (int)parts[0], x.p, below(2) ? sumsq.p : 0, k, partials, 1e-5f,
-             choice.p, choiceWeights.p};
+             choice.p, choiceWeights.p, choices.p, (int)choices[0]};
 #if SCORES == SCORES_STANDARDIZED
     if (below(2)) {  // left by the product
       chain.x = 0;
@@ -139,6 +156,16 @@ struct Left {
   }
 };
 
+template <typename F>
+static F* formOf(std::initializer_list<F*> forms, int which) { return forms.begin()[which]; }
+// Which of the forms of a kernel; the last one takes a choice that is there.
+static int when(Left& left) {
+  const int form = below(SCORES == SCORES_PRODUCT || SCORES == SCORES_MAGNITUDE ? 3 : 2);
+  for (size_t i = 0; form == 2 && i < left.linears.size(); i++)
+    for (int m = 0; m < left.rows; m++) left.linears[i]->choose(left.row(m), m, left.inverse(m));
+  return form;
+}
+
 static void addResidual(int rows) {
   const int hidden = oneOf({1, 3, 37, 64, 65, 130, 256}), blocks = (hidden + 63) / 64;
   Adapted linear(hidden, rows, below(2), below(4), someRanks());
@@ -148,7 +175,7 @@ static void addResidual(int rows) {
   fill(h);
   fill(weight);
   std::vector<float> before(h.p, h.p + h.n);
-  launch<DecodeRouteAddResidual>(32, blocks, rows, 1, below(2) ? decode_route_add_residual : decode_route_add_residual_gates_first, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden});
+  launch<DecodeRouteAddResidual>(32, blocks, rows, 1, formOf({decode_route_add_residual, decode_route_add_residual_gates_first, decode_route_add_residual_chosen}, when(left)), {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden});
   left.isCleared();
   for (int m = 0; m < rows; m++) {
     double squares = 0, given = 0;
@@ -168,7 +195,8 @@ static void siluUpRows(int rows) {
   Adapted gate(inter, rows, below(2), below(4), someRanks()), up(inter, rows, below(2), below(4), someRanks());
   Left left({&gate, &up}, rows, true, true);
   Array<T> out(rows * inter);
-  launch<DecodeRouteSiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? below(2) ? decode_route_silu_up2 : decode_route_silu_up2_gates_first : below(2) ? decode_route_silu_up4 : decode_route_silu_up4_gates_first,
+  launch<DecodeRouteSiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? formOf({decode_route_silu_up2, decode_route_silu_up2_gates_first, decode_route_silu_up2_chosen}, when(left))
+                            : formOf({decode_route_silu_up4, decode_route_silu_up4_gates_first, decode_route_silu_up4_chosen}, when(left)),
                  {left.chain, gate.linear, up.linear, out.p, inter});
   left.isCleared();
   for (int m = 0; m < rows; m++)
@@ -191,7 +219,7 @@ static void ropeAppend(int rows) {
     lengths[m] = below(6) ? below(each * KV_BLOCK) : -1;
     for (int i = 0; i < each; i++) tables[i * (rows + 1) + m] = i * KV_BLOCK <= lengths[m] ? (each - i) * rows + m : -(1 << 20);
   }
-  launch<DecodeRouteRopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, below(2) ? decode_route_rope_append : decode_route_rope_append_gates_first,
+  launch<DecodeRouteRopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, formOf({decode_route_rope_append, decode_route_rope_append_gates_first, decode_route_rope_append_chosen}, when(left)),
                      {left.chain, {q.linear, k.linear, v.linear}, rotated.p, keys.p, values.p, tables.p, lengths.p,
                       frequencies.p, heads, kv, d, rows + 1, 0.5f, 1.f});
   left.isCleared();
@@ -213,6 +241,67 @@ static void ropeAppend(int rows) {
             check("cache", toFloat(cache[at + half]), y);
           }
         }
+}
+
+// z of the chosen adapters alone, and their choice for who comes behind.
+static void routeZ(int rows) {
+  std::vector<std::unique_ptr<Adapted>> owned;
+  std::vector<Adapted*> linears;
+  for (int i = 1 + below(3); i > 0; i--) {
+    owned.push_back(std::make_unique<Adapted>(3, rows, false, below(4), someRanks()));
+    linears.push_back(owned.back().get());
+  }
+  Left left(linears, rows, false, true);
+  const int k = left.k, each = 1 + below(2);
+  int most = 1;
+  DecodeRouteZ p{left.chain};
+  std::vector<std::unique_ptr<Array<T>>> a;
+  for (size_t i = 0; i < linears.size(); i++) {
+    a.push_back(std::make_unique<Array<T>>((size_t)linears[i]->sum * k));
+    fill(*a[i]);
+    p.linear[i] = linears[i]->linear;
+    p.a[i] = a[i]->p;
+    for (int rank : linears[i]->ranks) most = std::max(most, rank);
+    for (int s = 0; s < left.slots; s++)
+      for (int m = 0; m < rows; m++)
+        for (int r = 0; r < linears[i]->sum && p.linear[i].n; r++) (*left.y)[((size_t)s * rows + m) * left.ld + p.linear[i].zAt + r] = 0;
+  }
+  p.x = left.x.p;
+  p.sumsq = left.chain.sumsq;
+  p.y = left.y->p;
+  p.k = k;
+  p.partials = left.partials;
+  p.eps = 1e-5f;
+  p.vectors = k % ELEMENTS_16B == 0;
+  p.each = each;
+  const unsigned before = left.choices[0];
+  const bool leaves = SCORES <= SCORES_MAGNITUDE && below(2);
+  if (!leaves) p.product.choices = 0;
+  if (!leaves && below(2)) p.product.gateTiles = 0;  // behind the product
+  launch<DecodeRouteZ>(256, (most * TOPK + each - 1) / each, linears.size(), rows, decode_route_z, p);
+  check("choices", left.choices[0] - before, leaves ? linears.size() * rows : 0);
+  for (size_t i = 0; i < linears.size(); i++)
+    for (int m = 0; m < rows && p.linear[i].n; m++) {
+      auto& l = *linears[i];
+      const auto order = l.order(left.row(m));
+      double squares = 0, sum = 0;
+      for (int n = 0; n < left.partials; n++) squares += left.sumsq[m * left.partials + n];
+      const double factor = p.sumsq ? 1 / std::sqrt(squares / k + 1e-5) : 1;
+      const int all = std::min(TOPK, l.linear.n);
+      for (int j = 0; j < all; j++) sum += std::exp((order[0].first - order[j].first) * left.inverse(m));
+      for (int j = 0; j < all; j++) {
+        const int e = SCORES == SCORES_GIVEN ? left.choice[m * TOPK + j] : order[j].second;
+        for (int r = l.offsets[e]; r < l.offsets[e + 1]; r++) {
+          double z = 0;
+          for (int c = 0; c < k; c++) z += (double)toFloat((*a[i])[(size_t)r * k + c]) * toFloat(left.x[m * k + c]);
+          check("chosen z", (*left.y)[(size_t)m * left.ld + l.linear.zAt + r], z * factor);
+        }
+        if (leaves) {
+          check("choice", l.indices[m * TOPK + j], e);
+          check("its weight", l.weights[m * TOPK + j], std::exp((order[0].first - order[j].first) * left.inverse(m)) / sum);
+        }
+      }
+    }
 }
 
 static void addAdapters(int rows) {
@@ -478,6 +567,7 @@ int main(int, char** arguments) {
     siluUpRows(rows);
     ropeAppend(rows);
     addAdapters(rows);
+    if (SCORES != SCORES_NORM && round <= 5) routeZ(rows);
     embedRows(rows);
     if (round <= 3) addResidualNorm(rows);
     if (round <= 3) siluUpWide(rows);
