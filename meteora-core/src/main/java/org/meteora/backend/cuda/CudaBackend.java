@@ -7,6 +7,8 @@ import java.util.UUID;
 import java.util.concurrent.ConcurrentLinkedDeque;
 import java.util.function.IntConsumer;
 import org.meteora.UserException;
+import org.meteora.cuda.driver.Cublas;
+import org.meteora.cuda.driver.Cublas.Matrix;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.SideStreams;
 import org.meteora.cuda.driver.Stream;
@@ -112,6 +114,29 @@ public final class CudaBackend implements Backend {
         architecture.numAttentionHeads(),
         architecture.numKeyValueHeads(),
         architecture.headDim());
+    Thread.ofPlatform().daemon().name("first product").start(this::multiplyOnce);
+  }
+
+  /** A first product takes cuBLAS a tenth of a second, which passes while the model is loaded. */
+  private void multiplyOnce() {
+    int rows = 4096;
+    int columns = 256;
+    long bytes = (long) dtype.bytes() * rows * (rows + 2 * columns);
+    try {
+      cuda.makeCurrent();
+      try (var stream = Stream.create(cuda);
+          var memory = cuda.allocateZeroed(bytes, stream);
+          var blas = new Cublas(cuda, stream)) {
+        var x = Matrix.of(memory.address(), rows, rows, dtype);
+        var w = Matrix.of(x.address() + (long) dtype.bytes() * rows * rows, columns, rows, dtype);
+        var y =
+            Matrix.of(w.address() + (long) dtype.bytes() * rows * columns, rows, columns, dtype);
+        blas.multiply(y, x, w.transpose(), false);
+        stream.synchronize();
+      }
+    } catch (UserException e) {
+      // whoever multiplies then gets the error
+    }
   }
 
   /** The kernels for few tokens read a rank of B, which they choose, as one row. */

@@ -1,6 +1,7 @@
 package org.meteora.cuda.kernel;
 
 import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
+import static java.lang.foreign.ValueLayout.JAVA_INT;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -79,11 +80,11 @@ public final class AdapterKernels implements AutoCloseable {
   private final List<Target> targets;
   private final int in;
   private final MatrixVector.Tuning tuning = MatrixVector.Tuning.standard();
-  private final List<DeviceMemory> owned = new ArrayList<>();
   private final List<long[]> arrays = new ArrayList<>();
   private final Map<Integer, MatrixVector> products = new HashMap<>();
   private final Arena host = Arena.ofShared();
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
+  private DeviceMemory memory;
   private final long inverseTemperature;
   private final long scratch;
   private final int gates; // of all linears
@@ -115,29 +116,39 @@ public final class AdapterKernels implements AutoCloseable {
       var maxAdapters = targets.stream().mapToInt(t -> t.adapters().count()).max().orElseThrow();
       this.kernels =
           Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, maxAdapters).with(scores));
-      for (var target : targets) {
-        owned.add(cuda.upload(target.adapters().offsets(), stream));
-        var offsets = owned.getLast().address();
-        owned.add(cuda.upload(target.adapters().scales(), stream));
-        arrays.add(new long[] {offsets, owned.getLast().address()});
-      }
       this.gates = targets.stream().mapToInt(t -> t.adapters().gateRows()).sum();
       this.ranks = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
       var ld = gates + ranks;
-      this.grouped = new GroupedPrefill(kernels, this.targets, arrays, in);
       var floats = 0L;
       for (var rows = 1; rows <= MatrixVector.MAX_ROWS; rows++) {
         floats = Math.max(floats, (long) product(rows).slots() * rows * ld);
       }
-      var memory = cuda.allocateZeroed(4 * floats + 16, stream);
-      owned.add(memory);
+      var words = targets.stream().mapToLong(t -> 2L * t.adapters().count() + 1).sum();
+      this.memory = cuda.allocateZeroed(4 * (floats + words) + 16, stream);
       this.inverseTemperature = memory.address();
       this.scratch = memory.address() + 16;
+      upload(scratch + 4 * floats, words, stream);
     } catch (RuntimeException | Error e) {
-      owned.forEach(DeviceMemory::close);
-      host.close();
+      close();
       throw e;
     }
+    this.grouped = new GroupedPrefill(kernels, this.targets, arrays, in);
+  }
+
+  /** Queues a copy of offsets and scales of all linears, which nobody waits for. */
+  private void upload(long to, long words, Stream stream) {
+    var all = host.allocate(4 * words, 4);
+    var at = 0L;
+    for (var target : targets) {
+      var offsets = target.adapters().offsets();
+      var scales = target.adapters().scales();
+      arrays.add(new long[] {to + at, to + at + 4L * offsets.length});
+      MemorySegment.copy(offsets, 0, all, JAVA_INT, at, offsets.length);
+      at += 4L * offsets.length;
+      MemorySegment.copy(scales, 0, all, JAVA_FLOAT, at, scales.length);
+      at += 4L * scales.length;
+    }
+    cuda.toDevice(to, all, at, stream);
   }
 
   private MatrixVector product(int rows) {
@@ -307,7 +318,9 @@ public final class AdapterKernels implements AutoCloseable {
 
   @Override
   public void close() {
-    owned.forEach(DeviceMemory::close);
+    if (memory != null) {
+      memory.close();
+    }
     host.close();
   }
 }
