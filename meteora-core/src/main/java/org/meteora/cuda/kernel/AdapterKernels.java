@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.CStruct.Count;
 import org.meteora.cuda.driver.Cuda;
@@ -85,8 +86,8 @@ public final class AdapterKernels implements AutoCloseable {
   private final Arena host = Arena.ofShared();
   private final MemorySegment temperatureOnHost = host.allocate(4, 16);
   private DeviceMemory memory;
+  private DeviceMemory scratch; // of few tokens, from their first on
   private final long inverseTemperature;
-  private final long scratch;
   private final int gates; // of all linears
   private final int ranks; // of all linears
   private final GroupedPrefill grouped;
@@ -118,16 +119,10 @@ public final class AdapterKernels implements AutoCloseable {
           Kernels.of(cuda, Kernels.Constants.ofLayers(dtype, topK, maxAdapters).with(scores));
       this.gates = targets.stream().mapToInt(t -> t.adapters().gateRows()).sum();
       this.ranks = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
-      var ld = gates + ranks;
-      var floats = 0L;
-      for (var rows = 1; rows <= MatrixVector.MAX_ROWS; rows++) {
-        floats = Math.max(floats, (long) product(rows).slots() * rows * ld);
-      }
       var words = targets.stream().mapToLong(t -> 2L * t.adapters().count() + 1).sum();
-      this.memory = cuda.allocateZeroed(4 * (floats + words) + 16, stream);
+      this.memory = cuda.allocate(4 * (1 + words));
       this.inverseTemperature = memory.address();
-      this.scratch = memory.address() + 16;
-      upload(scratch + 4 * floats, words, stream);
+      upload(memory.address() + 4, words, stream);
     } catch (RuntimeException | Error e) {
       close();
       throw e;
@@ -149,6 +144,19 @@ public final class AdapterKernels implements AutoCloseable {
       at += 4L * scales.length;
     }
     cuda.toDevice(to, all, at, stream);
+  }
+
+  /** For what the product of {@link #routeAndAdd} leaves, of any number of rows. */
+  private long scratch() {
+    if (scratch == null) {
+      var most =
+          IntStream.rangeClosed(1, MatrixVector.MAX_ROWS)
+              .map(rows -> product(rows).slots() * rows)
+              .max()
+              .orElseThrow();
+      scratch = cuda.allocate(4L * most * Math.max(1, gates + ranks));
+    }
+    return scratch.address();
   }
 
   private MatrixVector product(int rows) {
@@ -177,6 +185,7 @@ public final class AdapterKernels implements AutoCloseable {
       long x, long[] y, int tokens, long[] choices, double temperature, Stream stream) {
     temperature(temperature, stream);
     var bytes = kernels.constants().dtype().bytes();
+    var scratch = scratch();
     for (var at = 0; at < tokens; at += MatrixVector.MAX_ROWS) {
       var rows = Math.min(MatrixVector.MAX_ROWS, tokens - at);
       var ld = gates + ranks;
@@ -318,8 +327,10 @@ public final class AdapterKernels implements AutoCloseable {
 
   @Override
   public void close() {
-    if (memory != null) {
-      memory.close();
+    for (var each : new DeviceMemory[] {memory, scratch}) {
+      if (each != null) {
+        each.close();
+      }
     }
     host.close();
   }
