@@ -128,8 +128,7 @@ record ModelLoader(
     }
     need.and(wanted)
         .lacking(backend)
-        .ifPresent(
-            later -> LOG.warn("{}: shorter answers, and smaller batches of them, will fit", later));
+        .ifPresent(later -> LOG.warn("{}: where sequences grow so long fewer run at once", later));
     try (var progress = new Progress("loading", bytes, " MiB", 1 << 20)) {
       var builder =
           new ModelBuilder(manager, backend, dtype, base, config.tieWordEmbeddings(), progress);
