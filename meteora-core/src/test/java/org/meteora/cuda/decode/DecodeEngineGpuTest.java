@@ -31,6 +31,8 @@ class DecodeEngineGpuTest {
     Arrays.fill(many, 2);
     var ordinary = new int[28];
     Arrays.fill(ordinary, 8);
+    var forty = new int[40];
+    Arrays.fill(forty, 8);
     return Stream.of(
         Arguments.of(
             "odd sizes",
@@ -80,6 +82,11 @@ class DecodeEngineGpuTest {
         Arguments.of(
             "gates first, 16 rows",
             new Config(Dtype.BF16, 4352, 8, 2, 128, 2304, 333, 1, ordinary, 2, false),
+            standard,
+            16),
+        Arguments.of(
+            "gates first, the choice taken over, 16 rows",
+            new Config(Dtype.BF16, 4352, 8, 2, 128, 2304, 333, 1, forty, 2, false),
             standard,
             16),
         Arguments.of(
