@@ -41,6 +41,7 @@ final class StreamedProduct extends StepProduct {
 
   private final boolean allOfA;
   private final MatrixVector product;
+  private final boolean takesChoice;
 
   StreamedProduct(
       DecodeModel model, Kernels kernels, MatrixVector.Tuning tuning, InputGroup group, int rows) {
@@ -54,6 +55,9 @@ final class StreamedProduct extends StepProduct {
             : tuning.maxStackedABytes();
     this.allOfA = norms || model.scores() == Scores.ALL || bytes <= most;
     this.product = allOfA ? product(kernels, tuning, Optional.of(norms)) : chosen;
+    var weighs = model.scores() == Scores.PRODUCT || model.scores() == Scores.MAGNITUDE;
+    var many = kernels.constants().maxAdapters() > OWN_CHOICE;
+    this.takesChoice = weighs && many && !allOfA && product.gateTiles() > 0;
   }
 
   private static Layout layout(DecodeModel model, InputGroup group) {
@@ -109,10 +113,7 @@ final class StreamedProduct extends StepProduct {
 
   @Override
   int choices() {
-    var known = model.scores() == Scores.PRODUCT || model.scores() == Scores.MAGNITUDE;
-    return known && model.maxAdapters() > OWN_CHOICE && !allOfA && gateTiles() > 0
-        ? group.linears().size() * rows
-        : 0;
+    return takesChoice ? group.linears().size() * rows : 0;
   }
 
   @Override
