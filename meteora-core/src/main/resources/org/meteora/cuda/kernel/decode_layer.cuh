@@ -4,6 +4,10 @@
 #if SCORES == SCORES_GIVEN || DTYPE != 0 && __CUDA_ARCH__ >= 900 || defined(ON_CPU)
 #define GATES_CAN_BE_FIRST 1
 #endif
+// Whether one may be taken over that a launch before has made: of few adapters each warp makes its own.
+#if GATES_CAN_BE_FIRST && SCORES <= SCORES_MAGNITUDE && NREG > 1 || defined(ON_CPU)
+#define CHOICE_CAN_BE_TAKEN 1
+#endif
 // q, k, v with their adapters → rotated q (float32, times `scale`) and the KV cache's next column.
 struct DecodeRouteRopeAppend {
   ProductOutput product;
@@ -101,6 +105,8 @@ __device__ __forceinline__ void ropeAppend(const DecodeRouteRopeAppend& p) {
 extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<BEHIND>(p); }
 #if GATES_CAN_BE_FIRST
 extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append_gates_first(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<GATES_FIRST>(p); }
+#endif
+#if CHOICE_CAN_BE_TAKEN
 extern "C" __global__ void __launch_bounds__(32) decode_route_rope_append_chosen(const __grid_constant__ DecodeRouteRopeAppend p) { ropeAppend<CHOSEN>(p); }
 #endif
 
@@ -170,6 +176,8 @@ __device__ __forceinline__ void addResidual(const DecodeRouteAddResidual& p) {
 extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<BEHIND>(p); }
 #if GATES_CAN_BE_FIRST
 extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual_gates_first(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<GATES_FIRST>(p); }
+#endif
+#if CHOICE_CAN_BE_TAKEN
 extern "C" __global__ void __launch_bounds__(32) decode_route_add_residual_chosen(const __grid_constant__ DecodeRouteAddResidual p) { addResidual<CHOSEN>(p); }
 #endif
 
@@ -247,8 +255,10 @@ extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2(const __g
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, BEHIND>(p); }
 #if GATES_CAN_BE_FIRST
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, GATES_FIRST>(p); }
-extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_chosen(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, CHOSEN>(p); }
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_gates_first(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, GATES_FIRST>(p); }
+#endif
+#if CHOICE_CAN_BE_TAKEN
+extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up2_chosen(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<2, CHOSEN>(p); }
 extern "C" __global__ void __launch_bounds__(32) decode_route_silu_up4_chosen(const __grid_constant__ DecodeRouteSiluUp p) { siluUp<4, CHOSEN>(p); }
 #endif
 
