@@ -123,11 +123,11 @@ public final class AdapterKernels implements AutoCloseable {
       this.memory = cuda.allocate(4 * (1 + words));
       this.inverseTemperature = memory.address();
       upload(memory.address() + 4, words, stream);
+      this.grouped = new GroupedPrefill(kernels, this.targets, arrays, in);
     } catch (RuntimeException | Error e) {
       close();
       throw e;
     }
-    this.grouped = new GroupedPrefill(kernels, this.targets, arrays, in);
   }
 
   /** Queues a copy of offsets and scales of all linears, which nobody waits for. */
