@@ -114,6 +114,7 @@ public enum KernelName {
   GROUP_Z(GroupedPrefill.GroupZ.class),
   /** z Bᵀ of the adapters that each token chose. */
   GROUP_ADD(GroupedPrefill.GroupAdd.class),
+  /** The same of z that lies token by token, summed over several linears; in training. */
   GROUP_ADD_BY_ROW(GroupedPrefill.GroupAdd.class),
   /** 0 for a token's top k, −∞ for other adapters, to be added to the logits. */
   TRAINING_TOP_K_MASK(AdapterKernels.TrainingTopKMask.class),

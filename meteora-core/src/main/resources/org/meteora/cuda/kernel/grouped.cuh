@@ -362,8 +362,10 @@ __device__ __forceinline__ void plainGroupAdd(const GroupAdd& p) {
         for (int column = blockIdx.x; column < out; column += gridDim.x) {
           T& y = p.linear[m].y[(u64)token * out + column];
           float v = j ? toFloat(y) : 0.f;
-          for (unsigned r = 0; r < its.rank; r++)
-            v += toFloat(*columnsOf(p.columns, (T*)of.z, first + i / TILE, i % TILE, token, its.row, r)) * toFloat(of.rows[(u64)(its.row + r) * out + column]);
+          for (unsigned r = 0; r < its.rank; r++) {
+            const T z = *columnsOf(p.columns, (T*)of.z, first + i / TILE, i % TILE, token, its.row, r);
+            v += toFloat(z) * toFloat(of.rows[(u64)(its.row + r) * out + column]);
+          }
           y = fromFloat(v);
         }
       }

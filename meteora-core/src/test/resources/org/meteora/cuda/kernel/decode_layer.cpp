@@ -175,7 +175,8 @@ static void addResidual(int rows) {
   fill(h);
   fill(weight);
   std::vector<float> before(h.p, h.p + h.n);
-  launch<DecodeRouteAddResidual>(32, blocks, rows, 1, formOf({decode_route_add_residual, decode_route_add_residual_gates_first, decode_route_add_residual_chosen}, when(left)), {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden});
+  const auto form = formOf({decode_route_add_residual, decode_route_add_residual_gates_first, decode_route_add_residual_chosen}, when(left));
+  launch<DecodeRouteAddResidual>(32, blocks, rows, 1, form, {left.chain, linear.linear, h.p, weight.p, out.p, sums.p, hidden});
   left.isCleared();
   for (int m = 0; m < rows; m++) {
     double squares = 0, given = 0;
@@ -195,9 +196,9 @@ static void siluUpRows(int rows) {
   Adapted gate(inter, rows, below(2), below(4), someRanks()), up(inter, rows, below(2), below(4), someRanks());
   Left left({&gate, &up}, rows, true, true);
   Array<T> out(rows * inter);
-  launch<DecodeRouteSiluUp>(32, (inter + each - 1) / each, rows, 1, each == 64 ? formOf({decode_route_silu_up2, decode_route_silu_up2_gates_first, decode_route_silu_up2_chosen}, when(left))
-                            : formOf({decode_route_silu_up4, decode_route_silu_up4_gates_first, decode_route_silu_up4_chosen}, when(left)),
-                 {left.chain, gate.linear, up.linear, out.p, inter});
+  const auto form = each == 64 ? formOf({decode_route_silu_up2, decode_route_silu_up2_gates_first, decode_route_silu_up2_chosen}, when(left))
+                               : formOf({decode_route_silu_up4, decode_route_silu_up4_gates_first, decode_route_silu_up4_chosen}, when(left));
+  launch<DecodeRouteSiluUp>(32, (inter + each - 1) / each, rows, 1, form, {left.chain, gate.linear, up.linear, out.p, inter});
   left.isCleared();
   for (int m = 0; m < rows; m++)
     for (int o = 0; o < inter; o++) {
@@ -219,7 +220,8 @@ static void ropeAppend(int rows) {
     lengths[m] = below(6) ? below(each * KV_BLOCK) : -1;
     for (int i = 0; i < each; i++) tables[i * (rows + 1) + m] = i * KV_BLOCK <= lengths[m] ? (each - i) * rows + m : -(1 << 20);
   }
-  launch<DecodeRouteRopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, formOf({decode_route_rope_append, decode_route_rope_append_gates_first, decode_route_rope_append_chosen}, when(left)),
+  const auto form = formOf({decode_route_rope_append, decode_route_rope_append_gates_first, decode_route_rope_append_chosen}, when(left));
+  launch<DecodeRouteRopeAppend>(32, heads + 2 * kv, (half + 63) / 64, rows, form,
                      {left.chain, {q.linear, k.linear, v.linear}, rotated.p, keys.p, values.p, tables.p, lengths.p,
                       frequencies.p, heads, kv, d, rows + 1, 0.5f, 1.f});
   left.isCleared();
