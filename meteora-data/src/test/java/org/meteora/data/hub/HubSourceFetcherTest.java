@@ -3,6 +3,10 @@ package org.meteora.data.hub;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.URI;
+import java.nio.channels.SocketChannel;
 import java.nio.file.Path;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -36,15 +40,23 @@ class HubSourceFetcherTest {
 
   @Test
   void whereNobodyAnswersTheOtherTasksAreNotAskedFor() throws Exception {
-    var server = new FakeHub();
-    var settings = Hubs.settings(server, folder, HubSettings.Layout.DEFAULT);
-    server.close();
-    var fetcher = new HubSourceFetcher(() -> new HubClient(settings));
-    assertThatThrownBy(() -> fetcher.fetch(Tasks.get("winowhy"), folder.resolve("w")))
-        .isInstanceOf(UserException.class)
-        .hasMessageContaining("given up after 8 attempts");
-    assertThatThrownBy(() -> fetcher.fetch(Tasks.get("alpaca"), folder.resolve("a")))
-        .isInstanceOf(UserException.class)
-        .hasMessage("not fetched, since the Hub did not answer before");
+    // bound and not listening: connections are refused, and nobody else is given the port
+    try (var nobody =
+        SocketChannel.open().bind(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0))) {
+      var port = ((InetSocketAddress) nobody.getLocalAddress()).getPort();
+      var settings =
+          Hubs.settings(
+              URI.create("http://127.0.0.1:" + port),
+              folder,
+              HubSettings.Layout.DEFAULT,
+              Hubs.FAST);
+      var fetcher = new HubSourceFetcher(() -> new HubClient(settings));
+      assertThatThrownBy(() -> fetcher.fetch(Tasks.get("winowhy"), folder.resolve("w")))
+          .isInstanceOf(UserException.class)
+          .hasMessageContaining("given up after 8 attempts");
+      assertThatThrownBy(() -> fetcher.fetch(Tasks.get("alpaca"), folder.resolve("a")))
+          .isInstanceOf(UserException.class)
+          .hasMessage("not fetched, since the Hub did not answer before");
+    }
   }
 }

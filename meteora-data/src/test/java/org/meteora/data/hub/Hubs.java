@@ -1,5 +1,6 @@
 package org.meteora.data.hub;
 
+import java.net.URI;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.Optional;
@@ -23,8 +24,11 @@ final class Hubs {
   }
 
   static HubSettings settings(FakeHub hub, Path cache, HubSettings.Layout layout, Timing timing) {
-    return new HubSettings(
-        hub.endpoint(), Optional.of("hf_secret"), cache, timing, layout, Proxies.NONE);
+    return settings(hub.endpoint(), cache, layout, timing);
+  }
+
+  static HubSettings settings(URI hub, Path cache, HubSettings.Layout layout, Timing timing) {
+    return new HubSettings(hub, Optional.of("hf_secret"), cache, timing, layout, Proxies.NONE);
   }
 
   static byte[] random(java.util.Random random, int size) {
