@@ -6,7 +6,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
-import java.util.function.IntToLongFunction;
+import java.util.function.ToLongFunction;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.cuda.driver.Cuda;
@@ -101,15 +101,24 @@ public final class DecodeEngine implements AutoCloseable {
         products = new LibraryProducts(cuda, stream);
       }
       this.library = products;
+      var groups = InputGroup.different(model);
+      var ofMany =
+          buckets(this.maxRows)
+              .filter(rows -> rows > MAX_STREAMED_ROWS)
+              .boxed()
+              .flatMap(rows -> LibraryPlan.products(kernels, model, groups, rows))
+              .toList();
       this.memory =
           new StepMemory(
               kernels,
               model,
               this.maxRows,
               maxBlocks,
-              productFloats(),
+              Math.max(
+                  StreamedPlan.productFloats(kernels, model, groups, tuning, fewRows()),
+                  most(ofMany, LibraryProduct::floats)),
               logitFloats(),
-              ofMany(rows -> LibraryPlan.scratchFloats(kernels, model, rows)),
+              most(ofMany, LibraryProduct::scratchFloats),
               stream);
     } catch (RuntimeException | Error e) {
       if (products != null) {
@@ -133,27 +142,19 @@ public final class DecodeEngine implements AutoCloseable {
         .with(all ? Scores.PRODUCT : model.scores());
   }
 
-  private long productFloats() {
-    var few = Math.min(maxRows, MAX_STREAMED_ROWS);
-    var floats = StreamedPlan.productFloats(kernels, model, tuning, few);
-    return maxRows == few
-        ? floats
-        : Math.max(floats, ofMany(rows -> LibraryPlan.productFloats(kernels, model, rows)));
+  private static long most(List<LibraryProduct> products, ToLongFunction<LibraryProduct> floats) {
+    return products.stream().mapToLong(floats).max().orElse(0);
   }
 
-  /** The largest of what steps of more rows than are streamed need. */
-  private long ofMany(IntToLongFunction floats) {
-    return buckets(maxRows)
-        .filter(rows -> rows > MAX_STREAMED_ROWS)
-        .mapToLong(floats)
-        .max()
-        .orElse(0);
+  /** Rows at most of steps that {@link StreamedPlan} serves. */
+  private int fewRows() {
+    return Math.min(maxRows, MAX_STREAMED_ROWS);
   }
 
   private long logitFloats() {
-    var few = Math.min(maxRows, MAX_STREAMED_ROWS);
     return Math.max(
-        StreamedPlan.logitFloats(kernels, model, tuning, few), (long) maxRows * model.vocab());
+        StreamedPlan.logitFloats(kernels, model, tuning, fewRows()),
+        (long) maxRows * model.vocab());
   }
 
   private static void check(DecodeModel model, int maxRows) {

@@ -1,12 +1,11 @@
 package org.meteora.cuda.decode;
 
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Comparator;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.ToIntFunction;
-import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.meteora.cuda.decode.DecodeModel.Linear;
 import org.meteora.cuda.decode.DecodeModel.Weigher;
@@ -29,11 +28,16 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
     return new InputGroup(layer, reading.getFirst(), linears, weigher);
   }
 
-  /** Those of all layers. */
-  static Stream<InputGroup> all(DecodeModel model) {
-    return IntStream.range(0, model.layers().size())
-        .boxed()
-        .flatMap(i -> Arrays.stream(Projection.Input.values()).map(input -> of(model, i, input)));
+  /** Of all layers' those that differ in what the form of their product goes by. */
+  static List<InputGroup> different(DecodeModel model) {
+    var groups = new LinkedHashMap<Object, InputGroup>();
+    for (var layer = 0; layer < model.layers().size(); layer++) {
+      for (var input : Projection.Input.values()) {
+        var group = of(model, layer, input);
+        groups.putIfAbsent(group.shape((long) group.in() * model.dtype().bytes()), group);
+      }
+    }
+    return List.copyOf(groups.values());
   }
 
   /** All that is multiplied with the input, as it lies in memory. */

@@ -1,6 +1,5 @@
 package org.meteora.cuda.decode;
 
-import java.util.HashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.stream.Stream;
@@ -40,7 +39,8 @@ final class LibraryPlan extends StepPlan {
 
   /** Whether all products are our own, which may begin before the launch in front has ended. */
   private static boolean isOwn(Kernels kernels, DecodeModel model, int rows) {
-    return products(kernels, model, rows).allMatch(LibraryProduct::isOwn);
+    return products(kernels, model, InputGroup.different(model), rows)
+        .allMatch(LibraryProduct::isOwn);
   }
 
   /** Of few rows; of more cuBLAS is quicker: 0.41 ms beside 0.45 at 128 rows, 0.47 both at 256. */
@@ -57,24 +57,14 @@ final class LibraryPlan extends StepPlan {
         .filter(product -> product.slots() == 1 && model.vocab() % 8 == 0);
   }
 
-  /** Floats of the largest product of the layers. */
-  static long productFloats(Kernels kernels, DecodeModel model, int rows) {
-    return products(kernels, model, rows).mapToLong(LibraryProduct::floats).max().orElse(0);
-  }
-
-  /** Floats of scratch memory of a product of the layers. */
-  static long scratchFloats(Kernels kernels, DecodeModel model, int rows) {
-    return products(kernels, model, rows).mapToLong(LibraryProduct::scratchFloats).max().orElse(0);
-  }
-
-  /** Of those that are alike one. */
-  private static Stream<LibraryProduct> products(Kernels kernels, DecodeModel model, int rows) {
-    var groups = new HashMap<Object, InputGroup>();
-    InputGroup.all(model)
-        .forEach(
-            group ->
-                groups.putIfAbsent(group.shape((long) group.in() * model.dtype().bytes()), group));
-    return groups.values().stream().map(each -> new LibraryProduct(kernels, model, each, rows));
+  /**
+   * The products of layers' groups.
+   *
+   * @param groups that differ, of the layers
+   */
+  static Stream<LibraryProduct> products(
+      Kernels kernels, DecodeModel model, List<InputGroup> groups, int rows) {
+    return groups.stream().map(each -> new LibraryProduct(kernels, model, each, rows));
   }
 
   /** Queues a product, and what adds all adapters to it where all act. */

@@ -37,10 +37,18 @@ final class StreamedPlan extends StepPlan {
     behindLayers.addAll(sampling(head.slots()));
   }
 
-  /** Floats of the largest product of the layers, for any number of rows up to {@code maxRows}. */
+  /**
+   * Floats of the largest product of the layers, for any number of rows up to {@code maxRows}.
+   *
+   * @param groups that differ, of the layers
+   */
   static long productFloats(
-      Kernels kernels, DecodeModel model, MatrixVector.Tuning tuning, int maxRows) {
-    return InputGroup.all(model)
+      Kernels kernels,
+      DecodeModel model,
+      List<InputGroup> groups,
+      MatrixVector.Tuning tuning,
+      int maxRows) {
+    return groups.stream()
         .flatMapToLong(
             group ->
                 rows(maxRows)

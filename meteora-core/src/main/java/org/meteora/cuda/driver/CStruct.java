@@ -10,7 +10,9 @@ import java.lang.annotation.RetentionPolicy;
 import java.lang.annotation.Target;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.lang.reflect.Method;
+import java.lang.invoke.MethodHandle;
+import java.lang.invoke.MethodHandles;
+import java.lang.invoke.MethodType;
 import java.lang.reflect.ParameterizedType;
 import java.lang.reflect.RecordComponent;
 import java.util.ArrayList;
@@ -43,9 +45,10 @@ public final class CStruct {
    * @param type of an element
    * @param count elements; 1 for what is no array
    * @param offset bytes from the struct's beginning
-   * @param accessor of the record's component
+   * @param accessor takes a record as an {@code Object} and returns the component, a primitive as
+   *     it is, anything else as an {@code Object}
    */
-  public record Field(String name, Class<?> type, int count, int offset, Method accessor) {}
+  public record Field(String name, Class<?> type, int count, int offset, MethodHandle accessor) {}
 
   private static final ClassValue<CStruct> ALL =
       new ClassValue<>() {
@@ -70,8 +73,7 @@ public final class CStruct {
       var count = array == null ? 1 : array.value();
       var element = element(component);
       var at = roundUp(end, alignment(element));
-      component.getAccessor().setAccessible(true);
-      fields.add(new Field(component.getName(), element, count, at, component.getAccessor()));
+      fields.add(new Field(component.getName(), element, count, at, accessor(component)));
       end = at + size(element) * count;
       widest = Math.max(widest, alignment(element));
     }
@@ -82,6 +84,18 @@ public final class CStruct {
   /** The struct of a record type. */
   public static CStruct of(Class<? extends Record> type) {
     return ALL.get(type);
+  }
+
+  private static MethodHandle accessor(RecordComponent component) {
+    var accessor = component.getAccessor();
+    var value = accessor.getReturnType().isPrimitive() ? accessor.getReturnType() : Object.class;
+    try {
+      accessor.setAccessible(true);
+      var handle = MethodHandles.lookup().unreflect(accessor);
+      return handle.asType(MethodType.methodType(value, Object.class));
+    } catch (IllegalAccessException e) {
+      throw new IllegalStateException(component + " cannot be read", e);
+    }
   }
 
   private static Class<?> element(RecordComponent component) {
@@ -133,11 +147,7 @@ public final class CStruct {
   /** Writes a record to memory of zeros. */
   public void write(Object value, MemorySegment to, long at) {
     for (var field : fields) {
-      try {
-        write(field, field.accessor().invoke(value), to, at + field.offset());
-      } catch (ReflectiveOperationException e) {
-        throw new IllegalStateException(type + "." + field.name(), e);
-      }
+      write(field, value, to, at + field.offset());
     }
   }
 
@@ -151,12 +161,30 @@ public final class CStruct {
     return array;
   }
 
-  private static void write(Field field, Object value, MemorySegment to, long at) {
+  private static void write(Field field, Object from, MemorySegment to, long at) {
+    try {
+      var get = field.accessor();
+      var kind = get.type().returnType();
+      if (kind == long.class) {
+        to.set(JAVA_LONG, at, (long) get.invokeExact(from));
+      } else if (kind == int.class) {
+        to.set(JAVA_INT, at, (int) get.invokeExact(from));
+      } else if (kind == float.class) {
+        to.set(JAVA_FLOAT, at, (float) get.invokeExact(from));
+      } else if (kind == boolean.class) {
+        to.set(JAVA_INT, at, (boolean) get.invokeExact(from) ? 1 : 0);
+      } else {
+        writeObject(field, (Object) get.invokeExact(from), to, at);
+      }
+    } catch (RuntimeException | Error e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new IllegalStateException("reading " + field, e); // no record's accessor declares one
+    }
+  }
+
+  private static void writeObject(Field field, Object value, MemorySegment to, long at) {
     switch (value) {
-      case Long number -> to.set(JAVA_LONG, at, number);
-      case Integer number -> to.set(JAVA_INT, at, number);
-      case Float number -> to.set(JAVA_FLOAT, at, number);
-      case Boolean is -> to.set(JAVA_INT, at, is ? 1 : 0);
       case int[] numbers ->
           MemorySegment.copy(numbers, 0, to, JAVA_INT, at, fitting(field, numbers.length));
       case long[] numbers ->

@@ -1,5 +1,6 @@
 package org.meteora.cuda.kernel;
 
+import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.List;
@@ -11,6 +12,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.regex.Pattern;
 import org.meteora.UserException;
+import org.meteora.cuda.driver.CStruct;
 import org.meteora.cuda.driver.Cuda;
 import org.meteora.cuda.driver.Kernel;
 import org.meteora.cuda.driver.Module;
@@ -144,7 +146,10 @@ public final class Kernels {
         "-DKV_BLOCK=" + KvBlock.TOKENS);
   }
 
-  /** Compiles ahead, several at once: a module takes seconds. */
+  /**
+   * Works ahead, at several things at once: a module takes seconds to compile, all records' layouts
+   * some 50 ms of a young JVM.
+   */
   private static final class Ahead {
     static final ExecutorService WORKER =
         Executors.newFixedThreadPool(
@@ -156,13 +161,16 @@ public final class Kernels {
 
   /**
    * Begins to compile what {@link #of} will be asked for when a model like this is run, where it
-   * has not been compiled before on this machine, while the caller loads the model.
+   * has not been compiled before on this machine, and to look at the records that kernels take,
+   * while the caller loads the model.
    *
    * @param adapters behind gates; 0 for a model without gates
    */
   public static void prepare(
       Cuda cuda, Dtype dtype, int topK, int adapters, int heads, int kvHeads, int headDim) {
     int k = adapters == 0 ? 1 : Math.min(topK, adapters);
+    Ahead.WORKER.execute(
+        () -> Arrays.stream(KernelName.values()).map(KernelName::argument).forEach(CStruct::of));
     try {
       prepare(cuda.capability(), Constants.ofLayers(dtype, 1, 1));
       if (adapters > 0) {

@@ -2,11 +2,16 @@ package org.meteora.cuda.decode;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
 import org.junit.jupiter.api.Test;
+import org.meteora.cuda.decode.DecodeModel.Layer;
 import org.meteora.cuda.decode.DecodeModel.Linear;
 import org.meteora.cuda.kernel.AdapterMemory;
+import org.meteora.nn.Projection;
+import org.meteora.nn.Scores;
+import org.meteora.tensor.Dtype;
 
 class InputGroupTest {
   private static final long ROW = 64;
@@ -42,6 +47,36 @@ class InputGroupTest {
     assertThat(group(3 << 20, 0, ranks, none).shape(ROW))
         .isNotEqualTo(shape)
         .isNotEqualTo(group(3 << 20, 0, none, ranks).shape(ROW));
+  }
+
+  @Test
+  void ofLayersThatAreAlikeTheFirstStandsForAll() {
+    int[] none = {};
+    int[] ranks = {8, 8};
+    var layers = List.of(layer(1 << 20, ranks), layer(2 << 20, ranks), layer(3 << 20, none));
+    var model =
+        new DecodeModel(
+            Dtype.BF16, 32, 1, 1, 2, 8, 5, 1e-5f, 0, 1, 0, 0, 0, 2, Scores.PRODUCT, layers);
+
+    assertThat(InputGroup.different(model))
+        .extracting(group -> group.layer() + " " + group.input())
+        .containsExactly(
+            "0 ATTENTION",
+            "0 ATTENTION_HEADS",
+            "0 MLP",
+            "0 MLP_INNER",
+            "2 ATTENTION",
+            "2 ATTENTION_HEADS",
+            "2 MLP",
+            "2 MLP_INNER");
+  }
+
+  private static Layer layer(long at, int[] ranks) {
+    var linears =
+        Arrays.stream(Projection.values())
+            .map(projection -> linear(at + projection.ordinal() * 8192L, 0, ranks))
+            .toList();
+    return new Layer(0, 0, linears, Optional.empty());
   }
 
   @Test
