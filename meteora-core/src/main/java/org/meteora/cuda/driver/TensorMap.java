@@ -99,21 +99,23 @@ public record TensorMap(@CStruct.Count(16) long[] opaque) {
       var map = arena.allocate(128, 64);
       var every = new int[sizes.length];
       Arrays.fill(every, 1);
-      CudaDriver.call(
+      CudaDriver.check(
           "describing a matrix of " + Arrays.toString(sizes),
-          CudaDriver.TENSOR_MAP,
-          map.address(),
-          UINT16,
-          sizes.length,
-          address,
-          arena.allocateFrom(JAVA_LONG, sizes).address(),
-          arena.allocateFrom(JAVA_LONG, strides).address(),
-          arena.allocateFrom(JAVA_INT, piece).address(),
-          arena.allocateFrom(JAVA_INT, every).address(),
-          0,
-          swizzle,
-          NO_L2_PROMOTION,
-          0);
+          () ->
+              (int)
+                  CudaDriver.TENSOR_MAP.invokeExact(
+                      map.address(),
+                      UINT16,
+                      sizes.length,
+                      address,
+                      arena.allocateFrom(JAVA_LONG, sizes).address(),
+                      arena.allocateFrom(JAVA_LONG, strides).address(),
+                      arena.allocateFrom(JAVA_INT, piece).address(),
+                      arena.allocateFrom(JAVA_INT, every).address(),
+                      0,
+                      swizzle,
+                      NO_L2_PROMOTION,
+                      0));
       return new TensorMap(map.toArray(JAVA_LONG));
     }
   }
