@@ -6,7 +6,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Optional;
 import java.util.function.ToIntFunction;
-import java.util.stream.Stream;
 import org.meteora.cuda.decode.DecodeModel.Linear;
 import org.meteora.cuda.decode.DecodeModel.Weigher;
 import org.meteora.cuda.kernel.AdapterMemory;
@@ -42,25 +41,24 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
 
   /** All that is multiplied with the input, as it lies in memory. */
   List<Matrix> matrices() {
-    return inOrder().sorted(Comparator.comparingLong(Matrix::address)).toList();
+    var all = inOrder();
+    all.sort(Comparator.comparingLong(Matrix::address));
+    return all;
   }
 
-  private Stream<Matrix> inOrder() {
-    var ofLinears =
-        linears.stream()
-            .flatMap(
-                linear ->
-                    Stream.concat(
-                        Stream.of(new Matrix(linear.weight(), linear.out())),
-                        linear.adapters().stream()
-                            .flatMap(
-                                its ->
-                                    Stream.of(
-                                        new Matrix(its.gate(), its.gateRows()),
-                                        new Matrix(its.a(), its.sumOfRanks())))));
-    return Stream.concat(
-            ofLinears, weigher.stream().map(its -> new Matrix(its.weight(), its.adapters())))
-        .filter(matrix -> matrix.rows() > 0);
+  private List<Matrix> inOrder() {
+    var all = new ArrayList<Matrix>();
+    for (var linear : linears) {
+      all.add(new Matrix(linear.weight(), linear.out()));
+      if (linear.adapters().isPresent()) {
+        var its = linear.adapters().get();
+        all.add(new Matrix(its.gate(), its.gateRows()));
+        all.add(new Matrix(its.a(), its.sumOfRanks()));
+      }
+    }
+    weigher.ifPresent(its -> all.add(new Matrix(its.weight(), its.adapters())));
+    all.removeIf(matrix -> matrix.rows() == 0);
+    return all;
   }
 
   /**
@@ -75,7 +73,7 @@ record InputGroup(int layer, int first, List<Linear> linears, Optional<Weigher> 
       shape.add(linear.adapters().map(its -> List.of(its.count(), its.maxRank(), its.b() % 16)));
     }
     var lying = matrices();
-    inOrder().map(lying::indexOf).forEach(shape::add);
+    inOrder().forEach(matrix -> shape.add(lying.indexOf(matrix)));
     var end = 0L;
     for (var matrix : lying) {
       shape.addAll(List.of(matrix.rows(), matrix.address() % 16, matrix.address() == end));
