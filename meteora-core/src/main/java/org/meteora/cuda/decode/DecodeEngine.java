@@ -56,6 +56,7 @@ public final class DecodeEngine implements AutoCloseable {
   private final int fewestRows;
   private final Map<Integer, StepPlan> plans = new HashMap<>();
   private final LibraryProducts library;
+  private final List<InputGroup> groups; // that differ, of the layers
 
   private KvMemory cache;
   private int[] lengthOfRow = {};
@@ -101,7 +102,7 @@ public final class DecodeEngine implements AutoCloseable {
         products = new LibraryProducts(cuda, stream);
       }
       this.library = products;
-      var groups = InputGroup.different(model);
+      this.groups = InputGroup.different(model);
       var ofMany =
           buckets(this.maxRows)
               .filter(rows -> rows > MAX_STREAMED_ROWS)
@@ -443,7 +444,7 @@ public final class DecodeEngine implements AutoCloseable {
    */
   private StepPlan plan(int rows) {
     return rows > MAX_STREAMED_ROWS
-        ? new LibraryPlan(kernels, model, cache, memory, library, rows)
+        ? new LibraryPlan(kernels, model, groups, cache, memory, library, rows)
         : new StreamedPlan(kernels, model, cache, memory, tuning, rows);
   }
 

@@ -17,6 +17,7 @@ import java.lang.reflect.ParameterizedType;
 import java.lang.reflect.RecordComponent;
 import java.util.ArrayList;
 import java.util.List;
+import org.meteora.foreign.Functions;
 
 /**
  * How the C struct lies in memory that a record mirrors: its components are the struct's fields, by
@@ -176,10 +177,8 @@ public final class CStruct {
       } else {
         writeObject(field, (Object) get.invokeExact(from), to, at);
       }
-    } catch (RuntimeException | Error e) {
-      throw e;
     } catch (Throwable e) {
-      throw new IllegalStateException("reading " + field, e); // no record's accessor declares one
+      throw Functions.unchecked(e);
     }
   }
 

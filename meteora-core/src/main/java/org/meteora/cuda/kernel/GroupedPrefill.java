@@ -36,7 +36,7 @@ public final class GroupedPrefill {
   /** What a tile takes, in global memory and in {@code group_add}'s shared memory. */
   static final int TILE_BYTES = 8 + 2 * TILE;
 
-  /** Columns that a block of {@code group_add} has at a time, and what a token's sums take. */
+  /** Columns that a block of {@code group_add} sums at a time. */
   private static final int COLUMNS = 32;
 
   private static final int ADD_THREADS = 512;
