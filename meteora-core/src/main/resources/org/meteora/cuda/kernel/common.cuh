@@ -84,6 +84,12 @@ __device__ __forceinline__ void mma(float* c, unsigned a0, unsigned a1, unsigned
 __device__ __forceinline__ void loadTransposed(unsigned at, unsigned (&v)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(at) : "memory");
 }
+// A matrix of 8 × 8 of which lane 4 g + q has row g at columns 2q and 2q + 1, transposed: rows 2q and 2q + 1 at column g.
+__device__ __forceinline__ unsigned transposed(unsigned v) {
+  unsigned t;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v));
+  return t;
+}
 // As mma, of the first 8 columns of a and rows of b.
 __device__ __forceinline__ void mma8(float* c, unsigned a0, unsigned a1, unsigned b0) {
 #if DTYPE == 2

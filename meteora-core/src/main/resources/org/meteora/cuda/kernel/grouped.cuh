@@ -205,12 +205,13 @@ __device__ __forceinline__ uint4 addEights(uint4 a, uint4 b) {
   return make_uint4(addPairs(a.x, b.x), addPairs(a.y, b.y), addPairs(a.z, b.z), addPairs(a.w, b.w));
 }
 
-// Of a tile a lane has, for 8 ranks, ranks 2q and 2q + 1 at 8 columns of B, and of z at rows g and g + 8. Ranks and columns that are
-// outside are read from inside: z has zeros there, or nobody wants them.
+// Of a tile a lane has, for 8 ranks, rank g at 8 columns of B, and of z at rows g and g + 8 ranks 2q and 2q + 1. Ranks and columns that
+// are outside are read from inside: z has zeros there, or nobody wants them. Lanes side by side have columns side by side: were it
+// ranks, 16 bytes of each, their reads of the cache's lines would meet in the same banks.
 struct TileFactors {
   unsigned row, rank;
   int token[2];
-  uint4 b[2];
+  uint4 b;
   unsigned z[2];
 };
 template <bool BY_ROW>
@@ -221,10 +222,8 @@ struct TileSources {
   int tiles, chunk;
   unsigned rowBytes, zStride, g, q;
   __device__ __forceinline__ void factors(TileFactors& f, int i, unsigned r) const {
-    const unsigned last = f.rank - 1, at = 2 * q + r;
-    const unsigned char* const b = rows + (f.row + (at < last ? at : last)) * rowBytes;
-    f.b[0] = *(const uint4*)b;
-    f.b[1] = *(const uint4*)(b + (at < last ? rowBytes : 0));
+    const unsigned last = f.rank - 1, at = g + r;
+    f.b = *(const uint4*)(rows + (f.row + (at < last ? at : last)) * rowBytes);
     if (BY_ROW) {
 #pragma unroll
       for (int half = 0; half < 2; half++)
@@ -242,7 +241,7 @@ struct TileSources {
     f.token[0] = tile[i].token[g];
     f.token[1] = tile[i].token[g + 8];
     if (f.rank) factors(f, i, 0);
-    else f.b[0] = f.b[1] = make_uint4(0, 0, 0, 0), f.z[0] = f.z[1] = 0;
+    else f.b = make_uint4(0, 0, 0, 0), f.z[0] = f.z[1] = 0;
   }
 };
 // A list's part of 32 columns of a chunk; sums (tokens and one that nobody wants, 32) of the lists before.
@@ -250,7 +249,6 @@ struct TileSources {
 template <bool BY_ROW, bool FIRST, bool LAST>
 __device__ __forceinline__ void addList(const TileSources<BY_ROW>& from, uint4* sums, uint4* y, unsigned stride, bool inside) {
   constexpr int WARPS = GROUP_THREADS / 32;
-  const unsigned select = from.g & 1 ? 0x7632 : 0x5410;
   int i = threadIdx.x >> 5;
   TileFactors ring[GROUP_AHEAD];
 #pragma unroll
@@ -265,10 +263,11 @@ __device__ __forceinline__ void addList(const TileSources<BY_ROW>& from, uint4* 
       float c[4][4] = {};
 #pragma unroll 1
       for (unsigned r = 8;; r += 8) {
-        mma8(c[0], f.z[0], f.z[1], __byte_perm(f.b[0].x, f.b[1].x, select));
-        mma8(c[1], f.z[0], f.z[1], __byte_perm(f.b[0].y, f.b[1].y, select));
-        mma8(c[2], f.z[0], f.z[1], __byte_perm(f.b[0].z, f.b[1].z, select));
-        mma8(c[3], f.z[0], f.z[1], __byte_perm(f.b[0].w, f.b[1].w, select));
+        // column n of the i-th is 8 (n / 2) + 2 i + n % 2 of B's: a lane's sums are 8 side by side
+        mma8(c[0], f.z[0], f.z[1], transposed(f.b.x));
+        mma8(c[1], f.z[0], f.z[1], transposed(f.b.y));
+        mma8(c[2], f.z[0], f.z[1], transposed(f.b.z));
+        mma8(c[3], f.z[0], f.z[1], transposed(f.b.w));
         if (r >= f.rank) break;
         from.factors(f, i, r);
       }
@@ -314,7 +313,7 @@ __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
       other = false;
       __syncthreads();
     }
-    const unsigned out = linears[0].out, column = (part - before) * 32, at = column + 8 * (g >> 1);
+    const unsigned out = linears[0].out, column = (part - before) * 32, at = column + 8 * q;
     const bool inside = column + 8 * q < out;
     uint4* const y = (uint4*)(linears[0].y + (u64)from * out + column) + q;
     TileSources<BY_ROW> sources{nullptr, nullptr, nullptr, tiles, p.chunk, 2 * out, (unsigned)p.columns.zStride, g, q};

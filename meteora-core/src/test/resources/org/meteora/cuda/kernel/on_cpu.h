@@ -191,6 +191,10 @@ static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
     for (int k = 0; k < 16; k++) c[i] += a[w][g + i / 2 * 8][k] * b[w][k][q * 2 + i % 2];
   __syncwarp();
 }
+static unsigned transposed(unsigned v) {
+  const int g = (threadIdx.x & 31) >> 2, q = threadIdx.x & 3;
+  return __byte_perm(fromLane(v, 8 * q + g / 2), fromLane(v, 8 * q + 4 + g / 2), g & 1 ? 0x7632 : 0x5410);
+}
 static void mma8(float* c, unsigned a0, unsigned a1, unsigned b0) { mma(c, a0, a1, 0, 0, b0, 0); }
 static unsigned addPairs(unsigned a, unsigned b) {
   auto number = [](unsigned v) { return DTYPE == 1 ? halfToFloat(v) : __uint_as_float(v << 16); };
