@@ -21,9 +21,10 @@ import org.meteora.nn.Projection.Input;
 import org.meteora.nn.Scores;
 
 /**
- * A {@link StepProduct} of many rows: matrices that lie one behind the other in memory, as a
- * backend stacks them, are multiplied as one; by a launch of our own ({@link ManyRowsProduct}) or,
- * of more rows and where that does not know the product, by cuBLAS beside each other.
+ * A {@link StepProduct} of many rows: weights that lie one behind the other in memory, as a backend
+ * stacks them, are multiplied as one, and so are gates and A; by a launch of our own ({@link
+ * ManyRowsProduct}) or, of more rows and where that does not know the product, by cuBLAS beside
+ * each other.
  */
 final class LibraryProduct extends StepProduct {
   /** A matrix, and where its product goes in a row of y. */
@@ -58,11 +59,18 @@ final class LibraryProduct extends StepProduct {
    */
   private static final int MIN_BASE_ROWS = 129;
 
+  /**
+   * The part of all gates and A of a product of our own, where the blocks that multiply it are done
+   * before the others, so that the choice is made while these are at work.
+   */
+  private record Early(WideProduct wide, int part, int blocks) {}
+
   private final Kernels kernels;
   private final List<Part> parts;
   private final Optional<ManyRowsProduct> own;
   private final Optional<GatesAndA> gatesAndA;
   private final boolean canFuse;
+  private final Optional<Early> early;
 
   LibraryProduct(Kernels kernels, DecodeModel model, InputGroup group, int rows) {
     var parts = new ArrayList<Part>();
@@ -70,7 +78,9 @@ final class LibraryProduct extends StepProduct {
     var rowBytes = (long) group.in() * model.dtype().bytes();
     for (var matrix : group.matrices()) {
       var last = parts.isEmpty() ? null : parts.getLast();
-      if (last != null && matrix.address() == last.address() + last.rows() * rowBytes) {
+      if (last != null
+          && matrix.address() == last.address() + last.rows() * rowBytes
+          && isWeight(group, matrix.address()) == isWeight(group, last.address())) {
         parts.removeLast();
         parts.add(new Part(last.address(), last.rows() + matrix.rows(), last.at()));
         at.put(matrix.address(), last.at() + last.rows());
@@ -111,6 +121,7 @@ final class LibraryProduct extends StepProduct {
             && own.filter(TiledProduct.class::isInstance).isPresent()
             && TiledProduct.takesSiluUp(kernels, gateUp(), group.in(), rows, List.of(b(0), b(1)))
             && (group.ranks(2) == 0 || gatesAndA.isPresent());
+    this.early = early();
   }
 
   /** Whether products of our own are the quicker ones, where they take what is to be multiplied. */
@@ -124,9 +135,30 @@ final class LibraryProduct extends StepProduct {
             .anyMatch(linear -> linear.adapters().isPresent());
   }
 
+  private static boolean isWeight(InputGroup group, long address) {
+    return group.linears().stream().anyMatch(linear -> linear.weight() == address);
+  }
+
   /** In eights, as {@link ManyRowsProduct} wants it. */
   private static int whole(int columns) {
     return (columns + 7) / 8 * 8;
+  }
+
+  private Optional<Early> early() {
+    if (!isMasked() || !(own.orElse(null) instanceof WideProduct wide)) {
+      return Optional.empty();
+    }
+    return IntStream.range(0, parts.size())
+        .filter(i -> isOfAdapters(parts.get(i)) && isWhole(parts.get(i)))
+        .mapToObj(i -> new Early(wide, i, wide.earlyBlocks(i)))
+        .filter(it -> it.blocks > 0)
+        .findFirst();
+  }
+
+  /** Blocks that have done all gates and A before the product ends. */
+  @Override
+  int gateTiles() {
+    return early.map(Early::blocks).orElse(0);
   }
 
   /** Whether it is a launch of our own. */
@@ -223,10 +255,14 @@ final class LibraryProduct extends StepProduct {
       return isMasked() ? routed(memory, overlap) : stream -> {};
     }
     if (own.isPresent()) {
-      var all = own.get().launch(x, y, layout.ld(), overlap);
       if (!isMasked()) {
-        return all;
+        return own.get().launch(x, y, layout.ld(), overlap);
       }
+      var done = memory.gateTilesDone(group);
+      var all =
+          early
+              .map(it -> it.wide.launch(x, y, layout.ld(), overlap, it.part, done))
+              .orElseGet(() -> own.get().launch(x, y, layout.ld(), overlap));
       var route = sumRoute(memory, 0, 0, 0, overlap);
       return stream -> {
         all.on(stream);

@@ -23,6 +23,9 @@ public final class WideProduct implements ManyRowsProduct {
   private static final int MAX_SLICES = 8;
   private static final int AT_A_TIME = 32; // groups that a block multiplies together at most
 
+  /** How many times less an early block has to multiply at least than others. */
+  private static final double EARLY = 1.4;
+
   /** Mirrors the struct of this name in {@code product_wide.cuh}. */
   record ProductWide(
       TensorMap x,
@@ -36,6 +39,9 @@ public final class WideProduct implements ManyRowsProduct {
       int more,
       int most,
       int passes,
+      int early,
+      int earlyMost,
+      long earlyDone,
       @Count(MAX_SEGMENTS) int[] groups,
       @Count(MAX_SEGMENTS) int[] blocks) {}
 
@@ -120,6 +126,22 @@ public final class WideProduct implements ManyRowsProduct {
     private static IntStream blocks(int[] groups, int ofBlock) {
       return IntStream.of(groups).map(each -> Math.ceilDiv(each, ofBlock));
     }
+
+    /**
+     * Groups of a block of a matrix whose blocks are to be done early: those that it has and the
+     * multiprocessors that are left share it.
+     *
+     * @return 0 where blocks have several passes or slices, or these would not be much earlier
+     */
+    int ofEarlyBlock(int multiprocessors, int[] groups, int early) {
+      if (slices > 1 || ofBlock > most) {
+        return 0;
+      }
+      var blocks = blocks(groups, ofBlock).toArray();
+      var free = multiprocessors - IntStream.of(blocks).sum() + blocks[early];
+      var each = Math.ceilDiv(groups[early], Math.max(1, free));
+      return each * EARLY <= ofBlock ? each : 0;
+    }
   }
 
   private final Kernels kernels;
@@ -160,10 +182,39 @@ public final class WideProduct implements ManyRowsProduct {
     return deal.slices;
   }
 
+  /**
+   * How many blocks have done a matrix' part, well before the others have done theirs.
+   *
+   * @return 0 where they would not
+   */
+  public int earlyBlocks(int matrix) {
+    var each = ofEarlyBlock(matrix);
+    return each == 0 ? 0 : Math.ceilDiv(groups[matrix], each);
+  }
+
+  private int ofEarlyBlock(int matrix) {
+    return deal.ofEarlyBlock(kernels.cuda().multiprocessors(), groups, matrix);
+  }
+
   @Override
   public Kernel.Launch launch(long x, long y, int ld, boolean overlap) {
+    return launch(x, y, ld, overlap, -1, 0);
+  }
+
+  /**
+   * As {@link #launch(long, long, int, boolean)}; {@link #earlyBlocks} of a matrix count themselves
+   * when y has their part.
+   *
+   * @param early the matrix, or −1
+   * @param earlyDone uint32
+   */
+  public Kernel.Launch launch(long x, long y, int ld, boolean overlap, int early, long earlyDone) {
     var ofK = k / CHUNK / deal.chunks;
     var blocks = Deal.blocks(groups, deal.ofBlock).toArray();
+    var earlyMost = early < 0 ? 0 : ofEarlyBlock(early);
+    if (early >= 0) {
+      blocks[early] = earlyBlocks(early);
+    }
     return kernels.launch(
         rows <= 32 ? KernelName.PRODUCT_WIDE32 : KernelName.PRODUCT_WIDE64,
         Shape.of(IntStream.of(blocks).sum(), deal.slices, 1, 288)
@@ -171,11 +222,8 @@ public final class WideProduct implements ManyRowsProduct {
             .withOverlap(overlap),
         new ProductWide(
             TensorMap.swizzled(x, rows, k, inputRows(rows), deal.chunks),
-            matrices.stream()
-                .map(
-                    m ->
-                        TensorMap.swizzled(
-                            m.address(), m.rows(), k, deal.most * GROUP, deal.chunks))
+            IntStream.range(0, matrices.size())
+                .mapToObj(i -> weights(matrices.get(i), i == early ? earlyMost : deal.most))
                 .toList(),
             y,
             rows,
@@ -186,7 +234,14 @@ public final class WideProduct implements ManyRowsProduct {
             ofK % deal.slices,
             deal.most,
             deal.ofBlock / deal.most,
+            early,
+            earlyMost,
+            earlyDone,
             groups,
             blocks));
+  }
+
+  private TensorMap weights(Matrix matrix, int most) {
+    return TensorMap.swizzled(matrix.address(), matrix.rows(), k, most * GROUP, deal.chunks);
   }
 }

@@ -2,7 +2,8 @@
 // linear's whole Bᵀ is read once and multiplied on the tensor cores by the rows' coefficients weight · scale · z, zeros for
 // adapters not chosen. The choice is made, and the coefficients are written, while W is still multiplied.
 
-// A row's logits and z of gate and up, from their product's slices, if they are not in y; its choice; its coefficients in T. A linear's coefficients
+// A row's logits and z of gate and up, from their product's slices, if they are not in y; its choice; its coefficients in T. Where the product counts
+// them (gateTiles) before it ends: with two warps, and nothing to sum. A linear's coefficients
 // lie as mma wants them, (rows / 16, stride / 16, 32 lanes, 8), or (rows, stride): of all its ranks, and zeros behind them. Grid (rows), 512 threads.
 struct MaskedLinear {
   const T* b;        // Bᵀ (ranks, out)
@@ -22,8 +23,17 @@ struct DecodeSumRoute {
 #if defined(TENSOR_CORES) && __CUDA_ARCH__ >= 900
 extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_constant__ DecodeSumRoute p) {
   releaseNext();
-  waitForPrevious();
-  const int row = blockIdx.x, lane = threadIdx.x & 31;
+  const int row = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const bool early = p.product.gateTiles > 0, routes = warp < 2 && p.linear[warp & 1].n;
+  const RoutedLinear* const linears[] = {&p.linear[warp & 1]};
+  const AdapterInfo known[] = {loadAdapterInfo(p.product, p.linear[warp & 1])};
+  if (early) {  // the logits and all z are there before the product ends
+    if (lane == 0)
+      while ((int)(loadAcquire(p.product.gateTilesDone) - (unsigned)p.product.gateTiles) < 0) waitABit();
+    __syncwarp();
+  } else {
+    waitForPrevious();
+  }
   for (int column = threadIdx.x; column < p.columns; column += 512) {
     const float* from = p.parts + (u64)row * p.columns + column;
     float sum = 0;
@@ -32,10 +42,7 @@ extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_
     p.y[(u64)row * p.product.ld + column] = sum;
   }
   __syncthreads();
-  const int warp = threadIdx.x >> 5;
-  if (warp >= 2 || !p.linear[warp].n) return;
-  const RoutedLinear* const linears[] = {&p.linear[warp]};
-  const AdapterInfo known[] = {loadAdapterInfo(p.product, p.linear[warp])};
+  if (!routes) return;
   Route chosen[1];
   float z[1][TOPK][MAX_RANK / 32];
   routeRow<1>(p.product, row, linears, known, true, chosen, z);
@@ -51,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(512) decode_sum_route(const __grid_
     }
     (p.byRow ? to.coefficients + (u64)row * to.stride : coefficients)[p.byRow ? r : (r >> 4) * 256 + (r >> 1 & 3) * 8 + (r >> 3 & 1) * 4 + (r & 1)] = fromFloat(v);
   }
+  if (early) waitForPrevious();  // who waits for this waits for the product
 }
 
 // A block has 64 outputs of gate and of up, and B of up to 256 ranks of theirs in shared memory; a warp 32 rows and 8 NT of the outputs

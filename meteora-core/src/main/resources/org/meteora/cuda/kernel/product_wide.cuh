@@ -3,7 +3,8 @@
 // passes of so many groups that lie together in one matrix, the last one of a matrix what is left. A stage of the ring has one or two
 // chunks of 64 columns of all rows of x and of a pass' groups, which come by one request each; behind a matrix' end they are zeros. Two
 // warpgroups multiply them by tensor cores out of shared memory, 64 rows of W each at a time, groups that are not there included. Every
-// sum has one contributor, so y need not be cleared.
+// sum has one contributor, so y need not be cleared. Blocks of one matrix can have fewer groups than the others, and count themselves when y
+// has them: who waits for these alone need not wait for the whole product.
 //
 // Maps show column / 64, row, column % 64, swizzled as the tensor cores want it: the copy engine puts 16 bytes c of row r at
 // place c ^ r % 8, and one chunk behind the other.
@@ -70,15 +71,17 @@ struct ProductWide {
   int stages, chunks;                              // of the ring; of a stage
   int each, more;                                  // stages' worth of k of a slice; the first slices, so many, have one more
   int most, passes;                                // groups of a pass, passes of a block at most
+  int early, earlyMost;                            // a matrix whose blocks have one pass of so many; -1: none
+  unsigned* earlyDone;                             // counts these
   int groups[MAX_SEGMENTS], blocks[MAX_SEGMENTS];  // of a matrix; in each slice
 };
 
 // A warpgroup's part of a pass over so many stages: TILES tiles of its own.
 template <int N, int TILES, int CHUNKS>
 __device__ __forceinline__ void multiplyWide(const ProductWide& p, unsigned full, unsigned ring, unsigned stageBytes, int count, int& stage,
-                                             unsigned& phase, float* y, int n) {
+                                             unsigned& phase, float* y, int n, int most) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = warp >> 2;
-  const unsigned empty = full + 8 * WIDE_STAGES, xBytes = N * WIDE_CHUNK * 2, wBytes = p.most * WIDE_GROUP_BYTES;  // of a chunk
+  const unsigned empty = full + 8 * WIDE_STAGES, xBytes = N * WIDE_CHUNK * 2, wBytes = most * WIDE_GROUP_BYTES;  // of a chunk
   float c[TILES][N / 2];
 #pragma unroll
   for (int t = 0; t < TILES; t++)
@@ -133,12 +136,13 @@ __device__ __forceinline__ void productWide(const ProductWide& p) {
     member -= p.blocks[matrix];
     before += p.groups[matrix];
   }
-  const int ofBlock = p.passes * p.most, from = member * ofBlock, left = p.groups[matrix] - from, to = from + (left < ofBlock ? left : ofBlock);
+  const bool early = matrix == p.early;
+  const int most = early ? p.earlyMost : p.most, ofBlock = early ? most : p.passes * most, from = member * ofBlock, left = p.groups[matrix] - from, to = from + (left < ofBlock ? left : ofBlock);
   const unsigned full = shared32(memory), empty = full + 8 * WIDE_STAGES, ring = (empty + 8 * WIDE_STAGES + 1023) & ~1023u;
   const unsigned xBytes = p.chunks * N * WIDE_CHUNK * 2, stageBytes = xBytes + p.chunks * p.most * WIDE_GROUP_BYTES;
 
   auto weights = [&](int stage, int group, int i) {
-    barrierExpect(full + 8 * stage, stageBytes);
+    barrierExpect(full + 8 * stage, xBytes + p.chunks * most * WIDE_GROUP_BYTES);
     tensorCopy(ring + stage * stageBytes + xBytes, p.w + matrix, group * WIDE_GROUP, (first + i) * p.chunks, full + 8 * stage, readOnce());
   };
 
@@ -161,7 +165,7 @@ __device__ __forceinline__ void productWide(const ProductWide& p) {
   if (warp == 8) {
     waitForPrevious();
     if (threadIdx.x == 256)
-      for (int group = from; group < to; group += p.most)
+      for (int group = from; group < to; group += most)
         for (int i = 0; i < count; i++) {
           if (--ahead < 0) {
             barrierWait(empty + 8 * stage, phase ^ 1);
@@ -175,17 +179,22 @@ __device__ __forceinline__ void productWide(const ProductWide& p) {
 
   waitForPrevious();
   float* const y = p.y + (u64)slice * p.rows * p.ld;
-  for (int group = from; group < to; group += p.most) {
-    const int n = to - group < p.most ? to - group : p.most;
+  for (int group = from; group < to; group += most) {
+    const int n = to - group < most ? to - group : most;
     const bool two = n > (2 + (warp >> 2)) * WIDE_TILE;
     float* const at = y + (before + group) * WIDE_GROUP;
     if (p.chunks == 1) {
-      if (two) multiplyWide<N, 2, 1>(p, full, ring, stageBytes, count, stage, phase, at, n);
-      else multiplyWide<N, 1, 1>(p, full, ring, stageBytes, count, stage, phase, at, n);
+      if (two) multiplyWide<N, 2, 1>(p, full, ring, stageBytes, count, stage, phase, at, n, most);
+      else multiplyWide<N, 1, 1>(p, full, ring, stageBytes, count, stage, phase, at, n, most);
     } else {
-      if (two) multiplyWide<N, 2, 2>(p, full, ring, stageBytes, count, stage, phase, at, n);
-      else multiplyWide<N, 1, 2>(p, full, ring, stageBytes, count, stage, phase, at, n);
+      if (two) multiplyWide<N, 2, 2>(p, full, ring, stageBytes, count, stage, phase, at, n, most);
+      else multiplyWide<N, 1, 2>(p, full, ring, stageBytes, count, stage, phase, at, n, most);
     }
+  }
+  if (early) {
+    __threadfence();
+    syncConsumers();
+    if (threadIdx.x == 0) atomicAdd(p.earlyDone, 1u);
   }
 }
 extern "C" __global__ void __launch_bounds__(288, 1) product_wide32(const __grid_constant__ ProductWide p) { productWide<32>(p); }

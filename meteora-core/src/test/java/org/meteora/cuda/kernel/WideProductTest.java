@@ -28,6 +28,19 @@ class WideProductTest {
   }
 
   @Test
+  void gatesAndAOfGateAndUpAreDoneEarlyByWhatIsLeftOfMultiprocessors() {
+    int[] gateUp = {28672 / 8, 504 / 8};
+    assertThat(Deal.of(132, gateUp, 4096, 64).ofEarlyBlock(132, gateUp, 1)).isEqualTo(16);
+
+    int[] sliced = {6144 / 8, 756 / 8};
+    assertThat(Deal.of(132, sliced, 4096, 64).ofEarlyBlock(132, sliced, 1)).isZero();
+
+    // 112 and one block of 32 groups: nothing is left
+    int[] full = {112 * 32, 20 * 32};
+    assertThat(Deal.of(132, full, 4096, 64).ofEarlyBlock(132, full, 1)).isZero();
+  }
+
+  @Test
   void dealsOutAnything() {
     var random = new Random(1);
     for (int round = 0; round < 2000; round++) {

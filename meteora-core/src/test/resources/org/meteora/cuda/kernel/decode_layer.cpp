@@ -535,6 +535,22 @@ static void masked(int rows) {
   route.columns = columns;
   route.slices = slices;
   launch<DecodeSumRoute>(512, rows, 1, 1, decode_sum_route, route);
+  // what is in y now might have been there before the product ended
+  Array<unsigned> tiles(1);
+  tiles[0] = 5;
+  DecodeSumRoute early = route;
+  std::vector<std::unique_ptr<Masked>> before;
+  early.columns = 0;
+  early.product.gateTilesDone = tiles.p;
+  early.product.gateTiles = 5;
+  for (int i = 0; i < 2; i++) {
+    before.push_back(std::make_unique<Masked>(*all[i], rows));
+    early.masked[i] = before.back()->linear;
+  }
+  launch<DecodeSumRoute>(64, rows, 1, 1, decode_sum_route, early);
+  for (int i = 0; i < 2; i++)
+    for (size_t j = 0; j < (size_t)(rows + 15) / 16 * 16 * masks[i]->linear.stride; j++)
+      check("early coefficient", before[i]->coefficients[j], masks[i]->coefficients[j]);  // or nothing in both
   DecodeSumRoute byRow = route;
   byRow.byRow = 1;
   std::vector<std::unique_ptr<Array<T>>> plain;

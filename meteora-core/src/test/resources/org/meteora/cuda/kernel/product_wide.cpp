@@ -9,16 +9,22 @@ static void product() {
   int all = 0, members = 0;
   it.most = 1 + below(32);
   const int stageBytes = chunks * (tiles * 16 * 128 + it.most * 1024), stages = std::min(2 + below(3), (200 << 10) / stageBytes);  // what a block has
+  it.early = below(2 * matrices);
+  it.earlyMost = 1 + below(it.most);
   for (int i = 0; i < matrices; i++) {
-    const int n = 1 + below(24 * passes * it.most);  // up to three blocks
+    const int n = 1 + below(24 * passes * it.most), most = i == it.early ? it.earlyMost : it.most;  // up to three blocks
+    const int ofBlock = i == it.early ? most : passes * most;
     weights.push_back(std::make_unique<Array<T>>((size_t)n * k));
     fill(*weights.back());
     it.groups[i] = (n + 7) / 8;
-    it.blocks[i] = (it.groups[i] + passes * it.most - 1) / (passes * it.most);
+    it.blocks[i] = (it.groups[i] + ofBlock - 1) / ofBlock;
     all += it.groups[i];
     members += it.blocks[i];
-    it.w[i] = tensorMap({weights.back()->p, n, k, 64, it.most * 8, 64, 1, chunks});
+    it.w[i] = tensorMap({weights.back()->p, n, k, 64, most * 8, 64, 1, chunks});
   }
+  Array<unsigned> done(1);
+  done[0] = 0;
+  it.earlyDone = done.p;
   Array<T> x((size_t)rows * k);
   it.ld = all * 8 + 4;
   Array<float> y((size_t)slices * rows * it.ld);
@@ -34,6 +40,7 @@ static void product() {
   Array<unsigned char> shared(2048 + (std::max(16, (it.most + 7) / 8 * 8) - it.most) * 1024 + stages * stageBytes);
   dynamicShared = shared.p;
   launch<ProductWide>(288, members, slices, 1, tiles == 2 ? product_wide32 : product_wide64, it);
+  check("early blocks", done[0], it.early < matrices ? it.blocks[it.early] * slices : 0);
   for (int m = 0; m < rows; m++)
     for (int i = 0, o = 0; i < matrices; i++)
       for (int row = 0; row < it.groups[i] * 8; row++, o++) {
