@@ -141,6 +141,11 @@ class DecodeEngineGpuTest {
             standard,
             50),
         Arguments.of(
+            "bf16 gate and up chosen for while they are multiplied, 64 rows",
+            new Config(Dtype.BF16, 512, 8, 4, 64, 2048, 336, 2, ordinary, 2, true),
+            standard,
+            64),
+        Arguments.of(
             "bf16 28 adapters, 72 rows",
             new Config(Dtype.BF16, 1024, 16, 8, 64, 1536, 333, 1, ordinary, 2, false),
             standard,
