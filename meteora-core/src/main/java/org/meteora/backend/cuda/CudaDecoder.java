@@ -359,6 +359,7 @@ public final class CudaDecoder implements AutoCloseable {
       engine.cache(memory);
     }
     engine.temperature(temperature);
+    engine.planAhead(sequences);
   }
 
   /**

@@ -2,10 +2,12 @@ package org.meteora.cuda.decode;
 
 import java.util.ArrayDeque;
 import java.util.Arrays;
-import java.util.HashMap;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.function.ToLongFunction;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
@@ -54,7 +56,9 @@ public final class DecodeEngine implements AutoCloseable {
   private final StepGraphs graphs;
   private final int maxRows;
   private final int fewestRows;
-  private final Map<Integer, StepPlan> plans = new HashMap<>();
+  private final Map<Integer, StepPlan> plans = new ConcurrentHashMap<>();
+  private volatile boolean plansAhead;
+  private CompletableFuture<Void> planning = CompletableFuture.completedFuture(null);
   private final LibraryProducts library;
   private final List<InputGroup> groups; // that differ, of the layers
 
@@ -223,8 +227,34 @@ public final class DecodeEngine implements AutoCloseable {
     memory.routing(layer, module, stepRows(), indices, weights);
   }
 
+  /**
+   * Plans steps of up to so many rows beside what the caller does: each takes a young process tens
+   * of milliseconds, while the device would wait.
+   */
+  public void planAhead(int rows) {
+    endPlanning();
+    var steps = buckets(bucket(Math.max(fewestRows, rows))).filter(each -> each >= fewestRows);
+    var largestFirst = steps.boxed().sorted(Comparator.reverseOrder()).toList();
+    plansAhead = true;
+    planning =
+        CompletableFuture.runAsync(
+                () -> {
+                  cuda.makeCurrent();
+                  largestFirst.stream()
+                      .takeWhile(each -> plansAhead)
+                      .forEach(each -> plans.computeIfAbsent(each, this::plan).works());
+                })
+            .exceptionally(e -> null); // whoever takes such a step gets the error
+  }
+
+  private void endPlanning() {
+    plansAhead = false;
+    planning.join();
+  }
+
   /** Goes on with another pool; graphs are captured anew. {@link #rows} must follow. */
   public void cache(KvMemory other) {
+    endPlanning();
     cuda.makeCurrent();
     stream.synchronize();
     graphs.close();
@@ -450,6 +480,7 @@ public final class DecodeEngine implements AutoCloseable {
 
   @Override
   public void close() {
+    endPlanning();
     cuda.makeCurrent();
     stream.synchronize();
     graphs.close();

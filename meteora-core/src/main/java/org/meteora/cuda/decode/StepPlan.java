@@ -47,8 +47,8 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
     this.rows = rows;
   }
 
-  /** All that it queues, in order; made when it is first asked for. */
-  final List<Work> works() {
+  /** All that it queues, in order; made when it is first asked for, by any thread. */
+  final synchronized List<Work> works() {
     if (works.isEmpty()) {
       build();
     }
