@@ -24,6 +24,7 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
   final boolean overlap;
   final int rows;
   final List<Work> works = new ArrayList<>();
+  private boolean isBuilt;
 
   /** Of those, what follows the layers: the head, and the choice of tokens. */
   final List<Work> behindLayers = new ArrayList<>();
@@ -47,10 +48,15 @@ abstract sealed class StepPlan permits StreamedPlan, LibraryPlan {
     this.rows = rows;
   }
 
-  /** All that it queues, in order; made when it is first asked for, by any thread. */
+  /**
+   * All that it queues, in order; made when it is first asked for, by any thread, and once more
+   * where that failed.
+   */
   final synchronized List<Work> works() {
-    if (works.isEmpty()) {
+    if (!isBuilt) {
+      works.clear();
       build();
+      isBuilt = true;
     }
     return works;
   }
