@@ -131,6 +131,8 @@ public final class WideProduct implements ManyRowsProduct {
      * Groups of a block of a matrix whose blocks are to be done early: those that it has and the
      * multiprocessors that are left share it.
      *
+     * @param groups of each matrix
+     * @param early which
      * @return 0 where blocks have several passes or slices, or these would not be much earlier
      */
     int ofEarlyBlock(int multiprocessors, int[] groups, int early) {
@@ -205,8 +207,8 @@ public final class WideProduct implements ManyRowsProduct {
    * As {@link #launch(long, long, int, boolean)}; {@link #earlyBlocks} of a matrix count themselves
    * when y has their part.
    *
-   * @param early the matrix, or −1
-   * @param earlyDone uint32
+   * @param early the matrix, of which {@link #earlyBlocks} is not 0; or −1
+   * @param earlyDone uint32, is raised by that
    */
   public Kernel.Launch launch(long x, long y, int ld, boolean overlap, int early, long earlyDone) {
     var ofK = k / CHUNK / deal.chunks;

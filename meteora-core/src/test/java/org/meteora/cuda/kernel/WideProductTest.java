@@ -32,6 +32,10 @@ class WideProductTest {
     int[] gateUp = {28672 / 8, 504 / 8};
     assertThat(Deal.of(132, gateUp, 4096, 64).ofEarlyBlock(132, gateUp, 1)).isEqualTo(16);
 
+    // DecodeEngineGpuTest's
+    int[] small = {2048 / 8, 2048 / 8, 488 / 8};
+    assertThat(Deal.of(132, small, 512, 64).ofEarlyBlock(132, small, 2)).isEqualTo(3);
+
     int[] sliced = {6144 / 8, 756 / 8};
     assertThat(Deal.of(132, sliced, 4096, 64).ofEarlyBlock(132, sliced, 1)).isZero();
 
@@ -56,6 +60,12 @@ class WideProductTest {
       if (multiprocessors >= groups.length) {
         int blocks = IntStream.of(groups).map(each -> Math.ceilDiv(each, deal.ofBlock())).sum();
         assertThat(blocks * deal.slices()).isLessThanOrEqualTo(multiprocessors);
+        int early = deal.ofEarlyBlock(multiprocessors, groups, 0);
+        if (early > 0) {
+          assertThat(early).isLessThan(deal.ofBlock());
+          blocks += Math.ceilDiv(groups[0], early) - Math.ceilDiv(groups[0], deal.ofBlock());
+          assertThat(blocks).isLessThanOrEqualTo(multiprocessors);
+        }
       }
     }
   }
