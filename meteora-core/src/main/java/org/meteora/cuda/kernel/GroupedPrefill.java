@@ -17,8 +17,8 @@ import org.meteora.tensor.Dtype;
  *
  * <p>Tokens are sorted by their adapters into tiles of 16, and tensor cores multiply a tile by its
  * adapter's rows. What that costs does not depend on how many adapters there are, as long as tiles
- * are full. They are sorted chunk by chunk, k times over: list j of a chunk is by the adapters that
- * its tokens chose as j-th, so that a token is once in each list and sums have one order.
+ * are full. They are sorted chunk by chunk, a token k times, in the adapters' order, so that a
+ * token's sum has one order as well.
  *
  * <p>Stateless: what a pass needs lies in the scratch that it brings.
  */
@@ -39,14 +39,16 @@ public final class GroupedPrefill {
   /** Columns that a block of {@code group_add} sums at a time. */
   private static final int COLUMNS = 32;
 
-  private static final int ADD_THREADS = 512;
+  private static final int ADD_THREADS = 640;
+
+  private static final int SORT_THREADS = 1024;
 
   /**
    * A linear's tokens by their adapters; mirrors the struct of this name in {@code grouped.cuh}.
    *
    * @param chosen int32 (topK, tokens), each below the number of adapters
    * @param offsets int32 (n + 1), rows of adapters
-   * @param tile {@code (lists, tiles)} of 40 bytes, is written
+   * @param tile {@code (chunks, tiles)} of 40 bytes, is written
    */
   record TokenGroups(long chosen, long offsets, long tile) {}
 
@@ -74,10 +76,10 @@ public final class GroupedPrefill {
       int tokens,
       int chunk,
       int tiles,
-      int lists) {}
+      int chunks) {}
 
   /**
-   * Where z lies: (lists, tiles, zStride / 8, 16, 8), or with {@code byRow} (tokens, zStride) of
+   * Where z lies: (chunks, tiles, zStride / 8, 16, 8), or with {@code byRow} (tokens, zStride) of
    * all adapters, one's z where its rows lie among all; mirrors the struct of this name in {@code
    * grouped.cuh}.
    */
@@ -163,7 +165,8 @@ public final class GroupedPrefill {
     int maxRank = targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
     this.ranks = (maxRank + 7) / 8 * 8;
     this.allRanks = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
-    this.longest = longest(topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
+    this.longest =
+        longest(1, topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
     this.isAvailable =
         kernels.constants().dtype() != Dtype.F32
             && kernels.cuda().capability() >= 80
@@ -208,18 +211,20 @@ public final class GroupedPrefill {
   }
 
   private int tiles(int chunk) {
-    return tiles(chunk, kernels.constants().maxAdapters());
+    return tiles(chunk, topK, kernels.constants().maxAdapters());
   }
 
-  /** Tiles of a list. */
-  static int tiles(int chunk, int adapters) {
-    return chunk / TILE + Math.min(adapters, chunk);
+  /** Tiles of a chunk. */
+  static int tiles(int chunk, int topK, int adapters) {
+    int visits = topK * chunk;
+    return visits / TILE + Math.min(adapters, visits);
   }
 
-  /** Bytes of {@code group_add}'s shared memory where so many lists are summed. */
-  static int shared(int chunk, int lists, int adapters) {
-    int sums = lists == 1 ? 0 : 2 * COLUMNS * (chunk + 1); // one takes what nobody wants
-    return sums + lists * tiles(chunk, adapters) * TILE_BYTES;
+  /** Bytes of {@code group_add}'s shared memory where so many linears are summed. */
+  static int shared(int chunk, int linears, int topK, int adapters) {
+    int sums = linears * topK == 1 ? 0 : 2 * COLUMNS * chunk;
+    int barriers = 16;
+    return sums + barriers + linears * (tiles(chunk, topK, adapters) * TILE_BYTES + Integer.BYTES);
   }
 
   /**
@@ -227,26 +232,41 @@ public final class GroupedPrefill {
    * multiprocessor.
    *
    * @param outs columns of each sum
-   * @param lists that are summed
+   * @param linears that are summed
    */
   static Shape adding(
-      int multiprocessors, int chunk, int chunks, IntStream outs, int lists, int adapters) {
+      int multiprocessors,
+      int chunk,
+      int chunks,
+      IntStream outs,
+      int linears,
+      int topK,
+      int adapters) {
     int all = outs.map(out -> Math.ceilDiv(out, COLUMNS)).sum();
     int blocks = Math.clamp(multiprocessors / chunks, 1, all);
-    return Shape.of(blocks, chunks, 1, ADD_THREADS).withShared(shared(chunk, lists, adapters));
+    return Shape.of(blocks, chunks, 1, ADD_THREADS)
+        .withShared(shared(chunk, linears, topK, adapters));
+  }
+
+  /** The launch of {@code group_tokens}, for so many tiles a chunk. */
+  static Shape sorting(int tiles, int chunks, int linears) {
+    return Shape.of(1, chunks, linears, SORT_THREADS).withShared(tiles * TILE_BYTES);
   }
 
   /** Tokens of a chunk for which a block has memory. */
-  static int longest(int lists, int adapters, int sharedMemory) {
+  static int longest(int linears, int topK, int adapters, int sharedMemory) {
     int most = CHUNK;
-    while (shared(most, lists, adapters) > sharedMemory) {
+    while (shared(most, linears, topK, adapters) > sharedMemory) {
       most /= 2;
     }
     return most;
   }
 
-  /** Bytes of one list of so many tokens at most, in chunks of any length; in whole eights. */
-  static long listBytes(long tokens) {
+  /**
+   * Bytes of the tiles of so many tokens at most, for each adapter that a token chooses, in chunks
+   * of any length; in whole eights.
+   */
+  static long tileBytes(long tokens) {
     return (tokens + CHUNK) * (TILE + 1) / TILE * TILE_BYTES;
   }
 
@@ -254,7 +274,7 @@ public final class GroupedPrefill {
   private record Scratch(TokenGroups groups, long factors, long z, long end) {}
 
   private Scratch scratch(long chosen, int tokens, int target) {
-    long tiles = (long) chunks(tokens) * topK * tiles(chunk(tokens));
+    long tiles = (long) chunks(tokens) * tiles(chunk(tokens));
     long factors = chosen + whole(4L * topK * tokens);
     long tile = factors + whole(4L * topK * tokens);
     long z = tile + whole(tiles * TILE_BYTES);
@@ -309,7 +329,7 @@ public final class GroupedPrefill {
     int chunk = chunk(pass.tokens());
     kernels.run(
         KernelName.GROUP_TOKENS,
-        Shape.of(topK, chunks(pass.tokens()), targets.size(), 256).withOverlap(true),
+        sorting(tiles(chunk), chunks(pass.tokens()), targets.size()).withOverlap(true),
         new GroupTokens(ofEach(pass, (i, its) -> its.groups()), pass.tokens(), chunk, tiles(chunk)),
         stream);
   }
@@ -318,10 +338,10 @@ public final class GroupedPrefill {
   void z(Pass pass, Stream stream) {
     int chunk = chunk(pass.tokens());
     int tiles = tiles(chunk);
-    int lists = chunks(pass.tokens()) * topK;
+    int chunks = chunks(pass.tokens());
     kernels.run(
         KernelName.GROUP_Z,
-        Shape.of(tiles * lists, ranks / 8, targets.size(), 256).withOverlap(true),
+        Shape.of(tiles * chunks, ranks / 8, targets.size(), 256).withOverlap(true),
         new GroupZ(
             ofEach(
                 pass,
@@ -337,7 +357,7 @@ public final class GroupedPrefill {
             pass.tokens(),
             chunk,
             tiles,
-            lists),
+            chunks),
         stream);
   }
 
@@ -356,6 +376,7 @@ public final class GroupedPrefill {
             chunk,
             chunks(pass.tokens()),
             outs,
+            1,
             topK,
             kernels.constants().maxAdapters()),
         new GroupAdd(

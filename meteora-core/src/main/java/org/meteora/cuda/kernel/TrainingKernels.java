@@ -432,7 +432,7 @@ public final class TrainingKernels {
   public record Choices(long at, int tokens, int topK, int maxRank, List<TrainingLinear> linears) {
     /** Bytes at {@code at} of so many tokens, whatever k is, of up to three linears. */
     public static long bytes(long tokens) {
-      long lists = Kernels.MAX_TOP_K * (8 * tokens + GroupedPrefill.listBytes(tokens));
+      long lists = Kernels.MAX_TOP_K * (8 * tokens + GroupedPrefill.tileBytes(tokens));
       return MAX_LINEARS * (lists + 4 * (Kernels.MAX_ADAPTERS + 1)) + 8;
     }
 
@@ -452,11 +452,11 @@ public final class TrainingKernels {
     }
 
     private int tiles(int chunk) {
-      return GroupedPrefill.tiles(chunk, adapters());
+      return GroupedPrefill.tiles(chunk, topK, adapters());
     }
 
     private GroupedPrefill.TokenGroups groups(int linear, int chunk) {
-      long tiles = (long) Math.ceilDiv(tokens, chunk) * topK * tiles(chunk);
+      long tiles = (long) Math.ceilDiv(tokens, chunk) * tiles(chunk);
       long first = (lists(linears.size()).order() + 7) / 8 * 8;
       return new GroupedPrefill.TokenGroups(
           chosen(linear),
@@ -490,10 +490,11 @@ public final class TrainingKernels {
     }
   }
 
-  /** Tokens of a chunk of {@code group_add}, as many as all linears' lists leave memory for. */
+  /** Tokens of a chunk of {@code group_add}, as many as all linears' tiles leave memory for. */
   private int chunk(Choices choices) {
-    int lists = choices.linears().size() * choices.topK();
-    int longest = GroupedPrefill.longest(lists, choices.adapters(), sharedMemory);
+    int longest =
+        GroupedPrefill.longest(
+            choices.linears().size(), choices.topK(), choices.adapters(), sharedMemory);
     return Math.min(longest, (choices.tokens() + 7) / 8 * 8);
   }
 
@@ -504,7 +505,7 @@ public final class TrainingKernels {
     int all = choices.linears().size();
     launcher.launch(
         KernelName.GROUP_TOKENS,
-        Shape.of(choices.topK(), Math.ceilDiv(choices.tokens(), chunk), all, THREADS),
+        GroupedPrefill.sorting(choices.tiles(chunk), Math.ceilDiv(choices.tokens(), chunk), all),
         new GroupedPrefill.GroupTokens(
             IntStream.range(0, all).mapToObj(i -> choices.groups(i, chunk)).toList(),
             choices.tokens(),
@@ -527,17 +528,17 @@ public final class TrainingKernels {
   /** {@code narrow = wide · Mᵀ} of each; the other adapters' ranks are not written. */
   public void chosenProducts(Choices choices, List<ChosenTerm> terms, int stride) {
     int chunk = chunk(choices);
-    int lists = Math.ceilDiv(choices.tokens(), chunk) * choices.topK();
+    int chunks = Math.ceilDiv(choices.tokens(), chunk);
     launcher.launch(
         KernelName.GROUP_Z,
-        Shape.of(choices.tiles(chunk) * lists, (choices.maxRank() + 7) / 8, terms.size(), THREADS),
+        Shape.of(choices.tiles(chunk) * chunks, (choices.maxRank() + 7) / 8, terms.size(), THREADS),
         new GroupedPrefill.GroupZ(
             terms.stream().map(term -> choices.product(term, chunk)).toList(),
             new GroupedPrefill.GroupedColumns(stride, true),
             choices.tokens(),
             chunk,
             choices.tiles(chunk),
-            lists));
+            chunks));
   }
 
   /**
@@ -545,7 +546,6 @@ public final class TrainingKernels {
    */
   public void chosenSum(Choices choices, List<ChosenTerm> terms, int stride) {
     int chunk = chunk(choices);
-    int lists = terms.size() * choices.topK();
     launcher.launch(
         KernelName.GROUP_ADD_BY_ROW,
         GroupedPrefill.adding(
@@ -553,7 +553,8 @@ public final class TrainingKernels {
             chunk,
             Math.ceilDiv(choices.tokens(), chunk),
             IntStream.of(terms.getFirst().columns()),
-            lists,
+            terms.size(),
+            choices.topK(),
             choices.adapters()),
         new GroupedPrefill.GroupAdd(
             terms.stream().map(term -> choices.sum(term, chunk)).toList(),

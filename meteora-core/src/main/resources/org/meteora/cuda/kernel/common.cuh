@@ -43,6 +43,9 @@ __device__ __forceinline__ uint4 loadStream(const void* p) {
   return v;
 }
 
+// What nobody reads soon does not drive other things out of L2.
+__device__ __forceinline__ void storeStream(void* p, uint4 v) { __stcs((uint4*)p, v); }
+
 // 16 bytes through L2, or zeros. Stays where it is written, before or after a wait.
 __device__ __forceinline__ uint4 loadIf(bool wanted, const void* p) {
   uint4 v;

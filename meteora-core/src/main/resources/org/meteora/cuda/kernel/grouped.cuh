@@ -1,77 +1,107 @@
-// Adapters of many tokens, of each token those alone that it chose: tokens are sorted by their adapters into tiles of 16, which
-// tensor cores multiply by one adapter's rows. Rows are A (Σr, in) or Bᵀ (Σr, out). Tokens come in chunks; a token is in TOPK
-// lists of its chunk, in the j-th by the adapter that it chose as j-th.
+// Adapters of many tokens, of each token those alone that it chose: a chunk's tokens, each TOPK times, are sorted by their adapters into
+// tiles of 16, which tensor cores multiply by one adapter's rows. Rows are A (Σr, in) or Bᵀ (Σr, out). A token's visits count from 0, by
+// its adapters' places; what an adapter's tokens have come for lies in the order of visits, so no visit lies in a tile before an earlier one.
 #define TILE 16
 struct GroupedTile {
   unsigned row, rank;          // the adapter's first row and its rank; NO_ROW behind a list's last tile
-  unsigned short token[TILE];  // from the chunk's first; where a tile is not full the one behind the chunk's last
+  unsigned short visit[TILE];  // 4096 · which of the token's, and the token from the chunk's first; NO_VISIT where a tile is not full
 };
 #define NO_ROW 0xffffffffu
+#define NO_VISIT 0xffffu
+__device__ __forceinline__ int tokenOf(unsigned visit) { return visit & 0xfff; }
+__device__ __forceinline__ int numberOf(unsigned visit) { return visit >> 12; }
+
+// The number of the visit to a token's j-th adapter.
+__device__ __forceinline__ int numberAmong(const int (&e)[TOPK], int j) {
+  int number = 0;
+#pragma unroll
+  for (int other = 0; other < TOPK; other++) number += e[other] < e[j] || e[other] == e[j] && other < j;
+  return number;
+}
 
 struct TokenGroups {
   const int* chosen;   // (TOPK, tokens)
   const int* offsets;  // (n + 1) rows of adapters
-  GroupedTile* tile;   // (chunks, TOPK, tiles)
+  GroupedTile* tile;   // (chunks, tiles)
 };
 
-// Sorts. Grid (TOPK, chunks, linears).
+// Sorts, in shared memory. Grid (1, chunks, linears).
 struct GroupTokens {
   TokenGroups linear[3];
   int tokens, chunk, tiles;  // a chunk has 2048 tokens at most
 };
-extern "C" __global__ void __launch_bounds__(256) group_tokens(const __grid_constant__ GroupTokens p) {
-  __shared__ int at[256], ends[8];
+#define SORT_THREADS 1024
+extern "C" __global__ void __launch_bounds__(SORT_THREADS) group_tokens(const __grid_constant__ GroupTokens p) {
+  DYNAMIC_SHARED(sharedTiles);
+  __shared__ int at[256][TOPK], ends[8];
   const TokenGroups& l = p.linear[blockIdx.z];
-  const int j = blockIdx.x, from = blockIdx.y * p.chunk, list = blockIdx.y * TOPK + j, e = threadIdx.x;
+  const int from = blockIdx.y * p.chunk, thread = threadIdx.x;
   const int count = p.tokens - from < p.chunk ? p.tokens - from : p.chunk;
-  const int* const chosen = l.chosen + (u64)j * p.tokens + from;
-  GroupedTile* const tile = l.tile + (u64)list * p.tiles;
+  GroupedTile* const tile = (GroupedTile*)sharedTiles;
+  constexpr int EACH = 2048 / SORT_THREADS, PARTS = sizeof(GroupedTile) / 8;
   releaseNext();
+  for (int i = thread; i < 256 * TOPK; i += SORT_THREADS) ((int*)at)[i] = 0;
+  for (int i = thread; i < p.tiles * PARTS; i += SORT_THREADS) ((uint2*)tile)[i] = i % PARTS ? make_uint2(~0u, ~0u) : make_uint2(NO_ROW, 0);
   waitForPrevious();
-  int mine[8];
+  int e[EACH][TOPK], place[EACH][TOPK];
 #pragma unroll
-  for (int i = 0; i < 8; i++) mine[i] = e + 256 * i < count ? chosen[e + 256 * i] : -1;
-  at[e] = 0;
+  for (int i = 0; i < EACH; i++) {
+    const int token = thread + SORT_THREADS * i;
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) e[i][j] = token < count ? l.chosen[(u64)j * p.tokens + from + token] : -1;
+  }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-    if (mine[i] >= 0) atomicAdd(&at[mine[i]], 1);
+  for (int i = 0; i < EACH; i++)
+#pragma unroll
+    for (int j = 0; j < TOPK; j++)
+      if (e[i][j] >= 0) place[i][j] = atomicAdd(&at[e[i][j]][numberAmong(e[i], j)], 1);
   __syncthreads();
-  const int own = at[e], needed = (own + TILE - 1) / TILE;
-  int upTo = needed;  // of the warp's threads to this one
+  int own = 0;
+  if (thread < 256) {
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) own += at[thread][j];
+  }
+  const int needed = (own + TILE - 1) / TILE;
+  int first = needed;  // of the warp's threads to this one
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
-    const int before = __shfl_up_sync(0xffffffffu, upTo, d);
-    if ((e & 31) >= d) upTo += before;
+    const int before = __shfl_up_sync(0xffffffffu, first, d);
+    if ((thread & 31) >= d) first += before;
   }
-  if ((e & 31) == 31) ends[e >> 5] = upTo;
+  if (thread < 256 && (thread & 31) == 31) ends[thread >> 5] = first;
   __syncthreads();
-  int first = upTo - needed, all = 0;
-#pragma unroll
-  for (int w = 0; w < 8; w++) {
-    if (w < e >> 5) first += ends[w];
-    all += ends[w];
-  }
-  at[e] = first * TILE;
   if (needed) {
-    const int row = l.offsets[e], rank = l.offsets[e + 1] - row;
+    first -= needed;
+    for (int w = 0; w < thread >> 5; w++) first += ends[w];
+    int next = first * TILE;
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) {
+      const int these = at[thread][j];
+      at[thread][j] = next;
+      next += these;
+    }
+    const int row = l.offsets[thread], rank = l.offsets[thread + 1] - row;
     for (int i = 0; i < needed; i++) *(uint2*)&tile[first + i] = make_uint2(row, rank);
   }
-  for (int i = own; i < needed * TILE; i++) tile[first + i / TILE].token[i % TILE] = p.chunk;
-  for (int i = all + e; i < p.tiles; i += 256) *(uint2*)&tile[i] = make_uint2(NO_ROW, 0);
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-    if (mine[i] >= 0) {
-      const int place = atomicAdd(&at[mine[i]], 1);
-      tile[place / TILE].token[place % TILE] = e + 256 * i;
+  for (int i = 0; i < EACH; i++)
+#pragma unroll
+    for (int j = 0; j < TOPK; j++) {
+      if (e[i][j] < 0) continue;
+      const int number = numberAmong(e[i], j), to = at[e[i][j]][number] + place[i][j];
+      tile[to / TILE].visit[to % TILE] = number << 12 | thread + SORT_THREADS * i;
     }
+  __syncthreads();
+  uint2* const to = (uint2*)(l.tile + (u64)blockIdx.y * p.tiles);
+  for (int i = thread; i < p.tiles * PARTS; i += SORT_THREADS) to[i] = ((uint2*)tile)[i];
 }
 
 // Chooses; factors are weight · scale. Grid (tokens / 8, linears).
 struct GroupedRoute {
   ScaledLinear linear;
-  int* chosen;     // (TOPK, tokens)
+  int* chosen;     // (TOPK, tokens), of each token in the adapters' order
   float* factors;  // (TOPK, tokens)
 };
 struct PrefillRoute {
@@ -91,36 +121,39 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route(const __grid_con
   int index[TOPK];
   float weight[TOPK];
   choose(p, l.linear, token, index, weight);
+  int e[TOPK];
+#pragma unroll
+  for (int j = 0; j < TOPK; j++) e[j] = index[j] < 0 ? 0 : index[j];
 #pragma unroll
   for (int j = 0; j < TOPK; j++) {
-    const int e = index[j] < 0 ? 0 : index[j];
-    const float factor = index[j] < 0 ? 0.f : weight[j] * l.linear.scales[e];
+    const float factor = index[j] < 0 ? 0.f : weight[j] * l.linear.scales[e[j]];
+    const int number = numberAmong(e, j);
     if (lane == 0) {
-      l.chosen[j * p.tokens + token] = e;
-      l.factors[j * p.tokens + token] = factor;
+      l.chosen[number * p.tokens + token] = e[j];
+      l.factors[number * p.tokens + token] = factor;
     }
   }
 }
 
-// Where z lies: (lists, tiles, zStride / 8, TILE, 8), zeros where a tile is not full, or with byRow (tokens, zStride) of all
+// Where z lies: (chunks, tiles, zStride / 8, TILE, 8), zeros where a tile is not full, or with byRow (tokens, zStride) of all
 // adapters, one's z where its rows lie among all.
 struct GroupedColumns {
   int zStride, byRow;
 };
-// z = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles · lists, ranks / 8, linears): a block has a tile's 8 ranks, its
-// warps have parts of k. Tiles of all lists at about the same place come together: they have the same adapters.
+// z = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles · chunks, ranks / 8, linears): a block has a tile's 8 ranks, its
+// warps have parts of k.
 struct GroupedZ {
   TokenGroups groups;
   const T* x;     // (tokens, k)
   const T* rows;  // (Σr, k)
-  const float* factors;  // (TOPK, tokens), or null
+  const float* factors;  // (TOPK, tokens), of visits, or null
   T* z;                  // with byRow an adapter's ranks are whole eights
   int k;  // in whole 32
 };
 struct GroupZ {
   GroupedZ linear[3];
   GroupedColumns columns;
-  int tokens, chunk, tiles, lists;
+  int tokens, chunk, tiles, chunks;
 };
 // y (tokens, out) = z · rows of the chosen adapters, or the sum of several linears'. Grid (any number of blocks, which share all
 // columns, chunks).
@@ -137,8 +170,8 @@ struct GroupAdd {
   int linears, together;  // so many linears have one y
   int chunk, tiles;
 };
-#define GROUP_THREADS 512
-// z of a list's tile, one of its tokens and a rank.
+#define GROUP_THREADS 640
+// z of a tile, one of its visits and a rank.
 __device__ __forceinline__ T* columnsOf(const GroupedColumns& p, T* z, u64 tile, int i, int token, unsigned row, unsigned rank) {
   return z + (p.byRow ? (u64)token * p.zStride + row + rank : ((tile * (p.zStride / 8) + rank / 8) * TILE + i) * 8 + rank % 8);
 }
@@ -158,18 +191,19 @@ __device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, bool is
     mma(c, a[i].z, b[i].z, a[i].w, b[i].w, w[i].z, w[i].w);
   }
 }
-extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant__ GroupZ p) {
+extern "C" __global__ void __launch_bounds__(256, 5) group_z(const __grid_constant__ GroupZ p) {
   __shared__ float parts[8][TILE][8];
   waitForPrevious();
-  const int lists = p.lists, list = blockIdx.x % lists, r = blockIdx.y * 8;
+  const int chunk = blockIdx.x % p.chunks, r = blockIdx.y * 8, from = chunk * p.chunk;
   const GroupedZ& l = p.linear[blockIdx.z];
-  const u64 at = (u64)list * p.tiles + blockIdx.x / lists;
+  const u64 at = (u64)chunk * p.tiles + blockIdx.x / p.chunks;
   const GroupedTile& tile = l.groups.tile[at];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3, j = list % TOPK, from = list / TOPK * p.chunk;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const uint2 its = *(const uint2*)&tile;
-  const int t0 = tile.token[g], t1 = tile.token[g + 8], first = its.x, rank = its.y;
+  const unsigned v0 = tile.visit[g], v1 = tile.visit[g + 8];
+  const int first = its.x, rank = its.y, t0 = tokenOf(v0), t1 = tokenOf(v1);
   if (r >= rank) return;
-  const bool is0 = t0 < p.chunk, is1 = t1 < p.chunk;
+  const bool is0 = v0 != NO_VISIT, is1 = v1 != NO_VISIT;
   const T* x0 = l.x + (u64)(from + t0) * l.k + 8 * q;
   const T* x1 = l.x + (u64)(from + t1) * l.k + 8 * q;
   const T* rows = l.rows + (u64)(first + (r + g < rank ? r + g : r)) * l.k + 8 * q;
@@ -185,13 +219,14 @@ extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant_
   __syncthreads();
   const int row = threadIdx.x >> 3, i = threadIdx.x & 7;
   if (row >= TILE) return;
-  const int token = tile.token[row];
-  const bool is = token < p.chunk;
+  const unsigned visit = tile.visit[row];
+  const int token = tokenOf(visit);
+  const bool is = visit != NO_VISIT;
   if (!is && p.columns.byRow) return;
   float v = 0;
 #pragma unroll
   for (int w = 0; w < 8; w++) v += parts[w][row][i];
-  const float factor = is && l.factors ? l.factors[(u64)j * p.tokens + from + token] : 1.f;
+  const float factor = is && l.factors ? l.factors[(u64)numberOf(visit) * p.tokens + from + token] : 1.f;
   *columnsOf(p.columns, l.z, at, row, from + token, first, r + i) = fromFloat(r + i < rank ? v * factor : 0.f);
 }
 
@@ -210,16 +245,16 @@ __device__ __forceinline__ uint4 addEights(uint4 a, uint4 b) {
 // ranks, 16 bytes of each, their reads of the cache's lines would meet in the same banks.
 struct TileFactors {
   unsigned row, rank;
-  int token[2];
+  unsigned visit[2];
   uint4 b;
   unsigned z[2];
 };
 template <bool BY_ROW>
 struct TileSources {
-  const GroupedTile* tile;    // the list's, in shared memory
+  const GroupedTile* tile;    // in shared memory
   const unsigned char* rows;  // at the lane's columns
   const unsigned char* z;     // at the lane's ranks
-  int tiles, chunk;
+  int tiles;                  // that have visits
   unsigned rowBytes, zStride, g, q;
   __device__ __forceinline__ void factors(TileFactors& f, int i, unsigned r) const {
     const unsigned last = f.rank - 1, at = g + r;
@@ -227,7 +262,7 @@ struct TileSources {
     if (BY_ROW) {
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        f.z[half] = *(const unsigned*)(z + 2 * ((f.token[half] < chunk ? f.token[half] : 0) * zStride + f.row + r));
+        f.z[half] = *(const unsigned*)(z + 2 * ((f.visit[half] == NO_VISIT ? 0 : tokenOf(f.visit[half])) * zStride + f.row + r));
     } else {
       const unsigned char* const its = z + ((unsigned)i * zStride + r) * (2 * TILE);
       f.z[0] = *(const unsigned*)its;
@@ -235,31 +270,82 @@ struct TileSources {
     }
   }
   __device__ __forceinline__ void fetch(TileFactors& f, int i) const {
-    const uint2 its = i < tiles ? *(const uint2*)&tile[i] : make_uint2(NO_ROW, 0);
-    f.row = its.x, f.rank = its.y;
-    if (f.row == NO_ROW) return;
-    f.token[0] = tile[i].token[g];
-    f.token[1] = tile[i].token[g + 8];
+    f.visit[0] = f.visit[1] = NO_VISIT;
+    f.row = f.rank = 0;
+    if (i < tiles) {
+      const uint2 its = *(const uint2*)&tile[i];
+      f.row = its.x, f.rank = its.y;
+      f.visit[0] = tile[i].visit[g];
+      f.visit[1] = tile[i].visit[g + 8];
+    }
     if (f.rank) factors(f, i, 0);
     else f.b = make_uint4(0, 0, 0, 0), f.z[0] = f.z[1] = 0;
   }
 };
-// A list's part of 32 columns of a chunk; sums (tokens and one that nobody wants, 32) of the lists before.
+// Warps say that they have taken their round's first visits, and, when the next round is on its way, wait for all that have to say so: on
+// two barriers, each round's other than the one's before.
+struct Rounds {
+  unsigned barriers, count;
+#if __CUDA_ARCH__ >= 900
+  __device__ __forceinline__ void taken() {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) barrierArrive(barriers + 8 * (count & 1));
+    count++;
+  }
+  __device__ __forceinline__ void wait(int ago) const { barrierWait(barriers + 8 * (count - ago & 1), count - ago >> 1 & 1); }
+#else
+  __device__ __forceinline__ void taken() {}
+  __device__ __forceinline__ void wait(int) const { __syncthreads(); }
+#endif
+};
+template <bool FIRST, bool LAST>
+struct TileSums {
+  uint4 v[2];
+  unsigned visit[2];
+  __device__ __forceinline__ void add(int number, uint4* sums, uint4* y, unsigned stride, bool inside) const {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      if (numberOf(visit[half]) != number) continue;
+      const int token = tokenOf(visit[half]);
+      const uint4 sum = FIRST && number == 0 ? v[half] : addEights(v[half], sums[4 * token]);
+      if (!LAST || number < TOPK - 1) sums[4 * token] = sum;
+      else if (inside) storeStream(y + token * stride, sum);
+    }
+  }
+  __device__ __forceinline__ void addOthers(uint4* sums, uint4* y, unsigned stride, bool inside) const {
+#pragma unroll
+    for (int number = 1; number < TOPK; number++) {
+      if (number > 1) __syncthreads();
+      add(number, sums, y, stride, inside);
+    }
+  }
+};
+// A linear's part of 32 columns of a chunk. In each round a warp has a tile. First visits are written to the sums (64 bytes a token), or
+// added to those of the linears before the FIRST; last ones go, with the sum, to y, if this is the LAST linear. A token's earlier visits
+// lie in earlier rounds or in the same, so its others wait until all warps have taken the round's first ones.
 #define GROUP_AHEAD 4  // tiles of which a warp has one in hand and the others on their way
 template <bool BY_ROW, bool FIRST, bool LAST>
-__device__ __forceinline__ void addList(const TileSources<BY_ROW>& from, uint4* sums, uint4* y, unsigned stride, bool inside) {
+__device__ __forceinline__ void addLinear(const TileSources<BY_ROW>& from, Rounds& rounds, uint4* sums, uint4* y, unsigned stride, bool inside) {
   constexpr int WARPS = GROUP_THREADS / 32;
-  int i = threadIdx.x >> 5;
+  const int warp = threadIdx.x >> 5;
   TileFactors ring[GROUP_AHEAD];
 #pragma unroll
-  for (int k = 0; k < GROUP_AHEAD - 1; k++) from.fetch(ring[k], i + k * WARPS);
-  __syncthreads();  // the list before has been added by all warps
-  while (true) {
+  for (int k = 0; k < GROUP_AHEAD - 1; k++) from.fetch(ring[k], warp + k * WARPS);
+  __syncthreads();  // what was summed before has been read by all warps
+  TileSums<FIRST, LAST> before;
+  before.visit[0] = before.visit[1] = NO_VISIT;
+  for (int begin = 0;;) {
 #pragma unroll
-    for (int k = 0; k < GROUP_AHEAD; k++) {
+    for (int k = 0; k < GROUP_AHEAD; k++, begin += WARPS) {
+      if (begin >= from.tiles) {
+        if (TOPK > 1) {
+          rounds.wait(1);
+          before.addOthers(sums, y, stride, inside);
+        }
+        return;
+      }
       TileFactors& f = ring[k];
-      if (f.row == NO_ROW) return;
-      from.fetch(ring[(k + GROUP_AHEAD - 1) % GROUP_AHEAD], i + (GROUP_AHEAD - 1) * WARPS);
+      from.fetch(ring[(k + GROUP_AHEAD - 1) % GROUP_AHEAD], begin + warp + (GROUP_AHEAD - 1) * WARPS);
       float c[4][4] = {};
 #pragma unroll 1
       for (unsigned r = 8;; r += 8) {
@@ -269,29 +355,40 @@ __device__ __forceinline__ void addList(const TileSources<BY_ROW>& from, uint4* 
         mma8(c[2], f.z[0], f.z[1], transposed(f.b.z));
         mma8(c[3], f.z[0], f.z[1], transposed(f.b.w));
         if (r >= f.rank) break;
-        from.factors(f, i, r);
+        from.factors(f, begin + warp, r);
       }
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int token = f.token[half];
-        uint4 v = packed8(c, half);
-        if (!FIRST) v = addEights(v, sums[4 * token]);
-        if (!LAST) sums[4 * token] = v;
-        else if (inside && token < from.chunk) y[token * stride] = v;
+      const TileSums<FIRST, LAST> its = {{packed8(c, 0), packed8(c, 1)}, {f.visit[0], f.visit[1]}};
+      its.add(0, sums, y, stride, inside);
+      if (TOPK > 1) {
+        rounds.taken();
+        if (begin > 0) {
+          rounds.wait(2);
+          before.addOthers(sums, y, stride, inside);
+        }
+        before = its;
       }
-      i += WARPS;
     }
   }
 }
 
-// A block goes through its columns, 32 at a time. In shared memory: the sums, 64 bytes a token; all lists' tiles.
+// A block goes through its columns, 32 at a time. In shared memory: the sums, 64 bytes a token; barriers; tiles, and how many there are.
 template <bool BY_ROW>
 __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
   DYNAMIC_SHARED(sharedSums);
-  const int lists = TOPK * p.together, tiles = p.tiles, ofLinear = TOPK * tiles;
+  const int tiles = p.tiles;
   const unsigned lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, from = blockIdx.y * p.chunk;
   uint4* const sums = (uint4*)sharedSums + q;
-  GroupedTile* const tile = (GroupedTile*)(sharedSums + (lists > 1 ? 64 * (p.chunk + 1) : 0));
+  unsigned char* const behind = sharedSums + (TOPK * p.together > 1 ? 64 * p.chunk : 0);
+  GroupedTile* const tile = (GroupedTile*)(behind + 16);
+  int* const counts = (int*)(tile + p.together * tiles);
+  Rounds rounds{shared32(behind), 0};
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x == 0) {
+    barrierInit(rounds.barriers, GROUP_THREADS / 32);
+    barrierInit(rounds.barriers + 8, GROUP_THREADS / 32);
+    barriersMade();
+  }
+#endif
   // Blocks side by side have columns side by side: what each reads and writes of a row is less than the memory's pages.
   int before = 0, m = 0;  // parts of 32 columns of the sums before
   bool other = true;
@@ -307,8 +404,13 @@ __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
       __syncthreads();
       constexpr int PARTS = sizeof(GroupedTile) / 8;
       for (int i = 0; i < p.together; i++) {
-        const uint2* const its = (const uint2*)(linears[i].groups.tile + (u64)blockIdx.y * ofLinear);
-        for (int k = threadIdx.x; k < ofLinear * PARTS; k += GROUP_THREADS) ((uint2*)(tile + i * ofLinear))[k] = its[k];
+        const GroupedTile* const its = linears[i].groups.tile + (u64)blockIdx.y * tiles;
+        for (int k = threadIdx.x; k < tiles * PARTS; k += GROUP_THREADS) {
+          const uint2 v = ((const uint2*)its)[k];
+          ((uint2*)(tile + i * tiles))[k] = v;
+          const int at = k / PARTS;
+          if (k % PARTS == 0 && v.x != NO_ROW && (at == tiles - 1 || its[at + 1].row == NO_ROW)) counts[i] = at + 1;
+        }
       }
       other = false;
       __syncthreads();
@@ -316,18 +418,19 @@ __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
     const unsigned out = linears[0].out, column = (part - before) * 32, at = column + 8 * q;
     const bool inside = column + 8 * q < out;
     uint4* const y = (uint4*)(linears[0].y + (u64)from * out + column) + q;
-    TileSources<BY_ROW> sources{nullptr, nullptr, nullptr, tiles, p.chunk, 2 * out, (unsigned)p.columns.zStride, g, q};
+    TileSources<BY_ROW> sources{nullptr, nullptr, nullptr, 0, 2 * out, (unsigned)p.columns.zStride, g, q};
 #pragma unroll 1
-    for (int j = 0; j < lists; j++) {
-      const GroupedRows& of = linears[j / TOPK];
+    for (int j = 0; j < p.together; j++) {
+      const GroupedRows& of = linears[j];
       sources.tile = tile + j * tiles;
+      sources.tiles = counts[j];
       sources.rows = (const unsigned char*)(of.rows + (at < out ? at : out - 8));
       sources.z = (const unsigned char*)(of.z + (BY_ROW ? (u64)from * p.columns.zStride + 2 * q
-                                                        : ((u64)blockIdx.y * TOPK + j % TOPK) * tiles * TILE * p.columns.zStride + 2 * lane));
-      if (lists == 1) addList<BY_ROW, true, true>(sources, sums, y, out / 8, inside);
-      else if (j == 0) addList<BY_ROW, true, false>(sources, sums, y, out / 8, inside);
-      else if (j < lists - 1) addList<BY_ROW, false, false>(sources, sums, y, out / 8, inside);
-      else addList<BY_ROW, false, true>(sources, sums, y, out / 8, inside);
+                                                        : (u64)blockIdx.y * tiles * TILE * p.columns.zStride + 2 * lane));
+      if (p.together == 1) addLinear<BY_ROW, true, true>(sources, rounds, sums, y, out / 8, inside);
+      else if (j == 0) addLinear<BY_ROW, true, false>(sources, rounds, sums, y, out / 8, inside);
+      else if (j < p.together - 1) addLinear<BY_ROW, false, false>(sources, rounds, sums, y, out / 8, inside);
+      else addLinear<BY_ROW, false, true>(sources, rounds, sums, y, out / 8, inside);
     }
   }
 }
@@ -336,15 +439,15 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, 1) group_add_by_row(
 #else
 // Plainly, for who has no tensor cores.
 extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant__ GroupZ p) {
-  const int list = blockIdx.x % p.lists, i = threadIdx.x >> 3, r = blockIdx.y * 8 + (threadIdx.x & 7);
+  const int chunk = blockIdx.x % p.chunks, i = threadIdx.x >> 3, r = blockIdx.y * 8 + (threadIdx.x & 7);
   const GroupedZ& l = p.linear[blockIdx.z];
-  const u64 at = (u64)list * p.tiles + blockIdx.x / p.lists;
+  const u64 at = (u64)chunk * p.tiles + blockIdx.x / p.chunks;
   const GroupedTile& its = l.groups.tile[at];
-  if (its.row == NO_ROW || r >= (int)its.rank || i >= TILE || its.token[i] == p.chunk) return;
-  const int token = list / TOPK * p.chunk + its.token[i];
+  if (its.row == NO_ROW || r >= (int)its.rank || i >= TILE || its.visit[i] == NO_VISIT) return;
+  const int token = chunk * p.chunk + tokenOf(its.visit[i]);
   float v = 0;
   for (int c = 0; c < l.k; c++) v += toFloat(l.x[(u64)token * l.k + c]) * toFloat(l.rows[(u64)(its.row + r) * l.k + c]);
-  const float factor = l.factors ? l.factors[(u64)(list % TOPK) * p.tokens + token] : 1.f;
+  const float factor = l.factors ? l.factors[(u64)numberOf(its.visit[i]) * p.tokens + token] : 1.f;
   *columnsOf(p.columns, l.z, at, i, token, its.row, r) = fromFloat(v * factor);
 }
 __device__ __forceinline__ void plainGroupAdd(const GroupAdd& p) {
@@ -352,12 +455,12 @@ __device__ __forceinline__ void plainGroupAdd(const GroupAdd& p) {
     const int out = p.linear[m].out;
     for (int j = 0; j < TOPK * p.together; j++) {
       const GroupedRows& of = p.linear[m + j / TOPK];
-      const u64 first = ((u64)blockIdx.y * TOPK + j % TOPK) * p.tiles;
+      const u64 first = (u64)blockIdx.y * p.tiles;
       __syncthreads();
       for (int i = threadIdx.x; i < p.tiles * TILE; i += GROUP_THREADS) {
         const GroupedTile& its = of.groups.tile[first + i / TILE];
-        if (its.row == NO_ROW || its.token[i % TILE] == p.chunk) continue;
-        const int token = blockIdx.y * p.chunk + its.token[i % TILE];
+        if (its.row == NO_ROW || its.visit[i % TILE] == NO_VISIT || numberOf(its.visit[i % TILE]) != j % TOPK) continue;
+        const int token = blockIdx.y * p.chunk + tokenOf(its.visit[i % TILE]);
         for (int column = blockIdx.x; column < out; column += gridDim.x) {
           T& y = p.linear[m].y[(u64)token * out + column];
           float v = j ? toFloat(y) : 0.f;

@@ -168,6 +168,7 @@ static unsigned short floatToBfloat(float v) {
   return (unsigned short)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 static uint4 loadStream(const void* p) { return *(const uint4*)p; }
+static void storeStream(void* p, uint4 v) { *(uint4*)p = v; }
 static uint4 loadIf(bool wanted, const void* p) { return wanted ? *(const uint4*)p : make_uint4(0, 0, 0, 0); }
 static void prefetch(const void*) {}
 static unsigned loadAcquire(const unsigned* p) { return *p; }

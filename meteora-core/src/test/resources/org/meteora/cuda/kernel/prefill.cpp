@@ -163,15 +163,15 @@ static void rope() {
 static void grouped() {
   const bool byRow = below(2);
   const int n = TOPK + below(4), tokens = 17 + below(30), chunk = oneOf({24, 64}), k = 32 * (1 + below(40)), out = 8 * (1 + below(9));
-  const int chunks = (tokens + chunk - 1) / chunk, tiles = chunk / TILE + std::min(n, chunk), lists = chunks * TOPK;
+  const int chunks = (tokens + chunk - 1) / chunk, tiles = TOPK * chunk / TILE + std::min(n, TOPK * chunk);
   struct One {
     Array<int> chosen, offsets;
     Array<GroupedTile> tile;
     Array<float> factors;
     Array<T> rows, b, z, y;
-    One(int n, int tokens, int tiles, int lists, int sum, int k, int out, int ranks)
-        : chosen(TOPK * tokens), offsets(n + 1), tile(lists * tiles), factors(TOPK * tokens), rows(sum * k), b(sum * out),
-          z((size_t)lists * tiles * TILE * ranks), y(tokens * out) {}
+    One(int n, int tokens, int tiles, int chunks, int sum, int k, int out, int ranks)
+        : chosen(TOPK * tokens), offsets(n + 1), tile(chunks * tiles), factors(TOPK * tokens), rows(sum * k), b(sum * out),
+          z((size_t)chunks * tiles * TILE * ranks), y(tokens * out) {}
   };
   std::vector<int> ranks;
   int sum = 0, most = 1;
@@ -189,11 +189,11 @@ static void grouped() {
   Array<T> whole((size_t)tokens * 2 * sum);
   for (size_t i = 0; i < whole.n; i++) whole[i] = 0;
   const GroupedColumns columns = byRow ? GroupedColumns{2 * sum, 1} : GroupedColumns{most, 0};
-  GroupZ product{{}, columns, tokens, chunk, tiles, lists};
+  GroupZ product{{}, columns, tokens, chunk, tiles, chunks};
   GroupAdd add{{}, columns, 2, byRow ? 2 : 1, chunk, tiles};
   std::vector<std::vector<double>> added(2, std::vector<double>(tokens * out));
   for (int l = 0; l < 2; l++) {
-    all.push_back(std::make_unique<One>(n, tokens, tiles, lists, sum, k, out, most));
+    all.push_back(std::make_unique<One>(n, tokens, tiles, chunks, sum, k, out, most));
     One& one = *all.back();
     one.offsets[0] = 0;
     for (int e = 0; e < n; e++) one.offsets[e + 1] = one.offsets[e] + ranks[e];
@@ -205,6 +205,7 @@ static void grouped() {
       std::vector<int> order(n);
       for (int e = 0; e < n; e++) order[e] = e;
       if (!narrow || !below(4)) std::shuffle(order.begin(), order.end(), generator);
+      if (!byRow) std::sort(order.begin(), order.begin() + TOPK);
       for (int j = 0; j < TOPK; j++) {
         const int e = one.chosen[j * tokens + t] = order[j];
         const float given = one.factors[j * tokens + t] = normal() / std::sqrt(64.f * k), factor = byRow ? 1 : given;
@@ -221,10 +222,10 @@ static void grouped() {
     product.linear[l] = {groups, x.p, one.rows.p, byRow ? nullptr : one.factors.p, z, k};
     add.linear[l] = {groups, one.b.p, z, one.y.p, out};
   }
-  std::vector<unsigned char> shared((chunk + 1) * 64 + 2 * TOPK * tiles * sizeof(GroupedTile));
+  std::vector<unsigned char> shared(chunk * 64 + 16 + 2 * (tiles * sizeof(GroupedTile) + sizeof(int)));
   dynamicShared = shared.data();
-  launch<GroupTokens>(256, TOPK, chunks, 2, group_tokens, group);
-  launch<GroupZ>(256, tiles * lists, most / 8, 2, group_z, product);
+  launch<GroupTokens>(SORT_THREADS, 1, chunks, 2, group_tokens, group);
+  launch<GroupZ>(256, tiles * chunks, most / 8, 2, group_z, product);
   for (int i = 0; byRow && i < tokens * out; i++) added[0][i] += added[1][i];
   launch<GroupAdd>(GROUP_THREADS, 1 + below(7), chunks, 1, byRow ? group_add_by_row : group_add, add);
 
