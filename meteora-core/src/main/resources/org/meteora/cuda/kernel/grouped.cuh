@@ -244,11 +244,11 @@ __device__ __forceinline__ uint4 addEights(uint4 a, uint4 b) {
 // are outside are read from inside: z has zeros there, or nobody wants them. Lanes side by side have columns side by side: were it
 // ranks, 16 bytes of each, their reads of the cache's lines would meet in the same banks.
 struct TileFactors {
-  unsigned row, rank;
-  unsigned visit[2];
+  unsigned rank, visits;  // of rows g and g + 8
   uint4 b;
   unsigned z[2];
 };
+__device__ __forceinline__ unsigned visitAt(unsigned visits, int half) { return half ? visits >> 16 : visits & 0xffff; }
 template <bool BY_ROW>
 struct TileSources {
   const GroupedTile* tile;    // in shared memory
@@ -257,12 +257,14 @@ struct TileSources {
   int tiles;                  // that have visits
   unsigned rowBytes, zStride, g, q;
   __device__ __forceinline__ void factors(TileFactors& f, int i, unsigned r) const {
-    const unsigned last = f.rank - 1, at = g + r;
-    f.b = *(const uint4*)(rows + (f.row + (at < last ? at : last)) * rowBytes);
+    const unsigned row = tile[i].row, last = f.rank - 1, at = g + r;
+    f.b = *(const uint4*)(rows + (row + (at < last ? at : last)) * rowBytes);
     if (BY_ROW) {
 #pragma unroll
-      for (int half = 0; half < 2; half++)
-        f.z[half] = *(const unsigned*)(z + 2 * ((f.visit[half] == NO_VISIT ? 0 : tokenOf(f.visit[half])) * zStride + f.row + r));
+      for (int half = 0; half < 2; half++) {
+        const unsigned visit = visitAt(f.visits, half);
+        f.z[half] = *(const unsigned*)(z + 2 * ((visit == NO_VISIT ? 0 : tokenOf(visit)) * zStride + row + r));
+      }
     } else {
       const unsigned char* const its = z + ((unsigned)i * zStride + r) * (2 * TILE);
       f.z[0] = *(const unsigned*)its;
@@ -270,13 +272,11 @@ struct TileSources {
     }
   }
   __device__ __forceinline__ void fetch(TileFactors& f, int i) const {
-    f.visit[0] = f.visit[1] = NO_VISIT;
-    f.row = f.rank = 0;
+    f.visits = NO_VISIT << 16 | NO_VISIT;
+    f.rank = 0;
     if (i < tiles) {
-      const uint2 its = *(const uint2*)&tile[i];
-      f.row = its.x, f.rank = its.y;
-      f.visit[0] = tile[i].visit[g];
-      f.visit[1] = tile[i].visit[g + 8];
+      f.rank = tile[i].rank;
+      f.visits = (unsigned)tile[i].visit[g + 8] << 16 | tile[i].visit[g];
     }
     if (f.rank) factors(f, i, 0);
     else f.b = make_uint4(0, 0, 0, 0), f.z[0] = f.z[1] = 0;
@@ -298,49 +298,56 @@ struct Rounds {
   __device__ __forceinline__ void wait(int) const { __syncthreads(); }
 #endif
 };
-template <bool FIRST, bool LAST>
+// Where a lane's part of 32 columns goes: first visits of the first of several linears are written to the sums (64 bytes a token), last
+// ones of the last, with the sum, to y.
+struct SumPlaces {
+  uint4* sums;
+  uint4* y;
+  unsigned stride;
+  bool inside, first, last;
+};
 struct TileSums {
   uint4 v[2];
-  unsigned visit[2];
-  __device__ __forceinline__ void add(int number, uint4* sums, uint4* y, unsigned stride, bool inside) const {
+  unsigned visits;
+  __device__ __forceinline__ void add(int number, const SumPlaces& to) const {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      if (numberOf(visit[half]) != number) continue;
-      const int token = tokenOf(visit[half]);
-      const uint4 sum = FIRST && number == 0 ? v[half] : addEights(v[half], sums[4 * token]);
-      if (!LAST || number < TOPK - 1) sums[4 * token] = sum;
-      else if (inside) storeStream(y + token * stride, sum);
+      const unsigned visit = visitAt(visits, half);
+      if (numberOf(visit) != number) continue;
+      const int token = tokenOf(visit);
+      uint4 sum = v[half];
+      if (!to.first || number > 0) sum = addEights(sum, to.sums[4 * token]);
+      if (!to.last || number < TOPK - 1) to.sums[4 * token] = sum;
+      else if (to.inside) storeStream(to.y + token * to.stride, sum);
     }
   }
-  __device__ __forceinline__ void addOthers(uint4* sums, uint4* y, unsigned stride, bool inside) const {
+  __device__ __forceinline__ void addOthers(const SumPlaces& to) const {
 #pragma unroll
     for (int number = 1; number < TOPK; number++) {
       if (number > 1) __syncthreads();
-      add(number, sums, y, stride, inside);
+      add(number, to);
     }
   }
 };
-// A linear's part of 32 columns of a chunk. In each round a warp has a tile. First visits are written to the sums (64 bytes a token), or
-// added to those of the linears before the FIRST; last ones go, with the sum, to y, if this is the LAST linear. A token's earlier visits
-// lie in earlier rounds or in the same, so its others wait until all warps have taken the round's first ones.
+// A linear's part of 32 columns of a chunk. In each round a warp has a tile. A token's earlier visits lie in earlier rounds or in the
+// same, so all but first ones wait until all warps have taken the round's first ones.
 #define GROUP_AHEAD 4  // tiles of which a warp has one in hand and the others on their way
-template <bool BY_ROW, bool FIRST, bool LAST>
-__device__ __forceinline__ void addLinear(const TileSources<BY_ROW>& from, Rounds& rounds, uint4* sums, uint4* y, unsigned stride, bool inside) {
+template <bool BY_ROW>
+__device__ __forceinline__ void addLinear(const TileSources<BY_ROW>& from, Rounds& rounds, const SumPlaces& to) {
   constexpr int WARPS = GROUP_THREADS / 32;
   const int warp = threadIdx.x >> 5;
   TileFactors ring[GROUP_AHEAD];
 #pragma unroll
   for (int k = 0; k < GROUP_AHEAD - 1; k++) from.fetch(ring[k], warp + k * WARPS);
   __syncthreads();  // what was summed before has been read by all warps
-  TileSums<FIRST, LAST> before;
-  before.visit[0] = before.visit[1] = NO_VISIT;
+  TileSums before;
   for (int begin = 0;;) {
 #pragma unroll
     for (int k = 0; k < GROUP_AHEAD; k++, begin += WARPS) {
       if (begin >= from.tiles) {
         if (TOPK > 1) {
           rounds.wait(1);
-          before.addOthers(sums, y, stride, inside);
+          before.addOthers(to);
         }
         return;
       }
@@ -357,13 +364,13 @@ __device__ __forceinline__ void addLinear(const TileSources<BY_ROW>& from, Round
         if (r >= f.rank) break;
         from.factors(f, begin + warp, r);
       }
-      const TileSums<FIRST, LAST> its = {{packed8(c, 0), packed8(c, 1)}, {f.visit[0], f.visit[1]}};
-      its.add(0, sums, y, stride, inside);
+      const TileSums its = {{packed8(c, 0), packed8(c, 1)}, f.visits};
+      its.add(0, to);
       if (TOPK > 1) {
         rounds.taken();
         if (begin > 0) {
           rounds.wait(2);
-          before.addOthers(sums, y, stride, inside);
+          before.addOthers(to);
         }
         before = its;
       }
@@ -416,7 +423,6 @@ __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
       __syncthreads();
     }
     const unsigned out = linears[0].out, column = (part - before) * 32, at = column + 8 * q;
-    const bool inside = column + 8 * q < out;
     uint4* const y = (uint4*)(linears[0].y + (u64)from * out + column) + q;
     TileSources<BY_ROW> sources{nullptr, nullptr, nullptr, 0, 2 * out, (unsigned)p.columns.zStride, g, q};
 #pragma unroll 1
@@ -427,10 +433,7 @@ __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
       sources.rows = (const unsigned char*)(of.rows + (at < out ? at : out - 8));
       sources.z = (const unsigned char*)(of.z + (BY_ROW ? (u64)from * p.columns.zStride + 2 * q
                                                         : (u64)blockIdx.y * tiles * TILE * p.columns.zStride + 2 * lane));
-      if (p.together == 1) addLinear<BY_ROW, true, true>(sources, rounds, sums, y, out / 8, inside);
-      else if (j == 0) addLinear<BY_ROW, true, false>(sources, rounds, sums, y, out / 8, inside);
-      else if (j < p.together - 1) addLinear<BY_ROW, false, false>(sources, rounds, sums, y, out / 8, inside);
-      else addLinear<BY_ROW, false, true>(sources, rounds, sums, y, out / 8, inside);
+      addLinear(sources, rounds, {sums, y, out / 8, at < out, !BY_ROW || j == 0, !BY_ROW || j == p.together - 1});
     }
   }
 }
