@@ -159,10 +159,12 @@ static void rope() {
 }
 
 #ifdef TENSOR_CORES
-// Two linears' adapters by groups of tokens, chosen as given; or z of all adapters' ranks, and both linears' sum.
-static void grouped() {
+// Two linears' adapters by groups of tokens, chosen as given; or z of all adapters' ranks, and both linears' sum. With many there are
+// more tiles than warps.
+static void grouped(bool many) {
   const bool byRow = below(2);
-  const int n = TOPK + below(4), tokens = 17 + below(30), chunk = oneOf({24, 64}), k = 32 * (1 + below(40)), out = 8 * (1 + below(9));
+  const int n = many ? 32 - below(8) : TOPK + below(4), tokens = 17 + below(many ? 250 : 30), chunk = many ? 192 : oneOf({24, 64});
+  const int k = 32 * (1 + below(many ? 3 : 40)), out = 8 * (1 + below(9));
   const int chunks = (tokens + chunk - 1) / chunk, tiles = TOPK * chunk / TILE + std::min(n, TOPK * chunk);
   struct One {
     Array<int> chosen, offsets;
@@ -229,8 +231,9 @@ static void grouped() {
   for (int i = 0; byRow && i < tokens * out; i++) added[0][i] += added[1][i];
   launch<GroupAdd>(GROUP_THREADS, 1 + below(7), chunks, 1, byRow ? group_add_by_row : group_add, add);
 
+  const double rounded = TOPK * add.together;  // so often
   for (int l = 0; l < 2 / add.together; l++)
-    for (int i = 0; i < tokens * out; i++) check("added", toFloat(all[l]->y[i]), added[l][i]);
+    for (int i = 0; i < tokens * out; i++) check("added", toFloat(all[l]->y[i]) / rounded, added[l][i] / rounded);
 }
 #endif
 
@@ -242,7 +245,8 @@ int main(int, char** arguments) {
     silu();
     rope();
 #ifdef TENSOR_CORES
-    grouped();
+    grouped(false);
+    grouped(true);
 #endif
   }
   std::printf("largest error %g\n", worst);
