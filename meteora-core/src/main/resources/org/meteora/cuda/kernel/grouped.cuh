@@ -1,6 +1,6 @@
 // Adapters of many tokens, of each token those alone that it chose: a chunk's tokens, each TOPK times, are sorted by their adapters into
-// tiles of 16, which tensor cores multiply by one adapter's rows. Rows are A (Σr, in) or Bᵀ (Σr, out). A token's visits count from 0, by
-// its adapters' places; what an adapter's tokens have come for lies in the order of visits, so no visit lies in a tile before an earlier one.
+// tiles of 16, which tensor cores multiply by one adapter's rows. Rows are A (Σr, in) or Bᵀ (Σr, out). A token's visits are numbered from 0
+// in the order of its adapters, and an adapter's lie in the order of their numbers: none lies in a tile before an earlier one of its token.
 #define TILE 16
 struct GroupedTile {
   unsigned row, rank;          // the adapter's first row and its rank; NO_ROW behind a list's last tile
