@@ -322,9 +322,10 @@ struct TileSums {
     }
   }
   __device__ __forceinline__ void addOthers(const SumPlaces& to) const {
-#pragma unroll
-    for (int number = 1; number < TOPK; number++) {
-      if (number > 1) __syncthreads();
+    add(1, to);
+#pragma unroll 1
+    for (int number = 2; number < TOPK; number++) {
+      __syncthreads();
       add(number, to);
     }
   }
