@@ -249,8 +249,11 @@ public final class GroupedPrefill {
   }
 
   /** The launch of {@code group_tokens}, for so many tiles a chunk. */
-  static Shape sorting(int tiles, int chunks, int linears) {
-    return Shape.of(1, chunks, linears, SORT_THREADS).withShared(tiles * TILE_BYTES);
+  static Shape sorting(int tiles, int chunks, int linears, int topK) {
+    int places = Kernels.MAX_ADAPTERS * topK;
+    int sums = 8;
+    return Shape.of(1, chunks, linears, SORT_THREADS)
+        .withShared(tiles * TILE_BYTES + Integer.BYTES * (places + sums));
   }
 
   /** Tokens of a chunk for which a block has memory. */
@@ -329,7 +332,7 @@ public final class GroupedPrefill {
     int chunk = chunk(pass.tokens());
     kernels.run(
         KernelName.GROUP_TOKENS,
-        sorting(tiles(chunk), chunks(pass.tokens()), targets.size()).withOverlap(true),
+        sorting(tiles(chunk), chunks(pass.tokens()), targets.size(), topK).withOverlap(true),
         new GroupTokens(ofEach(pass, (i, its) -> its.groups()), pass.tokens(), chunk, tiles(chunk)),
         stream);
   }

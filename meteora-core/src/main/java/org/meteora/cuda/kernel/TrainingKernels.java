@@ -505,7 +505,8 @@ public final class TrainingKernels {
     int all = choices.linears().size();
     launcher.launch(
         KernelName.GROUP_TOKENS,
-        GroupedPrefill.sorting(choices.tiles(chunk), Math.ceilDiv(choices.tokens(), chunk), all),
+        GroupedPrefill.sorting(
+            choices.tiles(chunk), Math.ceilDiv(choices.tokens(), chunk), all, choices.topK()),
         new GroupedPrefill.GroupTokens(
             IntStream.range(0, all).mapToObj(i -> choices.groups(i, chunk)).toList(),
             choices.tokens(),

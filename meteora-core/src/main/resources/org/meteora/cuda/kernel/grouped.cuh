@@ -25,7 +25,7 @@ struct TokenGroups {
   GroupedTile* tile;   // (chunks, tiles)
 };
 
-// Sorts, in shared memory. Grid (1, chunks, linears).
+// Sorts, in shared memory: tiles, a place for each adapter and number, eight sums. Grid (1, chunks, linears).
 struct GroupTokens {
   TokenGroups linear[3];
   int tokens, chunk, tiles;  // a chunk has 2048 tokens at most
@@ -33,11 +33,12 @@ struct GroupTokens {
 #define SORT_THREADS 1024
 extern "C" __global__ void __launch_bounds__(SORT_THREADS) group_tokens(const __grid_constant__ GroupTokens p) {
   DYNAMIC_SHARED(sharedTiles);
-  __shared__ int at[256][TOPK], ends[8];
   const TokenGroups& l = p.linear[blockIdx.z];
   const int from = blockIdx.y * p.chunk, thread = threadIdx.x;
   const int count = p.tokens - from < p.chunk ? p.tokens - from : p.chunk;
   GroupedTile* const tile = (GroupedTile*)sharedTiles;
+  int(*const at)[TOPK] = (int(*)[TOPK])(tile + p.tiles);
+  int* const ends = at[256];
   constexpr int EACH = 2048 / SORT_THREADS, PARTS = sizeof(GroupedTile) / 8;
   releaseNext();
   for (int i = thread; i < 256 * TOPK; i += SORT_THREADS) ((int*)at)[i] = 0;

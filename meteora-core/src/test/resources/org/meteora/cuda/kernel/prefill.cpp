@@ -225,8 +225,10 @@ static void grouped(bool many) {
     add.linear[l] = {groups, one.b.p, z, one.y.p, out};
   }
   std::vector<unsigned char> shared(chunk * 64 + 16 + 2 * (tiles * sizeof(GroupedTile) + sizeof(int)));
-  dynamicShared = shared.data();
+  std::vector<unsigned char> sorting(tiles * sizeof(GroupedTile) + (256 * TOPK + 8) * sizeof(int));
+  dynamicShared = sorting.data();
   launch<GroupTokens>(SORT_THREADS, 1, chunks, 2, group_tokens, group);
+  dynamicShared = shared.data();
   launch<GroupZ>(256, tiles * chunks, most / 8, 2, group_z, product);
   for (int i = 0; byRow && i < tokens * out; i++) added[0][i] += added[1][i];
   launch<GroupAdd>(GROUP_THREADS, 1 + below(7), chunks, 1, byRow ? group_add_by_row : group_add, add);
