@@ -5,9 +5,10 @@ static void mask() {
   const int linears = 1 + below(3), tokens = 1 + below(20);
   struct One {
     int n, at, logitsAt = 0, sum = 0;
-    Array<int> offsets, indices;
-    Array<float> scales, weights;
-    One(int n, int at, int tokens) : n(n), at(at), offsets(n + 1), indices(tokens * TOPK), scales(n), weights(tokens * TOPK) {}
+    Array<int> offsets, indices, chosen;
+    Array<float> scales, weights, factors;
+    One(int n, int at, int tokens)
+        : n(n), at(at), offsets(n + 1), indices(tokens * TOPK), chosen(TOPK * tokens), scales(n), weights(tokens * TOPK), factors(TOPK * tokens) {}
   };
   std::vector<std::unique_ptr<One>> all;
   int stride = 0;
@@ -41,6 +42,9 @@ static void mask() {
     One& one = *all[l];
     p.linear[l] = {one.offsets.p, one.scales.p, written ? one.indices.p : 0, written ? one.weights.p : 0, one.at, one.logitsAt, one.n, one.sum};
   }
+  PrefillRoute route{rows.p, tokens, stride, x.p, k, inverse, {}};
+  for (int l = 0; l < linears; l++) route.linear[l] = {p.linear[l], all[l]->chosen.p, all[l]->factors.p};
+  launch<PrefillRoute>(256, (tokens + 7) / 8, linears, 1, prefill_route, route);
   launch<PrefillRouteScaleZ>(256, (tokens + 7) / 8, linears, 1, prefill_route_scale_z, p);
   for (int l = 0; l < linears; l++)
     for (int t = 0; t < tokens; t++) {
@@ -62,6 +66,15 @@ static void mask() {
         check("adapter", one.indices[t * TOPK + j], order[j].second);
         check("weight", one.weights[t * TOPK + j], weight[order[j].second] / sum);
       }
+      std::vector<int> ascending(TOPK);  // zeros where there are no more adapters
+      for (int j = 0; j < chosen; j++) ascending[j] = order[j].second;
+      std::stable_sort(ascending.begin(), ascending.end());
+      double factors[MAXN] = {};
+      for (int j = 0; j < TOPK; j++) {
+        check("adapter in order", one.chosen[j * tokens + t], ascending[j]);
+        factors[ascending[j]] += one.factors[j * tokens + t];
+      }
+      for (int e = 0; e < one.n; e++) check("factor", factors[e], weight[e] / sum * one.scales[e]);
       for (int e = 0; e < one.n; e++) {
         for (int r = one.offsets[e]; r < one.offsets[e + 1]; r++)
           check("z", toFloat(rows[from + r]), weight[e] / sum * one.scales[e] * toFloat(before[from + r]));
@@ -233,7 +246,7 @@ static void grouped(bool many) {
   for (int i = 0; byRow && i < tokens * out; i++) added[0][i] += added[1][i];
   launch<GroupAdd>(GROUP_THREADS, 1 + below(7), chunks, 1, byRow ? group_add_by_row : group_add, add);
 
-  const double rounded = TOPK * add.together;  // so often
+  const double rounded = std::sqrt(TOPK * add.together);  // so often, up or down
   for (int l = 0; l < 2 / add.together; l++)
     for (int i = 0; i < tokens * out; i++) check("added", toFloat(all[l]->y[i]) / rounded, added[l][i] / rounded);
 }
