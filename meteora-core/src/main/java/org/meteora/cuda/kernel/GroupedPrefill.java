@@ -216,8 +216,8 @@ public final class GroupedPrefill {
 
   /** Tiles of a chunk. */
   static int tiles(int chunk, int topK, int adapters) {
-    int visits = topK * chunk;
-    return visits / TILE + Math.min(adapters, visits);
+    int assignments = topK * chunk;
+    return assignments / TILE + Math.min(adapters, assignments);
   }
 
   /** Bytes of {@code group_add}'s shared memory where so many linears are summed. */

@@ -1,17 +1,18 @@
 // Adapters of many tokens, of each token those alone that it chose: a chunk's tokens, each TOPK times, are sorted by their adapters into
-// tiles of 16, which tensor cores multiply by one adapter's rows. Rows are A (Σr, in) or Bᵀ (Σr, out). A token's visits are numbered from 0
-// in the order of its adapters, and an adapter's lie in the order of their numbers: none lies in a tile before an earlier one of its token.
+// tiles of 16, which tensor cores multiply by one adapter's rows. Rows are A (Σr, in) or Bᵀ (Σr, out). A token's assignments to adapters are
+// numbered from 0 in the adapters' order, and an adapter's lie in the order of their numbers, so none lies in a tile before an earlier one of
+// its token.
 #define TILE 16
 struct GroupedTile {
   unsigned row, rank;          // the adapter's first row and its rank; NO_ROW behind a list's last tile
-  unsigned short visit[TILE];  // 4096 · which of the token's, and the token from the chunk's first; NO_VISIT where a tile is not full
+  unsigned short assignment[TILE];  // 4096 · its number, and the token from the chunk's first; NO_ASSIGNMENT where a tile is not full
 };
 #define NO_ROW 0xffffffffu
-#define NO_VISIT 0xffffu
-__device__ __forceinline__ int tokenOf(unsigned visit) { return visit & 0xfff; }
-__device__ __forceinline__ int numberOf(unsigned visit) { return visit >> 12; }
+#define NO_ASSIGNMENT 0xffffu
+__device__ __forceinline__ int tokenOf(unsigned assignment) { return assignment & 0xfff; }
+__device__ __forceinline__ int numberOf(unsigned assignment) { return assignment >> 12; }
 
-// The number of the visit to a token's j-th adapter.
+// The number of the assignment to a token's j-th adapter.
 __device__ __forceinline__ int numberAmong(const int (&e)[TOPK], int j) {
   int number = 0;
 #pragma unroll
@@ -92,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS) group_tokens(const __
     for (int j = 0; j < TOPK; j++) {
       if (e[i][j] < 0) continue;
       const int number = numberAmong(e[i], j), to = at[e[i][j]][number] + place[i][j];
-      tile[to / TILE].visit[to % TILE] = number << 12 | thread + SORT_THREADS * i;
+      tile[to / TILE].assignment[to % TILE] = number << 12 | thread + SORT_THREADS * i;
     }
   __syncthreads();
   uint2* const to = (uint2*)(l.tile + (u64)blockIdx.y * p.tiles);
@@ -147,7 +148,7 @@ struct GroupedZ {
   TokenGroups groups;
   const T* x;     // (tokens, k)
   const T* rows;  // (Σr, k)
-  const float* factors;  // (TOPK, tokens), of visits, or null
+  const float* factors;  // (TOPK, tokens), of assignments, or null
   T* z;                  // with byRow an adapter's ranks are whole eights
   int k;  // in whole 32
 };
@@ -172,7 +173,7 @@ struct GroupAdd {
   int chunk, tiles;
 };
 #define GROUP_THREADS 640
-// z of a tile, one of its visits and a rank.
+// z of a tile, one of its assignments and a rank.
 __device__ __forceinline__ T* columnsOf(const GroupedColumns& p, T* z, u64 tile, int i, int token, unsigned row, unsigned rank) {
   return z + (p.byRow ? (u64)token * p.zStride + row + rank : ((tile * (p.zStride / 8) + rank / 8) * TILE + i) * 8 + rank % 8);
 }
@@ -201,10 +202,10 @@ extern "C" __global__ void __launch_bounds__(256, 5) group_z(const __grid_consta
   const GroupedTile& tile = l.groups.tile[at];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const uint2 its = *(const uint2*)&tile;
-  const unsigned v0 = tile.visit[g], v1 = tile.visit[g + 8];
+  const unsigned v0 = tile.assignment[g], v1 = tile.assignment[g + 8];
   const int first = its.x, rank = its.y, t0 = tokenOf(v0), t1 = tokenOf(v1);
   if (r >= rank) return;
-  const bool is0 = v0 != NO_VISIT, is1 = v1 != NO_VISIT;
+  const bool is0 = v0 != NO_ASSIGNMENT, is1 = v1 != NO_ASSIGNMENT;
   const T* x0 = l.x + (u64)(from + t0) * l.k + 8 * q;
   const T* x1 = l.x + (u64)(from + t1) * l.k + 8 * q;
   const T* rows = l.rows + (u64)(first + (r + g < rank ? r + g : r)) * l.k + 8 * q;
@@ -220,14 +221,14 @@ extern "C" __global__ void __launch_bounds__(256, 5) group_z(const __grid_consta
   __syncthreads();
   const int row = threadIdx.x >> 3, i = threadIdx.x & 7;
   if (row >= TILE) return;
-  const unsigned visit = tile.visit[row];
-  const int token = tokenOf(visit);
-  const bool is = visit != NO_VISIT;
+  const unsigned assignment = tile.assignment[row];
+  const int token = tokenOf(assignment);
+  const bool is = assignment != NO_ASSIGNMENT;
   if (!is && p.columns.byRow) return;
   float v = 0;
 #pragma unroll
   for (int w = 0; w < 8; w++) v += parts[w][row][i];
-  const float factor = is && l.factors ? l.factors[(u64)numberOf(visit) * p.tokens + from + token] : 1.f;
+  const float factor = is && l.factors ? l.factors[(u64)numberOf(assignment) * p.tokens + from + token] : 1.f;
   *columnsOf(p.columns, l.z, at, row, from + token, first, r + i) = fromFloat(r + i < rank ? v * factor : 0.f);
 }
 
@@ -245,17 +246,17 @@ __device__ __forceinline__ uint4 addEights(uint4 a, uint4 b) {
 // are outside are read from inside: z has zeros there, or nobody wants them. Lanes side by side have columns side by side: were it
 // ranks, 16 bytes of each, their reads of the cache's lines would meet in the same banks.
 struct TileFactors {
-  unsigned rank, visits;  // of rows g and g + 8
+  unsigned rank, assignments;  // of rows g and g + 8
   uint4 b;
   unsigned z[2];
 };
-__device__ __forceinline__ unsigned visitAt(unsigned visits, int half) { return half ? visits >> 16 : visits & 0xffff; }
+__device__ __forceinline__ unsigned assignmentAt(unsigned assignments, int half) { return half ? assignments >> 16 : assignments & 0xffff; }
 template <bool BY_ROW>
 struct TileSources {
   const GroupedTile* tile;    // in shared memory
   const unsigned char* rows;  // at the lane's columns
   const unsigned char* z;     // at the lane's ranks
-  int tiles;                  // that have visits
+  int tiles;                  // that have assignments
   unsigned rowBytes, zStride, g, q;
   __device__ __forceinline__ void factors(TileFactors& f, int i, unsigned r) const {
     const unsigned row = tile[i].row, last = f.rank - 1, at = g + r;
@@ -263,8 +264,8 @@ struct TileSources {
     if (BY_ROW) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const unsigned visit = visitAt(f.visits, half);
-        f.z[half] = *(const unsigned*)(z + 2 * ((visit == NO_VISIT ? 0 : tokenOf(visit)) * zStride + row + r));
+        const unsigned assignment = assignmentAt(f.assignments, half);
+        f.z[half] = *(const unsigned*)(z + 2 * ((assignment == NO_ASSIGNMENT ? 0 : tokenOf(assignment)) * zStride + row + r));
       }
     } else {
       const unsigned char* const its = z + ((unsigned)i * zStride + r) * (2 * TILE);
@@ -273,34 +274,37 @@ struct TileSources {
     }
   }
   __device__ __forceinline__ void fetch(TileFactors& f, int i) const {
-    f.visits = NO_VISIT << 16 | NO_VISIT;
+    f.assignments = NO_ASSIGNMENT << 16 | NO_ASSIGNMENT;
     f.rank = 0;
     if (i < tiles) {
       f.rank = tile[i].rank;
-      f.visits = (unsigned)tile[i].visit[g + 8] << 16 | tile[i].visit[g];
+      f.assignments = (unsigned)tile[i].assignment[g + 8] << 16 | tile[i].assignment[g];
     }
     if (f.rank) factors(f, i, 0);
     else f.b = make_uint4(0, 0, 0, 0), f.z[0] = f.z[1] = 0;
   }
 };
-// Warps say that they have taken their round's first visits, and, when the next round is on its way, wait for all that have to say so: on
-// two barriers, each round's other than the one's before.
+// Warps arrive when they have added their round's first assignments, and wait, so many rounds later, until all have arrived: on two barriers,
+// one after the other.
 struct Rounds {
   unsigned barriers, count;
 #if __CUDA_ARCH__ >= 900
-  __device__ __forceinline__ void taken() {
+  __device__ __forceinline__ void arrive() {
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrierArrive(barriers + 8 * (count & 1));
     count++;
   }
-  __device__ __forceinline__ void wait(int ago) const { barrierWait(barriers + 8 * (count - ago & 1), count - ago >> 1 & 1); }
+  __device__ __forceinline__ void wait(int roundsAgo) const {
+    const unsigned round = count - roundsAgo;
+    barrierWait(barriers + 8 * (round & 1), round >> 1 & 1);
+  }
 #else
-  __device__ __forceinline__ void taken() {}
+  __device__ __forceinline__ void arrive() {}
   __device__ __forceinline__ void wait(int) const { __syncthreads(); }
 #endif
 };
-// Where a lane's part of 32 columns goes: first visits of the first of several linears are written to the sums (64 bytes a token), last
-// ones of the last, with the sum, to y.
+// Where a lane's part of 32 columns goes: a token's first assignment of the first of several linears is written to its sum (64 bytes a token),
+// its last one of the last linear, with the sum, to y.
 struct SumPlaces {
   uint4* sums;
   uint4* y;
@@ -309,13 +313,13 @@ struct SumPlaces {
 };
 struct TileSums {
   uint4 v[2];
-  unsigned visits;
+  unsigned assignments;
   __device__ __forceinline__ void add(int number, const SumPlaces& to) const {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const unsigned visit = visitAt(visits, half);
-      if (numberOf(visit) != number) continue;
-      const int token = tokenOf(visit);
+      const unsigned assignment = assignmentAt(assignments, half);
+      if (numberOf(assignment) != number) continue;
+      const int token = tokenOf(assignment);
       uint4 sum = v[half];
       if (!to.first || number > 0) sum = addEights(sum, to.sums[4 * token]);
       if (!to.last || number < TOPK - 1) to.sums[4 * token] = sum;
@@ -331,8 +335,8 @@ struct TileSums {
     }
   }
 };
-// A linear's part of 32 columns of a chunk. In each round a warp has a tile. A token's earlier visits lie in earlier rounds or in the
-// same, so all but first ones wait until all warps have taken the round's first ones.
+// A linear's part of 32 columns of a chunk. In each round a warp has a tile. A token's earlier assignments lie in earlier rounds or in the
+// same, so all but first ones wait until all warps have added the round's first ones.
 #define GROUP_AHEAD 4  // tiles of which a warp has one in hand and the others on their way
 template <bool BY_ROW>
 __device__ __forceinline__ void addLinear(const TileSources<BY_ROW>& from, Rounds& rounds, const SumPlaces& to) {
@@ -366,10 +370,10 @@ __device__ __forceinline__ void addLinear(const TileSources<BY_ROW>& from, Round
         if (r >= f.rank) break;
         from.factors(f, begin + warp, r);
       }
-      const TileSums its = {{packed8(c, 0), packed8(c, 1)}, f.visits};
+      const TileSums its = {{packed8(c, 0), packed8(c, 1)}, f.assignments};
       its.add(0, to);
       if (TOPK > 1) {
-        rounds.taken();
+        rounds.arrive();
         if (begin > 0) {
           rounds.wait(2);
           before.addOthers(to);
@@ -448,11 +452,11 @@ extern "C" __global__ void __launch_bounds__(256) group_z(const __grid_constant_
   const GroupedZ& l = p.linear[blockIdx.z];
   const u64 at = (u64)chunk * p.tiles + blockIdx.x / p.chunks;
   const GroupedTile& its = l.groups.tile[at];
-  if (its.row == NO_ROW || r >= (int)its.rank || i >= TILE || its.visit[i] == NO_VISIT) return;
-  const int token = chunk * p.chunk + tokenOf(its.visit[i]);
+  if (its.row == NO_ROW || r >= (int)its.rank || i >= TILE || its.assignment[i] == NO_ASSIGNMENT) return;
+  const int token = chunk * p.chunk + tokenOf(its.assignment[i]);
   float v = 0;
   for (int c = 0; c < l.k; c++) v += toFloat(l.x[(u64)token * l.k + c]) * toFloat(l.rows[(u64)(its.row + r) * l.k + c]);
-  const float factor = l.factors ? l.factors[(u64)numberOf(its.visit[i]) * p.tokens + token] : 1.f;
+  const float factor = l.factors ? l.factors[(u64)numberOf(its.assignment[i]) * p.tokens + token] : 1.f;
   *columnsOf(p.columns, l.z, at, i, token, its.row, r) = fromFloat(v * factor);
 }
 __device__ __forceinline__ void plainGroupAdd(const GroupAdd& p) {
@@ -464,8 +468,8 @@ __device__ __forceinline__ void plainGroupAdd(const GroupAdd& p) {
       __syncthreads();
       for (int i = threadIdx.x; i < p.tiles * TILE; i += GROUP_THREADS) {
         const GroupedTile& its = of.groups.tile[first + i / TILE];
-        if (its.row == NO_ROW || its.visit[i % TILE] == NO_VISIT || numberOf(its.visit[i % TILE]) != j % TOPK) continue;
-        const int token = blockIdx.y * p.chunk + tokenOf(its.visit[i % TILE]);
+        if (its.row == NO_ROW || its.assignment[i % TILE] == NO_ASSIGNMENT || numberOf(its.assignment[i % TILE]) != j % TOPK) continue;
+        const int token = blockIdx.y * p.chunk + tokenOf(its.assignment[i % TILE]);
         for (int column = blockIdx.x; column < out; column += gridDim.x) {
           T& y = p.linear[m].y[(u64)token * out + column];
           float v = j ? toFloat(y) : 0.f;

@@ -137,7 +137,8 @@ __device__ __forceinline__ void productWide(const ProductWide& p) {
     before += p.groups[matrix];
   }
   const bool early = matrix == p.early;
-  const int most = early ? p.earlyMost : p.most, ofBlock = early ? most : p.passes * most, from = member * ofBlock, left = p.groups[matrix] - from, to = from + (left < ofBlock ? left : ofBlock);
+  const int most = early ? p.earlyMost : p.most, ofBlock = early ? most : p.passes * most;
+  const int from = member * ofBlock, left = p.groups[matrix] - from, to = from + (left < ofBlock ? left : ofBlock);
   const unsigned full = shared32(memory), empty = full + 8 * WIDE_STAGES, ring = (empty + 8 * WIDE_STAGES + 1023) & ~1023u;
   const unsigned xBytes = p.chunks * N * WIDE_CHUNK * 2, stageBytes = xBytes + p.chunks * p.most * WIDE_GROUP_BYTES;
 
