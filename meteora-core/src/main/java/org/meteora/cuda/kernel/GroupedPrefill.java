@@ -43,6 +43,9 @@ public final class GroupedPrefill {
 
   private static final int SORT_THREADS = 1024;
 
+  /** Blocks of {@code group_z} that a multiprocessor holds, each of eight warps. */
+  private static final int Z_BLOCKS = 5;
+
   /**
    * A linear's tokens by their adapters; mirrors the struct of this name in {@code grouped.cuh}.
    *
@@ -337,6 +340,17 @@ public final class GroupedPrefill {
         stream);
   }
 
+  /**
+   * Four warps a block instead of eight where blocks would wait for each other; of an adapter's
+   * last tile half is empty, as a rule.
+   */
+  private int zThreads(int tokens) {
+    int full = topK * tokens / TILE;
+    int last = chunks(tokens) * targets.getFirst().adapters().count() / 2;
+    long blocks = (long) (full + last) * (ranks / 8) * targets.size();
+    return blocks > Z_BLOCKS * kernels.cuda().multiprocessors() ? 128 : 256;
+  }
+
   /** {@code z = factor · x · Aᵀ} of tokens that have been sorted. */
   void z(Pass pass, Stream stream) {
     int chunk = chunk(pass.tokens());
@@ -344,7 +358,8 @@ public final class GroupedPrefill {
     int chunks = chunks(pass.tokens());
     kernels.run(
         KernelName.GROUP_Z,
-        Shape.of(tiles * chunks, ranks / 8, targets.size(), 256).withOverlap(true),
+        Shape.of(tiles * chunks, ranks / 8, targets.size(), zThreads(pass.tokens()))
+            .withOverlap(true),
         new GroupZ(
             ofEach(
                 pass,
@@ -375,13 +390,14 @@ public final class GroupedPrefill {
     kernels.run(
         KernelName.GROUP_ADD,
         adding(
-            kernels.cuda().multiprocessors(),
-            chunk,
-            chunks(pass.tokens()),
-            outs,
-            1,
-            topK,
-            kernels.constants().maxAdapters()),
+                kernels.cuda().multiprocessors(),
+                chunk,
+                chunks(pass.tokens()),
+                outs,
+                1,
+                topK,
+                kernels.constants().maxAdapters())
+            .withOverlap(true),
         new GroupAdd(
             ofEach(
                 pass,

@@ -142,8 +142,8 @@ extern "C" __global__ void __launch_bounds__(256) prefill_route(const __grid_con
 struct GroupedColumns {
   int zStride, byRow;
 };
-// z = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles · chunks, ranks / 8, linears): a block has a tile's 8 ranks, its
-// warps have parts of k.
+// z = factor · (x · rowsᵀ) of the chosen adapters. Grid (tiles · chunks, ranks / 8, linears): a block, of four or eight warps, has a
+// tile's 8 ranks, its warps have parts of k.
 struct GroupedZ {
   TokenGroups groups;
   const T* x;     // (tokens, k)
@@ -179,13 +179,13 @@ __device__ __forceinline__ T* columnsOf(const GroupedColumns& p, T* z, u64 tile,
 }
 #ifdef TENSOR_CORES
 template <int N>
-__device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, bool is0, bool is1, const T* rows, float* c) {
+__device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, bool is0, bool is1, const T* rows, int step, float* c) {
   uint4 a[N], b[N], w[N];
 #pragma unroll
   for (int i = 0; i < N; i++) {
-    a[i] = loadIf(is0, x0 + 256 * i);
-    b[i] = loadIf(is1, x1 + 256 * i);
-    w[i] = loadStream(rows + 256 * i);
+    a[i] = loadIf(is0, x0 + step * i);
+    b[i] = loadIf(is1, x1 + step * i);
+    w[i] = loadStream(rows + step * i);
   }
 #pragma unroll
   for (int i = 0; i < N; i++) {
@@ -196,6 +196,7 @@ __device__ __forceinline__ void groupedProduct(const T* x0, const T* x1, bool is
 extern "C" __global__ void __launch_bounds__(256, 5) group_z(const __grid_constant__ GroupZ p) {
   __shared__ float parts[8][TILE][8];
   waitForPrevious();
+  releaseNext();  // not before: group_add reads tiles without waiting for this
   const int chunk = blockIdx.x % p.chunks, r = blockIdx.y * 8, from = chunk * p.chunk;
   const GroupedZ& l = p.linear[blockIdx.z];
   const u64 at = (u64)chunk * p.tiles + blockIdx.x / p.chunks;
@@ -211,9 +212,10 @@ extern "C" __global__ void __launch_bounds__(256, 5) group_z(const __grid_consta
   const T* rows = l.rows + (u64)(first + (r + g < rank ? r + g : r)) * l.k + 8 * q;
   float c[4] = {0, 0, 0, 0};
   // of 32 columns a lane has those from 8 q on: any order will do that x and the rows have in common
+  const int step = blockDim.x;
   int column = warp * 32;
-  for (; column + 768 < l.k; column += 1024) groupedProduct<4>(x0 + column, x1 + column, is0, is1, rows + column, c);
-  for (; column < l.k; column += 256) groupedProduct<1>(x0 + column, x1 + column, is0, is1, rows + column, c);
+  for (; column + 3 * step < l.k; column += 4 * step) groupedProduct<4>(x0 + column, x1 + column, is0, is1, rows + column, step, c);
+  for (; column < l.k; column += step) groupedProduct<1>(x0 + column, x1 + column, is0, is1, rows + column, step, c);
   parts[warp][g][2 * q] = c[0];
   parts[warp][g][2 * q + 1] = c[1];
   parts[warp][g + 8][2 * q] = c[2];
@@ -226,8 +228,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) group_z(const __grid_consta
   const bool is = assignment != NO_ASSIGNMENT;
   if (!is && p.columns.byRow) return;
   float v = 0;
-#pragma unroll
-  for (int w = 0; w < 8; w++) v += parts[w][row][i];
+  for (int w = 0; w < step / 32; w++) v += parts[w][row][i];
   const float factor = is && l.factors ? l.factors[(u64)numberOf(assignment) * p.tokens + from + token] : 1.f;
   *columnsOf(p.columns, l.z, at, row, from + token, first, r + i) = fromFloat(r + i < rank ? v * factor : 0.f);
 }
@@ -260,7 +261,7 @@ struct TileSources {
   unsigned rowBytes, zStride, g, q;
   __device__ __forceinline__ void factors(TileFactors& f, int i, unsigned r) const {
     const unsigned row = tile[i].row, last = f.rank - 1, at = g + r;
-    f.b = *(const uint4*)(rows + (row + (at < last ? at : last)) * rowBytes);
+    f.b = loadNeighbours(rows + (row + (at < last ? at : last)) * rowBytes);
     if (BY_ROW) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -404,7 +405,7 @@ __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
 #endif
   // Blocks side by side have columns side by side: what each reads and writes of a row is less than the memory's pages.
   int before = 0, m = 0;  // parts of 32 columns of the sums before
-  bool other = true;
+  bool other = true, begun = false;
   for (int part = blockIdx.x;; part += gridDim.x) {
     while (m < p.linears && part - before >= (p.linear[m].out + 31) / 32) {
       before += (p.linear[m].out + 31) / 32;
@@ -425,7 +426,9 @@ __device__ __forceinline__ void groupAdd(const GroupAdd& p) {
           if (k % PARTS == 0 && v.x != NO_ROW && (at == tiles - 1 || its[at + 1].row == NO_ROW)) counts[i] = at + 1;
         }
       }
+      if (!begun) waitForPrevious();
       other = false;
+      begun = true;
       __syncthreads();
     }
     const unsigned out = linears[0].out, column = (part - before) * 32, at = column + 8 * q;

@@ -167,6 +167,7 @@ static unsigned short floatToBfloat(float v) {
   unsigned u = __float_as_uint(v);
   return (unsigned short)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+static uint4 loadNeighbours(const void* p) { return *(const uint4*)p; }
 static uint4 loadStream(const void* p) { return *(const uint4*)p; }
 static void storeStream(void* p, uint4 v) { *(uint4*)p = v; }
 static uint4 loadIf(bool wanted, const void* p) { return wanted ? *(const uint4*)p : make_uint4(0, 0, 0, 0); }

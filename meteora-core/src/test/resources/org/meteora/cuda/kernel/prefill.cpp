@@ -242,7 +242,7 @@ static void grouped(bool many) {
   dynamicShared = sorting.data();
   launch<GroupTokens>(SORT_THREADS, 1, chunks, 2, group_tokens, group);
   dynamicShared = shared.data();
-  launch<GroupZ>(256, tiles * chunks, most / 8, 2, group_z, product);
+  launch<GroupZ>(oneOf({128, 256}), tiles * chunks, most / 8, 2, group_z, product);
   for (int i = 0; byRow && i < tokens * out; i++) added[0][i] += added[1][i];
   launch<GroupAdd>(GROUP_THREADS, 1 + below(7), chunks, 1, byRow ? group_add_by_row : group_add, add);
 
