@@ -27,22 +27,6 @@ public final class GroupedPrefill {
 
   private static final int RANKS_A_CHOSEN_ONE = 48;
 
-  /** Tokens of a tile. */
-  private static final int TILE = 16;
-
-  /** Tokens of a chunk at most. */
-  private static final int CHUNK = 2048;
-
-  /** What a tile takes, in global memory and in {@code group_add}'s shared memory. */
-  static final int TILE_BYTES = 8 + 2 * TILE;
-
-  /** Columns that a block of {@code group_add} sums at a time. */
-  private static final int COLUMNS = 32;
-
-  private static final int ADD_THREADS = 640;
-
-  private static final int SORT_THREADS = 1024;
-
   /** Blocks of {@code group_z} that a multiprocessor holds, each of eight warps. */
   private static final int Z_BLOCKS = 5;
 
@@ -151,9 +135,6 @@ public final class GroupedPrefill {
   /** Of all adapters of all linears. */
   private final int allRanks;
 
-  /** Tokens of a chunk at most, for which there is shared memory. */
-  private final int longest;
-
   private final boolean isAvailable;
 
   /**
@@ -168,8 +149,6 @@ public final class GroupedPrefill {
     int maxRank = targets.stream().mapToInt(t -> t.adapters().maxRank()).max().orElseThrow();
     this.ranks = (maxRank + 7) / 8 * 8;
     this.allRanks = targets.stream().mapToInt(t -> t.adapters().sumOfRanks()).sum();
-    this.longest =
-        longest(1, topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
     this.isAvailable =
         kernels.constants().dtype() != Dtype.F32
             && kernels.cuda().capability() >= 80
@@ -205,90 +184,24 @@ public final class GroupedPrefill {
         && allRanks >= targets.size() * RANKS_A_CHOSEN_ONE * chosen;
   }
 
-  private int chunk(int tokens) {
-    return Math.min(longest, (tokens + 7) / 8 * 8);
-  }
-
-  private int chunks(int tokens) {
-    return Math.ceilDiv(tokens, chunk(tokens));
-  }
-
-  private int tiles(int chunk) {
-    return tiles(chunk, topK, kernels.constants().maxAdapters());
-  }
-
-  /** Tiles of a chunk. */
-  static int tiles(int chunk, int topK, int adapters) {
-    int assignments = topK * chunk;
-    return assignments / TILE + Math.min(adapters, assignments);
-  }
-
-  /** Bytes of {@code group_add}'s shared memory where so many linears are summed. */
-  static int shared(int chunk, int linears, int topK, int adapters) {
-    int sums = linears * topK == 1 ? 0 : 2 * COLUMNS * chunk;
-    int barriers = 16;
-    return sums + barriers + linears * (tiles(chunk, topK, adapters) * TILE_BYTES + Integer.BYTES);
-  }
-
-  /**
-   * The launch of {@code group_add}, whose blocks share all columns of a chunk: one a
-   * multiprocessor.
-   *
-   * @param outs columns of each sum
-   * @param linears that are summed
-   */
-  static Shape adding(
-      int multiprocessors,
-      int chunk,
-      int chunks,
-      IntStream outs,
-      int linears,
-      int topK,
-      int adapters) {
-    int all = outs.map(out -> Math.ceilDiv(out, COLUMNS)).sum();
-    int blocks = Math.clamp(multiprocessors / chunks, 1, all);
-    return Shape.of(blocks, chunks, 1, ADD_THREADS)
-        .withShared(shared(chunk, linears, topK, adapters));
-  }
-
-  /** The launch of {@code group_tokens}, for so many tiles a chunk. */
-  static Shape sorting(int tiles, int chunks, int linears, int topK) {
-    int places = Kernels.MAX_ADAPTERS * topK;
-    int sums = 8;
-    return Shape.of(1, chunks, linears, SORT_THREADS)
-        .withShared(tiles * TILE_BYTES + Integer.BYTES * (places + sums));
-  }
-
-  /** Tokens of a chunk for which a block has memory. */
-  static int longest(int linears, int topK, int adapters, int sharedMemory) {
-    int most = CHUNK;
-    while (shared(most, linears, topK, adapters) > sharedMemory) {
-      most /= 2;
-    }
-    return most;
-  }
-
-  /**
-   * Bytes of the tiles of so many tokens at most, for each adapter that a token chooses, in chunks
-   * of any length; in whole eights.
-   */
-  static long tileBytes(long tokens) {
-    return (tokens + CHUNK) * (TILE + 1) / TILE * TILE_BYTES;
+  private TokenTiles tiles(int tokens) {
+    return TokenTiles.of(
+        tokens, 1, topK, kernels.constants().maxAdapters(), kernels.cuda().sharedMemory());
   }
 
   /** Where one linear's things lie in a scratch, and where the next one's begin. */
   private record Scratch(TokenGroups groups, long factors, long z, long end) {}
 
   private Scratch scratch(long chosen, int tokens, int target) {
-    long tiles = (long) chunks(tokens) * tiles(chunk(tokens));
+    long tiles = tiles(tokens).all();
     long factors = chosen + whole(4L * topK * tokens);
     long tile = factors + whole(4L * topK * tokens);
-    long z = tile + whole(tiles * TILE_BYTES);
+    long z = tile + whole(tiles * TokenTiles.TILE_BYTES);
     return new Scratch(
         new TokenGroups(chosen, arrays.get(target)[0], tile),
         factors,
         z,
-        z + whole(2 * tiles * TILE * ranks));
+        z + whole(2 * tiles * TokenTiles.TILE * ranks));
   }
 
   private static long whole(long bytes) {
@@ -332,11 +245,12 @@ public final class GroupedPrefill {
 
   /** Sorts the tokens by what they have chosen. */
   void sort(Pass pass, Stream stream) {
-    int chunk = chunk(pass.tokens());
+    var tiles = tiles(pass.tokens());
     kernels.run(
         KernelName.GROUP_TOKENS,
-        sorting(tiles(chunk), chunks(pass.tokens()), targets.size(), topK).withOverlap(true),
-        new GroupTokens(ofEach(pass, (i, its) -> its.groups()), pass.tokens(), chunk, tiles(chunk)),
+        tiles.sorting(targets.size()).withOverlap(true),
+        new GroupTokens(
+            ofEach(pass, (i, its) -> its.groups()), pass.tokens(), tiles.chunk(), tiles.ofChunk()),
         stream);
   }
 
@@ -344,22 +258,19 @@ public final class GroupedPrefill {
    * Four warps a block instead of eight where blocks would wait for each other; of an adapter's
    * last tile half is empty, as a rule.
    */
-  private int zThreads(int tokens) {
-    int full = topK * tokens / TILE;
-    int last = chunks(tokens) * targets.getFirst().adapters().count() / 2;
+  private int zThreads(TokenTiles tiles) {
+    int full = topK * tiles.tokens() / TokenTiles.TILE;
+    int last = tiles.chunks() * targets.getFirst().adapters().count() / 2;
     long blocks = (long) (full + last) * (ranks / 8) * targets.size();
     return blocks > Z_BLOCKS * kernels.cuda().multiprocessors() ? 128 : 256;
   }
 
   /** {@code z = factor · x · Aᵀ} of tokens that have been sorted. */
   void z(Pass pass, Stream stream) {
-    int chunk = chunk(pass.tokens());
-    int tiles = tiles(chunk);
-    int chunks = chunks(pass.tokens());
+    var tiles = tiles(pass.tokens());
     kernels.run(
         KernelName.GROUP_Z,
-        Shape.of(tiles * chunks, ranks / 8, targets.size(), zThreads(pass.tokens()))
-            .withOverlap(true),
+        Shape.of(tiles.all(), ranks / 8, targets.size(), zThreads(tiles)).withOverlap(true),
         new GroupZ(
             ofEach(
                 pass,
@@ -373,9 +284,9 @@ public final class GroupedPrefill {
                         in)),
             new GroupedColumns(ranks, false),
             pass.tokens(),
-            chunk,
-            tiles,
-            chunks),
+            tiles.chunk(),
+            tiles.ofChunk(),
+            tiles.chunks()),
         stream);
   }
 
@@ -385,19 +296,11 @@ public final class GroupedPrefill {
    * @param y per linear, (tokens, out), contiguous; is written
    */
   public void add(Pass pass, long[] y, Stream stream) {
-    int chunk = chunk(pass.tokens());
+    var tiles = tiles(pass.tokens());
     var outs = targets.stream().mapToInt(Target::out);
     kernels.run(
         KernelName.GROUP_ADD,
-        adding(
-                kernels.cuda().multiprocessors(),
-                chunk,
-                chunks(pass.tokens()),
-                outs,
-                1,
-                topK,
-                kernels.constants().maxAdapters())
-            .withOverlap(true),
+        tiles.adding(kernels.cuda().multiprocessors(), 1, outs).withOverlap(true),
         new GroupAdd(
             ofEach(
                 pass,
@@ -409,8 +312,8 @@ public final class GroupedPrefill {
             new GroupedColumns(ranks, false),
             y.length,
             1,
-            chunk,
-            tiles(chunk)),
+            tiles.chunk(),
+            tiles.ofChunk()),
         stream);
   }
 }

@@ -432,7 +432,7 @@ public final class TrainingKernels {
   public record Choices(long at, int tokens, int topK, int maxRank, List<TrainingLinear> linears) {
     /** Bytes at {@code at} of so many tokens, whatever k is, of up to three linears. */
     public static long bytes(long tokens) {
-      long lists = Kernels.MAX_TOP_K * (8 * tokens + GroupedPrefill.tileBytes(tokens));
+      long lists = Kernels.MAX_TOP_K * (8 * tokens + TokenTiles.bytes(tokens));
       return MAX_LINEARS * (lists + 4 * (Kernels.MAX_ADAPTERS + 1)) + 8;
     }
 
@@ -451,27 +451,27 @@ public final class TrainingKernels {
       return linears.getFirst().n();
     }
 
-    private int tiles(int chunk) {
-      return GroupedPrefill.tiles(chunk, topK, adapters());
+    /** As many a chunk as all linears' leave memory for. */
+    private TokenTiles tiles(int sharedMemory) {
+      return TokenTiles.of(tokens, linears.size(), topK, adapters(), sharedMemory);
     }
 
-    private GroupedPrefill.TokenGroups groups(int linear, int chunk) {
-      long tiles = (long) Math.ceilDiv(tokens, chunk) * tiles(chunk);
+    private GroupedPrefill.TokenGroups groups(int linear, TokenTiles tiles) {
       long first = (lists(linears.size()).order() + 7) / 8 * 8;
       return new GroupedPrefill.TokenGroups(
           chosen(linear),
           linears.get(linear).offsets(),
-          first + GroupedPrefill.TILE_BYTES * tiles * linear);
+          first + (long) TokenTiles.TILE_BYTES * tiles.all() * linear);
     }
 
-    private GroupedPrefill.GroupedZ product(ChosenTerm of, int chunk) {
+    private GroupedPrefill.GroupedZ product(ChosenTerm of, TokenTiles tiles) {
       return new GroupedPrefill.GroupedZ(
-          groups(of.linear(), chunk), of.wide(), of.matrix(), 0, of.narrow(), of.columns());
+          groups(of.linear(), tiles), of.wide(), of.matrix(), 0, of.narrow(), of.columns());
     }
 
-    private GroupedPrefill.GroupedRows sum(ChosenTerm of, int chunk) {
+    private GroupedPrefill.GroupedRows sum(ChosenTerm of, TokenTiles tiles) {
       return new GroupedPrefill.GroupedRows(
-          groups(of.linear(), chunk), of.matrix(), of.narrow(), of.wide(), of.columns());
+          groups(of.linear(), tiles), of.matrix(), of.narrow(), of.wide(), of.columns());
     }
 
     private ChosenGradient gradient(GradientTerm of) {
@@ -490,28 +490,19 @@ public final class TrainingKernels {
     }
   }
 
-  /** Tokens of a chunk of {@code group_add}, as many as all linears' tiles leave memory for. */
-  private int chunk(Choices choices) {
-    int longest =
-        GroupedPrefill.longest(
-            choices.linears().size(), choices.topK(), choices.adapters(), sharedMemory);
-    return Math.min(longest, (choices.tokens() + 7) / 8 * 8);
-  }
-
   /** Writes them; of {@code rows} the logits alone are read. */
   public Choices choices(Choices choices, Routed linears, long rows, Tasks tasks) {
     route(choices.tokens(), linears, rows, 0, tasks, Counts.NONE, choices.at());
-    int chunk = chunk(choices);
+    var tiles = choices.tiles(sharedMemory);
     int all = choices.linears().size();
     launcher.launch(
         KernelName.GROUP_TOKENS,
-        GroupedPrefill.sorting(
-            choices.tiles(chunk), Math.ceilDiv(choices.tokens(), chunk), all, choices.topK()),
+        tiles.sorting(all),
         new GroupedPrefill.GroupTokens(
-            IntStream.range(0, all).mapToObj(i -> choices.groups(i, chunk)).toList(),
+            IntStream.range(0, all).mapToObj(i -> choices.groups(i, tiles)).toList(),
             choices.tokens(),
-            chunk,
-            choices.tiles(chunk)));
+            tiles.chunk(),
+            tiles.ofChunk()));
     return choices;
   }
 
@@ -528,42 +519,34 @@ public final class TrainingKernels {
 
   /** {@code narrow = wide · Mᵀ} of each; the other adapters' ranks are not written. */
   public void chosenProducts(Choices choices, List<ChosenTerm> terms, int stride) {
-    int chunk = chunk(choices);
-    int chunks = Math.ceilDiv(choices.tokens(), chunk);
+    var tiles = choices.tiles(sharedMemory);
     launcher.launch(
         KernelName.GROUP_Z,
-        Shape.of(choices.tiles(chunk) * chunks, (choices.maxRank() + 7) / 8, terms.size(), THREADS),
+        Shape.of(tiles.all(), (choices.maxRank() + 7) / 8, terms.size(), THREADS),
         new GroupedPrefill.GroupZ(
-            terms.stream().map(term -> choices.product(term, chunk)).toList(),
+            terms.stream().map(term -> choices.product(term, tiles)).toList(),
             new GroupedPrefill.GroupedColumns(stride, true),
             choices.tokens(),
-            chunk,
-            choices.tiles(chunk),
-            chunks));
+            tiles.chunk(),
+            tiles.ofChunk(),
+            tiles.chunks()));
   }
 
   /**
    * The first one's {@code wide} becomes {@code Σ narrow · M} of all, by the chosen ranks alone.
    */
   public void chosenSum(Choices choices, List<ChosenTerm> terms, int stride) {
-    int chunk = chunk(choices);
+    var tiles = choices.tiles(sharedMemory);
     launcher.launch(
         KernelName.GROUP_ADD_BY_ROW,
-        GroupedPrefill.adding(
-            BLOCKS / 16,
-            chunk,
-            Math.ceilDiv(choices.tokens(), chunk),
-            IntStream.of(terms.getFirst().columns()),
-            terms.size(),
-            choices.topK(),
-            choices.adapters()),
+        tiles.adding(BLOCKS / 16, terms.size(), IntStream.of(terms.getFirst().columns())),
         new GroupedPrefill.GroupAdd(
-            terms.stream().map(term -> choices.sum(term, chunk)).toList(),
+            terms.stream().map(term -> choices.sum(term, tiles)).toList(),
             new GroupedPrefill.GroupedColumns(stride, true),
             terms.size(),
             terms.size(),
-            chunk,
-            choices.tiles(chunk)));
+            tiles.chunk(),
+            tiles.ofChunk()));
   }
 
   /**
