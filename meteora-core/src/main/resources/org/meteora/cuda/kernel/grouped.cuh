@@ -203,10 +203,10 @@ extern "C" __global__ void __launch_bounds__(256, 5) group_z(const __grid_consta
   const GroupedTile& tile = l.groups.tile[at];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const uint2 its = *(const uint2*)&tile;
-  const unsigned v0 = tile.assignment[g], v1 = tile.assignment[g + 8];
-  const int first = its.x, rank = its.y, t0 = tokenOf(v0), t1 = tokenOf(v1);
+  const unsigned a0 = tile.assignment[g], a1 = tile.assignment[g + 8];
+  const int first = its.x, rank = its.y, t0 = tokenOf(a0), t1 = tokenOf(a1);
   if (r >= rank) return;
-  const bool is0 = v0 != NO_ASSIGNMENT, is1 = v1 != NO_ASSIGNMENT;
+  const bool is0 = a0 != NO_ASSIGNMENT, is1 = a1 != NO_ASSIGNMENT;
   const T* x0 = l.x + (u64)(from + t0) * l.k + 8 * q;
   const T* x1 = l.x + (u64)(from + t1) * l.k + 8 * q;
   const T* rows = l.rows + (u64)(first + (r + g < rank ? r + g : r)) * l.k + 8 * q;
