@@ -208,7 +208,7 @@ final class CpuInference {
       for (int pair = from * k; pair < to * k; pair++) {
         order[next[chosen.indices()[pair]]++] = pair;
       }
-      largest = Math.max(largest, RowProduct.FEWEST); // fewer rows are summed otherwise
+      largest = invariant ? RowProduct.wholeRows(largest) : largest;
       try (var arena = Arena.ofConfined()) {
         var inputs = arena.allocate((long) largest * in * Float.BYTES, 64);
         var z =
@@ -232,12 +232,16 @@ final class CpuInference {
             long width = (long) in * Float.BYTES;
             MemorySegment.copy(x, token * width, inputs, i * width, width);
           }
-          int together = Math.max(count, RowProduct.FEWEST);
-          var ownA = new Matrix(rows(a, first, in), in);
+          var ownA = new Matrix(rows(a, first, in), in).transpose();
           var ownB = new Matrix(rows(b, first, out), out);
-          var ownZ = new Matrix(z, rank);
-          Blas.product(together, rank, in, new Matrix(inputs, in), ownA.transpose(), 0, ownZ);
-          Blas.product(together, out, rank, ownZ, ownB, 0, new Matrix(results, out));
+          int together = invariant ? RowProduct.ROWS : count;
+          for (int at = 0; at < count; at += together) {
+            var ownZ = new Matrix(rows(z, at, rank), rank);
+            var some = new Matrix(rows(inputs, at, in), in);
+            Blas.product(together, rank, in, some, ownA, 0, ownZ);
+            Blas.product(
+                together, out, rank, ownZ, ownB, 0, new Matrix(rows(results, at, out), out));
+          }
           for (int i = 0; i < count; i++) {
             int pair = order[starts[adapter] + i];
             Blas.add(out, factor(pair), rows(results, i, out), rows(y, pair / k, out));

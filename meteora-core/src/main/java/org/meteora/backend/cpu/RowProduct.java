@@ -6,6 +6,7 @@ import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Random;
+import java.util.stream.IntStream;
 import org.meteora.UserException;
 import org.meteora.tensor.Blas;
 import org.meteora.tensor.Blas.Matrix;
@@ -14,20 +15,31 @@ import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
 
 /**
- * {@code x Wᵀ} in float32, where what comes of a row does not depend on how many there are. The
- * BLAS adds a row's products in one order whatever the number of rows, from {@link #FEWEST} on and
- * on one thread: threads share the outputs, not the rows. That is seen, not promised: {@link
- * #isInvariant} looks.
+ * {@code x Wᵀ} in float32, where what comes of a row does not depend on how many there are. In
+ * which order the BLAS adds a row's products may depend on the sizes of a product: on some
+ * processors from 16 rows on, with few outputs or many from 384 or 64. So it is asked on one thread
+ * for {@link #ROWS} rows at least and for pieces of the outputs; with few outputs, and where that
+ * is not enough, for always as many rows. That is seen, not promised: {@link #isInvariant} looks.
  */
 final class RowProduct {
-  /** Rows at least: fewer are summed otherwise. */
-  static final int FEWEST = 4;
+  /** Rows of a product at least, of which the last ones may be nobody's. */
+  static final int ROWS = 16;
 
   /** Numbers of 16 bytes: a row that begins elsewhere may be summed from the next on. */
   private static final int ALIGNED = 4;
 
-  /** Outputs of a thread are a multiple of so many. */
-  private static final int OUTPUTS = 64;
+  /** Outputs of a product, where there are so many; the last has what remains as well. */
+  private static final int OUTPUTS = 128;
+
+  /** With fewer outputs there are {@link #ROWS} rows and no more. */
+  private static final int MANY_OUTPUTS = 64;
+
+  /** What was seen of this process's BLAS. */
+  private static final class Seen {
+    /** Rows of a product with many outputs at most; 0 where none do. */
+    static final int MOST_ROWS =
+        IntStream.of(Integer.MAX_VALUE, ROWS).filter(RowProduct::isInvariant).findFirst().orElse(0);
+  }
 
   private RowProduct() {}
 
@@ -64,17 +76,38 @@ final class RowProduct {
           "--batch-invariant is for linears whose inputs are a multiple of %d, not %d",
           ALIGNED, in);
     }
-    if (rows >= FEWEST) {
-      product(rows, out, in, x, weight, y);
+    run(Seen.MOST_ROWS, rows, out, in, x, weight, y);
+  }
+
+  private static void run(
+      int mostRows,
+      int rows,
+      int out,
+      int in,
+      MemorySegment x,
+      MemorySegment weight,
+      MemorySegment y) {
+    int atOnce = out < MANY_OUTPUTS ? ROWS : mostRows;
+    int whole = atOnce > ROWS && rows > ROWS ? rows : rows / ROWS * ROWS;
+    product(atOnce, whole, out, in, x, weight, y);
+    int rest = rows - whole;
+    if (rest == 0) {
       return;
     }
     try (var arena = Arena.ofConfined()) {
-      var more = forAll(arena.allocate((long) FEWEST * in * Float.BYTES, 64));
-      var result = forAll(arena.allocate((long) FEWEST * out * Float.BYTES, 64));
-      MemorySegment.copy(x, 0, more, 0, (long) rows * in * Float.BYTES);
-      product(FEWEST, out, in, more, weight, result);
-      MemorySegment.copy(result, 0, y, 0, (long) rows * out * Float.BYTES);
+      var more = forAll(arena.allocate((long) ROWS * in * Float.BYTES, 64));
+      var result = forAll(arena.allocate((long) ROWS * out * Float.BYTES, 64));
+      MemorySegment.copy(
+          x, (long) whole * in * Float.BYTES, more, 0, (long) rest * in * Float.BYTES);
+      product(ROWS, ROWS, out, in, more, weight, result);
+      MemorySegment.copy(
+          result, 0, y, (long) whole * out * Float.BYTES, (long) rest * out * Float.BYTES);
     }
+  }
+
+  /** A multiple of {@link #ROWS} that is not less. */
+  static int wholeRows(int rows) {
+    return Math.ceilDiv(rows, ROWS) * ROWS;
   }
 
   /** The same memory for any thread, which does not use it longer than its owner has it. */
@@ -83,34 +116,55 @@ final class RowProduct {
   }
 
   private static void product(
-      int rows, int out, int in, MemorySegment x, MemorySegment weight, MemorySegment y) {
-    int shares = Math.clamp(out / OUTPUTS, 1, Workers.count());
+      int atOnce,
+      int rows,
+      int out,
+      int in,
+      MemorySegment x,
+      MemorySegment weight,
+      MemorySegment y) {
+    int pieces = Math.max(1, out / OUTPUTS);
+    int shares = Math.min(pieces, Workers.count());
     Workers.run(
         shares,
         i -> {
-          int from = out / OUTPUTS * i / shares * OUTPUTS;
-          int to = i + 1 == shares ? out : out / OUTPUTS * (i + 1) / shares * OUTPUTS;
-          var own = new Matrix(weight.asSlice((long) from * in * Float.BYTES), in);
-          var results = new Matrix(y.asSlice((long) from * Float.BYTES), out);
-          Blas.product(rows, to - from, in, new Matrix(x, in), own.transpose(), 0, results);
+          for (int piece = pieces * i / shares; piece < pieces * (i + 1) / shares; piece++) {
+            int from = piece * OUTPUTS;
+            int outputs = (piece + 1 == pieces ? out : from + OUTPUTS) - from;
+            var own = new Matrix(part(weight, (long) from * in), in).transpose();
+            for (long row = 0; row < rows; row += atOnce) {
+              var inputs = new Matrix(part(x, row * in), in);
+              var results = new Matrix(part(y, row * out + from), out);
+              int some = (int) Math.min(atOnce, rows - row);
+              Blas.product(some, outputs, in, inputs, own, 0, results);
+            }
+          }
         });
+  }
+
+  private static MemorySegment part(MemorySegment numbers, long first) {
+    return numbers.asSlice(first * Float.BYTES);
   }
 
   /** Whether the BLAS does as is said above: looked at for some numbers of rows and lengths. */
   static boolean isInvariant() {
+    return Seen.MOST_ROWS > 0;
+  }
+
+  private static boolean isInvariant(int mostRows) {
     var random = new Random(1);
     int most = 1030;
     for (int in : new int[] {36, 576, 4096}) {
       try (var arena = Arena.ofShared()) {
         var x = numbers(arena, random, most * in);
-        for (int out : new int[] {2, 8, 80}) { // few: of gates, and of adapters' ranks
+        for (int out : new int[] {2, 8, 80, 300}) { // few: of gates, and of adapters' ranks
           var weight = numbers(arena, random, out * in);
           var all = arena.allocate((long) most * out * Float.BYTES, 64);
-          run(most, out, in, x, weight, all);
+          run(mostRows, most, out, in, x, weight, all);
           for (int rows : new int[] {1, 2, 3, 4, 5, 7, 16, 31, 97, 130, 513}) {
             var some = arena.allocate((long) rows * out * Float.BYTES, 64);
             int first = most - rows; // nor does a row's place count
-            run(rows, out, in, x.asSlice((long) first * in * Float.BYTES), weight, some);
+            run(mostRows, rows, out, in, part(x, (long) first * in), weight, some);
             if (some.mismatch(all.asSlice((long) first * out * Float.BYTES)) >= 0) {
               return false;
             }
