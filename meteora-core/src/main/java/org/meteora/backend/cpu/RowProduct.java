@@ -79,7 +79,7 @@ final class RowProduct {
     run(Seen.MOST_ROWS, rows, out, in, x, weight, y);
   }
 
-  private static void run(
+  static void run(
       int mostRows,
       int rows,
       int out,
