@@ -754,6 +754,7 @@ class RoutersTest {
 
   @Test
   void whatCannotBeIsSaid() {
+    Fixtures.tinyLlama(); // without it nothing can be asked
     assertThatThrownBy(() -> tiny("cpu", "gates", 2, 1))
         .isInstanceOf(UserException.class)
         .hasMessage(
