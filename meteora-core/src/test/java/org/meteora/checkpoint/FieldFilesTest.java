@@ -139,7 +139,9 @@ class FieldFilesTest {
   @ParameterizedTest
   @ValueSource(strings = {"pissa", "alora"})
   void adaptersThatComputeSomethingElseAreRefusedByTheirKey(String name) {
-    assertThatThrownBy(() -> load(base(), name, Fixtures.folder().resolve("field")))
+    var base = base();
+    var adapters = Fixtures.folder().resolve("field");
+    assertThatThrownBy(() -> load(base, name, adapters))
         .isInstanceOf(UserException.class)
         .hasMessageContaining(
             name.equals("pissa") ? "init_lora_weights" : "alora_invocation_tokens");
