@@ -30,15 +30,16 @@ import org.meteora.tensor.Ops;
 
 /** What trained routers read: what was written, and nothing that does not fit. */
 class RouterFilesTest {
-  private static final Path TINY = Fixtures.tinyLlama();
+  private Path tiny;
 
   @TempDir Path folder;
   private Path adapters;
 
   @BeforeEach
   void copyAdapters() throws IOException {
+    tiny = Fixtures.tinyLlama();
     adapters = folder.resolve("adapters");
-    for (var from : LoraAdapter.list(TINY.resolve("adapters"))) {
+    for (var from : LoraAdapter.list(tiny.resolve("adapters"))) {
       var to = Files.createDirectories(adapters.resolve(from.getFileName()));
       for (var name : List.of("adapter_config.json", "adapter_model.safetensors")) {
         Files.copy(from.resolve(name), to.resolve(name));
@@ -49,7 +50,7 @@ class RouterFilesTest {
   private LoadedModel load(String router, Path checkpoint) {
     return LoadedModel.load(
         new LoadedModel.Spec(
-            TINY.resolve("base"),
+            tiny.resolve("base"),
             "meteora",
             Optional.ofNullable(checkpoint),
             Optional.of(adapters),
