@@ -47,10 +47,12 @@ public final class CpuBackend implements Backend {
   public CpuBackend(Dtype dtype, boolean invariant) {
     inJava = dtype == Dtype.F32 && Blas.isAvailable();
     this.invariant = invariant;
-    if (invariant && !(inJava && RowProduct.isInvariant())) {
+    if (invariant && !inJava) {
       throw new UserException(
-          "--batch-invariant cannot be had here: the BLAS of this libtorch "
-              + (inJava ? "adds a row's products in an order of its number" : "cannot be called"));
+          "--batch-invariant cannot be had here: the BLAS of this libtorch cannot be called");
+    }
+    if (invariant) {
+      RowProduct.here(); // or it is refused
     }
     ops = dtype == Dtype.F32 ? new CpuLayerOps(invariant) : TensorOps.INSTANCE;
   }
@@ -127,7 +129,7 @@ public final class CpuBackend implements Backend {
     @Override
     protected NDArray base(GatedLinear linear, NDArray x) {
       return invariant
-          ? RowProduct.linear(x, linear.weight(), linear.bias())
+          ? RowProduct.here().linear(x, linear.weight(), linear.bias())
           : super.base(linear, x);
     }
 

@@ -42,7 +42,8 @@ final class CpuInference {
   static Output forward(GatedLinear linear, NDArray x, ForwardContext context) {
     boolean invariant = context.mode() == ForwardMode.INVARIANT;
     // x Wᵀ (+ bias)
-    var y = invariant ? RowProduct.linear(x, linear.weight(), linear.bias()) : linear.base(x);
+    var y =
+        invariant ? RowProduct.here().linear(x, linear.weight(), linear.bias()) : linear.base(x);
     int n = linear.bank().size();
     boolean gated = linear.gated(context);
     var shape = GatedLinear.withLast(x.getShape(), n).getShape();
@@ -117,7 +118,7 @@ final class CpuInference {
     int tokens = (int) (x.getShape().size() / in);
     var values = Ops.memory(logits);
     if (context.mode() == ForwardMode.INVARIANT) {
-      RowProduct.run(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
+      RowProduct.here().run(tokens, n, in, Ops.memory(x), Ops.memory(gate), values);
     } else if (tokens == 1) {
       Blas.multiply(n, in, Ops.memory(gate), Ops.memory(x), values);
     } else {

@@ -153,7 +153,7 @@ public final class CpuLayerOps extends TensorOps {
 
   @Override
   public NDArray head(NDArray x, NDArray head) {
-    return invariant ? RowProduct.linear(x, head, null) : super.head(x, head);
+    return invariant ? RowProduct.here().linear(x, head, null) : super.head(x, head);
   }
 
   @Override

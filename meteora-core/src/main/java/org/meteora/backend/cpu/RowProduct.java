@@ -5,6 +5,7 @@ import static java.lang.foreign.ValueLayout.JAVA_FLOAT;
 import ai.djl.ndarray.NDArray;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Optional;
 import java.util.Random;
 import java.util.stream.IntStream;
 import org.meteora.UserException;
@@ -15,11 +16,14 @@ import org.meteora.tensor.Ops;
 import org.meteora.tensor.Workers;
 
 /**
- * {@code x Wᵀ} in float32, where what comes of a row does not depend on how many there are. In
- * which order the BLAS adds a row's products may depend on the sizes of a product: on some
- * processors from 16 rows on, with few outputs or many from 384 or 64. So it is asked on one thread
- * for {@link #ROWS} rows at least and for pieces of the outputs; with few outputs, and where that
- * is not enough, for always as many rows. That is seen, not promised: {@link #isInvariant} looks.
+ * {@code x Wᵀ} in float32, where what comes of a row does not depend on how many there are.
+ *
+ * <p>In which order the BLAS adds a row's products depends on the sizes of a product, and on the
+ * processor. On those that were looked at it is the same from 16 rows on, whatever their number,
+ * where there are some hundred outputs; with fewer it changes at some hundred rows, with more at
+ * 64. So a product is of {@link #ROWS} rows at least, on one thread, and of a piece of the outputs;
+ * with few outputs it is of always as many rows. That this is enough is seen, not promised: {@link
+ * #here} looks, and makes all products of as many rows where it is not.
  */
 final class RowProduct {
   /** Rows of a product at least, of which the last ones may be nobody's. */
@@ -34,14 +38,37 @@ final class RowProduct {
   /** With fewer outputs there are {@link #ROWS} rows and no more. */
   private static final int MANY_OUTPUTS = 64;
 
-  /** What was seen of this process's BLAS. */
-  private static final class Seen {
-    /** Rows of a product with many outputs at most; 0 where none do. */
-    static final int MOST_ROWS =
-        IntStream.of(Integer.MAX_VALUE, ROWS).filter(RowProduct::isInvariant).findFirst().orElse(0);
+  private final int mostRows;
+
+  /**
+   * @param mostRows of a product with many outputs, {@link #ROWS} or more
+   */
+  RowProduct(int mostRows) {
+    this.mostRows = mostRows;
   }
 
-  private RowProduct() {}
+  /** What was seen of this process's BLAS. */
+  private static final class Seen {
+    static final Optional<RowProduct> QUICKEST =
+        IntStream.of(Integer.MAX_VALUE, ROWS)
+            .mapToObj(RowProduct::new)
+            .filter(RowProduct::isInvariant)
+            .findFirst();
+  }
+
+  /**
+   * The one that keeps the promise with this process's BLAS, which is looked at once, for half a
+   * second.
+   *
+   * @throws UserException where there is none
+   */
+  static RowProduct here() {
+    return Seen.QUICKEST.orElseThrow(
+        () ->
+            new UserException(
+                "--batch-invariant cannot be had here: the BLAS of this libtorch adds a row's"
+                    + " products in an order that depends on where the row stands"));
+  }
 
   /**
    * @param x {@code (…, in)}
@@ -49,7 +76,7 @@ final class RowProduct {
    * @param bias {@code (out)}, or null
    * @return {@code (…, out)}
    */
-  static NDArray linear(NDArray x, NDArray weight, NDArray bias) {
+  NDArray linear(NDArray x, NDArray weight, NDArray bias) {
     int in = (int) weight.getShape().get(1);
     int out = (int) weight.getShape().get(0);
     int rows = (int) (x.getShape().size() / in);
@@ -69,27 +96,14 @@ final class RowProduct {
    * @param y {@code (rows, out)}, written
    * @throws UserException where rows do not all begin at a multiple of 16 bytes
    */
-  static void run(
-      int rows, int out, int in, MemorySegment x, MemorySegment weight, MemorySegment y) {
+  void run(int rows, int out, int in, MemorySegment x, MemorySegment weight, MemorySegment y) {
     if (in % ALIGNED != 0) {
       throw new UserException(
           "--batch-invariant is for linears whose inputs are a multiple of %d, not %d",
           ALIGNED, in);
     }
-    run(Seen.MOST_ROWS, rows, out, in, x, weight, y);
-  }
-
-  static void run(
-      int mostRows,
-      int rows,
-      int out,
-      int in,
-      MemorySegment x,
-      MemorySegment weight,
-      MemorySegment y) {
-    int atOnce = out < MANY_OUTPUTS ? ROWS : mostRows;
-    int whole = atOnce > ROWS && rows > ROWS ? rows : rows / ROWS * ROWS;
-    product(atOnce, whole, out, in, x, weight, y);
+    int whole = rows > ROWS && rowsAtOnce(out) > ROWS ? rows : rows / ROWS * ROWS;
+    product(whole, out, in, x, weight, y);
     int rest = rows - whole;
     if (rest == 0) {
       return;
@@ -99,10 +113,14 @@ final class RowProduct {
       var result = forAll(arena.allocate((long) ROWS * out * Float.BYTES, 64));
       MemorySegment.copy(
           x, (long) whole * in * Float.BYTES, more, 0, (long) rest * in * Float.BYTES);
-      product(ROWS, ROWS, out, in, more, weight, result);
+      product(ROWS, out, in, more, weight, result);
       MemorySegment.copy(
           result, 0, y, (long) whole * out * Float.BYTES, (long) rest * out * Float.BYTES);
     }
+  }
+
+  private int rowsAtOnce(int out) {
+    return out < MANY_OUTPUTS ? ROWS : mostRows;
   }
 
   /** A multiple of {@link #ROWS} that is not less. */
@@ -115,14 +133,10 @@ final class RowProduct {
     return MemorySegment.ofAddress(confined.address()).reinterpret(confined.byteSize());
   }
 
-  private static void product(
-      int atOnce,
-      int rows,
-      int out,
-      int in,
-      MemorySegment x,
-      MemorySegment weight,
-      MemorySegment y) {
+  /** Of {@link #ROWS} rows or more. */
+  private void product(
+      int rows, int out, int in, MemorySegment x, MemorySegment weight, MemorySegment y) {
+    int atOnce = rowsAtOnce(out);
     int pieces = Math.max(1, out / OUTPUTS);
     int shares = Math.min(pieces, Workers.count());
     Workers.run(
@@ -146,12 +160,8 @@ final class RowProduct {
     return numbers.asSlice(first * Float.BYTES);
   }
 
-  /** Whether the BLAS does as is said above: looked at for some numbers of rows and lengths. */
-  static boolean isInvariant() {
-    return Seen.MOST_ROWS > 0;
-  }
-
-  private static boolean isInvariant(int mostRows) {
+  /** Whether what comes of a row is the same: looked at for some numbers of rows and lengths. */
+  private boolean isInvariant() {
     var random = new Random(1);
     int most = 1030;
     for (int in : new int[] {36, 576, 4096}) {
@@ -160,11 +170,11 @@ final class RowProduct {
         for (int out : new int[] {2, 8, 80, 300}) { // few: of gates, and of adapters' ranks
           var weight = numbers(arena, random, out * in);
           var all = arena.allocate((long) most * out * Float.BYTES, 64);
-          run(mostRows, most, out, in, x, weight, all);
+          run(most, out, in, x, weight, all);
           for (int rows : new int[] {1, 2, 3, 4, 5, 7, 16, 31, 97, 130, 513}) {
             var some = arena.allocate((long) rows * out * Float.BYTES, 64);
             int first = most - rows; // nor does a row's place count
-            run(mostRows, rows, out, in, part(x, (long) first * in), weight, some);
+            run(rows, out, in, part(x, (long) first * in), weight, some);
             if (some.mismatch(all.asSlice((long) first * out * Float.BYTES)) >= 0) {
               return false;
             }

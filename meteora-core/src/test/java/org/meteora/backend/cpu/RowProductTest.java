@@ -47,7 +47,7 @@ class RowProductTest {
       }
       for (int mostRows : new int[] {RowProduct.ROWS, Integer.MAX_VALUE}) {
         var y = arena.allocate(4L * rows * out, 64);
-        RowProduct.run(mostRows, rows, out, in, x, weight, y);
+        new RowProduct(mostRows).run(rows, out, in, x, weight, y);
         for (int i = 0; i < expected.length; i++) {
           assertThat(y.getAtIndex(JAVA_FLOAT, i)).isCloseTo((float) expected[i], within(1e-5f));
         }
