@@ -212,8 +212,8 @@ final class CpuInference {
       largest = invariant ? RowProduct.wholeRows(largest) : largest;
       try (var arena = Arena.ofConfined()) {
         var inputs = arena.allocate((long) largest * in * Float.BYTES, 64);
-        var z =
-            arena.allocate((long) largest * Math.max(1, bank.bank().maxRank()) * Float.BYTES, 64);
+        int most = Math.max(RowProduct.FEWEST_OUTPUTS, bank.bank().maxRank());
+        var z = arena.allocate((long) largest * most * Float.BYTES, 64);
         var results = arena.allocate((long) largest * out * Float.BYTES, 64);
         for (int adapter = 0; adapter < n; adapter++) {
           int count = starts[adapter + 1] - starts[adapter];
@@ -221,25 +221,25 @@ final class CpuInference {
           if (count == 0 || rank == 0) {
             continue;
           }
-          if (rank == 1 && invariant) {
-            throw new UserException(
-                "--batch-invariant is for ranks of 2 and more: adapter %s has the rank 1, whose"
-                    + " products the BLAS adds by another routine",
-                adapter);
-          }
           long first = bank.offset(adapter);
           for (int i = 0; i < count; i++) {
             long token = order[starts[adapter] + i] / k;
             long width = (long) in * Float.BYTES;
             MemorySegment.copy(x, token * width, inputs, i * width, width);
           }
-          var ownA = new Matrix(rows(a, first, in), in).transpose();
+          int columns = invariant ? Math.max(RowProduct.FEWEST_OUTPUTS, rank) : rank;
+          var ownRows = rows(a, first, in);
+          if (columns > rank) {
+            ownRows = arena.allocate((long) columns * in * Float.BYTES, 64);
+            MemorySegment.copy(rows(a, first, in), 0, ownRows, 0, (long) rank * in * Float.BYTES);
+          }
+          var ownA = new Matrix(ownRows, in).transpose();
           var ownB = new Matrix(rows(b, first, out), out);
           int together = invariant ? RowProduct.ROWS : count;
           for (int at = 0; at < count; at += together) {
-            var ownZ = new Matrix(rows(z, at, rank), rank);
+            var ownZ = new Matrix(rows(z, at, columns), columns);
             var some = new Matrix(rows(inputs, at, in), in);
-            Blas.product(together, rank, in, some, ownA, 0, ownZ);
+            Blas.product(together, columns, in, some, ownA, 0, ownZ);
             Blas.product(
                 together, out, rank, ownZ, ownB, 0, new Matrix(rows(results, at, out), out));
           }

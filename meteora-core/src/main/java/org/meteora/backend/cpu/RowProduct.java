@@ -29,6 +29,9 @@ final class RowProduct {
   /** Rows of a product at least, of which the last ones may be nobody's. */
   static final int ROWS = 16;
 
+  /** Fewest outputs that {@link #here} looks at: a BLAS may have another routine for one. */
+  static final int FEWEST_OUTPUTS = 2;
+
   /** Numbers of 16 bytes: a row that begins elsewhere may be summed from the next on. */
   private static final int ALIGNED = 4;
 
@@ -167,7 +170,8 @@ final class RowProduct {
     for (int in : new int[] {36, 576, 4096}) {
       try (var arena = Arena.ofShared()) {
         var x = numbers(arena, random, most * in);
-        for (int out : new int[] {2, 8, 80, 300}) { // few: of gates, and of adapters' ranks
+        for (int out :
+            new int[] {FEWEST_OUTPUTS, 8, 80, 300}) { // few: of gates, and of adapters' ranks
           var weight = numbers(arena, random, out * in);
           var all = arena.allocate((long) most * out * Float.BYTES, 64);
           run(most, out, in, x, weight, all);
