@@ -25,7 +25,7 @@ import org.meteora.tensor.Dtype;
 public final class GroupedPrefill {
   private static final int TOKENS_AN_ADAPTER = 4;
 
-  private static final int RANKS_A_CHOSEN_ONE = 48;
+  private static final int RANKS_A_CHOSEN_ONE = 36;
 
   /** Blocks of {@code group_z} that a multiprocessor holds, each of eight warps. */
   private static final int Z_BLOCKS = 5;
@@ -174,8 +174,8 @@ public final class GroupedPrefill {
    * Whether this is the way for so many tokens. What it costs goes with the ranks that a token
    * chooses, and with the tiles of 16 tokens, of which there are nearly as many as adapters where
    * tokens are few; what {@link AdapterKernels#scaleForPrefill}'s way costs goes with all ranks. On
-   * an H100 (Llama-3-8B's linears, 2048 tokens, rank 8, top 2) this is quicker with 256 adapters
-   * and slower with 28; between these the limit is by reckoning.
+   * an H100 (Llama-3-8B's linears, 2048 and 4096 tokens, rank 8, top 2) this is quicker with 80
+   * adapters and slower with 64; so the limit is 72 of them.
    */
   public boolean isQuicker(int tokens) {
     int chosen = topK * ranks;
