@@ -2,6 +2,7 @@ package org.meteora.train.command;
 
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import java.util.function.BooleanSupplier;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -41,11 +42,18 @@ final class StopSignal implements BooleanSupplier, AutoCloseable {
     return requested;
   }
 
+  /** Lets a process end that was told to, and does not return then: nothing else may begin. */
   @Override
   public void close() {
     finished.countDown();
-    if (listening && !requested) {
-      Runtime.getRuntime().removeShutdownHook(hook);
+    try {
+      if (listening) {
+        Runtime.getRuntime().removeShutdownHook(hook);
+      }
+    } catch (IllegalStateException ending) {
+      while (true) {
+        LockSupport.park();
+      }
     }
   }
 }
