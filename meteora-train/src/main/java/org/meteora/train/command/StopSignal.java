@@ -2,7 +2,6 @@ package org.meteora.train.command;
 
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.locks.LockSupport;
 import java.util.function.BooleanSupplier;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -42,18 +41,19 @@ final class StopSignal implements BooleanSupplier, AutoCloseable {
     return requested;
   }
 
-  /** Lets a process end that was told to, and does not return then: nothing else may begin. */
+  /**
+   * What a command returns whose work is done, or was stopped: 0, or 130, as shells say of what was
+   * interrupted, so that whoever called it does not go on.
+   */
+  int exitCode() {
+    return requested ? 130 : 0;
+  }
+
   @Override
   public void close() {
     finished.countDown();
-    try {
-      if (listening) {
-        Runtime.getRuntime().removeShutdownHook(hook);
-      }
-    } catch (IllegalStateException ending) {
-      while (true) {
-        LockSupport.park();
-      }
+    if (listening && !requested) {
+      Runtime.getRuntime().removeShutdownHook(hook);
     }
   }
 }

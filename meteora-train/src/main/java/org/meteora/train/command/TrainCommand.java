@@ -217,7 +217,7 @@ public final class TrainCommand implements Callable<Integer> {
                             training.flags.over(loaded))
                         .run(all, sharers, stop);
             made.ifPresent(System.out::println);
-            return 0;
+            return stop.exitCode();
           });
     }
   }

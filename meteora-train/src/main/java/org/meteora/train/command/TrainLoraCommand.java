@@ -205,7 +205,7 @@ public final class TrainLoraCommand implements Callable<Integer> {
                   List.copyOf(files.keySet()),
                   (adapter, collective) -> vectors.apply(adapter).run(collective, sharers, stop));
             }
-            return 0;
+            return stop.exitCode();
           });
     }
   }
