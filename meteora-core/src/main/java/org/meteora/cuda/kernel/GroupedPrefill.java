@@ -23,9 +23,11 @@ import org.meteora.tensor.Dtype;
  * <p>Stateless: what a pass needs lies in the scratch that it brings.
  */
 public final class GroupedPrefill {
-  private static final int TOKENS_AN_ADAPTER = 4;
-
+  /** A linear's ranks at least, for each rank that a token chooses. */
   private static final int RANKS_A_CHOSEN_ONE = 36;
+
+  /** Tokens times a linear's ranks at least: 72 adapters of rank 8, 2048 tokens. */
+  private static final long RANKS_OF_TOKENS = 72 * 8 * 2048;
 
   /** Blocks of {@code group_z} that a multiprocessor holds, each of eight warps. */
   private static final int Z_BLOCKS = 5;
@@ -172,16 +174,17 @@ public final class GroupedPrefill {
 
   /**
    * Whether this is the way for so many tokens. What it costs goes with the ranks that a token
-   * chooses, and with the tiles of 16 tokens, of which there are nearly as many as adapters where
-   * tokens are few; what {@link AdapterKernels#scaleForPrefill}'s way costs goes with all ranks. On
-   * an H100 (Llama-3-8B's linears, 2048 and 4096 tokens, rank 8, top 2) this is quicker with 80
-   * adapters and slower with 64; so the limit is 72 of them.
+   * chooses, and there are more launches, for which few tokens wait; what {@link
+   * AdapterKernels#scaleForPrefill}'s way costs goes with all ranks, times tokens. On an H100
+   * (Llama-3-8B's linears, rank 8, top 2) this is quicker with 80 adapters and slower with 64, both
+   * with 2048 tokens; slower with 128 and 512 or 1024 tokens; with 256 as quick with 512 and
+   * quicker with 1024.
    */
   public boolean isQuicker(int tokens) {
     int chosen = topK * ranks;
     return isAvailable
-        && tokens >= TOKENS_AN_ADAPTER * targets.getFirst().adapters().count()
-        && allRanks >= targets.size() * RANKS_A_CHOSEN_ONE * chosen;
+        && allRanks >= targets.size() * RANKS_A_CHOSEN_ONE * chosen
+        && (long) tokens * allRanks >= targets.size() * RANKS_OF_TOKENS;
   }
 
   private TokenTiles tiles(int tokens) {
